@@ -1,0 +1,61 @@
+"""The Typer application and what all its commands share."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from persona import __version__
+from persona.cli import data, demo, models, triplets
+from persona.cli.errors import run_app
+
+app = typer.Typer(
+    name="persona",
+    help="Distil a large face network into a small one, measure it, keep it learning.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog="Training: accelerate launch -m persona.distill --help",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"persona {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False,
+) -> None:
+    """Options before the command. `--debug` is read by persona.cli.errors."""
+
+
+app.command("datasets")(data.datasets_command)
+app.command("shard")(data.shard_command)
+app.add_typer(data.shards_app, name="shards")
+app.add_typer(triplets.app, name="triplets")
+app.add_typer(models.models_app, name="models")
+app.command("evaluate")(models.evaluate_command)
+app.command("demo")(demo.demo_command)
+
+
+def main() -> None:
+    """Console entry point."""
+    sys.argv[1:] = name_default_teacher(sys.argv[1:])
+    run_app(app)
+
+
+def name_default_teacher(arguments: list[str]) -> list[str]:
+    """`--teacher` without a name means FaceNet; Typer has no options with an optional value."""
+    for place, argument in enumerate(arguments):
+        following = arguments[place + 1 : place + 2]
+        if argument == "--teacher" and (not following or following[0].startswith("-")):
+            return [*arguments[: place + 1], models.DEFAULT_TEACHER, *arguments[place + 1 :]]
+    return arguments

@@ -1,0 +1,208 @@
+"""`persona datasets`, `persona shard`, `persona shards …`."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from persona.cli.output import (
+    Column,
+    JsonFlag,
+    RawOption,
+    ShardsOption,
+    human_bytes,
+    note,
+    print_json,
+    print_table,
+    workspace,
+)
+from persona.errors import PersonaError
+
+if TYPE_CHECKING:
+    from persona.data.shards import Manifest
+
+shards_app = typer.Typer(help="Packed sets.", no_args_is_help=True)
+
+SKIPS_SHOWN = 10
+
+
+def datasets_command(raw: RawOption = None, json: JsonFlag = False) -> None:
+    """Every known raw dataset and split: where it is expected, and what of it is there."""
+    from persona.data.raw import datasets
+    from persona.data.raw.base import find_root
+
+    place = workspace(raw=raw).raw
+    rows: list[dict[str, Any]] = []
+    for name, dataset_class in sorted(datasets().items()):
+        root = find_root(dataset_class, place)
+        for split in dataset_class.splits:
+            row: dict[str, Any] = {
+                "dataset": name,
+                "split": split,
+                "path": str(root or place / dataset_class.folder),
+                "state": "missing",
+                "identities": 0,
+                "photos": 0,
+                "detail": f"expected {dataset_class.layout}; {dataset_class.obtain}",
+            }
+            if root is not None:
+                try:
+                    dataset = dataset_class(root, split)
+                    index = dataset.index()
+                    row |= {"identities": index.identities, "photos": len(index.photos)}
+                    lacking = len(index.classes) - index.identities
+                    row["state"], row["detail"] = "complete", ""
+                    if lacking or index.missing:
+                        row["state"] = "partial"
+                        row["detail"] = (
+                            f"{lacking} identities and {len(index.missing)} photos of its list "
+                            "are not there"
+                        )
+                    dataset.pairs()
+                except PersonaError as error:
+                    row["state"] = "partial" if row["photos"] else "missing"
+                    row["detail"] = str(error)
+            rows.append(row)
+    if json:
+        print_json(rows)
+        return
+    print_table(
+        [
+            *map(Column, ("dataset", "split", "path", "state")),
+            Column("identities", right=True),
+            Column("photos", right=True),
+        ],
+        [
+            [r["dataset"], r["split"], r["path"], r["state"], r["identities"], r["photos"]]
+            for r in rows
+        ],
+    )
+    for row in rows:
+        if row["state"] == "partial":
+            note(f"{row['dataset']} ({row['split']}): {row['detail']}")
+
+
+def shard_command(
+    dataset: Annotated[str, typer.Argument(help="Raw dataset, see `persona datasets`.")],
+    split: Annotated[
+        str | None, typer.Option(help="train or test, where the dataset has both.")
+    ] = None,
+    align: Annotated[
+        str, typer.Option(help="mtcnn: detect; boxes: the dataset's own; none: cropped already.")
+    ] = "mtcnn",
+    image_size: Annotated[int, typer.Option(help="Side of the crop, px.")] = 160,
+    margin: Annotated[int, typer.Option(help="Around the box, in px of the crop.")] = 14,
+    workers: Annotated[
+        int | None, typer.Option("--workers", "-w", help="Processes.  [default: all cores]")
+    ] = None,
+    shard_size: Annotated[
+        int | None, typer.Option(help="Photos a shard.  [default: about 100 MB]")
+    ] = None,
+    triplets: Annotated[
+        str | None, typer.Option(help="Pack this triplet set: three photos in one sample.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the set.  [default: shards/<name>]")
+    ] = None,
+    max_skipped: Annotated[
+        float, typer.Option(help="Share of photos that may be skipped before it stops.")
+    ] = 0.5,
+    raw: RawOption = None,
+    shards: ShardsOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Align a raw dataset once and pack it into shards; interrupted and run again, it goes on."""
+    from persona.data.align import AlignSpec
+    from persona.data.pack import PackOptions, pack_photos, pack_triplets
+    from persona.data.raw import open_dataset
+
+    place = workspace(raw=raw, shards=shards)
+    if workers is not None and workers < 1:
+        raise PersonaError(f"{workers} workers: choose at least 1")
+    options = PackOptions(
+        align=AlignSpec(align, image_size, margin),
+        shard_size=shard_size,
+        workers=workers or len(os.sched_getaffinity(0)),
+        max_skipped=max_skipped,
+    )
+    source = open_dataset(dataset, place.raw, split)
+    if triplets is None:
+        packed = pack_photos(source, out or place.shards / source.set_name, options)
+    else:
+        packed = pack_triplets(source, triplets, place.shards, options, out)
+    manifest = packed.manifest
+    if json:
+        print_json({**set_row(manifest), "path": str(packed.folder), "fresh": packed.fresh})
+        return
+    verb = "packed" if packed.fresh else "was packed before:"
+    size = human_bytes(sum(shard.bytes for shard in manifest.shards))
+    typer.echo(
+        f"{manifest.name} {verb} {manifest.samples} {manifest.kind} of {manifest.identities} "
+        f"identities in {len(manifest.shards)} shards ({size}) at {packed.folder}"
+    )
+    if manifest.pairs is not None:
+        typer.echo(f"with {manifest.pairs} verification pairs")
+    report_skips(manifest)
+
+
+def report_skips(manifest: Manifest) -> None:
+    """Says what was skipped and why; the manifest has all of it."""
+    if not manifest.skipped:
+        return
+    reasons = Counter(photo.reason.partition(":")[0] for photo in manifest.skipped)
+    summary = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    note(f"skipped {len(manifest.skipped)}: {summary}")
+    for photo in manifest.skipped[:SKIPS_SHOWN]:
+        note(f"  {photo.source}: {photo.reason}")
+    if len(manifest.skipped) > SKIPS_SHOWN:
+        note(f"  … {len(manifest.skipped) - SKIPS_SHOWN} more in manifest.json")
+
+
+def set_row(manifest: Manifest) -> dict[str, Any]:
+    """A set as `shards list --json` gives it."""
+    return {
+        "name": manifest.name,
+        "dataset": manifest.dataset,
+        "split": manifest.split,
+        "samples": manifest.samples,
+        "identities": manifest.identities,
+        "shards": len(manifest.shards),
+        "skipped": len(manifest.skipped),
+    }
+
+
+@shards_app.command("list")
+def shards_list(shards: ShardsOption = None, json: JsonFlag = False) -> None:
+    """Every packed set."""
+    from persona.data.shards import list_sets
+
+    rows = [set_row(manifest) for manifest in list_sets(workspace(shards=shards).shards)]
+    if json:
+        print_json(rows)
+        return
+    names = ("name", "dataset", "split", "samples", "identities", "shards", "skipped")
+    columns = [Column(name, right=place > 2) for place, name in enumerate(names)]
+    print_table(columns, [[row[name] for name in names] for row in rows])
+
+
+@shards_app.command("verify")
+def shards_verify(
+    set_: Annotated[str, typer.Argument(metavar="SET", help="Name of a packed set.")],
+    shards: ShardsOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Re-read every shard of a set against its checksum."""
+    from persona.data.shards import open_set, verify_set
+    from persona.progress import progress_bar
+
+    folder, manifest = open_set(set_, workspace(shards=shards).shards)
+    with progress_bar("verifying", total=len(manifest.shards), unit="shards") as advance:
+        verify_set(folder, manifest, advance=advance)
+    if json:
+        print_json({**set_row(manifest), "verified": True})
+    else:
+        typer.echo(f"{manifest.name}: {len(manifest.shards)} shards match their checksums")

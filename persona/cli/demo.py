@@ -1,0 +1,178 @@
+"""`persona demo`: the main job on drawn faces, through the commands that a user has."""
+
+from __future__ import annotations
+
+import json as json_module
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from persona.cli.output import Column, JsonFlag, human_bytes, note, print_json, print_table
+from persona.errors import PersonaError
+from persona.workspace import HOME_VARIABLE, Workspace
+
+FACENET = "facenet-vggface2"
+TRIPLETS = 600
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the two roads of the demo differ in."""
+
+    image_size: int
+    teacher_epochs: int
+    student_epochs: int
+    batch_size: int
+    extra: tuple[str, ...]
+    """Options of the student's distillation."""
+
+
+DRAWN_TEACHER = Recipe(96, teacher_epochs=14, student_epochs=24, batch_size=32, extra=())
+# FaceNet's identities are not the drawn ones: its logits teach, the labels cannot.
+FACENET_TEACHER = Recipe(160, 0, student_epochs=4, batch_size=32, extra=("--hard-weight", "0"))
+
+
+def demo_command(
+    home: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path(
+        "demo"
+    ),
+    json: JsonFlag = False,
+) -> None:
+    """Draw faces, pack them, distil a student and compare it: a few minutes, nothing downloaded."""
+    from persona.data.raw.synthetic import Population, Synthetic, SyntheticLFW, draw_datasets
+
+    commands = Commands(home)
+    place = Workspace.locate(home=home)
+    population = Population()
+    note(
+        f"drawing {population.train_identities} people to train on and "
+        f"{population.test_identities + population.lfw_identities} others to test on"
+    )
+    draw_datasets(place.raw, population, workers=len(os.sched_getaffinity(0)))
+    recipe = DRAWN_TEACHER if not facenet_at_hand(place) else FACENET_TEACHER
+
+    size = ("--image-size", str(recipe.image_size))
+    commands.persona("shard", Synthetic.name, *size)
+    commands.persona("shard", SyntheticLFW.name, *size)
+    triplets = commands.persona(
+        "triplets", "make", str(TRIPLETS), Synthetic.name, "--split", "test"
+    )["id"]
+    commands.persona("shard", Synthetic.name, "--split", "test", "--triplets", triplets, *size)
+
+    common = ["--train-set", Synthetic.name, "--test-set", SyntheticLFW.name]
+    common += ["-b", str(recipe.batch_size), "-w", "1", "--tracker", "none"]
+    teacher = FACENET
+    if recipe is DRAWN_TEACHER:
+        epochs = str(recipe.teacher_epochs)
+        teacher = commands.distill("mobilenet_v3_large", "--teacher", "none", "-e", epochs, *common)
+    epochs = str(recipe.student_epochs)
+    student = commands.distill(
+        "mobilenet_v3_small", "--teacher", teacher, "-e", epochs, *recipe.extra, *common
+    )
+
+    rows = []
+    for role, option, name in (
+        ("teacher", "--teacher", teacher),
+        ("distilled student", "--student", student),
+        ("untrained student", "--student", "mobilenet_v3_small"),
+    ):
+        match = commands.persona("evaluate", "--set", triplets, option, name)
+        pairs = commands.persona("evaluate", "--set", SyntheticLFW.name, option, name)
+        rows.append({"role": role, "match": match, "verification": pairs, **size_of(name, place)})
+    if json:
+        print_json(rows)
+        return
+    print_table(
+        [
+            Column("model"),
+            Column("parameters", right=True),
+            Column("size", right=True),
+            Column("match accuracy", right=True),
+            Column("verification accuracy", right=True),
+            Column("AUC", right=True),
+        ],
+        [
+            [
+                row["role"],
+                f"{row['parameters']:,}",
+                human_bytes(row["bytes"]),
+                f"{row['match']['accuracy']:.3f}",
+                f"{row['verification']['accuracy']:.3f} ± "
+                f"{row['verification']['accuracy_std']:.3f}",
+                f"{row['verification']['auc']:.3f}",
+            ]
+            for row in rows
+        ],
+    )
+    typer.echo(
+        f"{population.test_identities + population.lfw_identities} people that no model was "
+        f"trained on; chance is 0.5. Everything lies in {home}."
+    )
+
+
+def facenet_at_hand(place: Workspace) -> bool:
+    """Whether FaceNet's weights are here or can be downloaded; says so where they cannot."""
+    from persona.models.weights import FACENETS, download_weights, find_weights
+
+    release = FACENETS[FACENET]
+    try:
+        if find_weights(release, place.models) is None:
+            download_weights(release, timeout_s=5)
+    except PersonaError:
+        note(
+            "FaceNet's weights are neither cached nor downloadable: a mobilenet_v3_large is "
+            "trained on the drawn faces and stands in as the teacher"
+        )
+        return False
+    return True
+
+
+def size_of(name: str, place: Workspace) -> dict[str, int]:
+    """Parameters and bytes on disk of a model, or of what an untrained one would take."""
+    from persona.models.cards import CARD, read_card
+
+    if (place.models / name / CARD).is_file():
+        card = read_card(place.models / name)
+        return {"parameters": card.parameters, "bytes": card.bytes}
+    from persona.models.store import load_network
+    from persona.models.student import count_parameters
+
+    parameters = count_parameters(load_network(name, place.models).network)
+    return {"parameters": parameters, "bytes": 4 * parameters}
+
+
+class Commands:
+    """Runs commands as a user would, echoing each; what they find out comes back as JSON."""
+
+    def __init__(self, home: Path) -> None:
+        self.environment = os.environ | {HOME_VARIABLE: str(home)}
+
+    def persona(self, *arguments: str) -> Any:
+        """`persona ARGUMENTS`."""
+        return self._run(["persona", *arguments], [sys.executable, "-m", "persona", *arguments])
+
+    def distill(self, *arguments: str) -> str:
+        """`accelerate launch -m persona.distill ARGUMENTS`; returns the model's ID."""
+        launch = ["launch", "--num_processes", "1", "--num_machines", "1"]
+        launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "persona.distill"]
+        card = self._run(
+            ["accelerate", "launch", "-m", "persona.distill", *arguments],
+            [sys.executable, "-m", "accelerate.commands.accelerate_cli", *launch, *arguments],
+        )
+        return str(card["id"])
+
+    def _run(self, shown: Sequence[str], command: Sequence[str]) -> Any:
+        note(f"\n$ {shlex.join(shown)}")
+        done = subprocess.run(
+            [*command, "--json"], env=self.environment, stdout=subprocess.PIPE, check=False
+        )
+        if done.returncode:
+            raise PersonaError(f"`{shlex.join(shown)}` failed: its own message is above")
+        return json_module.loads(done.stdout)

@@ -1,0 +1,165 @@
+"""The command line of `python -m persona.distill`, and what `accelerate launch` runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from persona.cli.errors import run_app
+from persona.cli.output import ModelsOption, ShardsOption, print_json
+from persona.errors import PersonaError, unknown
+from persona.workspace import Workspace
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def distill_command(
+    student: Annotated[
+        str | None,
+        typer.Argument(help="mobilenet_v3_small or mobilenet_v3_large.  [default: small]"),
+    ] = None,
+    train_set: Annotated[
+        str | None, typer.Option(help="Dataset, set or triplet ID.  [default: vggface2]")
+    ] = None,
+    test_set: Annotated[
+        str | None,
+        typer.Option(help="Evaluated after each epoch; `none`: never.  [default: lfw]"),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="facenet-vggface2, facenet-casia-webface, none (hard labels alone) or a model ID."
+            "  [default: facenet-vggface2]"
+        ),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", "-e", help="[default: 20]")] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", "-t", help="[default: 4]")
+    ] = None,
+    soft_weight: Annotated[
+        float | None, typer.Option(help="Of the teacher's soft targets.  [default: 0.9]")
+    ] = None,
+    hard_weight: Annotated[
+        float | None, typer.Option(help="Of the hard labels.  [default: 0.1]")
+    ] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="[default: 0.001]")] = None,
+    lr_scheduler: Annotated[
+        bool | None,
+        typer.Option(
+            "--lr-scheduler/--no-lr-scheduler",
+            help="Divide the rate by 10 at 1/4, 1/2 and 3/4 of the steps.  [default: yes]",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", "-b", help="On each process.  [default: 128]"),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", "-w", help="Loader processes of each process.  [default: 4]"),
+    ] = None,
+    mixed_precision: Annotated[
+        str | None, typer.Option(help="no, fp16 or bf16.  [default: what accelerate launch says]")
+    ] = None,
+    gradient_accumulation_steps: Annotated[
+        int | None, typer.Option(help="[default: what accelerate launch says, or 1]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
+    checkpoint_steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps between checkpoints.  [default: 500]")
+    ] = None,
+    tracker: Annotated[str | None, typer.Option(help="wandb or none.  [default: wandb]")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A YAML recipe, see configs/; options win over it.")
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Take up a run from its last checkpoint.")
+    ] = None,
+    shards: ShardsOption = None,
+    models: ModelsOption = None,
+    runs: Annotated[Path | None, typer.Option(help="Folder of runs.  [default: runs]")] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the model's card as JSON at the end.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False,
+) -> None:
+    """Distil a student from a teacher with Accelerate, over one or several processes."""
+    place = Workspace.locate(shards=shards, models=models, runs=runs)
+    options: dict[str, Any] = {
+        "student": student,
+        "teacher": teacher,
+        "train_set": train_set,
+        "test_set": test_set,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "workers": workers,
+        "mixed_precision": mixed_precision,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
+        "seed": seed,
+        "checkpoint_steps": checkpoint_steps,
+        "tracker": tracker,
+        "loss.temperature": temperature,
+        "loss.soft_weight": soft_weight,
+        "loss.hard_weight": hard_weight,
+        "optim.lr": lr,
+        "optim.schedule": {None: None, True: "multistep", False: "constant"}[lr_scheduler],
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    from persona.config import load_config, to_dict
+
+    if resume is None:
+        resolved = load_config(config, given, base=launcher_options())
+    else:
+        known = [path.parent.name for path in place.runs.glob("*/config.yaml")]
+        if resume not in known:
+            raise unknown("run", resume, known, where=str(place.runs))
+        if config is not None:
+            raise PersonaError("--resume takes the run's own config: leave --config out")
+        path = place.runs / resume / "config.yaml"
+        resolved, wanted = load_config(path, {}), load_config(path, given)
+        if resolved != wanted:
+            was, now = to_dict(resolved), to_dict(wanted)
+            differing = [f"{k}: {was[k]} is now {now[k]}" for k in was if was[k] != now[k]]
+            raise PersonaError(
+                f"run {resume} has another recipe ({'; '.join(differing)}): resume it without "
+                "these options, or start a new run"
+            )
+    if int(os.environ.get("RANK", "0")) > 0:
+        # One voice: the other processes would say everything again.
+        logging.getLogger("persona").setLevel(logging.ERROR)
+
+    from dataclasses import asdict
+
+    from persona.distill import distill
+    from persona.models.cards import find_model
+
+    model_id = distill(resolved, place, resume)
+    if int(os.environ.get("RANK", "0")) == 0:
+        card = find_model(model_id, place.models)
+        if json:
+            print_json(asdict(card))
+        else:
+            score = "" if card.score is None else f", score {card.score:.4f}"
+            typer.echo(f"{card.id}: epoch {card.epochs} kept{score}")
+
+
+def launcher_options() -> dict[str, Any]:
+    """What `accelerate launch` and its config file say, through the environment it sets."""
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
+    options: dict[str, Any] = {}
+    if precision and precision != "no":
+        options["mixed_precision"] = precision
+    if accumulation and accumulation.isdigit() and int(accumulation) > 1:
+        options["gradient_accumulation_steps"] = int(accumulation)
+    return options
+
+
+def main() -> None:
+    """Entry point of `python -m persona.distill`."""
+    run_app(app)

@@ -1,0 +1,82 @@
+"""Printing: one JSON document on stdout, or a table for a person."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from persona.workspace import Workspace
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+RawOption = Annotated[
+    Path | None, typer.Option("--raw", help="Folder of raw datasets.  [default: data/raw]")
+]
+ShardsOption = Annotated[
+    Path | None, typer.Option("--shards", help="Folder of packed sets.  [default: shards]")
+]
+ModelsOption = Annotated[
+    Path | None, typer.Option("--models", help="Folder of models.  [default: models]")
+]
+
+
+def workspace(
+    raw: Path | None = None, shards: Path | None = None, models: Path | None = None
+) -> Workspace:
+    """The folders of this command; what is not given lies below $PERSONA_HOME or `.`."""
+    return Workspace.locate(raw=raw, shards=shards, models=models)
+
+
+def print_json(value: object) -> None:
+    """One document, one line end."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table."""
+
+    title: str
+    right: bool = False
+
+
+def print_table(columns: Sequence[Column], rows: Sequence[Sequence[object]]) -> None:
+    """A table on stdout; on a pipe it is as wide as it needs, so that no cell is cut."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column.title, justify="right" if column.right else "left")
+    for row in rows:
+        table.add_row(*("–" if cell is None else str(cell) for cell in row))
+    console = Console(highlight=False)
+    if not sys.stdout.isatty():
+        console = Console(highlight=False, width=200)
+    console.print(table)
+
+
+def note(text: str) -> None:
+    """A line for a person, on stderr."""
+    sys.stderr.write(text + "\n")
+
+
+def human_bytes(count: int) -> str:
+    """1234567 as `1.2 MB`."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def without_none(values: dict[str, Any]) -> dict[str, Any]:
+    """What was given."""
+    return {name: value for name, value in values.items() if value is not None}

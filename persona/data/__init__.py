@@ -1,0 +1,1 @@
+"""Raw photos to aligned shards to batches: raw, align, triplets, shards, pack, stream."""

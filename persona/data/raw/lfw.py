@@ -1,0 +1,88 @@
+"""Labeled Faces in the Wild (Huang et al. 2008): 13,233 photos, 5,749 people, 6,000 pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from persona.data.raw.base import IdentityFolders, Pair
+from persona.errors import PersonaError
+
+GENUINE_FIELDS = 3
+IMPOSTOR_FIELDS = 4
+
+
+class LFWLayout(IdentityFolders):
+    """`Name/Name_0001.jpg` (also one folder level deeper) and `pairs.txt`."""
+
+    layout = "<Name>/<Name>_0001.jpg and pairs.txt"
+
+    def pairs(self) -> list[Pair]:
+        """The verification pairs of `pairs.txt` (the site's "view 2").
+
+        A pair may name a photo that is not on disk: packing counts those.
+
+        Raises:
+            PersonaError: no file, or a malformed line.
+        """
+        root = self.photo_root()
+        path = next((p for p in (self.root / "pairs.txt", root / "pairs.txt") if p.is_file()), None)
+        if path is None:
+            raise self.complain(self.root / "pairs.txt")
+        return parse_pairs(path, prefix="" if root == self.root else f"{root.name}/")
+
+
+class LFW(LFWLayout):
+    """The dataset that face verification is compared on."""
+
+    name = "lfw"
+    folder = "LFW"
+    obtain = "it is free: search for lfw-deepfunneled or lfw.tgz and its pairs.txt"
+
+
+def parse_pairs(path: Path, prefix: str = "") -> list[Pair]:
+    """Reads LFW's pairs format.
+
+    The header gives `folds<TAB>n`; each fold then has n lines `name i j` (one person) and n lines
+    `name i name j` (two). A header of one number is one fold.
+
+    Raises:
+        PersonaError: a malformed line, with its number.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise PersonaError(f"{path} is not text: expected LFW's pairs format") from None
+    while lines and not lines[-1].strip():
+        lines.pop()
+    header = lines[0].split() if lines else []
+    if not 1 <= len(header) <= 2 or not all(field.isdigit() and int(field) for field in header):
+        raise PersonaError(
+            f"{path} line 1: expected '<folds><TAB><pairs a fold>', for LFW '10<TAB>300'"
+        )
+    folds, per_kind = (1, int(header[0])) if len(header) == 1 else map(int, header)
+    expected = 1 + folds * 2 * per_kind
+    if len(lines) != expected:
+        raise PersonaError(
+            f"{path}: its header promises {expected - 1} pairs "
+            f"({folds} folds of 2 x {per_kind}), it has {len(lines) - 1}: is it cut short?"
+        )
+
+    def source(name: str, number: str, line: int) -> str:
+        if not number.isdigit() or name in {".", ".."} or "/" in name or "\\" in name:
+            raise PersonaError(f"{path} line {line}: {name!r} {number!r} is no name and number")
+        return f"{prefix}{name}/{name}_{int(number):04d}.jpg"
+
+    pairs = []
+    for number, text in enumerate(lines[1:], start=2):
+        fold, position = divmod(number - 2, 2 * per_kind)
+        same = position < per_kind
+        fields = text.split("\t") if "\t" in text else text.split()
+        if len(fields) != (GENUINE_FIELDS if same else IMPOSTOR_FIELDS):
+            wanted = "'name i j' (same person)" if same else "'name i name j' (two people)"
+            raise PersonaError(f"{path} line {number}: expected {wanted}, found {text[:80]!r}")
+        name_a, number_a, *rest = fields
+        name_b, number_b = (name_a, rest[0]) if same else rest
+        pairs.append(
+            Pair(fold, same, source(name_a, number_a, number), source(name_b, number_b, number))
+        )
+    return pairs

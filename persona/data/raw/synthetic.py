@@ -1,0 +1,122 @@
+"""Drawn faces (persona.data.synthetic) as raw datasets, in the layouts of VGGFace2 and LFW."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import combinations
+from multiprocessing import get_context
+from pathlib import Path
+
+from persona.data.raw.lfw import LFWLayout
+from persona.data.raw.vggface2 import VGGFace2Layout
+from persona.files import write_atomically
+from persona.progress import progress_bar
+
+OBTAIN = "`persona demo` draws it"
+FOLDS = 10
+
+
+class Synthetic(VGGFace2Layout):
+    """Drawn faces in VGGFace2's layout."""
+
+    name = "synthetic"
+    folder = "Synthetic"
+    obtain = OBTAIN
+
+
+class SyntheticLFW(LFWLayout):
+    """Other drawn faces in LFW's layout, with pairs."""
+
+    name = "synthetic-lfw"
+    folder = "SyntheticLFW"
+    obtain = OBTAIN
+
+
+@dataclass(frozen=True)
+class Population:
+    """How many faces to draw. Identities are numbered through, so the three parts share none."""
+
+    train_identities: int = 60
+    test_identities: int = 20
+    lfw_identities: int = 40
+    photos: int = 16
+    """Photos an identity."""
+    pairs_per_fold: int = 40
+    """Genuine ones, and as many impostor pairs."""
+    size_px: int = 200
+    seed: int = 0
+
+
+def draw_datasets(raw: Path, population: Population, workers: int) -> None:
+    """Draws what is not there yet below `raw`, then writes the list files, which are its end."""
+    synthetic, lfw = raw / Synthetic.folder, raw / SyntheticLFW.folder
+    photos: dict[Path, tuple[int, int]] = {}
+    lists: dict[Path, str] = {}
+    number = 0
+    for split, count in (
+        ("train", population.train_identities),
+        ("test", population.test_identities),
+    ):
+        names = []
+        for _ in range(count):
+            for photo in range(population.photos):
+                names.append(f"n{number:06d}/{photo + 1:04d}_01.jpg")
+                photos[synthetic / split / names[-1]] = (number, photo)
+            number += 1
+        lists[synthetic / f"{split}_list.txt"] = "".join(f"{name}\n" for name in names)
+    people = [f"Person_{number + place:04d}" for place in range(population.lfw_identities)]
+    for person in people:
+        for photo in range(population.photos):
+            photos[lfw / person / f"{person}_{photo + 1:04d}.jpg"] = (number, photo)
+        number += 1
+    lists[lfw / "pairs.txt"] = "".join(draw_pairs(people, population))
+
+    wanted = [(path, *what) for path, what in photos.items() if not path.is_file()]
+    if wanted:
+        with (
+            ProcessPoolExecutor(workers, get_context("forkserver")) as pool,
+            progress_bar("drawing faces", total=len(wanted), unit="photos") as advance,
+        ):
+            chunks = [wanted[start : start + 32] for start in range(0, len(wanted), 32)]
+            for drawn in pool.map(
+                _draw_chunk,
+                chunks,
+                [population.seed] * len(chunks),
+                [population.size_px] * len(chunks),
+            ):
+                advance(drawn)
+    for path, text in lists.items():
+        write_atomically(path, text.encode())
+
+
+def _draw_chunk(chunk: list[tuple[Path, int, int]], seed: int, size_px: int) -> int:
+    from persona.data.synthetic import draw_identity, draw_photo
+
+    for path, number, photo in chunk:
+        image = draw_photo(draw_identity(seed, number), photo, size_px)
+        buffer = io.BytesIO()
+        image.save(buffer, format="JPEG", quality=95)
+        write_atomically(path, buffer.getvalue())
+    return len(chunk)
+
+
+def draw_pairs(people: list[str], population: Population) -> Iterator[str]:
+    """Lines of a `pairs.txt`: as LFW's, every fold has people of its own."""
+    rng = random.Random(population.seed)
+    order = rng.sample(people, len(people))
+    yield f"{FOLDS}\t{population.pairs_per_fold}\n"
+    numbers = range(1, population.photos + 1)
+    for fold in range(FOLDS):
+        members = order[fold::FOLDS]
+        genuine = [(p, i, j) for p in members for i, j in combinations(numbers, 2)]
+        for person, i, j in rng.sample(genuine, population.pairs_per_fold):
+            yield f"{person}\t{i}\t{j}\n"
+        impostor = [
+            (p, i, q, j) for p, q in combinations(members, 2) for i in numbers for j in numbers
+        ]
+        for a, i, b, j in rng.sample(impostor, population.pairs_per_fold):
+            yield f"{a}\t{i}\t{b}\t{j}\n"

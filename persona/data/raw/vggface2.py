@@ -1,0 +1,102 @@
+"""VGGFace2 (Cao et al. 2018): 8,631 train and 500 test identities, 3.3 million photos."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from persona.data.raw.base import Photo, RawDataset, list_image_folders
+from persona.errors import PersonaError
+
+
+class VGGFace2Layout(RawDataset):
+    """`train/`, `test/` and their list files: the layout that VGGFace2 is distributed in."""
+
+    splits = ("train", "test")
+    layout = (
+        "train/<identity>/<photo>.jpg, test/<identity>/<photo>.jpg, "
+        "train_list.txt and test_list.txt (one <identity>/<photo>.jpg a line)"
+    )
+
+    @property
+    def list_path(self) -> Path:
+        """The split's list: every identity and photo, whether on disk or not."""
+        for folder in (self.root, self.root / "data"):
+            path = folder / f"{self.split}_list.txt"
+            if path.is_file():
+                return path
+        return self.root / f"{self.split}_list.txt"
+
+    def _listed(self) -> dict[str, list[str]]:
+        """Identity to photo names, as the list file has them."""
+        if not self.list_path.is_file():
+            raise self.complain(self.list_path)
+        listed: dict[str, list[str]] = {}
+        with self.list_path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                entry = line.strip()
+                if not entry:
+                    continue
+                identity, slash, name = entry.partition("/")
+                # A name with further slashes or dots could point outside the dataset.
+                if not slash or not name or "/" in name or ".." in (identity, name):
+                    raise PersonaError(
+                        f"{self.list_path} line {number}: expected <identity>/<photo>.jpg, "
+                        f"found {entry[:80]!r}"
+                    )
+                listed.setdefault(identity, []).append(name)
+        if not listed:
+            raise PersonaError(f"{self.list_path} is empty: expected <identity>/<photo>.jpg lines")
+        return listed
+
+    def class_list(self) -> list[str]:
+        """All identities of the list file, so that a part of the set keeps its class indices."""
+        return sorted(self._listed())
+
+    def iter_photos(self) -> Iterator[Photo]:
+        """Yields listed photos on disk; those of a present identity that are not are `missing`."""
+        listed = self._listed()
+        split_root = self.root / self.split
+        if not split_root.is_dir():
+            raise self.complain(split_root)
+        for identity, found in list_image_folders(split_root, listed, self.scan_workers):
+            if not found:
+                continue  # an identity that is absent as a whole: a part of the set, not a fault
+            on_disk = set(found)
+            for name in listed[identity]:
+                source = f"{self.split}/{identity}/{name}"
+                if name in on_disk:
+                    yield Photo(identity=identity, source=source)
+                else:
+                    self.missing.append(source)
+
+
+class VGGFace2(VGGFace2Layout):
+    """The dataset that FaceNet was trained on."""
+
+    name = "vggface2"
+    folder = "VGGFace2"
+    obtain = (
+        "its first home is gone, so ask your institution for a copy, "
+        "or use a dataset of your own in this layout"
+    )
+
+    def boxes(self) -> dict[str, tuple[float, float, float, float]] | None:
+        """`bb_landmark/loose_bb_<split>.csv`: NAME_ID,X,Y,W,H with NAME_ID without `.jpg`."""
+        path = self.root / "bb_landmark" / f"loose_bb_{self.split}.csv"
+        if not path.is_file():
+            raise PersonaError(
+                f"no face boxes at {path}: it comes with VGGFace2; without it choose --align mtcnn"
+            )
+        boxes: dict[str, tuple[float, float, float, float]] = {}
+        with path.open(newline="", encoding="utf-8") as file:
+            for number, row in enumerate(csv.reader(file), start=1):
+                if number == 1 and row[:1] == ["NAME_ID"]:
+                    continue
+                try:
+                    name, x, y, width, height = row[0], *map(float, row[1:5])
+                except (IndexError, ValueError):
+                    raise PersonaError(f"{path} line {number}: expected NAME_ID,X,Y,W,H") from None
+                boxes[f"{self.split}/{name}.jpg"] = (x, y, x + width, y + height)
+        return boxes

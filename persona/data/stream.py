@@ -1,0 +1,328 @@
+"""Shards to batches, per rank and worker.
+
+1. order: shards are shuffled by (seed, epoch), alike on all ranks
+2. cut: the samples, strung together in that order, are cut into one equal span a rank and these
+   into one span a worker, so that any number of ranks and workers has its share of any number of
+   shards; what does not fill equal batches is dropped in training and counted
+3. read: raw samples stream from the tars of the span
+4. shuffle: a buffer of raw bytes, seeded by (seed, epoch, rank, worker)
+5. decode: JPEG to uint8, straight into the batch
+
+A batch is a function of (seed, epoch, rank, world size, workers, batch size) and nothing else. It
+stays uint8 until it is on the device (persona.data.transforms).
+
+Shapes: B batch, R roles (1 for photos, 3 for triplets), C channel, H W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import simplejpeg
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from persona.data.shards import Manifest, damaged, iter_shard
+from persona.data.transforms import mix_seeds
+from persona.data.triplets import ROLES
+from persona.errors import PersonaError
+
+SHUFFLE_BUFFER = 4096
+"""Raw samples a worker holds: about 40 MB of 160 px crops."""
+
+
+class Batch(NamedTuple):
+    """Samples on their way to the device."""
+
+    images: Tensor
+    """(B * R, 3, H, W) uint8 RGB, channels last in memory; a triplet's three photos in a row."""
+    labels: Tensor
+    """(B * R,) int64 class indices."""
+    keys: Tensor
+    """(B,) int64 sample keys."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A worker's error as a value: raised, it would arrive wrapped in the worker's trace."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Span:
+    """Samples [start, stop) of one shard."""
+
+    shard: int
+    start: int
+    stop: int
+
+
+def shard_order(num_shards: int, *, seed: int, epoch: int) -> list[int]:
+    """The epoch's order of shards, the same on every rank."""
+    rng = np.random.default_rng([seed, epoch])
+    return [int(number) for number in rng.permutation(num_shards)]
+
+
+def cut_span(counts: Iterable[tuple[int, int]], start: int, stop: int) -> list[Span]:
+    """Samples [start, stop) of shards strung together; `counts` are (shard, samples)."""
+    spans = []
+    begin = 0
+    for shard, samples in counts:
+        first, last = max(start - begin, 0), min(stop - begin, samples)
+        if first < last:
+            spans.append(Span(shard, first, last))
+        begin += samples
+    return spans
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """Who reads what in one epoch."""
+
+    counts: tuple[tuple[int, int], ...]
+    """(shard, samples) in the epoch's order."""
+    batch_size: int
+    rank: int
+    world_size: int
+    training: bool
+    multiple: int = 1
+    """In training, batches a rank come in multiples of this (gradient accumulation)."""
+
+    @property
+    def samples(self) -> int:
+        """Samples in the set."""
+        return sum(samples for _, samples in self.counts)
+
+    @property
+    def batches(self) -> int:
+        """Batches of this rank; in training the same on all."""
+        if self.training:
+            step = self.world_size * self.batch_size * self.multiple
+            return self.samples // step * self.multiple
+        start, stop = self.rank_range()
+        return -(-(stop - start) // self.batch_size)
+
+    @property
+    def dropped(self) -> int:
+        """Samples that no rank sees this epoch."""
+        if not self.training:
+            return 0
+        return self.samples - self.batches * self.world_size * self.batch_size
+
+    def rank_range(self) -> tuple[int, int]:
+        """This rank's samples [start, stop) in the epoch's order."""
+        if self.training:
+            share = self.batches * self.batch_size
+            return self.rank * share, (self.rank + 1) * share
+        return (
+            self.samples * self.rank // self.world_size,
+            self.samples * (self.rank + 1) // self.world_size,
+        )
+
+    def worker_spans(self, worker: int, workers: int) -> list[Span]:
+        """The samples that become batches `worker`, `worker + workers`, … of this rank."""
+        start, stop = self.rank_range()
+        whole, extra = divmod(self.batches, workers)
+        first = worker * whole + min(worker, extra)
+        last = first + whole + (worker < extra)
+        return cut_span(
+            self.counts,
+            start + first * self.batch_size,
+            min(stop, start + last * self.batch_size),
+        )
+
+
+class ShardStream(IterableDataset[Any]):
+    """One epoch of one rank as batches; what a DataLoader's workers iterate."""
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, plan: EpochPlan, seeds: tuple[int, int], skip: int
+    ) -> None:
+        """`seeds` are (seed, epoch); `skip` batches of this rank were consumed before."""
+        self.folder = folder
+        self.manifest = manifest
+        self.plan = plan
+        self.seeds = seeds
+        self.skip = skip
+
+    def __iter__(self) -> Iterator[Batch | Failure]:
+        """Yields this worker's batches; a damaged shard ends it with a Failure."""
+        info = get_worker_info()
+        place, workers = (info.id, info.num_workers) if info else (0, 1)
+        # The loader asks worker 0 first; after a resume the next batch is worker (skip % W)'s.
+        worker = (place + self.skip) % workers
+        # Batches worker, worker + W, … below `skip` are done.
+        done = (self.skip - worker + workers - 1) // workers
+        try:
+            samples = self._read(self.plan.worker_spans(worker, workers))
+            if self.plan.training:
+                samples = shuffle_buffer(
+                    samples, SHUFFLE_BUFFER, mix_seeds(*self.seeds, self.plan.rank, worker)
+                )
+            samples = islice(samples, done * self.plan.batch_size, None)
+            while group := list(islice(samples, self.plan.batch_size)):
+                yield self._decode(group)
+        except PersonaError as error:
+            yield Failure(str(error))
+
+    def _read(self, spans: list[Span]) -> Iterator[dict[str, Any]]:
+        for span in spans:
+            path = self.manifest.shard_path(self.folder, span.shard)
+            count = 0
+            for sample in islice(iter_shard(path), span.start, span.stop):
+                count += 1
+                sample["__path__"] = path
+                yield sample
+            if count != span.stop - span.start:
+                raise damaged(path, "it ends early")
+
+    def _decode(self, samples: list[dict[str, Any]]) -> Batch:
+        triplets = self.manifest.kind == "triplets"
+        suffixes = [f"{role}.jpg" for role in ROLES] if triplets else ["jpg"]
+        side = self.manifest.align.image_size
+        images = np.empty((len(samples) * len(suffixes), side, side, 3), dtype=np.uint8)
+        labels = np.empty(len(images), dtype=np.int64)
+        keys = np.empty(len(samples), dtype=np.int64)
+        row = 0
+        for number, sample in enumerate(samples):
+            try:
+                meta = json.loads(sample["json"])
+                keys[number] = int(sample["__key__"])
+                for role, suffix in zip(ROLES, suffixes, strict=False):
+                    labels[row] = (meta[role] if triplets else meta)["class"]
+                    decode_into(sample[suffix], images[row])
+                    row += 1
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
+                what = f"sample {sample['__key__'][:20]}: {type(error).__name__}"
+                raise damaged(sample["__path__"], what) from None
+        if labels.min() < 0 or labels.max() >= len(self.manifest.classes):
+            raise damaged(samples[0]["__path__"], "a class index outside the manifest's list")
+        # A permuted view is channels-last memory: what convolutions want, at no cost.
+        return Batch(
+            torch.from_numpy(images).permute(0, 3, 1, 2),
+            torch.from_numpy(labels),
+            torch.from_numpy(keys),
+        )
+
+
+def decode_into(jpeg: bytes, image_HWC: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+    """Decodes a crop into (H, W, 3) uint8 RGB; ValueError if it is not of that size."""
+    height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
+    if (height, width) != image_HWC.shape[:2]:
+        raise ValueError("crop of another size")
+    simplejpeg.decode_jpeg(jpeg, buffer=image_HWC)
+
+
+def shuffle_buffer(
+    samples: Iterable[dict[str, Any]], size: int, seed: int
+) -> Iterator[dict[str, Any]]:
+    """Yields in random order through a buffer: a drawn sample's place goes to the next one read."""
+    rng = np.random.default_rng(seed)
+    buffer: list[dict[str, Any]] = []
+    for sample in samples:
+        if len(buffer) < size:
+            buffer.append(sample)
+            continue
+        place = int(rng.integers(size))
+        yield buffer[place]
+        buffer[place] = sample
+    for place in rng.permutation(len(buffer)):
+        yield buffer[place]
+
+
+class EpochLoader:
+    """The batches of one epoch on this rank."""
+
+    def __init__(self, stream: ShardStream, workers: int) -> None:
+        self.plan = stream.plan
+        self.remaining = max(0, stream.plan.batches - stream.skip)
+        # A worker without a batch would be started for nothing.
+        workers = min(workers, max(1, stream.plan.batches))
+        self._loader: DataLoader[Any] = DataLoader(
+            stream,
+            batch_size=None,  # the stream yields batches
+            num_workers=workers,
+            prefetch_factor=2 if workers else None,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # its own: starting workers must not move the global one
+        )
+
+    def __len__(self) -> int:
+        """Batches still to come, on this rank."""
+        return self.remaining
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yields batches.
+
+        Raises:
+            PersonaError: a shard is damaged, naming it, or a worker process was killed.
+        """
+        try:
+            for batch in self._loader:
+                if isinstance(batch, Failure):
+                    raise PersonaError(batch.message)
+                yield batch
+        except RuntimeError as error:
+            if "DataLoader worker" in str(error):
+                raise PersonaError(
+                    "a loader process was killed, perhaps for memory: run again with fewer workers"
+                ) from error
+            raise
+
+
+def build_loader(
+    folder: Path,
+    manifest: Manifest,
+    *,
+    batch_size: int,
+    training: bool,
+    seed: int = 0,
+    epoch: int = 0,
+    skip: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    multiple: int = 1,
+) -> EpochLoader:
+    """The batches of one epoch, from batch `skip` on.
+
+    Args:
+        folder: the packed set's folder.
+        manifest: its manifest.
+        batch_size: samples a batch on each rank.
+        training: shuffle and drop the tail; else keep order and everything.
+        seed: of the shuffling.
+        epoch: its number.
+        skip: batches that this rank consumed before, read past without decoding.
+        rank: this process.
+        world_size: how many processes there are.
+        workers: loader processes of this rank; 0 decodes in this one.
+        multiple: in training, a rank's batches come in multiples of this.
+
+    Raises:
+        PersonaError: not one batch for every rank.
+    """
+    if batch_size < 1:
+        raise PersonaError(f"batch size {batch_size}: choose at least 1")
+    if workers < 0:
+        raise PersonaError(f"{workers} workers: choose 0 or more")
+    numbers = list(range(len(manifest.shards)))
+    order = shard_order(len(numbers), seed=seed, epoch=epoch) if training else numbers
+    counts = tuple((number, manifest.shards[number].samples) for number in order)
+    plan = EpochPlan(counts, batch_size, rank, world_size, training, multiple)
+    if training and not plan.batches:
+        raise PersonaError(
+            f"set {manifest.name} has {manifest.samples} samples, fewer than one step's "
+            f"{batch_size} on each of {world_size} processes"
+            + (f" times {multiple} accumulated" if multiple > 1 else "")
+            + ": choose a smaller --batch-size"
+        )
+    return EpochLoader(ShardStream(folder, manifest, plan, (seed, epoch), skip), workers)

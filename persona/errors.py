@@ -1,0 +1,36 @@
+"""The one exception family: what a user can mend.
+
+A message says what is wrong, where, and what to do. It never holds an embedding or a face.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PersonaError(Exception):
+    """Something the user can mend; the command line prints its message as one line."""
+
+
+class SkipPhoto(Exception):  # noqa: N818 - it steers packing, it is not an error of the command
+    """This photo cannot be packed; the message is the reason that the manifest keeps."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str], *, where: str = "") -> PersonaError:
+    """The error for a name that is not there, with the nearest known one first.
+
+    >>> str(unknown("student", "mobilenet_v3_smal", ["mobilenet_v3_small"]))
+    "unknown student 'mobilenet_v3_smal'; did you mean 'mobilenet_v3_small'?"
+    """
+    names = sorted(known)
+    place = f" in {where}" if where else ""
+    nearest = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    rest = [other for other in names if other not in nearest]
+    if rest:
+        shown = ", ".join(rest[:12]) + (f", … ({len(rest)} in all)" if len(rest) > 12 else "")
+        hint += f"; known: {shown}" if not nearest else f" (also known: {shown})"
+    if not names:
+        hint = "; there is none yet"
+    return PersonaError(f"unknown {kind} {name!r}{place}{hint}")

@@ -1,0 +1,74 @@
+"""Files that survive being killed: written under another name, then renamed into place."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from persona.errors import PersonaError
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes `data` to `path` so that a reader sees the old file or the new one, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes canonical JSON (sorted keys, two spaces), atomically: same value, same bytes."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+    write_atomically(path, text.encode() + b"\n")
+
+
+def read_json(path: Path, *, what: str) -> Any:
+    """Reads JSON; `what` names the file's role in the error.
+
+    Raises:
+        PersonaError: the file is not there or is no JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise PersonaError(f"no {what} at {path}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise PersonaError(
+            f"{what} {path} is not valid JSON ({error}): restore or remake it"
+        ) from None
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path, *, doing: str) -> Iterator[IO[bytes]]:
+    """Holds `folder` for one process; the kernel lets go of it however the process ends.
+
+    Raises:
+        PersonaError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PersonaError(
+                f"another process is {doing} {folder}: wait for it to end, or choose another folder"
+            ) from None
+        yield file

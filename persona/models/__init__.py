@@ -1,0 +1,1 @@
+"""Teacher, students, and the store they are kept in."""

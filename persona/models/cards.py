@@ -1,0 +1,120 @@
+"""Model cards: what is known of the models in `models/<ID>/`, without torch.
+
+The card names the weights file and its SHA-256 and is replaced last, so a model that is saved again
+while training goes on is at every moment the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import secrets
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from persona import __version__
+from persona.errors import PersonaError, unknown
+from persona.files import read_json
+
+CARD = "card.json"
+CLASSES = "classes.txt"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of a model."""
+
+    id: str
+    architecture: str
+    num_classes: int
+    classes_sha256: str
+    """Of the class list: a set with another list has other labels."""
+    image_size: int
+    parameters: int
+    bytes: int
+    """Of the weights file."""
+    weights: str
+    weights_sha256: str
+    teacher: str
+    """`none`: trained from hard labels alone."""
+    temperature: float | None
+    epochs: int
+    """After how many epochs these weights were taken."""
+    score: float | None
+    """The best test accuracy, by which these weights were kept."""
+    scores: dict[str, Any]
+    """The evaluation behind `score`."""
+    train_set: str
+    test_set: str
+    config: dict[str, Any]
+    created: str
+    persona: str = __version__
+    version: int = field(default=VERSION)
+
+
+def new_id(architecture: str) -> str:
+    """A fresh model ID; its run has the same."""
+    return f"{architecture}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def classes_digest(classes: tuple[str, ...]) -> str:
+    """SHA-256 of a class list in order."""
+    return hashlib.sha256("\n".join(classes).encode()).hexdigest()
+
+
+def read_card(folder: Path) -> Card:
+    """Reads and checks a card.
+
+    Raises:
+        PersonaError: missing, damaged or of another version.
+    """
+    value = read_json(folder / CARD, what="model card")
+    if not isinstance(value, dict) or value.get("version") != VERSION:
+        raise PersonaError(f"{folder / CARD} is no model card of version {VERSION}")
+    names = {item.name for item in dataclasses.fields(Card)}
+    try:
+        card = Card(**{name: item for name, item in value.items() if name in names})
+    except TypeError as error:
+        raise PersonaError(f"{folder / CARD} is not complete ({error})") from None
+    if Path(card.weights).name != card.weights:
+        raise PersonaError(f"{folder / CARD} names weights outside its folder: {card.weights!r}")
+    return card
+
+
+def list_models(models: Path) -> list[Card]:
+    """Every model's card, newest last."""
+    cards = [read_card(path.parent) for path in models.glob(f"*/{CARD}")]
+    return sorted(cards, key=lambda card: (card.created, card.id))
+
+
+def find_model(model_id: str | None, models: Path) -> Card:
+    """The card of `model_id`; None: the newest.
+
+    Raises:
+        PersonaError: unknown, with the known IDs.
+    """
+    if model_id is None:
+        cards = list_models(models)
+        if not cards:
+            raise PersonaError(
+                f"there is no student below {models} yet: "
+                "train one with `accelerate launch -m persona.distill`"
+            )
+        return cards[-1]
+    if not (models / model_id / CARD).is_file() or Path(model_id).name != model_id:
+        raise unknown("model", model_id, [p.parent.name for p in models.glob(f"*/{CARD}")])
+    return read_card(models / model_id)
+
+
+def read_classes(card: Card, models: Path) -> tuple[str, ...]:
+    """The identities that a model's logits stand for."""
+    path = models / card.id / CLASSES
+    if not path.is_file():
+        raise PersonaError(f"model {card.id} has no class list at {path}")
+    classes = tuple(path.read_text(encoding="utf-8").splitlines())
+    if classes_digest(classes) != card.classes_sha256:
+        raise PersonaError(f"{path} does not match the checksum in its card: restore it")
+    return classes

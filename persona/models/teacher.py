@@ -1,0 +1,70 @@
+"""FaceNet as a teacher: InceptionResnetV1 of facenet-pytorch 2.5.3 with its released weights.
+
+Schroff et al. 2015 (arXiv:1503.03832) for the embedding, David Sandberg for the weights. The logits
+are linear in the 512-vector before L2 normalisation: `logits(last_bn(...))`.
+
+Shapes: B batch, C channel, H W pixels, E embedding (512), K identities.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from persona.errors import PersonaError
+from persona.models.output import FaceNetwork
+from persona.models.weights import FACENETS, RELEASE, download_weights, find_weights
+
+
+class FaceNet(FaceNetwork):
+    """InceptionResnetV1 that returns features and logits from one forward."""
+
+    def __init__(self, num_classes: int) -> None:
+        from facenet_pytorch import InceptionResnetV1
+
+        super().__init__()
+        self.num_classes = num_classes
+        self.network: Any = InceptionResnetV1(classify=True, num_classes=num_classes)
+        self._head: nn.Module = self.network.logits
+        # Its own forward ends in the logits; without them it ends in the features.
+        self.network.logits = nn.Identity()
+
+    def features(self, images_BCHW: Tensor) -> Tensor:
+        """(B, E) before normalisation."""
+        features_BE: Tensor = self.network(images_BCHW)
+        return features_BE
+
+    def classify(self, features_BE: Tensor) -> Tensor:
+        """(B, K) logits."""
+        logits_BK: Tensor = self._head(features_BE)
+        return logits_BK
+
+    def load_release(self, state: dict[str, Tensor]) -> None:
+        """Loads a state dict under facenet-pytorch's names."""
+        head = {name: value for name, value in state.items() if name.startswith("logits.")}
+        rest = {name: value for name, value in state.items() if name not in head}
+        self._head.load_state_dict({name[len("logits.") :]: value for name, value in head.items()})
+        self.network.load_state_dict(rest)
+
+
+def load_facenet(name: str, models: Path) -> FaceNet:
+    """FaceNet with released weights, from a local file or downloaded once.
+
+    Raises:
+        PersonaError: they cannot be had (with where to put the file), or the file is damaged.
+    """
+    release = FACENETS[name]
+    path = find_weights(release, models) or download_weights(release)
+    network = FaceNet(release.num_classes)
+    try:
+        network.load_release(torch.load(path, map_location="cpu", weights_only=True))
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, AttributeError, TypeError):
+        raise PersonaError(
+            f"{path} does not hold the weights of {name}: delete it, and download it again from "
+            f"{RELEASE}/{release.file}"
+        ) from None
+    return network

@@ -1,0 +1,17 @@
+"""Hard labels: cross-entropy with the identity.
+
+Shapes: B batch, K identities.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class HardLabels(nn.Module):
+    """`-log softmax(student)[label]`, the mean over the batch."""
+
+    def forward(self, student_BK: Tensor, labels_B: Tensor) -> Tensor:
+        """Logits (B, K) of any float type and labels (B,) int64 in [0, K); () float32."""
+        return F.cross_entropy(student_BK.float(), labels_B)

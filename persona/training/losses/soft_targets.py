@@ -1,0 +1,40 @@
+"""Soft targets: Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network".
+
+Shapes: B batch, K identities.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from persona.errors import PersonaError
+
+
+class SoftTargets(nn.Module):
+    """`T² · KL(softmax(teacher / T) ‖ softmax(student / T))`, the mean over the batch.
+
+    Equation 1 of the paper softens both by T; the cross-entropy with the soft targets differs from
+    the divergence by a constant. The gradients of soft targets scale as 1/T² (section 2), which the
+    factor undoes, so that the weight beside hard labels keeps its meaning when T changes.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise PersonaError(f"temperature {temperature}: choose a number above 0")
+        self.temperature = temperature
+
+    def forward(self, student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
+        """Student and teacher logits (B, K) of any float type; the loss is () float32.
+
+        Raises:
+            ValueError: the shapes differ.
+        """
+        if student_BK.shape != teacher_BK.shape:
+            raise ValueError(f"logits of shapes {student_BK.shape} and {teacher_BK.shape}")
+        # float32, also under autocast: a softmax over 8,631 classes loses its tail in float16.
+        student = F.log_softmax(student_BK.float() / self.temperature, dim=1)
+        teacher = F.log_softmax(teacher_BK.float() / self.temperature, dim=1)
+        divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+        return divergence * self.temperature**2

@@ -1,0 +1,118 @@
+"""Metrics of a run: a JSONL file always, Weights & Biases where wanted. Main process only.
+
+Nothing but figures and the config leaves: no face, no embedding, no name.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import netrc
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from persona.errors import PersonaError
+from persona.files import write_atomically
+
+log = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
+PROJECT = "persona"
+
+
+class Tracker:
+    """Writes one JSON line a record, and the same to W&B."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        run_id: str,
+        config: dict[str, Any],
+        wandb: bool,
+        step: int,
+    ) -> None:
+        """Opens the run's metrics; records beyond `step`, left by a killed run, are taken out."""
+        path = folder / METRICS
+        kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
+        write_atomically(path, "".join(line + "\n" for line in kept).encode())
+        self._file = path.open("a", encoding="utf-8")
+        self._wandb = _start_wandb(folder, run_id, config) if wandb else None
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=0 if kind is None else 1)
+
+    def log(self, step: int, **figures: float | int) -> None:
+        """Records figures at an optimizer step."""
+        self._file.write(json.dumps({"step": step, **figures}) + "\n")
+        self._file.flush()
+        if self._wandb is not None:
+            self._wandb.log(figures, step=step)
+
+
+def _lines(path: Path) -> list[str]:
+    """Whole lines of a metrics file: a killed run can leave half of one."""
+    if not path.is_file():
+        return []
+    return [line[:-1] for line in path.read_text().splitlines(keepends=True) if line[-1] == "\n"]
+
+
+def has_wandb_login() -> bool:
+    """Whether W&B has a key, found without asking anybody: environment or netrc."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].strip("/")
+    try:
+        return netrc.netrc(path).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _start_wandb(folder: Path, run_id: str, config: dict[str, Any]) -> Any:
+    """Starts or takes up a W&B run; offline without a login, and never a prompt."""
+    try:
+        import wandb
+    except ImportError:
+        raise PersonaError("wandb is not installed: install it or choose --tracker none") from None
+    mode: Any = os.environ.get("WANDB_MODE") or ("online" if has_wandb_login() else "offline")
+    settings = wandb.Settings(
+        console="off",  # what is printed stays here
+        silent=True,
+        disable_git=True,
+        disable_code=True,
+        save_code=False,
+        x_disable_stats=True,
+        x_save_requirements=False,
+    )
+    try:
+        run = wandb.init(
+            project=PROJECT,
+            id=run_id,
+            name=run_id,
+            dir=folder,
+            config=config,
+            mode=mode,
+            resume="allow" if mode == "online" else None,
+            settings=settings,
+        )
+    except (wandb.Error, OSError) as error:
+        raise PersonaError(
+            f"cannot start the W&B run ({type(error).__name__}): choose --tracker none, or set "
+            "WANDB_MODE=offline"
+        ) from None
+    if mode == "offline":
+        log.info("no W&B login: logged offline; later run `wandb sync %s`", Path(run.dir).parent)
+    return run

@@ -1,0 +1,42 @@
+"""Where things lie: raw photos, shards, models and runs, below one home folder."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+HOME_VARIABLE = "PERSONA_HOME"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The four folders that every command works on."""
+
+    raw: Path
+    """Photos as their datasets ship them, one folder a dataset."""
+    shards: Path
+    """Packed sets and triplet indices, one folder a set."""
+    models: Path
+    """Students, one folder a model, and `teachers/` for weights put there by hand."""
+    runs: Path
+    """One folder a training run: config, metrics, checkpoints."""
+
+    @classmethod
+    def locate(
+        cls,
+        *,
+        home: Path | None = None,
+        raw: Path | None = None,
+        shards: Path | None = None,
+        models: Path | None = None,
+        runs: Path | None = None,
+    ) -> Workspace:
+        """Folders given by name win over `home`, which wins over $PERSONA_HOME, then `.`."""
+        base = home or Path(os.environ.get(HOME_VARIABLE) or ".").expanduser()
+        return cls(
+            raw=raw or base / "data" / "raw",
+            shards=shards or base / "shards",
+            models=models or base / "models",
+            runs=runs or base / "runs",
+        )
