@@ -21,8 +21,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import webdataset.tariterators
-
 from persona.data.align import AlignSpec
 from persona.data.triplets import CARD
 from persona.errors import PersonaError, unknown
@@ -240,6 +238,8 @@ def iter_shard(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         PersonaError: the tar is damaged, naming it.
     """
+    import webdataset.tariterators  # imports torch, which listing and verifying do without
+
     try:
         with path.open("rb") as stream:
             files = webdataset.tariterators.tar_file_iterator(stream)

@@ -110,7 +110,7 @@ def draw_identity(seed: int, index: int) -> FaceIdentity:
         jaw=between(1.9, 3.0),
         eye_spacing=between(0.27, 0.39),
         eye_height=between(-0.14, 0.04),
-        eye_size=between(0.105, 0.165),
+        eye_size=between(0.115, 0.17),
         eye_tilt=between(-0.18, 0.18),
         brow_gap=between(0.15, 0.26),
         brow_thickness=between(0.025, 0.065),
@@ -177,9 +177,9 @@ def _draw_circumstances(rng: np.random.Generator) -> Photo:
         brow_raise=between(-0.03, 0.05),
         gaze=between(-0.3, 0.3),
         light=(float(np.cos(angle)), float(np.sin(angle)) * 0.6 - 0.4),
-        contrast=between(0.12, 0.45),
-        exposure=between(0.85, 1.25),
-        cast=colour(0.85, 1.15),
+        contrast=between(0.12, 0.5),
+        exposure=between(0.75, 1.15),
+        cast=colour(0.75, 1.25),
         clothes=colour(0.05, 0.9),
         background=(colour(0.05, 0.95), colour(0.05, 0.95)),
     )
@@ -334,8 +334,8 @@ def _eye(canvas: _Canvas, face: FaceIdentity, side: int) -> None:
         size * 1.05,
         _shade(face.skin, 0.55),
         depth=depth,
-        opacity=0.6,
-        soft=0.14,
+        opacity=0.75,
+        soft=0.16,
     )
     if face.glasses:  # under the eye: a frame, and a lens that takes all but its rim back
         for scale, colour, opacity in ((1.75, DARK, 0.85), (1.58, _shade(face.skin, 0.8), 0.95)):

@@ -40,10 +40,10 @@ class SyntheticLFW(LFWLayout):
 class Population:
     """How many faces to draw. Identities are numbered through, so the three parts share none."""
 
-    train_identities: int = 60
+    train_identities: int = 160
     test_identities: int = 20
     lfw_identities: int = 40
-    photos: int = 16
+    photos: int = 8
     """Photos an identity."""
     pairs_per_fold: int = 40
     """Genuine ones, and as many impostor pairs."""
@@ -97,7 +97,7 @@ def _draw_chunk(chunk: list[tuple[Path, int, int]], seed: int, size_px: int) -> 
     from persona.data.synthetic import draw_identity, draw_photo
 
     for path, number, photo in chunk:
-        image = draw_photo(draw_identity(seed, number), photo, size_px)
+        image = draw_photo(draw_identity(seed, number), number * 1000 + photo, size_px)
         buffer = io.BytesIO()
         image.save(buffer, format="JPEG", quality=95)
         write_atomically(path, buffer.getvalue())
