@@ -166,8 +166,8 @@ def _draw_circumstances(rng: np.random.Generator) -> Photo:
 
     angle = between(0, 2 * np.pi)
     return Photo(
-        roll=between(-0.2, 0.2),
-        yaw=between(-0.35, 0.35),
+        roll=between(-0.15, 0.15),
+        yaw=between(-0.3, 0.3),
         pitch=between(-0.15, 0.15),
         scale=between(0.28, 0.34),
         centre=(between(0.45, 0.55), between(0.46, 0.54)),
@@ -178,8 +178,8 @@ def _draw_circumstances(rng: np.random.Generator) -> Photo:
         gaze=between(-0.3, 0.3),
         light=(float(np.cos(angle)), float(np.sin(angle)) * 0.6 - 0.4),
         contrast=between(0.12, 0.5),
-        exposure=between(0.75, 1.15),
-        cast=colour(0.75, 1.25),
+        exposure=between(0.8, 1.2),
+        cast=colour(0.8, 1.2),
         clothes=colour(0.05, 0.9),
         background=(colour(0.05, 0.95), colour(0.05, 0.95)),
     )
@@ -445,7 +445,7 @@ def _camera(rgb: Array, photo: Photo, rng: np.random.Generator) -> Image.Image:
     gain = np.asarray(photo.cast, np.float32) * np.float32(photo.exposure)
     exposed = 1 - np.exp(-1.6 * rgb * gain)  # a soft shoulder instead of clipped highlights
     noise = rng.standard_normal(exposed.shape, dtype=np.float32) * np.float32(
-        rng.uniform(0.0, 0.03)
+        rng.uniform(0.0, 0.02)
     )
     pixels = (np.clip(exposed / 0.8 + noise, 0, 1) * 255).astype(np.uint8)
     image = Image.fromarray(pixels)
