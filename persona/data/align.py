@@ -92,6 +92,8 @@ def decode_photo(data: bytes) -> Image.Image:
             return _to_rgb(ImageOps.exif_transpose(photo))
     except SkipPhoto:
         raise
+    except Image.DecompressionBombError:
+        raise SkipPhoto("unreadable: its pixels are over the limit") from None
     except UnidentifiedImageError:
         raise SkipPhoto("unreadable: no JPEG, PNG, BMP or WebP") from None
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them raise

@@ -1,0 +1,99 @@
+"""Small raw datasets and sets to test on: drawn on the spot, nothing licensed, nothing downloaded."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from persona.data.align import AlignSpec
+from persona.data.pack import Packed, PackOptions, pack_photos
+from persona.data.raw import open_dataset
+
+os.environ["WANDB_MODE"] = "offline"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+SIZE_PX = 32
+
+
+def jpeg(seed: int, size_px: int = SIZE_PX) -> bytes:
+    """A JPEG of smooth noise, different for every seed."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    coarse.resize((size_px, size_px), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def write_vggface2(raw: Path, identities: int = 6, photos: int = 5, size_px: int = SIZE_PX) -> Path:
+    """A small VGGFace2 below `raw`: `identities` to train on and as many to test on."""
+    root = raw / "VGGFace2"
+    numbers = itertools.count(2)
+    seeds = itertools.count()
+    for split in ("train", "test"):
+        lines = []
+        for _ in range(identities):
+            name = f"n{next(numbers):06d}"
+            (root / split / name).mkdir(parents=True)
+            for photo in range(1, photos + 1):
+                lines.append(f"{name}/{photo:04d}_01.jpg")
+                (root / split / lines[-1]).write_bytes(jpeg(next(seeds), size_px))
+        (root / f"{split}_list.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def write_lfw(raw: Path, people: int = 6, photos: int = 4, size_px: int = SIZE_PX) -> Path:
+    """A small LFW below `raw`, with two folds of three genuine and three impostor pairs."""
+    root = raw / "LFW"
+    names = [f"Person_{chr(65 + number)}" for number in range(people)]
+    for number, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        for photo in range(1, photos + 1):
+            path = root / name / f"{name}_{photo:04d}.jpg"
+            path.write_bytes(jpeg(1000 + number * photos + photo, size_px))
+    lines = ["2\t3"]
+    for fold in range(2):
+        lines += [f"{names[(fold + i) % people]}\t1\t{2 + i % 2}" for i in range(3)]
+        lines += [f"{names[i]}\t{1 + fold}\t{names[i + 1]}\t2" for i in range(3)]
+    (root / "pairs.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """A raw folder with a small VGGFace2 and a small LFW."""
+    folder = tmp_path / "raw"
+    write_vggface2(folder)
+    write_lfw(folder)
+    return folder
+
+
+NO_ALIGN = PackOptions(align=AlignSpec("none", SIZE_PX, 0), shard_size=7, workers=0)
+
+
+@pytest.fixture
+def train_set(raw: Path, tmp_path: Path) -> Packed:
+    """30 packed photos of 6 identities in 5 shards."""
+    dataset = open_dataset("vggface2", raw, "train")
+    return pack_photos(dataset, tmp_path / "shards" / dataset.set_name, NO_ALIGN)
+
+
+@pytest.fixture
+def lfw_set(raw: Path, tmp_path: Path) -> Packed:
+    """24 packed photos of 6 people and 12 pairs."""
+    return pack_photos(open_dataset("lfw", raw), tmp_path / "shards" / "lfw", NO_ALIGN)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small networks are slower on many threads, and sums then never depend on their number."""
+    import torch
+
+    torch.set_num_threads(1)
+    yield

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import NO_ALIGN, jpeg, write_lfw, write_vggface2
+
+from persona.data.pack import pack_photos
+from persona.data.raw import Photo, RawDataset, datasets, open_dataset
+from persona.data.raw.lfw import parse_pairs
+from persona.errors import PersonaError
+
+
+class Passports(RawDataset):
+    """A user's own dataset: what the documentation shows."""
+
+    name = "passports"
+    folder = "Passports"
+
+    def iter_photos(self) -> Iterator[Photo]:
+        for path in self.root.glob("*/*.jpg"):
+            yield Photo(identity=path.parent.name, source=self.relative(path))
+
+
+def test_a_new_dataset_is_a_few_lines_and_packs(tmp_path: Path) -> None:
+    for number, name in enumerate(("ann", "bob")):
+        (tmp_path / "raw" / "passports" / name).mkdir(parents=True)
+        (tmp_path / "raw" / "passports" / name / "1.jpg").write_bytes(jpeg(number))
+    packed = pack_photos(open_dataset("passports", tmp_path / "raw"), tmp_path / "out", NO_ALIGN)
+    assert packed.manifest.samples == 2
+    assert packed.manifest.classes == ("ann", "bob")
+    assert "passports" in datasets()
+
+
+def test_class_indices_come_from_the_list_not_from_the_disk(tmp_path: Path) -> None:
+    root = write_vggface2(tmp_path, identities=4)
+    for gone in ("n000002", "n000004"):
+        for photo in (root / "train" / gone).iterdir():
+            photo.unlink()
+        (root / "train" / gone).rmdir()
+    index = open_dataset("vggface2", tmp_path).index()
+    assert index.classes == ("n000002", "n000003", "n000004", "n000005")
+    assert {photo.identity for photo in index.photos} == {"n000003", "n000005"}
+    assert index.missing == ()
+
+
+def test_listed_photos_that_are_not_there_are_named(tmp_path: Path) -> None:
+    root = write_vggface2(tmp_path)
+    (root / "train/n000003/0002_01.jpg").unlink()
+    index = open_dataset("vggface2", tmp_path).index()
+    assert index.missing == ("train/n000003/0002_01.jpg",)
+    assert len(index.photos) == 29
+
+
+def test_folders_are_found_in_any_letter_case_and_by_themselves(tmp_path: Path) -> None:
+    root = write_vggface2(tmp_path)
+    root.rename(tmp_path / "vggFACE2")
+    assert open_dataset("VGGFace2", tmp_path).root.name == "vggFACE2"
+    assert open_dataset("vggface2", tmp_path / "vggFACE2").root.name == "vggFACE2"
+
+
+def test_lfw_may_lie_one_folder_deeper(tmp_path: Path) -> None:
+    flat = write_lfw(tmp_path / "flat")
+    deep = tmp_path / "deep" / "LFW"
+    deep.mkdir(parents=True)
+    flat.rename(deep / "lfw-deepfunneled")
+    (deep / "lfw-deepfunneled" / "pairs.txt").rename(deep / "pairs.txt")
+    dataset = open_dataset("lfw", tmp_path / "deep")
+    index = dataset.index()
+    sources = {photo.source for photo in index.photos}
+    pairs = dataset.pairs()
+    assert pairs is not None
+    assert len(index.photos) == 24
+    assert {pair.a for pair in pairs} | {pair.b for pair in pairs} <= sources
+
+
+def test_agedb_identity_is_the_name_field(tmp_path: Path) -> None:
+    (tmp_path / "AgeDB").mkdir()
+    for name in ("0_MariaCallas_35_f.jpg", "12_Jean_Paul_Sartre_50_m.jpg"):
+        (tmp_path / "AgeDB" / name).write_bytes(jpeg(1))
+    index = open_dataset("agedb", tmp_path).index()
+    assert index.classes == ("Jean_Paul_Sartre", "MariaCallas")
+    (tmp_path / "AgeDB" / "holiday.jpg").write_bytes(jpeg(1))
+    with pytest.raises(PersonaError, match=r"holiday\.jpg: expected <id>_<Name>_<age>_<gender>"):
+        open_dataset("agedb", tmp_path).index()
+
+
+def test_vggface2_boxes_are_corners(tmp_path: Path) -> None:
+    root = write_vggface2(tmp_path)
+    with pytest.raises(PersonaError, match=r"no face boxes at .*loose_bb_train\.csv"):
+        open_dataset("vggface2", tmp_path).boxes()
+    (root / "bb_landmark").mkdir()
+    path = root / "bb_landmark" / "loose_bb_train.csv"
+    path.write_text('NAME_ID,X,Y,W,H\n"n000002/0001_01",1,2,10,20\n')
+    boxes = open_dataset("vggface2", tmp_path).boxes()
+    assert boxes == {"train/n000002/0001_01.jpg": (1.0, 2.0, 11.0, 22.0)}
+    path.write_text("NAME_ID,X,Y,W,H\nn000002/0001_01,1,2,ten,20\n")
+    with pytest.raises(PersonaError, match="line 2: expected NAME_ID,X,Y,W,H"):
+        open_dataset("vggface2", tmp_path).boxes()
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda root: (root / "train_list.txt").unlink(), r"not complete: .*train_list\.txt is"),
+        (lambda root: (root / "train_list.txt").write_text(""), "is empty"),
+        (
+            lambda root: (root / "train_list.txt").write_text("n000002/0001_01.jpg\n../x/y.jpg\n"),
+            "line 2: expected <identity>/<photo>.jpg",
+        ),
+        (lambda root: (root / "train").rename(root / "elsewhere"), r"not complete: .*train is"),
+        (
+            lambda root: (root / "train_list.txt").write_text("n9/1.jpg\n"),
+            "has no photo below",
+        ),
+    ],
+)
+def test_half_present_vggface2(tmp_path: Path, break_it, message: str) -> None:
+    break_it(write_vggface2(tmp_path))
+    with pytest.raises(PersonaError, match=message):
+        open_dataset("vggface2", tmp_path).index()
+
+
+def test_missing_dataset_says_what_is_expected_where(tmp_path: Path) -> None:
+    with pytest.raises(PersonaError) as error:
+        open_dataset("lfw", tmp_path)
+    for part in (str(tmp_path / "LFW"), "pairs.txt", "--raw DIR", "free"):
+        assert part in str(error.value)
+
+
+def test_unknown_dataset_and_split_name_the_known(tmp_path: Path) -> None:
+    with pytest.raises(PersonaError, match="did you mean 'vggface2'"):
+        open_dataset("vggface", tmp_path)
+    write_vggface2(tmp_path)
+    with pytest.raises(PersonaError, match=r"unknown split 'val'.*known: test, train"):
+        open_dataset("vggface2", tmp_path, "val")
+
+
+def official_pairs(path: Path, folds: int, per_kind: int, *, seed: int = 0) -> None:
+    """A pairs file in the official layout."""
+    rng = random.Random(seed)
+    lines = [f"{folds}\t{per_kind}"]
+    for _ in range(folds):
+        lines += [f"A_B\t{rng.randint(1, 9)}\t{rng.randint(1, 9)}" for _ in range(per_kind)]
+        lines += [f"A_B\t{rng.randint(1, 9)}\tC\t{rng.randint(1, 9)}" for _ in range(per_kind)]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_pairs_of_the_official_header(tmp_path: Path) -> None:
+    official_pairs(tmp_path / "pairs.txt", 10, 300)
+    pairs = parse_pairs(tmp_path / "pairs.txt")
+    assert len(pairs) == 6000
+    assert sum(pair.same for pair in pairs) == 3000
+    assert [pair.fold for pair in pairs[:600]] == [0] * 600
+    assert pairs[-1].fold == 9
+    assert pairs[0].a.startswith("A_B/A_B_000")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda lines: ["ten\t300", *lines[1:]], "line 1: expected"),
+        (lambda lines: [], "line 1: expected"),
+        (lambda lines: lines[:-1], "promises 12 pairs .* it has 11"),
+        (lambda lines: [*lines[:2], "A_B\t1", *lines[3:]], "line 3: expected 'name i j'"),
+        (lambda lines: [*lines[:4], "A_B\t1\t2", *lines[5:]], "line 5: expected 'name i name j'"),
+        (lambda lines: [*lines[:2], "A_B\tx\t2", *lines[3:]], "line 3: .* no name and number"),
+        (lambda lines: [*lines[:2], "../A\t1\t2", *lines[3:]], "line 3: .* no name and number"),
+    ],
+)
+def test_malformed_pairs_name_the_line(tmp_path: Path, edit, message: str) -> None:
+    path = tmp_path / "pairs.txt"
+    official_pairs(path, 2, 3)
+    path.write_text("\n".join(edit(path.read_text().splitlines())))
+    with pytest.raises(PersonaError, match=message):
+        parse_pairs(path)
