@@ -17,6 +17,7 @@ Shapes: B batch, R roles (1 for photos, 3 for triplets), C channel, H W pixels.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -244,16 +245,25 @@ class EpochLoader:
     def __init__(self, stream: ShardStream, workers: int) -> None:
         self.plan = stream.plan
         self.remaining = max(0, stream.plan.batches - stream.skip)
+        self._stream = stream
         # A worker without a batch would be started for nothing.
-        workers = min(workers, max(1, stream.plan.batches))
-        self._loader: DataLoader[Any] = DataLoader(
-            stream,
-            batch_size=None,  # the stream yields batches
-            num_workers=workers,
-            prefetch_factor=2 if workers else None,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # its own: starting workers must not move the global one
-        )
+        self._workers = min(workers, max(1, stream.plan.batches))
+
+    def _start(self) -> Iterator[Batch | Failure]:
+        with warnings.catch_warnings():
+            # How many processes a machine bears is the user's to say.
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            return iter(
+                DataLoader(
+                    self._stream,
+                    batch_size=None,  # the stream yields batches
+                    num_workers=self._workers,
+                    prefetch_factor=2 if self._workers else None,
+                    pin_memory=torch.cuda.is_available(),
+                    # Its own: starting workers must not move the global one.
+                    generator=torch.Generator(),
+                )
+            )
 
     def __len__(self) -> int:
         """Batches still to come, on this rank."""
@@ -266,7 +276,7 @@ class EpochLoader:
             PersonaError: a shard is damaged, naming it, or a worker process was killed.
         """
         try:
-            for batch in self._loader:
+            for batch in self._start():
                 if isinstance(batch, Failure):
                     raise PersonaError(batch.message)
                 yield batch

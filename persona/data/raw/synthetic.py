@@ -40,9 +40,9 @@ class SyntheticLFW(LFWLayout):
 class Population:
     """How many faces to draw. Identities are numbered through, so the three parts share none."""
 
-    train_identities: int = 160
+    train_identities: int = 150
     test_identities: int = 20
-    lfw_identities: int = 40
+    lfw_identities: int = 30
     photos: int = 8
     """Photos an identity."""
     pairs_per_fold: int = 40

@@ -1,0 +1,371 @@
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import webdataset
+from conftest import NO_ALIGN, SIZE_PX, jpeg, write_lfw, write_vggface2
+from PIL import Image
+
+from persona.data import pack
+from persona.data.align import AlignSpec
+from persona.data.pack import Packed, PackOptions, pack_photos, pack_triplets
+from persona.data.raw import open_dataset
+from persona.data.shards import open_set, read_manifest, read_pairs, verify_set
+from persona.data.triplets import make_triplets
+from persona.errors import PersonaError
+from persona.files import folder_lock
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What a finished set is made of."""
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(folder.iterdir())
+        if not path.name.startswith(".")
+    }
+
+
+def test_samples_hold_crop_and_metadata(train_set: Packed) -> None:
+    manifest = train_set.manifest
+    assert (manifest.samples, manifest.identities, len(manifest.shards)) == (30, 6, 5)
+    assert [shard.samples for shard in manifest.shards] == [7, 7, 7, 7, 2]
+    with tarfile.open(train_set.folder / "000000.tar") as tar:
+        members = tar.getmembers()
+        assert {member.mtime for member in members} == {0}
+        meta = json.load(tar.extractfile(members[1]))  # type: ignore[arg-type]
+        image = Image.open(io.BytesIO(tar.extractfile(members[0]).read()))  # type: ignore[union-attr]
+        image.load()
+    assert image.size == (SIZE_PX, SIZE_PX)
+    assert set(meta) == {"key", "identity", "class", "source", "box", "probability"}
+    assert manifest.classes[meta["class"]] == meta["identity"]
+    assert meta["source"].startswith(f"train/{meta['identity']}/")
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves its files open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_set_opens_with_plain_webdataset(train_set: Packed) -> None:
+    urls = [str(path) for path in sorted(train_set.folder.glob("*.tar"))]
+    dataset = webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8").to_tuple("jpg", "json")
+    samples = list(dataset)
+    assert len(samples) == 30
+    assert samples[0][0].shape == (SIZE_PX, SIZE_PX, 3)
+
+
+def test_bytes_do_not_depend_on_workers(raw: Path, tmp_path: Path) -> None:
+    dataset = open_dataset("vggface2", raw)
+    alone = pack_photos(dataset, tmp_path / "a" / "s", NO_ALIGN)
+    pool = pack_photos(dataset, tmp_path / "b" / "s", replace(NO_ALIGN, workers=3))
+    assert contents(alone.folder) == contents(pool.folder)
+
+
+def test_packed_again_it_says_so_and_changes_nothing(raw: Path, tmp_path: Path) -> None:
+    dataset = open_dataset("vggface2", raw)
+    first = pack_photos(dataset, tmp_path / "s", NO_ALIGN)
+    before = contents(first.folder)
+    again = pack_photos(dataset, tmp_path / "s", NO_ALIGN)
+    assert (first.fresh, again.fresh) == (True, False)
+    assert contents(again.folder) == before
+    with pytest.raises(PersonaError, match="another alignment.*--out"):
+        pack_photos(dataset, tmp_path / "s", replace(NO_ALIGN, align=AlignSpec("none", 64, 0)))
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 3, 4, 6])
+def test_stopped_anywhere_it_goes_on_to_the_same_bytes(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+) -> None:
+    monkeypatch.setattr(pack, "CHUNK", 4)
+    dataset = open_dataset("vggface2", raw)
+    whole = pack_photos(dataset, tmp_path / "whole" / "s", NO_ALIGN)
+
+    class Stop(Exception):
+        """Stands for a kill: nothing is cleaned up after it."""
+
+    folder = tmp_path / "cut" / "s"
+    append, count = pack.SetWriter.append, 0
+
+    def dying(self: pack.SetWriter, chunk: pack.Chunk) -> None:
+        nonlocal count
+        if count == stop_after:
+            # Half a chunk reached the disk, and half a journal line.
+            with (folder / f"{self._name}.partial").open("ab") as tar:
+                tar.write(chunk.data[:700])
+            with (folder / pack.JOURNAL).open("ab") as journal:
+                journal.write(b'{"size": 99')
+            raise Stop
+        count += 1
+        append(self, chunk)
+
+    monkeypatch.setattr(pack.SetWriter, "append", dying)
+    with pytest.raises(Stop):
+        pack_photos(dataset, folder, NO_ALIGN)
+    assert not (folder / "manifest.json").exists()
+    monkeypatch.setattr(pack.SetWriter, "append", append)
+    done = []
+    work = pack.PhotoPacker.__call__
+
+    def counting(self: pack.PhotoPacker, tasks):
+        done.append(len(tasks))
+        return work(self, tasks)
+
+    monkeypatch.setattr(pack.PhotoPacker, "__call__", counting)
+    pack_photos(dataset, folder, NO_ALIGN)
+    assert contents(folder) == contents(whole.folder)
+    assert len(done) == 9 - stop_after  # 30 photos are 4 shards of 2 chunks and one of 1
+
+
+def test_killed_between_rename_and_journal(raw: Path, tmp_path: Path) -> None:
+    dataset = open_dataset("vggface2", raw)
+    whole = pack_photos(dataset, tmp_path / "whole" / "s", NO_ALIGN)
+    folder = tmp_path / "cut" / "s"
+    log = pack.SetWriter._log
+
+    def dying(self: pack.SetWriter, entry) -> None:
+        if "finished" in entry and entry["finished"]["name"] == "000002.tar":
+            raise KeyboardInterrupt
+        log(self, entry)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pack.SetWriter, "_log", dying)
+        with pytest.raises(KeyboardInterrupt):
+            pack_photos(dataset, folder, NO_ALIGN)
+    assert (folder / "000002.tar").exists()
+    pack_photos(dataset, folder, NO_ALIGN)
+    assert contents(folder) == contents(whole.folder)
+
+
+def test_sigkill_of_the_real_command(tmp_path: Path) -> None:
+    """Kills `persona shard` with its workers at work, runs it again, compares the bytes."""
+    write_vggface2(tmp_path, identities=60, photos=30, size_px=200)
+    command = [sys.executable, "-m", "persona", "shard", "vggface2", "--align", "none"]
+    command += ["--raw", str(tmp_path), "--shard-size", "500", "--workers", "2", "--shards"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    process = subprocess.Popen(
+        [*command, str(tmp_path / "cut")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    journal = tmp_path / "cut" / "vggface2-train" / pack.JOURNAL
+    deadline = time.monotonic() + 60
+    while not (journal.exists() and journal.read_bytes().count(b"\n") >= 5):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (journal.parent / "manifest.json").exists()
+    again = subprocess.run([*command, str(tmp_path / "cut")], check=True, capture_output=True)
+    assert b"going on after" in again.stderr
+    assert contents(journal.parent) == contents(tmp_path / "whole" / "vggface2-train")
+
+
+def test_a_second_run_into_the_same_folder_is_refused(raw: Path, tmp_path: Path) -> None:
+    with (
+        folder_lock(tmp_path / "s", doing="packing into"),
+        pytest.raises(PersonaError, match="another process is packing into"),
+    ):
+        pack_photos(open_dataset("vggface2", raw), tmp_path / "s", NO_ALIGN)
+
+
+def test_skipped_photos_are_named_with_reasons(raw: Path, tmp_path: Path) -> None:
+    root = raw / "VGGFace2" / "train"
+    (root / "n000002/0001_01.jpg").write_bytes(b"")
+    (root / "n000003/0002_01.jpg").write_bytes(jpeg(5, 100)[:800])
+    (root / "n000004/0003_01.jpg").unlink()
+    manifest = pack_photos(open_dataset("vggface2", raw), tmp_path / "s", NO_ALIGN).manifest
+    assert manifest.samples == 27
+    reasons = {photo.source: photo.reason for photo in manifest.skipped}
+    assert reasons["train/n000002/0001_01.jpg"] == "unreadable: empty file"
+    assert reasons["train/n000003/0002_01.jpg"].startswith("unreadable")
+    assert reasons["train/n000004/0003_01.jpg"] == "listed, not on disk"
+
+
+def test_too_many_skips_stop_the_run(raw: Path, tmp_path: Path) -> None:
+    for path in list((raw / "VGGFace2" / "train").glob("*/*.jpg"))[:25]:
+        path.write_bytes(b"")
+    with pytest.raises(PersonaError, match=r"photos were skipped, more than 50% of 30.*--max-skip"):
+        pack_photos(open_dataset("vggface2", raw), tmp_path / "s", NO_ALIGN)
+    options = replace(NO_ALIGN, max_skipped=1.0)
+    assert pack_photos(open_dataset("vggface2", raw), tmp_path / "s", options).manifest.samples == 5
+
+
+def test_boxes_are_cut_out(raw: Path, tmp_path: Path) -> None:
+    root = raw / "VGGFace2"
+    (root / "bb_landmark").mkdir()
+    lines = ["NAME_ID,X,Y,W,H"]
+    for line in (root / "train_list.txt").read_text().split():
+        lines.append(f"{line.removesuffix('.jpg')},4,4,20,20")
+    (root / "bb_landmark/loose_bb_train.csv").write_text("\n".join(lines[:-1]) + "\n")
+    options = replace(NO_ALIGN, align=AlignSpec("boxes", 48, 4))
+    manifest = pack_photos(open_dataset("vggface2", raw), tmp_path / "s", options).manifest
+    assert manifest.samples == 29
+    assert manifest.skipped[0].reason == "no face: the box file does not name this photo"
+
+
+def test_pairs_are_packed_by_key(lfw_set: Packed) -> None:
+    pairs = read_pairs(lfw_set.folder, lfw_set.manifest)
+    assert len(pairs) == lfw_set.manifest.pairs == 12
+    assert sum(pair.same for pair in pairs) == 6
+    assert {pair.fold for pair in pairs} == {0, 1}
+    assert all(pair.a is not None and pair.b is not None for pair in pairs)
+
+
+def test_pairs_of_absent_photos_are_kept_and_counted(tmp_path: Path) -> None:
+    root = write_lfw(tmp_path)
+    (root / "Person_A" / "Person_A_0001.jpg").unlink()
+    packed = pack_photos(open_dataset("lfw", tmp_path), tmp_path / "s", NO_ALIGN)
+    pairs = read_pairs(packed.folder, packed.manifest)
+    assert len(pairs) == 12
+    assert sum(pair.a is None or pair.b is None for pair in pairs) == 2
+    assert packed.manifest.skipped[0].reason == "listed, not on disk"
+    with pytest.raises(PersonaError, match=r"2 of 12 pairs name photos that are not there"):
+        pack_photos(open_dataset("lfw", tmp_path), tmp_path / "t", replace(NO_ALIGN, max_skipped=0))
+
+
+@pytest.mark.parametrize("split_is_packed", [True, False])
+def test_triplets_hold_three_photos(raw: Path, tmp_path: Path, split_is_packed: bool) -> None:
+    dataset, shards = open_dataset("vggface2", raw, "test"), tmp_path / "shards"
+    index = dataset.index()
+    card = make_triplets(index, 20, dataset="vggface2", split="test", seed=0, shards=shards)
+    if split_is_packed:
+        pack_photos(dataset, shards / dataset.set_name, NO_ALIGN)
+    packed = pack_triplets(dataset, card.id, shards, NO_ALIGN)
+    assert (packed.manifest.kind, packed.manifest.samples) == ("triplets", 20)
+    assert not (packed.folder / ".crops").exists()
+    with tarfile.open(packed.folder / "000000.tar") as tar:
+        names = [member.name for member in tar.getmembers()[:4]]
+        meta = json.load(tar.extractfile("00000000.json"))  # type: ignore[arg-type]
+        assert names == [
+            f"00000000.{part}" for part in ("anchor.jpg", "json", "negative.jpg", "positive.jpg")
+        ]
+    assert meta["anchor"]["identity"] == meta["positive"]["identity"]
+    assert meta["anchor"]["source"] != meta["positive"]["source"]
+    assert meta["anchor"]["identity"] != meta["negative"]["identity"]
+
+
+def test_triplets_give_the_same_bytes_from_raw_and_from_the_packed_split(
+    raw: Path, tmp_path: Path
+) -> None:
+    dataset = open_dataset("vggface2", raw, "test")
+    sets = []
+    for shards in (tmp_path / "one", tmp_path / "two"):
+        index = dataset.index()
+        card = make_triplets(index, 20, dataset="vggface2", split="test", seed=0, shards=shards)
+        if shards.name == "two":
+            pack_photos(dataset, shards / dataset.set_name, NO_ALIGN)
+        sets.append(contents(pack_triplets(dataset, card.id, shards, NO_ALIGN).folder))
+    assert sets[0] == sets[1]
+
+
+def test_triplets_without_a_face_are_left_out_and_named(raw: Path, tmp_path: Path) -> None:
+    dataset, shards = open_dataset("vggface2", raw, "test"), tmp_path / "shards"
+    index = dataset.index()
+    card = make_triplets(index, 20, dataset="vggface2", split="test", seed=0, shards=shards)
+    (dataset.root / index.photos[0].source).write_bytes(b"broken")
+    manifest = pack_triplets(dataset, card.id, shards, NO_ALIGN).manifest
+    assert manifest.samples + len(manifest.skipped) == 20
+    assert "no crop of its" in manifest.skipped[0].reason
+
+
+def test_triplets_of_another_split_are_refused(raw: Path, tmp_path: Path) -> None:
+    test = open_dataset("vggface2", raw, "test")
+    card = make_triplets(
+        test.index(), 5, dataset="vggface2", split="test", seed=0, shards=tmp_path
+    )
+    with pytest.raises(PersonaError, match=r"drawn from vggface2 \(test\), not from .*\(train\)"):
+        pack_triplets(open_dataset("vggface2", raw), card.id, tmp_path, NO_ALIGN)
+
+
+def test_damage_is_found(train_set: Packed) -> None:
+    folder, manifest = train_set.folder, train_set.manifest
+    verify_set(folder, manifest)
+    path = folder / "000001.tar"
+    data = bytearray(path.read_bytes())
+    data[600] ^= 1
+    path.write_bytes(data)
+    open_set(manifest.name, folder.parent)  # same size: only verify reads the bytes
+    with pytest.raises(PersonaError, match=r"000001\.tar does not match its checksum"):
+        verify_set(folder, manifest)
+    path.write_bytes(data[:-512])
+    with pytest.raises(PersonaError, match=r"000001\.tar has .* bytes, its manifest says"):
+        open_set(manifest.name, folder.parent)
+    path.unlink()
+    with pytest.raises(PersonaError, match=r"000001\.tar is missing"):
+        open_set(manifest.name, folder.parent)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 99}, "has version 99, this is version 1"),
+        ({"samples": 31}, "contradicts itself"),
+        ({"shards": "none"}, "is no manifest"),
+        ({"kind": "sculptures"}, "contradicts itself"),
+    ],
+)
+def test_foreign_manifests_are_refused(train_set: Packed, change, message: str) -> None:
+    path = train_set.folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(PersonaError, match=message):
+        read_manifest(train_set.folder)
+
+
+def test_a_manifest_cannot_name_files_outside_its_folder(train_set: Packed) -> None:
+    path = train_set.folder / "manifest.json"
+    path.write_text(path.read_text().replace("000000.tar", "../../secret.tar"))
+    with pytest.raises(PersonaError, match="names a shard"):
+        read_manifest(train_set.folder)
+
+
+def test_unknown_sets_say_what_to_run(raw: Path, train_set: Packed) -> None:
+    shards = train_set.folder.parent
+    assert open_set("vggface2", shards)[1].name == "vggface2-train"
+    with pytest.raises(PersonaError, match="run `persona shard lfw`"):
+        open_set("lfw", shards)
+    with pytest.raises(PersonaError, match="did you mean 'vggface2-train'"):
+        open_set("vggface2-trian", shards)
+    dataset = open_dataset("vggface2", raw, "test")
+    card = make_triplets(
+        dataset.index(), 5, dataset="vggface2", split="test", seed=0, shards=shards
+    )
+    with pytest.raises(PersonaError, match=f"not packed yet.*--triplets {card.id}"):
+        open_set(card.id, shards)
+
+
+def test_a_full_disk_loses_nothing(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = open_dataset("vggface2", raw)
+    append, calls = pack.SetWriter.append, 0
+
+    def full(self: pack.SetWriter, chunk: pack.Chunk) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "000002.tar.partial")
+        append(self, chunk)
+
+    monkeypatch.setattr(pack.SetWriter, "append", full)
+    with pytest.raises(OSError, match="No space left"):
+        pack_photos(dataset, tmp_path / "s", NO_ALIGN)
+    manifest = pack_photos(dataset, tmp_path / "s", NO_ALIGN).manifest
+    assert manifest.samples == 30
+
+
+@pytest.mark.parametrize(
+    "options", [{"workers": -1}, {"shard_size": 0}, {"shard_size": 10**12}, {"max_skipped": 2}]
+)
+def test_absurd_options(options: dict[str, int]) -> None:
+    with pytest.raises(PersonaError, match="choose"):
+        PackOptions(**options)  # type: ignore[arg-type]
+
+
+def test_default_shards_are_about_100_mb() -> None:
+    assert 8_000 < PackOptions().samples_per_shard(1) < 12_000

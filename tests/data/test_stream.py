@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import NO_ALIGN, SIZE_PX
+from PIL import Image
+
+from persona.data.pack import Packed, pack_photos, pack_triplets
+from persona.data.raw import open_dataset
+from persona.data.shards import tar_end, tar_sample
+from persona.data.stream import EpochPlan, build_loader, shuffle_buffer
+from persona.data.transforms import mix_seeds, normalise, random_flip
+from persona.data.triplets import make_triplets
+from persona.errors import PersonaError
+
+
+def keys_of(packed: Packed, **options) -> list[int]:
+    loader = build_loader(packed.folder, packed.manifest, **options)
+    return [int(key) for batch in loader for key in batch.keys]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("workers", [0, 1, 2, 7])
+def test_every_sample_once_and_equal_batches(
+    train_set: Packed, world_size: int, workers: int
+) -> None:
+    """Also with more ranks and workers than the set has shards (5)."""
+    seen: Counter[int] = Counter()
+    lengths = set()
+    for rank in range(world_size):
+        loader = build_loader(
+            train_set.folder,
+            train_set.manifest,
+            batch_size=3,
+            training=True,
+            rank=rank,
+            world_size=world_size,
+            workers=workers,
+        )
+        batches = list(loader)
+        lengths.add(len(batches))
+        assert len(batches) == len(loader)
+        assert {len(batch.keys) for batch in batches} == {3}
+        for batch in batches:
+            seen.update(batch.keys.tolist())
+    assert lengths == {30 // (3 * world_size)}
+    assert set(seen.values()) == {1}
+    assert len(seen) + loader.plan.dropped == 30
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 3), (2, 1), (4, 2), (40, 0)])
+def test_evaluation_drops_and_doubles_nothing(
+    train_set: Packed, world_size: int, workers: int
+) -> None:
+    seen: Counter[int] = Counter()
+    for rank in range(world_size):
+        seen.update(
+            keys_of(
+                train_set,
+                batch_size=4,
+                training=False,
+                rank=rank,
+                world_size=world_size,
+                workers=workers,
+            )
+        )
+    assert set(seen) == set(range(30))
+    assert set(seen.values()) == {1}
+
+
+def test_order_is_a_function_of_seed_epoch_rank_world_and_workers(train_set: Packed) -> None:
+    base = {"batch_size": 5, "training": True, "seed": 1, "epoch": 2, "workers": 2}
+    first = keys_of(train_set, **base)
+    assert keys_of(train_set, **base) == first
+    assert sorted(first) == list(range(30))
+    for change in ({"seed": 2}, {"epoch": 3}, {"workers": 1}):
+        assert keys_of(train_set, **base | change) != first
+
+
+def test_ranks_see_other_shards_in_other_epochs(train_set: Packed) -> None:
+    epochs = [
+        frozenset(
+            keys_of(train_set, batch_size=5, training=True, epoch=epoch, rank=0, world_size=2)
+        )
+        for epoch in range(4)
+    ]
+    assert len(set(epochs)) > 1
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+@pytest.mark.parametrize("skip", [0, 1, 4, 9, 10])
+def test_resumed_epoch_goes_on_with_the_same_batches(
+    train_set: Packed, workers: int, skip: int
+) -> None:
+    options = {"batch_size": 3, "training": True, "workers": workers}
+    whole = keys_of(train_set, **options)
+    assert keys_of(train_set, skip=skip, **options) == whole[3 * skip :]
+
+
+def test_batches_come_in_multiples_for_accumulation(train_set: Packed) -> None:
+    loader = build_loader(
+        train_set.folder, train_set.manifest, batch_size=4, training=True, multiple=3
+    )
+    assert len(loader) == len(list(loader)) == 6  # 7 batches of 4 fit, 6 are a multiple of 3
+    assert loader.plan.dropped == 30 - 24
+
+
+def test_pixels_labels_and_layout(train_set: Packed) -> None:
+    loader = build_loader(train_set.folder, train_set.manifest, batch_size=8, training=False)
+    batch = next(iter(loader))
+    assert batch.images.shape == (8, 3, SIZE_PX, SIZE_PX)
+    assert batch.images.dtype == torch.uint8
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    index = open_dataset("vggface2", train_set.folder.parents[1] / "raw").index()
+    photo = index.photos[int(batch.keys[0])]
+    assert train_set.manifest.classes[int(batch.labels[0])] == photo.identity
+    with Image.open(train_set.folder.parents[1] / "raw/VGGFace2" / photo.source) as raw:
+        expected = np.asarray(raw.convert("RGB"), np.float32)
+    got = batch.images[0].permute(1, 2, 0).numpy().astype(np.float32)
+    assert np.abs(got - expected).mean() < 3  # one JPEG generation apart
+
+
+def test_triplets_come_three_in_a_row(raw: Path, tmp_path: Path) -> None:
+    dataset, shards = open_dataset("vggface2", raw, "test"), tmp_path / "shards"
+    card = make_triplets(
+        dataset.index(), 10, dataset="vggface2", split="test", seed=0, shards=shards
+    )
+    packed = pack_triplets(dataset, card.id, shards, NO_ALIGN)
+    loader = build_loader(packed.folder, packed.manifest, batch_size=4, training=True)
+    batch = next(iter(loader))
+    assert batch.images.shape == (12, 3, SIZE_PX, SIZE_PX)
+    anchor, positive, negative = batch.labels.view(4, 3).T
+    assert (anchor == positive).all()
+    assert (anchor != negative).all()
+
+
+def test_a_damaged_shard_is_one_clear_error(train_set: Packed) -> None:
+    path = train_set.folder / "000002.tar"
+    path.write_bytes(path.read_bytes()[:3000])
+    for workers in (0, 2):
+        with pytest.raises(PersonaError, match=r"000002\.tar is damaged") as error:
+            keys_of(train_set, batch_size=3, training=True, workers=workers)
+        assert "Traceback" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("parts", "what"),
+    [
+        ({"jpg": b"no jpeg", "json": b'{"class": 0}'}, "ValueError"),
+        ({"jpg": b"", "json": b"{}"}, "KeyError"),
+        ({"json": b'{"class": 0}'}, "KeyError"),
+        ({"jpg": b"x", "json": b"[1"}, "JSONDecodeError"),
+    ],
+)
+def test_foreign_samples_are_refused(train_set: Packed, parts: dict[str, bytes], what: str) -> None:
+    data = b"".join(tar_sample(f"{n:08d}", parts) for n in range(7))
+    (train_set.folder / "000000.tar").write_bytes(data + tar_end(len(data)))
+    with pytest.raises(PersonaError, match=rf"000000\.tar is damaged \(sample 0+: {what}"):
+        keys_of(train_set, batch_size=3, training=False)
+
+
+def test_a_crop_of_another_size_is_refused(train_set: Packed) -> None:
+    from conftest import jpeg
+
+    data = b"".join(
+        tar_sample(f"{n:08d}", {"jpg": jpeg(n, 4000 if n == 3 else 32), "json": b'{"class": 0}'})
+        for n in range(7)
+    )
+    (train_set.folder / "000000.tar").write_bytes(data + tar_end(len(data)))
+    with pytest.raises(PersonaError, match="sample 00000003"):
+        keys_of(train_set, batch_size=7, training=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 31}, "30 samples, fewer than one step's 31 on each of 1 processes"),
+        ({"batch_size": 8, "world_size": 4}, "on each of 4 processes"),
+        ({"batch_size": 0}, "choose at least 1"),
+        ({"batch_size": 4, "workers": -1}, "choose 0 or more"),
+    ],
+)
+def test_impossible_loaders(train_set: Packed, options, message: str) -> None:
+    with pytest.raises(PersonaError, match=message):
+        build_loader(train_set.folder, train_set.manifest, training=True, **options)
+
+
+def test_spans_are_contiguous_and_whole() -> None:
+    plan = EpochPlan(((0, 10), (1, 3), (2, 20)), 4, 1, 2, True)
+    spans = [span for worker in range(3) for span in plan.worker_spans(worker, 3)]
+    assert sum(span.stop - span.start for span in spans) == plan.batches * 4
+    for before, after in pairwise(spans):
+        assert (after.shard, after.start) >= (before.shard, before.stop) or after.start == 0
+
+
+def test_shuffle_buffer_is_a_seeded_permutation() -> None:
+    items = [{"n": n} for n in range(100)]
+    one = [item["n"] for item in shuffle_buffer(items, 16, 1)]
+    assert sorted(one) == list(range(100))
+    assert one != list(range(100))
+    assert one == [item["n"] for item in shuffle_buffer(items, 16, 1)]
+    assert one != [item["n"] for item in shuffle_buffer(items, 16, 2)]
+
+
+def test_normalise_is_facenets() -> None:
+    images = torch.tensor([0, 127, 128, 255], dtype=torch.uint8).view(1, 1, 2, 2)
+    expected = (images.double() - 127.5) / 128
+    torch.testing.assert_close(normalise(images).double(), expected, rtol=0, atol=1e-7)
+
+
+def test_flips_depend_on_the_seeds_alone() -> None:
+    images = torch.arange(64 * 3 * 2 * 2, dtype=torch.uint8).view(64, 3, 2, 2)
+    one, two = random_flip(images, 1, 2, 3), random_flip(images, 1, 2, 3)
+    assert torch.equal(one, two)
+    assert not torch.equal(one, random_flip(images, 1, 3, 2))
+    flipped = [bool((one[n] != images[n]).any()) for n in range(64)]
+    assert 16 < sum(flipped) < 48
+    for n, was in enumerate(flipped):
+        assert torch.equal(one[n], images[n].flip(2) if was else images[n])
+
+
+def test_seeds_do_not_collide() -> None:
+    mixed = {mix_seeds(a, b, c) for a in range(8) for b in range(8) for c in range(8)}
+    assert len(mixed) == 512
+
+
+def test_large_sets_stream_in_flat_order(raw: Path, tmp_path: Path) -> None:
+    """A rank that starts deep inside a shard gets exactly its own samples."""
+    packed = pack_photos(open_dataset("lfw", raw), tmp_path / "s" / "one", NO_ALIGN)
+    flat = keys_of(packed, batch_size=24, training=False)
+    halves = [
+        keys_of(packed, batch_size=5, training=False, rank=rank, world_size=2) for rank in (0, 1)
+    ]
+    assert halves[0] + halves[1] == flat
