@@ -35,7 +35,7 @@ class Recipe:
     """Options of the student's distillation."""
 
 
-DRAWN_TEACHER = Recipe(80, teacher_epochs=10, student_epochs=16, batch_size=32, extra=())
+DRAWN_TEACHER = Recipe(64, teacher_epochs=10, student_epochs=16, batch_size=32, extra=())
 # FaceNet's identities are not the drawn ones: its logits teach, the labels cannot.
 FACENET_TEACHER = Recipe(160, 0, student_epochs=4, batch_size=32, extra=("--hard-weight", "0"))
 
@@ -59,13 +59,17 @@ def demo_command(
     draw_datasets(place.raw, population, workers=len(os.sched_getaffinity(0)))
     recipe = DRAWN_TEACHER if not facenet_at_hand(place) else FACENET_TEACHER
 
-    size = ("--image-size", str(recipe.image_size))
+    size = ["--image-size", str(recipe.image_size)]
     commands.persona("shard", Synthetic.name, *size)
-    commands.persona("shard", SyntheticLFW.name, *size)
     triplets = commands.persona(
         "triplets", "make", str(TRIPLETS), Synthetic.name, "--split", "test"
     )["id"]
-    commands.persona("shard", Synthetic.name, "--split", "test", "--triplets", triplets, *size)
+    commands.side_by_side(
+        [
+            ["shard", SyntheticLFW.name, *size],
+            ["shard", Synthetic.name, "--split", "test", "--triplets", triplets, *size],
+        ]
+    )
 
     # The best epoch is chosen on the triplets, so that the pairs are left for the verdict. Decaying
     # the rate after a quarter of so short a run would end it there.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,8 @@ def download_weights(
         partial.replace(target)
     except OSError as error:  # URLError and time-outs are OSErrors
         reason = getattr(error, "reason", error)
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         raise PersonaError(
             f"cannot download the teacher's weights from {url} ({reason}): fetch that file on "
             f"another machine and put it at models/teachers/{release.file} (below --models) "

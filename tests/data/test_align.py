@@ -116,7 +116,9 @@ def test_a_decompression_bomb_is_not_decoded() -> None:
 
 
 def test_a_png_called_jpg_is_read_by_its_content() -> None:
-    crop = align_photo(encode(Image.new("RGB", (50, 50)), "PNG"), "x.jpg", WholePhoto(), AlignSpec())
+    crop = align_photo(
+        encode(Image.new("RGB", (50, 50)), "PNG"), "x.jpg", WholePhoto(), AlignSpec()
+    )
     assert decode_photo(crop.jpeg).size == (160, 160)
     assert crop.box is None
 

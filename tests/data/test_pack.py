@@ -276,9 +276,7 @@ def test_triplets_without_a_face_are_left_out_and_named(raw: Path, tmp_path: Pat
 
 def test_triplets_of_another_split_are_refused(raw: Path, tmp_path: Path) -> None:
     test = open_dataset("vggface2", raw, "test")
-    card = make_triplets(
-        test.index(), 5, dataset="vggface2", split="test", seed=0, shards=tmp_path
-    )
+    card = make_triplets(test.index(), 5, dataset="vggface2", split="test", seed=0, shards=tmp_path)
     with pytest.raises(PersonaError, match=r"drawn from vggface2 \(test\), not from .*\(train\)"):
         pack_triplets(open_dataset("vggface2", raw), card.id, tmp_path, NO_ALIGN)
 

@@ -1,0 +1,116 @@
+"""Parity with scikit-learn, and with the reference 10-fold procedure written out plainly."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, roc_auc_score, roc_curve
+
+from persona.errors import PersonaError
+from persona.evaluation.metrics import (
+    best_threshold,
+    cosine_scores,
+    equal_error_rate,
+    fold_accuracies,
+    match_accuracy,
+    roc,
+    roc_auc,
+    tar_at_far,
+    verification,
+)
+
+
+def random_pairs(seed: int, count: int = 400, decimals: int = 8):
+    """Scores of overlapping classes; few decimals make ties."""
+    rng = np.random.default_rng(seed)
+    same = rng.random(count) < 0.5
+    scores = np.round(rng.normal(np.where(same, 0.5, 0.2), 0.2), decimals)
+    return scores, same, np.arange(count) * 10 // count
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("decimals", [1, 8])
+def test_roc_and_auc_agree_with_scikit_learn(seed: int, decimals: int) -> None:
+    scores, same, _ = random_pairs(seed, decimals=decimals)
+    far, tar, threshold = roc(scores, same)
+    expected_far, expected_tar, expected_threshold = roc_curve(
+        same, scores, drop_intermediate=False
+    )
+    np.testing.assert_allclose(far, expected_far)
+    np.testing.assert_allclose(tar, expected_tar)
+    np.testing.assert_allclose(threshold, expected_threshold)
+    assert roc_auc(scores, same) == pytest.approx(roc_auc_score(same, scores))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_tar_at_far_and_eer_agree_with_scikit_learns_curve(seed: int) -> None:
+    scores, same, _ = random_pairs(seed, 4000)
+    far, tar, _ = roc_curve(same, scores, drop_intermediate=False)
+    for wanted in (1e-1, 1e-2, 1e-3):
+        assert tar_at_far(scores, same, wanted) == tar[far <= wanted].max()
+    eer = equal_error_rate(scores, same)
+    frr = 1 - tar  # the two cross between the last point with FAR < FRR and the next
+    assert np.minimum(far, frr).max() <= eer <= np.maximum(far, frr).min()
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("decimals", [1, 8])
+def test_folds_agree_with_the_procedure_written_out(seed: int, decimals: int) -> None:
+    scores, same, folds = random_pairs(seed, decimals=decimals)
+    expected = []
+    for fold in range(10):
+        train, test = folds != fold, folds == fold
+        levels = np.unique(scores[train])
+        candidates = [levels[0] - 1, *((levels[1:] + levels[:-1]) / 2), levels[-1] + 1]
+        accuracy = [accuracy_score(same[train], scores[train] >= c) for c in candidates]
+        best = np.flatnonzero(np.isclose(accuracy, max(accuracy)))
+        threshold = candidates[best[len(best) // 2]]
+        expected.append(accuracy_score(same[test], scores[test] >= threshold))
+    np.testing.assert_allclose(fold_accuracies(scores, same, folds), expected)
+
+
+def test_the_threshold_never_sees_the_test_fold() -> None:
+    scores, same, folds = random_pairs(0)
+    before = fold_accuracies(scores, same, folds)
+    flipped = np.where(folds == 3, ~same, same)
+    after = fold_accuracies(scores, flipped, folds)
+    assert after[3] == pytest.approx(1 - before[3])
+
+
+def test_a_perfect_and_a_useless_network() -> None:
+    same = np.arange(100) % 2 == 0
+    folds = np.arange(100) // 10
+    perfect = verification(np.where(same, 0.9, 0.1), same, folds)
+    assert (perfect.accuracy, perfect.accuracy_std, perfect.auc, perfect.eer) == (1, 0, 1, 0)
+    assert perfect.tar_at_far == {"0.001": 1.0}
+    useless = verification(np.zeros(100), same, folds)
+    assert (useless.auc, useless.eer) == (0.5, 0.5)
+    assert useless.tar_at_far == {"0.001": 0.0}
+    assert useless.accuracy == 0.5
+
+
+def test_threshold_lies_in_the_gap() -> None:
+    scores = np.array([0.1, 0.2, 0.8, 0.9])
+    assert best_threshold(scores, scores > 0.5) == pytest.approx(0.5)
+
+
+def test_cosine_and_match() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 50, 8))
+    expected = [x @ y / np.linalg.norm(x) / np.linalg.norm(y) for x, y in zip(a, b, strict=True)]
+    np.testing.assert_allclose(cosine_scores(a, b), expected)
+    assert match_accuracy(a, a * 2, b) == 1.0
+    assert match_accuracy(a, b, a * 2) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("scores", "same", "folds", "message"),
+    [
+        ([0.1, np.nan], [True, False], [0, 1], "not finite"),
+        ([0.1, 0.2], [True, True], [0, 1], "all genuine or all impostor"),
+        ([0.1, 0.2], [True, False], [0, 0], "lie in one fold"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(scores, same, folds, message: str) -> None:
+    with pytest.raises(PersonaError, match=message):
+        verification(np.array(scores), np.array(same), np.array(folds))
