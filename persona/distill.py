@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from accelerate.utils import broadcast, broadcast_object_list, gather_object, set_seed
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -117,7 +117,7 @@ class Run:
             teacher.network.to(accelerator.device).to(memory_format=torch.channels_last)
         self.task = DistillationTask(student, teacher.network if teacher else None, config.loss)
 
-        self.id = resume or broadcast(accelerator, new_id(config.student))
+        self.id = resume or agree(accelerator, new_id(config.student))
         self.folder = workspace.runs / self.id
         if resume:
             self.restore()
@@ -256,6 +256,9 @@ class Run:
         """The student on the test set, by all processes; None without a test set."""
         if self.test is None:
             return None
+        # Each rank's batch norm has its own running statistics; the main process's are kept.
+        for buffer in self.student.buffers():
+            broadcast(buffer, from_process=0)
         return evaluate(
             self.named_student,
             *self.test,
@@ -394,7 +397,7 @@ def prepare(
     return prepared[0], prepared[1]
 
 
-def broadcast(accelerator: Accelerator, value: str) -> str:
+def agree(accelerator: Accelerator, value: str) -> str:
     """The main process's value, on every process."""
     values = [value]
     if accelerator.num_processes > 1:

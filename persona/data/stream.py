@@ -123,10 +123,11 @@ class EpochPlan:
         if self.training:
             share = self.batches * self.batch_size
             return self.rank * share, (self.rank + 1) * share
-        return (
-            self.samples * self.rank // self.world_size,
-            self.samples * (self.rank + 1) // self.world_size,
-        )
+        # Cut between batches: a batch then holds the same samples on any number of ranks, and
+        # the network gives the same digits.
+        whole = -(-self.samples // self.batch_size)
+        first, last = (whole * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        return first * self.batch_size, min(last * self.batch_size, self.samples)
 
     def worker_spans(self, worker: int, workers: int) -> list[Span]:
         """The samples that become batches `worker`, `worker + workers`, … of this rank."""

@@ -108,7 +108,7 @@ def _start_wandb(folder: Path, run_id: str, config: dict[str, Any]) -> Any:
             resume="allow" if mode == "online" else None,
             settings=settings,
         )
-    except (wandb.Error, OSError) as error:
+    except Exception as error:  # wandb raises its own, pydantic's and its service's errors
         raise PersonaError(
             f"cannot start the W&B run ({type(error).__name__}): choose --tracker none, or set "
             "WANDB_MODE=offline"

@@ -236,4 +236,5 @@ def test_large_sets_stream_in_flat_order(raw: Path, tmp_path: Path) -> None:
     halves = [
         keys_of(packed, batch_size=5, training=False, rank=rank, world_size=2) for rank in (0, 1)
     ]
+    assert [len(half) for half in halves] == [10, 14]  # 5 batches, cut between two of them
     assert halves[0] + halves[1] == flat

@@ -1,0 +1,63 @@
+"""Starting the real command lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+
+
+def environment(home: Path, **more: str | None) -> dict[str, str]:
+    """The environment of a command that works in `home`, on the CPU alone; None takes one out."""
+    # ACCELERATE_USE_CPU keeps machines with a GPU to what the tests compare with.
+    fixed = {"PERSONA_HOME": str(home), "ACCELERATE_USE_CPU": "true"}
+    wanted: dict[str, str | None] = {**os.environ, **ONE_THREAD, **fixed, **more}
+    return {name: value for name, value in wanted.items() if value is not None}
+
+
+def run(
+    *command: str, home: Path, fails: bool = False, **more: str | None
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end; its exit code must be what `fails` says."""
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        env=environment(home, **more),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert (done.returncode != 0) == fails, done.stderr
+    return done
+
+
+def persona(*arguments: str, home: Path) -> Any:
+    """`persona ARGUMENTS --json`, as the value it prints."""
+    return json.loads(run("persona", *arguments, "--json", home=home).stdout)
+
+
+def persona_error(*arguments: str, home: Path) -> str:
+    """`persona ARGUMENTS` must fail; its one line on stderr."""
+    done = run("persona", *arguments, home=home, fails=True)
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert lines[-1].startswith("error: "), done.stderr
+    return lines[-1]
+
+
+DISTILL = ("-b", "5", "-w", "0", "--tracker", "none", "--test-set", "none")
+
+
+def distill(*arguments: str, home: Path, processes: int = 1, **more: str | None) -> str:
+    """A short `python -m persona.distill`, or torchrun's two processes; the model's ID."""
+    launch = ("persona.distill",)
+    if processes > 1:
+        launch = ("torch.distributed.run", "--nproc_per_node", str(processes), "--standalone")
+        launch += ("-m", "persona.distill")
+    done = run(*launch, *DISTILL, *arguments, "--json", home=home, **more)
+    return str(json.loads(done.stdout)["id"])
