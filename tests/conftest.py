@@ -1,4 +1,4 @@
-"""Small raw datasets and sets to test on: drawn on the spot, nothing licensed, nothing downloaded."""
+"""Small raw datasets and sets to test on: made on the spot, nothing licensed or downloaded."""
 
 from __future__ import annotations
 

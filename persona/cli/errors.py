@@ -59,7 +59,9 @@ def run_app(app: typer.Typer) -> NoReturn:
         app(standalone_mode=True)
     except BaseException as error:
         if isinstance(error, SystemExit):
-            raise
+            if error.code != EXIT_INTERRUPTED:
+                raise
+            error = KeyboardInterrupt()  # which Typer turns into a silent exit
         explained = explain(error)
         if debug or explained is None:
             traceback.print_exc()

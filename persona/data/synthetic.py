@@ -238,7 +238,7 @@ class _Canvas:
             cos, sin = np.float32(np.cos(tilt)), np.float32(np.sin(tilt))
             du, dv = cos * du + sin * dv, cos * dv - sin * du
         distance = (np.sqrt((du / ru) ** 2 + (dv / rv) ** 2) - 1) * min(ru, rv)
-        mask = self.edge(distance, soft)
+        mask = self.edge(np.asarray(distance, np.float32), soft)
         if above is not None:
             mask = mask * self.edge(dv - above, soft)
         self.blend(where, mask * opacity, colour)
@@ -246,7 +246,7 @@ class _Canvas:
     def edge(self, distance: Array, soft: float) -> Array:
         """1 inside, 0 outside, and a ramp of at least a pixel between."""
         width = max(soft, 1.2 / self.unit_px)
-        return np.clip(0.5 - distance / np.float32(width), 0, 1)
+        return np.asarray(np.clip(0.5 - distance / np.float32(width), 0, 1), np.float32)
 
     def blend(self, where: tuple[slice, slice], mask: Array, colour: Colour | Array) -> None:
         """Mixes a colour in where the mask says."""
@@ -297,10 +297,10 @@ def _head(canvas: _Canvas, face: FaceIdentity) -> None:
         canvas.ellipse(ear, 0.02, 0.075, 0.17, _shade(face.skin, 0.85), soft=0.03)
     u, v = canvas.u / face.face_width, canvas.v
     # A superellipse below the eyes, an ellipse above: the jaw is what tells faces apart.
-    power = np.where(v > 0, np.float32(face.jaw), np.float32(2.0))
+    power: Array = np.where(v > 0, np.float32(face.jaw), np.float32(2.0))
     taper = 1 + 0.12 * np.clip(v, 0, 1)
     radius = (np.abs(u * taper) ** power + np.abs(v) ** power) ** (1 / power)
-    mask = canvas.edge((radius - 1) * face.face_width, 0.03)
+    mask = canvas.edge(np.asarray((radius - 1) * face.face_width, np.float32), 0.03)
     height = np.sqrt(np.clip(1.15 - u**2 - 0.8 * v**2, 0.02, None))
     light = 0.78 * height + photo.contrast * (photo.light[0] * u + photo.light[1] * v)
     shading = np.clip(0.42 + 0.62 * light, 0.25, 1.15)[..., None]

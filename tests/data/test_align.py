@@ -153,6 +153,9 @@ def test_import_without_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys, persona.cli, persona.data.align, persona.data.shards; print('torch' in sys.modules)"
+    code = (
+        "import sys, persona.cli, persona.data.align, persona.data.pack, persona.data.shards; "
+        "print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

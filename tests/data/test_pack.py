@@ -76,7 +76,7 @@ def test_packed_again_it_says_so_and_changes_nothing(raw: Path, tmp_path: Path) 
     again = pack_photos(dataset, tmp_path / "s", NO_ALIGN)
     assert (first.fresh, again.fresh) == (True, False)
     assert contents(again.folder) == before
-    with pytest.raises(PersonaError, match="another alignment.*--out"):
+    with pytest.raises(PersonaError, match=r"another alignment.*--out"):
         pack_photos(dataset, tmp_path / "s", replace(NO_ALIGN, align=AlignSpec("none", 64, 0)))
 
 
@@ -88,7 +88,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(
     dataset = open_dataset("vggface2", raw)
     whole = pack_photos(dataset, tmp_path / "whole" / "s", NO_ALIGN)
 
-    class Stop(Exception):
+    class Stop(Exception):  # noqa: N818
         """Stands for a kill: nothing is cleaned up after it."""
 
     folder = tmp_path / "cut" / "s"

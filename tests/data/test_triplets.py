@@ -127,7 +127,7 @@ def test_damage_and_change_are_noticed(tmp_path: Path) -> None:
     )
     _, indices = load_triplets(card.id, tmp_path / "s")
     next((root / "test").glob("*/*.jpg")).unlink()
-    with pytest.raises(PersonaError, match="was drawn from 30 photos .* now lists 29"):
+    with pytest.raises(PersonaError, match=r"was drawn from 30 photos .* now lists 29"):
         coverage(card, indices, dataset.index())
     path = tmp_path / "s" / card.id / "triplets.npy"
     path.write_bytes(path.read_bytes()[:-4])

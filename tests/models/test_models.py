@@ -120,7 +120,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[str]:
     mode = request.param
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802 - the library's name
+        def do_GET(self) -> None:
             if mode == "missing":
                 self.send_error(404)
                 return

@@ -1,0 +1,200 @@
+"""The commands as a user types them, and what they say when something is wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import write_lfw, write_vggface2
+from helpers import environment, persona, persona_error, run
+from typer.testing import CliRunner
+
+from persona.cli.app import app, name_default_teacher
+from persona.cli.errors import explain
+from persona.errors import PersonaError
+
+NO_ALIGN = ("--align", "none", "--image-size", "32", "--margin", "0", "--workers", "1")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with raw datasets under its data/raw."""
+    folder = tmp_path_factory.mktemp("home")
+    write_vggface2(folder / "data" / "raw")
+    write_lfw(folder / "data" / "raw")
+    return folder
+
+
+def test_the_whole_way_from_photos_to_packed_triplets(home: Path) -> None:
+    rows = {(r["dataset"], r["split"]): r for r in persona("datasets", home=home)}
+    assert rows["vggface2", "train"]["state"] == "complete"
+    assert (rows["lfw", "all"]["identities"], rows["lfw", "all"]["photos"]) == (6, 24)
+    assert rows["agedb", "all"]["state"] == "missing"
+
+    packed = persona("shard", "vggface2", "--split", "test", *NO_ALIGN, home=home)
+    keys = ["name", "dataset", "split", "samples", "identities", "shards", "skipped"]
+    assert list(packed)[:7] == keys
+    assert (packed["name"], packed["samples"]) == ("vggface2-test", 30)
+
+    card = persona("triplets", "make", "15", "vggface2", "--split", "test", home=home)
+    assert persona("triplets", "list", home=home)[0]["packed"] is False
+    covered = persona("triplets", "coverage", "--set", card["id"], home=home)
+    assert list(covered) == ["id", "triplets", "class_coverage", "image_coverage"]
+    assert covered["class_coverage"] == 1.0
+    arguments = ("shard", "vggface2", "--split", "test", "--triplets", card["id"], *NO_ALIGN)
+    assert persona(*arguments, home=home)["samples"] == 15
+    listed = persona("shards", "list", home=home)
+    assert [list(row) for row in listed] == [keys, keys]
+    assert persona("shards", "verify", card["id"], home=home)["verified"] is True
+    figures = persona("evaluate", "--set", card["id"], "--student", "mobilenet_v3_small", home=home)
+    assert list(figures) == ["model", "set", "measure", "accuracy", "triplets", "no_face"]
+    assert (figures["measure"], figures["triplets"]) == ("match", 15)
+
+
+def test_json_is_alone_on_stdout_and_no_bar_on_a_pipe(home: Path) -> None:
+    done = run("persona", "shard", "lfw", *NO_ALIGN, "--json", home=home)
+    assert json.loads(done.stdout)["samples"] == 24
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("shard",), ("triplets", "make"), ("evaluate",), ("demo",)]
+)
+def test_help_answers_without_torch(arguments: tuple[str, ...]) -> None:
+    code = (
+        f"import sys; sys.argv = ['persona', *{arguments!r}, '--help']\n"
+        "from persona.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    code = end.code\n"
+        "print('torch' in sys.modules, 'numpy' in sys.modules, code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False False 0"
+
+
+def test_distill_help_answers_without_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys, runpy; sys.argv = ['distill', '--help']\n"
+        "try:\n    runpy.run_module('persona.distill', run_name='__main__')\n"
+        "except SystemExit: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--temperature" in done.stdout
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_a_teacher_without_a_name_is_facenet() -> None:
+    named = ["evaluate", "--teacher", "facenet-vggface2"]
+    assert name_default_teacher(["evaluate", "--teacher"]) == named
+    assert name_default_teacher(["evaluate", "--teacher", "--json"]) == [*named, "--json"]
+    assert name_default_teacher(["evaluate", "--teacher", "m1"]) == ["evaluate", "--teacher", "m1"]
+    assert name_default_teacher(["models", "list"]) == ["models", "list"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("shard", "imagenet"), "unknown dataset 'imagenet'"),
+        (("shard", "agedb"), "agedb is not at"),
+        (("shard", "vggface2", "--split", "val"), "unknown split 'val'"),
+        (("shard", "vggface2", "--align", "boxes"), "no face boxes at"),
+        (("shard", "lfw", "--align", "boxes"), "has no face boxes of its own"),
+        (("shard", "lfw", "--align", "magic"), "unknown alignment 'magic'"),
+        (("shard", "lfw", "--workers", "0"), "0 workers: choose at least 1"),
+        (("shard", "lfw", "--image-size", "-5"), "image size -5 px"),
+        (("shard", "lfw", "--shard-size", "0"), "shard size 0"),
+        (("shard", "lfw", "--triplets", "nope"), "unknown triplet set 'nope'"),
+        (("triplets", "make", "0", "vggface2"), "0 triplets: choose 1"),
+        (("triplets", "make", "9" * 18, "vggface2"), "triplets: choose 1"),
+        (("triplets", "coverage", "--set", "nope"), "unknown triplet set 'nope'"),
+        (("shards", "verify", "nope"), "unknown set 'nope'"),
+        (("evaluate", "--set", "nope"), "unknown set 'nope'"),
+        (("evaluate", "--set", "casia-webface"), "run `persona shard casia-webface`"),
+        (("evaluate", "--set", "x", "--student", "a", "--teacher", "b"), "choose one of"),
+    ],
+)
+def test_bad_input_is_explained(home: Path, arguments: tuple[str, ...], message: str) -> None:
+    result = CliRunner().invoke(app, arguments, env={"PERSONA_HOME": str(home)})
+    assert isinstance(result.exception, PersonaError), result.output
+    assert message in str(result.exception)
+    assert "\n" not in str(result.exception)
+
+
+def test_an_error_is_one_line_and_debug_shows_the_trace(home: Path) -> None:
+    line = persona_error("shards", "verify", "nope", home=home)
+    assert line.startswith("error: unknown set 'nope'")
+    done = run("persona", "--debug", "shards", "verify", "nope", home=home, fails=True)
+    assert "Traceback" in done.stderr
+
+
+def test_evaluating_what_a_set_cannot_give(home: Path) -> None:
+    run("persona", "shard", "lfw", *NO_ALIGN, home=home)
+    for measure, message in (
+        ("match", "holds photos, no triplets"),
+        ("class", "are not those that mobilenet_v3_small was trained on"),
+        ("beauty", "unknown measure 'beauty'"),
+    ):
+        arguments = ["evaluate", "--set", "lfw", "--student", "mobilenet_v3_small"]
+        result = CliRunner().invoke(
+            app, [*arguments, "--measure", measure], env={"PERSONA_HOME": str(home)}
+        )
+        assert message in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("number", "part"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EACCES, "no permission"),
+        (errno.EROFS, "read-only"),
+    ],
+)
+def test_system_errors_are_explained(number: int, part: str) -> None:
+    explained = explain(OSError(number, os.strerror(number), "/somewhere"))
+    assert explained is not None
+    assert explained[0].startswith("/somewhere: ") and part in explained[0]
+    assert explained[1] == 1
+
+
+def test_interrupts_say_that_it_goes_on_and_bugs_are_not_hidden() -> None:
+    assert explain(KeyboardInterrupt()) == (
+        "interrupted: run the same command again to go on",
+        130,
+    )
+    assert explain(ZeroDivisionError()) is None
+
+
+def test_no_write_permission_is_one_line(home: Path, tmp_path: Path) -> None:
+    # A file where a folder should be stops root too, whom permissions do not.
+    (tmp_path / "file").write_text("")
+    line = persona_error("shard", "lfw", "--out", str(tmp_path / "file" / "set"), home=home)
+    assert "a part of this path is a file" in line
+
+
+def test_sigint_ends_with_one_line(tmp_path: Path) -> None:
+    import signal
+    import time
+
+    write_vggface2(tmp_path / "data" / "raw", identities=80, photos=40, size_px=200)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "persona", "shard", "vggface2", "--align", "none", "-w", "2"],
+        env=environment(tmp_path),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    journal = tmp_path / "shards" / "vggface2-train" / ".packing.jsonl"
+    deadline = time.monotonic() + 60
+    while not (journal.exists() and journal.stat().st_size):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.strip().splitlines()[-1] == (
+        "error: interrupted: run the same command again to go on"
+    )
+    assert "Traceback" not in stderr

@@ -1,0 +1,69 @@
+"""Imports point down: the table of ARCHITECTURE.md, read from the code itself."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "persona"
+FLOOR = {"errors", "workspace", "config", "files", "progress"}
+ROOMS = {
+    "data": FLOOR,
+    "models": FLOOR,
+    "training": FLOOR | {"data", "models"},
+    "evaluation": FLOOR | {"data", "models"},
+    "distill": FLOOR | {"data", "models", "training", "evaluation"},
+    "cli": FLOOR | {"data", "models", "evaluation", "distill"},
+    "__main__": {"cli"},
+}
+ONLY_IN = {
+    "accelerate": {"distill", "evaluation", "cli"},
+    "wandb": {"training"},
+    "typer": {"cli"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            if node.module == "persona":
+                found |= {f"persona.{alias.name}" for alias in node.names}
+    return found
+
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path: Path) -> None:
+    room = room_of(path)
+    own = {name.split(".")[1] for name in imports(path) if name.startswith("persona.")}
+    allowed = ROOMS.get(room, FLOOR) | {room, "__version__"}
+    if path.name == "distill.py" and room == "distill":
+        allowed |= {"cli"}  # its entry point
+    assert own <= allowed
+    for package, rooms in ONLY_IN.items():
+        if any(name.split(".")[0] == package for name in imports(path)):
+            assert room in rooms
+
+
+def test_only_tracking_imports_wandb() -> None:
+    having = [path.name for path in FILES if "wandb" in imports(path)]
+    assert having == ["tracking.py"]
+
+
+def test_the_library_does_not_print() -> None:
+    for path in FILES:
+        calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+        assert not any(getattr(call.func, "id", "") == "print" for call in calls), path
