@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+TWO_PROCESSES = Path(__file__).parents[1] / "configs" / "two_cpu_processes.yaml"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
 
 
@@ -54,8 +55,8 @@ DISTILL = ("-b", "5", "-w", "0", "--tracker", "none", "--test-set", "none")
 
 
 def distill(*arguments: str, home: Path, processes: int = 1, **more: str | None) -> str:
-    """A short `python -m persona.distill`, or torchrun's two processes; the model's ID."""
-    torchrun = ("torch.distributed.run", "--nproc_per_node", str(processes), "--standalone", "-m")
-    launch = (*(torchrun if processes > 1 else ()), "persona.distill")
+    """A short `python -m persona.distill`, or as launched on two processes; the model's ID."""
+    accelerate = ("accelerate.commands.launch", "--config_file", str(TWO_PROCESSES), "-m")
+    launch = (*(accelerate if processes == 2 else ()), "persona.distill")
     done = run(*launch, *DISTILL, *arguments, "--json", home=home, fails=False, **more)
     return str(json.loads(done.stdout)["id"])
