@@ -102,6 +102,9 @@ def draw_identity(seed: int, index: int) -> FaceIdentity:
     def between(low: float, high: float) -> float:
         return float(rng.uniform(low, high))
 
+    skin, hair = _mix(rng, SKINS), _mix(rng, HAIRS)
+    # Hair is darker than the skin: detectors have seen little else.
+    hair = _shade(hair, min(1.0, 0.62 * sum(skin) / sum(hair)))
     has_beard = rng.random() < 0.3
     has_mole = rng.random() < 0.3
     mole = (between(-0.45, 0.45), between(0.25, 0.75)) if has_mole else None
@@ -126,8 +129,8 @@ def draw_identity(seed: int, index: int) -> FaceIdentity:
         beard=between(0.35, 0.9) if has_beard else 0.0,
         glasses=bool(rng.random() < 0.2),
         mole=mole,
-        skin=_mix(rng, SKINS),
-        hair=_mix(rng, HAIRS),
+        skin=skin,
+        hair=hair,
         eyes=_mix(rng, EYES),
     )
 
@@ -153,6 +156,8 @@ class Photo:
     contrast: float
     exposure: float
     cast: Colour
+    saturation: float
+    """Near 0 a black-and-white photo: skin and hair then tell no more than how light they are."""
     clothes: Colour
     background: tuple[Colour, Colour]
 
@@ -179,7 +184,8 @@ def _draw_circumstances(rng: np.random.Generator) -> Photo:
         light=(float(np.cos(angle)), float(np.sin(angle)) * 0.6 - 0.4),
         contrast=between(0.12, 0.5),
         exposure=between(0.8, 1.2),
-        cast=colour(0.8, 1.2),
+        cast=colour(0.75, 1.25),
+        saturation=between(0.1, 1.0),
         clothes=colour(0.05, 0.9),
         background=(colour(0.05, 0.95), colour(0.05, 0.95)),
     )
@@ -444,6 +450,8 @@ def _mouth(canvas: _Canvas, face: FaceIdentity) -> None:
 def _camera(rgb: Array, photo: Photo, rng: np.random.Generator) -> Image.Image:
     gain = np.asarray(photo.cast, np.float32) * np.float32(photo.exposure)
     exposed = 1 - np.exp(-1.6 * rgb * gain)  # a soft shoulder instead of clipped highlights
+    grey = exposed.mean(axis=2, keepdims=True)
+    exposed = grey + np.float32(photo.saturation) * (exposed - grey)
     noise = rng.standard_normal(exposed.shape, dtype=np.float32) * np.float32(
         rng.uniform(0.0, 0.02)
     )
