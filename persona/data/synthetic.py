@@ -158,6 +158,9 @@ class Photo:
     cast: Colour
     saturation: float
     """Near 0 a black-and-white photo: skin and hair then tell no more than how light they are."""
+    hair_down: float
+    """Share of the hair's length that hangs down: people tie it up."""
+    glasses_on: bool
     clothes: Colour
     background: tuple[Colour, Colour]
 
@@ -183,9 +186,11 @@ def _draw_circumstances(rng: np.random.Generator) -> Photo:
         gaze=between(-0.3, 0.3),
         light=(float(np.cos(angle)), float(np.sin(angle)) * 0.6 - 0.4),
         contrast=between(0.12, 0.5),
-        exposure=between(0.8, 1.2),
+        exposure=between(0.7, 1.3),
         cast=colour(0.75, 1.25),
         saturation=between(0.1, 1.0),
+        hair_down=between(0.0, 1.0),
+        glasses_on=bool(rng.random() < 0.5),
         clothes=colour(0.05, 0.9),
         background=(colour(0.05, 0.95), colour(0.05, 0.95)),
     )
@@ -292,7 +297,7 @@ def _hair_behind(canvas: _Canvas, face: FaceIdentity) -> None:
     width = face.face_width * face.hair_volume + 0.03
     canvas.ellipse(0, -0.25, width, 0.85 * face.hair_volume, face.hair, above=0.45, soft=0.06)
     if face.hair_length > 0:
-        middle = face.hair_length / 2
+        middle = face.hair_length * canvas.photo.hair_down / 2
         canvas.ellipse(0, middle, width, middle + 0.55, _shade(face.hair, 0.85), soft=0.08)
 
 
@@ -343,7 +348,9 @@ def _eye(canvas: _Canvas, face: FaceIdentity, side: int) -> None:
         opacity=0.75,
         soft=0.16,
     )
-    if face.glasses:  # under the eye: a frame, and a lens that takes all but its rim back
+    if (
+        face.glasses and photo.glasses_on
+    ):  # under the eye: a frame, and a lens that takes all but its rim back
         for scale, colour, opacity in ((1.75, DARK, 0.85), (1.58, _shade(face.skin, 0.8), 0.95)):
             radii = (size * scale, size * scale * 0.8)
             canvas.ellipse(u, v, *radii, colour, depth=depth, opacity=opacity)

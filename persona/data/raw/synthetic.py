@@ -40,10 +40,10 @@ class SyntheticLFW(LFWLayout):
 class Population:
     """How many faces to draw. Identities are numbered through, so the three parts share none."""
 
-    train_identities: int = 150
-    test_identities: int = 20
-    lfw_identities: int = 30
-    photos: int = 8
+    train_identities: int = 240
+    test_identities: int = 30
+    lfw_identities: int = 60
+    photos: int = 5
     """Photos an identity."""
     pairs_per_fold: int = 40
     """Genuine ones, and as many impostor pairs."""
