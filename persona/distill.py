@@ -189,7 +189,7 @@ class Run:
         """Trains on what is left of the epoch."""
         progress, accelerator = self.progress, self.accelerator
         loader = self.loader(progress.epoch, skip=progress.batch)
-        meter = Meter(images_per_batch=self.config.batch_size * accelerator.num_processes)
+        meter = Meter(accelerator.num_processes)
         self.task.train()
         title = f"epoch {progress.epoch + 1}/{self.config.epochs}"
         with progress_bar(
@@ -200,7 +200,7 @@ class Run:
             enabled=accelerator.is_main_process,
         ) as advance:
             for batch in loader:
-                meter.add(*self.train_step(batch))
+                meter.add(len(batch.images), *self.train_step(batch))
                 progress.batch += 1
                 advance(1)
                 if accelerator.sync_gradients:
@@ -338,15 +338,16 @@ class Run:
 class Meter:
     """Means since the last reading; nothing waits for the device before that."""
 
-    def __init__(self, images_per_batch: int) -> None:
-        self.images_per_batch = images_per_batch
+    def __init__(self, num_processes: int) -> None:
+        self.num_processes = num_processes
         self.sums: dict[str, Tensor] = {}
-        self.batches = 0
+        self.batches = self.images = 0
         self.since_s = time.perf_counter()
 
-    def add(self, total: Tensor, terms: dict[str, Tensor]) -> None:
-        """Counts one batch."""
+    def add(self, images: int, total: Tensor, terms: dict[str, Tensor]) -> None:
+        """Counts one batch of so many images on this process."""
         self.batches += 1
+        self.images += images
         for name, value in {"loss": total, **terms}.items():
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
 
@@ -359,8 +360,8 @@ class Meter:
             for name, value in self.sums.items()
         }
         now_s = time.perf_counter()
-        figures["images_per_s"] = self.batches * self.images_per_batch / (now_s - self.since_s)
-        self.sums, self.batches, self.since_s = {}, 0, now_s
+        figures["images_per_s"] = self.images * self.num_processes / (now_s - self.since_s)
+        self.sums, self.batches, self.images, self.since_s = {}, 0, 0, now_s
         return figures
 
 

@@ -14,7 +14,11 @@ from persona.cli.output import ModelsOption, ShardsOption, print_json
 from persona.errors import PersonaError, unknown
 from persona.workspace import Workspace
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 @app.command()

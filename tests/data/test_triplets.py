@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import write_vggface2
 
+from persona.data import triplets
 from persona.data.raw import Index, Photo, open_dataset
 from persona.data.triplets import (
     coverage,
@@ -90,17 +90,21 @@ def test_impossible_wishes(counts: tuple[int, ...], num: int, message: str) -> N
         draw_triplets(index_of(*counts), num, 0)
 
 
-def test_cost_a_triplet_does_not_grow_with_the_dataset() -> None:
-    def seconds(index: Index) -> float:
-        start = time.process_time()
-        draw_triplets(index, 20_000, 0)
-        return time.process_time() - start
+def test_cost_a_triplet_does_not_grow_with_the_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted, not timed: three cards are dealt a triplet, and no photo is looked at twice."""
+    deals = 0
+    deal = triplets._Deck.deal
 
-    small, large = index_of(*(10,) * 500), index_of(*(10,) * 10_000)
-    seconds(small)
-    # 20 times the photos: the pass over the index grows, the drawing must not. Quadratic would
-    # be hundreds of times; the bound is loose because machines are.
-    assert seconds(large) < 12 * seconds(small) + 0.5
+    def counting(self: triplets._Deck, unlike: int = -1) -> int:
+        nonlocal deals
+        deals += 1
+        return deal(self, unlike)
+
+    monkeypatch.setattr(triplets._Deck, "deal", counting)
+    for identities in (50, 2000):
+        deals = 0
+        draw_triplets(index_of(*(10,) * identities), 400, 0)
+        assert deals == 3 * 400
 
 
 def test_ids_are_stable_and_files_reload(tmp_path: Path) -> None:
