@@ -70,11 +70,14 @@ def distill(config: DistillConfig, workspace: Workspace, resume: str | None = No
     """
     # Batches come ready for each rank and the schedule is stepped by hand, so Accelerate is asked
     # for devices, precision, accumulation and gradients, not for data.
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        step_scheduler_with_optimizer=False,
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            step_scheduler_with_optimizer=False,
+        )
+    except ValueError as error:
+        raise PersonaError(f"this device cannot do it: {error}") from None
     set_seed(config.seed)
     run = Run(config, workspace, accelerator, resume)
     with run:
@@ -377,6 +380,12 @@ def open_teacher(
     if config.teacher == "none":
         return None, train_set.classes
     teacher = store.load_network(config.teacher, workspace.models)
+    if teacher.image_size not in {None, train_set.align.image_size}:
+        raise PersonaError(
+            f"teacher {teacher.name} was trained on crops of {teacher.image_size} px, set "
+            f"{train_set.name} has {train_set.align.image_size} px: pack it with --image-size "
+            f"{teacher.image_size}"
+        )
     if same_classes(teacher, train_set):
         return teacher, train_set.classes
     if config.loss.hard_weight or not config.loss.soft_weight:
