@@ -1,4 +1,8 @@
-"""The configuration of a distillation run: defaults < YAML file < command line, merged once."""
+"""The configuration of a distillation run: defaults < YAML file < command line, merged once.
+
+A recipe is a YAML file with some of `DistillConfig`'s names. Its `losses` are a weighted list: the
+terms it names are the terms that count, with nothing added from the defaults.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
@@ -18,44 +22,275 @@ from persona.files import write_atomically
 T = TypeVar("T")
 
 PRECISIONS = ("no", "fp16", "bf16")
-SCHEDULES = ("multistep", "constant")
+OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("multistep", "cosine", "constant")
 TRACKERS = ("wandb", "none")
 STUDENTS = ("mobilenet_v3_small", "mobilenet_v3_large")
+POOLINGS = ("average", "depthwise")
+ACTIVATIONS = ("default", "prelu")
+PENALTIES = ("arcface", "cosface")
+TARGETS = ("auto", "kept", "online")
+
+
+# --- losses: one class a term, documented with its module in persona/training/losses/ ------------
 
 
 @dataclass(frozen=True)
-class LossConfig:
-    """`soft_weight * T² * KL + hard_weight * CE`: the reference recipe's weights."""
+class Term:
+    """What every loss term has."""
 
-    temperature: float = 4.0
-    soft_weight: float = 0.9
-    hard_weight: float = 0.1
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
-        _check("temperature", self.temperature, 0.01, 1000)
-        _check("soft_weight", self.soft_weight, 0, 1e6)
-        _check("hard_weight", self.hard_weight, 0, 1e6)
-        if not self.soft_weight + self.hard_weight:
-            raise PersonaError("soft_weight and hard_weight are both 0: there is nothing to learn")
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if item.name in _RANGES:
+                _check(item.name, value, *_RANGES[item.name])
+
+
+_RANGES = {
+    "weight": (0, 1e6),
+    "temperature": (0.01, 1000),
+    "margin": (0, 3),
+    "scale": (0.1, 1000),
+    "h": (0, 10),
+    "momentum": (0, 1),
+    "photos": (3, 4096),
+}
+
+
+@dataclass(frozen=True)
+class SoftTargetsConfig(Term):
+    """Hinton et al. 2015."""
+
+    temperature: float = 4.0
+
+
+@dataclass(frozen=True)
+class HardLabelsConfig(Term):
+    """Cross-entropy with the identity."""
+
+
+@dataclass(frozen=True)
+class EmbeddingCosineConfig(Term):
+    """1 - cosine of student's and teacher's embedding."""
+
+
+@dataclass(frozen=True)
+class EmbeddingL2Config(Term):
+    """Squared distance of student's and teacher's vector."""
+
+    unit: bool = False
+    """Of the embeddings (unit length), rather than of the vectors before normalisation."""
+
+
+@dataclass(frozen=True)
+class EmbeddingAngularConfig(Term):
+    """ShrinkTeaNet, Duong et al. 2019."""
+
+
+@dataclass(frozen=True)
+class RkdDistanceConfig(Term):
+    """Park et al. 2019, distances."""
+
+
+@dataclass(frozen=True)
+class RkdAngleConfig(Term):
+    """Park et al. 2019, angles."""
+
+    photos: int = 128
+    """Of a batch: the term's cost grows with their cube."""
+
+
+@dataclass(frozen=True)
+class SimilarityConfig(Term):
+    """Tung and Mori 2019."""
+
+
+@dataclass(frozen=True)
+class ArcFaceConfig(Term):
+    """Deng et al. 2019."""
+
+    margin: float = 0.5
+    scale: float = 64.0
+
+
+@dataclass(frozen=True)
+class CosFaceConfig(Term):
+    """Wang et al. 2018."""
+
+    margin: float = 0.35
+    scale: float = 64.0
+
+
+@dataclass(frozen=True)
+class AdaFaceConfig(Term):
+    """Kim et al. 2022."""
+
+    margin: float = 0.4
+    h: float = 0.333
+    scale: float = 64.0
+    momentum: float = 0.99
+
+
+@dataclass(frozen=True)
+class AdaDistillConfig(Term):
+    """Boutros et al. 2024."""
+
+    penalty: str = "arcface"
+    margin: float = 0.45
+    scale: float = 64.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _among("penalty", self.penalty, PENALTIES)
+
+
+@dataclass(frozen=True)
+class TripletConfig(Term):
+    """Schroff et al. 2015."""
+
+    margin: float = 0.2
+
+
+@dataclass(frozen=True)
+class LossesConfig:
+    """The terms of the objective: those that are not None, each times its weight."""
+
+    soft_targets: SoftTargetsConfig | None = None
+    hard_labels: HardLabelsConfig | None = None
+    embedding_cosine: EmbeddingCosineConfig | None = None
+    embedding_l2: EmbeddingL2Config | None = None
+    embedding_angular: EmbeddingAngularConfig | None = None
+    rkd_distance: RkdDistanceConfig | None = None
+    rkd_angle: RkdAngleConfig | None = None
+    similarity: SimilarityConfig | None = None
+    arcface: ArcFaceConfig | None = None
+    cosface: CosFaceConfig | None = None
+    adaface: AdaFaceConfig | None = None
+    adadistill: AdaDistillConfig | None = None
+    triplet: TripletConfig | None = None
+
+    def __post_init__(self) -> None:
+        if not any(term.weight for term in self.terms().values()):
+            given = ", ".join(self.terms())
+            raise PersonaError(
+                f"the weights of {given} sum to 0: there is nothing to learn"
+                if given
+                else "the recipe names no loss: there is nothing to learn; give `losses` a term"
+            )
+
+    def terms(self) -> dict[str, Term]:
+        """Name to term, of those that are there."""
+        found = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return {name: term for name, term in found.items() if term is not None}
+
+
+REFERENCE_LOSSES = {
+    "soft_targets": {"weight": 0.9, "temperature": 4.0},
+    "hard_labels": {"weight": 0.1},
+}
+"""`0.9 * T² * KL + 0.1 * CE`, the reference recipe."""
+HARD_LOSSES = {"hard_labels": {"weight": 1.0}}
+"""Without a teacher."""
+
+
+# --- the rest of a run ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """The network that is trained; documented in persona/models/student.py."""
+
+    architecture: str = "mobilenet_v3_small"
+    width: float = 1.0
+    """Of every layer of the convolutions, as a multiple."""
+    first_stride: int = 2
+    """1 keeps twice the resolution, at about four times the cost."""
+    pooling: str = "average"
+    """`depthwise`: a global depthwise convolution, which can weigh the places of a face."""
+    activation: str = "default"
+    """`prelu` in place of hard-swish and ReLU."""
+    embedding_size: int | None = None
+    """None: the teacher's, or 512 without one."""
+    imagenet: bool = False
+    """Start from torchvision's ImageNet weights."""
+
+    def __post_init__(self) -> None:
+        _among("student", self.architecture, STUDENTS)
+        _check("width", self.width, 0.35, 1.0)
+        _check("first_stride", self.first_stride, 1, 2)
+        _among("pooling", self.pooling, POOLINGS)
+        _among("activation", self.activation, ACTIVATIONS)
+        if self.embedding_size is not None:
+            _check("embedding_size", self.embedding_size, 8, 4096)
+        if self.imagenet and self.width != 1.0:
+            raise PersonaError(
+                f"ImageNet weights are of width 1.0, not {self.width:g}: leave one of them out"
+            )
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Adam, its rate divided by 10 at 1/4, 1/2 and 3/4 of the steps."""
+    """The reference: Adam, its rate divided by 10 at 1/4, 1/2 and 3/4 of the steps."""
 
+    optimizer: str = "adam"
     lr: float = 0.001
     schedule: str = "multistep"
+    warmup_epochs: float = 0.0
+    """In which the rate rises from 0."""
+    weight_decay: float = 0.0
+    """Of weight matrices and kernels; never of norms and biases."""
+    momentum: float = 0.9
+    """Of sgd."""
+    clip_norm: float = 0.0
+    """Gradients are scaled down to this norm; 0: never."""
+    ema_decay: float = 0.0
+    """Of the running mean of the student's weights; 0: none is kept."""
 
     def __post_init__(self) -> None:
+        _among("optimizer", self.optimizer, OPTIMIZERS)
         _check("lr", self.lr, 1e-9, 10)
         _among("schedule", self.schedule, SCHEDULES)
+        _check("warmup_epochs", self.warmup_epochs, 0, 100_000)
+        _check("weight_decay", self.weight_decay, 0, 1)
+        _check("momentum", self.momentum, 0, 0.9999)
+        _check("clip_norm", self.clip_norm, 0, 1e6)
+        _check("ema_decay", self.ema_decay, 0, 0.99999)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How a photo is changed on its way to the networks; probabilities and strengths in [0, 1]."""
+
+    flip: bool = True
+    """Mirrored with probability 1/2."""
+    crop: float = 0.0
+    """The largest share of the side that a random crop leaves out, before scaling back."""
+    low_resolution: float = 0.0
+    """Probability of being reduced two to four times and enlarged again."""
+    grey: float = 0.0
+    """Probability of losing its colour."""
+    jitter: float = 0.0
+    """Strength: brightness, contrast and saturation are multiplied by 1 - jitter to 1 + jitter."""
+    erase: float = 0.0
+    """Probability of a grey square, a tenth to four tenths of the side, over a random place."""
+
+    def __post_init__(self) -> None:
+        _check("crop", self.crop, 0, 0.5)
+        for name in ("low_resolution", "grey", "jitter", "erase"):
+            _check(name, getattr(self, name), 0, 1)
+
+    @property
+    def beyond_flip(self) -> bool:
+        """Whether anything but mirroring happens."""
+        return any((self.crop, self.low_resolution, self.grey, self.jitter, self.erase))
 
 
 @dataclass(frozen=True)
 class DistillConfig:
     """Everything that a run depends on; written beside it."""
 
-    student: str = "mobilenet_v3_small"
     teacher: str = "facenet-vggface2"
     train_set: str = "vggface2"
     test_set: str = "lfw"
@@ -65,17 +300,29 @@ class DistillConfig:
     """Samples a step on each process."""
     workers: int = 4
     """Loader processes of each process."""
+    targets: str = "auto"
+    """The teacher's vectors: `kept` beside the shards, computed `online`, or kept if there."""
     mixed_precision: str = "no"
+    """Of the student."""
+    teacher_precision: str = "auto"
+    """Of an online teacher; `auto`: bf16 where the processor computes in it, else the student's."""
+    compile: str = "no"
+    """A torch.compile backend (`inductor`) for student and online teacher."""
+    sync_batch_norm: bool = False
+    """Batch norm over the batches of all GPUs."""
     gradient_accumulation_steps: int = 1
     seed: int = 0
     checkpoint_steps: int = 500
     """Optimizer steps between checkpoints, beside the one at each epoch's end."""
     tracker: str = "wandb"
-    loss: LossConfig = field(default_factory=LossConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    losses: LossesConfig = field(
+        default_factory=lambda: from_dict(LossesConfig, REFERENCE_LOSSES, where="the defaults")
+    )
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
-        _among("student", self.student, STUDENTS)
         _check("epochs", self.epochs, 1, 100_000)
         _check("batch_size", self.batch_size, 2, 1_000_000)  # batch norm cannot learn from one
         _check("workers", self.workers, 0, 1024)
@@ -83,6 +330,8 @@ class DistillConfig:
         _check("seed", self.seed, 0, 2**31 - 1)
         _check("checkpoint_steps", self.checkpoint_steps, 1, 1_000_000_000)
         _among("mixed_precision", self.mixed_precision, PRECISIONS)
+        _among("teacher_precision", self.teacher_precision, ("auto", *PRECISIONS))
+        _among("targets", self.targets, TARGETS)
         _among("tracker", self.tracker, TRACKERS)
 
 
@@ -118,11 +367,20 @@ def load_config(
         if not isinstance(values, dict):
             raise PersonaError(f"config {path} must be a mapping of names to values")
     values = {**(base or {}), **values}
+    teacher = overrides.get("teacher", values.get("teacher"))
+    # Copied: the command line's values are written into it.
+    reference = HARD_LOSSES if teacher == "none" else REFERENCE_LOSSES
+    values.setdefault("losses", {name: dict(term) for name, term in reference.items()})
     for dotted, value in overrides.items():
-        group, _, name = dotted.rpartition(".")
-        target = values.setdefault(group, {}) if group else values
-        if not isinstance(target, dict):
-            raise PersonaError(f"{group}: expected a mapping of names to values")
+        *groups, name = dotted.split(".")
+        target = values
+        for depth, group in enumerate(groups, start=1):
+            if target.get(group) is None:
+                target[group] = {}
+            target = target[group]
+            if not isinstance(target, dict):
+                where = ".".join(groups[:depth])
+                raise PersonaError(f"{where}: expected a mapping of names to values")
         target[name] = value
     return from_dict(DistillConfig, values, where=str(path) if path else "the command line")
 
@@ -140,11 +398,22 @@ def from_dict(kind: type[T], values: Mapping[str, Any], *, where: str, prefix: s
 
 
 def _convert(hint: Any, value: Any, *, where: str, name: str) -> Any:
-    if dataclasses.is_dataclass(hint):
+    allowed = get_args(hint) if get_origin(hint) in {Union, UnionType} else (hint,)
+    nested = dataclasses.is_dataclass(allowed[0])
+    if value is None and NoneType in allowed:
+        if not nested:
+            return None
+        value = {}  # a term that is named, without options: all its defaults
+    allowed = tuple(kind for kind in allowed if kind is not NoneType)
+    if nested:
         if not isinstance(value, Mapping):
             raise PersonaError(f"{name} in {where}: expected a mapping of names to values")
-        return from_dict(hint, value, where=where, prefix=f"{name}.")  # type: ignore[arg-type]
-    allowed = get_args(hint) if get_origin(hint) in {Union, UnionType} else (hint,)
+        return from_dict(allowed[0], value, where=where, prefix=f"{name}.")
+    if get_origin(allowed[0]) is tuple:
+        if not isinstance(value, list):
+            raise PersonaError(f"{name} in {where}: expected a list, found {value!r}")
+        item = get_args(allowed[0])[0]
+        return tuple(_convert(item, one, where=where, name=name) for one in value)
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if str in allowed and value is False:
@@ -156,8 +425,10 @@ def _convert(hint: Any, value: Any, *, where: str, name: str) -> Any:
 
 
 def to_dict(config: DistillConfig) -> dict[str, Any]:
-    """Plain nested values, as `from_dict` reads them."""
-    return dataclasses.asdict(config)
+    """Plain nested values, as `from_dict` reads them; losses that do not count are left out."""
+    values = dataclasses.asdict(config)
+    values["losses"] = {name: term for name, term in values["losses"].items() if term is not None}
+    return values
 
 
 def save_config(path: Path, config: DistillConfig) -> None:

@@ -5,7 +5,8 @@
 3. each epoch: stream batches, one train step each, checkpoints on the way
 4. after each epoch: evaluate on all processes, keep the best student
 
-The command line is persona/cli/distill.py, the config persona/config.py.
+The command line is persona/cli/distill.py, the config persona/config.py, the objective
+persona/training/task.py.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ if __name__ == "__main__":  # before the heavy imports: --help and a wrong optio
 
     main()
 
+import dataclasses
 import logging
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,24 +30,27 @@ from torch.optim import Optimizer
 
 from persona.config import DistillConfig, save_config, to_dict
 from persona.data.shards import Manifest, open_set
-from persona.data.stream import Batch, EpochLoader, build_loader
-from persona.data.transforms import normalise, random_flip
+from persona.data.stream import Batch, EpochLoader, build_loader, to_device
+from persona.data.transforms import apply_views, normalise, view_landmarks
 from persona.errors import PersonaError
 from persona.evaluation.protocols import (
     Evaluation,
     check_measure,
     default_measure,
     evaluate,
-    same_classes,
 )
-from persona.models import store
+from persona.evaluation.sanity import check_teacher
+from persona.models import onnx, store
 from persona.models.cards import new_id
 from persona.models.store import NamedNetwork
 from persona.models.student import Student
 from persona.progress import progress_bar
 from persona.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from persona.training.optim import build_optimizer, build_scheduler
+from persona.training.losses import head_kind
+from persona.training.meter import FiniteWatch, Meter
+from persona.training.optim import build_ema, build_optimizer, build_scheduler
 from persona.training.task import DistillationTask
+from persona.training.teacher import TeacherSide, open_teacher
 from persona.training.tracking import Tracker
 from persona.workspace import Workspace
 
@@ -55,6 +59,8 @@ log = logging.getLogger(__name__)
 CONFIG = "config.yaml"
 LOG_STEPS = 20
 """Optimizer steps between metric records."""
+EMA = "ema"
+"""What is added to a model's ID for the running mean of its weights."""
 
 
 def distill(config: DistillConfig, workspace: Workspace, resume: str | None = None) -> str:
@@ -75,6 +81,7 @@ def distill(config: DistillConfig, workspace: Workspace, resume: str | None = No
             mixed_precision=config.mixed_precision,
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             step_scheduler_with_optimizer=False,
+            dynamo_backend=config.compile,
         )
     except ValueError as error:
         raise PersonaError(f"this device cannot do it: {error}") from None
@@ -103,25 +110,39 @@ class Run:
         self.progress = Progress()
 
         self.train_folder, self.train_set = open_set(config.train_set, workspace.shards)
-        teacher, self.classes = open_teacher(config, workspace, self.train_set)
-        self.student = Student(config.student, len(self.classes))
         self.test: tuple[Path, Manifest] | None = None
         if config.test_set != "none":
             self.test = open_set(config.test_set, workspace.shards)
-            check_measure(default_measure(self.test[1]), self.named_student, self.test[1])
+        side = open_teacher(config, workspace, self.train_folder, self.train_set)
+        self.targets, self.classes = side.targets, side.classes
+        self.student = build_student(config, workspace, side, self.train_set.align.image_size)
+        if self.test is not None:
+            check_measure(default_measure(self.test[1]), self.named(self.student), self.test[1])
+        if side.network is not None and config.teacher.startswith(onnx.PREFIX):
+            check_teacher(
+                side.network, *(self.test or (self.train_folder, self.train_set)), accelerator
+            )
 
         steps = self.loader(epoch=0).plan.batches // config.gradient_accumulation_steps
+        student = self.student
+        if config.sync_batch_norm:
+            student = with_sync_batch_norm(student, accelerator)
         # Convolutions are up to twice as fast with channels last in memory, for the same sums.
-        self.student.to(memory_format=torch.channels_last)
+        self.student = student.to(memory_format=torch.channels_last)
+        self.ema = None
+        if config.optim.ema_decay:
+            self.ema = build_ema(self.student, config.optim.ema_decay).to(accelerator.device)
         raw_optimizer = build_optimizer(self.student, config.optim)
-        self.scheduler = build_scheduler(raw_optimizer, config.optim, steps * config.epochs)
-        student, self.optimizer = prepare(accelerator, self.student, raw_optimizer)
-        if teacher is not None:
-            teacher.network.to(accelerator.device).to(memory_format=torch.channels_last)
-        self.task = DistillationTask(student, teacher.network if teacher else None, config.loss)
+        total_steps = steps * config.epochs
+        self.scheduler = build_scheduler(raw_optimizer, config.optim, total_steps, steps)
+        wrapped, self.optimizer = prepare(accelerator, self.student, raw_optimizer)
+        teacher = side.teacher(config, accelerator.device, compile_options(accelerator))
+        self.task = DistillationTask(wrapped, self.student, teacher, config.losses)
+        self.task.to(accelerator.device)
 
-        self.id = resume or agree(accelerator, new_id(config.student))
+        self.id = resume or agree(accelerator, new_id(config.student.architecture))
         self.folder = workspace.runs / self.id
+        self.watch = FiniteWatch(self.folder, lag=4 if accelerator.device.type == "cuda" else 0)
         if resume:
             self.restore()
         self.tracker: Tracker | None = None
@@ -139,9 +160,10 @@ class Run:
             )
             config, plan = self.config, self.loader(epoch=0).plan
             log.info(
-                "run %s: %s, teacher %s, set %s (%d samples, %d identities), %d epochs of %d "
+                "run %s: %s, teacher %s (%s), set %s (%d samples, %d identities), %d epochs of %d "
                 "batches of %d on %d process(es), %d samples an epoch left out by the last batch",
-                *(self.id, config.student, config.teacher, self.train_set.name),
+                *(self.id, config.student.architecture, config.teacher, self.targets_are),
+                self.train_set.name,
                 *(self.train_set.samples, self.train_set.identities, config.epochs, plan.batches),
                 *(config.batch_size, plan.world_size, plan.dropped),
             )
@@ -160,11 +182,19 @@ class Run:
         self.accelerator.end_training()
 
     @property
-    def named_student(self) -> NamedNetwork:
-        """The student as evaluation takes it."""
+    def targets_are(self) -> str:
+        """Where the teacher's vectors come from, for a person."""
+        if self.targets is not None:
+            return f"{self.targets.views} kept views a photo"
+        if self.task.teacher is None:
+            return "not asked"
+        return f"online, {self.task.teacher.dtype or torch.float32}".replace("torch.", "")
+
+    def named(self, student: Student) -> NamedNetwork:
+        """A student as evaluation takes it."""
         return NamedNetwork(
             name="the student",
-            network=self.student,
+            network=student,
             trained_on=self.train_set.dataset,
             classes=self.classes,
             image_size=self.train_set.align.image_size,
@@ -184,6 +214,8 @@ class Run:
             world_size=self.accelerator.num_processes,
             workers=self.config.workers,
             multiple=self.config.gradient_accumulation_steps,
+            augment=self.config.augment,
+            targets=self.targets,
         )
 
     # --- an epoch ------------------------------------------------------------------------------
@@ -192,7 +224,7 @@ class Run:
         """Trains on what is left of the epoch."""
         progress, accelerator = self.progress, self.accelerator
         loader = self.loader(progress.epoch, skip=progress.batch)
-        meter = Meter(accelerator.num_processes)
+        meter = Meter(accelerator.num_processes, accelerator.device)
         self.task.train()
         title = f"epoch {progress.epoch + 1}/{self.config.epochs}"
         with progress_bar(
@@ -202,8 +234,9 @@ class Run:
             unit="batches",
             enabled=accelerator.is_main_process,
         ) as advance:
-            for batch in loader:
-                meter.add(len(batch.images), *self.train_step(batch))
+            for batch in meter.waiting_for(to_device(loader, accelerator.device)):
+                total, terms = self.train_step(batch)
+                meter.add(len(batch.images), total, terms)
                 progress.batch += 1
                 advance(1)
                 if accelerator.sync_gradients:
@@ -212,58 +245,81 @@ class Run:
                         self.record(**meter.read())
                     if progress.step % self.config.checkpoint_steps == 0:
                         self.checkpoint()
+        self.watch.flush()
         self.record(**meter.read())
 
     def train_step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """One batch; the same with accumulation, mixed precision, one process or many."""
-        accelerator, progress = self.accelerator, self.progress
-        images = batch.images.to(accelerator.device, non_blocking=True)
-        labels = batch.labels.to(accelerator.device, non_blocking=True)
-        coins = (self.config.seed, progress.epoch, progress.batch, accelerator.process_index)
-        images = normalise(random_flip(images, *coins))
+        accelerator = self.accelerator
+        views = batch.views.numpy()
+        images = normalise(apply_views(batch.images, views))
+        images = images.contiguous(memory_format=torch.channels_last)
+        landmarks = view_landmarks(batch.landmarks, views, images.shape[2])
         with accelerator.accumulate(self.task.student):
             with accelerator.autocast():
-                total, terms = self.task(images, labels)
-            if not torch.isfinite(total):
-                raise PersonaError(
-                    f"the loss is {float(total)} at step {progress.step} of run {self.id} "
-                    f"(samples {batch.keys[:4].tolist()}, …): choose a lower --lr or bf16"
-                )
+                total, terms = self.task(images, batch.labels, batch.targets, landmarks)
+            self.watch.add(total, batch.keys, self.progress.step)
             accelerator.backward(total)
+            terms |= self.clip_gradients()
             self.optimizer.step()
             self.optimizer.zero_grad()
         if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
             self.scheduler.step()
+            if self.ema is not None:
+                self.ema.update_parameters(self.student)
         return total.detach(), terms
+
+    def clip_gradients(self) -> dict[str, Tensor]:
+        """Scales the gradients down where the recipe says so; their norm, on steps that record."""
+        clip, accelerator = self.config.optim.clip_norm, self.accelerator
+        recorded = (self.progress.step + 1) % LOG_STEPS == 0
+        if not accelerator.sync_gradients or not (clip or recorded):
+            return {}
+        norm = accelerator.clip_grad_norm_(self.student.parameters(), clip or float("inf"))
+        return {"gradient_norm": norm.detach()} if recorded and norm is not None else {}
 
     def finish_epoch(self) -> None:
         """Evaluates, keeps the student if it is the best, and notes the epoch as done."""
         progress = self.progress
-        evaluation = self.evaluate()
-        score = evaluation.accuracy if evaluation else None
         progress.epoch, progress.batch = progress.epoch + 1, 0
-        if score is None or progress.best is None or score > progress.best:
-            progress.best = score
-            if self.accelerator.is_main_process:
-                self.save(evaluation)
+        figures: dict[str, float] = {}
+        for suffix, student in self.students().items():
+            evaluation = self.evaluate(student)
+            score = evaluation.accuracy if evaluation else None
+            best = progress.best.get(suffix)
+            if score is None or best is None or score > best:
+                if score is not None:
+                    progress.best[suffix] = score
+                if self.accelerator.is_main_process:
+                    self.save(student, suffix, evaluation)
+            if evaluation is not None:
+                figures |= _figures(evaluation, f"test-{suffix}" if suffix else "test")
+                log.info(
+                    "epoch %d/%d: %s accuracy %.4f on %s%s",
+                    *(progress.epoch, self.config.epochs, evaluation.measure),
+                    *(evaluation.accuracy, evaluation.set, f" ({suffix})" if suffix else ""),
+                )
         self.checkpoint()
-        if evaluation is not None:
-            self.record(epoch=progress.epoch, **_figures(evaluation))
-            log.info(
-                "epoch %d/%d: %s accuracy %.4f on %s",
-                *(progress.epoch, self.config.epochs, evaluation.measure),
-                *(evaluation.accuracy, evaluation.set),
-            )
+        if figures:
+            self.record(epoch=progress.epoch, **figures)
 
-    def evaluate(self) -> Evaluation | None:
-        """The student on the test set, by all processes; None without a test set."""
+    def students(self) -> dict[str, Student]:
+        """The student, and beside it the running mean of its weights where one is kept."""
+        both = {"": self.student}
+        if self.ema is not None:
+            mean: Any = self.ema.module
+            both[EMA] = mean
+        return both
+
+    def evaluate(self, student: Student) -> Evaluation | None:
+        """A student on the test set, by all processes; None without a test set."""
         if self.test is None:
             return None
         # Each rank's batch norm has its own running statistics; the main process's are kept.
-        for buffer in self.student.buffers():
+        for buffer in student.buffers():
             broadcast(buffer, from_process=0)
         return evaluate(
-            self.named_student,
+            self.named(student),
             *self.test,
             self.accelerator,
             batch_size=self.config.batch_size,
@@ -282,20 +338,21 @@ class Run:
                 lr=float(self.scheduler.get_last_lr()[0]),
             )
 
-    def save(self, evaluation: Evaluation | None) -> None:
-        """Puts the student into the model store."""
+    def save(self, student: Student, suffix: str, evaluation: Evaluation | None) -> None:
+        """Puts a student into the model store."""
         config = self.config
+        model_id = f"{self.id}-{suffix}" if suffix else self.id
+        soft = config.losses.soft_targets
         store.save_model(
             self.workspace.models,
-            self.student,
-            model_id=self.id,
+            student,
+            model_id=model_id,
             classes=self.classes,
-            image_size=self.train_set.align.image_size,
             teacher=config.teacher,
-            temperature=config.loss.temperature if config.teacher != "none" else None,
+            temperature=soft.temperature if soft else None,
             epochs=self.progress.epoch,
             score=evaluation.accuracy if evaluation else None,
-            scores=evaluation.to_json() | {"model": self.id} if evaluation else {},
+            scores=evaluation.to_json() | {"model": model_id} if evaluation else {},
             train_set=self.train_set.name,
             test_set=self.test[1].name if self.test else "none",
             config=to_dict(config),
@@ -303,11 +360,14 @@ class Run:
 
     def checkpoint(self) -> None:
         """Writes where the run stands; ranks differ in nothing but their RNG."""
+        self.watch.flush()  # what is not finite must not be kept
         rng = gather_object([rng_state()])
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = {
                 "student": self.student.state_dict(),
+                "ema": self.ema.state_dict() if self.ema is not None else None,
+                "losses": self.task.losses.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
                 "scaler": scaler.state_dict() if scaler else None,
@@ -329,7 +389,16 @@ class Run:
                 f"resume it on as many, not {self.accelerator.num_processes}"
             )
         self.progress = progress
-        self.student.load_state_dict(state["student"])
+        try:
+            self.student.load_state_dict(state["student"])
+            self.task.losses.load_state_dict(state["losses"])
+            if self.ema is not None:
+                self.ema.load_state_dict(state["ema"])
+        except (RuntimeError, TypeError, AttributeError):
+            raise PersonaError(
+                f"the checkpoint of run {self.id} is of another student than its {CONFIG} says: "
+                "restore one of them, or start a new run"
+            ) from None
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         if self.accelerator.scaler is not None and state["scaler"]:
@@ -338,65 +407,38 @@ class Run:
             set_rng_state(state["rng"][self.accelerator.process_index])
 
 
-class Meter:
-    """Means since the last reading; nothing waits for the device before that."""
-
-    def __init__(self, num_processes: int) -> None:
-        self.num_processes = num_processes
-        self.sums: dict[str, Tensor] = {}
-        self.batches = self.images = 0
-        self.since_s = time.perf_counter()
-
-    def add(self, images: int, total: Tensor, terms: dict[str, Tensor]) -> None:
-        """Counts one batch of so many images on this process."""
-        self.batches += 1
-        self.images += images
-        for name, value in {"loss": total, **terms}.items():
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
-
-    def read(self) -> dict[str, float]:
-        """`loss`, `loss/<term>` and `images_per_s`, and starts anew; empty without a batch."""
-        if not self.batches:
-            return {}
-        figures = {
-            "loss" if name == "loss" else f"loss/{name}": float(value) / self.batches
-            for name, value in self.sums.items()
-        }
-        now_s = time.perf_counter()
-        figures["images_per_s"] = self.images * self.num_processes / (now_s - self.since_s)
-        self.sums, self.batches, self.images, self.since_s = {}, 0, 0, now_s
-        return figures
+def build_student(
+    config: DistillConfig, workspace: Workspace, side: TeacherSide, image_size: int
+) -> Student:
+    """The student, with as many numbers a face as its teacher unless the recipe says otherwise."""
+    student = Student(
+        dataclasses.replace(config.student, embedding_size=side.embedding_size),
+        len(side.classes),
+        head=head_kind(config.losses),
+        image_size=image_size,
+    )
+    if config.student.imagenet:
+        store.start_from_imagenet(student, workspace.models)
+    return student
 
 
-def open_teacher(
-    config: DistillConfig, workspace: Workspace, train_set: Manifest
-) -> tuple[NamedNetwork | None, tuple[str, ...]]:
-    """The teacher, and the identities that teacher's and student's logits stand for.
+def with_sync_batch_norm(student: Student, accelerator: Accelerator) -> Student:
+    """Batch norm over all processes' batches.
 
     Raises:
-        PersonaError: unknown, weights missing, or identities other than the set's while hard
-            labels count.
+        PersonaError: this is no GPU.
     """
-    if config.teacher == "none":
-        return None, train_set.classes
-    teacher = store.load_network(config.teacher, workspace.models)
-    if teacher.image_size not in {None, train_set.align.image_size}:
-        raise PersonaError(
-            f"teacher {teacher.name} was trained on crops of {teacher.image_size} px, set "
-            f"{train_set.name} has {train_set.align.image_size} px: pack it with --image-size "
-            f"{teacher.image_size}"
-        )
-    if same_classes(teacher, train_set):
-        return teacher, train_set.classes
-    if config.loss.hard_weight or not config.loss.soft_weight:
-        raise PersonaError(
-            f"teacher {teacher.name} knows {teacher.network.num_classes} identities of "
-            f"{teacher.trained_on}, set {train_set.name} has {len(train_set.classes)} others, so "
-            "its labels mean nothing to the teacher: set loss.hard_weight to 0 (--hard-weight 0), "
-            "or choose another teacher"
-        )
-    numbered = tuple(f"{teacher.name}/{n}" for n in range(teacher.network.num_classes))
-    return teacher, teacher.classes or numbered
+    if accelerator.device.type != "cuda":
+        raise PersonaError("sync_batch_norm works on GPUs alone: leave it out here")
+    convert: Any = torch.nn.SyncBatchNorm.convert_sync_batchnorm
+    converted: Student = convert(student)
+    return converted
+
+
+def compile_options(accelerator: Accelerator) -> dict[str, Any] | None:
+    """What Accelerate compiles the student with; None: it does not."""
+    plugin: Any = accelerator.state.dynamo_plugin
+    return dict(plugin.to_kwargs()) if plugin.backend.value != "NO" else None
 
 
 def prepare(
@@ -430,12 +472,12 @@ def set_rng_state(state: dict[str, Tensor]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def _figures(evaluation: Evaluation) -> dict[str, float]:
+def _figures(evaluation: Evaluation, prefix: str) -> dict[str, float]:
     """An evaluation as flat figures: `test/accuracy` and so on."""
     figures: dict[str, float] = {}
     for name, value in evaluation.to_json().items():
         if isinstance(value, dict):
-            figures |= {f"test/{name}/{key}": item for key, item in value.items()}
+            figures |= {f"{prefix}/{name}/{key}": item for key, item in value.items()}
         elif not isinstance(value, str):
-            figures[f"test/{name}"] = value
+            figures[f"{prefix}/{name}"] = value
     return figures

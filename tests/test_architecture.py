@@ -8,18 +8,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "persona"
-FLOOR = {"errors", "workspace", "config", "files", "progress"}
+FLOOR = {"errors", "workspace", "config", "files", "progress", "landmarks"}
 ROOMS = {
     "data": FLOOR,
     "models": FLOOR,
     "training": FLOOR | {"data", "models"},
     "evaluation": FLOOR | {"data", "models"},
+    "targets": FLOOR | {"data", "models"},
     "distill": FLOOR | {"data", "models", "training", "evaluation"},
-    "cli": FLOOR | {"data", "models", "evaluation", "distill"},
+    "cli": FLOOR | {"data", "models", "evaluation", "targets", "distill"},
     "__main__": {"cli"},
 }
 ONLY_IN = {
-    "accelerate": {"distill", "evaluation", "cli"},
+    "accelerate": {"targets", "distill", "evaluation", "cli"},
     "wandb": {"training"},
     "typer": {"cli"},
 }

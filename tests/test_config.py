@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from persona.config import DistillConfig, load_config, save_config
+from persona.config import STUDENTS, DistillConfig, load_config, save_config, to_dict
 from persona.errors import PersonaError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -13,24 +13,34 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 def test_defaults_are_the_reference_recipe() -> None:
     config = load_config(None, {})
     assert config == DistillConfig()
-    assert (config.student, config.teacher) == ("mobilenet_v3_small", "facenet-vggface2")
+    assert (config.student.architecture, config.teacher) == (
+        "mobilenet_v3_small",
+        "facenet-vggface2",
+    )
     assert (config.train_set, config.test_set) == ("vggface2", "lfw")
-    assert (config.loss.soft_weight, config.loss.hard_weight) == (0.9, 0.1)
+    assert to_dict(config)["losses"] == {
+        "soft_targets": {"weight": 0.9, "temperature": 4.0},
+        "hard_labels": {"weight": 0.1},
+    }
     assert (config.optim.lr, config.optim.schedule) == (0.001, "multistep")
 
 
 def test_later_wins(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
-    path.write_text("epochs: 3\nloss: {temperature: 2}\nbatch_size: 16\n")
+    path.write_text("epochs: 3\nlosses: {soft_targets: {temperature: 2}}\nbatch_size: 16\n")
     config = load_config(
         path, {"epochs": 9, "optim.lr": 0.1}, base={"batch_size": 8, "mixed_precision": "bf16"}
     )
     assert (config.epochs, config.batch_size, config.mixed_precision) == (9, 16, "bf16")
-    assert (config.loss.temperature, config.loss.soft_weight, config.optim.lr) == (2.0, 0.9, 0.1)
+    assert config.optim.lr == 0.1
+    # A list of losses is the whole list: hard labels are not added from the defaults.
+    assert to_dict(config)["losses"] == {"soft_targets": {"weight": 1.0, "temperature": 2.0}}
 
 
 def test_a_resolved_config_reads_back(tmp_path: Path) -> None:
-    config = load_config(None, {"loss.temperature": 7, "mixed_precision": "fp16", "seed": 3})
+    config = load_config(
+        None, {"losses.soft_targets.temperature": 7, "mixed_precision": "fp16", "seed": 3}
+    )
     save_config(tmp_path / "c.yaml", config)
     assert load_config(tmp_path / "c.yaml", {}) == config
     save_config(tmp_path / "d.yaml", DistillConfig())  # has `mixed_precision: 'no'`
@@ -42,28 +52,66 @@ def test_named_recipes_are_valid(path: Path) -> None:
     if "processes" in path.name:
         assert "num_processes: 2" in path.read_text()  # started by tests/training/test_distill.py
     else:
-        assert load_config(path, {}).student in path.name
+        load_config(path, {})
 
 
 def test_there_is_a_recipe_for_each_student() -> None:
-    assert {"mobilenet_v3_small.yaml", "mobilenet_v3_large.yaml"} <= {p.name for p in CONFIGS}
+    for student in STUDENTS:
+        path = Path(__file__).parents[1] / "configs" / f"{student}.yaml"
+        assert load_config(path, {}).student.architecture == student
+
+
+def test_the_recipe_of_the_small_student_is_the_default_written_out() -> None:
+    path = Path(__file__).parents[1] / "configs" / "mobilenet_v3_small.yaml"
+    assert load_config(path, {}) == DistillConfig()
+
+
+def test_without_a_teacher_hard_labels_count_in_full() -> None:
+    assert to_dict(load_config(None, {"teacher": "none"}))["losses"] == {
+        "hard_labels": {"weight": 1.0}
+    }
+
+
+def test_a_term_without_options_has_its_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("losses:\n  arcface:\n  rkd_angle: {photos: 16}\n")
+    losses = load_config(path, {"losses.arcface.margin": 0.3}).losses
+    assert losses.arcface is not None and losses.rkd_angle is not None
+    assert (losses.arcface.margin, losses.arcface.scale, losses.rkd_angle.photos) == (0.3, 64, 16)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("epoch: 3", "unknown key 'epoch'.*did you mean 'epochs'"),
-        ("loss: {temprature: 3}", r"unknown key 'loss\.temprature'.*'loss\.temperature'"),
+        ("losses: {soft_target: {}}", r"unknown key 'losses\.soft_target'.*'losses\.soft_targets'"),
+        (
+            "losses: {soft_targets: {temprature: 3}}",
+            r"unknown key 'losses\.soft_targets\.temprature'.*'losses\.soft_targets\.temperature'",
+        ),
+        ("losses: {}", "names no loss"),
+        ("losses: {arcface: {weight: 0}, triplet: {weight: 0}}", "arcface, triplet sum to 0"),
+        ("losses: {soft_targets: {temperature: 0}}", "temperature 0.0: choose 0.01 to"),
+        ("losses: {soft_targets: {temperature: -4}}", "temperature -4.0: choose 0.01 to"),
+        ("losses: {arcface: {weight: .nan}}", "weight nan: choose"),
+        ("losses: {adadistill: {penalty: arc}}", "unknown penalty 'arc'"),
+        ("student: {width: 0.1}", "width 0.1: choose 0.35 to 1"),
+        ("student: {architecture: resnet}", "unknown student 'resnet'"),
+        ("student: {imagenet: true, width: 0.5}", "ImageNet weights are of width 1.0"),
+        ("student: {first_stride: 3}", "first_stride 3: choose 1 to 2"),
+        ("augment: {crop: 0.9}", "crop 0.9: choose 0 to 0.5"),
+        ("targets: cached", "unknown targets 'cached'"),
+        ("batch_size: 1", "batch_size 1: choose 2 to"),
         ("epochs: many", "epochs in .*: expected int, found 'many'"),
         ("epochs: true", "expected int, found True"),
-        ("loss: 3", "loss in .*: expected a mapping"),
+        ("losses: 3", "losses in .*: expected a mapping"),
         ("- 1", "must be a mapping"),
         ("a: b: c", r"not valid YAML \(line 1\)"),
         ("epochs: -1", "epochs -1: choose 1 to"),
         ("seed: -1", "seed -1: choose 0 to"),
         ("mixed_precision: fp8", "unknown mixed_precision 'fp8'"),
         ("tracker: tensorboard", "unknown tracker 'tensorboard'"),
-        ("optim: {schedule: cosine}", "unknown schedule 'cosine'"),
+        ("optim: {schedule: cosin}", "unknown schedule 'cosin'.*'cosine'"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from persona import __version__
-from persona.cli import data, demo, models, triplets
+from persona.cli import data, demo, models, targets, triplets
 from persona.cli.errors import run_app
 
 app = typer.Typer(
@@ -41,6 +41,7 @@ def options(
 app.command("datasets")(data.datasets_command)
 app.command("shard")(data.shard_command)
 app.add_typer(data.shards_app, name="shards")
+app.command("targets")(targets.targets_command)
 app.add_typer(triplets.app, name="triplets")
 app.add_typer(models.models_app, name="models")
 app.command("evaluate")(models.evaluate_command)

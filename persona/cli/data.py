@@ -12,6 +12,7 @@ import typer
 from persona.cli.output import (
     Column,
     JsonFlag,
+    ModelsOption,
     RawOption,
     ShardsOption,
     human_bytes,
@@ -92,7 +93,11 @@ def shard_command(
         str | None, typer.Option(help="train or test, where the dataset has both.")
     ] = None,
     align: Annotated[
-        str, typer.Option(help="mtcnn: detect; boxes: the dataset's own; none: cropped already.")
+        str,
+        typer.Option(
+            help="mtcnn: detect; landmarks: turned to ArcFace's template; boxes: its own; "
+            "none: cropped already."
+        ),
     ] = "mtcnn",
     image_size: Annotated[int, typer.Option(help="Side of the crop, px.")] = 160,
     margin: Annotated[int, typer.Option(help="Around the box, in px of the crop.")] = 14,
@@ -105,6 +110,10 @@ def shard_command(
     triplets: Annotated[
         str | None, typer.Option(help="Pack this triplet set: three photos in one sample.")
     ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="Keep this teacher's vectors beside the shards, see `persona targets`."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the set.  [default: shards/<name>]")
     ] = None,
@@ -113,6 +122,7 @@ def shard_command(
     ] = 0.5,
     raw: RawOption = None,
     shards: ShardsOption = None,
+    models: ModelsOption = None,
     json: JsonFlag = False,
 ) -> None:
     """Align a raw dataset once and pack it into shards; interrupted and run again, it goes on."""
@@ -135,6 +145,11 @@ def shard_command(
     else:
         packed = pack_triplets(source, triplets, place.shards, options, out)
     manifest = packed.manifest
+    if teacher is not None:
+        from persona.cli.targets import keep_targets
+
+        place = workspace(shards=shards, models=models)
+        keep_targets(packed.folder, manifest, teacher, place.models)
     if json:
         print_json({**set_row(manifest), "path": str(packed.folder), "fresh": packed.fresh})
         return
@@ -195,14 +210,21 @@ def shards_verify(
     shards: ShardsOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """Re-read every shard of a set against its checksum."""
+    """Re-read every shard of a set, and the targets kept of it, against their checksums."""
     from persona.data.shards import open_set, verify_set
     from persona.progress import progress_bar
 
     folder, manifest = open_set(set_, workspace(shards=shards).shards)
     with progress_bar("verifying", total=len(manifest.shards), unit="shards") as advance:
         verify_set(folder, manifest, advance=advance)
+    cards = sorted(folder.glob("targets/*/targets.json"))
+    if cards:
+        from persona.data.targets import check_targets, read_targets
+
+        for card in cards:
+            check_targets(folder, manifest, read_targets(card.parent), deep=True)
     if json:
-        print_json({**set_row(manifest), "verified": True})
+        print_json({**set_row(manifest), "targets": len(cards), "verified": True})
     else:
-        typer.echo(f"{manifest.name}: {len(manifest.shards)} shards match their checksums")
+        kept = f" and the targets of {len(cards)} teacher(s)" if cards else ""
+        typer.echo(f"{manifest.name}: {len(manifest.shards)} shards{kept} match their checksums")

@@ -37,8 +37,8 @@ def distill_command(
     teacher: Annotated[
         str | None,
         typer.Option(
-            help="facenet-vggface2, facenet-casia-webface, none (hard labels alone) or a model ID."
-            "  [default: facenet-vggface2]"
+            help="facenet-vggface2, facenet-casia-webface, onnx:FILE, a model ID, or none (hard "
+            "labels alone).  [default: facenet-vggface2]"
         ),
     ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", "-e", help="[default: 20]")] = None,
@@ -77,6 +77,22 @@ def distill_command(
     checkpoint_steps: Annotated[
         int | None, typer.Option(help="Optimizer steps between checkpoints.  [default: 500]")
     ] = None,
+    targets: Annotated[
+        str | None,
+        typer.Option(
+            help="The teacher's vectors: kept (persona targets), online, or auto: kept if there."
+            "  [default: auto]"
+        ),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            "-o",
+            metavar="NAME=VALUE",
+            help="Any value of a recipe, as `-o optim.schedule=cosine`.  Repeatable.",
+        ),
+    ] = None,
     tracker: Annotated[str | None, typer.Option(help="wandb or none.  [default: wandb]")] = None,
     config: Annotated[
         Path | None, typer.Option(help="A YAML recipe, see configs/; options win over it.")
@@ -95,23 +111,25 @@ def distill_command(
     """Distil a student from a teacher with Accelerate, over one or several processes."""
     place = Workspace.locate(shards=shards, models=models, runs=runs)
     options: dict[str, Any] = {
-        "student": student,
+        "student.architecture": student,
         "teacher": teacher,
         "train_set": train_set,
         "test_set": test_set,
         "epochs": epochs,
         "batch_size": batch_size,
         "workers": workers,
+        "targets": targets,
         "mixed_precision": mixed_precision,
         "gradient_accumulation_steps": gradient_accumulation_steps,
         "seed": seed,
         "checkpoint_steps": checkpoint_steps,
         "tracker": tracker,
-        "loss.temperature": temperature,
-        "loss.soft_weight": soft_weight,
-        "loss.hard_weight": hard_weight,
+        "losses.soft_targets.temperature": temperature,
+        "losses.soft_targets.weight": soft_weight,
+        "losses.hard_labels.weight": hard_weight,
         "optim.lr": lr,
         "optim.schedule": {None: None, True: "multistep", False: "constant"}[lr_scheduler],
+        **dict(map(parse_option, option or [])),
     }
     given = {name: value for name, value in options.items() if value is not None}
     from persona.config import load_config, to_dict
@@ -127,8 +145,12 @@ def distill_command(
         path = place.runs / resume / "config.yaml"
         resolved, wanted = load_config(path, {}), load_config(path, given)
         if resolved != wanted:
-            was, now = to_dict(resolved), to_dict(wanted)
-            differing = [f"{k}: {was[k]} is now {now[k]}" for k in was if was[k] != now[k]]
+            was, now = flat(to_dict(resolved)), flat(to_dict(wanted))
+            differing = [
+                f"{name}: {was.get(name)} is now {now.get(name)}"
+                for name in sorted(was.keys() | now.keys())
+                if was.get(name) != now.get(name)
+            ]
             raise PersonaError(
                 f"run {resume} has another recipe ({'; '.join(differing)}): resume it without "
                 "these options, or start a new run"
@@ -152,11 +174,34 @@ def distill_command(
             typer.echo(f"{card.id}: epoch {card.epochs} kept{score}")
 
 
+def parse_option(text: str) -> tuple[str, Any]:
+    """`optim.lr=0.01` as name and value; the value is read as YAML."""
+    import yaml
+
+    name, equals, value = text.partition("=")
+    try:
+        return name.strip(), yaml.safe_load(value) if equals else None
+    except yaml.YAMLError:
+        raise PersonaError(f"--option {text}: {value!r} is no YAML value") from None
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        nested = isinstance(value, dict)
+        found |= flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return found
+
+
 def launcher_options() -> dict[str, Any]:
     """What `accelerate launch` and its config file say, through the environment it sets."""
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION")
     accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
+    dynamo = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     options: dict[str, Any] = {}
+    if dynamo != "no":
+        options["compile"] = dynamo
     if precision and precision != "no":
         options["mixed_precision"] = precision
     if accumulation and accumulation.isdigit() and int(accumulation) > 1:

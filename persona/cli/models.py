@@ -83,7 +83,7 @@ def evaluate_command(
         typer.Option(
             "--teacher",
             metavar="[NAME]",
-            help=f"Evaluate a teacher; without a name {DEFAULT_TEACHER}.",
+            help=f"Evaluate a teacher, by name or onnx:FILE; without one {DEFAULT_TEACHER}.",
         ),
     ] = None,
     measure: Annotated[

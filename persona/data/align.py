@@ -1,9 +1,14 @@
 """One raw photo to one aligned crop.
 
 1. decode: any JPEG, PNG, BMP or WebP to upright 8-bit RGB, within a pixel limit
-2. find the face: `mtcnn` detects it, `boxes` looks it up, `none` takes the whole photo
-3. crop: the box and its margin, as facenet-pytorch 2.5.3's `extract_face` does
+2. find the face: `mtcnn` and `landmarks` detect it, `boxes` looks it up, `none` takes the whole
+   photo
+3. crop: the box and its margin, as facenet-pytorch 2.5.3's `extract_face` does; with `landmarks`,
+   turned and scaled so that its five points lie where ArcFace's template has them
 4. encode: JPEG, quality 95
+
+The five points that a detector finds go with the crop, so that a network that wants another
+alignment can make it from the crop.
 
 Several faces in a photo: the one with the largest `area - 2 * squared distance from the centre of
 the photo` is taken (facenet-pytorch's "center_weighted_size"): datasets centre their subject.
@@ -12,6 +17,7 @@ the photo` is taken (facenet-pytorch's "center_weighted_size"): datasets centre 
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,8 +26,9 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from persona.errors import PersonaError, SkipPhoto, unknown
+from persona.landmarks import Floats, invert, move, similarity, template
 
-ALIGNMENTS = ("mtcnn", "boxes", "none")
+ALIGNMENTS = ("mtcnn", "boxes", "landmarks", "none")
 JPEG_QUALITY = 95
 MAX_PIXELS = 100_000_000
 """A 100-megapixel photo is 300 MB decoded: more is refused as a decompression bomb."""
@@ -33,6 +40,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 Box = tuple[float, float, float, float]
+"""(x0, y0, x1, y1) px in the upright photo, before the margin."""
 
 
 @dataclass(frozen=True)
@@ -55,23 +63,39 @@ class AlignSpec:
                 f"margin {self.margin} px: choose 0 to below half the image size {self.image_size}"
             )
 
+    @property
+    def has_landmarks(self) -> bool:
+        """Whether every crop comes with its five points."""
+        return self.method in {"mtcnn", "landmarks"}
+
+
+@dataclass(frozen=True)
+class Face:
+    """Where a face is in its upright photo."""
+
+    box: Box
+    probability: float | None = None
+    """The detector's, in [0, 1]; None where nothing was detected."""
+    landmarks_52: Floats | None = None
+    """(5, 2) px."""
+
 
 @dataclass(frozen=True)
 class Crop:
     """An aligned face."""
 
     jpeg: bytes
-    box: Box | None
-    """(x0, y0, x1, y1) px in the upright photo, before the margin; None: the whole photo."""
-    probability: float | None
-    """The detector's, in [0, 1]; None where nothing was detected."""
+    face: Face | None
+    """None: the whole photo."""
+    landmarks_62: Floats | None
+    """(6, 2) points and scale in the crop, see persona/landmarks.py."""
 
 
 class FaceFinder(Protocol):
     """Where the face is in a photo."""
 
-    def __call__(self, photo: Image.Image, source: str) -> tuple[Box, float | None] | None:
-        """Box and probability; None: the whole photo is the face. Raises SkipPhoto: no face."""
+    def __call__(self, photo: Image.Image, source: str) -> Face | None:
+        """The face; None: the whole photo is one. Raises SkipPhoto: there is none."""
 
 
 def decode_photo(data: bytes) -> Image.Image:
@@ -120,6 +144,16 @@ def crop_face(photo: Image.Image, box: Box, spec: AlignSpec) -> Image.Image:
     Raises:
         SkipPhoto: the box lies outside the photo or has no area.
     """
+    side = (spec.image_size, spec.image_size)
+    return photo.crop(margin_box(photo, box, spec)).resize(side, Image.Resampling.BILINEAR)
+
+
+def margin_box(photo: Image.Image, box: Box, spec: AlignSpec) -> tuple[int, int, int, int]:
+    """`box` with its margin: left, top, right and bottom px, within the photo.
+
+    Raises:
+        SkipPhoto: it lies outside the photo or has no area.
+    """
     x0, y0, x1, y1 = box
     scale = spec.margin / (spec.image_size - spec.margin) / 2
     margin_x, margin_y = scale * (x1 - x0), scale * (y1 - y0)
@@ -127,8 +161,44 @@ def crop_face(photo: Image.Image, box: Box, spec: AlignSpec) -> Image.Image:
     right, bottom = int(min(x1 + margin_x, photo.width)), int(min(y1 + margin_y, photo.height))
     if right <= left or bottom <= top:
         raise SkipPhoto("no face: its box lies outside the photo or is empty")
+    return left, top, right, bottom
+
+
+def in_margin_box(photo: Image.Image, face: Face, spec: AlignSpec) -> Floats | None:
+    """(6, 2) the face's points, and the scale, in what `crop_face` makes of it."""
+    if face.landmarks_52 is None:
+        return None
+    left, top, right, bottom = margin_box(photo, face.box, spec)
+    scale = np.array([spec.image_size / (right - left), spec.image_size / (bottom - top)])
+    return np.vstack([(face.landmarks_52 - (left, top) + 0.5) * scale - 0.5, scale])
+
+
+def crop_landmarks(
+    photo: Image.Image, landmarks_52: Floats, spec: AlignSpec
+) -> tuple[Image.Image, Floats]:
+    """Turns, scales and cuts the face so that its points come nearest to ArcFace's template.
+
+    insightface's `norm_crop` (utils/face_align.py), but for faces far larger than the crop, which
+    are first reduced: bilinear sampling alone would skip pixels.
+
+    Returns:
+        The crop, black beyond the photo, and its points and scale, (6, 2).
+    """
+    matrix_23 = similarity(landmarks_52, template(spec.image_size))
+    shrink = math.floor(1 / max(float(np.hypot(*matrix_23[:, 0])), 1e-6))
+    if shrink > 1:
+        photo = photo.reduce(shrink)
+        landmarks_52 = (landmarks_52 + 0.5) / shrink - 0.5
+        matrix_23 = similarity(landmarks_52, template(spec.image_size))
+    back_23 = invert(matrix_23)
+    # Pillow counts from the corner of the first pixel.
+    back_23[:, 2] += 0.5 - back_23[:, :2] @ (0.5, 0.5)
     side = (spec.image_size, spec.image_size)
-    return photo.crop((left, top, right, bottom)).resize(side, Image.Resampling.BILINEAR)
+    crop = photo.transform(
+        side, Image.Transform.AFFINE, tuple(back_23.ravel()), Image.Resampling.BILINEAR
+    )
+    scale = float(np.hypot(*matrix_23[:, 0])) / max(shrink, 1)
+    return crop, np.vstack([move(landmarks_52, matrix_23), (scale, scale)])
 
 
 def encode_jpeg(image: Image.Image) -> bytes:
@@ -145,12 +215,15 @@ def align_photo(data: bytes, source: str, find: FaceFinder, spec: AlignSpec) -> 
         SkipPhoto: with the reason.
     """
     photo = decode_photo(data)
-    found = find(photo, source)
-    if found is None:
+    face = find(photo, source)
+    if face is None:
         side = (spec.image_size, spec.image_size)
         return Crop(encode_jpeg(photo.resize(side, Image.Resampling.BILINEAR)), None, None)
-    box, probability = found
-    return Crop(encode_jpeg(crop_face(photo, box, spec)), box, probability)
+    if spec.method == "landmarks" and face.landmarks_52 is not None:
+        crop, landmarks_62 = crop_landmarks(photo, face.landmarks_52, spec)
+        return Crop(encode_jpeg(crop), face, landmarks_62)
+    crop = crop_face(photo, face.box, spec)
+    return Crop(encode_jpeg(crop), face, in_margin_box(photo, face, spec))
 
 
 class WholePhoto:
@@ -167,16 +240,16 @@ class KnownBoxes:
         """`boxes`: source to (x0, y0, x1, y1) px."""
         self.boxes = boxes
 
-    def __call__(self, photo: Image.Image, source: str) -> tuple[Box, None]:
+    def __call__(self, photo: Image.Image, source: str) -> Face:
         """The box of `source`."""
         box = self.boxes.get(source)
         if box is None:
             raise SkipPhoto("no face: the box file does not name this photo")
-        return box, None
+        return Face(box)
 
 
 class Mtcnn:
-    """`mtcnn`: facenet-pytorch's detector (Zhang et al. 2016), one photo at a time on one core."""
+    """`mtcnn`, `landmarks`: facenet-pytorch's detector (Zhang et al. 2016), one photo at a time."""
 
     def __init__(self) -> None:
         import torch
@@ -188,23 +261,24 @@ class Mtcnn:
             min_face_size=MIN_FACE_PX, selection_method="center_weighted_size", post_process=False
         )
 
-    def __call__(self, photo: Image.Image, source: str) -> tuple[Box, float]:
-        """The chosen face and its detection probability."""
+    def __call__(self, photo: Image.Image, source: str) -> Face:
+        """The chosen face, its detection probability and its five points."""
         if min(photo.size) < MIN_FACE_PX:
             raise SkipPhoto(f"no face: the photo is smaller than {MIN_FACE_PX} px")
         found = self._detector.detect(photo, landmarks=True)
-        boxes, probabilities, _ = self._detector.select_boxes(
+        boxes, probabilities, points = self._detector.select_boxes(
             *found, photo, method="center_weighted_size"
         )
         if boxes is None:
             raise SkipPhoto("no face")
         x0, y0, x1, y1 = (float(edge) for edge in boxes[0])
-        return (x0, y0, x1, y1), float(np.ravel(probabilities)[0])
+        probability = float(np.ravel(probabilities)[0])
+        return Face((x0, y0, x1, y1), probability, np.asarray(points[0], float))
 
 
 def build_finder(spec: AlignSpec, boxes: dict[str, Box] | None) -> FaceFinder:
     """The face finder of `spec`; `boxes` are the dataset's own."""
-    if spec.method == "mtcnn":
+    if spec.has_landmarks:
         return Mtcnn()
     if spec.method == "none":
         return WholePhoto()

@@ -177,13 +177,16 @@ class PhotoPacker:
         except OSError as error:
             raise SkipPhoto(f"unreadable: {error.strerror}") from None
         crop = align_photo(raw, source, self.find, self.spec)
+        face, points = crop.face, crop.landmarks_62
+        probability = None if face is None else face.probability
         meta = {
             "key": key_of(task.place),
             "identity": task.photo.identity,
             "class": task.label,
             "source": source,
-            "box": None if crop.box is None else [round(edge, 2) for edge in crop.box],
-            "probability": None if crop.probability is None else round(crop.probability, 6),
+            "box": None if face is None else [round(edge, 2) for edge in face.box],
+            "probability": None if probability is None else round(probability, 6),
+            "landmarks": None if points is None else points.round(4).tolist(),
         }
         return tar_sample(key_of(task.place), {"jpg": crop.jpeg, "json": encode_json(meta)})
 
@@ -222,7 +225,7 @@ def aligning_pool(
         return
     # Workers fork from a server that has imported the detector once for all of them.
     context = multiprocessing.get_context("forkserver")
-    if options.align.method == "mtcnn":
+    if options.align.has_landmarks:
         context.set_forkserver_preload(["facenet_pytorch"])
     pool = ProcessPoolExecutor(options.workers, context, _start_worker, (dataset, options.align))
     try:

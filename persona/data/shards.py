@@ -3,6 +3,7 @@
     shards/lfw/
         000000.tar      00000042.jpg 00000042.json 00000007.jpg …
         manifest.json   what the set holds, with a SHA-256 a shard
+        targets/        a teacher's vectors of these crops, see targets.py
         pairs.csv       fold,same,a,b (keys), where the dataset has verification pairs
 
 A sample of a triplet set holds `anchor.jpg`, `positive.jpg`, `negative.jpg` and one `json`.
@@ -28,7 +29,7 @@ from persona.files import read_json, sha256_file, write_atomically, write_json
 
 MANIFEST = "manifest.json"
 PAIRS = "pairs.csv"
-VERSION = 1
+VERSION = 2
 TAR_BLOCK = tarfile.BLOCKSIZE
 KEY_DIGITS = 8
 
@@ -92,6 +93,29 @@ class Manifest:
     def shard_path(self, folder: Path, number: int) -> Path:
         """The path of shard `number` below the set's folder."""
         return folder / self.shards[number].name
+
+    def knows(self, trained_on: str, num_classes: int, classes: tuple[str, ...] | None) -> bool:
+        """Whether a network's logits stand for this set's identities, in the same order.
+
+        `classes` None: its classes are known by number and raw dataset alone.
+        """
+        if classes is not None:
+            return classes == self.classes
+        found = (self.dataset, len(self.classes))
+        return (trained_on, num_classes) == found and self.split != "test"
+
+    def check_crops(self, network: str, image_size: int | None, needs_landmarks: bool) -> None:
+        """Raises PersonaError if the crops are not what a network takes; None: any size."""
+        if needs_landmarks and not self.align.has_landmarks:
+            raise PersonaError(
+                f"{network} wants five points of each face and set {self.name} has none "
+                f"(--align {self.align.method}): pack it with --align mtcnn or landmarks"
+            )
+        if image_size not in {None, self.align.image_size}:
+            raise PersonaError(
+                f"set {self.name} has crops of {self.align.image_size} px, {network} was trained "
+                f"on {image_size} px: pack the set with --image-size {image_size}"
+            )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

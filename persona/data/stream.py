@@ -6,12 +6,14 @@
    shards; what does not fill equal batches is dropped in training and counted
 3. read: raw samples stream from the tars of the span
 4. shuffle: a buffer of raw bytes, seeded by (seed, epoch, rank, worker)
-5. decode: JPEG to uint8, straight into the batch
+5. draw: each photo's view; with kept targets one of the kept views and the teacher's vector of it
+6. decode: JPEG to uint8, straight into the batch
 
 A batch is a function of (seed, epoch, rank, world size, workers, batch size) and nothing else. It
-stays uint8 until it is on the device (persona.data.transforms).
+stays uint8 until it is on the device, where views are applied (persona.data.transforms).
 
-Shapes: B batch, R roles (1 for photos, 3 for triplets), C channel, H W pixels.
+Shapes: B batch, R roles (1 for photos, 3 for triplets), C channel, H W pixels, V numbers of a view,
+E embedding.
 """
 
 from __future__ import annotations
@@ -30,8 +32,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from persona.config import AugmentConfig
 from persona.data.shards import Manifest, damaged, iter_shard
-from persona.data.transforms import mix_seeds
+from persona.data.targets import TargetReader, Targets, photos_of
+from persona.data.transforms import IDENTITY, Views, draw_views, mix_seeds
 from persona.data.triplets import ROLES
 from persona.errors import PersonaError
 
@@ -48,6 +52,12 @@ class Batch(NamedTuple):
     """(B * R,) int64 class indices."""
     keys: Tensor
     """(B,) int64 sample keys."""
+    landmarks: Tensor
+    """(B * R, 6, 2) float32 points and scale (persona/landmarks.py); NaN where there are none."""
+    views: Tensor
+    """(B * R, V) float32: what is to be done to each photo."""
+    targets: Tensor | None
+    """(B * R, E) float16: the teacher's vectors of these views, where they are kept."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +156,14 @@ class ShardStream(IterableDataset[Any]):
     """One epoch of one rank as batches; what a DataLoader's workers iterate."""
 
     def __init__(
-        self, folder: Path, manifest: Manifest, plan: EpochPlan, seeds: tuple[int, int], skip: int
+        self,
+        folder: Path,
+        manifest: Manifest,
+        plan: EpochPlan,
+        seeds: tuple[int, int],
+        skip: int,
+        augment: AugmentConfig | None,
+        targets: Targets | None,
     ) -> None:
         """`seeds` are (seed, epoch); `skip` batches of this rank were consumed before."""
         self.folder = folder
@@ -154,6 +171,8 @@ class ShardStream(IterableDataset[Any]):
         self.plan = plan
         self.seeds = seeds
         self.skip = skip
+        self.augment = augment
+        self.targets = targets
 
     def __iter__(self) -> Iterator[Batch | Failure]:
         """Yields this worker's batches; a damaged shard ends it with a Failure."""
@@ -170,48 +189,88 @@ class ShardStream(IterableDataset[Any]):
                     samples, SHUFFLE_BUFFER, mix_seeds(*self.seeds, self.plan.rank, worker)
                 )
             samples = islice(samples, done * self.plan.batch_size, None)
+            reader = TargetReader(self.folder, self.targets) if self.targets else None
+            number = worker + done * workers  # of the batch, in this rank's epoch
             while group := list(islice(samples, self.plan.batch_size)):
-                yield self._decode(group)
+                yield self._decode(group, number, reader)
+                number += workers
         except PersonaError as error:
             yield Failure(str(error))
 
     def _read(self, spans: list[Span]) -> Iterator[dict[str, Any]]:
         for span in spans:
             path = self.manifest.shard_path(self.folder, span.shard)
-            count = 0
+            row = span.start
             for sample in islice(iter_shard(path), span.start, span.stop):
-                count += 1
                 sample["__path__"] = path
+                sample["__place__"] = (span.shard, row)
+                row += 1
                 yield sample
-            if count != span.stop - span.start:
+            if row != span.stop:
                 raise damaged(path, "it ends early")
 
-    def _decode(self, samples: list[dict[str, Any]]) -> Batch:
-        triplets = self.manifest.kind == "triplets"
-        suffixes = [f"{role}.jpg" for role in ROLES] if triplets else ["jpg"]
+    def _views(
+        self, places: list[tuple[int, int]], number: int, reader: TargetReader | None
+    ) -> tuple[Views, Tensor | None]:
+        """Each photo's view in batch `number`, and the teacher's vector of it where kept.
+
+        `places` are (shard, photo in it).
+        """
+        if self.augment is None:
+            return np.tile(IDENTITY, (len(places), 1)), None
+        seeds = (*self.seeds, self.plan.rank, number)
+        views = draw_views(self.augment, len(places), *seeds)
+        if reader is None or self.targets is None:
+            return views, None
+        if self.augment.beyond_flip:
+            rng = np.random.default_rng(mix_seeds(*seeds))
+            chosen = rng.integers(self.targets.views, size=len(places))
+        else:
+            chosen = views[:, 0].astype(np.int64)  # the same coins as without kept targets
+        vectors = np.empty((len(places), self.targets.embedding_size), np.float16)
+        for row, ((shard, photo), view) in enumerate(zip(places, chosen.tolist(), strict=True)):
+            vectors[row], views[row] = reader.read(shard, photo, view)
+        return views, torch.from_numpy(vectors)
+
+    def _decode(
+        self, samples: list[dict[str, Any]], number: int, reader: TargetReader | None
+    ) -> Batch:
+        photos = photos_of(self.manifest)
+        suffixes = [f"{role}.jpg" for role in ROLES] if photos > 1 else ["jpg"]
         side = self.manifest.align.image_size
-        images = np.empty((len(samples) * len(suffixes), side, side, 3), dtype=np.uint8)
+        images = np.empty((len(samples) * photos, side, side, 3), dtype=np.uint8)
         labels = np.empty(len(images), dtype=np.int64)
         keys = np.empty(len(samples), dtype=np.int64)
+        landmarks = np.full((len(images), 6, 2), np.nan, dtype=np.float32)
+        places = []
         row = 0
-        for number, sample in enumerate(samples):
+        for place, sample in enumerate(samples):
+            shard, first = sample["__place__"]
             try:
                 meta = json.loads(sample["json"])
-                keys[number] = int(sample["__key__"])
+                keys[place] = int(sample["__key__"])
                 for role, suffix in zip(ROLES, suffixes, strict=False):
-                    labels[row] = (meta[role] if triplets else meta)["class"]
+                    photo = meta[role] if photos > 1 else meta
+                    labels[row] = photo["class"]
+                    if photo["landmarks"] is not None:
+                        landmarks[row] = photo["landmarks"]
                     decode_into(sample[suffix], images[row])
+                    places.append((shard, first * photos + row % photos))
                     row += 1
             except (KeyError, TypeError, ValueError, OverflowError) as error:
                 what = f"sample {sample['__key__'][:20]}: {type(error).__name__}"
                 raise damaged(sample["__path__"], what) from None
         if labels.min() < 0 or labels.max() >= len(self.manifest.classes):
             raise damaged(samples[0]["__path__"], "a class index outside the manifest's list")
+        views, targets = self._views(places, number, reader)
         # A permuted view is channels-last memory: what convolutions want, at no cost.
         return Batch(
             torch.from_numpy(images).permute(0, 3, 1, 2),
             torch.from_numpy(labels),
             torch.from_numpy(keys),
+            torch.from_numpy(landmarks),
+            torch.from_numpy(views),
+            targets,
         )
 
 
@@ -289,6 +348,41 @@ class EpochLoader:
             raise
 
 
+def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """Yields batches whose photos, labels and targets are on the device, one batch ahead.
+
+    On CUDA the copies run on a stream of their own, beside the step that is under way; views, keys
+    and landmarks stay on the CPU, where they are looked at.
+    """
+    if device.type != "cuda":
+        yield from batches
+        return
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def send(batch: Batch) -> Batch:
+        with torch.cuda.stream(side):
+            return batch._replace(
+                images=batch.images.to(device, non_blocking=True),
+                labels=batch.labels.to(device, non_blocking=True),
+                targets=None
+                if batch.targets is None
+                else batch.targets.to(device, non_blocking=True),
+            )
+
+    waiting: Batch | None = None
+    for batch in batches:
+        sent = send(batch)
+        if waiting is not None:
+            yield waiting
+        torch.cuda.current_stream(device).wait_stream(side)
+        for tensor in (sent.images, sent.labels, sent.targets):
+            if tensor is not None:  # its memory is not reused before the step is done with it
+                tensor.record_stream(torch.cuda.current_stream(device))
+        waiting = sent
+    if waiting is not None:
+        yield waiting
+
+
 def build_loader(
     folder: Path,
     manifest: Manifest,
@@ -302,6 +396,8 @@ def build_loader(
     world_size: int = 1,
     workers: int = 0,
     multiple: int = 1,
+    augment: AugmentConfig | None = None,
+    targets: Targets | None = None,
 ) -> EpochLoader:
     """The batches of one epoch, from batch `skip` on.
 
@@ -317,6 +413,8 @@ def build_loader(
         world_size: how many processes there are.
         workers: loader processes of this rank; 0 decodes in this one.
         multiple: in training, a rank's batches come in multiples of this.
+        augment: how views are drawn; None: every photo as it is.
+        targets: kept targets to read along, already checked against the set.
 
     Raises:
         PersonaError: not one batch for every rank.
@@ -336,4 +434,5 @@ def build_loader(
             + (f" times {multiple} accumulated" if multiple > 1 else "")
             + ": choose a smaller --batch-size"
         )
-    return EpochLoader(ShardStream(folder, manifest, plan, (seed, epoch), skip), workers)
+    stream = ShardStream(folder, manifest, plan, (seed, epoch), skip, augment, targets)
+    return EpochLoader(stream, workers)

@@ -1,32 +1,154 @@
-"""What happens to a batch on the device: flip, then normalise.
+"""What happens to a batch on the device: a view of each photo, then normalisation.
 
-Shapes: B batch, C channel (3, RGB), H W pixels.
+A view is a photo and what is done to it, written down as a row of numbers (`VIEW`). Rows are drawn
+on the CPU from seeds and applied in batches on any device; applied again, a row gives the same
+pixels. So a teacher's vector can be kept beside the row it was computed for.
+
+1. crop a square and scale it back, 2. mirror, 3. reduce and enlarge, 4. brightness, contrast,
+saturation, grey, 5. erase a square
+
+Shapes: B batch, V numbers of a view, C channel (3, RGB), H W pixels.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from persona.config import AugmentConfig
+from persona.landmarks import MIRRORED
 
 PIXEL_MEAN = 127.5
 PIXEL_SCALE = 128.0
 """FaceNet's "fixed image standardization" (facenet-pytorch 2.5.3, models/mtcnn.py)."""
 
+VIEW = (
+    "flip",  # 0 or 1
+    "left", "top", "side",  # the crop, in shares of the photo's side
+    "reduce",  # 1, or how many times the photo is reduced
+    "brightness", "contrast", "saturation",  # factors
+    "erase_left", "erase_top", "erase_side",  # in shares of the side; side 0: nothing
+)  # fmt: skip
+IDENTITY = np.array([0, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0], dtype=np.float32)
+MIRROR = np.array([1, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0], dtype=np.float32)
+MAX_REDUCE = 4
+ERASE = (0.1, 0.4)
+"""Shares of the side."""
+LUMA = (0.299, 0.587, 0.114)
+"""Of RGB: ITU-R BT.601."""
+
+Views = npt.NDArray[np.float32]
+
 
 def normalise(images_BCHW: Tensor) -> Tensor:
-    """`(pixel - 127.5) / 128`: (B, 3, H, W) uint8 to float32 in [-0.997, 0.997]."""
-    return images_BCHW.float().sub_(PIXEL_MEAN).div_(PIXEL_SCALE)
+    """`(pixel - 127.5) / 128`: (B, 3, H, W), uint8 or float, to float32 in [-0.997, 0.997]."""
+    return (images_BCHW.float() - PIXEL_MEAN).div_(PIXEL_SCALE)
 
 
-def random_flip(images_BCHW: Tensor, *seeds: int) -> Tensor:
-    """Mirrors each photo with probability 1/2, decided by `seeds` alone.
+def draw_views(config: AugmentConfig, count: int, *seeds: int) -> Views:
+    """(count, V) float32 random views, decided by `config` and `seeds` alone."""
+    rng = np.random.default_rng(mix_seeds(*seeds))
+    views = np.tile(IDENTITY, (count, 1))
+    # The coins of mirroring are tossed first: no other option changes them.
+    flip = rng.random(count) < 0.5
+    if config.flip:
+        views[:, VIEW.index("flip")] = flip
+    if not config.beyond_flip:
+        return views
+    side = 1 - config.crop * rng.random(count)
+    views[:, 3] = side
+    views[:, 1:3] = (1 - side)[:, None] * rng.random((count, 2))
+    low = rng.random(count) < config.low_resolution
+    views[:, 4] = np.where(low, rng.integers(2, MAX_REDUCE + 1, count), 1)
+    views[:, 5:8] = 1 + config.jitter * rng.uniform(-1, 1, (count, 3))
+    grey = rng.random(count) < config.grey
+    views[:, 7] = np.where(grey, 0, views[:, 7])
+    erase_side = np.where(rng.random(count) < config.erase, rng.uniform(*ERASE, count), 0)
+    views[:, 10] = erase_side
+    views[:, 8:10] = (1 - erase_side)[:, None] * rng.random((count, 2))
+    return views
 
-    The coins are tossed on the CPU, so that every device sees the same ones.
-    """
-    generator = torch.Generator().manual_seed(mix_seeds(*seeds))
-    coins_B = torch.rand(len(images_BCHW), generator=generator) < 0.5
-    coins_B111 = coins_B.to(images_BCHW.device).view(-1, 1, 1, 1)
-    return torch.where(coins_B111, images_BCHW.flip(3), images_BCHW)
+
+def apply_views(images_BCHW: Tensor, views_BV: Views) -> Tensor:
+    """(B, 3, H, W) photos as uint8, on any device, to float32 views in [0, 255] on the same one."""
+    images = images_BCHW.float()
+    column = dict(zip(VIEW, views_BV.T, strict=True))
+    if (column["side"] != 1).any():
+        images = _crop(images, column)
+    if column["flip"].any():
+        flip_B = torch.from_numpy(column["flip"] == 1).to(images.device)
+        images = torch.where(flip_B[:, None, None, None], images.flip(3), images)
+    for times in np.unique(column["reduce"]).tolist():
+        if times != 1:
+            rows = torch.from_numpy(np.flatnonzero(column["reduce"] == times)).to(images.device)
+            images = images.index_copy(0, rows, _reduce(images[rows], int(times)))
+    factors = np.stack([column[name] for name in ("brightness", "contrast", "saturation")])
+    if (factors != 1).any():
+        images = _colour(images, torch.from_numpy(factors).to(images.device))
+    if column["erase_side"].any():
+        images = _erase(images, column)
+    return images
+
+
+def _crop(images: Tensor, column: dict[str, Any]) -> Tensor:
+    """The square of each view, scaled to the whole by bilinear sampling."""
+    theta_B23 = np.zeros((len(images), 2, 3), np.float32)
+    theta_B23[:, 0, 0] = theta_B23[:, 1, 1] = column["side"]
+    theta_B23[:, 0, 2] = 2 * column["left"] + column["side"] - 1
+    theta_B23[:, 1, 2] = 2 * column["top"] + column["side"] - 1
+    theta = torch.from_numpy(theta_B23).to(images.device)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def _reduce(images: Tensor, times: int) -> Tensor:
+    height, width = images.shape[2:]
+    small = F.interpolate(images, (height // times, width // times), mode="area")
+    return F.interpolate(small, (height, width), mode="bilinear", align_corners=False)
+
+
+def _colour(images: Tensor, factors_3B: Tensor) -> Tensor:
+    """Brightness, contrast about the mean grey, saturation about each pixel's grey, as torchvision
+    blends them (transforms/_functional_tensor.py)."""
+    brightness, contrast, saturation = factors_3B[:, :, None, None, None]
+    images = (images * brightness).clamp(0, 255)
+    luma = torch.tensor(LUMA, device=images.device)[None, :, None, None]
+    mean = (images * luma).sum(dim=1, keepdim=True).mean(dim=(2, 3), keepdim=True)
+    images = (mean + contrast * (images - mean)).clamp(0, 255)
+    grey = (images * luma).sum(dim=1, keepdim=True)
+    coloured: Tensor = grey + saturation * (images - grey)
+    return coloured.clamp(0, 255)
+
+
+def _erase(images: Tensor, column: dict[str, Any]) -> Tensor:
+    """A square of mid-grey."""
+    height, width = images.shape[2:]
+    covered = []
+    for name, size in (("erase_top", height), ("erase_left", width)):
+        place = (np.arange(size, dtype=np.float32) + 0.5) / size
+        start = column[name][:, None]
+        inside = (place >= start) & (place < start + column["erase_side"][:, None])
+        covered.append(torch.from_numpy(inside).to(images.device))
+    mask_BHW = covered[0][:, :, None] & covered[1][:, None, :]
+    return images.masked_fill(mask_BHW[:, None], PIXEL_MEAN)
+
+
+def view_landmarks(landmarks_B62: Tensor, views_BV: Views, size_px: int) -> Tensor:
+    """(B, 6, 2) a photo's points and scale (persona/landmarks.py) in its view."""
+    column = dict(zip(VIEW, torch.from_numpy(views_BV).T, strict=True))
+    corner_B2 = torch.stack([column["left"], column["top"]], dim=1)
+    side_B11 = column["side"][:, None, None]
+    landmarks_B52, scale_B12 = landmarks_B62[:, :5], landmarks_B62[:, 5:]
+    moved = ((landmarks_B52 + 0.5) - size_px * corner_B2[:, None]) / side_B11 - 0.5
+    mirrored = moved[:, MIRRORED]
+    mirrored[..., 0] = size_px - 1 - mirrored[..., 0]
+    points = torch.where(column["flip"][:, None, None] == 1, mirrored, moved)
+    return torch.cat([points, scale_B12 / side_B11], dim=1)
 
 
 def mix_seeds(*seeds: int) -> int:

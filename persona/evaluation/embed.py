@@ -20,7 +20,7 @@ from persona.data.shards import Manifest
 from persona.data.stream import build_loader
 from persona.data.transforms import normalise
 from persona.errors import PersonaError
-from persona.models.output import EMBEDDING_SIZE, FaceNetwork
+from persona.models.output import FaceNetwork
 from persona.progress import progress_bar
 
 
@@ -77,14 +77,15 @@ def embed_set(
     was_training = network.training
     network.eval()
     roles = 3 if manifest.kind == "triplets" else 1
-    keys, embeddings = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, roles, EMBEDDING_SIZE)]
+    keys = [torch.empty(0, dtype=torch.int64)]
+    embeddings = [torch.empty(0, roles, network.embedding_size)]
     labels, predicted = [torch.empty(0, roles, dtype=torch.int64)], [_no_predictions(0, roles)]
     show = accelerator.is_main_process and not quiet
     title = f"evaluating on {manifest.name}"
     with progress_bar(title, total=manifest.samples, unit="samples", enabled=show) as advance:
         for batch in loader:
             images = normalise(batch.images.to(accelerator.device, non_blocking=True))
-            features = network.features(images).float()
+            features = network.features(images, batch.landmarks).float()
             embedding = torch.nn.functional.normalize(features, dim=1)
             keys.append(batch.keys)
             labels.append(batch.labels.view(-1, roles))

@@ -122,19 +122,13 @@ def check_measure(measure: str, named: NamedNetwork, manifest: Manifest) -> None
             f"the identities of set {manifest.name} are not those that {named.name} was trained "
             f"on ({named.trained_on}): class accuracy means nothing there; choose another --measure"
         )
-    if named.image_size is not None and named.image_size != manifest.align.image_size:
-        raise PersonaError(
-            f"set {manifest.name} has crops of {manifest.align.image_size} px, {named.name} was "
-            f"trained on {named.image_size} px: pack the set with --image-size {named.image_size}"
-        )
+    manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
 
 
 def same_classes(named: NamedNetwork, manifest: Manifest) -> bool:
     """Whether a network's logits stand for the set's identities, in the same order."""
-    if named.classes is not None:
-        return named.classes == manifest.classes
-    trained_on = (named.trained_on, named.network.num_classes)
-    return trained_on == (manifest.dataset, len(manifest.classes)) and manifest.split != "test"
+    count = named.network.num_classes
+    return count > 0 and manifest.knows(named.trained_on, count, named.classes)
 
 
 def _verification(

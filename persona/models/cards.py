@@ -20,7 +20,7 @@ from persona.files import read_json
 
 CARD = "card.json"
 CLASSES = "classes.txt"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,10 @@ class Card:
 
     id: str
     architecture: str
+    student: dict[str, Any]
+    """Its StudentConfig."""
+    head: str
+    """Of the logits: linear, cosine or none."""
     num_classes: int
     classes_sha256: str
     """Of the class list: a set with another list has other labels."""
@@ -107,6 +111,11 @@ def find_model(model_id: str | None, models: Path) -> Card:
     if not (models / model_id / CARD).is_file() or Path(model_id).name != model_id:
         raise unknown("model", model_id, [p.parent.name for p in models.glob(f"*/{CARD}")])
     return read_card(models / model_id)
+
+
+def encode_classes(classes: tuple[str, ...]) -> bytes:
+    """A class list as its file has it: one a line."""
+    return "".join(f"{name}\n" for name in classes).encode()
 
 
 def read_classes(card: Card, models: Path) -> tuple[str, ...]:

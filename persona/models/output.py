@@ -7,10 +7,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from persona.errors import PersonaError
+
 EMBEDDING_SIZE = 512
+"""FaceNet's, and a student's unless its recipe says otherwise."""
+COSINE_SCALE = 64.0
+"""Of a cosine head's logits: the margin losses' usual scale."""
+HEADS = ("linear", "cosine", "none")
 
 
 class FaceOutput(NamedTuple):
@@ -27,14 +34,56 @@ class FaceOutput(NamedTuple):
         return F.normalize(self.features, dim=1)
 
 
+class ClassifierHead(nn.Module):
+    """The last layer: from a vector before normalisation to the logits of K identities.
+
+    `linear`: `W x + b`. `cosine`: 64 times the cosine with the identity's centre, a row of W, as
+    margin losses train it. `none`: no identities, for students of embeddings alone.
+    """
+
+    def __init__(self, embedding_size: int, num_classes: int, kind: str) -> None:
+        super().__init__()
+        assert kind in HEADS
+        self.kind = kind
+        if kind != "none":
+            drawn = nn.Linear(embedding_size, num_classes, bias=kind == "linear")
+            self.weight, self.bias = drawn.weight, drawn.bias
+
+    def forward(self, features_BE: Tensor) -> Tensor:
+        """(B, K) logits; (B, 0) without identities."""
+        if self.kind == "none":
+            return features_BE.new_zeros(len(features_BE), 0)
+        if self.kind == "linear":
+            return F.linear(features_BE, self.weight, self.bias)
+        return COSINE_SCALE * F.normalize(features_BE, dim=1) @ F.normalize(self.weight, dim=1).T
+
+
 class FaceNetwork(nn.Module):
     """A network from normalised crops (B, 3, H, W) float32 to a FaceOutput."""
 
     num_classes: int
+    """0: it gives embeddings and no logits."""
+    embedding_size: int
+    uses_landmarks = False
+    """Whether `features` wants the five points of each crop."""
 
-    def features(self, images_BCHW: Tensor) -> Tensor:
-        """(B, E) before normalisation, without the cost of the logits."""
+    def features(self, images_BCHW: Tensor, landmarks_B62: Tensor | None = None) -> Tensor:
+        """(B, E) before normalisation, without the cost of the logits.
+
+        Args:
+            images_BCHW: normalised crops.
+            landmarks_B62: (B, 6, 2) points and scale of each, see persona/landmarks.py; needed only
+                where `uses_landmarks`.
+        """
         raise NotImplementedError
+
+    def head(self) -> ClassifierHead:
+        """The last layer by itself.
+
+        Raises:
+            PersonaError: this network has none.
+        """
+        raise PersonaError(f"{type(self).__name__} gives embeddings and no logits")
 
     def classify(self, features_BE: Tensor) -> Tensor:
         """(B, K) logits of features."""
@@ -45,6 +94,12 @@ class FaceNetwork(nn.Module):
         features_BE = self.features(images_BCHW)
         return FaceOutput(features_BE, self.classify(features_BE))
 
-    def embed(self, images_BCHW: Tensor) -> Tensor:
+    def embed(self, images_BCHW: Tensor, landmarks_B62: Tensor | None = None) -> Tensor:
         """(B, E) embeddings of unit length."""
-        return F.normalize(self.features(images_BCHW).float(), dim=1)
+        return F.normalize(self.features(images_BCHW, landmarks_B62).float(), dim=1)
+
+
+def freeze(network: FaceNetwork) -> FaceNetwork:
+    """For inference alone: eval mode, no gradients, channels last in memory."""
+    network.eval().requires_grad_(False)
+    return network.to(memory_format=torch.channels_last)

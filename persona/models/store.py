@@ -12,13 +12,23 @@ import safetensors
 import safetensors.torch
 import torch
 
+from persona.config import StudentConfig, from_dict
 from persona.errors import PersonaError, unknown
 from persona.files import sha256_file, write_atomically, write_json
-from persona.models.cards import CARD, CLASSES, Card, classes_digest, read_card, read_classes
-from persona.models.output import FaceNetwork
-from persona.models.student import ARCHITECTURES, Student, count_parameters
-from persona.models.teacher import load_facenet
-from persona.models.weights import FACENETS
+from persona.models import onnx
+from persona.models.cards import (
+    CARD,
+    CLASSES,
+    Card,
+    classes_digest,
+    encode_classes,
+    read_card,
+    read_classes,
+)
+from persona.models.output import ClassifierHead, FaceNetwork
+from persona.models.student import ARCHITECTURES, Student, count_parameters, load_imagenet
+from persona.models.teacher import load_facenet, load_release
+from persona.models.weights import FACENETS, IMAGENET, find_weights
 
 
 def save_model(
@@ -38,12 +48,15 @@ def save_model(
     digest = hashlib.sha256(data).hexdigest()
     weights = f"weights-{digest[:12]}.safetensors"
     write_atomically(folder / weights, data)
-    write_atomically(folder / CLASSES, ("\n".join(classes) + "\n").encode())
+    write_atomically(folder / CLASSES, encode_classes(classes))
     card = Card(
         id=model_id,
-        architecture=student.architecture,
+        architecture=student.config.architecture,
+        student=asdict(student.config),
+        head=student.logits.kind,
         num_classes=student.num_classes,
         classes_sha256=classes_digest(classes),
+        image_size=student.image_size,
         parameters=count_parameters(student),
         bytes=len(data),
         weights=weights,
@@ -71,10 +84,11 @@ def load_model(card: Card, models: Path) -> Student:
         raise PersonaError(f"model {card.id} has no weights at {path}")
     if sha256_file(path) != card.weights_sha256:
         raise PersonaError(f"{path} does not match the checksum in its card: restore it")
-    student = Student(card.architecture, card.num_classes)
+    config = from_dict(StudentConfig, card.student, where=str(path.parent / CARD))
     try:
+        student = Student(config, card.num_classes, head=card.head, image_size=card.image_size)
         student.load_state_dict(safetensors.torch.load_file(path))
-    except (RuntimeError, safetensors.SafetensorError):
+    except (RuntimeError, AssertionError, safetensors.SafetensorError):
         raise PersonaError(f"{path} does not hold a {card.architecture}") from None
     return student
 
@@ -91,20 +105,80 @@ class NamedNetwork:
     """What its logits stand for; None: known by number and dataset alone (FaceNet's release)."""
     image_size: int | None
     """Of its training crops, px; None: any."""
+    digest: str = ""
+    """Of its weights: equal digests give equal vectors."""
 
 
 def load_network(name: str, models: Path) -> NamedNetwork:
-    """A teacher or student by name: a FaceNet release, a model ID, or an untrained architecture."""
+    """A network by name: a FaceNet release, `onnx:FILE`, a model ID, or an untrained architecture.
+
+    Raises:
+        PersonaError: unknown, or its file is missing or damaged.
+    """
+    if name.startswith(onnx.PREFIX):
+        path = Path(name.removeprefix(onnx.PREFIX)).expanduser()
+        settings = onnx.read_settings(onnx.find_settings(path)) if path.is_file() else None
+        if settings is None:
+            raise PersonaError(f"no ONNX file at {path}")
+        network = onnx.OnnxNetwork(path, settings)
+        return NamedNetwork(name, network, "embeddings alone", (), None, onnx.digest(path))
     if name in FACENETS:
-        release = FACENETS[name]
-        network = load_facenet(name, models)
-        return NamedNetwork(name, network, release.trained_on, None, 160)
+        facenet = load_facenet(name, models)
+        digest = network_digest(name, models) or ""
+        return NamedNetwork(name, facenet, FACENETS[name].trained_on, None, 160, digest)
     if name in ARCHITECTURES:
         torch.manual_seed(0)
-        return NamedNetwork(name, Student(name, num_classes=1), "nothing", (), None)
+        student = Student(StudentConfig(name), 0, head="none")
+        return NamedNetwork(name, student, "nothing", (), None)
+    card = _card(name, models)
+    student, classes = load_model(card, models), read_classes(card, models)
+    return NamedNetwork(
+        name, student, card.train_set, classes, card.image_size, card.weights_sha256
+    )
+
+
+def network_digest(name: str, models: Path) -> str | None:
+    """`NamedNetwork.digest` without loading the network; None: it is not on this machine."""
+    if name.startswith(onnx.PREFIX):
+        path = Path(name.removeprefix(onnx.PREFIX)).expanduser()
+        return onnx.digest(path) if path.is_file() else None
+    if name in FACENETS:
+        found = find_weights(FACENETS[name], models)
+        return sha256_file(found) if found else None
+    return _card(name, models).weights_sha256 if (models / name / CARD).is_file() else None
+
+
+def _card(name: str, models: Path) -> Card:
     known = [*FACENETS, *ARCHITECTURES, *(p.parent.name for p in models.glob(f"*/{CARD}"))]
     if not (models / name / CARD).is_file() or Path(name).name != name:
-        raise unknown("model", name, known, where=str(models))
-    card = read_card(models / name)
-    student, classes = load_model(card, models), read_classes(card, models)
-    return NamedNetwork(name, student, card.train_set, classes, card.image_size)
+        raise unknown("model", name, [*known, "onnx:FILE"], where=str(models))
+    return read_card(models / name)
+
+
+def start_from_imagenet(student: Student, models: Path) -> None:
+    """Loads torchvision's ImageNet weights into the convolutions, downloaded once.
+
+    Raises:
+        PersonaError: they cannot be had, with where to put the file by hand.
+    """
+    name = student.config.architecture
+    load_release(IMAGENET[name], models, name, lambda state: load_imagenet(student, state))
+
+
+def save_head(path: Path, head: ClassifierHead) -> None:
+    """Keeps a last layer by itself."""
+    write_atomically(path, safetensors.torch.save(dict(head.state_dict())))
+
+
+def load_head(path: Path, *, embedding_size: int, num_classes: int, kind: str) -> ClassifierHead:
+    """A last layer that was kept.
+
+    Raises:
+        PersonaError: missing, damaged or of another shape.
+    """
+    try:
+        head = ClassifierHead(embedding_size, num_classes, kind)
+        head.load_state_dict(safetensors.torch.load_file(path))
+    except (OSError, RuntimeError, AssertionError, safetensors.SafetensorError):
+        raise PersonaError(f"{path} is missing or damaged: make the targets again") from None
+    return head

@@ -9,6 +9,7 @@ Shapes: B batch, C channel, H W pixels, E embedding (512), K identities.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from persona.errors import PersonaError
-from persona.models.output import FaceNetwork
-from persona.models.weights import FACENETS, RELEASE, download_weights, find_weights
+from persona.models.output import EMBEDDING_SIZE, ClassifierHead, FaceNetwork
+from persona.models.weights import FACENETS, Release, download_weights, find_weights
 
 
 class FaceNet(FaceNetwork):
@@ -28,12 +29,13 @@ class FaceNet(FaceNetwork):
 
         super().__init__()
         self.num_classes = num_classes
+        self.embedding_size = EMBEDDING_SIZE
         self.network: Any = InceptionResnetV1(classify=True, num_classes=num_classes)
-        self._head: nn.Module = self.network.logits
+        self._head = ClassifierHead(EMBEDDING_SIZE, num_classes, "linear")
         # Its own forward ends in the logits; without them it ends in the features.
         self.network.logits = nn.Identity()
 
-    def features(self, images_BCHW: Tensor) -> Tensor:
+    def features(self, images_BCHW: Tensor, landmarks_B62: Tensor | None = None) -> Tensor:
         """(B, E) before normalisation."""
         features_BE: Tensor = self.network(images_BCHW)
         return features_BE
@@ -42,6 +44,10 @@ class FaceNet(FaceNetwork):
         """(B, K) logits."""
         logits_BK: Tensor = self._head(features_BE)
         return logits_BK
+
+    def head(self) -> ClassifierHead:
+        """The last layer by itself."""
+        return self._head
 
     def load_release(self, state: dict[str, Tensor]) -> None:
         """Loads a state dict under facenet-pytorch's names."""
@@ -58,13 +64,24 @@ def load_facenet(name: str, models: Path) -> FaceNet:
         PersonaError: they cannot be had (with where to put the file), or the file is damaged.
     """
     release = FACENETS[name]
-    path = find_weights(release, models) or download_weights(release)
     network = FaceNet(release.num_classes)
+    load_release(release, models, name, network.load_release)
+    return network
+
+
+def load_release(
+    release: Release, models: Path, name: str, load: Callable[[dict[str, Tensor]], None]
+) -> None:
+    """Hands the state dict of a release to `load`.
+
+    Raises:
+        PersonaError: it cannot be had (with where to put the file), or the file is damaged.
+    """
+    path = find_weights(release, models) or download_weights(release)
     try:
-        network.load_release(torch.load(path, map_location="cpu", weights_only=True))
+        load(torch.load(path, map_location="cpu", weights_only=True))
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, AttributeError, TypeError):
         raise PersonaError(
             f"{path} does not hold the weights of {name}: delete it, and download it again from "
-            f"{RELEASE}/{release.file}"
+            f"{release.base}/{release.file}"
         ) from None
-    return network

@@ -1,4 +1,4 @@
-"""FaceNet's released weights: where they are looked for, and how they are downloaded. No torch."""
+"""Weights released by others, FaceNet's and torchvision's: finding and downloading. No torch."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ TIMEOUT_S = 30.0
 RELEASE = "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9"
 
 
+TORCHVISION = "https://download.pytorch.org/models"
+
+
 @dataclass(frozen=True)
 class Release:
     """Weights that can be downloaded."""
@@ -28,11 +31,18 @@ class Release:
     num_classes: int
     trained_on: str
     """The raw dataset whose sorted identity list its classes are."""
+    base: str = RELEASE
 
 
 FACENETS = {
     "facenet-vggface2": Release("20180402-114759-vggface2.pt", 8631, "vggface2"),
     "facenet-casia-webface": Release("20180408-102900-casia-webface.pt", 10575, "casia-webface"),
+}
+
+# torchvision 0.29, MobileNet_V3_{Small,Large}_Weights.IMAGENET1K_V1
+IMAGENET = {
+    "mobilenet_v3_small": Release("mobilenet_v3_small-047dcff4.pth", 1000, "imagenet", TORCHVISION),
+    "mobilenet_v3_large": Release("mobilenet_v3_large-8738ca79.pth", 1000, "imagenet", TORCHVISION),
 }
 
 
@@ -56,14 +66,14 @@ def find_weights(release: Release, models: Path) -> Path | None:
 
 
 def download_weights(
-    release: Release, *, base: str = RELEASE, timeout_s: float = TIMEOUT_S
+    release: Release, *, base: str | None = None, timeout_s: float = TIMEOUT_S
 ) -> Path:
     """Downloads a release to torch's cache; half a file is never left under its name.
 
     Raises:
         PersonaError: offline or cut short, with where to put the file by hand.
     """
-    url = f"{base}/{release.file}"
+    url = f"{base or release.base}/{release.file}"
     target = weight_places(release, Path())[-1]
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(f".{os.getpid()}.partial")
@@ -86,7 +96,7 @@ def download_weights(
         if isinstance(error, urllib.error.HTTPError):
             error.close()
         raise PersonaError(
-            f"cannot download the teacher's weights from {url} ({reason}): fetch that file on "
+            f"cannot download weights from {url} ({reason}): fetch that file on "
             f"another machine and put it at models/teachers/{release.file} (below --models) "
             f"or at {target}"
         ) from None

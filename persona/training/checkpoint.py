@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from persona.errors import PersonaError
 from persona.files import write_atomically
 
 NAME = "checkpoint.pt"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass
@@ -29,8 +29,8 @@ class Progress:
     """Batches of this epoch that each rank consumed."""
     step: int = 0
     """Optimizer steps."""
-    best: float | None = None
-    """Best test score so far."""
+    best: dict[str, float] = field(default_factory=dict)
+    """Best test score so far, of the student ("") and of the running mean of its weights."""
 
 
 def save_checkpoint(

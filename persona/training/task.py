@@ -1,6 +1,6 @@
-"""The objective as one module: student, teacher and loss terms.
+"""The objective as one module: student, teacher and a weighted list of loss terms.
 
-Shapes: B batch, C channel, H W pixels, E embedding (512), K identities.
+Shapes: B batch, C channel, H W pixels, E embedding, K identities.
 """
 
 from __future__ import annotations
@@ -8,44 +8,76 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from persona.config import LossConfig
+from persona.config import LossesConfig
 from persona.models.output import FaceNetwork
-from persona.training.losses import HardLabels, SoftTargets
+from persona.training.losses import build_losses, counting, inputs_of
+from persona.training.teacher import FROM_TEACHER, Teacher
 
 
 class DistillationTask(nn.Module):
-    """`total, terms = task(images, labels)`.
+    """`total, terms = task(images, labels, …)`; with `train()` student and losses train."""
 
-    The teacher is frozen, in eval mode whatever `train()` says, and absent from the state dict: it
-    is in no optimizer, no DDP wrapper and no checkpoint.
-    """
-
-    def __init__(self, student: nn.Module, teacher: FaceNetwork | None, config: LossConfig) -> None:
-        """`student` may be wrapped (DDP); without a teacher the hard labels count in full."""
+    def __init__(
+        self,
+        student: nn.Module,
+        bare_student: FaceNetwork,
+        teacher: Teacher | None,
+        config: LossesConfig,
+    ) -> None:
+        """`student` may be wrapped (DDP, compiled); `bare_student` is the network inside."""
         super().__init__()
         self.student = student
-        self._teacher = [teacher.eval().requires_grad_(False)] if teacher is not None else []
-        self.soft = SoftTargets(config.temperature)
-        self.hard = HardLabels()
-        self.soft_weight = config.soft_weight if teacher is not None else 0.0
-        self.hard_weight = config.hard_weight if teacher is not None else 1.0
+        self.losses = build_losses(
+            config,
+            num_classes=max(bare_student.num_classes, 1),
+            embedding_size=bare_student.embedding_size,
+        )
+        self.weights = {name: term.weight for name, term in counting(config).items()}
+        self.inputs = inputs_of(config)
+        self.wanted = {name for inputs in self.inputs.values() for name in inputs}
+        # In lists, where nn.Module does not look for submodules.
+        self._teacher = [teacher]
+        self._bare_student = [bare_student]
 
     @property
-    def teacher(self) -> FaceNetwork | None:
-        """Kept in a list, where nn.Module does not look for submodules."""
-        return self._teacher[0] if self._teacher else None
+    def teacher(self) -> Teacher | None:
+        """The teacher, if there is one."""
+        return self._teacher[0]
 
-    def forward(self, images_BCHW: Tensor, labels_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Normalised images (B, 3, H, W) and labels (B,) to the loss and its terms, unweighted."""
+    def forward(
+        self,
+        images_BCHW: Tensor,
+        labels_B: Tensor,
+        targets_BE: Tensor | None = None,
+        landmarks_B62: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and its terms, unweighted.
+
+        Args:
+            images_BCHW: normalised views (B, 3, H, W).
+            labels_B: (B,) int64.
+            targets_BE: (B, E) the teacher's vectors of these views; None: it computes them.
+            landmarks_B62: (B, 6, 2) for a teacher that wants them.
+        """
         output = self.student(images_BCHW)
-        terms: dict[str, Tensor] = {}
+        found: dict[str, Tensor] = {
+            "student_features": output.features,
+            "student_logits": output.logits,
+            "labels": labels_B,
+        }
+        if "class_centres" in self.wanted:
+            found["class_centres"] = self._bare_student[0].head().weight
+        if self.teacher is not None and self.wanted & set(FROM_TEACHER):
+            if targets_BE is None:
+                targets_BE = self.teacher.features(images_BCHW, landmarks_B62)
+            found["teacher_features"] = targets_BE.float()
+            if "teacher_logits" in self.wanted:
+                found["teacher_logits"] = self.teacher.logits(targets_BE)
         total = torch.zeros((), device=images_BCHW.device)
-        if self.teacher is not None and self.soft_weight:
-            with torch.no_grad():
-                target_BK = self.teacher(images_BCHW).logits
-            terms["soft"] = self.soft(output.logits, target_BK)
-            total = total + self.soft_weight * terms["soft"]
-        if self.hard_weight:
-            terms["hard"] = self.hard(output.logits, labels_B)
-            total = total + self.hard_weight * terms["hard"]
+        terms: dict[str, Tensor] = {}
+        # In float32 whatever the networks ran in: cosines and softmaxes lose too much otherwise.
+        with torch.autocast(images_BCHW.device.type, enabled=False):
+            for name, loss in self.losses.items():
+                terms[name] = loss(*(found[key] for key in self.inputs[name]))
+                total = total + self.weights[name] * terms[name]
         return total, {name: term.detach() for name, term in terms.items()}

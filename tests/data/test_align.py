@@ -41,10 +41,10 @@ def test_mtcnn_crop_equals_facenet_pytorch() -> None:
                 find(photo, "")
             continue
         found += 1
-        box, probability = find(photo, "")
-        crop = np.asarray(crop_face(photo, box, spec), np.float32)
+        face = find(photo, "")
+        crop = np.asarray(crop_face(photo, face.box, spec), np.float32)
         np.testing.assert_array_equal(crop, expected.permute(1, 2, 0).numpy())
-        assert 0.7 <= probability <= 1
+        assert face.probability is not None and 0.7 <= face.probability <= 1
     assert found >= 5
 
 
@@ -52,7 +52,7 @@ def test_of_two_faces_the_large_central_one_is_taken() -> None:
     photo = Image.new("RGB", (420, 300), "grey")
     photo.paste(draw_photo(draw_identity(1, 0), 0, 120), (0, 90))
     photo.paste(draw_photo(draw_identity(1, 3), 3, 280), (120, 10))
-    (x0, _, x1, _), _ = Mtcnn()(photo, "")
+    x0, _, x1, _ = Mtcnn()(photo, "").box
     assert x0 > 120 and x1 - x0 > 80
 
 
@@ -120,7 +120,7 @@ def test_a_png_called_jpg_is_read_by_its_content() -> None:
         encode(Image.new("RGB", (50, 50)), "PNG"), "x.jpg", WholePhoto(), AlignSpec()
     )
     assert decode_photo(crop.jpeg).size == (160, 160)
-    assert crop.box is None
+    assert crop.face is None and crop.landmarks_62 is None
 
 
 def test_tiny_photos_have_no_face() -> None:

@@ -47,7 +47,7 @@ def test_samples_hold_crop_and_metadata(train_set: Packed) -> None:
         image = Image.open(io.BytesIO(tar.extractfile(members[0]).read()))  # type: ignore[union-attr]
         image.load()
     assert image.size == (SIZE_PX, SIZE_PX)
-    assert set(meta) == {"key", "identity", "class", "source", "box", "probability"}
+    assert set(meta) == {"key", "identity", "class", "source", "box", "probability", "landmarks"}
     assert manifest.classes[meta["class"]] == meta["identity"]
     assert meta["source"].startswith(f"train/{meta['identity']}/")
 
@@ -302,7 +302,7 @@ def test_damage_is_found(train_set: Packed) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 99}, "has version 99, this is version 1"),
+        ({"version": 99}, "has version 99, this is version 2"),
         ({"samples": 31}, "contradicts itself"),
         ({"shards": "none"}, "is no manifest"),
         ({"kind": "sculptures"}, "contradicts itself"),

@@ -14,7 +14,7 @@ from persona.data.pack import Packed, pack_photos, pack_triplets
 from persona.data.raw import open_dataset
 from persona.data.shards import tar_end, tar_sample
 from persona.data.stream import EpochPlan, build_loader, shuffle_buffer
-from persona.data.transforms import mix_seeds, normalise, random_flip
+from persona.data.transforms import normalise
 from persona.data.triplets import make_triplets
 from persona.errors import PersonaError
 
@@ -151,7 +151,7 @@ def test_a_damaged_shard_is_one_clear_error(train_set: Packed) -> None:
 @pytest.mark.parametrize(
     ("parts", "what"),
     [
-        ({"jpg": b"no jpeg", "json": b'{"class": 0}'}, "ValueError"),
+        ({"jpg": b"no jpeg", "json": b'{"class": 0, "landmarks": null}'}, "ValueError"),
         ({"jpg": b"", "json": b"{}"}, "KeyError"),
         ({"json": b'{"class": 0}'}, "KeyError"),
         ({"jpg": b"x", "json": b"[1"}, "JSONDecodeError"),
@@ -168,7 +168,10 @@ def test_a_crop_of_another_size_is_refused(train_set: Packed) -> None:
     from conftest import jpeg
 
     data = b"".join(
-        tar_sample(f"{n:08d}", {"jpg": jpeg(n, 4000 if n == 3 else 32), "json": b'{"class": 0}'})
+        tar_sample(
+            f"{n:08d}",
+            {"jpg": jpeg(n, 4000 if n == 3 else 32), "json": b'{"class": 0, "landmarks": null}'},
+        )
         for n in range(7)
     )
     (train_set.folder / "000000.tar").write_bytes(data + tar_end(len(data)))
@@ -211,22 +214,6 @@ def test_normalise_is_facenets() -> None:
     images = torch.tensor([0, 127, 128, 255], dtype=torch.uint8).view(1, 1, 2, 2)
     expected = (images.double() - 127.5) / 128
     torch.testing.assert_close(normalise(images).double(), expected, rtol=0, atol=1e-7)
-
-
-def test_flips_depend_on_the_seeds_alone() -> None:
-    images = torch.arange(64 * 3 * 2 * 2, dtype=torch.uint8).view(64, 3, 2, 2)
-    one, two = random_flip(images, 1, 2, 3), random_flip(images, 1, 2, 3)
-    assert torch.equal(one, two)
-    assert not torch.equal(one, random_flip(images, 1, 3, 2))
-    flipped = [bool((one[n] != images[n]).any()) for n in range(64)]
-    assert 16 < sum(flipped) < 48
-    for n, was in enumerate(flipped):
-        assert torch.equal(one[n], images[n].flip(2) if was else images[n])
-
-
-def test_seeds_do_not_collide() -> None:
-    mixed = {mix_seeds(a, b, c) for a in range(8) for b in range(8) for c in range(8)}
-    assert len(mixed) == 512
 
 
 def test_large_sets_stream_in_flat_order(raw: Path, tmp_path: Path) -> None:

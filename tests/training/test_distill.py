@@ -52,7 +52,7 @@ def test_a_run_leaves_config_metrics_checkpoint_and_model(home: Path, teacher: s
     assert (config["teacher"], config["epochs"], config["batch_size"]) == ("none", 2, 5)
     lines = (run_folder / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
-    assert {"step", "epoch", "loss", "loss/hard", "images_per_s", "lr"} <= set(records[0])
+    assert {"step", "epoch", "loss", "loss/hard_labels", "images_per_s", "lr"} <= set(records[0])
     assert [r["test/accuracy"] for r in records if "test/accuracy" in r]
     assert (run_folder / "checkpoint.pt").exists()
     card = find_model(teacher, home / "models")
@@ -80,7 +80,7 @@ def test_distilling_from_a_model_and_evaluating_it(home: Path, teacher: str) -> 
     assert (card.teacher, card.temperature) == (teacher, 3.0)
     assert card.architecture == "mobilenet_v3_small"
     records = (home / "runs" / student / "metrics.jsonl").read_text()
-    assert "loss/soft" in records and "loss/hard" in records
+    assert "loss/soft_targets" in records and "loss/hard_labels" in records
     scores = home / "scores.csv"
     figures = persona(
         "evaluate", "--set", "lfw", "--student", student, "--scores", str(scores), home=home
@@ -147,7 +147,7 @@ def test_resume_refuses_another_recipe_and_unknown_runs(home: Path, teacher: str
     done = run(
         "persona.distill", "--resume", teacher, "--lr", "0.5", *TEACHER_NONE, home=home, fails=True
     )
-    assert "has another recipe (optim: {'lr': 0.001" in done.stderr
+    assert "has another recipe (optim.lr: 0.001 is now 0.5)" in done.stderr
     done = run("persona.distill", "--resume", "nope", home=home, fails=True)
     assert "unknown run 'nope'" in done.stderr and teacher in done.stderr
 
@@ -172,14 +172,17 @@ def test_evaluation_on_two_processes_gives_the_same_figures(home: Path, teacher:
 GRADIENTS = """
 import sys, torch
 from accelerate import Accelerator
-from persona.config import LossConfig
+from persona.config import DistillConfig, StudentConfig
 from persona.models.student import Student
 from persona.training.task import DistillationTask
+from persona.training.teacher import Teacher
 
 accelerator = Accelerator()
 torch.manual_seed(0)
-student, teacher = Student("mobilenet_v3_small", 6), Student("mobilenet_v3_small", 6)
-task = DistillationTask(accelerator.prepare(student), teacher, LossConfig())
+student, teacher = Student(StudentConfig(), 6), Student(StudentConfig(), 6)
+task = DistillationTask(
+    accelerator.prepare(student), student, Teacher(teacher, teacher.head()), DistillConfig().losses
+)
 task.train()
 for module in student.modules():
     if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
-from persona.config import LossConfig
+from persona.config import LossesConfig, from_dict
 from persona.errors import PersonaError
-from persona.models.output import FaceNetwork
-from persona.training.losses import HardLabels, SoftTargets
-from persona.training.task import DistillationTask
+from persona.training.losses import LOSSES, build_losses, head_kind
+from persona.training.losses.adadistill import AdaDistill
+from persona.training.losses.adaface import AdaFace
+from persona.training.losses.arcface import ArcFace, arc_margin
+from persona.training.losses.cosface import CosFace
+from persona.training.losses.embedding_angular import EmbeddingAngular
+from persona.training.losses.embedding_cosine import EmbeddingCosine
+from persona.training.losses.embedding_l2 import EmbeddingL2
+from persona.training.losses.hard_labels import HardLabels
+from persona.training.losses.rkd_angle import RkdAngle
+from persona.training.losses.rkd_distance import RkdDistance
+from persona.training.losses.similarity import Similarity
+from persona.training.losses.soft_targets import SoftTargets
+from persona.training.losses.triplet import Triplet
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 20.0])
@@ -65,62 +77,257 @@ def test_hard_labels_are_cross_entropy() -> None:
     torch.testing.assert_close(HardLabels()(logits, labels).double(), expected, rtol=1e-5, atol=0)
 
 
-class Linear(FaceNetwork):
-    """The smallest network with batch norm."""
-
-    num_classes = 4
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = torch.nn.Linear(12, 6)
-        self.bn = torch.nn.BatchNorm1d(6)
-        self.head = torch.nn.Linear(6, 4)
-
-    def features(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.bn(self.body(images_BCHW.flatten(1)))
-        return result
-
-    def classify(self, features_BE: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.head(features_BE)
-        return result
+SHAPES = [(2, 4), (7, 16), (12, 128)]
 
 
-def test_the_task_is_the_reference_recipe() -> None:
-    torch.manual_seed(0)
-    student, teacher = Linear(), Linear()
-    images, labels = torch.randn(8, 3, 2, 2), torch.arange(8) % 4
-    task = DistillationTask(student, teacher, LossConfig(temperature=4.0))
-    total, terms = task(images, labels)
-    student_logits, teacher_logits = student(images).logits, teacher(images).logits
-    soft = 16 * F.kl_div(
-        F.log_softmax(student_logits / 4, 1),
-        F.softmax(teacher_logits / 4, 1),
-        reduction="batchmean",
+def pair(shape: tuple[int, int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Student's and teacher's vectors, of different lengths."""
+    torch.manual_seed(seed)
+    return 3 * torch.randn(shape), 10 * torch.randn(shape) + 1
+
+
+def unit(vectors: torch.Tensor) -> Any:
+    array = vectors.double().numpy()
+    return array / np.linalg.norm(array, axis=1, keepdims=True)
+
+
+def huber(x: float) -> float:
+    return 0.5 * x * x if abs(x) < 1 else abs(x) - 0.5
+
+
+def cross_entropy(logits: Any, labels: torch.Tensor) -> float:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return float(-np.mean([log_p[row, label] for row, label in enumerate(labels.tolist())]))
+
+
+def close(loss: torch.Tensor, expected: Any) -> None:
+    assert loss.dtype == torch.float32 and loss.shape == ()
+    assert float(loss) == pytest.approx(expected, rel=2e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_embedding_losses_agree_with_their_formulas(shape: tuple[int, int]) -> None:
+    student, teacher = pair(shape)
+    s, t = unit(student), unit(teacher)
+    cosine = [float(a @ b) for a, b in zip(s, t, strict=True)]
+    close(EmbeddingCosine()(student, teacher), np.mean([1 - c for c in cosine]))
+    close(EmbeddingAngular()(student, teacher), np.mean([(1 - c) ** 2 for c in cosine]))
+    raw = (student.double() - teacher.double()).numpy()
+    close(EmbeddingL2()(student, teacher), np.mean([0.5 * float(d @ d) for d in raw]))
+    close(EmbeddingL2(unit=True)(student, teacher), np.mean([1 - c for c in cosine]))
+
+
+@pytest.mark.parametrize("loss", [EmbeddingCosine(), EmbeddingAngular(), EmbeddingL2()])
+def test_embedding_losses_refuse_other_widths(loss: torch.nn.Module) -> None:
+    with pytest.raises(ValueError, match="shapes"):
+        loss(torch.randn(3, 8), torch.randn(3, 4))
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (7, 16)])
+def test_rkd_agrees_with_park_2019(shape: tuple[int, int]) -> None:
+    """Equations 4 to 8, in loops; student and teacher of different widths."""
+    student, teacher = pair(shape)
+    teacher = torch.cat([teacher, teacher.flip(1)], dim=1)
+    count = len(student)
+
+    def distances(e: Any) -> Any:
+        d = np.array([[np.linalg.norm(a - b) for b in e] for a in e])
+        return d / (d.sum() / (count * (count - 1)))
+
+    ds, dt = distances(unit(student)), distances(unit(teacher))
+    close(
+        RkdDistance()(student, teacher),
+        np.mean([huber(a - b) for a, b in zip(ds.ravel(), dt.ravel(), strict=True)]),
     )
-    hard = F.cross_entropy(student_logits, labels)
-    torch.testing.assert_close(total, 0.9 * soft + 0.1 * hard)
-    torch.testing.assert_close(terms, {"soft": soft, "hard": hard})
-    assert not terms["soft"].requires_grad
+
+    def angle(e: Any, i: int, j: int, k: int) -> float:
+        if j in {i, k}:
+            return 0.0
+        one, two = e[i] - e[j], e[k] - e[j]
+        return float(one @ two / np.linalg.norm(one) / np.linalg.norm(two))
+
+    s, t = unit(student), unit(teacher)
+    terms = [
+        huber(angle(s, i, j, k) - angle(t, i, j, k))
+        for i in range(count)
+        for j in range(count)
+        for k in range(count)
+    ]
+    close(RkdAngle()(student, teacher), float(np.mean(terms)))
 
 
-def test_the_teacher_is_frozen_in_eval_and_unseen() -> None:
-    student, teacher = Linear(), Linear()
-    before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    task = DistillationTask(student, teacher, LossConfig())
-    task.train()
-    assert not teacher.training and student.training
-    assert {id(p) for p in task.parameters()} == {id(p) for p in student.parameters()}
-    assert not any("teacher" in name for name in task.state_dict())
-    total, _ = task(torch.randn(8, 3, 2, 2), torch.zeros(8, dtype=torch.long))
-    total.backward()
-    assert all(parameter.grad is None for parameter in teacher.parameters())
-    for name, value in teacher.state_dict().items():
-        assert torch.equal(value, before[name])
+def test_rkd_has_a_gradient_and_takes_part_of_a_batch() -> None:
+    student, teacher = pair((6, 8))
+    student.requires_grad_()
+    (RkdDistance()(student, teacher) + RkdAngle(photos=4)(student, teacher)).backward()
+    assert student.grad is not None and torch.isfinite(student.grad).all()
+    one = RkdAngle(photos=4)(student, teacher)
+    torch.testing.assert_close(one, RkdAngle()(student[:4], teacher[:4]))
+    assert float(RkdDistance()(teacher, teacher)) == pytest.approx(0, abs=1e-6)
 
 
-def test_without_a_teacher_hard_labels_count_in_full() -> None:
-    student = Linear()
-    images, labels = torch.randn(8, 3, 2, 2), torch.arange(8) % 4
-    total, terms = DistillationTask(student, None, LossConfig())(images, labels)
-    assert set(terms) == {"hard"}
-    torch.testing.assert_close(total, F.cross_entropy(student(images).logits, labels))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_similarity_agrees_with_tung_2019(shape: tuple[int, int]) -> None:
+    student, teacher = pair(shape)
+
+    def gram(a: Any) -> Any:
+        g = a @ a.T
+        return np.array([row / np.linalg.norm(row) for row in g])
+
+    difference = gram(student.double().numpy()) - gram(teacher.double().numpy())
+    close(Similarity()(student, teacher), float((difference**2).sum()) / shape[0] ** 2)
+
+
+def margin_inputs(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(seed)
+    return 4 * torch.randn(6, 8), torch.randn(5, 8), torch.tensor([0, 1, 2, 3, 4, 0])
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.35, 0.5])
+@pytest.mark.parametrize("scale", [1.0, 64.0])
+def test_margin_heads_agree_with_their_formulas(margin: float, scale: float) -> None:
+    features, centres, labels = margin_inputs()
+    cosine = unit(features) @ unit(centres).T
+    arc, cos = cosine.copy(), cosine.copy()
+    for row, label in enumerate(labels.tolist()):
+        arc[row, label] = math.cos(math.acos(cosine[row, label]) + margin)
+        cos[row, label] -= margin
+    close(ArcFace(margin, scale)(features, centres, labels), cross_entropy(scale * arc, labels))
+    close(CosFace(margin, scale)(features, centres, labels), cross_entropy(scale * cos, labels))
+
+
+def test_arcface_goes_on_falling_past_pi() -> None:
+    """Turning away never pays, up to the opposite side, and every angle has a gradient."""
+    angles = torch.linspace(0, math.pi, 181)
+    cosine = angles.cos()[:, None].requires_grad_()
+    own = arc_margin(cosine, torch.zeros(181, dtype=torch.long), 0.5)[:, 0]
+    own.sum().backward()  # type: ignore[no-untyped-call]
+    assert bool((own.diff() < 0).all())
+    assert cosine.grad is not None and torch.isfinite(cosine.grad).all()
+
+
+@pytest.mark.parametrize("momentum", [0.99, 0.5])
+def test_adaface_agrees_with_kim_2022(momentum: float) -> None:
+    """Equations 13 to 17, with the authors' running statistics, over three batches."""
+    loss = AdaFace(momentum=momentum).train()
+    mean, deviation = 20.0, 100.0
+    for seed in range(3):
+        features, centres, labels = margin_inputs(seed)
+        norms = np.clip(np.linalg.norm(features.double().numpy(), axis=1), 0.001, 100)
+        mean = momentum * mean + (1 - momentum) * norms.mean()
+        deviation = momentum * deviation + (1 - momentum) * norms.std(ddof=1)
+        z = np.clip((norms - mean) / (deviation + 1e-3) * 0.333, -1, 1)
+        cosine = unit(features) @ unit(centres).T
+        logits = cosine.copy()
+        for row, label in enumerate(labels.tolist()):
+            angle = np.clip(math.acos(cosine[row, label]) - 0.4 * z[row], 1e-3, math.pi - 1e-3)
+            logits[row, label] = math.cos(angle) - (0.4 + 0.4 * z[row])
+        close(loss(features, centres, labels), cross_entropy(64 * logits, labels))
+    before = loss.mean.clone()
+    loss.eval()(features, centres, labels)
+    assert torch.equal(loss.mean, before)
+
+
+@pytest.mark.parametrize("penalty", ["arcface", "cosface"])
+def test_adadistill_agrees_with_boutros_2024(penalty: str) -> None:
+    """Centres that have been seen move by the authors' rule; the loss is a margin softmax."""
+    torch.manual_seed(0)
+    loss = AdaDistill(
+        num_classes=5, embedding_size=8, penalty=penalty, margin=0.45, scale=64.0
+    ).train()
+    loss.seen.fill_(True)
+    centres = loss.centres.double().numpy().copy()
+    for seed in range(3):
+        student, teacher = pair((4, 8), seed)
+        labels = torch.tensor([0, 3, 1, 4])
+        s, t = unit(student), unit(teacher)
+        for row, label in enumerate(labels.tolist()):
+            near = float(np.clip(s[row] @ t[row], -1, 1))
+            centre = centres[label] / np.linalg.norm(centres[label])
+            sure = float(np.clip(centre @ t[row], 1e-6, 1))
+            alpha = float(np.clip(near * sure, 1e-6, 1))
+            centres[label] = alpha * centres[label] + (1 - alpha) * t[row]
+        cosine = s @ (centres / np.linalg.norm(centres, axis=1, keepdims=True)).T
+        for row, label in enumerate(labels.tolist()):
+            own = cosine[row, label]
+            cosine[row, label] = (
+                math.cos(math.acos(own) + 0.45) if penalty == "arcface" else own - 0.45
+            )
+        close(loss(student, teacher, labels), cross_entropy(64 * cosine, labels))
+        np.testing.assert_allclose(loss.centres.numpy(), centres, rtol=1e-4, atol=1e-6)
+
+
+def test_adadistill_starts_from_the_first_photo_and_keeps_its_centres_in_evaluation() -> None:
+    loss = AdaDistill(num_classes=3, embedding_size=4)
+    student, teacher = pair((2, 4))
+    labels = torch.tensor([2, 2])
+    loss.train()(student, teacher, labels)
+    expected = torch.nn.functional.normalize(teacher, dim=1).mean(dim=0)
+    torch.testing.assert_close(loss.centres[2], expected)
+    assert loss.seen.tolist() == [False, False, True]
+    before = loss.centres.clone()
+    loss.eval()(student, teacher, labels)
+    assert torch.equal(loss.centres, before)
+
+
+def test_triplet_agrees_with_facenets_semi_hard_rule() -> None:
+    """Section 3.2 in loops: the nearest negative within the margin, else the furthest."""
+    torch.manual_seed(3)
+    labels = [0, 0, 1, 1, 2, 2, 2, 3]
+    features = torch.randn(8, 3)
+    e = unit(features)
+    d = [[float(((a - b) ** 2).sum()) for b in e] for a in e]
+    for margin in (0.05, 0.2, 1.0):
+        terms = []
+        for a in range(8):
+            for p in range(8):
+                if a == p or labels[a] != labels[p]:
+                    continue
+                negatives = [d[a][n] for n in range(8) if labels[n] != labels[a]]
+                semi = [x for x in negatives if d[a][p] < x < d[a][p] + margin]
+                terms.append(max(0.0, d[a][p] - (min(semi) if semi else max(negatives)) + margin))
+        close(Triplet(margin)(features, torch.tensor(labels)), float(np.mean(terms)))
+
+
+def test_triplet_without_a_positive_or_a_negative_is_zero_with_a_gradient() -> None:
+    features = torch.randn(3, 4, requires_grad=True)
+    for labels in ([0, 1, 2], [1, 1, 1]):
+        loss = Triplet()(features, torch.tensor(labels))
+        loss.backward()
+        assert float(loss.detach()) == 0
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_can_be_named_and_trains_from_half_precision(name: str) -> None:
+    config = from_dict(LossesConfig, {name: {}}, where="a test")
+    loss = build_losses(config, num_classes=5, embedding_size=8)[name].train()
+    torch.manual_seed(0)
+    weight = torch.randn(8, 8, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = (1 + 0.1 * torch.randn(6, 8)) @ weight  # near one another: hard to tell apart
+        assert features.dtype == torch.bfloat16
+        found = {
+            "student_features": features,
+            "student_logits": features[:, :5],
+            "class_centres": torch.randn(5, 8),
+            "labels": torch.tensor([0, 0, 1, 1, 2, 4]),
+            "teacher_features": torch.randn(6, 8).half(),
+            "teacher_logits": torch.randn(6, 5),
+        }
+    value = loss(*(found[key] for key in LOSSES[name].inputs))  # type: ignore[attr-defined]
+    assert value.dtype == torch.float32 and torch.isfinite(value)
+    value.backward()
+    assert weight.grad is not None and bool((weight.grad != 0).any())
+
+
+@pytest.mark.parametrize(
+    ("terms", "kind"),
+    [
+        ({"soft_targets": {}, "arcface": {}}, "linear"),
+        ({"arcface": {}, "embedding_cosine": {}}, "cosine"),
+        ({"embedding_cosine": {}, "adadistill": {}, "hard_labels": {"weight": 0}}, "none"),
+    ],
+)
+def test_the_head_follows_from_the_terms(terms: dict[str, dict[str, float]], kind: str) -> None:
+    assert head_kind(from_dict(LossesConfig, terms, where="a test")) == kind

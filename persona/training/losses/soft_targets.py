@@ -5,6 +5,8 @@ Shapes: B batch, K identities.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,6 +20,8 @@ class SoftTargets(nn.Module):
     the divergence by a constant. The gradients of soft targets scale as 1/T² (section 2), which the
     factor undoes, so that the weight beside hard labels keeps its meaning when T changes.
     """
+
+    inputs: ClassVar = ("student_logits", "teacher_logits")
 
     def __init__(self, temperature: float) -> None:
         super().__init__()
@@ -33,7 +37,7 @@ class SoftTargets(nn.Module):
         """
         if student_BK.shape != teacher_BK.shape:
             raise ValueError(f"logits of shapes {student_BK.shape} and {teacher_BK.shape}")
-        # float32, also under autocast: a softmax over 8,631 classes loses its tail in float16.
+        # float32: a softmax over 8,631 classes loses its tail in float16.
         student = F.log_softmax(student_BK.float() / self.temperature, dim=1)
         teacher = F.log_softmax(teacher_BK.float() / self.temperature, dim=1)
         divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)

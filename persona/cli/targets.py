@@ -1,0 +1,137 @@
+"""`persona targets`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from persona.cli.output import (
+    JsonFlag,
+    ModelsOption,
+    ShardsOption,
+    human_bytes,
+    print_json,
+    workspace,
+)
+from persona.errors import PersonaError
+
+if TYPE_CHECKING:
+    from persona.config import AugmentConfig
+    from persona.data.shards import Manifest
+    from persona.data.targets import Targets
+
+
+def targets_command(
+    set_: Annotated[str, typer.Argument(metavar="SET", help="A packed set.")],
+    teacher: Annotated[
+        str, typer.Option(help="facenet-vggface2, facenet-casia-webface, onnx:FILE or a model ID.")
+    ],
+    views: Annotated[
+        int, typer.Option(help="Kept of each photo: itself, its mirror image, then drawn ones.")
+    ] = 2,
+    config: Annotated[
+        Path | None, typer.Option(help="Recipe whose `augment` the further views are drawn by.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the further views.")] = 0,
+    precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 128,
+    workers: Annotated[int, typer.Option("--workers", "-w", min=0, help="Loader processes.")] = 1,
+    shards: ShardsOption = None,
+    models: ModelsOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Keep a teacher's vectors beside a set: training then runs without the teacher.
+
+    On several processes: `accelerate launch -m persona targets …`.
+    """
+    from persona.config import PRECISIONS, load_config
+    from persona.data.shards import open_set
+    from persona.errors import unknown
+
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    place = workspace(shards=shards, models=models)
+    folder, manifest = open_set(set_, place.shards)
+    augment = load_config(config, {}).augment
+    targets, fresh, main = keep_targets(
+        *(folder, manifest, teacher, place.models),
+        views=views,
+        augment=augment,
+        seed=seed,
+        precision=precision,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    if not main:
+        return
+    from persona.data.targets import targets_folder
+
+    kept = targets_folder(folder, teacher)
+    size = sum(path.stat().st_size for path in kept.iterdir())
+    if json:
+        row = {
+            "set": manifest.name,
+            "teacher": teacher,
+            "photos": sum(file.photos for file in targets.files),
+            "views": targets.views,
+            "embedding_size": targets.embedding_size,
+            "logits": targets.num_classes,
+            "bytes": size,
+            "path": str(kept),
+            "fresh": fresh,
+        }
+        print_json(row)
+        return
+    verb = "keeps" if fresh else "kept before:"
+    typer.echo(
+        f"{manifest.name} {verb} {targets.views} views of {sum(f.photos for f in targets.files)} "
+        f"photos, {targets.embedding_size} numbers each ({human_bytes(size)}) at {kept}"
+    )
+
+
+def keep_targets(
+    folder: Path,
+    manifest: Manifest,
+    teacher: str,
+    models: Path,
+    *,
+    views: int = 2,
+    augment: AugmentConfig | None = None,
+    seed: int = 0,
+    precision: str = "no",
+    batch_size: int = 128,
+    workers: int = 1,
+) -> tuple[Targets, bool, bool]:
+    """Makes them; returns the card, whether anything was done, and whether to speak of it."""
+    from persona.config import AugmentConfig
+
+    if teacher == "none":
+        raise PersonaError("targets are a teacher's: name one with --teacher")
+
+    from accelerate import Accelerator
+
+    from persona.evaluation.sanity import check_teacher
+    from persona.models import onnx
+    from persona.models.store import load_network
+    from persona.targets import TargetOptions, make_targets
+
+    options = TargetOptions(
+        views=views,
+        augment=augment or AugmentConfig(),
+        seed=seed,
+        precision=precision,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    accelerator = Accelerator()
+    named = load_network(teacher, models)
+    manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
+    named.network.eval().to(accelerator.device)
+    if teacher.startswith(onnx.PREFIX):
+        check_teacher(named, folder, manifest, accelerator)
+    targets, fresh = make_targets(folder, manifest, named, options, accelerator)
+    main = accelerator.is_main_process
+    accelerator.end_training()
+    return targets, fresh, main

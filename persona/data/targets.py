@@ -1,0 +1,213 @@
+"""A teacher's vectors of a packed set, kept beside its shards: it runs once, not each epoch.
+
+    shards/lfw/targets/<teacher>/
+        targets.json        the teacher, a hash of its weights, the views, a SHA-256 a file
+        head.safetensors    the teacher's last layer, once: the vectors give back every logit
+        000000.features.npy (photos, views, E) float16: before normalisation, in the shard's order
+        000000.views.npy    (photos, views, V) float32: what was done to it, see transforms.py
+
+View 0 is the photo, view 1 its mirror image; the others are drawn by `augment`, for each photo its
+own. A student is shown one of the views an epoch, replayed from its row: teacher and student then
+see the same picture (Beyer et al. 2022, arXiv:2106.05237; reinforced as in Faghri et al. 2023,
+arXiv:2303.08983). A triplet is three photos in a row.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from persona.config import AugmentConfig
+from persona.data.shards import Manifest
+from persona.data.transforms import IDENTITY, MIRROR, VIEW, Views, draw_views
+from persona.data.triplets import ROLES
+from persona.errors import PersonaError
+from persona.files import read_json, sha256_file, write_json
+
+FOLDER = "targets"
+CARD = "targets.json"
+HEAD = "head.safetensors"
+VERSION = 1
+MAX_VIEWS = 1000
+
+Features = npt.NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class TargetFile:
+    """The vectors of one shard."""
+
+    shard_sha256: str
+    photos: int
+    features_sha256: str
+    views_sha256: str
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What is kept of one teacher for one set."""
+
+    teacher: str
+    weights_sha256: str
+    """Of what the teacher's vectors depend on: another hash is another teacher."""
+    embedding_size: int
+    head: str
+    """Kind of the last layer; `none`: embeddings alone."""
+    num_classes: int
+    trained_on: str
+    classes: tuple[str, ...] | None
+    """What the logits stand for; None: known by number and dataset alone."""
+    views: int
+    augment: AugmentConfig
+    """Of the views from the third on."""
+    seed: int
+    files: tuple[TargetFile, ...]
+    version: int = field(default=VERSION)
+
+
+def short_name(teacher: str) -> str:
+    """A teacher's name without the folders of its file: `onnx:FILE` from wherever it lies."""
+    return f"onnx:{Path(teacher).name}" if teacher.startswith("onnx:") else teacher
+
+
+def targets_folder(folder: Path, teacher: str) -> Path:
+    """Where the targets of a teacher lie: below the set, by a name that any file system takes."""
+    return folder / FOLDER / re.sub(r"[^\w.-]+", "-", short_name(teacher)).strip("-.")[-100:]
+
+
+def photos_of(manifest: Manifest) -> int:
+    """Photos in a sample."""
+    return len(ROLES) if manifest.kind == "triplets" else 1
+
+
+def file_names(number: int) -> tuple[str, str]:
+    """Of shard `number`: vectors and views."""
+    return f"{number:06d}.features.npy", f"{number:06d}.views.npy"
+
+
+def photo_views(augment: AugmentConfig, views: int, seed: int, key: int, role: int) -> Views:
+    """(views, V) of one photo: itself, its mirror image, then drawn ones; by seed and key alone."""
+    drawn = draw_views(augment, max(views - 2, 0), seed, key, role)
+    return np.concatenate([IDENTITY[None], MIRROR[None], drawn])[:views]
+
+
+def write_targets(folder: Path, targets: Targets) -> None:
+    """Writes the card: the targets exist from this moment on."""
+    write_json(folder / CARD, asdict(targets))
+
+
+def read_targets(folder: Path) -> Targets:
+    """Reads and checks the card, which may come from a stranger.
+
+    Raises:
+        PersonaError: damaged or of another version.
+    """
+    path = folder / CARD
+    value = read_json(path, what="card of targets")
+    if not isinstance(value, dict) or value.get("version") != VERSION:
+        raise PersonaError(f"{path} is no card of targets of version {VERSION}: make them again")
+    try:
+        return Targets(
+            **{
+                **value,
+                "augment": AugmentConfig(**value["augment"]),
+                "classes": None if value["classes"] is None else tuple(value["classes"]),
+                "files": tuple(TargetFile(**file) for file in value["files"]),
+            }
+        )
+    except (KeyError, TypeError, AttributeError):
+        raise PersonaError(f"{path} is not complete: make the targets again") from None
+
+
+def find_targets(folder: Path, teacher: str) -> Targets | None:
+    """The finished targets of a teacher, if the set has them."""
+    place = targets_folder(folder, teacher)
+    return read_targets(place) if (place / CARD).is_file() else None
+
+
+def check_targets(folder: Path, manifest: Manifest, targets: Targets, *, deep: bool) -> None:
+    """Compares the kept files with the set's shards and with their own card.
+
+    Args:
+        folder: of the set.
+        manifest: its manifest.
+        targets: the card.
+        deep: re-read every file against its checksum.
+
+    Raises:
+        PersonaError: made for other crops, photos are missing, of another width, or changed.
+    """
+    place = targets_folder(folder, targets.teacher)
+    remedy = f"remove {place} and run `persona targets {manifest.name} --teacher {targets.teacher}`"
+    if [file.shard_sha256 for file in targets.files] != [s.sha256 for s in manifest.shards]:
+        raise PersonaError(f"the targets at {place} are of other crops than the set's: {remedy}")
+    for number, (shard, file) in enumerate(zip(manifest.shards, targets.files, strict=True)):
+        photos = shard.samples * photos_of(manifest)
+        shapes = (
+            (photos, targets.views, targets.embedding_size),
+            (photos, targets.views, len(VIEW)),
+        )
+        digests = (file.features_sha256, file.views_sha256)
+        for name, wanted, digest in zip(file_names(number), shapes, digests, strict=True):
+            shape = open_array(place / name).shape
+            if shape[:1] != wanted[:1]:
+                lacking = wanted[0] - (shape[0] if shape else 0)
+                raise PersonaError(f"{place / name} lacks {lacking} of {photos} photos: {remedy}")
+            if shape != wanted:
+                raise PersonaError(
+                    f"{place / name} holds {shape[1:]} numbers a photo, its card says "
+                    f"{wanted[1:]}: {remedy}"
+                )
+            if deep and sha256_file(place / name) != digest:
+                raise PersonaError(f"{place / name} does not match its checksum: {remedy}")
+
+
+def open_array(path: Path) -> npt.NDArray[Any]:
+    """A kept array, mapped into memory rather than read.
+
+    Raises:
+        PersonaError: missing, cut or no array of plain numbers.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise PersonaError(f"{path} is missing: make the targets again") from None
+    except (OSError, ValueError, EOFError, SyntaxError):
+        raise PersonaError(f"{path} is damaged: make the targets again") from None
+    if array.dtype not in {np.dtype(np.float16), np.dtype(np.float32)}:
+        raise PersonaError(f"{path} holds {array.dtype}, not vectors: make the targets again")
+    return np.asarray(array)
+
+
+class TargetReader:
+    """One view of a photo after another, from the files of one set; made anew in each worker."""
+
+    def __init__(self, folder: Path, targets: Targets) -> None:
+        self.folder = targets_folder(folder, targets.teacher)
+        self._shard = -1
+        self._features: Features
+        self._views: Views
+
+    def read(self, shard: int, photo: int, view: int) -> tuple[Features, Views]:
+        """The teacher's vector (E,) float16 and the view's row (V,) float32.
+
+        Raises:
+            PersonaError: the vector is not finite.
+        """
+        if shard != self._shard:
+            features, views = file_names(shard)
+            self._features = open_array(self.folder / features)
+            self._views = open_array(self.folder / views)
+            self._shard = shard
+        vector = self._features[photo, view]
+        if not np.isfinite(vector).all():
+            raise PersonaError(
+                f"{self.folder / file_names(shard)[0]} holds numbers that are not finite for photo "
+                f"{photo}: make the targets again"
+            )
+        return vector, self._views[photo, view]

@@ -1,0 +1,254 @@
+"""A teacher from an ONNX file: any face network, with a few settings beside it.
+
+`onnx:FILE` reads FILE, and its settings from the YAML file of the same name beside it, or else from
+configs/teachers/ (`mobilefacenet.onnx`: `configs/teachers/mobilefacenet.yaml`). It gives embeddings
+and no logits.
+
+A network that wants its faces turned to five points gets them so, from the crop and the points that
+come with it: the set itself may be aligned in another way.
+
+Shapes: B batch, C channel, H W pixels, E embedding.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import Tensor
+
+from persona.config import from_dict
+from persona.errors import PersonaError, unknown
+from persona.files import sha256_file
+from persona.landmarks import Floats, invert, move, similarity, template
+from persona.models.output import FaceNetwork
+
+log = logging.getLogger(__name__)
+
+PREFIX = "onnx:"
+CONFIGS = Path(__file__).parents[2] / "configs" / "teachers"
+MAX_BYTES = 2_000_000_000
+PIXEL_MEAN, PIXEL_SCALE = 127.5, 128.0
+"""What the crops were normalised by (persona/data/transforms.py), undone here."""
+SAME_PX = 0.05
+"""Crops whose points lie this near their places already are not turned again."""
+
+
+@dataclass(frozen=True)
+class OnnxSettings:
+    """How a network wants its faces."""
+
+    input_size: int
+    """Side, px."""
+    alignment: str
+    """`five-point`: ArcFace's template; `margin`: the crop as it is, resized."""
+    mean: tuple[float, ...]
+    """Of each channel, in pixels of 0 to 255, in the order of `channels`."""
+    std: tuple[float, ...]
+    channels: str = "rgb"
+    output: str | None = None
+    """Name of the embedding; None: the only output."""
+    flip_average: bool = False
+    """Add the mirror image's vector, as is usual in evaluation."""
+
+    def __post_init__(self) -> None:
+        for name, known in (("alignment", ("five-point", "margin")), ("channels", ("rgb", "bgr"))):
+            if getattr(self, name) not in known:
+                raise unknown(name, getattr(self, name), known)
+        if not 16 <= self.input_size <= 1024:
+            raise PersonaError(f"input_size {self.input_size}: choose 16 to 1024 px")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise PersonaError("mean and std: give three numbers each, std above 0")
+
+
+def find_settings(path: Path) -> Path:
+    """The settings of an ONNX file.
+
+    Raises:
+        PersonaError: there are none.
+    """
+    for place in (path.with_suffix(".yaml"), CONFIGS / f"{path.stem}.yaml"):
+        if place.is_file():
+            return place
+    known = ", ".join(sorted(p.name for p in CONFIGS.glob("*.yaml")))
+    raise PersonaError(
+        f"{path} has no settings: copy the one of configs/teachers/ that fits ({known}) to "
+        f"{path.with_suffix('.yaml')}"
+    )
+
+
+def read_settings(path: Path) -> OnnxSettings:
+    """Reads settings.
+
+    Raises:
+        PersonaError: no YAML, unknown or missing names, values out of range.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        raise PersonaError(f"{path} is not valid YAML") from None
+    if not isinstance(values, dict):
+        raise PersonaError(f"{path} must be a mapping of names to values")
+    try:
+        return from_dict(OnnxSettings, values, where=str(path))
+    except TypeError as error:
+        raise PersonaError(f"{path} is not complete ({error})") from None
+    except PersonaError as error:
+        raise PersonaError(f"{error} ({path})") from None
+
+
+class OnnxNetwork(FaceNetwork):
+    """An ONNX file as a FaceNetwork; it runs in onnxruntime, on CUDA where that has it."""
+
+    num_classes = 0
+
+    def __init__(self, path: Path, settings: OnnxSettings) -> None:
+        """Loads the file and runs it once.
+
+        Raises:
+            PersonaError: no ONNX, or its input and output are not what the settings say.
+        """
+        super().__init__()
+        self.path, self.settings = path, settings
+        self.uses_landmarks = settings.alignment == "five-point"
+        self._session = _open(path)
+        given = self._session.get_inputs()
+        side = settings.input_size
+        if len(given) != 1 or len(given[0].shape) != 4:
+            raise self._wrong(f"{len(given)} inputs, the first of shape {given[0].shape}")
+        self._input = given[0].name
+        self._type = np.float16 if "float16" in given[0].type else np.float32
+        shape = given[0].shape
+        fixed = [n for n in shape[1:] if isinstance(n, int)]
+        if any(n != want for n, want in zip(shape[1:], (3, side, side), strict=True) if n in fixed):
+            raise self._wrong(f"input {shape}, the settings say (batch, 3, {side}, {side})")
+        self._batch = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
+        outputs = [output.name for output in self._session.get_outputs()]
+        if settings.output is None and len(outputs) != 1:
+            raise self._wrong(f"outputs {', '.join(outputs)}: name one as `output` in the settings")
+        self._output = settings.output or outputs[0]
+        if self._output not in outputs:
+            raise unknown("output", self._output, outputs, where=str(path))
+        probe = self._run(np.zeros((self._batch or 2, 3, side, side), np.float32))
+        if (
+            probe.ndim != 2
+            or probe.shape[0] != (self._batch or 2)
+            or not 8 <= probe.shape[1] <= 4096
+        ):
+            raise self._wrong(f"output {self._output} of shape {probe.shape}, no (batch, numbers)")
+        self.embedding_size = probe.shape[1]
+
+    def _wrong(self, what: str) -> PersonaError:
+        return PersonaError(f"{self.path} does not fit its settings: it has {what}")
+
+    def features(self, images_BCHW: Tensor, landmarks_B62: Tensor | None = None) -> Tensor:
+        """(B, E) before normalisation.
+
+        Raises:
+            PersonaError: it wants the five points and a crop has none.
+        """
+        pixels = images_BCHW.float() * PIXEL_SCALE + PIXEL_MEAN
+        side = self.settings.input_size
+        if self.uses_landmarks:
+            if landmarks_B62 is None or bool(landmarks_B62.isnan().any()):
+                raise PersonaError(
+                    f"{self.path.name} wants five points of each face and this set has none: pack "
+                    "it with --align mtcnn or landmarks"
+                )
+            pixels = turn(pixels, landmarks_B62.cpu().numpy(), side)
+        elif pixels.shape[2] != side:
+            pixels = F.interpolate(
+                pixels, (side, side), mode="bilinear", antialias=True, align_corners=False
+            )
+        vectors = self._embed(pixels)
+        if self.settings.flip_average:
+            vectors = vectors + self._embed(pixels.flip(3))
+        return vectors.to(images_BCHW.device)
+
+    def classify(self, features_BE: Tensor) -> Tensor:
+        """(B, 0): it has no identities."""
+        return features_BE.new_zeros(len(features_BE), 0)
+
+    def _embed(self, pixels: Tensor) -> Tensor:
+        if self.settings.channels == "bgr":
+            pixels = pixels.flip(1)
+        mean = torch.tensor(self.settings.mean, device=pixels.device)[:, None, None]
+        std = torch.tensor(self.settings.std, device=pixels.device)[:, None, None]
+        images = ((pixels - mean) / std).cpu().contiguous().numpy()
+        size = self._batch or len(images)
+        parts = []
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            lacking = size - len(part)
+            if lacking:  # a file of fixed batch: fill the last one up
+                part = np.concatenate([part, np.zeros((lacking, *part.shape[1:]), part.dtype)])
+            parts.append(self._run(part)[: size - lacking])
+        return torch.from_numpy(np.concatenate(parts))
+
+    def _run(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        try:
+            (found,) = self._session.run([self._output], {self._input: images.astype(self._type)})
+        except Exception as error:  # onnxruntime raises its own classes, one for each status
+            raise self._wrong(
+                f"failed on a batch of {len(images)} ({type(error).__name__})"
+            ) from None
+        return np.asarray(found, np.float32)
+
+
+def _open(path: Path) -> Any:
+    import onnxruntime
+
+    if not path.is_file():
+        raise PersonaError(f"no ONNX file at {path}")
+    if path.stat().st_size > MAX_BYTES:
+        raise PersonaError(f"{path} is over 2 GB: no face network is")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what is wrong is said below, in one line
+    # As many threads as torch: a process on each core is what a user may have asked for.
+    options.intra_op_num_threads = torch.get_num_threads()
+    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # onnxruntime raises its own classes, one for each status
+        raise PersonaError(
+            f"{path} cannot be loaded as ONNX ({type(error).__name__}): is it whole, with the "
+            "files of external data beside it?"
+        ) from None
+
+
+def turn(pixels_BCHW: Tensor, landmarks_B62: Floats, size_px: int) -> Tensor:
+    """(B, 3, size, size) crops turned, scaled and cut so that their points lie as ArcFace's."""
+    side = pixels_BCHW.shape[2]
+    # In px of the photo, where a face has its own proportions.
+    scale_B12 = landmarks_B62[:, 5:]
+    points_B52 = landmarks_B62[:, :5] / scale_B12
+    there_B23 = similarity(points_B52, template(size_px))
+    if side == size_px and np.allclose(
+        landmarks_B62[:, :5], move(points_B52, there_B23), atol=SAME_PX
+    ):
+        return pixels_BCHW
+    back_B23 = invert(there_B23) * scale_B12.transpose(0, 2, 1)
+    # From px, centres at whole numbers, to grid_sample's [-1, 1] from edge to edge, on both sides.
+    theta = np.empty_like(back_B23)
+    theta[..., :2] = back_B23[..., :2] * (size_px / side)
+    middle = back_B23[..., :2] @ np.full(2, (size_px - 1) / 2) + back_B23[..., 2]
+    theta[..., 2] = (2 * middle + 1) / side - 1
+    grid = F.affine_grid(
+        torch.from_numpy(theta).float().to(pixels_BCHW.device),
+        [len(pixels_BCHW), 3, size_px, size_px],
+        align_corners=False,
+    )
+    return F.grid_sample(pixels_BCHW, grid, padding_mode="border", align_corners=False)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of an ONNX file, and of what its settings say."""
+    return f"{sha256_file(path)}-{sha256_file(find_settings(path))[:16]}"

@@ -1,0 +1,282 @@
+"""Keeps a teacher's vectors beside a packed set: `persona targets SET --teacher NAME`.
+
+1. each process takes every n-th shard that has no finished files yet
+2. its photos stream through the teacher, view by view, into arrays mapped to disk; how far they are
+   is noted after each batch, and a killed run goes on from there
+3. the main process hashes the files and writes the card, which makes the targets exist
+
+The format is in persona/data/targets.py. On several processes: `accelerate launch -m persona
+targets …`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from persona.config import AugmentConfig
+from persona.data.shards import Manifest, key_of
+from persona.data.stream import Batch, build_loader
+from persona.data.targets import (
+    CARD,
+    HEAD,
+    MAX_VIEWS,
+    Features,
+    TargetFile,
+    Targets,
+    check_targets,
+    file_names,
+    photo_views,
+    photos_of,
+    read_targets,
+    short_name,
+    targets_folder,
+    write_targets,
+)
+from persona.data.transforms import VIEW, Views, apply_views, normalise, view_landmarks
+from persona.errors import PersonaError
+from persona.files import folder_lock, sha256_file, write_json
+from persona.models.output import freeze
+from persona.models.store import NamedNetwork, save_head
+from persona.progress import progress_bar
+
+log = logging.getLogger(__name__)
+
+PLAN = ".plan.json"
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """What a user may choose."""
+
+    views: int = 2
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Of the views from the third on."""
+    seed: int = 0
+    batch_size: int = 128
+    """Views a forward on each process."""
+    workers: int = 1
+    precision: str = "no"
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.views <= MAX_VIEWS:
+            raise PersonaError(f"{self.views} views: choose 2 (photo and mirror) to {MAX_VIEWS}")
+        if self.views > 2 and not self.augment.beyond_flip:
+            raise PersonaError(
+                f"{self.views} views of a recipe that only mirrors: name one with `augment` by "
+                "--config, or leave --views out"
+            )
+
+
+def make_targets(
+    folder: Path,
+    manifest: Manifest,
+    teacher: NamedNetwork,
+    options: TargetOptions,
+    accelerator: Accelerator,
+) -> tuple[Targets, bool]:
+    """Computes what is not kept yet; returns the card and whether anything had to be done.
+
+    Raises:
+        PersonaError: other targets of this teacher lie there, another process makes them, or the
+            teacher's vectors are not finite or beyond float16.
+    """
+    place = targets_folder(folder, teacher.name)
+    head = teacher.network.head() if teacher.network.num_classes else None
+    plan = {
+        "weights": teacher.digest,
+        "views": options.views,
+        "augment": vars(options.augment) if options.views > 2 else None,
+        "seed": options.seed if options.views > 2 else None,
+        "shards": [shard.sha256 for shard in manifest.shards],
+    }
+    rank, world = accelerator.process_index, accelerator.num_processes
+    place.mkdir(parents=True, exist_ok=True)
+    with folder_lock(place / f"rank-{rank}", doing="making targets in"):
+        finished = _claim(place, plan, write=accelerator.is_main_process)
+        if finished is not None:
+            check_targets(folder, manifest, finished, deep=False)
+            return finished, False
+        accelerator.wait_for_everyone()
+        freeze(teacher.network).to(accelerator.device)
+        total = manifest.samples * photos_of(manifest) * options.views
+        mine = range(rank, len(manifest.shards), world)
+        with progress_bar(
+            f"targets of {teacher.name}",
+            total=-(-total // world),
+            unit="views",
+            enabled=accelerator.is_main_process,
+        ) as advance:
+            for number in mine:
+                for done in _embed_shard(folder, manifest, teacher, options, accelerator, number):
+                    advance(done)
+        accelerator.wait_for_everyone()
+    targets = Targets(
+        teacher=short_name(teacher.name),
+        weights_sha256=teacher.digest,
+        embedding_size=teacher.network.embedding_size,
+        head=head.kind if head is not None else "none",
+        num_classes=teacher.network.num_classes,
+        trained_on=teacher.trained_on,
+        classes=teacher.classes,
+        views=options.views,
+        augment=options.augment,
+        seed=options.seed,
+        files=(),
+    )
+    if accelerator.is_main_process:
+        if head is not None:
+            save_head(place / HEAD, head)
+        files = []
+        for number, shard in enumerate(manifest.shards):
+            features, views = (place / name for name in file_names(number))
+            photos = shard.samples * photos_of(manifest)
+            files.append(
+                TargetFile(shard.sha256, photos, sha256_file(features), sha256_file(views))
+            )
+        write_targets(place, Targets(**{**vars(targets), "files": tuple(files)}))
+        for lock in place.glob("rank-*/.lock"):
+            lock.unlink()
+            lock.parent.rmdir()
+    accelerator.wait_for_everyone()
+    return read_targets(place), True
+
+
+def _claim(place: Path, plan: dict[str, object], *, write: bool) -> Targets | None:
+    """The finished targets of this plan, or None and the folder is the plan's.
+
+    Raises:
+        PersonaError: it holds targets of another plan.
+    """
+    known = place / PLAN
+    if known.is_file():
+        earlier = json.loads(known.read_bytes())
+        differing = sorted(name for name in plan if earlier.get(name) != plan[name])
+        if differing:
+            raise PersonaError(
+                f"{place} holds targets of other {', '.join(differing)}: remove that folder to "
+                "make them again"
+            )
+        return read_targets(place) if (place / CARD).is_file() else None
+    if (place / CARD).is_file():
+        raise PersonaError(f"{place} holds targets from elsewhere: remove that folder first")
+    if write:
+        write_json(known, plan)
+    return None
+
+
+def _embed_shard(
+    folder: Path,
+    manifest: Manifest,
+    teacher: NamedNetwork,
+    options: TargetOptions,
+    accelerator: Accelerator,
+    number: int,
+) -> Iterator[int]:
+    """Fills the two files of one shard, yielding how many views were done since."""
+    place = targets_folder(folder, teacher.name)
+    final = [place / name for name in file_names(number)]
+    roles, shard = photos_of(manifest), manifest.shards[number]
+    photos = shard.samples * roles
+    if all(path.is_file() for path in final):
+        yield photos * options.views
+        return
+    partial = [path.with_name(f".{path.name}.partial") for path in final]
+    journal = place / f".{number:06d}.done"
+    shapes = (
+        (photos, options.views, teacher.network.embedding_size),
+        (photos, options.views, len(VIEW)),
+    )
+    done = _resume(partial, shapes, journal)
+    mode = "r+" if done else "w+"
+    features, views = (
+        np.lib.format.open_memmap(path, mode=mode, dtype=kind, shape=None if done else shape)
+        for path, kind, shape in zip(partial, (np.float16, np.float32), shapes, strict=True)
+    )
+    # A batch of so many photos that their views fill one forward.
+    size = max(1, options.batch_size // (options.views * roles))
+    skip = done // (size * roles) if done < photos else shard.samples
+    row = min(skip * size * roles, photos)
+    yield row * options.views
+    loader = build_loader(
+        folder,
+        alone(manifest, number),
+        batch_size=size,
+        training=False,
+        skip=skip,
+        workers=options.workers,
+    )
+    for batch in loader:
+        count = len(batch.labels)
+        rows = slice(row, row + count)
+        views[rows] = [
+            photo_views(options.augment, options.views, options.seed, key, role)
+            for key in batch.keys.tolist()
+            for role in range(roles)
+        ]
+        features[rows] = _vectors(teacher, batch, views[rows], accelerator, options)
+        row += count
+        views.flush()
+        features.flush()
+        journal.write_text(str(row))
+        yield count * options.views
+    del features, views
+    for source, target in zip(partial, final, strict=True):
+        source.replace(target)
+    journal.unlink(missing_ok=True)
+
+
+def _resume(partial: list[Path], shapes: tuple[tuple[int, ...], ...], journal: Path) -> int:
+    """Photos that a killed run had done of this shard."""
+    try:
+        done = int(journal.read_text())
+        kept = [np.load(path, mmap_mode="r", allow_pickle=False).shape for path in partial]
+    except (OSError, ValueError):
+        return 0
+    return done if kept == list(shapes) and 0 < done <= shapes[0][0] else 0
+
+
+def alone(manifest: Manifest, number: int) -> Manifest:
+    """A manifest of one shard, to stream it by itself."""
+    shard = manifest.shards[number]
+    return Manifest(**{**vars(manifest), "shards": (shard,), "samples": shard.samples})
+
+
+@torch.inference_mode()
+def _vectors(
+    teacher: NamedNetwork,
+    batch: Batch,
+    views_PVN: Views,
+    accelerator: Accelerator,
+    options: TargetOptions,
+) -> Features:
+    """(photos, views, E) float16 of a batch's photos, in forwards of at most `batch_size`."""
+    photos, views = views_PVN.shape[:2]
+    images = batch.images.to(accelerator.device).repeat_interleave(views, dim=0)
+    rows = np.ascontiguousarray(views_PVN.reshape(photos * views, -1))
+    landmarks = batch.landmarks.repeat_interleave(views, dim=0)
+    landmarks = view_landmarks(landmarks, rows, images.shape[2])
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(options.precision)
+    parts = []
+    for start in range(0, len(images), options.batch_size):
+        part = slice(start, start + options.batch_size)
+        with torch.autocast(accelerator.device.type, dtype=dtype, enabled=dtype is not None):
+            pixels = normalise(apply_views(images[part], rows[part]))
+            parts.append(teacher.network.features(pixels, landmarks[part]).float().cpu())
+    features = torch.cat(parts)
+    finite = torch.isfinite(features.half()).all(dim=1)
+    if not finite.all():
+        roles = photos // len(batch.keys)
+        sample = int(finite.logical_not().nonzero()[0]) // (views * roles)
+        raise PersonaError(
+            f"teacher {teacher.name} gives numbers that are not finite in float16 for sample "
+            f"{key_of(int(batch.keys[sample]))}: is it the right network, and are its settings?"
+        )
+    return features.half().numpy().reshape(photos, views, -1)

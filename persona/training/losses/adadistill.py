@@ -1,0 +1,86 @@
+"""AdaDistill: Boutros et al. 2024, "AdaDistill: Adaptive Knowledge Distillation for Deep Face
+Recognition" (arXiv:2407.01332), equations 4 to 8.
+
+Shapes: B batch, E embedding, K identities.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from persona.training.collectives import gather_batch
+from persona.training.losses.arcface import arc_margin, cosines
+from persona.training.losses.cosface import cos_margin
+
+SMALLEST = 1e-6
+
+
+class AdaDistill(nn.Module):
+    """A margin softmax of the student against the teacher's class centres, which are learned along.
+
+    A centre is a running mean of the teacher's embeddings of its identity. Its momentum is
+    `cos(student, teacher) * cos(centre, teacher)`: while the student is far from the teacher, the
+    centre follows the photo at hand, an easy lesson; later it stays with the identity, a hard one.
+    A photo far from its own centre counts little.
+    """
+
+    inputs: ClassVar = ("student_features", "teacher_features", "labels")
+    centres: Tensor
+    seen: Tensor
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        embedding_size: int,
+        penalty: str = "arcface",
+        margin: float = 0.45,
+        scale: float = 64.0,
+    ) -> None:
+        super().__init__()
+        self.margin, self.scale = margin, scale
+        self.add_margin = {"arcface": arc_margin, "cosface": cos_margin}[penalty]
+        start = torch.randn(num_classes, embedding_size)
+        self.register_buffer("centres", F.normalize(start, dim=1))
+        self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
+
+    @torch.no_grad()
+    def update(self, student_BE: Tensor, teacher_BE: Tensor, labels_B: Tensor) -> None:
+        """Moves the centres of the batch's identities, alike on all processes.
+
+        Of an identity's several photos in one batch the mean of their moves is made, which does not
+        depend on their order. A centre that never saw a photo takes the first one's embedding.
+        """
+        teacher_BE = F.normalize(teacher_BE.float(), dim=1)
+        centre_BE = self.centres[labels_B]
+        near_B = F.cosine_similarity(student_BE.float(), teacher_BE, dim=1).clamp(-1, 1)
+        sure_B = F.cosine_similarity(centre_BE, teacher_BE, dim=1).clamp(SMALLEST, 1)
+        momentum_B = (near_B * sure_B).clamp(SMALLEST, 1)
+        momentum_B = torch.where(self.seen[labels_B], momentum_B, 0.0)
+        moved_BE = centre_BE + (1 - momentum_B[:, None]) * (teacher_BE - centre_BE)
+        labels_B, moved_BE = gather_batch(labels_B), gather_batch(moved_BE)
+        present_P, place_B = torch.unique(labels_B, return_inverse=True)
+        sums_PE = moved_BE.new_zeros(len(present_P), moved_BE.shape[1])
+        sums_PE.index_add_(0, place_B, moved_BE)
+        counts_P = place_B.bincount(minlength=len(present_P))
+        self.centres[present_P] = sums_PE / counts_P[:, None]
+        self.seen[present_P] = True
+
+    def forward(self, student_BE: Tensor, teacher_BE: Tensor, labels_B: Tensor) -> Tensor:
+        """Vectors (B, E) of both, of any length, and labels (B,) int64; () float32.
+
+        Raises:
+            ValueError: the shapes differ.
+        """
+        if student_BE.shape != teacher_BE.shape:
+            raise ValueError(f"vectors of shapes {student_BE.shape} and {teacher_BE.shape}")
+        if self.training:
+            self.update(student_BE.detach(), teacher_BE, labels_B)
+        # A copy: the next batch changes the centres before an accumulated gradient is taken.
+        cosine_BK = cosines(student_BE, self.centres.clone())
+        logits_BK = self.scale * self.add_margin(cosine_BK, labels_B, self.margin)
+        return F.cross_entropy(logits_BK, labels_B)

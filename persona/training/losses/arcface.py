@@ -1,0 +1,50 @@
+"""ArcFace: Deng et al. 2019, "ArcFace: Additive Angular Margin Loss for Deep Face Recognition"
+(arXiv:1801.07698), equation 3.
+
+Shapes: B batch, E embedding, K identities.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ArcFace(nn.Module):
+    """Cross-entropy of `scale * cos(θ)`, `margin` radians added to the own identity's angle."""
+
+    inputs: ClassVar = ("student_features", "class_centres", "labels")
+
+    def __init__(self, margin: float = 0.5, scale: float = 64.0) -> None:
+        super().__init__()
+        self.margin, self.scale = margin, scale
+
+    def forward(self, student_BE: Tensor, centres_KE: Tensor, labels_B: Tensor) -> Tensor:
+        """Vectors (B, E) and class centres (K, E) of any length, labels (B,) int64; () float32."""
+        cosine_BK = cosines(student_BE, centres_KE)
+        return F.cross_entropy(self.scale * arc_margin(cosine_BK, labels_B, self.margin), labels_B)
+
+
+def cosines(features_BE: Tensor, centres_KE: Tensor) -> Tensor:
+    """(B, K) float32 cosines of vectors with class centres."""
+    return F.normalize(features_BE.float(), dim=1) @ F.normalize(centres_KE.float(), dim=1).T
+
+
+def arc_margin(cosine_BK: Tensor, labels_B: Tensor, margin: float) -> Tensor:
+    """`cos(θ + margin)` at each row's label, `cos(θ)` elsewhere.
+
+    Past π - margin the cosine would rise again and reward the wrong way; there, as in the authors'
+    code, `cos(θ) - margin * sin(margin)` goes on falling.
+    """
+    own_B = cosine_BK.gather(1, labels_B[:, None])[:, 0]
+    # arccos has no gradient at ±1.
+    angle_B = own_B.clamp(-1 + 1e-7, 1 - 1e-7).acos()
+    sine = torch.sin(torch.tensor(margin, dtype=cosine_BK.dtype))
+    beyond_B = angle_B > torch.pi - margin
+    with_margin_B = torch.where(
+        beyond_B, own_B - margin * sine.to(own_B.device), (angle_B + margin).cos()
+    )
+    return cosine_BK.scatter(1, labels_B[:, None], with_margin_B[:, None])

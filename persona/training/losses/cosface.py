@@ -1,0 +1,36 @@
+"""CosFace: Wang et al. 2018, "CosFace: Large Margin Cosine Loss for Deep Face Recognition"
+(arXiv:1801.09414), equation 4.
+
+Shapes: B batch, E embedding, K identities.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from persona.training.losses.arcface import cosines
+
+
+class CosFace(nn.Module):
+    """Cross-entropy of `scale * cos(θ)`, with `margin` taken off the own identity's cosine."""
+
+    inputs: ClassVar = ("student_features", "class_centres", "labels")
+
+    def __init__(self, margin: float = 0.35, scale: float = 64.0) -> None:
+        super().__init__()
+        self.margin, self.scale = margin, scale
+
+    def forward(self, student_BE: Tensor, centres_KE: Tensor, labels_B: Tensor) -> Tensor:
+        """Vectors (B, E) and class centres (K, E) of any length, labels (B,) int64; () float32."""
+        cosine_BK = cosines(student_BE, centres_KE)
+        return F.cross_entropy(self.scale * cos_margin(cosine_BK, labels_B, self.margin), labels_B)
+
+
+def cos_margin(cosine_BK: Tensor, labels_B: Tensor, margin: float) -> Tensor:
+    """`cos(θ) - margin` at each row's label, `cos(θ)` elsewhere."""
+    taken_B1 = torch.full_like(labels_B[:, None], -margin, dtype=cosine_BK.dtype)
+    return cosine_BK.scatter_add(1, labels_B[:, None], taken_B1)

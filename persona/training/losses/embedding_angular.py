@@ -1,0 +1,31 @@
+"""ShrinkTeaNet: Duong et al. 2019, "ShrinkTeaNet: Million-scale Lightweight Face Recognition via
+Shrinking Teacher-Student Networks" (arXiv:1905.10620).
+
+Shapes: B batch, E embedding.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from persona.training.losses.embedding_cosine import paired_cosine
+
+
+class EmbeddingAngular(nn.Module):
+    """`(1 - cos(student, teacher))²`, the mean over the batch: the paper's angular distillation.
+
+    The square lets go of faces whose direction is nearly right: only the direction is taught, and
+    that softly.
+    """
+
+    inputs: ClassVar = ("student_features", "teacher_features")
+
+    def forward(self, student_BE: Tensor, teacher_BE: Tensor) -> Tensor:
+        """Vectors (B, E) of any float type and length; () float32 in [0, 4].
+
+        Raises:
+            ValueError: the shapes differ.
+        """
+        return (1 - paired_cosine(student_BE, teacher_BE)).square().mean()

@@ -1,0 +1,112 @@
+"""What a step is measured by, and the watch for losses that are not finite."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from persona.errors import PersonaError
+from persona.files import write_json
+
+T = TypeVar("T")
+
+NOT_FINITE = "not_finite.json"
+
+
+class Meter:
+    """Means since the last reading; nothing waits for the device before that."""
+
+    def __init__(self, num_processes: int, device: torch.device) -> None:
+        self.num_processes = num_processes
+        self.device = device
+        self._start()
+
+    def _start(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.images = 0
+        self.waited_s = 0.0
+        self.since_s = time.perf_counter()
+
+    def waiting_for(self, batches: Iterable[T]) -> Iterator[T]:
+        """Yields batches, counting the time they are waited for."""
+        iterator = iter(batches)
+        while True:
+            before_s = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self.waited_s += time.perf_counter() - before_s
+            yield batch
+
+    def add(self, images: int, total: Tensor, terms: dict[str, Tensor]) -> None:
+        """Counts one batch of so many images on this process."""
+        self.images += images
+        for name, value in {"loss": total, **terms}.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def read(self) -> dict[str, float]:
+        """Figures since the last reading, and starts anew; empty without a batch.
+
+        `loss`, `loss/<term>`, `gradient_norm`, `images_per_s` of all processes, `data_wait` (share
+        of the time), `gpu_memory_gb` (the most that was allocated).
+        """
+        if not self.images:
+            return {}
+        means = {name: float(value) / self.counts[name] for name, value in self.sums.items()}
+        figures = {
+            name if name in {"loss", "gradient_norm"} else f"loss/{name}": value
+            for name, value in means.items()
+        }
+        took_s = time.perf_counter() - self.since_s
+        figures["images_per_s"] = self.images * self.num_processes / took_s
+        figures["data_wait"] = self.waited_s / took_s
+        if self.device.type == "cuda":
+            figures["gpu_memory_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
+        self._start()
+        return figures
+
+
+class FiniteWatch:
+    """Stops a run whose loss is not finite, without waiting for the device at every step."""
+
+    def __init__(self, folder: Path, lag: int) -> None:
+        """Losses are looked at `lag` steps later, when a GPU is done with them."""
+        self.folder = folder
+        self.lag = lag
+        self._waiting: deque[tuple[Tensor, Tensor, int]] = deque()
+
+    def add(self, total: Tensor, keys: Tensor, step: int) -> None:
+        """Notes a loss and the keys of its batch.
+
+        Raises:
+            PersonaError: an earlier loss, or with no lag this one, is not finite.
+        """
+        self._waiting.append((total.detach(), keys, step))
+        while len(self._waiting) > self.lag:
+            self._look()
+
+    def flush(self) -> None:
+        """Looks at what is left, before anything is kept."""
+        while self._waiting:
+            self._look()
+
+    def _look(self) -> None:
+        total, keys, step = self._waiting.popleft()
+        value = float(total)
+        if not math.isfinite(value):
+            path = self.folder / NOT_FINITE
+            write_json(path, {"step": step, "loss": repr(value), "keys": keys.tolist()})
+            raise PersonaError(
+                f"the loss is {value} at step {step}: the keys of its batch are in {path}; choose "
+                "a lower --lr, --clip-norm 1, or bf16, and --resume"
+            )
