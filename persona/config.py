@@ -213,6 +213,9 @@ class StudentConfig:
     """`prelu` in place of hard-swish and ReLU."""
     embedding_size: int | None = None
     """None: the teacher's, or 512 without one."""
+    norm_momentum: float = 0.1
+    """Of batch norm's running statistics. torchvision has 0.01, TensorFlow's habit, with which a
+    student of a few hundred steps is evaluated with the statistics of an earlier one."""
     imagenet: bool = False
     """Start from torchvision's ImageNet weights."""
 
@@ -222,6 +225,7 @@ class StudentConfig:
         _check("first_stride", self.first_stride, 1, 2)
         _among("pooling", self.pooling, POOLINGS)
         _among("activation", self.activation, ACTIVATIONS)
+        _check("norm_momentum", self.norm_momentum, 0.0001, 1)
         if self.embedding_size is not None:
             _check("embedding_size", self.embedding_size, 8, 4096)
         if self.imagenet and self.width != 1.0:

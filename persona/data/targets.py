@@ -72,7 +72,8 @@ class Targets:
 
 def short_name(teacher: str) -> str:
     """A teacher's name without the folders of its file: `onnx:FILE` from wherever it lies."""
-    return f"onnx:{Path(teacher).name}" if teacher.startswith("onnx:") else teacher
+    prefix, _, file = teacher.partition(":")
+    return f"onnx:{Path(file).name}" if prefix == "onnx" else teacher
 
 
 def targets_folder(folder: Path, teacher: str) -> Path:

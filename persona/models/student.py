@@ -74,6 +74,9 @@ class Student(FaceNetwork):
         self.last_linear = nn.Linear(channels, self.embedding_size, bias=False)
         self.last_bn = nn.BatchNorm1d(self.embedding_size, eps=BATCH_NORM_EPS)
         self.logits = ClassifierHead(self.embedding_size, num_classes, head)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.momentum = config.norm_momentum
 
     def features(self, images_BCHW: Tensor, landmarks_B62: Tensor | None = None) -> Tensor:
         """(B, E) before normalisation."""

@@ -1,0 +1,96 @@
+"""The face-specific options of a student."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import mobilenet_v3_small
+
+from persona.config import StudentConfig
+from persona.errors import PersonaError
+from persona.models.output import COSINE_SCALE
+from persona.models.student import Student, count_parameters, load_imagenet
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"architecture": "mobilenet_v3_large"},
+    {"width": 0.35},
+    {"width": 0.5, "first_stride": 1},
+    {"pooling": "depthwise"},
+    {"pooling": "depthwise", "first_stride": 1, "activation": "prelu", "embedding_size": 128},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("image_size", [64, 112, 75])
+def test_every_kind_gives_embeddings_of_its_size(options: dict[str, Any], image_size: int) -> None:
+    student = Student(StudentConfig(**options), 5, image_size=image_size).eval()
+    output = student(torch.randn(2, 3, image_size, image_size))
+    size = options.get("embedding_size", 512)
+    assert output.features.shape == (2, size) and output.logits.shape == (2, 5)
+    assert student.embedding_size == size
+
+
+def test_width_makes_it_smaller_and_stride_makes_it_see_more() -> None:
+    sizes = [count_parameters(Student(StudentConfig(width=w), 1)) for w in (0.35, 0.5, 0.75, 1.0)]
+    assert sizes == sorted(sizes) and sizes[0] < 0.5 * sizes[-1]
+    images = torch.randn(1, 3, 64, 64)
+    maps = [
+        Student(StudentConfig(first_stride=s), 1).eval().backbone(images).shape[-1] for s in (1, 2)
+    ]
+    assert maps == [4, 2]
+
+
+def test_prelu_takes_the_place_of_every_activation_but_the_gates() -> None:
+    plain, changed = (
+        Student(StudentConfig(activation=name), 1).backbone for name in ("default", "prelu")
+    )
+
+    def count(network: nn.Module, *kinds: type[nn.Module]) -> int:
+        return sum(isinstance(module, kinds) for module in network.modules())
+
+    # Squeeze-and-excitation keeps its own ReLU and hard sigmoid.
+    gates = count(plain, nn.Hardsigmoid)
+    assert gates > 0 and count(changed, nn.Hardsigmoid) == count(changed, nn.ReLU) == gates
+    assert count(changed, nn.Hardswish) == 0
+    assert count(changed, nn.PReLU) == count(plain, nn.Hardswish, nn.ReLU) - gates
+
+
+def test_depthwise_pooling_weighs_places() -> None:
+    student = Student(StudentConfig(pooling="depthwise"), 1, image_size=64).eval()
+    swapped = torch.randn(1, 576, 2, 2)
+    pooled = student.pool(swapped)
+    assert not torch.allclose(pooled, student.pool(swapped.flip(3)))
+    average = Student(StudentConfig(), 1).pool
+    torch.testing.assert_close(average(swapped), average(swapped.flip(3)))
+
+
+def test_a_cosine_head_gives_scaled_cosines_and_no_head_gives_none() -> None:
+    student = Student(StudentConfig(), 4, head="cosine").eval()
+    output = student(torch.randn(3, 3, 64, 64))
+    centres = nn.functional.normalize(student.logits.weight, dim=1)
+    torch.testing.assert_close(output.logits, COSINE_SCALE * output.embedding @ centres.T)
+    none = Student(StudentConfig(), 0, head="none").eval()
+    assert none(torch.randn(3, 3, 64, 64)).logits.shape == (3, 0)
+    with pytest.raises(PersonaError, match="embeddings and no logits"):
+        none.head()
+    with pytest.raises(PersonaError, match="a student of 0 identities"):
+        Student(StudentConfig(), 0)
+
+
+def test_imagenet_weights_start_the_convolutions() -> None:
+    torch.manual_seed(3)
+    theirs = mobilenet_v3_small(weights=None)
+    for activation in ("default", "prelu"):
+        student = Student(StudentConfig(activation=activation), 2)
+        load_imagenet(student, theirs.state_dict())
+        for name, value in student.backbone.state_dict().items():
+            if name in theirs.features.state_dict():
+                assert torch.equal(value, theirs.features.state_dict()[name])
+    with pytest.raises(PersonaError, match="not of mobilenet_v3_large"):
+        load_imagenet(Student(StudentConfig("mobilenet_v3_large"), 2), dict(theirs.state_dict()))
+    with pytest.raises(PersonaError, match="not of mobilenet_v3_small"):
+        load_imagenet(Student(StudentConfig(), 2), {})
