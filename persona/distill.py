@@ -85,7 +85,6 @@ def distill(config: DistillConfig, workspace: Workspace, resume: str | None = No
         )
     except ValueError as error:
         raise PersonaError(f"this device cannot do it: {error}") from None
-    set_seed(config.seed)
     run = Run(config, workspace, accelerator, resume)
     with run:
         while run.progress.epoch < config.epochs:
@@ -115,6 +114,7 @@ class Run:
             self.test = open_set(config.test_set, workspace.shards)
         side = open_teacher(config, workspace, self.train_folder, self.train_set)
         self.targets, self.classes = side.targets, side.classes
+        set_seed(config.seed)  # here: a teacher that was loaded or not must not change the student
         self.student = build_student(config, workspace, side, self.train_set.align.image_size)
         if self.test is not None:
             check_measure(default_measure(self.test[1]), self.named(self.student), self.test[1])
@@ -137,7 +137,8 @@ class Run:
         self.scheduler = build_scheduler(raw_optimizer, config.optim, total_steps, steps)
         wrapped, self.optimizer = prepare(accelerator, self.student, raw_optimizer)
         teacher = side.teacher(config, accelerator.device, compile_options(accelerator))
-        self.task = DistillationTask(wrapped, self.student, teacher, config.losses)
+        identities = len(self.train_set.classes)
+        self.task = DistillationTask(wrapped, self.student, teacher, config.losses, identities)
         self.task.to(accelerator.device)
 
         self.id = resume or agree(accelerator, new_id(config.student.architecture))

@@ -60,3 +60,49 @@ def distill(*arguments: str, home: Path, processes: int = 1, **more: str | None)
     launch = (*(accelerate if processes == 2 else ()), "persona.distill")
     done = run(*launch, *DISTILL, *arguments, "--json", home=home, fails=False, **more)
     return str(json.loads(done.stdout)["id"])
+
+
+def _here(app: Any, arguments: tuple[str, ...], home: Path) -> Any:
+    """Invokes a command line in this process, where torch has been imported once."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+    from typer.testing import CliRunner
+
+    fixed = {"PERSONA_HOME": str(home), "ACCELERATE_USE_CPU": "true"}
+    try:
+        return CliRunner().invoke(app, arguments, env=fixed)
+    finally:
+        # Accelerate keeps the first run's device and precision for the whole process.
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+
+
+def distill_here(*arguments: str, home: Path) -> str:
+    """`distill` in this process."""
+    from persona.cli.distill import app
+
+    result = _here(app, (*DISTILL, *arguments, "--json"), home)
+    if result.exception is not None:
+        raise result.exception
+    return str(json.loads(result.stdout)["id"])
+
+
+def distill_error(*arguments: str, home: Path) -> str:
+    """`distill` in this process must fail as a user may see it; the line it would print."""
+    from persona.cli.distill import app
+    from persona.cli.errors import explain
+
+    result = _here(app, (*DISTILL, *arguments), home)
+    assert result.exception is not None
+    explained = explain(result.exception)
+    assert explained is not None, result.exception
+    return explained[0]
+
+
+def persona_here(*arguments: str, home: Path) -> Any:
+    """`persona` in this process."""
+    from persona.cli.app import app
+
+    result = _here(app, (*arguments, "--json"), home)
+    if result.exception is not None:
+        raise result.exception
+    return json.loads(result.stdout)

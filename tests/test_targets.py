@@ -147,9 +147,9 @@ def test_kept_and_online_targets_give_the_same_loss(train_set: Packed) -> None:
     config = from_dict(LossesConfig, terms, where="a test")
     student: Any = teacher(seed=1).network
     online = DistillationTask(
-        student, student, Teacher(named.network, named.network.head()), config
+        student, student, Teacher(named.network, named.network.head()), config, 6
     )
-    kept = DistillationTask(student, student, Teacher(None, head), config)
+    kept = DistillationTask(student, student, Teacher(None, head), config, 6)
     augment = AugmentConfig()
     pairs = zip(
         batches(train_set, None, augment), batches(train_set, targets, augment), strict=True

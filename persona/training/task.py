@@ -23,13 +23,17 @@ class DistillationTask(nn.Module):
         bare_student: FaceNetwork,
         teacher: Teacher | None,
         config: LossesConfig,
+        num_identities: int,
     ) -> None:
-        """`student` may be wrapped (DDP, compiled); `bare_student` is the network inside."""
+        """`student` may be wrapped (DDP, compiled); `bare_student` is the network inside.
+
+        `num_identities` are the labels', also where the student has no logits.
+        """
         super().__init__()
         self.student = student
         self.losses = build_losses(
             config,
-            num_classes=max(bare_student.num_classes, 1),
+            num_classes=num_identities,
             embedding_size=bare_student.embedding_size,
         )
         self.weights = {name: term.weight for name, term in counting(config).items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,17 @@ import safetensors.torch
 import torch
 import yaml
 from conftest import NO_ALIGN, write_lfw, write_vggface2
-from helpers import DISTILL, distill, environment, persona, run
+from helpers import (
+    DISTILL,
+    distill,
+    distill_error,
+    distill_here,
+    environment,
+    persona,
+    persona_here,
+    run,
+)
+from onnx_files import SETTINGS, write_model
 
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
@@ -108,10 +119,8 @@ def test_distilling_from_a_model_and_evaluating_it(home: Path, teacher: str) -> 
     assert (classes["measure"], classes["photos"]) == ("class", 30)
 
 
-def test_killed_and_resumed_it_ends_in_the_same_weights(home: Path, teacher: str) -> None:
-    """SIGKILL inside an epoch; momentum, rate and position must come back."""
-    options = ("--teacher", teacher, "-e", "3", "--checkpoint-steps", "1", "--seed", "7")
-    whole = weights(home, distill(*options, home=home))
+def interrupt(home: Path, options: tuple[str, ...], after: int) -> str:
+    """Starts a run and kills it once it has a checkpoint of so many steps; its ID."""
     known = set((home / "runs").iterdir())
     process = subprocess.Popen(
         [sys.executable, "-m", "persona.distill", *DISTILL, *options],
@@ -123,17 +132,23 @@ def test_killed_and_resumed_it_ends_in_the_same_weights(home: Path, teacher: str
     while True:
         fresh = set((home / "runs").iterdir()) - known
         if fresh:
-            run_folder = fresh.pop()
-            checkpoint = run_folder / "checkpoint.pt"
-            if checkpoint.exists():
-                step = torch.load(checkpoint, weights_only=True)["progress"]["step"]
-                if step >= 8:  # 6 steps an epoch: in the second
-                    break
+            checkpoint = next(iter(fresh)) / "checkpoint.pt"
+            state = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else None
+            if state is not None and state["progress"]["step"] >= after:
+                break
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    progress = torch.load(checkpoint, weights_only=True)["progress"]
+    return checkpoint.parent.name
+
+
+def test_killed_and_resumed_it_ends_in_the_same_weights(home: Path, teacher: str) -> None:
+    """SIGKILL inside an epoch; momentum, rate and position must come back."""
+    options = ("--teacher", teacher, "-e", "3", "--checkpoint-steps", "1", "--seed", "7")
+    whole = weights(home, distill(*options, home=home))
+    run_folder = home / "runs" / interrupt(home, options, after=8)  # 6 steps an epoch
+    progress = torch.load(run_folder / "checkpoint.pt", weights_only=True)["progress"]
     assert progress["epoch"] == 1 and 0 < progress["batch"] < 6, progress
     resumed = weights(home, distill("--resume", run_folder.name, home=home))
     assert whole.keys() == resumed.keys()
@@ -181,7 +196,8 @@ accelerator = Accelerator()
 torch.manual_seed(0)
 student, teacher = Student(StudentConfig(), 6), Student(StudentConfig(), 6)
 task = DistillationTask(
-    accelerator.prepare(student), student, Teacher(teacher, teacher.head()), DistillConfig().losses
+    accelerator.prepare(student), student, Teacher(teacher, teacher.head()),
+    DistillConfig().losses, 6
 )
 task.train()
 for module in student.modules():
@@ -223,8 +239,172 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-5, msg=name)
 
 
+def test_kept_targets_train_without_the_teacher(home: Path, teacher: str) -> None:
+    """Kept is chosen where it is there, and gives what online gives but for float16's rounding."""
+    row = persona_here("targets", "vggface2", "--teacher", teacher, home=home)
+    assert (row["photos"], row["views"], row["logits"]) == (30, 2, 6)
+    options = ("--teacher", teacher, "-e", "2", "--seed", "3", "-o", "teacher_precision='no'")
+    still = ("--lr", "1e-9")  # steps of Adam would blow the rounding up
+    try:
+        first = {}
+        for targets in ("auto", "online"):
+            student = distill_here(*options, *still, "--targets", targets, home=home)
+            lines = (home / "runs" / student / "metrics.jsonl").read_text().splitlines()
+            first[targets] = json.loads(lines[0])["loss"]
+        assert first["auto"] == pytest.approx(first["online"], rel=1e-3)
+        assert first["auto"] != first["online"]  # float16 shows that they were not computed anew
+        model = home / "models" / teacher
+        moved = model.rename(home / "models" / "elsewhere")
+        try:
+            distill_here(*options, "--targets", "kept", home=home)
+        finally:
+            moved.rename(model)
+        cropped = ("-o", "augment.crop=0.2")
+        refusal = "asks for an augmentation that the 2 views kept"
+        assert refusal in distill_error(*options, *cropped, home=home)
+        narrow = ("-o", "student.embedding_size=64", "-o", "losses={embedding_l2: {}}")
+        assert "the student has 64, teacher" in distill_error(*options, *narrow, home=home)
+        distill_here(
+            *options, "-e", "1", "-o", "augment.crop=0.2", "--targets", "online", home=home
+        )
+    finally:
+        shutil.rmtree(home / "shards" / "vggface2-train" / "targets")
+
+
+def test_targets_of_another_teacher_are_refused(home: Path, teacher: str) -> None:
+    persona_here("targets", "vggface2", "--teacher", teacher, home=home)
+    place = home / "shards" / "vggface2-train" / "targets" / teacher
+    try:
+        card = json.loads((place / "targets.json").read_text())
+        (place / "targets.json").write_text(json.dumps(card | {"weights_sha256": "0" * 64}))
+        assert f"are of another {teacher}" in distill_error("--teacher", teacher, home=home)
+    finally:
+        shutil.rmtree(place.parent)
+
+
+def test_every_part_of_the_loop_at_once(home: Path, teacher: str) -> None:
+    """Relational losses, a margin head, AdamW, cosine, clipping, EMA, views; killed at an epoch."""
+    recipe = home / "everything.yaml"
+    recipe.write_text(
+        """
+student: {first_stride: 1, pooling: depthwise, activation: prelu, width: 0.5}
+losses:
+  embedding_cosine:
+  rkd_angle: {weight: 2, photos: 4}
+  arcface: {weight: 0.1}
+  adadistill: {weight: 0.1}
+augment: {crop: 0.2, low_resolution: 0.3, grey: 0.2, jitter: 0.3, erase: 0.3}
+optim: {optimizer: adamw, schedule: cosine, warmup_epochs: 1, weight_decay: 0.05, clip_norm: 1,
+  ema_decay: 0.9}
+"""
+    )
+    options = ("--config", str(recipe), "--teacher", teacher, "--test-set", "lfw", "-e", "4")
+    student = distill_here(*options, home=home)
+    mean = find_model(f"{student}-ema", home / "models")
+    card = find_model(student, home / "models")
+    assert card.head == "cosine" and card.student["embedding_size"] == 512
+    assert card.config["losses"]["rkd_angle"] == {"weight": 2.0, "photos": 4}
+    assert (card.temperature, mean.student) == (None, card.student)
+    records = [
+        json.loads(line)
+        for line in (home / "runs" / student / "metrics.jsonl").read_text().splitlines()
+    ]
+    trained = {key for record in records for key in record}
+    assert {"loss/embedding_cosine", "loss/adadistill", "gradient_norm", "data_wait"} <= trained
+    assert {"test/accuracy", "test-ema/accuracy"} <= trained
+    assert (
+        persona_here("evaluate", "--set", "lfw", "--student", f"{student}-ema", home=home)["pairs"]
+        == 12
+    )
+
+
+def test_resumed_with_ema_and_learned_centres_it_ends_in_the_same_weights(
+    home: Path, teacher: str
+) -> None:
+    options: tuple[str, ...] = ("--teacher", teacher, "-e", "3", "--checkpoint-steps", "4")
+    options += ("-o", "losses={adadistill: {}, embedding_cosine: {}}", "-o", "optim.ema_decay=0.9")
+    whole = distill(*options, home=home)
+    resumed = interrupt(home, options, after=8)
+    assert distill("--resume", resumed, home=home) == resumed
+    for suffix in ("", "-ema"):
+        one, two = weights(home, whole + suffix), weights(home, resumed + suffix)
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            assert torch.equal(value, two[name]), name
+
+
+def test_resuming_another_student_is_refused(home: Path, teacher: str) -> None:
+    config = home / "runs" / teacher / "config.yaml"
+    before = config.read_text()
+    try:
+        config.write_text(
+            before.replace("width: 1.0", "width: 0.5").replace("epochs: 2", "epochs: 3")
+        )
+        done = run("persona.distill", "--resume", teacher, home=home, fails=True)
+        assert "of another student than its config.yaml says" in done.stderr
+    finally:
+        config.write_text(before)
+
+
+def test_triplet_loss_on_a_triplet_set(home: Path) -> None:
+    made = persona_here(
+        "triplets", "make", "20", "vggface2", "--split", "train", "--raw", str(home / "raw"),
+        home=home,
+    )["id"]  # fmt: skip
+    persona_here(
+        "shard", "vggface2", "--triplets", made, "--align", "none", "--image-size", "32",
+        "--margin", "0", "--raw", str(home / "raw"), home=home,
+    )  # fmt: skip
+    student = distill_here(
+        *TEACHER_NONE, "--train-set", made, "-e", "1", "-o", "losses={triplet: {}}", home=home
+    )
+    card = find_model(student, home / "models")
+    assert (card.head, card.num_classes) == ("none", 0)
+    assert "loss/triplet" in (home / "runs" / student / "metrics.jsonl").read_text()
+
+
+def test_two_processes_share_learned_centres(home: Path, teacher: str) -> None:
+    """AdaDistill's centres and a margin head over two processes: every parameter gets its part."""
+    losses = "losses={adadistill: {}, arcface: {}, embedding_cosine: {}}"
+    student = distill("--teacher", teacher, "-o", losses, "-e", "2", home=home, processes=2)
+    assert find_model(student, home / "models").head == "cosine"
+
+
+def test_an_onnx_teacher(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embeddings of another width, no logits; refused where a recipe wants them."""
+    name = f"onnx:{write_model(home / 'net.onnx', width=24)}"
+    (home / "net.yaml").write_text(SETTINGS)
+    options = ("--teacher", name, "-e", "1")
+    cosine = ("-o", "losses={embedding_cosine: {}}")
+    # These photos are noise: no network can tell their people apart.
+    refusal = "does not tell the people of vggface2-train apart"
+    assert refusal in distill_error(*options, *cosine, home=home)
+    monkeypatch.setattr("persona.evaluation.sanity.CHANCE", 0.0)
+    card = find_model(distill_here(*options, *cosine, home=home), home / "models")
+    assert (card.student["embedding_size"], card.num_classes) == (24, 0)
+    row = persona_here("targets", "vggface2", "--teacher", name, home=home)
+    assert row["embedding_size"] == 24 and str(home) not in Path(row["path"]).name
+    relations = ("-o", "losses={rkd_distance: {}, similarity: {}}")
+    narrow = ("-o", "student.embedding_size=64")
+    distill_here(*options, "--targets", "kept", *relations, *narrow, home=home)
+    assert persona_here("evaluate", "--set", "lfw", "--teacher", name, home=home)["pairs"] == 12
+    wanted = "loss soft_targets wants the teacher's logits, and onnx:"
+    assert wanted in distill_error(*options, "--targets", "online", home=home)
+    (home / "net.yaml").write_text(SETTINGS.replace("margin", "five-point"))
+    points = "wants five points of each face and set vggface2-train has none"
+    assert points in distill_error(*options, *cosine, "--targets", "online", home=home)
+    assert "are of another onnx:" in distill_error(*options, *cosine, home=home)
+    shutil.rmtree(home / "shards" / "vggface2-train" / "targets")
+
+
+def test_the_compiled_step_trains(home: Path, teacher: str) -> None:
+    """Through Accelerate's plugin; `eager` runs the tracer without a compiler."""
+    student = distill_here("--teacher", teacher, "-e", "1", "-o", "compile=eager", home=home)
+    assert find_model(student, home / "models").config["compile"] == "eager"
+
+
 def test_accumulation_takes_fewer_steps_and_drops_no_gradient(home: Path) -> None:
-    student = distill(
+    student = distill_here(
         *TEACHER_NONE, "-e", "1", "--gradient-accumulation-steps", "2", "-b", "4", home=home
     )
     last = (home / "runs" / student / "metrics.jsonl").read_text().splitlines()[-1]
@@ -232,7 +412,7 @@ def test_accumulation_takes_fewer_steps_and_drops_no_gradient(home: Path) -> Non
 
 
 def test_bf16_trains(home: Path, teacher: str) -> None:
-    student = distill("--teacher", teacher, "-e", "1", "--mixed-precision", "bf16", home=home)
+    student = distill_here("--teacher", teacher, "-e", "1", "--mixed-precision", "bf16", home=home)
     assert {value.dtype for value in weights(home, student).values()} <= {
         torch.float32,
         torch.int64,
@@ -264,6 +444,19 @@ def test_wandb_without_a_login_is_offline_and_says_how_to_sync(home: Path, tmp_p
     [
         (("mobilenet_v3_smal",), "did you mean 'mobilenet_v3_small'"),
         (("-e", "0"), "epochs 0: choose 1 to"),
+        (("-o", "losses={}", *TEACHER_NONE), "names no loss"),
+        (("-o", "losses.soft_target.weight=1"), "'losses.soft_targets'"),
+        (("-o", "losses={arcface: {weight: 0}}"), "the weights of arcface sum to 0"),
+        (("-o", "optim.schedule=cosin"), "did you mean 'cosine'"),
+        (("-o", "optim.lr=[1"), "is no YAML value"),
+        (("-o", "sync_batch_norm=true", *TEACHER_NONE), "works on GPUs alone"),
+        (("--teacher", "onnx:nope.onnx"), "no ONNX file at nope.onnx"),
+        (("--targets", "kept", "--teacher", "mobilenet_v3_small"), "keeps no targets of"),
+        (("--targets", "maybe"), "unknown targets 'maybe'"),
+        (
+            ("-o", "losses={embedding_l2: {}}", *TEACHER_NONE),
+            "embedding_l2 compares with a teacher",
+        ),
         (("-t", "0"), "temperature 0.0: choose"),
         (("-t", "nan"), "temperature nan: choose"),
         (("-b", "1"), "batch_size 1: choose 2 to"),
@@ -273,21 +466,11 @@ def test_wandb_without_a_login_is_offline_and_says_how_to_sync(home: Path, tmp_p
         (("--train-set", "nope"), "unknown set 'nope'"),
         (("--teacher", "nope"), "unknown model 'nope'"),
         (("--config", "nope.yaml"), "cannot read config nope.yaml"),
-        (("--hard-weight", "0", "--soft-weight", "0"), "nothing to learn"),
+        (("--hard-weight", "0", "--soft-weight", "0"), "sum to 0: there is nothing to learn"),
     ],
 )
 def test_bad_input_is_one_line(home: Path, arguments: tuple[str, ...], message: str) -> None:
-    # In this process: the command line is the same, and torch is imported once.
-    from typer.testing import CliRunner
-
-    from persona.cli.distill import app
-    from persona.cli.errors import explain
-
-    result = CliRunner().invoke(app, [*DISTILL, *arguments], env={"PERSONA_HOME": str(home)})
-    assert result.exception is not None
-    explained = explain(result.exception)
-    assert explained is not None, result.exception
-    assert message in explained[0]
+    assert message in distill_error(*arguments, home=home)
 
 
 def test_facenet_without_weights_offline(home: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ class Linear(FaceNetwork):
 
 def task_of(student: Linear, teacher: Linear | None, config: LossesConfig) -> DistillationTask:
     side = None if teacher is None else Teacher(teacher, teacher.head())
-    return DistillationTask(student, student, side, config)
+    return DistillationTask(student, student, side, config, 4)
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,7 +91,7 @@ def test_kept_vectors_stand_in_for_the_teacher() -> None:
     student, teacher = Linear(), Linear()
     config = losses(soft_targets={}, embedding_cosine={"weight": 2}, rkd_distance={})
     online = task_of(student, teacher, config).eval()
-    kept = DistillationTask(student, student, Teacher(None, teacher.head()), config).eval()
+    kept = DistillationTask(student, student, Teacher(None, teacher.head()), config, 4).eval()
     images, labels = batch()
     vectors = teacher.features(images).half()
     expected, terms = online(images, labels)
