@@ -40,6 +40,7 @@ from persona.evaluation.protocols import (
     evaluate,
 )
 from persona.evaluation.sanity import check_teacher
+from persona.memory import keep_freed_memory
 from persona.models import onnx, store
 from persona.models.cards import new_id
 from persona.models.store import NamedNetwork
@@ -85,6 +86,8 @@ def distill(config: DistillConfig, workspace: Workspace, resume: str | None = No
         )
     except ValueError as error:
         raise PersonaError(f"this device cannot do it: {error}") from None
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     run = Run(config, workspace, accelerator, resume)
     with run:
         while run.progress.epoch < config.epochs:

@@ -43,6 +43,7 @@ from persona.data.targets import (
 from persona.data.transforms import VIEW, Views, apply_views, normalise, view_landmarks
 from persona.errors import PersonaError
 from persona.files import folder_lock, sha256_file, write_json
+from persona.memory import keep_freed_memory
 from persona.models.output import freeze
 from persona.models.store import NamedNetwork, save_head
 from persona.progress import progress_bar
@@ -105,6 +106,8 @@ def make_targets(
             check_targets(folder, manifest, finished, deep=False)
             return finished, False
         accelerator.wait_for_everyone()
+        if accelerator.device.type == "cpu":
+            keep_freed_memory()
         freeze(teacher.network).to(accelerator.device)
         total = manifest.samples * photos_of(manifest) * options.views
         mine = range(rank, len(manifest.shards), world)

@@ -4,9 +4,9 @@
     ./scripts/ablation.py --faces ../shared/faces --home /tmp/ablation
 
 Teacher: faces/teachers/mobilefacenet.onnx. Trained on faces/raw/VGGFace2 and drawn faces; tested on
-faces/raw/LFW, whose people are in neither. Every run has the same budget; the last epoch's running
-mean of the weights is measured, so that nothing is chosen on the test set. A run that is done is not
-done again: stop it and start it when you like.
+faces/raw/LFW, whose people are in neither. Every run has the same budget; the last epoch's
+running mean of the weights is measured, so that nothing is chosen on the test set. A run that is
+done is not done again: stop it and start it when you like.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from persona.data.shards import Manifest
 from persona.data.stream import build_loader
 from persona.data.transforms import normalise
 from persona.errors import PersonaError
+from persona.memory import keep_freed_memory
 from persona.models.output import FaceNetwork
 from persona.progress import progress_bar
 
@@ -74,6 +75,8 @@ def embed_set(
         world_size=accelerator.num_processes,
         workers=workers,
     )
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     was_training = network.training
     network.eval()
     roles = 3 if manifest.kind == "triplets" else 1

@@ -1,0 +1,441 @@
+#!/usr/bin/env python
+"""How fast a training step is: this project's against a plain loop of the same recipe.
+
+    ./scripts/bench_distill.py [--quick] [--json] [--student mobilenet_v3_large] [--batch-size 128]
+
+Side by side in one run, in turns, medians of several rounds, first batches dropped. Weights and
+photos are random: a step takes as long on them.
+
+- plain: the reference recipe as one would write it down: FaceNet online and the student in float32,
+  one process, Pillow and torch's own DataLoader, tensors as they come; in a process of its own,
+  because this project sets up the C library's memory for its own
+- online: this project's step and loader, with the teacher
+- kept: the same with kept targets
+- resident: the kept step on one batch that is on the device already
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import logging
+import multiprocessing
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CLASSES = 8631
+SIZE_PX = 160
+IDENTITIES = 16
+DISTINCT = 64
+"""Photos that are drawn; the others are copies."""
+
+
+def write_photos(folder: Path, photos: int) -> None:
+    """Smooth noise, which takes as many bytes as a face, in VGGFace2's layout."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    faces = []
+    for _ in range(DISTINCT):
+        coarse = Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8))
+        buffer = io.BytesIO()
+        smooth = coarse.resize((SIZE_PX, SIZE_PX), Image.Resampling.BICUBIC)
+        smooth.save(buffer, "JPEG", quality=95)
+        faces.append(buffer.getvalue())
+    names = []
+    for number in range(photos):
+        name = f"n{number % IDENTITIES:06d}/{number:06d}_01.jpg"
+        path = folder / "VGGFace2" / "train" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(faces[number % DISTINCT])
+        names.append(name)
+    (folder / "VGGFace2" / "train_list.txt").write_text("".join(f"{n}\n" for n in sorted(names)))
+
+
+def prepare(home: Path, photos: int) -> None:
+    """Raw photos, and FaceNet with random weights."""
+    import torch
+    from facenet_pytorch import InceptionResnetV1
+
+    from persona.models.weights import FACENETS
+    from persona.workspace import Workspace
+
+    place = Workspace.locate(home=home)
+    write_photos(place.raw, photos)
+    torch.manual_seed(0)
+    weights = place.models / "teachers" / FACENETS["facenet-vggface2"].file
+    weights.parent.mkdir(parents=True)
+    torch.save(InceptionResnetV1(classify=True, num_classes=CLASSES).state_dict(), weights)
+
+
+def pack(home: Path, photos: int) -> None:
+    """Packs the photos, as part of a set with FaceNet's 8,631 classes."""
+    from persona.data.align import AlignSpec
+    from persona.data.pack import PackOptions, pack_photos
+    from persona.data.raw import open_dataset
+    from persona.data.shards import write_manifest
+    from persona.workspace import Workspace
+
+    place = Workspace.locate(home=home)
+    train = open_dataset("vggface2", place.raw, "train")
+    options = PackOptions(align=AlignSpec("none", SIZE_PX, 0), workers=2, shard_size=photos // 4)
+    packed = pack_photos(train, place.shards / train.set_name, options)
+    classes = tuple(f"n{number:06d}" for number in range(CLASSES))
+    write_manifest(packed.folder, replace(packed.manifest, classes=classes))
+
+
+def plain_steps(home: Path, arguments: argparse.Namespace) -> Iterator[Callable[[], int]]:
+    """The reference recipe, written down plainly; each item does one step."""
+    import torch
+    import torch.nn.functional as F
+    from facenet_pytorch import InceptionResnetV1
+    from PIL import Image
+    from torch import nn
+    from torch.utils.data import DataLoader, Dataset
+    from torchvision import models
+
+    from persona.models.weights import FACENETS
+
+    class Photos(Dataset[Any]):
+        def __init__(self) -> None:
+            root = home / "data" / "raw" / "VGGFace2" / "train"
+            self.paths = sorted(root.glob("*/*.jpg"))
+
+        def __len__(self) -> int:
+            return len(self.paths)
+
+        def __getitem__(self, place: int) -> tuple[torch.Tensor, int]:
+            image = np.asarray(Image.open(self.paths[place]).convert("RGB"))
+            tensor = torch.from_numpy(image.copy()).permute(2, 0, 1).float()
+            if torch.rand(()) < 0.5:
+                tensor = tensor.flip(2)
+            return (tensor - 127.5) / 128, int(self.paths[place].parent.name[1:])
+
+    class PlainStudent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            network = getattr(models, arguments.student)(weights=None)
+            self.features, self.pool = network.features, nn.AdaptiveAvgPool2d(1)
+            self.linear = nn.Linear(network.classifier[0].in_features, 512, bias=False)
+            self.norm = nn.BatchNorm1d(512, eps=0.001)
+            self.logits = nn.Linear(512, CLASSES)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            pooled = self.pool(self.features(images)).flatten(1)
+            return self.logits(self.norm(self.linear(pooled)))
+
+    device = torch.device(arguments.device)
+    teacher = InceptionResnetV1(classify=True, num_classes=CLASSES)
+    weights = home / "models" / "teachers" / FACENETS["facenet-vggface2"].file
+    teacher.load_state_dict(torch.load(weights, weights_only=True))
+    teacher.eval().to(device)
+    student = PlainStudent().to(device).train()
+    optimizer = torch.optim.Adam(student.parameters(), lr=0.001)
+    temperature = 4.0
+    while True:
+        loader = DataLoader(
+            Photos(),
+            arguments.batch_size,
+            shuffle=True,
+            drop_last=True,
+            num_workers=arguments.workers,
+            multiprocessing_context="fork" if arguments.workers else None,
+            pin_memory=device.type == "cuda",
+        )
+        for images, labels in loader:
+
+            def step(images: torch.Tensor = images, labels: torch.Tensor = labels) -> int:
+                images, labels = images.to(device), labels.to(device)
+                with torch.no_grad():
+                    target = teacher(images)
+                found = student(images)
+                soft = F.kl_div(
+                    F.log_softmax(found / temperature, 1),
+                    F.softmax(target / temperature, 1),
+                    reduction="batchmean",
+                )
+                loss = 0.9 * temperature**2 * soft + 0.1 * F.cross_entropy(found, labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                loss.item()
+                return len(images)
+
+            yield step
+
+
+def plain_process(pipe: Any, home: Path, arguments: argparse.Namespace) -> None:
+    """Serves `measure` of the plain loop over a pipe: None ends it."""
+    steps = plain_steps(home, arguments)
+    while (asked := pipe.recv()) is not None:
+        pipe.send(measure(steps, *asked))
+
+
+class Plain:
+    """The plain loop in a process of its own, idle but while it is measured."""
+
+    def __init__(self, home: Path, arguments: argparse.Namespace) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=plain_process, args=(theirs, home, arguments))
+        self.process.start()
+
+    def measure(self, drop: int, count: int) -> float:
+        """Images a second."""
+        self.pipe.send((drop, count))
+        return float(self.pipe.recv())
+
+    def close(self) -> None:
+        """Ends it."""
+        self.pipe.send(None)
+        self.process.join()
+
+
+def random_targets(folder: Path, manifest: Any, teacher: Path, head: Any) -> None:
+    """What `persona targets` would keep, of random vectors: only its speed is wanted here."""
+    from persona.config import AugmentConfig
+    from persona.data.targets import (
+        HEAD,
+        TargetFile,
+        Targets,
+        file_names,
+        photo_views,
+        targets_folder,
+        write_targets,
+    )
+    from persona.files import sha256_file
+    from persona.models.store import save_head
+
+    name, augment = "facenet-vggface2", AugmentConfig()
+    place = targets_folder(folder, name)
+    place.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    files = []
+    for number, shard in enumerate(manifest.shards):
+        features, views = (place / file for file in file_names(number))
+        np.save(features, rng.normal(size=(shard.samples, 2, 512)).astype(np.float16))
+        np.save(views, np.stack([photo_views(augment, 2, 0, 0, 0)] * shard.samples))
+        files.append(
+            TargetFile(shard.sha256, shard.samples, sha256_file(features), sha256_file(views))
+        )
+    save_head(place / HEAD, head)
+    digest = sha256_file(teacher)
+    known = (name, digest, 512, "linear", CLASSES, "vggface2", None, 2, augment, 0, tuple(files))
+    write_targets(place, Targets(*known))
+
+
+def build_run(home: Path, arguments: argparse.Namespace, targets: str) -> Any:
+    """A run of this project, ready to step."""
+    from accelerate import Accelerator
+
+    from persona.config import load_config
+    from persona.distill import Run
+    from persona.workspace import Workspace
+
+    options = {
+        "student.architecture": arguments.student,
+        "batch_size": arguments.batch_size,
+        "workers": arguments.workers,
+        "mixed_precision": arguments.precision,
+        "test_set": "none",
+        "tracker": "none",
+        "targets": targets,
+    }
+    config = load_config(None, options)
+    accelerator = Accelerator(
+        mixed_precision=arguments.precision,
+        step_scheduler_with_optimizer=False,
+        cpu=arguments.device == "cpu",
+    )
+    return Run(config, Workspace.locate(home=home), accelerator, None)
+
+
+def run_steps(run: Any, *, resident: bool = False) -> Iterator[Callable[[], int]]:
+    """This project's steps, through its loader or on one batch over and over."""
+    from persona.data.stream import to_device
+
+    run.task.train()
+    epoch = 0
+    while True:
+        for batch in to_device(run.loader(epoch), run.accelerator.device):
+            while True:
+
+                def step(batch: Any = batch) -> int:
+                    total, _ = run.train_step(batch)
+                    total.item()
+                    return len(batch.images)
+
+                yield step
+                if not resident:
+                    break
+        epoch += 1
+
+
+def measure(steps: Iterator[Callable[[], int]], drop: int, count: int) -> float:
+    """Images a second over `count` steps, waiting for data included, after `drop` others."""
+    for _ in range(drop):
+        next(steps)()
+    start_s, images = time.perf_counter(), 0
+    for _ in range(count):
+        images += next(steps)()
+    return images / (time.perf_counter() - start_s)
+
+
+def processes(home: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """Images a second of one process and of two, one thread each, kept targets."""
+    found = {}
+    for number in (1, 2):
+        launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(number), "--standalone"]
+        mode = [__file__, "--worker", str(home), "--student", arguments.student]
+        done = subprocess.run(
+            [sys.executable, *launch, *mode, "--batch-size", str(arguments.batch_size)],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        found[f"processes_{number}"] = float(done.stdout)
+    return found
+
+
+def worker(arguments: argparse.Namespace) -> None:
+    """One of `processes`: rank 0 prints the images a second of all."""
+    arguments.workers = 0
+    run = build_run(Path(arguments.worker), arguments, "kept")
+    speed = measure(run_steps(run, resident=True), 2, 8)
+    if run.accelerator.is_main_process:
+        print(speed * run.accelerator.num_processes)
+    run.accelerator.end_training()
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="two rounds, no second process")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--student", default="mobilenet_v3_small")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--precision", default="no", help="of the student")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    logging.getLogger("persona").setLevel(logging.ERROR)
+    if arguments.worker:
+        worker(arguments)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        report(bench(Path(folder), arguments), arguments)
+
+
+def bench(home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Raw medians and ratios."""
+    import torch
+
+    from persona.data.shards import open_set
+    from persona.memory import keep_freed_memory
+    from persona.models.store import load_network
+    from persona.models.weights import FACENETS
+
+    if arguments.device == "cpu":
+        keep_freed_memory()  # as distill() does
+    # Epochs of so many batches that starting the loader's workers weighs as little as in real ones.
+    photos = 32 * arguments.batch_size
+    prepare(home, photos)
+    plain = Plain(home, arguments)  # imports and loads while the photos are packed
+    pack(home, photos)
+    folder, manifest = open_set("vggface2", home / "shards")
+    weights = home / "models" / "teachers" / FACENETS["facenet-vggface2"].file
+    teacher = load_network("facenet-vggface2", home / "models").network
+    random_targets(folder, manifest, weights, teacher.head())
+    kept = build_run(home, arguments, "kept")
+    head = sum(
+        1
+        for module in (kept.task.teacher.head, kept.task.teacher.network)
+        if module is not None
+        for parameter in module.parameters()
+        if parameter.shape[:1] == (CLASSES,) and parameter.ndim == 2
+    )
+    assert head == 1, "the teacher's last layer is held more than once"
+    online = build_run(home, arguments, "online")
+    steps = {
+        "online": run_steps(online),
+        "kept": run_steps(kept),
+        "resident": run_steps(kept, resident=True),
+    }
+
+    def timed(name: str, drop: int, count: int) -> float:
+        return plain.measure(drop, count) if name == "plain" else measure(steps[name], drop, count)
+
+    # Steps to drop, more than are loaded ahead, and steps to time.
+    counts = {"plain": (1, 3), "online": (3, 6), "kept": (4, 12), "resident": (1, 12)}
+    if arguments.quick:
+        counts = {"plain": (0, 1), "online": (2, 2), "kept": (4, 5), "resident": (1, 5)}
+    for name in counts:  # warm up, each by itself
+        timed(name, 0, 1)
+    speeds: dict[str, list[float]] = {name: [] for name in counts}
+    for _ in range(2 if arguments.quick else 5):
+        for name, (drop, count) in counts.items():
+            speeds[name].append(timed(name, drop, count))
+    plain.close()
+    median = {name: statistics.median(values) for name, values in speeds.items()}
+    result: dict[str, Any] = {
+        "kept_over_plain": median["kept"] / median["plain"],
+        "online_over_plain": median["online"] / median["plain"],
+        "loader_over_resident": median["kept"] / median["resident"],
+    }
+    if not arguments.quick and arguments.device == "cpu":
+        median |= processes(home, arguments)
+        result["two_processes_efficiency"] = median["processes_2"] / 2 / median["processes_1"]
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return result | {
+        "images_per_s": {name: round(value, 1) for name, value in median.items()},
+        "spread": {name: round(max(v) / min(v), 3) for name, v in speeds.items()},
+        "student": arguments.student,
+        "batch_size": arguments.batch_size,
+        "precision": arguments.precision,
+        "teacher_precision": str(online.task.teacher.dtype or torch.float32).removeprefix("torch."),
+        "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": commit,
+    }
+
+
+def report(result: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """One JSON document, or a table."""
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+        return
+    text = io.StringIO()
+    text.write("| step | images/s | of plain |\n|---|--:|--:|\n")
+    for name, speed in result["images_per_s"].items():
+        ratio = speed / result["images_per_s"]["plain"]
+        text.write(f"| {name} | {speed:.1f} | {ratio:.2f} |\n")
+    for name in ("loader_over_resident", "two_processes_efficiency"):
+        if name in result:
+            text.write(f"\n{name}: {result[name]:.3f}")
+    facts = ("student", "batch_size", "precision", "teacher_precision", "device", "threads")
+    text.write("\n" + ", ".join(f"{name} {result[name]}" for name in (*facts, "torch", "commit")))
+    print(text.getvalue())
+
+
+if __name__ == "__main__":
+    main()
