@@ -24,7 +24,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, broadcast_object_list, gather_object, set_seed
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    broadcast,
+    broadcast_object_list,
+    gather_object,
+    set_seed,
+)
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -58,6 +64,10 @@ from persona.workspace import Workspace
 log = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
+DDP_OPTIONS = DistributedDataParallelKwargs(
+    broadcast_buffers=False,  # batch norm's statistics are the main process's, sent when they count
+    gradient_as_bucket_view=True,
+)
 LOG_STEPS = 20
 """Optimizer steps between metric records."""
 EMA = "ema"
@@ -83,6 +93,7 @@ def distill(config: DistillConfig, workspace: Workspace, resume: str | None = No
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             step_scheduler_with_optimizer=False,
             dynamo_backend=config.compile,
+            kwargs_handlers=[DDP_OPTIONS],
         )
     except ValueError as error:
         raise PersonaError(f"this device cannot do it: {error}") from None

@@ -241,7 +241,7 @@ def build_run(home: Path, arguments: argparse.Namespace, targets: str) -> Any:
     from accelerate import Accelerator
 
     from persona.config import load_config
-    from persona.distill import Run
+    from persona.distill import DDP_OPTIONS, Run
     from persona.workspace import Workspace
 
     options = {
@@ -257,6 +257,7 @@ def build_run(home: Path, arguments: argparse.Namespace, targets: str) -> Any:
     accelerator = Accelerator(
         mixed_precision=arguments.precision,
         step_scheduler_with_optimizer=False,
+        kwargs_handlers=[DDP_OPTIONS],
         cpu=arguments.device == "cpu",
     )
     return Run(config, Workspace.locate(home=home), accelerator, None)

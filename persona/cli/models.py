@@ -134,6 +134,7 @@ def evaluate_command(
         else:
             print_evaluation(evaluation)
         warn_of_resolution(evaluation)
+    accelerator.wait_for_everyone()
     accelerator.end_training()
 
 

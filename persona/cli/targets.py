@@ -133,5 +133,6 @@ def keep_targets(
         check_teacher(named, folder, manifest, accelerator)
     targets, fresh = make_targets(folder, manifest, named, options, accelerator)
     main = accelerator.is_main_process
+    accelerator.wait_for_everyone()
     accelerator.end_training()
     return targets, fresh, main

@@ -210,6 +210,7 @@ total, _ = task(images[mine], labels[mine])
 accelerator.backward(total)
 if accelerator.is_main_process:
     torch.save({n: p.grad for n, p in student.named_parameters()}, sys.argv[1])
+accelerator.wait_for_everyone()
 accelerator.end_training()
 """
 
