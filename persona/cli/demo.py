@@ -35,7 +35,7 @@ class Recipe:
     """Options of the student's distillation."""
 
 
-DRAWN_TEACHER = Recipe(64, teacher_epochs=12, student_epochs=20, batch_size=32, extra=())
+DRAWN_TEACHER = Recipe(64, teacher_epochs=10, student_epochs=12, batch_size=32, extra=())
 # FaceNet's identities are not the drawn ones: its logits teach, the labels cannot.
 FACENET_TEACHER = Recipe(160, 0, student_epochs=4, batch_size=32, extra=("--hard-weight", "0"))
 
