@@ -29,6 +29,7 @@ from onnx_files import SETTINGS, write_model
 
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
+from persona.errors import PersonaError
 from persona.models.cards import find_model
 
 TEACHER_NONE = ("--teacher", "none")
@@ -281,6 +282,19 @@ def test_targets_of_another_teacher_are_refused(home: Path, teacher: str) -> Non
         assert f"are of another {teacher}" in distill_error("--teacher", teacher, home=home)
     finally:
         shutil.rmtree(place.parent)
+
+
+def test_packing_can_keep_targets_and_verifying_reads_them(home: Path, teacher: str) -> None:
+    options = ("--align", "none", "--image-size", "32", "--margin", "0", "--raw", str(home / "raw"))
+    out = ("--out", str(home / "shards" / "again"))
+    persona_here("shard", "vggface2", *options, *out, "--teacher", teacher, home=home)
+    place = home / "shards" / "again" / "targets" / teacher
+    assert persona_here("shards", "verify", "again", home=home)["targets"] == 1
+    data = bytearray((place / "000000.features.npy").read_bytes())
+    data[-1] ^= 1
+    (place / "000000.features.npy").write_bytes(data)
+    with pytest.raises(PersonaError, match="does not match its checksum"):
+        persona_here("shards", "verify", "again", home=home)
 
 
 def test_every_part_of_the_loop_at_once(home: Path, teacher: str) -> None:
