@@ -52,7 +52,6 @@ LOSSES: dict[str, dict[str, Any]] = {
     "+ embedding": HARD | COSINE,
     "+ embedding + relational": HARD | COSINE | RELATIONAL,
     "+ embedding + AdaDistill": HARD | COSINE | {"adadistill": {"weight": 0.05}},
-    "embedding alone": COSINE,
 }
 STRONG = {
     "crop": 0.2,
@@ -61,6 +60,7 @@ STRONG = {
     "jitter": 0.3,
     "erase": 0.1,
 }
+# The embedding alone; 2 views hold nothing but the mirror image, the others all of STRONG.
 VIEWS = {"2 kept views": 2, "8 kept views": 8, "24 kept views": 24, "online": 0}
 
 
@@ -105,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--faces", type=Path, required=True)
     parser.add_argument("--home", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     place = prepare(arguments.faces, arguments.home)
