@@ -6,6 +6,7 @@ terms it names are the terms that count, with nothing added from the defaults.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ POOLINGS = ("average", "depthwise")
 ACTIVATIONS = ("default", "prelu")
 PENALTIES = ("arcface", "cosface")
 TARGETS = ("auto", "kept", "online")
+COMPILERS = ("no", "inductor", "eager", "aot_eager", "cudagraphs")
+"""torch.compile backends."""
 
 
 # --- losses: one class a term, documented with its module in persona/training/losses/ ------------
@@ -334,6 +337,7 @@ class DistillConfig:
         _check("seed", self.seed, 0, 2**31 - 1)
         _check("checkpoint_steps", self.checkpoint_steps, 1, 1_000_000_000)
         _among("mixed_precision", self.mixed_precision, PRECISIONS)
+        _among("compile", self.compile, COMPILERS)
         _among("teacher_precision", self.teacher_precision, ("auto", *PRECISIONS))
         _among("targets", self.targets, TARGETS)
         _among("tracker", self.tracker, TRACKERS)
@@ -364,7 +368,7 @@ def load_config(
             values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except OSError as error:
             raise PersonaError(f"cannot read config {path}: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             line = getattr(getattr(error, "problem_mark", None), "line", None)
             place = "" if line is None else f" (line {line + 1})"
             raise PersonaError(f"config {path} is not valid YAML{place}") from None
@@ -418,8 +422,9 @@ def _convert(hint: Any, value: Any, *, where: str, name: str) -> Any:
             raise PersonaError(f"{name} in {where}: expected a list, found {value!r}")
         item = get_args(allowed[0])[0]
         return tuple(_convert(item, one, where=where, name=name) for one in value)
-    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if float in allowed and not isinstance(value, bool | float):
+        with contextlib.suppress(ValueError, TypeError, OverflowError):
+            return float(value)  # YAML 1.1 reads 1e-3 as a string, and 1 as an integer
     if str in allowed and value is False:
         return "no"  # YAML 1.1 reads a bare `no` as false
     if isinstance(value, bool) != (bool in allowed) or not isinstance(value, allowed):

@@ -409,13 +409,13 @@ class Run:
             self.task.losses.load_state_dict(state["losses"])
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
-        except (RuntimeError, TypeError, AttributeError):
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+        except (RuntimeError, TypeError, AttributeError, KeyError, ValueError):
             raise PersonaError(
-                f"the checkpoint of run {self.id} is of another student than its {CONFIG} says: "
-                "restore one of them, or start a new run"
+                f"the checkpoint of run {self.id} is of another student or optimizer than its "
+                f"{CONFIG} says: restore one of them, or start a new run"
             ) from None
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if world_size == self.accelerator.num_processes:

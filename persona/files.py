@@ -46,7 +46,7 @@ def read_json(path: Path, *, what: str) -> Any:
         raise PersonaError(f"no {what} at {path}") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise PersonaError(
-            f"{what} {path} is not valid JSON ({error}): restore or remake it"
+            f"{what} {path} is not valid JSON ({error}): restore it, or remove it and make it anew"
         ) from None
 
 

@@ -11,11 +11,13 @@ targets …`.
 
 from __future__ import annotations
 
-import json
 import logging
+import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +44,7 @@ from persona.data.targets import (
 )
 from persona.data.transforms import VIEW, Views, apply_views, normalise, view_landmarks
 from persona.errors import PersonaError
-from persona.files import folder_lock, sha256_file, write_json
+from persona.files import folder_lock, read_json, sha256_file, write_json
 from persona.memory import keep_freed_memory
 from persona.models.output import freeze
 from persona.models.store import NamedNetwork, save_head
@@ -51,6 +53,8 @@ from persona.progress import progress_bar
 log = logging.getLogger(__name__)
 
 PLAN = ".plan.json"
+KINDS: tuple[type[np.floating[Any]], ...] = (np.float16, np.float32)
+"""Of the two files of a shard: vectors, views."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ def make_targets(
         "views": options.views,
         "augment": vars(options.augment) if options.views > 2 else None,
         "seed": options.seed if options.views > 2 else None,
+        "precision": options.precision,
         "shards": [shard.sha256 for shard in manifest.shards],
     }
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -144,7 +149,10 @@ def make_targets(
             files.append(
                 TargetFile(shard.sha256, photos, sha256_file(features), sha256_file(views))
             )
-        write_targets(place, Targets(**{**vars(targets), "files": tuple(files)}))
+        targets = Targets(**{**vars(targets), "files": tuple(files)})
+        # Files of an earlier run may have been changed since: what is not whole gets no card.
+        check_targets(folder, manifest, targets, deep=False)
+        write_targets(place, targets)
         for lock in place.glob("rank-*/.lock"):
             lock.unlink()
             lock.parent.rmdir()
@@ -160,7 +168,9 @@ def _claim(place: Path, plan: dict[str, object], *, write: bool) -> Targets | No
     """
     known = place / PLAN
     if known.is_file():
-        earlier = json.loads(known.read_bytes())
+        earlier = read_json(known, what="plan of targets")
+        if not isinstance(earlier, dict):
+            raise PersonaError(f"{known} is damaged: remove {place} and make the targets again")
         differing = sorted(name for name in plan if earlier.get(name) != plan[name])
         if differing:
             raise PersonaError(
@@ -198,11 +208,10 @@ def _embed_shard(
         (photos, options.views, len(VIEW)),
     )
     done = _resume(partial, shapes, journal)
-    mode = "r+" if done else "w+"
-    features, views = (
-        np.lib.format.open_memmap(path, mode=mode, dtype=kind, shape=None if done else shape)
-        for path, kind, shape in zip(partial, (np.float16, np.float32), shapes, strict=True)
-    )
+    if not done:
+        for path, kind, shape in zip(partial, KINDS, shapes, strict=True):
+            _reserve(path, kind, shape)
+    features, views = (np.lib.format.open_memmap(path, mode="r+") for path in partial)
     # A batch of so many photos that their views fill one forward.
     size = max(1, options.batch_size // (options.views * roles))
     skip = done // (size * roles) if done < photos else shard.samples
@@ -234,6 +243,18 @@ def _embed_shard(
     for source, target in zip(partial, final, strict=True):
         source.replace(target)
     journal.unlink(missing_ok=True)
+
+
+def _reserve(path: Path, kind: type[np.floating[Any]], shape: tuple[int, ...]) -> None:
+    """An array of zeros on disk, its space taken at once.
+
+    A disk that fills under a mapped file is a SIGBUS, which nobody can catch; here an OSError.
+    """
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header | {"shape": shape})
+        size = math.prod(shape) * np.dtype(kind).itemsize
+        os.posix_fallocate(file.fileno(), 0, file.tell() + size)
 
 
 def _resume(partial: list[Path], shapes: tuple[tuple[int, ...], ...], journal: Path) -> int:

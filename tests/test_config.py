@@ -72,6 +72,13 @@ def test_without_a_teacher_hard_labels_count_in_full() -> None:
     }
 
 
+def test_numbers_as_people_write_them(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("optim: {lr: 1e-3, weight_decay: 0}\n")  # a string and an integer to YAML 1.1
+    optim = load_config(path, {}).optim
+    assert (optim.lr, optim.weight_decay) == (0.001, 0.0)
+
+
 def test_a_term_without_options_has_its_defaults(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("losses:\n  arcface:\n  rkd_angle: {photos: 16}\n")

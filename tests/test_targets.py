@@ -232,11 +232,13 @@ def test_shards_and_their_checksums_stay_as_they_were(train_set: Packed) -> None
 
 @pytest.mark.parametrize(
     "other",
-    [{"named": teacher(1)}, {"views": 3, "augment": STRONG}],
+    [{"named": teacher(1)}, {"views": 3, "augment": STRONG}, {"precision": "bf16"}],
 )
 def test_other_targets_are_not_mixed_in(train_set: Packed, other: dict[str, Any]) -> None:
     make(train_set)
-    with pytest.raises(PersonaError, match=r"holds targets of other (views|weights|augment)"):
+    with pytest.raises(
+        PersonaError, match=r"holds targets of other (views|weights|augment|precision)"
+    ):
         make(train_set, **other)
 
 
@@ -287,6 +289,38 @@ def test_damaged_targets_are_refused(train_set: Packed, kind: str, message: str)
         check_targets(train_set.folder, train_set.manifest, targets, deep=kind == "changed")
 
 
+def test_files_that_were_changed_before_the_card_are_not_taken(train_set: Packed) -> None:
+    make(train_set)
+    place = targets_folder(train_set.folder, "t")
+    (place / CARD).unlink()
+    damage(place, "cut")
+    with pytest.raises(
+        PersonaError, match=r"000001\.features\.npy is damaged: remove .*/t and make"
+    ):
+        make(train_set)
+    assert not (place / CARD).exists()
+
+
+def test_views_that_are_no_numbers_are_refused(train_set: Packed) -> None:
+    targets = make(train_set)
+    path = targets_folder(train_set.folder, "t") / file_names(0)[1]
+    for value in (np.nan, 1e9):
+        array = np.load(path)
+        array[:, :, 4] = value
+        np.save(path, array)
+        with pytest.raises(PersonaError, match="or the views beside it, holds numbers"):
+            batches(train_set, targets, AugmentConfig())
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "\x80"])
+def test_a_damaged_plan_is_refused(train_set: Packed, text: str) -> None:
+    make(train_set)
+    plan = targets_folder(train_set.folder, "t") / ".plan.json"
+    plan.write_bytes(text.encode("latin-1"))
+    with pytest.raises(PersonaError, match=r"\.plan\.json is (not valid JSON|damaged)"):
+        make(train_set)
+
+
 def test_targets_of_other_crops_are_refused(train_set: Packed) -> None:
     targets = make(train_set)
     first, *rest = train_set.manifest.shards
@@ -301,7 +335,7 @@ def test_a_vector_that_is_not_finite_is_named(train_set: Packed) -> None:
     array = np.load(path)
     array[3] = np.nan
     np.save(path, array)
-    with pytest.raises(PersonaError, match=r"000002\.features\.npy holds numbers .* photo 3"):
+    with pytest.raises(PersonaError, match=r"000002\.features\.npy, or .* not finite for photo 3"):
         batches(train_set, targets, AugmentConfig())
 
 

@@ -140,6 +140,11 @@ def shard_command(
         max_skipped=max_skipped,
     )
     source = open_dataset(dataset, place.raw, split)
+    if teacher is not None:
+        from persona.cli.targets import check_teacher_exists
+
+        place_of_teacher = workspace(shards=shards, models=models)
+        check_teacher_exists(teacher, place_of_teacher.models, options.align)
     if triplets is None:
         packed = pack_photos(source, out or place.shards / source.set_name, options)
     else:

@@ -179,10 +179,12 @@ def parse_option(text: str) -> tuple[str, Any]:
     import yaml
 
     name, equals, value = text.partition("=")
+    if not equals or not value.strip():
+        raise PersonaError(f"--option {text}: give a value, as in optim.lr=0.01")
     try:
-        return name.strip(), yaml.safe_load(value) if equals else None
-    except yaml.YAMLError:
-        raise PersonaError(f"--option {text}: {value!r} is no YAML value") from None
+        return name.strip(), yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that is none
+        raise PersonaError(f"--option {text[:60]}: {value[:40]!r} is no YAML value") from None
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

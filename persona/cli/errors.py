@@ -23,6 +23,7 @@ _OS_ERRORS = {
     errno.EACCES: "no permission: choose another folder or change its owner",
     errno.EPERM: "no permission: choose another folder or change its owner",
     errno.EROFS: "the file system is read-only: choose another folder",
+    errno.EEXIST: "a file lies where a folder is wanted",
     errno.ENOTDIR: "a part of this path is a file, not a folder",
     errno.EISDIR: "this is a folder, not a file",
     errno.ENOENT: "no such file or folder",

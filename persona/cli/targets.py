@@ -19,6 +19,7 @@ from persona.errors import PersonaError
 
 if TYPE_CHECKING:
     from persona.config import AugmentConfig
+    from persona.data.align import AlignSpec
     from persona.data.shards import Manifest
     from persona.data.targets import Targets
 
@@ -89,6 +90,24 @@ def targets_command(
         f"{manifest.name} {verb} {targets.views} views of {sum(f.photos for f in targets.files)} "
         f"photos, {targets.embedding_size} numbers each ({human_bytes(size)}) at {kept}"
     )
+
+
+def check_teacher_exists(teacher: str, models: Path, align: AlignSpec) -> None:
+    """Raises PersonaError, before hours of packing, if there is no such teacher for these crops."""
+    from persona.models.store import load_network
+
+    if teacher == "none":
+        raise PersonaError("targets are a teacher's: name one with --teacher")
+    named = load_network(teacher, models)
+    if named.network.uses_landmarks and not align.has_landmarks:
+        raise PersonaError(
+            f"{teacher} wants five points of each face: pack with --align mtcnn or landmarks"
+        )
+    if named.image_size not in {None, align.image_size}:
+        raise PersonaError(
+            f"{teacher} was trained on {named.image_size} px: pack with --image-size "
+            f"{named.image_size}"
+        )
 
 
 def keep_targets(

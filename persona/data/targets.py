@@ -177,9 +177,13 @@ def open_array(path: Path) -> npt.NDArray[Any]:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
-        raise PersonaError(f"{path} is missing: make the targets again") from None
+        raise PersonaError(
+            f"{path} is missing: remove {path.parent} and make the targets again"
+        ) from None
     except (OSError, ValueError, EOFError, SyntaxError):
-        raise PersonaError(f"{path} is damaged: make the targets again") from None
+        raise PersonaError(
+            f"{path} is damaged: remove {path.parent} and make the targets again"
+        ) from None
     if array.dtype not in {np.dtype(np.float16), np.dtype(np.float32)}:
         raise PersonaError(f"{path} holds {array.dtype}, not vectors: make the targets again")
     return np.asarray(array)
@@ -205,10 +209,10 @@ class TargetReader:
             self._features = open_array(self.folder / features)
             self._views = open_array(self.folder / views)
             self._shard = shard
-        vector = self._features[photo, view]
-        if not np.isfinite(vector).all():
+        vector, row = self._features[photo, view], self._views[photo, view]
+        if not (np.isfinite(vector).all() and np.isfinite(row).all() and (np.abs(row) < 100).all()):
             raise PersonaError(
-                f"{self.folder / file_names(shard)[0]} holds numbers that are not finite for photo "
-                f"{photo}: make the targets again"
+                f"{self.folder / file_names(shard)[0]}, or the views beside it, holds numbers that "
+                f"are not finite for photo {photo}: remove {self.folder} and make the targets again"
             )
-        return vector, self._views[photo, view]
+        return vector, row

@@ -13,6 +13,7 @@ Shapes: B batch, C channel, H W pixels, E embedding.
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,9 @@ class OnnxSettings:
                 raise unknown(name, getattr(self, name), known)
         if not 16 <= self.input_size <= 1024:
             raise PersonaError(f"input_size {self.input_size}: choose 16 to 1024 px")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        numbers = (*self.mean, *self.std)
+        usable = all(map(math.isfinite, numbers)) and all(std > 1e-6 for std in self.std)
+        if len(self.mean) != 3 or len(self.std) != 3 or not usable:
             raise PersonaError("mean and std: give three numbers each, std above 0")
 
 
@@ -92,7 +95,7 @@ def read_settings(path: Path) -> OnnxSettings:
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+    except (OSError, yaml.YAMLError, ValueError, RecursionError):
         raise PersonaError(f"{path} is not valid YAML") from None
     if not isinstance(values, dict):
         raise PersonaError(f"{path} must be a mapping of names to values")
@@ -199,7 +202,15 @@ class OnnxNetwork(FaceNetwork):
             raise self._wrong(
                 f"failed on a batch of {len(images)} ({type(error).__name__})"
             ) from None
-        return np.asarray(found, np.float32)
+        try:
+            vectors = np.asarray(found, np.float32)
+        except (ValueError, TypeError):
+            raise self._wrong(f"output {self._output} that is no array of numbers") from None
+        if vectors.shape[:1] != (len(images),):
+            raise self._wrong(
+                f"output {self._output} of shape {vectors.shape} for {len(images)} faces"
+            )
+        return vectors
 
 
 def _open(path: Path) -> Any:

@@ -107,6 +107,6 @@ class FiniteWatch:
             path = self.folder / NOT_FINITE
             write_json(path, {"step": step, "loss": repr(value), "keys": keys.tolist()})
             raise PersonaError(
-                f"the loss is {value} at step {step}: the keys of its batch are in {path}; choose "
-                "a lower --lr, --clip-norm 1, or bf16, and --resume"
+                f"the loss is {value} at step {step}: the keys of its batch are in {path}; start "
+                "a new run with a lower --lr, -o optim.clip_norm=1, or bf16 in place of fp16"
             )

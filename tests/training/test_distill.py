@@ -356,7 +356,7 @@ def test_resuming_another_student_is_refused(home: Path, teacher: str) -> None:
             before.replace("width: 1.0", "width: 0.5").replace("epochs: 2", "epochs: 3")
         )
         done = run("persona.distill", "--resume", teacher, home=home, fails=True)
-        assert "of another student than its config.yaml says" in done.stderr
+        assert "of another student or optimizer than its config.yaml" in done.stderr
     finally:
         config.write_text(before)
 
@@ -464,6 +464,11 @@ def test_wandb_without_a_login_is_offline_and_says_how_to_sync(home: Path, tmp_p
         (("-o", "losses={arcface: {weight: 0}}"), "the weights of arcface sum to 0"),
         (("-o", "optim.schedule=cosin"), "did you mean 'cosine'"),
         (("-o", "optim.lr=[1"), "is no YAML value"),
+        (("-o", "optim.lr="), "--option optim.lr=: give a value"),
+        (("-o", "optim.lr"), "--option optim.lr: give a value"),
+        (("-o", "train_set=2024-13-01"), "is no YAML value"),
+        (("-o", "optim.lr=1" + "0" * 400), "optim.lr in the command line: expected float"),
+        (("-o", "compile=tensorrt", *TEACHER_NONE), "unknown compile 'tensorrt'"),
         (("-o", "sync_batch_norm=true", *TEACHER_NONE), "works on GPUs alone"),
         (("--teacher", "onnx:nope.onnx"), "no ONNX file at nope.onnx"),
         (("--targets", "kept", "--teacher", "mobilenet_v3_small"), "keeps no targets of"),
