@@ -355,7 +355,7 @@ def bench(home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.device == "cpu":
         keep_freed_memory()  # as distill() does
     # Epochs of so many batches that starting the loader's workers weighs as little as in real ones.
-    photos = (16 if arguments.quick else 32) * arguments.batch_size
+    photos = (10 if arguments.quick else 32) * arguments.batch_size
     prepare(home, photos)
     plain = Plain(home, arguments)  # imports and loads while the photos are packed
     pack(home, photos)
