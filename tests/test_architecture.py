@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "persona"
-FLOOR = {"errors", "workspace", "config", "files", "progress", "landmarks", "memory"}
+FLOOR = {"errors", "workspace", "config", "files", "progress", "landmarks", "memory", "workers"}
 ROOMS = {
     "data": FLOOR,
     "models": FLOOR,

@@ -13,19 +13,12 @@ every shard is then a fair sample of the set, which training needs from its shuf
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -56,6 +49,7 @@ from persona.data.triplets import ROLES, check_index, index_digest, load_triplet
 from persona.errors import PersonaError, SkipPhoto
 from persona.files import folder_lock, read_json, write_json
 from persona.progress import progress_bar
+from persona.workers import worker_pool
 
 log = logging.getLogger(__name__)
 
@@ -189,67 +183,6 @@ class PhotoPacker:
             "landmarks": None if points is None else points.round(4).tolist(),
         }
         return tar_sample(key_of(task.place), {"jpg": crop.jpeg, "json": encode_json(meta)})
-
-
-_packer: PhotoPacker | None = None
-
-
-def _start_worker(dataset: RawDataset, spec: AlignSpec) -> None:
-    global _packer  # noqa: PLW0603 - the one object that a pool's worker process is
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the writer's to handle
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        # A killed writer must not leave workers behind that hold memory and cores.
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _packer = PhotoPacker(dataset, spec)
-
-
-def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
-
-
-def _work(tasks: Sequence[PhotoTask]) -> Chunk:
-    assert _packer is not None
-    return _packer(tasks)
-
-
-@contextlib.contextmanager
-def aligning_pool(
-    dataset: RawDataset, options: PackOptions
-) -> Iterator[Callable[[Iterable[Sequence[PhotoTask]]], Iterator[Chunk]]]:
-    """Yields an ordered map over chunks, on `options.workers` processes."""
-    if options.workers == 0:
-        packer = PhotoPacker(dataset, options.align)
-        yield lambda tasks: map(packer, tasks)
-        return
-    # Workers fork from a server that has imported the detector once for all of them.
-    context = multiprocessing.get_context("forkserver")
-    if options.align.has_landmarks:
-        context.set_forkserver_preload(["facenet_pytorch"])
-    pool = ProcessPoolExecutor(options.workers, context, _start_worker, (dataset, options.align))
-    try:
-        yield lambda tasks: _ordered_map(pool, tasks, ahead=2 * options.workers + 2)
-    except BrokenProcessPool:
-        raise PersonaError(
-            "a worker process was killed, perhaps for memory: run the command again with fewer "
-            "--workers; it goes on where it was"
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _ordered_map(
-    pool: ProcessPoolExecutor, tasks: Iterable[Sequence[PhotoTask]], ahead: int
-) -> Iterator[Chunk]:
-    """`pool.map` with a bounded number of tasks under way, so that memory stays flat."""
-    waiting: deque[Future[Chunk]] = deque()
-    for task in tasks:
-        waiting.append(pool.submit(_work, task))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 # --- 3. append -------------------------------------------------------------------------------
@@ -523,7 +456,9 @@ def pack_photos(
             PhotoTask(place, index.photos[place], class_index[index.photos[place].identity])
             for place in order
         ]
-        with aligning_pool(dataset, options) as pack:
+        preload = ["facenet_pytorch"] if options.align.has_landmarks else []
+        packer = (dataset, options.align)
+        with worker_pool(PhotoPacker, packer, options.workers, preload=preload) as pack:
             writer = _write_shards(
                 folder,
                 cut(tasks, options.samples_per_shard(1)),

@@ -188,11 +188,15 @@ def test_sigint_ends_with_one_line(tmp_path: Path) -> None:
     )
     journal = tmp_path / "shards" / "vggface2-train" / ".packing.jsonl"
     deadline = time.monotonic() + 60
-    while not (journal.exists() and journal.stat().st_size):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    try:
+        while not (journal.exists() and journal.stat().st_size):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
     assert process.returncode == 130
     assert stderr.strip().splitlines()[-1] == (
         "error: interrupted: run the same command again to go on"

@@ -5,16 +5,15 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
-from multiprocessing import get_context
 from pathlib import Path
 
 from persona.data.raw.lfw import LFWLayout
 from persona.data.raw.vggface2 import VGGFace2Layout
 from persona.files import write_atomically
 from persona.progress import progress_bar
+from persona.workers import worker_pool
 
 OBTAIN = "`persona demo` draws it"
 FOLDS = 10
@@ -77,31 +76,36 @@ def draw_datasets(raw: Path, population: Population, workers: int) -> None:
 
     wanted = [(path, *what) for path, what in photos.items() if not path.is_file()]
     if wanted:
+        chunks = [wanted[start : start + 32] for start in range(0, len(wanted), 32)]
         with (
-            ProcessPoolExecutor(workers, get_context("forkserver")) as pool,
+            worker_pool(FaceDrawer, (population.seed, population.size_px), workers) as draw,
             progress_bar("drawing faces", total=len(wanted), unit="photos") as advance,
         ):
-            chunks = [wanted[start : start + 32] for start in range(0, len(wanted), 32)]
-            for drawn in pool.map(
-                _draw_chunk,
-                chunks,
-                [population.seed] * len(chunks),
-                [population.size_px] * len(chunks),
-            ):
+            for drawn in draw(chunks):
                 advance(drawn)
     for path, text in lists.items():
         write_atomically(path, text.encode())
 
 
-def _draw_chunk(chunk: list[tuple[Path, int, int]], seed: int, size_px: int) -> int:
-    from persona.data.synthetic import draw_identity, draw_photo
+@dataclass(frozen=True)
+class FaceDrawer:
+    """Draws chunks of photos to files."""
 
-    for path, number, photo in chunk:
-        image = draw_photo(draw_identity(seed, number), number * 1000 + photo, size_px)
-        buffer = io.BytesIO()
-        image.save(buffer, format="JPEG", quality=95)
-        write_atomically(path, buffer.getvalue())
-    return len(chunk)
+    seed: int
+    size_px: int
+
+    def __call__(self, chunk: list[tuple[Path, int, int]]) -> int:
+        """Draws (path, number of the identity, number of the photo) each; returns how many."""
+        from persona.data.synthetic import draw_identity, draw_photo
+
+        for path, number, photo in chunk:
+            image = draw_photo(
+                draw_identity(self.seed, number), number * 1000 + photo, self.size_px
+            )
+            buffer = io.BytesIO()
+            image.save(buffer, format="JPEG", quality=95)
+            write_atomically(path, buffer.getvalue())
+        return len(chunk)
 
 
 def draw_pairs(people: list[str], population: Population) -> Iterator[str]:

@@ -1,0 +1,169 @@
+"""Worker processes that map over tasks in order, and end with whoever asked for them.
+
+The one that asks has no helper thread and shares no lock with its workers: it sends each a task
+through a pipe of its own and waits for the pipes. Ctrl-C is therefore never met by anything but
+that wait, and stopping is killing, which is safe because workers write nothing that matters.
+A worker whose parent is gone finds its pipe closed and ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
+
+from persona.errors import PersonaError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+AHEAD = 2
+"""Results a worker that may wait for an earlier one; memory stays flat."""
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    task: int | None = None
+    """Number of the task it works on."""
+
+
+@contextlib.contextmanager
+def worker_pool(
+    build: Callable[..., Callable[[T], R]],
+    arguments: Sequence[Any],
+    workers: int,
+    *,
+    preload: Sequence[str] = (),
+) -> Iterator[Callable[[Iterable[T]], Iterator[R]]]:
+    """Yields an ordered map over tasks by `build(*arguments)`, which each worker builds once.
+
+    One map at a time, to its end: one that is left early ends with the pool.
+
+    Args:
+        build: a function of a module's top level.
+        arguments: picklable.
+        workers: processes; 0 works in this one.
+        preload: modules that are imported once for all workers.
+
+    Raises:
+        PersonaError: from the map, where a worker was killed. What a task raises is raised here.
+    """
+    if workers == 0:
+        function = build(*arguments)
+        yield lambda tasks: map(function, tasks)
+        return
+    # Workers fork from a server that has imported once for all of them, and has no threads.
+    context = multiprocessing.get_context("forkserver")
+    if preload:
+        context.set_forkserver_preload(list(preload))
+    pool: list[_Worker] = []
+    try:
+        with _no_interrupts():  # a worker inherits that: Ctrl-C is its parent's to handle
+            for _ in range(workers):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_serve, args=(theirs,), daemon=True)
+                process.start()
+                theirs.close()
+                pool.append(_Worker(process, ours))
+        for worker in pool:
+            _send(worker, (build, tuple(arguments)))
+        yield lambda tasks: _ordered_map(pool, tasks)
+    finally:
+        for worker in pool:
+            worker.process.kill()
+        for worker in pool:
+            worker.process.join()
+            worker.pipe.close()
+
+
+def _ordered_map(pool: Sequence[_Worker], tasks: Iterable[T]) -> Iterator[Any]:
+    """Results in the order of their tasks; a worker gets its next task when it has sent a result.
+
+    One task at a time a worker: it always listens when its parent sends, so that neither can wait
+    for the other with a full pipe.
+    """
+    numbered = iter(enumerate(tasks))
+    results: dict[int, Any] = {}
+    due, sent, more = 0, 0, True
+    while True:
+        for worker in pool:
+            if worker.task is None and more and sent < due + AHEAD * len(pool):
+                try:
+                    number, task = next(numbered)
+                except StopIteration:
+                    more = False
+                    break
+                _send(worker, task)
+                worker.task, sent = number, number + 1
+        busy = {worker.pipe: worker for worker in pool if worker.task is not None}
+        if due not in results and not busy:
+            return
+        for pipe in wait(list(busy), timeout=0 if due in results else None):
+            assert isinstance(pipe, Connection)
+            worker = busy[pipe]
+            assert worker.task is not None
+            results[worker.task], worker.task = _receive(worker), None
+        if due in results:
+            yield results.pop(due)
+            due += 1
+
+
+def _send(worker: _Worker, what: object) -> None:
+    try:
+        worker.pipe.send(what)
+    except (BrokenPipeError, ConnectionResetError):
+        raise _killed() from None
+
+
+def _receive(worker: _Worker) -> Any:
+    try:
+        result, error = worker.pipe.recv()
+    except (EOFError, ConnectionResetError):
+        raise _killed() from None
+    if error is not None:
+        raise error
+    return result
+
+
+def _killed() -> PersonaError:
+    return PersonaError(
+        "a worker process was killed, perhaps for memory: run the command again with fewer "
+        "--workers; it goes on where it was"
+    )
+
+
+@contextlib.contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Holds Ctrl-C back until the end; processes that start within never see it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _serve(pipe: Connection) -> None:
+    """A worker's life: build, then a result (or what was raised) for each task."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # should the server be older than this pool
+    function: Callable[[Any], Any] | None = None
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            what = pipe.recv()
+            try:
+                if function is None:
+                    build, arguments = what
+                    function = build(*arguments)
+                    continue
+                answer: tuple[Any, Exception | None] = function(what), None
+            except Exception as error:
+                error.add_note(traceback.format_exc())
+                answer = None, error
+            pipe.send(answer)

@@ -1,0 +1,132 @@
+"""Worker processes: order, errors, and that nothing of them stays."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from persona.errors import PersonaError
+from persona.workers import AHEAD, worker_pool
+
+
+def build_square(offset: int) -> Callable[[int], int]:
+    def square(number: int) -> int:
+        time.sleep(0.05 if number % 3 == 0 else 0)  # so that later ones are ready earlier
+        if number == 7:
+            raise PersonaError("seven")
+        if number == 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return offset + number * number
+
+    return square
+
+
+def build_nothing() -> Callable[[int], int]:
+    raise PersonaError("no such model")
+
+
+def left() -> list[object]:
+    return list(multiprocessing.active_children())
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_results_come_in_the_order_of_their_tasks(workers: int) -> None:
+    with worker_pool(build_square, (1,), workers) as square:
+        assert list(square(range(7))) == [1 + n * n for n in range(7)]
+        assert list(square([])) == []
+    assert not left()
+
+
+def test_tasks_are_taken_only_so_far_ahead() -> None:
+    taken = 0
+
+    def tasks() -> Iterator[int]:
+        nonlocal taken
+        for _ in range(1000):
+            taken += 1
+            yield 1
+
+    with worker_pool(build_square, (0,), 2) as square:
+        next(results := square(tasks()))
+        time.sleep(0.2)
+        next(results)
+        assert taken <= 2 + 2 * AHEAD
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_a_task_raises_is_raised_here(workers: int) -> None:
+    with (
+        pytest.raises(PersonaError, match=r"^seven") as raised,
+        worker_pool(build_square, (0,), workers) as square,
+    ):
+        list(square([1, 2, 7, *[3] * 20]))
+    if workers:
+        assert "in square" in raised.value.__notes__[0]  # where, for --debug
+    assert not left()
+
+
+def test_a_killed_worker_is_told_of() -> None:
+    with (
+        pytest.raises(PersonaError, match=r"a worker process was killed.*fewer --workers"),
+        worker_pool(build_square, (0,), 2) as square,
+    ):
+        list(square([1, 2, 8, 3, 4]))
+    assert not left()
+
+
+def test_what_building_raises_is_raised_here() -> None:
+    with (
+        pytest.raises(PersonaError, match="no such model"),
+        worker_pool(build_nothing, (), 2) as run,
+    ):
+        list(run(range(20)))
+
+
+ENDLESS = """
+import itertools, sys
+sys.path.insert(0, {tests!r})
+from test_workers import build_square
+from persona.workers import worker_pool
+
+if __name__ == "__main__":
+    with worker_pool(build_square, (0,), 2) as square:
+        for number, _ in enumerate(square(itertools.repeat(3))):
+            if number == 2:
+                print("running", flush=True)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_workers_end_with_their_parent(how: signal.Signals, tmp_path: Path) -> None:
+    """Ctrl-C reaches every process of a terminal's group, SIGKILL the parent alone."""
+    script = tmp_path / "endless.py"
+    script.write_text(ENDLESS.format(tests=str(Path(__file__).parent)))
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "running\n"
+        if how == signal.SIGINT:
+            os.killpg(process.pid, how)
+        else:
+            process.kill()
+        _, stderr = process.communicate(timeout=60)  # ends when no worker holds the pipe open
+        assert stderr.count("Traceback") == (1 if how == signal.SIGINT else 0), stderr
+        assert process.returncode == -how
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
