@@ -18,6 +18,7 @@ if __name__ == "__main__":  # before the heavy imports: --help and a wrong optio
 
 import dataclasses
 import logging
+import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -460,7 +461,10 @@ def prepare(
     accelerator: Accelerator, student: Student, optimizer: Optimizer
 ) -> tuple[torch.nn.Module, Any]:
     """Student (on the device, in DDP where there are several processes) and its optimizer."""
-    prepared: Any = accelerator.prepare(student, optimizer)
+    with warnings.catch_warnings():
+        # torch 2.15 renamed an option that Accelerate 1.15 knows by its old name alone.
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers.* is deprecated")
+        prepared: Any = accelerator.prepare(student, optimizer)
     return prepared[0], prepared[1]
 
 

@@ -146,9 +146,11 @@ def shard_command(
         place_of_teacher = workspace(shards=shards, models=models)
         check_teacher_exists(teacher, place_of_teacher.models, options.align)
     if triplets is None:
-        packed = pack_photos(source, out or place.shards / source.set_name, options)
+        folder = out.resolve() if out else place.shards / source.set_name
+        packed = pack_photos(source, folder, options)
     else:
-        packed = pack_triplets(source, triplets, place.shards, options, out)
+        folder = out.resolve() if out else place.shards / triplets
+        packed = pack_triplets(source, triplets, place.shards, options, folder)
     manifest = packed.manifest
     if teacher is not None:
         from persona.cli.targets import keep_targets

@@ -27,7 +27,18 @@ _OS_ERRORS = {
     errno.ENOTDIR: "a part of this path is a file, not a folder",
     errno.EISDIR: "this is a folder, not a file",
     errno.ENOENT: "no such file or folder",
+    errno.ENAMETOOLONG: "the name is too long for this file system: choose a shorter one",
     errno.EMFILE: "too many open files: raise `ulimit -n`",
+}
+
+_NO_MEMORY = "the device has no memory left: choose a smaller --batch-size"
+_PEER_LOST = "another process of this run ended: its own line says why"
+_RUNTIME_ERRORS = {
+    "out of memory": _NO_MEMORY,  # torch.OutOfMemoryError
+    "can't allocate memory": _NO_MEMORY,  # on the CPU
+    "Connection closed by peer": _PEER_LOST,  # gloo, in the processes that waited for another
+    "Connection reset by peer": _PEER_LOST,
+    "NCCL communicator was aborted": _PEER_LOST,
 }
 
 
@@ -42,8 +53,10 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, OSError) and error.errno in _OS_ERRORS:
         place = f"{error.filename}: " if error.filename else ""
         return place + _OS_ERRORS[error.errno], EXIT_ERROR
-    if type(error).__name__ == "OutOfMemoryError":
-        return "the device has no memory left: choose a smaller --batch-size", EXIT_ERROR
+    if isinstance(error, RuntimeError):
+        for sign, line in _RUNTIME_ERRORS.items():
+            if sign in str(error):
+                return line, EXIT_ERROR
     return None
 
 

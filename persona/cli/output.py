@@ -56,9 +56,10 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[object]]) -> 
         table.add_column(column.title, justify="right" if column.right else "left")
     for row in rows:
         table.add_row(*("–" if cell is None else str(cell) for cell in row))
-    console = Console(highlight=False)
+    # No markup: a path may have brackets.
+    console = Console(highlight=False, markup=False)
     if not sys.stdout.isatty():
-        console = Console(highlight=False, width=200)
+        console = Console(highlight=False, markup=False, width=200)
     console.print(table)
 
 

@@ -123,7 +123,8 @@ def read_classes(card: Card, models: Path) -> tuple[str, ...]:
     path = models / card.id / CLASSES
     if not path.is_file():
         raise PersonaError(f"model {card.id} has no class list at {path}")
-    classes = tuple(path.read_text(encoding="utf-8").splitlines())
+    # Not splitlines: a name may hold one of the other separators that it knows.
+    classes = tuple(path.read_text(encoding="utf-8").split("\n")[:-1])
     if classes_digest(classes) != card.classes_sha256:
         raise PersonaError(f"{path} does not match the checksum in its card: restore it")
     return classes

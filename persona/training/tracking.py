@@ -9,6 +9,7 @@ import json
 import logging
 import netrc
 import os
+import shlex
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -114,5 +115,6 @@ def _start_wandb(folder: Path, run_id: str, config: dict[str, Any]) -> Any:
             "WANDB_MODE=offline"
         ) from None
     if mode == "offline":
-        log.info("no W&B login: logged offline; later run `wandb sync %s`", Path(run.dir).parent)
+        folder = shlex.quote(str(Path(run.dir).parent))
+        log.info("no W&B login: logged offline; later run `wandb sync %s`", folder)
     return run

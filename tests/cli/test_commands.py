@@ -151,6 +151,7 @@ def test_evaluating_what_a_set_cannot_give(home: Path) -> None:
         (errno.ENOSPC, "the disk is full"),
         (errno.EACCES, "no permission"),
         (errno.EROFS, "read-only"),
+        (errno.ENAMETOOLONG, "the name is too long"),
     ],
 )
 def test_system_errors_are_explained(number: int, part: str) -> None:
@@ -166,6 +167,30 @@ def test_interrupts_say_that_it_goes_on_and_bugs_are_not_hidden() -> None:
         130,
     )
     assert explain(ZeroDivisionError()) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "part"),
+    [
+        ("CUDA out of memory. Tried to allocate 2 GiB", "choose a smaller --batch-size"),
+        ("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:2", "another"),
+    ],
+)
+def test_errors_of_devices_and_peers_are_explained(said: str, part: str) -> None:
+    explained = explain(RuntimeError(said))
+    assert explained is not None and part in explained[0]
+    assert explain(RuntimeError("a bug")) is None
+
+
+def test_a_path_with_brackets_is_printed_as_it_is(tmp_path: Path) -> None:
+    done = run("persona", "datasets", "--raw", str(tmp_path / "[/x]"), home=tmp_path)
+    assert "[/x]/LFW" in done.stdout
+
+
+def test_a_set_is_called_as_its_folder(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    out = f"{tmp_path}/mine/../mine/."
+    assert persona("shard", "lfw", *NO_ALIGN, "--out", out, home=home)["name"] == "mine"
 
 
 def test_no_write_permission_is_one_line(home: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +55,36 @@ def test_listed_photos_that_are_not_there_are_named(tmp_path: Path) -> None:
     assert len(index.photos) == 29
 
 
+def test_a_list_as_editors_leave_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With a byte order mark, and a line twice; a photo that it does not name is told of."""
+    root = write_vggface2(tmp_path)
+    before = open_dataset("vggface2", tmp_path).index()
+    lines = (root / "train_list.txt").read_text().splitlines()
+    (root / "train_list.txt").write_text("\ufeff" + "\n".join([*lines, lines[0]]) + "\n")
+    assert open_dataset("vggface2", tmp_path).index() == before
+    assert not caplog.messages
+    (root / "train/n000003/0009_01.jpg").write_bytes(jpeg(1))
+    assert open_dataset("vggface2", tmp_path).index() == before
+    assert caplog.messages == [f"1 photos below {root}/train are not in train_list.txt: left out"]
+
+
+def test_names_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
+    root = write_lfw(tmp_path)
+    (root / "Person_A" / os.fsdecode(b"\xff.jpg")).write_bytes(jpeg(1))
+    with pytest.raises(PersonaError, match=r"has a name that is not UTF-8: rename it"):
+        open_dataset("lfw", tmp_path).index()
+
+
+def test_a_pipe_is_no_photo(tmp_path: Path) -> None:
+    """Reading it would wait for ever."""
+    root = write_lfw(tmp_path)
+    os.mkfifo(root / "Person_A" / "pipe.jpg")
+    packed = pack_photos(open_dataset("lfw", tmp_path), tmp_path / "out", NO_ALIGN)
+    assert [(s.source, s.reason) for s in packed.manifest.skipped] == [
+        ("Person_A/pipe.jpg", "unreadable: no regular file")
+    ]
+
+
 def test_folders_are_found_in_any_letter_case_and_by_themselves(tmp_path: Path) -> None:
     root = write_vggface2(tmp_path)
     root.rename(tmp_path / "vggFACE2")
@@ -96,9 +127,10 @@ def test_vggface2_boxes_are_corners(tmp_path: Path) -> None:
     path.write_text('NAME_ID,X,Y,W,H\n"n000002/0001_01",1,2,10,20\n')
     boxes = open_dataset("vggface2", tmp_path).boxes()
     assert boxes == {"train/n000002/0001_01.jpg": (1.0, 2.0, 11.0, 22.0)}
-    path.write_text("NAME_ID,X,Y,W,H\nn000002/0001_01,1,2,ten,20\n")
-    with pytest.raises(PersonaError, match="line 2: expected NAME_ID,X,Y,W,H"):
-        open_dataset("vggface2", tmp_path).boxes()
+    for number in ("ten", "nan", "inf", "1e300"):
+        path.write_text(f"NAME_ID,X,Y,W,H\nn000002/0001_01,1,2,{number},20\n")
+        with pytest.raises(PersonaError, match="line 2: expected NAME_ID,X,Y,W,H"):
+            open_dataset("vggface2", tmp_path).boxes()
 
 
 @pytest.mark.parametrize(
@@ -113,8 +145,13 @@ def test_vggface2_boxes_are_corners(tmp_path: Path) -> None:
         (lambda root: (root / "train").rename(root / "elsewhere"), r"not complete: .*train is"),
         (
             lambda root: (root / "train_list.txt").write_text("n9/1.jpg\n"),
-            "has no photo below",
+            r"6 identity folders are not in train_list\.txt, the first is 'n000002'",
         ),
+        (
+            lambda root: (root / "train_list.txt").write_bytes(b"n9/\xff.jpg\n"),
+            r"train_list\.txt is not UTF-8 text",
+        ),
+        (lambda root: [f.unlink() for f in root.glob("train/*/*.jpg")], "has no photo below"),
     ],
 )
 def test_half_present_vggface2(tmp_path: Path, break_it, message: str) -> None:
@@ -143,7 +180,8 @@ def official_pairs(path: Path, folds: int, per_kind: int, *, seed: int = 0) -> N
     rng = random.Random(seed)
     lines = [f"{folds}\t{per_kind}"]
     for _ in range(folds):
-        lines += [f"A_B\t{rng.randint(1, 9)}\t{rng.randint(1, 9)}" for _ in range(per_kind)]
+        two = [rng.sample(range(1, 10), 2) for _ in range(per_kind)]
+        lines += [f"A_B\t{first}\t{second}" for first, second in two]
         lines += [f"A_B\t{rng.randint(1, 9)}\tC\t{rng.randint(1, 9)}" for _ in range(per_kind)]
     path.write_text("\n".join(lines) + "\n")
 
@@ -168,6 +206,11 @@ def test_pairs_of_the_official_header(tmp_path: Path) -> None:
         (lambda lines: [*lines[:4], "A_B\t1\t2", *lines[5:]], "line 5: expected 'name i name j'"),
         (lambda lines: [*lines[:2], "A_B\tx\t2", *lines[3:]], "line 3: .* no name and number"),
         (lambda lines: [*lines[:2], "../A\t1\t2", *lines[3:]], "line 3: .* no name and number"),
+        (lambda lines: [*lines[:2], "A\t1\t²", *lines[3:]], "line 3: .* no name and number"),
+        (lambda lines: [*lines[:2], f"A\t1\t{'9' * 5000}", *lines[3:]], "line 3: .* no name"),
+        (lambda lines: ["2\t³", *lines[1:]], "line 1: expected"),
+        (lambda lines: [*lines[:2], "A\t1\t1", *lines[3:]], "line 3: a photo with itself"),
+        (lambda lines: [*lines[:4], "A\t1\tA\t2", *lines[5:]], "line 5: .* as impostors"),
     ],
 )
 def test_malformed_pairs_name_the_line(tmp_path: Path, edit, message: str) -> None:

@@ -13,7 +13,9 @@ A new dataset is one subclass; defining it registers it:
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -110,8 +112,16 @@ class RawDataset(ABC):
         return None
 
     def read(self, photo: Photo) -> bytes:
-        """The photo's file as it is."""
-        return (self.root / photo.source).read_bytes()
+        """The photo's file as it is.
+
+        Raises:
+            OSError: it cannot be read, or is a pipe or a device, which may never end.
+        """
+        descriptor = os.open(self.root / photo.source, os.O_RDONLY | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "no regular file")
+            return file.read()
 
     @property
     def set_name(self) -> str:
@@ -194,7 +204,7 @@ def list_images(folder: Path) -> list[str]:
     """Names of the image files in a folder, sorted; an absent folder has none."""
     try:
         with os.scandir(folder) as entries:
-            return sorted(
+            names = sorted(
                 entry.name
                 for entry in entries
                 if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
@@ -202,6 +212,33 @@ def list_images(folder: Path) -> list[str]:
             )
     except (FileNotFoundError, NotADirectoryError):
         return []
+    _check_names(folder, names)
+    return names
+
+
+def _check_names(folder: Path, names: list[str]) -> None:
+    """Raises PersonaError for a name that a manifest could not hold."""
+    for name in names:
+        if not name.isascii():
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                raise PersonaError(
+                    f"{str(folder / name)!r} has a name that is not UTF-8: rename it"
+                ) from None
+
+
+def iter_lines(path: Path) -> Iterator[str]:
+    """Lines of a list file; the mark that some editors put before UTF-8 is taken off.
+
+    Raises:
+        PersonaError: it is no text.
+    """
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            yield from file
+    except UnicodeDecodeError:
+        raise PersonaError(f"{path} is not UTF-8 text: save it as UTF-8") from None
 
 
 def list_image_folders(
@@ -220,7 +257,9 @@ def list_folders(parent: Path) -> list[str]:
     if not parent.is_dir():
         return []
     with os.scandir(parent) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    _check_names(parent, names)
+    return names
 
 
 class IdentityFolders(RawDataset):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from persona.data.raw.base import IdentityFolders, Pair
+from persona.data.raw.base import IdentityFolders, Pair, iter_lines
 from persona.errors import PersonaError
 
 GENUINE_FIELDS = 3
@@ -48,14 +48,11 @@ def parse_pairs(path: Path, prefix: str = "") -> list[Pair]:
     Raises:
         PersonaError: a malformed line, with its number.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise PersonaError(f"{path} is not text: expected LFW's pairs format") from None
+    lines = [line.rstrip("\r\n") for line in iter_lines(path)]
     while lines and not lines[-1].strip():
         lines.pop()
     header = lines[0].split() if lines else []
-    if not 1 <= len(header) <= 2 or not all(field.isdigit() and int(field) for field in header):
+    if not 1 <= len(header) <= 2 or not all(is_number(field) and int(field) for field in header):
         raise PersonaError(
             f"{path} line 1: expected '<folds><TAB><pairs a fold>', for LFW '10<TAB>300'"
         )
@@ -68,7 +65,7 @@ def parse_pairs(path: Path, prefix: str = "") -> list[Pair]:
         )
 
     def source(name: str, number: str, line: int) -> str:
-        if not number.isdigit() or name in {".", ".."} or "/" in name or "\\" in name:
+        if not is_number(number) or name in {".", ".."} or "/" in name or "\\" in name:
             raise PersonaError(f"{path} line {line}: {name!r} {number!r} is no name and number")
         return f"{prefix}{name}/{name}_{int(number):04d}.jpg"
 
@@ -82,7 +79,14 @@ def parse_pairs(path: Path, prefix: str = "") -> list[Pair]:
             raise PersonaError(f"{path} line {number}: expected {wanted}, found {text[:80]!r}")
         name_a, number_a, *rest = fields
         name_b, number_b = (name_a, rest[0]) if same else rest
-        pairs.append(
-            Pair(fold, same, source(name_a, number_a, number), source(name_b, number_b, number))
-        )
+        a, b = source(name_a, number_a, number), source(name_b, number_b, number)
+        if a == b or (not same and name_a == name_b):
+            what = "a photo with itself" if a == b else "two photos of one person as impostors"
+            raise PersonaError(f"{path} line {number}: {what}, {text[:80]!r}")
+        pairs.append(Pair(fold, same, a, b))
     return pairs
+
+
+def is_number(text: str) -> bool:
+    """Whether it is a number as such files have them: a few plain digits."""
+    return text.isascii() and text.isdigit() and len(text) < 10

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from persona.data.raw.base import Photo, RawDataset, list_image_folders
+from persona.data.raw.base import (
+    Photo,
+    RawDataset,
+    iter_lines,
+    list_folders,
+    list_image_folders,
+)
 from persona.errors import PersonaError
+
+log = logging.getLogger(__name__)
 
 
 class VGGFace2Layout(RawDataset):
@@ -32,44 +41,62 @@ class VGGFace2Layout(RawDataset):
         """Identity to photo names, as the list file has them."""
         if not self.list_path.is_file():
             raise self.complain(self.list_path)
-        listed: dict[str, list[str]] = {}
-        with self.list_path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                entry = line.strip()
-                if not entry:
-                    continue
-                identity, slash, name = entry.partition("/")
-                # A name with further slashes or dots could point outside the dataset.
-                if not slash or not name or "/" in name or ".." in (identity, name):
-                    raise PersonaError(
-                        f"{self.list_path} line {number}: expected <identity>/<photo>.jpg, "
-                        f"found {entry[:80]!r}"
-                    )
-                listed.setdefault(identity, []).append(name)
+        # As keys: a line that comes twice is one photo.
+        listed: dict[str, dict[str, None]] = {}
+        for number, line in enumerate(iter_lines(self.list_path), start=1):
+            entry = line.strip()
+            if not entry:
+                continue
+            identity, slash, name = entry.partition("/")
+            # A name with further slashes or dots could point outside the dataset.
+            if not slash or not name or "/" in name or ".." in (identity, name):
+                raise PersonaError(
+                    f"{self.list_path} line {number}: expected <identity>/<photo>.jpg, "
+                    f"found {entry[:80]!r}"
+                )
+            listed.setdefault(identity, {})[name] = None
         if not listed:
             raise PersonaError(f"{self.list_path} is empty: expected <identity>/<photo>.jpg lines")
-        return listed
+        return {identity: list(names) for identity, names in listed.items()}
 
     def class_list(self) -> list[str]:
         """All identities of the list file, so that a part of the set keeps its class indices."""
         return sorted(self._listed())
 
     def iter_photos(self) -> Iterator[Photo]:
-        """Yields listed photos on disk; those of a present identity that are not are `missing`."""
+        """Yields listed photos on disk; those of a present identity that are not are `missing`.
+
+        Raises:
+            PersonaError: no list, no folder, or an identity folder that the list does not name.
+        """
         listed = self._listed()
         split_root = self.root / self.split
         if not split_root.is_dir():
             raise self.complain(split_root)
+        strangers = [name for name in list_folders(split_root) if name not in listed]
+        if strangers:
+            raise PersonaError(
+                f"{self.name} ({self.split}): {len(strangers)} identity folders are not in "
+                f"{self.list_path.name}, the first is {strangers[0]!r}: remove them or mend the "
+                "list"
+            )
+        unlisted = 0
         for identity, found in list_image_folders(split_root, listed, self.scan_workers):
             if not found:
                 continue  # an identity that is absent as a whole: a part of the set, not a fault
             on_disk = set(found)
+            unlisted += len(on_disk.difference(listed[identity]))
             for name in listed[identity]:
                 source = f"{self.split}/{identity}/{name}"
                 if name in on_disk:
                     yield Photo(identity=identity, source=source)
                 else:
                     self.missing.append(source)
+        if unlisted:
+            log.warning(
+                "%d photos below %s are not in %s: left out",
+                *(unlisted, split_root, self.list_path.name),
+            )
 
 
 class VGGFace2(VGGFace2Layout):
@@ -90,13 +117,15 @@ class VGGFace2(VGGFace2Layout):
                 f"no face boxes at {path}: it comes with VGGFace2; without it choose --align mtcnn"
             )
         boxes: dict[str, tuple[float, float, float, float]] = {}
-        with path.open(newline="", encoding="utf-8") as file:
-            for number, row in enumerate(csv.reader(file), start=1):
-                if number == 1 and row[:1] == ["NAME_ID"]:
-                    continue
-                try:
-                    name, x, y, width, height = row[0], *map(float, row[1:5])
-                except (IndexError, ValueError):
-                    raise PersonaError(f"{path} line {number}: expected NAME_ID,X,Y,W,H") from None
-                boxes[f"{self.split}/{name}.jpg"] = (x, y, x + width, y + height)
+        for number, row in enumerate(csv.reader(iter_lines(path)), start=1):
+            if number == 1 and row[:1] == ["NAME_ID"]:
+                continue
+            try:
+                name, x, y, width, height = row[0], *map(float, row[1:5])
+                # What is not finite, or far beyond any photo, is no place.
+                if not all(abs(edge) < 1e6 for edge in (x, y, width, height)):
+                    raise ValueError
+            except (IndexError, ValueError):
+                raise PersonaError(f"{path} line {number}: expected NAME_ID,X,Y,W,H") from None
+            boxes[f"{self.split}/{name}.jpg"] = (x, y, x + width, y + height)
         return boxes
