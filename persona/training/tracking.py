@@ -115,6 +115,6 @@ def _start_wandb(folder: Path, run_id: str, config: dict[str, Any]) -> Any:
             "WANDB_MODE=offline"
         ) from None
     if mode == "offline":
-        folder = shlex.quote(str(Path(run.dir).parent))
-        log.info("no W&B login: logged offline; later run `wandb sync %s`", folder)
+        place = shlex.quote(str(Path(run.dir).parent))
+        log.info("no W&B login: logged offline; later run `wandb sync %s`", place)
     return run
