@@ -440,6 +440,25 @@ def to_dict(config: DistillConfig) -> dict[str, Any]:
     return values
 
 
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two nested mappings, for a person: `optim.lr: 0.001 is now 0.5`."""
+    before, after = _flat(was), _flat(now)
+    return [
+        f"{name}: {before.get(name)} is now {after.get(name)}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        nested = isinstance(value, Mapping)
+        found |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return found
+
+
 def save_config(path: Path, config: DistillConfig) -> None:
     """Writes a resolved config as YAML that `--config` takes again."""
     write_atomically(path, yaml.safe_dump(to_dict(config), sort_keys=False).encode())

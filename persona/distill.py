@@ -35,7 +35,7 @@ from accelerate.utils import (
 from torch import Tensor
 from torch.optim import Optimizer
 
-from persona.config import DistillConfig, save_config, to_dict
+from persona.config import DistillConfig, differences, save_config, to_dict
 from persona.data.shards import Manifest, open_set
 from persona.data.stream import Batch, EpochLoader, build_loader, to_device
 from persona.data.transforms import apply_views, normalise, view_landmarks
@@ -129,6 +129,12 @@ class Run:
             self.test = open_set(config.test_set, workspace.shards)
         side = open_teacher(config, workspace, self.train_folder, self.train_set)
         self.targets, self.classes = side.targets, side.classes
+        self.origin = {
+            "recipe": to_dict(config),
+            "train set": self.train_set.digest,
+            "targets": "kept" if side.targets else "online",
+            "teacher": side.digest,
+        }
         set_seed(config.seed)  # here: a teacher that was loaded or not must not change the student
         self.student = build_student(config, workspace, side, self.train_set.align.image_size)
         if self.test is not None:
@@ -388,6 +394,7 @@ class Run:
                 "scheduler": self.scheduler.state_dict(),
                 "scaler": scaler.state_dict() if scaler else None,
                 "rng": rng,
+                "origin": self.origin,
             }
             world_size = self.accelerator.num_processes
             save_checkpoint(self.folder, self.progress, world_size, state)
@@ -399,6 +406,12 @@ class Run:
         if found is None:
             return
         progress, world_size, state = found
+        differing = differences(state["origin"], self.origin)
+        if differing:
+            raise PersonaError(
+                f"run {self.id} was trained with another recipe, set or teacher "
+                f"({'; '.join(differing)}): restore it, or start a new run"
+            )
         if progress.batch and world_size != self.accelerator.num_processes:
             raise PersonaError(
                 f"run {self.id} stopped inside an epoch on {world_size} process(es): "

@@ -291,8 +291,9 @@ def _vectors(
     parts = []
     for start in range(0, len(images), options.batch_size):
         part = slice(start, start + options.batch_size)
+        # In float32, as training applies them: the student must see the same picture.
+        pixels = normalise(apply_views(images[part], rows[part]))
         with torch.autocast(accelerator.device.type, dtype=dtype, enabled=dtype is not None):
-            pixels = normalise(apply_views(images[part], rows[part]))
             parts.append(teacher.network.features(pixels, landmarks[part]).float().cpu())
     features = torch.cat(parts)
     finite = torch.isfinite(features.half()).all(dim=1)

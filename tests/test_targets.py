@@ -71,6 +71,17 @@ class Pooled(FaceNetwork):
         return self.logits
 
 
+class Averages(Pooled):
+    """No layer that autocast would touch."""
+
+    embedding_size = 48
+
+    def features(
+        self, images_BCHW: torch.Tensor, landmarks_B62: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(images_BCHW, 4).flatten(1)
+
+
 CLASSES = tuple(f"n{number:06d}" for number in range(2, 8))
 
 
@@ -109,6 +120,19 @@ def batches(
 def vectors(named: NamedNetwork, batch: Batch) -> torch.Tensor:
     with torch.no_grad():
         return named.network.features(normalise(apply_views(batch.images, batch.views.numpy())))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_the_teachers_precision_does_not_change_the_picture(
+    train_set: Packed, precision: str
+) -> None:
+    network = Averages().eval()
+    network.num_classes = 0
+    named = NamedNetwork("t", network, "nothing", (), SIZE_PX, "digest")
+    targets = make(train_set, named, views=6, augment=STRONG, precision=precision)
+    for batch in batches(train_set, targets, STRONG):
+        assert batch.targets is not None
+        torch.testing.assert_close(batch.targets, vectors(named, batch).half())
 
 
 @pytest.mark.parametrize(("views", "augment"), [(2, AugmentConfig()), (6, STRONG)])

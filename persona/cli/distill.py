@@ -132,7 +132,7 @@ def distill_command(
         **dict(map(parse_option, option or [])),
     }
     given = {name: value for name, value in options.items() if value is not None}
-    from persona.config import load_config, to_dict
+    from persona.config import differences, load_config, to_dict
 
     if resume is None:
         resolved = load_config(config, given, base=launcher_options())
@@ -145,12 +145,7 @@ def distill_command(
         path = place.runs / resume / "config.yaml"
         resolved, wanted = load_config(path, {}), load_config(path, given)
         if resolved != wanted:
-            was, now = flat(to_dict(resolved)), flat(to_dict(wanted))
-            differing = [
-                f"{name}: {was.get(name)} is now {now.get(name)}"
-                for name in sorted(was.keys() | now.keys())
-                if was.get(name) != now.get(name)
-            ]
+            differing = differences(to_dict(resolved), to_dict(wanted))
             raise PersonaError(
                 f"run {resume} has another recipe ({'; '.join(differing)}): resume it without "
                 "these options, or start a new run"
@@ -185,15 +180,6 @@ def parse_option(text: str) -> tuple[str, Any]:
         return name.strip(), yaml.safe_load(value)
     except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that is none
         raise PersonaError(f"--option {text[:60]}: {value[:40]!r} is no YAML value") from None
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted name."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        nested = isinstance(value, dict)
-        found |= flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
-    return found
 
 
 def launcher_options() -> dict[str, Any]:

@@ -13,6 +13,7 @@ Shards open with plain `webdataset.WebDataset`.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import re
@@ -93,6 +94,11 @@ class Manifest:
     def shard_path(self, folder: Path, number: int) -> Path:
         """The path of shard `number` below the set's folder."""
         return folder / self.shards[number].name
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the shards': equal digests, equal photos in equal order."""
+        return hashlib.sha256("".join(s.sha256 for s in self.shards).encode()).hexdigest()
 
     def knows(self, trained_on: str, num_classes: int, classes: tuple[str, ...] | None) -> bool:
         """Whether a network's logits stand for this set's identities, in the same order.

@@ -12,6 +12,7 @@ Shapes: B batch, C channel, H W pixels, E embedding.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from dataclasses import dataclass
@@ -120,7 +121,6 @@ class OnnxNetwork(FaceNetwork):
         """
         super().__init__()
         self.path, self.settings = path, settings
-        self.uses_landmarks = settings.alignment == "five-point"
         self._session = _open(path)
         given = self._session.get_inputs()
         side = settings.input_size
@@ -148,6 +148,17 @@ class OnnxNetwork(FaceNetwork):
             raise self._wrong(f"output {self._output} of shape {probe.shape}, no (batch, numbers)")
         self.embedding_size = probe.shape[1]
 
+    @property
+    def uses_landmarks(self) -> bool:  # type: ignore[override]
+        """Whether it wants its faces turned to the five points."""
+        return self.settings.alignment == "five-point"
+
+    def with_settings(self, settings: OnnxSettings) -> OnnxNetwork:
+        """The same file, fed in another way."""
+        other = copy.copy(self)
+        other.settings = settings
+        return other
+
     def _wrong(self, what: str) -> PersonaError:
         return PersonaError(f"{self.path} does not fit its settings: it has {what}")
 
@@ -157,14 +168,20 @@ class OnnxNetwork(FaceNetwork):
         Raises:
             PersonaError: it wants the five points and a crop has none.
         """
-        pixels = images_BCHW.float() * PIXEL_SCALE + PIXEL_MEAN
+        if self.uses_landmarks and (landmarks_B62 is None or bool(landmarks_B62.isnan().any())):
+            raise PersonaError(
+                f"{self.path.name} wants five points of each face and this set has none: pack "
+                "it with --align mtcnn or landmarks"
+            )
+        # The file has its own precision: autocast would only blur its pixels.
+        with torch.autocast(images_BCHW.device.type, enabled=False):
+            return self._features(images_BCHW.float(), landmarks_B62)
+
+    def _features(self, images_BCHW: Tensor, landmarks_B62: Tensor | None) -> Tensor:
+        pixels = images_BCHW * PIXEL_SCALE + PIXEL_MEAN
         side = self.settings.input_size
         if self.uses_landmarks:
-            if landmarks_B62 is None or bool(landmarks_B62.isnan().any()):
-                raise PersonaError(
-                    f"{self.path.name} wants five points of each face and this set has none: pack "
-                    "it with --align mtcnn or landmarks"
-                )
+            assert landmarks_B62 is not None
             pixels = turn(pixels, landmarks_B62.cpu().numpy(), side)
         elif pixels.shape[2] != side:
             pixels = F.interpolate(

@@ -17,7 +17,7 @@ from persona.errors import PersonaError
 from persona.files import write_atomically
 
 NAME = "checkpoint.pt"
-VERSION = 2
+VERSION = 3
 
 
 @dataclass

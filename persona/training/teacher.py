@@ -91,6 +91,13 @@ class TeacherSide:
     classes: tuple[str, ...]
     """The identities of the student's logits; empty: it gets none."""
 
+    @property
+    def digest(self) -> str:
+        """Of the teacher's weights; empty: there is none."""
+        if self.targets is not None:
+            return self.targets.weights_sha256
+        return self.network.digest if self.network is not None else ""
+
     def teacher(
         self, config: DistillConfig, device: torch.device, compile_options: dict[str, Any] | None
     ) -> Teacher | None:

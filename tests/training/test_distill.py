@@ -168,6 +168,25 @@ def test_resume_refuses_another_recipe_and_unknown_runs(home: Path, teacher: str
     assert "unknown run 'nope'" in done.stderr and teacher in done.stderr
 
 
+def test_resume_notices_a_recipe_or_a_set_that_was_changed_behind_its_back(
+    home: Path, teacher: str, tmp_path: Path
+) -> None:
+    run_id = distill_here(*TEACHER_NONE, "-e", "1", home=home)
+    path = home / "runs" / run_id / "config.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("epochs: 1", "epochs: 2").replace("lr: 0.001", "lr: 0.5"))
+    line = distill_error("--resume", run_id, home=home)
+    assert "recipe.epochs: 1 is now 2; recipe.optim.lr: 0.001 is now 0.5" in line
+    path.write_text(text)
+    manifest = home / "shards" / "vggface2-train" / "manifest.json"
+    before = manifest.read_text()
+    manifest.write_text(before.replace('"sha256": "', '"sha256": "0', 1))
+    try:
+        assert "train set: " in distill_error("--resume", run_id, home=home)
+    finally:
+        manifest.write_text(before)
+
+
 def test_two_processes_train_evaluate_and_save_once(home: Path, teacher: str) -> None:
     student = distill("--teacher", teacher, "-e", "1", "--test-set", "lfw", home=home, processes=2)
     card = find_model(student, home / "models")
@@ -356,7 +375,7 @@ def test_resuming_another_student_is_refused(home: Path, teacher: str) -> None:
             before.replace("width: 1.0", "width: 0.5").replace("epochs: 2", "epochs: 3")
         )
         done = run("persona.distill", "--resume", teacher, home=home, fails=True)
-        assert "of another student or optimizer than its config.yaml" in done.stderr
+        assert "recipe.student.width: 1.0 is now 0.5" in done.stderr
     finally:
         config.write_text(before)
 

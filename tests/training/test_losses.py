@@ -157,6 +157,16 @@ def test_rkd_agrees_with_park_2019(shape: tuple[int, int]) -> None:
     close(RkdAngle()(student, teacher), float(np.mean(terms)))
 
 
+def test_rkd_angle_bears_a_photo_that_comes_twice() -> None:
+    """Two equal faces have no direction; rounding gives the teacher's a random one."""
+    student, teacher = pair((6, 8))
+    student[1], teacher[1] = student[0], teacher[0] * (1 + 1e-6)
+    teacher[1, 0] += 1e-5
+    student = student.requires_grad_()
+    RkdAngle()(student, teacher).backward()
+    assert student.grad is not None and float(student.grad.norm()) < 10
+
+
 def test_rkd_has_a_gradient_and_takes_part_of_a_batch() -> None:
     student, teacher = pair((6, 8))
     student.requires_grad_()
@@ -205,6 +215,73 @@ def test_arcface_goes_on_falling_past_pi() -> None:
     own.sum().backward()  # type: ignore[no-untyped-call]
     assert bool((own.diff() < 0).all())
     assert cosine.grad is not None and torch.isfinite(cosine.grad).all()
+
+
+def test_arcface_past_pi_is_the_authors_line() -> None:
+    """insightface, recognition/arcface_torch/losses.py (easy_margin off): cos(θ) - m sin(m)."""
+    margin = 0.5
+    for degrees in (152, 165, 179):
+        cosine = torch.tensor([[math.cos(math.radians(degrees))]])
+        own = arc_margin(cosine, torch.tensor([0]), margin)
+        assert float(own) == pytest.approx(float(cosine) - margin * math.sin(margin), abs=1e-5)
+
+
+def test_adaface_clips_norms_and_quality_and_lets_no_gradient_through_them() -> None:
+    loss = AdaFace(margin=0.4, momentum=0.0).train()  # this batch's statistics alone
+    features, centres, labels = margin_inputs()
+    features[0] *= 1e4 / features[0].norm()  # counts as 100
+    features.requires_grad_()
+    value = loss(features, centres, labels)
+    norms = np.clip(np.linalg.norm(features.detach().double().numpy(), axis=1), 0.001, 100)
+    assert float(loss.mean) == pytest.approx(norms.mean(), rel=1e-5)
+    assert float(loss.deviation) == pytest.approx(norms.std(ddof=1), rel=1e-5)
+    # The loss depends on directions and on detached lengths: no gradient along a vector.
+    value.backward()
+    assert features.grad is not None
+    along = (features.grad * torch.nn.functional.normalize(features.detach(), dim=1)).sum(dim=1)
+    assert float(along.abs().max()) < 1e-5 * float(features.grad.norm())
+    # z is held in [-1, 1]: with h large, every photo has one of the two extreme margins.
+    extreme = AdaFace(margin=0.4, h=1e6, momentum=1.0).eval()
+    extreme.mean.fill_(float(np.median(norms)))
+    cosine = unit(features.detach()) @ unit(centres).T
+    for row, label in enumerate(labels.tolist()):
+        z = 1.0 if norms[row] > np.median(norms) else -1.0
+        angle = np.clip(math.acos(cosine[row, label]) - 0.4 * z, 1e-3, math.pi - 1e-3)
+        cosine[row, label] = math.cos(angle) - (0.4 + 0.4 * z)
+    close(extreme(features.detach(), centres, labels), cross_entropy(64 * cosine, labels))
+
+
+def test_learned_statistics_are_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if another process had the same batch, doubled in length and shifted by one label."""
+    features, centres, labels = margin_inputs()
+    norms = features.norm(dim=1)
+    monkeypatch.setattr(
+        "persona.training.losses.adaface.gather_batch", lambda rows: torch.cat([rows, 2 * rows])
+    )
+    loss = AdaFace(momentum=0.0).train()
+    loss(features, centres, labels)
+    assert float(loss.mean) == pytest.approx(float(norms.mean()) * 1.5, rel=1e-5)
+
+    def others(rows: torch.Tensor) -> torch.Tensor:
+        return torch.cat([rows, rows + 1 if rows.dtype == torch.int64 else rows])
+
+    monkeypatch.setattr("persona.training.losses.adadistill.gather_batch", others)
+    learned = AdaDistill(num_classes=4, embedding_size=8).train()
+    student, teacher = pair((2, 8))
+    learned(student, teacher, torch.tensor([0, 2]))
+    assert learned.seen.tolist() == [True] * 4
+    torch.testing.assert_close(learned.centres[1], learned.centres[0])
+
+
+def test_adadistill_bears_another_batch_before_the_gradient_is_taken() -> None:
+    loss = AdaDistill(num_classes=3, embedding_size=8).train()
+    student, teacher = pair((3, 8))
+    student.requires_grad_()
+    labels = torch.arange(3)
+    one = loss(student, teacher, labels)
+    alone = torch.autograd.grad(one, student, retain_graph=True)[0]
+    loss(student.detach().flip(0), teacher.flip(0), labels)  # moves the centres
+    torch.testing.assert_close(torch.autograd.grad(one, student)[0], alone)
 
 
 @pytest.mark.parametrize("momentum", [0.99, 0.5])

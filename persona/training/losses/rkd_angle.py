@@ -11,6 +11,10 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+NEAR = 1e-2
+"""Two embeddings nearer than this have no direction worth learning from: the gradient of a cosine
+grows with one over their distance, and the same photo may come twice in a batch."""
+
 
 class RkdAngle(nn.Module):
     """`huber(ψ(student), ψ(teacher))` over all triples (i, j, k), ψ the cosine of the angle at j.
@@ -34,5 +38,5 @@ class RkdAngle(nn.Module):
 def angles(features_NE: Tensor) -> Tensor:
     """(N, N, N) cosine of the angle at the first index between the two others."""
     embedding_NE = F.normalize(features_NE.float(), dim=1)
-    towards_NNE = F.normalize(embedding_NE[None] - embedding_NE[:, None], dim=2)
+    towards_NNE = F.normalize(embedding_NE[None] - embedding_NE[:, None], dim=2, eps=NEAR)
     return towards_NNE @ towards_NNE.transpose(1, 2)
