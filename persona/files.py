@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -14,10 +15,15 @@ from typing import IO, Any
 from persona.errors import PersonaError
 
 
+def process_name() -> str:
+    """This process among those of all machines that share a file system."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes `data` to `path` so that a reader sees the old file or the new one, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{process_name()}.partial")
     try:
         with partial.open("wb") as file:
             file.write(data)
