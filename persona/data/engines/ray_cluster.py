@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from persona.data.engines import Done, Job, ShardTask, pack_shard
 from persona.errors import PersonaError
 
 RETRIES = 3
+REACH_S = 10.0
 OBJECT_STORE_BYTES = 100_000_000
 """Tasks and answers are small: the photos go through the file system."""
 
@@ -58,6 +60,8 @@ def run_ray(
 @contextlib.contextmanager
 def _cluster(ray: Any, address: str | None, workers: int | None) -> Iterator[None]:
     """Connects to a cluster, or starts one of this machine that only this machine can reach."""
+    if address is not None and address != "auto":
+        _reach(address)  # Ray itself tries for two minutes
     own = {
         "num_cpus": workers,
         "include_dashboard": False,
@@ -68,7 +72,7 @@ def _cluster(ray: Any, address: str | None, workers: int | None) -> Iterator[Non
         ray.init(
             address=address or "local",
             log_to_driver=False,
-            logging_level=logging.WARNING,
+            logging_level=logging.ERROR,
             **({} if address else own),
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -81,6 +85,17 @@ def _cluster(ray: Any, address: str | None, workers: int | None) -> Iterator[Non
         yield
     finally:
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise PersonaError(
+            f"no Ray cluster at {address!r} ({error}): expected the HOST:PORT that `ray start "
+            "--head` names, or auto for the one of this machine"
+        ) from None
 
 
 def _next(ray: Any, running: list[Any]) -> Done:
