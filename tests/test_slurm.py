@@ -101,7 +101,9 @@ def test_every_node_is_launched_with_its_rank(folder: Path) -> None:
     )
     from accelerate.commands.launch import launch_command_parser
 
-    launches = [launch_command_parser().parse_args(json.loads(line)) for line in out.splitlines()]
+    launches = [
+        launch_command_parser().parse_args(json.loads(line)[1:]) for line in out.splitlines()
+    ]
     assert [launch.machine_rank for launch in launches] == [0, 1]
     for launch in launches:
         assert (launch.num_machines, launch.num_processes) == (2, 8)
