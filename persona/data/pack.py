@@ -539,7 +539,7 @@ def _claim(packing: Packing, share: Share | None) -> Manifest | None:
     else:
         write_json(folder / PLAN, plan)
     draft = {
-        "manifest": asdict(packing.draft),
+        "manifest": packing.draft,
         "shards": packing.num_shards,
         "tasks": share.of if share else None,
     }

@@ -191,7 +191,7 @@ def test_only_what_no_process_holds_is_taken_up(
     assert (shard.samples, shard.bytes) == (2, (tmp_path / "000000.tar").stat().st_size)
 
 
-def build_counting(path: Path):  # type: ignore[no-untyped-def]
+def build_counting(path: Path):
     """A packer that notes in a file that it was built."""
     with path.open("a") as file:
         file.write("built\n")
