@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 from persona.errors import PersonaError
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def process_name() -> str:
+    """This process among those of all machines that share a file system."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Writes `data` to `path` so that a reader sees the old file or the new one, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{process_name()}.partial")
     try:
         with partial.open("wb") as file:
-            file.write(data)
+            file.writelines((data,) if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -29,9 +37,18 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes canonical JSON (sorted keys, two spaces), atomically: same value, same bytes."""
-    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
-    write_atomically(path, text.encode() + b"\n")
+    """Writes canonical JSON (sorted keys, two spaces), atomically: same value, same bytes.
+
+    Dataclasses are written as their fields.
+    """
+    encoder = json.JSONEncoder(indent=2, sort_keys=True, ensure_ascii=False, default=_fields)
+    # Piece by piece: the manifest may name millions of photos.
+    write_atomically(path, (piece.encode() for piece in chain(encoder.iterencode(value), "\n")))
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """What JSON holds of a dataclass."""
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def read_json(path: Path, *, what: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +23,7 @@ from persona.cli.output import (
 from persona.errors import PersonaError
 
 if TYPE_CHECKING:
+    from persona.data.pack import Packed, PackedShare
     from persona.data.shards import Manifest
 
 shards_app = typer.Typer(help="Packed sets.", no_args_is_help=True)
@@ -120,6 +120,14 @@ def shard_command(
     max_skipped: Annotated[
         float, typer.Option(help="Share of photos that may be skipped before it stops.")
     ] = 0.5,
+    engine: Annotated[str, typer.Option(help="local, or ray: a task a shard.")] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of a running Ray cluster.  [default: starts one here]")
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="I/N: every N-th shard, for job arrays; then `persona shards merge`."),
+    ] = None,
     raw: RawOption = None,
     shards: ShardsOption = None,
     models: ModelsOption = None,
@@ -127,7 +135,8 @@ def shard_command(
 ) -> None:
     """Align a raw dataset once and pack it into shards; interrupted and run again, it goes on."""
     from persona.data.align import AlignSpec
-    from persona.data.pack import PackOptions, pack_photos, pack_triplets
+    from persona.data.engines import Share
+    from persona.data.pack import PackOptions, pack_set, pack_share, plan_photos, plan_triplets
     from persona.data.raw import open_dataset
 
     place = workspace(raw=raw, shards=shards)
@@ -136,9 +145,19 @@ def shard_command(
     options = PackOptions(
         align=AlignSpec(align, image_size, margin),
         shard_size=shard_size,
-        workers=workers or len(os.sched_getaffinity(0)),
+        workers=workers,
         max_skipped=max_skipped,
+        engine=engine,
+        address=address,
     )
+    share = Share.parse(task) if task is not None else None
+    if share is not None and engine != "local":
+        raise PersonaError(
+            "--task is a share for this machine, a cluster shares by itself: "
+            "leave one of --task and --engine out"
+        )
+    if share is not None and teacher is not None:
+        raise PersonaError("--teacher wants the whole set: run `persona targets` after the merge")
     source = open_dataset(dataset, place.raw, split)
     if teacher is not None:
         from persona.cli.targets import check_teacher_exists
@@ -147,16 +166,38 @@ def shard_command(
         check_teacher_exists(teacher, place_of_teacher.models, options.align)
     if triplets is None:
         folder = out.resolve() if out else place.shards / source.set_name
-        packed = pack_photos(source, folder, options)
+        packing = plan_photos(source, folder, options)
     else:
         folder = out.resolve() if out else place.shards / triplets
-        packed = pack_triplets(source, triplets, place.shards, options, folder)
+        packing = plan_triplets(source, triplets, place.shards, options, folder)
+    if share is not None:
+        _report_share(pack_share(packing, options, share), json)
+        return
+    packed = pack_set(packing, options)
     manifest = packed.manifest
     if teacher is not None:
         from persona.cli.targets import keep_targets
 
         place = workspace(shards=shards, models=models)
         keep_targets(packed.folder, manifest, teacher, place.models)
+    _report_set(packed, json)
+
+
+def _report_share(done: PackedShare, json: bool) -> None:
+    """Says what a share is and what comes after it."""
+    if json:
+        shards = {"shards": done.shards, "of_shards": done.of_shards}
+        print_json({"task": str(done.share), **shards, "path": str(done.folder)})
+        return
+    typer.echo(
+        f"task {done.share}: its {done.shards} of {done.of_shards} shards are at {done.folder}; "
+        f"after all tasks: persona shards merge {done.folder}"
+    )
+
+
+def _report_set(packed: Packed, json: bool) -> None:
+    """Says what a set holds and what was skipped."""
+    manifest = packed.manifest
     if json:
         print_json({**set_row(manifest), "path": str(packed.folder), "fresh": packed.fresh})
         return
@@ -209,6 +250,18 @@ def shards_list(shards: ShardsOption = None, json: JsonFlag = False) -> None:
     names = ("name", "dataset", "split", "samples", "identities", "shards", "skipped")
     columns = [Column(name, right=place > 2) for place, name in enumerate(names)]
     print_table(columns, [[row[name] for name in names] for row in rows])
+
+
+@shards_app.command("merge")
+def shards_merge(
+    set_: Annotated[str, typer.Argument(metavar="SET", help="Name or folder of the set.")],
+    shards: ShardsOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Make a set of the shards that `persona shard --task I/N` has packed."""
+    from persona.data.pack import find_unmerged, merge_set
+
+    _report_set(merge_set(find_unmerged(set_, workspace(shards=shards).shards)), json)
 
 
 @shards_app.command("verify")

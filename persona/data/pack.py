@@ -1,68 +1,83 @@
 """Raw photos to shards, or a packed set's photos to triplet shards.
 
-1. plan: the photos in a fixed order, cut into shards and these into chunks; nothing here depends
-   on the number of workers, so neither do the bytes
-2. align: worker processes turn a chunk of photos into tar bytes, or copy a chunk of triplets
-3. append: one writer appends chunks in order to `000000.tar.partial` and notes each in a journal
-4. finish: a full shard is renamed into place; the manifest, written last, makes the set exist
+1. plan: the photos in a fixed order, cut into shards; nothing here depends on the number of
+   workers or machines, so neither do the bytes
+2. make: a chunk of photos becomes tar bytes, or a chunk of triplets is copied
+3. pack: an engine (persona.data.engines) runs the shards that are not there yet; each is written
+   whole, with a record beside it (persona.data.journal)
+4. merge: plan and records make the manifest, which makes the set exist
 
-Killed at any moment and run again, it cuts the partial shard back to the journal's last line and
-goes on from there, to the same bytes. Photos are packed in the order of a hash of their source:
-every shard is then a fair sample of the set, which training needs from its shuffle buffer.
+Killed at any moment and run again, it goes on to the same bytes. Photos are packed in the order of
+a hash of their source: every shard is then a fair sample of the set, which training needs from its
+shuffle buffer.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
-import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import numpy as np
 
 from persona.data.align import AlignSpec, FaceFinder, align_photo, build_finder
-from persona.data.raw.base import Index, Pair, Photo, RawDataset
+from persona.data.engines import ENGINES, Engine, Job, Pack, ShardTask, Share
+from persona.data.journal import (
+    PLAN,
+    Chunk,
+    Plan,
+    Record,
+    clear_journals,
+    iter_records,
+    read_plan,
+    read_record,
+    shard_name,
+)
+from persona.data.raw.base import Index, Pair, Photo, RawDataset, datasets
 from persona.data.shards import (
     MANIFEST,
+    PAIRS,
     VERSION,
     KeyPair,
     Manifest,
     Member,
-    Shard,
     Skipped,
     encode_json,
+    encode_pairs,
     index_members,
     key_of,
     open_set,
+    parse_manifest,
     read_manifest,
-    tar_end,
     tar_sample,
     write_manifest,
-    write_pairs,
 )
 from persona.data.triplets import ROLES, check_index, index_digest, load_triplets
-from persona.errors import PersonaError, SkipPhoto
-from persona.files import folder_lock, read_json, write_json
+from persona.errors import PersonaError, SkipPhoto, unknown
+from persona.files import folder_lock, read_json, write_atomically, write_json
 from persona.progress import progress_bar
-from persona.workers import worker_pool
 
 log = logging.getLogger(__name__)
 
-PLAN = ".packing.json"
-JOURNAL = ".packing.jsonl"
+DRAFT = ".packing-set.json"
+"""The manifest but for the shards, and how many there will be."""
+CROPS = ".crops"
+"""Below a triplet set: its photos, until it is packed."""
 CHUNK = 64
 """Photos a task: a second or two of MTCNN, which is what a kill can lose a worker."""
 BYTES_PER_SHARD = 100_000_000
 BYTES_PER_PIXEL = 0.4
 """Of a face crop as JPEG at quality 95 (measured: 0.3 to 0.45)."""
 SKIPS_ALWAYS_ALLOWED = 20
-
-T = TypeVar("T")
+NAMED = 10
+"""Shards that an error names."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +87,20 @@ class PackOptions:
     align: AlignSpec = field(default_factory=AlignSpec)
     shard_size: int | None = None
     """Samples a shard; None: about 100 MB."""
-    workers: int = 1
-    """Processes; 0 works in this one."""
+    workers: int | None = 1
+    """Processes, or shards at once on a cluster; 0 works in this one, None: all there is."""
     max_skipped: float = 0.5
     """Share of photos that may be skipped before packing stops."""
+    engine: str = "local"
+    address: str | None = None
+    """Of a Ray cluster; None starts one."""
 
     def __post_init__(self) -> None:
-        if self.workers < 0:
+        if self.engine not in ENGINES:
+            raise unknown("engine", self.engine, ENGINES)
+        if self.address is not None and self.engine != "ray":
+            raise PersonaError("--address is a Ray cluster's: add --engine ray")
+        if self.workers is not None and self.workers < 0:
             raise PersonaError(f"{self.workers} workers: choose at least 1")
         if self.shard_size is not None and not 1 <= self.shard_size <= 10_000_000:
             raise PersonaError(f"shard size {self.shard_size}: choose 1 to 10,000,000 samples")
@@ -89,6 +111,16 @@ class PackOptions:
         """`shard_size`, or what makes about 100 MB."""
         crop_bytes = BYTES_PER_PIXEL * self.align.image_size**2
         return self.shard_size or max(1, int(BYTES_PER_SHARD / crop_bytes / photos_per_sample))
+
+    def build_engine(self) -> Engine:
+        """What runs the shards."""
+        if self.engine == "ray":
+            from persona.data.engines.ray_cluster import run_ray
+
+            return functools.partial(run_ray, address=self.address, workers=self.workers)
+        from persona.data.engines.local import run_local
+
+        return functools.partial(run_local, workers=self.workers)
 
 
 @dataclass(frozen=True)
@@ -102,16 +134,49 @@ class Packed:
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """What a worker made of its samples."""
+class PackedShare:
+    """A finished share of a set that has no manifest yet."""
 
-    data: bytes
-    samples: int
-    identities: tuple[int, ...]
-    skipped: tuple[Skipped, ...]
+    folder: Path
+    share: Share
+    shards: int
+    """In this share."""
+    of_shards: int
 
 
 # --- 1. plan ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What is to be packed where: shard `n` holds items `n * size` to `(n + 1) * size`."""
+
+    folder: Path
+    plan: Plan
+    draft: Manifest
+    """But for the shards and what is counted in them."""
+    items: Callable[[int, int], Sequence[Any]]
+    """Items [start, stop), made when they are wanted: millions are not held at once."""
+    count: int
+    size: int
+    unit: str
+    build: Callable[..., Pack]
+    arguments: Callable[[bool], tuple[Any, ...]]
+    """Of `build`, made once the folder is ours; told whether this process packs the whole set."""
+    pairs: bytes | None = None
+    needs: tuple[Path, ...] = ()
+    preload: tuple[str, ...] = ()
+    copies: bool = False
+    may_be_empty: bool = False
+
+    @property
+    def num_shards(self) -> int:
+        """How many shards it makes."""
+        return -(-self.count // self.size)
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        """Items [start, stop) of a shard."""
+        return number * self.size, min((number + 1) * self.size, self.count)
 
 
 def packing_order(photos: Sequence[Photo]) -> list[int]:
@@ -122,12 +187,170 @@ def packing_order(photos: Sequence[Photo]) -> list[int]:
     )
 
 
-def cut(items: Sequence[T], size: int) -> list[Sequence[T]]:
-    """Consecutive pieces of at most `size`."""
-    return [items[start : start + size] for start in range(0, len(items), size)]
+def plan_photos(
+    dataset: RawDataset,
+    folder: Path,
+    options: PackOptions,
+    *,
+    index: Index | None = None,
+    only: Sequence[int] | None = None,
+) -> Packing:
+    """Plans a raw split; see `pack_photos`."""
+    index = index or dataset.index()
+    class_index = {identity: label for label, identity in enumerate(index.classes)}
+    if options.align.method == "boxes" and dataset.boxes() is None:
+        build_finder(options.align, None)  # raises: better now than in every worker
+    listed_pairs = dataset.pairs() if only is None else None
+    absent = set(index.missing) if only is None else set()
+    pairs: list[KeyPair] | None = None
+    if listed_pairs is not None:
+        pairs, unknown_photos = _key_pairs(index, listed_pairs, options.max_skipped)
+        absent |= unknown_photos
+    order = packing_order(index.photos)
+    if only is not None:
+        wanted = set(only)
+        order = [place for place in order if place in wanted]
+    places = np.asarray(order, np.int64)
+    encoded = None if pairs is None else encode_pairs(pairs)
+    photos = index.photos
+    del order
+
+    def tasks(start: int, stop: int) -> list[PhotoTask]:
+        return [
+            PhotoTask(place, photos[place], class_index[photos[place].identity])
+            for place in places[start:stop].tolist()
+        ]
+
+    return Packing(
+        folder=folder,
+        plan={
+            "kind": "photos",
+            "dataset": dataset.name,
+            "split": dataset.split,
+            "alignment": asdict(options.align),
+            "shard size": options.samples_per_shard(1),
+            "photos": index_digest(index),
+            "selection": hashlib.sha256(places.tobytes()).hexdigest(),
+            "version": VERSION,
+        },
+        draft=Manifest(
+            name=folder.name,
+            kind="photos",
+            dataset=dataset.name,
+            split=dataset.split,
+            align=options.align,
+            samples=0,
+            identities=0,
+            classes=index.classes,
+            shards=(),
+            skipped=tuple(Skipped(source, "listed, not on disk") for source in sorted(absent)),
+            pairs=None if pairs is None else len(pairs),
+            pairs_sha256=None if encoded is None else hashlib.sha256(encoded).hexdigest(),
+        ),
+        items=tasks,
+        count=len(places),
+        size=options.samples_per_shard(1),
+        unit="photos",
+        build=PhotoPacker,
+        arguments=lambda _: (dataset, options.align),
+        pairs=encoded,
+        needs=(dataset.root,),
+        preload=("facenet_pytorch",) if options.align.has_landmarks else (),
+        may_be_empty=only is not None,
+    )
 
 
-# --- 2. align --------------------------------------------------------------------------------
+def _key_pairs(index: Index, pairs: Sequence[Pair], limit: float) -> tuple[list[KeyPair], set[str]]:
+    """The pairs by key, and the sources they name that are no photo of the dataset.
+
+    Raises:
+        PersonaError: more than `limit` of the pairs name such a photo.
+    """
+    place_of = {photo.source: place for place, photo in enumerate(index.photos)}
+    keyed = [KeyPair(p.fold, p.same, place_of.get(p.a), place_of.get(p.b)) for p in pairs]
+    absent = {source for p in pairs for source in (p.a, p.b) if source not in place_of}
+    lost = sum(pair.a is None or pair.b is None for pair in keyed)
+    if lost > limit * len(pairs):
+        raise PersonaError(
+            f"{lost} of {len(pairs)} pairs name photos that are not there, the first is "
+            f"{min(absent)}: unpack the whole dataset, or mend its list of pairs"
+        )
+    return keyed, absent
+
+
+def plan_triplets(
+    dataset: RawDataset, set_id: str, shards: Path, options: PackOptions, folder: Path | None = None
+) -> Packing:
+    """Plans a triplet set; see `pack_triplets`."""
+    card, indices = load_triplets(set_id, shards)
+    if (card.dataset, card.split) != (dataset.name, dataset.split):
+        raise PersonaError(
+            f"{set_id} was drawn from {card.dataset} ({card.split}), not from {dataset.name} "
+            f"({dataset.split}): run `persona shard {card.dataset} --split {card.split} "
+            f"--triplets {set_id}`"
+        )
+    index = dataset.index()
+    check_index(card, index)
+    folder = folder or shards / set_id
+
+    def crops(alone: bool) -> tuple[Packed]:
+        split = _packed_split(dataset, shards, options.align, index)
+        if split is None and not alone:  # each machine would align the photos for itself
+            raise PersonaError(
+                f"triplets are copied from the packed split: run `persona shard {card.dataset} "
+                f"--split {card.split}` with the same alignment first"
+            )
+        only = np.unique(indices).tolist()
+        return (split or pack_photos(dataset, folder / CROPS, options, index=index, only=only),)
+
+    return Packing(
+        folder=folder,
+        plan={
+            "kind": "triplets",
+            "dataset": dataset.name,
+            "split": dataset.split,
+            "alignment": asdict(options.align),
+            "shard size": options.samples_per_shard(len(ROLES)),
+            "photos": card.index_sha256,
+            "triplets": card.indices_sha256,
+            "version": VERSION,
+        },
+        draft=Manifest(
+            name=folder.name,
+            kind="triplets",
+            dataset=dataset.name,
+            split=dataset.split,
+            align=options.align,
+            samples=0,
+            identities=0,
+            classes=index.classes,
+            shards=(),
+        ),
+        items=lambda start, stop: list(enumerate(indices[start:stop].tolist(), start)),
+        count=len(indices),
+        size=options.samples_per_shard(len(ROLES)),
+        unit="triplets",
+        build=TripletCopier,
+        arguments=crops,
+        copies=True,
+    )
+
+
+def _packed_split(
+    dataset: RawDataset, shards: Path, align: AlignSpec, index: Index
+) -> Packed | None:
+    """The split's own packed set, if its crops are the ones wanted."""
+    folder = shards / dataset.set_name
+    plan = folder / PLAN
+    if not ((folder / MANIFEST).is_file() and plan.is_file()):
+        return None
+    if read_json(plan, what="packing plan").get("photos") != index_digest(index):
+        return None
+    _, manifest = open_set(dataset.set_name, shards)
+    return Packed(folder, manifest, fresh=False) if manifest.align == align else None
+
+
+# --- 2. make ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -185,409 +408,6 @@ class PhotoPacker:
         return tar_sample(key_of(task.place), {"jpg": crop.jpeg, "json": encode_json(meta)})
 
 
-# --- 3. append -------------------------------------------------------------------------------
-
-
-class SetWriter:
-    """Appends chunks to shards and keeps the journal that a later run goes on from."""
-
-    def __init__(self, folder: Path, chunks_per_shard: Sequence[int]) -> None:
-        """`chunks_per_shard[s]`: how many chunks make shard `s`."""
-        self.folder = folder
-        self.chunks_per_shard = chunks_per_shard
-        self.done = 0
-        """Chunks appended, over all shards and runs."""
-        self.samples = 0
-        self.labels: set[int] = set()
-        self.skipped: list[Skipped] = []
-        self.shards: list[Shard] = []
-        self._chunks = 0  # of the open shard
-        self._shard_samples = 0
-        self._size = 0
-        self._digest = hashlib.sha256()
-        self._tar: IO[bytes] | None = None
-        self._replay()
-        self._journal = (folder / JOURNAL).open("ab")
-
-    def __enter__(self) -> SetWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._journal.close()
-        if self._tar is not None:
-            self._tar.close()
-
-    @property
-    def _name(self) -> str:
-        return f"{len(self.shards):06d}.tar"
-
-    def _replay(self) -> None:
-        """Takes up the journal of an interrupted run."""
-        path = self.folder / JOURNAL
-        kept = 0
-        for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
-            try:
-                entry = json.loads(line) if line.endswith(b"\n") else None
-            except json.JSONDecodeError:
-                entry = None
-            if entry is None or not self._apply(entry):
-                break
-            kept += len(line)
-        if path.exists():
-            os.truncate(path, kept)
-        self._reopen()
-
-    def _apply(self, entry: dict[str, Any]) -> bool:
-        """Counts one journal line; False if the disk does not hold what it says."""
-        if "finished" in entry:
-            shard = Shard(**entry["finished"])
-            path = self.folder / shard.name
-            if not path.is_file() or path.stat().st_size != shard.bytes:
-                return False
-            self._finish_counts(shard)
-            return True
-        for name in (self._name, f"{self._name}.partial"):
-            path = self.folder / name
-            if path.is_file() and path.stat().st_size >= entry["size"]:
-                break
-        else:
-            return False
-        skipped = tuple(Skipped(**photo) for photo in entry["skipped"])
-        self._count(entry["samples"], entry["labels"], skipped)
-        self._size = entry["size"]
-        return True
-
-    def _reopen(self) -> None:
-        """Cuts the open shard back to the journal's last line, hashing what stays."""
-        final, partial = self.folder / self._name, self.folder / f"{self._name}.partial"
-        if final.exists():  # killed between the rename and the journal line that tells of it
-            final.replace(partial)
-        if self._size and partial.exists():
-            os.truncate(partial, self._size)
-            self._digest = hashlib.sha256()
-            with partial.open("rb") as file:
-                while block := file.read(1 << 20):
-                    self._digest.update(block)
-
-    def _count(self, samples: int, labels: Iterable[int], skipped: tuple[Skipped, ...]) -> None:
-        self.done += 1
-        self._chunks += 1
-        self._shard_samples += samples
-        self.samples += samples
-        self.labels.update(labels)
-        self.skipped.extend(skipped)
-
-    def _finish_counts(self, shard: Shard) -> None:
-        self.shards.append(shard)
-        self._chunks = self._shard_samples = self._size = 0
-        self._digest = hashlib.sha256()
-
-    def append(self, chunk: Chunk) -> None:
-        """Appends a chunk, then says so in the journal; ends the shard when it is full."""
-        if self._tar is None:
-            mode = "ab" if self._size else "wb"
-            self._tar = (self.folder / f"{self._name}.partial").open(mode)
-        self._tar.write(chunk.data)
-        self._tar.flush()
-        self._digest.update(chunk.data)
-        self._size += len(chunk.data)
-        self._count(chunk.samples, chunk.identities, chunk.skipped)
-        self._log(
-            {
-                "size": self._size,
-                "samples": chunk.samples,
-                "labels": chunk.identities,
-                "skipped": [asdict(photo) for photo in chunk.skipped],
-            }
-        )
-        self.finish_full_shard()
-
-    def finish_full_shard(self) -> None:
-        """Ends the open shard if it has all its chunks (also called after a resume)."""
-        number = len(self.shards)
-        if number == len(self.chunks_per_shard) or self._chunks < self.chunks_per_shard[number]:
-            return
-        partial = self.folder / f"{self._name}.partial"
-        if self._tar is None:
-            self._tar = partial.open("ab")
-        end = tar_end(self._size)
-        self._tar.write(end)
-        self._tar.flush()
-        os.fsync(self._tar.fileno())
-        self._tar.close()
-        self._tar = None
-        self._digest.update(end)
-        shard = Shard(
-            self._name, self._shard_samples, self._size + len(end), self._digest.hexdigest()
-        )
-        partial.replace(self.folder / self._name)
-        self._log({"finished": asdict(shard)})
-        self._finish_counts(shard)
-
-    def _log(self, entry: dict[str, Any]) -> None:
-        self._journal.write(encode_json(entry) + b"\n")
-        self._journal.flush()
-
-
-def _check_skips(writer: SetWriter, photos: int, limit: float) -> None:
-    """Stops a run whose photos are mostly not faces, before it takes all day."""
-    skipped = len(writer.skipped)
-    if skipped > max(SKIPS_ALWAYS_ALLOWED, limit * photos):
-        last = writer.skipped[-1]
-        raise PersonaError(
-            f"{skipped} photos were skipped, more than {limit:.0%} of {photos}; the last is "
-            f"{last.source} ({last.reason}): is this the right --align? "
-            "--max-skipped 1 packs what there is"
-        )
-
-
-def _write_shards(
-    folder: Path,
-    shards: Sequence[Sequence[T]],
-    pack: Callable[[Iterable[Sequence[T]]], Iterator[Chunk]],
-    *,
-    title: str,
-    unit: str,
-    max_skipped: float,
-) -> SetWriter:
-    """Runs every chunk that the journal does not have yet."""
-    chunked = [cut(shard, CHUNK) for shard in shards]
-    flat = [chunk for shard in chunked for chunk in shard]
-    total = sum(map(len, flat))
-    with SetWriter(folder, [len(chunks) for chunks in chunked]) as writer:
-        writer.finish_full_shard()
-        behind = sum(map(len, flat[: writer.done]))
-        if behind:
-            log.info("going on after %d of %d %s", behind, total, unit)
-        with progress_bar(title, total=total, unit=unit, done=behind) as advance:
-            sizes = iter([len(chunk) for chunk in flat[writer.done :]])
-            for chunk in pack(flat[writer.done :]):
-                writer.append(chunk)
-                advance(next(sizes))
-                _check_skips(writer, total, max_skipped)
-        return writer
-
-
-def _claim(folder: Path, plan: dict[str, Any]) -> Manifest | None:
-    """Makes the folder this plan's: a finished set of the same plan, or an unfinished one, or new.
-
-    Raises:
-        PersonaError: it holds a set of another plan.
-    """
-    known = folder / PLAN
-    if known.is_file():
-        earlier = read_json(known, what="packing plan")
-        differing = sorted(k for k in plan if earlier.get(k) != plan[k])
-        if differing:
-            raise PersonaError(
-                f"{folder} holds a set packed with another {', '.join(differing)}: "
-                "remove that folder or name another one with --out"
-            )
-        if (folder / MANIFEST).is_file():
-            return read_manifest(folder)
-    elif (folder / MANIFEST).is_file():
-        raise PersonaError(
-            f"{folder} holds a set from elsewhere: remove that folder or name another with --out"
-        )
-    else:
-        write_json(known, plan)
-    return None
-
-
-def _finish(folder: Path, manifest: Manifest) -> Packed:
-    """Writes the manifest and clears what only an unfinished set needs."""
-    write_manifest(folder, manifest)
-    (folder / JOURNAL).unlink(missing_ok=True)
-    return Packed(folder, manifest, fresh=True)
-
-
-# --- 4. the two kinds of set -------------------------------------------------------------------
-
-
-def pack_photos(
-    dataset: RawDataset,
-    folder: Path,
-    options: PackOptions,
-    *,
-    index: Index | None = None,
-    only: Sequence[int] | None = None,
-) -> Packed:
-    """Aligns and packs a raw split into `folder`; run again, it goes on where it was.
-
-    Args:
-        dataset: an opened raw dataset.
-        folder: where the set goes; its name is the set's.
-        options: alignment, shard size, workers.
-        index: the dataset's index, if the caller has it.
-        only: places in the index to pack, rather than all; the pairs are then left out.
-
-    Raises:
-        PersonaError: nothing to pack, too many skips, or the folder holds something else.
-    """
-    index = index or dataset.index()
-    class_index = {identity: label for label, identity in enumerate(index.classes)}
-    if options.align.method == "boxes" and dataset.boxes() is None:
-        build_finder(options.align, None)  # raises: better now than in every worker
-    listed_pairs = dataset.pairs() if only is None else None
-    absent = set(index.missing) if only is None else set()
-    pairs: list[KeyPair] | None = None
-    if listed_pairs is not None:
-        pairs, unknown_photos = _key_pairs(index, listed_pairs, options.max_skipped)
-        absent |= unknown_photos
-    order = packing_order(index.photos)
-    if only is not None:
-        wanted = set(only)
-        order = [place for place in order if place in wanted]
-    plan = {
-        "kind": "photos",
-        "dataset": dataset.name,
-        "split": dataset.split,
-        "alignment": asdict(options.align),
-        "shard size": options.samples_per_shard(1),
-        "photos": index_digest(index),
-        "selection": hashlib.sha256(np.asarray(order, np.int64).tobytes()).hexdigest(),
-        "version": VERSION,
-    }
-    with folder_lock(folder, doing="packing into"):
-        finished = _claim(folder, plan)
-        if finished is not None:
-            return Packed(folder, finished, fresh=False)
-        tasks = [
-            PhotoTask(place, index.photos[place], class_index[index.photos[place].identity])
-            for place in order
-        ]
-        preload = ["facenet_pytorch"] if options.align.has_landmarks else []
-        packer = (dataset, options.align)
-        with worker_pool(PhotoPacker, packer, options.workers, preload=preload) as pack:
-            writer = _write_shards(
-                folder,
-                cut(tasks, options.samples_per_shard(1)),
-                pack,
-                title=f"packing {folder.name}",
-                unit="photos",
-                max_skipped=options.max_skipped,
-            )
-        if only is None and not writer.samples:
-            raise PersonaError(
-                f"{dataset.name} ({dataset.split}): none of {len(order)} photos could be packed; "
-                f"the first was skipped because: {writer.skipped[0].reason}"
-            )
-        missing = [Skipped(source, "listed, not on disk") for source in absent]
-        manifest = Manifest(
-            name=folder.name,
-            kind="photos",
-            dataset=dataset.name,
-            split=dataset.split,
-            align=options.align,
-            samples=writer.samples,
-            identities=len(writer.labels),
-            classes=index.classes,
-            shards=tuple(writer.shards),
-            skipped=tuple(sorted((*writer.skipped, *missing), key=lambda s: s.source)),
-            pairs=None if pairs is None else len(pairs),
-            pairs_sha256=None if pairs is None else write_pairs(folder, pairs),
-        )
-        return _finish(folder, manifest)
-
-
-def _key_pairs(index: Index, pairs: Sequence[Pair], limit: float) -> tuple[list[KeyPair], set[str]]:
-    """The pairs by key, and the sources they name that are no photo of the dataset.
-
-    Raises:
-        PersonaError: more than `limit` of the pairs name such a photo.
-    """
-    place_of = {photo.source: place for place, photo in enumerate(index.photos)}
-    keyed = [KeyPair(p.fold, p.same, place_of.get(p.a), place_of.get(p.b)) for p in pairs]
-    absent = {source for p in pairs for source in (p.a, p.b) if source not in place_of}
-    lost = sum(pair.a is None or pair.b is None for pair in keyed)
-    if lost > limit * len(pairs):
-        raise PersonaError(
-            f"{lost} of {len(pairs)} pairs name photos that are not there, the first is "
-            f"{min(absent)}: unpack the whole dataset, or mend its list of pairs"
-        )
-    return keyed, absent
-
-
-def pack_triplets(
-    dataset: RawDataset, set_id: str, shards: Path, options: PackOptions, folder: Path | None = None
-) -> Packed:
-    """Packs triplet set `set_id`: anchor, positive and negative in one sample.
-
-    The crops come from the packed split if it is there with the same alignment; else the photos
-    that the triplets name are aligned first, each once.
-
-    Raises:
-        PersonaError: unknown ID, another dataset, or raw photos that have changed.
-    """
-    card, indices = load_triplets(set_id, shards)
-    if (card.dataset, card.split) != (dataset.name, dataset.split):
-        raise PersonaError(
-            f"{set_id} was drawn from {card.dataset} ({card.split}), not from {dataset.name} "
-            f"({dataset.split}): run `persona shard {card.dataset} --split {card.split} "
-            f"--triplets {set_id}`"
-        )
-    index = dataset.index()
-    check_index(card, index)
-    folder = folder or shards / set_id
-    plan = {
-        "kind": "triplets",
-        "dataset": dataset.name,
-        "split": dataset.split,
-        "alignment": asdict(options.align),
-        "shard size": options.samples_per_shard(len(ROLES)),
-        "photos": card.index_sha256,
-        "triplets": card.indices_sha256,
-        "version": VERSION,
-    }
-    with folder_lock(folder, doing="packing into"):
-        finished = _claim(folder, plan)
-        if finished is not None:
-            return Packed(folder, finished, fresh=False)
-        crops = _packed_split(dataset, shards, options.align, index) or pack_photos(
-            dataset, folder / ".crops", options, index=index, only=np.unique(indices).tolist()
-        )
-        numbered = list(enumerate(indices.tolist()))
-        copier = TripletCopier(crops)
-        with copier:
-            writer = _write_shards(
-                folder,
-                cut(numbered, options.samples_per_shard(len(ROLES))),
-                lambda chunks: map(copier, chunks),
-                title=f"packing {folder.name}",
-                unit="triplets",
-                max_skipped=options.max_skipped,
-            )
-        manifest = Manifest(
-            name=folder.name,
-            kind="triplets",
-            dataset=dataset.name,
-            split=dataset.split,
-            align=options.align,
-            samples=writer.samples,
-            identities=len(writer.labels),
-            classes=index.classes,
-            shards=tuple(writer.shards),
-            skipped=tuple(writer.skipped),
-        )
-        packed = _finish(folder, manifest)
-    shutil.rmtree(folder / ".crops", ignore_errors=True)
-    return packed
-
-
-def _packed_split(
-    dataset: RawDataset, shards: Path, align: AlignSpec, index: Index
-) -> Packed | None:
-    """The split's own packed set, if its crops are the ones wanted."""
-    folder = shards / dataset.set_name
-    plan = folder / PLAN
-    if not ((folder / MANIFEST).is_file() and plan.is_file()):
-        return None
-    if read_json(plan, what="packing plan").get("photos") != index_digest(index):
-        return None
-    _, manifest = open_set(dataset.set_name, shards)
-    return Packed(folder, manifest, fresh=False) if manifest.align == align else None
-
-
 class TripletCopier:
     """Copies crops out of a packed set into triplet samples."""
 
@@ -598,13 +418,7 @@ class TripletCopier:
             crops.manifest.shard_path(crops.folder, n) for n in range(len(crops.manifest.shards))
         ]
         self._open: dict[int, IO[bytes]] = {}
-
-    def __enter__(self) -> TripletCopier:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for stream in self._open.values():
-            stream.close()
+        weakref.finalize(self, _close_all, self._open)
 
     def _read(self, name: str) -> bytes:
         member = self.members[name]
@@ -629,3 +443,248 @@ class TripletCopier:
             data.append(tar_sample(key_of(number), {**parts, "json": meta}))
             labels.update(meta["class"] for meta in metas.values())
         return Chunk(b"".join(data), len(data), tuple(sorted(labels)), tuple(skipped))
+
+
+def _close_all(files: dict[int, IO[bytes]]) -> None:
+    for file in files.values():
+        file.close()
+
+
+# --- 3. pack ---------------------------------------------------------------------------------
+
+
+def pack_photos(
+    dataset: RawDataset,
+    folder: Path,
+    options: PackOptions,
+    *,
+    index: Index | None = None,
+    only: Sequence[int] | None = None,
+) -> Packed:
+    """Aligns and packs a raw split into `folder`; run again, it goes on where it was.
+
+    Args:
+        dataset: an opened raw dataset.
+        folder: where the set goes; its name is the set's.
+        options: alignment, shard size, workers, engine.
+        index: the dataset's index, if the caller has it.
+        only: places in the index to pack, rather than all; the pairs are then left out.
+
+    Raises:
+        PersonaError: nothing to pack, too many skips, or the folder holds something else.
+    """
+    return pack_set(plan_photos(dataset, folder, options, index=index, only=only), options)
+
+
+def pack_triplets(
+    dataset: RawDataset, set_id: str, shards: Path, options: PackOptions, folder: Path | None = None
+) -> Packed:
+    """Packs triplet set `set_id`: anchor, positive and negative in one sample.
+
+    The crops come from the packed split if it is there with the same alignment; else the photos
+    that the triplets name are aligned first, each once.
+
+    Raises:
+        PersonaError: unknown ID, another dataset, or raw photos that have changed.
+    """
+    return pack_set(plan_triplets(dataset, set_id, shards, options, folder), options)
+
+
+def pack_set(packing: Packing, options: PackOptions) -> Packed:
+    """Packs what is not there yet, and merges."""
+    folder = packing.folder
+    with folder_lock(folder, doing="packing into"):
+        finished = _claim(packing, share=None)
+        if finished is not None:
+            return Packed(folder, finished, fresh=False)
+        alone = options.engine == "local"
+        _run(packing, options, range(packing.num_shards), alone=alone)
+        packed = merge_set(folder, may_be_empty=packing.may_be_empty)
+    shutil.rmtree(folder / CROPS, ignore_errors=True)
+    return packed
+
+
+def pack_share(packing: Packing, options: PackOptions, share: Share) -> PackedShare:
+    """Packs one share of a set and knows of no other: `merge_set` makes the set of them.
+
+    Raises:
+        PersonaError: as `pack_photos`; triplets of a split that is not packed.
+    """
+    _claim(packing, share)
+    mine = share.of_shards(packing.num_shards)
+    _run(packing, options, mine, alone=False)
+    return PackedShare(packing.folder, share, len(mine), packing.num_shards)
+
+
+def _claim(packing: Packing, share: Share | None) -> Manifest | None:
+    """Makes the folder this plan's: a finished set of the same plan, or an unfinished one, or new.
+
+    Raises:
+        PersonaError: it holds a set of another plan.
+    """
+    folder, plan = packing.folder, packing.plan
+    if (folder / PLAN).is_file():
+        differing = _differing(read_plan(folder), plan)
+        if differing:
+            raise PersonaError(
+                f"{folder} holds a set packed with another {differing}: "
+                "remove that folder or name another one with --out"
+            )
+        if (folder / MANIFEST).is_file():
+            return read_manifest(folder)
+    elif (folder / MANIFEST).is_file():
+        raise PersonaError(
+            f"{folder} holds a set from elsewhere: remove that folder or name another with --out"
+        )
+    else:
+        write_json(folder / PLAN, plan)
+    draft = {
+        "manifest": packing.draft,
+        "shards": packing.num_shards,
+        "tasks": share.of if share else None,
+    }
+    if packing.pairs is not None:
+        write_atomically(folder / PAIRS, packing.pairs)
+    write_json(folder / DRAFT, draft)
+    return None
+
+
+def _differing(earlier: Plan, plan: Plan) -> str:
+    """What sets two plans apart, in words."""
+    return ", ".join(sorted(name for name in plan if earlier.get(name) != plan[name]))
+
+
+def _run(packing: Packing, options: PackOptions, mine: range, *, alone: bool) -> None:
+    """Runs every shard of `mine` that is not there yet.
+
+    Raises:
+        PersonaError: too many photos were skipped.
+    """
+    todo = []
+    total = done = skipped = 0
+    for number in mine:
+        start, stop = packing.bounds(number)
+        total += stop - start
+        record = read_record(packing.folder, number)
+        if record is not None and record.plan == packing.plan:
+            done += stop - start
+            skipped += len(record.skipped)
+        else:
+            todo.append(number)
+    if done:
+        log.info("going on after %d of %d %s", done, total, packing.unit)
+    if not todo:
+        return
+    job = Job(
+        folder=packing.folder,
+        plan=packing.plan,
+        build=packing.build,
+        arguments=packing.arguments(alone),
+        chunk=CHUNK,
+        needs=(packing.folder / PLAN, *packing.needs),
+        preload=packing.preload,
+        copies=packing.copies,
+    )
+    tasks = (ShardTask(number, packing.items(*packing.bounds(number))) for number in todo)
+    title = f"packing {packing.folder.name}"
+    with progress_bar(title, total=total, unit=packing.unit, done=done) as advance:
+        for result in options.build_engine()(job, tasks):
+            advance(result.items)
+            skipped += len(result.skipped)
+            if result.skipped and skipped > max(SKIPS_ALWAYS_ALLOWED, options.max_skipped * total):
+                # Mostly not faces: better to stop now than after all day.
+                last = result.skipped[-1]
+                raise PersonaError(
+                    f"{skipped} photos were skipped, more than {options.max_skipped:.0%} of "
+                    f"{total}; the last is {last.source} ({last.reason}): is this the right "
+                    "--align? --max-skipped 1 packs what there is"
+                )
+
+
+# --- 4. merge --------------------------------------------------------------------------------
+
+
+def merge_set(folder: Path, *, may_be_empty: bool = False) -> Packed:
+    """Makes the manifest of a folder whose shards are all there.
+
+    Raises:
+        PersonaError: there is nothing to merge, shards are missing or of another plan, or no photo
+            could be packed.
+    """
+    if (folder / MANIFEST).is_file():
+        return Packed(folder, read_manifest(folder), fresh=False)
+    draft = read_json(folder / DRAFT, what="unfinished set")
+    manifest = parse_manifest(draft["manifest"], folder / DRAFT)
+    shards = _whole(folder, read_plan(folder), draft["shards"], draft["tasks"])
+    samples = sum(record.shard.samples for record in shards)
+    skipped = [photo for record in shards for photo in record.skipped]
+    if not samples and not may_be_empty:
+        raise PersonaError(
+            f"{manifest.dataset} ({manifest.split}): none of {len(skipped)} {manifest.kind} could "
+            f"be packed; the first was skipped because: {skipped[0].reason}"
+        )
+    if manifest.kind == "photos":
+        skipped = sorted((*skipped, *manifest.skipped), key=lambda photo: photo.source)
+    manifest = replace(
+        manifest,
+        name=folder.name,
+        samples=samples,
+        identities=len({label for record in shards for label in record.identities}),
+        shards=tuple(record.shard for record in shards),
+        skipped=tuple(skipped),
+    )
+    write_manifest(folder, manifest)
+    (folder / DRAFT).unlink()
+    clear_journals(folder, len(shards))
+    return Packed(folder, manifest, fresh=True)
+
+
+def find_unmerged(name: str, shards: Path) -> Path:
+    """The folder of a set that tasks have packed, by name, folder or dataset (its default split).
+
+    Raises:
+        PersonaError: there is none.
+    """
+    dataset = datasets().get(name.lower())
+    names = [name] if dataset is None else [name, f"{name.lower()}-{dataset.splits[0]}"]
+    for folder in (Path(name), *(shards / each for each in names)):
+        if (folder / PLAN).is_file():
+            return folder
+    known = sorted(path.parent.name for path in shards.glob(f"*/{DRAFT}"))
+    raise unknown("unmerged set", name, known, where=str(shards))
+
+
+def _whole(folder: Path, plan: Plan, num_shards: int, tasks: int | None) -> list[Record]:
+    """The records of all shards, in order.
+
+    Raises:
+        PersonaError: some are missing or of another plan, with what to run.
+    """
+    records = []
+    missing: list[int] = []
+    for number, record in iter_records(folder, num_shards):
+        if record is None:
+            missing.append(number)
+        elif differing := _differing(record.plan, plan):
+            raise PersonaError(
+                f"{folder / shard_name(number)} was packed with another {differing} than the set: "
+                f"remove it and run {_command([number], tasks)} again"
+            )
+        else:
+            records.append(record)
+    if missing:
+        named = ", ".join(map(shard_name, missing[:NAMED])) + (", …" if missing[NAMED:] else "")
+        raise PersonaError(
+            f"{folder} lacks {len(missing)} of {num_shards} shards ({named}): run "
+            f"{_command(missing, tasks)} again, then merge"
+        )
+    return records
+
+
+def _command(shards: Sequence[int], tasks: int | None) -> str:
+    """Which command makes these shards."""
+    if tasks is None:
+        return "the same `persona shard`"
+    shares = sorted({number % tasks + 1 for number in shards})
+    named = ", ".join(f"{share}/{tasks}" for share in shares[:NAMED])
+    return f"`persona shard` with --task {named}" + (", …" if shares[NAMED:] else "")

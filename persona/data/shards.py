@@ -19,14 +19,14 @@ import json
 import re
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from persona.data.align import AlignSpec
 from persona.data.triplets import CARD
 from persona.errors import PersonaError, unknown
-from persona.files import read_json, sha256_file, write_atomically, write_json
+from persona.files import read_json, sha256_file, write_json
 
 MANIFEST = "manifest.json"
 PAIRS = "pairs.csv"
@@ -52,7 +52,7 @@ class Shard:
     sha256: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Skipped:
     """A photo that was not packed, and why."""
 
@@ -126,7 +126,7 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes the manifest: the set exists from this moment on."""
-    write_json(folder / MANIFEST, asdict(manifest))
+    write_json(folder / MANIFEST, manifest)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -136,7 +136,11 @@ def read_manifest(folder: Path) -> Manifest:
         PersonaError: missing, damaged, of another version, or naming files outside its folder.
     """
     path = folder / MANIFEST
-    value = read_json(path, what="manifest")
+    return parse_manifest(read_json(path, what="manifest"), path)
+
+
+def parse_manifest(value: Any, path: Path) -> Manifest:
+    """The manifest that JSON `value`, read from `path`, stands for; raises as `read_manifest`."""
     version = value.get("version") if isinstance(value, dict) else None
     if version != VERSION:
         raise PersonaError(
@@ -316,16 +320,15 @@ def index_members(folder: Path, manifest: Manifest) -> dict[str, Member]:
     return members
 
 
-def write_pairs(folder: Path, pairs: list[KeyPair]) -> str:
-    """Writes `pairs.csv` and returns its SHA-256."""
+def encode_pairs(pairs: list[KeyPair]) -> bytes:
+    """What `pairs.csv` holds."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["fold", "same", "a", "b"])
     for pair in pairs:
         keys = ("" if key is None else key_of(key) for key in (pair.a, pair.b))
         writer.writerow([pair.fold, int(pair.same), *keys])
-    write_atomically(folder / PAIRS, buffer.getvalue().encode())
-    return sha256_file(folder / PAIRS)
+    return buffer.getvalue().encode()
 
 
 def read_pairs(folder: Path, manifest: Manifest) -> list[KeyPair]:

@@ -17,14 +17,15 @@ import webdataset
 from conftest import NO_ALIGN, SIZE_PX, jpeg, write_lfw, write_vggface2
 from PIL import Image
 
-from persona.data import pack
+from persona.data import journal, pack
 from persona.data.align import AlignSpec
+from persona.data.journal import Chunk, ShardWriter
 from persona.data.pack import Packed, PackOptions, pack_photos, pack_triplets
 from persona.data.raw import open_dataset
 from persona.data.shards import open_set, read_manifest, read_pairs, verify_set
 from persona.data.triplets import make_triplets
 from persona.errors import PersonaError
-from persona.files import folder_lock
+from persona.files import folder_lock, write_atomically
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -92,25 +93,23 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(
         """Stands for a kill: nothing is cleaned up after it."""
 
     folder = tmp_path / "cut" / "s"
-    append, count = pack.SetWriter.append, 0
+    append, count = ShardWriter.append, 0
 
-    def dying(self: pack.SetWriter, chunk: pack.Chunk) -> None:
+    def dying(self: ShardWriter, chunk: Chunk, items: int) -> None:
         nonlocal count
         if count == stop_after:
             # Half a chunk reached the disk, and half a journal line.
-            with (folder / f"{self._name}.partial").open("ab") as tar:
-                tar.write(chunk.data[:700])
-            with (folder / pack.JOURNAL).open("ab") as journal:
-                journal.write(b'{"size": 99')
+            self._tar.write(chunk.data[:700])
+            self._journal.write(b'{"size": 99')
             raise Stop
         count += 1
-        append(self, chunk)
+        append(self, chunk, items)
 
-    monkeypatch.setattr(pack.SetWriter, "append", dying)
+    monkeypatch.setattr(ShardWriter, "append", dying)
     with pytest.raises(Stop):
         pack_photos(dataset, folder, NO_ALIGN)
     assert not (folder / "manifest.json").exists()
-    monkeypatch.setattr(pack.SetWriter, "append", append)
+    monkeypatch.setattr(ShardWriter, "append", append)
     done = []
     work = pack.PhotoPacker.__call__
 
@@ -124,22 +123,21 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(
     assert len(done) == 9 - stop_after  # 30 photos are 4 shards of 2 chunks and one of 1
 
 
-def test_killed_between_rename_and_journal(raw: Path, tmp_path: Path) -> None:
+def test_killed_between_record_and_rename(raw: Path, tmp_path: Path) -> None:
     dataset = open_dataset("vggface2", raw)
     whole = pack_photos(dataset, tmp_path / "whole" / "s", NO_ALIGN)
     folder = tmp_path / "cut" / "s"
-    log = pack.SetWriter._log
 
-    def dying(self: pack.SetWriter, entry) -> None:
-        if "finished" in entry and entry["finished"]["name"] == "000002.tar":
+    def dying(path: Path, data: bytes) -> None:
+        write_atomically(path, data)
+        if path.name == ".000002.json":
             raise KeyboardInterrupt
-        log(self, entry)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pack.SetWriter, "_log", dying)
+        patch.setattr(journal, "write_atomically", dying)
         with pytest.raises(KeyboardInterrupt):
             pack_photos(dataset, folder, NO_ALIGN)
-    assert (folder / "000002.tar").exists()
+    assert (folder / ".000002.json").exists() and not (folder / "000002.tar").exists()
     pack_photos(dataset, folder, NO_ALIGN)
     assert contents(folder) == contents(whole.folder)
 
@@ -148,22 +146,22 @@ def test_sigkill_of_the_real_command(tmp_path: Path) -> None:
     """Kills `persona shard` with its workers at work, runs it again, compares the bytes."""
     write_vggface2(tmp_path, identities=60, photos=30, size_px=200)
     command = [sys.executable, "-m", "persona", "shard", "vggface2", "--align", "none"]
-    command += ["--raw", str(tmp_path), "--shard-size", "500", "--workers", "2", "--shards"]
+    command += ["--raw", str(tmp_path), "--shard-size", "2000", "--workers", "2", "--shards"]
     subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
     process = subprocess.Popen(
         [*command, str(tmp_path / "cut")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    journal = tmp_path / "cut" / "vggface2-train" / pack.JOURNAL
+    folder = tmp_path / "cut" / "vggface2-train"
     deadline = time.monotonic() + 60
-    while not (journal.exists() and journal.read_bytes().count(b"\n") >= 5):
+    while sum(path.read_bytes().count(b"\n") for path in folder.glob(".*.jsonl")) < 5:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (journal.parent / "manifest.json").exists()
+    assert not (folder / "manifest.json").exists()
     again = subprocess.run([*command, str(tmp_path / "cut")], check=True, capture_output=True)
-    assert b"going on after" in again.stderr
-    assert contents(journal.parent) == contents(tmp_path / "whole" / "vggface2-train")
+    assert b"going on in 000000.tar after" in again.stderr
+    assert contents(folder) == contents(tmp_path / "whole" / "vggface2-train")
 
 
 def test_a_second_run_into_the_same_folder_is_refused(raw: Path, tmp_path: Path) -> None:
@@ -341,16 +339,16 @@ def test_a_full_disk_loses_nothing(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = open_dataset("vggface2", raw)
-    append, calls = pack.SetWriter.append, 0
+    append, calls = ShardWriter.append, 0
 
-    def full(self: pack.SetWriter, chunk: pack.Chunk) -> None:
+    def full(self: ShardWriter, chunk: Chunk, items: int) -> None:
         nonlocal calls
         calls += 1
         if calls == 3:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "000002.tar.partial")
-        append(self, chunk)
+        append(self, chunk, items)
 
-    monkeypatch.setattr(pack.SetWriter, "append", full)
+    monkeypatch.setattr(ShardWriter, "append", full)
     with pytest.raises(OSError, match="No space left"):
         pack_photos(dataset, tmp_path / "s", NO_ALIGN)
     manifest = pack_photos(dataset, tmp_path / "s", NO_ALIGN).manifest

@@ -1,0 +1,232 @@
+"""One shard on its way to disk, on any machine.
+
+1. take up: what a killed process of this host left of the shard goes on where its journal ends
+2. append: a chunk goes to `000003.tar.<host>-<pid>.partial`, then a line to the journal beside it
+3. finish: a record of the shard, `.000003.json`, then the tar is renamed into place
+
+A shard is there if its tar is, as its record says. Names hold host and process, and equal tasks
+make equal bytes: two machines that write one shard leave one whole shard, whoever is last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import glob
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from persona.data.shards import Shard, Skipped, encode_json, tar_end
+from persona.files import process_name, read_json, write_atomically
+
+PLAN = ".packing.json"
+"""What a folder is packed by; every record holds it too."""
+
+Plan = dict[str, Any]
+"""Plain JSON values: two shards of equal plans belong to one set."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What a worker made of its samples."""
+
+    data: bytes
+    samples: int
+    identities: tuple[int, ...]
+    skipped: tuple[Skipped, ...]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a shard that is there."""
+
+    shard: Shard
+    identities: tuple[int, ...]
+    """Labels in it, sorted."""
+    skipped: tuple[Skipped, ...]
+    plan: Plan
+
+
+def shard_name(number: int) -> str:
+    """The file of shard `number`."""
+    return f"{number:06d}.tar"
+
+
+def _record_path(folder: Path, number: int) -> Path:
+    return folder / f".{number:06d}.json"
+
+
+def read_record(folder: Path, number: int) -> Record | None:
+    """The record of a shard; None where it, or the tar as it says, is not there."""
+    try:
+        value = json.loads(_record_path(folder, number).read_bytes())
+        record = Record(
+            Shard(**value["shard"]),
+            tuple(value["identities"]),
+            tuple(Skipped(**photo) for photo in value["skipped"]),
+            dict(value["plan"]),
+        )
+        size = (folder / shard_name(number)).stat().st_size
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record if (record.shard.name, record.shard.bytes) == (shard_name(number), size) else None
+
+
+def clear_journals(folder: Path, num_shards: int) -> None:
+    """Removes what only an unfinished set needs."""
+    for number in range(num_shards):
+        _record_path(folder, number).unlink(missing_ok=True)
+    for pattern in ("[0-9]*.tar.*.partial", ".[0-9]*.tar.*.jsonl"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+class ShardWriter:
+    """Writes one shard; made again after a kill, it has what the journal tells of."""
+
+    def __init__(self, folder: Path, number: int, plan: Plan) -> None:
+        self.folder = folder
+        self.number = number
+        self.plan = plan
+        self.items = 0
+        """Of the task, packed or skipped so far."""
+        self.samples = 0
+        self.identities: set[int] = set()
+        self.skipped: list[Skipped] = []
+        self._size = 0
+        self._digest = hashlib.sha256()
+        self._path = folder / f"{shard_name(number)}.{process_name()}.partial"
+        self._tar = self._take_up() or self._path.open("w+b")
+        _lock(self._tar)
+        self._journal = _journal_of(self._path).open("ab" if self._size else "wb")
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the files; an unfinished shard can be taken up from now on."""
+        self._tar.close()
+        self._journal.close()
+
+    def _take_up(self) -> IO[bytes] | None:
+        """A partial shard of this host that no living process holds, under this one's name.
+
+        Another host's are left alone: whether their process lives cannot be told from here.
+        """
+        pattern = f"{shard_name(self.number)}.{glob.escape(socket.gethostname())}-*.partial"
+        for found in sorted(self.folder.glob(pattern)):
+            with contextlib.suppress(FileNotFoundError):  # another took it up first
+                file = found.open("r+b")
+                if _lock(file):
+                    with contextlib.suppress(FileNotFoundError):
+                        _journal_of(found).replace(_journal_of(self._path))
+                        found.replace(self._path)
+                        self._replay(file)
+                        return file
+                file.close()
+        return None
+
+    def _replay(self, file: IO[bytes]) -> None:
+        """Cuts file and journal back to the last line that both bear out."""
+        held = os.fstat(file.fileno()).st_size
+        path = _journal_of(self._path)
+        kept = 0
+        for line in path.read_bytes().splitlines(keepends=True):
+            try:
+                entry = json.loads(line) if line.endswith(b"\n") else None
+            except json.JSONDecodeError:
+                entry = None
+            if entry is None or entry["size"] > held:
+                break
+            skipped = [Skipped(**photo) for photo in entry["skipped"]]
+            self._count(entry["items"], entry["samples"], entry["identities"], skipped)
+            self._size = entry["size"]
+            kept += len(line)
+        os.truncate(path, kept)
+        file.truncate(self._size)
+        file.seek(0)
+        while block := file.read(1 << 20):
+            self._digest.update(block)
+
+    def _count(
+        self, items: int, samples: int, identities: Iterable[int], skipped: Iterable[Skipped]
+    ) -> None:
+        self.items += items
+        self.samples += samples
+        self.identities.update(identities)
+        self.skipped.extend(skipped)
+
+    def append(self, chunk: Chunk, items: int) -> None:
+        """Appends what came of the next `items` of the task, then says so in the journal."""
+        self._tar.write(chunk.data)
+        self._tar.flush()
+        self._digest.update(chunk.data)
+        self._size += len(chunk.data)
+        self._count(items, chunk.samples, chunk.identities, chunk.skipped)
+        entry = {
+            "size": self._size,
+            "items": items,
+            "samples": chunk.samples,
+            "identities": chunk.identities,
+            "skipped": [asdict(photo) for photo in chunk.skipped],
+        }
+        self._journal.write(encode_json(entry) + b"\n")
+        self._journal.flush()
+
+    def finish(self) -> Record:
+        """Ends the tar and puts it in place."""
+        end = tar_end(self._size)
+        self._tar.write(end)
+        self._tar.flush()
+        os.fsync(self._tar.fileno())
+        self._digest.update(end)
+        name = shard_name(self.number)
+        shard = Shard(name, self.samples, self._size + len(end), self._digest.hexdigest())
+        record = Record(shard, tuple(sorted(self.identities)), tuple(self.skipped), self.plan)
+        write_atomically(_record_path(self.folder, self.number), encode_json(asdict(record)))
+        try:
+            self._path.replace(self.folder / name)
+        except FileNotFoundError:
+            # Another machine had packed this shard as well, and the set was merged meanwhile.
+            if not (self.folder / name).is_file():
+                raise
+        self.close()
+        _journal_of(self._path).unlink(missing_ok=True)
+        return record
+
+
+def iter_records(folder: Path, num_shards: int) -> Iterator[tuple[int, Record | None]]:
+    """Every shard's record in order; None where the shard is not there."""
+    for number in range(num_shards):
+        yield number, read_record(folder, number)
+
+
+def read_plan(folder: Path) -> Plan:
+    """The plan of a folder.
+
+    Raises:
+        PersonaError: there is none, or it is damaged.
+    """
+    return dict(read_json(folder / PLAN, what="packing plan"))
+
+
+def _journal_of(partial: Path) -> Path:
+    return partial.with_name(f".{partial.name.removesuffix('.partial')}.jsonl")
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Marks a file as held by this process; False: another does, or locks are not to be had."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

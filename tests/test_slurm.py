@@ -1,0 +1,112 @@
+"""The Slurm templates, with stand-ins for Slurm that run what would be submitted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import NO_ALIGN
+from helpers import environment
+
+from persona.data.pack import pack_photos
+from persona.data.raw import open_dataset
+
+SCRIPTS = Path(__file__).parents[1] / "scripts" / "slurm"
+
+# `sbatch --array=1-N SCRIPT …` runs the tasks last to first, `--wrap=COMMAND` runs the command.
+SBATCH = """
+for argument in "$@"; do case "$argument" in
+    --array=*) range=${argument#--array=} ;;
+    --wrap=*) bash -euc "${argument#--wrap=}" >&2 ;;
+esac; done
+if [ -n "${range:-}" ]; then
+    while [[ "${1:-}" == --* ]]; do shift; done
+    for task in $(seq "${range#*-}" -1 "${range%-*}"); do
+        SLURM_ARRAY_TASK_ID=$task SLURM_CPUS_PER_TASK=1 bash "$@" >&2
+    done
+fi
+echo 77
+"""
+SRUN = """
+shift
+for node in 0 1; do SLURM_NODEID=$node "$@"; done
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A project folder whose environment holds the stand-ins."""
+    bin_ = tmp_path / "project" / ".venv" / "bin"
+    bin_.mkdir(parents=True)
+    (bin_ / "activate").write_text(f"export PATH={bin_}:$PATH\n")
+    dump = f'exec {sys.executable} -c "import json, sys; print(json.dumps(sys.argv[1:]))" "$@"'
+    for name, body in {
+        "persona": f'exec {sys.executable} -m persona "$@"',
+        "sbatch": SBATCH,
+        "srun": SRUN,
+        "scontrol": "printf '%s\\n' first second",
+        "accelerate": dump,
+    }.items():
+        (bin_ / name).write_text(f"#!/usr/bin/env bash\nset -eu\n{body}\n")
+        (bin_ / name).chmod(0o755)
+    return tmp_path / "project"
+
+
+def run(script: str, *arguments: str, folder: Path, **more: str) -> str:
+    path = f"{folder / '.venv' / 'bin'}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", str(SCRIPTS / script), *arguments],
+        cwd=folder,
+        env=environment(folder, PATH=path, **more),
+        text=True,
+        check=True,
+        stdout=subprocess.PIPE,
+    ).stdout
+
+
+@pytest.mark.parametrize("path", sorted(SCRIPTS.iterdir()), ids=lambda path: path.name)
+def test_templates_parse(path: Path) -> None:
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    assert os.access(path, os.X_OK)
+
+
+def test_an_array_of_tasks_and_its_merge_make_the_set(raw: Path, folder: Path) -> None:
+    packed = pack_photos(open_dataset("vggface2", raw), folder / "local" / "s", NO_ALIGN)
+    options = ["--align", "none", "--image-size", "32", "--margin", "0", "--shard-size", "7"]
+    options += ["--raw", str(raw)]
+    out = run("shard.sbatch", "2", "vggface2-train", "vggface2", *options, folder=folder)
+    assert out == "packing: job 77, then merging: job 77\n"
+    made = folder / "shards" / "vggface2-train"
+    assert sorted(p.name for p in made.glob("*.tar")) == [s.name for s in packed.manifest.shards]
+    for shard in packed.manifest.shards:
+        assert (made / shard.name).read_bytes() == (packed.folder / shard.name).read_bytes()
+    assert (made / "manifest.json").is_file()
+
+
+def test_every_node_is_launched_with_its_rank(folder: Path) -> None:
+    out = run(
+        "distill.sbatch",
+        "mobilenet_v3_large",
+        "--name",
+        "two words",
+        folder=folder,
+        SLURM_GPUS_ON_NODE="4",
+        SLURM_JOB_NODELIST="n[1-2]",
+        SLURM_NNODES="2",
+        SLURM_JOB_ID="123456",
+    )
+    from accelerate.commands.launch import launch_command_parser
+
+    launches = [
+        launch_command_parser().parse_args(json.loads(line)[1:]) for line in out.splitlines()
+    ]
+    assert [launch.machine_rank for launch in launches] == [0, 1]
+    for launch in launches:
+        assert (launch.num_machines, launch.num_processes) == (2, 8)
+        assert (launch.main_process_ip, launch.main_process_port) == ("first", 23456)
+        assert (launch.module, launch.training_script) == (True, "persona.distill")
+        assert launch.training_script_args == ["mobilenet_v3_large", "--name", "two words"]
