@@ -13,6 +13,7 @@ every shard is then a fair sample of the set, which training needs from its shuf
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -25,7 +26,8 @@ from typing import IO, Any, TypeVar
 
 import numpy as np
 
-from persona.data.align import AlignSpec, FaceFinder, align_photo, build_finder
+from persona.data.align import AlignSpec, Box, Crop, RawPhoto, build_aligner
+from persona.data.align.boxes import read_boxes
 from persona.data.raw.base import Index, Pair, Photo, RawDataset
 from persona.data.shards import (
     MANIFEST,
@@ -46,7 +48,7 @@ from persona.data.shards import (
     write_pairs,
 )
 from persona.data.triplets import ROLES, check_index, index_digest, load_triplets
-from persona.errors import PersonaError, SkipPhoto
+from persona.errors import PersonaError, SkipPhoto, unknown
 from persona.files import folder_lock, read_json, write_json
 from persona.progress import progress_bar
 from persona.workers import worker_pool
@@ -56,11 +58,12 @@ log = logging.getLogger(__name__)
 PLAN = ".packing.json"
 JOURNAL = ".packing.jsonl"
 CHUNK = 64
-"""Photos a task: a second or two of MTCNN, which is what a kill can lose a worker."""
+"""Photos a task: a second of MTCNN, which is what a kill can lose a worker."""
 BYTES_PER_SHARD = 100_000_000
 BYTES_PER_PIXEL = 0.4
 """Of a face crop as JPEG at quality 95 (measured: 0.3 to 0.45)."""
 SKIPS_ALWAYS_ALLOWED = 20
+DEVICES = ("auto", "cpu", "cuda")
 
 T = TypeVar("T")
 
@@ -76,6 +79,10 @@ class PackOptions:
     """Processes; 0 works in this one."""
     max_skipped: float = 0.5
     """Share of photos that may be skipped before packing stops."""
+    boxes: Path | None = None
+    """CSV of face boxes; None: the dataset's own."""
+    device: str = "auto"
+    """Where faces are detected: auto, cpu or cuda."""
 
     def __post_init__(self) -> None:
         if self.workers < 0:
@@ -84,6 +91,10 @@ class PackOptions:
             raise PersonaError(f"shard size {self.shard_size}: choose 1 to 10,000,000 samples")
         if not 0 <= self.max_skipped <= 1:
             raise PersonaError(f"skip limit {self.max_skipped}: choose a share from 0 to 1")
+        if self.boxes is not None and self.align.method != "boxes":
+            raise PersonaError(f"--boxes goes with --align boxes, not with {self.align.method}")
+        if self.device not in DEVICES:
+            raise unknown("device", self.device, DEVICES)
 
     def samples_per_shard(self, photos_per_sample: int) -> int:
         """`shard_size`, or what makes about 100 MB."""
@@ -132,57 +143,56 @@ def cut(items: Sequence[T], size: int) -> list[Sequence[T]]:
 
 @dataclass(frozen=True)
 class PhotoTask:
-    """One photo to align: its key, itself, its class index."""
+    """One photo to align: its key, itself, its class index, its face box if that is known."""
 
     place: int
     photo: Photo
     label: int
+    box: Box | None = None
 
 
 class PhotoPacker:
     """Aligns chunks of photos; built once in every worker."""
 
-    def __init__(self, dataset: RawDataset, spec: AlignSpec) -> None:
+    def __init__(self, dataset: RawDataset, spec: AlignSpec, device: str = "auto") -> None:
         self.dataset = dataset
-        self.spec = spec
-        self.find: FaceFinder = build_finder(
-            spec, dataset.boxes() if spec.method == "boxes" else None
-        )
+        self.align = build_aligner(spec, device)
 
     def __call__(self, tasks: Sequence[PhotoTask]) -> Chunk:
         """Turns photos into the tar bytes of their samples."""
         data: list[bytes] = []
         labels: set[int] = set()
         skipped = []
-        for task in tasks:
-            try:
-                sample = self._sample(task)
-            except SkipPhoto as reason:
-                skipped.append(Skipped(task.photo.source, str(reason)))
+        photos = (RawPhoto(functools.partial(self._read, task.photo), task.box) for task in tasks)
+        for task, crop in zip(tasks, self.align(photos), strict=True):
+            if isinstance(crop, SkipPhoto):
+                skipped.append(Skipped(task.photo.source, str(crop)))
                 continue
-            data.append(sample)
+            data.append(_sample(task, crop))
             labels.add(task.label)
         return Chunk(b"".join(data), len(data), tuple(sorted(labels)), tuple(skipped))
 
-    def _sample(self, task: PhotoTask) -> bytes:
-        source = task.photo.source
+    def _read(self, photo: Photo) -> bytes:
         try:
-            raw = self.dataset.read(task.photo)
+            return self.dataset.read(photo)
         except OSError as error:
             raise SkipPhoto(f"unreadable: {error.strerror}") from None
-        crop = align_photo(raw, source, self.find, self.spec)
-        face, points = crop.face, crop.landmarks_62
-        probability = None if face is None else face.probability
-        meta = {
-            "key": key_of(task.place),
-            "identity": task.photo.identity,
-            "class": task.label,
-            "source": source,
-            "box": None if face is None else [round(edge, 2) for edge in face.box],
-            "probability": None if probability is None else round(probability, 6),
-            "landmarks": None if points is None else points.round(4).tolist(),
-        }
-        return tar_sample(key_of(task.place), {"jpg": crop.jpeg, "json": encode_json(meta)})
+
+
+def _sample(task: PhotoTask, crop: Crop) -> bytes:
+    """The tar bytes of a crop and what is known of it."""
+    face, points = crop.face, crop.landmarks_62
+    probability = None if face is None else face.probability
+    meta = {
+        "key": key_of(task.place),
+        "identity": task.photo.identity,
+        "class": task.label,
+        "source": task.photo.source,
+        "box": None if face is None else [round(edge, 2) for edge in face.box],
+        "probability": None if probability is None else round(probability, 6),
+        "landmarks": None if points is None else points.round(4).tolist(),
+    }
+    return tar_sample(key_of(task.place), {"jpg": crop.jpeg, "json": encode_json(meta)})
 
 
 # --- 3. append -------------------------------------------------------------------------------
@@ -426,10 +436,10 @@ def pack_photos(
     """
     index = index or dataset.index()
     class_index = {identity: label for label, identity in enumerate(index.classes)}
-    if options.align.method == "boxes" and dataset.boxes() is None:
-        build_finder(options.align, None)  # raises: better now than in every worker
+    boxes, boxes_digest = _face_boxes(dataset, options)
     listed_pairs = dataset.pairs() if only is None else None
     absent = set(index.missing) if only is None else set()
+    skipped = _boxes_without_photo(index, boxes, options) if only is None else []
     pairs: list[KeyPair] | None = None
     if listed_pairs is not None:
         pairs, unknown_photos = _key_pairs(index, listed_pairs, options.max_skipped)
@@ -443,6 +453,7 @@ def pack_photos(
         "dataset": dataset.name,
         "split": dataset.split,
         "alignment": asdict(options.align),
+        "boxes": boxes_digest,
         "shard size": options.samples_per_shard(1),
         "photos": index_digest(index),
         "selection": hashlib.sha256(np.asarray(order, np.int64).tobytes()).hexdigest(),
@@ -453,11 +464,16 @@ def pack_photos(
         if finished is not None:
             return Packed(folder, finished, fresh=False)
         tasks = [
-            PhotoTask(place, index.photos[place], class_index[index.photos[place].identity])
+            PhotoTask(
+                place,
+                index.photos[place],
+                class_index[index.photos[place].identity],
+                boxes.get(index.photos[place].source),
+            )
             for place in order
         ]
         preload = ["facenet_pytorch"] if options.align.has_landmarks else []
-        packer = (dataset, options.align)
+        packer = (dataset, options.align, options.device)
         with worker_pool(PhotoPacker, packer, options.workers, preload=preload) as pack:
             writer = _write_shards(
                 folder,
@@ -472,7 +488,7 @@ def pack_photos(
                 f"{dataset.name} ({dataset.split}): none of {len(order)} photos could be packed; "
                 f"the first was skipped because: {writer.skipped[0].reason}"
             )
-        missing = [Skipped(source, "listed, not on disk") for source in absent]
+        skipped += [Skipped(source, "listed, not on disk") for source in absent]
         manifest = Manifest(
             name=folder.name,
             kind="photos",
@@ -483,11 +499,55 @@ def pack_photos(
             identities=len(writer.labels),
             classes=index.classes,
             shards=tuple(writer.shards),
-            skipped=tuple(sorted((*writer.skipped, *missing), key=lambda s: s.source)),
+            skipped=tuple(sorted((*writer.skipped, *skipped), key=lambda s: s.source)),
             pairs=None if pairs is None else len(pairs),
             pairs_sha256=None if pairs is None else write_pairs(folder, pairs),
         )
         return _finish(folder, manifest)
+
+
+def _face_boxes(dataset: RawDataset, options: PackOptions) -> tuple[dict[str, Box], str | None]:
+    """Source to face box, and a digest of them all; neither where boxes are not used.
+
+    Raises:
+        PersonaError: there are none, or their file is wrong.
+    """
+    if options.align.method != "boxes":
+        return {}, None
+    boxes = dataset.boxes() if options.boxes is None else read_boxes(options.boxes)
+    if boxes is None:
+        raise PersonaError(
+            f"{dataset.name} has no face boxes of its own: name a CSV of them with --boxes, or "
+            "choose --align mtcnn"
+        )
+    digest = hashlib.sha256()
+    for source in sorted(boxes):
+        digest.update(encode_json([source, *boxes[source]]))
+    return boxes, digest.hexdigest()
+
+
+def _boxes_without_photo(
+    index: Index, boxes: dict[str, Box], options: PackOptions
+) -> list[Skipped]:
+    """Boxes for photos that are not there.
+
+    A dataset's own file names all of it: of that, only folders that are on disk count.
+
+    Raises:
+        PersonaError: they are more than `max_skipped` of the boxes.
+    """
+    absent = set(boxes).difference(photo.source for photo in index.photos)
+    if options.boxes is None:
+        folders = {photo.source.rpartition("/")[0] for photo in index.photos}
+        absent = {source for source in absent if source.rpartition("/")[0] in folders}
+        absent.difference_update(index.missing)  # counted already
+    elif len(absent) > options.max_skipped * len(boxes):
+        raise PersonaError(
+            f"{options.boxes}: {len(absent)} of {len(boxes)} boxes are of photos that are not "
+            f"there, the first is {min(absent)}: a source is a path below the dataset's folder, "
+            f"like {index.photos[0].source}. --max-skipped 1 packs what there is"
+        )
+    return [Skipped(source, "it has a box, but is not there") for source in absent]
 
 
 def _key_pairs(index: Index, pairs: Sequence[Pair], limit: float) -> tuple[list[KeyPair], set[str]]:
@@ -529,11 +589,13 @@ def pack_triplets(
     index = dataset.index()
     check_index(card, index)
     folder = folder or shards / set_id
+    _, boxes_digest = _face_boxes(dataset, options)
     plan = {
         "kind": "triplets",
         "dataset": dataset.name,
         "split": dataset.split,
         "alignment": asdict(options.align),
+        "boxes": boxes_digest,
         "shard size": options.samples_per_shard(len(ROLES)),
         "photos": card.index_sha256,
         "triplets": card.indices_sha256,
@@ -543,7 +605,7 @@ def pack_triplets(
         finished = _claim(folder, plan)
         if finished is not None:
             return Packed(folder, finished, fresh=False)
-        crops = _packed_split(dataset, shards, options.align, index) or pack_photos(
+        crops = _packed_split(dataset, shards, options.align, index, boxes_digest) or pack_photos(
             dataset, folder / ".crops", options, index=index, only=np.unique(indices).tolist()
         )
         numbered = list(enumerate(indices.tolist()))
@@ -575,14 +637,15 @@ def pack_triplets(
 
 
 def _packed_split(
-    dataset: RawDataset, shards: Path, align: AlignSpec, index: Index
+    dataset: RawDataset, shards: Path, align: AlignSpec, index: Index, boxes_digest: str | None
 ) -> Packed | None:
     """The split's own packed set, if its crops are the ones wanted."""
     folder = shards / dataset.set_name
     plan = folder / PLAN
     if not ((folder / MANIFEST).is_file() and plan.is_file()):
         return None
-    if read_json(plan, what="packing plan").get("photos") != index_digest(index):
+    earlier = read_json(plan, what="packing plan")
+    if (earlier.get("photos"), earlier.get("boxes")) != (index_digest(index), boxes_digest):
         return None
     _, manifest = open_set(dataset.set_name, shards)
     return Packed(folder, manifest, fresh=False) if manifest.align == align else None
