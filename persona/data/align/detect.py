@@ -135,7 +135,7 @@ class Mtcnn:
         import torch
 
         with torch.inference_mode():
-            return self._detect(photos)
+            return self._detect(photos) if photos else []
 
     def _detect(self, photos: Sequence[Array]) -> list[Face | None]:
         sums = _AreaSums(photos, self.device)
@@ -240,9 +240,7 @@ class _AreaSums:
         corners = [(height + 1) * (width + 1) for height, width in self.sizes]
         self._starts = np.cumsum([0, *corners])
         # int32 may overflow in large photos; the difference of two sums is right all the same.
-        self._sums_P3 = torch.zeros(
-            int(self._starts[-1]), 3, dtype=torch.int32, device=device
-        )
+        self._sums_P3 = torch.zeros(int(self._starts[-1]), 3, dtype=torch.int32, device=device)
         for number, photo in enumerate(photos):
             pixels = torch.from_numpy(np.array(photo)).to(device)
             inner = self._photo(number)[1:, 1:]
@@ -280,8 +278,8 @@ class _AreaSums:
         sums -= self._at(below + before)
         sums -= self._at(above + behind)
         sums += self._at(above + before)
-        means = sums / self._to((y1 - y0)[:, :, None, None]) / self._to((x1 - x0)[:, None, :, None])
-        return means
+        sums = sums / self._to((y1 - y0)[:, :, None, None])
+        return sums / self._to((x1 - x0)[:, None, :, None])
 
     def _at(self, places: Array) -> Any:
         found = self._sums_P3.index_select(0, self._to(places.ravel()))
@@ -383,4 +381,3 @@ def _largest_central(boxes: Array, width: int, height: int) -> int:
     area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     away = (boxes[:, :2] + boxes[:, 2:]) / 2 - np.array([width / 2, height / 2])
     return int(np.argmax(area - (away**2).sum(axis=1) * CENTRE_WEIGHT))
-
