@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from persona.data.align.crop import crop_landmarks, encode_jpeg, in_margin_box, margin_box
-from persona.data.align.decode import Decoded, EncodedPhoto, decode_photo, shrink_for
+from persona.data.align.decode import Decoded, EncodedPhoto, decode_photo, is_crop, shrink_for
 from persona.data.align.spec import ALIGNMENTS, AlignSpec, Box, Crop, Face, RawPhoto
 from persona.errors import SkipPhoto
 
@@ -69,9 +69,10 @@ def align_whole(photo: RawPhoto, spec: AlignSpec) -> Crop:
     Raises:
         SkipPhoto: it cannot be read.
     """
-    encoded = EncodedPhoto(photo.read())
-    if encoded.is_crop(spec.image_size):
-        return Crop(encoded.data, None, None)
+    data = photo.read()
+    if is_crop(data, spec.image_size):
+        return Crop(data, None, None)
+    encoded = EncodedPhoto(data)
     width, height = encoded.size
     decoded = encoded.decode(shrink_for(width, height, spec.image_size))
     return Crop(encode_jpeg(decoded.resize((0, 0, width, height), spec.image_size)), None, None)

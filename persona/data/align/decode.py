@@ -29,6 +29,8 @@ OVERSAMPLING = 2
 """A photo is decoded smaller only where the part that is wanted stays this many times the crop."""
 
 ORIENTATION = 0x0112
+ORIENTED = (b"Exif\0\0", b"tiff:Orientation")
+"""What a file holds that has an orientation."""
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -84,13 +86,13 @@ class EncodedPhoto:
             width, height = self._photo.size
             if width * height > MAX_PIXELS:
                 raise SkipPhoto(f"unreadable: {width} x {height} px is over the limit")
-            self._orientation = self._photo.getexif().get(ORIENTATION, 1)
+            self.orientation = self._photo.getexif().get(ORIENTATION, 1)
         self.size: tuple[int, int] = (height, width) if self._turned else (width, height)
         """Width and height of the upright photo, px."""
 
     @property
     def _turned(self) -> bool:
-        return self._orientation in {5, 6, 7, 8}
+        return self.orientation in {5, 6, 7, 8}
 
     @property
     def _is_plain_jpeg(self) -> bool:
@@ -109,9 +111,9 @@ class EncodedPhoto:
                 shrink, image = 1, _to_rgb(self._photo)
             else:
                 image = Image.fromarray(pixels)
-            if self._orientation in UPRIGHT:
-                image = image.transpose(UPRIGHT[self._orientation])
-        reversed_axes = REVERSED.get(self._orientation, (0, 0))
+            if self.orientation in UPRIGHT:
+                image = image.transpose(UPRIGHT[self.orientation])
+        reversed_axes = REVERSED.get(self.orientation, (0, 0))
         x, y = (
             axis * (decoded - size / shrink)
             for axis, decoded, size in zip(reversed_axes, image.size, self.size, strict=True)
@@ -132,18 +134,20 @@ class EncodedPhoto:
             return None
         return pixels
 
-    def is_crop(self, side_px: int) -> bool:
-        """Whether it is an upright 8-bit colour JPEG of that size, whole and without a fault."""
-        photo = self._photo
-        if photo.format != "JPEG" or photo.mode != "RGB" or photo.size != (side_px, side_px):
+
+def is_crop(data: bytes, side_px: int) -> bool:
+    """Whether it is an upright 8-bit colour JPEG of that size, whole and without a fault."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if (height, width) != (side_px, side_px) or colours not in {"YCbCr", "RGB"}:
             return False
-        if self._orientation in UPRIGHT:
+        if any(name in data for name in ORIENTED) and EncodedPhoto(data).orientation in UPRIGHT:
             return False
-        try:  # reads every bit of it; the pixels are not wanted, so one of 64 will do
-            simplejpeg.decode_jpeg(self.data, "GRAY", min_height=1, min_width=1, min_factor=8)
-        except ValueError:
-            return False
-        return True
+        # Reads every bit of it; the pixels are not wanted, so one of 64 will do.
+        simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8)
+    except (ValueError, SkipPhoto):
+        return False
+    return True
 
 
 def decode_photo(data: bytes) -> Image.Image:

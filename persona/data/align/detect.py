@@ -67,7 +67,7 @@ class _Level:
 
 @lru_cache(maxsize=256)
 def _pyramid(height: int, width: int) -> tuple[tuple[_Level, ...], tuple[int, int]]:
-    """The levels of a photo and the height and width of its canvas.
+    """The levels of a photo and the height and width of its canvas, both even.
 
     A level goes into the first column of a shelf that has room, else starts a column, else a shelf.
     """
@@ -193,7 +193,7 @@ class Mtcnn:
         """P-Net over canvases: (N, H, W) scores and (N, 4, H, W) regression."""
         net = self._pnet
         canvases_NHWC = canvases_NHWC.sub_(127.5).mul_(0.0078125)
-        hidden = net.prelu1(net.conv1(canvases_NHWC.permute(0, 3, 1, 2)))
+        hidden = _prelu(net.conv1(canvases_NHWC.permute(0, 3, 1, 2)), net.prelu1.weight)
         for number, some in enumerate(levels):
             for level in some:
                 # The pool's last window may be cut by the level's border: what is beyond the
@@ -204,8 +204,8 @@ class Mtcnn:
                     hidden[number, :, rows, right] = hidden[number, :, rows, right - 1]
                 if level.height % 2:
                     hidden[number, :, bottom, columns] = hidden[number, :, bottom - 1, columns]
-        hidden = net.prelu2(net.conv2(net.pool1(hidden)))
-        hidden = net.prelu3(net.conv3(hidden))
+        hidden = _prelu(net.conv2(_pool(hidden)), net.prelu2.weight)
+        hidden = _prelu(net.conv3(hidden), net.prelu3.weight)
         scores = net.softmax4_1(net.conv4_1(hidden))[:, 1]
         return scores.cpu().numpy(), net.conv4_2(hidden).cpu().numpy()
 
@@ -226,6 +226,27 @@ class Mtcnn:
             crops = sums.sample(owner[part], windows[part], side_px).sub_(127.5).mul_(0.0078125)
             outputs.append([out.cpu().numpy() for out in network(crops.permute(0, 3, 1, 2))])
         return [np.concatenate(out)[:rows] for out in zip(*outputs, strict=True)]
+
+
+def _prelu(maps_NCHW: Any, slope_C: Any) -> Any:
+    """PReLU of channels-last maps: over whole rows, where torch would go ten channels at a time."""
+    from torch.nn.functional import prelu
+
+    count, channels, height, width = maps_NCHW.shape
+    rows = maps_NCHW.permute(0, 2, 3, 1).reshape(count * height, width * channels)
+    rows = prelu(rows, slope_C.repeat(width))
+    return rows.view(count, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _pool(maps_NCHW: Any) -> Any:
+    """The maximum of 2x2 px of channels-last maps of even size; over whole rows too."""
+    import torch
+
+    count, channels, height, width = maps_NCHW.shape
+    rows = maps_NCHW.permute(0, 2, 3, 1).reshape(count, height // 2, 2, width * channels)
+    rows = torch.maximum(rows[:, :, 0], rows[:, :, 1])
+    pairs = rows.view(count, height // 2, width // 2, 2, channels)
+    return torch.maximum(pairs[..., 0, :], pairs[..., 1, :]).permute(0, 3, 1, 2)
 
 
 class _AreaSums:
@@ -325,8 +346,8 @@ def _from_pnet(levels: Sequence[_Level], scores_HW: Array, regression_4HW: Array
     box = np.concatenate(boxes)
     kept = _suppress(box, np.concatenate(scores), 0.7)
     box, regression = box[kept], np.concatenate(regressions)[kept]
-    side = np.tile(box[:, 2:] - box[:, :2], 2)
-    return box + regression * side
+    moved: Array = box + regression * np.tile(box[:, 2:] - box[:, :2], 2)
+    return moved
 
 
 def _suppress(boxes: Array, scores: Array, overlap: float) -> Array:
@@ -365,7 +386,8 @@ def _suppress_contained(boxes: Array, scores: Array) -> Array:
 def _refine(boxes: Array, regression: Array) -> Array:
     """Moves each edge by its share of the box's size."""
     side = boxes[:, 2:] - boxes[:, :2] + 1
-    return boxes + regression * np.tile(side, 2)
+    moved: Array = boxes + regression * np.tile(side, 2)
+    return moved
 
 
 def _to_squares(boxes: Array) -> Array:

@@ -7,7 +7,7 @@ import pytest
 from conftest import jpeg
 from PIL import Image
 
-from persona.data.align.decode import EncodedPhoto, decode_photo, shrink_for
+from persona.data.align.decode import EncodedPhoto, decode_photo, is_crop, shrink_for
 from persona.errors import SkipPhoto
 
 
@@ -109,6 +109,8 @@ def test_what_is_a_crop_already() -> None:
     image = smooth(64, 64)
     turned = Image.Exif()
     turned[0x0112] = 6
+    upright = Image.Exif()
+    upright[0x0112] = 1
     corrupt = bytearray(encode(image))
     corrupt[-300:-200] = b"\xff\xd8" * 50
     for data, expected in (
@@ -118,8 +120,11 @@ def test_what_is_a_crop_already() -> None:
         (encode(image.convert("L")), False),
         (encode(image.convert("CMYK")), False),
         (encode(image, exif=turned), False),
+        (encode(image, exif=upright), True),
+        (encode(image, xmp=b'<x tiff:Orientation="6"/>'), False),
+        (b"", False),
         (encode(image, "PNG"), False),
         (encode(image)[:-40], False),
         (bytes(corrupt), False),
     ):
-        assert EncodedPhoto(data).is_crop(64) == expected
+        assert is_crop(data, 64) == expected

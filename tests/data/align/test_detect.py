@@ -205,6 +205,11 @@ def test_workers_spread_over_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(os, "getpid", lambda: 7)
-    monkeypatch.setattr(torch.nn.Module, "to", lambda net, place, **_: places.append(place) or net)
+
+    def to(network: torch.nn.Module, place: torch.device, **_: object) -> torch.nn.Module:
+        places.append(place)
+        return network
+
+    monkeypatch.setattr(torch.nn.Module, "to", to)
     Mtcnn("auto")
     assert places == [torch.device("cuda", 1)] * 3
