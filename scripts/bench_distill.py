@@ -23,7 +23,6 @@ import logging
 import multiprocessing
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench import commit, medians, spread
 
 CLASSES = 8631
 SIZE_PX = 160
@@ -393,7 +393,7 @@ def bench(home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         for name, (drop, count) in counts.items():
             speeds[name].append(timed(name, drop, count))
     plain.close()
-    median = {name: statistics.median(values) for name, values in speeds.items()}
+    median = medians(speeds)
     result: dict[str, Any] = {
         "kept_over_plain": median["kept"] / median["plain"],
         "online_over_plain": median["online"] / median["plain"],
@@ -402,12 +402,9 @@ def bench(home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     if not arguments.quick and arguments.device == "cpu":
         median |= processes(home, arguments)
         result["two_processes_efficiency"] = median["processes_2"] / 2 / median["processes_1"]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     return result | {
         "images_per_s": {name: round(value, 1) for name, value in median.items()},
-        "spread": {name: round(max(v) / min(v), 3) for name, v in speeds.items()},
+        "spread": spread(speeds),
         "student": arguments.student,
         "batch_size": arguments.batch_size,
         "precision": arguments.precision,
@@ -416,7 +413,7 @@ def bench(home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "commit": commit,
+        "commit": commit(),
     }
 
 

@@ -95,11 +95,18 @@ def shard_command(
     align: Annotated[
         str,
         typer.Option(
-            help="mtcnn: detect; landmarks: turned to ArcFace's template; boxes: its own; "
+            help="mtcnn: detect; landmarks: turned to ArcFace's template; boxes: known; "
             "none: cropped already."
         ),
     ] = "mtcnn",
     image_size: Annotated[int, typer.Option(help="Side of the crop, px.")] = 160,
+    boxes: Annotated[
+        Path | None,
+        typer.Option(help="CSV of face boxes, for --align boxes.  [default: the dataset's own]"),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="Where faces are detected: auto, cpu or cuda.")
+    ] = "auto",
     margin: Annotated[int, typer.Option(help="Around the box, in px of the crop.")] = 14,
     workers: Annotated[
         int | None, typer.Option("--workers", "-w", help="Processes.  [default: all cores]")
@@ -149,6 +156,8 @@ def shard_command(
         max_skipped=max_skipped,
         engine=engine,
         address=address,
+        boxes=boxes,
+        device=device,
     )
     share = Share.parse(task) if task is not None else None
     if share is not None and engine != "local":

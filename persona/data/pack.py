@@ -27,7 +27,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from persona.data.align import AlignSpec, FaceFinder, align_photo, build_finder
+from persona.data.align import AlignSpec, Box, Crop, RawPhoto, build_aligner
+from persona.data.align.boxes import read_boxes
 from persona.data.engines import ENGINES, Engine, Job, Pack, ShardTask, Share
 from persona.data.journal import (
     PLAN,
@@ -71,13 +72,14 @@ DRAFT = ".packing-set.json"
 CROPS = ".crops"
 """Below a triplet set: its photos, until it is packed."""
 CHUNK = 64
-"""Photos a task: a second or two of MTCNN, which is what a kill can lose a worker."""
+"""Photos a task: a second of MTCNN, which is what a kill can lose a worker."""
 BYTES_PER_SHARD = 100_000_000
 BYTES_PER_PIXEL = 0.4
 """Of a face crop as JPEG at quality 95 (measured: 0.3 to 0.45)."""
 SKIPS_ALWAYS_ALLOWED = 20
 NAMED = 10
 """Shards that an error names."""
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,10 @@ class PackOptions:
     engine: str = "local"
     address: str | None = None
     """Of a Ray cluster; None starts one."""
+    boxes: Path | None = None
+    """CSV of face boxes; None: the dataset's own."""
+    device: str = "auto"
+    """Where faces are detected: auto, cpu or cuda."""
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -106,6 +112,10 @@ class PackOptions:
             raise PersonaError(f"shard size {self.shard_size}: choose 1 to 10,000,000 samples")
         if not 0 <= self.max_skipped <= 1:
             raise PersonaError(f"skip limit {self.max_skipped}: choose a share from 0 to 1")
+        if self.boxes is not None and self.align.method != "boxes":
+            raise PersonaError(f"--boxes goes with --align boxes, not with {self.align.method}")
+        if self.device not in DEVICES:
+            raise unknown("device", self.device, DEVICES)
 
     def samples_per_shard(self, photos_per_sample: int) -> int:
         """`shard_size`, or what makes about 100 MB."""
@@ -198,10 +208,10 @@ def plan_photos(
     """Plans a raw split; see `pack_photos`."""
     index = index or dataset.index()
     class_index = {identity: label for label, identity in enumerate(index.classes)}
-    if options.align.method == "boxes" and dataset.boxes() is None:
-        build_finder(options.align, None)  # raises: better now than in every worker
+    boxes, boxes_digest = _face_boxes(dataset, options)
     listed_pairs = dataset.pairs() if only is None else None
     absent = set(index.missing) if only is None else set()
+    boxes_alone = _boxes_without_photo(index, boxes, options) if only is None else set()
     pairs: list[KeyPair] | None = None
     if listed_pairs is not None:
         pairs, unknown_photos = _key_pairs(index, listed_pairs, options.max_skipped)
@@ -217,7 +227,12 @@ def plan_photos(
 
     def tasks(start: int, stop: int) -> list[PhotoTask]:
         return [
-            PhotoTask(place, photos[place], class_index[photos[place].identity])
+            PhotoTask(
+                place,
+                photos[place],
+                class_index[photos[place].identity],
+                boxes.get(photos[place].source),
+            )
             for place in places[start:stop].tolist()
         ]
 
@@ -228,6 +243,7 @@ def plan_photos(
             "dataset": dataset.name,
             "split": dataset.split,
             "alignment": asdict(options.align),
+            "boxes": boxes_digest,
             "shard size": options.samples_per_shard(1),
             "photos": index_digest(index),
             "selection": hashlib.sha256(places.tobytes()).hexdigest(),
@@ -243,7 +259,13 @@ def plan_photos(
             identities=0,
             classes=index.classes,
             shards=(),
-            skipped=tuple(Skipped(source, "listed, not on disk") for source in sorted(absent)),
+            skipped=(
+                *(Skipped(source, "listed, not on disk") for source in sorted(absent)),
+                *(
+                    Skipped(source, "it has a box, but is not there")
+                    for source in sorted(boxes_alone)
+                ),
+            ),
             pairs=None if pairs is None else len(pairs),
             pairs_sha256=None if encoded is None else hashlib.sha256(encoded).hexdigest(),
         ),
@@ -252,12 +274,54 @@ def plan_photos(
         size=options.samples_per_shard(1),
         unit="photos",
         build=PhotoPacker,
-        arguments=lambda _: (dataset, options.align),
+        arguments=lambda _: (dataset, options.align, options.device),
         pairs=encoded,
         needs=(dataset.root,),
         preload=("facenet_pytorch",) if options.align.has_landmarks else (),
         may_be_empty=only is not None,
     )
+
+
+def _face_boxes(dataset: RawDataset, options: PackOptions) -> tuple[dict[str, Box], str | None]:
+    """Source to face box, and a digest of them all; neither where boxes are not used.
+
+    Raises:
+        PersonaError: there are none, or their file is wrong.
+    """
+    if options.align.method != "boxes":
+        return {}, None
+    boxes = dataset.boxes() if options.boxes is None else read_boxes(options.boxes)
+    if boxes is None:
+        raise PersonaError(
+            f"{dataset.name} has no face boxes of its own: name a CSV of them with --boxes, or "
+            "choose --align mtcnn"
+        )
+    digest = hashlib.sha256()
+    for source in sorted(boxes):
+        digest.update(encode_json([source, *boxes[source]]))
+    return boxes, digest.hexdigest()
+
+
+def _boxes_without_photo(index: Index, boxes: dict[str, Box], options: PackOptions) -> set[str]:
+    """Sources of boxes for photos that are not there.
+
+    A dataset's own file names all of it: of that, only folders that are on disk count.
+
+    Raises:
+        PersonaError: they are more than `max_skipped` of the boxes.
+    """
+    absent = set(boxes).difference(photo.source for photo in index.photos)
+    if options.boxes is None:
+        folders = {photo.source.rpartition("/")[0] for photo in index.photos}
+        absent = {source for source in absent if source.rpartition("/")[0] in folders}
+        absent.difference_update(index.missing)  # counted already
+    elif len(absent) > options.max_skipped * len(boxes):
+        raise PersonaError(
+            f"{options.boxes}: {len(absent)} of {len(boxes)} boxes are of photos that are not "
+            f"there, the first is {min(absent)}: a source is a path below the dataset's folder, "
+            f"like {index.photos[0].source}. --max-skipped 1 packs what there is"
+        )
+    return absent
 
 
 def _key_pairs(index: Index, pairs: Sequence[Pair], limit: float) -> tuple[list[KeyPair], set[str]]:
@@ -292,9 +356,10 @@ def plan_triplets(
     index = dataset.index()
     check_index(card, index)
     folder = folder or shards / set_id
+    _, boxes_digest = _face_boxes(dataset, options)
 
     def crops(alone: bool) -> tuple[Packed]:
-        split = _packed_split(dataset, shards, options.align, index)
+        split = _packed_split(dataset, shards, options.align, index, boxes_digest)
         if split is None and not alone:  # each machine would align the photos for itself
             raise PersonaError(
                 f"triplets are copied from the packed split: run `persona shard {card.dataset} "
@@ -310,6 +375,7 @@ def plan_triplets(
             "dataset": dataset.name,
             "split": dataset.split,
             "alignment": asdict(options.align),
+            "boxes": boxes_digest,
             "shard size": options.samples_per_shard(len(ROLES)),
             "photos": card.index_sha256,
             "triplets": card.indices_sha256,
@@ -337,14 +403,15 @@ def plan_triplets(
 
 
 def _packed_split(
-    dataset: RawDataset, shards: Path, align: AlignSpec, index: Index
+    dataset: RawDataset, shards: Path, align: AlignSpec, index: Index, boxes_digest: str | None
 ) -> Packed | None:
     """The split's own packed set, if its crops are the ones wanted."""
     folder = shards / dataset.set_name
     plan = folder / PLAN
     if not ((folder / MANIFEST).is_file() and plan.is_file()):
         return None
-    if read_json(plan, what="packing plan").get("photos") != index_digest(index):
+    earlier = read_json(plan, what="packing plan")
+    if (earlier.get("photos"), earlier.get("boxes")) != (index_digest(index), boxes_digest):
         return None
     _, manifest = open_set(dataset.set_name, shards)
     return Packed(folder, manifest, fresh=False) if manifest.align == align else None
@@ -355,57 +422,56 @@ def _packed_split(
 
 @dataclass(frozen=True)
 class PhotoTask:
-    """One photo to align: its key, itself, its class index."""
+    """One photo to align: its key, itself, its class index, its face box if that is known."""
 
     place: int
     photo: Photo
     label: int
+    box: Box | None = None
 
 
 class PhotoPacker:
     """Aligns chunks of photos; built once in every worker."""
 
-    def __init__(self, dataset: RawDataset, spec: AlignSpec) -> None:
+    def __init__(self, dataset: RawDataset, spec: AlignSpec, device: str = "auto") -> None:
         self.dataset = dataset
-        self.spec = spec
-        self.find: FaceFinder = build_finder(
-            spec, dataset.boxes() if spec.method == "boxes" else None
-        )
+        self.align = build_aligner(spec, device)
 
     def __call__(self, tasks: Sequence[PhotoTask]) -> Chunk:
         """Turns photos into the tar bytes of their samples."""
         data: list[bytes] = []
         labels: set[int] = set()
         skipped = []
-        for task in tasks:
-            try:
-                sample = self._sample(task)
-            except SkipPhoto as reason:
-                skipped.append(Skipped(task.photo.source, str(reason)))
+        photos = (RawPhoto(functools.partial(self._read, task.photo), task.box) for task in tasks)
+        for task, crop in zip(tasks, self.align(photos), strict=True):
+            if isinstance(crop, SkipPhoto):
+                skipped.append(Skipped(task.photo.source, str(crop)))
                 continue
-            data.append(sample)
+            data.append(_sample(task, crop))
             labels.add(task.label)
         return Chunk(b"".join(data), len(data), tuple(sorted(labels)), tuple(skipped))
 
-    def _sample(self, task: PhotoTask) -> bytes:
-        source = task.photo.source
+    def _read(self, photo: Photo) -> bytes:
         try:
-            raw = self.dataset.read(task.photo)
+            return self.dataset.read(photo)
         except OSError as error:
             raise SkipPhoto(f"unreadable: {error.strerror}") from None
-        crop = align_photo(raw, source, self.find, self.spec)
-        face, points = crop.face, crop.landmarks_62
-        probability = None if face is None else face.probability
-        meta = {
-            "key": key_of(task.place),
-            "identity": task.photo.identity,
-            "class": task.label,
-            "source": source,
-            "box": None if face is None else [round(edge, 2) for edge in face.box],
-            "probability": None if probability is None else round(probability, 6),
-            "landmarks": None if points is None else points.round(4).tolist(),
-        }
-        return tar_sample(key_of(task.place), {"jpg": crop.jpeg, "json": encode_json(meta)})
+
+
+def _sample(task: PhotoTask, crop: Crop) -> bytes:
+    """The tar bytes of a crop and what is known of it."""
+    face, points = crop.face, crop.landmarks_62
+    probability = None if face is None else face.probability
+    meta = {
+        "key": key_of(task.place),
+        "identity": task.photo.identity,
+        "class": task.label,
+        "source": task.photo.source,
+        "box": None if face is None else [round(edge, 2) for edge in face.box],
+        "probability": None if probability is None else round(probability, 6),
+        "landmarks": None if points is None else points.round(4).tolist(),
+    }
+    return tar_sample(key_of(task.place), {"jpg": crop.jpeg, "json": encode_json(meta)})
 
 
 class TripletCopier:

@@ -13,6 +13,7 @@ Shards open with plain `webdataset.WebDataset`.
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -243,11 +244,26 @@ def verify_set(
 
 def tar_member(name: str, data: bytes) -> bytes:
     """One tar member with fixed owner, mode and time: same name and data, same bytes."""
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    info.mode = 0o644
     padding = -len(data) % TAR_BLOCK
-    return info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(padding)
+    return _tar_header(name.encode("ascii"), len(data)) + data + bytes(padding)
+
+
+@functools.cache
+def _empty_header() -> bytes:
+    info = tarfile.TarInfo()
+    info.mode = 0o644
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def _tar_header(name: bytes, size: int) -> bytes:
+    """What `TarInfo.tobuf` gives for a short name, in a fraction of its time."""
+    assert 0 < len(name) <= 100
+    header = bytearray(_empty_header())
+    header[: len(name)] = name
+    header[124:135] = b"%011o" % size
+    header[148:156] = b" " * 8  # the checksum counts itself as blanks
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
 
 
 def tar_sample(key: str, parts: dict[str, bytes]) -> bytes:

@@ -23,6 +23,7 @@ from persona.data.journal import Chunk, ShardWriter
 from persona.data.pack import Packed, PackOptions, pack_photos, pack_triplets
 from persona.data.raw import open_dataset
 from persona.data.shards import open_set, read_manifest, read_pairs, verify_set
+from persona.data.synthetic import draw_identity, draw_photo
 from persona.data.triplets import make_triplets
 from persona.errors import PersonaError
 from persona.files import folder_lock, write_atomically
@@ -365,3 +366,85 @@ def test_absurd_options(options: dict[str, int]) -> None:
 
 def test_default_shards_are_about_100_mb() -> None:
     assert 8_000 < PackOptions().samples_per_shard(1) < 12_000
+
+
+def write_boxes(path: Path, boxes: dict[str, str]) -> Path:
+    lines = [f"{source},{numbers}" for source, numbers in boxes.items()]
+    path.write_text("\n".join(["source,x,y,width,height", *lines]) + "\n")
+    return path
+
+
+def test_boxes_from_a_csv(raw: Path, tmp_path: Path) -> None:
+    dataset = open_dataset("lfw", raw)
+    sources = [photo.source for photo in dataset.index().photos]
+    boxes = dict.fromkeys(sources[2:], "4,4,20,20")
+    boxes |= {sources[0]: "40,4,20,20", sources[1]: "4,4,0,20", "Nobody/1.jpg": "1,1,9,9"}
+    options = replace(
+        NO_ALIGN,
+        align=AlignSpec("boxes", 48, 4),
+        boxes=write_boxes(tmp_path / "boxes.csv", boxes),
+    )
+    packed = pack_photos(dataset, tmp_path / "s", options)
+    assert packed.manifest.samples == len(sources) - 2
+    assert {photo.source: photo.reason for photo in packed.manifest.skipped} == {
+        "Nobody/1.jpg": "it has a box, but is not there",
+        sources[0]: "no face: its box lies outside the photo or is empty",
+        sources[1]: "no face: its box lies outside the photo or is empty",
+    }
+    assert not pack_photos(dataset, tmp_path / "s", options).fresh
+    write_boxes(tmp_path / "boxes.csv", dict.fromkeys(sources, "5,4,20,20"))
+    with pytest.raises(PersonaError, match=r"another boxes: remove"):
+        pack_photos(dataset, tmp_path / "s", options)
+
+
+def test_boxes_that_are_not_of_this_dataset(raw: Path, tmp_path: Path) -> None:
+    boxes = write_boxes(tmp_path / "boxes.csv", {"a.jpg": "1,1,9,9", "b.jpg": "1,1,9,9"})
+    options = replace(NO_ALIGN, align=AlignSpec("boxes", 48, 4), boxes=boxes)
+    with pytest.raises(PersonaError, match=r"2 of 2 boxes are of photos .* first is a\.jpg"):
+        pack_photos(open_dataset("lfw", raw), tmp_path / "s", options)
+    with pytest.raises(PersonaError, match=r"lfw has no face boxes of its own: .* --boxes"):
+        pack_photos(open_dataset("lfw", raw), tmp_path / "s", replace(options, boxes=None))
+    with pytest.raises(PersonaError, match=r"--boxes goes with --align boxes, not with none"):
+        replace(NO_ALIGN, boxes=boxes)
+    with pytest.raises(PersonaError, match=r"did you mean 'cuda'"):
+        replace(NO_ALIGN, device="cude")
+
+
+def test_own_boxes_of_absent_photos_are_counted(raw: Path, tmp_path: Path) -> None:
+    root = raw / "VGGFace2"
+    (root / "bb_landmark").mkdir()
+    listed = (root / "train_list.txt").read_text().split()
+    names = [name.removesuffix(".jpg") for name in listed]
+    names += [f"{names[0].partition('/')[0]}/9999_01", "n999999/0001_01"]
+    lines = ["NAME_ID,X,Y,W,H", *(f"{name},4,4,20,20" for name in names)]
+    (root / "bb_landmark/loose_bb_train.csv").write_text("\n".join(lines) + "\n")
+    options = replace(NO_ALIGN, align=AlignSpec("boxes", 48, 4))
+    manifest = pack_photos(open_dataset("vggface2", raw), tmp_path / "s", options).manifest
+    assert manifest.samples == 30
+    (skipped,) = manifest.skipped  # an identity that is absent as a whole is no fault
+    assert skipped.source.endswith("9999_01.jpg") and "not there" in skipped.reason
+
+
+def test_faces_of_the_wanted_size_keep_their_bytes(raw: Path, tmp_path: Path) -> None:
+    packed = pack_photos(open_dataset("lfw", raw), tmp_path / "s", NO_ALIGN)
+    with tarfile.open(packed.folder / "000000.tar") as tar:
+        image, meta = tar.getmembers()[:2]
+        kept = tar.extractfile(image).read()  # type: ignore[union-attr]
+        source = json.load(tar.extractfile(meta))["source"]  # type: ignore[arg-type]
+    assert kept == (raw / "LFW" / source).read_bytes()
+
+
+def test_detected_faces_have_the_same_bytes_on_any_number_of_workers(tmp_path: Path) -> None:
+    root = tmp_path / "raw" / "LFW"
+    for number in range(20):
+        path = root / f"P{number % 5}" / f"P{number % 5}_{number // 5 + 1:04d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_photo(draw_identity(0, number % 5), number, 90 + number).save(path, quality=95)
+    (root / "pairs.txt").write_text("1\t1\nP0\t1\t2\nP0\t1\tP1\t1\n")
+    options = PackOptions(shard_size=8, workers=0, device="cpu")
+    sets = [
+        pack_photos(open_dataset("lfw", tmp_path / "raw"), tmp_path / name, replacing)
+        for name, replacing in (("a", options), ("b", replace(options, workers=2)))
+    ]
+    assert sets[0].manifest.samples >= 18
+    assert sets[0].manifest.shards == sets[1].manifest.shards

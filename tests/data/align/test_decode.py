@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from conftest import jpeg
+from PIL import Image
+
+from persona.data.align.decode import EncodedPhoto, decode_photo, is_crop, shrink_for
+from persona.errors import SkipPhoto
+
+
+def encode(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def smooth(width: int, height: int) -> Image.Image:
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 7, 3), dtype=np.uint8))
+    return coarse.resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "RGBA", "P", "1"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    image = Image.new("RGB", (40, 50), (200, 30, 40)).convert(mode)
+    kind = "PNG" if mode in {"RGBA", "P", "1"} else "JPEG"
+    photo = decode_photo(encode(image, kind))
+    assert (photo.mode, photo.size) == ("RGB", (40, 50))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_jpegs_have_the_pixels_that_pillow_gives(mode: str) -> None:
+    data = encode(smooth(123, 77).convert(mode))
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(np.asarray(decode_photo(data)), expected)
+
+
+def test_sixteen_bits_are_scaled_not_clipped() -> None:
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    photo = np.asarray(decode_photo(encode(Image.fromarray(ramp), "PNG")))
+    assert photo[0, 0, 0] == 0
+    assert photo[-1, -1, 0] == 255
+    assert 120 <= photo[32, 0, 0] <= 135
+
+
+def test_exif_rotation_is_applied() -> None:
+    image = Image.new("RGB", (60, 40), "black")
+    image.paste("white", (0, 0, 60, 20))  # the upper half is white
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a turn of 90 degrees clockwise
+    photo = decode_photo(encode(image, exif=exif))
+    assert photo.size == (40, 60)
+    pixels = np.asarray(photo)
+    assert pixels[30, 35, 0] > 200 and pixels[30, 5, 0] < 50
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("shrink", [2, 4, 8])
+def test_decoded_smaller_a_part_looks_the_same(orientation: int, shrink: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo = EncodedPhoto(encode(smooth(1003, 757), exif=exif))
+    small, whole = photo.decode(shrink), photo.decode()
+    assert whole.image.size == photo.size
+    assert small.image.size == tuple(-(-side // shrink) for side in photo.size)
+    box = (130, 61, 701, 653)
+    difference = np.asarray(small.resize(box, 64), float) - np.asarray(whole.resize(box, 64), float)
+    assert np.abs(difference).mean() < 1
+
+
+def test_how_much_smaller() -> None:
+    assert [shrink_for(w, 5000, 160) for w in (100, 639, 640, 1279, 1280, 2560, 9999)] == [
+        *(1, 1, 2, 2, 4, 8, 8)
+    ]
+    assert shrink_for(5000, 640, 160) == 2
+
+
+def test_only_jpegs_are_decoded_smaller() -> None:
+    photo = EncodedPhoto(encode(smooth(640, 640), "PNG")).decode(2)
+    assert (photo.image.size, photo.shrink) == ((640, 640), 1)
+    assert EncodedPhoto(encode(smooth(640, 640).convert("CMYK"))).decode(2).shrink == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty file"),
+        (jpeg(1, 200)[:900], "unreadable"),
+        (b"<html>not found</html>", "no JPEG, PNG"),
+        (b"GIF89a" + bytes(100), "no JPEG, PNG"),
+    ],
+)
+def test_broken_photos_are_skipped_with_a_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(SkipPhoto, match=reason):
+        decode_photo(data)
+
+
+def test_a_decompression_bomb_is_not_decoded() -> None:
+    bomb = encode(Image.new("1", (40_000, 40_000)), "PNG")
+    assert len(bomb) < 1_000_000
+    with pytest.raises(SkipPhoto, match="over the limit"):
+        decode_photo(bomb)
+
+
+def test_what_is_a_crop_already() -> None:
+    image = smooth(64, 64)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    upright = Image.Exif()
+    upright[0x0112] = 1
+    corrupt = bytearray(encode(image))
+    corrupt[-300:-200] = b"\xff\xd8" * 50
+    for data, expected in (
+        (encode(image), True),
+        (encode(image, quality=40, progressive=True), True),
+        (encode(smooth(64, 63)), False),
+        (encode(image.convert("L")), False),
+        (encode(image.convert("CMYK")), False),
+        (encode(image, exif=turned), False),
+        (encode(image, exif=upright), True),
+        (encode(image, xmp=b'<x tiff:Orientation="6"/>'), False),
+        (b"", False),
+        (encode(image, "PNG"), False),
+        (encode(image)[:-40], False),
+        (bytes(corrupt), False),
+    ):
+        assert is_crop(data, 64) == expected
