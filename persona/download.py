@@ -129,21 +129,24 @@ class _Partial:
         self.path = folder / f"{name}.partial"
         self.card = folder / f"{name}.json"
         self.url = self.version = ""
+        self.total = 0
+        """Promised bytes of the whole; 0: nobody knows."""
         if self.path.is_file() and self.card.is_file():
             with contextlib.suppress(ValueError, AttributeError):
                 known = json.loads(self.card.read_bytes())
                 self.url, self.version = str(known.get("url")), str(known.get("version") or "")
+                self.total = int(known.get("total") or 0)
 
     @property
     def size(self) -> int:
         """Bytes that have come."""
         return self.path.stat().st_size if self.path.is_file() else 0
 
-    def begin(self, url: str, version: str) -> None:
+    def begin(self, url: str, version: str, total: int) -> None:
         """Throws away what there is: the file starts anew, in this version."""
         self.path.unlink(missing_ok=True)
-        self.url, self.version = url, version
-        write_json(self.card, {"url": url, "version": version})
+        self.url, self.version, self.total = url, version, total
+        write_json(self.card, {"url": url, "version": version, "total": total})
 
     def clear(self) -> None:
         """Leaves nothing."""
@@ -224,9 +227,9 @@ def _ask(
     try:
         size, total = _receive(url, headers, partial, start, timeout_s, bar)
     except _BeyondError as length:  # killed between the last byte and the renaming, or damaged
-        if str(length) != str(start):
+        if str(length) != str(start) or (checksum is None and partial.total != start):
             partial.clear()
-            raise _CutError("the half file here was longer than the whole") from None
+            raise _CutError("its length is not what was promised before") from None
         size = total = start
     if size < total:
         raise _CutError(f"{size:,} of {total:,} bytes came")
@@ -266,9 +269,9 @@ def _begin(response: Any, url: str, partial: _Partial, start: int) -> int:
     else:
         tag = headers.get("ETag") or ""
         version = tag if tag and not tag.startswith("W/") else headers.get("Last-Modified") or ""
-        partial.begin(url, version)
         length = headers.get("Content-Length") or ""
         total = int(length) if length.isdigit() else 0
+        partial.begin(url, version, total)
     if total > MAX_BYTES:
         raise _RefusalError(f"it promises {total:,} bytes")
     return total
