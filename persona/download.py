@@ -1,7 +1,7 @@
 """Files from the internet: resumed, retried, verified, in place only when whole.
 
 1. every mirror that has not refused is asked in turn, round after round, longer and longer waits
-   between them; a round in which bytes came does not count
+   between them; a round that brought it further does not count
 2. what has come lies in `.download/` beside the target; the next request asks for the rest, on
    condition that the file is the same one (Range and If-Range)
 3. the whole is compared with its length and checksum, then renamed
@@ -166,13 +166,12 @@ def _fill(
     """Asks mirrors until the file is whole."""
     asked = list(dict.fromkeys(mirrors))
     reasons: dict[str, str] = {}
-    vain = 0
+    vain, most = 0, partial.size
     with contextlib.ExitStack() as stack:
         bar = _Bar(stack, partial)
         while asked and vain < rounds:
             if reasons:
                 sleep(WAIT_S * 2 ** max(0, vain - 1))
-            before = partial.size
             for url in list(asked):
                 log.debug("asking %s from byte %d", _shown(url), partial.size)
                 try:
@@ -183,7 +182,9 @@ def _fill(
                         asked.remove(url)
                     continue
                 return
-            vain = 0 if partial.size > before else vain + 1
+            # The most so far, not the last: a file that starts over again and again must end too.
+            vain = 0 if partial.size > most else vain + 1
+            most = max(most, partial.size)
     told = "; ".join(f"{_shown(url)}: {why}" for url, why in reasons.items())
     raise PersonaError(f"cannot download {partial.path.stem} ({told}): {by_hand}")
 
