@@ -73,12 +73,16 @@ class Tars(RawDataset):
     def _photos(self, tar: tarfile.TarFile, path: Path) -> Iterator[Photo]:
         key = ""
         images: list[tuple[str, int]] = []
-        labels: dict[str, str] = {}
+        labels: dict[str, tarfile.TarInfo] = {}
 
         def flush() -> Iterator[Photo]:
+            named = None
+            for suffix in LABEL_SUFFIXES:
+                # A text that stands beside no photo, such as a readme, is nobody's label.
+                if images and suffix in labels and not named:
+                    named = self._label(path, labels[suffix], suffix)
             for name, offset in images:
-                parent = PurePosixPath(name).parent.name
-                identity = next((labels[s] for s in LABEL_SUFFIXES if s in labels), parent)
+                identity = named or PurePosixPath(name).parent.name
                 if not identity:
                     raise PersonaError(
                         f"{path}: {name} has no identity: expected a {key}.cls, .json (with one of "
@@ -113,9 +117,7 @@ class Tars(RawDataset):
             if suffix in IMAGE_SUFFIXES:
                 images.append((str(name), member.offset_data))
             elif suffix in LABEL_SUFFIXES:
-                label = self._label(path, member, suffix)
-                if label:
-                    labels[suffix] = label
+                labels[suffix] = member
         yield from flush()
 
     def _label(self, path: Path, member: tarfile.TarInfo, suffix: str) -> str | None:

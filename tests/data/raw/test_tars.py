@@ -37,7 +37,10 @@ def test_plain_tars_take_the_folder_and_pack(tmp_path: Path) -> None:
     write_tar(
         tmp_path / "t/a.tar", {"faces/ann/1.jpg": jpeg(1), f"faces/ann/{long_name}.jpg": jpeg(2)}
     )
-    write_tar(tmp_path / "t/sub/b.tar", {"faces/bob/J. Doe.1.PNG": jpeg(3), "bob/._1.jpg": b"mac"})
+    write_tar(
+        tmp_path / "t/sub/b.tar",
+        {"faces/bob/J. Doe.1.PNG": jpeg(3), "bob/._1.jpg": b"mac", "pairs.txt": b"10\t3\n"},
+    )
     dataset = open_dataset(f"tars:{tmp_path / 't'}", tmp_path)
     index = dataset.index()
     assert index.classes == ("ann", "bob")
