@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "persona"
-FLOOR = {"errors", "workspace", "config", "files", "progress", "landmarks", "memory", "workers"}
+FLOOR = {
+    *("errors", "workspace", "config", "files", "progress", "landmarks", "memory", "workers"),
+    "download",
+}
 ROOMS = {
     "data": FLOOR,
     "models": FLOOR,

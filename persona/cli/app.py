@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from persona import __version__
-from persona.cli import data, demo, models, targets, triplets
+from persona.cli import data, demo, download, models, targets, triplets
 from persona.cli.errors import run_app
 
 app = typer.Typer(
@@ -39,6 +39,7 @@ def options(
 
 
 app.command("datasets")(data.datasets_command)
+app.command("download")(download.download_command)
 app.command("shard")(data.shard_command)
 app.add_typer(data.shards_app, name="shards")
 app.command("targets")(targets.targets_command)

@@ -32,8 +32,11 @@ SKIPS_SHOWN = 10
 
 
 def datasets_command(raw: RawOption = None, json: JsonFlag = False) -> None:
-    """Every known raw dataset and split: where it is expected, and what of it is there."""
-    from persona.data.raw import datasets
+    """Every known raw dataset and split: where it is expected, and what of it is there.
+
+    A dataset of your own is named by its place, KIND:PATH, wherever a dataset is asked for.
+    """
+    from persona.data.raw import datasets, kinds
     from persona.data.raw.base import find_root
 
     place = workspace(raw=raw).raw
@@ -82,13 +85,19 @@ def datasets_command(raw: RawOption = None, json: JsonFlag = False) -> None:
             for r in rows
         ],
     )
+    print_table(
+        [*map(Column, ("your own", "what PATH is"))],
+        [[f"{kind}:PATH", kind_class.layout] for kind, kind_class in sorted(kinds().items())],
+    )
     for row in rows:
         if row["state"] == "partial":
             note(f"{row['dataset']} ({row['split']}): {row['detail']}")
 
 
 def shard_command(
-    dataset: Annotated[str, typer.Argument(help="Raw dataset, see `persona datasets`.")],
+    dataset: Annotated[
+        str, typer.Argument(help="Raw dataset or KIND:PATH, see `persona datasets`.")
+    ],
     split: Annotated[
         str | None, typer.Option(help="train or test, where the dataset has both.")
     ] = None,

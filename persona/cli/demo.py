@@ -140,7 +140,7 @@ def facenet_at_hand(place: Workspace) -> bool:
     release = FACENETS[FACENET]
     try:
         if find_weights(release, place.models) is None:
-            download_weights(release, timeout_s=5)
+            download_weights(release, timeout_s=5, rounds=1)
     except PersonaError:
         note(
             "FaceNet's weights are neither cached nor downloadable: a mobilenet_v3_large is "

@@ -23,7 +23,9 @@ app = typer.Typer(help="Triplet sets: anchor, positive, negative.", no_args_is_h
 @app.command("make")
 def make(
     num: Annotated[int, typer.Argument(help="How many.")],
-    dataset: Annotated[str, typer.Argument(help="Raw dataset, see `persona datasets`.")],
+    dataset: Annotated[
+        str, typer.Argument(help="Raw dataset or KIND:PATH, see `persona datasets`.")
+    ],
     split: Annotated[str | None, typer.Option(help="train or test.")] = None,
     seed: Annotated[int, typer.Option(help="Another seed, another set.")] = 0,
     workers: Annotated[
@@ -42,10 +44,11 @@ def make(
     card = make_triplets(
         source.index(),
         num,
-        dataset=source.name,
+        dataset=source.spec,
         split=source.split,
         seed=seed,
         shards=place.shards,
+        name=source.name,
     )
     if json:
         print_json(asdict(card))

@@ -9,7 +9,9 @@
 
 Killed at any moment and run again, it goes on to the same bytes. Photos are packed in the order of
 a hash of their source: every shard is then a fair sample of the set, which training needs from its
-shuffle buffer.
+shuffle buffer. Photos that can only be read in blocks (the row groups of parquet) are mixed within
+a window of blocks, and the blocks are in the order of a hash: a shard of many windows is nearly as
+fair.
 """
 
 from __future__ import annotations
@@ -189,12 +191,26 @@ class Packing:
         return number * self.size, min((number + 1) * self.size, self.count)
 
 
-def packing_order(photos: Sequence[Photo]) -> list[int]:
-    """Places in the index, in the order of a hash of their source: a shuffle that never changes."""
+def packing_order(dataset: RawDataset, photos: Sequence[Photo]) -> list[int]:
+    """Places in the index, in the order of a hash of their source: a shuffle that never changes.
+
+    Of photos in blocks, as many blocks as a worker holds go before the next ones.
+    """
+    window_of: dict[str | None, int] = {None: 0}
+    blocks = {block for photo in photos if (block := dataset.block(photo)) is not None}
+    for number, block in enumerate(sorted(blocks, key=_shuffled)):
+        window_of[block] = number // dataset.blocks_at_once
     return sorted(
         range(len(photos)),
-        key=lambda place: hashlib.blake2b(photos[place].source.encode(), digest_size=16).digest(),
+        key=lambda place: (
+            window_of[dataset.block(photos[place])],
+            _shuffled(photos[place].source),
+        ),
     )
+
+
+def _shuffled(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=16).digest()
 
 
 def plan_photos(
@@ -216,7 +232,7 @@ def plan_photos(
     if listed_pairs is not None:
         pairs, unknown_photos = _key_pairs(index, listed_pairs, options.max_skipped)
         absent |= unknown_photos
-    order = packing_order(index.photos)
+    order = packing_order(dataset, index.photos)
     if only is not None:
         wanted = set(only)
         order = [place for place in order if place in wanted]
@@ -347,9 +363,9 @@ def plan_triplets(
 ) -> Packing:
     """Plans a triplet set; see `pack_triplets`."""
     card, indices = load_triplets(set_id, shards)
-    if (card.dataset, card.split) != (dataset.name, dataset.split):
+    if (card.dataset, card.split) != (dataset.spec, dataset.split):
         raise PersonaError(
-            f"{set_id} was drawn from {card.dataset} ({card.split}), not from {dataset.name} "
+            f"{set_id} was drawn from {card.dataset} ({card.split}), not from {dataset.spec} "
             f"({dataset.split}): run `persona shard {card.dataset} --split {card.split} "
             f"--triplets {set_id}`"
         )

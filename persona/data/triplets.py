@@ -37,6 +37,7 @@ class TripletCard:
 
     id: str
     dataset: str
+    """What opens it: a name or KIND:PATH."""
     split: str
     seed: int
     triplets: int
@@ -176,13 +177,24 @@ def _fresh(
 
 
 def make_triplets(
-    index: Index, num: int, *, dataset: str, split: str, seed: int, shards: Path
+    index: Index, num: int, *, dataset: str, split: str, seed: int, shards: Path, name: str = ""
 ) -> TripletCard:
-    """Draws triplets and stores them in `shards/<ID>/`; the same call gives the same ID."""
+    """Draws triplets and stores them in `shards/<ID>/`; the same call gives the same ID.
+
+    Args:
+        index: the raw photos.
+        num: how many triplets.
+        dataset: what opens the raw dataset again.
+        split: its split.
+        seed: another seed, another set.
+        shards: where the set goes.
+        name: the dataset's in the ID, if that is not `dataset`.
+    """
+    name = name or dataset
     indices = draw_triplets(index, num, seed)
     source = index_digest(index)
-    digest = hashlib.sha256(f"{VERSION} {dataset} {split} {source} ".encode() + indices.tobytes())
-    set_id = f"{dataset}-{split}-t{num}-{digest.hexdigest()[:8]}"
+    digest = hashlib.sha256(f"{VERSION} {name} {split} {source} ".encode() + indices.tobytes())
+    set_id = f"{name}-{split}-t{num}-{digest.hexdigest()[:8]}"
     folder = shards / set_id
     # Stored without pickle, so that an untrusted file can at worst be refused.
     write_atomically(folder / INDICES, _npy_bytes(indices))

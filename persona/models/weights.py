@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from persona.errors import PersonaError
-from persona.progress import progress_bar
+from persona.download import ROUNDS, TIMEOUT_S, Checksum, fetch
 
-log = logging.getLogger(__name__)
-
-TIMEOUT_S = 30.0
-"""Without a byte, before a download is given up."""
 RELEASE = "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9"
-
-
 TORCHVISION = "https://download.pytorch.org/models"
 
 
@@ -66,41 +55,37 @@ def find_weights(release: Release, models: Path) -> Path | None:
 
 
 def download_weights(
-    release: Release, *, base: str | None = None, timeout_s: float = TIMEOUT_S
+    release: Release,
+    target: Path | None = None,
+    *,
+    base: str | None = None,
+    timeout_s: float = TIMEOUT_S,
+    rounds: int = ROUNDS,
 ) -> Path:
-    """Downloads a release to torch's cache; half a file is never left under its name.
+    """Downloads a release to `target`, by default in torch's cache; see persona/download.py.
+
+    Args:
+        release: what to download.
+        target: the file that it becomes.
+        base: address of the folder that has it, where that is not the release's own.
+        timeout_s: without a byte, before the attempt is given up.
+        rounds: attempts without a byte before all is given up.
 
     Raises:
-        PersonaError: offline or cut short, with where to put the file by hand.
+        PersonaError: it cannot be had, with where to put the file by hand.
     """
-    url = f"{base or release.base}/{release.file}"
-    target = weight_places(release, Path())[-1]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(f".{os.getpid()}.partial")
-    log.info("downloading %s", url)
-    try:
-        with (
-            urllib.request.urlopen(url, timeout=timeout_s) as response,
-            partial.open("wb") as file,
-        ):
-            expected = int(response.headers.get("Content-Length") or 0)
-            with progress_bar(release.file, total=expected, unit="bytes") as advance:
-                while block := response.read(1 << 20):
-                    file.write(block)
-                    advance(len(block))
-        if expected and partial.stat().st_size != expected:
-            raise OSError(f"{partial.stat().st_size:,} of {expected:,} bytes came")
-        partial.replace(target)
-    except OSError as error:  # URLError and time-outs are OSErrors
-        reason = getattr(error, "reason", error)
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()
-        raise PersonaError(
-            f"cannot download weights from {url} ({reason}): fetch that file on "
-            f"another machine and put it at models/teachers/{release.file} (below --models) "
-            f"or at {target}"
-        ) from None
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
-    return target
+    url = f"{(base or release.base).rstrip('/')}/{release.file}"
+    target = target or weight_places(release, Path())[-1]
+    known_place = f"models/teachers/{release.file} (below --models)"
+    places = str(target) if target.parent.name == "teachers" else f"{known_place} or at {target}"
+    # torchvision's names end in the first digits of the file's SHA-256; FaceNet's say nothing.
+    _, dash, digits = Path(release.file).stem.rpartition("-")
+    known = dash and release.base == TORCHVISION
+    return fetch(
+        [url],
+        target,
+        checksum=Checksum("sha256", digits) if known else None,
+        by_hand=f"fetch that file on another machine and put it at {places}",
+        timeout_s=timeout_s,
+        rounds=rounds,
+    )

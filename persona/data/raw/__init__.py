@@ -1,7 +1,25 @@
 """Raw datasets, one file each. Importing this package registers them all."""
 
-from persona.data.raw import agedb, casia, lfw, synthetic, vggface2
-from persona.data.raw.base import Index, Pair, Photo, RawDataset, datasets, open_dataset
+from persona.data.raw import (
+    agedb,
+    bins,
+    casia,
+    lfw,
+    parquet,
+    recordio,
+    synthetic,
+    tars,
+    vggface2,
+)
+from persona.data.raw.base import (
+    Index,
+    Pair,
+    Photo,
+    RawDataset,
+    datasets,
+    kinds,
+    open_dataset,
+)
 
 __all__ = [
     "Index",
@@ -9,10 +27,15 @@ __all__ = [
     "Photo",
     "RawDataset",
     "agedb",
+    "bins",
     "casia",
     "datasets",
+    "kinds",
     "lfw",
     "open_dataset",
+    "parquet",
+    "recordio",
     "synthetic",
+    "tars",
     "vggface2",
 ]

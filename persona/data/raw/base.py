@@ -9,6 +9,8 @@ A new dataset is one subclass; defining it registers it:
         def iter_photos(self):
             for path in self.root.glob("*/*.jpg"):
                 yield Photo(identity=path.parent.name, source=self.relative(path))
+
+One that the user names by its place, `KIND:PATH`, has a `kind` in place of name and folder.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -27,7 +29,13 @@ from persona.errors import PersonaError, unknown
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
+MAX_PHOTO_BYTES = 1 << 28
+"""What a container says of a photo's size is believed up to here."""
+MAX_LABEL = 9_999_999
+LABEL_DIGITS = 7
+
 _REGISTRY: dict[str, type[RawDataset]] = {}
+_KINDS: dict[str, type[RawDataset]] = {}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -37,6 +45,8 @@ class Photo:
     source: str
     """Path below the dataset's root, with forward slashes."""
     identity: str
+    offset: int = field(default=0, compare=False)
+    """Byte at which it starts in the file that holds it, where many lie in one file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +79,10 @@ class Index:
 class RawDataset(ABC):
     """Photos as their dataset ships them, below `root`."""
 
-    name: ClassVar[str]
-    """What the command line calls it."""
+    name: str
+    """What the command line calls it; of a kind, the name of its file or folder."""
+    kind: ClassVar[str] = ""
+    """What stands before the colon, for datasets of the user's own."""
     folder: ClassVar[str]
     """Its folder below `data/raw`, found in any letter case."""
     splits: ClassVar[tuple[str, ...]] = ("all",)
@@ -79,10 +91,14 @@ class RawDataset(ABC):
     """What is expected where, for the error that says it is not there."""
     obtain: ClassVar[str] = "put your photos there"
     """Who can be asked for it."""
+    blocks_at_once: int = 1
+    """How many blocks a worker may hold in memory, where photos lie in blocks."""
 
     def __init__(self, root: Path, split: str | None = None, *, scan_workers: int = 8) -> None:
         """`scan_workers` threads list folders at once: what network disks need."""
         self.root = root
+        if self.kind:
+            self.name = self.path_name()
         self.split = split or self.splits[0]
         self.scan_workers = scan_workers
         self.missing: list[str] = []
@@ -92,7 +108,9 @@ class RawDataset(ABC):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         # A class without a name of its own is a layout that several datasets share.
-        if "name" in cls.__dict__:
+        if "kind" in cls.__dict__:
+            _KINDS[cls.kind] = cls
+        elif "name" in cls.__dict__:
             _REGISTRY[cls.name] = cls
 
     @abstractmethod
@@ -116,12 +134,27 @@ class RawDataset(ABC):
 
         Raises:
             OSError: it cannot be read, or is a pipe or a device, which may never end.
+            SkipPhoto: the file that holds it does not give it.
         """
         descriptor = os.open(self.root / photo.source, os.O_RDONLY | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise OSError(errno.EINVAL, "no regular file")
             return file.read()
+
+    def block(self, photo: Photo) -> str | None:
+        """Names what must be read whole to read this photo; None: it is read by itself."""
+        return None
+
+    def path_name(self) -> str:
+        """The name of a dataset that is known by its place: its folder's, its file's stem."""
+        place = self.root.resolve()
+        return (place.name if place.is_dir() else place.stem) or "root"
+
+    @property
+    def spec(self) -> str:
+        """What opens it again."""
+        return f"{self.kind}:{self.root.resolve()}" if self.kind else self.name
 
     @property
     def set_name(self) -> str:
@@ -151,7 +184,7 @@ class RawDataset(ABC):
         strangers = sorted(found.difference(classes))
         if strangers:
             raise PersonaError(
-                f"{self.name} ({self.split}): {len(strangers)} identity folders are not in its "
+                f"{self.name} ({self.split}): {len(strangers)} identities are not in its "
                 f"list, the first is {strangers[0]!r}: remove them or mend the list"
             )
         return Index(photos, classes, tuple(sorted(self.missing)))
@@ -169,12 +202,22 @@ def datasets() -> dict[str, type[RawDataset]]:
     return dict(_REGISTRY)
 
 
+def kinds() -> dict[str, type[RawDataset]]:
+    """Every kind of dataset that is named by its place, `KIND:PATH`."""
+    return dict(_KINDS)
+
+
 def open_dataset(name: str, raw: Path, split: str | None = None, **options: int) -> RawDataset:
     """Opens dataset `name` below the folder `raw` (or at `raw`, if that is the dataset itself).
 
+    A name `KIND:PATH` is the file or folder PATH, wherever that is.
+
     Raises:
-        PersonaError: the name or split is unknown, or the folder is not there.
+        PersonaError: the name, kind or split is unknown, or the folder is not there.
     """
+    kind, colon, path = name.partition(":")
+    if colon:
+        return _open_path(kind.lower(), path, split, options)
     dataset_class = _REGISTRY.get(name.lower())
     if dataset_class is None:
         raise unknown("dataset", name, _REGISTRY)
@@ -184,6 +227,18 @@ def open_dataset(name: str, raw: Path, split: str | None = None, **options: int)
             f"{dataset_class.name} is not at {raw / dataset_class.folder}: "
             f"expected {dataset_class.layout}; {dataset_class.obtain}. "
             "--raw DIR names another place"
+        )
+    return dataset_class(root, split, **options)
+
+
+def _open_path(kind: str, path: str, split: str | None, options: dict[str, int]) -> RawDataset:
+    dataset_class = _KINDS.get(kind)
+    if dataset_class is None:
+        raise unknown("kind of dataset", kind, _KINDS)
+    root = Path(path).expanduser()
+    if not path or not root.exists():
+        raise PersonaError(
+            f"{kind}:{path}: there is no such file or folder; expected {dataset_class.layout}"
         )
     return dataset_class(root, split, **options)
 
@@ -280,3 +335,40 @@ class IdentityFolders(RawDataset):
         for identity, names in list_image_folders(root, list_folders(root), self.scan_workers):
             for name in names:
                 yield Photo(identity=identity, source=self.relative(root / identity / name))
+
+
+class Folders(IdentityFolders):
+    """`folders:DIR`: any folder in the plain layout."""
+
+    kind = "folders"
+    layout = "a folder with <identity>/<photo>.jpg"
+
+
+def label_name(label: int) -> str:
+    """A numbered identity's name; names sort as their numbers do."""
+    return f"{label:0{LABEL_DIGITS}d}"
+
+
+class RandomReader:
+    """Reads parts of files, which stay open; a copy in another process opens its own."""
+
+    def __init__(self, limit: int = 64) -> None:
+        """`limit`: files open at once."""
+        self.limit = limit
+        self._open: dict[Path, int] = {}
+
+    def __reduce__(self) -> tuple[type[RandomReader], tuple[int]]:
+        return RandomReader, (self.limit,)
+
+    def __del__(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def __call__(self, path: Path, offset: int, size: int) -> bytes:
+        """At most `size` bytes from `offset`: fewer where the file ends."""
+        descriptor = self._open.get(path)
+        if descriptor is None:
+            if len(self._open) == self.limit:
+                os.close(self._open.pop(next(iter(self._open))))
+            descriptor = self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return os.pread(descriptor, size, offset)

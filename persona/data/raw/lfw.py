@@ -36,7 +36,7 @@ class LFW(LFWLayout):
 
     name = "lfw"
     folder = "LFW"
-    obtain = "it is free: search for lfw-deepfunneled or lfw.tgz and its pairs.txt"
+    obtain = "it is free: run `persona download lfw`"
 
 
 def parse_pairs(path: Path, prefix: str = "") -> list[Pair]:

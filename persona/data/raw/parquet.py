@@ -1,0 +1,224 @@
+"""Parquet files of photos, in the layout of Hugging Face's datasets. Needs `persona[parquet]`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from persona.data.raw.base import MAX_PHOTO_BYTES, Photo, RawDataset
+from persona.data.raw.tars import identity_name
+from persona.errors import PersonaError, SkipPhoto
+
+IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png")
+LABEL_COLUMNS = ("label", "identity", "class", "cls", "labels")
+MAX_GROUP_BYTES = 1 << 29
+CACHE_BYTES = 1 << 28
+"""Of row groups that a worker holds; one is held in any case."""
+MAX_BLOCKS = 16
+
+
+@dataclass(frozen=True)
+class _Columns:
+    image: str
+    label: str
+    names: tuple[str, ...] | None
+    """What label numbers stand for."""
+
+
+class Parquet(RawDataset):
+    """An image column, struct of bytes and path or bytes alone, and a label column.
+
+    `ClassLabel` names come from the metadata that the datasets library writes; else a label names
+    itself. A row group is read whole: packing takes a few of them at a time. A split is the files
+    whose names begin with it; `all` is every file.
+    """
+
+    kind = "parquet"
+    splits = ("all", "train", "validation", "test")
+    layout = (
+        "a .parquet file or a folder of them with an image column (struct of bytes and path, or "
+        "bytes) and a label column"
+    )
+
+    def __init__(self, root: Path, split: str | None = None, *, scan_workers: int = 8) -> None:
+        super().__init__(root, split, scan_workers=scan_workers)
+        self._known: _Columns | None = None
+        self._groups: OrderedDict[str, list[Any]] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_groups": OrderedDict()}
+
+    @property
+    def set_name(self) -> str:
+        """The name alone for the whole of it."""
+        return self.name if self.split == "all" else super().set_name
+
+    @property
+    def _folder(self) -> Path:
+        return self.root if self.root.is_dir() else self.root.parent
+
+    def _files(self) -> list[Path]:
+        if not self.root.is_dir():
+            return [self.root]
+        found = sorted(self.root.rglob("*.parquet"))
+        return [p for p in found if self.split == "all" or p.name.startswith(self.split)]
+
+    def _columns(self) -> _Columns:
+        """The columns of the first file; every other must have the same."""
+        if self._known is None:
+            files = self._files()
+            if not files:
+                raise self.complain(self._folder / "*.parquet")
+            with _opened(files[0]) as file:
+                self._known = _find_columns(files[0], file.schema_arrow)
+        return self._known
+
+    def class_list(self) -> list[str] | None:
+        """The names of the `ClassLabel`, if it has any."""
+        names = self._columns().names
+        return None if names is None else list(names)
+
+    def iter_photos(self) -> Iterator[Photo]:
+        """Yields a photo a row; only labels are read.
+
+        Raises:
+            PersonaError: no parquet file, columns that are not there, a label that is none, or a
+                row group too large to be held in memory.
+        """
+        columns = self._columns()
+        largest = 1
+        for path in self._files():
+            place = path.relative_to(self._folder).as_posix()
+            with _opened(path) as file:
+                if _find_columns(path, file.schema_arrow) != columns:
+                    raise PersonaError(f"{path} has other columns or names than the first file")
+                for group in range(file.num_row_groups):
+                    size = file.metadata.row_group(group).total_byte_size
+                    if size > MAX_GROUP_BYTES:
+                        raise PersonaError(
+                            f"{path}: row group {group} has {size:,} bytes: write it anew with "
+                            "smaller ones, row_group_size=1000"
+                        )
+                    largest = max(largest, size)
+                    labels = _read_column(file, group, columns.label)
+                    for row, label in enumerate(labels):
+                        yield Photo(
+                            source=f"{place}/{group:05d}/{row:07d}",
+                            identity=self._identity(label, f"{path}: row {row} of group {group}"),
+                        )
+        self.blocks_at_once = max(1, min(MAX_BLOCKS, CACHE_BYTES // largest))
+
+    def _identity(self, label: object, where: str) -> str:
+        names = self._columns().names
+        if names is None:
+            return identity_name(label, where)
+        if type(label) is not int or not 0 <= label < len(names):
+            raise PersonaError(f"{where}: label {label!r} is none of the {len(names)} classes")
+        return names[label]
+
+    def block(self, photo: Photo) -> str:
+        """The file and the row group."""
+        return photo.source.rpartition("/")[0]
+
+    def read(self, photo: Photo) -> bytes:
+        """The photo's file, out of its row group."""
+        block, _, row = photo.source.rpartition("/")
+        rows = self._groups.get(block)
+        if rows is None:
+            place, _, group = block.rpartition("/")
+            with _opened(self._folder / place) as file:
+                rows = _read_column(file, int(group), self._columns().image)
+            while len(self._groups) >= self.blocks_at_once:
+                self._groups.popitem(last=False)
+            self._groups[block] = rows
+        self._groups.move_to_end(block)
+        value = rows[int(row)]
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if not data:
+            raise SkipPhoto("unreadable: its row holds no bytes")
+        if len(data) > MAX_PHOTO_BYTES:
+            raise SkipPhoto(f"unreadable: {len(data):,} bytes are over the limit")
+        return bytes(data)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A ParquetFile; what Arrow finds wrong with it is one line."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise PersonaError("parquet files need pyarrow: pip install 'persona[parquet]'") from None
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        reason = str(error).partition("\n")[0][:100]
+        raise PersonaError(f"{path} is no whole parquet file ({reason}): restore it") from None
+
+
+def _read_column(file: Any, group: int, column: str) -> list[Any]:
+    """A column's values of one row group."""
+    values: list[Any] = file.read_row_group(group, columns=[column]).column(column).to_pylist()
+    return values
+
+
+def _find_columns(path: Path, schema: Any) -> _Columns:
+    import pyarrow.types as pt
+
+    features = _features(path, schema)
+
+    def feature(name: str) -> Any:
+        value = features.get(name)
+        return value.get("_type") if isinstance(value, dict) else None
+
+    def holds_bytes(kind: Any) -> bool:
+        if pt.is_struct(kind):
+            inner = kind.get_field_index("bytes")
+            return inner >= 0 and holds_bytes(kind.field(inner).type)
+        return bool(pt.is_binary(kind) or pt.is_large_binary(kind))
+
+    images = [f.name for f in schema if holds_bytes(f.type)]
+    labels = [
+        f.name
+        for f in schema
+        if pt.is_integer(f.type) or pt.is_string(f.type) or pt.is_large_string(f.type)
+    ]
+    image = _first(images, [n for n in images if feature(n) == "Image"], IMAGE_COLUMNS)
+    label = _first(labels, [n for n in labels if feature(n) == "ClassLabel"], LABEL_COLUMNS)
+    for what, column, usual in (("image", image, IMAGE_COLUMNS), ("label", label, LABEL_COLUMNS)):
+        if column is None:
+            raise PersonaError(
+                f"{path} has no {what} column among {', '.join(schema.names)[:200]}: expected one "
+                f"called {' or '.join(usual)}"
+            )
+    assert image is not None and label is not None
+    names = features[label].get("names") if feature(label) == "ClassLabel" else None
+    if names is not None and not (isinstance(names, list) and all(type(n) is str for n in names)):
+        raise PersonaError(f"{path}: the class names of {label!r} are no list of names")
+    return _Columns(image, label, None if names is None else tuple(names))
+
+
+def _first(found: list[str], marked: list[str], usual: tuple[str, ...]) -> str | None:
+    """What the metadata marks, else what has a usual name."""
+    return next(iter([*marked, *(name for name in usual if name in found)]), None)
+
+
+def _features(path: Path, schema: Any) -> dict[str, Any]:
+    """What the datasets library says of the columns."""
+    written = (schema.metadata or {}).get(b"huggingface")
+    if written is None:
+        return {}
+    try:
+        features = json.loads(written)["info"]["features"]
+        assert isinstance(features, dict)
+    except (ValueError, KeyError, TypeError, AssertionError):
+        raise PersonaError(f"{path}: its Hugging Face metadata is damaged: write it anew") from None
+    return features

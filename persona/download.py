@@ -1,0 +1,374 @@
+"""Files from the internet: resumed, retried, verified, in place only when whole.
+
+1. every mirror that has not refused is asked in turn, round after round, longer and longer waits
+   between them; a round that brought it further does not count
+2. what has come lies in `.download/` beside the target; the next request asks for the rest, on
+   condition that the file is the same one (Range and If-Range)
+3. the whole is compared with its length and checksum, then renamed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import json
+import logging
+import shutil
+import tarfile
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from persona.errors import PersonaError
+from persona.files import folder_lock, write_json
+from persona.progress import progress_bar
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_S = 30.0
+"""Without a byte, before a mirror is given up for this round."""
+ROUNDS = 5
+WAIT_S = 1.0
+"""Before the second round; twice as long before each further one."""
+MAX_BYTES = 20 << 30
+BLOCK = 1 << 18
+FOLDER = ".download"
+FINAL_STATUS = frozenset({400, 401, 403, 404, 405, 410, 451})
+"""A mirror that answers so is not asked again."""
+
+
+@dataclass(frozen=True)
+class Checksum:
+    """What a whole file hashes to."""
+
+    algorithm: str
+    digits: str
+    """Hex, or as many digits of it as are known."""
+
+    def fits(self, path: Path) -> bool:
+        """Whether the file is the one."""
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.new(self.algorithm))
+        return digest.hexdigest().startswith(self.digits)
+
+
+class _CutError(Exception):
+    """Why a mirror gave less than the whole file."""
+
+
+class _RefusalError(_CutError):
+    """A mirror that need not be asked again."""
+
+
+class _BeyondError(_CutError):
+    """There is nothing beyond what has come; the message is the length of the whole."""
+
+
+def fetch(
+    mirrors: Sequence[str],
+    target: Path,
+    *,
+    checksum: Checksum | None = None,
+    by_hand: str,
+    timeout_s: float = TIMEOUT_S,
+    rounds: int = ROUNDS,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Path:
+    """Downloads one file to `target`; one that is there is left, half a one is gone on with.
+
+    Args:
+        mirrors: http(s) addresses of the same file.
+        target: where it goes; its folder is made.
+        checksum: of the whole file, where it is known.
+        by_hand: what to do without internet, for the error.
+        timeout_s: without a byte, before a mirror is given up.
+        rounds: without a byte from any mirror, before all is given up.
+        sleep: waits between rounds.
+
+    Raises:
+        PersonaError: no mirror has it whole, or another process is downloading it.
+    """
+    for url in mirrors:
+        if urlsplit(url).scheme not in {"http", "https"}:
+            raise PersonaError(f"{_shown(url)} is no address of a mirror: expected https://…")
+    if target.exists():
+        return _kept(target, checksum)
+    work = target.parent / FOLDER
+    with folder_lock(work, doing="downloading into"):
+        if target.exists():  # another process has just ended
+            return _kept(target, checksum)
+        partial = _Partial(work, target.name)
+        _fill(partial, mirrors, checksum, by_hand, timeout_s, rounds, sleep)
+        partial.path.replace(target)
+        partial.clear()
+        if [path.name for path in work.iterdir()] == [".lock"]:
+            shutil.rmtree(work)
+    return target
+
+
+def _kept(target: Path, checksum: Checksum | None) -> Path:
+    if checksum is not None and not checksum.fits(target):
+        raise PersonaError(
+            f"{target} is not the file that it should be ({checksum.algorithm} "
+            f"{checksum.digits}): remove it and run again"
+        )
+    return target
+
+
+class _Partial:
+    """What has come of a file, and from which version of it."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.path = folder / f"{name}.partial"
+        self.card = folder / f"{name}.json"
+        self.url = self.version = ""
+        self.total = 0
+        """Promised bytes of the whole; 0: nobody knows."""
+        if self.path.is_file() and self.card.is_file():
+            with contextlib.suppress(ValueError, AttributeError):
+                known = json.loads(self.card.read_bytes())
+                self.url, self.version = str(known.get("url")), str(known.get("version") or "")
+                self.total = int(known.get("total") or 0)
+
+    @property
+    def size(self) -> int:
+        """Bytes that have come."""
+        return self.path.stat().st_size if self.path.is_file() else 0
+
+    def begin(self, url: str, version: str, total: int) -> None:
+        """Throws away what there is: the file starts anew, in this version."""
+        self.path.unlink(missing_ok=True)
+        self.url, self.version, self.total = url, version, total
+        write_json(self.card, {"url": url, "version": version, "total": total})
+
+    def clear(self) -> None:
+        """Leaves nothing."""
+        self.path.unlink(missing_ok=True)
+        self.card.unlink(missing_ok=True)
+
+
+def _fill(
+    partial: _Partial,
+    mirrors: Sequence[str],
+    checksum: Checksum | None,
+    by_hand: str,
+    timeout_s: float,
+    rounds: int,
+    sleep: Callable[[float], None],
+) -> None:
+    """Asks mirrors until the file is whole."""
+    asked = list(dict.fromkeys(mirrors))
+    reasons: dict[str, str] = {}
+    vain, most = 0, partial.size
+    with contextlib.ExitStack() as stack:
+        bar = _Bar(stack, partial)
+        while asked and vain < rounds:
+            if reasons:
+                sleep(WAIT_S * 2 ** max(0, vain - 1))
+            for url in list(asked):
+                log.debug("asking %s from byte %d", _shown(url), partial.size)
+                try:
+                    _ask(url, partial, checksum, timeout_s, bar)
+                except _CutError as why:
+                    reasons[url] = str(why)
+                    if isinstance(why, _RefusalError):
+                        asked.remove(url)
+                    continue
+                return
+            # The most so far, not the last: a file that starts over again and again must end too.
+            vain = 0 if partial.size > most else vain + 1
+            most = max(most, partial.size)
+    told = "; ".join(f"{_shown(url)}: {why}" for url, why in reasons.items())
+    raise PersonaError(f"cannot download {partial.path.stem} ({told}): {by_hand}")
+
+
+class _Bar:
+    """A progress bar that starts when the length is known, and may start over."""
+
+    def __init__(self, stack: contextlib.ExitStack, partial: _Partial) -> None:
+        self._stack = stack
+        self._title = partial.path.stem
+        self._advance: Callable[[int], None] | None = None
+        self._at = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        """Shows that `done` bytes of `total` are here; 0: nobody knows."""
+        if self._advance is None:
+            bar = progress_bar(self._title, total=total, unit="bytes", done=done)
+            self._advance = self._stack.enter_context(bar)
+        else:
+            self._advance(done - self._at)
+        self._at = done
+
+
+def _ask(
+    url: str, partial: _Partial, checksum: Checksum | None, timeout_s: float, bar: _Bar
+) -> None:
+    """Gets what is missing from one mirror, to the end.
+
+    Raises:
+        _CutError: it did not come, or is not what it should be.
+    """
+    start = partial.size
+    same = partial.url == url and partial.version
+    if start and not same and checksum is None:
+        start = 0  # nothing would tell if this mirror's file were another one
+    headers = {"User-Agent": "persona", "Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+        if same:
+            headers["If-Range"] = partial.version
+    try:
+        size, total = _receive(url, headers, partial, start, timeout_s, bar)
+    except _BeyondError as length:  # killed between the last byte and the renaming, or damaged
+        if str(length) != str(start) or (checksum is None and partial.total != start):
+            partial.clear()
+            raise _CutError("its length is not what was promised before") from None
+        size = total = start
+    if size < total:
+        raise _CutError(f"{size:,} of {total:,} bytes came")
+    if checksum is not None and not checksum.fits(partial.path):
+        partial.clear()
+        raise _CutError(f"its {checksum.algorithm} is not {checksum.digits}")
+
+
+def _receive(
+    url: str, headers: dict[str, str], partial: _Partial, start: int, timeout_s: float, bar: _Bar
+) -> tuple[int, int]:
+    """Appends what one request gives; bytes that are here and of the whole, 0 if unknown."""
+    with _response(url, headers, timeout_s) as response:
+        total = _begin(response, url, partial, start)
+        size = partial.size
+        bar(size, total)
+        with partial.path.open("ab") as file:
+            for block in _blocks(response):
+                size += len(block)
+                if size > (total or MAX_BYTES):
+                    raise _CutError("more bytes came than were promised")
+                file.write(block)
+                bar(size, total)
+    return size, total
+
+
+def _begin(response: Any, url: str, partial: _Partial, start: int) -> int:
+    """Makes the partial file end where the answer begins; the length of the whole, 0 if unknown."""
+    headers = response.headers
+    if response.status == 206:
+        promise = (headers.get("Content-Range") or "").removeprefix("bytes ")
+        span, _, length = promise.partition("/")
+        first = span.partition("-")[0]
+        if not first.isdigit() or int(first) != start or not start:
+            raise _CutError("it answered with another part than asked for")
+        total = int(length) if length.isdigit() else 0
+    else:
+        tag = headers.get("ETag") or ""
+        version = tag if tag and not tag.startswith("W/") else headers.get("Last-Modified") or ""
+        length = headers.get("Content-Length") or ""
+        total = int(length) if length.isdigit() else 0
+        partial.begin(url, version, total)
+    if total > MAX_BYTES:
+        raise _RefusalError(f"it promises {total:,} bytes")
+    return total
+
+
+@contextlib.contextmanager
+def _response(url: str, headers: dict[str, str], timeout_s: float) -> Iterator[Any]:
+    """An answer with the file or the wanted part of it."""
+    try:
+        response = urllib.request.urlopen(
+            urllib.request.Request(url, headers=headers), timeout=timeout_s
+        )
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416:
+            length = (error.headers.get("Content-Range") or "").rpartition("/")[2]
+            raise _BeyondError(length) from None
+        kind = _RefusalError if error.code in FINAL_STATUS else _CutError
+        raise kind(f"HTTP {error.code} {error.reason}") from None
+    except (OSError, http.client.HTTPException) as error:  # URLErrors and time-outs are OSErrors
+        raise _CutError(_reason(error)) from None
+    except ValueError:  # http.client.InvalidURL and the like
+        raise _RefusalError("this is no address") from None
+    with response:
+        yield response
+
+
+def _blocks(response: Any) -> Iterator[bytes]:
+    """The body; writing it to disk may fail in other ways than reading it."""
+    while True:
+        try:
+            block = response.read1(BLOCK)
+        except (OSError, http.client.HTTPException) as error:
+            raise _CutError(_reason(error)) from None
+        if not block:
+            return
+        yield block
+
+
+def _reason(error: BaseException) -> str:
+    reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+    return str(reason) or type(error).__name__
+
+
+def _shown(url: str) -> str:
+    """An address without what may be secret in it."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def unpack_tar(archive: Path, folder: Path, *, max_bytes: int, max_files: int) -> None:
+    """Unpacks a tar, compressed or not, into a folder that is not there yet.
+
+    Only names and contents are taken: no owner, mode or time.
+
+    Raises:
+        PersonaError: it is damaged, too large, holds anything but files and folders, or a name
+            that leaves the folder.
+    """
+    files = size = 0
+    folder.mkdir(parents=True)
+    try:
+        with (
+            tarfile.open(archive, mode="r|*") as tar,
+            progress_bar(f"unpacking {archive.name}", total=0, unit="files") as advance,
+        ):
+            for member in tar:
+                tar.members = []  # type: ignore[attr-defined]  # keeps memory flat
+                name = PurePosixPath(member.name)
+                if name.is_absolute() or ".." in name.parts or "\0" in member.name:
+                    raise _unsafe(archive, member, "leaves its folder")
+                if member.isdir():
+                    (folder / name).mkdir(parents=True, exist_ok=True)
+                    continue
+                if not member.isreg() or member.issparse():
+                    raise _unsafe(archive, member, "is a link, device or sparse file")
+                files, size = files + 1, size + member.size
+                if files > max_files or size > max_bytes:
+                    limit = f"{max_bytes:,} bytes or {max_files:,} files"
+                    raise _unsafe(archive, member, f"is beyond {limit}")
+                path = folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                source = tar.extractfile(member)
+                assert source is not None
+                try:
+                    with path.open("xb") as file:
+                        shutil.copyfileobj(source, file)
+                except FileExistsError:
+                    raise _unsafe(archive, member, "is in it twice") from None
+                advance(1)
+    except (tarfile.TarError, zlib.error, EOFError, ValueError, OSError) as error:
+        # A broken gzip stream is an OSError too; the disk's have a number.
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise PersonaError(f"{archive} is damaged ({error}): remove it and run again") from None
+
+
+def _unsafe(archive: Path, member: tarfile.TarInfo, what: str) -> PersonaError:
+    return PersonaError(f"{archive} is not unpacked: {member.name[:100]!r} {what}")
