@@ -20,7 +20,7 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from persona.data.align import AlignSpec
 from persona.data.storage import (
@@ -178,9 +178,7 @@ def list_sets(shards: Path) -> list[Manifest]:
     return [read_manifest(path.parent) for path in sorted(shards.glob(f"*/{MANIFEST}"))]
 
 
-def open_set(
-    name: str, shards: Path, cache: Path | None = None
-) -> tuple[SetFolder, Manifest]:
+def open_set(name: str, shards: Path, cache: Path | None = None) -> tuple[SetFolder, Manifest]:
     """Finds a packed set.
 
     Args:

@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 
 OBJECT_STORES = {"s3": "s3", "gs": "gcs"}
 """Scheme and the extra of this package that reads it."""
+OBJECT_OPTIONS: dict[str, dict[str, Any]] = {
+    "s3": {"config_kwargs": {"retries": {"max_attempts": 0}}}  # tried again here
+}
 SCHEMES = ("http", "https", *OBJECT_STORES)
 TIMEOUT_S = 30.0
 RETRIES = 5
@@ -233,7 +236,9 @@ def _writing(folder: RemoteFolder) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = "make room, or name another with --cache" if folder.keep else "set TMPDIR or --cache"
+        advice = (
+            "make room, or name another with --cache" if folder.keep else "set TMPDIR or --cache"
+        )
         raise PersonaError(
             f"cannot keep files of {folder} in {folder.local}: {error.strerror}; {advice}"
         ) from None
@@ -281,7 +286,7 @@ def _reason(error: Exception) -> str:
         return f"the server answers {error.code}"
     reason = getattr(error, "reason", error)
     if isinstance(reason, OSError) and reason.strerror:
-        return str(reason.strerror).lower()
+        return reason.strerror[0].lower() + reason.strerror[1:]
     return f"the connection broke ({type(reason).__name__})"
 
 
@@ -335,10 +340,12 @@ def _objects(url: str, start: int, size: int | None) -> Iterator[bytes]:
     scheme = urlsplit(url).scheme
     try:
         # Made anew in each process: its connections do not survive a fork.
-        store: Any = fsspec.filesystem(scheme)
+        store: Any = fsspec.filesystem(scheme, **OBJECT_OPTIONS.get(scheme, {}))
     except ImportError:
         extra = OBJECT_STORES[scheme]
-        raise PersonaError(f"{scheme}:// wants its reader: pip install 'persona[{extra}]'") from None
+        raise PersonaError(
+            f"{scheme}:// wants its reader: pip install 'persona[{extra}]'"
+        ) from None
     while size is None or start < size:
         end = None if size is None else min(start + OBJECT_CHUNK, size)
         try:
@@ -352,7 +359,7 @@ def _objects(url: str, start: int, size: int | None) -> Iterator[bytes]:
         except Exception as error:  # the stores' own families have no base in common
             if "Credential" in type(error).__name__:
                 raise _Final("no credentials") from None
-            raise ConnectionError(0, type(error).__name__) from None
+            raise ConnectionError(0, f"the connection broke ({type(error).__name__})") from None
         if not data:
             return
         yield data

@@ -58,6 +58,9 @@ SHUFFLE_BUFFER = 10_000
 """Samples of a window. A worker holds their places, not their bytes."""
 
 
+decode_json = json.JSONDecoder().raw_decode
+
+
 class Batch(NamedTuple):
     """Samples on their way to the device."""
 
@@ -306,43 +309,39 @@ class ShardStream(IterableDataset[Any]):
         chosen = window.batch(number, self.plan.batch_size).tolist()
         photos = photos_of(self.manifest)
         side = self.manifest.align.image_size
-        images_BCHW = new_images(len(chosen) * photos, side)
-        images = images_BCHW.numpy()
-        labels = []
-        keys = []
-        landmarks = np.full((len(images), 6, 2), np.nan, dtype=np.float32)
-        for shard, sample in chosen:
-            shard_reader = window.shards[shard]
-            try:
-                *jpegs, text = shard_reader.read(sample)
-                meta = json.loads(str(text, "utf-8"))
-                keys.append(int(shard_reader.key(sample)))
-                for role, jpeg in zip(ROLES, jpegs, strict=False):
-                    photo = meta[role] if photos > 1 else meta
-                    row = len(labels)
-                    labels.append(photo["class"])
-                    if photo["landmarks"] is not None:
-                        landmarks[row] = photo["landmarks"]
-                    decode_into(jpeg, images[row])
-            except (KeyError, TypeError, ValueError, OverflowError) as error:
-                key = shard_reader.key(sample)[:20].decode(errors="replace")
-                raise damaged(
-                    shard_reader.path, f"sample {key}: {type(error).__name__}"
-                ) from None
+        landmarks = np.full((len(chosen) * photos, 6, 2), np.nan, dtype=np.float32)
+        images_BHWC = new_images(len(landmarks), side)
+        labels: list[int] = []
+        keys: list[int] = []
+        jpegs: list[memoryview] = []
+        shard, sample = chosen[0]
         try:
-            labels_B = np.array(labels, dtype=np.int64)
-            keys_B = np.array(keys, dtype=np.int64)
-            known = 0 <= labels_B.min() and labels_B.max() < len(self.manifest.classes)
-        except (TypeError, ValueError, OverflowError):
-            known = False
-        if not known:
+            # One thing at a time for all of them: decoding is fastest when nothing comes between.
+            for shard, sample in chosen:
+                *found, text = window.shards[shard].read(sample)
+                meta, _ = decode_json(str(text, "utf-8"))
+                keys.append(int(window.shards[shard].key(sample)))
+                for photo in [meta[role] for role in ROLES] if photos > 1 else [meta]:
+                    if photo["landmarks"] is not None:
+                        landmarks[len(labels)] = photo["landmarks"]
+                    labels.append(int(photo["class"]))
+                jpegs += found
+            for row, image_HWC in enumerate(images_BHWC.numpy()):
+                shard, sample = chosen[row // photos]
+                decode_into(jpegs[row], image_HWC)
+            labels_B, keys_B = np.array(labels, dtype=np.int64), np.array(keys, dtype=np.int64)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            reader_of = window.shards[shard]
+            key = reader_of.key(sample)[:20].decode(errors="replace")
+            raise damaged(reader_of.path, f"sample {key}: {type(error).__name__}") from None
+        if labels_B.min() < 0 or labels_B.max() >= len(self.manifest.classes):
             where = window.shards[chosen[0][0]].path
-            raise damaged(where, "a key or a class index outside the manifest's list")
+            raise damaged(where, "a class index outside the manifest's list")
         places = [(shard, row * photos + role) for shard, row in chosen for role in range(photos)]
         views, targets = self._views(places, number, reader)
         return Batch(
             # A permuted view is channels-last memory: what convolutions want, at no cost.
-            images_BCHW.permute(0, 3, 1, 2),
+            images_BHWC.permute(0, 3, 1, 2),
             torch.from_numpy(labels_B),
             torch.from_numpy(keys_B),
             torch.from_numpy(landmarks),
@@ -358,19 +357,17 @@ def new_images(count: int, side: int) -> Tensor:
     """
     shape = (count, side, side, 3)
     if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(count * side * side * 3, device="cpu")
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # type: ignore[call-overload]
+        return torch.from_numpy(np.empty(shape, dtype=np.uint8))
+    share: Any = torch.UntypedStorage._new_shared  # as torch's own collate does
+    images: Tensor = torch.empty(0, dtype=torch.uint8)
+    return images.set_(share(count * side * side * 3, device="cpu"), 0, shape)
 
 
-def decode_into(
-    jpeg: bytes | memoryview, image_HWC: np.ndarray[Any, np.dtype[np.uint8]]
-) -> None:
+def decode_into(jpeg: bytes | memoryview, image_HWC: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
     """Decodes a crop into (H, W, 3) uint8 RGB; ValueError if it is not of that size."""
-    height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
-    if (height, width) != image_HWC.shape[:2]:
+    decoded = simplejpeg.decode_jpeg(jpeg, buffer=image_HWC)  # refuses what is larger
+    if decoded.shape != image_HWC.shape:
         raise ValueError("crop of another size")
-    simplejpeg.decode_jpeg(jpeg, buffer=image_HWC)
 
 
 def step_back(_worker: int) -> None:
@@ -428,7 +425,6 @@ class EpochLoader:
                     "a loader process was killed, perhaps for memory: run again with fewer workers"
                 ) from error
             raise
-
 
     def _drop_after(self, batch: int) -> None:
         """Lets go of the shards that were fetched for this batch and are not wanted any more."""

@@ -23,8 +23,9 @@ READ_AHEAD = 1048576
 LONGEST_HEADER = 1 << 16
 """Bytes that a long name or a pax header may take."""
 ADLER = 65521
+"""Adler-32 counts modulo this, from 1; tar takes its own eight bytes for spaces: 256 - 1."""
 
-HEADER = struct.Struct("100s24x12s12x8sc100x6s82x155s12x")
+HEADER = struct.Struct("100s24x11s13x6s2xc100x6s82x155s12x")
 """Name, size, checksum, kind, magic and prefix of a member."""
 FILES = (b"0", b"\0", b"7")
 LONG_NAMES = (b"L", b"x")
@@ -59,12 +60,11 @@ def iter_members(stream: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
         if not name[0] and not any(header):
             return  # what ends a tar
         try:
-            size, wanted = int(digits.rstrip(b"\0"), 8), int(checksum.rstrip(b"\0 "), 8)
+            size, wanted = int(digits, 8), int(checksum, 8)
         except ValueError:
             raise TarError("a header that is none") from None
         # Adler-32 begins with the sum of the bytes, which is tar's checksum, at the speed of C.
-        found = adler(header[156:], adler(header[:148])) & 0xFFFF
-        if found != (wanted - 8 * 32 + 1) % ADLER or size < 0:
+        if adler(header[156:], adler(header[:148])) & 0xFFFF != (wanted - 255) % ADLER or size < 0:
             raise TarError("a header that does not match its checksum")
         place += BLOCK
         if size > end - place:
@@ -103,12 +103,6 @@ def _pax_name(data: bytes) -> bytes:
     return name
 
 
-def split_name(name: bytes) -> tuple[bytes, bytes]:
-    """A member's key and suffix as webdataset splits them: at the first dot of the file's name."""
-    dot = name.find(b".", name.rfind(b"/") + 1)
-    return (name[:dot], name[dot + 1 :].lower()) if dot >= 0 else (name, b"")
-
-
 class ShardReader:
     """Any sample of one shard, in any order. What is held is a few numbers a sample."""
 
@@ -126,8 +120,10 @@ class ShardReader:
         self.path = path
         self._suffixes = tuple(suffixes)
         self._keys: list[bytes] = []
-        self._places = array("q")
-        """Offset and size of each member of each sample; -1 where it has none."""
+        self._width = 2 + 2 * len(self._suffixes)
+        self._rows = array("q")
+        """Of each sample: where its members begin, and their length from there; then of each member
+        where it begins from there, and its size, -1 where the sample has none."""
         try:
             with path.open("rb", buffering=READ_AHEAD) as stream:
                 self._walk(stream, samples)
@@ -138,23 +134,28 @@ class ShardReader:
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def _walk(self, stream: BinaryIO, samples: int) -> None:
-        keys, places, width = self._keys, self._places, 2 * len(self._suffixes)
-        column = {suffix.encode(): 2 * place for place, suffix in enumerate(self._suffixes)}
+        keys, rows, width = self._keys, self._rows, self._width
+        column = {suffix.encode(): 2 * place for place, suffix in enumerate(self._suffixes, 1)}
         empty = array("q", [-1] * width)
         last, start = None, -width
         for name, offset, size in iter_members(stream):
-            key, suffix = split_name(name)
+            # As webdataset does: a key ends at the first dot of the file's name.
+            dot = name.find(b".", name.rfind(b"/") + 1)
+            key, suffix = (name[:dot], name[dot + 1 :]) if dot >= 0 else (name, b"")
             if key != last:
                 if len(keys) == samples:
                     return
                 keys.append(key)
-                places.extend(empty)
+                rows.extend(empty)
                 last, start = key, start + width
             if suffix in column:
                 place = start + column[suffix]
-                if places[place] >= 0:
+                if rows[place] >= 0:
                     raise TarError(f"sample {len(keys) - 1}: two {suffix.decode()}")
-                places[place], places[place + 1] = offset, size
+                if rows[start] < 0:
+                    rows[start] = offset
+                rows[start + 1] = offset + size - rows[start]
+                rows[place], rows[place + 1] = offset - rows[start], size
 
     def key(self, row: int) -> bytes:
         """The key of a sample."""
@@ -167,19 +168,15 @@ class ShardReader:
             KeyError: it lacks one of them.
             ValueError: the file has become shorter since.
         """
-        width = 2 * len(self._suffixes)
-        places = self._places[row * width : (row + 1) * width]
-        offsets, sizes = places[::2], places[1::2]
-        first = min(offsets)
-        if first < 0:
-            raise KeyError(self._suffixes[offsets.index(-1)])
+        width = self._width
+        first, length, *places = self._rows[row * width : (row + 1) * width].tolist()
+        if min(places) < 0:
+            raise KeyError(self._suffixes[places.index(-1) // 2])
         # A sample's members are neighbours: one read for all.
-        ends = [offset + size - first for offset, size in zip(offsets, sizes, strict=True)]
-        length = max(ends)
         data = memoryview(os.pread(self._file, length, first))
         if len(data) != length:
             raise ValueError("it ends early")
-        return [data[offset - first : end] for offset, end in zip(offsets, ends, strict=True)]
+        return [data[at : at + size] for at, size in zip(places[::2], places[1::2], strict=True)]
 
     def close(self) -> None:
         """Gives the file back."""

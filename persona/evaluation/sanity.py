@@ -6,13 +6,13 @@ Shapes: N photos, E embedding.
 from __future__ import annotations
 
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
 from persona.data.shards import Manifest
+from persona.data.storage import SetFolder
 from persona.data.stream import build_loader
 from persona.data.transforms import normalise
 from persona.errors import PersonaError
@@ -27,7 +27,7 @@ CHANCE = 0.6
 
 @torch.inference_mode()
 def check_teacher(
-    named: NamedNetwork, folder: Path, manifest: Manifest, accelerator: Accelerator
+    named: NamedNetwork, folder: SetFolder, manifest: Manifest, accelerator: Accelerator
 ) -> float | None:
     """AUC over all pairs of the set's first photos; None where too few show one person twice.
 

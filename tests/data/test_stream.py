@@ -161,7 +161,9 @@ def test_a_window_is_a_seeded_permutation() -> None:
         return [tuple(row) for row in plan.window_samples(0, *seeds).tolist()]
 
     start, stop = plan.rank_range()
-    everything = [(3, n) for n in range(10)] + [(1, n) for n in range(3)] + [(2, n) for n in range(20)]
+    everything = (
+        [(3, n) for n in range(10)] + [(1, n) for n in range(3)] + [(2, n) for n in range(20)]
+    )
     assert sorted(flat(0, 0)) == sorted(everything[start:stop])
     assert flat(0, 0) == flat(0, 0) != sorted(flat(0, 0))
     assert flat(0, 1) != flat(0, 0) != flat(1, 0)
