@@ -188,7 +188,7 @@ def local_file(folder: SetFolder, name: str, sha256: str, size: int | None = Non
             if not _is_still(file, partial):  # its last holder gave it up
                 continue
             if size is not None and file.tell() > size:
-                file.truncate(0)
+                _empty(file)
             _download(folder, name, file, size)
             with _writing(folder):
                 os.fsync(file.fileno())
@@ -208,8 +208,13 @@ def _append(file: RawIOBase, data: bytes) -> None:
         while rest:
             rest = rest[file.write(rest) or 0 :]
     except OSError:
-        file.truncate(0)
+        _empty(file)
         raise
+
+
+def _empty(file: RawIOBase) -> None:
+    file.seek(0)
+    file.truncate()
 
 
 def drop_file(folder: SetFolder, name: str, sha256: str) -> None:
@@ -257,6 +262,7 @@ def _download(folder: RemoteFolder, name: str, file: RawIOBase, size: int | None
                 with _writing(folder):
                     _append(file, data)
                 if file.tell() > (LARGEST_CARD if size is None else size):
+                    _empty(file)
                     raise _Final("larger than it may be")
             if size is None or file.tell() == size:
                 return
@@ -267,8 +273,7 @@ def _download(folder: RemoteFolder, name: str, file: RawIOBase, size: int | None
         except (OSError, http.client.HTTPException) as error:
             problem = _reason(error)
         if size is None:  # no byte of it is known to be right
-            file.seek(0)
-            file.truncate()
+            _empty(file)
         tries = 0 if file.tell() > before else tries + 1
         if tries > RETRIES:
             raise PersonaError(f"cannot read {url}: {problem}, {tries} times; {_ADVICE}")

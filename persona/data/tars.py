@@ -141,7 +141,7 @@ class ShardReader:
         for name, offset, size in iter_members(stream):
             # As webdataset does: a key ends at the first dot of the file's name.
             dot = name.find(b".", name.rfind(b"/") + 1)
-            key, suffix = (name[:dot], name[dot + 1 :]) if dot >= 0 else (name, b"")
+            key, suffix = (name[:dot], name[dot + 1 :].lower()) if dot >= 0 else (name, b"")
             if key != last:
                 if len(keys) == samples:
                     return

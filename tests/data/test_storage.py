@@ -109,12 +109,10 @@ def test_refusals_are_one_line(
         assert len([path for path, _ in faults.asked if path.endswith(".tar")]) == tries
 
 
-def test_half_a_body_for_ever(
-    train_set: Packed, url: str, faults: Faults, tmp_path: Path
-) -> None:
+def test_half_a_body_for_ever(train_set: Packed, url: str, faults: Faults, tmp_path: Path) -> None:
     faults.cuts, faults.ranges = 1000, False
     folder, manifest = open_set(f"{url}/vggface2-train", tmp_path)
-    with pytest.raises(PersonaError, match="the connection broke .*, 6 times"):
+    with pytest.raises(PersonaError, match=r"the connection broke .*, 6 times"):
         manifest.shard_path(folder, 0)
 
 
@@ -275,7 +273,11 @@ def bucket(s3_port: int, train_set: Packed, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_set_in_s3_with_cut_connections(
-    bucket: str, s3_port: int, train_set: Packed, tmp_path: Path, workers: int,
+    bucket: str,
+    s3_port: int,
+    train_set: Packed,
+    tmp_path: Path,
+    workers: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(storage, "OBJECT_CHUNK", 5000)
