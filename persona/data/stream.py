@@ -23,9 +23,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import threading
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -237,6 +239,7 @@ class ShardStream(IterableDataset[Any]):
         place, workers = (info.id, info.num_workers) if info else (0, 1)
         try:
             reader = TargetReader(self.folder, self.targets) if self.targets else None
+            images = Images(self.manifest.align.image_size)
             window: Window | None = None
             # The loader asks its workers in turns, the first one first.
             for number in range(self.skip + place, self.plan.batches, workers):
@@ -246,7 +249,7 @@ class ShardStream(IterableDataset[Any]):
                     window = Window(self, wanted, window)
                     if reader is not None:
                         reader.keep(window.shards)
-                yield self._decode(window, number, reader)
+                yield self._decode(window, number, images, reader)
         except PersonaError as error:
             yield Failure(str(error))
 
@@ -305,12 +308,13 @@ class ShardStream(IterableDataset[Any]):
             vectors[row], views[row] = reader.read(shard, photo, view)
         return views, torch.from_numpy(vectors)
 
-    def _decode(self, window: Window, number: int, reader: TargetReader | None) -> Batch:
+    def _decode(
+        self, window: Window, number: int, images: Images, reader: TargetReader | None
+    ) -> Batch:
         chosen = window.batch(number, self.plan.batch_size).tolist()
         photos = photos_of(self.manifest)
-        side = self.manifest.align.image_size
         landmarks = np.full((len(chosen) * photos, 6, 2), np.nan, dtype=np.float32)
-        images_BHWC = new_images(len(landmarks), side)
+        images_BHWC = images.take(len(landmarks))
         labels: list[int] = []
         keys: list[int] = []
         jpegs: list[memoryview] = []
@@ -350,17 +354,26 @@ class ShardStream(IterableDataset[Any]):
         )
 
 
-def new_images(count: int, side: int) -> Tensor:
-    """(count, side, side, 3) uint8, in a worker in memory that it shares with who reads from it.
+class Images:
+    """Memory for photos that is used again once nobody looks at them: new pages cost a zeroing."""
 
-    What is decoded elsewhere would be copied there.
-    """
-    shape = (count, side, side, 3)
-    if get_worker_info() is None:
-        return torch.from_numpy(np.empty(shape, dtype=np.uint8))
-    share: Any = torch.UntypedStorage._new_shared  # as torch's own collate does
-    images: Tensor = torch.empty(0, dtype=torch.uint8)
-    return images.set_(share(count * side * side * 3, device="cpu"), 0, shape)
+    def __init__(self, side: int) -> None:
+        self._side = side
+        self._free: dict[int, list[npt.NDArray[np.uint8]]] = {}
+
+    def take(self, count: int) -> Tensor:
+        """(count, side, side, 3) uint8, of any content."""
+        shape = (count, self._side, self._side, 3)
+        if get_worker_info() is not None:
+            # Memory that is shared with who reads from this worker: other would be copied there.
+            share: Any = torch.UntypedStorage._new_shared  # as torch's own collate does
+            images: Tensor = torch.empty(0, dtype=torch.uint8)
+            return images.set_(share(math.prod(shape), device="cpu"), 0, shape)
+        free = self._free.setdefault(count, [])
+        memory = free.pop() if free else np.empty(shape, dtype=np.uint8)
+        seen = memory.view()  # lives as long as any tensor of it
+        weakref.finalize(seen, free.append, memory).atexit = False
+        return torch.from_numpy(seen)
 
 
 def decode_into(jpeg: bytes | memoryview, image_HWC: np.ndarray[Any, np.dtype[np.uint8]]) -> None:

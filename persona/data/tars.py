@@ -8,28 +8,26 @@ beyond the end of its file.
 from __future__ import annotations
 
 import os
-import struct
-import zlib
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+import numpy.typing as npt
+
 from persona.errors import PersonaError
 
 BLOCK = 512
-READ_AHEAD = 1048576
+READ_AHEAD = 1 << 20
 """Bytes read at once while headers are walked."""
 LONGEST_HEADER = 1 << 16
 """Bytes that a long name or a pax header may take."""
-ADLER = 65521
-"""Adler-32 counts modulo this, from 1; tar takes its own eight bytes for spaces: 256 - 1."""
-
-HEADER = struct.Struct("100s24x11s13x6s2xc100x6s82x155s12x")
-"""Name, size, checksum, kind, magic and prefix of a member."""
-FILES = (b"0", b"\0", b"7")
-LONG_NAMES = (b"L", b"x")
-PASSED_OVER = (b"1", b"2", b"3", b"4", b"5", b"6", b"K", b"g")
+END = "end"
+EARLY = "it ends early"
+FILES = b"0\07"
+LONG_NAMES = b"Lx"
+PASSED_OVER = b"123456Kg"
 """Links, devices, folders, names of links, and what holds for all members, such as a comment."""
 
 
@@ -52,38 +50,81 @@ def iter_members(stream: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
         TarError: no tar, cut short, or of a kind that shards are not.
     """
     end = stream.seek(0, os.SEEK_END)
-    place = stream.seek(0)
-    unpack, adler, read, seek = HEADER.unpack, zlib.adler32, stream.read, stream.seek
+    place = 0
     long_name = b""  # of the next member, from a header of its own
-    while len(header := read(BLOCK)) == BLOCK:
-        name, digits, checksum, kind, magic, prefix = unpack(header)
-        if not name[0] and not any(header):
-            return  # what ends a tar
+    while True:
+        stream.seek(place)
+        data = stream.read(READ_AHEAD)
+        starts, sizes, problem = _find_headers(data, end - place)
+        headers = np.frombuffer(data[: len(data) // BLOCK * BLOCK], np.uint8).reshape(-1, BLOCK)
+        headers = headers[np.array(starts, np.int64) // BLOCK]
+        good = _count_good(headers)
+        if good < len(starts):
+            problem = "a header that does not match its checksum"
+        names = headers[:, :100].copy().view("S100")[:, 0].tolist()
+        kinds = headers[:, 156].tolist()
+        plain = not headers[:, 345].any()
+        for start, size, name, kind in zip(
+            starts[:good], sizes[:good], names[:good], kinds[:good], strict=True
+        ):
+            offset = place + start + BLOCK
+            if kind in FILES:
+                if not plain:
+                    name = _prefix_of(data[start : start + BLOCK]) + name
+                yield long_name or name, offset, size
+                long_name = b""
+            elif kind in LONG_NAMES:
+                if size > LONGEST_HEADER:
+                    raise TarError("a header of another kind than shards have")
+                stream.seek(offset)
+                text = stream.read(size)
+                is_pax = kind == LONG_NAMES[1]
+                long_name = (_pax_name(text) or long_name) if is_pax else text.rstrip(b"\0")
+            elif kind not in PASSED_OVER:
+                raise TarError("a member of another kind than shards have")
+        if problem == END:
+            return
+        if problem:
+            raise TarError(problem)
+        place += starts[-1] + BLOCK + sizes[-1] + -sizes[-1] % BLOCK
+
+
+def _find_headers(data: bytes, rest: int) -> tuple[list[int], list[int], str]:
+    """Where the headers in a piece of a tar begin, the sizes that they name, and what ends it.
+
+    `rest` is how much of the tar there is from the piece's beginning.
+    """
+    starts, sizes = [], []
+    start, last = 0, len(data) - BLOCK
+    while start <= last:
         try:
-            size, wanted = int(digits, 8), int(checksum, 8)
+            size = int(data[start + 124 : start + 135], 8)
         except ValueError:
-            raise TarError("a header that is none") from None
-        # Adler-32 begins with the sum of the bytes, which is tar's checksum, at the speed of C.
-        if adler(header[156:], adler(header[:148])) & 0xFFFF != (wanted - 255) % ADLER or size < 0:
-            raise TarError("a header that does not match its checksum")
-        place += BLOCK
-        if size > end - place:
-            break
-        if kind in FILES:
-            if prefix[0] and magic == b"ustar\0":
-                name = prefix.rstrip(b"\0") + b"/" + name
-            yield long_name or name.rstrip(b"\0"), place, size
-            long_name = b""
-        elif kind in LONG_NAMES:
-            if size > LONGEST_HEADER:
-                raise TarError("a header of another kind than shards have")
-            data = read(size)
-            long_name = data.rstrip(b"\0") if kind == b"L" else _pax_name(data) or long_name
-        elif kind not in PASSED_OVER:
-            raise TarError("a member of another kind than shards have")
-        place += size + -size % BLOCK
-        seek(place)
-    raise TarError("it ends early")
+            header = data[start : start + BLOCK]
+            return starts, sizes, "a header that is none" if any(header) else END
+        if not 0 <= size <= rest - start - BLOCK:
+            return starts, sizes, EARLY
+        starts.append(start)
+        sizes.append(size)
+        start += BLOCK + size + -size % BLOCK
+    return starts, sizes, "" if starts else EARLY
+
+
+def _count_good(headers: npt.NDArray[np.uint8]) -> int:
+    """How many headers, from the first one on, match their checksums: the sum of their bytes."""
+    # A byte of zeros or spaces ends the six digits; the field itself counts as eight spaces.
+    digits = headers[:, 148:154].astype(np.int64) - ord("0")
+    wanted = digits @ (8 ** np.arange(5, -1, -1))
+    found = headers.sum(axis=1, dtype=np.uint32) - headers[:, 148:156].sum(axis=1, dtype=np.uint32)
+    wrong = np.flatnonzero(found + 8 * ord(" ") != wanted)
+    return int(wrong[0]) if len(wrong) else len(headers)
+
+
+def _prefix_of(header: bytes) -> bytes:
+    """What stands before a long name in a ustar header."""
+    if header[257:263] != b"ustar\0" or not header[345]:
+        return b""
+    return header[345:500].rstrip(b"\0") + b"/"
 
 
 def _pax_name(data: bytes) -> bytes:
@@ -125,7 +166,7 @@ class ShardReader:
         """Of each sample: where its members begin, and their length from there; then of each member
         where it begins from there, and its size, -1 where the sample has none."""
         try:
-            with path.open("rb", buffering=READ_AHEAD) as stream:
+            with path.open("rb", buffering=0) as stream:
                 self._walk(stream, samples)
         except TarError as error:
             raise damaged(path, str(error)) from None

@@ -43,9 +43,7 @@ def test_tars_of_webdatasets_own_writer(tmp_path: Path) -> None:
     with webdataset.TarWriter(str(path)) as writer:
         for number in range(3):
             writer.write({"__key__": f"{number}", "jpg": b"j" * number, "json": {"n": number}})
-    assert samples(path, 3) == {
-        str(n): [b"j" * n, b'{"n": %d}' % n] for n in range(3)
-    }
+    assert samples(path, 3) == {str(n): [b"j" * n, b'{"n": %d}' % n] for n in range(3)}
 
 
 @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
