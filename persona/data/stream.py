@@ -367,8 +367,8 @@ class Images:
         if get_worker_info() is not None:
             # Memory that is shared with who reads from this worker: other would be copied there.
             share: Any = torch.UntypedStorage._new_shared  # as torch's own collate does
-            images: Tensor = torch.empty(0, dtype=torch.uint8)
-            return images.set_(share(math.prod(shape), device="cpu"), 0, shape)
+            storage: torch.UntypedStorage = share(math.prod(shape), device="cpu")
+            return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
         free = self._free.setdefault(count, [])
         memory = free.pop() if free else np.empty(shape, dtype=np.uint8)
         seen = memory.view()  # lives as long as any tensor of it

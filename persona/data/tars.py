@@ -69,9 +69,8 @@ def iter_members(stream: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
         ):
             offset = place + start + BLOCK
             if kind in FILES:
-                if not plain:
-                    name = _prefix_of(data[start : start + BLOCK]) + name
-                yield long_name or name, offset, size
+                before = b"" if plain else _prefix_of(data[start : start + BLOCK])
+                yield long_name or before + name, offset, size
                 long_name = b""
             elif kind in LONG_NAMES:
                 if size > LONGEST_HEADER:
@@ -94,7 +93,8 @@ def _find_headers(data: bytes, rest: int) -> tuple[list[int], list[int], str]:
 
     `rest` is how much of the tar there is from the piece's beginning.
     """
-    starts, sizes = [], []
+    starts: list[int] = []
+    sizes: list[int] = []
     start, last = 0, len(data) - BLOCK
     while start <= last:
         try:
