@@ -206,6 +206,18 @@ def test_triplets_come_three_in_a_row(raw: Path, tmp_path: Path) -> None:
     assert (anchor != negative).all()
 
 
+def test_memory_is_used_again_only_when_nobody_looks_at_it() -> None:
+    images = stream.Images(8)
+    first, second = images.take(2), images.take(2)
+    assert first.data_ptr() != second.data_ptr()
+    part, place = first.permute(0, 3, 1, 2)[1:], first.data_ptr()
+    del first
+    assert images.take(2).data_ptr() != place
+    del part
+    again = [images.take(2) for _ in range(3)]
+    assert place in {image.data_ptr() for image in again}
+
+
 def test_a_damaged_shard_is_one_clear_error(train_set: Packed) -> None:
     path = train_set.folder / "000002.tar"
     path.write_bytes(path.read_bytes()[:3000])
@@ -231,13 +243,14 @@ def test_foreign_samples_are_refused(train_set: Packed, parts: dict[str, bytes],
         keys_of(train_set, batch_size=3, training=False)
 
 
-def test_a_crop_of_another_size_is_refused(train_set: Packed) -> None:
+@pytest.mark.parametrize("size_px", [16, 33, 4000])
+def test_a_crop_of_another_size_is_refused(train_set: Packed, size_px: int) -> None:
     from conftest import jpeg
 
     data = b"".join(
         tar_sample(
             f"{n:08d}",
-            {"jpg": jpeg(n, 4000 if n == 3 else 32), "json": b'{"class": 0, "landmarks": null}'},
+            {"jpg": jpeg(n, size_px if n == 3 else 32), "json": b'{"class": 0, "landmarks": null}'},
         )
         for n in range(7)
     )
