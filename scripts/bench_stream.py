@@ -275,11 +275,11 @@ def worker_peak_mb(folder: Path) -> float:
 # --- the run ---------------------------------------------------------------------------------------
 
 
-def in_peers(what: str, work: Path, rounds: int) -> Any:
+def in_peers(what: str, work: Path, rounds: int, python: Path = PEERS) -> Any:
     """A part of the run in the peers' environment; None where it is not made."""
-    if not PEERS.exists():
+    if not python.exists():
         return None
-    command = [str(PEERS), __file__, "--part", what, "--work", str(work), "--rounds", str(rounds)]
+    command = [str(python), __file__, "--part", what, "--work", str(work), "--rounds", str(rounds)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.stderr.write(f"{what} failed:\n{done.stderr[-2000:]}\n")
@@ -314,7 +314,7 @@ def measure(quick: bool, work: Path) -> dict[str, Any]:
             speeds[name] = found
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     write_set(work / "large", faces, 24_000)
-    medians["worker_peak_mb"] = worker_peak_mb(work / "large")
+    medians["worker_peak_mb"] = in_peers("memory", work, rounds, Path(sys.executable))
     return {
         "stream_over_decode": statistics.median(
             stream / decode
@@ -333,6 +333,8 @@ def measure(quick: bool, work: Path) -> dict[str, Any]:
 
 def part(what: str, work: Path, rounds: int) -> Any:
     """What `in_peers` asks for."""
+    if what == "memory":  # in a process of its own: a worker begins with what its parent holds
+        return worker_peak_mb(work / "large")
     if what == "decoders":
         paths = sorted((work / "folder").rglob("*.jpg"))[:DISTINCT]
         return decoders([path.read_bytes() for path in paths])
