@@ -307,6 +307,8 @@ class DistillConfig:
     """Samples a step on each process."""
     workers: int = 4
     """Loader processes of each process."""
+    cache: str | None = None
+    """Folder that keeps the files of sets named by a URL; none: they go when they were read."""
     targets: str = "auto"
     """The teacher's vectors: `kept` beside the shards, computed `online`, or kept if there."""
     mixed_precision: str = "no"

@@ -37,6 +37,7 @@ from torch.optim import Optimizer
 
 from persona.config import DistillConfig, differences, save_config, to_dict
 from persona.data.shards import Manifest, open_set
+from persona.data.storage import SetFolder
 from persona.data.stream import Batch, EpochLoader, build_loader, to_device
 from persona.data.transforms import apply_views, normalise, view_landmarks
 from persona.errors import PersonaError
@@ -123,10 +124,11 @@ class Run:
         self.accelerator = accelerator
         self.progress = Progress()
 
-        self.train_folder, self.train_set = open_set(config.train_set, workspace.shards)
-        self.test: tuple[Path, Manifest] | None = None
+        cache = Path(config.cache) if config.cache else None
+        self.train_folder, self.train_set = open_set(config.train_set, workspace.shards, cache)
+        self.test: tuple[SetFolder, Manifest] | None = None
         if config.test_set != "none":
-            self.test = open_set(config.test_set, workspace.shards)
+            self.test = open_set(config.test_set, workspace.shards, cache)
         side = open_teacher(config, workspace, self.train_folder, self.train_set)
         self.targets, self.classes = side.targets, side.classes
         self.origin = {

@@ -15,12 +15,14 @@ import torch
 from accelerate import Accelerator
 from conftest import NO_ALIGN, SIZE_PX
 from helpers import environment
+from servers import Faults, web_server
 
 import persona.targets
 from persona.config import AugmentConfig, LossesConfig, StudentConfig, from_dict
 from persona.data.pack import Packed, pack_photos, pack_triplets
 from persona.data.raw import open_dataset
-from persona.data.shards import verify_set
+from persona.data.shards import open_set, verify_set
+from persona.data.storage import RemoteFolder
 from persona.data.stream import Batch, build_loader
 from persona.data.targets import (
     CARD,
@@ -425,3 +427,53 @@ def test_two_processes_keep_what_one_does(raw: Path, tmp_path: Path) -> None:
     one, two = kept
     assert one == two
     assert {"targets.json", "head.safetensors", "000004.features.npy"} <= one.keys()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_kept_targets_are_read_from_elsewhere(
+    train_set: Packed, tmp_path: Path, workers: int
+) -> None:
+    make(train_set)
+    faults = Faults()
+    with web_server(train_set.folder.parent, faults) as url:
+        folder, manifest = open_set(f"{url}/{train_set.folder.name}", tmp_path)
+        targets = find_targets(folder, "t")
+        assert targets == find_targets(train_set.folder, "t")
+        assert find_targets(folder, "another") is None
+        assert targets is not None
+        check_targets(folder, manifest, targets, deep=False)
+        elsewhere = list(
+            build_loader(
+                folder,
+                manifest,
+                batch_size=5,
+                training=True,
+                augment=AugmentConfig(),
+                targets=targets,
+                workers=workers,
+            )
+        )
+        here = batches(train_set, targets, AugmentConfig())
+    for one, two in zip(here, elsewhere, strict=True):
+        assert one.keys.equal(two.keys)
+        assert one.targets is not None and two.targets is not None
+        assert one.targets.equal(two.targets)
+    assert isinstance(folder, RemoteFolder)
+    assert not [*folder.local.rglob("*.npy"), *folder.local.rglob("*.tar")]
+
+
+def test_remote_targets_that_are_not_what_their_card_says(
+    train_set: Packed, tmp_path: Path
+) -> None:
+    make(train_set)
+    path = train_set.folder / "targets" / "t" / "000001.views.npy"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with web_server(train_set.folder.parent, Faults()) as url:
+        folder, manifest = open_set(f"{url}/{train_set.folder.name}", tmp_path)
+        targets = find_targets(folder, "t")
+        options: Any = {"augment": AugmentConfig(), "targets": targets}
+        with pytest.raises(PersonaError, match=r"000001\.views\.npy does not match its checksum"):
+            list(build_loader(folder, manifest, batch_size=5, training=True, **options))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from persona.cli.output import (
+    CacheOption,
     Column,
     JsonFlag,
     ModelsOption,
@@ -284,18 +285,20 @@ def shards_merge(
 
 @shards_app.command("verify")
 def shards_verify(
-    set_: Annotated[str, typer.Argument(metavar="SET", help="Name of a packed set.")],
+    set_: Annotated[str, typer.Argument(metavar="SET", help="A packed set, or its URL.")],
     shards: ShardsOption = None,
+    cache: CacheOption = None,
     json: JsonFlag = False,
 ) -> None:
     """Re-read every shard of a set, and the targets kept of it, against their checksums."""
     from persona.data.shards import open_set, verify_set
     from persona.progress import progress_bar
 
-    folder, manifest = open_set(set_, workspace(shards=shards).shards)
+    folder, manifest = open_set(set_, workspace(shards=shards).shards, cache)
     with progress_bar("verifying", total=len(manifest.shards), unit="shards") as advance:
         verify_set(folder, manifest, advance=advance)
-    cards = sorted(folder.glob("targets/*/targets.json"))
+    # Of a set elsewhere nobody can list the targets; they are checked when they are read.
+    cards = sorted(folder.glob("targets/*/targets.json")) if isinstance(folder, Path) else []
     if cards:
         from persona.data.targets import check_targets, read_targets
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from persona.cli.errors import run_app
-from persona.cli.output import ModelsOption, ShardsOption, print_json
+from persona.cli.output import CacheOption, ModelsOption, ShardsOption, print_json
 from persona.errors import PersonaError, unknown
 from persona.workspace import Workspace
 
@@ -28,7 +29,7 @@ def distill_command(
         typer.Argument(help="mobilenet_v3_small or mobilenet_v3_large.  [default: small]"),
     ] = None,
     train_set: Annotated[
-        str | None, typer.Option(help="Dataset, set or triplet ID.  [default: vggface2]")
+        str | None, typer.Option(help="Dataset, set, its URL or triplet ID.  [default: vggface2]")
     ] = None,
     test_set: Annotated[
         str | None,
@@ -101,6 +102,7 @@ def distill_command(
         str | None, typer.Option(metavar="RUN", help="Take up a run from its last checkpoint.")
     ] = None,
     shards: ShardsOption = None,
+    cache: CacheOption = None,
     models: ModelsOption = None,
     runs: Annotated[Path | None, typer.Option(help="Folder of runs.  [default: runs]")] = None,
     json: Annotated[
@@ -118,6 +120,7 @@ def distill_command(
         "epochs": epochs,
         "batch_size": batch_size,
         "workers": workers,
+        "cache": None if cache is None else str(cache),
         "targets": targets,
         "mixed_precision": mixed_precision,
         "gradient_accumulation_steps": gradient_accumulation_steps,
@@ -144,6 +147,8 @@ def distill_command(
             raise PersonaError("--resume takes the run's own config: leave --config out")
         path = place.runs / resume / "config.yaml"
         resolved, wanted = load_config(path, {}), load_config(path, given)
+        # How batches come here says nothing of what is in them.
+        resolved = replace(resolved, workers=wanted.workers, cache=wanted.cache)
         if resolved != wanted:
             differing = differences(to_dict(resolved), to_dict(wanted))
             raise PersonaError(
@@ -153,8 +158,6 @@ def distill_command(
     if int(os.environ.get("RANK", "0")) > 0:
         # One voice: the other processes would say everything again.
         logging.getLogger("persona").setLevel(logging.ERROR)
-
-    from dataclasses import asdict
 
     from persona.distill import distill
     from persona.models.cards import find_model

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from persona.cli.output import (
+    CacheOption,
     Column,
     JsonFlag,
     ModelsOption,
@@ -70,7 +71,10 @@ def models_list(models: ModelsOption = None, json: JsonFlag = False) -> None:
 
 def evaluate_command(
     set_: Annotated[
-        str, typer.Option("--set", help="lfw, a packed set, or the ID of a packed triplet set.")
+        str,
+        typer.Option(
+            "--set", help="lfw, a packed set or its URL, or the ID of a packed triplet set."
+        ),
     ],
     student: Annotated[
         str | None,
@@ -96,6 +100,7 @@ def evaluate_command(
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 128,
     workers: Annotated[int, typer.Option("--workers", "-w", min=0, help="Loader processes.")] = 1,
     shards: ShardsOption = None,
+    cache: CacheOption = None,
     models: ModelsOption = None,
     json: JsonFlag = False,
 ) -> None:
@@ -106,7 +111,7 @@ def evaluate_command(
     if student is not None and teacher is not None:
         raise PersonaError("choose one of --student and --teacher")
     place = workspace(shards=shards, models=models)
-    folder, manifest = open_set(set_, place.shards)
+    folder, manifest = open_set(set_, place.shards, cache)
     name = teacher or student or find_model(None, place.models).id
 
     import torch

@@ -20,6 +20,10 @@ RawOption = Annotated[
 ShardsOption = Annotated[
     Path | None, typer.Option("--shards", help="Folder of packed sets.  [default: shards]")
 ]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option("--cache", help="Folder that keeps the files of sets named by a URL."),
+]
 ModelsOption = Annotated[
     Path | None, typer.Option("--models", help="Folder of models.  [default: models]")
 ]

@@ -49,12 +49,14 @@ def targets_command(
     """
     from persona.config import PRECISIONS, load_config
     from persona.data.shards import open_set
+    from persona.data.storage import on_disk
     from persona.errors import unknown
 
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     place = workspace(shards=shards, models=models)
-    folder, manifest = open_set(set_, place.shards)
+    found, manifest = open_set(set_, place.shards)
+    folder = on_disk(found, "keeping targets")
     augment = load_config(config, {}).augment
     targets, fresh, main = keep_targets(
         *(folder, manifest, teacher, place.models),

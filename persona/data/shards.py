@@ -19,12 +19,23 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from persona.data.align import AlignSpec
+from persona.data.storage import (
+    NotThereError,
+    SetFolder,
+    card_file,
+    drop_file,
+    is_remote,
+    is_url,
+    local_file,
+    open_remote,
+)
+from persona.data.tars import BLOCK, TarError, damaged, iter_members
 from persona.data.triplets import CARD
 from persona.errors import PersonaError, unknown
 from persona.files import read_json, sha256_file, write_json
@@ -32,7 +43,6 @@ from persona.files import read_json, sha256_file, write_json
 MANIFEST = "manifest.json"
 PAIRS = "pairs.csv"
 VERSION = 2
-TAR_BLOCK = tarfile.BLOCKSIZE
 KEY_DIGITS = 8
 
 KINDS = ("photos", "triplets")
@@ -92,9 +102,10 @@ class Manifest:
     pairs_sha256: str | None = None
     version: int = field(default=VERSION)
 
-    def shard_path(self, folder: Path, number: int) -> Path:
-        """The path of shard `number` below the set's folder."""
-        return folder / self.shards[number].name
+    def shard_path(self, folder: SetFolder, number: int) -> Path:
+        """The path of shard `number`, brought here first where the set is elsewhere."""
+        shard = self.shards[number]
+        return local_file(folder, shard.name, shard.sha256, shard.bytes)
 
     @property
     def digest(self) -> str:
@@ -130,13 +141,16 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_json(folder / MANIFEST, manifest)
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: SetFolder) -> Manifest:
     """Reads and checks a manifest, which may come from a stranger.
 
     Raises:
         PersonaError: missing, damaged, of another version, or naming files outside its folder.
     """
-    path = folder / MANIFEST
+    try:
+        path = card_file(folder, MANIFEST)
+    except NotThereError:
+        raise PersonaError(f"no {MANIFEST} at {folder}: give the URL of a packed set") from None
     return parse_manifest(read_json(path, what="manifest"), path)
 
 
@@ -175,12 +189,30 @@ def list_sets(shards: Path) -> list[Manifest]:
     return [read_manifest(path.parent) for path in sorted(shards.glob(f"*/{MANIFEST}"))]
 
 
-def open_set(name: str, shards: Path) -> tuple[Path, Manifest]:
-    """Finds a packed set by name, triplet ID, folder or dataset (whose default split it is).
+def open_set(name: str, shards: Path, cache: Path | None = None) -> tuple[SetFolder, Manifest]:
+    """Finds a packed set.
+
+    Args:
+        name: its name, triplet ID, folder, URL, or a dataset (whose default split it is).
+        shards: where packed sets lie.
+        cache: where files of a set that is elsewhere stay; None: they go when they were read.
 
     Raises:
         PersonaError: there is none, with what to run, or a shard is missing or cut.
     """
+    if is_url(name):
+        remote = open_remote(name, cache)
+        return remote, _with_samples(read_manifest(remote))
+    return _open_local(name, shards)
+
+
+def _with_samples(manifest: Manifest) -> Manifest:
+    if not manifest.samples:
+        raise PersonaError(f"set {manifest.name} holds no sample")
+    return manifest
+
+
+def _open_local(name: str, shards: Path) -> tuple[Path, Manifest]:
     from persona.data.raw import datasets
 
     folder = Path(name) if (Path(name) / MANIFEST).is_file() else shards / name
@@ -213,19 +245,20 @@ def open_set(name: str, shards: Path) -> tuple[Path, Manifest]:
                 f"shard {path} has {path.stat().st_size:,} bytes, its manifest says "
                 f"{shard.bytes:,}: restore it or pack the set again"
             )
-    if not manifest.samples:
-        raise PersonaError(f"set {manifest.name} holds no sample")
-    return folder, manifest
+    return folder, _with_samples(manifest)
 
 
 def verify_set(
-    folder: Path, manifest: Manifest, *, advance: Callable[[int], None] = lambda _: None
+    folder: SetFolder, manifest: Manifest, *, advance: Callable[[int], None] = lambda _: None
 ) -> None:
     """Re-reads every shard and the pairs against their checksums.
 
     Raises:
         PersonaError: naming every file that does not match.
     """
+    if is_remote(folder):
+        _fetch_all(folder, manifest, advance)
+        return
     bad = []
     for number, shard in enumerate(manifest.shards):
         path = manifest.shard_path(folder, number)
@@ -235,16 +268,26 @@ def verify_set(
             bad.append(f"{path} does not match its checksum")
         advance(1)
     if manifest.pairs_sha256 is not None:
-        path = folder / PAIRS
+        path = local_file(folder, PAIRS, manifest.pairs_sha256)
         if not path.is_file() or sha256_file(path) != manifest.pairs_sha256:
             bad.append(f"{path} is missing or does not match its checksum")
     if bad:
         raise PersonaError("; ".join(bad) + ": restore these files or pack the set again")
 
 
+def _fetch_all(folder: SetFolder, manifest: Manifest, advance: Callable[[int], None]) -> None:
+    """Brings every file of a set here, which checks it."""
+    for number, shard in enumerate(manifest.shards):
+        manifest.shard_path(folder, number)
+        drop_file(folder, shard.name, shard.sha256)
+        advance(1)
+    if manifest.pairs is not None:
+        read_pairs(folder, manifest)
+
+
 def tar_member(name: str, data: bytes) -> bytes:
     """One tar member with fixed owner, mode and time: same name and data, same bytes."""
-    padding = -len(data) % TAR_BLOCK
+    padding = -len(data) % BLOCK
     return _tar_header(name.encode("ascii"), len(data)) + data + bytes(padding)
 
 
@@ -273,38 +316,13 @@ def tar_sample(key: str, parts: dict[str, bytes]) -> bytes:
 
 def tar_end(size: int) -> bytes:
     """What ends a tar of `size` bytes: two empty blocks, filled up to a whole record."""
-    end = 2 * TAR_BLOCK
+    end = 2 * BLOCK
     return bytes(end + -(size + end) % tarfile.RECORDSIZE)
 
 
 def encode_json(value: object) -> bytes:
     """Compact canonical JSON for a sample's metadata."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-
-
-def iter_shard(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the samples of one shard as webdataset does: `__key__` and raw bytes a suffix.
-
-    Raises:
-        PersonaError: the tar is damaged, naming it.
-    """
-    import webdataset.tariterators  # imports torch, which listing and verifying do without
-
-    try:
-        with path.open("rb") as stream:
-            files = webdataset.tariterators.tar_file_iterator(stream)
-            named = ({**file, "__url__": path.name} for file in files)
-            yield from webdataset.tariterators.group_by_keys(named)
-    except (tarfile.TarError, EOFError, ValueError, AttributeError) as error:
-        raise damaged(path, f"{type(error).__name__}") from None
-
-
-def damaged(path: Path, what: str) -> PersonaError:
-    """The error for a shard that does not read as its manifest says."""
-    return PersonaError(
-        f"shard {path} is damaged ({what}): check the set with `persona shards verify` "
-        "and restore it or pack it again"
-    )
 
 
 @dataclass(frozen=True)
@@ -327,12 +345,11 @@ def index_members(folder: Path, manifest: Manifest) -> dict[str, Member]:
     for number in range(len(manifest.shards)):
         path = manifest.shard_path(folder, number)
         try:
-            with tarfile.open(path, mode="r:") as tar:
-                for info in tar:
-                    members[info.name] = Member(number, info.offset_data, info.size)
-                    tar.members = []  # type: ignore[attr-defined]  # keeps memory flat
-        except tarfile.TarError as error:
-            raise damaged(path, type(error).__name__) from None
+            with path.open("rb") as stream:
+                for name, offset, size in iter_members(stream):
+                    members[name.decode(errors="replace")] = Member(number, offset, size)
+        except TarError as error:
+            raise damaged(path, str(error)) from None
     return members
 
 
@@ -347,15 +364,15 @@ def encode_pairs(pairs: list[KeyPair]) -> bytes:
     return buffer.getvalue().encode()
 
 
-def read_pairs(folder: Path, manifest: Manifest) -> list[KeyPair]:
+def read_pairs(folder: SetFolder, manifest: Manifest) -> list[KeyPair]:
     """The set's verification pairs.
 
     Raises:
         PersonaError: the set has none, or the file does not match the manifest.
     """
-    path = folder / PAIRS
-    if manifest.pairs is None:
+    if manifest.pairs is None or manifest.pairs_sha256 is None:
         raise PersonaError(f"set {manifest.name} has no verification pairs")
+    path = local_file(folder, PAIRS, manifest.pairs_sha256)
     if not path.is_file() or sha256_file(path) != manifest.pairs_sha256:
         raise PersonaError(f"{path} is missing or does not match its checksum: pack the set again")
     with path.open(newline="", encoding="utf-8") as file:

@@ -1,16 +1,19 @@
 """Shards to batches, per rank and worker.
 
 1. order: shards are shuffled by (seed, epoch), alike on all ranks
-2. cut: the samples, strung together in that order, are cut into one equal span a rank and these
-   into one span a worker, so that any number of ranks and workers has its share of any number of
-   shards; what does not fill equal batches is dropped in training and counted
-3. read: raw samples stream from the tars of the span
-4. shuffle: a buffer of raw bytes, seeded by (seed, epoch, rank, worker)
-5. draw: each photo's view; with kept targets one of the kept views and the teacher's vector of it
-6. decode: JPEG to uint8, straight into the batch
+2. cut: the samples, strung together in that order, are cut into one equal span a rank, so that any
+   number of ranks has its share of any number of shards; what does not fill equal batches is
+   dropped in training and counted
+3. windows: a rank's span is cut into windows of about SHUFFLE_BUFFER samples, of whole batches,
+   each shuffled by (seed, epoch, rank, window)
+4. fetch: a window's shards are opened, and of a remote set brought here, the next one ahead of time
+5. read: each worker reads the samples of its own batches where they lie in the tars
+6. draw: each photo's view; with kept targets one of the kept views and the teacher's vector of it
+7. decode: JPEG to uint8, straight into the batch
 
-A batch is a function of (seed, epoch, rank, world size, workers, batch size) and nothing else. It
-stays uint8 until it is on the device, where views are applied (persona.data.transforms).
+A batch is a function of (seed, epoch, rank, world size, batch size) and nothing else: workers take
+the batches in turns, however many they are, and a resumed epoch begins with any batch. It stays
+uint8 until it is on the device, where views are applied (persona.data.transforms).
 
 Shapes: B batch, R roles (1 for photos, 3 for triplets), C channel, H W pixels, V numbers of a view,
 E embedding.
@@ -20,29 +23,44 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import threading
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import simplejpeg
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from persona.config import AugmentConfig
-from persona.data.shards import Manifest, damaged, iter_shard
-from persona.data.targets import TargetReader, Targets, photos_of
+from persona.data.shards import Manifest
+from persona.data.storage import SetFolder, drop_file, is_remote
+from persona.data.targets import (
+    TargetReader,
+    Targets,
+    drop_targets,
+    photos_of,
+    target_paths,
+)
+from persona.data.tars import ShardReader, damaged
 from persona.data.transforms import IDENTITY, Views, draw_views, mix_seeds
 from persona.data.triplets import ROLES
 from persona.errors import PersonaError
 
-SHUFFLE_BUFFER = 4096
-"""Raw samples a worker holds: about 40 MB of 160 px crops."""
+SHUFFLE_BUFFER = 10_000
+"""Samples of a window. A worker holds their places, not their bytes."""
+
+
+decode_json = json.JSONDecoder().raw_decode
 
 
 class Batch(NamedTuple):
@@ -69,31 +87,10 @@ class Failure:
     message: str
 
 
-@dataclass(frozen=True)
-class Span:
-    """Samples [start, stop) of one shard."""
-
-    shard: int
-    start: int
-    stop: int
-
-
 def shard_order(num_shards: int, *, seed: int, epoch: int) -> list[int]:
     """The epoch's order of shards, the same on every rank."""
     rng = np.random.default_rng([seed, epoch])
     return [int(number) for number in rng.permutation(num_shards)]
-
-
-def cut_span(counts: Iterable[tuple[int, int]], start: int, stop: int) -> list[Span]:
-    """Samples [start, stop) of shards strung together; `counts` are (shard, samples)."""
-    spans = []
-    begin = 0
-    for shard, samples in counts:
-        first, last = max(start - begin, 0), min(stop - begin, samples)
-        if first < last:
-            spans.append(Span(shard, first, last))
-        begin += samples
-    return spans
 
 
 @dataclass(frozen=True)
@@ -141,17 +138,71 @@ class EpochPlan:
         first, last = (whole * rank // self.world_size for rank in (self.rank, self.rank + 1))
         return first * self.batch_size, min(last * self.batch_size, self.samples)
 
-    def worker_spans(self, worker: int, workers: int) -> list[Span]:
-        """The samples that become batches `worker`, `worker + workers`, … of this rank."""
+    @cached_property
+    def _bounds(self) -> npt.NDArray[np.int64]:
+        """Where each shard begins in the epoch's order, and where the last one ends."""
+        return np.cumsum([0, *(samples for _, samples in self.counts)])
+
+    @property
+    def windows(self) -> int:
+        """Windows of this rank: of whole batches, equal to one batch."""
+        return -(-self.batches * self.batch_size // SHUFFLE_BUFFER)
+
+    def window_of(self, batch: int) -> int:
+        """The window that holds this rank's batch number `batch`."""
+        return ((batch + 1) * self.windows - 1) // self.batches
+
+    def first_batch(self, window: int) -> int:
+        """The first batch of a window."""
+        return window * self.batches // self.windows
+
+    def _window_range(self, window: int) -> tuple[int, int]:
         start, stop = self.rank_range()
-        whole, extra = divmod(self.batches, workers)
-        first = worker * whole + min(worker, extra)
-        last = first + whole + (worker < extra)
-        return cut_span(
-            self.counts,
-            start + first * self.batch_size,
-            min(stop, start + last * self.batch_size),
-        )
+        first, last = (self.first_batch(number) for number in (window, window + 1))
+        return start + first * self.batch_size, min(start + last * self.batch_size, stop)
+
+    def window_shards(self, window: int) -> range:
+        """The shards of a window, as places in the epoch's order."""
+        first, last = self._window_range(window)
+        begin, end = np.searchsorted(self._bounds, (first, last - 1), side="right") - 1
+        return range(int(begin), int(end) + 1)
+
+    def window_samples(self, window: int, *seeds: int) -> npt.NDArray[np.int64]:
+        """(samples, 2) shard and place in it, in the order in which they are seen."""
+        flat = np.arange(*self._window_range(window))
+        if self.training:
+            np.random.default_rng(mix_seeds(*seeds, self.rank, window)).shuffle(flat)
+        place = np.searchsorted(self._bounds, flat, side="right") - 1
+        shards = np.array([shard for shard, _ in self.counts])
+        return np.stack([shards[place], flat - self._bounds[place]], axis=1)
+
+    def samples_of(self, place: int) -> int:
+        """How many samples of the shard at this place of the order lie before this rank's end."""
+        _, stop = self.rank_range()
+        return int(min(stop, self._bounds[place + 1]) - self._bounds[place])
+
+
+class Window:
+    """The shards of one window, opened."""
+
+    def __init__(self, stream: ShardStream, number: int, before: Window | None) -> None:
+        """Opens what `before` has not opened already."""
+        plan = stream.plan
+        self.number = number
+        self.samples = plan.window_samples(number, *stream.seeds)
+        self.first_batch = plan.first_batch(number)
+        self.shards: dict[int, ShardReader] = {}
+        for place in plan.window_shards(number):
+            shard, _ = plan.counts[place]
+            reader = before.shards.get(shard) if before else None
+            self.shards[shard] = reader or ShardReader(
+                stream.fetch(shard), stream.suffixes, plan.samples_of(place)
+            )
+
+    def batch(self, number: int, batch_size: int) -> npt.NDArray[np.int64]:
+        """(B, 2) shard and place in it of this rank's batch number `number`."""
+        start = (number - self.first_batch) * batch_size
+        return self.samples[start : start + batch_size]
 
 
 class ShardStream(IterableDataset[Any]):
@@ -159,7 +210,7 @@ class ShardStream(IterableDataset[Any]):
 
     def __init__(
         self,
-        folder: Path,
+        folder: SetFolder,
         manifest: Manifest,
         plan: EpochPlan,
         seeds: tuple[int, int],
@@ -176,40 +227,63 @@ class ShardStream(IterableDataset[Any]):
         self.augment = augment
         self.targets = targets
 
+    @property
+    def suffixes(self) -> list[str]:
+        """Of a sample's members: photos, then what is known of them."""
+        photos = photos_of(self.manifest)
+        return [*(f"{role}.jpg" for role in ROLES), "json"] if photos > 1 else ["jpg", "json"]
+
     def __iter__(self) -> Iterator[Batch | Failure]:
         """Yields this worker's batches; a damaged shard ends it with a Failure."""
         info = get_worker_info()
         place, workers = (info.id, info.num_workers) if info else (0, 1)
-        # The loader asks worker 0 first; after a resume the next batch is worker (skip % W)'s.
-        worker = (place + self.skip) % workers
-        # Batches worker, worker + W, … below `skip` are done.
-        done = (self.skip - worker + workers - 1) // workers
         try:
-            samples = self._read(self.plan.worker_spans(worker, workers))
-            if self.plan.training:
-                samples = shuffle_buffer(
-                    samples, SHUFFLE_BUFFER, mix_seeds(*self.seeds, self.plan.rank, worker)
-                )
-            samples = islice(samples, done * self.plan.batch_size, None)
             reader = TargetReader(self.folder, self.targets) if self.targets else None
-            number = worker + done * workers  # of the batch, in this rank's epoch
-            while group := list(islice(samples, self.plan.batch_size)):
-                yield self._decode(group, number, reader)
-                number += workers
+            images = Images(self.manifest.align.image_size)
+            window: Window | None = None
+            # The loader asks its workers in turns, the first one first.
+            for number in range(self.skip + place, self.plan.batches, workers):
+                wanted = self.plan.window_of(number)
+                if window is None or window.number != wanted:
+                    self._fetch_ahead(wanted, place, workers)
+                    window = Window(self, wanted, window)
+                    if reader is not None:
+                        reader.keep(window.shards)
+                yield self._decode(window, number, images, reader)
         except PersonaError as error:
             yield Failure(str(error))
 
-    def _read(self, spans: list[Span]) -> Iterator[dict[str, Any]]:
-        for span in spans:
-            path = self.manifest.shard_path(self.folder, span.shard)
-            row = span.start
-            for sample in islice(iter_shard(path), span.start, span.stop):
-                sample["__path__"] = path
-                sample["__place__"] = (span.shard, row)
-                row += 1
-                yield sample
-            if row != span.stop:
-                raise damaged(path, "it ends early")
+    def fetch(self, shard: int) -> Path:
+        """The tar of a shard, on this machine, and beside it the targets that are read along."""
+        if self.targets is not None:
+            target_paths(self.folder, self.targets, shard)
+        return self.manifest.shard_path(self.folder, shard)
+
+    def drop(self, shard: int) -> None:
+        """Lets go of what `fetch` brought."""
+        known = self.manifest.shards[shard]
+        drop_file(self.folder, known.name, known.sha256)
+        if self.targets is not None:
+            drop_targets(self.folder, self.targets, shard)
+
+    def _fetch_ahead(self, window: int, place: int, workers: int) -> None:
+        """Begins to fetch what follows the window; workers share the shards among themselves."""
+        if not is_remote(self.folder):
+            return
+        open_now = self.plan.window_shards(window)
+        following = self.plan.window_shards(self.plan.windows - 1).stop
+        mine = [
+            self.plan.counts[other][0]
+            for other in range(open_now.start, min(open_now.stop + 1, following))
+            if other % workers == place
+        ]
+
+        def fetch() -> None:
+            with contextlib.suppress(PersonaError):  # said where the shard is opened
+                for shard in mine:
+                    self.fetch(shard)
+
+        threading.Thread(target=fetch, daemon=True).start()
 
     def _views(
         self, places: list[tuple[int, int]], number: int, reader: TargetReader | None
@@ -235,70 +309,78 @@ class ShardStream(IterableDataset[Any]):
         return views, torch.from_numpy(vectors)
 
     def _decode(
-        self, samples: list[dict[str, Any]], number: int, reader: TargetReader | None
+        self, window: Window, number: int, images: Images, reader: TargetReader | None
     ) -> Batch:
+        chosen = window.batch(number, self.plan.batch_size).tolist()
         photos = photos_of(self.manifest)
-        suffixes = [f"{role}.jpg" for role in ROLES] if photos > 1 else ["jpg"]
-        side = self.manifest.align.image_size
-        images = np.empty((len(samples) * photos, side, side, 3), dtype=np.uint8)
-        labels = np.empty(len(images), dtype=np.int64)
-        keys = np.empty(len(samples), dtype=np.int64)
-        landmarks = np.full((len(images), 6, 2), np.nan, dtype=np.float32)
-        places = []
-        row = 0
-        for place, sample in enumerate(samples):
-            shard, first = sample["__place__"]
-            try:
-                meta = json.loads(sample["json"])
-                keys[place] = int(sample["__key__"])
-                for role, suffix in zip(ROLES, suffixes, strict=False):
-                    photo = meta[role] if photos > 1 else meta
-                    labels[row] = photo["class"]
+        landmarks = np.full((len(chosen) * photos, 6, 2), np.nan, dtype=np.float32)
+        images_BHWC = images.take(len(landmarks))
+        labels: list[int] = []
+        keys: list[int] = []
+        jpegs: list[memoryview] = []
+        shard, sample = chosen[0]
+        try:
+            # One thing at a time for all of them: decoding is fastest when nothing comes between.
+            for shard, sample in chosen:
+                *found, text = window.shards[shard].read(sample)
+                meta, _ = decode_json(str(text, "utf-8"))
+                keys.append(int(window.shards[shard].key(sample)))
+                for photo in [meta[role] for role in ROLES] if photos > 1 else [meta]:
                     if photo["landmarks"] is not None:
-                        landmarks[row] = photo["landmarks"]
-                    decode_into(sample[suffix], images[row])
-                    places.append((shard, first * photos + row % photos))
-                    row += 1
-            except (KeyError, TypeError, ValueError, OverflowError) as error:
-                what = f"sample {sample['__key__'][:20]}: {type(error).__name__}"
-                raise damaged(sample["__path__"], what) from None
-        if labels.min() < 0 or labels.max() >= len(self.manifest.classes):
-            raise damaged(samples[0]["__path__"], "a class index outside the manifest's list")
+                        landmarks[len(labels)] = photo["landmarks"]
+                    labels.append(int(photo["class"]))
+                jpegs += found
+            for row, image_HWC in enumerate(images_BHWC.numpy()):
+                shard, sample = chosen[row // photos]
+                decode_into(jpegs[row], image_HWC)
+            labels_B, keys_B = np.array(labels, dtype=np.int64), np.array(keys, dtype=np.int64)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            reader_of = window.shards[shard]
+            key = reader_of.key(sample)[:20].decode(errors="replace")
+            raise damaged(reader_of.path, f"sample {key}: {type(error).__name__}") from None
+        if labels_B.min() < 0 or labels_B.max() >= len(self.manifest.classes):
+            where = window.shards[chosen[0][0]].path
+            raise damaged(where, "a class index outside the manifest's list")
+        places = [(shard, row * photos + role) for shard, row in chosen for role in range(photos)]
         views, targets = self._views(places, number, reader)
-        # A permuted view is channels-last memory: what convolutions want, at no cost.
         return Batch(
-            torch.from_numpy(images).permute(0, 3, 1, 2),
-            torch.from_numpy(labels),
-            torch.from_numpy(keys),
+            # A permuted view is channels-last memory: what convolutions want, at no cost.
+            images_BHWC.permute(0, 3, 1, 2),
+            torch.from_numpy(labels_B),
+            torch.from_numpy(keys_B),
             torch.from_numpy(landmarks),
             torch.from_numpy(views),
             targets,
         )
 
 
-def decode_into(jpeg: bytes, image_HWC: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+class Images:
+    """Memory for photos that is used again once nobody looks at them: new pages cost a zeroing."""
+
+    def __init__(self, side: int) -> None:
+        self._side = side
+        self._free: dict[int, list[npt.NDArray[np.uint8]]] = {}
+
+    def take(self, count: int) -> Tensor:
+        """(count, side, side, 3) uint8, of any content."""
+        shape = (count, self._side, self._side, 3)
+        if get_worker_info() is not None:
+            # Memory that is shared with who reads from this worker: other would be copied there.
+            share: Any = torch.UntypedStorage._new_shared  # as torch's own collate does
+            storage: torch.UntypedStorage = share(math.prod(shape), device="cpu")
+            return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+        free = self._free.setdefault(count, [])
+        memory = free.pop() if free else np.empty(shape, dtype=np.uint8)
+        seen = memory.view()  # lives as long as any tensor of it
+        weakref.finalize(seen, free.append, memory).atexit = False
+        return torch.from_numpy(seen)
+
+
+def decode_into(jpeg: bytes | memoryview, image_HWC: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
     """Decodes a crop into (H, W, 3) uint8 RGB; ValueError if it is not of that size."""
-    height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
-    if (height, width) != image_HWC.shape[:2]:
+    decoded = simplejpeg.decode_jpeg(jpeg, buffer=image_HWC)  # refuses what is larger
+    if decoded.shape != image_HWC.shape:
         raise ValueError("crop of another size")
-    simplejpeg.decode_jpeg(jpeg, buffer=image_HWC)
-
-
-def shuffle_buffer(
-    samples: Iterable[dict[str, Any]], size: int, seed: int
-) -> Iterator[dict[str, Any]]:
-    """Yields in random order through a buffer: a drawn sample's place goes to the next one read."""
-    rng = np.random.default_rng(seed)
-    buffer: list[dict[str, Any]] = []
-    for sample in samples:
-        if len(buffer) < size:
-            buffer.append(sample)
-            continue
-        place = int(rng.integers(size))
-        yield buffer[place]
-        buffer[place] = sample
-    for place in rng.permutation(len(buffer)):
-        yield buffer[place]
 
 
 def step_back(_worker: int) -> None:
@@ -315,7 +397,7 @@ class EpochLoader:
         self.remaining = max(0, stream.plan.batches - stream.skip)
         self._stream = stream
         # A worker without a batch would be started for nothing.
-        self._workers = min(workers, max(1, stream.plan.batches))
+        self._workers = min(workers, max(1, self.remaining))
 
     def _start(self) -> Iterator[Batch | Failure]:
         with warnings.catch_warnings():
@@ -345,16 +427,28 @@ class EpochLoader:
             PersonaError: a shard is damaged, naming it, or a worker process was killed.
         """
         try:
-            for batch in self._start():
+            for number, batch in enumerate(self._start(), start=self._stream.skip):
                 if isinstance(batch, Failure):
                     raise PersonaError(batch.message)
                 yield batch
+                self._drop_after(number)
         except RuntimeError as error:
             if "DataLoader worker" in str(error):
                 raise PersonaError(
                     "a loader process was killed, perhaps for memory: run again with fewer workers"
                 ) from error
             raise
+
+    def _drop_after(self, batch: int) -> None:
+        """Lets go of the shards that were fetched for this batch and are not wanted any more."""
+        window = self.plan.window_of(batch)
+        if not is_remote(self._stream.folder) or batch + 1 != self.plan.first_batch(window + 1):
+            return
+        done = set(self.plan.window_shards(window))
+        if window + 1 < self.plan.windows:
+            done -= set(self.plan.window_shards(window + 1))
+        for place in done:
+            self._stream.drop(self.plan.counts[place][0])
 
 
 def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
@@ -393,7 +487,7 @@ def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
 
 
 def build_loader(
-    folder: Path,
+    folder: SetFolder,
     manifest: Manifest,
     *,
     batch_size: int,
@@ -411,13 +505,13 @@ def build_loader(
     """The batches of one epoch, from batch `skip` on.
 
     Args:
-        folder: the packed set's folder.
+        folder: where the packed set lies.
         manifest: its manifest.
         batch_size: samples a batch on each rank.
         training: shuffle and drop the tail; else keep order and everything.
         seed: of the shuffling.
         epoch: its number.
-        skip: batches that this rank consumed before, read past without decoding.
+        skip: batches that this rank consumed before; what only they held is not read.
         rank: this process.
         world_size: how many processes there are.
         workers: loader processes of this rank; 0 decodes in this one.

@@ -15,6 +15,7 @@ arXiv:2303.08983). A triplet is three photos in a row.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,14 @@ import numpy.typing as npt
 
 from persona.config import AugmentConfig
 from persona.data.shards import Manifest
+from persona.data.storage import (
+    NotThereError,
+    SetFolder,
+    card_file,
+    drop_file,
+    is_remote,
+    local_file,
+)
 from persona.data.transforms import IDENTITY, MIRROR, VIEW, Views, draw_views
 from persona.data.triplets import ROLES
 from persona.errors import PersonaError
@@ -76,9 +85,35 @@ def short_name(teacher: str) -> str:
     return f"onnx:{Path(file).name}" if prefix == "onnx" else teacher
 
 
+def targets_name(teacher: str) -> str:
+    """Where the targets of a teacher lie in the set's folder, by a name that any storage takes."""
+    return f"{FOLDER}/" + re.sub(r"[^\w.-]+", "-", short_name(teacher)).strip("-.")[-100:]
+
+
 def targets_folder(folder: Path, teacher: str) -> Path:
-    """Where the targets of a teacher lie: below the set, by a name that any file system takes."""
-    return folder / FOLDER / re.sub(r"[^\w.-]+", "-", short_name(teacher)).strip("-.")[-100:]
+    """The same on this machine."""
+    return folder / targets_name(teacher)
+
+
+def target_paths(folder: SetFolder, targets: Targets, shard: int) -> list[Path]:
+    """Vectors and views of a shard, brought here first where the set is elsewhere."""
+    return [local_file(folder, *named) for named in _named_files(targets, shard)]
+
+
+def drop_targets(folder: SetFolder, targets: Targets, shard: int) -> None:
+    """Lets go of what `target_paths` brought."""
+    for named in _named_files(targets, shard):
+        drop_file(folder, *named)
+
+
+def _named_files(targets: Targets, shard: int) -> list[tuple[str, str]]:
+    """Name in the set's folder and checksum of both files of a shard."""
+    file, place = targets.files[shard], targets_name(targets.teacher)
+    features, views = file_names(shard)
+    return [
+        (f"{place}/{features}", file.features_sha256),
+        (f"{place}/{views}", file.views_sha256),
+    ]
 
 
 def photos_of(manifest: Manifest) -> int:
@@ -125,13 +160,16 @@ def read_targets(folder: Path) -> Targets:
         raise PersonaError(f"{path} is not complete: make the targets again") from None
 
 
-def find_targets(folder: Path, teacher: str) -> Targets | None:
+def find_targets(folder: SetFolder, teacher: str) -> Targets | None:
     """The finished targets of a teacher, if the set has them."""
-    place = targets_folder(folder, teacher)
-    return read_targets(place) if (place / CARD).is_file() else None
+    try:
+        card = card_file(folder, f"{targets_name(teacher)}/{CARD}")
+    except NotThereError:
+        return None
+    return read_targets(card.parent) if card.is_file() else None
 
 
-def check_targets(folder: Path, manifest: Manifest, targets: Targets, *, deep: bool) -> None:
+def check_targets(folder: SetFolder, manifest: Manifest, targets: Targets, *, deep: bool) -> None:
     """Compares the kept files with the set's shards and with their own card.
 
     Args:
@@ -143,10 +181,12 @@ def check_targets(folder: Path, manifest: Manifest, targets: Targets, *, deep: b
     Raises:
         PersonaError: made for other crops, photos are missing, of another width, or changed.
     """
-    place = targets_folder(folder, targets.teacher)
+    place = f"{folder}/{targets_name(targets.teacher)}"
     remedy = f"remove {place} and run `persona targets {manifest.name} --teacher {targets.teacher}`"
     if [file.shard_sha256 for file in targets.files] != [s.sha256 for s in manifest.shards]:
         raise PersonaError(f"the targets at {place} are of other crops than the set's: {remedy}")
+    if is_remote(folder):
+        return  # each file is checked when it is fetched
     for number, (shard, file) in enumerate(zip(manifest.shards, targets.files, strict=True)):
         photos = shard.samples * photos_of(manifest)
         shapes = (
@@ -154,18 +194,19 @@ def check_targets(folder: Path, manifest: Manifest, targets: Targets, *, deep: b
             (photos, targets.views, len(VIEW)),
         )
         digests = (file.features_sha256, file.views_sha256)
-        for name, wanted, digest in zip(file_names(number), shapes, digests, strict=True):
-            shape = open_array(place / name).shape
+        paths = target_paths(folder, targets, number)
+        for path, wanted, digest in zip(paths, shapes, digests, strict=True):
+            shape = open_array(path).shape
             if shape[:1] != wanted[:1]:
                 lacking = wanted[0] - (shape[0] if shape else 0)
-                raise PersonaError(f"{place / name} lacks {lacking} of {photos} photos: {remedy}")
+                raise PersonaError(f"{path} lacks {lacking} of {photos} photos: {remedy}")
             if shape != wanted:
                 raise PersonaError(
-                    f"{place / name} holds {shape[1:]} numbers a photo, its card says "
+                    f"{path} holds {shape[1:]} numbers a photo, its card says "
                     f"{wanted[1:]}: {remedy}"
                 )
-            if deep and sha256_file(place / name) != digest:
-                raise PersonaError(f"{place / name} does not match its checksum: {remedy}")
+            if deep and sha256_file(path) != digest:
+                raise PersonaError(f"{path} does not match its checksum: {remedy}")
 
 
 def open_array(path: Path) -> npt.NDArray[Any]:
@@ -192,11 +233,31 @@ def open_array(path: Path) -> npt.NDArray[Any]:
 class TargetReader:
     """One view of a photo after another, from the files of one set; made anew in each worker."""
 
-    def __init__(self, folder: Path, targets: Targets) -> None:
-        self.folder = targets_folder(folder, targets.teacher)
-        self._shard = -1
-        self._features: Features
-        self._views: Views
+    def __init__(self, folder: SetFolder, targets: Targets) -> None:
+        self.folder = folder
+        self.targets = targets
+        self._open: dict[int, tuple[Features, Views]] = {}
+
+    def keep(self, shards: Collection[int]) -> None:
+        """Lets go of the files of all other shards."""
+        self._open = {shard: files for shard, files in self._open.items() if shard in shards}
+
+    def _files(self, shard: int) -> tuple[Features, Views]:
+        if shard not in self._open:
+            features, views = map(open_array, target_paths(self.folder, self.targets, shard))
+            shape = (self.targets.files[shard].photos, self.targets.views)
+            sizes = (self.targets.embedding_size, len(VIEW))
+            if (features.shape, views.shape) != tuple((*shape, size) for size in sizes):
+                raise PersonaError(
+                    f"the targets of shard {shard} at {self._place} are not what their card says: "
+                    "make them again"
+                )
+            self._open[shard] = features, views
+        return self._open[shard]
+
+    @property
+    def _place(self) -> str:
+        return f"{self.folder}/{targets_name(self.targets.teacher)}"
 
     def read(self, shard: int, photo: int, view: int) -> tuple[Features, Views]:
         """The teacher's vector (E,) float16 and the view's row (V,) float32.
@@ -204,15 +265,11 @@ class TargetReader:
         Raises:
             PersonaError: the vector is not finite.
         """
-        if shard != self._shard:
-            features, views = file_names(shard)
-            self._features = open_array(self.folder / features)
-            self._views = open_array(self.folder / views)
-            self._shard = shard
-        vector, row = self._features[photo, view], self._views[photo, view]
+        features, views = self._files(shard)
+        vector, row = features[photo, view], views[photo, view]
         if not (np.isfinite(vector).all() and np.isfinite(row).all() and (np.abs(row) < 100).all()):
             raise PersonaError(
-                f"{self.folder / file_names(shard)[0]}, or the views beside it, holds numbers that "
-                f"are not finite for photo {photo}: remove {self.folder} and make the targets again"
+                f"{self._place}/{file_names(shard)[0]}, or the views beside it, holds numbers that "
+                f"are not finite for photo {photo}: remove {self._place} and make the targets again"
             )
         return vector, row

@@ -7,7 +7,6 @@ E embedding.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from persona.data.shards import Manifest
+from persona.data.storage import SetFolder
 from persona.data.stream import build_loader
 from persona.data.transforms import normalise
 from persona.errors import PersonaError
@@ -42,7 +42,7 @@ class Embedded:
 @torch.inference_mode()
 def embed_set(
     network: FaceNetwork,
-    folder: Path,
+    folder: SetFolder,
     manifest: Manifest,
     accelerator: Accelerator,
     *,
@@ -55,7 +55,7 @@ def embed_set(
 
     Args:
         network: in any mode; it is put into eval mode, and back after.
-        folder: the packed set's folder.
+        folder: where the packed set lies.
         manifest: its manifest.
         accelerator: device and processes.
         batch_size: samples a forward on each process.

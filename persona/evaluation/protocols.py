@@ -16,6 +16,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from persona.data.shards import KeyPair, Manifest, read_pairs
+from persona.data.storage import SetFolder
 from persona.errors import PersonaError, unknown
 from persona.evaluation.embed import Embedded, embed_set
 from persona.evaluation.metrics import cosine_scores, match_accuracy, verification
@@ -60,7 +61,7 @@ def default_measure(manifest: Manifest) -> str:
 
 def evaluate(
     named: NamedNetwork,
-    folder: Path,
+    folder: SetFolder,
     manifest: Manifest,
     accelerator: Accelerator,
     *,
@@ -74,7 +75,7 @@ def evaluate(
 
     Args:
         named: the network, on the accelerator's device.
-        folder: the packed set's folder.
+        folder: where the packed set lies.
         manifest: its manifest.
         accelerator: device and processes.
         measure: one of MEASURES; None: the set's own.
@@ -132,7 +133,7 @@ def same_classes(named: NamedNetwork, manifest: Manifest) -> bool:
 
 
 def _verification(
-    model: str, folder: Path, manifest: Manifest, embedded: Embedded, scores_path: Path | None
+    model: str, folder: SetFolder, manifest: Manifest, embedded: Embedded, scores_path: Path | None
 ) -> Evaluation:
     row_of = {int(key): row for row, key in enumerate(embedded.keys)}
     listed = read_pairs(folder, manifest)

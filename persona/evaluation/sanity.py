@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import islice, product
-from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
 from persona.data.shards import Manifest
+from persona.data.storage import SetFolder
 from persona.data.stream import build_loader
 from persona.data.transforms import normalise
 from persona.errors import PersonaError
@@ -45,7 +45,7 @@ NORMALISATIONS = {
 
 @torch.inference_mode()
 def check_teacher(
-    named: NamedNetwork, folder: Path, manifest: Manifest, accelerator: Accelerator
+    named: NamedNetwork, folder: SetFolder, manifest: Manifest, accelerator: Accelerator
 ) -> float | None:
     """AUC over all pairs of the set's first photos; None where too few show one person twice.
 

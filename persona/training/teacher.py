@@ -6,7 +6,6 @@ Shapes: B batch, C channel, H W pixels, E embedding, K identities.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,13 +13,14 @@ from torch import Tensor
 
 from persona.config import DistillConfig, LossesConfig
 from persona.data.shards import Manifest
+from persona.data.storage import SetFolder, card_file
 from persona.data.targets import (
     HEAD,
     Targets,
     check_targets,
     find_targets,
     short_name,
-    targets_folder,
+    targets_name,
 )
 from persona.errors import PersonaError
 from persona.models import onnx, store
@@ -85,7 +85,7 @@ class TeacherSide:
     network: NamedNetwork | None
     """None: there is no teacher, or its targets are kept."""
     targets: Targets | None
-    folder: Path
+    folder: SetFolder
     """Of the train set, beside which targets lie."""
     embedding_size: int
     classes: tuple[str, ...]
@@ -107,7 +107,7 @@ class TeacherSide:
             head = None
             if logits:
                 head = store.load_head(
-                    targets_folder(self.folder, self.targets.teacher) / HEAD,
+                    card_file(self.folder, f"{targets_name(self.targets.teacher)}/{HEAD}"),
                     embedding_size=self.targets.embedding_size,
                     num_classes=self.targets.num_classes,
                     kind=self.targets.head,
@@ -124,7 +124,7 @@ class TeacherSide:
 
 
 def open_teacher(
-    config: DistillConfig, workspace: Workspace, folder: Path, train_set: Manifest
+    config: DistillConfig, workspace: Workspace, folder: SetFolder, train_set: Manifest
 ) -> TeacherSide:
     """Opens the teacher, or its kept targets, and checks that the recipe can learn from it.
 
@@ -167,7 +167,7 @@ def open_teacher(
 
 
 def kept_targets(
-    config: DistillConfig, workspace: Workspace, folder: Path, train_set: Manifest
+    config: DistillConfig, workspace: Workspace, folder: SetFolder, train_set: Manifest
 ) -> Targets | None:
     """The targets to train on, or None: the teacher computes them.
 
@@ -185,7 +185,7 @@ def kept_targets(
                 "choose --targets online"
             )
         return None
-    place = targets_folder(folder, config.teacher)
+    place = f"{folder}/{targets_name(config.teacher)}"
     digest = store.network_digest(config.teacher, workspace.models)
     if targets.teacher != short_name(config.teacher) or digest not in {
         None,

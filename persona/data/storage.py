@@ -1,0 +1,373 @@
+"""Where a set lies: a folder of this machine, or a URL whose files are brought here when wanted.
+
+    https://host/vggface2-train     s3://bucket/vggface2-train     gs://bucket/vggface2-train
+
+A file comes whole, under a lock that workers and ranks share, from the byte at which the last try
+was cut, and has its name only once it matches its checksum. With a cache folder it stays there;
+without one it lies in a temporary folder and goes when the stream is past it. Credentials are those
+of ~/.netrc, of AWS and of Google; a URL that holds some is refused, because URLs are printed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import contextlib
+import fcntl
+import hashlib
+import http.client
+import logging
+import netrc
+import os
+import shutil
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import RawIOBase
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from persona.errors import PersonaError
+from persona.files import sha256_file, write_atomically
+
+log = logging.getLogger(__name__)
+
+OBJECT_STORES = {"s3": "s3", "gs": "gcs"}
+"""Scheme and the extra of this package that reads it."""
+OBJECT_OPTIONS: dict[str, dict[str, Any]] = {
+    "s3": {"config_kwargs": {"retries": {"max_attempts": 0}}}  # tried again here
+}
+SCHEMES = ("http", "https", *OBJECT_STORES)
+TIMEOUT_S = 30.0
+RETRIES = 5
+"""Tries in a row that bring nothing."""
+BACKOFF_S = 0.5
+"""Wait before the second try; doubled for each one after it."""
+CHUNK = 1 << 20
+OBJECT_CHUNK = 8 << 20
+"""Bytes a request to an object store."""
+LARGEST_CARD = 1 << 30
+"""Bytes of a file whose size no manifest says."""
+FINAL = {401: "refused", 403: "refused", 404: "not there", 410: "not there"}
+"""HTTP answers that no second try changes."""
+
+
+@dataclass(frozen=True)
+class RemoteFolder:
+    """A set behind a URL, and where its files are put on this machine."""
+
+    url: str
+    local: Path
+    keep: bool
+    """Whether files stay in `local`."""
+
+    def __str__(self) -> str:
+        return self.url
+
+
+SetFolder = Path | RemoteFolder
+
+
+class NotThereError(PersonaError):
+    """The storage says that there is no such file."""
+
+
+class _Final(Exception):  # noqa: N818 - an answer, of which the caller makes an error
+    """The storage answered, and no second try changes it."""
+
+
+def is_url(name: str) -> bool:
+    """Whether a set's name is a place elsewhere."""
+    return "://" in name
+
+
+def is_remote(folder: SetFolder) -> bool:
+    """Whether a set's files must be brought here."""
+    return isinstance(folder, RemoteFolder)
+
+
+def open_remote(url: str, cache: Path | None) -> RemoteFolder:
+    """A set by its URL; nothing is read yet.
+
+    Raises:
+        PersonaError: of an unknown scheme, or with credentials in it.
+    """
+    try:
+        parts = urlsplit(url.rstrip("/"))
+    except ValueError:
+        raise PersonaError("the URL of the set does not read as one") from None
+    if parts.scheme not in SCHEMES:
+        raise PersonaError(f"sets are read from {', '.join(SCHEMES)}, not from {parts.scheme}://")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise PersonaError(
+            f"the URL of a set at {parts.netloc.rpartition('@')[2]} holds a user, a query or a "
+            "fragment: leave it out; credentials are read from ~/.netrc (https), or from where "
+            "AWS's and Google's own tools have them"
+        )
+    if not parts.netloc or not parts.path.strip("/"):
+        raise PersonaError(f"{url} names no folder: give the URL under which manifest.json lies")
+    place = parts.geturl()
+    if cache is None:
+        return RemoteFolder(place, _temporary_folder(), keep=False)
+    digest = hashlib.sha256(place.encode()).hexdigest()[:12]
+    return RemoteFolder(place, cache / f"{place.rpartition('/')[2]}-{digest}", keep=True)
+
+
+def _temporary_folder() -> Path:
+    """A folder that goes with this process, though not with the workers that it forks."""
+    folder, owner = Path(tempfile.mkdtemp(prefix="persona-set-")), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder
+
+
+def on_disk(folder: SetFolder, doing: str) -> Path:
+    """The folder, for what writes beside a set or reads all over it.
+
+    Raises:
+        PersonaError: the set is elsewhere.
+    """
+    if isinstance(folder, RemoteFolder):
+        raise PersonaError(f"{doing} wants the set on this machine: copy {folder} below shards/")
+    return folder
+
+
+def card_file(folder: SetFolder, name: str) -> Path:
+    """A small file of a set, fetched anew each time where it is elsewhere.
+
+    Raises:
+        NotThereError: there is no such file elsewhere.
+        PersonaError: it cannot be read from there.
+    """
+    if not isinstance(folder, RemoteFolder):
+        return folder / name
+    path = folder.local / name
+    with tempfile.TemporaryFile(buffering=0) as file:
+        _download(folder, name, file, size=None)
+        file.seek(0)
+        with _writing(folder):
+            write_atomically(path, file.read())
+    return path
+
+
+def local_file(folder: SetFolder, name: str, sha256: str, size: int | None = None) -> Path:
+    """A file of a set, brought here first where it is elsewhere.
+
+    Args:
+        folder: of the set.
+        name: of the file in it.
+        sha256: what it must be; of a set on this machine it is taken as it is.
+        size: its bytes, where they are known.
+
+    Raises:
+        PersonaError: it cannot be read, does not match, or there is no room for it.
+    """
+    if not isinstance(folder, RemoteFolder):
+        return folder / name
+    path = _place(folder, name, sha256)
+    if path.is_file():
+        return path
+    with _writing(folder):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    while True:
+        with contextlib.ExitStack() as stack:
+            with _writing(folder):
+                file = stack.enter_context(partial.open("ab", buffering=0))
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if path.is_file():
+                return path
+            if not _is_still(file, partial):  # its last holder gave it up
+                continue
+            if size is not None and file.tell() > size:
+                _empty(file)
+            _download(folder, name, file, size)
+            with _writing(folder):
+                os.fsync(file.fileno())
+            if sha256_file(partial) != sha256:
+                partial.unlink()
+                raise PersonaError(
+                    f"{folder}/{name} does not match its checksum: upload the set again"
+                )
+            partial.replace(path)
+            return path
+
+
+def _append(file: RawIOBase, data: bytes) -> None:
+    """Writes all of it; what is on a disk that is full by then makes room again."""
+    rest = memoryview(data)
+    try:
+        while rest:
+            rest = rest[file.write(rest) or 0 :]
+    except OSError:
+        _empty(file)
+        raise
+
+
+def _empty(file: RawIOBase) -> None:
+    file.seek(0)
+    file.truncate()
+
+
+def drop_file(folder: SetFolder, name: str, sha256: str) -> None:
+    """Lets go of a file that was brought here for a while."""
+    if isinstance(folder, RemoteFolder) and not folder.keep:
+        _place(folder, name, sha256).unlink(missing_ok=True)
+
+
+def _place(folder: RemoteFolder, name: str, sha256: str) -> Path:
+    """Named by what it holds: a set that was packed anew is never mixed with what it was."""
+    path = folder.local / name
+    return path.with_name(f"{path.stem}-{sha256[:16]}{path.suffix}")
+
+
+def _is_still(file: RawIOBase, path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
+
+
+@contextlib.contextmanager
+def _writing(folder: RemoteFolder) -> Iterator[None]:
+    """Says what is wrong with the place where files are put."""
+    try:
+        yield
+    except OSError as error:
+        advice = (
+            "make room, or name another with --cache" if folder.keep else "set TMPDIR or --cache"
+        )
+        raise PersonaError(
+            f"cannot keep files of {folder} in {folder.local}: {error.strerror}; {advice}"
+        ) from None
+
+
+def _download(folder: RemoteFolder, name: str, file: RawIOBase, size: int | None) -> None:
+    """Appends what `file` lacks yet, in as many tries as it takes while each brings something."""
+    url = f"{folder.url}/{quote(name)}"
+    tries = 0
+    while True:
+        before = file.tell()
+        if before == size:
+            return
+        try:
+            for data in _chunks(url, before, size):
+                with _writing(folder):
+                    _append(file, data)
+                if file.tell() > (LARGEST_CARD if size is None else size):
+                    _empty(file)
+                    raise _Final("larger than it may be")
+            if size is None or file.tell() == size:
+                return
+            problem = f"{file.tell():,} of {size:,} bytes came"
+        except _Final as answer:
+            kind = NotThereError if str(answer) == FINAL[404] else PersonaError
+            raise kind(f"cannot read {url}: {answer}; {_ADVICE}") from None
+        except (OSError, http.client.HTTPException) as error:
+            problem = _reason(error)
+        if size is None:  # no byte of it is known to be right
+            _empty(file)
+        tries = 0 if file.tell() > before else tries + 1
+        if tries > RETRIES:
+            raise PersonaError(f"cannot read {url}: {problem}, {tries} times; {_ADVICE}")
+        log.debug("%s: %s, trying again from byte %d", url, problem, file.tell())
+        time.sleep(BACKOFF_S * 2 ** max(0, tries - 1))
+
+
+_ADVICE = "check the URL, the right to read it, and the server"
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in words that hold no header and no signed address."""
+    if isinstance(error, urllib.error.HTTPError):
+        error.close()
+        return f"the server answers {error.code}"
+    reason = getattr(error, "reason", error)
+    if isinstance(reason, OSError) and reason.strerror:
+        return reason.strerror[0].lower() + reason.strerror[1:]
+    return f"the connection broke ({type(reason).__name__})"
+
+
+def _chunks(url: str, start: int, size: int | None) -> Iterator[bytes]:
+    """A file's bytes from `start` on; what can be tried again is an OSError or HTTPException."""
+    scheme = urlsplit(url).scheme
+    return _objects(url, start, size) if scheme in OBJECT_STORES else _http(url, start)
+
+
+def _http(url: str, start: int) -> Iterator[bytes]:
+    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"})
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    credentials = _credentials(urlsplit(url).hostname or "")
+    if credentials:  # not sent on to where the server may redirect
+        request.add_unredirected_header("Authorization", credentials)
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code in FINAL or error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            error.close()
+            shorter = "shorter than its manifest says"
+            raise _Final(FINAL.get(error.code, shorter)) from None
+        raise
+    with response:
+        # A server that knows no ranges begins anew.
+        passed = start if response.status != http.HTTPStatus.PARTIAL_CONTENT else 0
+        length = int(response.headers.get("Content-Length") or 0)
+        came = 0
+        while data := response.read(CHUNK):
+            came += len(data)
+            fresh = data[max(0, len(data) - (came - passed)) :] if came > passed else b""
+            if fresh:
+                yield fresh
+        if came < length:
+            raise http.client.IncompleteRead(b"", length - came)
+
+
+def _credentials(host: str) -> str | None:
+    """What ~/.netrc has for a host, as HTTP takes it."""
+    with contextlib.suppress(OSError, netrc.NetrcParseError):
+        found = netrc.netrc().authenticators(host)
+        if found is not None:
+            return "Basic " + base64.b64encode(f"{found[0]}:{found[2]}".encode()).decode()
+    return None
+
+
+def _objects(url: str, start: int, size: int | None) -> Iterator[bytes]:
+    import fsspec
+
+    scheme = urlsplit(url).scheme
+    try:
+        # Made anew in each process: its connections do not survive a fork.
+        store: Any = fsspec.filesystem(scheme, **OBJECT_OPTIONS.get(scheme, {}))
+    except ImportError:
+        extra = OBJECT_STORES[scheme]
+        raise PersonaError(
+            f"{scheme}:// wants its reader: pip install 'persona[{extra}]'"
+        ) from None
+    while size is None or start < size:
+        end = None if size is None else min(start + OBJECT_CHUNK, size)
+        try:
+            data = store.cat_file(url, start=start or None, end=end)
+        except FileNotFoundError:
+            raise _Final(FINAL[404]) from None
+        except PermissionError:
+            raise _Final(FINAL[403]) from None
+        except OSError:
+            raise
+        except Exception as error:  # the stores' own families have no base in common
+            if "Credential" in type(error).__name__:
+                raise _Final("no credentials") from None
+            raise ConnectionError(0, f"the connection broke ({type(error).__name__})") from None
+        if not data:
+            return
+        yield data
+        if size is None:
+            return
+        start += len(data)

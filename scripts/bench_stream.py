@@ -1,0 +1,372 @@
+#!/usr/bin/env python
+"""How fast shards become batches: this project's stream against what one would use instead.
+
+    python scripts/bench_stream.py [--quick] [--json]
+    ./scripts/bench_peers           # once: litdata, mosaicml-streaming and other decoders beside them
+
+Side by side in one run, in turns, medians of several rounds; of each the first batches are dropped.
+Every loader reads the same drawn faces (160 px JPEGs) and gives shuffled batches of 128 as uint8.
+
+- decode: simplejpeg over the JPEGs in memory, one core; `stream` the same from shards, in this process
+- imagefolder, webdataset, litdata, mosaic: each as its documentation sets it up, with as many worker
+  processes as `stream_workers`
+- memory: the peak of a worker process with a window of 10,000 samples
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import io
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SIZE_PX = 160
+BATCH = 128
+WORKERS = 1
+DISTINCT = 64
+"""Faces that are drawn; the others are copies."""
+IDENTITIES = 50
+SHARD = 2000
+DROPPED = 4
+"""Batches before the clock starts."""
+PEERS = Path(__file__).resolve().parents[1] / ".tools" / "peers" / "bin" / "python"
+IN_PEERS = ("litdata", "mosaic")
+
+
+# --- the photos ------------------------------------------------------------------------------------
+
+
+def draw_faces() -> list[bytes]:
+    """JPEGs of drawn faces."""
+    from persona.data.synthetic import draw_identity, draw_photo
+
+    faces = []
+    for number in range(DISTINCT):
+        buffer = io.BytesIO()
+        photo = draw_photo(draw_identity(0, number), number, SIZE_PX)
+        photo.save(buffer, "JPEG", quality=95)
+        faces.append(buffer.getvalue())
+    return faces
+
+
+def write_folder(folder: Path, faces: list[bytes], photos: int) -> None:
+    """A folder an identity, as ImageFolder wants it."""
+    for number in range(photos):
+        path = folder / f"n{number % IDENTITIES:06d}" / f"{number:08d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(faces[number % DISTINCT])
+
+
+def write_set(folder: Path, faces: list[bytes], photos: int) -> Any:
+    """The same photos as a packed set; its manifest."""
+    from persona.data.align import AlignSpec
+    from persona.data.shards import (
+        Manifest,
+        Shard,
+        encode_json,
+        key_of,
+        tar_end,
+        tar_sample,
+        write_manifest,
+    )
+    from persona.files import sha256_file
+
+    folder.mkdir(parents=True)
+    shards = []
+    for start in range(0, photos, SHARD):
+        numbers = range(start, min(start + SHARD, photos))
+        path = folder / f"{start // SHARD:06d}.tar"
+        with path.open("wb") as file:
+            for number in numbers:
+                meta = {"class": number % IDENTITIES, "key": key_of(number), "landmarks": None}
+                meta["source"] = f"n{number % IDENTITIES:06d}/{number:08d}.jpg"
+                parts = {"jpg": faces[number % DISTINCT], "json": encode_json(meta)}
+                file.write(tar_sample(key_of(number), parts))
+            file.write(tar_end(file.tell()))
+        shards.append(Shard(path.name, len(numbers), path.stat().st_size, sha256_file(path)))
+    manifest = Manifest(
+        name=folder.name,
+        kind="photos",
+        dataset="bench",
+        split="train",
+        align=AlignSpec("none", SIZE_PX, 0),
+        samples=photos,
+        identities=IDENTITIES,
+        classes=tuple(f"n{number:06d}" for number in range(IDENTITIES)),
+        shards=tuple(shards),
+    )
+    write_manifest(folder, manifest)
+    return manifest
+
+
+# --- the loaders: each gives batches (images, …) ---------------------------------------------------
+
+
+def stream_batches(folder: Path, workers: int) -> Iterable[Any]:
+    """This project's."""
+    from persona.data.shards import read_manifest
+    from persona.data.stream import build_loader
+
+    manifest = read_manifest(folder)
+    return build_loader(folder, manifest, batch_size=BATCH, training=True, workers=workers)
+
+
+def imagefolder_batches(work: Path) -> Iterable[Any]:
+    """torchvision's ImageFolder in torch's DataLoader."""
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import PILToTensor
+
+    dataset = ImageFolder(str(work / "folder"), transform=PILToTensor())
+    return DataLoader(dataset, batch_size=BATCH, shuffle=True, num_workers=WORKERS)
+
+
+def webdataset_batches(work: Path) -> Iterable[Any]:
+    """webdataset's own decoder; as uint8, which is faster for it than its floats."""
+    import webdataset
+
+    urls = [str(path) for path in sorted((work / "set").glob("*.tar"))]
+    dataset = webdataset.WebDataset(urls, shardshuffle=100).shuffle(1000).decode("torchrgb8")
+    loader = webdataset.WebLoader(
+        dataset.to_tuple("jpg", "json").batched(BATCH), batch_size=None, num_workers=WORKERS
+    )
+    return loader  # type: ignore[no-any-return]
+
+
+def litdata_sample(path: str) -> dict[str, Any]:
+    """A photo as litdata keeps it: a JPEG file stays the bytes that it is."""
+    from PIL import Image
+
+    return {"image": Image.open(path), "class": int(Path(path).parent.name[1:])}
+
+
+def litdata_batches(work: Path) -> Iterable[Any]:
+    """litdata's optimised dataset in its own loader."""
+    import litdata
+
+    out = work / "litdata"
+    if not out.exists():
+        paths = [str(path) for path in sorted((work / "folder").rglob("*.jpg"))]
+        litdata.optimize(
+            fn=litdata_sample, inputs=paths, output_dir=str(out), chunk_bytes="16MB", num_workers=1
+        )
+    dataset = litdata.StreamingDataset(str(out), shuffle=True, drop_last=True)
+    return litdata.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=WORKERS)
+
+
+def mosaic_batches(work: Path) -> Iterable[Any]:
+    """mosaicml-streaming's MDS shards in torch's DataLoader."""
+    from PIL import Image
+    from streaming import MDSWriter, StreamingDataset
+    from streaming.base.util import clean_stale_shared_memory
+    from torch.utils.data import DataLoader
+    from torchvision.transforms import PILToTensor
+
+    out = work / "mosaic"
+    if not out.exists():
+        with MDSWriter(out=str(out), columns={"image": "jpeg", "class": "int"}) as writer:
+            for path in sorted((work / "folder").rglob("*.jpg")):
+                writer.write({"image": Image.open(path), "class": int(path.parent.name[1:])})
+
+    class Photos(StreamingDataset):  # type: ignore[misc]
+        def __getitem__(self, place: Any) -> Any:
+            sample = super().__getitem__(place)
+            return PILToTensor()(sample["image"]), sample["class"]
+
+    clean_stale_shared_memory()
+    dataset = Photos(local=str(out), shuffle=True, batch_size=BATCH)
+    return DataLoader(dataset, batch_size=BATCH, num_workers=WORKERS)
+
+
+HERE: dict[str, Callable[[Path], Iterable[Any]]] = {
+    "stream_workers": lambda work: stream_batches(work / "set", WORKERS),
+    "imagefolder": imagefolder_batches,
+    "webdataset": webdataset_batches,
+    "litdata": litdata_batches,
+    "mosaic": mosaic_batches,
+}
+
+
+def images_a_second(batches: Iterable[Any], dropped: int = DROPPED) -> float:
+    """Of an epoch, without its first batches."""
+    count, start = 0, time.perf_counter()
+    for number, batch in enumerate(batches):
+        images = batch["image"] if isinstance(batch, dict) else batch[0]
+        if isinstance(images, list):
+            images = np.stack(images)
+        assert str(images.dtype).endswith("uint8"), images.dtype
+        if number < dropped:
+            count, start = 0, time.perf_counter()
+        else:
+            count += len(images)
+    return count / (time.perf_counter() - start)
+
+
+def decode_all(jpegs: list[bytes]) -> float:
+    """Images a second of the raw loop."""
+    import simplejpeg
+
+    start = time.perf_counter()
+    for jpeg in jpegs:
+        simplejpeg.decode_jpeg(jpeg)
+    return len(jpegs) / (time.perf_counter() - start)
+
+
+def decoders(faces: list[bytes]) -> dict[str, float]:
+    """Images a second of each decoder that is installed, JPEG bytes to RGB uint8."""
+    found: dict[str, Callable[[bytes], Any]] = {}
+    if importlib.util.find_spec("simplejpeg"):
+        import simplejpeg
+
+        found["simplejpeg"] = simplejpeg.decode_jpeg
+    if importlib.util.find_spec("torchvision"):
+        import torch
+        from torchvision.io import ImageReadMode, decode_jpeg
+
+        torch.set_num_threads(1)
+        found["torchvision.io"] = lambda jpeg: decode_jpeg(
+            torch.frombuffer(bytearray(jpeg), dtype=torch.uint8), mode=ImageReadMode.RGB
+        )
+    if importlib.util.find_spec("cv2"):
+        import cv2
+
+        cv2.setNumThreads(1)
+        found["opencv"] = lambda jpeg: cv2.cvtColor(
+            cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB
+        )
+    from PIL import Image
+
+    found["pillow"] = lambda jpeg: np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+    speeds: dict[str, list[float]] = {}
+    for _ in range(5):
+        for name, decode in found.items():
+            start = time.perf_counter()
+            for jpeg in faces * 4:
+                decode(jpeg)
+            speeds.setdefault(name, []).append(4 * len(faces) / (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in speeds.items()}
+
+
+def worker_peak_mb(folder: Path) -> float:
+    """The most memory that a worker process had resident in an epoch."""
+    import multiprocessing
+
+    peak = 0
+    for _ in stream_batches(folder, workers=1):
+        for child in multiprocessing.active_children():
+            status = Path(f"/proc/{child.pid}/status").read_text()
+            line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+            peak = max(peak, int(line.split()[1]))
+    return peak / 1000
+
+
+# --- the run ---------------------------------------------------------------------------------------
+
+
+def in_peers(what: str, work: Path, rounds: int, python: Path = PEERS) -> Any:
+    """A part of the run in the peers' environment; None where it is not made."""
+    if not python.exists():
+        return None
+    command = [str(python), __file__, "--part", what, "--work", str(work), "--rounds", str(rounds)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.stderr.write(f"{what} failed:\n{done.stderr[-2000:]}\n")
+        return None
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(quick: bool, work: Path) -> dict[str, Any]:
+    """Every figure; `work` is an empty folder for the photos.
+
+    Returns `stream_over_decode`, `stream_over` (a ratio a peer that is installed), `medians` (images
+    a second; MB), `spread` (largest over smallest round) and `decoders`.
+    """
+    photos, rounds = (4000, 3) if quick else (20_000, 5)
+    faces = draw_faces()
+    write_folder(work / "folder", faces, photos)
+    write_set(work / "set", faces, photos)
+    jpegs = [bytes(bytearray(faces[number % DISTINCT])) for number in range(photos)]
+    speeds: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        speeds.setdefault("decode", []).append(decode_all(jpegs))
+        stream = images_a_second(stream_batches(work / "set", workers=0), dropped=0)
+        speeds.setdefault("stream", []).append(stream)
+    for _ in range(rounds):
+        for name in ("stream_workers", "imagefolder", "webdataset"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # webdataset leaves its files open
+                speeds.setdefault(name, []).append(images_a_second(HERE[name](work)))
+    for name in IN_PEERS:
+        found = in_peers(name, work, rounds)
+        if found is not None:
+            speeds[name] = found
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    write_set(work / "large", faces, 24_000)
+    medians["worker_peak_mb"] = in_peers("memory", work, rounds, Path(sys.executable))
+    return {
+        "stream_over_decode": statistics.median(
+            stream / decode
+            for stream, decode in zip(speeds["stream"], speeds["decode"], strict=True)
+        ),
+        "stream_over": {
+            name: medians["stream_workers"] / medians[name]
+            for name in ("imagefolder", "webdataset", *IN_PEERS)
+            if name in medians
+        },
+        "medians": medians,
+        "spread": {name: max(values) / min(values) for name, values in speeds.items()},
+        "decoders": in_peers("decoders", work, rounds) or decoders(faces),
+    }
+
+
+def part(what: str, work: Path, rounds: int) -> Any:
+    """What `in_peers` asks for."""
+    if what == "memory":  # in a process of its own: a worker begins with what its parent holds
+        return worker_peak_mb(work / "large")
+    if what == "decoders":
+        paths = sorted((work / "folder").rglob("*.jpg"))[:DISTINCT]
+        return decoders([path.read_bytes() for path in paths])
+    return [images_a_second(HERE[what](work)) for _ in range(rounds)]
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="fewer photos and rounds")
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.part:
+        print(json.dumps(part(arguments.part, arguments.work, arguments.rounds)))
+        return
+    with tempfile.TemporaryDirectory() as work:
+        result = measure(arguments.quick, Path(work))
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+        return
+    print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}\n")
+    for name, value in result["medians"].items():
+        spread = result["spread"].get(name)
+        print(f"{name:16} {value:10,.0f}" + (f"   ({spread:.2f})" if spread else " MB"))
+    print(f"\nstream over decode   {result['stream_over_decode']:.2f}")
+    for name, ratio in result["stream_over"].items():
+        print(f"stream over {name:12} {ratio:.2f}")
+    print("\ndecoders, images/s: " + ", ".join(f"{n} {v:,.0f}" for n, v in result["decoders"].items()))
+
+
+if __name__ == "__main__":
+    main()

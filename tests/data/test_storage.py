@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import errno
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers import persona_error
+from servers import Cuts, Faults, cutting_proxy, web_server
+
+from persona.data import storage, stream
+from persona.data.pack import Packed
+from persona.data.shards import open_set, read_pairs, verify_set
+from persona.data.storage import RemoteFolder, local_file, open_remote
+from persona.data.stream import build_loader
+from persona.errors import PersonaError
+
+# The servers of these tests are threads; so is what fetches ahead.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "BACKOFF_S", 0.001)
+
+
+@pytest.fixture
+def faults() -> Faults:
+    return Faults()
+
+
+@pytest.fixture
+def url(tmp_path: Path, faults: Faults) -> Iterator[str]:
+    """Of the folder in which sets are packed."""
+    with web_server(tmp_path / "shards", faults) as address:
+        yield address
+
+
+def keys_of(folder: Path | RemoteFolder, packed: Packed, **options) -> list[int]:
+    loader = build_loader(folder, packed.manifest, **{"batch_size": 3, "training": True} | options)
+    return [int(key) for batch in loader for key in batch.keys]
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("ranges", [True, False])
+def test_cut_connections_lose_and_double_nothing(
+    train_set: Packed,
+    url: str,
+    faults: Faults,
+    tmp_path: Path,
+    workers: int,
+    cached: bool,
+    ranges: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stream, "SHUFFLE_BUFFER", 10)
+    here = keys_of(train_set.folder, train_set)
+    faults.cuts, faults.ranges = 4, ranges
+    folder, manifest = open_set(
+        f"{url}/vggface2-train", tmp_path, tmp_path / "cache" if cached else None
+    )
+    assert isinstance(folder, RemoteFolder)
+    assert manifest == train_set.manifest
+    assert keys_of(folder, train_set, workers=workers) == here
+    assert faults.cuts == 0
+    whole = Counter(path for path, start in faults.asked if path.endswith(".tar") and not start)
+    if ranges:  # each shard is begun once, however many workers want it
+        assert set(whole.values()) == {1}
+        assert len([start for _, start in faults.asked if start]) >= 4
+    left = list(folder.local.glob("*.tar"))
+    assert len(left) == (5 if cached else 0)
+    faults.asked.clear()
+    assert keys_of(folder, train_set, workers=workers, epoch=1)
+    tars = [path for path, _ in faults.asked if path.endswith(".tar")]
+    assert len(tars) == (0 if cached else 5)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("status", "message", "tries"),
+    [
+        (403, "refused", 1),
+        (404, "not there", 1),
+        (500, "the server answers 500, 6 times", 6),
+    ],
+)
+def test_refusals_are_one_line(
+    train_set: Packed,
+    url: str,
+    faults: Faults,
+    tmp_path: Path,
+    workers: int,
+    status: int,
+    message: str,
+    tries: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stream.ShardStream, "_fetch_ahead", lambda *_: None)
+    faults.status = status
+    folder, _ = open_set(f"{url}/vggface2-train", tmp_path)
+    with pytest.raises(PersonaError, match=rf"cannot read http://\S+\.tar: {message}") as error:
+        keys_of(folder, train_set, workers=workers)
+    assert "\n" not in str(error.value)
+    if not workers:
+        assert len([path for path, _ in faults.asked if path.endswith(".tar")]) == tries
+
+
+def test_half_a_body_for_ever(train_set: Packed, url: str, faults: Faults, tmp_path: Path) -> None:
+    faults.cuts, faults.ranges = 1000, False
+    folder, manifest = open_set(f"{url}/vggface2-train", tmp_path)
+    with pytest.raises(PersonaError, match=r"the connection broke .*, 6 times"):
+        manifest.shard_path(folder, 0)
+
+
+def test_no_server_and_no_set(train_set: Packed, url: str, tmp_path: Path) -> None:
+    with pytest.raises(PersonaError, match=r"no manifest\.json at http://127\.0\.0\.1:\d+/nothing"):
+        open_set(f"{url}/nothing", tmp_path)
+    with pytest.raises(PersonaError, match="connection refused, 6 times"):
+        open_set("http://127.0.0.1:9/set", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("https://user:secret@host/set", "holds a user"),
+        ("https://host/set?token=secret", "holds a user, a query"),
+        ("s3://key:secret@bucket/set", "holds a user"),
+        ("ftp://host/set", "not from ftp://"),
+        ("https://host", "names no folder"),
+        ("http://[secret/set", "does not read as one"),
+    ],
+)
+def test_urls_that_are_refused(url: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(PersonaError, match=message) as error:
+        open_set(url, tmp_path)
+    assert "secret" not in str(error.value)
+
+
+def test_credentials_come_from_netrc(
+    train_set: Packed, url: str, faults: Faults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password secret\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    open_set(f"{url}/vggface2-train", tmp_path)
+    assert faults.authorizations == {"Basic bWU6c2VjcmV0"}
+
+
+def test_a_changed_file_does_not_pass(train_set: Packed, url: str, tmp_path: Path) -> None:
+    path = train_set.folder / "000001.tar"
+    data = bytearray(path.read_bytes())
+    data[1000] ^= 1
+    path.write_bytes(data)
+    folder, manifest = open_set(f"{url}/vggface2-train", tmp_path, tmp_path / "cache")
+    with pytest.raises(PersonaError, match=r"000001\.tar does not match its checksum"):
+        verify_set(folder, manifest)
+    path.write_bytes(bytes(data) + b"more")
+    with pytest.raises(PersonaError, match="larger than it may be"):
+        verify_set(folder, manifest)
+    path.write_bytes(data[:512])
+    with pytest.raises(PersonaError, match=r"512 of [\d,]+ bytes came|shorter than its manifest"):
+        verify_set(folder, manifest)
+    assert not list((tmp_path / "cache").rglob("000001*.tar"))
+
+
+def test_a_set_packed_anew_is_not_mixed_with_the_cached_one(
+    train_set: Packed, lfw_set: Packed, url: str, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    folder, manifest = open_set(f"{url}/lfw", tmp_path, cache)
+    verify_set(folder, manifest)
+    shutil.rmtree(lfw_set.folder)
+    shutil.copytree(train_set.folder, lfw_set.folder)
+    folder, manifest = open_set(f"{url}/lfw", tmp_path, cache)
+    assert sorted(keys_of(folder, train_set)) == list(range(30))
+
+
+def test_a_partial_file_of_a_killed_run_is_gone_on_with(
+    train_set: Packed, url: str, faults: Faults, tmp_path: Path
+) -> None:
+    folder, manifest = open_set(f"{url}/vggface2-train", tmp_path, tmp_path / "cache")
+    assert isinstance(folder, RemoteFolder)
+    path = train_set.folder / "000000.tar"
+    known = manifest.shards[0]
+    partial = folder.local / f".000000-{known.sha256[:16]}.tar.partial"
+    partial.write_bytes(path.read_bytes()[:777])
+    assert manifest.shard_path(folder, 0).read_bytes() == path.read_bytes()
+    assert faults.asked[-1] == ("/vggface2-train/000000.tar", 777)
+
+
+def test_many_want_one_file_and_it_comes_once(
+    train_set: Packed, url: str, faults: Faults, tmp_path: Path
+) -> None:
+    folder = open_remote(f"{url}/vggface2-train", tmp_path / "cache")
+    known = train_set.manifest.shards[0]
+    found: list[Path] = []
+
+    def fetch() -> None:
+        found.append(local_file(folder, known.name, known.sha256, known.bytes))
+
+    threads = [threading.Thread(target=fetch) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert len(set(found)) == len(faults.asked) == 1
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_full_disk_is_one_line(
+    train_set: Packed, url: str, tmp_path: Path, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = open_set(f"{url}/vggface2-train", tmp_path, tmp_path / "cache" if kept else None)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(storage, "_append", full)
+    advice = "make room, or name another" if kept else "set TMPDIR"
+    with pytest.raises(PersonaError, match=f"No space left on device; {advice}"):
+        keys_of(folder, train_set)
+
+
+def test_pairs_and_verification_from_elsewhere(lfw_set: Packed, url: str, tmp_path: Path) -> None:
+    folder, manifest = open_set(f"{url}/lfw", tmp_path)
+    assert read_pairs(folder, manifest) == read_pairs(lfw_set.folder, lfw_set.manifest)
+    verify_set(folder, manifest)
+
+
+def test_targets_want_a_set_on_this_machine(lfw_set: Packed, url: str, tmp_path: Path) -> None:
+    line = persona_error("targets", f"{url}/lfw", "--teacher", "facenet-vggface2", home=tmp_path)
+    assert "keeping targets wants the set on this machine: copy http://" in line
+
+
+# --- object storage ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def s3_port() -> Iterator[int]:
+    """An S3 server of this machine."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        yield server.get_host_and_port()[1]
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def bucket(s3_port: int, train_set: Packed, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A bucket that holds the train set."""
+    import s3fs
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing-secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3_port}")
+    s3fs.S3FileSystem.clear_instance_cache()  # of an earlier test's endpoint
+    store = s3fs.S3FileSystem(skip_instance_cache=True)
+    if not store.exists("faces"):
+        store.mkdir("faces")
+    for path in train_set.folder.glob("*.*"):
+        store.put(str(path), f"faces/sets/vggface2-train/{path.name}")
+    return "s3://faces/sets/vggface2-train"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_set_in_s3_with_cut_connections(
+    bucket: str,
+    s3_port: int,
+    train_set: Packed,
+    tmp_path: Path,
+    workers: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(storage, "OBJECT_CHUNK", 5000)
+    here = keys_of(train_set.folder, train_set)
+    cuts = Cuts(connections=4, after=3000)
+    with cutting_proxy(s3_port, cuts) as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        folder, manifest = open_set(bucket, tmp_path)
+        assert manifest == train_set.manifest
+        assert keys_of(folder, train_set, workers=workers) == here
+    assert cuts.done == 4
+
+
+def test_s3_says_no_in_one_line(bucket: str, tmp_path: Path) -> None:
+    with pytest.raises(PersonaError, match=r"no manifest\.json at s3://faces/nothing"):
+        open_set("s3://faces/nothing", tmp_path)
+    with pytest.raises(PersonaError, match=r"no manifest\.json at s3://elsewhere/nothing"):
+        open_set("s3://elsewhere/nothing", tmp_path)
+
+
+def test_s3_without_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    def lacking(_: str) -> None:
+        raise ImportError
+
+    monkeypatch.setattr(fsspec, "filesystem", lacking)
+    with pytest.raises(PersonaError, match=r"gs:// wants its reader: pip install 'persona\[gcs\]'"):
+        open_set("gs://bucket/set", tmp_path)

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+import webdataset
+
+from persona.data.pack import Packed
+from persona.data.shards import tar_end, tar_sample
+from persona.data.tars import ShardReader, iter_members
+from persona.errors import PersonaError
+
+SUFFIXES = ("jpg", "json")
+
+
+def samples(path: Path, count: int) -> dict[str, list[bytes]]:
+    reader = ShardReader(path, SUFFIXES, count)
+    return {reader.key(row).decode(): [bytes(m) for m in reader.read(row)] for row in range(count)}
+
+
+def write(path: Path, parts: dict[str, bytes], count: int = 3) -> bytes:
+    data = b"".join(tar_sample(f"{n:08d}", parts) for n in range(count))
+    path.write_bytes(data + tar_end(len(data)))
+    return path.read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset's
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_packed_sets_open_with_plain_webdataset(train_set: Packed) -> None:
+    for number, shard in enumerate(train_set.manifest.shards):
+        path = train_set.manifest.shard_path(train_set.folder, number)
+        dataset = webdataset.WebDataset(str(path), shardshuffle=False)
+        theirs = {s["__key__"]: [s["jpg"], s["json"]] for s in dataset}
+        assert theirs == samples(path, shard.samples)
+        assert len(theirs) == shard.samples
+
+
+def test_tars_of_webdatasets_own_writer(tmp_path: Path) -> None:
+    """Its times are fractions, which it writes as pax headers."""
+    path = tmp_path / "x.tar"
+    with webdataset.TarWriter(str(path)) as writer:
+        for number in range(3):
+            writer.write({"__key__": f"{number}", "jpg": b"j" * number, "json": {"n": number}})
+    assert samples(path, 3) == {str(n): [b"j" * n, b'{"n": %d}' % n] for n in range(3)}
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_tars_of_every_format(tmp_path: Path, kind: int) -> None:
+    """Long names, folders and links among the files."""
+    path = tmp_path / "x.tar"
+    folder = "folder.with.dots/" + "long/" * 18
+    with tarfile.open(path, "w", format=kind) as tar:
+        for name, data in (("7.jpg", b"a" * 600), ("7.JSON", b"b"), ("7.txt", b"")):
+            info = tarfile.TarInfo(folder + name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        for other in (tarfile.DIRTYPE, tarfile.SYMTYPE):
+            info = tarfile.TarInfo("folder")
+            info.type = other
+            tar.addfile(info)
+    assert samples(path, 1) == {folder + "7": [b"a" * 600, b"b"]}
+
+
+def test_members_are_those_of_tarfile(train_set: Packed) -> None:
+    path = train_set.folder / "000000.tar"
+    with tarfile.open(path) as tar:
+        theirs = [(info.name.encode(), info.offset_data, info.size) for info in tar]
+    with path.open("rb") as stream:
+        assert list(iter_members(stream)) == theirs
+
+
+def test_every_cut_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    data = write(path, {"jpg": b"j" * 700, "json": b"{}"})
+    end = data.rindex(b"{}") + 2
+    for length in [*range(0, end, 97), end - 1]:
+        path.write_bytes(data[:length])
+        with pytest.raises(PersonaError, match=r"x\.tar is damaged \(it ends early"):
+            samples(path, 3)
+
+
+def test_every_changed_byte_of_a_header_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    data = write(path, {"jpg": b"j", "json": b"{}"}, count=1)
+    for place in {*range(512)} - {154, 155}:  # what ends the checksum
+        changed = bytearray(data)
+        changed[place] ^= 4
+        path.write_bytes(changed)
+        with pytest.raises(PersonaError, match=r"x\.tar is damaged"):
+            samples(path, 1)
+
+
+def header(**fields: object) -> bytes:
+    info = tarfile.TarInfo("0.jpg")
+    for name, value in fields.items():
+        setattr(info, name, value)
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"no tar at all" * 100, "a header that is none"),
+        (header(size=1 << 40), "a header that is none"),
+        (header(size=8**11 - 1), "it ends early"),
+        (header(type=b"S"), "a member of another kind"),
+        (header(type=b"x", size=1 << 17) + bytes(1 << 17), "a header of another kind"),
+        (header(type=b"x", size=512) + b"9 path=.." + bytes(503), "a pax header that is none"),
+        (header(type=b"x", size=10) + b"10 size=5\n" + bytes(502), "a member of another kind"),
+        (header() * 2 + bytes(1024), "two jpg"),
+        (bytes(1024), "it ends early"),
+        (b"", "it ends early"),
+    ],
+)
+def test_what_is_no_shard_is_refused(tmp_path: Path, data: bytes, what: str) -> None:
+    path = tmp_path / "x.tar"
+    path.write_bytes(data)
+    with pytest.raises(PersonaError, match=rf"x\.tar is damaged \(.*{what}"):
+        samples(path, 1)
+
+
+def test_a_shard_that_is_cut_while_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    data = write(path, {"jpg": b"j" * 700, "json": b"{}"})
+    reader = ShardReader(path, SUFFIXES, 3)
+    path.write_bytes(data[:600])
+    with pytest.raises(ValueError, match="ends early"):
+        reader.read(1)
+
+
+def test_only_what_is_wanted_is_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    data = write(path, {"jpg": b"j", "json": b"{}"})
+    path.write_bytes(data[: 2 * 2048 + 512] + b"rubbish" * 500)
+    assert len(samples(path, 2)) == 2
