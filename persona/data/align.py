@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from persona.errors import PersonaError, SkipPhoto, unknown
+from persona.errors import NoFace, PersonaError, SkipPhoto, unknown
 from persona.landmarks import Floats, invert, move, similarity, template
 
 ALIGNMENTS = ("mtcnn", "boxes", "landmarks", "none")
@@ -34,6 +34,9 @@ MAX_PIXELS = 100_000_000
 """A 100-megapixel photo is 300 MB decoded: more is refused as a decompression bomb."""
 MIN_FACE_PX = 20
 """MTCNN's smallest face; a photo below it leaves its image pyramid empty."""
+CENTRE_CUT = 0.0625
+"""Of a centre crop, on each side: insightface's `preprocess` (src/common/face_preprocess.py) cuts
+as much where it has no box."""
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 """The decoders that an untrusted photo may reach."""
 
@@ -95,7 +98,7 @@ class FaceFinder(Protocol):
     """Where the face is in a photo."""
 
     def __call__(self, photo: Image.Image, source: str) -> Face | None:
-        """The face; None: the whole photo is one. Raises SkipPhoto: there is none."""
+        """The face; None: the whole photo is one. Raises NoFace: there is none."""
 
 
 def decode_photo(data: bytes) -> Image.Image:
@@ -160,7 +163,7 @@ def margin_box(photo: Image.Image, box: Box, spec: AlignSpec) -> tuple[int, int,
     left, top = int(max(x0 - margin_x, 0)), int(max(y0 - margin_y, 0))
     right, bottom = int(min(x1 + margin_x, photo.width)), int(min(y1 + margin_y, photo.height))
     if right <= left or bottom <= top:
-        raise SkipPhoto("no face: its box lies outside the photo or is empty")
+        raise NoFace("no face: its box lies outside the photo or is empty")
     return left, top, right, bottom
 
 
@@ -226,6 +229,21 @@ def align_photo(data: bytes, source: str, find: FaceFinder, spec: AlignSpec) -> 
     return Crop(encode_jpeg(crop), face, in_margin_box(photo, face, spec))
 
 
+def centre_photo(data: bytes, spec: AlignSpec) -> Crop:
+    """What stands in for the face where none was found: the middle of the photo.
+
+    Its points are where a centred face would have them, so that every network takes the crop.
+
+    Raises:
+        SkipPhoto: no image.
+    """
+    photo = decode_photo(data)
+    cut_x, cut_y = CENTRE_CUT * photo.width, CENTRE_CUT * photo.height
+    box = (cut_x, cut_y, photo.width - cut_x, photo.height - cut_y)
+    points = np.vstack([template(spec.image_size), (1.0, 1.0)]) if spec.has_landmarks else None
+    return Crop(encode_jpeg(crop_face(photo, box, spec)), None, points)
+
+
 class WholePhoto:
     """`none`: the photo is a face already."""
 
@@ -244,7 +262,7 @@ class KnownBoxes:
         """The box of `source`."""
         box = self.boxes.get(source)
         if box is None:
-            raise SkipPhoto("no face: the box file does not name this photo")
+            raise NoFace("no face: the box file does not name this photo")
         return Face(box)
 
 
@@ -264,13 +282,13 @@ class Mtcnn:
     def __call__(self, photo: Image.Image, source: str) -> Face:
         """The chosen face, its detection probability and its five points."""
         if min(photo.size) < MIN_FACE_PX:
-            raise SkipPhoto(f"no face: the photo is smaller than {MIN_FACE_PX} px")
+            raise NoFace(f"no face: the photo is smaller than {MIN_FACE_PX} px")
         found = self._detector.detect(photo, landmarks=True)
         boxes, probabilities, points = self._detector.select_boxes(
             *found, photo, method="center_weighted_size"
         )
         if boxes is None:
-            raise SkipPhoto("no face")
+            raise NoFace("no face")
         x0, y0, x1, y1 = (float(edge) for edge in boxes[0])
         probability = float(np.ravel(probabilities)[0])
         return Face((x0, y0, x1, y1), probability, np.asarray(points[0], float))

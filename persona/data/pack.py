@@ -25,7 +25,7 @@ from typing import IO, Any, TypeVar
 
 import numpy as np
 
-from persona.data.align import AlignSpec, FaceFinder, align_photo, build_finder
+from persona.data.align import AlignSpec, FaceFinder, align_photo, build_finder, centre_photo
 from persona.data.raw.base import Index, Pair, Photo, RawDataset
 from persona.data.shards import (
     MANIFEST,
@@ -46,7 +46,7 @@ from persona.data.shards import (
     write_pairs,
 )
 from persona.data.triplets import ROLES, check_index, index_digest, load_triplets
-from persona.errors import PersonaError, SkipPhoto
+from persona.errors import NoFace, PersonaError, SkipPhoto
 from persona.files import folder_lock, read_json, write_json
 from persona.progress import progress_bar
 from persona.workers import worker_pool
@@ -109,6 +109,8 @@ class Chunk:
     samples: int
     identities: tuple[int, ...]
     skipped: tuple[Skipped, ...]
+    no_face: tuple[int, ...] = ()
+    """Keys of its centre crops."""
 
 
 # --- 1. plan ---------------------------------------------------------------------------------
@@ -142,9 +144,11 @@ class PhotoTask:
 class PhotoPacker:
     """Aligns chunks of photos; built once in every worker."""
 
-    def __init__(self, dataset: RawDataset, spec: AlignSpec) -> None:
+    def __init__(self, dataset: RawDataset, spec: AlignSpec, keep_faceless: bool) -> None:
+        """`keep_faceless`: a photo without a face becomes its centre, for evaluation to count."""
         self.dataset = dataset
         self.spec = spec
+        self.keep_faceless = keep_faceless
         self.find: FaceFinder = build_finder(
             spec, dataset.boxes() if spec.method == "boxes" else None
         )
@@ -154,23 +158,34 @@ class PhotoPacker:
         data: list[bytes] = []
         labels: set[int] = set()
         skipped = []
+        no_face: list[int] = []
         for task in tasks:
             try:
-                sample = self._sample(task)
+                sample = self._sample(task, no_face)
             except SkipPhoto as reason:
                 skipped.append(Skipped(task.photo.source, str(reason)))
                 continue
             data.append(sample)
             labels.add(task.label)
-        return Chunk(b"".join(data), len(data), tuple(sorted(labels)), tuple(skipped))
+        return Chunk(
+            b"".join(data), len(data), tuple(sorted(labels)), tuple(skipped), tuple(no_face)
+        )
 
-    def _sample(self, task: PhotoTask) -> bytes:
+    def _sample(self, task: PhotoTask, no_face: list[int]) -> bytes:
         source = task.photo.source
         try:
             raw = self.dataset.read(task.photo)
         except OSError as error:
             raise SkipPhoto(f"unreadable: {error.strerror}") from None
-        crop = align_photo(raw, source, self.find, self.spec)
+        faceless = {}
+        try:
+            crop = align_photo(raw, source, self.find, self.spec)
+        except NoFace:
+            if not self.keep_faceless:
+                raise
+            crop = centre_photo(raw, self.spec)
+            no_face.append(task.place)
+            faceless = {"no_face": True}
         face, points = crop.face, crop.landmarks_62
         probability = None if face is None else face.probability
         meta = {
@@ -181,7 +196,10 @@ class PhotoPacker:
             "box": None if face is None else [round(edge, 2) for edge in face.box],
             "probability": None if probability is None else round(probability, 6),
             "landmarks": None if points is None else points.round(4).tolist(),
+            **faceless,
         }
+        if task.photo.attributes:
+            meta["attributes"] = dict(task.photo.attributes)
         return tar_sample(key_of(task.place), {"jpg": crop.jpeg, "json": encode_json(meta)})
 
 
@@ -203,6 +221,7 @@ class SetWriter:
         self.shards: list[Shard] = []
         self._chunks = 0  # of the open shard
         self._shard_samples = 0
+        self._no_face: list[int] = []  # of the open shard
         self._size = 0
         self._digest = hashlib.sha256()
         self._tar: IO[bytes] | None = None
@@ -240,7 +259,7 @@ class SetWriter:
     def _apply(self, entry: dict[str, Any]) -> bool:
         """Counts one journal line; False if the disk does not hold what it says."""
         if "finished" in entry:
-            shard = Shard(**entry["finished"])
+            shard = Shard(**{**entry["finished"], "no_face": tuple(entry["finished"]["no_face"])})
             path = self.folder / shard.name
             if not path.is_file() or path.stat().st_size != shard.bytes:
                 return False
@@ -253,7 +272,7 @@ class SetWriter:
         else:
             return False
         skipped = tuple(Skipped(**photo) for photo in entry["skipped"])
-        self._count(entry["samples"], entry["labels"], skipped)
+        self._count(entry["samples"], entry["labels"], skipped, entry["no_face"])
         self._size = entry["size"]
         return True
 
@@ -269,17 +288,30 @@ class SetWriter:
                 while block := file.read(1 << 20):
                     self._digest.update(block)
 
-    def _count(self, samples: int, labels: Iterable[int], skipped: tuple[Skipped, ...]) -> None:
+    @property
+    def faceless(self) -> int:
+        """Centre crops of photos without a face."""
+        return len(self._no_face) + sum(len(shard.no_face) for shard in self.shards)
+
+    def _count(
+        self,
+        samples: int,
+        labels: Iterable[int],
+        skipped: tuple[Skipped, ...],
+        no_face: Iterable[int],
+    ) -> None:
         self.done += 1
         self._chunks += 1
         self._shard_samples += samples
         self.samples += samples
         self.labels.update(labels)
         self.skipped.extend(skipped)
+        self._no_face.extend(no_face)
 
     def _finish_counts(self, shard: Shard) -> None:
         self.shards.append(shard)
         self._chunks = self._shard_samples = self._size = 0
+        self._no_face = []
         self._digest = hashlib.sha256()
 
     def append(self, chunk: Chunk) -> None:
@@ -291,13 +323,14 @@ class SetWriter:
         self._tar.flush()
         self._digest.update(chunk.data)
         self._size += len(chunk.data)
-        self._count(chunk.samples, chunk.identities, chunk.skipped)
+        self._count(chunk.samples, chunk.identities, chunk.skipped, chunk.no_face)
         self._log(
             {
                 "size": self._size,
                 "samples": chunk.samples,
                 "labels": chunk.identities,
                 "skipped": [asdict(photo) for photo in chunk.skipped],
+                "no_face": chunk.no_face,
             }
         )
         self.finish_full_shard()
@@ -318,7 +351,11 @@ class SetWriter:
         self._tar = None
         self._digest.update(end)
         shard = Shard(
-            self._name, self._shard_samples, self._size + len(end), self._digest.hexdigest()
+            self._name,
+            self._shard_samples,
+            self._size + len(end),
+            self._digest.hexdigest(),
+            tuple(sorted(self._no_face)),
         )
         partial.replace(self.folder / self._name)
         self._log({"finished": asdict(shard)})
@@ -331,13 +368,13 @@ class SetWriter:
 
 def _check_skips(writer: SetWriter, photos: int, limit: float) -> None:
     """Stops a run whose photos are mostly not faces, before it takes all day."""
-    skipped = len(writer.skipped)
+    skipped = len(writer.skipped) + writer.faceless
     if skipped > max(SKIPS_ALWAYS_ALLOWED, limit * photos):
-        last = writer.skipped[-1]
+        last = writer.skipped[-1] if writer.skipped else None
+        which = f"the last is {last.source} ({last.reason})" if last else "they show no face"
         raise PersonaError(
-            f"{skipped} photos were skipped, more than {limit:.0%} of {photos}; the last is "
-            f"{last.source} ({last.reason}): is this the right --align? "
-            "--max-skipped 1 packs what there is"
+            f"{skipped} photos were skipped, more than {limit:.0%} of {photos}; {which}: "
+            "is this the right --align? --max-skipped 1 packs what there is"
         )
 
 
@@ -448,6 +485,9 @@ def pack_photos(
         "selection": hashlib.sha256(np.asarray(order, np.int64).tobytes()).hexdigest(),
         "version": VERSION,
     }
+    annotations = [photo.attributes for photo in index.photos]
+    if any(annotations):
+        plan["annotations"] = hashlib.sha256(encode_json(annotations)).hexdigest()
     with folder_lock(folder, doing="packing into"):
         finished = _claim(folder, plan)
         if finished is not None:
@@ -457,7 +497,7 @@ def pack_photos(
             for place in order
         ]
         preload = ["facenet_pytorch"] if options.align.has_landmarks else []
-        packer = (dataset, options.align)
+        packer = (dataset, options.align, pairs is not None)
         with worker_pool(PhotoPacker, packer, options.workers, preload=preload) as pack:
             writer = _write_shards(
                 folder,
@@ -593,7 +633,7 @@ class TripletCopier:
 
     def __init__(self, crops: Packed) -> None:
         self.members: dict[str, Member] = index_members(crops.folder, crops.manifest)
-        self.reasons = {photo.source: photo.reason for photo in crops.manifest.skipped}
+        self.no_face = frozenset(crops.manifest.no_face)
         self._paths = [
             crops.manifest.shard_path(crops.folder, n) for n in range(len(crops.manifest.shards))
         ]
@@ -619,7 +659,11 @@ class TripletCopier:
         skipped = []
         for number, places in numbered:
             keys = dict(zip(ROLES, map(key_of, places), strict=True))
-            lost = [role for role, key in keys.items() if f"{key}.jpg" not in self.members]
+            lost = [
+                role
+                for role, key in keys.items()
+                if f"{key}.jpg" not in self.members or int(key) in self.no_face
+            ]
             if lost:
                 skipped.append(Skipped(f"triplet {number}", f"no crop of its {' and '.join(lost)}"))
                 continue

@@ -12,6 +12,7 @@ Shards open with plain `webdataset.WebDataset`.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -21,6 +22,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
 
 from persona.data.align import AlignSpec
 from persona.data.triplets import CARD
@@ -49,6 +53,8 @@ class Shard:
     samples: int
     bytes: int
     sha256: str
+    no_face: tuple[int, ...] = ()
+    """Keys of photos without a face, kept as centre crops for evaluation; no training sees them."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,25 @@ class KeyPair:
     a: int | None
     b: int | None
     """None: the dataset does not have that photo."""
+
+
+@dataclass(frozen=True)
+class PairTable:
+    """Verification pairs as columns: ten million of them are 240 MB."""
+
+    fold: npt.NDArray[np.int64]
+    same: npt.NDArray[np.bool_]
+    a: npt.NDArray[np.int64]
+    b: npt.NDArray[np.int64]
+    """(P,) keys; -1: the dataset does not have that photo."""
+
+    def __len__(self) -> int:
+        return len(self.fold)
+
+    def __iter__(self) -> Iterator[KeyPair]:
+        for fold, same, a, b in zip(self.fold, self.same, self.a, self.b, strict=True):
+            keys = (None if key < 0 else int(key) for key in (a, b))
+            yield KeyPair(int(fold), bool(same), *keys)
 
 
 @dataclass(frozen=True)
@@ -93,6 +118,11 @@ class Manifest:
     def shard_path(self, folder: Path, number: int) -> Path:
         """The path of shard `number` below the set's folder."""
         return folder / self.shards[number].name
+
+    @property
+    def no_face(self) -> tuple[int, ...]:
+        """Keys of the centre crops, sorted."""
+        return tuple(sorted(key for shard in self.shards for key in shard.no_face))
 
     def knows(self, trained_on: str, num_classes: int, classes: tuple[str, ...] | None) -> bool:
         """Whether a network's logits stand for this set's identities, in the same order.
@@ -142,12 +172,15 @@ def read_manifest(folder: Path) -> Manifest:
                 **value,
                 "align": AlignSpec(**value["align"]),
                 "classes": tuple(str(name) for name in value["classes"]),
-                "shards": tuple(Shard(**shard) for shard in value["shards"]),
+                "shards": tuple(
+                    Shard(**{**shard, "no_face": tuple(map(int, shard.get("no_face", ())))})
+                    for shard in value["shards"]
+                ),
                 "skipped": tuple(Skipped(**photo) for photo in value["skipped"]),
             }
         )
         samples = sum(shard.samples for shard in manifest.shards)
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise PersonaError(f"{path} is no manifest: pack the set again") from None
     if manifest.kind not in KINDS or samples != manifest.samples:
         raise PersonaError(f"{path} contradicts itself: pack the set again")
@@ -322,7 +355,30 @@ def write_pairs(folder: Path, pairs: list[KeyPair]) -> str:
     return sha256_file(folder / PAIRS)
 
 
-def read_pairs(folder: Path, manifest: Manifest) -> list[KeyPair]:
+def read_metas(folder: Path, manifest: Manifest) -> dict[int, dict[str, Any]]:
+    """Every sample's json by key, from the tars; no image is read.
+
+    Raises:
+        PersonaError: a damaged shard.
+    """
+    metas: dict[int, dict[str, Any]] = {}
+    streams: dict[int, BinaryIO] = {}
+    with contextlib.ExitStack() as stack:
+        for name, member in index_members(folder, manifest).items():
+            if not name.endswith(".json"):
+                continue
+            path = manifest.shard_path(folder, member.shard)
+            if member.shard not in streams:
+                streams[member.shard] = stack.enter_context(path.open("rb"))
+            try:
+                meta = json.loads(member.read(streams[member.shard]))
+                metas[int(meta["key"])] = meta
+            except (ValueError, TypeError, KeyError) as error:
+                raise damaged(path, f"{name}: {type(error).__name__}") from None
+    return metas
+
+
+def read_pairs(folder: Path, manifest: Manifest) -> PairTable:
     """The set's verification pairs.
 
     Raises:
@@ -333,10 +389,7 @@ def read_pairs(folder: Path, manifest: Manifest) -> list[KeyPair]:
         raise PersonaError(f"set {manifest.name} has no verification pairs")
     if not path.is_file() or sha256_file(path) != manifest.pairs_sha256:
         raise PersonaError(f"{path} is missing or does not match its checksum: pack the set again")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.reader(file)
-        next(rows)
-        return [
-            KeyPair(int(fold), same == "1", int(a) if a else None, int(b) if b else None)
-            for fold, same, a, b in rows
-        ]
+    text = path.read_bytes().replace(b",\n", b",-1\n").replace(b",,", b",-1,")
+    rows = np.loadtxt(io.BytesIO(text), np.int64, delimiter=",", skiprows=1, ndmin=2)
+    rows = rows.reshape(-1, 4)
+    return PairTable(rows[:, 0], rows[:, 1] == 1, rows[:, 2], rows[:, 3])

@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from persona.config import AugmentConfig
-from persona.data.shards import Manifest, damaged, iter_shard
+from persona.data.shards import Manifest, Shard, damaged, iter_shard, key_of
 from persona.data.targets import TargetReader, Targets, photos_of
 from persona.data.transforms import IDENTITY, Views, draw_views, mix_seeds
 from persona.data.triplets import ROLES
@@ -202,13 +202,19 @@ class ShardStream(IterableDataset[Any]):
     def _read(self, spans: list[Span]) -> Iterator[dict[str, Any]]:
         for span in spans:
             path = self.manifest.shard_path(self.folder, span.shard)
-            row = span.start
-            for sample in islice(iter_shard(path), span.start, span.stop):
+            left_out = left_out_of(self.manifest.shards[span.shard], self.plan.training)
+            samples = (
+                (row, sample)
+                for row, sample in enumerate(iter_shard(path))
+                if sample["__key__"] not in left_out
+            )
+            read = 0
+            for row, sample in islice(samples, span.start, span.stop):
                 sample["__path__"] = path
                 sample["__place__"] = (span.shard, row)
-                row += 1
+                read += 1
                 yield sample
-            if row != span.stop:
+            if read != span.stop - span.start:
                 raise damaged(path, "it ends early")
 
     def _views(
@@ -274,6 +280,11 @@ class ShardStream(IterableDataset[Any]):
             torch.from_numpy(views),
             targets,
         )
+
+
+def left_out_of(shard: Shard, training: bool) -> frozenset[str]:
+    """Keys that are not read: in training, centre crops of photos without a face."""
+    return frozenset(map(key_of, shard.no_face)) if training else frozenset()
 
 
 def decode_into(jpeg: bytes, image_HWC: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
@@ -434,11 +445,14 @@ def build_loader(
         raise PersonaError(f"{workers} workers: choose 0 or more")
     numbers = list(range(len(manifest.shards)))
     order = shard_order(len(numbers), seed=seed, epoch=epoch) if training else numbers
-    counts = tuple((number, manifest.shards[number].samples) for number in order)
+    counts = tuple(
+        (number, manifest.shards[number].samples - training * len(manifest.shards[number].no_face))
+        for number in order
+    )
     plan = EpochPlan(counts, batch_size, rank, world_size, training, multiple)
     if training and not plan.batches:
         raise PersonaError(
-            f"set {manifest.name} has {manifest.samples} samples, fewer than one step's "
+            f"set {manifest.name} has {plan.samples} samples, fewer than one step's "
             f"{batch_size} on each of {world_size} processes"
             + (f" times {multiple} accumulated" if multiple > 1 else "")
             + ": choose a smaller --batch-size"

@@ -19,7 +19,7 @@ import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -37,6 +37,8 @@ class Photo:
     source: str
     """Path below the dataset's root, with forward slashes."""
     identity: str
+    attributes: tuple[tuple[str, str | int], ...] = field(default=(), compare=False)
+    """Annotations by name, such as `("age", 35)`: they go into the sample's json."""
 
 
 @dataclass(frozen=True, slots=True)
