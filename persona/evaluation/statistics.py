@@ -147,7 +147,13 @@ class Curve:
         weights = weights_RP[:, self.order]
         found = {}
         with np.errstate(divide="ignore", invalid="ignore"):
-            found["accuracy"] = weights @ self.share / (weights @ self.size)
+            # By class: a resample's share of genuine pairs is not what is asked about.
+            right = np.zeros(len(weights))
+            for kind in (self.same, ~self.same):
+                if kind.any():
+                    mean = weights @ (self.share * kind) / (weights @ (self.size * kind))
+                    right += mean * self.size[kind].sum()
+            found["accuracy"] = right / self.size.sum()
             tar = np.cumsum(weights * self.same, axis=1)[:, self.last]
             far = np.cumsum(weights * ~self.same, axis=1)[:, self.last]
             zero = np.zeros((len(weights), 1))
