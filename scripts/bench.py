@@ -1,0 +1,52 @@
+"""What the benchmarks share: rounds in turns, and what machine and commit they ran on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+def in_turns(cases: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each case measures, in turns: what slows the machine down slows all of them."""
+    speeds: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(rounds):
+        for name, case in cases.items():
+            speeds[name].append(case())
+    return speeds
+
+
+def medians(speeds: Mapping[str, list[float]]) -> dict[str, float]:
+    """The median of each case."""
+    return {name: statistics.median(values) for name, values in speeds.items()}
+
+
+def spread(speeds: Mapping[str, list[float]]) -> dict[str, float]:
+    """The largest over the smallest of each case."""
+    return {name: round(max(values) / min(values), 3) for name, values in speeds.items()}
+
+
+def commit() -> str:
+    """The short hash of what is checked out."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip()
+
+
+def facts(*packages: str) -> dict[str, Any]:
+    """The machine, the commit and the versions of `packages`."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+        "commit": commit(),
+    }
