@@ -88,12 +88,18 @@ SEARCH = (
     "assert (search(e, e, np.arange(100_000)).rank == 1).mean() > 0.99",
 )
 PAIRS = (
-    "metrics import decide_folds, listed_scores, verification",
-    "e = rng.normal(size=(20_000, 512)).astype(np.float32)\n"
+    "pairs import score_pairs",
+    "from types import SimpleNamespace\n"
+    "from persona.data.shards import PairTable\n"
+    "from persona.evaluation.embed import Embedded\n"
+    "e = rng.normal(size=(20_000, 1, 512)).astype(np.float32)\n"
+    "label = (np.arange(20_000) // 4)[:, None]\n"
+    "faces = Embedded(np.arange(20_000), e, label, np.empty((20_000, 1, 0), np.int64))\n"
     "a, b = rng.integers(20_000, size=(2, 10_000_000))\n"
-    "same = rng.random(10_000_000) < 0.5\n"
     "fold = np.arange(10_000_000) // 1_000_000\n"
-    "assert verification(listed_scores(e, a, b), same, fold).pairs == 10_000_000",
+    "pairs = PairTable(fold, label[a, 0] == label[b, 0], a, b)\n"
+    "scores = score_pairs(faces, SimpleNamespace(name='big', no_face=()), pairs)\n"
+    "assert scores.figures((1e-3,), scores.decide()).pairs == 10_000_000",
 )
 
 
