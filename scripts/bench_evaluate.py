@@ -32,7 +32,8 @@ FOLDS, PER_KIND = 10, 300
 
 
 def write_lfw(raw: Path, faces: int) -> None:
-    """As many photos as LFW's, of as many people a photo, and its 6,000 pairs."""
+    """Photos of as many people and with as many pairs, for their number, as LFW's."""
+    per_kind = max(10, faces * PER_KIND // FACES)
     people = max(2 * FOLDS, faces * PEOPLE // FACES)
     photos = noise_photos()
     root = raw / "LFW"
@@ -44,12 +45,12 @@ def write_lfw(raw: Path, faces: int) -> None:
             path = root / name / f"{name}_{photo:04d}.jpg"
             path.write_bytes(photos[(number + photo) % DISTINCT])
     rng = np.random.default_rng(0)
-    lines = [f"{FOLDS}\t{PER_KIND}"]
+    lines = [f"{FOLDS}\t{per_kind}"]
     for _ in range(FOLDS):
-        lines += [f"{names[n]}\t1\t2" for n in rng.integers(people, size=PER_KIND)]
+        lines += [f"{names[n]}\t1\t2" for n in rng.integers(people, size=per_kind)]
         for a, step in zip(
-            rng.integers(people, size=PER_KIND),
-            rng.integers(1, people, size=PER_KIND),
+            rng.integers(people, size=per_kind),
+            rng.integers(1, people, size=per_kind),
             strict=True,
         ):
             lines.append(f"{names[a]}\t1\t{names[(a + step) % people]}\t1")
