@@ -510,8 +510,9 @@ def _figures(evaluation: Evaluation, prefix: str) -> dict[str, float]:
     """An evaluation as flat figures: `test/accuracy` and so on."""
     figures: dict[str, float] = {}
     for name, value in evaluation.to_json().items():
-        if isinstance(value, dict):
-            figures |= {f"{prefix}/{name}/{key}": item for key, item in value.items()}
-        elif not isinstance(value, str):
+        if name == "tar_at_far":  # without those that the set cannot resolve
+            named = {f"{prefix}/{name}/{far}": tar for far, tar in value.items()}
+            figures |= {key: tar for key, tar in named.items() if tar is not None}
+        elif isinstance(value, int | float):
             figures[f"{prefix}/{name}"] = value
     return figures

@@ -17,6 +17,10 @@ class SkipPhoto(Exception):  # noqa: N818 - it steers packing, it is not an erro
     """This photo cannot be packed; the message is the reason that the manifest keeps."""
 
 
+class NoFace(SkipPhoto):
+    """The photo is sound, but no face was found in it."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str], *, where: str = "") -> PersonaError:
     """The error for a name that is not there, with the nearest known one first.
 

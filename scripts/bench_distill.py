@@ -42,8 +42,8 @@ DISTINCT = 64
 """Photos that are drawn; the others are copies."""
 
 
-def write_photos(folder: Path, photos: int) -> None:
-    """Smooth noise, which takes as many bytes as a face, in VGGFace2's layout."""
+def noise_photos() -> list[bytes]:
+    """Smooth noise, which takes as many bytes as a face."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -54,6 +54,12 @@ def write_photos(folder: Path, photos: int) -> None:
         smooth = coarse.resize((SIZE_PX, SIZE_PX), Image.Resampling.BICUBIC)
         smooth.save(buffer, "JPEG", quality=95)
         faces.append(buffer.getvalue())
+    return faces
+
+
+def write_photos(folder: Path, photos: int) -> None:
+    """Noise in VGGFace2's layout."""
+    faces = noise_photos()
     names = []
     for number in range(photos):
         name = f"n{number % IDENTITIES:06d}/{number:06d}_01.jpg"

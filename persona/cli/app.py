@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from persona import __version__
-from persona.cli import data, demo, download, models, targets, triplets
+from persona.cli import data, demo, download, evaluate, models, targets, triplets
 from persona.cli.errors import run_app
 
 app = typer.Typer(
@@ -45,7 +45,8 @@ app.add_typer(data.shards_app, name="shards")
 app.command("targets")(targets.targets_command)
 app.add_typer(triplets.app, name="triplets")
 app.add_typer(models.models_app, name="models")
-app.command("evaluate")(models.evaluate_command)
+app.command("evaluate")(evaluate.evaluate_command)
+app.command("compare")(evaluate.compare_command)
 app.command("demo")(demo.demo_command)
 
 
@@ -60,5 +61,5 @@ def name_default_teacher(arguments: list[str]) -> list[str]:
     for place, argument in enumerate(arguments):
         following = arguments[place + 1 : place + 2]
         if argument == "--teacher" and (not following or following[0].startswith("-")):
-            return [*arguments[: place + 1], models.DEFAULT_TEACHER, *arguments[place + 1 :]]
+            return [*arguments[: place + 1], evaluate.DEFAULT_TEACHER, *arguments[place + 1 :]]
     return arguments

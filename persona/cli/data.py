@@ -131,6 +131,10 @@ def shard_command(
         str | None,
         typer.Option(help="Keep this teacher's vectors beside the shards, see `persona targets`."),
     ] = None,
+    annotations: Annotated[
+        Path | None,
+        typer.Option(help="CSV of a photo's path or an identity, and columns to evaluate by."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the set.  [default: shards/<name>]")
     ] = None,
@@ -184,8 +188,13 @@ def shard_command(
         place_of_teacher = workspace(shards=shards, models=models)
         check_teacher_exists(teacher, place_of_teacher.models, options.align)
     if triplets is None:
+        from persona.data.raw.annotations import annotate
+
+        index = None if annotations is None else annotate(source.index(), annotations)
         folder = out.resolve() if out else place.shards / source.set_name
-        packing = plan_photos(source, folder, options)
+        packing = plan_photos(source, folder, options, index=index)
+    elif annotations is not None:
+        raise PersonaError("annotations go with photos: pack the split without --triplets")
     else:
         folder = out.resolve() if out else place.shards / triplets
         packing = plan_triplets(source, triplets, place.shards, options, folder)
@@ -233,6 +242,11 @@ def _report_set(packed: Packed, json: bool) -> None:
 
 def report_skips(manifest: Manifest) -> None:
     """Says what was skipped and why; the manifest has all of it."""
+    if manifest.no_face:
+        note(
+            f"{len(manifest.no_face)} photos without a detected face are kept as centre crops for "
+            "evaluation; `persona evaluate --no-face` says what becomes of their pairs"
+        )
     if not manifest.skipped:
         return
     reasons = Counter(photo.reason.partition(":")[0] for photo in manifest.skipped)

@@ -1,32 +1,20 @@
-"""`persona models list`, `persona evaluate`."""
+"""`persona models list`."""
 
 from __future__ import annotations
-
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from persona.cli.output import (
-    CacheOption,
     Column,
     JsonFlag,
     ModelsOption,
-    ShardsOption,
     human_bytes,
-    note,
     print_json,
     print_table,
     workspace,
 )
-from persona.errors import PersonaError
-
-if TYPE_CHECKING:
-    from persona.evaluation.protocols import Evaluation
 
 models_app = typer.Typer(help="The model store.", no_args_is_help=True)
-
-DEFAULT_TEACHER = "facenet-vggface2"
 
 
 @models_app.command("list")
@@ -67,113 +55,3 @@ def models_list(models: ModelsOption = None, json: JsonFlag = False) -> None:
             for card in cards
         ],
     )
-
-
-def evaluate_command(
-    set_: Annotated[
-        str,
-        typer.Option(
-            "--set", help="lfw, a packed set or its URL, or the ID of a packed triplet set."
-        ),
-    ],
-    student: Annotated[
-        str | None,
-        typer.Option(
-            help="Model ID; mobilenet_v3_small or _large for an untrained one.  [default: newest]"
-        ),
-    ] = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            "--teacher",
-            metavar="[NAME]",
-            help=f"Evaluate a teacher, by name or onnx:FILE; without one {DEFAULT_TEACHER}.",
-        ),
-    ] = None,
-    measure: Annotated[
-        str | None,
-        typer.Option(help="verification, match or class.  [default: what the set is made for]"),
-    ] = None,
-    scores: Annotated[
-        Path | None, typer.Option(help="Write fold,same,score of every pair to this CSV file.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 128,
-    workers: Annotated[int, typer.Option("--workers", "-w", min=0, help="Loader processes.")] = 1,
-    shards: ShardsOption = None,
-    cache: CacheOption = None,
-    models: ModelsOption = None,
-    json: JsonFlag = False,
-) -> None:
-    """Measure a student or a teacher on a packed set."""
-    from persona.data.shards import open_set
-    from persona.models.cards import find_model
-
-    if student is not None and teacher is not None:
-        raise PersonaError("choose one of --student and --teacher")
-    place = workspace(shards=shards, models=models)
-    folder, manifest = open_set(set_, place.shards, cache)
-    name = teacher or student or find_model(None, place.models).id
-
-    import torch
-    from accelerate import Accelerator
-
-    from persona.evaluation.protocols import evaluate
-    from persona.models.store import load_network
-
-    accelerator = Accelerator()
-    named = load_network(name, place.models)
-    named.network.to(accelerator.device).to(memory_format=torch.channels_last)
-    evaluation = evaluate(
-        named,
-        folder,
-        manifest,
-        accelerator,
-        measure=measure,
-        scores=scores,
-        batch_size=batch_size,
-        workers=workers,
-    )
-    if accelerator.is_main_process:
-        if json:
-            print_json({k: v for k, v in evaluation.to_json().items() if k != "impostors"})
-        else:
-            print_evaluation(evaluation)
-        warn_of_resolution(evaluation)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-
-
-def print_evaluation(evaluation: Evaluation) -> None:
-    """The figures as a table of one row."""
-    cells: list[tuple[str, str]] = [
-        ("model", evaluation.model),
-        ("set", evaluation.set),
-        ("measure", evaluation.measure),
-        ("accuracy", f"{evaluation.accuracy:.4f}"),
-    ]
-    if evaluation.accuracy_std is not None:
-        cells[-1] = ("accuracy", f"{evaluation.accuracy:.4f} ± {evaluation.accuracy_std:.4f}")
-    if evaluation.auc is not None and evaluation.eer is not None:
-        cells += [("AUC", f"{evaluation.auc:.4f}"), ("EER", f"{evaluation.eer:.4f}")]
-    for far, tar in (evaluation.tar_at_far or {}).items():
-        cells.append((f"TAR @ FAR {far}", f"{tar:.4f}"))
-    for title in ("pairs", "triplets", "photos", "no_face"):
-        count = getattr(evaluation, title)
-        if count is not None:
-            cells.append((title.replace("_", " "), str(count)))
-    print_table([Column(title) for title, _ in cells], [[cell for _, cell in cells]])
-
-
-def warn_of_resolution(evaluation: Evaluation) -> None:
-    """Says where the impostor pairs are too few for a FAR, and what was left out."""
-    for far in evaluation.tar_at_far or {}:
-        if evaluation.impostors and float(far) * evaluation.impostors < 1:
-            note(
-                f"note: {evaluation.impostors} impostor pairs cannot resolve FAR {far}: "
-                "its TAR is the one without any false accept"
-            )
-    if evaluation.no_face:
-        unit = "triplets" if evaluation.triplets else "pairs" if evaluation.pairs else "photos"
-        note(
-            f"note: {evaluation.no_face} {unit} left out: a photo, or the face in it, was not found"
-        )

@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -40,6 +40,8 @@ class Chunk:
     samples: int
     identities: tuple[int, ...]
     skipped: tuple[Skipped, ...]
+    no_face: tuple[int, ...] = ()
+    """Keys of its centre crops."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def read_record(folder: Path, number: int) -> Record | None:
     try:
         value = json.loads(_record_path(folder, number).read_bytes())
         record = Record(
-            Shard(**value["shard"]),
+            Shard.from_json(value["shard"]),
             tuple(value["identities"]),
             tuple(Skipped(**photo) for photo in value["skipped"]),
             dict(value["plan"]),
@@ -99,6 +101,7 @@ class ShardWriter:
         self.samples = 0
         self.identities: set[int] = set()
         self.skipped: list[Skipped] = []
+        self.no_face: list[int] = []
         self._size = 0
         self._digest = hashlib.sha256()
         self._path = folder / f"{shard_name(number)}.{process_name()}.partial"
@@ -147,8 +150,9 @@ class ShardWriter:
                 entry = None
             if entry is None or entry["size"] > held:
                 break
-            skipped = [Skipped(**photo) for photo in entry["skipped"]]
-            self._count(entry["items"], entry["samples"], entry["identities"], skipped)
+            skipped = tuple(Skipped(**photo) for photo in entry["skipped"])
+            identities, no_face = tuple(entry["identities"]), tuple(entry["no_face"])
+            self._count(Chunk(b"", entry["samples"], identities, skipped, no_face), entry["items"])
             self._size = entry["size"]
             kept += len(line)
         os.truncate(path, kept)
@@ -157,13 +161,12 @@ class ShardWriter:
         while block := file.read(1 << 20):
             self._digest.update(block)
 
-    def _count(
-        self, items: int, samples: int, identities: Iterable[int], skipped: Iterable[Skipped]
-    ) -> None:
+    def _count(self, chunk: Chunk, items: int) -> None:
         self.items += items
-        self.samples += samples
-        self.identities.update(identities)
-        self.skipped.extend(skipped)
+        self.samples += chunk.samples
+        self.identities.update(chunk.identities)
+        self.skipped.extend(chunk.skipped)
+        self.no_face.extend(chunk.no_face)
 
     def append(self, chunk: Chunk, items: int) -> None:
         """Appends what came of the next `items` of the task, then says so in the journal."""
@@ -171,13 +174,14 @@ class ShardWriter:
         self._tar.flush()
         self._digest.update(chunk.data)
         self._size += len(chunk.data)
-        self._count(items, chunk.samples, chunk.identities, chunk.skipped)
+        self._count(chunk, items)
         entry = {
             "size": self._size,
             "items": items,
             "samples": chunk.samples,
             "identities": chunk.identities,
             "skipped": [asdict(photo) for photo in chunk.skipped],
+            "no_face": chunk.no_face,
         }
         self._journal.write(encode_json(entry) + b"\n")
         self._journal.flush()
@@ -190,7 +194,8 @@ class ShardWriter:
         os.fsync(self._tar.fileno())
         self._digest.update(end)
         name = shard_name(self.number)
-        shard = Shard(name, self.samples, self._size + len(end), self._digest.hexdigest())
+        no_face = tuple(sorted(self.no_face))
+        shard = Shard(name, self.samples, self._size + len(end), self._digest.hexdigest(), no_face)
         record = Record(shard, tuple(sorted(self.identities)), tuple(self.skipped), self.plan)
         write_atomically(_record_path(self.folder, self.number), encode_json(asdict(record)))
         try:

@@ -29,7 +29,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from persona.data.align import AlignSpec, Box, Crop, RawPhoto, build_aligner
+from persona.data.align import AlignSpec, Box, Crop, RawPhoto, build_aligner, centre_photo
 from persona.data.align.boxes import read_boxes
 from persona.data.engines import ENGINES, Engine, Job, Pack, ShardTask, Share
 from persona.data.journal import (
@@ -63,7 +63,7 @@ from persona.data.shards import (
     write_manifest,
 )
 from persona.data.triplets import ROLES, check_index, index_digest, load_triplets
-from persona.errors import PersonaError, SkipPhoto, unknown
+from persona.errors import NoFace, PersonaError, SkipPhoto, unknown
 from persona.files import folder_lock, read_json, write_atomically, write_json
 from persona.progress import progress_bar
 
@@ -236,6 +236,8 @@ def plan_photos(
     if only is not None:
         wanted = set(only)
         order = [place for place in order if place in wanted]
+    annotations = [photo.attributes for photo in index.photos]
+    annotated = hashlib.sha256(encode_json(annotations)).hexdigest() if any(annotations) else None
     places = np.asarray(order, np.int64)
     encoded = None if pairs is None else encode_pairs(pairs)
     photos = index.photos
@@ -263,6 +265,7 @@ def plan_photos(
             "shard size": options.samples_per_shard(1),
             "photos": index_digest(index),
             "selection": hashlib.sha256(places.tobytes()).hexdigest(),
+            "annotations": annotated,
             "version": VERSION,
         },
         draft=Manifest(
@@ -290,7 +293,7 @@ def plan_photos(
         size=options.samples_per_shard(1),
         unit="photos",
         build=PhotoPacker,
-        arguments=lambda _: (dataset, options.align, options.device),
+        arguments=lambda _: (dataset, options.align, options.device, pairs is not None),
         pairs=encoded,
         needs=(dataset.root,),
         preload=("facenet_pytorch",) if options.align.has_landmarks else (),
@@ -449,8 +452,17 @@ class PhotoTask:
 class PhotoPacker:
     """Aligns chunks of photos; built once in every worker."""
 
-    def __init__(self, dataset: RawDataset, spec: AlignSpec, device: str = "auto") -> None:
+    def __init__(
+        self,
+        dataset: RawDataset,
+        spec: AlignSpec,
+        device: str = "auto",
+        keep_faceless: bool = False,
+    ) -> None:
+        """`keep_faceless`: a photo without a face becomes its centre, for evaluation to count."""
         self.dataset = dataset
+        self.spec = spec
+        self.keep_faceless = keep_faceless
         self.align = build_aligner(spec, device)
 
     def __call__(self, tasks: Sequence[PhotoTask]) -> Chunk:
@@ -458,14 +470,24 @@ class PhotoPacker:
         data: list[bytes] = []
         labels: set[int] = set()
         skipped = []
-        photos = (RawPhoto(functools.partial(self._read, task.photo), task.box) for task in tasks)
+        no_face = []
+        photos = (self._photo(task) for task in tasks)
         for task, crop in zip(tasks, self.align(photos), strict=True):
-            if isinstance(crop, SkipPhoto):
+            if isinstance(crop, NoFace) and self.keep_faceless:
+                data.append(_sample(task, centre_photo(self._photo(task), self.spec), no_face=True))
+                no_face.append(task.place)
+            elif isinstance(crop, SkipPhoto):
                 skipped.append(Skipped(task.photo.source, str(crop)))
                 continue
-            data.append(_sample(task, crop))
+            else:
+                data.append(_sample(task, crop))
             labels.add(task.label)
-        return Chunk(b"".join(data), len(data), tuple(sorted(labels)), tuple(skipped))
+        return Chunk(
+            b"".join(data), len(data), tuple(sorted(labels)), tuple(skipped), tuple(no_face)
+        )
+
+    def _photo(self, task: PhotoTask) -> RawPhoto:
+        return RawPhoto(functools.partial(self._read, task.photo), task.box)
 
     def _read(self, photo: Photo) -> bytes:
         try:
@@ -474,7 +496,7 @@ class PhotoPacker:
             raise SkipPhoto(f"unreadable: {error.strerror}") from None
 
 
-def _sample(task: PhotoTask, crop: Crop) -> bytes:
+def _sample(task: PhotoTask, crop: Crop, *, no_face: bool = False) -> bytes:
     """The tar bytes of a crop and what is known of it."""
     face, points = crop.face, crop.landmarks_62
     probability = None if face is None else face.probability
@@ -486,6 +508,8 @@ def _sample(task: PhotoTask, crop: Crop) -> bytes:
         "box": None if face is None else [round(edge, 2) for edge in face.box],
         "probability": None if probability is None else round(probability, 6),
         "landmarks": None if points is None else points.round(4).tolist(),
+        **({"no_face": True} if no_face else {}),
+        **({"attributes": dict(task.photo.attributes)} if task.photo.attributes else {}),
     }
     return tar_sample(key_of(task.place), {"jpg": crop.jpeg, "json": encode_json(meta)})
 
@@ -495,7 +519,7 @@ class TripletCopier:
 
     def __init__(self, crops: Packed) -> None:
         self.members: dict[str, Member] = index_members(crops.folder, crops.manifest)
-        self.reasons = {photo.source: photo.reason for photo in crops.manifest.skipped}
+        self.no_face = frozenset(crops.manifest.no_face)
         self._paths = [
             crops.manifest.shard_path(crops.folder, n) for n in range(len(crops.manifest.shards))
         ]
@@ -515,7 +539,11 @@ class TripletCopier:
         skipped = []
         for number, places in numbered:
             keys = dict(zip(ROLES, map(key_of, places), strict=True))
-            lost = [role for role, key in keys.items() if f"{key}.jpg" not in self.members]
+            lost = [
+                role
+                for role, key in keys.items()
+                if f"{key}.jpg" not in self.members or int(key) in self.no_face
+            ]
             if lost:
                 skipped.append(Skipped(f"triplet {number}", f"no crop of its {' and '.join(lost)}"))
                 continue
@@ -650,7 +678,7 @@ def _run(packing: Packing, options: PackOptions, mine: range, *, alone: bool) ->
         record = read_record(packing.folder, number)
         if record is not None and record.plan == packing.plan:
             done += stop - start
-            skipped += len(record.skipped)
+            skipped += len(record.skipped) + len(record.shard.no_face)
         else:
             todo.append(number)
     if done:
@@ -672,14 +700,18 @@ def _run(packing: Packing, options: PackOptions, mine: range, *, alone: bool) ->
     with progress_bar(title, total=total, unit=packing.unit, done=done) as advance:
         for result in options.build_engine()(job, tasks):
             advance(result.items)
-            skipped += len(result.skipped)
-            if result.skipped and skipped > max(SKIPS_ALWAYS_ALLOWED, options.max_skipped * total):
+            new = len(result.skipped) + result.no_face
+            skipped += new
+            if new and skipped > max(SKIPS_ALWAYS_ALLOWED, options.max_skipped * total):
                 # Mostly not faces: better to stop now than after all day.
-                last = result.skipped[-1]
+                last = result.skipped[-1] if result.skipped else None
+                which = (
+                    f"the last is {last.source} ({last.reason})" if last else "they show no face"
+                )
                 raise PersonaError(
                     f"{skipped} photos were skipped, more than {options.max_skipped:.0%} of "
-                    f"{total}; the last is {last.source} ({last.reason}): is this the right "
-                    "--align? --max-skipped 1 packs what there is"
+                    f"{total}; {which}: is this the right --align? --max-skipped 1 packs what "
+                    "there is"
                 )
 
 

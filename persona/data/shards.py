@@ -12,6 +12,7 @@ Shards open with plain `webdataset.WebDataset`.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import hashlib
@@ -19,10 +20,13 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
 
 from persona.data.align import AlignSpec
 from persona.data.storage import (
@@ -61,6 +65,19 @@ class Shard:
     samples: int
     bytes: int
     sha256: str
+    no_face: tuple[int, ...] = ()
+    """Keys of photos without a face, kept as centre crops for evaluation; no training sees them."""
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Shard:
+        """What JSON stands for; raises KeyError, TypeError or ValueError where it is none."""
+        return cls(
+            name=str(value["name"]),
+            samples=int(value["samples"]),
+            bytes=int(value["bytes"]),
+            sha256=str(value["sha256"]),
+            no_face=tuple(map(int, value["no_face"])),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +97,25 @@ class KeyPair:
     a: int | None
     b: int | None
     """None: the dataset does not have that photo."""
+
+
+@dataclass(frozen=True)
+class PairTable:
+    """Verification pairs as columns: ten million of them are 240 MB."""
+
+    fold: npt.NDArray[np.int64]
+    same: npt.NDArray[np.bool_]
+    a: npt.NDArray[np.int64]
+    b: npt.NDArray[np.int64]
+    """(P,) keys; -1: the dataset does not have that photo."""
+
+    def __len__(self) -> int:
+        return len(self.fold)
+
+    def __iter__(self) -> Iterator[KeyPair]:
+        for fold, same, a, b in zip(self.fold, self.same, self.a, self.b, strict=True):
+            keys = (None if key < 0 else int(key) for key in (a, b))
+            yield KeyPair(int(fold), bool(same), *keys)
 
 
 @dataclass(frozen=True)
@@ -111,6 +147,11 @@ class Manifest:
     def digest(self) -> str:
         """SHA-256 over the shards': equal digests, equal photos in equal order."""
         return hashlib.sha256("".join(s.sha256 for s in self.shards).encode()).hexdigest()
+
+    @property
+    def no_face(self) -> tuple[int, ...]:
+        """Keys of the centre crops, sorted."""
+        return tuple(sorted(key for shard in self.shards for key in shard.no_face))
 
     def knows(self, trained_on: str, num_classes: int, classes: tuple[str, ...] | None) -> bool:
         """Whether a network's logits stand for this set's identities, in the same order.
@@ -167,12 +208,12 @@ def parse_manifest(value: Any, path: Path) -> Manifest:
                 **value,
                 "align": AlignSpec(**value["align"]),
                 "classes": tuple(str(name) for name in value["classes"]),
-                "shards": tuple(Shard(**shard) for shard in value["shards"]),
+                "shards": tuple(map(Shard.from_json, value["shards"])),
                 "skipped": tuple(Skipped(**photo) for photo in value["skipped"]),
             }
         )
         samples = sum(shard.samples for shard in manifest.shards)
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise PersonaError(f"{path} is no manifest: pack the set again") from None
     if manifest.kind not in KINDS or samples != manifest.samples:
         raise PersonaError(f"{path} contradicts itself: pack the set again")
@@ -339,7 +380,7 @@ class Member:
         return stream.read(self.size)
 
 
-def index_members(folder: Path, manifest: Manifest) -> dict[str, Member]:
+def index_members(folder: SetFolder, manifest: Manifest) -> dict[str, Member]:
     """Member name to place, from the tar headers alone: no image is read."""
     members: dict[str, Member] = {}
     for number in range(len(manifest.shards)):
@@ -364,7 +405,30 @@ def encode_pairs(pairs: list[KeyPair]) -> bytes:
     return buffer.getvalue().encode()
 
 
-def read_pairs(folder: SetFolder, manifest: Manifest) -> list[KeyPair]:
+def read_metas(folder: SetFolder, manifest: Manifest) -> dict[int, dict[str, Any]]:
+    """Every sample's json by key, from the tars; no image is read.
+
+    Raises:
+        PersonaError: a damaged shard.
+    """
+    metas: dict[int, dict[str, Any]] = {}
+    streams: dict[int, BinaryIO] = {}
+    with contextlib.ExitStack() as stack:
+        for name, member in index_members(folder, manifest).items():
+            if not name.endswith(".json"):
+                continue
+            path = manifest.shard_path(folder, member.shard)
+            if member.shard not in streams:
+                streams[member.shard] = stack.enter_context(path.open("rb"))
+            try:
+                meta = json.loads(member.read(streams[member.shard]))
+                metas[int(meta["key"])] = meta
+            except (ValueError, TypeError, KeyError) as error:
+                raise damaged(path, f"{name}: {type(error).__name__}") from None
+    return metas
+
+
+def read_pairs(folder: SetFolder, manifest: Manifest) -> PairTable:
     """The set's verification pairs.
 
     Raises:
@@ -375,10 +439,7 @@ def read_pairs(folder: SetFolder, manifest: Manifest) -> list[KeyPair]:
     path = local_file(folder, PAIRS, manifest.pairs_sha256)
     if not path.is_file() or sha256_file(path) != manifest.pairs_sha256:
         raise PersonaError(f"{path} is missing or does not match its checksum: pack the set again")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.reader(file)
-        next(rows)
-        return [
-            KeyPair(int(fold), same == "1", int(a) if a else None, int(b) if b else None)
-            for fold, same, a, b in rows
-        ]
+    text = path.read_bytes().replace(b",\n", b",-1\n").replace(b",,", b",-1,")
+    rows = np.loadtxt(io.BytesIO(text), np.int64, delimiter=",", skiprows=1, ndmin=2)
+    rows = rows.reshape(-1, 4)
+    return PairTable(rows[:, 0], rows[:, 1] == 1, rows[:, 2], rows[:, 3])

@@ -42,7 +42,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from persona.config import AugmentConfig
-from persona.data.shards import Manifest
+from persona.data.shards import Manifest, key_of
 from persona.data.storage import SetFolder, drop_file, is_remote
 from persona.data.targets import (
     TargetReader,
@@ -196,7 +196,10 @@ class Window:
             shard, _ = plan.counts[place]
             reader = before.shards.get(shard) if before else None
             self.shards[shard] = reader or ShardReader(
-                stream.fetch(shard), stream.suffixes, plan.samples_of(place)
+                stream.fetch(shard),
+                stream.suffixes,
+                plan.samples_of(place),
+                stream.left_out(shard),
             )
 
     def batch(self, number: int, batch_size: int) -> npt.NDArray[np.int64]:
@@ -252,6 +255,12 @@ class ShardStream(IterableDataset[Any]):
                 yield self._decode(window, number, images, reader)
         except PersonaError as error:
             yield Failure(str(error))
+
+    def left_out(self, shard: int) -> frozenset[bytes]:
+        """Keys that are not read: in training, centre crops of photos without a face."""
+        if not self.plan.training:
+            return frozenset()
+        return frozenset(key_of(key).encode() for key in self.manifest.shards[shard].no_face)
 
     def fetch(self, shard: int) -> Path:
         """The tar of a shard, on this machine, and beside it the targets that are read along."""
@@ -341,7 +350,11 @@ class ShardStream(IterableDataset[Any]):
         if labels_B.min() < 0 or labels_B.max() >= len(self.manifest.classes):
             where = window.shards[chosen[0][0]].path
             raise damaged(where, "a class index outside the manifest's list")
-        places = [(shard, row * photos + role) for shard, row in chosen for role in range(photos)]
+        places = [
+            (shard, window.shards[shard].place(row) * photos + role)
+            for shard, row in chosen
+            for role in range(photos)
+        ]
         views, targets = self._views(places, number, reader)
         return Batch(
             # A permuted view is channels-last memory: what convolutions want, at no cost.
@@ -528,11 +541,14 @@ def build_loader(
         raise PersonaError(f"{workers} workers: choose 0 or more")
     numbers = list(range(len(manifest.shards)))
     order = shard_order(len(numbers), seed=seed, epoch=epoch) if training else numbers
-    counts = tuple((number, manifest.shards[number].samples) for number in order)
+    counts = tuple(
+        (number, manifest.shards[number].samples - training * len(manifest.shards[number].no_face))
+        for number in order
+    )
     plan = EpochPlan(counts, batch_size, rank, world_size, training, multiple)
     if training and not plan.batches:
         raise PersonaError(
-            f"set {manifest.name} has {manifest.samples} samples, fewer than one step's "
+            f"set {manifest.name} has {plan.samples} samples, fewer than one step's "
             f"{batch_size} on each of {world_size} processes"
             + (f" times {multiple} accumulated" if multiple > 1 else "")
             + ": choose a smaller --batch-size"

@@ -147,13 +147,20 @@ def _pax_name(data: bytes) -> bytes:
 class ShardReader:
     """Any sample of one shard, in any order. What is held is a few numbers a sample."""
 
-    def __init__(self, path: Path, suffixes: Sequence[str], samples: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        suffixes: Sequence[str],
+        samples: int,
+        without: frozenset[bytes] = frozenset(),
+    ) -> None:
         """Finds the first `samples` samples.
 
         Args:
             path: of the tar.
             suffixes: of the members that `read` gives.
             samples: how many are wanted; what follows them is not looked at.
+            without: keys that are passed over.
 
         Raises:
             PersonaError: the tar is damaged or has fewer samples, naming it.
@@ -161,6 +168,9 @@ class ShardReader:
         self.path = path
         self._suffixes = tuple(suffixes)
         self._keys: list[bytes] = []
+        self._places = array("q")
+        """Of each sample: its place in the shard, counting those that are passed over."""
+        self._without = without
         self._width = 2 + 2 * len(self._suffixes)
         self._rows = array("q")
         """Of each sample: where its members begin, and their length from there; then of each member
@@ -178,18 +188,24 @@ class ShardReader:
         keys, rows, width = self._keys, self._rows, self._width
         column = {suffix.encode(): 2 * place for place, suffix in enumerate(self._suffixes, 1)}
         empty = array("q", [-1] * width)
-        last, start = None, -width
+        last, start, place_in_shard = None, -width, -1
+        passed_over = False
         for name, offset, size in iter_members(stream):
             # As webdataset does: a key ends at the first dot of the file's name.
             dot = name.find(b".", name.rfind(b"/") + 1)
             key, suffix = (name[:dot], name[dot + 1 :].lower()) if dot >= 0 else (name, b"")
             if key != last:
-                if len(keys) == samples:
-                    return
-                keys.append(key)
-                rows.extend(empty)
-                last, start = key, start + width
-            if suffix in column:
+                last = key
+                place_in_shard += 1
+                passed_over = key in self._without
+                if not passed_over:
+                    if len(keys) == samples:
+                        return
+                    keys.append(key)
+                    self._places.append(place_in_shard)
+                    rows.extend(empty)
+                    start += width
+            if not passed_over and suffix in column:
                 place = start + column[suffix]
                 if rows[place] >= 0:
                     raise TarError(f"sample {len(keys) - 1}: two {suffix.decode()}")
@@ -201,6 +217,10 @@ class ShardReader:
     def key(self, row: int) -> bytes:
         """The key of a sample."""
         return self._keys[row]
+
+    def place(self, row: int) -> int:
+        """Its place in the shard."""
+        return self._places[row]
 
     def read(self, row: int) -> list[memoryview]:
         """The bytes of a sample's members, in the order of the suffixes.

@@ -1,7 +1,8 @@
 """A packed set through a network, on all processes, each sample once.
 
 Shapes: B batch, R roles (1 for photos, 3 for triplets), C channel, H W pixels, N samples,
-E embedding.
+E embedding,
+T classes kept of each photo.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
 from persona.data.shards import Manifest
 from persona.data.storage import SetFolder
-from persona.data.stream import build_loader
-from persona.data.transforms import normalise
+from persona.data.stream import Batch, build_loader
+from persona.data.transforms import MIRROR, normalise, view_landmarks
 from persona.errors import PersonaError
 from persona.memory import keep_freed_memory
 from persona.models.output import FaceNetwork
@@ -36,7 +38,12 @@ class Embedded:
     labels: npt.NDArray[np.int64]
     """(N, R) class indices."""
     predicted: npt.NDArray[np.int64]
-    """(N, R) class indices of the highest logit; (N, 0) where not asked for."""
+    """(N, R, T) class indices of the T highest logits, best first; T is 0 where not asked for."""
+
+    def rows_of(self, keys_P: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """(P,) the row of each key; -1 where the set has no such sample."""
+        place = np.minimum(np.searchsorted(self.keys, keys_P), len(self.keys) - 1)
+        return np.where(self.keys[place] == keys_P, place, -1)
 
 
 @torch.inference_mode()
@@ -48,7 +55,8 @@ def embed_set(
     *,
     batch_size: int = 128,
     workers: int = 0,
-    classify: bool = False,
+    top: int = 0,
+    flip: bool = False,
     quiet: bool = False,
 ) -> Embedded:
     """Embeds every sample of a set; all processes get all of it.
@@ -60,11 +68,12 @@ def embed_set(
         accelerator: device and processes.
         batch_size: samples a forward on each process.
         workers: loader processes of each process.
-        classify: fill `predicted`.
+        top: how many classes of each photo to keep in `predicted`.
+        flip: the sum of the embeddings of a photo and of its mirror image, of unit length.
         quiet: no progress bar.
 
     Raises:
-        PersonaError: a damaged shard.
+        PersonaError: a damaged shard, or embeddings that are not finite.
     """
     loader = build_loader(
         folder,
@@ -82,20 +91,24 @@ def embed_set(
     roles = 3 if manifest.kind == "triplets" else 1
     keys = [torch.empty(0, dtype=torch.int64)]
     embeddings = [torch.empty(0, roles, network.embedding_size)]
-    labels, predicted = [torch.empty(0, roles, dtype=torch.int64)], [_no_predictions(0, roles)]
+    labels = [torch.empty(0, roles, dtype=torch.int64)]
+    top = min(top, network.num_classes)
+    predicted = [torch.empty(0, roles, top, dtype=torch.int64)]
     show = accelerator.is_main_process and not quiet
     title = f"evaluating on {manifest.name}"
     with progress_bar(title, total=manifest.samples, unit="samples", enabled=show) as advance:
         for batch in loader:
             images = normalise(batch.images.to(accelerator.device, non_blocking=True))
             features = network.features(images, batch.landmarks).float()
-            embedding = torch.nn.functional.normalize(features, dim=1)
+            embedding = F.normalize(features, dim=1)
+            if flip:
+                embedding = F.normalize(embedding + _mirrored(network, images, batch), dim=1)
             keys.append(batch.keys)
             labels.append(batch.labels.view(-1, roles))
             embeddings.append(embedding.cpu().view(len(batch.keys), roles, -1))
-            if classify:
-                top = network.classify(features).argmax(dim=1).cpu()
-                predicted.append(top.view(-1, roles))
+            if top:
+                best = network.classify(features).topk(top, dim=1).indices.cpu()
+                predicted.append(best.view(-1, roles, top))
             advance(len(batch.keys) * accelerator.num_processes)
     network.train(was_training)
 
@@ -108,19 +121,30 @@ def embed_set(
         )
     all_predicted = (
         gather_rows(torch.cat(predicted), accelerator)[order]
-        if classify
-        else torch.empty(len(order), 0, dtype=torch.int64)
+        if top
+        else torch.empty(len(order), roles, 0, dtype=torch.int64)
     )
+    embedding_NRE = gather_rows(torch.cat(embeddings), accelerator)[order].numpy()
+    broken = int((~np.isfinite(embedding_NRE).all(axis=(1, 2))).sum())
+    if broken:
+        raise PersonaError(
+            f"{broken} of {len(order)} embeddings of set {manifest.name} are not finite: the "
+            "network's weights or its precision are at fault"
+        )
     return Embedded(
         keys=all_keys[order].numpy(),
-        embeddings=gather_rows(torch.cat(embeddings), accelerator)[order].numpy(),
+        embeddings=embedding_NRE,
         labels=gather_rows(torch.cat(labels), accelerator)[order].numpy(),
         predicted=all_predicted.numpy(),
     )
 
 
-def _no_predictions(rows: int, roles: int) -> Tensor:
-    return torch.empty(rows, roles, dtype=torch.int64)
+def _mirrored(network: FaceNetwork, images_BCHW: Tensor, batch: Batch) -> Tensor:
+    """(B, E) embeddings of the mirror images."""
+    side = images_BCHW.shape[3]
+    mirror = np.tile(MIRROR, (len(images_BCHW), 1))
+    landmarks = view_landmarks(batch.landmarks, mirror, side)
+    return network.embed(images_BCHW.flip(3), landmarks)
 
 
 def gather_rows(rows: Tensor, accelerator: Accelerator) -> Tensor:

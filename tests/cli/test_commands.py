@@ -5,19 +5,21 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import write_lfw, write_vggface2
-from helpers import environment, persona, persona_error, run
+from helpers import environment, persona, persona_error, persona_here, run
 from typer.testing import CliRunner
 
 from persona.cli.app import app, name_default_teacher
 from persona.cli.errors import explain
 from persona.errors import PersonaError
 
+PLACES = ((1, 2), (1, 3), (1, 4), (2, 3), (2, 4), (3, 4))
 NO_ALIGN = ("--align", "none", "--image-size", "32", "--margin", "0", "--workers", "1")
 
 
@@ -52,7 +54,7 @@ def test_the_whole_way_from_photos_to_packed_triplets(home: Path) -> None:
     assert [list(row) for row in listed] == [keys, keys]
     assert persona("shards", "verify", card["id"], home=home)["verified"] is True
     figures = persona("evaluate", "--set", card["id"], "--student", "mobilenet_v3_small", home=home)
-    assert list(figures) == ["model", "set", "measure", "accuracy", "triplets", "no_face"]
+    assert list(figures)[:6] == ["model", "set", "measure", "accuracy", "triplets", "no_face"]
     assert (figures["measure"], figures["triplets"]) == ("match", 15)
 
 
@@ -63,7 +65,7 @@ def test_json_is_alone_on_stdout_and_no_bar_on_a_pipe(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("shard",), ("triplets", "make"), ("evaluate",), ("demo",)]
+    "arguments", [(), ("shard",), ("triplets", "make"), ("evaluate",), ("compare",), ("demo",)]
 )
 def test_help_answers_without_torch(arguments: tuple[str, ...]) -> None:
     code = (
@@ -143,6 +145,49 @@ def test_evaluating_what_a_set_cannot_give(home: Path) -> None:
             app, [*arguments, "--measure", measure], env={"PERSONA_HOME": str(home)}
         )
         assert message in str(result.exception)
+
+
+def test_comparing_two_models_and_bad_options_of_evaluation(home: Path) -> None:
+    run("persona", "shard", "lfw", *NO_ALIGN, home=home)
+    models = ("mobilenet_v3_small", "mobilenet_v3_large")
+    known = ("--set", "lfw", "-w", "0", "--resamples", "100")
+    found = persona_here("compare", *models, *known, home=home)
+    assert list(found)[:4] == ["a", "b", "set", "pairs"]
+    assert set(found["differences"]) == {"accuracy", "auc", "eer"}
+    auc = found["differences"]["auc"]
+    assert list(auc) == ["a", "b", "difference", "interval", "p"]
+    assert auc["difference"] == pytest.approx(auc["a"] - auc["b"])
+    student = ("evaluate", "--student", models[0], *known[:4])
+    for arguments, message in (
+        ((*student, "--exclude-overlap", "nobody"), "--exclude-overlap: no model 'nobody'"),
+        ((*student, "--exclude-overlap", "facenet-vggface2"), "does not name the people"),
+        ((*student, "--gallery", "nobody"), "unknown set 'nobody'"),
+        ((*student, "--no-face", "perhaps"), "unknown policy for photos without a face"),
+        ((*student, "--by", "age"), "this set has no annotations to group by"),
+        ((*student, "--pairs", str(home / "no.csv")), "cannot be read as a list of pairs"),
+        (("compare", "nobody", models[0], *known), "unknown model 'nobody'"),
+        (("shard", "lfw", "--annotations", str(home / "no.csv")), "cannot be read as annotations"),
+    ):
+        with pytest.raises(PersonaError, match=re.escape(message)):
+            persona_here(*arguments, home=home)
+
+
+def test_a_person_reads_intervals_and_what_cannot_be_resolved(home: Path) -> None:
+    run("persona", "shard", "lfw", *NO_ALIGN, home=home)
+    pairs = home / "pairs.csv"
+    rows = [f"Person_A/Person_A_000{i}.jpg,Person_A/Person_A_000{j}.jpg,1" for i, j in PLACES]
+    rows += [f"Person_A/Person_A_000{i}.jpg,Person_B/Person_B_000{j}.jpg,0" for i, j in PLACES]
+    rows += [rows[0], "Nobody/1.jpg,Nobody/2.jpg,0"]
+    pairs.write_text("\n".join(["a,b,label", *rows]) + "\n")
+    arguments = ("evaluate", "--set", "lfw", "--student", "mobilenet_v3_small", "-w", "0")
+    done = run("persona", *arguments, "--pairs", str(pairs), home=home)
+    assert "95 % interval" in done.stdout and "not resolvable" in done.stdout
+    for line in (
+        "6 impostor pairs cannot resolve FAR 0.1, 0.01, 0.001, 0.0001",
+        "1 pairs are listed more than once and count each time",
+        "2 paths are no photo of the set",
+    ):
+        assert line in done.stderr
 
 
 @pytest.mark.parametrize(

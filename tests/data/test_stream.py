@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,9 +128,9 @@ def test_resuming_opens_no_shard_that_is_consumed(
     opened: list[str] = []
 
     class Watched(ShardReader):
-        def __init__(self, path: Path, suffixes: list[str], samples: int) -> None:
+        def __init__(self, path: Path, *arguments: Any) -> None:
             opened.append(path.name)
-            super().__init__(path, suffixes, samples)
+            super().__init__(path, *arguments)
 
     monkeypatch.setattr(stream, "ShardReader", Watched)
     options = {"batch_size": 2, "training": True}

@@ -12,6 +12,7 @@ from persona.evaluation.metrics import (
     cosine_scores,
     equal_error_rate,
     fold_accuracies,
+    listed_scores,
     match_accuracy,
     roc,
     roc_auc,
@@ -48,6 +49,7 @@ def test_tar_at_far_and_eer_agree_with_scikit_learns_curve(seed: int) -> None:
     far, tar, _ = roc_curve(same, scores, drop_intermediate=False)
     for wanted in (1e-1, 1e-2, 1e-3):
         assert tar_at_far(scores, same, wanted) == tar[far <= wanted].max()
+    assert tar_at_far(scores, same, 1e-4) is None  # 2,000 impostor pairs cannot resolve it
     eer = equal_error_rate(scores, same)
     frr = 1 - tar  # the two cross between the last point with FAR < FRR and the next
     assert np.minimum(far, frr).max() <= eer <= np.maximum(far, frr).min()
@@ -82,10 +84,11 @@ def test_a_perfect_and_a_useless_network() -> None:
     folds = np.arange(100) // 10
     perfect = verification(np.where(same, 0.9, 0.1), same, folds)
     assert (perfect.accuracy, perfect.accuracy_std, perfect.auc, perfect.eer) == (1, 0, 1, 0)
-    assert perfect.tar_at_far == {"0.001": 1.0}
+    assert perfect.tar_at_far == {"0.1": 1.0, "0.01": None, "0.001": None, "0.0001": None}
+    assert perfect.folds == [1.0] * 10
     useless = verification(np.zeros(100), same, folds)
     assert (useless.auc, useless.eer) == (0.5, 0.5)
-    assert useless.tar_at_far == {"0.001": 0.0}
+    assert useless.tar_at_far["0.1"] == 0.0
     assert useless.accuracy == 0.5
 
 
@@ -100,6 +103,10 @@ def test_cosine_and_match() -> None:
     expected = [x @ y / np.linalg.norm(x) / np.linalg.norm(y) for x, y in zip(a, b, strict=True)]
     np.testing.assert_allclose(cosine_scores(a, b), expected)
     assert match_accuracy(a, a * 2, b) == 1.0
+    first, second = rng.integers(50, size=(2, 40_000))  # more than a block
+    np.testing.assert_array_equal(
+        listed_scores(a, first, second), cosine_scores(a[first], a[second])
+    )
     assert match_accuracy(a, b, a * 2) == 0.0
 
 

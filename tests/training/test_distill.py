@@ -97,7 +97,7 @@ def test_distilling_from_a_model_and_evaluating_it(home: Path, teacher: str) -> 
     figures = persona(
         "evaluate", "--set", "lfw", "--student", student, "--scores", str(scores), home=home
     )
-    assert list(figures) == (
+    assert list(figures)[:10] == (
         [
             "model",
             "set",

@@ -27,7 +27,8 @@ import numpy as np
 from persona.data.align.crop import crop_landmarks, encode_jpeg, in_margin_box, margin_box
 from persona.data.align.decode import Decoded, EncodedPhoto, decode_photo, is_crop, shrink_for
 from persona.data.align.spec import ALIGNMENTS, AlignSpec, Box, Crop, Face, RawPhoto
-from persona.errors import SkipPhoto
+from persona.errors import NoFace, SkipPhoto
+from persona.landmarks import template
 
 __all__ = [
     "ALIGNMENTS",
@@ -38,12 +39,16 @@ __all__ = [
     "Face",
     "RawPhoto",
     "build_aligner",
+    "centre_photo",
     "decode_photo",
 ]
 
 Aligner = Callable[[Iterable[RawPhoto]], Iterator[Crop | SkipPhoto]]
 """Photos to crops, in order; a photo that has none gives the reason."""
 
+CENTRE_CUT = 0.0625
+"""Of a centre crop, on each side: insightface's `preprocess` (src/common/face_preprocess.py) cuts
+as much where it has no box."""
 GROUP_PIXELS = 4_000_000
 """Photos that are in memory together, a chunk of 64 at 250 px: 12 bytes a pixel, and 3."""
 
@@ -85,11 +90,27 @@ def align_box(photo: RawPhoto, spec: AlignSpec) -> Crop:
         SkipPhoto: it cannot be read, has no box, or one without area or outside the photo.
     """
     if photo.box is None:
-        raise SkipPhoto("no face: the box file does not name this photo")
+        raise NoFace("no face: the box file does not name this photo")
     encoded = EncodedPhoto(photo.read())
     left, top, right, bottom = region = margin_box(encoded.size, photo.box, spec)
     decoded = encoded.decode(shrink_for(right - left, bottom - top, spec.image_size))
     return Crop(encode_jpeg(decoded.resize(region, spec.image_size)), Face(photo.box), None)
+
+
+def centre_photo(photo: RawPhoto, spec: AlignSpec) -> Crop:
+    """What stands in for the face where none was found: the middle of the photo.
+
+    Its points are where a centred face would have them, so that every network takes the crop.
+
+    Raises:
+        SkipPhoto: it cannot be read.
+    """
+    decoded = EncodedPhoto(photo.read()).decode()
+    width, height = decoded.image.size
+    cut_x, cut_y = CENTRE_CUT * width, CENTRE_CUT * height
+    region = margin_box((width, height), (cut_x, cut_y, width - cut_x, height - cut_y), spec)
+    points = np.vstack([template(spec.image_size), (1.0, 1.0)]) if spec.has_landmarks else None
+    return Crop(encode_jpeg(decoded.resize(region, spec.image_size)), None, points)
 
 
 class DetectedFaces:
@@ -123,7 +144,7 @@ class DetectedFaces:
         except SkipPhoto as reason:
             return reason
         if min(decoded.image.size) < MIN_FACE_PX:
-            return SkipPhoto(f"no face: the photo is smaller than {MIN_FACE_PX} px")
+            return NoFace(f"no face: the photo is smaller than {MIN_FACE_PX} px")
         return decoded
 
     def _align(self, group: list[Decoded | SkipPhoto]) -> Iterator[Crop | SkipPhoto]:
@@ -135,7 +156,7 @@ class DetectedFaces:
                 continue
             face = next(faces)
             try:
-                yield SkipPhoto("no face") if face is None else self._crop(photo, face)
+                yield NoFace("no face") if face is None else self._crop(photo, face)
             except SkipPhoto as reason:
                 yield reason
 

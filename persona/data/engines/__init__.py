@@ -60,6 +60,8 @@ class Done:
 
     items: int
     skipped: tuple[Skipped, ...]
+    no_face: int = 0
+    """Kept as centre crops."""
 
 
 Engine = Callable[[Job, Iterable[ShardTask]], Iterator[Done]]
@@ -121,7 +123,7 @@ def pack_shard(job: Job, task: ShardTask) -> Done:
                 items = task.items[writer.items : writer.items + job.chunk]
                 writer.append(_builder(job)(items), len(items))
             record = writer.finish()
-    return Done(len(task.items), record.skipped)
+    return Done(len(task.items), record.skipped, len(record.shard.no_face))
 
 
 def _builder(job: Job) -> Pack:

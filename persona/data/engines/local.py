@@ -37,7 +37,7 @@ def run_local(job: Job, tasks: Iterable[ShardTask], *, workers: int | None) -> I
             writer = ShardWriter(job.folder, task.number, job.plan)
             if writer.items:
                 log.info("going on in %s after %d", shard_name(task.number), writer.items)
-                earlier.append(Done(writer.items, tuple(writer.skipped)))
+                earlier.append(Done(writer.items, tuple(writer.skipped), len(writer.no_face)))
             if writer.items == len(task.items):  # killed before its end was written
                 with writer:
                     writer.finish()
@@ -58,7 +58,7 @@ def run_local(job: Job, tasks: Iterable[ShardTask], *, workers: int | None) -> I
                     open_shards.popleft()
                 while earlier:
                     yield earlier.popleft()
-                yield Done(items, chunk.skipped)
+                yield Done(items, chunk.skipped, len(chunk.no_face))
         yield from earlier
     finally:
         for writer in open_shards:

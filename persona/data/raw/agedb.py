@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 
-from persona.data.raw.base import Photo, RawDataset, list_images
+from persona.data.raw.base import Pair, Photo, RawDataset, list_images
 from persona.errors import PersonaError
+
+GAP_YEARS = 30
+FOLDS = 10
+PER_FOLD = 300
+"""Genuine pairs of AgeDB-30, and as many impostor pairs."""
+SEED = 0
 
 
 class AgeDB(RawDataset):
@@ -26,4 +33,62 @@ class AgeDB(RawDataset):
                     f"{self.root / name}: expected <id>_<Name>_<age>_<gender>.jpg; "
                     "rename it or take it out"
                 )
-            yield Photo(identity=fields[0], source=name)
+            attributes = (("age", int(fields[1])), ("gender", fields[2]))
+            yield Photo(identity=fields[0], source=name, attributes=attributes)
+
+    def pairs(self) -> list[Pair] | None:
+        """Pairs 30 years apart, drawn as the paper's section 4 describes; not its own list.
+
+        Ten folds that share no person, each of at most 300 genuine and as many impostor pairs;
+        between the two photos of every pair lie exactly 30 years, and those of an impostor pair
+        have one gender. The same photos give the same pairs. None: too few photos for two folds.
+        """
+        return draw_age_pairs(list(self.iter_photos()))
+
+
+def draw_age_pairs(photos: list[Photo]) -> list[Pair] | None:
+    """`AgeDB.pairs` of these photos."""
+    rng = random.Random(SEED)
+    by_identity: dict[str, list[Photo]] = {}
+    for photo in sorted(photos):
+        by_identity.setdefault(photo.identity, []).append(photo)
+    genuine = {
+        name: found for name, own in by_identity.items() if (found := _apart(own, same=True))
+    }
+    folds = min(FOLDS, len(genuine) // 2)
+    if folds < 2:
+        return None
+    # The person with most pairs first, each to the fold with fewest: folds of like size.
+    people: list[list[str]] = [[] for _ in range(folds)]
+    sizes = [0] * folds
+    for name in sorted(genuine, key=lambda name: (-len(genuine[name]), name)):
+        fold = sizes.index(min(sizes))
+        people[fold].append(name)
+        sizes[fold] += len(genuine[name])
+    pairs = []
+    for fold, names in enumerate(people):
+        same = [pair for name in names for pair in genuine[name]]
+        other = _apart([photo for name in names for photo in by_identity[name]], same=False)
+        count = min(len(same), len(other), PER_FOLD)
+        for is_same, found in ((True, same), (False, other)):
+            pairs += [Pair(fold, is_same, a, b) for a, b in rng.sample(found, count)]
+    return pairs or None
+
+
+def _apart(photos: list[Photo], *, same: bool) -> list[tuple[str, str]]:
+    """Sources of photos GAP_YEARS apart: of one person, or of two of one gender."""
+    by_look: dict[tuple[int, str], list[Photo]] = {}
+    for photo in photos:
+        by_look.setdefault(_look(photo), []).append(photo)
+    return [
+        (young.source, old.source)
+        for young in photos
+        for age, gender in [_look(young)]
+        for old in by_look.get((age + GAP_YEARS, gender), ())
+        if (young.identity == old.identity) == same
+    ]
+
+
+def _look(photo: Photo) -> tuple[int, str]:
+    known = dict(photo.attributes)
+    return int(known["age"]), str(known["gender"])

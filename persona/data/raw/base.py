@@ -47,6 +47,8 @@ class Photo:
     identity: str
     offset: int = field(default=0, compare=False)
     """Byte at which it starts in the file that holds it, where many lie in one file."""
+    attributes: tuple[tuple[str, str | int], ...] = field(default=(), compare=False)
+    """Annotations by name, such as `("age", 35)`: they go into the sample's json."""
 
 
 @dataclass(frozen=True, slots=True)

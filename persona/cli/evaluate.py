@@ -1,0 +1,368 @@
+"""`persona evaluate`, `persona compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from persona.cli.output import (
+    CacheOption,
+    Column,
+    JsonFlag,
+    ModelsOption,
+    ShardsOption,
+    note,
+    print_json,
+    print_table,
+    workspace,
+)
+from persona.errors import PersonaError
+
+if TYPE_CHECKING:
+    from persona.evaluation.protocols import Evaluation
+    from persona.models.store import NamedNetwork
+
+DEFAULT_TEACHER = "facenet-vggface2"
+NOT_RESOLVABLE = "not resolvable"
+UNKNOWN_SHOWN = 10
+
+SetOption = Annotated[
+    str,
+    typer.Option("--set", help="lfw, a packed set or its URL, or the ID of a packed triplet set."),
+]
+FlipFlag = Annotated[bool, typer.Option("--flip", help="Add the mirror image's embedding.")]
+NoFaceOption = Annotated[
+    str,
+    typer.Option(
+        "--no-face",
+        help="Photos without a face: centre (its middle stands in), fail (their pairs are wrong) "
+        "or exclude.",
+    ),
+]
+PairsOption = Annotated[
+    Path | None,
+    typer.Option("--pairs", help="Your pairs: CSV or parquet (a,b,label) or LFW's pairs.txt."),
+]
+OverlapOption = Annotated[
+    str | None,
+    typer.Option(
+        "--exclude-overlap",
+        metavar="SET_OR_MODEL",
+        help="Leave out pairs of people who were trained on there.",
+    ),
+]
+ResamplesOption = Annotated[
+    int, typer.Option(min=0, max=100_000, help="Of the 95 % intervals; 0: none.")
+]
+BatchOption = Annotated[int, typer.Option("--batch-size", "-b", min=1)]
+WorkersOption = Annotated[int, typer.Option("--workers", "-w", min=0, help="Loader processes.")]
+
+
+def evaluate_command(
+    set_: SetOption,
+    student: Annotated[
+        str | None,
+        typer.Option(
+            help="Model ID; mobilenet_v3_small or _large for an untrained one.  [default: newest]"
+        ),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher",
+            metavar="[NAME]",
+            help=f"Evaluate a teacher, by name or onnx:FILE; without one {DEFAULT_TEACHER}.",
+        ),
+    ] = None,
+    measure: Annotated[
+        str | None,
+        typer.Option(
+            help="verification, match, class, identification or templates.  "
+            "[default: what the set is made for]"
+        ),
+    ] = None,
+    flip: FlipFlag = False,
+    no_face: NoFaceOption = "centre",
+    pairs: PairsOption = None,
+    by: Annotated[
+        str | None,
+        typer.Option(help="Figures per group: an annotation (gender), or NAME-gap (age-gap)."),
+    ] = None,
+    exclude_overlap: OverlapOption = None,
+    overlap_names: Annotated[
+        Path | None,
+        typer.Option(help="Write the people of the set who were trained on to this file."),
+    ] = None,
+    gallery: Annotated[
+        str | None,
+        typer.Option(help="Identification: the packed set that the photos are looked up in."),
+    ] = None,
+    templates: Annotated[
+        Path | None, typer.Option(help="Templates: the folder of IJB-B's or IJB-C's lists.")
+    ] = None,
+    scores: Annotated[
+        Path | None, typer.Option(help="Write fold,same,score of every pair to this CSV file.")
+    ] = None,
+    resamples: ResamplesOption = 1000,
+    batch_size: BatchOption = 128,
+    workers: WorkersOption = 1,
+    shards: ShardsOption = None,
+    cache: CacheOption = None,
+    models: ModelsOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Measure a student or a teacher on a packed set."""
+    from persona.data.shards import open_set
+    from persona.models.cards import find_model
+
+    if student is not None and teacher is not None:
+        raise PersonaError("choose one of --student and --teacher")
+    place = workspace(shards=shards, models=models)
+    folder, manifest = open_set(set_, place.shards, cache)
+    opened = None if gallery is None else open_set(gallery, place.shards, cache)
+    name = teacher or student or find_model(None, place.models).id
+
+    from accelerate import Accelerator
+
+    from persona.evaluation.protocols import Options, evaluate
+
+    trained = None
+    if exclude_overlap is not None:
+        trained = trained_identities(exclude_overlap, place.shards, place.models)
+    accelerator = Accelerator()
+    options = Options(
+        flip=flip,
+        no_face=no_face,
+        pairs=pairs,
+        by=by,
+        resamples=resamples,
+        trained=trained,
+        scores=scores,
+        overlap_names=overlap_names,
+        gallery=opened,
+        templates=templates,
+    )
+    evaluation = evaluate(
+        _load(name, place.models, accelerator),
+        folder,
+        manifest,
+        accelerator,
+        measure=measure,
+        options=options,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    if accelerator.is_main_process:
+        if json:
+            print_json(evaluation.to_json())
+        else:
+            print_evaluation(evaluation)
+        print_notes(evaluation)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def compare_command(
+    model_a: Annotated[str, typer.Argument(metavar="A", help="Model ID, teacher or onnx:FILE.")],
+    model_b: Annotated[str, typer.Argument(metavar="B", help="The one it is compared with.")],
+    set_: SetOption,
+    flip: FlipFlag = False,
+    no_face: NoFaceOption = "centre",
+    pairs: PairsOption = None,
+    exclude_overlap: OverlapOption = None,
+    resamples: Annotated[
+        int, typer.Option(min=100, max=100_000, help="Of the intervals and permutations.")
+    ] = 1000,
+    batch_size: BatchOption = 128,
+    workers: WorkersOption = 1,
+    shards: ShardsOption = None,
+    cache: CacheOption = None,
+    models: ModelsOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Is one model better than another on the same pairs, or is it chance?"""
+    from persona.data.shards import open_set
+
+    place = workspace(shards=shards, models=models)
+    folder, manifest = open_set(set_, place.shards, cache)
+
+    from accelerate import Accelerator
+
+    from persona.evaluation.compare import compare
+    from persona.evaluation.protocols import Options
+
+    trained = None
+    if exclude_overlap is not None:
+        trained = trained_identities(exclude_overlap, place.shards, place.models)
+    accelerator = Accelerator()
+    options = Options(flip=flip, no_face=no_face, pairs=pairs, trained=trained, resamples=resamples)
+    both = (_load(model_a, place.models, accelerator), _load(model_b, place.models, accelerator))
+    differences, facts = compare(
+        both, folder, manifest, accelerator, options, batch_size=batch_size, workers=workers
+    )
+    if accelerator.is_main_process:
+        if json:
+            rows = {
+                d.figure: {k: v for k, v in vars(d).items() if k != "figure"} for d in differences
+            }
+            named = {"a": model_a, "b": model_b, "set": manifest.name}
+            print_json({**named, **facts, "differences": rows})
+        else:
+            columns = ("figure", "A", "B", "A - B", "95 % interval", "p")
+            print_table(
+                [Column(title, right=place > 0) for place, title in enumerate(columns)],
+                [
+                    [
+                        d.figure,
+                        *(f"{value:.4f}" for value in (d.a, d.b)),
+                        f"{d.difference:+.4f}",
+                        _interval(d.interval, sign="+"),
+                        None if d.p is None else f"{d.p:.3f}",
+                    ]
+                    for d in differences
+                ],
+            )
+            note(
+                f"A {model_a}, B {model_b}, set {manifest.name}: {facts['pairs']} pairs, intervals "
+                f"over resampled {facts['resampled']}"
+            )
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def _load(name: str, models: Path, accelerator: Any) -> NamedNetwork:
+    """A network on the accelerator's device."""
+    import torch
+
+    from persona.models.store import load_network
+
+    named = load_network(name, models)
+    named.network.to(accelerator.device).to(memory_format=torch.channels_last)
+    return named
+
+
+def trained_identities(name: str, shards: Path, models: Path) -> tuple[str, ...]:
+    """The identities that a model was trained on, or that a packed set has.
+
+    Raises:
+        PersonaError: it is neither, or a model whose identities are not known by name.
+    """
+    from persona.data.shards import open_set
+    from persona.models.cards import CARD, find_model, read_classes
+    from persona.models.weights import FACENETS
+
+    if name in FACENETS:
+        raise PersonaError(
+            f"the release of {name} does not name the people it was trained on: give a packed "
+            f"{FACENETS[name].trained_on} set to --exclude-overlap"
+        )
+    if (models / name / CARD).is_file():
+        return read_classes(find_model(name, models), models)
+    try:
+        return open_set(name, shards)[1].classes
+    except PersonaError as error:
+        raise PersonaError(f"--exclude-overlap: no model {name!r}, and {error}") from None
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Figures with their intervals, then groups."""
+    intervals = evaluation.intervals or {}
+    rows: list[list[str | None]] = []
+
+    def add(title: str, value: float | None, name: str, spread: float | None = None) -> None:
+        shown = NOT_RESOLVABLE if value is None else f"{value:.4f}"
+        if spread is not None:
+            shown += f" ± {spread:.4f}"
+        rows.append([title, shown, _interval(intervals.get(name))])
+
+    for title, name in (
+        ("accuracy", "accuracy"),
+        ("AUC", "auc"),
+        ("EER", "eer"),
+        ("top-5", "top_5"),
+        ("rank-1", "rank_1"),
+        ("rank-5", "rank_5"),
+    ):
+        value = getattr(evaluation, name)
+        if value is not None:
+            add(title, value, name, evaluation.accuracy_std if name == "accuracy" else None)
+    for far, tar in (evaluation.tar_at_far or {}).items():
+        add(f"TAR @ FAR {far}", tar, f"tar@{far}")
+    for fpir, tpir in (evaluation.tpir_at_fpir or {}).items():
+        add(f"TPIR @ FPIR {fpir}", tpir, f"tpir@{fpir}")
+    counted = (
+        "pairs",
+        "triplets",
+        "photos",
+        "gallery",
+        "probes",
+        "non_mated",
+        "no_face",
+        "overlap",
+    )
+    for name in counted:
+        count = getattr(evaluation, name)
+        if count is not None:
+            rows.append([name.replace("_", " "), str(count), None])
+    note(f"{evaluation.model} on {evaluation.set}, {evaluation.measure}")
+    columns = [Column("figure"), Column("value", right=True), Column("95 % interval", right=True)]
+    print_table(columns, rows)
+    if evaluation.groups is not None:
+        _print_groups(evaluation)
+
+
+def _print_groups(evaluation: Evaluation) -> None:
+    assert evaluation.groups is not None
+    titles = (evaluation.by or "", "pairs", "accuracy", "95 % interval", "AUC", "EER")
+    rows = []
+    for name, group in evaluation.groups.items():
+        interval = _interval(group.get("intervals", {}).get("accuracy"))
+        scores = (None if group[n] is None else f"{group[n]:.4f}" for n in ("auc", "eer"))
+        rows.append([name, group["pairs"], f"{group['accuracy']:.4f}", interval, *scores])
+    print_table([Column(title, right=place > 0) for place, title in enumerate(titles)], rows)
+    if evaluation.gap is not None:
+        note(f"between the best and the worst group: {evaluation.gap:.4f} of accuracy")
+    if evaluation.ungrouped:
+        note(f"note: {evaluation.ungrouped} pairs are of two groups or not annotated")
+
+
+def _interval(interval: Any, sign: str = "") -> str | None:
+    if interval is None:
+        return None
+    return f"{interval[0]:{sign}.4f} to {interval[1]:{sign}.4f}"
+
+
+def print_notes(evaluation: Evaluation) -> None:
+    """What was counted on the way, a line each."""
+    for rates, unit, trials in (
+        (evaluation.tar_at_far, "FAR", f"{evaluation.impostors} impostor pairs"),
+        (evaluation.tpir_at_fpir, "FPIR", f"{evaluation.non_mated} non-mated probes"),
+    ):
+        unresolved = [rate for rate, value in (rates or {}).items() if value is None]
+        if unresolved:
+            note(f"note: {trials} cannot resolve {unit} {', '.join(unresolved)}")
+    if evaluation.no_face:
+        fate = {"centre": "", "fail": "counted as wrong", "exclude": "left out"}
+        if evaluation.no_face_policy == "centre":
+            text = (
+                "the middle of the photo stands in for a face, pairs of absent photos are left out"
+            )
+        else:
+            text = fate.get(evaluation.no_face_policy or "exclude", "left out")
+        unit = "triplets" if evaluation.triplets else "pairs" if evaluation.pairs else "photos"
+        note(f"note: {evaluation.no_face} {unit} with a photo or face that was not found: {text}")
+    if evaluation.duplicates:
+        note(f"note: {evaluation.duplicates} pairs are listed more than once and count each time")
+    if evaluation.overlap:
+        left = evaluation.overlap_pairs
+        fate_of = "are measured" if left is None else f"are left out ({left})"
+        note(f"note: {evaluation.overlap} people of the set were trained on; their pairs {fate_of}")
+    strangers = evaluation.unknown_photos or []
+    if strangers:
+        note(f"note: {len(strangers)} paths are no photo of the set; their pairs are left out:")
+        for path in strangers[:UNKNOWN_SHOWN]:
+            note(f"  {path}")
+        if len(strangers) > UNKNOWN_SHOWN:
+            note(f"  … {len(strangers) - UNKNOWN_SHOWN} more")

@@ -1,0 +1,74 @@
+"""A user's annotations: a CSV whose first column, `photo` or `identity`, says whose they are.
+
+    photo,pose,glasses                  identity,gender
+    Tony_Blair/Tony_Blair_0001.jpg,…    Tony_Blair,m
+
+`photo` is a path below the dataset's folder. What is left empty is not annotated.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+from persona.data.raw.base import Index
+from persona.errors import PersonaError
+
+Attributes = dict[str, str | int]
+
+
+def annotate(index: Index, path: Path) -> Index:
+    """The index with what the CSV says of its photos, which wins over the dataset's own.
+
+    Raises:
+        PersonaError: no CSV of that layout, or none of its rows is about a photo of the index.
+    """
+    kind, rows = _read(path)
+    used = set()
+    photos = []
+    for photo in index.photos:
+        subject = photo.source if kind == "photo" else photo.identity
+        attributes = rows.get(subject)
+        if attributes:
+            used.add(subject)
+            photo = replace(  # noqa: PLW2901 - the same photo, annotated
+                photo, attributes=tuple(sorted((dict(photo.attributes) | attributes).items()))
+            )
+        photos.append(photo)
+    if not used:
+        example = index.photos[0].source if kind == "photo" else index.photos[0].identity
+        raise PersonaError(
+            f"{path}: none of its {len(rows)} rows is about a {kind} of this dataset, which are "
+            f"named like {example!r}"
+        )
+    return replace(index, photos=tuple(photos))
+
+
+def _read(path: Path) -> tuple[str, dict[str, Attributes]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = [line for line in csv.reader(file) if line]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise PersonaError(f"{path} cannot be read as annotations ({error})") from None
+    header = [name.strip().lower() for name in lines[0]] if lines else []
+    if len(header) < 2 or header[0] not in {"photo", "identity"} or not all(header):
+        raise PersonaError(
+            f"{path}: expected a header of photo (or identity) and names of annotations, found "
+            f"{','.join(header)[:80]!r}"
+        )
+    rows: dict[str, Attributes] = {}
+    for number, line in enumerate(lines[1:], start=2):
+        if len(line) != len(header):
+            raise PersonaError(
+                f"{path} row {number}: {len(line)} fields, its header has {len(header)}"
+            )
+        values = {
+            name: _value(item.strip()) for name, item in zip(header[1:], line[1:], strict=True)
+        }
+        rows[line[0].strip()] = {name: item for name, item in values.items() if item != ""}
+    return header[0], rows
+
+
+def _value(text: str) -> str | int:
+    return int(text) if text.isdecimal() and len(text) < 16 else text

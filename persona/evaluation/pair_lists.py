@@ -1,0 +1,174 @@
+"""A user's own pairs over a packed set: CSV, parquet, or LFW's pairs.txt layout.
+
+A table has a header: two paths in its first columns (or `a` and `b`), a `label` (or `same`) of 0
+and 1, and perhaps a `fold`; without one, ten folds are cut in the list's order. A path is a photo's
+path below its dataset, or the end of it that no other photo has.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from persona.data.raw.lfw import parse_pairs
+from persona.data.shards import Manifest, PairTable
+from persona.errors import PersonaError
+
+FOLDS = 10
+SHOWN = 5
+"""Unknown photos named in the error or the note."""
+MAX_UNKNOWN = 0.5
+"""Share of the pairs that may name unknown photos."""
+LABELS = {"1": True, "true": True, "same": True, "0": False, "false": False, "different": False}
+
+Row = tuple[int | None, bool, str, str]
+"""fold, same, path, path."""
+
+
+def read_pair_list(
+    path: Path, manifest: Manifest, metas: dict[int, dict[str, Any]]
+) -> tuple[PairTable, list[str]]:
+    """The pairs by key, and the paths that no photo of the set has.
+
+    Args:
+        path: the list.
+        manifest: the set's.
+        metas: `read_metas` of the set.
+
+    Raises:
+        PersonaError: unreadable, malformed, too few pairs for ten folds, or more than half of them
+            name unknown photos.
+    """
+    try:
+        rows = _read_rows(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise PersonaError(f"{path} cannot be read as a list of pairs ({error})") from None
+    if not rows:
+        raise PersonaError(f"{path} holds no pair")
+    find = _Finder(metas, manifest)
+    keys = np.array([(find(a), find(b)) for _, _, a, b in rows], np.int64)
+    lost = int((keys < 0).any(axis=1).sum())
+    missing = sorted(
+        {
+            p
+            for row, key in zip(rows, keys, strict=True)
+            for p, k in zip(row[2:], key, strict=True)
+            if k < 0
+        }
+    )
+    if lost > MAX_UNKNOWN * len(rows):
+        raise PersonaError(
+            f"{path}: {lost} of {len(rows)} pairs name photos that set {manifest.name} does not "
+            f"have ({_some(missing)}): are they paths below its dataset's folder?"
+        )
+    same = np.array([row[1] for row in rows])
+    folds = [row[0] for row in rows]
+    if all(fold is not None for fold in folds):
+        fold = np.array(folds, np.int64)
+    else:
+        fold = cut_folds(same, path)
+    return PairTable(fold, same, keys[:, 0], keys[:, 1]), missing
+
+
+def cut_folds(same: np.ndarray[Any, np.dtype[np.bool_]], path: Path) -> Any:
+    """(P,) ten folds in the list's order, each with its share of both classes.
+
+    Raises:
+        PersonaError: one class only, or fewer pairs than folds.
+    """
+    genuine, impostor = int(same.sum()), int((~same).sum())
+    if not genuine or not impostor:
+        kind = "impostor" if impostor else "genuine"
+        raise PersonaError(f"{path}: all {len(same)} pairs are {kind}: nothing can be measured")
+    if len(same) < FOLDS:
+        raise PersonaError(
+            f"{path}: {len(same)} pairs cannot fill {FOLDS} folds: give more pairs, or a column "
+            "`fold` with at least two values"
+        )
+    fold = np.empty(len(same), np.int64)
+    # The impostors from the last fold down, so that few pairs still reach every fold.
+    fold[same] = np.arange(genuine) * FOLDS // genuine
+    fold[~same] = FOLDS - 1 - np.arange(impostor) * FOLDS // impostor
+    return fold
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(repr(name[:80]) for name in names[:SHOWN]) + more
+
+
+class _Finder:
+    """Key of the photo that a path means; -1: none, or several."""
+
+    def __init__(self, metas: dict[int, dict[str, Any]], manifest: Manifest) -> None:
+        if manifest.kind == "triplets":
+            raise PersonaError(f"set {manifest.name} holds triplets, no photos: pairs need photos")
+        self.keys: dict[str, int] = {}
+        for key, meta in metas.items():
+            parts = str(meta["source"]).split("/")
+            for start in range(1, len(parts)):
+                end = "/".join(parts[start:])
+                self.keys[end] = -1 if end in self.keys else key
+        self.keys |= {str(meta["source"]): key for key, meta in metas.items()}
+
+    def __call__(self, path: str) -> int:
+        parts = path.replace("\\", "/").removeprefix("./").split("/")
+        # A path may also begin with folders above the dataset's own.
+        ends = ("/".join(parts[start:]) for start in range(min(len(parts), 3)))
+        return next((self.keys[end] for end in ends if end in self.keys), -1)
+
+
+def _read_rows(path: Path) -> list[Row]:
+    if path.suffix.lower() in {".parquet", ".pq"}:
+        return _read_table(path, *_parquet(path))
+    with path.open(encoding="utf-8-sig") as file:
+        head = file.readline().split()
+    if 1 <= len(head) <= 2 and all(field.isdigit() for field in head):
+        return [(pair.fold, pair.same, pair.a, pair.b) for pair in parse_pairs(path)]
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = [row for row in csv.reader(file) if row]
+    return _read_table(path, rows[0], rows[1:]) if rows else []
+
+
+def _parquet(path: Path) -> tuple[list[str], list[list[Any]]]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise PersonaError(
+            f"{path}: reading parquet needs pyarrow: pip install 'persona[parquet]'"
+        ) from None
+    try:
+        table = parquet.read_table(path)
+    except pyarrow.ArrowException as error:
+        raise PersonaError(f"{path} is no parquet file ({type(error).__name__})") from None
+    columns = [table.column(name).to_pylist() for name in table.column_names]
+    return table.column_names, [list(row) for row in zip(*columns, strict=True)]
+
+
+def _read_table(path: Path, header: list[str], rows: list[list[Any]]) -> list[Row]:
+    names = [str(name).strip().lower() for name in header]
+    label = next((names.index(name) for name in ("label", "same") if name in names), None)
+    if label is None or len(names) < 3:
+        raise PersonaError(
+            f"{path}: expected a header of two paths and a label, such as a,b,label; found "
+            f"{','.join(names)[:80]!r}"
+        )
+    fold = names.index("fold") if "fold" in names else None
+    free = [place for place in range(len(names)) if place not in (label, fold)]
+    a, b = (names.index("a"), names.index("b")) if {"a", "b"} <= set(names) else free[:2]
+    found: list[Row] = []
+    for number, row in enumerate(rows, start=2):
+        try:
+            same = LABELS[str(row[label]).strip().lower()]
+            place = None if fold is None else int(row[fold])
+            found.append((place, same, str(row[a]).strip(), str(row[b]).strip()))
+        except (KeyError, IndexError, ValueError, TypeError):
+            raise PersonaError(
+                f"{path} row {number}: expected two paths and a label of 0 or 1, found "
+                f"{','.join(map(str, row))[:80]!r}"
+            ) from None
+    return found

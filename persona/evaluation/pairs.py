@@ -1,0 +1,237 @@
+"""From a set and its embeddings to the scores of its pairs: which count, and how.
+
+A pair names a photo that the dataset does not have, or one whose face was not found. The first is
+left out; of the second the policy decides:
+
+- `centre`: the middle of the photo stands in for the face (the reference's behaviour)
+- `fail`: the pair is decided wrongly, whatever the network says
+- `exclude`: it is left out
+
+All are counted. Shapes: P pairs, N samples.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from persona.data.shards import Manifest, PairTable
+from persona.errors import PersonaError, unknown
+from persona.evaluation.embed import Embedded
+from persona.evaluation.metrics import (
+    Bools,
+    Floats,
+    Folds,
+    Ints,
+    Verification,
+    decide_folds,
+    listed_scores,
+    verification,
+)
+from persona.evaluation.statistics import Curve, Units, units_of
+from persona.files import write_atomically
+
+POLICIES = ("centre", "fail", "exclude")
+FAILED = 1.0
+"""Score of an impostor pair that fails; of a genuine one its negative."""
+CSV_ROWS = 100_000
+"""Rows of the scores file written at once."""
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """The pairs that are measured, in the order of their list."""
+
+    fold: Ints
+    same: Bools
+    score: Floats
+    """(P,) cosine similarity."""
+    key_a: Ints
+    key_b: Ints
+    """-1 where a failed pair names a photo that is not there."""
+    identity_a: Ints
+    identity_b: Ints
+    """Labels of the two photos."""
+    failed: Bools
+    """(P,) decided wrongly by policy, whatever the score."""
+    no_face: int
+    """Listed pairs with a photo that is not there, or without a face."""
+    overlapping: int = 0
+    """Listed pairs left out because a person of theirs was trained on."""
+    duplicates: int = 0
+    """Measured pairs that were listed before."""
+
+    def __len__(self) -> int:
+        return len(self.fold)
+
+    def decide(self) -> Folds:
+        """The k-fold procedure over these pairs; failed ones are wrong."""
+        decided = decide_folds(self.score, self.same, self.fold)
+        if not self.failed.any():
+            return decided
+        right = decided.right & ~self.failed
+        accuracies = [right[self.fold == number].mean() for number in decided.numbers]
+        return Folds(decided.numbers, decided.thresholds, np.array(accuracies), right)
+
+    def figures(self, fars: Iterable[float], decided: Folds) -> Verification:
+        """Accuracy, AUC, EER and TAR at each FAR."""
+        return verification(self.score, self.same, self.fold, tuple(fars), decided)
+
+    def curve(self, decided: Folds, folds_P: Ints | None = None) -> Curve:
+        """For resampling; `folds_P`: others than its own to average accuracy over."""
+        folds = self.fold if folds_P is None else folds_P
+        return Curve.of(self.score, self.same, decided.right, folds)
+
+    def units(self) -> Units:
+        """What is resampled."""
+        return units_of(self.same, self.identity_a, self.identity_b)
+
+    def take(self, which_P: Bools) -> PairScores:
+        """Some of the pairs."""
+        columns = ("fold", "same", "score", "key_a", "key_b", "identity_a", "identity_b", "failed")
+        return PairScores(
+            **{name: getattr(self, name)[which_P] for name in columns}, no_face=self.no_face
+        )
+
+
+def score_pairs(
+    embedded: Embedded,
+    manifest: Manifest,
+    pairs: PairTable,
+    *,
+    no_face: str = "centre",
+    left_out: frozenset[int] = frozenset(),
+) -> PairScores:
+    """All pairs of a set that a policy measures.
+
+    Args:
+        embedded: the set's photos.
+        manifest: its manifest.
+        pairs: the pairs by key, of the set or of the user.
+        no_face: one of POLICIES.
+        left_out: labels of identities whose pairs are left out.
+
+    Raises:
+        PersonaError: no pair is left, or one is listed as genuine and as impostor.
+    """
+    if no_face not in POLICIES:
+        raise unknown("policy for photos without a face", no_face, POLICIES)
+    a, b = embedded.rows_of(pairs.a), embedded.rows_of(pairs.b)
+    absent = (a < 0) | (b < 0)
+    centred = np.array(manifest.no_face, np.int64)
+    faceless = absent | np.isin(pairs.a, centred) | np.isin(pairs.b, centred)
+    label_N = embedded.labels[:, 0]
+    label_a, label_b = np.where(a < 0, -1, label_N[a]), np.where(b < 0, -1, label_N[b])
+    strange = np.array(sorted(left_out), np.int64)
+    overlapping = np.isin(label_a, strange) | np.isin(label_b, strange)
+    dropped = {"centre": absent, "fail": np.zeros(len(a), bool), "exclude": faceless}[no_face]
+    kept = ~dropped & ~overlapping
+    if not kept.any():
+        why = "every person of theirs was trained on" if overlapping.any() else "see its skips"
+        raise PersonaError(f"set {manifest.name}: no pair is left to measure ({why})")
+    failed = faceless & kept if no_face == "fail" else np.zeros(len(a), bool)
+    score = listed_scores(embedded.embeddings[:, 0], np.maximum(a, 0), np.maximum(b, 0))
+    score = np.where(failed, np.where(pairs.same, -FAILED, FAILED), score)
+    return PairScores(
+        fold=pairs.fold[kept],
+        same=pairs.same[kept],
+        score=score[kept],
+        key_a=np.where(a < 0, -1, pairs.a)[kept],
+        key_b=np.where(b < 0, -1, pairs.b)[kept],
+        identity_a=label_a[kept],
+        identity_b=label_b[kept],
+        failed=failed[kept],
+        no_face=int(faceless.sum()),
+        overlapping=int(overlapping.sum()),
+        duplicates=_count_duplicates(manifest, pairs, kept & ~absent),
+    )
+
+
+def _count_duplicates(manifest: Manifest, pairs: PairTable, which_P: Bools) -> int:
+    """Pairs listed before, in either order.
+
+    Raises:
+        PersonaError: one is listed as genuine and as impostor.
+    """
+    a, b, same = pairs.a[which_P], pairs.b[which_P], pairs.same[which_P]
+    width = int(max(a.max(initial=0), b.max(initial=0))) + 1
+    code = np.minimum(a, b) * width + np.maximum(a, b)
+    different = len(np.unique(code))
+    if len(np.unique(code * 2 + same)) != different:
+        raise PersonaError(
+            f"set {manifest.name}: a pair is listed both as one person and as two: mend the list"
+        )
+    return len(code) - different
+
+
+def write_scores(path: Path, scores: PairScores) -> None:
+    """Writes `fold,same,score`, one row a pair."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["fold", "same", "score"])
+    columns = (scores.fold, scores.same.astype(int), scores.score)
+    for start in range(0, len(scores), CSV_ROWS):
+        part = (column[start : start + CSV_ROWS].tolist() for column in columns)
+        writer.writerows((f, s, repr(v)) for f, s, v in zip(*part, strict=True))
+    write_atomically(path, buffer.getvalue().encode())
+
+
+def overlap(classes: Iterable[str], trained: Iterable[str]) -> list[int]:
+    """Places in `classes` of the people who are also in `trained`, by normalised name."""
+    known = {normalised(name) for name in trained}
+    return [place for place, name in enumerate(classes) if normalised(name) in known]
+
+
+def normalised(name: str) -> str:
+    """`Gérard_Depardieu` and `gerard depardieu` alike: no case, accents, spaces or punctuation."""
+    plain = unicodedata.normalize("NFKD", name).casefold()
+    return "".join(c for c in plain if c.isalnum())
+
+
+def groups_of(
+    scores: PairScores, metas: dict[int, dict[str, object]], by: str
+) -> npt.NDArray[np.str_]:
+    """(P,) the group of each pair; empty where its photos are of two groups or not annotated.
+
+    `by` is an annotation, whose value both photos share, or ends in `-gap`: the difference of a
+    number, in tens.
+
+    Raises:
+        PersonaError: no photo of the set has that annotation, or it is no number.
+    """
+    column = by.removesuffix("-gap")
+    value = {key: _attributes(meta).get(column) for key, meta in metas.items()}
+    if all(item is None for item in value.values()):
+        known = {name for meta in metas.values() for name in _attributes(meta)}
+        if not known:
+            raise PersonaError(
+                "this set has no annotations to group by: pack it with --annotations FILE"
+            )
+        raise unknown("annotation", column, known)
+    first = [value.get(key) for key in scores.key_a.tolist()]
+    second = [value.get(key) for key in scores.key_b.tolist()]
+    both = zip(first, second, strict=True)
+    if column == by:
+        return np.array([str(a) if a is not None and a == b else "" for a, b in both])
+    try:
+        gaps = [None if a is None or b is None else abs(_number(a) - _number(b)) for a, b in both]
+    except ValueError:
+        raise PersonaError(f"annotation {column!r} is no number: --by {column}") from None
+    tens = (None if gap is None else int(gap // 10) * 10 for gap in gaps)
+    return np.array(["" if ten is None else f"{ten}-{ten + 9}" for ten in tens])
+
+
+def _attributes(meta: dict[str, object]) -> dict[str, object]:
+    found = meta.get("attributes")
+    return found if isinstance(found, dict) else {}
+
+
+def _number(value: object) -> float:
+    return float(str(value))

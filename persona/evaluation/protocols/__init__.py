@@ -1,0 +1,31 @@
+"""What a set can be measured by, one protocol a file. Importing this package registers them."""
+
+from persona.evaluation.protocols import classes, identification, match, templates, verification
+from persona.evaluation.protocols.base import (
+    Evaluation,
+    Options,
+    Protocol,
+    Subject,
+    check_measure,
+    default_measure,
+    evaluate,
+    protocols,
+    same_classes,
+)
+
+__all__ = [
+    "Evaluation",
+    "Options",
+    "Protocol",
+    "Subject",
+    "check_measure",
+    "classes",
+    "default_measure",
+    "evaluate",
+    "identification",
+    "match",
+    "protocols",
+    "same_classes",
+    "templates",
+    "verification",
+]

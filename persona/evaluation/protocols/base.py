@@ -1,0 +1,249 @@
+"""What a protocol is: a name, how its pairs or templates are built, which figures come out.
+
+Another protocol is one file with one subclass, imported in this package's `__init__`:
+
+    class Clustering(Protocol):
+        name = "clustering"
+
+        def check(self, named, manifest, options):
+            ...
+
+        def figures(self, subject):
+            ...
+            return {"accuracy": purity}
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from accelerate import Accelerator
+
+from persona.data.shards import Manifest
+from persona.data.storage import SetFolder
+from persona.errors import PersonaError, unknown
+from persona.evaluation.embed import Embedded, embed_set
+from persona.evaluation.metrics import FARS
+from persona.evaluation.statistics import Interval
+from persona.models.store import NamedNetwork
+
+_REGISTRY: dict[str, Protocol] = {}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may choose about an evaluation, beside the set and the measure."""
+
+    flip: bool = False
+    """Add the embedding of the mirror image."""
+    no_face: str = "centre"
+    """What becomes of photos without a face, see persona/evaluation/pairs.py."""
+    pairs: Path | None = None
+    """A list of the user's own."""
+    by: str | None = None
+    """Annotation to give figures by."""
+    fars: Sequence[float] = FARS
+    resamples: int = 0
+    """Of the intervals; 0: none."""
+    trained: tuple[str, ...] | None = None
+    """Identities whose pairs are left out."""
+    scores: Path | None = None
+    """Where to write a row a pair, by the main process."""
+    overlap_names: Path | None = None
+    """Where to write the identities that were trained on, by the main process."""
+    gallery: tuple[SetFolder, Manifest] | None = None
+    """The set that probes are looked up in."""
+    templates: Path | None = None
+    """Folder of IJB's lists of templates and media."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The figures of one network on one set; what does not apply is None."""
+
+    model: str
+    set: str
+    measure: str
+    accuracy: float | None = None
+    accuracy_std: float | None = None
+    auc: float | None = None
+    eer: float | None = None
+    tar_at_far: dict[str, float | None] | None = None
+    """None in it: the impostor pairs are too few to resolve that FAR."""
+    pairs: int | None = None
+    """Pairs measured."""
+    triplets: int | None = None
+    photos: int | None = None
+    no_face: int | None = None
+    """Pairs with a photo that is absent or shows no face; triplets and photos left out."""
+    impostors: int | None = None
+    folds: list[float] | None = None
+    """Accuracy on each."""
+    top_5: float | None = None
+    rank_1: float | None = None
+    rank_5: float | None = None
+    cmc: list[float] | None = None
+    """Share found among the first 1, 2, … answers."""
+    tpir_at_fpir: dict[str, float | None] | None = None
+    """None in it: the non-mated probes are too few to resolve that FPIR."""
+    gallery: int | None = None
+    """Templates in the gallery."""
+    probes: int | None = None
+    """Mated probes: their identity is in the gallery."""
+    non_mated: int | None = None
+    """Non-mated probes of the open-set search."""
+    intervals: dict[str, Interval | None] | None = None
+    """95 % intervals, by figure."""
+    resampled: str | None = None
+    """What the intervals were resampled over."""
+    by: str | None = None
+    groups: dict[str, dict[str, Any]] | None = None
+    ungrouped: int | None = None
+    """Pairs of two groups, or not annotated."""
+    gap: float | None = None
+    """Accuracy of the best group less that of the worst."""
+    overlap: int | None = None
+    """Identities of the set that were trained on."""
+    overlap_pairs: int | None = None
+    """Pairs left out for them."""
+    duplicates: int | None = None
+    """Pairs listed more than once; each counts as often as it is listed."""
+    unknown_photos: list[str] | None = None
+    """Paths of the user's list that are no photo of the set."""
+    flip: bool | None = None
+    no_face_policy: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures that apply."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network on a set, as a protocol sees it."""
+
+    named: NamedNetwork
+    folder: SetFolder
+    manifest: Manifest
+    accelerator: Accelerator
+    options: Options
+    batch_size: int = 128
+    workers: int = 0
+    quiet: bool = False
+
+    def embed(self, folder: SetFolder, manifest: Manifest, top: int = 0) -> Embedded:
+        """A set through the network, on all processes."""
+        return embed_set(
+            self.named.network,
+            folder,
+            manifest,
+            self.accelerator,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            top=top,
+            flip=self.options.flip,
+            quiet=self.quiet,
+        )
+
+
+class Protocol(ABC):
+    """One way to measure a network on a set."""
+
+    name: ClassVar[str]
+    options: ClassVar[frozenset[str]] = frozenset()
+    """Of `Options`, those that mean something here beside flip and resamples."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        _REGISTRY[cls.name] = cls()
+
+    @abstractmethod
+    def check(self, named: NamedNetwork, manifest: Manifest, options: Options) -> None:
+        """Raises PersonaError if this set cannot give these figures for this network."""
+
+    @abstractmethod
+    def figures(self, subject: Subject) -> dict[str, Any]:
+        """Fields of `Evaluation`."""
+
+
+def protocols() -> dict[str, Protocol]:
+    """Every registered protocol by name."""
+    return dict(_REGISTRY)
+
+
+def default_measure(manifest: Manifest, options: Options = Options()) -> str:
+    """What the options ask for; else match of triplets, verification of pairs, class of photos."""
+    if manifest.kind == "triplets":
+        return "match"
+    if options.templates:
+        return "templates"
+    if options.gallery:
+        return "identification"
+    return "verification" if manifest.pairs or options.pairs else "class"
+
+
+def check_measure(
+    measure: str,
+    named: NamedNetwork,
+    manifest: Manifest,
+    options: Options = Options(),
+) -> None:
+    """Raises PersonaError if this set cannot give this measure for this network."""
+    protocol = _REGISTRY.get(measure)
+    if protocol is None:
+        raise unknown("measure", measure, _REGISTRY)
+    for name in ("pairs", "by", "trained", "scores", "overlap_names", "gallery", "templates"):
+        if getattr(options, name) is not None and name not in protocol.options:
+            shown = {"trained": "exclude-overlap"}.get(name, name.replace("_", "-"))
+            meant = sorted(p.name for p in _REGISTRY.values() if name in p.options)
+            raise PersonaError(
+                f"--{shown} goes with --measure {' or '.join(meant)}, not with {measure}"
+            )
+    protocol.check(named, manifest, options)
+    manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
+
+
+def same_classes(named: NamedNetwork, manifest: Manifest) -> bool:
+    """Whether a network's logits stand for the set's identities, in the same order."""
+    count = named.network.num_classes
+    return count > 0 and manifest.knows(named.trained_on, count, named.classes)
+
+
+def evaluate(
+    named: NamedNetwork,
+    folder: SetFolder,
+    manifest: Manifest,
+    accelerator: Accelerator,
+    *,
+    measure: str | None = None,
+    options: Options = Options(),
+    batch_size: int = 128,
+    workers: int = 0,
+    quiet: bool = False,
+) -> Evaluation:
+    """Embeds a set on all processes and measures it.
+
+    Args:
+        named: the network, on the accelerator's device.
+        folder: the packed set's folder.
+        manifest: its manifest.
+        accelerator: device and processes.
+        measure: a protocol's name; None: the set's own.
+        options: what else the user chose.
+        batch_size: samples a forward on each process.
+        workers: loader processes of each process.
+        quiet: no progress bar.
+
+    Raises:
+        PersonaError: the set cannot give the measure, or its crops are not of the network's kind.
+    """
+    measure = measure or default_measure(manifest, options)
+    check_measure(measure, named, manifest, options)
+    subject = Subject(named, folder, manifest, accelerator, options, batch_size, workers, quiet)
+    figures = _REGISTRY[measure].figures(subject)
+    flip = True if options.flip else None
+    return Evaluation(named.name, manifest.name, measure, **figures, flip=flip)

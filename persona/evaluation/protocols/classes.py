@@ -1,0 +1,48 @@
+"""Class accuracy: is the identity among a network's highest logits?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from persona.data.shards import Manifest
+from persona.errors import PersonaError
+from persona.evaluation.protocols.base import Options, Protocol, Subject, same_classes
+from persona.evaluation.statistics import bootstrap_interval
+from persona.models.store import NamedNetwork
+
+TOP = 5
+
+
+class Classes(Protocol):
+    """Of a set whose identities the network was trained on."""
+
+    name = "class"
+
+    def check(self, named: NamedNetwork, manifest: Manifest, options: Options) -> None:
+        """The logits must stand for the set's identities."""
+        if not same_classes(named, manifest):
+            raise PersonaError(
+                f"the identities of set {manifest.name} are not those that {named.name} was "
+                f"trained on ({named.trained_on}): class accuracy means nothing there; choose "
+                "another --measure"
+            )
+
+    def figures(self, subject: Subject) -> dict[str, Any]:
+        """Top-1 and top-5; intervals resample identities."""
+        embedded = subject.embed(subject.folder, subject.manifest, top=TOP)
+        hit_NRT = embedded.predicted == embedded.labels[..., None]
+        first, among = hit_NRT[..., 0].ravel(), hit_NRT.any(axis=2).ravel()
+        figures: dict[str, Any] = {
+            "accuracy": float(first.mean()),
+            "photos": embedded.labels.size,
+            "no_face": len(subject.manifest.skipped),
+            "top_5": float(among.mean()),
+        }
+        resamples, labels = subject.options.resamples, embedded.labels.ravel()
+        if resamples:
+            figures["intervals"] = {
+                "accuracy": bootstrap_interval(first, labels, resamples=resamples),
+                "top_5": bootstrap_interval(among, labels, resamples=resamples),
+            }
+            figures["resampled"] = "identities"
+        return figures

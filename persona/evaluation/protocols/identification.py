@@ -1,0 +1,144 @@
+"""Identification 1:N: whose face is this, of all the people in a gallery?
+
+By itself a set gives both: of every person with two photos or more the first (in the order of
+paths) is enrolled and the others are probes, which gives rank-1, rank-5 and CMC. For the open-set
+search every second person, drawn by a seed, is taken out of the gallery again: their probes, and
+the photos of people who have only one, are the non-mated. With `--gallery SET` that set is
+enrolled, a template of all photos a person, and the evaluated set's photos are the probes; those of
+people who are not in the gallery are the non-mated.
+
+Figures as in NIST's FRVT 1:N: TPIR is the share of mated probes that are answered first and above
+the threshold, at the threshold that answers a share FPIR of the non-mated ones.
+
+Shapes: N photos, G gallery templates, K identities.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from persona.data.shards import Manifest
+from persona.errors import PersonaError
+from persona.evaluation.embed import Embedded
+from persona.evaluation.metrics import Ints
+from persona.evaluation.pairs import normalised
+from persona.evaluation.protocols.base import Options, Protocol, Subject
+from persona.evaluation.search import FPIRS, Embeddings, Search, accepted, cmc, pool, search
+from persona.evaluation.statistics import bootstrap_interval
+from persona.models.store import NamedNetwork
+
+RANKS = 20
+SEED = 0
+
+
+class Identification(Protocol):
+    """Of a set of photos, by itself or against a gallery set."""
+
+    name = "identification"
+    options = frozenset({"gallery"})
+
+    def check(self, named: NamedNetwork, manifest: Manifest, options: Options) -> None:
+        """Photos are needed, and crops of the same kind in the gallery."""
+        if manifest.kind != "photos":
+            raise PersonaError(f"set {manifest.name} holds triplets: identification needs photos")
+        if options.gallery is not None:
+            gallery = options.gallery[1]
+            if gallery.kind != "photos":
+                raise PersonaError(f"gallery {gallery.name} holds triplets: it must hold photos")
+            gallery.check_crops(named.name, named.image_size, named.network.uses_landmarks)
+
+    def figures(self, subject: Subject) -> dict[str, Any]:
+        """Rank-1, rank-5, CMC and TPIR at FPIR; intervals resample the probes' identities."""
+        probes = subject.embed(subject.folder, subject.manifest)
+        label_N, centred = probes.labels[:, 0], np.array(subject.manifest.no_face, np.int64)
+        usable = ~np.isin(probes.keys, centred)
+        embedding_NE, label_N = probes.embeddings[usable, 0], label_N[usable]
+        if subject.options.gallery is None:
+            closed, opened, owner, gallery = _within(embedding_NE, label_N)
+        else:
+            enrolled = subject.embed(*subject.options.gallery)
+            known = subject.options.gallery[1].classes
+            mate = _mates(label_N, subject.manifest.classes, enrolled, known)
+            template_GE, mate = _templates(enrolled, mate)
+            closed = opened = search(embedding_NE, template_GE, mate)
+            owner, gallery = (label_N, label_N), len(template_GE)
+        mated = closed.rank > 0
+        if not mated.any():
+            raise PersonaError(
+                f"set {subject.manifest.name}: no probe shows a person of the gallery; "
+                "identification needs two photos of a person"
+            )
+        rank_M = closed.rank[mated]
+        curve = cmc(rank_M, min(RANKS, gallery))
+        dir_at = {f"{fpir:g}": accepted(opened.best, opened.rank, fpir) for fpir in FPIRS}
+        figures: dict[str, Any] = {
+            "accuracy": float(curve[0]),
+            "rank_1": float(curve[0]),
+            "rank_5": float(np.mean(rank_M <= 5)),
+            "cmc": curve.tolist(),
+            "tpir_at_fpir": {n: None if v is None else float(v.mean()) for n, v in dir_at.items()},
+            "gallery": gallery,
+            "probes": len(rank_M),
+            "non_mated": int((opened.rank == 0).sum()),
+            "no_face": int((~usable).sum()) + len(subject.manifest.skipped),
+        }
+        resamples = subject.options.resamples
+        if resamples:
+            people, open_people = owner[0][mated], owner[1][opened.rank > 0]
+            first = bootstrap_interval(rank_M == 1, people, resamples=resamples)
+            figures["intervals"] = {
+                "accuracy": first,
+                "rank_1": first,
+                "rank_5": bootstrap_interval(rank_M <= 5, people, resamples=resamples),
+            }
+            for name, found in dir_at.items():
+                if found is not None:
+                    interval = bootstrap_interval(found, open_people, resamples=resamples)
+                    figures["intervals"][f"tpir@{name}"] = interval
+            figures["resampled"] = "identities"
+        return figures
+
+
+def _within(
+    embedding_NE: Embeddings, label_N: Ints
+) -> tuple[Search, Search, tuple[Ints, Ints], int]:
+    """A set's closed and open search, their probes' labels, the gallery's size."""
+    labels, first, counts = np.unique(label_N, return_index=True, return_counts=True)
+    gallery_G = first[counts > 1]
+    rest = np.setdiff1d(np.arange(len(label_N)), gallery_G)
+    place_K = np.full(int(labels.max()) + 1, -1)
+    place_K[label_N[gallery_G]] = np.arange(len(gallery_G))
+    mate = place_K[label_N[rest]]
+    template_GE = embedding_NE[gallery_G]
+    if not len(template_GE):
+        raise PersonaError("no person of this set has two photos: identification needs them")
+    mated = mate >= 0
+    closed = search(embedding_NE[rest[mated]], template_GE, mate[mated])
+    # Half of the gallery becomes strangers; of one person alone, nobody.
+    kept = np.sort(
+        np.random.default_rng(SEED).permutation(len(gallery_G))[: -(-len(gallery_G) // 2)]
+    )
+    place = np.full(len(gallery_G) + 1, -1)
+    place[kept] = np.arange(len(kept))
+    opened = search(embedding_NE[rest], template_GE[kept], place[mate])
+    return closed, opened, (label_N[rest[mated]], label_N[rest]), len(gallery_G)
+
+
+def _mates(
+    label_N: Ints, classes: tuple[str, ...], enrolled: Embedded, known: tuple[str, ...]
+) -> Ints:
+    """(N,) the gallery label of each probe's identity, by name; -1: it is not enrolled."""
+    present = {int(label) for label in np.unique(enrolled.labels)}
+    label_of = {normalised(name): label for label, name in enumerate(known) if label in present}
+    place_K = np.array([label_of.get(normalised(name), -1) for name in classes], np.int64)
+    return place_K[label_N]
+
+
+def _templates(enrolled: Embedded, mate_N: Ints) -> tuple[Embeddings, Ints]:
+    """One template a gallery identity, and the probes' mates among them."""
+    labels, owner = np.unique(enrolled.labels[:, 0], return_inverse=True)
+    template_GE = pool(enrolled.embeddings[:, 0], owner, len(labels))
+    place = np.minimum(np.searchsorted(labels, mate_N), len(labels) - 1)
+    return template_GE, np.where((mate_N >= 0) & (labels[place] == mate_N), place, -1)

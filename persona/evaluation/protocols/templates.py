@@ -1,0 +1,277 @@
+"""IJB-B and IJB-C (Whitelam et al. 2017; Maze et al. 2018): templates of many photos and frames.
+
+The lists as insightface publishes them for both sets, in one folder:
+
+    *_face_tid_mid.txt              photo template medium       (photo: 1.jpg)
+    *_template_pair_label.txt       template template 0|1       (1:1)
+    *_1N_gallery_G1.csv, …_G2.csv   TEMPLATE_ID,SUBJECT_ID,…    (1:N, where they are there)
+    *_1N_probe_mixed.csv            TEMPLATE_ID,SUBJECT_ID,…
+
+The photos are a packed set's. A template is the sum over its media of the mean embedding of each
+medium (media pooling: the frames of one video count as one photo), of unit length. Both galleries
+are searched as one, as insightface does.
+
+Shapes: P pairs, T templates, E embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from persona.data.shards import Manifest, read_metas
+from persona.errors import PersonaError
+from persona.evaluation.metrics import (
+    Bools,
+    Ints,
+    equal_error_rate,
+    listed_scores,
+    roc_auc,
+    tar_at_far,
+)
+from persona.evaluation.protocols.base import Options, Protocol, Subject
+from persona.evaluation.search import FPIRS, Embeddings, accepted, cmc, pool, search
+from persona.evaluation.statistics import (
+    Curve,
+    bootstrap_interval,
+    units_of,
+    verification_intervals,
+)
+from persona.models.store import NamedNetwork
+
+FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+MAX_MISSING = 0.5
+"""Share of the listed photos that the set may lack."""
+
+
+@dataclass(frozen=True)
+class Lists:
+    """The published lists."""
+
+    photo: list[str]
+    template: Ints
+    medium: Ints
+    """One entry a photo and template."""
+    pair_a: Ints
+    pair_b: Ints
+    same: Bools
+    gallery: tuple[Ints, Ints] | None
+    """Templates and their subjects."""
+    probe: tuple[Ints, Ints] | None
+
+
+class Templates(Protocol):
+    """Of a packed set of IJB's photos and the folder of its lists."""
+
+    name = "templates"
+    options = frozenset({"templates"})
+
+    def check(self, named: NamedNetwork, manifest: Manifest, options: Options) -> None:
+        """The lists must be given."""
+        if options.templates is None:
+            raise PersonaError("templates are read from IJB's lists: give --templates DIR")
+        if manifest.kind != "photos":
+            raise PersonaError(f"set {manifest.name} holds triplets: templates need photos")
+
+    def figures(self, subject: Subject) -> dict[str, Any]:
+        """TAR at FAR 1e-1 to 1e-6, AUC, EER; rank-1, rank-5 and TPIR where 1:N lists are there.
+
+        Intervals resample pairs, of 1:N subjects: the 1:1 list names no subjects.
+        """
+        assert subject.options.templates is not None
+        lists = read_lists(subject.options.templates)
+        row_L = _rows(subject, lists)
+        embedded = subject.embed(subject.folder, subject.manifest)
+        row_L = np.where(row_L >= 0, embedded.rows_of(row_L), -1)
+        here = row_L >= 0
+        identity_T, template_TE = pool_media(
+            embedded.embeddings[row_L[here], 0], lists.template[here], lists.medium[here]
+        )
+        a, b = (_place(identity_T, side) for side in (lists.pair_a, lists.pair_b))
+        whole = (a >= 0) & (b >= 0)
+        if not whole.any():
+            raise PersonaError("no pair has a photo in both of its templates")
+        scores = listed_scores(template_TE, a[whole], b[whole])
+        same, resamples = lists.same[whole], subject.options.resamples
+        figures: dict[str, Any] = {
+            "auc": roc_auc(scores, same),
+            "eer": equal_error_rate(scores, same),
+            "tar_at_far": {f"{far:g}": tar_at_far(scores, same, far) for far in FARS},
+            "pairs": len(scores),
+            "impostors": int((~same).sum()),
+            "photos": int(here.sum()),
+            "no_face": int((~whole).sum()),
+        }
+        intervals: dict[str, Any] = {}
+        if resamples:
+            curve = Curve.of(scores, same, same, np.zeros(len(same), np.int64))
+            units = units_of(same, a[whole], b[whole])
+            intervals = verification_intervals(curve, units, fars=FARS, resamples=resamples)
+            del intervals["accuracy"]  # templates have no folds
+            figures["resampled"] = units.kind
+        if lists.gallery is not None and lists.probe is not None:
+            found, more = _identify(identity_T, template_TE, lists.gallery, lists.probe, resamples)
+            figures |= found
+            intervals |= more
+        if resamples:
+            figures["intervals"] = intervals
+        return figures
+
+
+def pool_media(
+    embedding_LE: Embeddings, template_L: Ints, medium_L: Ints
+) -> tuple[Ints, Embeddings]:
+    """The templates' numbers, sorted, and their (T, E) embeddings of unit length."""
+    owner, medium_of = np.unique(np.stack([template_L, medium_L]), axis=1, return_inverse=True)
+    sizes = np.bincount(medium_of.ravel())
+    means = np.zeros((owner.shape[1], embedding_LE.shape[1]))
+    np.add.at(means, medium_of.ravel(), embedding_LE)
+    means /= sizes[:, None]
+    templates, place = np.unique(owner[0], return_inverse=True)
+    return templates, pool(means.astype(np.float32), place, len(templates))
+
+
+def _identify(
+    identity_T: Ints,
+    template_TE: Embeddings,
+    gallery: tuple[Ints, Ints],
+    probe: tuple[Ints, Ints],
+    resamples: int,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures and intervals of the 1:N lists; probes without a photo are left out."""
+    place_G, place_N = _place(identity_T, gallery[0]), _place(identity_T, probe[0])
+    subject_G, subject_N = gallery[1][place_G >= 0], probe[1][place_N >= 0]
+    place_G, place_N = place_G[place_G >= 0], place_N[place_N >= 0]
+    order = np.argsort(subject_G, kind="stable")
+    near = np.minimum(np.searchsorted(subject_G[order], subject_N), max(len(order) - 1, 0))
+    mate = np.where(subject_G[order][near] == subject_N, order[near], -1) if len(order) else near
+    answer = search(template_TE[place_N], template_TE[place_G], mate)
+    mated = answer.rank > 0
+    if not mated.any():
+        raise PersonaError("no probe template shows a subject of the gallery lists")
+    rank_M, people = answer.rank[mated], subject_N[mated]
+    dir_at = {f"{fpir:g}": accepted(answer.best, answer.rank, fpir) for fpir in FPIRS}
+    figures: dict[str, Any] = {
+        "rank_1": float(np.mean(rank_M <= 1)),
+        "rank_5": float(np.mean(rank_M <= 5)),
+        "cmc": cmc(rank_M, min(20, len(place_G))).tolist(),
+        "tpir_at_fpir": {n: None if v is None else float(v.mean()) for n, v in dir_at.items()},
+        "gallery": len(place_G),
+        "probes": len(rank_M),
+        "non_mated": int((~mated).sum()),
+    }
+    if not resamples:
+        return figures, {}
+    trials = {"rank_1": rank_M <= 1, "rank_5": rank_M <= 5}
+    trials |= {f"tpir@{name}": hit for name, hit in dir_at.items() if hit is not None}
+    return figures, {
+        name: bootstrap_interval(hit, people, resamples=resamples) for name, hit in trials.items()
+    }
+
+
+def _place(known_T: Ints, wanted: Ints) -> Ints:
+    """Where each wanted number is in a sorted list; -1: it is not."""
+    place = np.minimum(np.searchsorted(known_T, wanted), max(len(known_T) - 1, 0))
+    return (
+        np.where(known_T[place] == wanted, place, -1) if len(known_T) else np.full_like(place, -1)
+    )
+
+
+def _rows(subject: Subject, lists: Lists) -> Ints:
+    """(L,) the key of each listed photo; -1: the set does not have it."""
+    # A centre crop among many frames would spoil its template: without a face, a frame is missing.
+    faceless = set(subject.manifest.no_face)
+    metas = read_metas(subject.folder, subject.manifest)
+    source_of = {key: str(meta["source"]) for key, meta in metas.items() if key not in faceless}
+    key_of = {source.rpartition("/")[2]: key for key, source in source_of.items()}
+    key_of |= {source: key for key, source in source_of.items()}
+    found = np.array([key_of.get(photo, -1) for photo in lists.photo], np.int64)
+    missing = int((found < 0).sum())
+    if missing > MAX_MISSING * len(found):
+        raise PersonaError(
+            f"{missing} of {len(found)} listed photos are not in set {subject.manifest.name}: pack "
+            "the folder that the lists are of (IJB's loose_crop)"
+        )
+    return found
+
+
+def read_lists(folder: Path) -> Lists:
+    """Reads the lists of one folder.
+
+    Raises:
+        PersonaError: one is missing, there are two, or a line is malformed.
+    """
+    media = _table(_one(folder, "*_face_tid_mid.txt"), 3, "photo template medium")
+    pairs = _numbers(_one(folder, "*_template_pair_label.txt"), 3, "template template 0|1")
+    if not np.isin(pairs[:, 2], (0, 1)).all():
+        raise PersonaError(f"{folder}: a pair's label is neither 0 nor 1")
+    try:
+        template, medium = (np.array([row[n] for row in media], np.int64) for n in (1, 2))
+    except ValueError:
+        raise PersonaError(
+            f"{folder}: a template or medium of *_face_tid_mid.txt is no number"
+        ) from None
+    galleries = sorted(folder.glob("*_1N_gallery_G[12].csv"))
+    probes = sorted(folder.glob("*_1N_probe_mixed.csv"))
+    return Lists(
+        photo=[row[0] for row in media],
+        template=template,
+        medium=medium,
+        pair_a=pairs[:, 0],
+        pair_b=pairs[:, 1],
+        same=pairs[:, 2] == 1,
+        gallery=_subjects(galleries) if galleries and probes else None,
+        probe=_subjects(probes) if galleries and probes else None,
+    )
+
+
+def _one(folder: Path, pattern: str) -> Path:
+    found = sorted(folder.glob(pattern))
+    if len(found) != 1:
+        raise PersonaError(
+            f"{folder} has {len(found)} files {pattern}, expected one: give the folder of IJB-B's "
+            "or of IJB-C's lists"
+        )
+    return found[0]
+
+
+def _table(path: Path, width: int, layout: str) -> list[list[str]]:
+    rows = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            fields = line.split()
+            if len(fields) != width:
+                raise PersonaError(f"{path} line {number}: expected {layout}, found {line[:80]!r}")
+            rows.append(fields)
+    if not rows:
+        raise PersonaError(f"{path} is empty: expected {layout} lines")
+    return rows
+
+
+def _numbers(path: Path, width: int, layout: str) -> Ints:
+    """A table of whole numbers, by numpy's own reader: IJB-C has 15 million lines."""
+    try:
+        found = np.loadtxt(path, np.int64, ndmin=2)
+    except ValueError as error:
+        raise PersonaError(f"{path}: expected {layout} ({str(error)[:80]})") from None
+    if found.shape[1:] != (width,) or not len(found):
+        raise PersonaError(f"{path}: expected lines of {layout}")
+    return found
+
+
+def _subjects(paths: list[Path]) -> tuple[Ints, Ints]:
+    """TEMPLATE_ID and SUBJECT_ID of the files, each template once."""
+    rows: dict[int, int] = {}
+    for path in paths:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()[1:], start=2):
+            try:
+                template, person = map(int, line.split(",")[:2])
+            except ValueError:
+                raise PersonaError(
+                    f"{path} line {number}: expected TEMPLATE_ID,SUBJECT_ID, found {line[:80]!r}"
+                ) from None
+            rows[template] = person
+    return np.array(list(rows), np.int64), np.array(list(rows.values()), np.int64)

@@ -1,0 +1,134 @@
+"""Verification of pairs, as LFW's view 2: ten folds, each decided by the threshold of the others.
+
+AgeDB-30, CFP-FP, CALFW and CPLFW are measured alike; a user's list by `--pairs`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from persona.data.shards import Manifest, PairTable, read_metas, read_pairs
+from persona.errors import PersonaError
+from persona.evaluation.metrics import Folds, equal_error_rate, resolves, roc_auc, tar_at_far
+from persona.evaluation.pair_lists import read_pair_list
+from persona.evaluation.pairs import PairScores, groups_of, overlap, score_pairs, write_scores
+from persona.evaluation.protocols.base import Options, Protocol, Subject, default_measure
+from persona.evaluation.statistics import Interval, verification_intervals
+from persona.files import write_atomically
+from persona.models.store import NamedNetwork
+
+
+class Verification(Protocol):
+    """Of a set with pairs, or of any set by a user's list."""
+
+    name = "verification"
+    options = frozenset({"pairs", "by", "trained", "scores", "overlap_names"})
+
+    def check(self, named: NamedNetwork, manifest: Manifest, options: Options) -> None:
+        """There must be pairs."""
+        if not manifest.pairs and options.pairs is None:
+            raise PersonaError(
+                f"set {manifest.name} has no verification pairs: choose --measure "
+                f"{default_measure(manifest)}, give --pairs FILE, or choose a set like lfw"
+            )
+
+    def figures(self, subject: Subject) -> dict[str, Any]:
+        """Accuracy over folds, AUC, EER, TAR at FAR, per group, with intervals."""
+        options, manifest = subject.options, subject.manifest
+        scores, facts = pair_scores(subject)
+        decided = scores.decide()
+        figures = {**vars(scores.figures(options.fars, decided)), **facts}
+        if options.resamples:
+            units = scores.units()
+            found = verification_intervals(
+                scores.curve(decided), units, fars=options.fars, resamples=options.resamples
+            )
+            figures |= {"intervals": found, "resampled": units.kind}
+        if options.by is not None:
+            metas = read_metas(subject.folder, manifest)
+            figures |= _by_group(scores, decided, groups_of(scores, metas, options.by), options)
+        if options.scores is not None and subject.accelerator.is_main_process:
+            write_scores(options.scores, scores)
+        return figures
+
+
+def pair_scores(subject: Subject) -> tuple[PairScores, dict[str, Any]]:
+    """Every measured pair of a network on a set, and what was counted on the way.
+
+    Raises:
+        PersonaError: no pairs, none left to measure, or a list that does not fit the set.
+    """
+    options, manifest = subject.options, subject.manifest
+    facts: dict[str, Any] = {"no_face_policy": options.no_face}
+    pairs: PairTable
+    if options.pairs is None:
+        pairs = read_pairs(subject.folder, manifest)
+    else:
+        metas = read_metas(subject.folder, manifest)
+        pairs, strangers = read_pair_list(options.pairs, manifest, metas)
+        facts["unknown_photos"] = strangers or None
+    trained = options.trained if options.trained is not None else subject.named.classes
+    common = overlap(manifest.classes, trained or ())
+    if trained:
+        facts["overlap"] = len(common)
+    if options.overlap_names is not None and subject.accelerator.is_main_process:
+        names = "".join(f"{manifest.classes[place]}\n" for place in common)
+        write_atomically(options.overlap_names, names.encode())
+    embedded = subject.embed(subject.folder, manifest)
+    left_out = frozenset(common if options.trained is not None else ())
+    scores = score_pairs(embedded, manifest, pairs, no_face=options.no_face, left_out=left_out)
+    facts["no_face"] = scores.no_face
+    if options.trained is not None:
+        facts["overlap_pairs"] = scores.overlapping
+    if scores.duplicates:
+        facts["duplicates"] = scores.duplicates
+    return scores, facts
+
+
+def _by_group(
+    scores: PairScores, decided: Folds, group_P: np.ndarray[Any, Any], options: Options
+) -> dict[str, Any]:
+    """The same figures for each group; the thresholds are those of all pairs."""
+    groups = {}
+    for name in sorted(set(group_P.tolist()) - {""}, key=_natural):
+        which = group_P == name
+        own, right = scores.take(which), decided.right[which]
+        genuine, impostors = int(own.same.sum()), int((~own.same).sum())
+        both = genuine > 0 and impostors > 0
+        found: dict[str, Any] = {
+            "pairs": len(own),
+            "impostors": impostors,
+            "accuracy": float(right.mean()),
+            "auc": roc_auc(own.score, own.same) if both else None,
+            "eer": equal_error_rate(own.score, own.same) if both else None,
+            "tar_at_far": {
+                f"{far:g}": tar_at_far(own.score, own.same, far)
+                if both and resolves(far, impostors)
+                else None
+                for far in options.fars
+            },
+        }
+        if options.resamples:
+            part = Folds(decided.numbers, decided.thresholds, decided.accuracies, right)
+            # One fold: a group's accuracy is over its pairs, wherever the folds were cut.
+            curve = own.curve(part, np.zeros_like(own.fold))
+            intervals: dict[str, Interval | None] = verification_intervals(
+                curve, own.units(), fars=options.fars, resamples=options.resamples
+            )
+            found["intervals"] = intervals
+        groups[name] = found
+    accuracies = [group["accuracy"] for group in groups.values()]
+    return {
+        "by": options.by,
+        "groups": groups,
+        "ungrouped": int(np.count_nonzero(group_P == "")),
+        "gap": max(accuracies) - min(accuracies) if accuracies else None,
+    }
+
+
+def _natural(name: str) -> tuple[float, str]:
+    """Numbers in their order, before words."""
+    head = name.partition("-")[0]
+    return (float(head) if head.isdigit() else np.inf, name)

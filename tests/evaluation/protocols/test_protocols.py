@@ -1,0 +1,457 @@
+"""Protocols on small packed sets, against figures worked out plainly from the embeddings."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from conftest import NO_ALIGN, SIZE_PX, jpeg, write_lfw, write_vggface2
+from torch import Tensor
+
+from persona.data.align import AlignSpec
+from persona.data.pack import Packed, pack_photos
+from persona.data.raw import open_dataset
+from persona.data.raw.annotations import annotate
+from persona.data.raw.lfw import LFW
+from persona.data.shards import PAIRS, encode_pairs, read_metas, read_pairs, write_manifest
+from persona.data.stream import build_loader
+from persona.errors import PersonaError
+from persona.evaluation.embed import embed_set
+from persona.evaluation.metrics import cosine_scores
+from persona.evaluation.protocols import Options, default_measure, evaluate, protocols
+from persona.models.output import ClassifierHead, FaceNetwork
+from persona.models.store import NamedNetwork
+
+
+class Pixels(FaceNetwork):
+    """A network without luck: the crop, reduced to 4 x 4."""
+
+    embedding_size = 48
+
+    def __init__(self, classes: int = 0, broken: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.num_classes, self.broken = classes, broken
+        self.last = ClassifierHead(48, classes, "linear") if classes else None
+
+    def features(self, images_BCHW: Tensor, landmarks_B62: Tensor | None = None) -> Tensor:
+        found = torch.nn.functional.adaptive_avg_pool2d(images_BCHW, 4).flatten(1)
+        return found * torch.nan if self.broken else found
+
+    def classify(self, features_BE: Tensor) -> Tensor:
+        assert self.last is not None
+        return self.last(features_BE)
+
+
+@pytest.fixture
+def cpu() -> Iterator[Accelerator]:
+    yield Accelerator(cpu=True)
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+def pixels(packed: Packed | None = None, classes: int = 0, broken: bool = False) -> NamedNetwork:
+    known = packed.manifest.classes if packed else ()
+    return NamedNetwork("pixels", Pixels(classes, broken), "these", known, SIZE_PX)
+
+
+def measure(packed: Packed, cpu: Accelerator, name: str | None = None, **options):
+    return evaluate(
+        pixels(),
+        packed.folder,
+        packed.manifest,
+        cpu,
+        measure=name,
+        options=Options(**options),
+        quiet=True,
+    )
+
+
+class Boxed(LFW):
+    """LFW whose box file lacks one photo: there its face is not found."""
+
+    def boxes(self) -> dict[str, tuple[float, float, float, float]]:
+        whole = (2.0, 2.0, 30.0, 30.0)
+        return {p.source: whole for p in self.iter_photos() if p.source != FACELESS}
+
+
+FACELESS = "Person_A/Person_A_0001.jpg"
+BOXES = replace(NO_ALIGN, align=AlignSpec("boxes", SIZE_PX, 0))
+
+
+@pytest.fixture
+def boxed_set(tmp_path: Path) -> Packed:
+    """24 photos, one of them without a face, in 4 shards, and 12 pairs."""
+    return pack_photos(Boxed(write_lfw(tmp_path)), tmp_path / "shards" / "boxed", BOXES)
+
+
+def test_a_photo_without_a_face_is_kept_and_flagged_only_for_pairs(
+    boxed_set: Packed, tmp_path: Path
+) -> None:
+    manifest = boxed_set.manifest
+    assert (manifest.samples, len(manifest.no_face), manifest.skipped) == (24, 1, ())
+    metas = read_metas(boxed_set.folder, manifest)
+    flagged = {key for key, meta in metas.items() if meta.get("no_face")}
+    assert flagged == set(manifest.no_face)
+    assert metas[manifest.no_face[0]]["source"] == FACELESS
+    assert metas[manifest.no_face[0]]["box"] is None
+
+    class Unpaired(Boxed):
+        def pairs(self) -> None:
+            return None
+
+    plain = pack_photos(Unpaired(tmp_path / "LFW"), tmp_path / "plain", BOXES).manifest
+    assert (plain.samples, plain.no_face, len(plain.skipped)) == (23, (), 1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_never_sees_a_photo_without_a_face(boxed_set: Packed, workers: int) -> None:
+    known = {"batch_size": 4, "workers": workers}
+    seen: list[int] = []
+    places = 0
+    for rank in range(2):
+        loader = build_loader(
+            boxed_set.folder, boxed_set.manifest, training=True, rank=rank, world_size=2, **known
+        )
+        places += loader.plan.dropped
+        seen += [key for batch in loader for key in batch.keys.tolist()]
+    assert len(seen) == len(set(seen)) == 16 and places == 2 * 7
+    assert not set(seen) & set(boxed_set.manifest.no_face)
+    whole = build_loader(boxed_set.folder, boxed_set.manifest, training=False, **known)
+    assert sum(len(batch.keys) for batch in whole) == 24
+
+
+def test_the_policy_for_photos_without_a_face(boxed_set: Packed, cpu: Accelerator) -> None:
+    pairs = read_pairs(boxed_set.folder, boxed_set.manifest)
+    lost = sum(boxed_set.manifest.no_face[0] in (pair.a, pair.b) for pair in pairs)
+    found = {p: measure(boxed_set, cpu, no_face=p) for p in ("centre", "fail", "exclude")}
+    assert [f.no_face for f in found.values()] == [lost] * 3 and lost == 2
+    assert [f.pairs for f in found.values()] == [12, 12, 10]
+    right = {name: np.dot(f.folds, [6, 6]) for name, f in found.items() if name != "exclude"}
+    assert right["fail"] <= right["centre"]
+    with pytest.raises(PersonaError, match="unknown policy for photos without a face 'skip'"):
+        measure(boxed_set, cpu, no_face="skip")
+
+
+def test_failed_pairs_are_wrong_even_for_a_perfect_network(
+    boxed_set: Packed, cpu: Accelerator, tmp_path: Path
+) -> None:
+    """All pairs genuine or of one photo twice: scores cannot be confused."""
+    keys = sorted(set(range(24)) - set(boxed_set.manifest.no_face))
+    from persona.data.shards import KeyPair
+
+    listed = [KeyPair(fold, True, key, key) for fold in (0, 1) for key in keys[:4]]
+    listed += [KeyPair(fold, False, keys[0], keys[9 + fold]) for fold in (0, 1)]
+    listed += [KeyPair(1, True, boxed_set.manifest.no_face[0], boxed_set.manifest.no_face[0])]
+    encoded = encode_pairs(listed)
+    (boxed_set.folder / PAIRS).write_bytes(encoded)
+    digest = hashlib.sha256(encoded).hexdigest()
+    manifest = replace(boxed_set.manifest, pairs=len(listed), pairs_sha256=digest)
+    write_manifest(boxed_set.folder, manifest)
+    packed = Packed(boxed_set.folder, manifest, fresh=True)
+    assert measure(packed, cpu, no_face="centre").folds == [1.0, 1.0]
+    assert measure(packed, cpu, no_face="fail").folds == [1.0, pytest.approx(5 / 6)]
+
+
+def test_scores_by_key_and_the_scores_file(
+    lfw_set: Packed, cpu: Accelerator, tmp_path: Path
+) -> None:
+    path = tmp_path / "scores.csv"
+    found = measure(lfw_set, cpu, scores=path, resamples=50)
+    embedded = embed_set(Pixels(), lfw_set.folder, lfw_set.manifest, cpu, quiet=True)
+    row = {int(key): embedded.embeddings[place, 0] for place, key in enumerate(embedded.keys)}
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    pairs = list(read_pairs(lfw_set.folder, lfw_set.manifest))
+    assert list(rows[0]) == ["fold", "same", "score"] and len(rows) == len(pairs) == 12
+    for line, pair in zip(rows, pairs, strict=True):
+        expected = cosine_scores([row[pair.a]], [row[pair.b]])[0]
+        assert float(line["score"]) == pytest.approx(expected, abs=1e-12)
+        assert (int(line["fold"]), line["same"] == "1") == (pair.fold, pair.same)
+    assert found.intervals is not None and found.resampled == "identities"
+    assert set(found.intervals) == {"accuracy", "auc", "eer"}  # 6 impostors resolve no FAR
+    assert set(found.tar_at_far.values()) == {None}
+    assert found.accuracy == pytest.approx(np.mean(found.folds))
+
+
+def test_flip_is_the_sum_of_both_embeddings(lfw_set: Packed, cpu: Accelerator) -> None:
+    network = Pixels()
+    known = (lfw_set.folder, lfw_set.manifest, cpu)
+    plain = embed_set(network, *known, quiet=True).embeddings[:, 0]
+    both = embed_set(network, *known, flip=True, quiet=True).embeddings[:, 0]
+    mirror = plain.reshape(-1, 3, 4, 4)[..., ::-1].reshape(-1, 48)
+    total = plain + mirror
+    np.testing.assert_allclose(
+        both, total / np.linalg.norm(total, axis=1, keepdims=True), atol=1e-5
+    )
+    assert measure(lfw_set, cpu, flip=True).flip is True
+    assert "flip" not in measure(lfw_set, cpu).to_json()
+
+
+def test_embeddings_that_are_not_finite_are_one_line(lfw_set: Packed, cpu: Accelerator) -> None:
+    with pytest.raises(PersonaError, match=r"24 of 24 embeddings of set lfw are not finite"):
+        evaluate(pixels(broken=True), lfw_set.folder, lfw_set.manifest, cpu, quiet=True)
+
+
+def test_top_1_and_top_5(train_set: Packed, cpu: Accelerator) -> None:
+    named = pixels(train_set, classes=6)
+    found = evaluate(
+        named, train_set.folder, train_set.manifest, cpu, options=Options(resamples=50), quiet=True
+    )
+    assert found.measure == "class" and found.photos == 30
+    loader = build_loader(train_set.folder, train_set.manifest, batch_size=30, training=False)
+    (batch,) = loader
+    network = named.network
+    features = network.features((batch.images.float() - 127.5) / 128)
+    order = network.classify(features).argsort(dim=1, descending=True)
+    hit = order == batch.labels[:, None]
+    assert found.accuracy == pytest.approx(hit[:, 0].float().mean().item())
+    assert found.top_5 == pytest.approx(hit[:, :5].any(dim=1).float().mean().item())
+    assert set(found.intervals) == {"accuracy", "top_5"}
+
+
+def test_people_who_were_trained_on_are_counted_listed_and_left_out(
+    lfw_set: Packed, cpu: Accelerator, tmp_path: Path
+) -> None:
+    trained = ("person a", "PERSON-B", "somebody else")
+    names = tmp_path / "names.txt"
+    found = measure(lfw_set, cpu, trained=trained, overlap_names=names)
+    metas = read_metas(lfw_set.folder, lfw_set.manifest)
+    pairs = read_pairs(lfw_set.folder, lfw_set.manifest)
+    gone = {"Person_A", "Person_B"}
+    lost = sum(bool(gone & {metas[p.a]["identity"], metas[p.b]["identity"]}) for p in pairs)
+    assert lost > 0 and found.pairs == 12 - lost
+    assert (found.overlap, found.overlap_pairs) == (2, lost)
+    assert names.read_text().split() == sorted(gone)
+    with pytest.raises(PersonaError, match="every person of theirs was trained on"):
+        measure(lfw_set, cpu, trained=lfw_set.manifest.classes)
+    named = replace(pixels(), classes=("Person_C",))
+    alone = evaluate(named, lfw_set.folder, lfw_set.manifest, cpu, quiet=True)
+    assert (alone.overlap, alone.overlap_pairs, alone.pairs) == (1, None, 12)
+
+
+def write_agedb(root: Path, people: int = 8) -> None:
+    """People of both genders at 20, 30, 50 and 60."""
+    root.mkdir(parents=True)
+    number = 0
+    for person in range(people):
+        for age in (20, 30, 50, 60):
+            name = f"{number}_Somebody{person}_{age}_{'mf'[person % 2]}.jpg"
+            (root / name).write_bytes(jpeg(number))
+            number += 1
+
+
+def test_agedb_has_pairs_30_years_apart_and_its_annotations(
+    tmp_path: Path, cpu: Accelerator
+) -> None:
+    write_agedb(tmp_path / "AgeDB", people=16)
+    dataset = open_dataset("agedb", tmp_path)
+    pairs = dataset.pairs()
+    assert pairs is not None and pairs == dataset.pairs()
+    photo = {p.source: p for p in dataset.index().photos}
+    people_of: dict[int, set[str]] = {}
+    for pair in pairs:
+        a, b = photo[pair.a], photo[pair.b]
+        assert dict(b.attributes)["age"] - dict(a.attributes)["age"] == 30
+        assert (a.identity == b.identity) == pair.same
+        assert dict(a.attributes)["gender"] == dict(b.attributes)["gender"]
+        people_of.setdefault(pair.fold, set()).update((a.identity, b.identity))
+    folds = list(people_of.values())
+    assert len(folds) > 1 and len(set.union(*folds)) == sum(map(len, folds))
+    assert sum(p.same for p in pairs) == sum(not p.same for p in pairs)
+
+    packed = pack_photos(dataset, tmp_path / "shards" / "agedb", NO_ALIGN)
+    assert packed.manifest.pairs == len(pairs)
+    meta = read_metas(packed.folder, packed.manifest)[0]
+    assert meta["attributes"] == {"age": 20, "gender": "m"}
+    assert default_measure(packed.manifest) == "verification"
+
+    found = measure(packed, cpu, by="gender", resamples=50)
+    assert set(found.groups) == {"f", "m"} and found.ungrouped == 0
+    assert sum(group["pairs"] for group in found.groups.values()) == len(pairs)
+    accuracies = [group["accuracy"] for group in found.groups.values()]
+    assert found.gap == pytest.approx(max(accuracies) - min(accuracies))
+    assert np.average(accuracies, weights=[g["pairs"] for g in found.groups.values()]) == (
+        pytest.approx(np.average(found.folds, weights=np.bincount([p.fold for p in pairs])))
+    )
+    assert found.groups["f"]["intervals"]["accuracy"] is not None
+    gaps = measure(packed, cpu, by="age-gap")
+    assert set(gaps.groups) == {"30-39"}
+    for by, message in (("height", "unknown annotation 'height'"), ("gender-gap", "is no number")):
+        with pytest.raises(PersonaError, match=message):
+            measure(packed, cpu, by=by)
+
+
+def test_few_agedb_photos_have_no_pairs(tmp_path: Path) -> None:
+    write_agedb(tmp_path / "AgeDB", people=3)
+    assert open_dataset("agedb", tmp_path).pairs() is None
+
+
+def test_a_users_annotations(tmp_path: Path, cpu: Accelerator) -> None:
+    dataset = open_dataset("lfw", write_lfw(tmp_path).parent)
+    file = tmp_path / "a.csv"
+    file.write_text("identity,team\nPerson_A,red\nPerson_B,red\nPerson_C,blue\nPerson_D,\n")
+    index = annotate(dataset.index(), file)
+    packed = pack_photos(dataset, tmp_path / "s", NO_ALIGN, index=index)
+    found = measure(packed, cpu, by="team")
+    assert list(found.groups) == ["blue", "red"]
+    assert found.groups["blue"]["auc"] is None  # genuine pairs alone
+    assert found.ungrouped + sum(g["pairs"] for g in found.groups.values()) == 12
+    with pytest.raises(PersonaError, match="packed with another annotations"):
+        pack_photos(
+            dataset,
+            tmp_path / "s",
+            NO_ALIGN,
+            index=annotate(index, _write(file, "photo,team\nPerson_A/Person_A_0001.jpg,green\n")),
+        )
+    for text, message in (
+        ("name,team\nx,y\n", "expected a header of photo"),
+        ("photo,team\nx\n", "row 2: 1 fields, its header has 2"),
+        ("photo,team\nnobody.jpg,red\n", "none of its 1 rows is about a photo"),
+    ):
+        with pytest.raises(PersonaError, match=message):
+            annotate(index, _write(file, text))
+    unannotated = pack_photos(dataset, tmp_path / "t", NO_ALIGN)
+    with pytest.raises(PersonaError, match="has no annotations to group by"):
+        measure(unannotated, cpu, by="team")
+
+
+def _write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_identification_by_itself(lfw_set: Packed, cpu: Accelerator) -> None:
+    found = measure(lfw_set, cpu, "identification", resamples=50)
+    embedded = embed_set(Pixels(), lfw_set.folder, lfw_set.manifest, cpu, quiet=True)
+    label, rows = embedded.labels[:, 0], embedded.embeddings[:, 0]
+    first = [int(np.flatnonzero(label == who)[0]) for who in range(6)]
+    ranks = []
+    for place in sorted(set(range(24)) - set(first)):
+        scores = rows[first] @ rows[place]
+        ranks.append(int((scores >= scores[label[place]]).sum()))
+    assert (found.gallery, found.probes, found.non_mated) == (6, 18, 9)
+    assert found.rank_1 == pytest.approx(np.mean(np.array(ranks) == 1))
+    assert found.rank_5 == pytest.approx(np.mean(np.array(ranks) <= 5))
+    assert found.cmc[-1] == 1.0 and len(found.cmc) == 6
+    assert found.tpir_at_fpir == {"0.01": None, "0.001": None}
+    assert set(found.intervals) == {"accuracy", "rank_1", "rank_5"}
+
+
+def test_identification_against_a_gallery_set(lfw_set: Packed, cpu: Accelerator) -> None:
+    other = (lfw_set.folder, lfw_set.manifest)
+    found = measure(lfw_set, cpu, gallery=other)
+    assert (found.measure, found.gallery, found.probes, found.non_mated) == (
+        "identification",
+        6,
+        24,
+        0,
+    )
+    strangers = replace(lfw_set.manifest, classes=tuple("uvwxyz"))
+    with pytest.raises(PersonaError, match="no probe shows a person of the gallery"):
+        evaluate(
+            pixels(), lfw_set.folder, strangers, cpu, options=Options(gallery=other), quiet=True
+        )
+
+
+def test_options_of_another_measure_are_refused(
+    lfw_set: Packed, train_set: Packed, cpu: Accelerator
+) -> None:
+    with pytest.raises(PersonaError, match="--gallery goes with --measure identification, not"):
+        measure(lfw_set, cpu, "verification", gallery=(lfw_set.folder, lfw_set.manifest))
+    with pytest.raises(PersonaError, match="--by goes with --measure verification"):
+        measure(lfw_set, cpu, "identification", by="age")
+    with pytest.raises(PersonaError, match="has no verification pairs: choose --measure class"):
+        measure(train_set, cpu, "verification")
+    assert set(protocols()) == {"verification", "match", "class", "identification", "templates"}
+
+
+@pytest.fixture
+def ijb(tmp_path: Path) -> tuple[Packed, Path]:
+    """36 photos `1.jpg` … of 6 subjects in IJB's layout: 12 templates of 3 photos, 2 media each."""
+    write_vggface2(tmp_path, identities=6, photos=6)
+    root = tmp_path / "VGGFace2"
+    lines = (root / "train_list.txt").read_text().split()
+    for number, line in enumerate(lines):
+        target = f"{line.partition('/')[0]}/{number + 1}.jpg"
+        (root / "train" / line).rename(root / "train" / target)
+        lines[number] = target
+    (root / "train_list.txt").write_text("\n".join(lines) + "\n")
+    packed = pack_photos(open_dataset("vggface2", tmp_path), tmp_path / "ijb", NO_ALIGN)
+    folder = tmp_path / "meta"
+    folder.mkdir()
+    media = [f"{n + 1}.jpg {n // 3 + 1} {n // 3 * 10 + min(n % 3, 1)}" for n in range(36)]
+    (folder / "ijbx_face_tid_mid.txt").write_text("\n".join(media) + "\n")
+    pairs = [(a, b, (a - 1) // 2 == (b - 1) // 2) for a in range(1, 13) for b in range(a + 1, 13)]
+    text = "".join(f"{a} {b} {int(same)}\n" for a, b, same in pairs)
+    (folder / "ijbx_template_pair_label.txt").write_text(text)
+    head = "TEMPLATE_ID,SUBJECT_ID,FILENAME\n"
+    for name, own in (("gallery_G1", (1, 3)), ("gallery_G2", (5,)), ("probe_mixed", (2, 4, 6, 8))):
+        rows = "".join(f"{t},{(t - 1) // 2},img/{t}.jpg\n" for t in own)
+        (folder / f"ijbx_1N_{name}.csv").write_text(head + rows)
+    return packed, folder
+
+
+def test_templates_are_pooled_by_medium(ijb: tuple[Packed, Path], cpu: Accelerator) -> None:
+    packed, folder = ijb
+    found = measure(packed, cpu, templates=folder, resamples=50)
+    embedded = embed_set(Pixels(), packed.folder, packed.manifest, cpu, quiet=True)
+    metas = read_metas(packed.folder, packed.manifest)
+    by_name = {
+        int(metas[int(key)]["source"].rpartition("/")[2][:-4]): row
+        for key, row in zip(embedded.keys, embedded.embeddings[:, 0], strict=True)
+    }
+    templates = {}
+    for t in range(12):
+        one, two, three = (by_name[t * 3 + n + 1].astype(float) for n in range(3))
+        total = one + (two + three) / 2  # the last two are frames of one video
+        templates[t + 1] = total / np.linalg.norm(total)
+    text = (folder / "ijbx_template_pair_label.txt").read_text()
+    rows = [line.split() for line in text.splitlines()]
+    scores = np.array([templates[int(a)] @ templates[int(b)] for a, b, _ in rows])
+    same = np.array([label == "1" for *_, label in rows])
+    wins = (scores[same][:, None] > scores[~same]).mean()
+    assert found.auc == pytest.approx(wins, abs=1e-6)
+    assert (found.pairs, found.impostors, found.photos, found.no_face) == (66, 60, 36, 0)
+    assert list(found.tar_at_far) == ["0.1", "0.01", "0.001", "0.0001", "1e-05", "1e-06"]
+    strict = np.sort(scores[~same])[::-1][6]  # 6 of 60 may be accepted
+    assert found.tar_at_far["0.1"] == pytest.approx((scores[same] > strict).mean())
+    assert found.tar_at_far["0.01"] is None
+    first = [templates[p] @ np.array([templates[g] for g in (1, 3, 5)]).T for p in (2, 4, 6)]
+    assert found.rank_1 == pytest.approx(np.mean([s.argmax() == n for n, s in enumerate(first)]))
+    assert (found.gallery, found.probes, found.non_mated) == (3, 3, 1)
+    assert {"auc", "eer", "tar@0.1", "rank_1"} <= set(found.intervals)
+
+
+def test_bad_lists_of_templates(ijb: tuple[Packed, Path], cpu: Accelerator) -> None:
+    packed, folder = ijb
+    with pytest.raises(PersonaError, match="give --templates DIR"):
+        measure(packed, cpu, "templates")
+    pairs, media = folder / "ijbx_template_pair_label.txt", folder / "ijbx_face_tid_mid.txt"
+    good = pairs.read_text(), media.read_text()
+    for path, text, message in (
+        (pairs, "1 2 2\n", "neither 0 nor 1"),
+        (pairs, "1 2\n", "expected lines of template template 0|1"),
+        (pairs, "1 x 0\n", "expected template template 0"),
+        (pairs, "1 2 1\n", "all genuine or all impostor"),
+        (media, "1.jpg 1\n", "line 1: expected photo template medium"),
+        (media, "1.jpg one 1\n", "is no number"),
+        (media, "", "is empty"),
+        (media, "a.jpg 1 1\nb.jpg 2 2\n", "2 of 2 listed photos are not in set ijb"),
+    ):
+        path.write_text(text)
+        with pytest.raises(PersonaError, match=message):
+            measure(packed, cpu, templates=folder)
+        pairs.write_text(good[0])
+        media.write_text(good[1])
+    media.unlink()
+    with pytest.raises(PersonaError, match=r"has 0 files \*_face_tid_mid\.txt, expected one"):
+        measure(packed, cpu, templates=folder)

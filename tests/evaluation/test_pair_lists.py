@@ -1,0 +1,141 @@
+"""A user's own pairs, and what can be wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import NO_ALIGN, write_lfw
+
+from persona.data.pack import Packed
+from persona.data.shards import read_metas, read_pairs
+from persona.errors import PersonaError
+from persona.evaluation.embed import Embedded
+from persona.evaluation.pair_lists import cut_folds, read_pair_list
+from persona.evaluation.pairs import normalised, score_pairs
+
+assert NO_ALIGN and write_lfw  # what the fixtures are made of
+
+
+def photo(person: str, number: int) -> str:
+    return f"Person_{person}/Person_{person}_{number:04d}.jpg"
+
+
+ROWS = [(photo(p, 1), photo(p, 2), 1) for p in "ABCDEF"]
+ROWS += [(photo(a, 1), photo(b, 3), 0) for a, b in zip("ABCDEF", "BCDEFA", strict=True)]
+
+
+def write_csv(path: Path, rows: list[tuple[object, ...]], header: str = "a,b,label") -> Path:
+    path.write_text("\n".join([header, *(",".join(map(str, row)) for row in rows)]) + "\n")
+    return path
+
+
+def read(packed: Packed, path: Path):
+    return read_pair_list(path, packed.manifest, read_metas(packed.folder, packed.manifest))
+
+
+def test_csv_parquet_and_pairs_txt_say_the_same(lfw_set: Packed, tmp_path: Path) -> None:
+    by_csv, missing = read(lfw_set, write_csv(tmp_path / "p.csv", ROWS))
+    columns = dict(zip(("one", "two", "label"), map(list, zip(*ROWS, strict=True)), strict=True))
+    pq.write_table(pa.table(columns), tmp_path / "p.parquet")
+    by_parquet, _ = read(lfw_set, tmp_path / "p.parquet")
+    metas = read_metas(lfw_set.folder, lfw_set.manifest)
+    assert missing == [] and len(by_csv) == 12
+    assert metas[int(by_csv.a[0])]["source"] == photo("A", 1)
+    for name in ("fold", "same", "a", "b"):
+        np.testing.assert_array_equal(getattr(by_csv, name), getattr(by_parquet, name))
+    official = read_pairs(lfw_set.folder, lfw_set.manifest)
+    by_text, _ = read(lfw_set, tmp_path / "raw" / "LFW" / "pairs.txt")
+    for name in ("fold", "same", "a", "b"):
+        np.testing.assert_array_equal(getattr(official, name), getattr(by_text, name))
+
+
+def test_folds_are_the_lists_own_or_ten_of_both_classes(lfw_set: Packed, tmp_path: Path) -> None:
+    rows = [(3 + n % 2, *row) for n, row in enumerate(ROWS)]
+    found, _ = read(lfw_set, write_csv(tmp_path / "p.csv", rows, "fold,a,b,same"))
+    assert found.fold.tolist() == [3, 4] * 6
+    fold = cut_folds(np.arange(200) < 100, tmp_path)
+    for number in range(10):
+        assert (fold[:100] == number).sum() == (fold[100:] == number).sum() == 10
+    assert set(cut_folds(np.arange(10) < 9, tmp_path)) == set(range(10))
+
+
+def test_a_path_may_be_longer_or_shorter_where_it_is_one_photo(
+    lfw_set: Packed, tmp_path: Path
+) -> None:
+    rows = [(f"./LFW/{a}", b.rpartition("/")[2], same) for a, b, same in ROWS]
+    found, missing = read(lfw_set, write_csv(tmp_path / "p.csv", rows))
+    plain, _ = read(lfw_set, write_csv(tmp_path / "q.csv", ROWS))
+    assert missing == []
+    np.testing.assert_array_equal(found.a, plain.a)
+    np.testing.assert_array_equal(found.b, plain.b)
+
+
+def test_unknown_photos_are_named_counted_and_capped(lfw_set: Packed, tmp_path: Path) -> None:
+    some = [*ROWS[:-1], ("Nobody/1.jpg", photo("A", 1), 0)]
+    found, missing = read(lfw_set, write_csv(tmp_path / "p.csv", some))
+    assert missing == ["Nobody/1.jpg"] and (found.a == -1).sum() == 1
+    many = [(f"Nobody/{n}.jpg", b, same) for n, (_, b, same) in enumerate(ROWS)]
+    with pytest.raises(PersonaError, match=r"12 of 12 pairs name photos.*Nobody/0.*and 7 more"):
+        read(lfw_set, write_csv(tmp_path / "p.csv", many))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no pair"),
+        ("a,b,label\n", "holds no pair"),
+        ("a,b\nx,y\n", "expected a header of two paths and a label"),
+        ("a,b,label\nx,y,maybe\n", "row 2: expected two paths and a label of 0 or 1"),
+        ("a,b,label\nx\n", "row 2: expected two paths"),
+        ("10\t300\nA\t1\t2\n", "its header promises 6000 pairs"),
+        ("\n".join(["a,b,label", *(f"{a},{b},1" for a, b, _ in ROWS)]), "all 12 pairs are genuine"),
+        (
+            "\n".join(["a,b,label", *(f"{a},{b},{s}" for a, b, s in ROWS[3:9])]),
+            "6 pairs cannot fill 10 folds",
+        ),
+    ],
+)
+def test_bad_lists_are_one_line(lfw_set: Packed, tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text(text)
+    with pytest.raises(PersonaError, match=message) as error:
+        read(lfw_set, path)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_list_at_all(lfw_set: Packed, tmp_path: Path) -> None:
+    (tmp_path / "p.parquet").write_bytes(b"PAR1 not really")
+    (tmp_path / "p.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(PersonaError, match="is no parquet file"):
+        read(lfw_set, tmp_path / "p.parquet")
+    for name in ("p.csv", "absent.csv"):
+        with pytest.raises(PersonaError, match="cannot be read as a list of pairs"):
+            read(lfw_set, tmp_path / name)
+
+
+def embedded(packed: Packed) -> Embedded:
+    rng = np.random.default_rng(0)
+    count = packed.manifest.samples
+    rows = rng.normal(size=(count, 1, 8)).astype(np.float32)
+    metas = read_metas(packed.folder, packed.manifest)
+    labels = np.array([[metas[key]["class"]] for key in range(count)])
+    return Embedded(np.arange(count), rows, labels, np.empty((count, 1, 0), np.int64))
+
+
+def test_duplicates_are_counted_and_contradictions_refused(lfw_set: Packed, tmp_path: Path) -> None:
+    turned = (ROWS[0][1], ROWS[0][0], 1)
+    pairs, _ = read(lfw_set, write_csv(tmp_path / "p.csv", [*ROWS, ROWS[0], turned]))
+    scores = score_pairs(embedded(lfw_set), lfw_set.manifest, pairs)
+    assert (len(scores), scores.duplicates) == (14, 2)
+    pairs, _ = read(lfw_set, write_csv(tmp_path / "p.csv", [*ROWS, (*turned[:2], 0)]))
+    with pytest.raises(PersonaError, match="listed both as one person and as two"):
+        score_pairs(embedded(lfw_set), lfw_set.manifest, pairs)
+
+
+def test_names_are_compared_without_case_accents_and_punctuation() -> None:
+    assert normalised("Gérard_Depardieu") == normalised("gerard depardieu") == "gerarddepardieu"
+    assert normalised("n000002") != normalised("n000003")

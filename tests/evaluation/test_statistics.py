@@ -1,0 +1,145 @@
+"""Intervals cover what they promise, and weights do what resampling by hand does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from persona.evaluation.compare import paired_differences
+from persona.evaluation.metrics import decide_folds, det, roc, verification
+from persona.evaluation.pairs import PairScores
+from persona.evaluation.statistics import (
+    Curve,
+    Units,
+    bootstrap_interval,
+    interval_of,
+    num_resamples,
+    units_of,
+    verification_intervals,
+)
+
+
+def people_pairs(seed: int, people: int = 40, shift: float = 0.0, noise: float = 0.2):
+    """Scores of genuine pairs of every person and of impostor pairs, which share people."""
+    rng = np.random.default_rng(seed)
+    same = np.arange(400) % 2 == 0
+    a = rng.integers(people, size=400)
+    b = np.where(same, a, (a + rng.integers(1, people, size=400)) % people)
+    scores = rng.normal(np.where(same, 0.5 + shift, 0.2), noise)
+    return scores, same, a, b, np.arange(400) // 40
+
+
+def as_scores(scores, same, a, b, folds) -> PairScores:
+    none = np.zeros(len(a), bool)
+    return PairScores(folds, same, scores, a, b, a, b, none, 0)
+
+
+def test_whole_weights_are_pairs_repeated() -> None:
+    scores, same, _, _, folds = people_pairs(0)
+    decided = decide_folds(scores, same, folds)
+    counts = np.random.default_rng(1).integers(0, 3, size=len(scores))
+    curve = Curve.of(scores, same, decided.right, np.zeros(len(scores), np.int64))
+    found = curve.figures(counts[None].astype(float), (0.1, 0.01))
+    by_hand = verification(*(np.repeat(x, counts) for x in (scores, same, folds)), (0.1, 0.01))
+    assert found["auc"][0] == pytest.approx(by_hand.auc)
+    assert found["eer"][0] == pytest.approx(by_hand.eer)
+    assert found["tar@0.1"][0] == pytest.approx(by_hand.tar_at_far["0.1"])
+    assert found["tar@0.01"][0] == pytest.approx(by_hand.tar_at_far["0.01"])
+    share = [np.average(decided.right[kind], weights=counts[kind]) for kind in (same, ~same)]
+    assert found["accuracy"][0] == pytest.approx(np.mean(share))
+
+
+def test_equal_weights_give_the_figures_themselves() -> None:
+    scores, same, _, _, folds = people_pairs(0)
+    scores = np.round(scores, 1)  # many equal scores
+    decided = decide_folds(scores, same, folds)
+    figures = Curve.of(scores, same, decided.right, folds).figures(np.ones((1, 400)), (0.1,))
+    expected = verification(scores, same, folds, (0.1,))
+    assert figures["accuracy"][0] == pytest.approx(expected.accuracy)
+    assert figures["auc"][0] == pytest.approx(expected.auc)
+    assert figures["eer"][0] == pytest.approx(expected.eer)
+    assert figures["tar@0.1"][0] == expected.tar_at_far["0.1"]
+
+
+def test_a_drawn_identity_takes_all_its_pairs_along() -> None:
+    units = Units("identities", np.array([0, 0, 1]), np.array([0, 1, 2]), 3)
+    (weights,) = units.draw(200, 0)
+    assert set(np.unique(weights[:, 0])) == {0, 1, 2, 3}
+    assert weights[:, 0].mean() == pytest.approx(1, abs=0.2)
+    # An impostor pair needs both of its people.
+    assert (weights[weights[:, 0] == 0, 1] == 0).all()
+    assert (weights[:, 0] * weights[:, 1] > 1).any()
+
+
+def test_what_is_resampled() -> None:
+    _, same, a, b, _ = people_pairs(0)
+    assert units_of(same, a, b).kind == "identities"
+    each = np.arange(800)
+    assert units_of(same, each[:400], each[400:]).kind == "pairs"
+    assert num_resamples(6000) == 1000 and num_resamples(10_000_000) == 100
+
+
+def test_intervals_cover_a_mean_of_dependent_trials() -> None:
+    covered = narrow = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        people = np.repeat(np.arange(50), 8)
+        values = np.repeat(rng.normal(size=50), 8) + rng.normal(size=400) * 0.2
+        for units in (people, None):
+            interval = bootstrap_interval(values, units, resamples=200, seed=seed)
+            assert interval is not None
+            holds = interval.low <= 0 <= interval.high
+            covered, narrow = (
+                (covered + holds, narrow) if units is not None else (covered, narrow + holds)
+            )
+    assert covered >= 88
+    assert narrow <= 70  # resampling trials would promise too much
+
+
+def test_verification_intervals_hold_the_figures_and_repeat() -> None:
+    scores, same, a, b, folds = people_pairs(3)
+    decided = decide_folds(scores, same, folds)
+    curve, units = Curve.of(scores, same, decided.right, folds), units_of(same, a, b)
+    first = verification_intervals(curve, units, fars=(0.1, 1e-3), resamples=300)
+    assert first == verification_intervals(curve, units, fars=(0.1, 1e-3), resamples=300)
+    assert set(first) == {"accuracy", "auc", "eer", "tar@0.1"}  # 200 impostors: no FAR 0.001
+    figures = verification(scores, same, folds)
+    for name in ("accuracy", "auc", "eer"):
+        interval = first[name]
+        assert interval is not None
+        assert interval.low < getattr(figures, name) < interval.high
+
+
+def test_an_interval_of_nothing_is_none() -> None:
+    assert interval_of([np.nan, np.nan, 1.0]) is None
+    assert bootstrap_interval([]) is None
+
+
+def test_det_is_the_roc_with_the_misses() -> None:
+    scores, same, *_ = people_pairs(0)
+    far, frr, threshold = det(scores, same)
+    np.testing.assert_allclose(roc(scores, same)[1], 1 - frr)
+    assert len(far) == len(threshold)
+
+
+def test_a_real_difference_is_found_and_chance_is_not() -> None:
+    scores, same, a, b, folds = people_pairs(0)
+    strong = as_scores(scores + np.where(same, 0.25, 0.0), same, a, b, folds)
+    weak = as_scores(scores, same, a, b, folds)
+    better = {d.figure: d for d in paired_differences(strong, weak, (0.1,), 300)}
+    assert better["auc"].difference > 0 and better["auc"].p is not None
+    assert better["auc"].p < 0.05 and better["auc"].interval.low > 0
+    assert better["accuracy"].p < 0.05 and better["accuracy"].interval.low > 0
+    assert better["tar@0.1"].p is None
+
+    alike = [
+        as_scores(scores + np.random.default_rng(s).normal(size=400) * 0.1, same, a, b, folds)
+        for s in (1, 2)
+    ]
+    even = {d.figure: d for d in paired_differences(*alike, (0.1,), 300)}
+    assert even["auc"].p > 0.05 and even["auc"].interval.low < 0 < even["auc"].interval.high
+    same_one = {d.figure: d for d in paired_differences(weak, weak, (0.1,), 100)}
+    assert same_one["accuracy"].difference == 0 and same_one["accuracy"].p == 1
+    # Another scale of scores changes no decision by rank.
+    scaled = as_scores(scores * 0.1 + 0.5, same, a, b, folds)
+    assert {d.figure: d for d in paired_differences(scaled, weak, (), 100)}["auc"].difference == 0
