@@ -55,7 +55,9 @@ def open_browser() -> Iterator[Any]:
             )
         except Error as error:
             reason = str(error).splitlines()[0]
-            raise PersonaError(f"{program} does not start ({reason}): choose --format html") from None
+            raise PersonaError(
+                f"{program} does not start ({reason}): choose --format html"
+            ) from None
         with contextlib.closing(browser):
             yield browser
 
@@ -78,6 +80,6 @@ def print_page(html: str, form: str) -> bytes:
         page.goto(path.as_uri())
         page.wait_for_selector("body[data-drawn]")
         if form == "pdf":
-            margin = {side: "12mm" for side in ("top", "right", "bottom", "left")}
+            margin = dict.fromkeys(("top", "right", "bottom", "left"), "12mm")
             return bytes(page.pdf(format="A4", margin=margin, print_background=True))
         return bytes(page.screenshot(full_page=True))

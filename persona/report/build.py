@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from persona import __version__
 from persona.data.shards import Manifest
 from persona.errors import PersonaError, unknown
+from persona.files import sha256_file
 from persona.models import onnx
 from persona.models.cards import CARD, Card, read_card
 from persona.models.store import load_network
@@ -33,7 +34,6 @@ from persona.report.figures import (
     group_figures,
     histogram_figure,
     map_figure,
-    rate,
     roc_figure,
     with_interval,
 )
@@ -52,6 +52,12 @@ class Entry:
     card: Card | None
     history: History | None
     """Of its run, where that is here."""
+
+    @property
+    def title(self) -> str:
+        """What the page calls it: of a file its name, not where it lies."""
+        name = Path(self.name).name if self.name.startswith(onnx.PREFIX) else self.name
+        return f"{name} (teacher)" if self.teacher else name
 
     @property
     def has_network(self) -> bool:
@@ -75,7 +81,9 @@ def find_entries(names: Sequence[str], teacher: str | None, place: Workspace) ->
 
 def _find(name: str, place: Workspace) -> Entry:
     plain = Path(name).name == name
-    card = read_card(place.models / name) if plain and (place.models / name / CARD).is_file() else None
+    card = (
+        read_card(place.models / name) if plain and (place.models / name / CARD).is_file() else None
+    )
     run = place.runs / name
     history = None
     if plain and (run / CONFIG).is_file():
@@ -129,6 +137,7 @@ def build_page(
         models.append(
             measure(
                 *(named, folder, manifest, accelerator),
+                title=entry.title,
                 teacher=entry.teacher,
                 size=size,
                 batch_size=batch_size,
@@ -165,7 +174,8 @@ def weights_bytes(entry: Entry, place: Workspace, parameters: int) -> int:
 def _people(manifest: Manifest, names: bool) -> dict[int, str]:
     """What each label is called: its name, or a number."""
     return {
-        label: name if names else f"person {label + 1}" for label, name in enumerate(manifest.classes)
+        label: name if names else f"person {label + 1}"
+        for label, name in enumerate(manifest.classes)
     }
 
 
@@ -183,29 +193,23 @@ def _summary(models: list[Measured], manifest: Manifest) -> str:
 def _headline(models: list[Measured]) -> Table:
     if not models:
         return Table([], [])
-    fars = list(models[0].figures.tar_at_far)
-    columns = ["model", "accuracy", "AUC", "EER", *(f"TAR at FAR {far}" for far in fars)]
-    columns += ["parameters", "size", "CPU ms/face"]
-    rows = []
-    for model in models:
-        figures, intervals = model.figures, model.intervals
-        tars = [
-            with_interval(tar, intervals.get(f"tar@{far}"))
-            for far, tar in figures.tar_at_far.items()
-        ]
-        rows.append(
-            [
-                f"{model.name} (teacher)" if model.teacher else model.name,
-                with_interval(figures.accuracy, intervals.get("accuracy")),
-                with_interval(figures.auc, intervals.get("auc")),
-                with_interval(figures.eer, intervals.get("eer")),
-                *tars,
-                f"{model.parameters:,}" if model.parameters else "not told by its file",
-                f"{model.bytes / 1e6:.1f} MB",
-                f"{model.cpu_ms:.1f}",
-            ]
-        )
-    return Table(columns, rows)
+    rows: list[list[str]] = [
+        ["accuracy", *(_figure(model, "accuracy") for model in models)],
+        ["AUC", *(_figure(model, "auc") for model in models)],
+        ["EER", *(_figure(model, "eer") for model in models)],
+    ]
+    for far in models[0].figures.tar_at_far:
+        tars = [(m.figures.tar_at_far[far], m.intervals.get(f"tar@{far}")) for m in models]
+        rows.append([f"TAR at FAR {far}", *(with_interval(*tar) for tar in tars)])
+    sizes = [f"{m.parameters:,}" if m.parameters else "not told by its file" for m in models]
+    rows.append(["parameters", *sizes])
+    rows.append(["size of the file", *(f"{m.bytes:,} bytes" for m in models)])
+    rows.append(["CPU ms/face", *(f"{m.cpu_ms:.1f}" for m in models)])
+    return Table(["figure", *(model.name for model in models)], rows)
+
+
+def _figure(model: Measured, name: str) -> str:
+    return with_interval(getattr(model.figures, name), model.intervals.get(name))
 
 
 def _remarks(models: list[Measured]) -> list[str]:
@@ -244,7 +248,7 @@ def _sections(
         figure
         for number, entry in enumerate(entries)
         if entry.history is not None
-        for figure in curve_figures(number, entry.name, entry.history)
+        for figure in curve_figures(number, entry.title, entry.history)
     ]
     training = Section("training", "Training curves", curves)
     if not models:
@@ -303,8 +307,10 @@ def _mistakes(
     def title(model: Measured, genuine: bool) -> str:
         wrong = int((~model.decided.right & (model.scores.same == genuine)).sum())
         shown = len(places[model.name, genuine])
-        kind = "False rejects: one person, taken for two" if genuine else (
-            "False accepts: two people, taken for one"
+        kind = (
+            "False rejects: one person, taken for two"
+            if genuine
+            else ("False accepts: two people, taken for one")
         )
         return f"{kind} ({shown} of {wrong})" if wrong else kind
 
@@ -325,11 +331,11 @@ def _notices(entries: list[Entry]) -> list[str]:
     for entry in entries:
         history = entry.history
         if history is not None and history.state != "finished":
-            notices.append(f"{entry.name}: {history.told}")
+            notices.append(f"{entry.title}: {history.told}")
         if history is not None and history.damaged:
             lines = "line" if history.damaged == 1 else "lines"
             notices.append(
-                f"{entry.name}: {history.damaged} damaged {lines} of its metrics left out."
+                f"{entry.title}: {history.damaged} damaged {lines} of its metrics left out."
             )
     return notices
 
@@ -352,11 +358,14 @@ def _made(entry: Entry) -> Made:
         ]
     elif entry.history is None:
         facts = [["source", _source(entry.name)]]
+        if entry.name.startswith(onnx.PREFIX):
+            path = Path(entry.name.removeprefix(onnx.PREFIX)).expanduser()
+            facts.append(["SHA-256", sha256_file(path)])
     if entry.history is not None:
         facts.append(["run", entry.history.told])
     config = entry.card.config if entry.card else entry.history.config if entry.history else {}
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True) if config else ""
-    return Made(f"{entry.name} (teacher)" if entry.teacher else entry.name, facts, text)
+    return Made(entry.title, facts, text)
 
 
 def _source(name: str) -> str:

@@ -149,8 +149,11 @@ def histogram_figure(number: int, model: Measured) -> Figure:
             "name": f"{kind} pairs",
             "x": x,
             "y": y,
-            "opacity": 0.75,
-            "marker": {"color": colour, "pattern": {"shape": shape, "size": 6}},
+            "opacity": 0.85,
+            "marker": {
+                "color": colour,
+                "pattern": {"shape": shape, "fillmode": "overlay", "fgcolor": "#fff"},
+            },
             "hovertemplate": "%{x:.2f}: %{y:.1%}",
         }
         for kind, y, colour, shape in bars
@@ -179,7 +182,11 @@ def histogram_figure(number: int, model: Measured) -> Figure:
         layout=layout,
         columns=["pairs", "count", "mean", "5 %", "95 %"],
         rows=[
-            [name, str(len(part)), *(f"{v:.3f}" for v in (part.mean(), *np.quantile(part, (0.05, 0.95))))]
+            [
+                name,
+                str(len(part)),
+                *(f"{v:.3f}" for v in (part.mean(), *np.quantile(part, (0.05, 0.95)))),
+            ]
             for name, part in (("genuine", scores[same]), ("impostor", scores[~same]))
         ],
     )
@@ -187,7 +194,7 @@ def histogram_figure(number: int, model: Measured) -> Figure:
 
 def group_figures(models: list[Measured]) -> list[Figure]:
     """Accuracy of each group with its interval, one figure an annotation."""
-    figures = []
+    figures: list[Figure] = []
     for by in dict.fromkeys(group.by for model in models for group in model.groups):
         traces, rows = [], []
         for number, model in enumerate(models):
@@ -227,7 +234,11 @@ def _bars(number: int, name: str, groups: list[Group]) -> dict[str, Any]:
         },
         "marker": {
             "color": PALETTE[number % len(PALETTE)],
-            "pattern": {"shape": ("", "/", ".", "x", "-", "|")[number % 6]},
+            "pattern": {
+                "shape": ("", "/", ".", "x", "-", "|")[number % 6],
+                "fillmode": "overlay",
+                "fgcolor": "#fff",
+            },
         },
     }
 
@@ -292,7 +303,12 @@ def map_figure(
                 "hovertemplate": "%{fullData.name}<extra></extra>",
             }
         )
-    bare: dict[str, Any] = {"showticklabels": False, "zeroline": False, "title": {"text": ""}}
+    bare: dict[str, Any] = {
+        "showticklabels": False,
+        "showgrid": False,
+        "zeroline": False,
+        "title": {"text": ""},
+    }
     return Figure(
         id=f"map-{number}",
         title=f"Map of embeddings: {model}",
@@ -309,8 +325,8 @@ def rate(value: float | None) -> str:
 
 
 def with_interval(value: float | None, interval: Iterable[float] | None) -> str:
-    """`0.9940 [0.9900, 0.9970]`."""
+    """`0.9940`, and on a line of its own `[0.9900, 0.9970]`."""
     if value is None or interval is None:
         return rate(value)
     low, high = interval
-    return f"{value:.4f} [{low:.4f}, {high:.4f}]"
+    return f"{value:.4f}\n[{low:.4f}, {high:.4f}]"

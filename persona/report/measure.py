@@ -87,6 +87,7 @@ def measure(
     manifest: Manifest,
     accelerator: Accelerator,
     *,
+    title: str,
     teacher: bool,
     size: int,
     batch_size: int = 128,
@@ -100,6 +101,7 @@ def measure(
         folder: the packed set's folder.
         manifest: its manifest.
         accelerator: device.
+        title: what the page calls it.
         teacher: mark it as the teacher.
         size: bytes of its file.
         batch_size: samples a forward.
@@ -116,7 +118,7 @@ def measure(
     decided = scores.decide()
     units = scores.units()
     return Measured(
-        name=named.name,
+        name=title,
         teacher=teacher,
         figures=scores.figures(FARS, decided),
         intervals=verification_intervals(scores.curve(decided), units, resamples=resamples),
@@ -134,7 +136,7 @@ def measure(
 def measure_groups(
     scores: PairScores, decided: Folds, metas: dict[int, dict[str, Any]], resamples: int
 ) -> list[Group]:
-    """The accuracy by every annotation of the set that makes 2 to 12 groups; numbers by their gap."""
+    """Accuracy by each annotation of the set that makes 2 to 12 groups; of numbers by their gap."""
     values: dict[str, set[str]] = {}
     for meta in metas.values():
         for name, value in (meta.get("attributes") or {}).items():
