@@ -16,7 +16,7 @@ ROOMS = {
     "evaluation": FLOOR | {"data", "models"},
     "report": FLOOR | {"data", "models", "training", "evaluation"},
     "targets": FLOOR | {"data", "models"},
-    "distill": FLOOR | {"data", "models", "training", "evaluation"},
+    "distill": FLOOR | {"data", "models", "training", "evaluation", "report"},
     "cli": FLOOR | {"data", "models", "evaluation", "report", "targets", "distill"},
     "__main__": {"cli"},
 }
