@@ -88,9 +88,10 @@ def report_command(
     if form == "html":
         data = html.encode()
     else:
-        from persona.report.browser import print_page
+        from persona.report.browser import open_browser, print_page
 
-        data = print_page(html, form)
+        with open_browser() as browser:
+            data = print_page(browser, html, form)
     write_atomically(out, data)
     for text in page.notices:
         note(f"note: {text}")

@@ -62,13 +62,9 @@ def open_browser() -> Iterator[Any]:
             yield browser
 
 
-def print_page(html: str, form: str) -> bytes:
-    """The page as `pdf` or as one tall `png`.
-
-    Raises:
-        PersonaError: see `open_browser`.
-    """
-    with tempfile.TemporaryDirectory() as folder, open_browser() as browser:
+def print_page(browser: Any, html: str, form: str) -> bytes:
+    """The page as `pdf` or as one tall `png`."""
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "report.html"
         path.write_text(html, encoding="utf-8")
         page = browser.new_page(viewport={"width": 1100, "height": 900}, color_scheme="light")

@@ -16,7 +16,7 @@ function themed(layout) {
     plot_bgcolor: "rgba(0,0,0,0)",
     margin: { l: 56, r: 16, t: 28, b: 48 },
     showlegend: true,
-    legend: { orientation: "h", y: -0.22, x: 0, xanchor: "left", yanchor: "top" },
+    legend: { orientation: "h", y: -0.28, x: 0, xanchor: "left", yanchor: "top" },
     xaxis: { ...axis, ...layout.xaxis },
     yaxis: { ...axis, ...layout.yaxis },
     shapes: (layout.shapes || []).map(({ themed: _, ...shape }) => (
@@ -24,9 +24,15 @@ function themed(layout) {
   };
 }
 
+// Two of the palette's colours are too dark on a dark page.
+const lighter = { "#0072B2": "#3D9BE0", "#D55E00": "#F07C2B" };
+const shown = (traces) => (dark.matches && !print.matches
+  ? JSON.parse(JSON.stringify(traces).replace(/#0072B2|#D55E00/g, (colour) => lighter[colour]))
+  : traces);
+
 function draw() {
   return Promise.all(figures.map((figure) => Plotly.react(
-    canvas(figure.id), figure.traces.map((trace) => trace.error_y
+    canvas(figure.id), shown(figure.traces).map((trace) => trace.error_y
       ? { ...trace, error_y: { ...trace.error_y, color: getComputedStyle(document.body).color } }
       : trace),
     themed(figure.layout), { displayModeBar: false, responsive: true, scrollZoom: false })));

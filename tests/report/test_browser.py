@@ -78,7 +78,9 @@ def test_it_is_drawn_whole(
     page, seen = visit(browser, report, viewport=viewport, color_scheme=scheme)
     count = page.evaluate("figures.length")
     assert count == 8  # ROC, DET, and of two models scores and map, of the run loss and accuracy
-    assert page.evaluate("[...document.querySelectorAll('.canvas')].every(c => c.querySelector('.main-svg'))")
+    assert page.evaluate(
+        "[...document.querySelectorAll('.canvas')].every(c => c.querySelector('.main-svg'))"
+    )
     drawn = "[...document.querySelectorAll('.canvas')].map(c => c.querySelectorAll('.trace, .point').length)"
     assert all(page.evaluate(drawn))
     faces = page.evaluate("[...document.querySelectorAll('.pairs img')].map(i => i.naturalWidth)")
@@ -121,7 +123,9 @@ def test_a_figure_is_saved_by_its_button(browser: Any, report: Path) -> None:
 def test_headings_alternatives_and_contrast(browser: Any, report: Path) -> None:
     for scheme in ("light", "dark"):
         page, _ = visit(browser, report, color_scheme=scheme)
-        levels = page.evaluate("[...document.querySelectorAll('h1,h2,h3,h4')].map(h => +h.tagName[1])")
+        levels = page.evaluate(
+            "[...document.querySelectorAll('h1,h2,h3,h4')].map(h => +h.tagName[1])"
+        )
         assert levels[0] == 1 and levels.count(1) == 1
         assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
         assert page.evaluate("[...document.images].every(i => i.alt)")
@@ -147,8 +151,8 @@ def contrast(first: str, second: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def test_pdf_and_png(report: Path) -> None:
+def test_pdf_and_png(browser: Any, report: Path) -> None:
     html = report.read_text()
-    assert print_page(html, "pdf").startswith(b"%PDF")
-    image = Image.open(io.BytesIO(print_page(html, "png")))
+    assert print_page(browser, html, "pdf").startswith(b"%PDF")
+    image = Image.open(io.BytesIO(print_page(browser, html, "png")))
     assert image.width == 1100 and image.height > 2000

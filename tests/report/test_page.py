@@ -185,9 +185,7 @@ def test_formats() -> None:
         (("mobilenet_v3_small", "--format", "png"), "no program: PDF and PNG need one"),
     ],
 )
-def test_bad_input(
-    home: Path, train_set: Packed, arguments: tuple[str, ...], message: str
-) -> None:
+def test_bad_input(home: Path, train_set: Packed, arguments: tuple[str, ...], message: str) -> None:
     environment = {"PERSONA_HOME": str(home), "PERSONA_CHROMIUM": "/nowhere/chromium"}
     result = CliRunner().invoke(app, ["report", *arguments], env=environment)
     assert isinstance(result.exception, PersonaError), result.exception
