@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,8 +82,8 @@ def test_it_is_drawn_whole(
     assert page.evaluate(
         "[...document.querySelectorAll('.canvas')].every(c => c.querySelector('.main-svg'))"
     )
-    drawn = "[...document.querySelectorAll('.canvas')].map(c => c.querySelectorAll('.trace, .point').length)"
-    assert all(page.evaluate(drawn))
+    drawn = "c => c.querySelectorAll('.trace, .point').length"
+    assert all(page.evaluate(f"[...document.querySelectorAll('.canvas')].map({drawn})"))
     faces = page.evaluate("[...document.querySelectorAll('.pairs img')].map(i => i.naturalWidth)")
     assert faces and min(faces) > 0
     assert page.evaluate("document.documentElement.scrollWidth") <= size_px[0]
@@ -127,7 +128,7 @@ def test_headings_alternatives_and_contrast(browser: Any, report: Path) -> None:
             "[...document.querySelectorAll('h1,h2,h3,h4')].map(h => +h.tagName[1])"
         )
         assert levels[0] == 1 and levels.count(1) == 1
-        assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+        assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
         assert page.evaluate("[...document.images].every(i => i.alt)")
         assert page.evaluate("[...document.querySelectorAll('.canvas')].every(c => c.ariaLabel)")
         for name in ("--ink", "--soft", "--link"):
