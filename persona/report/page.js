@@ -16,7 +16,7 @@ function themed(layout) {
     plot_bgcolor: "rgba(0,0,0,0)",
     margin: { l: 56, r: 16, t: 28, b: 48 },
     showlegend: true,
-    legend: { orientation: "h", y: -0.28, x: 0, xanchor: "left", yanchor: "top" },
+    legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0, xanchor: "left" },
     xaxis: { ...axis, ...layout.xaxis },
     yaxis: { ...axis, ...layout.yaxis },
     shapes: (layout.shapes || []).map(({ themed: _, ...shape }) => (
