@@ -43,10 +43,13 @@ from persona.data.transforms import apply_views, normalise, view_landmarks
 from persona.errors import PersonaError
 from persona.evaluation.protocols import (
     Evaluation,
+    Options,
+    Subject,
     check_measure,
     default_measure,
     evaluate,
 )
+from persona.evaluation.protocols.verification import pair_scores
 from persona.evaluation.sanity import check_teacher
 from persona.memory import keep_freed_memory
 from persona.models import onnx, store
@@ -54,6 +57,7 @@ from persona.models.cards import new_id
 from persona.models.store import NamedNetwork
 from persona.models.student import Student
 from persona.progress import progress_bar
+from persona.report.plain import pair_curves
 from persona.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from persona.training.losses import head_kind
 from persona.training.meter import FiniteWatch, Meter
@@ -106,6 +110,7 @@ def distill(config: DistillConfig, workspace: Workspace, resume: str | None = No
         while run.progress.epoch < config.epochs:
             run.train_epoch()
             run.finish_epoch()
+        run.track_curves()
     return run.id
 
 
@@ -349,6 +354,21 @@ class Run:
             batch_size=self.config.batch_size,
             workers=self.config.workers,
         )
+
+    def track_curves(self) -> None:
+        """Gives W&B the last student's ROC and scores on the test pairs; by all processes."""
+        if self.config.tracker != "wandb" or self.test is None or not self.test[1].pairs:
+            return
+        size, workers = self.config.batch_size, self.config.workers
+        subject = Subject(
+            *(self.named(self.student), *self.test, self.accelerator, Options(), size, workers)
+        )
+        scores, _ = pair_scores(subject)
+        if self.tracker is not None:
+            for curves in pair_curves(scores.score, scores.same):
+                image = curves.image(log_x=curves.title == "ROC")
+                name = f"test/{curves.title}"
+                self.tracker.log_curve(self.progress.step, name, *curves.rows(), image)
 
     # --- what is kept --------------------------------------------------------------------------
 

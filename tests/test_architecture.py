@@ -17,13 +17,14 @@ ROOMS = {
     "models": FLOOR,
     "training": FLOOR | {"data", "models"},
     "evaluation": FLOOR | {"data", "models"},
+    "report": FLOOR | {"data", "models", "training", "evaluation"},
     "targets": FLOOR | {"data", "models"},
-    "distill": FLOOR | {"data", "models", "training", "evaluation"},
-    "cli": FLOOR | {"data", "models", "evaluation", "targets", "distill"},
+    "distill": FLOOR | {"data", "models", "training", "evaluation", "report"},
+    "cli": FLOOR | {"data", "models", "evaluation", "report", "targets", "distill"},
     "__main__": {"cli"},
 }
 ONLY_IN = {
-    "accelerate": {"targets", "distill", "evaluation", "cli"},
+    "accelerate": {"targets", "distill", "evaluation", "report", "cli"},
     "wandb": {"training"},
     "typer": {"cli"},
 }

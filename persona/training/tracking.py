@@ -12,10 +12,13 @@ import os
 import shlex
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from persona.errors import PersonaError
 from persona.files import write_atomically
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +64,17 @@ class Tracker:
         self._file.flush()
         if self._wandb is not None:
             self._wandb.log(figures, step=step)
+
+    def log_curve(
+        self, step: int, name: str, columns: list[str], rows: list[list[float]], image: Image
+    ) -> None:
+        """Gives W&B a curve as a table and as an image; figures alone, never of a face."""
+        if self._wandb is None:
+            return
+        import wandb
+
+        table = wandb.Table(columns=columns, data=rows)
+        self._wandb.log({f"{name}/table": table, f"{name}/image": wandb.Image(image)}, step=step)
 
 
 def _lines(path: Path) -> list[str]:

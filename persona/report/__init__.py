@@ -1,0 +1,1 @@
+"""One page that shows how good models are, where they fail and how they were made."""

@@ -1,0 +1,81 @@
+"""The page through a headless Chromium: to PDF, to PNG, and for the tests."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from persona.errors import PersonaError
+from persona.report.page import missing
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+VARIABLE = "PERSONA_CHROMIUM"
+TIMEOUT_MS = 120_000
+
+
+def find_chromium() -> str:
+    """The path of a Chromium: $PERSONA_CHROMIUM, or one on the path.
+
+    Raises:
+        PersonaError: there is none.
+    """
+    named = os.environ.get(VARIABLE)
+    found = shutil.which(named) if named else next(filter(None, map(shutil.which, NAMES)), None)
+    if found is None:
+        where = f"{VARIABLE}={named} is no program" if named else "no Chromium on the path"
+        raise PersonaError(
+            f"{where}: PDF and PNG need one (scripts/browser installs Debian's), or choose "
+            "--format html"
+        )
+    return found
+
+
+@contextlib.contextmanager
+def open_browser() -> Iterator[Any]:
+    """A Playwright browser.
+
+    Raises:
+        PersonaError: no Playwright, no Chromium, or it does not start.
+    """
+    try:
+        from playwright.sync_api import Error, sync_playwright
+    except ImportError as error:
+        raise missing(error.name or "playwright") from None
+    program = find_chromium()
+    with sync_playwright() as playwright:
+        try:
+            # Root has no sandbox in Chromium; the page is our own and fetches nothing.
+            browser = playwright.chromium.launch(
+                executable_path=program, chromium_sandbox=os.getuid() != 0
+            )
+        except Error as error:
+            reason = str(error).splitlines()[0]
+            raise PersonaError(
+                f"{program} does not start ({reason}): choose --format html"
+            ) from None
+        with contextlib.closing(browser):
+            yield browser
+
+
+def print_page(browser: Any, html: str, form: str) -> bytes:
+    """The page as `pdf` or as one tall `png`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "report.html"
+        path.write_text(html, encoding="utf-8")
+        page = browser.new_page(viewport={"width": 1100, "height": 900}, color_scheme="light")
+        page.set_default_timeout(TIMEOUT_MS)
+        if form == "pdf":
+            # Drawn at the width of the paper: plots do not reflow while Chromium prints.
+            page.set_viewport_size({"width": 720, "height": 1000})
+            page.emulate_media(media="print", color_scheme="light")
+        page.goto(path.as_uri())
+        page.wait_for_selector("body[data-drawn]")
+        if form == "pdf":
+            margin = dict.fromkeys(("top", "right", "bottom", "left"), "12mm")
+            return bytes(page.pdf(format="A4", margin=margin, print_background=True))
+        return bytes(page.screenshot(full_page=True))

@@ -1,0 +1,404 @@
+"""From names of runs and models to the page.
+
+1. find each name: a run, its model, a model alone, or any network that `load_network` knows
+2. measure each network once on the set
+3. figures, worst pairs and facts go into a `Page`
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate import Accelerator
+
+from persona import __version__
+from persona.data.shards import Manifest
+from persona.data.storage import SetFolder
+from persona.errors import PersonaError, unknown
+from persona.files import sha256_file
+from persona.models import onnx
+from persona.models.cards import CARD, Card, read_card
+from persona.models.store import load_network
+from persona.models.student import ARCHITECTURES, count_parameters
+from persona.models.weights import FACENETS, find_weights
+from persona.report.figures import (
+    Figure,
+    curve_figures,
+    det_figure,
+    group_figures,
+    histogram_figure,
+    map_figure,
+    roc_figure,
+    with_interval,
+)
+from persona.report.history import CONFIG, History, read_history
+from persona.report.measure import TIMED_FACES, Measured, embedding_map, measure, read_faces
+from persona.report.page import Face, FacePair, Made, Mistakes, Page, Section, Table
+from persona.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing to report on."""
+
+    name: str
+    teacher: bool
+    card: Card | None
+    history: History | None
+    """Of its run, where that is here."""
+
+    @property
+    def title(self) -> str:
+        """What the page calls it: of a file its name, not where it lies."""
+        name = Path(self.name).name if self.name.startswith(onnx.PREFIX) else self.name
+        return f"{name} (teacher)" if self.teacher else name
+
+    @property
+    def has_network(self) -> bool:
+        """A run that saved no model yet has none."""
+        return self.history is None or self.card is not None
+
+
+def find_entries(names: Sequence[str], teacher: str | None, place: Workspace) -> list[Entry]:
+    """What the names stand for, the teacher last; a name given twice counts once.
+
+    Raises:
+        PersonaError: unknown, or a run's or model's files are damaged.
+    """
+    wanted = [name for name in dict.fromkeys(names) if name != teacher]
+    entries = [_find(name, place) for name in wanted]
+    if teacher is not None:
+        found = _find(teacher, place)
+        entries.append(Entry(found.name, True, found.card, found.history))
+    return entries
+
+
+def _find(name: str, place: Workspace) -> Entry:
+    plain = Path(name).name == name
+    card = (
+        read_card(place.models / name) if plain and (place.models / name / CARD).is_file() else None
+    )
+    run = place.runs / name
+    history = None
+    if plain and (run / CONFIG).is_file():
+        history = read_history(run, has_model=card is not None)
+    known = name.startswith(onnx.PREFIX) or name in FACENETS or name in ARCHITECTURES
+    if not (known or card or history):
+        names = [*FACENETS, *ARCHITECTURES, "onnx:FILE"]
+        names += [path.parent.name for path in place.models.glob(f"*/{CARD}")]
+        names += [path.parent.name for path in place.runs.glob(f"*/{CONFIG}")]
+        raise unknown("run or model", name, set(names))
+    return Entry(name, False, card, history)
+
+
+def build_page(
+    entries: list[Entry],
+    place: Workspace,
+    folder: SetFolder,
+    manifest: Manifest,
+    accelerator: Accelerator,
+    *,
+    names: bool = False,
+    batch_size: int = 128,
+    workers: int = 0,
+) -> Page:
+    """Measures every network and puts the page together.
+
+    Args:
+        entries: see `find_entries`.
+        place: where models lie.
+        folder: the packed set's folder.
+        manifest: its manifest.
+        accelerator: device.
+        names: show people's names.
+        batch_size: samples a forward.
+        workers: loader processes.
+
+    Raises:
+        PersonaError: the set has no pairs, or does not fit a network.
+    """
+    if not manifest.pairs:
+        raise PersonaError(
+            f"set {manifest.name} has no verification pairs: report on a set like lfw"
+        )
+    models = []
+    for entry in entries:
+        if not entry.has_network:
+            continue
+        named = load_network(entry.name, place.models)
+        named.network.to(accelerator.device).to(memory_format=torch.channels_last)
+        size = weights_bytes(entry, place, count_parameters(named.network))
+        models.append(
+            measure(
+                *(named, folder, manifest, accelerator),
+                title=entry.title,
+                teacher=entry.teacher,
+                size=size,
+                batch_size=batch_size,
+                workers=workers,
+            )
+        )
+    people = _people(manifest, names)
+    plots = [section for section in _sections(entries, models, people) if section.figures]
+    return Page(
+        set=manifest.name,
+        summary=_summary(models, manifest),
+        headline=_headline(models),
+        facts=_facts(manifest),
+        plots=plots,
+        faces=_mistakes(models, folder, manifest, people if names else None),
+        made=[_made(entry) for entry in entries],
+        notices=_notices(entries),
+        remarks=_remarks(models),
+    )
+
+
+def weights_bytes(entry: Entry, place: Workspace, parameters: int) -> int:
+    """Of a network's file; of an untrained student what it would take."""
+    if entry.card is not None:
+        return entry.card.bytes
+    path: Path | None = None
+    if entry.name.startswith(onnx.PREFIX):
+        path = Path(entry.name.removeprefix(onnx.PREFIX)).expanduser()
+    elif entry.name in FACENETS:
+        path = find_weights(FACENETS[entry.name], place.models)
+    return path.stat().st_size if path else 4 * parameters
+
+
+def _people(manifest: Manifest, names: bool) -> dict[int, str]:
+    """What each label is called: its name, or a number."""
+    return {
+        label: name if names else f"person {label + 1}"
+        for label, name in enumerate(manifest.classes)
+    }
+
+
+def _summary(models: list[Measured], manifest: Manifest) -> str:
+    photos = f"{manifest.samples:,} photos of {manifest.identities:,} people"
+    if not models:
+        return f"{photos}; nothing is measured yet."
+    figures = models[0].figures
+    return (
+        f"{photos}; {figures.pairs:,} pairs, {figures.impostors:,} of them impostor, in "
+        f"{len(figures.folds)} folds. The threshold of a fold is chosen on the others."
+    )
+
+
+def _headline(models: list[Measured]) -> Table:
+    if not models:
+        return Table([], [])
+    rows: list[list[str]] = [
+        ["accuracy", *(_figure(model, "accuracy") for model in models)],
+        ["AUC", *(_figure(model, "auc") for model in models)],
+        ["EER", *(_figure(model, "eer") for model in models)],
+    ]
+    for far in models[0].figures.tar_at_far:
+        tars = [(m.figures.tar_at_far[far], m.intervals.get(f"tar@{far}")) for m in models]
+        rows.append([f"TAR at FAR {far}", *(with_interval(*tar) for tar in tars)])
+    sizes = [f"{m.parameters:,}" if m.parameters else "not told by its file" for m in models]
+    rows.append(["parameters", *sizes])
+    rows.append(["size of the file", *(f"{m.bytes:,} bytes" for m in models)])
+    rows.append(["CPU ms/face", *(f"{m.cpu_ms:.1f}" for m in models)])
+    return Table(["figure", *(model.name for model in models)], rows)
+
+
+def _figure(model: Measured, name: str) -> str:
+    return with_interval(getattr(model.figures, name), model.intervals.get(name))
+
+
+def _remarks(models: list[Measured]) -> list[str]:
+    if not models:
+        return []
+    first = models[0]
+    remarks = [
+        f"Intervals: bootstrap over {first.resampled}, 1,000 resamples. CPU time: the forward pass "
+        f"in batches of {TIMED_FACES} on {torch.get_num_threads()} threads of {_processor()}."
+    ]
+    if None in first.figures.tar_at_far.values():
+        remarks.append(
+            f"{first.figures.impostors:,} impostor pairs cannot resolve the lowest false accept "
+            "rates: these are marked, not guessed."
+        )
+    for count, what in (
+        (first.scores.no_face, "pairs have a photo that is absent or shows no face"),
+        (first.scores.duplicates, "pairs are listed more than once"),
+    ):
+        if count:
+            remarks.append(f"{count:,} {what}.")
+    return remarks
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _sections(
+    entries: list[Entry], models: list[Measured], people: dict[int, str]
+) -> list[Section]:
+    curves = [
+        figure
+        for number, entry in enumerate(entries)
+        if entry.history is not None
+        for figure in curve_figures(number, entry.title, entry.history)
+    ]
+    training = Section("training", "Training curves", curves)
+    if not models:
+        return [training]
+    maps: list[Figure] = []
+    for number, model in enumerate(models):
+        figure = map_figure(number, model.name, embedding_map(model.embedded), people)
+        maps += [figure] if figure else []
+    return [
+        Section("curves", "ROC and DET", [roc_figure(models), det_figure(models)]),
+        Section(
+            "scores",
+            "Score distributions",
+            [histogram_figure(number, model) for number, model in enumerate(models)],
+        ),
+        Section("groups", "By group", group_figures(models)),
+        Section(
+            "maps",
+            "Maps of embeddings",
+            maps,
+            "Photos of the 20 people with the most, laid out by t-SNE: people whose photos lie in "
+            "one heap are told apart.",
+        ),
+        training,
+    ]
+
+
+def _mistakes(
+    models: list[Measured], folder: SetFolder, manifest: Manifest, people: dict[int, str] | None
+) -> list[Mistakes]:
+    """The worst pairs of each model; names where `people` are given."""
+    places = {
+        (model.name, genuine): model.worst(genuine=genuine)
+        for model in models
+        for genuine in (False, True)
+    }
+    keys: set[int] = set()
+    for model in models:
+        for genuine in (False, True):
+            chosen = places[model.name, genuine]
+            for column in (model.scores.key_a, model.scores.key_b):
+                keys |= {int(key) for key in column[chosen]}
+    jpegs = read_faces(folder, manifest, keys)
+
+    def pair(model: Measured, place: int) -> FacePair:
+        scores = model.scores
+        own = [int(scores.key_a[place]), int(scores.key_b[place])]
+        labels = [int(scores.identity_a[place]), int(scores.identity_b[place])]
+        names = " / ".join(dict.fromkeys(people[label] for label in labels)) if people else ""
+        faces = [
+            Face(jpegs[key], f"Face of photo {key}" + (f", {people[label]}" if people else ""))
+            for key, label in zip(own, labels, strict=True)
+        ]
+        return FacePair(faces, f"{scores.score[place]:.3f}", names)
+
+    def title(model: Measured, genuine: bool) -> str:
+        wrong = int((~model.decided.right & (model.scores.same == genuine)).sum())
+        shown = len(places[model.name, genuine])
+        kind = (
+            "False rejects: one person, taken for two"
+            if genuine
+            else ("False accepts: two people, taken for one")
+        )
+        return f"{kind} ({shown} of {wrong})" if wrong else kind
+
+    return [
+        Mistakes(
+            model.name,
+            title(model, genuine=False),
+            [pair(model, place) for place in places[model.name, False]],
+            title(model, genuine=True),
+            [pair(model, place) for place in places[model.name, True]],
+        )
+        for model in models
+    ]
+
+
+def _notices(entries: list[Entry]) -> list[str]:
+    notices = []
+    for entry in entries:
+        history = entry.history
+        if history is not None and history.state != "finished":
+            notices.append(f"{entry.title}: {history.told}")
+        if history is not None and history.damaged:
+            lines = "line" if history.damaged == 1 else "lines"
+            notices.append(
+                f"{entry.title}: {history.damaged} damaged {lines} of its metrics left out."
+            )
+    return notices
+
+
+def _made(entry: Entry) -> Made:
+    facts: list[list[str]] = []
+    if entry.card is not None:
+        card = entry.card
+        facts = [
+            ["architecture", card.architecture],
+            ["teacher", card.teacher],
+            ["temperature", "none" if card.temperature is None else f"{card.temperature:g}"],
+            ["trained on", card.train_set],
+            ["best epoch", str(card.epochs)],
+            ["chosen on", card.test_set],
+            ["score there", "none" if card.score is None else f"{card.score:.4f}"],
+            ["weights SHA-256", card.weights_sha256],
+            ["created", card.created],
+            ["made by", f"persona {card.persona}"],
+        ]
+    elif entry.history is None:
+        facts = [["source", _source(entry.name)]]
+        if entry.name.startswith(onnx.PREFIX):
+            path = Path(entry.name.removeprefix(onnx.PREFIX)).expanduser()
+            facts.append(["SHA-256", sha256_file(path)])
+    if entry.history is not None:
+        facts.append(["run", entry.history.told])
+    config = entry.card.config if entry.card else entry.history.config if entry.history else {}
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True) if config else ""
+    return Made(entry.title, facts, text)
+
+
+def _source(name: str) -> str:
+    if name.startswith(onnx.PREFIX):
+        return "an ONNX file"
+    return "facenet-pytorch's release" if name in FACENETS else "untrained, drawn from seed 0"
+
+
+def _facts(manifest: Manifest) -> list[list[str]]:
+    align = manifest.align
+    return [
+        ["set", f"{manifest.name} ({manifest.dataset}, {manifest.split})"],
+        ["alignment", f"{align.method}, {align.image_size} px"],
+        ["photos left out of the set", f"{len(manifest.skipped):,}"],
+        ["made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"],
+        ["persona", f"{__version__}{_commit()}"],
+        ["torch", str(torch.__version__)],
+    ]
+
+
+def _commit() -> str:
+    """`, commit abc1234` where Persona runs from its repository."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:  # no git
+        return ""
+    return f", commit {done.stdout.strip()}" if done.returncode == 0 else ""

@@ -1,0 +1,112 @@
+"""What a run left: its curves, how far it came, and whether it is still going."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from persona.config import DistillConfig, load_config, to_dict
+from persona.errors import PersonaError
+from persona.training.meter import NOT_FINITE
+from persona.training.tracking import METRICS
+
+CONFIG = "config.yaml"
+QUIET_MINUTES = 15
+"""A run that wrote nothing for so long is taken for stopped."""
+
+
+@dataclass(frozen=True)
+class History:
+    """A run, as its folder tells it."""
+
+    state: str
+    """`finished`, `still going`, `stopped` or `stopped: the loss was not finite`."""
+    told: str
+    """The same as a sentence."""
+    config: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    """(step, value) of each figure."""
+    damaged: int = 0
+    """Lines of its metrics that could not be read."""
+
+
+def read_history(folder: Path, *, has_model: bool) -> History:
+    """Reads a run's folder; damaged lines of its metrics are skipped and counted.
+
+    Raises:
+        PersonaError: its config is missing or damaged.
+    """
+    config = load_config(folder / CONFIG, {})
+    records, damaged = read_metrics(folder / METRICS)
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for record in records:
+        for name, value in record.items():
+            if name not in {"step", "epoch"}:
+                curves.setdefault(name, []).append((record["step"], value))
+    state, told = _state(folder, config, records, has_model)
+    return History(state, told, to_dict(config), curves, damaged)
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Whole records of finite figures, and how many lines were none."""
+    records, damaged = [], 0
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                record = None
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                records.append({k: v for k, v in record.items() if _is_figure(v)})
+            else:
+                damaged += 1
+    return records, damaged
+
+
+def _is_figure(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _state(
+    folder: Path, config: DistillConfig, records: list[dict[str, Any]], has_model: bool
+) -> tuple[str, str]:
+    """Where a run stands; nothing but its files is asked."""
+    reached = int(max((record.get("epoch", 0) for record in records), default=0))
+    saved = "" if has_model else " It saved no model yet."
+    place = f"epoch {min(reached + 1, config.epochs)} of {config.epochs}"
+    if (folder / NOT_FINITE).is_file():
+        text = f"It stopped in {place}: the loss was not finite.{saved}"
+        return "stopped: the loss was not finite", text
+    # Without a test set nothing is recorded after the last epoch, but its checkpoint is.
+    if reached >= config.epochs or _checkpoint_epoch(folder) >= config.epochs:
+        return "finished", f"It finished all {config.epochs} epochs."
+    written = [path.stat().st_mtime for path in folder.iterdir() if path.is_file()]
+    minutes = (time.time() - max(written)) / 60
+    if minutes < QUIET_MINUTES:
+        return "still going", f"It seems to be still going, in {place}; figures may change.{saved}"
+    text = (
+        f"It stopped in {place} and wrote nothing for {_duration(minutes)}: it crashed or was "
+        f"killed. --resume {folder.name} takes it up again.{saved}"
+    )
+    return "stopped", text
+
+
+def _checkpoint_epoch(folder: Path) -> int:
+    from persona.training.checkpoint import load_checkpoint
+
+    try:
+        found = load_checkpoint(folder)
+    except PersonaError:
+        return 0
+    return found[0].epoch if found else 0
+
+
+def _duration(minutes: float) -> str:
+    for size, unit in ((1440, "days"), (60, "hours")):
+        if minutes >= 2 * size:
+            return f"{minutes / size:.0f} {unit}"
+    return f"{minutes:.0f} minutes"

@@ -1,0 +1,210 @@
+"""What the page shows of one network on one set.
+
+Shapes: N samples, P pairs, E embedding.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from persona.data.shards import Manifest, index_members, key_of, read_metas, read_pairs
+from persona.data.storage import SetFolder
+from persona.data.stream import build_loader
+from persona.data.transforms import normalise
+from persona.evaluation.embed import Embedded
+from persona.evaluation.metrics import FARS, Folds, Verification
+from persona.evaluation.pairs import PairScores, groups_of, score_pairs
+from persona.evaluation.protocols import Options, Subject, check_measure
+from persona.evaluation.statistics import Interval, verification_intervals
+from persona.models.store import NamedNetwork
+from persona.models.student import count_parameters
+
+WORST = 24
+TIMED_FACES = 16
+TIMED_RUNS = 5
+MAX_GROUPS = 12
+
+
+@dataclass(frozen=True)
+class Group:
+    """The accuracy of one group of pairs."""
+
+    by: str
+    name: str
+    pairs: int
+    accuracy: float
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One network on one set."""
+
+    name: str
+    teacher: bool
+    figures: Verification
+    intervals: dict[str, Interval | None]
+    resampled: str
+    scores: PairScores
+    decided: Folds
+    groups: list[Group]
+    embedded: Embedded
+    parameters: int | None
+    """None: an ONNX file does not tell."""
+    bytes: int
+    cpu_ms: float
+    """A face, on this machine's CPU, in batches of TIMED_FACES."""
+
+    @property
+    def threshold(self) -> float:
+        """The median of the folds' thresholds."""
+        return float(np.median(self.decided.thresholds))
+
+    def worst(self, *, genuine: bool) -> list[int]:
+        """Places of the pairs that were decided wrongly, the furthest from their threshold first.
+
+        `genuine`: false rejects; else false accepts.
+        """
+        fold = np.searchsorted(self.decided.numbers, self.scores.fold)
+        beyond = self.scores.score - self.decided.thresholds[fold]
+        beyond = -beyond if genuine else beyond
+        wrong = ~self.decided.right & ~self.scores.failed & (self.scores.same == genuine)
+        places = np.flatnonzero(wrong)
+        order = np.argsort(-beyond[places], kind="stable")[:WORST]
+        return [int(place) for place in places[order]]
+
+
+def measure(
+    named: NamedNetwork,
+    folder: SetFolder,
+    manifest: Manifest,
+    accelerator: Accelerator,
+    *,
+    title: str,
+    teacher: bool,
+    size: int,
+    batch_size: int = 128,
+    workers: int = 0,
+    resamples: int = 1000,
+) -> Measured:
+    """Embeds a set once and takes from it all that the page shows.
+
+    Args:
+        named: the network, on the accelerator's device.
+        folder: the packed set's folder.
+        manifest: its manifest.
+        accelerator: device.
+        title: what the page calls it.
+        teacher: mark it as the teacher.
+        size: bytes of its file.
+        batch_size: samples a forward.
+        workers: loader processes.
+        resamples: of the intervals.
+
+    Raises:
+        PersonaError: the set has no pairs, or its crops are not of the network's kind.
+    """
+    check_measure("verification", named, manifest)
+    subject = Subject(named, folder, manifest, accelerator, Options(), batch_size, workers)
+    embedded = subject.embed(folder, manifest)
+    scores = score_pairs(embedded, manifest, read_pairs(folder, manifest))
+    decided = scores.decide()
+    units = scores.units()
+    return Measured(
+        name=title,
+        teacher=teacher,
+        figures=scores.figures(FARS, decided),
+        intervals=verification_intervals(scores.curve(decided), units, resamples=resamples),
+        resampled=units.kind,
+        scores=scores,
+        decided=decided,
+        groups=measure_groups(scores, decided, read_metas(folder, manifest), resamples),
+        embedded=embedded,
+        parameters=count_parameters(named.network) or None,
+        bytes=size,
+        cpu_ms=time_on_cpu(named, folder, manifest, accelerator.device),
+    )
+
+
+def measure_groups(
+    scores: PairScores, decided: Folds, metas: dict[int, dict[str, Any]], resamples: int
+) -> list[Group]:
+    """Accuracy by each annotation of the set that makes 2 to 12 groups; of numbers by their gap."""
+    values: dict[str, set[str]] = {}
+    for meta in metas.values():
+        for name, value in (meta.get("attributes") or {}).items():
+            values.setdefault(name, set()).add(str(value))
+    groups = []
+    for column, found in sorted(values.items()):
+        numbers = all(value.replace(".", "", 1).isdigit() for value in found)
+        by = f"{column}-gap" if numbers else column
+        group_P = groups_of(scores, metas, by)
+        names = sorted(set(group_P.tolist()) - {""}, key=lambda name: (len(name), name))
+        if not 2 <= len(names) <= MAX_GROUPS:
+            continue
+        for name in names:
+            which = group_P == name
+            own, right = scores.take(which), decided.right[which]
+            part = Folds(decided.numbers, decided.thresholds, decided.accuracies, right)
+            curve = own.curve(part, np.zeros_like(own.fold))  # over pairs, wherever folds were cut
+            interval = verification_intervals(curve, own.units(), fars=(), resamples=resamples)
+            accuracy = float(right.mean())
+            groups.append(Group(by, name, len(own), accuracy, interval["accuracy"]))
+    return groups
+
+
+@torch.inference_mode()
+def time_on_cpu(
+    named: NamedNetwork, folder: SetFolder, manifest: Manifest, device: torch.device
+) -> float:
+    """Median milliseconds a face of the forward pass alone, on real crops."""
+    batch = next(iter(build_loader(folder, manifest, batch_size=TIMED_FACES, training=False)))
+    images = normalise(batch.images).contiguous(memory_format=torch.channels_last)
+    network = named.network.to("cpu")
+    training = network.training
+    network.eval()
+    took_s = []
+    for _ in range(TIMED_RUNS + 1):
+        before_s = time.perf_counter()
+        network.features(images, batch.landmarks)
+        took_s.append(time.perf_counter() - before_s)
+    network.to(device).train(training)
+    return statistics.median(took_s[1:]) * 1000 / len(images)
+
+
+def read_faces(folder: SetFolder, manifest: Manifest, keys: set[int]) -> dict[int, bytes]:
+    """The JPEG of each of these samples."""
+    members = index_members(folder, manifest)
+    faces = {}
+    for key in sorted(keys):
+        member = members[f"{key_of(key)}.jpg"]
+        with manifest.shard_path(folder, member.shard).open("rb") as stream:
+            faces[key] = member.read(stream)
+    return faces
+
+
+def embedding_map(embedded: Embedded, identities: int = 20, photos: int = 30) -> dict[str, Any]:
+    """The people with the most photos in two dimensions: t-SNE by cosine, seeded.
+
+    Returns:
+        `x`, `y` (N,) and `label` (N,) class indices; empty where there are fewer than 6 photos.
+    """
+    labels = embedded.labels[:, 0]
+    found, counts = np.unique(labels, return_counts=True)
+    chosen = found[np.argsort(-counts, kind="stable")[:identities]]
+    rows = np.concatenate([np.flatnonzero(labels == label)[:photos] for label in chosen])
+    if len(rows) < 6:
+        return {"x": [], "y": [], "label": []}
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(rows) - 1) / 3)
+    tsne = TSNE(perplexity=perplexity, metric="cosine", init="random", random_state=0)
+    place = tsne.fit_transform(embedded.embeddings[rows, 0].astype(np.float64))
+    return {"x": place[:, 0].tolist(), "y": place[:, 1].tolist(), "label": labels[rows].tolist()}

@@ -1,0 +1,151 @@
+"""The page: one HTML file that loads nothing.
+
+What comes from sets, runs and users is escaped by the template; plotly and the page's own script
+are named by their hashes in a Content-Security-Policy, so nothing else can run or be fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from typing import Any
+
+from persona.errors import PersonaError
+from persona.report.figures import Figure
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under columns."""
+
+    columns: list[str]
+    rows: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and its figures."""
+
+    id: str
+    title: str
+    figures: list[Figure]
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Face:
+    """A photo in the page."""
+
+    jpeg: bytes
+    alt: str
+
+    @property
+    def source(self) -> str:
+        """As a data URI."""
+        return "data:image/jpeg;base64," + base64.b64encode(self.jpeg).decode()
+
+
+@dataclass(frozen=True)
+class FacePair:
+    """A pair that was decided wrongly."""
+
+    faces: list[Face]
+    score: str
+    names: str = ""
+
+
+@dataclass(frozen=True)
+class Mistakes:
+    """A model's worst pairs."""
+
+    name: str
+    accepts_title: str
+    accepts: list[FacePair]
+    rejects_title: str
+    rejects: list[FacePair]
+
+
+@dataclass(frozen=True)
+class Made:
+    """How a model was made."""
+
+    name: str
+    facts: list[list[str]]
+    config: str = ""
+    """YAML."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that the page says."""
+
+    set: str
+    summary: str
+    headline: Table
+    facts: list[list[str]]
+    plots: list[Section] = field(default_factory=list)
+    faces: list[Mistakes] = field(default_factory=list)
+    made: list[Made] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    """What a reader must know first, such as that a run is still going."""
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def sections(self) -> list[tuple[str, str]]:
+        """ID and title of each, in order."""
+        middle = [(section.id, section.title) for section in self.plots]
+        faces = [("faces", "The worst mistakes")] if self.faces else []
+        return [("headline", "Models"), *middle, *faces, ("made", "How they were made")]
+
+
+def render(page: Page) -> str:
+    """The HTML.
+
+    Raises:
+        PersonaError: `persona[report]` is not installed.
+    """
+    try:
+        import jinja2
+        from markupsafe import Markup
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise missing(error.name or "plotly") from None
+    here = resources.files("persona.report")
+    script = (here / "page.js").read_text(encoding="utf-8")
+    plotly = get_plotlyjs()
+    figures = [asdict(figure) for section in page.plots for figure in section.figures]
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    hashes = " ".join(_hash(text) for text in (plotly, script))
+    policy = (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+    template = environment.from_string((here / "page.html.j2").read_text(encoding="utf-8"))
+    return template.render(
+        page=page,
+        policy=policy,
+        style=Markup((here / "page.css").read_text(encoding="utf-8")),  # ours, not a user's
+        plotly=Markup(plotly),
+        script=Markup(script),
+        figures=Markup(encode_for_script(figures)),
+    )
+
+
+def encode_for_script(value: Any) -> str:
+    """JSON that cannot end the script element it lies in."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def missing(module: str) -> PersonaError:
+    """The error for a library of the extra that is not there."""
+    return PersonaError(f"{module} is not installed: pip install 'persona[report]'")

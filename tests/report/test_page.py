@@ -1,0 +1,193 @@
+"""The page: what it says, that it escapes, and the bad input of the command."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate import Accelerator
+from helpers import persona_here
+from test_history import age, write_run
+from typer.testing import CliRunner
+
+from persona.cli.app import app
+from persona.cli.report import choose_format
+from persona.data.pack import Packed
+from persona.errors import PersonaError
+from persona.evaluation.statistics import Interval
+from persona.models.store import load_network
+from persona.report.build import build_page, find_entries
+from persona.report.figures import (
+    Figure,
+    group_figures,
+    histogram,
+    roc_traces,
+    thin,
+    with_interval,
+)
+from persona.report.measure import Group, measure, measure_groups
+from persona.report.page import Made, Page, Section, Table, encode_for_script, render
+from persona.workspace import Workspace
+
+EVIL = "</script><img src=x onerror=alert(1)>\"'&"
+
+
+def test_what_users_write_is_escaped() -> None:
+    figure = Figure("evil", EVIL, EVIL, [{"name": EVIL}], {}, [EVIL], [[EVIL]])
+    page = Page(
+        set=EVIL,
+        summary=EVIL,
+        headline=Table([EVIL], [[EVIL, EVIL]]),
+        facts=[[EVIL, EVIL]],
+        plots=[Section("s", EVIL, [figure], EVIL)],
+        made=[Made(EVIL, [[EVIL, EVIL]], EVIL)],
+        notices=[EVIL],
+        remarks=[EVIL],
+    )
+    html = render(page)
+    assert "<img" not in html.split("<script>")[0]
+    assert "onerror=alert(1)>" not in html.split("<script>")[0]
+    data = re.search(r'id="figures">(.*?)</script>', html, re.S)
+    assert data is not None
+    assert json.loads(data[1])[0]["title"] == EVIL
+
+
+def test_nothing_is_fetched() -> None:
+    html = render(Page("x", "s", Table([], []), [["a", "b"]]))
+    assert "default-src &#39;none&#39;" in html
+    assert not re.search(r'<(script|link|img|iframe)[^>]+(src|href)="(?!data:)', html)
+    assert "No model to measure yet." in html
+
+
+def test_json_in_a_script_never_ends_it() -> None:
+    assert "<" not in encode_for_script([EVIL])
+    with pytest.raises(ValueError, match="Out of range float"):
+        encode_for_script(float("nan"))
+
+
+def test_thinning_keeps_the_end_and_drops_zero() -> None:
+    far = np.concatenate([[0.0], np.linspace(1e-5, 1, 100_000)])
+    x, y = thin(far, far)
+    assert len(x) < 400 and x == y
+    assert x[-1] == 1.0 and min(x) == 1e-5
+
+
+def test_curves_and_histogram_by_hand() -> None:
+    scores, same = np.array([0.9, 0.8, 0.2, 0.1]), np.array([True, False, True, False])
+    assert roc_traces(scores, same) == ([0.5, 1.0], [1.0, 1.0])
+    _, impostor, genuine = histogram(scores, same)
+    assert sum(impostor) == sum(genuine) == 1.0
+    assert genuine[-1] == 0.5 and impostor[0] == 0.5
+    assert with_interval(None, None) == "not resolvable"
+    assert with_interval(0.5, Interval(0.4, 0.6)) == "0.5000\n[0.4000, 0.6000]"
+
+
+@pytest.fixture
+def home(lfw_set: Packed, tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def build(home: Path, *names: str, teacher: str | None = None, people: bool = False) -> Page:
+    place = Workspace.locate(home=home)
+    entries = find_entries(names, teacher, place)
+    from persona.data.shards import open_set
+
+    set_ = open_set("lfw", place.shards)
+    return build_page(entries, place, *set_, Accelerator(cpu=True), names=people)
+
+
+def test_models_side_by_side_with_faces_and_no_names(home: Path) -> None:
+    page = build(home, "mobilenet_v3_small", teacher="mobilenet_v3_large")
+    assert page.headline.columns == ["figure", "mobilenet_v3_small", "mobilenet_v3_large (teacher)"]
+    figures = {row[0]: row[1:] for row in page.headline.rows}
+    assert re.fullmatch(r"0\.\d{4}\n\[0\.\d{4}, [01]\.\d{4}\]", figures["accuracy"][0])
+    assert figures["TAR at FAR 0.001"] == ["not resolvable"] * 2
+    assert [section.id for section in page.plots] == ["curves", "scores", "maps"]
+    assert any(mistakes.accepts or mistakes.rejects for mistakes in page.faces)
+    assert "Person_" not in render(page)
+    named = build(home, "mobilenet_v3_small", people=True)
+    assert "Person_A" in render(named)
+
+
+def test_worst_pairs_are_wrong_and_sorted(lfw_set: Packed, tmp_path: Path) -> None:
+    network = load_network("mobilenet_v3_small", tmp_path)
+    place = Workspace.locate(home=tmp_path)
+    from persona.data.shards import open_set
+
+    measured = measure(
+        *(network, *open_set("lfw", place.shards), Accelerator(cpu=True)),
+        title="m",
+        teacher=False,
+        size=1,
+        resamples=10,
+    )
+    for genuine in (True, False):
+        places = measured.worst(genuine=genuine)
+        assert not measured.decided.right[places].any()
+        assert (measured.scores.same[places] == genuine).all()
+    wrong = len(measured.worst(genuine=True)) + len(measured.worst(genuine=False))
+    assert wrong == int((~measured.decided.right).sum()) > 0
+
+    metas = {
+        int(key): {"attributes": {"gender": "fm"[int(key) % 2], "age": str(20 + 3 * int(key))}}
+        for key in measured.embedded.keys
+    }
+    groups = measure_groups(measured.scores, measured.decided, metas, 10)
+    assert {group.by for group in groups} == {"age-gap", "gender"}
+    assert sum(group.pairs for group in groups if group.by == "age-gap") == len(measured.scores)
+
+
+def test_group_figures_have_a_row_a_bar(lfw_set: Packed, tmp_path: Path) -> None:
+    class Fake:
+        name = "m"
+        groups = (Group("g", "a", 5, 0.8, Interval(0.7, 0.9)), Group("g", "b", 5, 0.5, None))
+
+    (figure,) = group_figures([Fake()])  # type: ignore[list-item]
+    assert figure.rows == [["m", "a", "5", "0.8000\n[0.7000, 0.9000]"], ["m", "b", "5", "0.5000"]]
+    assert figure.traces[0]["error_y"]["array"] == [pytest.approx(0.1), 0]
+
+
+def test_a_run_without_a_model_gets_a_report_that_says_so(home: Path) -> None:
+    folder = write_run(home / "runs" / "r1", {"step": 1, "epoch": 0, "loss": 1.0}, tail="{")
+    age(folder, 3)
+    page = build(home, "r1")
+    assert "stopped in epoch 1 of 3" in page.notices[0]
+    assert "1 damaged line" in page.notices[1]
+    assert [section.id for section in page.plots] == ["training"]
+    assert "No model to measure yet." in render(page)
+
+
+def test_the_command_writes_one_file(home: Path) -> None:
+    out = home / "page.html"
+    done = persona_here("report", "mobilenet_v3_small", "--out", str(out), "-w", "0", home=home)
+    assert done["format"] == "html" and done["bytes"] == out.stat().st_size
+    assert out.read_text().startswith("<!doctype html>")
+
+
+def test_formats() -> None:
+    assert choose_format(None, None) == ("html", Path("report.html"))
+    assert choose_format(None, Path("a.pdf")) == ("pdf", Path("a.pdf"))
+    assert choose_format("png", None) == ("png", Path("report.png"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nope",), "unknown run or model 'nope'"),
+        (("../runs",), "unknown run or model '../runs'"),
+        (("mobilenet_v3_small", "--format", "gif"), "unknown format 'gif'"),
+        (("mobilenet_v3_small", "--format", "pdf", "--out", "a.html"), "does not end in .pdf"),
+        (("mobilenet_v3_small", "--set", "nope"), "unknown set 'nope'"),
+        (("mobilenet_v3_small", "--set", "vggface2-train"), "has no verification pairs"),
+        (("mobilenet_v3_small", "--format", "png"), "no program: PDF and PNG need one"),
+    ],
+)
+def test_bad_input(home: Path, train_set: Packed, arguments: tuple[str, ...], message: str) -> None:
+    environment = {"PERSONA_HOME": str(home), "PERSONA_CHROMIUM": "/nowhere/chromium"}
+    result = CliRunner().invoke(app, ["report", *arguments], env=environment)
+    assert isinstance(result.exception, PersonaError), result.exception
+    assert message in str(result.exception)
+    assert "\n" not in str(result.exception)
