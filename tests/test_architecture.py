@@ -15,8 +15,9 @@ ROOMS = {
     "training": FLOOR | {"data", "models"},
     "evaluation": FLOOR | {"data", "models"},
     "targets": FLOOR | {"data", "models"},
+    "deploy": FLOOR | {"data", "models", "evaluation"},
     "distill": FLOOR | {"data", "models", "training", "evaluation"},
-    "cli": FLOOR | {"data", "models", "evaluation", "targets", "distill"},
+    "cli": FLOOR | {"data", "models", "evaluation", "targets", "distill", "deploy"},
     "__main__": {"cli"},
 }
 ONLY_IN = {

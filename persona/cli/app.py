@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from persona import __version__
-from persona.cli import data, demo, models, targets, triplets
+from persona.cli import data, demo, deploy, models, targets, triplets
 from persona.cli.errors import run_app
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ app.command("targets")(targets.targets_command)
 app.add_typer(triplets.app, name="triplets")
 app.add_typer(models.models_app, name="models")
 app.command("evaluate")(models.evaluate_command)
+app.command("export")(deploy.export_command)
 app.command("demo")(demo.demo_command)
 
 
