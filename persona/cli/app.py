@@ -46,6 +46,7 @@ app.add_typer(triplets.app, name="triplets")
 app.add_typer(models.models_app, name="models")
 app.command("evaluate")(models.evaluate_command)
 app.command("export")(deploy.export_command)
+app.command("bench")(deploy.bench_command)
 app.command("demo")(demo.demo_command)
 
 

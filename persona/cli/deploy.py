@@ -1,4 +1,4 @@
-"""`persona export`."""
+"""`persona export`, `persona bench`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from persona.cli.output import (
+    Column,
     JsonFlag,
     ModelsOption,
     ShardsOption,
     human_bytes,
     note,
     print_json,
+    print_table,
     workspace,
 )
 from persona.errors import PersonaError
@@ -86,3 +88,41 @@ def export_command(
         f"{done.path}: {human_bytes(done.bytes)}, worst cosine to the model "
         f"{done.worst_cosine:.6f} over {done.faces} faces"
     )
+
+
+def bench_command(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="Model IDs, onnx:FILE, facenet-vggface2."),
+    ],
+    rounds: Annotated[int, typer.Option(min=1, help="Turns; medians of all are printed.")] = 10,
+    runs: Annotated[int, typer.Option(min=1, help="Single faces a turn.")] = 20,
+    models: ModelsOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """What models cost on this machine, side by side: latency, throughput, memory, bytes."""
+    from dataclasses import asdict
+
+    from persona.deploy.bench import bench, versions
+
+    costs = bench(names, workspace(models=models).models, rounds=rounds, runs=runs)
+    if json:
+        print_json({"machine": versions(), "models": [asdict(cost) for cost in costs]})
+        return
+    titles = ("model", "runtime", "parameters", "MACs", "size", "p50 ms", "p95 ms", "of first")
+    columns = [Column(t, right=place > 1) for place, t in enumerate((*titles, "faces/s", "peak"))]
+    rows = [
+        [
+            *(cost.model, cost.runtime),
+            None if cost.parameters is None else f"{cost.parameters:,}",
+            None if cost.macs is None else f"{cost.macs / 1e6:,.0f} M",
+            human_bytes(cost.bytes),
+            *(f"{cost.latency_p50_ms:.2f}", f"{cost.latency_p95_ms:.2f}"),
+            f"{cost.latency_ratio:.2f}",
+            f"{cost.faces_per_s:,.0f}",
+            human_bytes(int(cost.peak_memory_mb * 1e6)),
+        ]
+        for cost in costs
+    ]
+    print_table(columns, rows)
+    note(", ".join(f"{name} {value}" for name, value in versions().items()))

@@ -122,7 +122,7 @@ def export_onnx(
     if not len(faces_NHWC):
         raise PersonaError("an export is checked on faces, and there is none")
     wanted_NE = torch.cat(list(_embeddings(student, faces_NHWC)))
-    data = _graph(student, options, _metadata(card, student, options, facts or {}))
+    data = build_graph(student, card, options, facts)
     found_NE = run_onnx(data, faces_NHWC, preprocessing=options.preprocessing)
     worst = float(F.cosine_similarity(wanted_NE, torch.from_numpy(found_NE)).min())
     if not worst >= WORST_COSINE[options.precision]:
@@ -144,8 +144,18 @@ def _embeddings(student: Student, faces_NHWC: npt.NDArray[np.uint8]) -> Iterator
         yield student.embed((pixels - PIXEL_MEAN) / PIXEL_SCALE)
 
 
-def _graph(student: Student, options: ExportOptions, metadata: dict[str, str]) -> bytes:
-    """The ONNX file's bytes."""
+def build_graph(
+    student: Student,
+    card: Card,
+    options: ExportOptions | None = None,
+    facts: dict[str, str] | None = None,
+) -> bytes:
+    """The ONNX file's bytes, not checked yet; in fp16 the student's weights are rounded in place.
+
+    Raises:
+        PersonaError: packages are missing.
+    """
+    options = options or ExportOptions()
     try:
         import onnx
         import onnxscript  # noqa: F401 - torch.onnx needs it and says so in a page of text
@@ -180,7 +190,7 @@ def _graph(student: Student, options: ExportOptions, metadata: dict[str, str]) -
     del model.metadata_props[:]
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.input):
         part.ClearField("metadata_props")  # traces of source files, of no use to anybody
-    onnx.helper.set_model_props(model, metadata)
+    onnx.helper.set_model_props(model, _metadata(card, student, options, facts or {}))
     model.producer_name, model.producer_version = "persona", __version__
     onnx.checker.check_model(model)
     buffer = io.BytesIO()

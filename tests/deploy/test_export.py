@@ -102,7 +102,7 @@ def test_a_file_that_differs_is_not_written(
         return np.random.default_rng(0).normal(size=(len(faces), 16)).astype(np.float32)
 
     monkeypatch.setattr(export, "run_onnx", other)
-    monkeypatch.setattr(export, "_graph", lambda *_: b"")
+    monkeypatch.setattr(export, "build_graph", lambda *_: b"")
     path = tmp_path / "a.onnx"
     with pytest.raises(PersonaError, match=r"would differ from the model: worst cosine .* 0\.9999"):
         export_onnx(*load(models), faces, path)
