@@ -129,6 +129,54 @@ def models_import(
     typer.echo(f"{card.id}: {card.architecture}, {human_bytes(card.bytes)}")
 
 
+@models_app.command("push")
+def models_push(
+    model: Annotated[str, typer.Argument(help="Model ID.")],
+    to: Annotated[str, typer.Argument(metavar="hf://OWNER/NAME", help="Where it goes.")],
+    licence: Annotated[
+        str, typer.Option(help="Of the weights, which may depend on the photos: mit, other, ….")
+    ],
+    public: Annotated[bool, typer.Option("--public", help="A new repository is public.")] = False,
+    with_classes: Annotated[
+        bool,
+        typer.Option(
+            "--with-classes",
+            help="Publish the class list, which can hold names, and the last layer, a template of "
+            "each identity.",
+        ),
+    ] = False,
+    models: ModelsOption = None,
+) -> None:
+    """Publish a student on the Hugging Face hub: weights, ONNX file, model card."""
+    from persona.deploy.hub import parse_repository, push
+    from persona.models.cards import find_model
+
+    repository = parse_repository(to)
+    place = workspace(models=models).models
+    address = push(
+        find_model(model, place),
+        place,
+        repository,
+        licence=licence,
+        private=not public,
+        with_classes=with_classes,
+    )
+    typer.echo(f"{model} is at {address}")
+
+
+@models_app.command("pull")
+def models_pull(
+    source: Annotated[str, typer.Argument(metavar="hf://OWNER/NAME")],
+    name: Annotated[str | None, typer.Option(help="Its ID here.  [default: NAME]")] = None,
+    models: ModelsOption = None,
+) -> None:
+    """Take in a student from the Hugging Face hub."""
+    from persona.deploy.hub import parse_repository, pull
+
+    card = pull(parse_repository(source), name, workspace(models=models).models)
+    typer.echo(f"{card.id}: {card.architecture}, {human_bytes(card.bytes)}")
+
+
 def _warn_of_students(model: str, students: list[str]) -> None:
     if students:
         note(f"note: {', '.join(students)} learned from {model} and name it as their teacher")
