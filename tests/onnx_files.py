@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from persona.models.onnx import SETTINGS_KEY
+
 SIDE = 16
 SETTINGS = f"""
 input_size: {SIDE}
@@ -18,7 +20,13 @@ std: [2, 4, 5]
 
 
 def write_model(
-    path: Path, *, batch: int | str = "batch", side: int = SIDE, outputs: int = 1, width: int = 9
+    path: Path,
+    *,
+    batch: int | str = "batch",
+    side: int = SIDE,
+    outputs: int = 1,
+    width: int = 9,
+    settings: str | None = None,
 ) -> Path:
     """An embedding that is easily computed by hand: a linear map of each channel's mean."""
     weight = np.random.default_rng(0).normal(size=(3, width)).astype(np.float32)
@@ -36,5 +44,7 @@ def write_model(
         nodes, "face", [given], wanted, [numpy_helper.from_array(weight, "weight")]
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    if settings is not None:
+        helper.set_model_props(model, {SETTINGS_KEY: settings})
     onnx.save(model, str(path))
     return path

@@ -19,8 +19,9 @@ ROOMS = {
     "evaluation": FLOOR | {"data", "models"},
     "report": FLOOR | {"data", "models", "training", "evaluation"},
     "targets": FLOOR | {"data", "models"},
+    "deploy": FLOOR | {"data", "models", "evaluation"},
     "distill": FLOOR | {"data", "models", "training", "evaluation", "report"},
-    "cli": FLOOR | {"data", "models", "evaluation", "report", "targets", "distill"},
+    "cli": FLOOR | {"data", "models", "evaluation", "report", "targets", "distill", "deploy"},
     "__main__": {"cli"},
 }
 ONLY_IN = {

@@ -1,6 +1,9 @@
-"""`persona models list`."""
+"""`persona models …`."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -9,6 +12,7 @@ from persona.cli.output import (
     JsonFlag,
     ModelsOption,
     human_bytes,
+    note,
     print_json,
     print_table,
     workspace,
@@ -55,3 +59,117 @@ def models_list(models: ModelsOption = None, json: JsonFlag = False) -> None:
             for card in cards
         ],
     )
+
+
+@models_app.command("show")
+def models_show(
+    model: Annotated[str | None, typer.Argument(help="Model ID.  [default: newest]")] = None,
+    models: ModelsOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """All that is known of a student: its card."""
+    from dataclasses import asdict
+
+    from persona.models.cards import find_model
+
+    card = find_model(model, workspace(models=models).models)
+    if json:
+        print_json(asdict(card))
+        return
+    import yaml
+
+    typer.echo(yaml.safe_dump(asdict(card), sort_keys=False, allow_unicode=True), nl=False)
+
+
+@models_app.command("rename")
+def models_rename(
+    model: Annotated[str, typer.Argument(help="Model ID.")],
+    name: Annotated[str, typer.Argument(help="Its new ID.")],
+    models: ModelsOption = None,
+) -> None:
+    """Give a student another ID."""
+    from persona.models.manage import rename_model, students_of
+
+    place = workspace(models=models).models
+    card = rename_model(model, name, place)
+    typer.echo(f"{model} is now {card.id}")
+    _warn_of_students(model, students_of(model, place))
+
+
+@models_app.command("remove")
+def models_remove(
+    model: Annotated[str, typer.Argument(help="Model ID.")],
+    models: ModelsOption = None,
+) -> None:
+    """Remove a student; the run that made it stays."""
+    from persona.models.manage import remove_model, students_of
+
+    place = workspace(models=models).models
+    typer.echo(f"{remove_model(model, place).id} is removed")
+    _warn_of_students(model, students_of(model, place))
+
+
+@models_app.command("import")
+def models_import(
+    folder: Annotated[Path, typer.Argument(help="A model's folder of another store.")],
+    name: Annotated[str | None, typer.Option(help="Its ID here.  [default: its own]")] = None,
+    models: ModelsOption = None,
+) -> None:
+    """Take in a student from another machine's models folder."""
+    from persona.models.manage import import_model
+
+    card = import_model(folder, name, workspace(models=models).models)
+    typer.echo(f"{card.id}: {card.architecture}, {human_bytes(card.bytes)}")
+
+
+@models_app.command("push")
+def models_push(
+    model: Annotated[str, typer.Argument(help="Model ID.")],
+    to: Annotated[str, typer.Argument(metavar="hf://OWNER/NAME", help="Where it goes.")],
+    licence: Annotated[
+        str, typer.Option(help="Of the weights, which may depend on the photos: mit, other, ….")
+    ],
+    public: Annotated[bool, typer.Option("--public", help="A new repository is public.")] = False,
+    with_classes: Annotated[
+        bool,
+        typer.Option(
+            "--with-classes",
+            help="Publish the class list, which can hold names, and the last layer, a template of "
+            "each identity.",
+        ),
+    ] = False,
+    models: ModelsOption = None,
+) -> None:
+    """Publish a student on the Hugging Face hub: weights, ONNX file, model card."""
+    from persona.deploy.hub import parse_repository, push
+    from persona.models.cards import find_model
+
+    repository = parse_repository(to)
+    place = workspace(models=models).models
+    address = push(
+        find_model(model, place),
+        place,
+        repository,
+        licence=licence,
+        private=not public,
+        with_classes=with_classes,
+    )
+    typer.echo(f"{model} is at {address}")
+
+
+@models_app.command("pull")
+def models_pull(
+    source: Annotated[str, typer.Argument(metavar="hf://OWNER/NAME")],
+    name: Annotated[str | None, typer.Option(help="Its ID here.  [default: NAME]")] = None,
+    models: ModelsOption = None,
+) -> None:
+    """Take in a student from the Hugging Face hub."""
+    from persona.deploy.hub import parse_repository, pull
+
+    card = pull(parse_repository(source), name, workspace(models=models).models)
+    typer.echo(f"{card.id}: {card.architecture}, {human_bytes(card.bytes)}")
+
+
+def _warn_of_students(model: str, students: list[str]) -> None:
+    if students:
+        note(f"note: {', '.join(students)} learned from {model} and name it as their teacher")

@@ -1,8 +1,8 @@
 """A teacher from an ONNX file: any face network, with a few settings beside it.
 
 `onnx:FILE` reads FILE, and its settings from the YAML file of the same name beside it, or else from
-configs/teachers/ (`mobilefacenet.onnx`: `configs/teachers/mobilefacenet.yaml`). It gives embeddings
-and no logits.
+its own metadata (files of `persona export` have them there), or else from configs/teachers/
+(`mobilefacenet.onnx`: `configs/teachers/mobilefacenet.yaml`). It gives embeddings and no logits.
 
 A network that wants its faces turned to five points gets them so, from the crop and the points that
 come with it: the set itself may be aligned in another way.
@@ -13,6 +13,7 @@ Shapes: B batch, C channel, H W pixels, E embedding.
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 import math
 from dataclasses import dataclass
@@ -39,6 +40,9 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "teachers"
 MAX_BYTES = 2_000_000_000
 PIXEL_MEAN, PIXEL_SCALE = 127.5, 128.0
 """What the crops were normalised by (persona/data/transforms.py), undone here."""
+SETTINGS_KEY = "persona.settings"
+"""Of a file's metadata: its settings as YAML."""
+LAYOUTS = ("nchw", "nhwc-uint8")
 SAME_PX = 0.05
 """Crops whose points lie this near their places already are not turned again."""
 
@@ -59,9 +63,15 @@ class OnnxSettings:
     """Name of the embedding; None: the only output."""
     flip_average: bool = False
     """Add the mirror image's vector, as is usual in evaluation."""
+    layout: str = "nchw"
+    """`nhwc-uint8`: it takes (B, H, W, 3) uint8 and normalises by itself."""
 
     def __post_init__(self) -> None:
-        for name, known in (("alignment", ("five-point", "margin")), ("channels", ("rgb", "bgr"))):
+        for name, known in (
+            ("alignment", ("five-point", "margin")),
+            ("channels", ("rgb", "bgr")),
+            ("layout", LAYOUTS),
+        ):
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
         if not 16 <= self.input_size <= 1024:
@@ -72,40 +82,66 @@ class OnnxSettings:
             raise PersonaError("mean and std: give three numbers each, std above 0")
 
 
-def find_settings(path: Path) -> Path:
-    """The settings of an ONNX file.
+def find_settings(path: Path) -> tuple[str, str]:
+    """The settings of an ONNX file as YAML, and where they were found.
 
     Raises:
         PersonaError: there are none.
     """
-    for place in (path.with_suffix(".yaml"), CONFIGS / f"{path.stem}.yaml"):
+    beside = path.with_suffix(".yaml")
+    if not beside.is_file():
+        own = _open(path).get_modelmeta().custom_metadata_map.get(SETTINGS_KEY)
+        if own is not None:
+            return own, str(path)
+    for place in (beside, CONFIGS / f"{path.stem}.yaml"):
         if place.is_file():
-            return place
+            try:
+                return place.read_text(encoding="utf-8"), str(place)
+            except (OSError, ValueError):
+                raise PersonaError(f"{place} is not valid YAML") from None
     known = ", ".join(sorted(p.name for p in CONFIGS.glob("*.yaml")))
     raise PersonaError(
-        f"{path} has no settings: copy the one of configs/teachers/ that fits ({known}) to "
-        f"{path.with_suffix('.yaml')}"
+        f"{path} has no settings: copy the one of configs/teachers/ that fits ({known}) to {beside}"
     )
 
 
-def read_settings(path: Path) -> OnnxSettings:
-    """Reads settings.
+def parse_settings(text: str, where: str) -> OnnxSettings:
+    """Settings from YAML.
 
     Raises:
         PersonaError: no YAML, unknown or missing names, values out of range.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, ValueError, RecursionError):
-        raise PersonaError(f"{path} is not valid YAML") from None
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise PersonaError(f"{where} is not valid YAML") from None
     if not isinstance(values, dict):
-        raise PersonaError(f"{path} must be a mapping of names to values")
+        raise PersonaError(f"{where} must be a mapping of names to values")
     try:
-        return from_dict(OnnxSettings, values, where=str(path))
+        return from_dict(OnnxSettings, values, where=where)
     except TypeError as error:
-        raise PersonaError(f"{path} is not complete ({error})") from None
+        raise PersonaError(f"{where} is not complete ({error})") from None
     except PersonaError as error:
-        raise PersonaError(f"{error} ({path})") from None
+        raise PersonaError(f"{error} ({where})") from None
+
+
+def open_network(path: Path) -> OnnxNetwork:
+    """An ONNX file with its own settings.
+
+    Raises:
+        PersonaError: missing, no ONNX, or not what its settings say.
+    """
+    if not path.is_file():
+        raise PersonaError(f"no ONNX file at {path}")
+    return OnnxNetwork(path, parse_settings(*find_settings(path)))
+
+
+_TYPES: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(uint8)": np.uint8,
+}
+"""Of inputs, by onnxruntime's names."""
 
 
 class OnnxNetwork(FaceNetwork):
@@ -127,11 +163,14 @@ class OnnxNetwork(FaceNetwork):
         if len(given) != 1 or len(given[0].shape) != 4:
             raise self._wrong(f"{len(given)} inputs, the first of shape {given[0].shape}")
         self._input = given[0].name
-        self._type = np.float16 if "float16" in given[0].type else np.float32
+        self._type = _TYPES.get(given[0].type)
+        if (self._type is np.uint8) != (settings.layout == "nhwc-uint8") or self._type is None:
+            raise self._wrong(f"an input of {given[0].type}, the settings say {settings.layout}")
         shape = given[0].shape
-        fixed = [n for n in shape[1:] if isinstance(n, int)]
-        if any(n != want for n, want in zip(shape[1:], (3, side, side), strict=True) if n in fixed):
-            raise self._wrong(f"input {shape}, the settings say (batch, 3, {side}, {side})")
+        one = (side, side, 3) if settings.layout == "nhwc-uint8" else (3, side, side)
+        if any(isinstance(n, int) and n != want for n, want in zip(shape[1:], one, strict=True)):
+            sides = ", ".join(map(str, one))
+            raise self._wrong(f"input {shape}, the settings say (batch, {sides})")
         self._batch = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
         outputs = [output.name for output in self._session.get_outputs()]
         if settings.output is None and len(outputs) != 1:
@@ -139,7 +178,7 @@ class OnnxNetwork(FaceNetwork):
         self._output = settings.output or outputs[0]
         if self._output not in outputs:
             raise unknown("output", self._output, outputs, where=str(path))
-        probe = self._run(np.zeros((self._batch or 2, 3, side, side), np.float32))
+        probe = self._run(np.zeros((self._batch or 2, *one), np.float32))
         if (
             probe.ndim != 2
             or probe.shape[0] != (self._batch or 2)
@@ -199,9 +238,13 @@ class OnnxNetwork(FaceNetwork):
     def _embed(self, pixels: Tensor) -> Tensor:
         if self.settings.channels == "bgr":
             pixels = pixels.flip(1)
-        mean = torch.tensor(self.settings.mean, device=pixels.device)[:, None, None]
-        std = torch.tensor(self.settings.std, device=pixels.device)[:, None, None]
-        images = ((pixels - mean) / std).cpu().contiguous().numpy()
+        if self.settings.layout == "nhwc-uint8":
+            pixels = pixels.round().clamp(0, 255).permute(0, 2, 3, 1)
+        else:
+            mean = torch.tensor(self.settings.mean, device=pixels.device)[:, None, None]
+            std = torch.tensor(self.settings.std, device=pixels.device)[:, None, None]
+            pixels = (pixels - mean) / std
+        images = pixels.cpu().contiguous().numpy()
         size = self._batch or len(images)
         parts = []
         for start in range(0, len(images), size):
@@ -279,4 +322,5 @@ def turn(pixels_BCHW: Tensor, landmarks_B62: Floats, size_px: int) -> Tensor:
 
 def digest(path: Path) -> str:
     """SHA-256 of an ONNX file, and of what its settings say."""
-    return f"{sha256_file(path)}-{sha256_file(find_settings(path))[:16]}"
+    settings = hashlib.sha256(find_settings(path)[0].encode()).hexdigest()
+    return f"{sha256_file(path)}-{settings[:16]}"

@@ -117,10 +117,7 @@ def load_network(name: str, models: Path) -> NamedNetwork:
     """
     if name.startswith(onnx.PREFIX):
         path = Path(name.removeprefix(onnx.PREFIX)).expanduser()
-        settings = onnx.read_settings(onnx.find_settings(path)) if path.is_file() else None
-        if settings is None:
-            raise PersonaError(f"no ONNX file at {path}")
-        network = onnx.OnnxNetwork(path, settings)
+        network = onnx.open_network(path)
         return NamedNetwork(name, network, "embeddings alone", (), None, onnx.digest(path))
     if name in FACENETS:
         facenet = load_facenet(name, models)

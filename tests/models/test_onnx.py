@@ -13,7 +13,7 @@ from onnx_files import SETTINGS, SIDE, write_model
 from persona.data.transforms import normalise
 from persona.errors import PersonaError
 from persona.landmarks import TEMPLATE_52
-from persona.models.onnx import CONFIGS, OnnxNetwork, find_settings, read_settings
+from persona.models.onnx import CONFIGS, OnnxNetwork, find_settings, open_network, parse_settings
 from persona.models.store import load_network, network_digest
 
 
@@ -38,7 +38,7 @@ def load(folder: Path, **changed: Any) -> OnnxNetwork:
     text = (folder / "net.yaml").read_text()
     text += "".join(f"{name}: {value}\n" for name, value in changed.items())
     (folder / "net.yaml").write_text(text)
-    return OnnxNetwork(folder / "net.onnx", read_settings(folder / "net.yaml"))
+    return open_network(folder / "net.onnx")
 
 
 def pixels(count: int = 5, side: int = SIDE) -> torch.Tensor:
@@ -143,10 +143,14 @@ def test_files_that_are_no_onnx_are_refused(folder: Path, data: bytes) -> None:
         load(folder)
 
 
-def test_settings_are_looked_for_beside_the_file_and_in_configs(tmp_path: Path) -> None:
-    assert find_settings(tmp_path / "w600k_r50.onnx") == CONFIGS / "w600k_r50.yaml"
+def test_settings_are_looked_for_beside_the_file_in_it_and_in_configs(tmp_path: Path) -> None:
+    known = write_model(tmp_path / "w600k_r50.onnx")
+    assert find_settings(known)[1] == str(CONFIGS / "w600k_r50.yaml")
+    path = write_model(tmp_path / "mine.onnx")
     with pytest.raises(PersonaError, match=r"has no settings: copy .*mobilefacenet\.yaml"):
-        find_settings(tmp_path / "mine.onnx")
+        find_settings(path)
+    write_model(path, settings=SETTINGS)
+    assert find_settings(path) == (SETTINGS, str(path))
     for text, message in (
         ("- 1", "must be a mapping"),
         ("a: b: c", "not valid YAML"),
@@ -154,10 +158,10 @@ def test_settings_are_looked_for_beside_the_file_and_in_configs(tmp_path: Path) 
     ):
         (tmp_path / "mine.yaml").write_text(text)
         with pytest.raises(PersonaError, match=message):
-            read_settings(tmp_path / "mine.yaml")
+            open_network(path)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_settings_of_configs_are_valid(path: Path) -> None:
-    settings = read_settings(path)
+    settings = parse_settings(path.read_text(), str(path))
     assert settings.input_size == (160 if path.stem == "facenet" else 112)

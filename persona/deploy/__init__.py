@@ -1,0 +1,1 @@
+"""A student on its way to a device: export, latency."""

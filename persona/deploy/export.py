@@ -1,0 +1,248 @@
+"""A student as an ONNX file, checked on faces before it is written.
+
+1. the student's embedding (unit length) as a graph of free batch; the logits stay behind unless
+   they are asked for
+2. what a user of the file must know goes into its metadata, and Persona's own settings with it:
+   `onnx:FILE` opens it like any teacher
+3. the same faces go through PyTorch and through the file: a file that differs is not written
+
+Shapes: B batch, C channel, H W pixels, E embedding, N faces.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import Tensor, nn
+
+from persona import __version__
+from persona.data.transforms import PIXEL_MEAN, PIXEL_SCALE
+from persona.errors import PersonaError, unknown
+from persona.files import write_atomically
+from persona.models.cards import Card
+from persona.models.onnx import SETTINGS_KEY
+from persona.models.student import Student
+
+OPSET = 18
+"""Of 2022: the first with an antialiased Resize, and old enough for every runtime of today."""
+PRECISIONS = ("fp32", "fp16")
+WORST_COSINE = {"fp32": 0.9999, "fp16": 0.999}
+"""Between the file's embedding and PyTorch's, over all faces of the check."""
+FACES = 256
+INPUT, EMBEDDING, LOGITS = "images", "embedding", "logits"
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What a user may choose."""
+
+    precision: str = "fp32"
+    preprocessing: bool = False
+    """Take uint8 RGB (B, H, W, 3) of any size, resize and normalise in the graph."""
+    classifier: bool = False
+    """Give the logits too."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written."""
+
+    path: Path
+    bytes: int
+    worst_cosine: float
+    faces: int
+
+
+class ExportedStudent(nn.Module):
+    """What becomes the graph: float32 in and out, whatever it computes in."""
+
+    def __init__(self, student: Student, options: ExportOptions) -> None:
+        super().__init__()
+        self.dtype = torch.float16 if options.precision == "fp16" else torch.float32
+        self.student = student.eval().to(self.dtype)
+        self.options = options
+
+    def forward(self, images: Tensor) -> Any:
+        """(B, E) embeddings of unit length; with `classifier` the (B, K) logits after them."""
+        if self.options.preprocessing:
+            images = images.permute(0, 3, 1, 2).float()
+            side = self.student.image_size
+            images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
+            images = (images - PIXEL_MEAN) / PIXEL_SCALE
+        features_BE = self.student.features(images.to(self.dtype))
+        embedding_BE = F.normalize(features_BE.float(), dim=1)
+        if not self.options.classifier:
+            return embedding_BE
+        return embedding_BE, self.student.classify(features_BE).float()
+
+
+def export_onnx(
+    student: Student,
+    card: Card,
+    faces_NHWC: npt.NDArray[np.uint8],
+    path: Path,
+    options: ExportOptions | None = None,
+    *,
+    facts: dict[str, str] | None = None,
+) -> Exported:
+    """Writes a student to an ONNX file.
+
+    Args:
+        student: as it was loaded; in fp16 its weights are rounded in place.
+        card: its card.
+        faces_NHWC: (N, H, W, 3) uint8 RGB crops of its size, to check the file on.
+        path: where it goes, ending in `.onnx`.
+        options: of the file.
+        facts: more for its metadata.
+
+    Raises:
+        PersonaError: no logits to give, packages missing, or the file's embeddings differ.
+    """
+    options = options or ExportOptions()
+    if path.suffix != ".onnx":
+        raise PersonaError(f"{path}: name the file something.onnx")
+    if options.classifier and not student.num_classes:
+        raise PersonaError(f"model {card.id} has no classifier: it was trained on embeddings alone")
+    if not len(faces_NHWC):
+        raise PersonaError("an export is checked on faces, and there is none")
+    wanted_NE = torch.cat(list(_embeddings(student, faces_NHWC)))
+    data = build_graph(student, card, options, facts)
+    found_NE = run_onnx(data, faces_NHWC, preprocessing=options.preprocessing)
+    worst = float(F.cosine_similarity(wanted_NE, torch.from_numpy(found_NE)).min())
+    if not worst >= WORST_COSINE[options.precision]:
+        raise PersonaError(
+            f"the {options.precision} file of {card.id} would differ from the model: worst cosine "
+            f"{worst:.6f} over {len(faces_NHWC)} faces, at least "
+            f"{WORST_COSINE[options.precision]} is wanted; nothing was written"
+        )
+    write_atomically(path, data)
+    return Exported(path, len(data), worst, len(faces_NHWC))
+
+
+@torch.inference_mode()
+def _embeddings(student: Student, faces_NHWC: npt.NDArray[np.uint8]) -> Iterator[Tensor]:
+    """The student's own, as evaluation computes them."""
+    student.eval()
+    for batch in np.array_split(faces_NHWC, -(-len(faces_NHWC) // 64)):
+        pixels = torch.from_numpy(batch).permute(0, 3, 1, 2).float()
+        yield student.embed((pixels - PIXEL_MEAN) / PIXEL_SCALE)
+
+
+def build_graph(
+    student: Student,
+    card: Card,
+    options: ExportOptions | None = None,
+    facts: dict[str, str] | None = None,
+) -> bytes:
+    """The ONNX file's bytes, not checked yet; in fp16 the student's weights are rounded in place.
+
+    Raises:
+        PersonaError: packages are missing.
+    """
+    options = options or ExportOptions()
+    try:
+        import onnx
+        import onnxscript  # noqa: F401 - torch.onnx needs it and says so in a page of text
+    except ImportError:
+        raise PersonaError("exporting needs onnx and onnxscript: install persona[export]") from None
+    side = student.image_size
+    example = (
+        torch.zeros(2, side, side, 3, dtype=torch.uint8)
+        if options.preprocessing
+        else torch.zeros(2, 3, side, side)
+    )
+    axes: dict[int, Any] = {0: torch.export.Dim("batch")}
+    if options.preprocessing:
+        axes |= {1: torch.export.Dim("height", min=2), 2: torch.export.Dim("width", min=2)}
+    # The exporter speaks of its own steps, on stdout and through several loggers.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program: Any = torch.onnx.export(
+            ExportedStudent(student, options),
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[EMBEDDING, *([LOGITS] if options.classifier else [])],
+            dynamic_shapes=(axes,),
+            verbose=False,
+        )
+    model = program.model_proto
+    del model.metadata_props[:]
+    for part in (*model.graph.node, *model.graph.value_info, *model.graph.input):
+        part.ClearField("metadata_props")  # traces of source files, of no use to anybody
+    onnx.helper.set_model_props(model, _metadata(card, student, options, facts or {}))
+    model.producer_name, model.producer_version = "persona", __version__
+    onnx.checker.check_model(model)
+    buffer = io.BytesIO()
+    onnx.save(model, buffer)
+    return buffer.getvalue()
+
+
+def _metadata(
+    card: Card, student: Student, options: ExportOptions, facts: dict[str, str]
+) -> dict[str, str]:
+    """What the file says of itself; keys of Persona's own begin with `persona.`."""
+    normalisation = f"(pixel - {PIXEL_MEAN}) / {PIXEL_SCALE}"
+    side = student.image_size
+    given = (
+        "uint8 RGB (batch, height, width, 3); resized and normalised inside"
+        if options.preprocessing
+        else f"float32 RGB (batch, 3, {side}, {side}), {normalisation}"
+    )
+    settings = {
+        "input_size": side,
+        "alignment": "margin",
+        "mean": [PIXEL_MEAN] * 3,
+        "std": [PIXEL_SCALE] * 3,
+        "output": EMBEDDING,
+        "layout": "nhwc-uint8" if options.preprocessing else "nchw",
+    }
+    return {
+        "persona.model": card.id,
+        "persona.architecture": card.architecture,
+        "persona.precision": options.precision,
+        "persona.input": given,
+        "persona.embedding": f"{student.embedding_size} numbers, of unit length",
+        "persona.card": json.dumps(vars(card), sort_keys=True),
+        SETTINGS_KEY: yaml.safe_dump(settings),
+        **facts,
+    }
+
+
+def run_onnx(
+    data: bytes, faces_NHWC: npt.NDArray[np.uint8], *, preprocessing: bool
+) -> npt.NDArray[np.float32]:
+    """(N, E) embeddings that an exported file gives for uint8 crops."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    parts = []
+    for batch in np.array_split(faces_NHWC, -(-len(faces_NHWC) // 64)):
+        images: npt.NDArray[Any] = batch
+        if not preprocessing:
+            normalised = (batch.astype(np.float32) - PIXEL_MEAN) / PIXEL_SCALE
+            images = np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
+        parts.append(session.run([EMBEDDING], {INPUT: images})[0])
+    return np.concatenate(parts)

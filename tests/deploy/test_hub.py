@@ -1,0 +1,165 @@
+"""Models to and from a hub, a local one of the same protocol."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from fake_hub import Hub, run_hub
+from typer.testing import CliRunner
+
+from persona.cli.app import app
+from persona.config import StudentConfig
+from persona.deploy import hub as hub_module
+from persona.deploy.hub import parse_repository, pull, push
+from persona.errors import PersonaError
+from persona.models.cards import list_models, read_card
+from persona.models.store import load_network, save_model
+from persona.models.student import Student
+
+TOKEN = "hf_" + "secret" * 5
+NAMES = ("Ada Lovelace", "Alan Turing")
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    folder = tmp_path / "models"
+    scores = {"model": "small", "set": "lfw", "measure": "verification", "accuracy": 0.75}
+    save_model(
+        folder,
+        Student(StudentConfig(width=0.35, embedding_size=8), 2, image_size=32),
+        model_id="small",
+        classes=NAMES,
+        teacher="onnx:/home/ada/secret-place/teacher.onnx",
+        temperature=4.0,
+        epochs=3,
+        score=0.75,
+        scores=scores,
+        train_set="office",
+        test_set="lfw",
+        config={"teacher": "onnx:/home/ada/secret-place/teacher.onnx"},
+    )
+    return folder
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    from huggingface_hub import HfApi
+
+    with run_hub() as server:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(hub_module, "_api", lambda: HfApi(server.url, token=TOKEN))
+        yield server
+
+
+def put(models: Path, **options: Any) -> str:
+    card = read_card(models / "small")
+    return push(card, models, "me/small", licence="mit", onnx=False, **options)
+
+
+def test_what_is_pushed_comes_back(models: Path, tmp_path: Path, hub: Hub) -> None:
+    assert put(models).startswith(hub.url)
+    assert hub.created[0]["visibility"] == "private"
+    card = pull("me/small", "copy", tmp_path / "there")
+    assert (card.id, card.score, card.teacher) == ("copy", 0.75, "onnx:teacher.onnx")
+    images = torch.randn(2, 3, 32, 32)
+    networks = [
+        load_network(*place).network.eval()
+        for place in (("small", models), ("copy", tmp_path / "there"))
+    ]
+    with torch.inference_mode():
+        found = [network.embed(images) for network in networks]
+    torch.testing.assert_close(*found)
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["copy"]
+    with pytest.raises(PersonaError, match="there is a copy"):
+        pull("me/small", "copy", tmp_path / "there")
+
+
+def test_no_name_path_or_class_centre_leaves_the_house(models: Path, hub: Hub) -> None:
+    put(models)
+    files = hub.repositories["me/small"]
+    everything = b"".join(files.values())
+    for secret in (*NAMES, "secret-place", "ada"):
+        assert secret.encode() not in everything
+    card = json.loads(files["card.json"])
+    assert (card["num_classes"], card["head"]) == (0, "none")
+    put(models, with_classes=True)
+    assert hub.repositories["me/small"]["classes.txt"].decode().split("\n")[:2] == list(NAMES)
+
+
+def test_the_readme_is_a_model_card(models: Path, hub: Hub) -> None:
+    put(models)
+    text = hub.repositories["me/small"]["README.md"].decode()
+    _, front, body = text.split("---\n", 2)
+    values = yaml.safe_load(front)
+    assert (values["license"], values["datasets"]) == ("mit", ["office"])
+    result = values["model-index"][0]["results"][0]
+    assert result["metrics"] == [{"type": "accuracy", "name": "accuracy", "value": 0.75}]
+    assert "biometric" in body and "| teacher | onnx:teacher.onnx |" in body
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (401, "asks for a login: run `hf auth login`"),
+        (403, "your login may not do that"),
+        (404, "there is no such repository"),
+    ],
+)
+def test_a_hub_that_refuses(
+    models: Path, tmp_path: Path, hub: Hub, status: int, words: str
+) -> None:
+    hub.status = status
+    for act in (lambda: put(models), lambda: pull("me/small", None, tmp_path / "there")):
+        with pytest.raises(PersonaError, match=words) as raised:
+            act()
+        assert TOKEN not in str(raised.value)
+    assert hub.tokens == {f"Bearer {TOKEN}"}
+    assert list_models(tmp_path / "there") == []
+
+
+def test_a_hub_that_is_not_there_or_breaks_off(
+    models: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(models)
+    hub.cut = True
+    there = tmp_path / "there"
+    with pytest.raises(PersonaError, match=r"hf://me/small: the transfer failed \(\w+\)"):
+        pull("me/small", None, there)
+    assert list(there.iterdir()) == []  # no half file
+    hub.cut = False
+    weights = next(name for name in hub.repositories["me/small"] if name.startswith("weights-"))
+    hub.repositories["me/small"][weights] += b"changed"
+    with pytest.raises(PersonaError, match="does not match the checksum"):
+        pull("me/small", None, there)
+    monkeypatch.setattr(hub_module, "MAX_BYTES", 100)
+    with pytest.raises(PersonaError, match="no student is"):
+        pull("me/small", None, there)
+    assert list(there.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["me/small", "hf://me", "hf://me/../x", "hf://a/b/c", "hf://a b/c"])
+def test_what_is_no_repository(url: str) -> None:
+    with pytest.raises(PersonaError, match="expected hf://OWNER/NAME"):
+        parse_repository(url)
+    assert parse_repository("hf://me/small-1.0") == "me/small-1.0"
+
+
+def test_the_commands(
+    models: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("persona.deploy.export.FACES", 8)
+    for arguments, words in (
+        (["push", "small", "hf://me/small", "--licence", "mit"], "small is at http"),
+        (["pull", "hf://me/small", "--name", "again"], "again: mobilenet_v3_small"),
+    ):
+        result = CliRunner().invoke(
+            app, ["models", *arguments], env={"PERSONA_HOME": str(tmp_path)}
+        )
+        assert result.exit_code == 0 and words in result.output, result.output
+    assert "model.onnx" in hub.repositories["me/small"]
