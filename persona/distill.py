@@ -137,7 +137,8 @@ class Run:
         side = open_teacher(config, workspace, self.train_folder, self.train_set)
         self.targets, self.classes = side.targets, side.classes
         self.origin = {
-            "recipe": to_dict(config),
+            # Loader processes and cache change nothing that is learned.
+            "recipe": {k: v for k, v in to_dict(config).items() if k not in {"workers", "cache"}},
             "train set": self.train_set.digest,
             "targets": "kept" if side.targets else "online",
             "teacher": side.digest,

@@ -15,6 +15,7 @@ import http.client
 import json
 import logging
 import shutil
+import socket
 import tarfile
 import time
 import urllib.error
@@ -293,7 +294,9 @@ def _response(url: str, headers: dict[str, str], timeout_s: float) -> Iterator[A
         kind = _RefusalError if error.code in FINAL_STATUS else _CutError
         raise kind(f"HTTP {error.code} {error.reason}") from None
     except (OSError, http.client.HTTPException) as error:  # URLErrors and time-outs are OSErrors
-        raise _CutError(_reason(error)) from None
+        # A name that nobody knows is no network at all, or no such place: waiting mends neither.
+        nowhere = isinstance(getattr(error, "reason", error), socket.gaierror)
+        raise (_RefusalError if nowhere else _CutError)(_reason(error)) from None
     except ValueError:  # http.client.InvalidURL and the like
         raise _RefusalError("this is no address") from None
     with response:

@@ -15,7 +15,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +140,10 @@ def make_targets(
         files=(),
     )
     if accelerator.is_main_process:
+        head_sha256 = None
         if head is not None:
             save_head(place / HEAD, head)
+            head_sha256 = sha256_file(place / HEAD)
         files = []
         for number, shard in enumerate(manifest.shards):
             features, views = (place / name for name in file_names(number))
@@ -149,7 +151,7 @@ def make_targets(
             files.append(
                 TargetFile(shard.sha256, photos, sha256_file(features), sha256_file(views))
             )
-        targets = Targets(**{**vars(targets), "files": tuple(files)})
+        targets = replace(targets, files=tuple(files), head_sha256=head_sha256)
         # Files of an earlier run may have been changed since: what is not whole gets no card.
         check_targets(folder, manifest, targets, deep=False)
         write_targets(place, targets)

@@ -124,6 +124,23 @@ def vectors(named: NamedNetwork, batch: Batch) -> torch.Tensor:
         return named.network.features(normalise(apply_views(batch.images, batch.views.numpy())))
 
 
+def test_a_recipe_that_does_not_mirror_is_shown_no_mirror_image(train_set: Packed) -> None:
+    unmirrored = replace(STRONG, flip=False)
+    targets = make(train_set, views=4, augment=unmirrored)
+    flips = [
+        b.views[:, 0] for e in range(6) for b in batches(train_set, targets, unmirrored, epoch=e)
+    ]
+    assert float(torch.cat(flips).max()) == 0
+
+
+def test_a_changed_last_layer_is_noticed(train_set: Packed) -> None:
+    targets = make(train_set)
+    path = targets_folder(train_set.folder, "t") / HEAD
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(PersonaError, match=r"head\.safetensors is missing or does not match"):
+        check_targets(train_set.folder, train_set.manifest, targets, deep=False)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_the_teachers_precision_does_not_change_the_picture(
     train_set: Packed, precision: str

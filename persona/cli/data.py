@@ -276,13 +276,16 @@ def shards_list(shards: ShardsOption = None, json: JsonFlag = False) -> None:
     """Every packed set."""
     from persona.data.shards import list_sets
 
-    rows = [set_row(manifest) for manifest in list_sets(workspace(shards=shards).shards)]
+    sets, wrong = list_sets(workspace(shards=shards).shards)
+    rows = [set_row(manifest) for manifest in sets]
+    names = ("name", "dataset", "split", "samples", "identities", "shards", "skipped")
     if json:
         print_json(rows)
-        return
-    names = ("name", "dataset", "split", "samples", "identities", "shards", "skipped")
-    columns = [Column(name, right=place > 2) for place, name in enumerate(names)]
-    print_table(columns, [[row[name] for name in names] for row in rows])
+    else:
+        columns = [Column(name, right=place > 2) for place, name in enumerate(names)]
+        print_table(columns, [[row[name] for name in names] for row in rows])
+    if wrong:
+        raise PersonaError("; ".join(wrong))
 
 
 @shards_app.command("merge")

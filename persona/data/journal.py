@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from persona.data.shards import Shard, Skipped, encode_json, tar_end
+from persona.errors import PersonaError
 from persona.files import process_name, read_json, write_atomically
 
 PLAN = ".packing.json"
@@ -146,14 +147,15 @@ class ShardWriter:
         for line in path.read_bytes().splitlines(keepends=True):
             try:
                 entry = json.loads(line) if line.endswith(b"\n") else None
-            except json.JSONDecodeError:
-                entry = None
-            if entry is None or entry["size"] > held:
-                break
-            skipped = tuple(Skipped(**photo) for photo in entry["skipped"])
-            identities, no_face = tuple(entry["identities"]), tuple(entry["no_face"])
-            self._count(Chunk(b"", entry["samples"], identities, skipped, no_face), entry["items"])
-            self._size = entry["size"]
+                if entry is None or entry["size"] > held:
+                    break
+                skipped = tuple(Skipped(**photo) for photo in entry["skipped"])
+                identities, no_face = tuple(entry["identities"]), tuple(entry["no_face"])
+                chunk = Chunk(b"", entry["samples"], identities, skipped, no_face)
+                self._count(chunk, entry["items"])
+                self._size = entry["size"]
+            except (ValueError, KeyError, TypeError):
+                break  # half a line, or none of ours
             kept += len(line)
         os.truncate(path, kept)
         file.truncate(self._size)
@@ -221,7 +223,10 @@ def read_plan(folder: Path) -> Plan:
     Raises:
         PersonaError: there is none, or it is damaged.
     """
-    return dict(read_json(folder / PLAN, what="packing plan"))
+    plan = read_json(folder / PLAN, what="packing plan")
+    if not isinstance(plan, dict):
+        raise PersonaError(f"{folder / PLAN} is no packing plan: remove {folder} and pack again")
+    return plan
 
 
 def _journal_of(partial: Path) -> Path:

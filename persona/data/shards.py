@@ -46,7 +46,7 @@ from persona.files import read_json, sha256_file, write_json
 
 MANIFEST = "manifest.json"
 PAIRS = "pairs.csv"
-VERSION = 2
+VERSION = 3
 KEY_DIGITS = 8
 
 KINDS = ("photos", "triplets")
@@ -225,9 +225,15 @@ def parse_manifest(value: Any, path: Path) -> Manifest:
     return manifest
 
 
-def list_sets(shards: Path) -> list[Manifest]:
-    """Every packed set below `shards`, by folder name."""
-    return [read_manifest(path.parent) for path in sorted(shards.glob(f"*/{MANIFEST}"))]
+def list_sets(shards: Path) -> tuple[list[Manifest], list[str]]:
+    """Every packed set below `shards`, by folder name, and what is wrong with the others."""
+    sets, wrong = [], []
+    for path in sorted(shards.glob(f"*/{MANIFEST}")):
+        try:
+            sets.append(read_manifest(path.parent))
+        except PersonaError as error:
+            wrong.append(str(error))
+    return sets, wrong
 
 
 def open_set(name: str, shards: Path, cache: Path | None = None) -> tuple[SetFolder, Manifest]:

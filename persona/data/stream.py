@@ -173,11 +173,21 @@ class EpochPlan:
         if self.training:
             np.random.default_rng(mix_seeds(*seeds, self.rank, window)).shuffle(flat)
         place = np.searchsorted(self._bounds, flat, side="right") - 1
-        shards = np.array([shard for shard, _ in self.counts])
-        return np.stack([shards[place], flat - self._bounds[place]], axis=1)
+        shards, samples = np.array(self.counts).T
+        within = flat - self._bounds[place]
+        if self.training:
+            # A shard begins anywhere: the tail that is dropped, and what falls to a rank, are
+            # others each epoch, also where one shard is the whole set.
+            begin = np.array(
+                [mix_seeds(*seeds, shard) % max(count, 1) for shard, count in self.counts]
+            )
+            within = (within + begin[place]) % samples[place]
+        return np.stack([shards[place], within], axis=1)
 
     def samples_of(self, place: int) -> int:
-        """How many samples of the shard at this place of the order lie before this rank's end."""
+        """How many samples of the shard at this place of the order this rank may read."""
+        if self.training:
+            return self.counts[place][1]
         _, stop = self.rank_range()
         return int(min(stop, self._bounds[place + 1]) - self._bounds[place])
 
@@ -309,7 +319,9 @@ class ShardStream(IterableDataset[Any]):
             return views, None
         if self.augment.beyond_flip:
             rng = np.random.default_rng(mix_seeds(*seeds))
-            chosen = rng.integers(self.targets.views, size=len(places))
+            mirrors = 0 if self.augment.flip else 1  # view 1, which a recipe may not want
+            chosen = rng.integers(self.targets.views - mirrors, size=len(places))
+            chosen += mirrors * (chosen >= 1)
         else:
             chosen = views[:, 0].astype(np.int64)  # the same coins as without kept targets
         vectors = np.empty((len(places), self.targets.embedding_size), np.float16)

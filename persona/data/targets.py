@@ -41,7 +41,7 @@ from persona.files import read_json, sha256_file, write_json
 FOLDER = "targets"
 CARD = "targets.json"
 HEAD = "head.safetensors"
-VERSION = 1
+VERSION = 2
 MAX_VIEWS = 1000
 
 Features = npt.NDArray[np.float16]
@@ -76,6 +76,8 @@ class Targets:
     """Of the views from the third on."""
     seed: int
     files: tuple[TargetFile, ...]
+    head_sha256: str | None = None
+    """Of the last layer's file, where there is one."""
     version: int = field(default=VERSION)
 
 
@@ -93,6 +95,23 @@ def targets_name(teacher: str) -> str:
 def targets_folder(folder: Path, teacher: str) -> Path:
     """The same on this machine."""
     return folder / targets_name(teacher)
+
+
+def head_path(folder: SetFolder, targets: Targets) -> Path:
+    """The file of the teacher's last layer, brought here first where the set is elsewhere.
+
+    Raises:
+        PersonaError: missing, or not the one that was kept.
+    """
+    assert targets.head_sha256 is not None
+    name = f"{targets_name(targets.teacher)}/{HEAD}"
+    path = local_file(folder, name, targets.head_sha256)
+    if not path.is_file() or sha256_file(path) != targets.head_sha256:
+        raise PersonaError(
+            f"{path} is missing or does not match its checksum: remove {path.parent} and make the "
+            "targets again"
+        )
+    return path
 
 
 def target_paths(folder: SetFolder, targets: Targets, shard: int) -> list[Path]:
@@ -185,6 +204,8 @@ def check_targets(folder: SetFolder, manifest: Manifest, targets: Targets, *, de
     remedy = f"remove {place} and run `persona targets {manifest.name} --teacher {targets.teacher}`"
     if [file.shard_sha256 for file in targets.files] != [s.sha256 for s in manifest.shards]:
         raise PersonaError(f"the targets at {place} are of other crops than the set's: {remedy}")
+    if targets.head_sha256 is not None:
+        head_path(folder, targets)
     if is_remote(folder):
         return  # each file is checked when it is fetched
     for number, (shard, file) in enumerate(zip(manifest.shards, targets.files, strict=True)):

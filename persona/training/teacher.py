@@ -13,12 +13,12 @@ from torch import Tensor
 
 from persona.config import DistillConfig, LossesConfig
 from persona.data.shards import Manifest
-from persona.data.storage import SetFolder, card_file
+from persona.data.storage import SetFolder
 from persona.data.targets import (
-    HEAD,
     Targets,
     check_targets,
     find_targets,
+    head_path,
     short_name,
     targets_name,
 )
@@ -107,7 +107,7 @@ class TeacherSide:
             head = None
             if logits:
                 head = store.load_head(
-                    card_file(self.folder, f"{targets_name(self.targets.teacher)}/{HEAD}"),
+                    head_path(self.folder, self.targets),
                     embedding_size=self.targets.embedding_size,
                     num_classes=self.targets.num_classes,
                     kind=self.targets.head,

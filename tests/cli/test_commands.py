@@ -232,6 +232,15 @@ def test_a_path_with_brackets_is_printed_as_it_is(tmp_path: Path) -> None:
     assert "[/x]/LFW" in done.stdout
 
 
+def test_a_damaged_set_does_not_hide_the_others(home: Path, tmp_path: Path) -> None:
+    persona("shard", "lfw", *NO_ALIGN, "--out", str(tmp_path / "shards" / "good"), home=home)
+    (tmp_path / "shards" / "bad").mkdir()
+    (tmp_path / "shards" / "bad" / "manifest.json").write_text('{"version": 3, "shards": [5]}')
+    done = run("persona", "shards", "list", "--json", home=tmp_path, fails=True)
+    assert [row["name"] for row in json.loads(done.stdout)] == ["good"]
+    assert "manifest.json is no manifest" in done.stderr
+
+
 def test_a_set_is_called_as_its_folder(home: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     out = f"{tmp_path}/mine/../mine/."

@@ -301,7 +301,7 @@ def test_damage_is_found(train_set: Packed) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 99}, "has version 99, this is version 2"),
+        ({"version": 99}, "has version 99, this is version 3"),
         ({"samples": 31}, "contradicts itself"),
         ({"shards": "none"}, "is no manifest"),
         ({"kind": "sculptures"}, "contradicts itself"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,11 @@ def test_a_window_is_a_seeded_permutation() -> None:
     everything = (
         [(3, n) for n in range(10)] + [(1, n) for n in range(3)] + [(2, n) for n in range(20)]
     )
-    assert sorted(flat(0, 0)) == sorted(everything[start:stop])
+    # As many of each shard, from a place on that is drawn.
+    found = flat(0, 0)
+    assert set(found) <= set(everything) and len(set(found)) == len(found)
+    wanted = Counter(shard for shard, _ in everything[start:stop])
+    assert Counter(shard for shard, _ in found) == wanted
     assert flat(0, 0) == flat(0, 0) != sorted(flat(0, 0))
     assert flat(0, 1) != flat(0, 0) != flat(1, 0)
 
@@ -289,3 +294,21 @@ def test_large_sets_stream_in_flat_order(raw: Path, tmp_path: Path) -> None:
     ]
     assert [len(half) for half in halves] == [10, 14]  # 5 batches, cut between two of them
     assert halves[0] + halves[1] == flat
+
+
+def test_no_photo_is_left_out_of_every_epoch_and_photos_change_ranks(raw: Path) -> None:
+    """Of one shard too: what is dropped, and what is whose, is another each time."""
+    dataset = open_dataset("vggface2", raw, "train")
+    one = pack_photos(dataset, raw / "one", replace(NO_ALIGN, shard_size=100))
+    assert len(one.manifest.shards) == 1 and one.manifest.samples == 30
+    seen: set[int] = set()
+    first: set[frozenset[int]] = set()
+    for epoch in range(40):
+        loader = build_loader(
+            one.folder, one.manifest, batch_size=8, training=True, epoch=epoch, world_size=2
+        )
+        keys = frozenset(key for batch in loader for key in batch.keys.tolist())
+        assert len(keys) == 8
+        seen |= keys
+        first.add(keys)
+    assert len(seen) == 30 and len(first) > 6

@@ -79,6 +79,7 @@ def test_the_file_gives_the_models_embeddings_and_logits(
     assert b"/work/" not in text and str(Path.home()).encode() not in text  # no traces of sources
 
 
+@pytest.mark.heavy
 def test_with_preprocessing_it_takes_photos_of_any_size(
     models: Path, faces: np.ndarray, tmp_path: Path
 ) -> None:
@@ -125,6 +126,7 @@ def test_what_cannot_be_exported_is_refused(
         )
 
 
+@pytest.mark.heavy
 def test_the_command(models: Path, tmp_path: Path) -> None:
     row = persona_here("export", ID, "--out", str(tmp_path / "a.onnx"), home=models.parent)
     assert row["precision"] == "fp32" and row["bytes"] == (tmp_path / "a.onnx").stat().st_size
