@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import NO_ALIGN, write_lfw
 
 from persona.data.pack import Packed
 from persona.data.shards import read_metas, read_pairs
@@ -16,8 +16,6 @@ from persona.errors import PersonaError
 from persona.evaluation.embed import Embedded
 from persona.evaluation.pair_lists import cut_folds, read_pair_list
 from persona.evaluation.pairs import normalised, score_pairs
-
-assert NO_ALIGN and write_lfw  # what the fixtures are made of
 
 
 def photo(person: str, number: int) -> str:
@@ -28,7 +26,7 @@ ROWS = [(photo(p, 1), photo(p, 2), 1) for p in "ABCDEF"]
 ROWS += [(photo(a, 1), photo(b, 3), 0) for a, b in zip("ABCDEF", "BCDEFA", strict=True)]
 
 
-def write_csv(path: Path, rows: list[tuple[object, ...]], header: str = "a,b,label") -> Path:
+def write_csv(path: Path, rows: Sequence[tuple[object, ...]], header: str = "a,b,label") -> Path:
     path.write_text("\n".join([header, *(",".join(map(str, row)) for row in rows)]) + "\n")
     return path
 

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,7 +49,8 @@ class Pixels(FaceNetwork):
 
     def classify(self, features_BE: Tensor) -> Tensor:
         assert self.last is not None
-        return self.last(features_BE)
+        logits: Tensor = self.last(features_BE)
+        return logits
 
 
 @pytest.fixture
@@ -105,7 +107,7 @@ def test_a_photo_without_a_face_is_kept_and_flagged_only_for_pairs(
     assert metas[manifest.no_face[0]]["box"] is None
 
     class Unpaired(Boxed):
-        def pairs(self) -> None:
+        def pairs(self) -> None:  # type: ignore[override]
             return None
 
     plain = pack_photos(Unpaired(tmp_path / "LFW"), tmp_path / "plain", BOXES).manifest
@@ -114,7 +116,7 @@ def test_a_photo_without_a_face_is_kept_and_flagged_only_for_pairs(
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_never_sees_a_photo_without_a_face(boxed_set: Packed, workers: int) -> None:
-    known = {"batch_size": 4, "workers": workers}
+    known: dict[str, Any] = {"batch_size": 4, "workers": workers}
     seen: list[int] = []
     places = 0
     for rank in range(2):
@@ -173,6 +175,7 @@ def test_scores_by_key_and_the_scores_file(
     pairs = list(read_pairs(lfw_set.folder, lfw_set.manifest))
     assert list(rows[0]) == ["fold", "same", "score"] and len(rows) == len(pairs) == 12
     for line, pair in zip(rows, pairs, strict=True):
+        assert pair.a is not None and pair.b is not None
         expected = cosine_scores([row[pair.a]], [row[pair.b]])[0]
         assert float(line["score"]) == pytest.approx(expected, abs=1e-12)
         assert (int(line["fold"]), line["same"] == "1") == (pair.fold, pair.same)
@@ -215,7 +218,7 @@ def test_top_1_and_top_5(train_set: Packed, cpu: Accelerator) -> None:
     hit = order == batch.labels[:, None]
     assert found.accuracy == pytest.approx(hit[:, 0].float().mean().item())
     assert found.top_5 == pytest.approx(hit[:, :5].any(dim=1).float().mean().item())
-    assert set(found.intervals) == {"accuracy", "top_5"}
+    assert found.intervals is not None and set(found.intervals) == {"accuracy", "top_5"}
 
 
 def test_people_who_were_trained_on_are_counted_listed_and_left_out(
@@ -227,7 +230,10 @@ def test_people_who_were_trained_on_are_counted_listed_and_left_out(
     metas = read_metas(lfw_set.folder, lfw_set.manifest)
     pairs = read_pairs(lfw_set.folder, lfw_set.manifest)
     gone = {"Person_A", "Person_B"}
-    lost = sum(bool(gone & {metas[p.a]["identity"], metas[p.b]["identity"]}) for p in pairs)
+    people = [
+        {metas[int(key)]["identity"] for key in keys} for keys in zip(pairs.a, pairs.b, strict=True)
+    ]
+    lost = sum(bool(gone & both) for both in people)
     assert lost > 0 and found.pairs == 12 - lost
     assert (found.overlap, found.overlap_pairs) == (2, lost)
     assert names.read_text().split() == sorted(gone)
@@ -260,7 +266,7 @@ def test_agedb_has_pairs_30_years_apart_and_its_annotations(
     people_of: dict[int, set[str]] = {}
     for pair in pairs:
         a, b = photo[pair.a], photo[pair.b]
-        assert dict(b.attributes)["age"] - dict(a.attributes)["age"] == 30
+        assert int(dict(b.attributes)["age"]) - int(dict(a.attributes)["age"]) == 30
         assert (a.identity == b.identity) == pair.same
         assert dict(a.attributes)["gender"] == dict(b.attributes)["gender"]
         people_of.setdefault(pair.fold, set()).update((a.identity, b.identity))
