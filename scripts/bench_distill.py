@@ -239,6 +239,7 @@ def random_targets(folder: Path, manifest: Any, teacher: Path, head: Any) -> Non
     save_head(place / HEAD, head)
     digest = sha256_file(teacher)
     known = (name, digest, 512, "linear", CLASSES, "vggface2", None, 2, augment, 0, tuple(files))
+    known = (*known, sha256_file(place / HEAD))
     write_targets(place, Targets(*known))
 
 

@@ -103,10 +103,10 @@ def head_path(folder: SetFolder, targets: Targets) -> Path:
     Raises:
         PersonaError: missing, or not the one that was kept.
     """
-    assert targets.head_sha256 is not None
     name = f"{targets_name(targets.teacher)}/{HEAD}"
-    path = local_file(folder, name, targets.head_sha256)
-    if not path.is_file() or sha256_file(path) != targets.head_sha256:
+    known = targets.head_sha256
+    path = local_file(folder, name, known) if known else Path(f"{folder}/{name}")
+    if known is None or not path.is_file() or sha256_file(path) != known:
         raise PersonaError(
             f"{path} is missing or does not match its checksum: remove {path.parent} and make the "
             "targets again"
