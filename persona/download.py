@@ -294,8 +294,9 @@ def _response(url: str, headers: dict[str, str], timeout_s: float) -> Iterator[A
         kind = _RefusalError if error.code in FINAL_STATUS else _CutError
         raise kind(f"HTTP {error.code} {error.reason}") from None
     except (OSError, http.client.HTTPException) as error:  # URLErrors and time-outs are OSErrors
-        # A name that nobody knows is no network at all, or no such place: waiting mends neither.
-        nowhere = isinstance(getattr(error, "reason", error), socket.gaierror)
+        # A name that nobody knows or a port where nobody listens: waiting mends neither.
+        reason = getattr(error, "reason", error)
+        nowhere = isinstance(reason, socket.gaierror | ConnectionRefusedError)
         raise (_RefusalError if nowhere else _CutError)(_reason(error)) from None
     except ValueError:  # http.client.InvalidURL and the like
         raise _RefusalError("this is no address") from None
