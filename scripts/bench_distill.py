@@ -362,7 +362,7 @@ def bench(home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.device == "cpu":
         keep_freed_memory()  # as distill() does
     # Epochs of so many batches that starting the loader's workers weighs as little as in real ones.
-    photos = (10 if arguments.quick else 32) * arguments.batch_size
+    photos = (8 if arguments.quick else 32) * arguments.batch_size
     prepare(home, photos)
     plain = Plain(home, arguments)  # imports and loads while the photos are packed
     pack(home, photos)
@@ -392,7 +392,7 @@ def bench(home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     # Steps to drop, more than are loaded ahead, and steps to time.
     counts = {"plain": (1, 3), "online": (3, 6), "kept": (4, 12), "resident": (1, 12)}
     if arguments.quick:
-        counts = {"plain": (0, 1), "online": (2, 1), "kept": (3, 4), "resident": (0, 3)}
+        counts = {"plain": (0, 1), "online": (1, 1), "kept": (3, 4), "resident": (0, 3)}
     for name in counts:  # warm up, each by itself
         timed(name, 0, 1)
     speeds: dict[str, list[float]] = {name: [] for name in counts}
