@@ -19,6 +19,7 @@ import argparse
 import importlib.util
 import io
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -95,6 +96,7 @@ def write_set(folder: Path, faces: list[bytes], photos: int) -> Any:
                 parts = {"jpg": faces[number % DISTINCT], "json": encode_json(meta)}
                 file.write(tar_sample(key_of(number), parts))
             file.write(tar_end(file.tell()))
+        os.utime(path, (0, 0))  # as old as a set is when it is read
         shards.append(Shard(path.name, len(numbers), path.stat().st_size, sha256_file(path)))
     manifest = Manifest(
         name=folder.name,

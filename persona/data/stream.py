@@ -22,7 +22,7 @@ E embedding.
 from __future__ import annotations
 
 import contextlib
-import json
+import copy
 import math
 import os
 import threading
@@ -36,6 +36,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import simplejpeg
 import torch
 from torch import Tensor
@@ -45,6 +46,7 @@ from persona.config import AugmentConfig
 from persona.data.shards import Manifest, key_of
 from persona.data.storage import SetFolder, drop_file, is_remote
 from persona.data.targets import (
+    Features,
     TargetReader,
     Targets,
     drop_targets,
@@ -58,9 +60,9 @@ from persona.errors import PersonaError
 
 SHUFFLE_BUFFER = 10_000
 """Samples of a window. A worker holds their places, not their bytes."""
-
-
-decode_json = json.JSONDecoder().raw_decode
+SLABS = 4
+"""Batches of photos a worker that may be on their way or looked at before new memory is taken."""
+NO_LANDMARKS = [[math.nan, math.nan]] * 6
 
 
 class Batch(NamedTuple):
@@ -78,6 +80,18 @@ class Batch(NamedTuple):
     """(B * R, V) float32: what is to be done to each photo."""
     targets: Tensor | None
     """(B * R, E) float16: the teacher's vectors of these views, where they are kept."""
+
+
+class Decoded(NamedTuple):
+    """A batch as its worker gives it away: arrays, because tensors would each go by a file."""
+
+    photos: int | Tensor
+    """The slab that holds them, or where none was free (B * R, H, W, 3)."""
+    labels: npt.NDArray[np.int64]
+    keys: npt.NDArray[np.int64]
+    landmarks: npt.NDArray[np.float32]
+    views: Views
+    targets: Features | None
 
 
 @dataclass(frozen=True)
@@ -202,7 +216,10 @@ class Window:
         self.samples = plan.window_samples(number, *stream.seeds)
         self.first_batch = plan.first_batch(number)
         self.shards: dict[int, ShardReader] = {}
-        for place in plan.window_shards(number):
+        places = list(plan.window_shards(number))
+        # Workers that all walk shards for the first time begin at different ones.
+        turn = stream.worker[0] % max(len(places), 1)
+        for place in places[turn:] + places[:turn]:
             shard, _ = plan.counts[place]
             reader = before.shards.get(shard) if before else None
             self.shards[shard] = reader or ShardReader(
@@ -213,13 +230,34 @@ class Window:
             )
 
     def batch(self, number: int, batch_size: int) -> npt.NDArray[np.int64]:
-        """(B, 2) shard and place in it of this rank's batch number `number`."""
+        """(B, 2) shard and sample in it of this rank's batch number `number`."""
         start = (number - self.first_batch) * batch_size
         return self.samples[start : start + batch_size]
+
+    def keys_and_places(
+        self, chosen: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """(B,) keys of samples, and their places in their shards, what is left out counted.
+
+        Raises:
+            PersonaError: a key is no number, naming the shard.
+        """
+        keys, places = np.empty((2, len(chosen)), np.int64)
+        for shard in np.unique(chosen[:, 0]).tolist():
+            here = chosen[:, 0] == shard
+            reader, rows = self.shards[shard], chosen[here, 1]
+            try:
+                keys[here] = reader.keys[rows]
+            except ValueError:
+                raise damaged(reader.path, "a key that is no number") from None
+            places[here] = reader.places[rows]
+        return keys, places
 
 
 class ShardStream(IterableDataset[Any]):
     """One epoch of one rank as batches; what a DataLoader's workers iterate."""
+
+    slabs: Slabs
 
     def __init__(
         self,
@@ -240,29 +278,44 @@ class ShardStream(IterableDataset[Any]):
         self.augment = augment
         self.targets = targets
 
+    def read_into(self, slabs: Slabs) -> ShardStream:
+        """The same stream for one reading, which puts its photos there."""
+        stream = copy.copy(self)
+        stream.slabs = slabs
+        return stream
+
+    @property
+    def worker(self) -> tuple[int, int]:
+        """The number of this worker, and how many there are; (0, 1) in the process itself."""
+        info = get_worker_info()
+        return (info.id, info.num_workers) if info else (0, 1)
+
     @property
     def suffixes(self) -> list[str]:
         """Of a sample's members: photos, then what is known of them."""
         photos = photos_of(self.manifest)
         return [*(f"{role}.jpg" for role in ROLES), "json"] if photos > 1 else ["jpg", "json"]
 
-    def __iter__(self) -> Iterator[Batch | Failure]:
+    def __iter__(self) -> Iterator[Decoded | Failure]:
         """Yields this worker's batches; a damaged shard ends it with a Failure."""
-        info = get_worker_info()
-        place, workers = (info.id, info.num_workers) if info else (0, 1)
+        place, workers = self.worker
         try:
             reader = TargetReader(self.folder, self.targets) if self.targets else None
-            images = Images(self.manifest.align.image_size)
             window: Window | None = None
+            ahead = threading.Thread()
             # The loader asks its workers in turns, the first one first.
             for number in range(self.skip + place, self.plan.batches, workers):
                 wanted = self.plan.window_of(number)
                 if window is None or window.number != wanted:
-                    self._fetch_ahead(wanted, place, workers)
+                    ahead = self._fetch_ahead(wanted)
                     window = Window(self, wanted, window)
                     if reader is not None:
                         reader.keep(window.shards)
-                yield self._decode(window, number, images, reader)
+                decoded = self._decode(window, number, reader)
+                # After a window's last batch its shards are dropped: nothing may bring them again.
+                if ahead.is_alive() and self.plan.window_of(number + workers) != wanted:
+                    ahead.join()
+                yield decoded
         except PersonaError as error:
             yield Failure(str(error))
 
@@ -285,12 +338,11 @@ class ShardStream(IterableDataset[Any]):
         if self.targets is not None:
             drop_targets(self.folder, self.targets, shard)
 
-    def _fetch_ahead(self, window: int, place: int, workers: int) -> None:
+    def _fetch_ahead(self, window: int) -> threading.Thread:
         """Begins to fetch what follows the window; workers share the shards among themselves."""
-        if not is_remote(self.folder):
-            return
         open_now = self.plan.window_shards(window)
         following = self.plan.window_shards(self.plan.windows - 1).stop
+        place, workers = self.worker
         mine = [
             self.plan.counts[other][0]
             for other in range(open_now.start, min(open_now.stop + 1, following))
@@ -302,102 +354,114 @@ class ShardStream(IterableDataset[Any]):
                 for shard in mine:
                     self.fetch(shard)
 
-        threading.Thread(target=fetch, daemon=True).start()
+        thread = threading.Thread(target=fetch, daemon=True)
+        if is_remote(self.folder):
+            thread.start()
+        return thread
 
     def _views(
-        self, places: list[tuple[int, int]], number: int, reader: TargetReader | None
-    ) -> tuple[Views, Tensor | None]:
+        self,
+        shards: npt.NDArray[np.int64],
+        photos: npt.NDArray[np.int64],
+        number: int,
+        reader: TargetReader | None,
+    ) -> tuple[Views, Features | None]:
         """Each photo's view in batch `number`, and the teacher's vector of it where kept.
 
-        `places` are (shard, photo in it).
+        `photos` are places in their `shards`.
         """
         if self.augment is None:
-            return np.tile(IDENTITY, (len(places), 1)), None
+            return np.tile(IDENTITY, (len(photos), 1)), None
         seeds = (*self.seeds, self.plan.rank, number)
-        views = draw_views(self.augment, len(places), *seeds)
+        views = draw_views(self.augment, len(photos), *seeds)
         if reader is None or self.targets is None:
             return views, None
         if self.augment.beyond_flip:
             rng = np.random.default_rng(mix_seeds(*seeds))
             mirrors = 0 if self.augment.flip else 1  # view 1, which a recipe may not want
-            chosen = rng.integers(self.targets.views - mirrors, size=len(places))
+            chosen = rng.integers(self.targets.views - mirrors, size=len(photos))
             chosen += mirrors * (chosen >= 1)
         else:
             chosen = views[:, 0].astype(np.int64)  # the same coins as without kept targets
-        vectors = np.empty((len(places), self.targets.embedding_size), np.float16)
-        for row, ((shard, photo), view) in enumerate(zip(places, chosen.tolist(), strict=True)):
-            vectors[row], views[row] = reader.read(shard, photo, view)
-        return views, torch.from_numpy(vectors)
+        vectors, views = reader.read(shards, photos, chosen)
+        return views, vectors
 
-    def _decode(
-        self, window: Window, number: int, images: Images, reader: TargetReader | None
-    ) -> Batch:
-        chosen = window.batch(number, self.plan.batch_size).tolist()
+    def _decode(self, window: Window, number: int, reader: TargetReader | None) -> Decoded:
+        chosen = window.batch(number, self.plan.batch_size)
         photos = photos_of(self.manifest)
-        landmarks = np.full((len(chosen) * photos, 6, 2), np.nan, dtype=np.float32)
-        images_BHWC = images.take(len(landmarks))
+        keys_B, places_B = window.keys_and_places(chosen)
+        memory, images_BHWC = self.slabs.take(self.worker[0], len(chosen) * photos)
         labels: list[int] = []
-        keys: list[int] = []
+        landmarks: list[Any] = []
         jpegs: list[memoryview] = []
-        shard, sample = chosen[0]
+        samples = chosen.tolist()
+        shard, sample = samples[0]
         try:
             # One thing at a time for all of them: decoding is fastest when nothing comes between.
-            for shard, sample in chosen:
+            for shard, sample in samples:
                 *found, text = window.shards[shard].read(sample)
-                meta, _ = decode_json(str(text, "utf-8"))
-                keys.append(int(window.shards[shard].key(sample)))
-                for photo in [meta[role] for role in ROLES] if photos > 1 else [meta]:
-                    if photo["landmarks"] is not None:
-                        landmarks[len(labels)] = photo["landmarks"]
+                meta = orjson.loads(text)
+                for photo in [meta[role] for role in ROLES] if photos > 1 else (meta,):
                     labels.append(int(photo["class"]))
+                    landmarks.append(photo["landmarks"] or NO_LANDMARKS)
                 jpegs += found
-            for row, image_HWC in enumerate(images_BHWC.numpy()):
-                shard, sample = chosen[row // photos]
+            labels_B = np.array(labels, dtype=np.int64)
+            landmarks_B = np.array(landmarks, dtype=np.float32).reshape(-1, 6, 2)
+            for row, image_HWC in enumerate(images_BHWC):
+                shard, sample = samples[row // photos]
                 decode_into(jpegs[row], image_HWC)
-            labels_B, keys_B = np.array(labels, dtype=np.int64), np.array(keys, dtype=np.int64)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            reader_of = window.shards[shard]
-            key = reader_of.key(sample)[:20].decode(errors="replace")
-            raise damaged(reader_of.path, f"sample {key}: {type(error).__name__}") from None
+            opened = window.shards[shard]
+            key = opened.keys[sample][:20].decode(errors="replace")
+            raise damaged(opened.path, f"sample {key}: {type(error).__name__}") from None
         if labels_B.min() < 0 or labels_B.max() >= len(self.manifest.classes):
-            where = window.shards[chosen[0][0]].path
+            where = window.shards[samples[0][0]].path
             raise damaged(where, "a class index outside the manifest's list")
-        places = [
-            (shard, window.shards[shard].place(row) * photos + role)
-            for shard, row in chosen
-            for role in range(photos)
-        ]
-        views, targets = self._views(places, number, reader)
-        return Batch(
-            # A permuted view is channels-last memory: what convolutions want, at no cost.
-            images_BHWC.permute(0, 3, 1, 2),
-            torch.from_numpy(labels_B),
-            torch.from_numpy(keys_B),
-            torch.from_numpy(landmarks),
-            torch.from_numpy(views),
-            targets,
-        )
+        photos_B = (places_B[:, None] * photos + np.arange(photos)).reshape(-1)
+        shards_B = chosen[:, 0].repeat(photos)
+        views, targets = self._views(shards_B, photos_B, number, reader)
+        return Decoded(memory, labels_B, keys_B, landmarks_B, views, targets)
 
 
-class Images:
-    """Memory for photos that is used again once nobody looks at them: new pages cost a zeroing."""
+class Slabs:
+    """Memory for batches of photos, used again once nobody looks at it: new pages cost a zeroing,
+    and between processes a mapping.
 
-    def __init__(self, side: int) -> None:
-        self._side = side
-        self._free: dict[int, list[npt.NDArray[np.uint8]]] = {}
+    Each worker has slabs of its own. It alone takes them, and only who reads the batches gives them
+    back, so that a byte a slab is all they share.
+    """
 
-    def take(self, count: int) -> Tensor:
-        """(count, side, side, 3) uint8, of any content."""
-        shape = (count, self._side, self._side, 3)
-        if get_worker_info() is not None:
-            # Memory that is shared with who reads from this worker: other would be copied there.
-            share: Any = torch.UntypedStorage._new_shared  # as torch's own collate does
-            storage: torch.UntypedStorage = share(math.prod(shape), device="cpu")
-            return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
-        free = self._free.setdefault(count, [])
-        memory = free.pop() if free else np.empty(shape, dtype=np.uint8)
-        seen = memory.view()  # lives as long as any tensor of it
-        weakref.finalize(seen, free.append, memory).atexit = False
+    def __init__(self, workers: int, photos: int, side: int) -> None:
+        """Slabs of `photos` photos each; 0 workers: for this process alone."""
+        self._shared = workers > 0
+        self._memory = self._new(max(workers, 1) * SLABS, photos, side, side, 3)
+        self._busy = self._new(max(workers, 1) * SLABS).zero_()
+
+    def _new(self, *shape: int) -> Tensor:
+        """uint8 of any content; pages that are never touched cost nothing."""
+        if not self._shared:  # numpy's is of huge pages, torch's is not
+            return torch.from_numpy(np.empty(shape, np.uint8))
+        share: Any = torch.UntypedStorage._new_shared  # as torch's own collate does
+        storage: torch.UntypedStorage = share(math.prod(shape), device="cpu")
+        return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+    def take(self, worker: int, count: int) -> tuple[int | Tensor, npt.NDArray[np.uint8]]:
+        """What to give away, and in it (count, side, side, 3) to fill."""
+        mine = self._busy[worker * SLABS : (worker + 1) * SLABS].numpy()
+        free = np.flatnonzero(mine == 0)
+        if not len(free):  # the reader keeps many
+            more = self._new(count, *self._memory.shape[2:])
+            return more, more.numpy()
+        mine[free[0]] = 1
+        slab = worker * SLABS + int(free[0])
+        return slab, self._memory[slab, :count].numpy()
+
+    def look(self, photos: int | Tensor, count: int) -> Tensor:
+        """What a worker gave away, (count, side, side, 3); its slab is free when it goes."""
+        if isinstance(photos, Tensor):
+            return photos
+        seen = self._memory[photos, :count].numpy().view()  # lives as long as any tensor of it
+        weakref.finalize(seen, self._busy.numpy().__setitem__, photos, 0).atexit = False
         return torch.from_numpy(seen)
 
 
@@ -406,6 +470,11 @@ def decode_into(jpeg: bytes | memoryview, image_HWC: np.ndarray[Any, np.dtype[np
     decoded = simplejpeg.decode_jpeg(jpeg, buffer=image_HWC)  # refuses what is larger
     if decoded.shape != image_HWC.shape:
         raise ValueError("crop of another size")
+
+
+def as_it_is(decoded: Any) -> Any:
+    """In place of torch's collate, which would make tensors of the arrays."""
+    return decoded
 
 
 def step_back(_worker: int) -> None:
@@ -424,18 +493,18 @@ class EpochLoader:
         # A worker without a batch would be started for nothing.
         self._workers = min(workers, max(1, self.remaining))
 
-    def _start(self) -> Iterator[Batch | Failure]:
+    def _start(self, slabs: Slabs) -> Iterator[Decoded | Failure]:
         with warnings.catch_warnings():
             # How many processes a machine bears is the user's to say.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             return iter(
                 DataLoader(
-                    self._stream,
+                    self._stream.read_into(slabs),
                     batch_size=None,  # the stream yields batches
                     num_workers=self._workers,
                     prefetch_factor=2 if self._workers else None,
                     worker_init_fn=step_back,
-                    pin_memory=torch.cuda.is_available(),
+                    collate_fn=as_it_is,
                     # Its own: starting workers must not move the global one.
                     generator=torch.Generator(),
                 )
@@ -451,11 +520,25 @@ class EpochLoader:
         Raises:
             PersonaError: a shard is damaged, naming it, or a worker process was killed.
         """
+        stream = self._stream
+        photos = self.plan.batch_size * photos_of(stream.manifest)
+        # Each reading has its own: what an earlier one left half-way may still be looked at.
+        slabs = Slabs(self._workers, photos, stream.manifest.align.image_size)
         try:
-            for number, batch in enumerate(self._start(), start=self._stream.skip):
-                if isinstance(batch, Failure):
-                    raise PersonaError(batch.message)
-                yield batch
+            for number, decoded in enumerate(self._start(slabs), start=stream.skip):
+                if isinstance(decoded, Failure):
+                    raise PersonaError(decoded.message)
+                images_BHWC = slabs.look(decoded.photos, len(decoded.labels))
+                yield Batch(
+                    # A permuted view is channels-last memory: what convolutions want, at no cost.
+                    images_BHWC.permute(0, 3, 1, 2),
+                    torch.from_numpy(decoded.labels),
+                    torch.from_numpy(decoded.keys),
+                    torch.from_numpy(decoded.landmarks),
+                    torch.from_numpy(decoded.views),
+                    None if decoded.targets is None else torch.from_numpy(decoded.targets),
+                )
+                del images_BHWC  # else its slab would wait for the next batch
                 self._drop_after(number)
         except RuntimeError as error:
             if "DataLoader worker" in str(error):
@@ -490,7 +573,8 @@ def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
     def send(batch: Batch) -> Batch:
         with torch.cuda.stream(side):
             return batch._replace(
-                images=batch.images.to(device, non_blocking=True),
+                # Pinned here, not in a worker: its slab is free again at once.
+                images=batch.images.pin_memory().to(device, non_blocking=True),
                 labels=batch.labels.to(device, non_blocking=True),
                 targets=None
                 if batch.targets is None

@@ -280,17 +280,35 @@ class TargetReader:
     def _place(self) -> str:
         return f"{self.folder}/{targets_name(self.targets.teacher)}"
 
-    def read(self, shard: int, photo: int, view: int) -> tuple[Features, Views]:
-        """The teacher's vector (E,) float16 and the view's row (V,) float32.
+    def read(
+        self,
+        shards: npt.NDArray[np.int64],
+        photos: npt.NDArray[np.int64],
+        chosen: npt.NDArray[np.int64],
+    ) -> tuple[Features, Views]:
+        """The teacher's vectors (B, E) float16 and the views' rows (B, V) float32.
+
+        Args:
+            shards: (B,) of each photo.
+            photos: (B,) its place among those of its shard.
+            chosen: (B,) which of its kept views.
 
         Raises:
-            PersonaError: the vector is not finite.
+            PersonaError: a vector is not finite.
         """
-        features, views = self._files(shard)
-        vector, row = features[photo, view], views[photo, view]
-        if not (np.isfinite(vector).all() and np.isfinite(row).all() and (np.abs(row) < 100).all()):
+        features = np.empty((len(photos), self.targets.embedding_size), np.float16)
+        views = np.empty((len(photos), len(VIEW)), np.float32)
+        for shard in np.unique(shards).tolist():
+            here = shards == shard
+            kept_features, kept_views = self._files(shard)
+            features[here] = kept_features[photos[here], chosen[here]]
+            views[here] = kept_views[photos[here], chosen[here]]
+        good = np.isfinite(features).all(axis=1) & (np.abs(views) < 100).all(axis=1)
+        if not good.all():
+            first = int(np.argmin(good))
+            name, photo = file_names(int(shards[first]))[0], photos[first]
             raise PersonaError(
-                f"{self._place}/{file_names(shard)[0]}, or the views beside it, holds numbers that "
+                f"{self._place}/{name}, or the views beside it, holds numbers that "
                 f"are not finite for photo {photo}: remove {self._place} and make the targets again"
             )
-        return vector, row
+        return features, views

@@ -7,22 +7,31 @@ beyond the end of its file.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import time
+import zlib
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from persona.errors import PersonaError
+from persona.files import write_atomically
 
 BLOCK = 512
 READ_AHEAD = 1 << 20
 """Bytes read at once while headers are walked."""
 LONGEST_HEADER = 1 << 16
 """Bytes that a long name or a pax header may take."""
+INDEXES = ".index"
+"""Folder beside the shards for what walks found."""
+SETTLED_S = 2.0
+"""Age from which a change of a tar shows in its time."""
 END = "end"
 EARLY = "it ends early"
 FILES = b"0\07"
@@ -144,6 +153,16 @@ def _pax_name(data: bytes) -> bytes:
     return name
 
 
+class Samples(NamedTuple):
+    """Where the samples of a shard lie."""
+
+    keys: npt.NDArray[np.bytes_]
+    """(samples,)."""
+    rows: npt.NDArray[np.int64]
+    """Of each sample: where its members begin, and their length from there; then of each member
+    where it begins from there, and its size, -1 where the sample has none."""
+
+
 class ShardReader:
     """Any sample of one shard, in any order. What is held is a few numbers a sample."""
 
@@ -167,60 +186,18 @@ class ShardReader:
         """
         self.path = path
         self._suffixes = tuple(suffixes)
-        self._keys: list[bytes] = []
-        self._places = array("q")
-        """Of each sample: its place in the shard, counting those that are passed over."""
-        self._without = without
-        self._width = 2 + 2 * len(self._suffixes)
-        self._rows = array("q")
-        """Of each sample: where its members begin, and their length from there; then of each member
-        where it begins from there, and its size, -1 where the sample has none."""
-        try:
-            with path.open("rb", buffering=0) as stream:
-                self._walk(stream, samples)
-        except TarError as error:
-            raise damaged(path, str(error)) from None
-        if len(self._keys) < samples:
+        keys, rows = _find_samples(path, self._suffixes, samples + len(without))
+        places = np.arange(len(keys))
+        if without:
+            places = np.flatnonzero(~np.isin(keys, np.array(list(without), bytes)))
+        if len(places) < samples:
             raise damaged(path, "it ends early")
+        self.places = places[:samples]
+        """Of each sample: its place in the shard, counting those that are passed over."""
+        self.keys = keys[self.places]
+        """Of each sample."""
+        self._rows = rows[self.places]
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def _walk(self, stream: BinaryIO, samples: int) -> None:
-        keys, rows, width = self._keys, self._rows, self._width
-        column = {suffix.encode(): 2 * place for place, suffix in enumerate(self._suffixes, 1)}
-        empty = array("q", [-1] * width)
-        last, start, place_in_shard = None, -width, -1
-        passed_over = False
-        for name, offset, size in iter_members(stream):
-            # As webdataset does: a key ends at the first dot of the file's name.
-            dot = name.find(b".", name.rfind(b"/") + 1)
-            key, suffix = (name[:dot], name[dot + 1 :].lower()) if dot >= 0 else (name, b"")
-            if key != last:
-                last = key
-                place_in_shard += 1
-                passed_over = key in self._without
-                if not passed_over:
-                    if len(keys) == samples:
-                        return
-                    keys.append(key)
-                    self._places.append(place_in_shard)
-                    rows.extend(empty)
-                    start += width
-            if not passed_over and suffix in column:
-                place = start + column[suffix]
-                if rows[place] >= 0:
-                    raise TarError(f"sample {len(keys) - 1}: two {suffix.decode()}")
-                if rows[start] < 0:
-                    rows[start] = offset
-                rows[start + 1] = offset + size - rows[start]
-                rows[place], rows[place + 1] = offset - rows[start], size
-
-    def key(self, row: int) -> bytes:
-        """The key of a sample."""
-        return self._keys[row]
-
-    def place(self, row: int) -> int:
-        """Its place in the shard."""
-        return self._places[row]
 
     def read(self, row: int) -> list[memoryview]:
         """The bytes of a sample's members, in the order of the suffixes.
@@ -229,8 +206,7 @@ class ShardReader:
             KeyError: it lacks one of them.
             ValueError: the file has become shorter since.
         """
-        width = self._width
-        first, length, *places = self._rows[row * width : (row + 1) * width].tolist()
+        first, length, *places = self._rows[row].tolist()
         if min(places) < 0:
             raise KeyError(self._suffixes[places.index(-1) // 2])
         # A sample's members are neighbours: one read for all.
@@ -248,3 +224,110 @@ class ShardReader:
     def __del__(self) -> None:
         if hasattr(self, "_file"):
             self.close()
+
+
+def _find_samples(path: Path, suffixes: tuple[str, ...], samples: int) -> Samples:
+    """The first `samples` samples of a shard, or all if it has fewer: from its index where it has
+    one, else by a walk, which leaves an index for the next epoch and for the other workers."""
+    with path.open("rb", buffering=0) as stream:
+        found = _read_index(path, stream, suffixes)
+        if found is not None:
+            return found
+        if not _index_may_stay(path, stream):
+            return _walk(path, stream, suffixes, samples)[0]
+        # Whoever comes first walks; the others wait. Not every network's file system can lock.
+        with contextlib.suppress(OSError):
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        found = _read_index(path, stream, suffixes)
+        if found is not None:
+            return found
+        found, whole = _walk(path, stream, suffixes, samples)
+        if whole:
+            _write_index(path, stream, suffixes, found)
+        return found
+
+
+def _walk(
+    path: Path, stream: BinaryIO, suffixes: tuple[str, ...], samples: int
+) -> tuple[Samples, bool]:
+    """The first `samples` samples, and whether these are all."""
+    keys: list[bytes] = []
+    rows = array("q")
+    width = 2 + 2 * len(suffixes)
+    column = {suffix.encode(): 2 * place for place, suffix in enumerate(suffixes, 1)}
+    empty = array("q", [-1] * width)
+    last, start, whole = None, -width, True
+    try:
+        for name, offset, size in iter_members(stream):
+            # As webdataset does: a key ends at the first dot of the file's name.
+            dot = name.find(b".", name.rfind(b"/") + 1)
+            key, suffix = (name[:dot], name[dot + 1 :].lower()) if dot >= 0 else (name, b"")
+            if key != last:
+                if len(keys) == samples:
+                    whole = False
+                    break
+                last = key
+                keys.append(key)
+                rows.extend(empty)
+                start += width
+            if suffix in column:
+                place = start + column[suffix]
+                if rows[place] >= 0:
+                    raise TarError(f"sample {len(keys) - 1}: two {suffix.decode()}")
+                if rows[start] < 0:
+                    rows[start] = offset
+                rows[start + 1] = offset + size - rows[start]
+                rows[place], rows[place + 1] = offset - rows[start], size
+    except TarError as error:
+        raise damaged(path, str(error)) from None
+    table = np.frombuffer(rows, np.int64) if rows else np.empty(0, np.int64)
+    return Samples(np.array(keys, bytes), table.reshape(-1, width)), whole
+
+
+# An index: what a walk found, for each epoch and each worker after the first. It can be lost or
+# removed at any time, and is not believed where the tar is another than it was.
+
+
+def _index_path(path: Path) -> Path:
+    return path.parent / INDEXES / path.with_suffix(".idx").name
+
+
+def _index_head(stream: BinaryIO, suffixes: tuple[str, ...]) -> bytes:
+    """What an index must begin with to be this tar's."""
+    now = os.fstat(stream.fileno())
+    return f"persona 1 {now.st_size} {now.st_mtime_ns} {','.join(suffixes)}\n".encode()
+
+
+def _index_may_stay(path: Path, stream: BinaryIO) -> bool:
+    """Whether an index of this tar could be kept, and could be told from that of another one."""
+    settled = time.time() - os.fstat(stream.fileno()).st_mtime > SETTLED_S
+    return settled and os.access(path.parent, os.W_OK)
+
+
+def _write_index(path: Path, stream: BinaryIO, suffixes: tuple[str, ...], found: Samples) -> None:
+    sizes = np.array([len(found.keys), found.keys.itemsize], "<i8").tobytes()
+    body = sizes + found.keys.tobytes() + found.rows.astype("<i8").tobytes()
+    head = _index_head(stream, suffixes) + zlib.crc32(body).to_bytes(4, "little")
+    with contextlib.suppress(OSError):  # a disk that is full: walked again next time
+        write_atomically(_index_path(path), head + body)
+
+
+def _read_index(path: Path, stream: BinaryIO, suffixes: tuple[str, ...]) -> Samples | None:
+    try:
+        data = _index_path(path).read_bytes()
+    except OSError:
+        return None
+    head = _index_head(stream, suffixes)
+    body = data[len(head) + 4 :]
+    if not data.startswith(head) or zlib.crc32(body).to_bytes(4, "little") != data[len(head) :][:4]:
+        return None
+    try:
+        count, width = np.frombuffer(body[:16], "<i8").tolist()
+        end = 16 + count * width
+        keys = np.frombuffer(body[16:end], f"S{width}")
+        rows = np.frombuffer(body[end:], "<i8").reshape(count, 2 + 2 * len(suffixes))
+    except (ValueError, TypeError):
+        return None
+    size = os.fstat(stream.fileno()).st_size
+    inside = len(keys) == count and rows.min(initial=0) >= -1 and rows.max(initial=0) <= size
+    return Samples(keys, rows) if inside else None

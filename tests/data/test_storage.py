@@ -3,9 +3,11 @@ from __future__ import annotations
 import errno
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers import persona_error
@@ -42,6 +44,25 @@ def url(tmp_path: Path, faults: Faults) -> Iterator[str]:
 def keys_of(folder: Path | RemoteFolder, packed: Packed, **options) -> list[int]:
     loader = build_loader(folder, packed.manifest, **{"batch_size": 3, "training": True} | options)
     return [int(key) for batch in loader for key in batch.keys]
+
+
+def test_what_is_fetched_late_is_not_left_behind(
+    train_set: Packed, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(threading.Thread):
+        def run(self) -> None:
+            time.sleep(0.2)
+            super().run()
+
+    monkeypatch.setattr(stream, "SHUFFLE_BUFFER", 10)
+    monkeypatch.setattr(stream, "threading", SimpleNamespace(Thread=Late))
+    folder, _ = open_set(f"{url}/vggface2-train", tmp_path, None)
+    assert isinstance(folder, RemoteFolder)
+    keys_of(folder, train_set)
+    for thread in threading.enumerate():
+        if isinstance(thread, Late):
+            thread.join()
+    assert not list(folder.local.glob("*.tar"))
 
 
 @pytest.mark.parametrize("workers", [0, 3])

@@ -10,12 +10,13 @@ import pytest
 import torch
 from conftest import NO_ALIGN, SIZE_PX
 from PIL import Image
+from torch import Tensor
 
 from persona.data import stream
 from persona.data.pack import Packed, pack_photos, pack_triplets
 from persona.data.raw import open_dataset
 from persona.data.shards import tar_end, tar_sample
-from persona.data.stream import EpochPlan, build_loader
+from persona.data.stream import SLABS, EpochLoader, EpochPlan, build_loader
 from persona.data.tars import ShardReader
 from persona.data.transforms import normalise
 from persona.data.triplets import make_triplets
@@ -212,16 +213,41 @@ def test_triplets_come_three_in_a_row(raw: Path, tmp_path: Path) -> None:
     assert (anchor != negative).all()
 
 
-def test_memory_is_used_again_only_when_nobody_looks_at_it() -> None:
-    images = stream.Images(8)
-    first, second = images.take(2), images.take(2)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_memory_is_used_again_only_when_nobody_looks_at_it(workers: int) -> None:
+    slabs = stream.Slabs(workers, photos=4, side=8)
+    last = max(workers - 1, 0)
+
+    def take() -> Tensor:
+        slab, memory = slabs.take(last, 2)
+        memory[:] = 7
+        return slabs.look(slab, 2)
+
+    first, second = take(), take()
+    assert first.shape == second.shape == (2, 8, 8, 3)
     assert first.data_ptr() != second.data_ptr()
     part, place = first.permute(0, 3, 1, 2)[1:], first.data_ptr()
     del first
-    assert images.take(2).data_ptr() != place
+    assert take().data_ptr() != place
     del part
-    again = [images.take(2) for _ in range(3)]
-    assert place in {image.data_ptr() for image in again}
+    held = [take() for _ in range(SLABS + 1)]  # one more than there is room for
+    assert place in {image.data_ptr() for image in held}
+    assert len({image.data_ptr() for image in held}) == SLABS + 1
+    assert all((image == 7).all() for image in held)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_batches_that_are_kept_stay_as_they_were(train_set: Packed, workers: int) -> None:
+    def load() -> EpochLoader:
+        return build_loader(
+            train_set.folder, train_set.manifest, batch_size=3, training=True, workers=workers
+        )
+
+    kept = list(load())
+    assert len(kept) > 2 * SLABS
+    for batch, once in zip(kept, load(), strict=True):
+        assert torch.equal(batch.keys, once.keys)
+        assert torch.equal(batch.images, once.images)
 
 
 def test_a_damaged_shard_is_one_clear_error(train_set: Packed) -> None:

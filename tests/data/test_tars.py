@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import webdataset
 
+from persona.data import tars
 from persona.data.pack import Packed
 from persona.data.shards import tar_end, tar_sample
 from persona.data.tars import ShardReader, iter_members
@@ -17,7 +21,9 @@ SUFFIXES = ("jpg", "json")
 
 def samples(path: Path, count: int) -> dict[str, list[bytes]]:
     reader = ShardReader(path, SUFFIXES, count)
-    return {reader.key(row).decode(): [bytes(m) for m in reader.read(row)] for row in range(count)}
+    return {
+        key.decode(): [bytes(m) for m in reader.read(row)] for row, key in enumerate(reader.keys)
+    }
 
 
 def write(path: Path, parts: dict[str, bytes], count: int = 3) -> bytes:
@@ -135,3 +141,83 @@ def test_only_what_is_wanted_is_looked_at(tmp_path: Path) -> None:
     data = write(path, {"jpg": b"j", "json": b"{}"})
     path.write_bytes(data[: 2 * 2048 + 512] + b"rubbish" * 500)
     assert len(samples(path, 2)) == 2
+
+
+def make_old(path: Path) -> None:
+    """As a set is when it is read: a change of it shows in its time."""
+    os.utime(path, (1, 1))
+
+
+def test_an_index_spares_the_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.tar"
+    write(path, {"jpg": b"j" * 700, "json": b"{}"}, count=5)
+    make_old(path)
+    walked = samples(path, 5)
+    assert (tmp_path / ".index/x.idx").is_file()
+    monkeypatch.setattr(tars, "iter_members", None)
+    assert samples(path, 5) == walked
+    assert list(samples(path, 2)) == ["00000000", "00000001"]
+    reader = ShardReader(path, SUFFIXES, 3, frozenset({b"00000000", b"00000003"}))
+    assert reader.keys.tolist() == [b"00000001", b"00000002", b"00000004"]
+    assert reader.places.tolist() == [1, 2, 4]
+
+
+def test_an_index_of_another_tar_is_not_believed(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    write(path, {"jpg": b"j" * 700, "json": b"{}"})
+    make_old(path)
+    samples(path, 3)
+    write(path, {"jpg": b"k" * 1700, "json": b"{}"})
+    assert samples(path, 3)["00000002"] == [b"k" * 1700, b"{}"]  # made now: its time is another
+    make_old(path)
+    assert samples(path, 3)["00000002"] == [b"k" * 1700, b"{}"]  # same time, another size
+    with pytest.raises(KeyError):
+        ShardReader(path, ("png", "json"), 3).read(0)  # made for other suffixes
+
+
+def test_no_index_of_a_part_or_of_what_may_still_change(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    write(path, {"jpg": b"j", "json": b"{}"})
+    samples(path, 3)  # as new as its time can tell
+    make_old(path)
+    samples(path, 2)
+    assert not (tmp_path / ".index").exists()
+
+
+def test_what_is_no_index_is_walked_past(tmp_path: Path) -> None:
+    path, index = tmp_path / "x.tar", tmp_path / ".index/x.idx"
+    write(path, {"jpg": b"j" * 700, "json": b"{}"})
+    make_old(path)
+    right = samples(path, 3)
+    whole = index.read_bytes()
+    head = whole.index(b"\n") + 1
+
+    def forged(body: bytes) -> bytes:
+        return whole[:head] + zlib.crc32(body).to_bytes(4, "little") + body
+
+    rows = np.frombuffer(whole[-3 * 6 * 8 :], "<i8").copy()
+    rows[1] = 1 << 60  # a length
+    start = whole[head + 4 :]
+    hostile = [whole[:length] for length in range(0, len(whole), 23)]
+    hostile += [whole[:-1] + b"x", forged(b""), forged(b"\xff" * 16), forged(bytes(64))]
+    hostile += [forged(start[: -rows.nbytes] + rows.tobytes()), forged(start[:-8]), b"\0" * 5000]
+    for data in hostile:
+        index.write_bytes(data)
+        assert samples(path, 3) == right
+        assert index.read_bytes() == whole  # and mended
+
+
+def test_a_folder_that_is_not_ours_gets_no_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.tar"
+    write(path, {"jpg": b"j", "json": b"{}"})
+    make_old(path)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tars, "write_atomically", full)
+    assert len(samples(path, 3)) == 3
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert len(samples(path, 3)) == 3
