@@ -31,6 +31,11 @@ def spread(speeds: Mapping[str, list[float]]) -> dict[str, float]:
     return {name: round(max(values) / min(values), 3) for name, values in speeds.items()}
 
 
+def ratio(speeds: list[float], others: list[float]) -> float:
+    """The median of the rounds' ratios: a machine that grows slower does so for both."""
+    return statistics.median(speed / other for speed, other in zip(speeds, others, strict=True))
+
+
 def commit() -> str:
     """The short hash of what is checked out."""
     command = ["git", "rev-parse", "--short", "HEAD"]

@@ -134,7 +134,7 @@ def measure(quick: bool, work: Path, faces: Path | None = None) -> dict[str, Any
     from persona.data.raw import open_dataset
     from persona.workers import worker_pool
 
-    rounds, singles, chunks, crops = (3, 32, 4, 6000) if quick else (7, 64, 16, 40_000)
+    rounds, singles, chunks, crops = (3, 16, 2, 12_000) if quick else (7, 64, 16, 40_000)
     cores = len(os.sched_getaffinity(0))
     detector = MTCNN(
         image_size=CROP_PX, margin=14, selection_method="center_weighted_size", post_process=False

@@ -26,6 +26,8 @@ def measure(quick: bool, work: Path, faces: Path | None) -> dict[str, Any]:
     (work / "stream").mkdir()
     align = bench_align.measure(quick, work / "align", faces)
     stream = bench_stream.measure(quick, work / "stream")
+    if not quick:
+        stream |= bench_stream.measure_more(work / "stream")
     rows = {name: align[name] | stream[name] for name in ("medians", "spread")}
     return align | stream | rows
 

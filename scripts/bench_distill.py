@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench import commit, medians, spread
+from bench import commit, medians, ratio, spread
 
 CLASSES = 8631
 SIZE_PX = 160
@@ -183,10 +183,10 @@ def plain_steps(home: Path, arguments: argparse.Namespace) -> Iterator[Callable[
 
 
 def plain_process(pipe: Any, home: Path, arguments: argparse.Namespace) -> None:
-    """Serves `measure` of the plain loop over a pipe: None ends it."""
+    """Serves `measure` of the plain loop over a pipe."""
     steps = plain_steps(home, arguments)
-    while (asked := pipe.recv()) is not None:
-        pipe.send(measure(steps, *asked))
+    while True:
+        pipe.send(measure(steps, *pipe.recv()))
 
 
 class Plain:
@@ -203,9 +203,11 @@ class Plain:
         self.pipe.send((drop, count))
         return float(self.pipe.recv())
 
-    def close(self) -> None:
-        """Ends it."""
-        self.pipe.send(None)
+    def __enter__(self) -> Plain:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
         self.process.join()
 
 
@@ -352,20 +354,26 @@ def main() -> None:
 
 def bench(home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Raw medians and ratios."""
-    import torch
-
-    from persona.data.shards import open_set
     from persona.memory import keep_freed_memory
-    from persona.models.store import load_network
-    from persona.models.weights import FACENETS
 
     if arguments.device == "cpu":
         keep_freed_memory()  # as distill() does
     # Epochs of so many batches that starting the loader's workers weighs as little as in real ones.
-    photos = (8 if arguments.quick else 32) * arguments.batch_size
+    photos = 32 * arguments.batch_size
     prepare(home, photos)
-    plain = Plain(home, arguments)  # imports and loads while the photos are packed
-    pack(home, photos)
+    with Plain(home, arguments) as plain:  # imports and loads while the photos are packed
+        pack(home, photos)
+        return compare(home, plain, arguments)
+
+
+def compare(home: Path, plain: Plain, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The steps in turns."""
+    import torch
+
+    from persona.data.shards import open_set
+    from persona.models.store import load_network
+    from persona.models.weights import FACENETS
+
     folder, manifest = open_set("vggface2", home / "shards")
     weights = home / "models" / "teachers" / FACENETS["facenet-vggface2"].file
     teacher = load_network("facenet-vggface2", home / "models").network
@@ -399,12 +407,11 @@ def bench(home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     for _ in range(2 if arguments.quick else 5):
         for name, (drop, count) in counts.items():
             speeds[name].append(timed(name, drop, count))
-    plain.close()
     median = medians(speeds)
     result: dict[str, Any] = {
-        "kept_over_plain": median["kept"] / median["plain"],
-        "online_over_plain": median["online"] / median["plain"],
-        "loader_over_resident": median["kept"] / median["resident"],
+        "kept_over_plain": ratio(speeds["kept"], speeds["plain"]),
+        "online_over_plain": ratio(speeds["online"], speeds["plain"]),
+        "loader_over_resident": ratio(speeds["kept"], speeds["resident"]),
     }
     if not arguments.quick and arguments.device == "cpu":
         median |= processes(home, arguments)

@@ -43,7 +43,7 @@ SHARD = 2000
 DROPPED = 4
 """Batches before the clock starts."""
 PEERS = Path(__file__).resolve().parents[1] / ".tools" / "peers" / "bin" / "python"
-IN_PEERS = ("litdata", "mosaic")
+IN_PEERS = ("mosaic", "litdata")  # litdata changes how processes start
 
 
 # --- the photos ------------------------------------------------------------------------------------
@@ -293,9 +293,9 @@ def measure(quick: bool, work: Path) -> dict[str, Any]:
     """Every figure; `work` is an empty folder for the photos.
 
     Returns `stream_over_decode`, `stream_over` (a ratio a peer that is installed), `medians` (images
-    a second; MB), `spread` (largest over smallest round) and `decoders`.
+    a second) and `spread` (largest over smallest round).
     """
-    photos, rounds = (4000, 3) if quick else (20_000, 5)
+    photos, rounds, peer_rounds = (2560, 9, 2) if quick else (20_000, 9, 5)
     faces = draw_faces()
     write_folder(work / "folder", faces, photos)
     write_set(work / "set", faces, photos)
@@ -305,18 +305,13 @@ def measure(quick: bool, work: Path) -> dict[str, Any]:
         speeds.setdefault("decode", []).append(decode_all(jpegs))
         stream = images_a_second(stream_batches(work / "set", workers=0), dropped=0)
         speeds.setdefault("stream", []).append(stream)
-    for _ in range(rounds):
+    for _ in range(peer_rounds):
         for name in ("stream_workers", "imagefolder", "webdataset"):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # webdataset leaves its files open
                 speeds.setdefault(name, []).append(images_a_second(HERE[name](work)))
-    for name in IN_PEERS:
-        found = in_peers(name, work, rounds)
-        if found is not None:
-            speeds[name] = found
+    speeds |= in_peers("peers", work, peer_rounds) or {}
     medians = {name: statistics.median(values) for name, values in speeds.items()}
-    write_set(work / "large", faces, 24_000)
-    medians["worker_peak_mb"] = in_peers("memory", work, rounds, Path(sys.executable))
     return {
         "stream_over_decode": statistics.median(
             stream / decode
@@ -329,7 +324,16 @@ def measure(quick: bool, work: Path) -> dict[str, Any]:
         },
         "medians": medians,
         "spread": {name: max(values) / min(values) for name, values in speeds.items()},
-        "decoders": in_peers("decoders", work, rounds) or decoders(faces),
+    }
+
+
+def measure_more(work: Path) -> dict[str, Any]:
+    """What does not belong in a quick run: a worker's peak memory, and each decoder's images/s."""
+    faces = draw_faces()
+    write_set(work / "large", faces, 24_000)
+    return {
+        "worker_peak_mb": in_peers("memory", work, 1, Path(sys.executable)),
+        "decoders": in_peers("decoders", work, 1) or decoders(faces),
     }
 
 
@@ -340,7 +344,7 @@ def part(what: str, work: Path, rounds: int) -> Any:
     if what == "decoders":
         paths = sorted((work / "folder").rglob("*.jpg"))[:DISTINCT]
         return decoders([path.read_bytes() for path in paths])
-    return [images_a_second(HERE[what](work)) for _ in range(rounds)]
+    return {name: [images_a_second(HERE[name](work)) for _ in range(rounds)] for name in IN_PEERS}
 
 
 def main() -> None:
@@ -357,17 +361,21 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as work:
         result = measure(arguments.quick, Path(work))
+        if not arguments.quick:
+            result |= measure_more(Path(work))
     if arguments.json:
         print(json.dumps(result, indent=2))
         return
     print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}\n")
     for name, value in result["medians"].items():
-        spread = result["spread"].get(name)
-        print(f"{name:16} {value:10,.0f}" + (f"   ({spread:.2f})" if spread else " MB"))
+        spread = result["spread"][name]
+        print(f"{name:16} {value:10,.0f}   ({spread:.2f})")
     print(f"\nstream over decode   {result['stream_over_decode']:.2f}")
     for name, ratio in result["stream_over"].items():
         print(f"stream over {name:12} {ratio:.2f}")
-    print("\ndecoders, images/s: " + ", ".join(f"{n} {v:,.0f}" for n, v in result["decoders"].items()))
+    if not arguments.quick:
+        speeds = ", ".join(f"{name} {speed:,.0f}" for name, speed in result["decoders"].items())
+        print(f"\ndecoders, images/s: {speeds}\na worker's peak: {result['worker_peak_mb']:.0f} MB")
 
 
 if __name__ == "__main__":
