@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from persona.data.shards import Manifest, PairTable
 from persona.errors import PersonaError, unknown
@@ -136,21 +135,25 @@ def score_pairs(
     if not kept.any():
         why = "every person of theirs was trained on" if overlapping.any() else "see its skips"
         raise PersonaError(f"set {manifest.name}: no pair is left to measure ({why})")
-    failed = faceless & kept if no_face == "fail" else np.zeros(len(a), bool)
+    duplicates = _count_duplicates(manifest, pairs, kept & ~absent)
+    # Where all are kept nothing is copied: of ten million pairs each column is 80 MB.
+    which: slice | Bools = slice(None) if kept.all() else kept
+    a, b, same = a[which], b[which], pairs.same[which]
+    failed = faceless[which] if no_face == "fail" else np.zeros(len(a), bool)
     score = listed_scores(embedded.embeddings[:, 0], np.maximum(a, 0), np.maximum(b, 0))
-    score = np.where(failed, np.where(pairs.same, -FAILED, FAILED), score)
+    score[failed] = np.where(same[failed], -FAILED, FAILED)
     return PairScores(
-        fold=pairs.fold[kept],
-        same=pairs.same[kept],
-        score=score[kept],
-        key_a=np.where(a < 0, -1, pairs.a)[kept],
-        key_b=np.where(b < 0, -1, pairs.b)[kept],
-        identity_a=label_a[kept],
-        identity_b=label_b[kept],
-        failed=failed[kept],
+        fold=pairs.fold[which],
+        same=same,
+        score=score,
+        key_a=np.where(a < 0, -1, pairs.a[which]),
+        key_b=np.where(b < 0, -1, pairs.b[which]),
+        identity_a=label_a[which],
+        identity_b=label_b[which],
+        failed=failed,
         no_face=int(faceless.sum()),
         overlapping=int(overlapping.sum()),
-        duplicates=_count_duplicates(manifest, pairs, kept & ~absent),
+        duplicates=duplicates,
     )
 
 
@@ -162,13 +165,17 @@ def _count_duplicates(manifest: Manifest, pairs: PairTable, which_P: Bools) -> i
     """
     a, b, same = pairs.a[which_P], pairs.b[which_P], pairs.same[which_P]
     width = int(max(a.max(initial=0), b.max(initial=0))) + 1
-    code = np.minimum(a, b) * width + np.maximum(a, b)
-    different = len(np.unique(code))
-    if len(np.unique(code * 2 + same)) != different:
+    code_P = 2 * (np.minimum(a, b) * width + np.maximum(a, b)) + same
+    codes = np.unique(code_P)
+    torn = np.flatnonzero(np.diff(codes // 2) == 0)
+    if len(torn):
+        place = np.flatnonzero(which_P)[np.isin(code_P, codes[torn[0] : torn[0] + 2])]
+        first, other = place[0], place[pairs.same[place] != pairs.same[place[0]]][0]
         raise PersonaError(
-            f"set {manifest.name}: a pair is listed both as one person and as two: mend the list"
+            f"set {manifest.name}: pairs {first + 1} and {other + 1} of the list are of the same "
+            "two photos, once as one person and once as two: mend the list"
         )
-    return len(code) - different
+    return len(code_P) - len(codes)
 
 
 def write_scores(path: Path, scores: PairScores) -> None:
@@ -193,45 +200,3 @@ def normalised(name: str) -> str:
     """`Gérard_Depardieu` and `gerard depardieu` alike: no case, accents, spaces or punctuation."""
     plain = unicodedata.normalize("NFKD", name).casefold()
     return "".join(c for c in plain if c.isalnum())
-
-
-def groups_of(
-    scores: PairScores, metas: dict[int, dict[str, object]], by: str
-) -> npt.NDArray[np.str_]:
-    """(P,) the group of each pair; empty where its photos are of two groups or not annotated.
-
-    `by` is an annotation, whose value both photos share, or ends in `-gap`: the difference of a
-    number, in tens.
-
-    Raises:
-        PersonaError: no photo of the set has that annotation, or it is no number.
-    """
-    column = by.removesuffix("-gap")
-    value = {key: _attributes(meta).get(column) for key, meta in metas.items()}
-    if all(item is None for item in value.values()):
-        known = {name for meta in metas.values() for name in _attributes(meta)}
-        if not known:
-            raise PersonaError(
-                "this set has no annotations to group by: pack it with --annotations FILE"
-            )
-        raise unknown("annotation", column, known)
-    first = [value.get(key) for key in scores.key_a.tolist()]
-    second = [value.get(key) for key in scores.key_b.tolist()]
-    both = zip(first, second, strict=True)
-    if column == by:
-        return np.array([str(a) if a is not None and a == b else "" for a, b in both])
-    try:
-        gaps = [None if a is None or b is None else abs(_number(a) - _number(b)) for a, b in both]
-    except ValueError:
-        raise PersonaError(f"annotation {column!r} is no number: --by {column}") from None
-    tens = (None if gap is None else int(gap // 10) * 10 for gap in gaps)
-    return np.array(["" if ten is None else f"{ten}-{ten + 9}" for ten in tens])
-
-
-def _attributes(meta: dict[str, object]) -> dict[str, object]:
-    found = meta.get("attributes")
-    return found if isinstance(found, dict) else {}
-
-
-def _number(value: object) -> float:
-    return float(str(value))

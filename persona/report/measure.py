@@ -19,8 +19,9 @@ from persona.data.storage import SetFolder
 from persona.data.stream import build_loader
 from persona.data.transforms import normalise
 from persona.evaluation.embed import Embedded
+from persona.evaluation.groups import group_figures, groups_of
 from persona.evaluation.metrics import FARS, Folds, Verification
-from persona.evaluation.pairs import PairScores, groups_of, score_pairs
+from persona.evaluation.pairs import PairScores, score_pairs
 from persona.evaluation.protocols import Options, Subject, check_measure
 from persona.evaluation.statistics import Interval, verification_intervals
 from persona.models.store import NamedNetwork
@@ -146,17 +147,11 @@ def measure_groups(
         numbers = all(value.replace(".", "", 1).isdigit() for value in found)
         by = f"{column}-gap" if numbers else column
         group_P = groups_of(scores, metas, by)
-        names = sorted(set(group_P.tolist()) - {""}, key=lambda name: (len(name), name))
-        if not 2 <= len(names) <= MAX_GROUPS:
+        if not 2 <= len(set(group_P.tolist()) - {""}) <= MAX_GROUPS:
             continue
-        for name in names:
-            which = group_P == name
-            own, right = scores.take(which), decided.right[which]
-            part = Folds(decided.numbers, decided.thresholds, decided.accuracies, right)
-            curve = own.curve(part, np.zeros_like(own.fold))  # over pairs, wherever folds were cut
-            interval = verification_intervals(curve, own.units(), fars=(), resamples=resamples)
-            accuracy = float(right.mean())
-            groups.append(Group(by, name, len(own), accuracy, interval["accuracy"]))
+        for name, figures in group_figures(scores, decided, group_P, (), resamples).items():
+            interval = figures["intervals"]["accuracy"]
+            groups.append(Group(by, name, figures["pairs"], figures["accuracy"], interval))
     return groups
 
 

@@ -11,11 +11,11 @@ import numpy as np
 
 from persona.data.shards import Manifest, PairTable, read_metas, read_pairs
 from persona.errors import PersonaError
-from persona.evaluation.metrics import Folds, equal_error_rate, resolves, roc_auc, tar_at_far
+from persona.evaluation.groups import group_figures, groups_of
 from persona.evaluation.pair_lists import read_pair_list
-from persona.evaluation.pairs import PairScores, groups_of, overlap, score_pairs, write_scores
+from persona.evaluation.pairs import PairScores, overlap, score_pairs, write_scores
 from persona.evaluation.protocols.base import Options, Protocol, Subject, default_measure
-from persona.evaluation.statistics import Interval, verification_intervals
+from persona.evaluation.statistics import verification_intervals
 from persona.files import write_atomically
 from persona.models.store import NamedNetwork
 
@@ -48,7 +48,15 @@ class Verification(Protocol):
             figures |= {"intervals": found, "resampled": units.kind}
         if options.by is not None:
             metas = read_metas(subject.folder, manifest)
-            figures |= _by_group(scores, decided, groups_of(scores, metas, options.by), options)
+            group_P = groups_of(scores, metas, options.by)
+            groups = group_figures(scores, decided, group_P, options.fars, options.resamples)
+            accuracies = [group["accuracy"] for group in groups.values()]
+            figures |= {
+                "by": options.by,
+                "groups": groups,
+                "ungrouped": int(np.count_nonzero(group_P == "")),
+                "gap": max(accuracies) - min(accuracies) if len(groups) > 1 else None,
+            }
         if options.scores is not None and subject.accelerator.is_main_process:
             write_scores(options.scores, scores)
         return figures
@@ -85,50 +93,3 @@ def pair_scores(subject: Subject) -> tuple[PairScores, dict[str, Any]]:
     if scores.duplicates:
         facts["duplicates"] = scores.duplicates
     return scores, facts
-
-
-def _by_group(
-    scores: PairScores, decided: Folds, group_P: np.ndarray[Any, Any], options: Options
-) -> dict[str, Any]:
-    """The same figures for each group; the thresholds are those of all pairs."""
-    groups = {}
-    for name in sorted(set(group_P.tolist()) - {""}, key=_natural):
-        which = group_P == name
-        own, right = scores.take(which), decided.right[which]
-        genuine, impostors = int(own.same.sum()), int((~own.same).sum())
-        both = genuine > 0 and impostors > 0
-        found: dict[str, Any] = {
-            "pairs": len(own),
-            "impostors": impostors,
-            "accuracy": float(right.mean()),
-            "auc": roc_auc(own.score, own.same) if both else None,
-            "eer": equal_error_rate(own.score, own.same) if both else None,
-            "tar_at_far": {
-                f"{far:g}": tar_at_far(own.score, own.same, far)
-                if both and resolves(far, impostors)
-                else None
-                for far in options.fars
-            },
-        }
-        if options.resamples:
-            part = Folds(decided.numbers, decided.thresholds, decided.accuracies, right)
-            # One fold: a group's accuracy is over its pairs, wherever the folds were cut.
-            curve = own.curve(part, np.zeros_like(own.fold))
-            intervals: dict[str, Interval | None] = verification_intervals(
-                curve, own.units(), fars=options.fars, resamples=options.resamples
-            )
-            found["intervals"] = intervals
-        groups[name] = found
-    accuracies = [group["accuracy"] for group in groups.values()]
-    return {
-        "by": options.by,
-        "groups": groups,
-        "ungrouped": int(np.count_nonzero(group_P == "")),
-        "gap": max(accuracies) - min(accuracies) if accuracies else None,
-    }
-
-
-def _natural(name: str) -> tuple[float, str]:
-    """Numbers in their order, before words."""
-    head = name.partition("-")[0]
-    return (float(head) if head.isdigit() else np.inf, name)
