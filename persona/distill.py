@@ -16,6 +16,7 @@ if __name__ == "__main__":  # before the heavy imports: --help and a wrong optio
 
     main()
 
+import contextlib
 import dataclasses
 import logging
 import warnings
@@ -51,6 +52,7 @@ from persona.evaluation.protocols import (
 )
 from persona.evaluation.protocols.verification import pair_scores
 from persona.evaluation.sanity import check_teacher
+from persona.files import folder_lock
 from persona.memory import keep_freed_memory
 from persona.models import onnx, store
 from persona.models.cards import new_id
@@ -176,18 +178,21 @@ class Run:
         if resume:
             self.restore()
         self.tracker: Tracker | None = None
+        self.held = contextlib.ExitStack()
 
     def __enter__(self) -> Run:
-        """Opens the run's folder and tells what it is about to do; the main process alone."""
+        """Takes the run's folder and tells what it is about to do; the main process alone."""
         if self.accelerator.is_main_process:
+            self.held.enter_context(folder_lock(self.folder, doing="training in"))
             save_config(self.folder / CONFIG, self.config)
-            self.tracker = Tracker(
+            tracker = Tracker(
                 self.folder,
                 run_id=self.id,
                 config=to_dict(self.config),
                 wandb=self.config.tracker == "wandb",
                 step=self.progress.step,
             )
+            self.tracker = self.held.enter_context(tracker)
             config, plan = self.config, self.loader(epoch=0).plan
             log.info(
                 "run %s: %s, teacher %s (%s), set %s (%d samples, %d identities), %d epochs of %d "
@@ -205,8 +210,7 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.tracker is not None:
-            self.tracker.__exit__(kind, error, trace)
+        self.held.__exit__(kind, error, trace)
         if kind is None:
             self.accelerator.wait_for_everyone()
         self.accelerator.end_training()

@@ -89,3 +89,15 @@ def folder_lock(folder: Path, *, doing: str) -> Iterator[IO[bytes]]:
                 f"another process is {doing} {folder}: wait for it to end, or choose another folder"
             ) from None
         yield file
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds `folder_lock`."""
+    try:
+        with (folder / ".lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False

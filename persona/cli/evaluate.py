@@ -228,6 +228,11 @@ def compare_command(
                 f"A {model_a}, B {model_b}, set {manifest.name}: {facts['pairs']} pairs, intervals "
                 f"over resampled {facts['resampled']}"
             )
+            if facts["permuted"] == "first photos":
+                note(
+                    "note: nearly all pairs hang together by the people they share, so p is too "
+                    "low: trust the intervals"
+                )
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
@@ -278,7 +283,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
         rows.append([title, shown, _interval(intervals.get(name))])
 
     for title, name in (
-        ("accuracy", "accuracy"),
+        ("rank-1" if evaluation.cmc else "accuracy", "accuracy"),
         ("AUC", "auc"),
         ("EER", "eer"),
         ("top-5", "top_5"),
@@ -286,7 +291,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
         ("rank-5", "rank_5"),
     ):
         value = getattr(evaluation, name)
-        if value is not None:
+        if value is not None and not (name == "rank_1" and evaluation.accuracy is not None):
             add(title, value, name, evaluation.accuracy_std if name == "accuracy" else None)
     for far, tar in (evaluation.tar_at_far or {}).items():
         add(f"TAR @ FAR {far}", tar, f"tar@{far}")
@@ -307,8 +312,10 @@ def print_evaluation(evaluation: Evaluation) -> None:
         if count is not None:
             rows.append([name.replace("_", " "), str(count), None])
     note(f"{evaluation.model} on {evaluation.set}, {evaluation.measure}")
-    columns = [Column("figure"), Column("value", right=True), Column("95 % interval", right=True)]
-    print_table(columns, rows)
+    columns = [Column("figure"), Column("value", right=True)]
+    if intervals:
+        columns.append(Column("95 % interval", right=True))
+    print_table(columns, [row[: len(columns)] for row in rows])
     if evaluation.groups is not None:
         _print_groups(evaluation)
 
@@ -325,7 +332,11 @@ def _print_groups(evaluation: Evaluation) -> None:
     if evaluation.gap is not None:
         note(f"between the best and the worst group: {evaluation.gap:.4f} of accuracy")
     if evaluation.ungrouped:
-        note(f"note: {evaluation.ungrouped} pairs are of two groups or not annotated")
+        gap = (evaluation.by or "").endswith("-gap")
+        note(
+            f"note: {evaluation.ungrouped} pairs are {'' if gap else 'of two groups or '}"
+            "not annotated"
+        )
 
 
 def _interval(interval: Any, sign: str = "") -> str | None:
@@ -352,7 +363,8 @@ def print_notes(evaluation: Evaluation) -> None:
         else:
             text = fate.get(evaluation.no_face_policy or "exclude", "left out")
         unit = "triplets" if evaluation.triplets else "pairs" if evaluation.pairs else "photos"
-        note(f"note: {evaluation.no_face} {unit} with a photo or face that was not found: {text}")
+        found = "without a face" if unit == "photos" else "with a photo or face that was not found"
+        note(f"note: {evaluation.no_face} {unit} {found}: {text}")
     if evaluation.duplicates:
         note(f"note: {evaluation.duplicates} pairs are listed more than once and count each time")
     if evaluation.overlap:

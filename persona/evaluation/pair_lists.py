@@ -68,6 +68,11 @@ def read_pair_list(
     folds = [row[0] for row in rows]
     if all(fold is not None for fold in folds):
         fold = np.array(folds, np.int64)
+        if len(np.unique(fold)) < 2:
+            raise PersonaError(
+                f"{path}: all pairs lie in one fold, and a threshold needs others to be chosen on: "
+                "give `fold` at least two values, or leave it out"
+            )
     else:
         fold = cut_folds(same, path)
     return PairTable(fold, same, keys[:, 0], keys[:, 1]), missing

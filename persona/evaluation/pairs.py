@@ -163,19 +163,23 @@ def _count_duplicates(manifest: Manifest, pairs: PairTable, which_P: Bools) -> i
     Raises:
         PersonaError: one is listed as genuine and as impostor.
     """
-    a, b, same = pairs.a[which_P], pairs.b[which_P], pairs.same[which_P]
+    a, b = pairs.a[which_P], pairs.b[which_P]
     width = int(max(a.max(initial=0), b.max(initial=0))) + 1
-    code_P = 2 * (np.minimum(a, b) * width + np.maximum(a, b)) + same
-    codes = np.unique(code_P)
-    torn = np.flatnonzero(np.diff(codes // 2) == 0)
+    code_P = np.minimum(a, b) * width + np.maximum(a, b)
+    code_P = 2 * code_P + pairs.same[which_P]
+    code_P.sort()
+    step_P = np.diff(code_P)
+    torn = np.flatnonzero((step_P == 1) & (code_P[:-1] % 2 == 0))
     if len(torn):
-        place = np.flatnonzero(which_P)[np.isin(code_P, codes[torn[0] : torn[0] + 2])]
-        first, other = place[0], place[pairs.same[place] != pairs.same[place[0]]][0]
+        keys = divmod(int(code_P[torn[0]]) // 2, width)
+        one = np.isin(pairs.a, keys) & np.isin(pairs.b, keys)
+        one &= (pairs.a == pairs.b) == (keys[0] == keys[1])
+        genuine, impostor = (np.flatnonzero(one & (pairs.same == kind))[0] for kind in (1, 0))
         raise PersonaError(
-            f"set {manifest.name}: pairs {first + 1} and {other + 1} of the list are of the same "
+            f"set {manifest.name}: pairs {genuine + 1} and {impostor + 1} of the list are the same "
             "two photos, once as one person and once as two: mend the list"
         )
-    return len(code_P) - len(codes)
+    return int(np.count_nonzero(step_P == 0))
 
 
 def write_scores(path: Path, scores: PairScores) -> None:

@@ -75,6 +75,19 @@ def units_of(same_P: Bools, identity_a_P: Ints, identity_b_P: Ints) -> Units:
     return Units("pairs", each, each, len(same_P))
 
 
+def connected(units: Units) -> Ints:
+    """(P,) the cluster of each pair: pairs that a chain of shared units joins are in one."""
+    cluster_U = np.arange(units.count)
+    while True:
+        lower_P = np.minimum(cluster_U[units.a], cluster_U[units.b])
+        found_U = cluster_U.copy()
+        np.minimum.at(found_U, units.a, lower_P)
+        np.minimum.at(found_U, units.b, lower_P)
+        if np.array_equal(found_U, cluster_U):
+            return np.asarray(cluster_U[units.a], np.int64)
+        cluster_U = found_U[found_U]
+
+
 def num_resamples(pairs: int, wanted: int = RESAMPLES) -> int:
     """How many resamples so many pairs get."""
     return min(wanted, max(100, MAX_WORK // max(pairs, 1)))

@@ -11,12 +11,11 @@ from typing import Any
 
 from persona.config import DistillConfig, load_config, to_dict
 from persona.errors import PersonaError
+from persona.files import is_locked
 from persona.training.meter import NOT_FINITE
 from persona.training.tracking import METRICS
 
 CONFIG = "config.yaml"
-QUIET_MINUTES = 15
-"""A run that wrote nothing for so long is taken for stopped."""
 
 
 @dataclass(frozen=True)
@@ -84,29 +83,28 @@ def _state(
     # Without a test set nothing is recorded after the last epoch, but its checkpoint is.
     if reached >= config.epochs or _checkpoint_epoch(folder) >= config.epochs:
         return "finished", f"It finished all {config.epochs} epochs."
+    if is_locked(folder):
+        return "still going", f"It is still going, in {place}; figures may change.{saved}"
     written = [path.stat().st_mtime for path in folder.iterdir() if path.is_file()]
-    minutes = (time.time() - max(written)) / 60
-    if minutes < QUIET_MINUTES:
-        return "still going", f"It seems to be still going, in {place}; figures may change.{saved}"
     text = (
-        f"It stopped in {place} and wrote nothing for {_duration(minutes)}: it crashed or was "
-        f"killed. --resume {folder.name} takes it up again.{saved}"
+        f"It stopped in {place}, {_ago(time.time() - max(written))}: it crashed or was killed. "
+        f"--resume {folder.name} takes it up again.{saved}"
     )
     return "stopped", text
 
 
 def _checkpoint_epoch(folder: Path) -> int:
-    from persona.training.checkpoint import load_checkpoint
+    from persona.training.checkpoint import load_progress
 
     try:
-        found = load_checkpoint(folder)
+        found = load_progress(folder)
     except PersonaError:
         return 0
-    return found[0].epoch if found else 0
+    return found.epoch if found else 0
 
 
-def _duration(minutes: float) -> str:
-    for size, unit in ((1440, "days"), (60, "hours")):
-        if minutes >= 2 * size:
-            return f"{minutes / size:.0f} {unit}"
-    return f"{minutes:.0f} minutes"
+def _ago(time_s: float) -> str:
+    for size_s, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if time_s >= 2 * size_s:
+            return f"{time_s / size_s:.0f} {unit} ago"
+    return "moments ago"

@@ -44,17 +44,31 @@ def save_checkpoint(
     write_atomically(folder / NAME, buffer.getvalue())
 
 
+def load_progress(folder: Path) -> Progress | None:
+    """The position alone; the weights stay on disk.
+
+    Raises:
+        PersonaError: see `load_checkpoint`.
+    """
+    state = _read(folder, mapped=True)
+    return None if state is None else state[0]
+
+
 def load_checkpoint(folder: Path) -> tuple[Progress, int, dict[str, Any]] | None:
     """Progress, world size and state of the newest checkpoint; None if there is none yet.
 
     Raises:
         PersonaError: it is damaged or of another version.
     """
+    return _read(folder, mapped=False)
+
+
+def _read(folder: Path, *, mapped: bool) -> tuple[Progress, int, dict[str, Any]] | None:
     path = folder / NAME
     if not path.is_file():
         return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         if state.pop("version") != VERSION:
             raise PersonaError(f"{path} was written by another version: start a new run")
         return Progress(**state.pop("progress")), state.pop("world_size"), state

@@ -130,7 +130,7 @@ def test_duplicates_are_counted_and_contradictions_refused(lfw_set: Packed, tmp_
     scores = score_pairs(embedded(lfw_set), lfw_set.manifest, pairs)
     assert (len(scores), scores.duplicates) == (14, 2)
     pairs, _ = read(lfw_set, write_csv(tmp_path / "p.csv", [*ROWS, (*turned[:2], 0)]))
-    with pytest.raises(PersonaError, match="listed both as one person and as two"):
+    with pytest.raises(PersonaError, match="pairs 1 and 13 of the list are the same"):
         score_pairs(embedded(lfw_set), lfw_set.manifest, pairs)
 
 

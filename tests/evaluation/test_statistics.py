@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from persona.evaluation.compare import paired_differences
+from persona.evaluation.compare import paired_differences, swapped_together
 from persona.evaluation.metrics import decide_folds, det, roc, verification
 from persona.evaluation.pairs import PairScores
 from persona.evaluation.statistics import (
     Curve,
     Units,
     bootstrap_interval,
+    connected,
     interval_of,
     num_resamples,
     units_of,
@@ -146,3 +147,29 @@ def test_a_real_difference_is_found_and_chance_is_not() -> None:
     # Another scale of scores changes no decision by rank.
     scaled = as_scores(scores * 0.1 + 0.5, same, a, b, folds)
     assert {d.figure: d for d in paired_differences(scaled, weak, (), 100)}["auc"].difference == 0
+
+
+def test_pairs_that_share_people_hang_together() -> None:
+    a, b = np.array([0, 1, 3, 4, 6, 7, 5]), np.array([1, 2, 3, 5, 6, 8, 5])
+    cluster = connected(Units("identities", a, b, 9))
+    same = [[int(x == y) for y in cluster] for x in cluster]
+    chains = [0, 0, 1, 2, 3, 4, 2]  # 0-1-2, 3, 4-5, 6, 7-8
+    assert same == [[int(x == y) for y in chains] for x in chains]
+    long = np.random.default_rng(0).permutation(200)
+    assert len(set(connected(Units("identities", long[:-1], long[1:], 200)).tolist())) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "partner", "clusters"),
+    [
+        ("clusters", lambda person: person + 100, 12),  # each genuine pair with one impostor
+        ("first photos", lambda person: (person + 1) % 12, 12),  # a ring of all people
+        ("pairs", None, 24),
+    ],
+)
+def test_what_is_swapped_together(kind: str, partner, clusters: int) -> None:
+    person, same = np.tile(np.arange(12), 2), np.arange(24) < 12
+    other = person + 100 if partner is None else np.where(same, person, partner(person))
+    scores = as_scores(np.linspace(0, 1, 24), same, person, other, np.arange(24) % 2)
+    cluster, found = swapped_together(scores)
+    assert (found, len(set(cluster.tolist()))) == (kind, clusters)

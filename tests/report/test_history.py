@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from persona.config import DistillConfig, save_config
+from persona.files import folder_lock
 from persona.report.history import read_history, read_metrics
+from persona.training.checkpoint import Progress, save_checkpoint
 
 
 def write_run(folder: Path, *records: object, tail: str = "") -> Path:
@@ -35,17 +37,32 @@ def test_damaged_lines_are_skipped_and_counted(tmp_path: Path) -> None:
     assert read_history(folder, has_model=True).curves == {"loss": [(1, 2.0)]}
 
 
-@pytest.mark.parametrize(
-    ("epoch", "hours", "state"), [(1, 0, "still going"), (1, 5, "stopped"), (3, 5, "finished")]
-)
-def test_states(tmp_path: Path, epoch: int, hours: float, state: str) -> None:
+@pytest.mark.parametrize(("epoch", "state"), [(1, "stopped"), (3, "finished")])
+def test_states(tmp_path: Path, epoch: int, state: str) -> None:
     folder = write_run(tmp_path / "r", {"step": 1, "epoch": epoch, "loss": 1.0})
-    age(folder, hours)
+    age(folder, hours=5)
     history = read_history(folder, has_model=False)
     assert history.state == state
     if state == "stopped":
-        assert "epoch 2 of 3 and wrote nothing for 5 hours" in history.told
+        assert "epoch 2 of 3, 5 hours ago: it crashed" in history.told
         assert "--resume r" in history.told and "saved no model" in history.told
+
+
+def test_a_run_goes_on_for_as_long_as_its_process_holds_it(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r", {"step": 1, "epoch": 1, "loss": 1.0})
+    age(folder, hours=5)
+    with folder_lock(folder, doing="training in"):
+        assert read_history(folder, has_model=True).state == "still going"
+    told = read_history(folder, has_model=True).told
+    assert "epoch 2 of 3, moments ago: it crashed" in told
+
+
+def test_the_last_epoch_is_known_by_its_checkpoint_alone(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r", {"step": 1, "epoch": 2, "loss": 1.0})
+    save_checkpoint(folder, Progress(epoch=3), 1, {"student": {}})
+    assert read_history(folder, has_model=True).state == "finished"
+    (folder / "checkpoint.pt").write_bytes(b"half")
+    assert read_history(folder, has_model=True).state == "stopped"
 
 
 def test_a_loss_that_was_not_finite(tmp_path: Path) -> None:
@@ -58,4 +75,4 @@ def test_a_run_before_its_first_record(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r")
     (folder / "metrics.jsonl").unlink()
     history = read_history(folder, has_model=False)
-    assert (history.state, history.curves) == ("still going", {})
+    assert (history.state, history.curves) == ("stopped", {})

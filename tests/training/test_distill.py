@@ -189,7 +189,13 @@ def test_resume_notices_a_recipe_or_a_set_that_was_changed_behind_its_back(
 
 
 def test_two_processes_train_evaluate_and_save_once(home: Path, teacher: str) -> None:
-    student = distill("--teacher", teacher, "-e", "1", "--test-set", "lfw", home=home, processes=2)
+    options = ("--teacher", teacher, "-e", "1", "--test-set", "lfw", "--tracker", "wandb")
+    student = distill(*options, home=home, processes=2)
+    (tracked,) = (home / "runs" / student / "wandb").glob("offline-run-*")
+    # Figures and curves of the main process alone: one run, one record of each.
+    assert len(list(tracked.glob("*.wandb"))) == 1
+    images = sorted(path.name for path in tracked.glob("files/media/images/test/*/image_*"))
+    assert len(images) == 2
     card = find_model(student, home / "models")
     alone = persona("evaluate", "--set", "lfw", "--student", student, "-b", "5", home=home)
     assert card.scores["pairs"] == 12

@@ -20,6 +20,10 @@ class Classes(Protocol):
 
     def check(self, named: NamedNetwork, manifest: Manifest, options: Options) -> None:
         """The logits must stand for the set's identities."""
+        if not named.network.num_classes:
+            raise PersonaError(
+                f"{named.name} gives embeddings alone, no classes: choose another --measure"
+            )
         if not same_classes(named, manifest):
             raise PersonaError(
                 f"the identities of set {manifest.name} are not those that {named.name} was "

@@ -66,9 +66,10 @@ class Identification(Protocol):
             owner, gallery = (label_N, label_N), len(template_GE)
         mated = closed.rank > 0
         if not mated.any():
+            assert subject.options.gallery is not None  # by itself every gallery has its probes
             raise PersonaError(
-                f"set {subject.manifest.name}: no probe shows a person of the gallery; "
-                "identification needs two photos of a person"
+                f"no person of set {subject.manifest.name} is in gallery "
+                f"{subject.options.gallery[1].name}: choose a gallery of the same people"
             )
         rank_M = closed.rank[mated]
         curve = cmc(rank_M, min(RANKS, gallery))
@@ -113,7 +114,9 @@ def _within(
     mate = place_K[label_N[rest]]
     template_GE = embedding_NE[gallery_G]
     if not len(template_GE):
-        raise PersonaError("no person of this set has two photos: identification needs them")
+        raise PersonaError(
+            "no person of this set has two photos, so nobody can be looked up: give --gallery SET"
+        )
     mated = mate >= 0
     closed = search(embedding_NE[rest[mated]], template_GE, mate[mated])
     # Half of the gallery becomes strangers; of one person alone, nobody.
