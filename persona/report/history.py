@@ -94,13 +94,12 @@ def _state(
 
 
 def _checkpoint_epoch(folder: Path) -> int:
-    from persona.training.checkpoint import load_progress
+    from persona.training.checkpoint import load_epoch
 
     try:
-        found = load_progress(folder)
+        return load_epoch(folder)
     except PersonaError:
         return 0
-    return found.epoch if found else 0
 
 
 def _ago(time_s: float) -> str:

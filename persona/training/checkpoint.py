@@ -44,33 +44,44 @@ def save_checkpoint(
     write_atomically(folder / NAME, buffer.getvalue())
 
 
-def load_progress(folder: Path) -> Progress | None:
-    """The position alone; the weights stay on disk.
-
-    Raises:
-        PersonaError: see `load_checkpoint`.
-    """
-    state = _read(folder, mapped=True)
-    return None if state is None else state[0]
-
-
 def load_checkpoint(folder: Path) -> tuple[Progress, int, dict[str, Any]] | None:
     """Progress, world size and state of the newest checkpoint; None if there is none yet.
 
     Raises:
         PersonaError: it is damaged or of another version.
     """
-    return _read(folder, mapped=False)
+    state = _read(folder / NAME)
+    if state is None:
+        return None
+    try:
+        if state.pop("version") != VERSION:
+            raise PersonaError(f"{folder / NAME} was written by another version: start a new run")
+        return Progress(**state.pop("progress")), state.pop("world_size"), state
+    except (KeyError, TypeError, AttributeError):
+        raise _damaged(folder / NAME) from None
 
 
-def _read(folder: Path, *, mapped: bool) -> tuple[Progress, int, dict[str, Any]] | None:
-    path = folder / NAME
+def load_epoch(folder: Path) -> int:
+    """Whole epochs of the newest checkpoint, of any version; 0 without one. Reads no tensor.
+
+    Raises:
+        PersonaError: it is damaged.
+    """
+    state = _read(folder / NAME, mmap=True)
+    try:
+        return 0 if state is None else int(state["progress"]["epoch"])
+    except (KeyError, TypeError, ValueError):
+        raise _damaged(folder / NAME) from None
+
+
+def _read(path: Path, *, mmap: bool = False) -> Any:
     if not path.is_file():
         return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        if state.pop("version") != VERSION:
-            raise PersonaError(f"{path} was written by another version: start a new run")
-        return Progress(**state.pop("progress")), state.pop("world_size"), state
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, AttributeError):
-        raise PersonaError(f"{path} is damaged: start a new run") from None
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, AttributeError):
+        raise _damaged(path) from None
+
+
+def _damaged(path: Path) -> PersonaError:
+    return PersonaError(f"{path} is damaged: start a new run")
