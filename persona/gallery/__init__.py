@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from persona.gallery.people import Enrolled, Gallery, Sighting, TwoPeople, open_gallery
+from persona.gallery.people import Enrolled, Gallery, Sighting, TwoPeopleError, open_gallery
 from persona.gallery.store import Person, Store, open_store
 
 __all__ = [
@@ -11,7 +11,7 @@ __all__ = [
     "Person",
     "Sighting",
     "Store",
-    "TwoPeople",
+    "TwoPeopleError",
     "open_gallery",
     "open_store",
 ]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from persona.data.align.spec import AlignSpec
+from persona.data.align.spec import AlignSpec, Crop
 from persona.errors import PersonaError, unknown
 from persona.gallery import quality
 from persona.gallery.store import (
@@ -45,7 +45,11 @@ CROP_PX = 160
 """Side of the crops of a network that takes any, as packed sets have them."""
 
 
-class TwoPeople(PersonaError):
+SAME = 1 - 1e-5
+"""Templates that are so near to each other are of one photo."""
+
+
+class TwoPeopleError(PersonaError):
     """Photos under one name look like two people; the user may know better."""
 
 
@@ -116,7 +120,7 @@ class Gallery:
             labels: what to call the photos in reasons; by default photo 1, photo 2, ….
 
         Raises:
-            TwoPeople: they do.
+            TwoPeopleError: they do.
             PersonaError: no photo can be used, or the name cannot.
         """
         name = check_name(name)
@@ -133,25 +137,32 @@ class Gallery:
             raise PersonaError(f"no photo of {name!r} can be used: {'; '.join(refused) or 'none'}")
         crops = [seen.crop for _, seen in usable if seen.crop is not None]
         templates_NE = self.eyes.embed(crops)
+        labels = [label for label, _ in usable]
+        old_NE = [photo.template for _, _, photo in self.store.photos(name)]
+        fresh = _fresh(templates_NE, old_NE)
+        refused += [f"{label}: enrolled already" for label in _others(labels, fresh)]
+        if not fresh:
+            return Enrolled(name, 0, tuple(refused))
         if not force:
-            self._check_one_person(name, [label for label, _ in usable], templates_NE)
-        near = self.store.nearest(
-            unit(templates_NE.mean(axis=0, keepdims=True)), self.match, without=name
-        )[0]
+            self._check_one_person(
+                name, [labels[n] for n in fresh], np.stack([*old_NE, *templates_NE[fresh]])
+            )
+        mean_1E = unit(templates_NE[fresh].mean(axis=0, keepdims=True))
+        near = self.store.nearest(mean_1E, self.match, without=name)[0]
         alike = near if near is not None and near.score >= self.threshold else None
         kept = [
-            Photo(template_E, crop.jpeg, crop.landmarks_62)
+            Photo(templates_NE[n], crops[n].jpeg, crops[n].landmarks_62)
             if self.keep_crops
-            else Photo(template_E)
-            for template_E, crop in zip(templates_NE, crops, strict=True)
+            else Photo(templates_NE[n])
+            for n in fresh
         ]
         self.store.add({name: kept}, self.eyes.named.digest)
         return Enrolled(
             name,
             len(kept),
             tuple(refused),
-            looks_like=alike and alike.name,
-            similarity=alike and alike.score,
+            looks_like=None if alike is None else alike.name,
+            similarity=None if alike is None else alike.score,
         )
 
     def _only_face(self, photo: Pixels) -> tuple[SeenFace | None, str | None]:
@@ -164,14 +175,15 @@ class Gallery:
         largest = max(found, key=lambda seen: quality.side_px(seen.face))
         return (None, largest.flaw) if largest.flaw else (largest, None)
 
-    def _check_one_person(self, name: str, labels: Sequence[str], new_NE: Templates) -> None:
-        old = [photo.template_E for _, _, photo in self.store.photos(name)]
-        odd = strangers(np.stack([*old, *new_NE]), len(old), self.threshold)
+    def _check_one_person(self, name: str, labels: Sequence[str], all_NE: Templates) -> None:
+        """`labels` are of the last templates; those before them are enrolled."""
+        known = len(all_NE) - len(labels)
+        odd = strangers(all_NE, known, self.threshold)
         if odd:
             shown = ", ".join(labels[place] for place in odd[:5])
             more = f" and {len(odd) - 5} more" if len(odd) > 5 else ""
-            whom = f"{name!r} as enrolled" if old else "the other photos"
-            raise TwoPeople(
+            whom = f"{name!r} as enrolled" if known else "the other photos"
+            raise TwoPeopleError(
                 f"these do not look like {whom} (similarity below {self.threshold:.3f}): "
                 f"{shown}{more}; leave them out, or --force if it is one person"
             )
@@ -181,14 +193,17 @@ class Gallery:
         found = self.eyes.find(photo)
         crops = [seen.crop for seen in found if seen.crop is not None and seen.flaw is None]
         matches = iter(self.store.nearest(self.eyes.embed(crops), self.match) if crops else ())
-        return tuple(self.sighting(seen, None if seen.flaw else next(matches)) for seen in found)
+        return tuple(self._sighting(seen, None if seen.flaw else next(matches)) for seen in found)
 
-    def sighting(self, seen: SeenFace, match: Match | None) -> Sighting:
-        """What is said of a face whose nearest person is `match`."""
+    def _sighting(self, seen: SeenFace, match: Match | None) -> Sighting:
         x0, y0, x1, y1 = seen.face.box
         box = (x0, y0, x1 - x0, y1 - y0)
+        return Sighting(box, None, None, None, seen.flaw) if seen.flaw else self.answer(box, match)
+
+    def answer(self, box: tuple[float, float, float, float], match: Match | None) -> Sighting:
+        """What is said of a face whose nearest person is `match`; None: there is nobody."""
         if match is None:
-            return Sighting(box, None, None, None, seen.flaw)
+            return Sighting(box, None, None, None, None)
         known = match.score >= self.threshold
         return Sighting(box, match.name if known else None, match.name, match.score, None)
 
@@ -209,6 +224,17 @@ class Gallery:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _fresh(new_NE: Templates, old: Sequence[Templates]) -> list[int]:
+    """Places of the templates that are neither among the old ones nor a repetition."""
+    all_NE = np.stack([*old, *new_NE])
+    same_NN = all_NE @ all_NE.T >= SAME
+    return [n for n in range(len(new_NE)) if not same_NN[len(old) + n, : len(old) + n].any()]
+
+
+def _others(labels: Sequence[str], places: Sequence[int]) -> list[str]:
+    return [label for place, label in enumerate(labels) if place not in places]
 
 
 def strangers(templates_NE: Templates, known: int, threshold: float) -> list[int]:
@@ -263,7 +289,7 @@ def open_gallery(
     try:
         eyes = open_eyes(store, network, workspace)
         facts = store.facts()
-        chosen = facts and facts.threshold
+        chosen = None if facts is None else facts.threshold
         if threshold is not None:
             if not -1 <= threshold <= 1:
                 raise PersonaError(f"threshold {threshold:g}: a similarity is between -1 and 1")
@@ -318,5 +344,44 @@ def load_named(network: str | None, workspace: Workspace) -> tuple[NamedNetwork,
         network=name,
         digest=named.digest,
         width=named.network.embedding_size,
-        align=AlignSpec(image_size=named.image_size or CROP_PX),
+        align=_align(named, workspace),
     )
+
+
+def _align(named: NamedNetwork, workspace: Workspace) -> AlignSpec:
+    """How a network's faces are cut: as its training set's, where that is here."""
+    from persona.data.shards import MANIFEST, read_manifest
+
+    folder = workspace.shards / named.trained_on
+    if (folder / MANIFEST).is_file():
+        align = read_manifest(folder).align
+        if align.has_landmarks:
+            return align
+    return AlignSpec(image_size=named.image_size or CROP_PX)
+
+
+def rebuild(store: Store, network: str, workspace: Workspace) -> int:
+    """Makes all templates anew with another network, from kept crops; how many.
+
+    Raises:
+        PersonaError: some photos have no crop, or the crops are not what the network takes.
+    """
+    from persona.gallery.faces import Eyes
+
+    facts = store.facts()
+    photos = list(store.photos())
+    if facts is None or not photos:
+        raise PersonaError(f"{store.place} has nobody to rebuild")
+    lacking = sorted({name for name, _, photo in photos if photo.crop is None})
+    if lacking:
+        raise PersonaError(
+            f"{len(lacking)} of {len({name for name, *_ in photos})} people were enrolled without "
+            "--keep-crops: forget them, or enrol all anew into another --store"
+        )
+    named, fresh = load_named(network, workspace)
+    eyes = Eyes(named, fresh.align)
+    crops = [Crop(photo.crop or b"", None, photo.landmarks_62) for _, _, photo in photos]
+    templates_NE = eyes.embed(crops)
+    numbers = [number for _, number, _ in photos]
+    store.replace(fresh, dict(zip(numbers, templates_NE, strict=True)))
+    return len(numbers)

@@ -88,22 +88,26 @@ class Index:
         self, probes_PE: Templates, *, without: str | None = None
     ) -> list[tuple[str, float] | None]:
         """Name and cosine similarity of the nearest person to each probe; None: there is nobody."""
+        if not self._count:
+            return [None] * len(probes_PE)
         left_out = -1 if without is None else self._number.get(without, -1)
         if self._count > self.exact and (proposed_PN := self._propose(probes_PE)) is not None:
             return [
-                self._best(probe_E, np.union1d(some, list(self._changed)).astype(int), left_out)
-                for probe_E, some in zip(probes_PE, proposed_PN, strict=True)
+                self._best(self._rows[rows] @ probe_E, rows, left_out)
+                for probe_E, rows in zip(probes_PE, proposed_PN, strict=True)
             ]
-        return [self._best(probe_E, slice(self._count), left_out) for probe_E in probes_PE]
+        everybody = np.arange(self._count)
+        scores_PN = probes_PE @ self._rows[: self._count].T
+        return [self._best(scores_N, everybody, left_out) for scores_N in scores_PN]
 
-    def _best(self, probe_E: Templates, rows: Any, left_out: int) -> tuple[str, float] | None:
-        scores_N, owner_N = self._rows[rows] @ probe_E, self._owner[rows]
+    def _best(
+        self, scores_N: Templates, rows_N: npt.NDArray[np.int64], left_out: int
+    ) -> tuple[str, float] | None:
         if left_out >= 0:
-            scores_N = np.where(owner_N == left_out, -np.inf, scores_N)
-        if not len(scores_N) or not np.isfinite(scores_N.max()):
-            return None
+            scores_N = np.where(self._owner[rows_N] == left_out, -np.inf, scores_N)
         place = int(scores_N.argmax())
-        return self.names[owner_N[place]], float(scores_N[place])
+        score = float(scores_N[place])
+        return None if score == -np.inf else (self.names[self._owner[rows_N[place]]], score)
 
     def _propose(self, probes_PE: Templates) -> list[npt.NDArray[np.int64]] | None:
         """Rows that may be nearest to each probe; None: FAISS is not installed."""
@@ -113,7 +117,8 @@ class Index:
                 return None
             self._changed.clear()
         _, found_PN = self._faiss.search(np.ascontiguousarray(probes_PE), CANDIDATES)
-        return [found[found >= 0] for found in found_PN]
+        changed = np.array(sorted(self._changed), np.int64)
+        return [np.union1d(found[found >= 0], changed) for found in found_PN]
 
     def _build(self) -> Any:
         try:
@@ -127,7 +132,9 @@ class Index:
         rows_NE = self._rows[: self._count]
         lists = int(LISTS_PER_ROOT * np.sqrt(self._count))
         drawn = np.random.default_rng(0).permutation(self._count)[: TRAINED_PER_LIST * lists]
-        index = faiss.index_factory(rows_NE.shape[1], f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
+        index: Any = faiss.index_factory(
+            rows_NE.shape[1], f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT
+        )
         index.cp.min_points_per_centroid = 1
         index.train(rows_NE[np.sort(drawn)])
         index.add(rows_NE)

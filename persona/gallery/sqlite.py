@@ -213,7 +213,7 @@ class SqliteStore(Store):
         sealed = [
             (
                 name,
-                self._seal(photo.template_E.astype("<f4").tobytes(), name),
+                self._seal(photo.template.astype("<f4").tobytes(), name),
                 *self._crop(photo, name),
             )
             for name, photos in people.items()

@@ -100,12 +100,12 @@ class Person:
 class Photo:
     """What is kept of a photo."""
 
-    template_E: Templates
-    """Of unit length."""
+    template: Templates
+    """(E,) of unit length."""
     crop: bytes | None = None
     """JPEG."""
     landmarks_62: npt.NDArray[np.float64] | None = None
-    """Of the crop, see persona/landmarks.py."""
+    """(6, 2) of the crop, see persona/landmarks.py."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def check_name(name: str) -> str:
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise PersonaError(f"the name {ascii(name)} is no Unicode text") from None
+        raise PersonaError(f"the name {name!a} is no Unicode text") from None
     name = unicodedata.normalize("NFC", name).strip()
     unprintable = [c for c in name if unicodedata.category(c) in {"Cc", "Zl", "Zp"} or c in BIDI]
     if not name or unprintable:
