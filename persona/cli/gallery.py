@@ -99,14 +99,14 @@ def enroll_command(
         threshold_line = _threshold(gallery)
     if json:
         print_json({"enrolled": [vars(one) for one in done], "failed": failed, **threshold_line})
-    else:
+    elif done:
         print_table(
             [Column("name"), Column("photos added", right=True), Column("refused", right=True)],
             [[one.name, one.added, len(one.refused)] for one in done],
         )
     for one in done:
         for reason in one.refused:
-            note(f"refused: {reason}")
+            note(f"refused: {one.name}: {reason}")
         if one.looks_like is not None:
             note(
                 f"note: {one.name} looks like {one.looks_like} (similarity {one.similarity:.3f}): "
@@ -159,9 +159,9 @@ def _enroll(gallery: Gallery, name: str, photos: list[Path], force: bool) -> Enr
     for path in photos:
         try:
             pixels.append(read_photo(path))
-            labels.append(str(path))
+            labels.append(path.name)
         except SkipPhoto as reason:
-            unreadable.append(f"{path}: {reason}")
+            unreadable.append(f"{path.name}: {reason}")
     if unreadable and not pixels:
         raise PersonaError(f"no photo of {name!r} can be used: {'; '.join(unreadable)}")
     try:

@@ -9,6 +9,7 @@ Shapes: N rows, E embedding, P probes.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -112,31 +113,40 @@ class Index:
     def _propose(self, probes_PE: Templates) -> list[npt.NDArray[np.int64]] | None:
         """Rows that may be nearest to each probe; None: FAISS is not installed."""
         if self._faiss is None or len(self._changed) > REBUILT_AT * self._count:
-            self._faiss = self._build()
-            if self._faiss is None:
+            faiss = _faiss(self._count)
+            if faiss is None:
                 return None
+            self._faiss = self._build(faiss)
             self._changed.clear()
         _, found_PN = self._faiss.search(np.ascontiguousarray(probes_PE), CANDIDATES)
         changed = np.array(sorted(self._changed), np.int64)
         return [np.union1d(found[found >= 0], changed) for found in found_PN]
 
-    def _build(self) -> Any:
-        try:
-            import faiss
-        except ImportError:
-            log.warning(
-                "%s templates are compared one by one: pip install 'persona[faiss]' for an index",
-                f"{self._count:,}",
-            )
-            return None
+    def _build(self, faiss: Any) -> Any:
+        """An inverted file over all rows as they are."""
         rows_NE = self._rows[: self._count]
         lists = int(LISTS_PER_ROOT * np.sqrt(self._count))
         drawn = np.random.default_rng(0).permutation(self._count)[: TRAINED_PER_LIST * lists]
-        index: Any = faiss.index_factory(
-            rows_NE.shape[1], f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT
-        )
+        index = faiss.index_factory(rows_NE.shape[1], f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
         index.cp.min_points_per_centroid = 1
         index.train(rows_NE[np.sort(drawn)])
         index.add(rows_NE)
         index.nprobe = PROBED
         return index
+
+
+@functools.cache
+def _warn(line: str) -> None:
+    """Once a process."""
+    log.warning(line)
+
+
+def _faiss(rows: int) -> Any:
+    try:
+        import faiss
+    except ImportError:
+        _warn(
+            f"{rows:,} templates are compared one by one: pip install 'persona[faiss]' for an index"
+        )
+        return None
+    return faiss

@@ -79,7 +79,7 @@ class Facts:
                 threshold=threshold
                 and Threshold(float(threshold["value"]), str(threshold["source"])),
             )
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise PersonaError(f"{where} does not say which network it was made with") from None
         if not 8 <= facts.width <= 4096:
             raise PersonaError(f"{where}: templates of {facts.width} numbers; expected 8 to 4096")
@@ -238,13 +238,13 @@ def check_name(name: str) -> str:
     Raises:
         PersonaError: empty, too long, or with characters that a terminal would act on.
     """
-    if len(name) > MAX_NAME:
-        raise PersonaError(f"a name of {len(name)} characters: choose at most {MAX_NAME}")
     try:
         name.encode()
     except UnicodeEncodeError:
         raise PersonaError(f"the name {name!a} is no Unicode text") from None
     name = unicodedata.normalize("NFC", name).strip()
+    if len(name) > MAX_NAME:
+        raise PersonaError(f"a name of {len(name)} characters: choose at most {MAX_NAME}")
     unprintable = [c for c in name if unicodedata.category(c) in {"Cc", "Zl", "Zp"} or c in BIDI]
     if not name or unprintable:
         what = "control characters" if unprintable else "nothing"
