@@ -28,7 +28,7 @@ def vectors(count: int, seed: int = 0, width: int = WIDTH) -> Templates:
 
 def near(template: Templates, cosine: float, seed: int = 0) -> Templates:
     """A unit vector of that similarity to another."""
-    other = np.random.default_rng(seed).normal(size=template.shape)
+    other = np.random.default_rng(100 + seed).normal(size=template.shape)
     other -= template * float(other @ template)
     other /= np.linalg.norm(other)
     return unit(cosine * template + np.sqrt(1 - cosine**2) * other)

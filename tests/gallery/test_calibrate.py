@@ -29,7 +29,7 @@ def test_agrees_with_the_definition(far: float, monkeypatch: pytest.MonkeyPatch)
 def test_what_cannot_be_resolved() -> None:
     with pytest.raises(
         PersonaError,
-        match=r"the 45 pairs of two people in x cannot resolve a FAR of 0\.001.* 0\.02",
+        match=r"the 54 pairs of two people in x cannot resolve a FAR of 0\.001.* 0\.02",
     ):
         threshold_at(vectors(11), np.array([0, *range(10)]), 1e-3, "x")
     with pytest.raises(PersonaError, match="x has no two photos of one person"):

@@ -91,8 +91,8 @@ def test_another_person_under_one_name(known: Gallery) -> None:
 
 def test_two_people_in_equal_parts(known: Gallery) -> None:
     """A mean over all would hide them."""
-    photos = [photo_of(near(side, 0.9, seed)) for side in (A, B) for seed in range(20)]
-    with pytest.raises(TwoPeopleError, match="do not look like the other photos.* and 15 more;"):
+    photos = [photo_of(near(side, 0.98, seed)) for side in (A, B) for seed in range(20)]
+    with pytest.raises(TwoPeopleError, match=r"like the other photos.* and 15 more;"):
         known.enroll("Cy", photos)
     assert len(known.people()) == 2
 
@@ -101,7 +101,7 @@ def test_one_name_too_many_is_said(known: Gallery) -> None:
     done = known.enroll("Anna", [photo_of(near(A, 0.8))])
     assert done.looks_like == "Ann"
     assert done.similarity == pytest.approx(0.8, abs=1e-5)
-    assert known.enroll("Cy", [photo_of(near(A, 0.2))]).looks_like is None
+    assert known.enroll("Cy", [photo_of(near(A, 0.2, 7))]).looks_like is None
 
 
 def test_crops_are_kept_where_wanted(tmp_path: Path) -> None:

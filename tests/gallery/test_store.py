@@ -241,7 +241,8 @@ def test_killed_inside_a_change(tmp_path: Path, moment: str) -> None:
         if rest[0] == "clean":
             store._clean = die
             store.forget("Old")
-        execute, prefix = store._execute, {"insert": "INSERT INTO person", "commit": "COMMIT"}[rest[0]]
+        execute = store._execute
+        prefix = "INSERT INTO person" if rest[0] == "insert" else "COMMIT"
         def dying(statement, *values):
             done = execute(statement, *values)
             if statement.startswith(prefix):
@@ -393,9 +394,9 @@ def test_a_damaged_gallery(tmp_path: Path) -> None:
             store.add({f"P{n}": kept(*vectors(5, n))}, FACTS.digest)
     data = path.read_bytes()
     path.write_bytes(data[:4096] + os.urandom(len(data) - 4096))
-    with pytest.raises(PersonaError, match=r"g\.db: the file is damaged: restore it from a copy"):
-        with open_store(path) as store:
-            store.people()
+    message = r"g\.db: the file is damaged: restore it from a copy"
+    with pytest.raises(PersonaError, match=message), open_store(path) as store:
+        store.people()
 
 
 def test_another_programs_file(tmp_path: Path) -> None:
