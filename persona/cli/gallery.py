@@ -23,6 +23,7 @@ from persona.errors import PersonaError, SkipPhoto
 
 if TYPE_CHECKING:
     from persona.gallery import Enrolled, Gallery, Sighting, Store
+    from persona.gallery.photos import Pixels
     from persona.gallery.video import Seen
 
 gallery_app = typer.Typer(help="The people who are enrolled.", no_args_is_help=True)
@@ -139,6 +140,8 @@ def _who(what: list[str]) -> dict[str, list[Path]]:
     name, paths = check_name(what[0]), [Path(path) for path in what[1:]]
     photos = []
     for path in paths:
+        if not path.exists():
+            raise PersonaError(f"no photo or folder at {path}")
         found = photos_of(path) if path.is_dir() else [path]
         if not found:
             several = path.is_dir() and folders_of(path)
@@ -150,30 +153,25 @@ def _who(what: list[str]) -> dict[str, list[Path]]:
 
 def _enroll(gallery: Gallery, name: str, photos: list[Path], force: bool) -> Enrolled:
     """Enrols somebody; asks on a terminal where the photos look like two people."""
-    from dataclasses import replace
-
     from persona.gallery import TwoPeopleError
     from persona.gallery.photos import read_photo
 
-    pixels, labels, unreadable = [], [], []
+    found: list[Pixels | SkipPhoto] = []
     for path in photos:
         try:
-            pixels.append(read_photo(path))
-            labels.append(path.name)
+            found.append(read_photo(path))
         except SkipPhoto as reason:
-            unreadable.append(f"{path.name}: {reason}")
-    if unreadable and not pixels:
-        raise PersonaError(f"no photo of {name!r} can be used: {'; '.join(unreadable)}")
+            found.append(reason)
+    labels = [path.name for path in photos]
     try:
-        done = gallery.enroll(name, pixels, force=force, labels=labels)
+        return gallery.enroll(name, found, force=force, labels=labels)
     except TwoPeopleError as error:
         if not sys.stdin.isatty():
             raise
         note(str(error))
         if not typer.confirm(f"Enrol all of them as {name}?", err=True):
             raise PersonaError(f"{name!r} is not enrolled") from None
-        done = gallery.enroll(name, pixels, force=True, labels=labels)
-    return replace(done, refused=(*unreadable, *done.refused))
+    return gallery.enroll(name, found, force=True, labels=labels)
 
 
 def recognise_command(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from persona.data.align.spec import AlignSpec, Crop
-from persona.errors import PersonaError, unknown
+from persona.errors import PersonaError, SkipPhoto, unknown
 from persona.gallery import quality
 from persona.gallery.store import (
     MATCHES,
@@ -30,7 +30,6 @@ from persona.gallery.store import (
     Store,
     Templates,
     Threshold,
-    check_digest,
     check_name,
     open_store,
     unit,
@@ -106,7 +105,7 @@ class Gallery:
     def enroll(
         self,
         name: str,
-        photos: Sequence[Pixels],
+        photos: Sequence[Pixels | SkipPhoto],
         *,
         force: bool = False,
         labels: Sequence[str] | None = None,
@@ -115,7 +114,7 @@ class Gallery:
 
         Args:
             name: 1 to 200 characters.
-            photos: (H, W, 3) uint8 upright RGB.
+            photos: (H, W, 3) uint8 upright RGB, or why one could not be read.
             force: also where the photos look like two people.
             labels: what to call the photos in reasons; by default photo 1, photo 2, ….
 
@@ -165,8 +164,10 @@ class Gallery:
             similarity=None if alike is None else alike.score,
         )
 
-    def _only_face(self, photo: Pixels) -> tuple[SeenFace | None, str | None]:
+    def _only_face(self, photo: Pixels | SkipPhoto) -> tuple[SeenFace | None, str | None]:
         """The face that a photo is of, or why there is none."""
+        if isinstance(photo, SkipPhoto):
+            return None, str(photo)
         found = self.eyes.find(photo)
         if not found:
             return None, "no face"
@@ -306,7 +307,7 @@ def open_gallery(
 
 
 def open_eyes(store: Store, network: str | None, workspace: Workspace) -> Eyes:
-    """The network of a gallery; a new gallery becomes the network's.
+    """The network of a gallery; one without photos becomes the network's.
 
     Raises:
         PersonaError: it is not there, or the gallery is another's.
@@ -314,12 +315,11 @@ def open_eyes(store: Store, network: str | None, workspace: Workspace) -> Eyes:
     from persona.gallery.faces import Eyes
 
     facts = store.facts()
-    if facts is None:
-        named, fresh = load_named(network, workspace)
-        store.adopt(fresh)
+    own = None if facts is None else facts.network
+    named, fresh = load_named(network or own, workspace)
+    store.adopt(fresh)
+    if facts is None or facts.digest != fresh.digest:
         return Eyes(named, fresh.align)
-    named, fresh = load_named(network or facts.network, workspace)
-    check_digest(facts, fresh.digest, store.place)
     return Eyes(named, facts.align)
 
 

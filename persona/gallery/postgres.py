@@ -79,9 +79,14 @@ class PostgresStore(Store):
         self._error = psycopg.Error
         self._lock = threading.RLock()
         self.place = "the PostgreSQL gallery"
-        with self._explained():
+        try:
             parts = psycopg.conninfo.conninfo_to_dict(url)
-            self.place = f"the PostgreSQL gallery {parts.get('dbname', '')!r}"
+        except psycopg.Error:  # its message has the URL, which may have a password
+            raise PersonaError(
+                f"{self.place}: its URL cannot be read: expected postgresql://USER@HOST/DATABASE"
+            ) from None
+        self.place = f"the PostgreSQL gallery {parts.get('dbname', '')!r}"
+        with self._explained():
             self._db: Any = psycopg.connect(
                 url,
                 autocommit=True,
@@ -129,20 +134,21 @@ class PostgresStore(Store):
         return None if value is None else Facts.from_json(json.loads(value), self.place)
 
     def adopt(self, facts: Facts) -> None:
-        """Makes a new gallery one of this network."""
+        """Makes a gallery without photos one of this network."""
         with self._explained(), self._db.transaction():
             self._db.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
             value = self._fact("facts")
-            if value is None:
+            found = None if value is None else Facts.from_json(json.loads(value), self.place)
+            if self._db.execute("SELECT 1 FROM photo LIMIT 1").fetchone():
+                check_digest(found, facts.digest, self.place)
+            elif found is None or found.digest != facts.digest:
                 self._set_fact("facts", json.dumps(facts.to_json()))
                 self._shape(facts.width)
-            else:
-                found = Facts.from_json(json.loads(value), self.place)
-                check_digest(found, facts.digest, self.place)
 
     def _shape(self, width: int) -> None:
         """Fixes how wide vectors are, and indexes them."""
         for table, column in _VECTORS.items():
+            self._db.execute(f"DROP INDEX IF EXISTS {table}_nearest")
             self._db.execute(f"ALTER TABLE {table} ALTER {column} TYPE vector({int(width)})")
             if width <= INDEXED_WIDTH and self._vector() >= HNSW_SINCE:
                 self._db.execute(

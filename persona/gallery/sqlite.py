@@ -160,16 +160,15 @@ class SqliteStore(Store):
         return None if value is None else Facts.from_json(json.loads(value), self.place)
 
     def adopt(self, facts: Facts) -> None:
-        """Makes a new gallery one of this network."""
+        """Makes a gallery without photos one of this network."""
         with self._explained(), self._transaction():
-            self._adopt(facts)
-
-    def _adopt(self, facts: Facts) -> None:
-        value = self._fact("facts")
-        if value is None:
-            self._set_fact("facts", json.dumps(facts.to_json()))
-        else:
-            check_digest(Facts.from_json(json.loads(value), self.place), facts.digest, self.place)
+            value = self._fact("facts")
+            found = None if value is None else Facts.from_json(json.loads(value), self.place)
+            if self._execute("SELECT 1 FROM photo").fetchone():
+                check_digest(found, facts.digest, self.place)
+            elif found is None or found.digest != facts.digest:
+                self._set_fact("facts", json.dumps(facts.to_json()))
+                self._indices.clear()  # of another width
 
     def set_threshold(self, threshold: Threshold) -> None:
         """Keeps a threshold with the network it was chosen for."""

@@ -129,7 +129,7 @@ class Store(ABC):
 
     @abstractmethod
     def adopt(self, facts: Facts) -> None:
-        """Makes a new gallery one of this network; one that has a network already stays as it is.
+        """Makes a gallery without photos one of this network; nothing where it is that already.
 
         Raises:
             PersonaError: its templates are another network's.

@@ -30,6 +30,8 @@ from persona.gallery.photos import Mark, draw_marks, mark_of
 from persona.gallery.store import Templates, unit
 
 GAP_S = 1.0
+CUT_S = 0.5
+"""A video that ends so long before the end that it promises is cut off."""
 OVERLAP = 0.3
 """Intersection over union from which on boxes of neighbouring samples may be one face."""
 NEAR = 0.1
@@ -83,6 +85,8 @@ class Seen:
     seconds: float
     frames: int
     """Sampled."""
+    every_s: float
+    """Between two samples."""
     cut_off: bool
     """The file ends in the middle; what is before that was looked at."""
 
@@ -107,7 +111,7 @@ def recognise_video(gallery: Gallery, path: Path, *, every_s: float = 0.2) -> Se
         raise PersonaError(f"{path} has no frame that can be read: is it whole?")
     for track in tracks:
         track.sighting = _vote(gallery, track)
-    return Seen(tuple(tracks), end_s, frames, reader.cut_off)
+    return Seen(tuple(tracks), end_s, frames, every_s, reader.cut_off)
 
 
 def _follow(gallery: Gallery, tracks: list[Track], time_s: float, photo: Pixels) -> None:
@@ -207,13 +211,17 @@ class FrameReader:
                     f"{self.path}: frames of {stream.width} x {stream.height} px are over the limit"
                 )
             self.rate = stream.average_rate or Fraction(25)
+            time_s = 0.0
             try:
                 for number, frame in enumerate(container.decode(stream)):
                     if frame.width * frame.height > MAX_PIXELS:
                         raise PersonaError(f"{self.path}: a frame is over the limit on pixels")
-                    yield (number / float(self.rate) if frame.time is None else frame.time), frame
+                    time_s = number / float(self.rate) if frame.time is None else frame.time
+                    yield time_s, frame
             except av.error.FFmpegError:
                 self.cut_off = True
+            promised_s = (container.duration or 0) / av.time_base
+            self.cut_off |= time_s + CUT_S < promised_s
 
     def pixels(self, frame: Any) -> Pixels:
         """(H, W, 3) uint8 RGB, turned upright."""
@@ -258,7 +266,9 @@ def annotate_video(seen: Seen, path: Path, out: Path) -> None:
 
 def _marks(seen: Seen, time_s: float) -> Iterator[Mark]:
     for track in seen.tracks:
-        box = track.at(time_s)
+        # Where it was last, until the next sample says that it is gone.
+        held_s = min(time_s, track.to_s) if time_s < track.to_s + seen.every_s else time_s
+        box = track.at(held_s)
         if box is not None and track.sighting is not None:
             yield mark_of(track.sighting, box)
 

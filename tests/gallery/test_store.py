@@ -339,11 +339,18 @@ def test_threads_share_one(tmp_path: Path) -> None:
 
 def test_another_networks_templates_are_refused(tmp_path: Path) -> None:
     with new_store(tmp_path / "g.db") as store:
+        store.set_threshold(Threshold(0.5, "a set"))
+        assert store.nearest(vectors(1), "mean") == [None]
+        wider = replace(FACTS, digest="other", width=2 * WIDTH)
+        store.adopt(wider)  # nobody is there
+        assert store.facts() == wider
+        store.add({"Ann": kept(*vectors(1, width=16))}, "other")
+        assert store.nearest(vectors(1, width=16), "mean") != [None]
         with pytest.raises(PersonaError, match=r"made by another network \(net\).*gallery rebuild"):
-            store.adopt(replace(FACTS, digest="other"))
+            store.adopt(FACTS)
         with pytest.raises(PersonaError, match="made by another network"):
-            store.add({"Ann": kept(*vectors(1))}, "other")
-        assert store.people() == []
+            store.add({"Bob": kept(*vectors(1))}, FACTS.digest)
+        assert [person.name for person in store.people()] == ["Ann"]
 
 
 def test_replace_takes_all_templates_or_none(tmp_path: Path) -> None:
