@@ -20,6 +20,7 @@ from persona.cli.output import (
     workspace,
 )
 from persona.errors import PersonaError, SkipPhoto
+from persona.progress import progress_bar
 
 if TYPE_CHECKING:
     from persona.gallery import Enrolled, Gallery, Sighting, Store
@@ -90,13 +91,18 @@ def enroll_command(
         store, model, threshold, "mean", passphrase_file, models, keep_crops=keep_crops
     ) as gallery:
         done, failed = [], {}
-        for name, photos in people.items():
-            try:
-                done.append(_enroll(gallery, name, photos, force))
-            except PersonaError as error:
-                if len(people) == 1:
-                    raise
-                failed[name] = str(error)
+        ask = len(people) == 1 and sys.stdin.isatty()
+        with progress_bar(
+            "enrolling", total=len(people), unit="people", enabled=len(people) > 1
+        ) as advance:
+            for name, photos in people.items():
+                try:
+                    done.append(_enroll(gallery, name, photos, force=force, ask=ask))
+                except PersonaError as error:
+                    if len(people) == 1:
+                        raise
+                    failed[name] = str(error)
+                advance(1)
         threshold_line = _threshold(gallery)
     if json:
         print_json({"enrolled": [vars(one) for one in done], "failed": failed, **threshold_line})
@@ -151,8 +157,8 @@ def _who(what: list[str]) -> dict[str, list[Path]]:
     return {name: photos}
 
 
-def _enroll(gallery: Gallery, name: str, photos: list[Path], force: bool) -> Enrolled:
-    """Enrols somebody; asks on a terminal where the photos look like two people."""
+def _enroll(gallery: Gallery, name: str, photos: list[Path], *, force: bool, ask: bool) -> Enrolled:
+    """Enrols somebody; asks, if wanted, where the photos look like two people."""
     from persona.gallery import TwoPeopleError
     from persona.gallery.photos import read_photo
 
@@ -166,7 +172,7 @@ def _enroll(gallery: Gallery, name: str, photos: list[Path], force: bool) -> Enr
     try:
         return gallery.enroll(name, found, force=force, labels=labels)
     except TwoPeopleError as error:
-        if not sys.stdin.isatty():
+        if not ask:
             raise
         note(str(error))
         if not typer.confirm(f"Enrol all of them as {name}?", err=True):
@@ -209,7 +215,10 @@ def recognise_command(
         seen = None if folder else _video(gallery, what, annotate, every)
         answers: list[tuple[Path, tuple[Sighting, ...] | str]] = []
         if seen is None:
-            answers = [(path, _recognise(gallery, path, annotate, folder)) for path in paths]
+            with progress_bar("recognising", total=len(paths), unit="photos", enabled=folder) as up:
+                for path in paths:
+                    answers.append((path, _recognise(gallery, path, annotate, folder)))
+                    up(1)
         threshold_line = _threshold(gallery)
     if json:
         if seen is not None:

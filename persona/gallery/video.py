@@ -13,6 +13,7 @@ Shapes: H W pixels, E embedding.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -72,9 +73,11 @@ class Track:
         """Where it is at a time, between two samples in a straight line; None: not there."""
         if not self.from_s <= time_s <= self.to_s:
             return None
-        times = np.array([time for time, _ in self.boxes])
-        x, y, w, h = np.array([box for _, box in self.boxes]).T
-        return tuple(float(np.interp(time_s, times, side)) for side in (x, y, w, h))  # type: ignore[return-value]
+        after = bisect.bisect_left(self.boxes, time_s, key=lambda one: one[0])
+        (before_s, a), (after_s, b) = self.boxes[max(after - 1, 0)], self.boxes[after]
+        share = 1.0 if after_s == before_s else (time_s - before_s) / (after_s - before_s)
+        x, y, width, height = (p + share * (q - p) for p, q in zip(a, b, strict=True))
+        return x, y, width, height
 
 
 @dataclass(frozen=True)
