@@ -13,7 +13,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +27,7 @@ from persona.data.transforms import normalise
 from persona.errors import PersonaError, SkipPhoto
 from persona.gallery import quality
 from persona.gallery.store import Templates
+from persona.landmarks import Floats
 from persona.models.output import freeze
 from persona.models.store import NamedNetwork
 
@@ -87,28 +87,31 @@ class Eyes:
         return templates_NE
 
     def _embed(self, crops: Sequence[Crop]) -> Templates:
-        images = np.stack([_pixels(crop.jpeg, self.align.image_size) for crop in crops])
-        points = [crop.landmarks_62 for crop in crops]
-        landmarks: Any = None
-        if self.network.uses_landmarks:
-            landmarks = torch.from_numpy(np.stack([p for p in points if p is not None]))
+        size_px = self.align.image_size
+        images, points = [], []
+        for crop in crops:
+            image = Image.open(io.BytesIO(crop.jpeg)).convert("RGB")
+            points.append(_resized(crop.landmarks_62, size_px / image.width))
+            if image.width != size_px:  # kept for another network
+                image = image.resize((size_px, size_px), Image.Resampling.BILINEAR)
+            images.append(np.asarray(image))
+        landmarks = torch.from_numpy(np.stack(points)) if self.network.uses_landmarks else None
         with torch.inference_mode():
-            pixels = normalise(torch.from_numpy(images).permute(0, 3, 1, 2))
+            pixels = normalise(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
             return self.network.embed(pixels, landmarks).numpy().astype(np.float32)
+
+
+def _resized(landmarks_62: Floats | None, factor: float) -> Floats:
+    """A crop's points and scale when its side is so many times as long; NaN where it has none."""
+    if landmarks_62 is None:
+        return np.full((6, 2), np.nan)
+    return np.vstack([(landmarks_62[:5] + 0.5) * factor - 0.5, landmarks_62[5:] * factor])
 
 
 def _within(box: Box, width: int, height: int) -> Box:
     """The part of a box that the photo shows; a detector guesses at the rest."""
     x0, y0, x1, y1 = box
     return max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
-
-
-def _pixels(jpeg: bytes, size_px: int) -> Pixels:
-    """A crop as it was kept, at the side that the network takes."""
-    image = Image.open(io.BytesIO(jpeg)).convert("RGB")
-    if image.width != size_px:
-        image = image.resize((size_px, size_px), Image.Resampling.BILINEAR)
-    return np.asarray(image)
 
 
 def check_pixels(photo: Pixels) -> None:
