@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -185,7 +185,7 @@ class PostgresStore(Store):
             points = None if landmarks is None else np.frombuffer(landmarks, "<f8").reshape(6, 2)
             yield owner, number, Photo(np.array(json.loads(template), np.float32), crop, points)
 
-    def add(self, people: dict[str, Sequence[Photo]], digest: str, *, new: bool = False) -> None:
+    def add(self, people: Mapping[str, Sequence[Photo]], digest: str, *, new: bool = False) -> None:
         """Adds photos of people, all of them or, where that fails, none."""
         created = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         with self._explained(), self._db.transaction(), self._db.cursor() as cursor:

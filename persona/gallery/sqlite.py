@@ -16,7 +16,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -207,7 +207,7 @@ class SqliteStore(Store):
                 ),
             )
 
-    def add(self, people: dict[str, Sequence[Photo]], digest: str, *, new: bool = False) -> None:
+    def add(self, people: Mapping[str, Sequence[Photo]], digest: str, *, new: bool = False) -> None:
         """Adds photos of people, all of them or, where that fails, none."""
         sealed = [
             (

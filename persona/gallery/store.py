@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ class Store(ABC):
         """Name, number and photo: of one person, or of everybody in the order of enrolment."""
 
     @abstractmethod
-    def add(self, people: dict[str, Sequence[Photo]], digest: str, *, new: bool = False) -> None:
+    def add(self, people: Mapping[str, Sequence[Photo]], digest: str, *, new: bool = False) -> None:
         """Adds photos of people, all of them or, where that fails, none.
 
         Args:

@@ -60,7 +60,7 @@ def import_people(store: Store, path: Path) -> dict[str, int]:
     people: dict[str, list[Photo]] = defaultdict(list)
     for name, template in zip(names, templates_NE, strict=True):
         people[name].append(Photo(template))
-    store.add(dict(people), facts.digest, new=True)
+    store.add(people, facts.digest, new=True)
     return dict(Counter(names))
 
 

@@ -71,6 +71,7 @@ def test_what_is_no_photo(tmp_path: Path) -> None:
     some = eyes(tmp_path)
     assert some.find(np.zeros((10, 300, 3), np.uint8)) == []
     assert some.find(np.zeros((60, 60, 3), np.uint8)) == []
+    wrong: Any
     for wrong in (np.zeros((60, 60, 3)), np.zeros((60, 60), np.uint8)):
         with pytest.raises(PersonaError, match=r"a photo is \(height, width, 3\) uint8, not"):
             some.find(wrong)

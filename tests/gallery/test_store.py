@@ -22,7 +22,7 @@ from helpers import environment
 from persona.errors import PersonaError
 from persona.gallery import crypt, sqlite
 from persona.gallery.sqlite import SqliteStore
-from persona.gallery.store import MAX_NAME, Photo, Threshold, check_name, open_store
+from persona.gallery.store import MAX_NAME, Facts, Photo, Threshold, check_name, open_store
 
 PASSPHRASE = b"correct horse"
 
@@ -541,7 +541,8 @@ def test_opening_needs_no_torch(tmp_path: Path) -> None:
 
 def test_facts_of_a_stranger() -> None:
     value: Any = FACTS.to_json()
-    assert sqlite.Facts.from_json(value, "x") == FACTS
+    change: dict[str, Any]
+    assert Facts.from_json(value, "x") == FACTS
     for change in (
         {"width": 3},
         {"width": "many"},
@@ -549,5 +550,5 @@ def test_facts_of_a_stranger() -> None:
         {"network": None, "threshold": 1},
     ):
         with pytest.raises(PersonaError, match="x"):
-            sqlite.Facts.from_json(value | change, "x")
+            Facts.from_json(value | change, "x")
     assert value["width"] == WIDTH
