@@ -24,7 +24,6 @@ from persona.progress import progress_bar
 
 if TYPE_CHECKING:
     from persona.gallery import Enrolled, Gallery, Sighting, Store
-    from persona.gallery.photos import Pixels
     from persona.gallery.video import Seen
 
 gallery_app = typer.Typer(help="The people who are enrolled.", no_args_is_help=True)
@@ -160,24 +159,18 @@ def _who(what: list[str]) -> dict[str, list[Path]]:
 def _enroll(gallery: Gallery, name: str, photos: list[Path], *, force: bool, ask: bool) -> Enrolled:
     """Enrols somebody; asks, if wanted, where the photos look like two people."""
     from persona.gallery import TwoPeopleError
-    from persona.gallery.photos import read_photo
+    from persona.gallery.photos import iter_photos
 
-    found: list[Pixels | SkipPhoto] = []
-    for path in photos:
-        try:
-            found.append(read_photo(path))
-        except SkipPhoto as reason:
-            found.append(reason)
     labels = [path.name for path in photos]
     try:
-        return gallery.enroll(name, found, force=force, labels=labels)
+        return gallery.enroll(name, iter_photos(photos), force=force, labels=labels)
     except TwoPeopleError as error:
         if not ask:
             raise
         note(str(error))
         if not typer.confirm(f"Enrol all of them as {name}?", err=True):
             raise PersonaError(f"{name!r} is not enrolled") from None
-    return gallery.enroll(name, found, force=True, labels=labels)
+    return gallery.enroll(name, iter_photos(photos), force=True, labels=labels)
 
 
 def recognise_command(

@@ -11,7 +11,7 @@ Shapes: N photos, E embedding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +44,8 @@ CROP_PX = 160
 """Side of the crops of a network that takes any, as packed sets have them."""
 
 
+SHOWN = 10
+"""Photos that a message names."""
 SAME = 1 - 1e-5
 """Templates that are so near to each other are of one photo."""
 
@@ -105,7 +107,7 @@ class Gallery:
     def enroll(
         self,
         name: str,
-        photos: Sequence[Pixels | SkipPhoto],
+        photos: Iterable[Pixels | SkipPhoto],
         *,
         force: bool = False,
         labels: Sequence[str] | None = None,
@@ -123,17 +125,18 @@ class Gallery:
             PersonaError: no photo can be used, or the name cannot.
         """
         name = check_name(name)
-        labels = labels or [f"photo {place}" for place in range(1, len(photos) + 1)]
         usable: list[tuple[str, SeenFace]] = []
         refused = []
-        for label, photo in zip(labels, photos, strict=True):
+        for place, photo in enumerate(photos):
+            label = f"photo {place + 1}" if labels is None else labels[place]
             seen, reason = self._only_face(photo)
             if seen is None:
                 refused.append(f"{label}: {reason}")
             else:
                 usable.append((label, seen))
         if not usable:
-            raise PersonaError(f"no photo of {name!r} can be used: {'; '.join(refused) or 'none'}")
+            reasons = _some(refused, "; ") or "none"
+            raise PersonaError(f"no photo of {name!r} can be used: {reasons}")
         crops = [seen.crop for _, seen in usable if seen.crop is not None]
         templates_NE = self.eyes.embed(crops)
         labels = [label for label, _ in usable]
@@ -181,12 +184,11 @@ class Gallery:
         known = len(all_NE) - len(labels)
         odd = strangers(all_NE, known, self.threshold)
         if odd:
-            shown = ", ".join(labels[place] for place in odd[:5])
-            more = f" and {len(odd) - 5} more" if len(odd) > 5 else ""
             whom = f"{name!r} as enrolled" if known else "the other photos"
             raise TwoPeopleError(
                 f"these do not look like {whom} (similarity below {self.threshold:.3f}): "
-                f"{shown}{more}; leave them out, or --force if it is one person"
+                f"{_some([labels[n] for n in odd], ', ')}; leave them out, or --force if it is one "
+                "person"
             )
 
     def recognise(self, photo: Pixels) -> tuple[Sighting, ...]:
@@ -225,6 +227,12 @@ class Gallery:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _some(items: Sequence[str], between: str) -> str:
+    """The first SHOWN, and how many more there are."""
+    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return between.join(items[:SHOWN]) + more
 
 
 def _fresh(new_NE: Templates, old: Sequence[Templates]) -> list[int]:

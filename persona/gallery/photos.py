@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,15 @@ def read_photo(path: Path) -> Pixels:
         raise PersonaError(f"no photo at {path}") from None
     except IsADirectoryError:
         raise PersonaError(f"{path} is a folder, not a photo") from None
+
+
+def iter_photos(paths: Sequence[Path]) -> Iterator[Pixels | SkipPhoto]:
+    """Photos one by one, or why one cannot be read: a folder may hold more than memory does."""
+    for path in paths:
+        try:
+            yield read_photo(path)
+        except SkipPhoto as reason:
+            yield reason
 
 
 def photos_of(folder: Path) -> list[Path]:

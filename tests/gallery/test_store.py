@@ -128,6 +128,8 @@ def test_forget_leaves_no_byte(tmp_path: Path, crops: bool) -> None:
         assert not [needle for needle in needles if needle in after]
         # Nor a part of one.
         assert not [t for t in gone if t.tobytes()[:12] in after or t.tobytes()[-12:] in after]
+        assert isinstance(store, SqliteStore)
+        assert store._execute("PRAGMA freelist_count").fetchone() == (0,)
         assert len(store.people()) == 60
         assert (tmp_path / "g.db-wal").stat().st_size == 0
         with pytest.raises(PersonaError, match=r"nobody named 'Wanda Wanished': see `persona"):
