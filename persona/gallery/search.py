@@ -25,7 +25,7 @@ EXACT = 100_000
 """Rows that are all compared."""
 CANDIDATES = 32
 """Rows that FAISS proposes for a probe."""
-LISTS_PER_ROOT, PROBED = 2, 32
+LISTS_PER_ROOT, PROBED = 2, 128
 """Of the inverted file: how many lists a square root of rows, and how many are looked through."""
 TRAINED_PER_LIST = 64
 REBUILT_AT = 0.05
