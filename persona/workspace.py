@@ -1,4 +1,4 @@
-"""Where things lie: raw photos, shards, models and runs, below one home folder."""
+"""Where things lie: raw photos, shards, models, runs and the gallery, below one home folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HOME_VARIABLE = "PERSONA_HOME"
 
 @dataclass(frozen=True)
 class Workspace:
-    """The four folders that every command works on."""
+    """The folders that commands work on, and the gallery."""
 
     raw: Path
     """Photos as their datasets ship them, one folder a dataset."""
@@ -21,6 +21,8 @@ class Workspace:
     """Students, one folder a model, and `teachers/` for weights put there by hand."""
     runs: Path
     """One folder a training run: config, metrics, checkpoints."""
+    gallery: Path
+    """The people who are enrolled, unless a command names another place."""
 
     @classmethod
     def locate(
@@ -39,4 +41,5 @@ class Workspace:
             shards=shards or base / "shards",
             models=models or base / "models",
             runs=runs or base / "runs",
+            gallery=base / "gallery.db",
         )

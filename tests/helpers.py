@@ -106,3 +106,15 @@ def persona_here(*arguments: str, home: Path) -> Any:
     if result.exception is not None:
         raise result.exception
     return json.loads(result.stdout)
+
+
+def persona_error_here(*arguments: str, home: Path) -> str:
+    """`persona` in this process must fail as a user may see it; the line it would print."""
+    from persona.cli.app import app
+    from persona.cli.errors import explain
+
+    result = _here(app, arguments, home)
+    assert result.exception is not None
+    explained = explain(result.exception)
+    assert explained is not None, result.exception
+    return explained[0]

@@ -20,8 +20,11 @@ ROOMS = {
     "report": FLOOR | {"data", "models", "training", "evaluation"},
     "targets": FLOOR | {"data", "models"},
     "deploy": FLOOR | {"data", "models", "evaluation"},
+    "gallery": FLOOR | {"data", "models", "evaluation"},
     "distill": FLOOR | {"data", "models", "training", "evaluation", "report"},
-    "cli": FLOOR | {"data", "models", "evaluation", "report", "targets", "distill", "deploy"},
+    "cli": FLOOR
+    | {"data", "models", "evaluation", "report", "targets", "distill", "deploy"}
+    | {"gallery"},
     "__main__": {"cli"},
 }
 ONLY_IN = {

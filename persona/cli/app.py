@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from persona import __version__
-from persona.cli import data, demo, deploy, download, evaluate, models, report, targets, triplets
+from persona.cli import (
+    data,
+    demo,
+    deploy,
+    download,
+    evaluate,
+    gallery,
+    models,
+    report,
+    targets,
+    triplets,
+)
 from persona.cli.errors import run_app
 
 app = typer.Typer(
@@ -50,6 +61,10 @@ app.command("compare")(evaluate.compare_command)
 app.command("report")(report.report_command)
 app.command("export")(deploy.export_command)
 app.command("bench")(deploy.bench_command)
+app.command("enroll")(gallery.enroll_command)
+app.command("recognise")(gallery.recognise_command)
+app.command("forget")(gallery.forget_command)
+app.add_typer(gallery.gallery_app, name="gallery")
 app.command("demo")(demo.demo_command)
 
 

@@ -40,6 +40,7 @@ __all__ = [
     "RawPhoto",
     "build_aligner",
     "centre_photo",
+    "crop_face",
     "decode_photo",
 ]
 
@@ -113,6 +114,20 @@ def centre_photo(photo: RawPhoto, spec: AlignSpec) -> Crop:
     return Crop(encode_jpeg(decoded.resize(region, spec.image_size)), None, points)
 
 
+def crop_face(photo: Decoded, face: Face, spec: AlignSpec) -> Crop:
+    """Cuts a face that was found out of its photo.
+
+    Raises:
+        SkipPhoto: its box lies outside the photo.
+    """
+    if spec.method == "landmarks" and face.landmarks_52 is not None:
+        crop, landmarks_62 = crop_landmarks(photo.image, face.landmarks_52, spec)
+        return Crop(encode_jpeg(crop), face, landmarks_62)
+    region = margin_box(photo.image.size, face.box, spec)
+    crop = photo.resize(region, spec.image_size)
+    return Crop(encode_jpeg(crop), face, in_margin_box(photo.image.size, face, spec))
+
+
 class DetectedFaces:
     """`mtcnn`, `landmarks`: the face is looked for, in many photos at once."""
 
@@ -156,15 +171,6 @@ class DetectedFaces:
                 continue
             face = next(faces)
             try:
-                yield NoFace("no face") if face is None else self._crop(photo, face)
+                yield NoFace("no face") if face is None else crop_face(photo, face, self.spec)
             except SkipPhoto as reason:
                 yield reason
-
-    def _crop(self, photo: Decoded, face: Face) -> Crop:
-        size = photo.image.size
-        if self.spec.method == "landmarks" and face.landmarks_52 is not None:
-            crop, landmarks_62 = crop_landmarks(photo.image, face.landmarks_52, self.spec)
-            return Crop(encode_jpeg(crop), face, landmarks_62)
-        region = margin_box(size, face.box, self.spec)
-        crop = photo.resize(region, self.spec.image_size)
-        return Crop(encode_jpeg(crop), face, in_margin_box(size, face, self.spec))

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -104,6 +104,28 @@ def _pyramid(height: int, width: int) -> tuple[tuple[_Level, ...], tuple[int, in
     return tuple(levels), (shelves[-1]["bottom"], total)
 
 
+@dataclass(frozen=True)
+class _Found:
+    """The faces of a photo, the surest first."""
+
+    boxes: Array
+    scores: Array
+    landmarks: Array
+    """(N, 2, 5)."""
+
+    def face(self, place: int) -> Face:
+        """One of them."""
+        x0, y0, x1, y1 = map(float, self.boxes[place])
+        points_52 = self.landmarks[place].T.astype(float)
+        return Face((x0, y0, x1, y1), float(self.scores[place]), points_52)
+
+    def chosen(self, height: int, width: int) -> Face | None:
+        """The large central one; None: there is none."""
+        if not len(self.boxes):
+            return None
+        return self.face(_largest_central(self.boxes, width, height))
+
+
 class Mtcnn:
     """Finds the face in each of many photos: "center_weighted_size" of those it detects."""
 
@@ -132,12 +154,22 @@ class Mtcnn:
 
     def __call__(self, photos: Sequence[Array]) -> list[Face | None]:
         """The chosen face of each photo, (H, W, 3) uint8 of at least 20 px; None: it has none."""
+        return [found.chosen(*photo.shape[:2]) for photo, found in self._detect(photos)]
+
+    def find_all(self, photos: Sequence[Array]) -> list[list[Face]]:
+        """Every face of each photo, (H, W, 3) uint8 of at least 20 px, the surest first."""
+        return [
+            [found.face(place) for place in range(len(found.boxes))]
+            for _, found in self._detect(photos)
+        ]
+
+    def _detect(self, photos: Sequence[Array]) -> Iterator[tuple[Array, _Found]]:
         import torch
 
         with torch.inference_mode():
-            return self._detect(photos) if photos else []
+            return zip(photos, self._find(photos) if photos else [], strict=True)
 
-    def _detect(self, photos: Sequence[Array]) -> list[Face | None]:
+    def _find(self, photos: Sequence[Array]) -> list[_Found]:
         sums = _AreaSums(photos, self.device)
         found = [_from_pnet(*maps) for maps in self._run_pnet(sums)]
         owner = np.repeat(np.arange(len(photos)), [len(boxes) for boxes in found])
@@ -156,17 +188,11 @@ class Mtcnn:
         side = boxes[:, 2:] - boxes[:, :2] + 1
         landmarks = side[:, :, None] * points.reshape(-1, 2, 5) + boxes[:, :2, None] - 1
         refined = _refine(boxes, regression[passed])
-        faces: list[Face | None] = []
-        for number, photo in enumerate(photos):
+        faces = []
+        for number in range(len(photos)):
             own = np.flatnonzero(owner == number)
             own = own[_suppress_contained(refined[own], scores[passed[own], 1])]
-            if not len(own):
-                faces.append(None)
-                continue
-            chosen = own[_largest_central(refined[own], photo.shape[1], photo.shape[0])]
-            x0, y0, x1, y1 = map(float, refined[chosen])
-            probability = float(scores[passed[chosen], 1])
-            faces.append(Face((x0, y0, x1, y1), probability, landmarks[chosen].T.astype(float)))
+            faces.append(_Found(refined[own], scores[passed[own], 1], landmarks[own]))
         return faces
 
     def _run_pnet(self, sums: _AreaSums) -> list[tuple[tuple[_Level, ...], Array, Array]]:

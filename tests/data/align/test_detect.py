@@ -213,3 +213,20 @@ def test_workers_spread_over_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.Module, "to", to)
     Mtcnn("auto")
     assert places == [torch.device("cuda", 1)] * 3
+
+
+def test_all_faces_of_a_photo() -> None:
+    both = Image.new("RGB", (400, 160), "grey")
+    for place in range(2):
+        both.paste(draw_photo(draw_identity(1, place), place, 160), (240 * place, 0))
+    alone = Image.new("RGB", (90, 60), "grey")
+    photos = [np.asarray(both), np.asarray(alone)]
+    found, none = detector().find_all(photos)
+    assert none == []
+    assert sorted(int(face.box[0] // 200) for face in found) == [0, 1]
+    probabilities = [face.probability or 0.0 for face in found]
+    assert probabilities == sorted(probabilities, reverse=True)
+    (chosen, nobody) = detector()(photos)
+    assert nobody is None
+    assert chosen is not None
+    assert chosen.box in [face.box for face in found]

@@ -1,0 +1,88 @@
+"""A gallery's threshold, from all pairs of a packed set.
+
+The threshold is the lowest at which at most a share `far` of the pairs of two people is accepted.
+That is the rate for one comparison; against a gallery of N people it is up to N times as high.
+
+Shapes: N samples, E embedding, P pairs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from persona.data.shards import Manifest
+from persona.data.storage import SetFolder
+from persona.errors import PersonaError
+from persona.evaluation.metrics import resolves
+from persona.gallery.store import Templates, Threshold
+from persona.models.store import NamedNetwork
+
+MAX_SAMPLES = 20_000
+"""200 million pairs; of a larger set as many, evenly spread over it."""
+BLOCK = 512
+
+
+def calibrate(
+    named: NamedNetwork, folder: SetFolder, manifest: Manifest, accelerator: Any, far: float
+) -> Threshold:
+    """The threshold for a false accept rate; its source names the set and the TAR.
+
+    Raises:
+        PersonaError: the set has too few pairs, or crops of another kind than the network's.
+    """
+    from persona.evaluation.embed import embed_set
+
+    if manifest.kind != "photos":
+        raise PersonaError(f"set {manifest.name} holds triplets: choose a set of photos")
+    manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
+    embedded = embed_set(named.network, folder, manifest, accelerator)
+    # Photos without a face stand in the set as centre crops; a gallery has no such thing.
+    no_face = [key for shard in manifest.shards for key in shard.no_face]
+    rows = np.flatnonzero(~np.isin(embedded.keys, no_face))
+    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_SAMPLES)).round().astype(int)]
+    value, tar, impostors = threshold_at(
+        embedded.embeddings[rows, 0], embedded.labels[rows, 0], far, manifest.name
+    )
+    source = f"FAR {far:g} on {manifest.name} ({impostors:,} pairs of two people), TAR {tar:.4f}"
+    return Threshold(value, source)
+
+
+def threshold_at(
+    embeddings_NE: Templates, labels_N: np.ndarray[Any, Any], far: float, where: str
+) -> tuple[float, float, int]:
+    """The threshold, the TAR there, and how many impostor pairs it was chosen on.
+
+    Raises:
+        PersonaError: too few impostor pairs to resolve `far`, or no genuine one.
+    """
+    counts = np.unique(labels_N, return_counts=True)[1]
+    genuine = int((counts * (counts - 1) // 2).sum())
+    impostors = len(labels_N) * (len(labels_N) - 1) // 2 - genuine
+    if not genuine:
+        raise PersonaError(f"{where} has no two photos of one person: choose another set")
+    if not resolves(far, impostors):
+        least = f"--far {1 / impostors:.1g} or more" if impostors else "a set of several people"
+        raise PersonaError(
+            f"the {impostors:,} pairs of two people in {where} cannot resolve a FAR of {far:g}: "
+            f"choose {least}, or a larger set"
+        )
+    allowed = int(far * impostors + 1e-9)
+    highest_P = np.zeros(0, np.float32)
+    same_P = []
+    for start in range(0, len(labels_N), BLOCK):
+        rows = np.arange(start, min(start + BLOCK, len(labels_N)))
+        scores = embeddings_NE[rows] @ embeddings_NE.T
+        later = np.arange(len(labels_N)) > rows[:, None]
+        same = labels_N[rows, None] == labels_N
+        same_P.append(scores[later & same])
+        highest_P = np.concatenate([highest_P, scores[later & ~same]])
+        # Only those that can still be the threshold.
+        if len(highest_P) > allowed + 1:
+            highest_P = np.partition(highest_P, -allowed - 1)[-allowed - 1 :]
+    # Just above the first impostor that is one too many.
+    first = highest_P.min() if len(highest_P) > allowed else np.float32(-1)
+    threshold = float(np.nextafter(first, np.float32(2)))
+    tar = float(np.mean(np.concatenate(same_P) >= np.float32(threshold)))
+    return threshold, tar, impostors

@@ -1,0 +1,120 @@
+"""From photos to templates, as packing and evaluation do it.
+
+1. every face of a photo is found (MTCNN)
+2. cut: the network's own alignment, encoded as JPEG at quality 95, as a packed set has it
+3. judged: too small or blurred faces get no template
+4. embedded: of unit length
+
+Shapes: N faces, C channel, H W pixels, E embedding.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from persona.data.align import crop_face
+from persona.data.align.decode import Decoded
+from persona.data.align.detect import MIN_FACE_PX, Mtcnn
+from persona.data.align.spec import AlignSpec, Box, Crop, Face
+from persona.data.transforms import normalise
+from persona.errors import PersonaError, SkipPhoto
+from persona.gallery import quality
+from persona.gallery.store import Templates
+from persona.landmarks import Floats
+from persona.models.output import freeze
+from persona.models.store import NamedNetwork
+
+Pixels = npt.NDArray[np.uint8]
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class SeenFace:
+    """A face of a photo."""
+
+    face: Face
+    crop: Crop | None = None
+    flaw: str | None = None
+    """Why it has no template."""
+
+
+class Eyes:
+    """A detector and a network; any number of threads may use them."""
+
+    def __init__(self, named: NamedNetwork, align: AlignSpec) -> None:
+        self.named, self.align = named, align
+        self.network = freeze(named.network)
+        self._find = Mtcnn("cpu")
+
+    def find(self, photo: Pixels) -> list[SeenFace]:
+        """Every face of an upright (H, W, 3) uint8 RGB photo, from the left."""
+        check_pixels(photo)
+        if min(photo.shape[:2]) < MIN_FACE_PX:
+            return []
+        (faces,) = self._find.find_all([photo])
+        decoded = Decoded(Image.fromarray(photo))
+        height, width = photo.shape[:2]
+        inside = [replace(face, box=_within(face.box, width, height)) for face in faces]
+        return [self._cut(decoded, face) for face in sorted(inside, key=lambda face: face.box)]
+
+    def _cut(self, photo: Decoded, face: Face) -> SeenFace:
+        try:
+            crop = crop_face(photo, face, self.align)
+        except SkipPhoto as reason:
+            return SeenFace(face, flaw=str(reason))
+        return SeenFace(face, crop, quality.flaw(face, Image.open(io.BytesIO(crop.jpeg))))
+
+    def embed(self, crops: Sequence[Crop]) -> Templates:
+        """(N, E) templates of crops.
+
+        Raises:
+            PersonaError: the network gives numbers that are not finite.
+        """
+        parts = [np.zeros((0, self.network.embedding_size), np.float32)]
+        for start in range(0, len(crops), BATCH):
+            parts.append(self._embed(crops[start : start + BATCH]))
+        templates_NE = np.concatenate(parts)
+        if not np.isfinite(templates_NE).all():
+            raise PersonaError(f"{self.named.name} gives no finite numbers for these faces")
+        return templates_NE
+
+    def _embed(self, crops: Sequence[Crop]) -> Templates:
+        size_px = self.align.image_size
+        images, points = [], []
+        for crop in crops:
+            image = Image.open(io.BytesIO(crop.jpeg)).convert("RGB")
+            points.append(_resized(crop.landmarks_62, size_px / image.width))
+            if image.width != size_px:  # kept for another network
+                image = image.resize((size_px, size_px), Image.Resampling.BILINEAR)
+            images.append(np.asarray(image))
+        landmarks = torch.from_numpy(np.stack(points)) if self.network.uses_landmarks else None
+        with torch.inference_mode():
+            pixels = normalise(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
+            return self.network.embed(pixels, landmarks).numpy().astype(np.float32)
+
+
+def _resized(landmarks_62: Floats | None, factor: float) -> Floats:
+    """A crop's points and scale when its side is so many times as long; NaN where it has none."""
+    if landmarks_62 is None:
+        return np.full((6, 2), np.nan)
+    return np.vstack([(landmarks_62[:5] + 0.5) * factor - 0.5, landmarks_62[5:] * factor])
+
+
+def _within(box: Box, width: int, height: int) -> Box:
+    """The part of a box that the photo shows; a detector guesses at the rest."""
+    x0, y0, x1, y1 = box
+    return max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
+
+
+def check_pixels(photo: Pixels) -> None:
+    """Raises PersonaError unless it is (H, W, 3) uint8."""
+    if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3:
+        raise PersonaError(f"a photo is (height, width, 3) uint8, not {photo.shape} {photo.dtype}")

@@ -1,0 +1,395 @@
+"""The gallery at work: enrolling and recognising people.
+
+Enrolling: photos that show one clear face each; together with those that are there they must be of
+one person. Two photos are linked where their similarity reaches the threshold; whatever cannot be
+reached over links from the others is taken for somebody else.
+
+Recognising: the nearest person, if the similarity reaches the threshold; else the face is unknown.
+
+Shapes: N photos, E embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from persona.data.align.spec import AlignSpec, Crop
+from persona.errors import PersonaError, SkipPhoto, unknown
+from persona.gallery import quality
+from persona.gallery.store import (
+    MATCHES,
+    Facts,
+    Match,
+    Person,
+    Photo,
+    Store,
+    Templates,
+    Threshold,
+    check_name,
+    open_store,
+    unit,
+)
+from persona.workspace import Workspace
+
+if TYPE_CHECKING:
+    from persona.gallery.faces import Eyes, Pixels, SeenFace
+    from persona.models.store import NamedNetwork
+
+CROP_PX = 160
+"""Side of the crops of a network that takes any, as packed sets have them."""
+
+
+SHOWN = 10
+"""Photos that a message names."""
+SAME = 1 - 1e-5
+"""Templates that are so near to each other are of one photo."""
+
+
+class TwoPeopleError(PersonaError):
+    """Photos under one name look like two people; the user may know better."""
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """What came of enrolling somebody."""
+
+    name: str
+    added: int
+    """Photos."""
+    refused: tuple[str, ...]
+    """Photos that were not taken, each with its reason."""
+    looks_like: str | None = None
+    """Somebody else who is so near that the two may be one."""
+    similarity: float | None = None
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """A face of a photo."""
+
+    box: tuple[float, float, float, float]
+    """x, y, width, height, px."""
+    name: str | None
+    """None: unknown."""
+    nearest: str | None
+    """Whoever is nearest, also below the threshold; None: the face was not compared."""
+    score: float | None
+    """Cosine similarity to the nearest."""
+    refused: str | None
+    """Why the face was not compared."""
+
+
+class Gallery:
+    """People and the network that knows them. Any number of threads may use one."""
+
+    def __init__(
+        self,
+        store: Store,
+        eyes: Eyes,
+        threshold: Threshold,
+        *,
+        match: str = "mean",
+        keep_crops: bool = False,
+    ) -> None:
+        self.store, self.eyes, self.calibration = store, eyes, threshold
+        self.match, self.keep_crops = match, keep_crops
+
+    @property
+    def threshold(self) -> float:
+        """From this similarity on a face is somebody."""
+        return self.calibration.value
+
+    def enroll(
+        self,
+        name: str,
+        photos: Iterable[Pixels | SkipPhoto],
+        *,
+        force: bool = False,
+        labels: Sequence[str] | None = None,
+    ) -> Enrolled:
+        """Adds photos of somebody, new or known.
+
+        Args:
+            name: 1 to 200 characters.
+            photos: (H, W, 3) uint8 upright RGB, or why one could not be read.
+            force: also where the photos look like two people.
+            labels: what to call the photos in reasons; by default photo 1, photo 2, ….
+
+        Raises:
+            TwoPeopleError: they do.
+            PersonaError: no photo can be used, or the name cannot.
+        """
+        name = check_name(name)
+        usable: list[tuple[str, SeenFace]] = []
+        refused = []
+        for place, photo in enumerate(photos):
+            label = f"photo {place + 1}" if labels is None else labels[place]
+            seen, reason = self._only_face(photo)
+            if seen is None:
+                refused.append(f"{label}: {reason}")
+            else:
+                usable.append((label, seen))
+        if not usable:
+            reasons = _some(refused, "; ") or "none"
+            raise PersonaError(f"no photo of {name!r} can be used: {reasons}")
+        crops = [seen.crop for _, seen in usable if seen.crop is not None]
+        templates_NE = self.eyes.embed(crops)
+        labels = [label for label, _ in usable]
+        old_NE = [photo.template for _, _, photo in self.store.photos(name)]
+        fresh = _fresh(templates_NE, old_NE)
+        refused += [f"{label}: enrolled already" for label in _others(labels, fresh)]
+        if not fresh:
+            return Enrolled(name, 0, tuple(refused))
+        if not force:
+            self._check_one_person(
+                name, [labels[n] for n in fresh], np.stack([*old_NE, *templates_NE[fresh]])
+            )
+        mean_1E = unit(templates_NE[fresh].mean(axis=0, keepdims=True))
+        near = self.store.nearest(mean_1E, self.match, without=name)[0]
+        alike = near if near is not None and near.score >= self.threshold else None
+        kept = [
+            Photo(templates_NE[n], crops[n].jpeg, crops[n].landmarks_62)
+            if self.keep_crops
+            else Photo(templates_NE[n])
+            for n in fresh
+        ]
+        self.store.add({name: kept}, self.eyes.named.digest)
+        return Enrolled(
+            name,
+            len(kept),
+            tuple(refused),
+            looks_like=None if alike is None else alike.name,
+            similarity=None if alike is None else alike.score,
+        )
+
+    def _only_face(self, photo: Pixels | SkipPhoto) -> tuple[SeenFace | None, str | None]:
+        """The face that a photo is of, or why there is none."""
+        if isinstance(photo, SkipPhoto):
+            return None, str(photo)
+        found = self.eyes.find(photo)
+        if not found:
+            return None, "no face"
+        if quality.several([seen.face for seen in found]):
+            return None, f"several faces: {len(found)}; cut out the one that is meant"
+        largest = max(found, key=lambda seen: quality.side_px(seen.face))
+        return (None, largest.flaw) if largest.flaw else (largest, None)
+
+    def _check_one_person(self, name: str, labels: Sequence[str], all_NE: Templates) -> None:
+        """`labels` are of the last templates; those before them are enrolled."""
+        known = len(all_NE) - len(labels)
+        odd = strangers(all_NE, known, self.threshold)
+        if odd:
+            whom = f"{name!r} as enrolled" if known else "the other photos"
+            raise TwoPeopleError(
+                f"these do not look like {whom} (similarity below {self.threshold:.3f}): "
+                f"{_some([labels[n] for n in odd], ', ')}; leave them out, or --force if it is one "
+                "person"
+            )
+
+    def recognise(self, photo: Pixels) -> tuple[Sighting, ...]:
+        """Every face of an upright (H, W, 3) uint8 RGB photo, from the left."""
+        found = self.eyes.find(photo)
+        crops = [seen.crop for seen in found if seen.crop is not None and seen.flaw is None]
+        matches = iter(self.store.nearest(self.eyes.embed(crops), self.match) if crops else ())
+        return tuple(self._sighting(seen, None if seen.flaw else next(matches)) for seen in found)
+
+    def _sighting(self, seen: SeenFace, match: Match | None) -> Sighting:
+        x0, y0, x1, y1 = seen.face.box
+        box = (x0, y0, x1 - x0, y1 - y0)
+        return Sighting(box, None, None, None, seen.flaw) if seen.flaw else self.answer(box, match)
+
+    def answer(self, box: tuple[float, float, float, float], match: Match | None) -> Sighting:
+        """What is said of a face whose nearest person is `match`; None: there is nobody."""
+        if match is None:
+            return Sighting(box, None, None, None, None)
+        known = match.score >= self.threshold
+        return Sighting(box, match.name if known else None, match.name, match.score, None)
+
+    def people(self) -> list[Person]:
+        """Everybody, by name."""
+        return self.store.people()
+
+    def forget(self, name: str) -> int:
+        """Removes somebody for good; how many templates that were."""
+        return self.store.forget(name)
+
+    def close(self) -> None:
+        """Lets go of the store."""
+        self.store.close()
+
+    def __enter__(self) -> Gallery:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _some(items: Sequence[str], between: str) -> str:
+    """The first SHOWN, and how many more there are."""
+    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return between.join(items[:SHOWN]) + more
+
+
+def _fresh(new_NE: Templates, old: Sequence[Templates]) -> list[int]:
+    """Places of the templates that are neither among the old ones nor a repetition."""
+    all_NE = np.stack([*old, *new_NE])
+    same_NN = all_NE @ all_NE.T >= SAME
+    return [n for n in range(len(new_NE)) if not same_NN[len(old) + n, : len(old) + n].any()]
+
+
+def _others(labels: Sequence[str], places: Sequence[int]) -> list[str]:
+    return [label for place, label in enumerate(labels) if place not in places]
+
+
+def strangers(templates_NE: Templates, known: int, threshold: float) -> list[int]:
+    """Places, counted from behind the `known` first, of what no chain of links leads to.
+
+    Links are similarities from `threshold` on. Without known ones the chain starts at the template
+    that has most.
+    """
+    linked_NN = templates_NE @ templates_NE.T >= threshold
+    reached_N = np.zeros(len(templates_NE), bool)
+    if known:
+        reached_N[:known] = True
+    else:
+        reached_N[int(linked_NN.sum(axis=0).argmax())] = True
+    while True:
+        more_N = reached_N | linked_NN[reached_N].any(axis=0)
+        if (more_N == reached_N).all():
+            return [int(place) for place in np.flatnonzero(~reached_N[known:])]
+        reached_N = more_N
+
+
+def open_gallery(
+    place: Path | str,
+    network: str | None,
+    workspace: Workspace,
+    *,
+    threshold: float | None = None,
+    match: str = "mean",
+    passphrase: bytes | None = None,
+    keep_crops: bool = False,
+    create: bool = True,
+) -> Gallery:
+    """Opens a gallery with its network, or makes one.
+
+    Args:
+        place: file, or `postgresql://` URL.
+        network: a model's ID, a teacher or `onnx:FILE`; None: the gallery's own.
+        workspace: where models lie.
+        threshold: instead of the one that the gallery was calibrated to.
+        match: `mean` or `max`.
+        passphrase: of an encrypted gallery; a new one is encrypted with it.
+        keep_crops: keep the faces of who is enrolled, for `rebuild`.
+        create: make it where there is none.
+
+    Raises:
+        PersonaError: it cannot be opened, its templates are another network's, or there is no
+            threshold.
+    """
+    if match not in MATCHES:
+        raise unknown("match", match, MATCHES)
+    store = open_store(place, passphrase=passphrase, create=create)
+    try:
+        eyes = open_eyes(store, network, workspace)
+        facts = store.facts()
+        chosen = None if facts is None else facts.threshold
+        if threshold is not None:
+            if not -1 <= threshold <= 1:
+                raise PersonaError(f"threshold {threshold:g}: a similarity is between -1 and 1")
+            chosen = Threshold(threshold, "given by hand")
+        if chosen is None:
+            raise PersonaError(
+                f"{store.place} has no threshold for {eyes.named.name}: choose one with `persona "
+                "gallery calibrate --set SET --far 1e-3`, or give --threshold X"
+            )
+    except BaseException:
+        store.close()
+        raise
+    return Gallery(store, eyes, chosen, match=match, keep_crops=keep_crops)
+
+
+def open_eyes(store: Store, network: str | None, workspace: Workspace) -> Eyes:
+    """The network of a gallery; one without photos becomes the network's.
+
+    Raises:
+        PersonaError: it is not there, or the gallery is another's.
+    """
+    from persona.gallery.faces import Eyes
+
+    facts = store.facts()
+    own = None if facts is None else facts.network
+    named, fresh = load_named(network or own, workspace)
+    store.adopt(fresh)
+    if facts is None or facts.digest != fresh.digest:
+        return Eyes(named, fresh.align)
+    return Eyes(named, facts.align)
+
+
+def load_named(network: str | None, workspace: Workspace) -> tuple[NamedNetwork, Facts]:
+    """A network by name (None: the newest student), and what a gallery keeps of it.
+
+    Raises:
+        PersonaError: it is not there, or untrained.
+    """
+    from persona.models.cards import find_model
+    from persona.models.onnx import PREFIX
+    from persona.models.store import load_network
+
+    name = network or find_model(None, workspace.models).id
+    named = load_network(name, workspace.models)
+    if not named.digest:
+        raise PersonaError(f"{name} is untrained: it tells nobody apart; choose a trained network")
+    if name.startswith(PREFIX):
+        # The gallery is opened from other folders too.
+        name = PREFIX + str(Path(name.removeprefix(PREFIX)).expanduser().resolve())
+    return named, Facts(
+        network=name,
+        digest=named.digest,
+        width=named.network.embedding_size,
+        align=_align(named, workspace),
+    )
+
+
+def _align(named: NamedNetwork, workspace: Workspace) -> AlignSpec:
+    """How a network's faces are cut: as its training set's, where that is here."""
+    from persona.data.shards import MANIFEST, read_manifest
+
+    folder = workspace.shards / named.trained_on
+    if (folder / MANIFEST).is_file():
+        align = read_manifest(folder).align
+        if align.has_landmarks:
+            return align
+    return AlignSpec(image_size=named.image_size or CROP_PX)
+
+
+def rebuild(store: Store, network: str, workspace: Workspace) -> int:
+    """Makes all templates anew with another network, from kept crops; how many.
+
+    Raises:
+        PersonaError: some photos have no crop, or the crops are not what the network takes.
+    """
+    from persona.gallery.faces import Eyes
+
+    facts = store.facts()
+    photos = list(store.photos())
+    if facts is None or not photos:
+        raise PersonaError(f"{store.place} has nobody to rebuild")
+    lacking = sorted({name for name, _, photo in photos if photo.crop is None})
+    if lacking:
+        raise PersonaError(
+            f"{len(lacking)} of {len({name for name, *_ in photos})} people were enrolled without "
+            "--keep-crops: forget them, or enrol all anew into another --store"
+        )
+    named, fresh = load_named(network, workspace)
+    eyes = Eyes(named, fresh.align)
+    crops = [Crop(photo.crop or b"", None, photo.landmarks_62) for _, _, photo in photos]
+    templates_NE = eyes.embed(crops)
+    numbers = [number for _, number, _ in photos]
+    store.replace(fresh, dict(zip(numbers, templates_NE, strict=True)))
+    return len(numbers)

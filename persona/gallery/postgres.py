@@ -1,0 +1,321 @@
+"""A gallery in PostgreSQL with pgvector, for a fleet of machines.
+
+Everything lies in the schema `persona_gallery`; the database compares (cosine distance, through an
+HNSW index where pgvector has it), so machines need no copy. A password belongs into `~/.pgpass`
+rather than into the URL, which other users of the machine can read.
+
+Forgetting rewrites the tables without the dead rows (`VACUUM FULL`). The database's log, its
+copies and replicas are its administrator's to clear.
+
+Shapes: E embedding, P probes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from persona.errors import PersonaError
+from persona.gallery.store import (
+    Facts,
+    Match,
+    Person,
+    Photo,
+    Store,
+    Templates,
+    Threshold,
+    check_digest,
+    nobody,
+)
+
+VERSION = 1
+LOCK = 0x50455253
+"""Held while tables are made: two machines may come at once."""
+INDEXED_WIDTH = 2000
+"""pgvector's HNSW takes no wider ones."""
+HNSW_SINCE = (0, 5)
+LOOKED_AT = 100
+"""Candidates of the HNSW index (`hnsw.ef_search`)."""
+CONNECT_S = 10
+
+_TABLES = """
+CREATE SCHEMA IF NOT EXISTS persona_gallery;
+CREATE TABLE fact (name text PRIMARY KEY, value text NOT NULL);
+CREATE TABLE person (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name text NOT NULL UNIQUE, created text NOT NULL, mean vector
+);
+CREATE TABLE photo (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    person bigint NOT NULL REFERENCES person ON DELETE CASCADE,
+    model text NOT NULL, template vector NOT NULL, crop bytea, landmarks bytea
+);
+CREATE INDEX photo_person ON photo (person);
+"""
+_VECTORS = {"person": "mean", "photo": "template"}
+
+
+class PostgresStore(Store):
+    """See the top of the file."""
+
+    def __init__(self, url: str, *, create: bool) -> None:
+        """Connects; makes the tables where there are none.
+
+        Raises:
+            PersonaError: see `open_store`; psycopg is not installed; the database has no pgvector.
+        """
+        try:
+            import psycopg
+        except ImportError:
+            raise PersonaError(
+                "a gallery in PostgreSQL needs psycopg: pip install 'persona[fleet]'"
+            ) from None
+        self._error = psycopg.Error
+        self._lock = threading.RLock()
+        self.place = "the PostgreSQL gallery"
+        try:
+            parts = psycopg.conninfo.conninfo_to_dict(url)
+        except psycopg.Error:  # its message has the URL, which may have a password
+            raise PersonaError(
+                f"{self.place}: its URL cannot be read: expected postgresql://USER@HOST/DATABASE"
+            ) from None
+        self.place = f"the PostgreSQL gallery {parts.get('dbname', '')!r}"
+        with self._explained():
+            self._db: Any = psycopg.connect(
+                url,
+                autocommit=True,
+                connect_timeout=CONNECT_S,
+                application_name="persona",
+                options="-c search_path=persona_gallery,public",
+            )
+        try:
+            with self._explained():
+                self._prepare(create)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _prepare(self, create: bool) -> None:
+        with self._db.transaction():
+            self._db.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
+            if self._db.execute("SELECT to_regclass('persona_gallery.fact')").fetchone()[0] is None:
+                if not create:
+                    raise PersonaError(f"{self.place} is empty: `persona enroll` fills it")
+                if not self._vector():
+                    self._db.execute("CREATE EXTENSION IF NOT EXISTS vector SCHEMA public")
+                for statement in _TABLES.split(";")[:-1]:
+                    self._db.execute(statement)
+                self._set_fact("version", str(VERSION))
+        version = int(self._fact("version") or 0)
+        if version > VERSION:
+            raise PersonaError(
+                f"{self.place} is of version {version}, this Persona knows {VERSION}: update it"
+            )
+        if self._vector() >= HNSW_SINCE:
+            self._db.execute(f"SET hnsw.ef_search = {LOOKED_AT}")
+
+    def _vector(self) -> tuple[int, ...]:
+        """pgvector's version; empty: the database does not have it."""
+        row = self._db.execute(
+            "SELECT extversion FROM pg_extension WHERE extname = 'vector'"
+        ).fetchone()
+        return () if row is None else tuple(map(int, row[0].split(".")))
+
+    def facts(self) -> Facts | None:
+        """What the gallery was made with; None: it is new."""
+        with self._explained():
+            value = self._fact("facts")
+        return None if value is None else Facts.from_json(json.loads(value), self.place)
+
+    def adopt(self, facts: Facts) -> None:
+        """Makes a gallery without photos one of this network."""
+        with self._explained(), self._db.transaction():
+            self._db.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
+            value = self._fact("facts")
+            found = None if value is None else Facts.from_json(json.loads(value), self.place)
+            if self._db.execute("SELECT 1 FROM photo LIMIT 1").fetchone():
+                check_digest(found, facts.digest, self.place)
+            elif found is None or found.digest != facts.digest:
+                self._set_fact("facts", json.dumps(facts.to_json()))
+                self._shape(facts.width)
+
+    def _shape(self, width: int) -> None:
+        """Fixes how wide vectors are, and indexes them."""
+        for table, column in _VECTORS.items():
+            self._db.execute(f"DROP INDEX IF EXISTS {table}_nearest")
+            self._db.execute(f"ALTER TABLE {table} ALTER {column} TYPE vector({int(width)})")
+            if width <= INDEXED_WIDTH and self._vector() >= HNSW_SINCE:
+                self._db.execute(
+                    f"CREATE INDEX {table}_nearest ON {table} USING hnsw "
+                    f"({column} vector_cosine_ops)"
+                )
+
+    def set_threshold(self, threshold: Threshold) -> None:
+        """Keeps a threshold with the network it was chosen for."""
+        with self._explained(), self._db.transaction():
+            value = json.loads(self._fact("facts", lock=True) or "null")
+            assert value is not None
+            value["threshold"] = {"value": threshold.value, "source": threshold.source}
+            self._set_fact("facts", json.dumps(value))
+
+    def people(self) -> list[Person]:
+        """Everybody, by name."""
+        with self._explained():
+            rows = self._db.execute(
+                "SELECT name, count(photo.id), created FROM person LEFT JOIN photo "
+                'ON photo.person = person.id GROUP BY person.id ORDER BY name COLLATE "C"'
+            ).fetchall()
+        return [Person(*row) for row in rows]
+
+    def photos(self, name: str | None = None) -> Iterator[tuple[str, int, Photo]]:
+        """Name, number and photo: of one person, or of everybody in the order of enrolment."""
+        with self._explained():
+            rows = self._db.execute(
+                "SELECT name, photo.id, template::text, crop, landmarks FROM photo JOIN person "
+                "ON person.id = person WHERE %s::text IS NULL OR name = %s ORDER BY photo.id",
+                (name, name),
+            ).fetchall()
+        for owner, number, template, crop, landmarks in rows:
+            points = None if landmarks is None else np.frombuffer(landmarks, "<f8").reshape(6, 2)
+            yield owner, number, Photo(np.array(json.loads(template), np.float32), crop, points)
+
+    def add(self, people: Mapping[str, Sequence[Photo]], digest: str, *, new: bool = False) -> None:
+        """Adds photos of people, all of them or, where that fails, none."""
+        created = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        with self._explained(), self._db.transaction(), self._db.cursor() as cursor:
+            facts = self._fact("facts", lock=True)
+            assert facts is not None
+            check_digest(Facts.from_json(json.loads(facts), self.place), digest, self.place)
+            for name, photos in people.items():
+                fresh = cursor.execute(
+                    "INSERT INTO person (name, created) VALUES (%s, %s) ON CONFLICT DO NOTHING",
+                    (name, created),
+                ).rowcount
+                if new and not fresh:
+                    raise PersonaError(
+                        f"{self.place} has somebody named {name!r} already: forget one of them"
+                    )
+                (number,) = cursor.execute(
+                    "SELECT id FROM person WHERE name = %s FOR UPDATE", (name,)
+                ).fetchone()
+                cursor.executemany(
+                    "INSERT INTO photo (person, model, template, crop, landmarks) "
+                    "VALUES (%s, %s, %s, %s, %s)",
+                    [
+                        (number, digest, _text(photo.template), photo.crop, _points(photo))
+                        for photo in photos
+                    ],
+                )
+                self._average("id = %s", (number,))
+
+    def _average(self, where: str, values: tuple[object, ...] = ()) -> None:
+        self._db.execute(
+            "UPDATE person SET mean = (SELECT avg(template) FROM photo WHERE person = person.id) "
+            f"WHERE {where}",
+            values,
+        )
+
+    def forget(self, name: str) -> int:
+        """Removes somebody for good; how many templates that were."""
+        with self._explained():
+            with self._db.transaction():
+                row = self._db.execute(
+                    "SELECT id FROM person WHERE name = %s FOR UPDATE", (name,)
+                ).fetchone()
+                if row is None:
+                    raise nobody(name, self.place)
+                count = self._db.execute("DELETE FROM photo WHERE person = %s", row).rowcount
+                self._db.execute("DELETE FROM person WHERE id = %s", row)
+            self._clean()
+        return int(count)
+
+    def _clean(self) -> None:
+        for table in _VECTORS:
+            self._db.execute(f"VACUUM FULL {table}")
+
+    def replace(self, facts: Facts, templates: dict[int, Templates]) -> None:
+        """Puts another network's templates in the place of all that are there."""
+        with self._explained():
+            with self._db.transaction(), self._db.cursor() as cursor:
+                self._fact("facts", lock=True)
+                found = {row[0] for row in cursor.execute("SELECT id FROM photo").fetchall()}
+                if found != templates.keys():
+                    raise PersonaError(
+                        f"{self.place} was changed while it was rebuilt: run `persona gallery "
+                        "rebuild` again"
+                    )
+                for table, column in _VECTORS.items():
+                    cursor.execute(f"DROP INDEX IF EXISTS {table}_nearest")
+                    cursor.execute(f"ALTER TABLE {table} ALTER {column} TYPE vector")
+                cursor.executemany(
+                    "UPDATE photo SET template = %s, model = %s WHERE id = %s",
+                    [(_text(t), facts.digest, number) for number, t in templates.items()],
+                )
+                self._average("true")
+                self._set_fact("facts", json.dumps(facts.to_json()))
+                self._shape(facts.width)
+            self._clean()
+
+    def nearest(
+        self, probes_PE: Templates, match: str, *, without: str | None = None
+    ) -> list[Match | None]:
+        """The nearest person to each probe, leaving out `without`; None: there is nobody."""
+        table = "person" if match == "mean" else "photo"
+        vector = f"{table}.{_VECTORS[table]}"
+        join = "" if match == "mean" else "JOIN photo ON photo.person = person.id"
+        found = []
+        with self._explained():
+            for probe_E in probes_PE:
+                text = _text(probe_E)
+                row = self._db.execute(
+                    f"SELECT name, 1 - ({vector} <=> %s) FROM person {join} "
+                    f"WHERE %s::text IS NULL OR name <> %s ORDER BY {vector} <=> %s LIMIT 1",
+                    (text, without, without, text),
+                ).fetchone()
+                found.append(None if row is None else Match(row[0], float(row[1])))
+        return found
+
+    def close(self) -> None:
+        """Lets go of the connection."""
+        with self._lock:
+            self._db.close()
+
+    def _fact(self, name: str, *, lock: bool = False) -> str | None:
+        query = "SELECT value FROM fact WHERE name = %s" + (" FOR UPDATE" if lock else "")
+        row = self._db.execute(query, (name,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def _set_fact(self, name: str, value: str) -> None:
+        self._db.execute(
+            "INSERT INTO fact VALUES (%s, %s) "
+            "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            (name, value),
+        )
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """The connection for this thread, and its errors as one line without the URL."""
+        with self._lock:
+            try:
+                yield
+            except self._error as error:
+                line = error.diag.message_primary or str(error).strip().split("\n")[0]
+                remedy = ""
+                if "vector" in line and ("extension" in line or "control file" in line):
+                    remedy = ": install pgvector on the database's machine"
+                raise PersonaError(f"{self.place}: {line}{remedy}") from None
+
+
+def _text(vector_E: Templates) -> str:
+    """As pgvector reads it; float32 survives it whole."""
+    return "[" + ",".join(map(repr, map(float, vector_E))) + "]"
+
+
+def _points(photo: Photo) -> bytes | None:
+    return None if photo.landmarks_62 is None else photo.landmarks_62.astype("<f8").tobytes()

@@ -1,0 +1,412 @@
+"""A gallery in one SQLite file.
+
+Write-ahead log, foreign keys on; every change is one `BEGIN IMMEDIATE` transaction, for which
+other writers wait. Templates are compared in memory; the index catches up with what other
+connections wrote before each answer.
+
+Forgetting leaves nothing in the files: deleted content is overwritten with zeros (`secure_delete`),
+the file is built anew (`VACUUM`), the log is cut to nothing. Where that was interrupted, the next
+who opens the file does it. What a disk keeps of overwritten blocks is out of reach: encrypt it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from persona.errors import PersonaError
+from persona.gallery.crypt import CHECK, SALT_BYTES, Sealer
+from persona.gallery.search import Index
+from persona.gallery.store import (
+    Facts,
+    Match,
+    Person,
+    Photo,
+    Store,
+    Templates,
+    Threshold,
+    check_digest,
+    nobody,
+)
+
+APPLICATION_ID = 0x50455253
+"""`PERS`: SQLite files of other programs are left alone."""
+BUSY_MS = 30_000
+MIGRATIONS = (
+    """
+    CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE person (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, created TEXT NOT NULL
+    );
+    CREATE TABLE photo (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        person INTEGER NOT NULL REFERENCES person ON DELETE CASCADE,
+        model TEXT NOT NULL, template BLOB NOT NULL, crop BLOB, landmarks BLOB
+    );
+    CREATE INDEX photo_person ON photo (person);
+    """,
+)
+"""From version n to n + 1, in order; the version is `PRAGMA user_version`."""
+GENERATION, CLEANING = "generation", "cleaning"
+"""Facts: how often rows were taken away or replaced; that the file is still to be built anew."""
+
+
+class SqliteStore(Store):
+    """See the top of the file."""
+
+    def __init__(self, path: Path, *, passphrase: bytes | None, create: bool) -> None:
+        """Opens or makes the file; it is readable by its owner alone.
+
+        Raises:
+            PersonaError: see `open_store`.
+        """
+        self.path, self.place = path, str(path)
+        self._lock = threading.RLock()
+        """One connection, one thread at a time on it."""
+        self._indices: dict[str, tuple[Index, int, int]] = {}
+        """By match: the index, its generation and the last photo in it."""
+        if not create and not path.is_file():
+            raise PersonaError(
+                f"no gallery at {path}: `persona enroll NAME PHOTO...` makes one, --store names "
+                "another"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        self._db = sqlite3.connect(
+            path, timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False
+        )
+        try:
+            with self._explained():
+                self._prepare()
+                self._sealer = self._open_seal(passphrase)
+                if self._fact(CLEANING):
+                    self._clean()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _prepare(self) -> None:
+        """Settings of the connection, and the schema."""
+        self._execute("PRAGMA foreign_keys = ON")
+        self._execute("PRAGMA secure_delete = ON")
+        (version,), (application,) = (
+            self._execute(f"PRAGMA {name}").fetchone()
+            for name in ("user_version", "application_id")
+        )
+        tables = self._execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if application != APPLICATION_ID and (application or version or tables):
+            raise PersonaError(f"{self.path} is another program's SQLite file: choose another path")
+        self._check_version(version)
+        self._execute("PRAGMA journal_mode = WAL")
+        if version == len(MIGRATIONS):
+            return
+        with self._transaction():
+            # Another process may have done it meanwhile.
+            (version,) = self._execute("PRAGMA user_version").fetchone()
+            self._check_version(version)
+            for script in MIGRATIONS[version:]:
+                for statement in script.split(";"):
+                    self._execute(statement)
+            self._execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            self._execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+    def _check_version(self, version: int) -> None:
+        if version > len(MIGRATIONS):
+            raise PersonaError(
+                f"{self.path} is a gallery of version {version}, this Persona knows "
+                f"{len(MIGRATIONS)}: update Persona"
+            )
+
+    def _open_seal(self, passphrase: bytes | None) -> Sealer | None:
+        """What seals values; a new gallery keeps the passphrase that it is opened with."""
+        salt = self._fact("salt")
+        if salt is None:
+            if passphrase is None:
+                return None
+            if self._fact("facts") or self._execute("SELECT 1 FROM person").fetchone():
+                raise PersonaError(
+                    f"{self.path} is not encrypted: leave --passphrase-file out, or export it and "
+                    "import it into a new one"
+                )
+            fresh = os.urandom(SALT_BYTES)
+            sealer = Sealer(passphrase, fresh)
+            with self._transaction():
+                if self._fact("salt") is None:
+                    self._set_fact("salt", fresh.hex())
+                    self._set_fact("check", sealer.seal(CHECK, "").hex())
+                    return sealer
+            return self._open_seal(passphrase)
+        if passphrase is None:
+            return None
+        sealer = Sealer(passphrase, bytes.fromhex(salt))
+        try:
+            sealer.open(bytes.fromhex(self._fact("check") or ""), "")
+        except PersonaError:
+            raise PersonaError(f"{self.path}: the passphrase is wrong") from None
+        return sealer
+
+    def facts(self) -> Facts | None:
+        """What the gallery was made with; None: it is new."""
+        with self._explained():
+            value = self._fact("facts")
+        return None if value is None else Facts.from_json(json.loads(value), self.place)
+
+    def adopt(self, facts: Facts) -> None:
+        """Makes a gallery without photos one of this network."""
+        with self._explained(), self._transaction():
+            value = self._fact("facts")
+            found = None if value is None else Facts.from_json(json.loads(value), self.place)
+            if self._execute("SELECT 1 FROM photo").fetchone():
+                check_digest(found, facts.digest, self.place)
+            elif found is None or found.digest != facts.digest:
+                self._set_fact("facts", json.dumps(facts.to_json()))
+                self._indices.clear()  # of another width
+
+    def set_threshold(self, threshold: Threshold) -> None:
+        """Keeps a threshold with the network it was chosen for."""
+        with self._explained(), self._transaction():
+            value = json.loads(self._fact("facts") or "null")
+            assert value is not None
+            value["threshold"] = {"value": threshold.value, "source": threshold.source}
+            self._set_fact("facts", json.dumps(value))
+
+    def people(self) -> list[Person]:
+        """Everybody, by name."""
+        with self._explained():
+            rows = self._execute(
+                "SELECT name, count(photo.id), created FROM person "
+                "LEFT JOIN photo ON photo.person = person.id GROUP BY person.id ORDER BY name"
+            ).fetchall()
+        return [Person(*row) for row in rows]
+
+    def photos(self, name: str | None = None) -> Iterator[tuple[str, int, Photo]]:
+        """Name, number and photo: of one person, or of everybody in the order of enrolment."""
+        with self._explained():
+            rows = self._execute(
+                "SELECT name, photo.id, template, crop, landmarks FROM photo "
+                "JOIN person ON person.id = person WHERE ?1 IS NULL OR name = ?1 ORDER BY photo.id",
+                (name,),
+            ).fetchall()
+        for owner, number, template, crop, landmarks in rows:
+            points = None if landmarks is None else self._unseal(landmarks, owner)
+            yield (
+                owner,
+                number,
+                Photo(
+                    self._template(template, owner),
+                    None if crop is None else self._unseal(crop, owner),
+                    None if points is None else np.frombuffer(points, np.float64).reshape(6, 2),
+                ),
+            )
+
+    def add(self, people: Mapping[str, Sequence[Photo]], digest: str, *, new: bool = False) -> None:
+        """Adds photos of people, all of them or, where that fails, none."""
+        sealed = [
+            (
+                name,
+                self._seal(photo.template.astype("<f4").tobytes(), name),
+                *self._crop(photo, name),
+            )
+            for name, photos in people.items()
+            for photo in photos
+        ]
+        created = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        with self._explained(), self._transaction():
+            facts = self._fact("facts")
+            assert facts is not None
+            check_digest(Facts.from_json(json.loads(facts), self.place), digest, self.place)
+            for name in people:
+                fresh = self._execute(
+                    "INSERT INTO person (name, created) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                    (name, created),
+                ).rowcount
+                if new and not fresh:
+                    raise PersonaError(
+                        f"{self.path} has somebody named {name!r} already: forget one of them"
+                    )
+            self._db.executemany(
+                "INSERT INTO photo (person, model, template, crop, landmarks) "
+                "SELECT id, ?5, ?2, ?3, ?4 FROM person WHERE name = ?1",
+                ((*row, digest) for row in sealed),
+            )
+
+    def _crop(self, photo: Photo, name: str) -> tuple[bytes | None, bytes | None]:
+        if photo.crop is None:
+            return None, None
+        points = photo.landmarks_62
+        return self._seal(photo.crop, name), (
+            None if points is None else self._seal(points.astype("<f8").tobytes(), name)
+        )
+
+    def forget(self, name: str) -> int:
+        """Removes somebody for good; how many templates that were."""
+        with self._explained():
+            with self._transaction():
+                found = self._execute(
+                    "SELECT id, (SELECT count(*) FROM photo WHERE person = person.id) "
+                    "FROM person WHERE name = ?",
+                    (name,),
+                ).fetchone()
+                if found is None:
+                    raise nobody(name, self.place)
+                self._execute("DELETE FROM person WHERE id = ?", found[:1])
+                self._taken_away()
+            self._clean()
+        return int(found[1])
+
+    def replace(self, facts: Facts, templates: dict[int, Templates]) -> None:
+        """Puts another network's templates in the place of all that are there."""
+        with self._explained():
+            with self._transaction():
+                owners = dict(
+                    self._execute(
+                        "SELECT photo.id, name FROM photo JOIN person ON person.id = person"
+                    ).fetchall()
+                )
+                if owners.keys() != templates.keys():
+                    raise PersonaError(
+                        f"{self.path} was changed while it was rebuilt: run `persona gallery "
+                        "rebuild` again"
+                    )
+                self._db.executemany(
+                    "UPDATE photo SET template = ?, model = ? WHERE id = ?",
+                    (
+                        (self._seal(t.astype("<f4").tobytes(), owners[n]), facts.digest, n)
+                        for n, t in templates.items()
+                    ),
+                )
+                self._set_fact("facts", json.dumps(facts.to_json()))
+                self._taken_away()
+            self._clean()
+
+    def nearest(
+        self, probes_PE: Templates, match: str, *, without: str | None = None
+    ) -> list[Match | None]:
+        """The nearest person to each probe, leaving out `without`; None: there is nobody."""
+        with self._lock:
+            found = self._index(match, probes_PE.shape[1]).nearest(probes_PE, without=without)
+        return [None if best is None else Match(*best) for best in found]
+
+    def _index(self, match: str, width: int) -> Index:
+        """The index of all that is committed."""
+        with self._explained():
+            self._execute("BEGIN")  # both questions see the same moment
+            generation = int(self._fact(GENERATION) or 0)
+            index, known, last = self._indices.get(match) or (Index(width, match), generation, 0)
+            if known != generation:
+                index, last = Index(width, match), 0
+            rows = self._execute(
+                "SELECT name, template, photo.id FROM photo JOIN person ON person.id = person "
+                "WHERE photo.id > ? ORDER BY photo.id",
+                (last,),
+            ).fetchall()
+            self._execute("COMMIT")
+        if rows:
+            templates = [self._template(row[1], row[0]) for row in rows]
+            index.add([row[0] for row in rows], np.stack(templates))
+            last = rows[-1][2]
+        self._indices[match] = index, generation, last
+        return index
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        with self._lock:
+            self._db.close()
+
+    def _template(self, sealed: bytes, name: str) -> Templates:
+        return np.frombuffer(self._unseal(sealed, name), "<f4")
+
+    def _seal(self, value: bytes, name: str) -> bytes:
+        if self._sealer is None:
+            self._demand_passphrase()
+            return value
+        return self._sealer.seal(value, name)
+
+    def _unseal(self, value: bytes, name: str) -> bytes:
+        if self._sealer is None:
+            self._demand_passphrase()
+            return value
+        return self._sealer.open(value, name)
+
+    def _demand_passphrase(self) -> None:
+        """Listing and forgetting need none; whatever touches a template does."""
+        if self._encrypted is None:
+            self._encrypted = self._fact("salt") is not None
+        if self._encrypted:
+            raise PersonaError(f"{self.path} is encrypted: give --passphrase-file FILE")
+
+    _encrypted: bool | None = None
+
+    def _fact(self, name: str) -> str | None:
+        row = self._execute("SELECT value FROM fact WHERE name = ?", (name,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def _set_fact(self, name: str, value: str) -> None:
+        self._execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, value))
+
+    def _taken_away(self) -> None:
+        """Rows went: indices are made anew, and the file has to be cleaned."""
+        self._set_fact(GENERATION, str(int(self._fact(GENERATION) or 0) + 1))
+        self._set_fact(CLEANING, "1")
+
+    def _clean(self) -> None:
+        """Leaves nothing of deleted rows in the file or beside it."""
+        self._execute("VACUUM")
+        with self._transaction():
+            self._execute("DELETE FROM fact WHERE name = ?", (CLEANING,))
+        busy, *_ = self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            with self._transaction():
+                self._set_fact(CLEANING, "1")
+            raise PersonaError(
+                f"{self.path} is being read by another process, and its log cannot be cleared: "
+                "end that process and run any `persona gallery` command on it"
+            )
+
+    def _execute(self, statement: str, values: tuple[object, ...] = ()) -> sqlite3.Cursor:
+        return self._db.execute(statement, values)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All or nothing; other writers wait."""
+        self._execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._execute("ROLLBACK")
+            raise
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """The connection for this thread, and SQLite's errors as one line."""
+        with self._lock:
+            try:
+                yield
+            except sqlite3.Error as error:
+                if self._db.in_transaction:
+                    self._execute("ROLLBACK")
+                raise self._explain(error) from error
+
+    def _explain(self, error: sqlite3.Error) -> PersonaError:
+        """What to do about it, by SQLite's result code."""
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        remedy = {
+            sqlite3.SQLITE_FULL: "the disk is full: make room and run again; nothing was lost",
+            sqlite3.SQLITE_IOERR: "reading or writing failed: is the disk full? Nothing was lost",
+            sqlite3.SQLITE_BUSY: "another process holds it: run again when that has ended",
+            sqlite3.SQLITE_READONLY: "it may not be written: change its owner or choose another",
+            sqlite3.SQLITE_CANTOPEN: "it cannot be opened: is its folder writable?",
+            sqlite3.SQLITE_NOTADB: "this is no gallery: choose another path",
+            sqlite3.SQLITE_CORRUPT: "the file is damaged: restore it from a copy",
+        }.get(code, f"the file is damaged or no gallery ({error})")
+        return PersonaError(f"{self.path}: {remedy}")

@@ -1,0 +1,277 @@
+"""What a gallery keeps, and the one interface to the places that keep it.
+
+    person    name, when it was made
+    photo     a template (E numbers of unit length), the network that made it; if the user chose to
+              keep them, the aligned crop and its five points, from which templates can be made anew
+    facts     the network, how faces are cut for it, the threshold and where that is from
+
+A person is enrolled in one transaction: killed at any moment, a gallery has all of a person's new
+photos or none. SQLite (`sqlite`) is one file on one machine; PostgreSQL (`postgres`) is for many.
+
+Shapes: E embedding, P probes.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from persona.config import from_dict
+from persona.data.align.spec import AlignSpec
+from persona.errors import PersonaError
+
+Templates = npt.NDArray[np.float32]
+
+MAX_NAME = 200
+"""Characters."""
+MATCHES = ("mean", "max")
+"""A person is as near as the mean of the templates, or as the nearest of them."""
+POSTGRES = ("postgresql://", "postgres://")
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """From which similarity on a face is somebody."""
+
+    value: float
+    source: str
+    """For people: what it was chosen on."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a gallery's templates were made with."""
+
+    network: str
+    """Its name, as `persona evaluate` takes it."""
+    digest: str
+    """Of its weights and settings."""
+    width: int
+    """E."""
+    align: AlignSpec
+    threshold: Threshold | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is stored."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> Facts:
+        """What JSON, perhaps a stranger's, stands for.
+
+        Raises:
+            PersonaError: it is no such thing.
+        """
+        try:
+            threshold = value["threshold"]
+            facts = cls(
+                network=str(value["network"]),
+                digest=str(value["digest"]),
+                width=int(value["width"]),
+                align=from_dict(AlignSpec, value["align"], where=where),
+                threshold=threshold
+                and Threshold(float(threshold["value"]), str(threshold["source"])),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise PersonaError(f"{where} does not say which network it was made with") from None
+        if not 8 <= facts.width <= 4096:
+            raise PersonaError(f"{where}: templates of {facts.width} numbers; expected 8 to 4096")
+        return facts
+
+
+@dataclass(frozen=True)
+class Person:
+    """Somebody of the gallery."""
+
+    name: str
+    photos: int
+    created: str
+    """UTC, ISO 8601."""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """What is kept of a photo."""
+
+    template: Templates
+    """(E,) of unit length."""
+    crop: bytes | None = None
+    """JPEG."""
+    landmarks_62: npt.NDArray[np.float64] | None = None
+    """(6, 2) of the crop, see persona/landmarks.py."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """The nearest person to a probe."""
+
+    name: str
+    score: float
+    """Cosine similarity."""
+
+
+class Store(ABC):
+    """A gallery's people and templates. Any number of threads and processes may use one at once."""
+
+    place: str
+    """For messages."""
+
+    @abstractmethod
+    def facts(self) -> Facts | None:
+        """What the gallery was made with; None: it is new."""
+
+    @abstractmethod
+    def adopt(self, facts: Facts) -> None:
+        """Makes a gallery without photos one of this network; nothing where it is that already.
+
+        Raises:
+            PersonaError: its templates are another network's.
+        """
+
+    @abstractmethod
+    def set_threshold(self, threshold: Threshold) -> None:
+        """Keeps a threshold with the network it was chosen for."""
+
+    @abstractmethod
+    def people(self) -> list[Person]:
+        """Everybody, by name."""
+
+    @abstractmethod
+    def photos(self, name: str | None = None) -> Iterator[tuple[str, int, Photo]]:
+        """Name, number and photo: of one person, or of everybody in the order of enrolment."""
+
+    @abstractmethod
+    def add(self, people: Mapping[str, Sequence[Photo]], digest: str, *, new: bool = False) -> None:
+        """Adds photos of people, all of them or, where that fails, none.
+
+        Args:
+            people: photos by name; of somebody who is there already they are added.
+            digest: of the network that made the templates.
+            new: nobody of them may be there already.
+
+        Raises:
+            PersonaError: another network's templates, somebody is there, or nothing can be written.
+        """
+
+    @abstractmethod
+    def forget(self, name: str) -> int:
+        """Removes somebody for good; how many templates that were.
+
+        Raises:
+            PersonaError: there is nobody of that name.
+        """
+
+    @abstractmethod
+    def replace(self, facts: Facts, templates: dict[int, Templates]) -> None:
+        """Puts another network's templates, by photo number, in the place of all that are there.
+
+        Raises:
+            PersonaError: a photo came or went meanwhile.
+        """
+
+    @abstractmethod
+    def nearest(
+        self, probes_PE: Templates, match: str, *, without: str | None = None
+    ) -> list[Match | None]:
+        """The nearest person to each probe, leaving out `without`; None: there is nobody."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of files and connections."""
+
+    def person(self, name: str) -> Person:
+        """Somebody by name.
+
+        Raises:
+            PersonaError: there is nobody of that name.
+        """
+        found = next((person for person in self.people() if person.name == name), None)
+        if found is None:
+            raise nobody(name, self.place)
+        return found
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_store(
+    place: Path | str, *, passphrase: bytes | None = None, create: bool = False
+) -> Store:
+    """A gallery's store: a file, or a database by its `postgresql://` URL.
+
+    Args:
+        place: path or URL.
+        passphrase: of an encrypted gallery; a new one is encrypted with it.
+        create: make it where there is none.
+
+    Raises:
+        PersonaError: it is not there, is no gallery, is a newer version's, or the passphrase is
+            missing or wrong.
+    """
+    if str(place).startswith(POSTGRES):
+        from persona.gallery.postgres import PostgresStore
+
+        if passphrase is not None:
+            raise PersonaError(
+                "PostgreSQL has to see the templates that it compares: leave --passphrase-file "
+                "out, and encrypt the database's disk"
+            )
+        return PostgresStore(str(place), create=create)
+    from persona.gallery.sqlite import SqliteStore
+
+    return SqliteStore(Path(place), passphrase=passphrase, create=create)
+
+
+def check_name(name: str) -> str:
+    """A person's name as it is kept: composed (NFC), without blanks around it.
+
+    Raises:
+        PersonaError: empty, too long, or with characters that a terminal would act on.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise PersonaError(f"the name {name!a} is no Unicode text") from None
+    name = unicodedata.normalize("NFC", name).strip()
+    if len(name) > MAX_NAME:
+        raise PersonaError(f"a name of {len(name)} characters: choose at most {MAX_NAME}")
+    unprintable = [c for c in name if unicodedata.category(c) in {"Cc", "Zl", "Zp"} or c in BIDI]
+    if not name or unprintable:
+        what = "control characters" if unprintable else "nothing"
+        raise PersonaError(f"a name holds {what}: choose 1 to {MAX_NAME} characters to be read")
+    return name
+
+
+BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""They turn the text around them, so that a name may look like another."""
+
+
+def check_digest(facts: Facts | None, digest: str, place: str) -> None:
+    """Raises PersonaError if templates of the network `digest` do not belong in a gallery."""
+    if facts is not None and facts.digest != digest:
+        raise PersonaError(
+            f"the templates of {place} were made by another network ({facts.network}): name that "
+            "one with --model, or make them anew with `persona gallery rebuild --model NAME`"
+        )
+
+
+def nobody(name: str, place: str) -> PersonaError:
+    """The error for a name that is not there; it does not list those that are."""
+    return PersonaError(f"{place} has nobody named {name[:80]!r}: see `persona gallery list`")
+
+
+def unit(vectors_NE: npt.ArrayLike) -> Templates:
+    """(N, E) float32 of unit length."""
+    vectors = np.asarray(vectors_NE, np.float64)
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.asarray(vectors / np.maximum(lengths, 1e-12), np.float32)

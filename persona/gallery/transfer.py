@@ -1,0 +1,101 @@
+"""A gallery's people in a file, to take elsewhere: safetensors, without photos.
+
+`templates` is (N, E) float32; the metadata says who each row is of and which network made them.
+The file is not encrypted. What comes in is a stranger's: nothing of it is believed unchecked.
+
+Shapes: N templates, E embedding.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from persona.errors import PersonaError
+from persona.files import write_atomically
+from persona.gallery.store import Facts, Photo, Store, check_name, unit
+
+FORMAT = "persona gallery 1"
+MAX_BYTES = 20_000_000_000
+
+
+def export_people(store: Store, path: Path) -> int:
+    """Writes everybody's templates to a file; how many.
+
+    Raises:
+        PersonaError: there is nobody.
+    """
+    facts = store.facts()
+    rows = [(name, photo.template) for name, _, photo in store.photos()]
+    if facts is None or not rows:
+        raise PersonaError(f"{store.place} has nobody to export")
+    meta = {
+        "format": FORMAT,
+        "facts": json.dumps(facts.to_json()),
+        "names": json.dumps([name for name, _ in rows]),
+    }
+    templates_NE = np.stack([template for _, template in rows])
+    write_atomically(path, safetensors.numpy.save({"templates": templates_NE}, meta))
+    path.chmod(0o600)
+    return len(rows)
+
+
+def import_people(store: Store, path: Path) -> dict[str, int]:
+    """Adds everybody of a file, or nobody; how many templates each has.
+
+    A new gallery becomes one of the file's network, without its threshold.
+
+    Raises:
+        PersonaError: no such file, another network's, or somebody is there already.
+    """
+    facts, names, templates_NE = read_people(path)
+    store.adopt(replace(facts, threshold=None))
+    people: dict[str, list[Photo]] = defaultdict(list)
+    for name, template in zip(names, templates_NE, strict=True):
+        people[name].append(Photo(template))
+    store.add(people, facts.digest, new=True)
+    return dict(Counter(names))
+
+
+def read_people(path: Path) -> tuple[Facts, Sequence[str], np.ndarray]:
+    """Facts, names and (N, E) unit templates of an exported file.
+
+    Raises:
+        PersonaError: it is none, or what it holds is no gallery.
+    """
+    if not path.is_file():
+        raise PersonaError(f"no file at {path}")
+    if path.stat().st_size > MAX_BYTES:
+        raise PersonaError(f"{path} is over {MAX_BYTES / 1e9:.0f} GB: no gallery is")
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            meta = file.metadata() or {}
+            if meta.get("format") != FORMAT or list(file.keys()) != ["templates"]:
+                raise _foreign(path)
+            templates = file.get_tensor("templates")
+        names = json.loads(meta["names"])
+        facts = Facts.from_json(json.loads(meta["facts"]), str(path))
+    except (safetensors.SafetensorError, KeyError, ValueError, RecursionError, OSError):
+        raise _foreign(path) from None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise _foreign(path)
+    if templates.dtype != np.float32 or templates.shape != (len(names), facts.width) or not names:
+        raise PersonaError(
+            f"{path}: templates {templates.shape} {templates.dtype} for {len(names)} names of a "
+            f"network of {facts.width} numbers"
+        )
+    lengths = np.linalg.norm(templates.astype(np.float64), axis=1)
+    if not np.isfinite(lengths).all() or lengths.min() < 1e-6:
+        raise PersonaError(f"{path}: some templates are zero or not finite")
+    return facts, [check_name(name) for name in names], unit(templates)
+
+
+def _foreign(path: Path) -> PersonaError:
+    return PersonaError(f"{path} is no file of `persona gallery export`")

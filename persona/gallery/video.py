@@ -1,0 +1,285 @@
+"""Who is seen when in a video.
+
+1. frames are sampled, `every_s` apart
+2. every face of a sampled frame continues a track, whose last box it overlaps and whose last
+   template it is like, or starts one; a track ends when it is not seen for GAP_S
+3. a track has one vote: the mean of its templates is looked up, once
+4. for a copy with boxes and names the video is read again: a name is known when its track has ended
+
+Memory holds one frame and the tracks, however long the video is.
+
+Shapes: H W pixels, E embedding.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from persona.data.align.decode import MAX_PIXELS
+from persona.errors import PersonaError
+from persona.gallery.faces import Pixels, SeenFace
+from persona.gallery.people import Gallery, Sighting
+from persona.gallery.photos import Mark, draw_marks, mark_of
+from persona.gallery.store import Templates, unit
+
+GAP_S = 1.0
+CUT_S = 0.5
+"""A video that ends so long before the end that it promises is cut off."""
+OVERLAP = 0.3
+"""Intersection over union from which on boxes of neighbouring samples may be one face."""
+NEAR = 0.1
+"""And, however their templates differ by pose and light, a similarity that two people rarely have
+less than. Nobody stands where another stood a moment ago but by a cut."""
+ALIKE = 0.5
+"""From this similarity on it is one face wherever its box went."""
+
+BoxWH = tuple[float, float, float, float]
+
+
+@dataclass
+class Track:
+    """One person from appearing to leaving."""
+
+    boxes: list[tuple[float, BoxWH]] = field(default_factory=list)
+    """Time (s) and x, y, width, height of every sample."""
+    total: Templates | None = None
+    """(E,) the sum of the templates of its usable faces."""
+    last: Templates | None = None
+    """(E,)."""
+    flaw: str | None = None
+    """Why no face of it was usable."""
+    sighting: Sighting | None = None
+    """The answer."""
+
+    @property
+    def from_s(self) -> float:
+        """When it was seen first."""
+        return self.boxes[0][0]
+
+    @property
+    def to_s(self) -> float:
+        """When it was seen last."""
+        return self.boxes[-1][0]
+
+    def at(self, time_s: float) -> BoxWH | None:
+        """Where it is at a time, between two samples in a straight line; None: not there."""
+        if not self.from_s <= time_s <= self.to_s:
+            return None
+        after = bisect.bisect_left(self.boxes, time_s, key=lambda one: one[0])
+        (before_s, a), (after_s, b) = self.boxes[max(after - 1, 0)], self.boxes[after]
+        share = 1.0 if after_s == before_s else (time_s - before_s) / (after_s - before_s)
+        x, y, width, height = (p + share * (q - p) for p, q in zip(a, b, strict=True))
+        return x, y, width, height
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A video's tracks."""
+
+    tracks: tuple[Track, ...]
+    seconds: float
+    frames: int
+    """Sampled."""
+    every_s: float
+    """Between two samples."""
+    cut_off: bool
+    """The file ends in the middle; what is before that was looked at."""
+
+
+def recognise_video(gallery: Gallery, path: Path, *, every_s: float = 0.2) -> Seen:
+    """The tracks of a video, each with its answer.
+
+    Raises:
+        PersonaError: no video, or none of its frames can be read.
+    """
+    tracks: list[Track] = []
+    due_s, end_s, frames = 0.0, 0.0, 0
+    reader = FrameReader(path)
+    for time_s, frame in reader:
+        end_s = time_s
+        if time_s + 1e-6 < due_s:
+            continue
+        due_s = time_s + every_s
+        frames += 1
+        _follow(gallery, tracks, time_s, reader.pixels(frame))
+    if not frames:
+        raise PersonaError(f"{path} has no frame that can be read: is it whole?")
+    for track in tracks:
+        track.sighting = _vote(gallery, track)
+    return Seen(tuple(tracks), end_s, frames, every_s, reader.cut_off)
+
+
+def _follow(gallery: Gallery, tracks: list[Track], time_s: float, photo: Pixels) -> None:
+    """Adds the faces of a frame to the tracks that they continue."""
+    seen = gallery.eyes.find(photo)
+    usable = [one for one in seen if one.flaw is None and one.crop is not None]
+    crops = [one.crop for one in usable if one.crop is not None]
+    vectors = iter(gallery.eyes.embed(crops)) if crops else iter(())
+    faces = [(one, None if one.flaw else next(vectors)) for one in seen]
+    alive = [track for track in tracks if time_s - track.to_s <= GAP_S]
+    pairs = sorted(
+        (
+            (_kinship(track, *faces[n]), number, n)
+            for number, track in enumerate(alive)
+            for n in range(len(faces))
+        ),
+        reverse=True,
+    )
+    taken: set[int] = set()
+    grown: set[int] = set()
+    for kinship, number, n in pairs:
+        if kinship > 0 and number not in grown and n not in taken:
+            _grow(alive[number], time_s, *faces[n])
+            grown.add(number)
+            taken.add(n)
+    for n, (one, template) in enumerate(faces):
+        if n not in taken:
+            tracks.append(track := Track())
+            _grow(track, time_s, one, template)
+
+
+def _kinship(track: Track, one: SeenFace, template: Templates | None) -> float:
+    """How much a face looks like the next of a track; 0: it is not."""
+    overlap = _overlap(track.boxes[-1][1], _box(one))
+    if template is None or track.last is None:
+        return overlap if overlap >= OVERLAP else 0.0
+    similarity = float(track.last @ template)
+    same = similarity >= ALIKE or (overlap >= OVERLAP and similarity >= NEAR)
+    return overlap + similarity if same else 0.0
+
+
+def _grow(track: Track, time_s: float, one: SeenFace, template: Templates | None) -> None:
+    track.boxes.append((time_s, _box(one)))
+    if template is None:
+        track.flaw = one.flaw
+    else:
+        track.last = template
+        track.total = template if track.total is None else track.total + template
+
+
+def _vote(gallery: Gallery, track: Track) -> Sighting:
+    box = track.boxes[-1][1]
+    if track.total is None:
+        return Sighting(box, None, None, None, track.flaw)
+    (match,) = gallery.store.nearest(unit(track.total[None]), gallery.match)
+    return gallery.answer(box, match)
+
+
+def _box(one: SeenFace) -> BoxWH:
+    x0, y0, x1, y1 = one.face.box
+    return x0, y0, x1 - x0, y1 - y0
+
+
+def _overlap(a: BoxWH, b: BoxWH) -> float:
+    """Intersection over union."""
+    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    common = max(width, 0.0) * max(height, 0.0)
+    return common / max(a[2] * a[3] + b[2] * b[3] - common, 1e-9)
+
+
+class FrameReader:
+    """Frames of a video with their times, from an untrusted file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.cut_off = False
+
+    def __iter__(self) -> Iterator[tuple[float, Any]]:
+        """Time (s) and frame.
+
+        Raises:
+            PersonaError: no video, or frames over the limit on pixels.
+        """
+        av = _av()
+        with contextlib.ExitStack() as stack:
+            try:
+                container = stack.enter_context(av.open(str(self.path)))
+            except (av.error.FFmpegError, ValueError, UnicodeDecodeError):
+                raise PersonaError(f"{self.path} is no photo or video that can be read") from None
+            if not container.streams.video:
+                raise PersonaError(f"{self.path} has no pictures: it is sound alone")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            if stream.width * stream.height > MAX_PIXELS:
+                raise PersonaError(
+                    f"{self.path}: frames of {stream.width} x {stream.height} px are over the limit"
+                )
+            self.rate = stream.average_rate or Fraction(25)
+            time_s = 0.0
+            try:
+                for number, frame in enumerate(container.decode(stream)):
+                    if frame.width * frame.height > MAX_PIXELS:
+                        raise PersonaError(f"{self.path}: a frame is over the limit on pixels")
+                    time_s = number / float(self.rate) if frame.time is None else frame.time
+                    yield time_s, frame
+            except av.error.FFmpegError:
+                self.cut_off = True
+            promised_s = (container.duration or 0) / av.time_base
+            self.cut_off |= time_s + CUT_S < promised_s
+
+    def pixels(self, frame: Any) -> Pixels:
+        """(H, W, 3) uint8 RGB, turned upright."""
+        quarter = round((frame.rotation or 0) / 90) % 4
+        turned: Pixels = np.rot90(frame.to_ndarray(format="rgb24"), quarter)
+        return np.ascontiguousarray(turned)
+
+
+def annotate_video(seen: Seen, path: Path, out: Path) -> None:
+    """Writes a copy (MP4, H.264, without sound) with a box and a name at every face.
+
+    Raises:
+        PersonaError: it cannot be written.
+    """
+    av = _av()
+    reader = FrameReader(path)
+    partial = out.with_name(f".{out.name}.partial.mp4")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(partial), "w", format="mp4") as container:
+            stream: Any = None
+            for time_s, frame in reader:
+                photo = reader.pixels(frame)
+                photo = photo[: len(photo) // 2 * 2, : photo.shape[1] // 2 * 2]  # 4:2:0
+                if stream is None:
+                    stream = container.add_stream("libx264", rate=reader.rate)
+                    stream.height, stream.width = photo.shape[:2]
+                    stream.pix_fmt = "yuv420p"
+                    stream.time_base = stream.codec_context.time_base = Fraction(1, 90_000)
+                image = draw_marks(photo, list(_marks(seen, time_s)))
+                copy = av.VideoFrame.from_image(image)
+                copy.pts, copy.time_base = round(time_s * 90_000), Fraction(1, 90_000)
+                container.mux(stream.encode(copy))
+            if stream is not None:
+                container.mux(stream.encode(None))
+        partial.replace(out)
+    except av.error.FFmpegError as error:
+        raise PersonaError(f"--annotate {out} cannot be written: {error.strerror}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _marks(seen: Seen, time_s: float) -> Iterator[Mark]:
+    for track in seen.tracks:
+        # Where it was last, until the next sample says that it is gone.
+        held_s = min(time_s, track.to_s) if time_s < track.to_s + seen.every_s else time_s
+        box = track.at(held_s)
+        if box is not None and track.sighting is not None:
+            yield mark_of(track.sighting, box)
+
+
+def _av() -> Any:
+    try:
+        import av
+    except ImportError:
+        raise PersonaError("videos need PyAV: pip install 'persona[video]'") from None
+    av.logging.set_level(av.logging.PANIC)
+    return av

@@ -1,0 +1,283 @@
+"""`persona enroll`, `recognise`, `forget` and `gallery` on drawn faces, with the real detector."""
+
+from __future__ import annotations
+
+import functools
+import io
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import onnx_files
+import pytest
+from helpers import persona_error, persona_error_here, persona_here
+from PIL import Image, ImageFilter
+from typer.testing import CliRunner
+
+from persona.cli.app import app
+from persona.data.align.detect import Mtcnn
+from persona.data.synthetic import draw_identity, draw_photo
+from persona.gallery import crypt, faces
+from persona.gallery.store import open_store
+
+EXACTLY = ("--threshold", "0.99999")
+"""Photos themselves alone: the network of these tests sees colours."""
+
+
+def drawn(person: int, photo: int) -> Image.Image:
+    return draw_photo(draw_identity(0, person), photo, 160).convert("RGB")
+
+
+@pytest.fixture(autouse=True)
+def _one_detector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its networks are loaded once for all commands of this file."""
+    monkeypatch.setattr(faces, "Mtcnn", detector)
+
+
+@functools.cache
+def detector(device: str) -> Mtcnn:
+    return Mtcnn(device)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A home with a network, and photos of Ann and Bob."""
+    onnx_files.write_model(tmp_path / "net.onnx", settings=onnx_files.SETTINGS)
+    for name, person in (("Ann", 0), ("Bob", 1)):
+        (tmp_path / "people" / name).mkdir(parents=True)
+        for photo in range(2):
+            drawn(person, photo).save(tmp_path / "people" / name / f"{photo}.png")
+    return tmp_path
+
+
+def here(place: Path, *arguments: object) -> Any:
+    return persona_here(*map(str, arguments), home=place)
+
+
+def error(place: Path, *arguments: object) -> str:
+    return persona_error_here(*map(str, arguments), home=place)
+
+
+def test_from_enrolling_to_forgetting(place: Path) -> None:
+    model = ("--model", f"onnx:{place}/net.onnx")
+    people = place / "people"
+    assert "has no threshold" in error(place, "enroll", "Ann", people / "Ann", *model)
+    found = here(place, "gallery", "calibrate", "--threshold", 0.99999, *model)
+    assert found == {"threshold": 0.99999, "threshold_source": "set by hand"}
+    done = here(place, "enroll", "Ann", people / "Ann" / "0.png", "--keep-crops")
+    assert done["enrolled"] == [
+        {"name": "Ann", "added": 1, "refused": [], "looks_like": None, "similarity": None}
+    ]
+    assert done["threshold"] == 0.99999
+    line = error(place, "enroll", "Ann", people / "Bob")
+    assert line.startswith("these do not look like 'Ann' as enrolled (similarity below 1.000): 0.p")
+    done = here(place, "enroll", people, "--force", "--keep-crops")
+    assert [(one["name"], one["added"]) for one in done["enrolled"]] == [("Ann", 1), ("Bob", 2)]
+    assert done["enrolled"][0]["refused"] == ["0.png: enrolled already"]
+
+    seen = here(place, "recognise", people / "Bob", "--match", "max", "--annotate", place / "out")
+    assert [face["name"] for one in seen["photos"] for face in one["faces"]] == ["Bob", "Bob"]
+    assert (seen["model"], seen["threshold_source"]) == (f"onnx:{place}/net.onnx", "set by hand")
+    assert sorted(path.name for path in (place / "out").iterdir()) == ["0.png", "1.png"]
+    drawn(5, 5).save(place / "stranger.jpg", quality=95)
+    (one,) = here(place, "recognise", place / "stranger.jpg", "--match", "max")["photos"]
+    (face,) = one["faces"]
+    assert (face["name"], "score" in face, "nearest" in face) == (None, False, False)
+    (one,) = here(place, "recognise", place / "stranger.jpg", "--nearest")["photos"]
+    assert one["faces"][0]["nearest"] in {"Ann", "Bob"}
+    assert 0.5 < one["faces"][0]["score"] < 0.99999
+
+    listed = here(place, "gallery", "list")
+    assert [(p["name"], p["photos"]) for p in listed["people"]] == [("Ann", 2), ("Bob", 2)]
+    shown = here(place, "gallery", "show", "Bob")
+    assert (shown["photos"], shown["crops"]) == (2, 2)
+    assert shown["least_similarity"] < 1
+
+    other = onnx_files.write_model(place / "o.onnx", width=12, settings=onnx_files.SETTINGS)
+    line = error(place, "recognise", people / "Ann", "--model", f"onnx:{other}")
+    assert "made by another network" in line
+    assert "persona gallery rebuild --model NAME" in line
+    CliRunner().invoke(app, ["gallery", "rebuild", "--model", f"onnx:{other}"], env=env(place))
+    assert "has no threshold" in error(place, "recognise", people / "Ann")
+    seen = here(place, "recognise", people / "Ann", *EXACTLY, "--match", "max")
+    assert [face["name"] for one in seen["photos"] for face in one["faces"]] == ["Ann", "Ann"]
+
+    assert here(place, "forget", "Ann") == {"forgotten": "Ann", "templates": 2}
+    assert "nobody named 'Ann'" in error(place, "forget", "Ann")
+    assert "nobody named 'Ann'" in error(place, "gallery", "show", "Ann")
+
+
+def env(place: Path) -> dict[str, str]:
+    return {"PERSONA_HOME": str(place)}
+
+
+def tables(place: Path, *arguments: object) -> tuple[str, str]:
+    """stdout and stderr of a command without --json."""
+    result = CliRunner().invoke(app, [*map(str, arguments)], env=env(place))
+    assert result.exception is None, result.exception
+    return result.stdout, result.stderr
+
+
+def test_what_a_person_reads(place: Path) -> None:
+    model = ("--model", f"onnx:{place}/net.onnx")
+    drawn(0, 0).filter(ImageFilter.GaussianBlur(5)).save(place / "people" / "Ann" / "2.png")
+    (place / "people" / "Ann" / "3.jpg").write_text("hello")
+    out, notes = tables(place, "enroll", place / "people", *model, *EXACTLY, "--force")
+    assert "Ann" in out
+    assert "refused: Ann: 3.jpg: unreadable: no JPEG, PNG, BMP or WebP" in notes
+    assert "refused: Ann: 2.png: " in notes
+    out, notes = tables(place, "recognise", place / "people" / "Ann", *EXACTLY, "--match", "max")
+    assert "unreadable: no JPEG" in out
+    assert "threshold 1.000: given by hand" in notes
+    out, notes = tables(place, "gallery", "list")
+    assert "Bob" in out
+    assert "threshold none yet" in notes
+    out, notes = tables(place, "forget", "Bob")
+    assert out == "Bob is forgotten, with 2 templates\n"
+    out, _ = tables(place, "gallery", "show", "Ann")
+    assert "mean similarity" in out
+
+
+def test_two_people_are_asked_about(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    arguments = ["enroll", "Ann", str(place / "people" / "Ann"), *EXACTLY, "--model"]
+    arguments.append(f"onnx:{place}/net.onnx")
+    runner = CliRunner()
+    monkeypatch.setattr("persona.cli.gallery.sys", type("", (), {"stdin": Terminal()}))
+    result = runner.invoke(app, arguments, env=env(place), input="n\n")
+    assert str(result.exception) == "'Ann' is not enrolled"
+    assert "do not look like the other photos" in result.stderr
+    result = runner.invoke(app, arguments, env=env(place), input="y\n")
+    assert result.exception is None
+    with open_store(place / "gallery.db") as store:
+        assert store.person("Ann").photos == 2
+
+
+def test_a_video(place: Path) -> None:
+    model = ("--model", f"onnx:{place}/net.onnx")
+    here(place, "enroll", "Ann", place / "people" / "Ann" / "0.png", *model, *EXACTLY)
+    with av.open(str(place / "v.mp4"), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=2)
+        stream.width = stream.height = 160
+        stream.pix_fmt = "yuv420p"
+        for _ in range(4):
+            container.mux(stream.encode(av.VideoFrame.from_image(drawn(0, 0))))
+        container.mux(stream.encode(None))
+    arguments = ("recognise", place / "v.mp4", "--threshold", 0.99, "--annotate", place / "c.mp4")
+    seen = here(place, *arguments, "--every", 0.5)
+    assert (seen["frames"], seen["cut_off"]) == (4, False)
+    (track,) = seen["tracks"]
+    assert (track["name"], track["from_s"], track["to_s"], track["frames"]) == ("Ann", 0, 1.5, 4)
+    assert (place / "c.mp4").is_file()
+    out, _ = tables(place, *arguments)
+    assert "Ann" in out
+
+
+def test_export_and_import(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(crypt.SCRYPT, "n", 2**10)  # it is slow by design
+    model = ("--model", f"onnx:{place}/net.onnx")
+    (place / "word").write_text("open sesame\n")
+    sealed = ("--passphrase-file", place / "word", "--store", place / "sealed.db")
+    here(place, "enroll", place / "people", *model, *EXACTLY, "--force", *sealed)
+    _, notes = tables(place, "gallery", "export", place / "x.safetensors", *sealed)
+    assert "4 templates, which are biometric data, and is not encrypted" in notes
+    _, notes = tables(place, "gallery", "import", place / "x.safetensors")
+    assert notes == "2 people with 4 templates are added\n"
+    assert "already" in error(place, "gallery", "import", place / "x.safetensors")
+    shown = here(place, "gallery", "list")
+    assert (len(shown["people"]), shown["threshold"]) == (2, None)
+    assert "encrypted: give --passphrase-file" in error(
+        place, "gallery", "show", "Ann", "--store", place / "sealed.db"
+    )
+    for content, message in ((None, "No such file"), ("\n", "its first line is empty")):
+        if content is not None:
+            (place / "none").write_text(content)
+        line = error(place, "gallery", "show", "Ann", "--passphrase-file", place / "none")
+        assert message in line
+
+
+def test_bad_photos(place: Path) -> None:
+    model = ("--model", f"onnx:{place}/net.onnx", *EXACTLY)
+    bad = place / "bad"
+    bad.mkdir()
+    whole = io.BytesIO()
+    drawn(0, 0).save(whole, "JPEG")
+    (bad / "cut.jpg").write_bytes(whole.getvalue()[:2000])
+    (bad / "empty.jpg").write_bytes(b"")
+    (bad / "text.jpg").write_text("no photo")
+    Image.new("1", (12_000, 12_000)).save(bad / "bomb.png")
+    Image.new("RGB", (200, 200), "grey").save(bad / "nobody.png")
+    Image.new("RGB", (4, 4)).save(bad / "tiny.png")
+    both = Image.new("RGB", (320, 160))
+    both.paste(drawn(0, 0), (0, 0))
+    both.paste(drawn(1, 0), (160, 0))
+    both.save(bad / "both.png")
+    line = error(place, "enroll", "Ann", bad, *model)
+    for reason in (
+        "cut.jpg: unreadable",
+        "empty.jpg: unreadable: empty file",
+        "text.jpg: unreadable: no JPEG, PNG, BMP or WebP",
+        "bomb.png: unreadable: 12000 x 12000 px is over the limit",
+        "nobody.png: no face",
+        "tiny.png: no face",
+        "both.png: several faces: 2",
+    ):
+        assert reason in line, line
+    seen = here(place, "recognise", bad, *model)
+    kinds = {Path(one["photo"]).name: one for one in seen["photos"]}
+    assert "unreadable" in kinds["bomb.png"]
+    assert kinds["nobody.png"]["faces"] == []
+    assert len(kinds["both.png"]["faces"]) == 2
+    assert "cut.jpg: unreadable" in error(place, "recognise", bad / "cut.jpg", *EXACTLY)
+    # A grey, a 16-bit, a CMYK and a turned photo are photos.
+    grey = np.asarray(drawn(0, 0).convert("L"))
+    Image.fromarray(grey).save(place / "grey.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(place / "deep.png")
+    drawn(0, 0).convert("CMYK").save(place / "ink.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    drawn(0, 0).transpose(Image.Transpose.ROTATE_90).save(place / "turned.jpg", exif=exif)
+    for name in ("grey.png", "deep.png", "ink.jpg", "turned.jpg"):
+        (one,) = here(place, "recognise", place / name, *EXACTLY)["photos"]
+        assert len(one["faces"]) == 1, name
+
+
+def test_what_cannot_be_meant(place: Path) -> None:
+    people = place / "people"
+    model = ("--model", f"onnx:{place}/net.onnx", *EXACTLY)
+    (place / "none").mkdir()
+    for arguments, message in (
+        (("enroll", "Ann"), "'Ann': give a name and photos (NAME PHOTO...)"),
+        (("enroll", place / "none"), "give a name and photos"),
+        (("enroll", "Ann", place / "none"), "holds no photos: JPEG, PNG, BMP or WebP"),
+        (("enroll", "Ann", people), f"`persona enroll {people}` enrols its folders as people"),
+        (("enroll", "x" * 10_000, people / "Ann"), "a name of 10000 characters"),
+        (("enroll", "Ann", place / "0.jpg", *model), "no photo or folder at"),
+        (("recognise", place / "x.jpg"), "no photo, folder or video at"),
+        (("recognise", people / "Ann"), "no gallery at"),
+        (("recognise", place / "none"), "holds no photos"),
+        (("recognise", people / "Ann", "--annotate", people / "Ann"), "would overwrite the photos"),
+        (("gallery", "list"), "no gallery at"),
+        (("gallery", "calibrate"), "give one of --set SET (with --far) and --threshold X"),
+        (("gallery", "calibrate", "--set", "none"), "none"),
+        (("enroll", "Ann", people / "Ann", "--model", "mobilenet_v3_small"), "is untrained"),
+        (("enroll", "Ann", people / "Ann", "--threshold", "2", *model[:2]), "between -1 and 1"),
+    ):
+        assert message in error(place, *arguments), arguments
+    here(place, "enroll", "Ann", people / "Ann" / "0.png", *model)
+    line = error(place, "recognise", people / "Ann", "--match", "median", *model)
+    assert line.startswith("unknown match 'median'")
+    (place / "sound.mp3").write_bytes(b"ID3" + bytes(1000))
+    assert "is no photo or video" in error(place, "recognise", place / "sound.mp3", *EXACTLY)
+    line = error(
+        place, "recognise", people / "Ann" / "0.png", "--annotate", place / "a.b", *EXACTLY
+    )
+    assert "name it .png or .jpg" in line
+
+
+def test_as_a_process(place: Path) -> None:
+    assert persona_error("gallery", "list", home=place).startswith("error: no gallery at")

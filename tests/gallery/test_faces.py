@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fake_eyes import jpeg_of
+from onnx_files import write_model
+from PIL import Image
+
+from persona.data.align import AlignSpec
+from persona.data.align.spec import Crop
+from persona.data.synthetic import draw_identity, draw_photo
+from persona.errors import PersonaError
+from persona.gallery import faces
+from persona.gallery.faces import Eyes
+from persona.gallery.people import load_named
+from persona.models.onnx import OnnxNetwork, OnnxSettings
+from persona.models.store import NamedNetwork
+from persona.workspace import Workspace
+
+MARGIN = OnnxSettings(16, "margin", (10, 20, 30), (2, 4, 5))
+
+
+@functools.cache
+def detector(device: str) -> Any:
+    from persona.data.align.detect import Mtcnn
+
+    return Mtcnn(device)
+
+
+@pytest.fixture(autouse=True)
+def _one_detector(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faces, "Mtcnn", detector)
+
+
+def eyes(folder: Path, settings: OnnxSettings = MARGIN, size_px: int = 160) -> Eyes:
+    network = OnnxNetwork(write_model(folder / "net.onnx"), settings)
+    named = NamedNetwork("net", network, "nothing", (), None, "digest")
+    return Eyes(named, AlignSpec(image_size=size_px))
+
+
+def drawn(person: int, size_px: int = 160) -> Image.Image:
+    return draw_photo(draw_identity(0, person), person, size_px).convert("RGB")
+
+
+def test_every_face_is_found_from_the_left(tmp_path: Path) -> None:
+    group = Image.new("RGB", (480, 200), "grey")
+    for place in range(3):
+        group.paste(drawn(place), (160 * place, 20 * place))
+    found = eyes(tmp_path).find(np.asarray(group))
+    middles = [(one.face.box[0] + one.face.box[2]) / 2 for one in found]
+    assert [int(x // 160) for x in middles] == [0, 1, 2]
+    assert all(one.crop is not None and one.flaw is None for one in found)
+    small = np.asarray(group.resize((144, 60)))
+    assert all(one.flaw and one.flaw.startswith("too small") for one in eyes(tmp_path).find(small))
+
+
+def test_a_face_at_the_edge_keeps_its_box_inside(tmp_path: Path) -> None:
+    half = drawn(1, 200).crop((70, 0, 200, 200))
+    for one in eyes(tmp_path).find(np.asarray(half)):
+        x0, y0, x1, y1 = one.face.box
+        assert 0 <= x0 < x1 <= 130
+        assert 0 <= y0 < y1 <= 200
+
+
+def test_what_is_no_photo(tmp_path: Path) -> None:
+    some = eyes(tmp_path)
+    assert some.find(np.zeros((10, 300, 3), np.uint8)) == []
+    assert some.find(np.zeros((60, 60, 3), np.uint8)) == []
+    wrong: Any
+    for wrong in (np.zeros((60, 60, 3)), np.zeros((60, 60), np.uint8)):
+        with pytest.raises(PersonaError, match=r"a photo is \(height, width, 3\) uint8, not"):
+            some.find(wrong)
+
+
+def test_a_template_does_not_depend_on_its_company(tmp_path: Path) -> None:
+    some = eyes(tmp_path)
+    crops = [one.crop for n in range(3) for one in some.find(np.asarray(drawn(n))) if one.crop]
+    together = some.embed(crops)
+    assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
+    for crop, template in zip(crops, together, strict=True):
+        assert np.allclose(some.embed([crop])[0], template, atol=1e-6)
+    assert some.embed([]).shape == (0, 9)
+
+
+def test_crops_of_another_size_are_brought_to_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a rebuild for another network does it, with their points."""
+    settings = OnnxSettings(16, "five-point", (10, 20, 30), (2, 4, 5))
+    some = eyes(tmp_path, settings, size_px=80)
+    points = np.array([[60, 60], [100, 60], [80, 85], [65, 105], [95, 105], [1.5, 1.2]])
+    seen: list[Any] = []
+
+    def embed(pixels: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
+        seen.append((pixels.shape, landmarks))
+        return torch.eye(1, 9)
+
+    monkeypatch.setattr(some.network, "embed", embed)
+    some.embed([Crop(jpeg_of(drawn(0)), None, points)])
+    ((shape, landmarks),) = seen
+    assert shape == (1, 3, 80, 80)
+    assert landmarks[0, 0].tolist() == [29.75, 29.75]  # (60 + 0.5) / 2 - 0.5
+    assert landmarks[0, 5].tolist() == [0.75, 0.6]
+
+
+def test_a_network_without_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = eyes(tmp_path)
+    monkeypatch.setattr(some.network, "embed", lambda *_: torch.full((1, 9), torch.nan))
+    with pytest.raises(PersonaError, match="net gives no finite numbers for these faces"):
+        some.embed([Crop(jpeg_of(drawn(0)), None, None)])
+
+
+def test_what_a_gallery_keeps_of_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnx_files import SETTINGS
+
+    write_model(tmp_path / "net.onnx", settings=SETTINGS)
+    monkeypatch.chdir(tmp_path)
+    workspace = Workspace.locate(home=tmp_path)
+    _, facts = load_named("onnx:net.onnx", workspace)
+    assert facts.network == f"onnx:{tmp_path}/net.onnx"
+    assert (facts.width, facts.align.image_size, facts.align.method) == (9, 160, "mtcnn")
+    with pytest.raises(PersonaError, match="mobilenet_v3_small is untrained"):
+        load_named("mobilenet_v3_small", workspace)
+    with pytest.raises(PersonaError, match="there is no student below"):
+        load_named(None, workspace)

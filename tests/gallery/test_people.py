@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_eyes import gallery, near, photo_of, vectors
+
+from persona.errors import PersonaError
+from persona.gallery import Gallery, TwoPeopleError
+from persona.gallery.people import strangers
+
+A, B = (np.eye(8, dtype=np.float32)[n] for n in (0, 1))
+
+
+@pytest.fixture
+def known(tmp_path: Path) -> Iterator[Gallery]:
+    """Ann is A, Bob is B; the threshold is 0.5."""
+    with gallery(tmp_path / "g.db") as some:
+        some.enroll("Ann", [photo_of(A)])
+        some.enroll("Bob", [photo_of(B)])
+        yield some
+
+
+def test_the_threshold_decides(known: Gallery) -> None:
+    for cosine, name in ((0.51, "Ann"), (0.49, None)):
+        (face,) = known.recognise(photo_of(near(A, cosine, 3)))
+        assert face.name == name
+        assert face.nearest == "Ann"
+        assert face.score == pytest.approx(cosine, abs=1e-5)
+        assert face.box == (10, 20, 100, 120)
+        assert face.refused is None
+
+
+def test_each_face_has_its_own_answer(known: Gallery) -> None:
+    faces = known.recognise(photo_of(B, A, near(A, 0.1, 5)))
+    assert [face.name for face in faces] == ["Bob", "Ann", None]
+    (face,) = known.recognise(photo_of(A, flaw="too blurred: sharpness 1.0"))
+    assert (face.name, face.nearest, face.score) == (None, None, None)
+    assert face.refused == "too blurred: sharpness 1.0"
+    assert known.recognise(photo_of()) == ()
+
+
+def test_nobody_is_known(tmp_path: Path) -> None:
+    with gallery(tmp_path / "g.db") as empty:
+        (face,) = empty.recognise(photo_of(A))
+    assert (face.name, face.nearest, face.score, face.refused) == (None, None, None, None)
+
+
+def test_what_enrolling_says(known: Gallery) -> None:
+    photos = [
+        photo_of(near(A, 0.9)),
+        photo_of(),
+        photo_of(A, B),
+        photo_of(A, flaw="too small: the face is 20 px"),
+        photo_of(near(A, 0.9)),
+    ]
+    done = known.enroll("  Ann ", photos, labels=["1.jpg", "2.jpg", "3.jpg", "4.jpg", "5.jpg"])
+    assert (done.name, done.added) == ("Ann", 1)
+    assert done.refused == (
+        "2.jpg: no face",
+        "3.jpg: several faces: 2; cut out the one that is meant",
+        "4.jpg: too small: the face is 20 px",
+        "5.jpg: enrolled already",
+    )
+    again = known.enroll("Ann", photos[:1])
+    assert (again.added, again.refused) == (0, ("photo 1: enrolled already",))
+    assert [(person.name, person.photos) for person in known.people()] == [("Ann", 2), ("Bob", 1)]
+
+
+def test_no_photo_can_be_used(known: Gallery) -> None:
+    with pytest.raises(PersonaError, match=r"no photo of 'Cy' can be used: photo 1: no face$"):
+        known.enroll("Cy", [photo_of()])
+    with pytest.raises(PersonaError, match=r"no photo of 'Cy' can be used: none$"):
+        known.enroll("Cy", [])
+    with pytest.raises(PersonaError, match="control characters"):
+        known.enroll("C\ny", [photo_of(A)])
+    assert len(known.people()) == 2
+
+
+def test_another_person_under_one_name(known: Gallery) -> None:
+    with pytest.raises(
+        TwoPeopleError,
+        match=r"do not look like 'Ann' as enrolled \(similarity below 0\.500\): photo 2; leave",
+    ):
+        known.enroll("Ann", [photo_of(near(A, 0.9)), photo_of(B)])
+    assert known.store.person("Ann").photos == 1
+    assert known.enroll("Ann", [photo_of(near(A, 0.9)), photo_of(B)], force=True).added == 2
+
+
+def test_two_people_in_equal_parts(known: Gallery) -> None:
+    """A mean over all would hide them."""
+    photos = [photo_of(near(side, 0.98, seed)) for side in (A, B) for seed in range(20)]
+    with pytest.raises(TwoPeopleError, match=r"like the other photos.* and 10 more;"):
+        known.enroll("Cy", photos)
+    assert len(known.people()) == 2
+
+
+def test_one_name_too_many_is_said(known: Gallery) -> None:
+    done = known.enroll("Anna", [photo_of(near(A, 0.8))])
+    assert done.looks_like == "Ann"
+    assert done.similarity == pytest.approx(0.8, abs=1e-5)
+    assert known.enroll("Cy", [photo_of(near(A, 0.2, 7))]).looks_like is None
+
+
+def test_crops_are_kept_where_wanted(tmp_path: Path) -> None:
+    for keep in (False, True):
+        with gallery(tmp_path / f"{keep}.db", keep_crops=keep) as some:
+            some.enroll("Ann", [photo_of(A)])
+            ((_, _, photo),) = some.store.photos("Ann")
+        assert photo.crop == (A.tobytes() if keep else None)
+        assert (photo.landmarks_62 is not None) == keep
+
+
+def test_max_takes_the_nearest_photo(tmp_path: Path) -> None:
+    photos = [photo_of(A), photo_of(near(A, 0.6))]
+    for match, score in (("max", 1.0), ("mean", np.sqrt(0.8))):
+        with gallery(tmp_path / f"{match}.db", match=match) as some:
+            some.enroll("Ann", photos)
+            (face,) = some.recognise(photo_of(A))
+        assert face.score == pytest.approx(score, abs=1e-5)
+
+
+def test_strangers_are_not_reached_over_links() -> None:
+    chain = np.stack([A, near(A, 0.6), B])
+    chain[2] = near(chain[1], 0.6, 4)
+    assert float(chain[0] @ chain[2]) < 0.5
+    assert strangers(chain, 0, 0.5) == []
+    assert strangers(np.stack([A, B]), 1, 0.5) == [0]
+    assert strangers(np.stack([A, B, near(B, 0.9)]), 0, 0.5) == [0]
+    assert strangers(vectors(1), 0, 0.5) == []

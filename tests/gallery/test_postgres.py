@@ -1,0 +1,226 @@
+"""A gallery on a real PostgreSQL, started on the spot: Debian's, or whichever is on PATH.
+
+./scripts/test -m heavy tests/gallery/test_postgres.py
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_eyes import FACTS, kept, near, vectors
+from helpers import persona_error_here
+
+from persona.errors import PersonaError
+from persona.gallery.postgres import PostgresStore
+from persona.gallery.store import Photo, Store, Threshold, open_store
+
+pytestmark = pytest.mark.heavy
+
+FOLDERS = [
+    *os.environ["PATH"].split(os.pathsep),
+    *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)),
+]
+USER = "nobody"
+"""PostgreSQL refuses to run as root."""
+
+
+def find_server() -> Path | None:
+    """The programs of a PostgreSQL that has pgvector."""
+    for folder in FOLDERS:
+        config = shutil.which("pg_config", path=folder)
+        if config is None or shutil.which("initdb", path=folder) is None:
+            continue
+        asked = subprocess.run([config, "--sharedir"], capture_output=True, text=True, check=True)
+        if (Path(asked.stdout.strip()) / "extension" / "vector.control").is_file():
+            return Path(folder)
+    return None
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The URL of an empty server, without a database's name."""
+    programs = find_server()
+    if programs is None:
+        pytest.skip("no PostgreSQL with pgvector: apt install postgresql postgresql-*-pgvector")
+    user = USER if os.geteuid() == 0 else None
+    # Not below pytest's folder, into which no other user may look.
+    home = Path(tempfile.mkdtemp(prefix="persona-postgres-"))
+    if user is not None:
+        os.chown(home, pwd.getpwnam(user).pw_uid, -1)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    data, log = home / "data", home / "log"
+
+    def call(*command: object) -> None:
+        subprocess.run([*map(str, command)], user=user, check=True, capture_output=True, cwd=home)
+
+    call(programs / "initdb", "-D", data, "-U", "persona", "-A", "trust", "-E", "UTF8", "--no-sync")
+    options = f"-h 127.0.0.1 -p {port} -k '' -c fsync=off"
+    call(programs / "pg_ctl", "-D", data, "-l", log, "-w", "-o", options, "start")
+    try:
+        yield f"postgresql://persona@127.0.0.1:{port}"
+    finally:
+        call(programs / "pg_ctl", "-D", data, "-m", "immediate", "stop")
+        shutil.rmtree(home)
+
+
+@pytest.fixture
+def url(server: str, request: pytest.FixtureRequest) -> str:
+    """A fresh database."""
+    import psycopg
+
+    name = "".join(c for c in request.node.name if c.isalnum()).lower()
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as db:
+        db.execute(f"CREATE DATABASE {name}")
+    return f"{server}/{name}"
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    with open_store(url, create=True) as some:
+        some.adopt(FACTS)
+        yield some
+
+
+def test_people_come_back(store: Store, url: str) -> None:
+    a, b, c = vectors(3)
+    points = np.arange(12.0).reshape(6, 2)
+    store.add({"Zoë '); DROP": [Photo(a, b"\0jpeg", points)], "👩‍🚀": kept(b)}, FACTS.digest)
+    store.add({"👩‍🚀": kept(c)}, FACTS.digest)
+    store.set_threshold(Threshold(0.3, "a set"))
+    with open_store(url) as other:
+        assert [(p.name, p.photos) for p in other.people()] == [("Zoë '); DROP", 1), ("👩‍🚀", 2)]
+        assert other.facts() == replace(FACTS, threshold=Threshold(0.3, "a set"))
+        ((_, _, photo),) = other.photos("Zoë '); DROP")
+    assert np.array_equal(photo.template, a)
+    assert photo.crop == b"\0jpeg"
+    assert photo.landmarks_62 is not None
+    assert np.array_equal(photo.landmarks_62, points)
+
+
+def test_nearest(store: Store) -> None:
+    probe = vectors(1)[0]
+    assert store.nearest(probe[None], "mean") == [None]
+    store.add({"Near once": kept(near(probe, 0.95), near(probe, -0.9, 1))}, FACTS.digest)
+    store.add({"Always": kept(near(probe, 0.8), near(probe, 0.8, 1))}, FACTS.digest)
+    for match, name, score in (("mean", "Always", None), ("max", "Near once", 0.95)):
+        (found,) = store.nearest(probe[None], match)
+        assert found is not None
+        assert found.name == name
+        assert score is None or found.score == pytest.approx(score, abs=1e-5)
+    (found,) = store.nearest(probe[None], "max", without="Near once")
+    assert found is not None
+    assert found.name == "Always"
+
+
+def test_the_same_as_sqlite(store: Store, tmp_path: Path) -> None:
+    with open_store(tmp_path / "g.db", create=True) as file:
+        file.adopt(FACTS)
+        for some in (store, file):
+            for n in range(40):
+                some.add({f"P{n}": kept(*vectors(3, n))}, FACTS.digest)
+        probes = vectors(30, 999)
+        for match in ("mean", "max"):
+            for a, b in zip(file.nearest(probes, match), store.nearest(probes, match), strict=True):
+                assert a is not None
+                assert b is not None
+                assert a.name == b.name
+                assert a.score == pytest.approx(b.score, abs=1e-5)
+
+
+def test_forget_leaves_no_row(store: Store) -> None:
+    assert isinstance(store, PostgresStore)
+    store.add({"Wanda": kept(*vectors(5)), "Bob": kept(*vectors(1, 1))}, FACTS.digest)
+    assert store.forget("Wanda") == 5
+    assert [person.name for person in store.people()] == ["Bob"]
+    files = [
+        Path(row[0])
+        for row in store._db.execute(
+            "SELECT current_setting('data_directory') || '/' || pg_relation_filepath(oid) "
+            "FROM pg_class WHERE relname IN ('person', 'photo', 'person_name_key')"
+        ).fetchall()
+    ]
+    store._db.execute("CHECKPOINT")
+    content = b"".join(path.read_bytes() for path in files)
+    assert b"Bob" in content
+    assert b"Wanda" not in content
+    assert vectors(5)[0].tobytes() not in content
+    with pytest.raises(PersonaError, match="has nobody named 'Wanda'"):
+        store.forget("Wanda")
+
+
+def test_two_at_once_lose_nothing(url: str) -> None:
+    with open_store(url, create=True) as first:
+        first.adopt(FACTS)
+    failures: list[BaseException] = []
+
+    def work(name: str) -> None:
+        try:
+            with open_store(url) as mine:
+                for n in range(20):
+                    people = {f"{name} {n}": kept(*vectors(2, n)), "Both": kept(*vectors(1, n))}
+                    mine.add(people, FACTS.digest)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "AB"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    with open_store(url) as store:
+        assert {p.name: p.photos for p in store.people()} == {"Both": 40} | {
+            f"{name} {n}": 2 for name in "AB" for n in range(20)
+        }
+
+
+def test_all_or_nothing(store: Store) -> None:
+    store.add({"Ann": kept(*vectors(1))}, FACTS.digest)
+    with pytest.raises(PersonaError, match="somebody named 'Ann' already"):
+        store.add({"Bob": kept(*vectors(1)), "Ann": kept(*vectors(1))}, FACTS.digest, new=True)
+    with pytest.raises(PersonaError, match="made by another network"):
+        store.add({"Bob": kept(*vectors(1))}, "other")
+    assert [person.name for person in store.people()] == ["Ann"]
+
+
+def test_another_network_of_another_width(store: Store) -> None:
+    store.add({"Ann": kept(*vectors(2))}, FACTS.digest)
+    wide = replace(FACTS, digest="new", width=24)
+    with pytest.raises(PersonaError, match="made by another network"):
+        store.adopt(wide)
+    templates = vectors(2, width=24)
+    numbers = [number for _, number, _ in store.photos()]
+    store.replace(wide, dict(zip(numbers, templates, strict=True)))
+    (found,) = store.nearest(templates[:1], "max")
+    assert found is not None
+    assert found.score == pytest.approx(1, abs=1e-5)
+    (found,) = store.nearest(templates[:1], "mean")
+    assert found is not None
+
+
+def test_what_is_said(server: str, url: str, tmp_path: Path) -> None:
+    with pytest.raises(PersonaError, match="is empty: `persona enroll` fills it"):
+        open_store(url)
+    for bad in (f"{server}/none", "postgresql://x:secret@127.0.0.1:9/x", "postgresql://x:secret@["):
+        line = persona_error_here("gallery", "list", "--store", bad, home=tmp_path)
+        assert line.startswith("the PostgreSQL gallery")
+        assert "secret" not in line
+        assert "\n" not in line
+    with open_store(url, create=True) as store:
+        assert isinstance(store, PostgresStore)
+        store._set_fact("version", "9")
+    with pytest.raises(PersonaError, match="is of version 9, this Persona knows 1: update it"):
+        open_store(url)

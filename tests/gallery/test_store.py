@@ -1,0 +1,556 @@
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_eyes import FACTS, WIDTH, kept, near, new_store, vectors
+from helpers import environment
+
+from persona.errors import PersonaError
+from persona.gallery import crypt, sqlite
+from persona.gallery.sqlite import SqliteStore
+from persona.gallery.store import MAX_NAME, Facts, Photo, Threshold, check_name, open_store
+
+PASSPHRASE = b"correct horse"
+
+
+def files_of(path: Path) -> bytes:
+    """Every byte of a gallery and what lies beside it."""
+    return b"".join(other.read_bytes() for other in path.parent.glob(f"{path.name}*"))
+
+
+def script(body: str, *arguments: object) -> list[str]:
+    """A program that has a gallery open at `path`, and `people(n)` of three photos each."""
+    head = """
+        import sys
+        import numpy as np
+        from persona.gallery.store import Photo, open_store
+        path, *rest = sys.argv[1:]
+        store = open_store(path)
+        def photos(n):
+            return [Photo(np.eye(8, dtype=np.float32)[n % 8]) for _ in range(3)]
+    """
+    code = textwrap.dedent(head) + textwrap.dedent(body)
+    return [sys.executable, "-c", code, *map(str, arguments)]
+
+
+def test_people_come_back(tmp_path: Path) -> None:
+    a, b, c = vectors(3)
+    points = np.arange(12.0).reshape(6, 2)
+    with new_store(tmp_path / "g.db") as store:
+        store.add({"Ann": [Photo(a, b"jpeg", points)], "Bob": kept(b)}, FACTS.digest)
+        store.add({"Ann": kept(c)}, FACTS.digest)
+    with open_store(tmp_path / "g.db") as store:
+        assert [(p.name, p.photos) for p in store.people()] == [("Ann", 2), ("Bob", 1)]
+        assert store.person("Ann").created.endswith("Z")
+        ((name, _, first), (_, _, second)) = store.photos("Ann")
+        assert name == "Ann"
+        assert np.array_equal(first.template, a)
+        assert np.array_equal(second.template, c)
+        assert first.crop == b"jpeg"
+        assert first.landmarks_62 is not None
+        assert np.array_equal(first.landmarks_62, points)
+        assert second.crop is None
+        assert len(list(store.photos())) == 3
+        assert store.facts() == FACTS
+        store.set_threshold(Threshold(0.25, "a set"))
+        assert store.facts() == replace(FACTS, threshold=Threshold(0.25, "a set"))
+
+
+def test_the_file_is_its_owners_alone(tmp_path: Path) -> None:
+    with new_store(tmp_path / "g.db") as store:
+        store.add({"Ann": kept(*vectors(1))}, FACTS.digest)
+        modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.glob("g.db*")}
+    assert modes == {0o600}
+
+
+@pytest.mark.parametrize("match", ["mean", "max"])
+def test_nearest_sees_what_another_connection_did(tmp_path: Path, match: str) -> None:
+    a, b = vectors(2)
+    with new_store(tmp_path / "g.db") as mine, open_store(tmp_path / "g.db") as other:
+        assert mine.nearest(a[None], match) == [None]
+        other.add({"Ann": kept(a)}, FACTS.digest)
+        other.add({"Bob": kept(b)}, FACTS.digest)
+        found = mine.nearest(np.stack([a, b]), match)
+        assert [m and m.name for m in found] == ["Ann", "Bob"]
+        assert found[0] is not None
+        assert found[0].score == pytest.approx(1.0, abs=1e-6)
+        (second,) = mine.nearest(a[None], match, without="Ann")
+        assert second is not None
+        assert second.name == "Bob"
+        other.forget("Ann")
+        (now,) = mine.nearest(a[None], match)
+        assert now is not None
+        assert now.name == "Bob"
+
+
+def test_mean_and_max_differ(tmp_path: Path) -> None:
+    probe = vectors(1)[0]
+    with new_store(tmp_path / "g.db") as store:
+        store.add({"Near once": kept(near(probe, 0.95), near(probe, -0.9, 1))}, FACTS.digest)
+        store.add({"Always": kept(near(probe, 0.8), near(probe, 0.8, 1))}, FACTS.digest)
+        for match, name in (("mean", "Always"), ("max", "Near once")):
+            (found,) = store.nearest(probe[None], match)
+            assert found is not None
+            assert found.name == name
+
+
+@pytest.mark.parametrize("crops", [False, True])
+def test_forget_leaves_no_byte(tmp_path: Path, crops: bool) -> None:
+    path = tmp_path / "g.db"
+    crop = os.urandom(9000) if crops else None
+    gone = vectors(40, seed=1000)
+    with new_store(path) as store:
+        for number in range(30):
+            store.add({f"Somebody {number}": kept(*vectors(3, seed=number))}, FACTS.digest)
+        # In between, so that its cells are moved about.
+        store.add({"Wanda Wanished": [Photo(t, crop) for t in gone]}, FACTS.digest)
+        for number in range(30, 60):
+            store.add({f"Somebody {number}": kept(*vectors(3, seed=number))}, FACTS.digest)
+        before = files_of(path)
+        needles = [b"Wanda", *(t.tobytes() for t in gone), *([crop[:64]] if crop else [])]
+        assert all(needle in before for needle in needles)
+        assert store.forget("Wanda Wanished") == 40
+        after = files_of(path)
+        assert not [needle for needle in needles if needle in after]
+        # Nor a part of one.
+        assert not [t for t in gone if t.tobytes()[:12] in after or t.tobytes()[-12:] in after]
+        assert isinstance(store, SqliteStore)
+        assert store._execute("PRAGMA freelist_count").fetchone() == (0,)
+        assert len(store.people()) == 60
+        assert (tmp_path / "g.db-wal").stat().st_size == 0
+        with pytest.raises(PersonaError, match=r"nobody named 'Wanda Wanished': see `persona"):
+            store.forget("Wanda Wanished")
+
+
+def test_an_interrupted_forget_is_finished_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "g.db"
+    template = vectors(1)[0]
+    with new_store(path) as store:
+        store.add({"Wanda": kept(template), "Bob": kept(*vectors(1, 1))}, FACTS.digest)
+        with monkeypatch.context() as patch:
+            patch.setattr(SqliteStore, "_clean", lambda self: None)
+            store.forget("Wanda")
+            assert template.tobytes() in files_of(path)  # of the log
+        with open_store(path):
+            assert template.tobytes() not in files_of(path)
+            assert b"Wanda" not in files_of(path)
+
+
+def test_forget_says_so_where_a_reader_holds_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_MS", 50)
+    path = tmp_path / "g.db"
+    with new_store(path) as store:
+        store.add({"Wanda": kept(*vectors(1))}, FACTS.digest)
+        reader = sqlite3.connect(path, isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM photo").fetchall()
+        with pytest.raises(PersonaError, match="is being read by another process"):
+            store.forget("Wanda")
+        reader.close()
+    with open_store(path):
+        assert b"Wanda" not in files_of(path)
+
+
+def test_two_processes_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "g.db"
+    new_store(path).close()
+    body = """
+        for n in range(25):
+            store.add({f"{rest[0]} {n}": photos(n), "Both": photos(n)[:1]}, "digest")
+    """
+    both = [subprocess.Popen(script(body, path, name), env=environment(tmp_path)) for name in "AB"]
+    assert [process.wait() for process in both] == [0, 0]
+    with open_store(path) as store:
+        people = {person.name: person.photos for person in store.people()}
+    assert people == {"Both": 50} | {f"{name} {n}": 3 for name in "AB" for n in range(25)}
+
+
+def test_two_processes_may_make_it_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "g.db"
+    code = (
+        "import sys\nfrom persona.gallery.store import open_store\n"
+        "sys.stdin.readline()\nopen_store(sys.argv[1], create=True).close()"
+    )
+    some = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, path],
+            stdin=subprocess.PIPE,
+            env=environment(tmp_path),
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for process in some:
+        process.communicate("go\n")
+    assert [process.returncode for process in some] == [0] * 2
+    with open_store(path) as store:
+        assert store.people() == []
+
+
+@pytest.mark.parametrize("after", [1, 17])
+def test_killed_while_enrolling(tmp_path: Path, after: int) -> None:
+    path = tmp_path / "g.db"
+    new_store(path).close()
+    body = """
+        for n in range(100_000):
+            store.add({str(n): photos(n)}, "digest")
+            print(n, flush=True)
+    """
+    with subprocess.Popen(
+        script(body, path), stdout=subprocess.PIPE, env=environment(tmp_path)
+    ) as process:
+        assert process.stdout is not None
+        for _ in range(after):
+            process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+        said = after + len(process.stdout.read().splitlines())
+    with open_store(path) as store:
+        assert isinstance(store, SqliteStore)
+        people = {int(person.name): person.photos for person in store.people()}
+        assert store._execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        store.add({"Next": kept(*vectors(1))}, FACTS.digest)
+    # Whole people alone, all that were reported, and one more at most.
+    assert set(people.values()) == {3}
+    assert sorted(people) in (list(range(said)), list(range(said + 1)))
+
+
+@pytest.mark.parametrize("moment", ["insert", "commit", "clean"])
+def test_killed_inside_a_change(tmp_path: Path, moment: str) -> None:
+    path = tmp_path / "g.db"
+    new_store(path).close()
+    body = """
+        import os, signal
+        die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        store.add({"Old": photos(0)}, "digest")
+        if rest[0] == "clean":
+            store._clean = die
+            store.forget("Old")
+        execute = store._execute
+        prefix = "INSERT INTO person" if rest[0] == "insert" else "COMMIT"
+        def dying(statement, *values):
+            done = execute(statement, *values)
+            if statement.startswith(prefix):
+                die()
+            return done
+        store._execute = dying
+        store.add({"New": photos(1)}, "digest")
+    """
+    done = subprocess.run(script(body, path, moment), env=environment(tmp_path), check=False)
+    assert done.returncode == -signal.SIGKILL
+    with open_store(path) as store:
+        found = {person.name: person.photos for person in store.people()}
+    assert (
+        found
+        == {
+            "insert": {"Old": 3},
+            "commit": {"Old": 3, "New": 3},
+            "clean": {},
+        }[moment]
+    )
+    assert moment != "clean" or b"Old" not in files_of(path)
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    with new_store(tmp_path / "g.db") as store:
+        assert isinstance(store, SqliteStore)
+        store.add({"Ann": kept(*vectors(1))}, FACTS.digest)
+        pages = store._execute("PRAGMA page_count").fetchone()[0]
+        store._execute(f"PRAGMA max_page_count = {pages + 2}")
+        with pytest.raises(PersonaError, match=r"g\.db: the disk is full: make room and run again"):
+            store.add({"Bob": [Photo(vectors(1)[0], os.urandom(100_000))]}, FACTS.digest)
+        assert [person.name for person in store.people()] == ["Ann"]
+        store._execute("PRAGMA max_page_count = 1000000")
+        store.add({"Bob": kept(*vectors(1))}, FACTS.digest)
+        assert store._execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_file_limit_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "g.db"
+    with new_store(path) as store:
+        store.add({"Ann": kept(*vectors(1))}, FACTS.digest)
+    body = """
+        from persona.errors import PersonaError
+        try:
+            store.add({"Bob": [Photo(np.eye(8, dtype=np.float32)[0], bytes(500_000))]}, "digest")
+        except PersonaError as error:
+            print(error)
+    """
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    done = subprocess.run(
+        script(body, path),
+        preexec_fn=limit,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith(f"{path}: ")
+    assert "disk" in done.stdout
+    with open_store(path) as store:
+        assert [person.name for person in store.people()] == ["Ann"]
+
+
+def test_threads_share_one(tmp_path: Path) -> None:
+    with new_store(tmp_path / "g.db") as store:
+        store.add({"Ann": kept(*vectors(1))}, FACTS.digest)
+        failures: list[BaseException] = []
+
+        def work(number: int) -> None:
+            try:
+                for n in range(10):
+                    if number == 0:
+                        store.add({f"P{n}": kept(*vectors(1, n + 1))}, FACTS.digest)
+                    elif number == 1:
+                        store.people()
+                    else:
+                        (found,) = store.nearest(vectors(1), "mean")
+                        assert found is not None
+                        assert found.name == "Ann"
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failures
+        assert len(store.people()) == 11
+
+
+def test_another_networks_templates_are_refused(tmp_path: Path) -> None:
+    with new_store(tmp_path / "g.db") as store:
+        store.set_threshold(Threshold(0.5, "a set"))
+        assert store.nearest(vectors(1), "mean") == [None]
+        wider = replace(FACTS, digest="other", width=2 * WIDTH)
+        store.adopt(wider)  # nobody is there
+        assert store.facts() == wider
+        store.add({"Ann": kept(*vectors(1, width=16))}, "other")
+        assert store.nearest(vectors(1, width=16), "mean") != [None]
+        with pytest.raises(PersonaError, match=r"made by another network \(net\).*gallery rebuild"):
+            store.adopt(FACTS)
+        with pytest.raises(PersonaError, match="made by another network"):
+            store.add({"Bob": kept(*vectors(1))}, FACTS.digest)
+        assert [person.name for person in store.people()] == ["Ann"]
+
+
+def test_replace_takes_all_templates_or_none(tmp_path: Path) -> None:
+    path = tmp_path / "g.db"
+    old, new = vectors(2), vectors(2, 5)
+    with new_store(path) as store:
+        store.add({"Ann": kept(*old)}, FACTS.digest)
+        store.nearest(old[:1], "mean")
+        numbers = [number for _, number, _ in store.photos()]
+        fresh = replace(FACTS, digest="new")
+        with pytest.raises(PersonaError, match="was changed while it was rebuilt"):
+            store.replace(fresh, {numbers[0]: new[0]})
+        store.replace(fresh, dict(zip(numbers, new, strict=True)))
+        assert store.facts() == fresh
+        (found,) = store.nearest(new[:1], "max")
+        assert found is not None
+        assert found.score == pytest.approx(1, abs=1e-6)
+        assert old[0].tobytes() not in files_of(path)
+
+
+def test_new_people_only(tmp_path: Path) -> None:
+    with new_store(tmp_path / "g.db") as store:
+        store.add({"Ann": kept(*vectors(1))}, FACTS.digest)
+        with pytest.raises(PersonaError, match="somebody named 'Ann' already: forget one"):
+            store.add({"Bob": kept(*vectors(1)), "Ann": kept(*vectors(1))}, FACTS.digest, new=True)
+        assert [person.name for person in store.people()] == ["Ann"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"hello, world " * 1000, "this is no gallery: choose another path"),
+        (b"SQLite format 3\0" + bytes(5000), "this is no gallery|damaged"),
+    ],
+)
+def test_no_gallery(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "g.db"
+    path.write_bytes(content)
+    with pytest.raises(PersonaError, match=message):
+        open_store(path)
+    assert path.read_bytes() == content
+
+
+def test_a_damaged_gallery(tmp_path: Path) -> None:
+    path = tmp_path / "g.db"
+    with new_store(path) as store:
+        for n in range(50):
+            store.add({f"P{n}": kept(*vectors(5, n))}, FACTS.digest)
+    data = path.read_bytes()
+    path.write_bytes(data[:4096] + os.urandom(len(data) - 4096))
+    message = r"g\.db: the file is damaged: restore it from a copy"
+    with pytest.raises(PersonaError, match=message), open_store(path) as store:
+        store.people()
+
+
+def test_another_programs_file(tmp_path: Path) -> None:
+    path = tmp_path / "g.db"
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE cookies (name TEXT)")
+    db.close()
+    before = path.read_bytes()
+    with pytest.raises(PersonaError, match="another program's SQLite file: choose another path"):
+        open_store(path, create=True)
+    assert path.read_bytes() == before
+
+
+def test_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "g.db"
+    with new_store(path) as store:
+        store.add({"Ann": kept(*vectors(1))}, FACTS.digest)
+    more = (*sqlite.MIGRATIONS, "ALTER TABLE person ADD COLUMN note TEXT")
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite, "MIGRATIONS", more)
+        with open_store(path) as store:
+            assert isinstance(store, SqliteStore)
+            assert store._execute("SELECT name, note FROM person").fetchall() == [("Ann", None)]
+    with pytest.raises(PersonaError, match=r"gallery of version 2, this Persona knows 1: update"):
+        open_store(path)
+
+
+def test_none_there(tmp_path: Path) -> None:
+    with pytest.raises(PersonaError, match=r"no gallery at .*g\.db: `persona enroll NAME PHOTO"):
+        open_store(tmp_path / "g.db")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_passphrase_hides_all_but_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(crypt.SCRYPT, "n", 2**10)  # it is slow by design
+    path = tmp_path / "g.db"
+    template = vectors(1)[0]
+    crop = os.urandom(200)
+    with new_store(path, passphrase=PASSPHRASE) as store:
+        store.add({"Ann": [Photo(template, crop)], "Bob": kept(*vectors(1, 1))}, FACTS.digest)
+        assert template.tobytes() not in files_of(path)
+        assert crop not in files_of(path)
+        (found,) = store.nearest(template[None], "mean")
+        assert found is not None
+        assert found.name == "Ann"
+    with open_store(path, passphrase=PASSPHRASE) as store:
+        assert next(store.photos("Ann"))[2].crop == crop
+        # One person's template does not open as another's.
+        assert isinstance(store, SqliteStore)
+        store._execute(
+            "UPDATE photo SET template = (SELECT template FROM photo WHERE person = 1) "
+            "WHERE person = 2"
+        )
+        with pytest.raises(PersonaError, match="passphrase is wrong or the gallery was changed"):
+            list(store.photos("Bob"))
+    with pytest.raises(PersonaError, match=r"g\.db: the passphrase is wrong"):
+        open_store(path, passphrase=b"wrong")
+    with open_store(path) as store:
+        assert [person.name for person in store.people()] == ["Ann", "Bob"]
+        for use in (lambda: list(store.photos()), lambda: store.nearest(template[None], "max")):
+            with pytest.raises(PersonaError, match="is encrypted: give --passphrase-file FILE"):
+                use()
+        with pytest.raises(PersonaError, match="is encrypted"):
+            store.add({"Ann": kept(template)}, FACTS.digest)
+        assert store.forget("Ann") == 1
+
+
+def test_no_passphrase_for_what_is_there_already(tmp_path: Path) -> None:
+    new_store(tmp_path / "g.db").close()
+    with pytest.raises(PersonaError, match="is not encrypted: leave --passphrase-file out"):
+        open_store(tmp_path / "g.db", passphrase=PASSPHRASE)
+    with pytest.raises(PersonaError, match="PostgreSQL has to see the templates"):
+        open_store("postgresql://localhost/x", passphrase=PASSPHRASE)
+
+
+GOOD = [
+    "Ann",
+    "a/b\\c/../d",
+    "Zoë",
+    "李小龙",
+    "👩‍🚀",
+    "Robert'); DROP TABLE person;--",
+    "%s {0} <b>",
+]
+
+
+@pytest.mark.parametrize("name", [*GOOD, "x" * MAX_NAME])
+def test_names(tmp_path: Path, name: str) -> None:
+    assert check_name(f" {name} ") == name
+    with new_store(tmp_path / "g.db") as store:
+        store.add({name: kept(*vectors(1))}, FACTS.digest)
+        assert store.person(name).photos == 1
+        assert store.forget(name) == 1
+        assert store.people() == []
+
+
+def test_names_are_composed() -> None:
+    assert check_name("Zoe\u0308") == check_name("Zo\u00eb")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "holds nothing: choose 1 to 200"),
+        (" \t ", "holds nothing"),
+        ("x" * 10_000, "a name of 10000 characters: choose at most 200"),
+        ("a\0b", "control characters"),
+        ("a\nb", "control characters"),
+        ("a\x1b[31mb", "control characters"),
+        ("a\u202eb", "control characters"),
+        ("a\ud800b", "no Unicode text"),
+    ],
+)
+def test_no_names(name: str, message: str) -> None:
+    with pytest.raises(PersonaError, match=message):
+        check_name(name)
+
+
+def test_opening_needs_no_torch(tmp_path: Path) -> None:
+    new_store(tmp_path / "g.db").close()
+    body = """
+        import json
+        import persona.cli.gallery
+        store.people()
+        print(json.dumps([m for m in ("torch", "faiss", "av", "cryptography") if m in sys.modules]))
+    """
+    done = subprocess.run(
+        script(body, tmp_path / "g.db"),
+        env=environment(tmp_path),
+        capture_output=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == []
+
+
+def test_facts_of_a_stranger() -> None:
+    value: Any = FACTS.to_json()
+    change: dict[str, Any]
+    assert Facts.from_json(value, "x") == FACTS
+    for change in (
+        {"width": 3},
+        {"width": "many"},
+        {"align": []},
+        {"network": None, "threshold": 1},
+    ):
+        with pytest.raises(PersonaError, match="x"):
+            Facts.from_json(value | change, "x")
+    assert value["width"] == WIDTH

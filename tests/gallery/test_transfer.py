@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from fake_eyes import FACTS, WIDTH, kept, new_store, vectors
+
+from persona.errors import PersonaError
+from persona.gallery.store import Threshold, open_store
+from persona.gallery.transfer import FORMAT, export_people, import_people
+
+ROWS = vectors(3)
+
+
+def test_there_and_back(tmp_path: Path) -> None:
+    out = tmp_path / "people.safetensors"
+    with new_store(tmp_path / "a.db") as store:
+        store.set_threshold(Threshold(0.4, "a set"))
+        store.add({"Zoë / 李": kept(*ROWS[:2]), "Bob": kept(ROWS[2])}, FACTS.digest)
+        assert export_people(store, out) == 3
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    with open_store(tmp_path / "b.db", create=True) as store:
+        assert import_people(store, out) == {"Zoë / 李": 2, "Bob": 1}
+        assert store.facts() == FACTS  # the threshold is to be chosen anew
+        found = [photo.template for _, _, photo in store.photos()]
+        assert np.allclose(np.stack(found), ROWS, atol=1e-6)
+        with pytest.raises(PersonaError, match="has somebody named 'Zoë / 李' already"):
+            import_people(store, out)
+    with new_store(tmp_path / "c.db") as store, pytest.raises(PersonaError, match="nobody to exp"):
+        export_people(store, out)
+
+
+def write(path: Path, templates: Any = ROWS, **change: Any) -> Path:
+    meta = {
+        "format": FORMAT,
+        "facts": json.dumps(FACTS.to_json()),
+        "names": json.dumps(["Ann", "Ann", "Bob"]),
+    } | change
+    safetensors.numpy.save_file({"templates": templates}, path, meta)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "other"}, "is no file of `persona gallery export`"),
+        ({"names": "[1, 2, 3]"}, "is no file of"),
+        ({"names": "["}, "is no file of"),
+        ({"names": "[" * 100_000}, "is no file of"),
+        ({"facts": "{}"}, "does not say which network"),
+        ({"facts": "[]"}, "does not say which network"),
+        ({"names": '["Ann"]'}, r"templates \(3, 8\) float32 for 1 names of a network of 8"),
+        ({"names": '["Ann", "Ann", "a\\u0000b"]'}, "control characters"),
+        ({"names": json.dumps(["Ann", "Ann", "x" * 10_000])}, "10000 characters"),
+        ({"facts": json.dumps(FACTS.to_json() | {"digest": "other"})}, "made by another network"),
+        ({"templates": ROWS[:, :5].copy()}, r"templates \(3, 5\) float32"),
+        ({"templates": ROWS.astype(np.float64)}, "float64"),
+        ({"templates": ROWS * np.float32(np.nan)}, "zero or not finite"),
+        ({"templates": np.zeros((3, WIDTH), np.float32)}, "zero or not finite"),
+    ],
+)
+def test_a_strangers_file(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = write(tmp_path / "x.safetensors", **change)
+    with new_store(tmp_path / "g.db") as store:
+        store.add({"Cy": kept(ROWS[0])}, FACTS.digest)
+        with pytest.raises(PersonaError, match=message):
+            import_people(store, path)
+        assert [person.name for person in store.people()] == ["Cy"]
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("hello")
+    with new_store(tmp_path / "g.db") as store:
+        with pytest.raises(PersonaError, match="is no file of `persona gallery export`"):
+            import_people(store, tmp_path / "text")
+        with pytest.raises(PersonaError, match="no file at"):
+            import_people(store, tmp_path / "none")
+
+
+def test_lengths_are_mended(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.safetensors", ROWS * 3)
+    with new_store(tmp_path / "g.db") as store:
+        import_people(store, path)
+        (photo, *_) = [photo for _, _, photo in store.photos()]
+    assert np.linalg.norm(photo.template) == pytest.approx(1, abs=1e-6)

@@ -1,0 +1,166 @@
+"""Videos of coloured squares, which eyes for colours take for faces."""
+
+from __future__ import annotations
+
+import wave
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from fake_eyes import FakeEyes, gallery, photo_of
+
+from persona.data.align.spec import Crop, Face
+from persona.errors import PersonaError
+from persona.gallery import Gallery, video
+from persona.gallery.faces import SeenFace
+from persona.gallery.video import annotate_video, recognise_video
+
+SIDE, WIDTH, HEIGHT, RATE = 24, 160, 96, 10
+RED, BLUE = (220, 0, 0), (0, 0, 220)
+TEMPLATE = {RED: np.eye(8, dtype=np.float32)[0], BLUE: np.eye(8, dtype=np.float32)[2]}
+Scene = Callable[[float], dict[tuple[int, int, int], tuple[int, int]]]
+"""Time to where the corner of each square is."""
+
+
+class ColourEyes(FakeEyes):
+    """A square is a face; its colour, give or take the codec's, is its template."""
+
+    small = False
+
+    def find(self, photo: Any) -> list[SeenFace]:
+        if not isinstance(photo, np.ndarray):
+            return super().find(photo)
+        seen = []
+        for colour, template in TEMPLATE.items():
+            rows, columns = np.nonzero(np.abs(photo.astype(int) - colour).sum(axis=2) < 120)
+            if len(rows) > SIDE:
+                box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+                x0, y0, x1, y1 = map(float, box)
+                crop = Crop(template.tobytes(), None, None)
+                flaw = "too small: 24 px" if self.small else None
+                seen.append(SeenFace(Face((x0, y0, x1, y1), 1.0), crop, flaw))
+        return sorted(seen, key=lambda one: one.face.box)
+
+
+@pytest.fixture
+def known(tmp_path: Path) -> Iterator[Gallery]:
+    """Ruby is red; nobody knows blue."""
+    with gallery(tmp_path / "g.db") as some:
+        some.eyes = ColourEyes()  # type: ignore[assignment]
+        some.enroll("Ruby", [photo_of(TEMPLATE[RED])])
+        yield some
+
+
+def film(path: Path, scene: Scene, seconds: float = 3.0) -> Path:
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=RATE)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.gop_size = 5
+        for number in range(int(seconds * RATE)):
+            photo = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
+            for colour, (x, y) in scene(number / RATE).items():
+                photo[y : y + SIDE, x : x + SIDE] = colour
+            frame = av.VideoFrame.from_ndarray(photo, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, RATE)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def both(time_s: float) -> dict[tuple[int, int, int], tuple[int, int]]:
+    """Red walks to the right all the time, past blue, who leaves after 1 s."""
+    places = {RED: (8 + int(40 * time_s), 40)}
+    return places | ({BLUE: (60, 34)} if time_s < 1 else {})
+
+
+def test_one_person_is_one_track(known: Gallery, tmp_path: Path) -> None:
+    seen = recognise_video(known, film(tmp_path / "v.mp4", both), every_s=0.2)
+    assert (seen.frames, seen.cut_off) == (15, False)
+    assert seen.seconds == pytest.approx(2.9)
+    red, blue = seen.tracks
+    assert red.sighting is not None
+    assert blue.sighting is not None
+    assert (red.sighting.name, red.from_s) == ("Ruby", 0.0)
+    assert red.to_s == pytest.approx(2.8)
+    assert (blue.sighting.name, blue.sighting.nearest) == (None, "Ruby")
+    assert blue.from_s == 0.0
+    assert blue.to_s == pytest.approx(0.8)
+    middle = red.at(1.1)  # between two samples
+    assert middle is not None
+    assert middle[0] == pytest.approx(8 + 40 * 1.1, abs=3)
+    assert blue.at(1.1) is None
+
+
+def test_a_cut_to_another_person_is_another_track(known: Gallery, tmp_path: Path) -> None:
+    def cut(time_s: float) -> dict[tuple[int, int, int], tuple[int, int]]:
+        return {RED if time_s < 1.5 else BLUE: (60, 40)}
+
+    seen = recognise_video(known, film(tmp_path / "v.mp4", cut))
+    assert [track.sighting and track.sighting.name for track in seen.tracks] == ["Ruby", None]
+
+
+def test_who_comes_back_is_a_new_track(known: Gallery, tmp_path: Path) -> None:
+    def away(time_s: float) -> dict[tuple[int, int, int], tuple[int, int]]:
+        return {} if 0.5 < time_s < 2.2 else {RED: (60, 40)}
+
+    seen = recognise_video(known, film(tmp_path / "v.mp4", away))
+    assert [(round(t.from_s, 1), round(t.to_s, 1)) for t in seen.tracks] == [(0.0, 0.4), (2.2, 2.8)]
+
+
+def test_a_track_without_a_usable_face_says_why(known: Gallery, tmp_path: Path) -> None:
+    known.eyes.small = True  # type: ignore[attr-defined]
+    (track,) = recognise_video(known, film(tmp_path / "v.mp4", lambda _: {RED: (9, 9)})).tracks
+    assert track.sighting is not None
+    assert track.sighting.refused == "too small: 24 px"
+    assert len(track.boxes) == 15
+
+
+def test_the_copy_has_boxes_and_every_frame(known: Gallery, tmp_path: Path) -> None:
+    path, out = film(tmp_path / "v.mp4", both), tmp_path / "deep" / "copy.mp4"
+    seen = recognise_video(known, path)
+    annotate_video(seen, path, out)
+    with av.open(str(out)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == 30
+    green = [int((np.abs(f.astype(int) - (0, 200, 80)).sum(axis=2) < 100).sum()) for f in frames]
+    assert min(green) > SIDE
+    orange = [int((np.abs(f.astype(int) - (255, 170, 0)).sum(axis=2) < 120).sum()) for f in frames]
+    assert orange[5] > SIDE > orange[20]
+    assert [p.name for p in out.parent.iterdir()] == ["copy.mp4"]
+
+
+def test_no_face(known: Gallery, tmp_path: Path) -> None:
+    seen = recognise_video(known, film(tmp_path / "v.mp4", lambda _: {}, 1.0))
+    assert (seen.tracks, seen.frames) == ((), 5)
+
+
+def test_a_cut_video_is_looked_at_as_far_as_it_goes(known: Gallery, tmp_path: Path) -> None:
+    whole = film(tmp_path / "v.mkv", both).read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) * 6 // 10])
+    seen = recognise_video(known, tmp_path / "cut.mkv")
+    assert 0 < seen.seconds < 2.5
+    assert seen.cut_off
+    assert seen.tracks[0].sighting is not None
+    assert seen.tracks[0].sighting.name == "Ruby"
+
+
+def test_what_is_no_video(known: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = film(tmp_path / "v.mp4", both)
+    (tmp_path / "cut.mp4").write_bytes(whole.read_bytes()[:2000])  # its index is at the end
+    (tmp_path / "text.mp4").write_text("hello " * 100)
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    with wave.open(str(tmp_path / "sound.wav"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(8000))
+    for name in ("cut.mp4", "text.mp4", "empty.mp4"):
+        with pytest.raises(PersonaError, match=f"{name} is no photo or video that can be read"):
+            recognise_video(known, tmp_path / name)
+    with pytest.raises(PersonaError, match=r"sound\.wav has no pictures: it is sound alone"):
+        recognise_video(known, tmp_path / "sound.wav")
+    monkeypatch.setattr(video, "MAX_PIXELS", 10_000)
+    with pytest.raises(PersonaError, match="frames of 160 x 96 px are over the limit"):
+        recognise_video(known, whole)
