@@ -1,0 +1,276 @@
+"""The JSON API and the page, as an ASGI application on an open gallery.
+
+    GET  /api/health                        it lives
+    GET  /api/people                        who is in the gallery, and by what rules it answers
+    POST /api/recognise  photo              who is in the photo
+    POST /api/enroll     name, photo..., force   remembers someone
+    POST /api/forget     name               forgets someone
+    GET  /openapi.json                      all of this in full
+
+What is posted is a form (`curl -F photo=@me.jpg URL/api/recognise`), every answer is JSON, an error
+`{"error": one line}`. No name stands in a URL.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from persona import __version__
+from persona.errors import PersonaError, SkipPhoto
+from persona.serve.gate import Busy, Gate, TooSlow
+from persona.serve.guard import Guard, problem
+from persona.serve.uploads import FORM, PHOTO, Form, Limits, decode, read_form
+
+if TYPE_CHECKING:
+    from persona.gallery import Gallery
+
+RETRY_AFTER_S = 1
+PAGE = {
+    "/": ("page.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
+YES = {"1", "true", "yes"}
+
+
+class Health(BaseModel):
+    """It lives."""
+
+    status: str
+
+
+class PersonRow(BaseModel):
+    """Someone in the gallery."""
+
+    name: str
+    photos: int
+    created: str
+
+
+class Bounds(BaseModel):
+    """What a request may bring."""
+
+    photo_bytes: int
+    request_bytes: int
+    photos: int
+    pixels: int
+
+
+class People(BaseModel):
+    """The gallery and the rules by which it answers."""
+
+    network: str
+    match: str
+    threshold: float
+    people: list[PersonRow]
+    limits: Bounds
+
+
+class Face(BaseModel):
+    """A face in a photo; without a name it is unknown."""
+
+    box: tuple[float, float, float, float]
+    """x, y, width, height in px of the upright photo."""
+    name: str | None
+    nearest: str | None
+    score: float | None
+    refused: str | None
+
+
+class Recognised(BaseModel):
+    """The faces of a photo."""
+
+    width: int
+    height: int
+    threshold: float
+    faces: list[Face]
+
+
+class EnrolledPhotos(BaseModel):
+    """What came of an enrolment; a photo that was refused is named with its reason."""
+
+    name: str
+    added: int
+    refused: list[str]
+    looks_like: str | None
+    similarity: float | None
+
+
+class Forgotten(BaseModel):
+    """How many templates are gone."""
+
+    name: str
+    templates: int
+
+
+class Problem(BaseModel):
+    """One line: what is wrong, where, and what to do."""
+
+    error: str
+
+
+def build_app(
+    gallery: Gallery,
+    gate: Gate,
+    *,
+    network: str,
+    match: str = "mean",
+    limits: Limits | None = None,
+    names: frozenset[str] = frozenset({"localhost"}),
+    token: str | None = None,
+) -> Guard:
+    """The application.
+
+    Args:
+        gallery: used from the gate's threads; it stays its caller's to close.
+        gate: its caller's to close.
+        network: shown beside every answer, as `match` is.
+        names: host names beside addresses that a request may give.
+        token: wanted of every request to the API; None: of none.
+    """
+    limits = limits or Limits()
+    app = FastAPI(
+        title="Persona",
+        version=__version__,
+        description="A gallery of faces: enrol, recognise, forget.",
+        docs_url=None,  # these pages load their scripts from elsewhere
+        redoc_url=None,
+        responses={"4XX": {"model": Problem}, "503": {"model": Problem}},
+        exception_handlers={
+            HTTPException: _http_problem,
+            PersonaError: lambda _, error: problem(422, str(error)),
+            SkipPhoto: lambda _, error: problem(422, str(error)),
+            TooSlow: lambda _, error: problem(408, str(error)),
+            Busy: lambda _, error: _busy(),
+            Exception: lambda _, error: problem(500, "a fault of the program: its log says where"),
+        },
+    )
+
+    async def through(request: Request, photos: int, work: Callable[[Form], Any]) -> Any:
+        return await gate.run(partial(read_form, request, limits, photos=photos), work)
+
+    @app.get("/api/health")
+    async def health() -> Health:
+        """Says that it lives."""
+        return Health(status="ok")
+
+    @app.get("/api/people")
+    def people() -> People:
+        """Who is in the gallery, and by what rules it answers."""
+        rows = [PersonRow(**_row(person)) for person in gallery.people()]
+        return People(
+            network=network,
+            match=match,
+            threshold=gallery.threshold,
+            people=rows,
+            limits=Bounds(**{name: getattr(limits, name) for name in Bounds.model_fields}),
+        )
+
+    @app.post("/api/recognise", openapi_extra=_body({PHOTO: _FILE}, PHOTO))
+    async def recognise(request: Request) -> Recognised:
+        """Finds the faces of a photo and who they are."""
+
+        def work(form: Form) -> Recognised:
+            pixels = decode(_only(form.photos), limits.pixels)
+            sightings = gallery.recognise(pixels)
+            return Recognised(
+                width=pixels.shape[1],
+                height=pixels.shape[0],
+                threshold=gallery.threshold,
+                faces=[Face(**dataclasses.asdict(sighting)) for sighting in sightings],
+            )
+
+        return await through(request, 1, work)
+
+    fields = {"name": _TEXT, PHOTO: {"type": "array", "items": _FILE}, "force": _TEXT}
+
+    @app.post("/api/enroll", openapi_extra=_body(fields, "name", PHOTO))
+    async def enroll(request: Request) -> EnrolledPhotos:
+        """Remembers someone by up to `limits.photos` photos; `force` passes over a doubt."""
+
+        def work(form: Form) -> EnrolledPhotos:
+            name = _field(form, "name")
+            sound, refused = [], []
+            for number, data in enumerate(form.photos, 1):
+                try:
+                    sound.append(decode(data, limits.pixels))
+                except SkipPhoto as reason:
+                    refused.append(f"photo {number}: {reason}")
+            if not sound:
+                raise PersonaError("; ".join(refused) or f"no {PHOTO} in the form: send one")
+            enrolled = gallery.enroll(name, sound, force=form.fields.get("force") in YES)
+            given = dataclasses.asdict(enrolled)
+            return EnrolledPhotos(**{**given, "refused": [*refused, *enrolled.refused]})
+
+        return await through(request, limits.photos, work)
+
+    @app.post("/api/forget", openapi_extra=_body({"name": _TEXT}, "name"))
+    async def forget(request: Request) -> Forgotten:
+        """Forgets someone, templates and photos."""
+
+        def work(form: Form) -> Forgotten:
+            name = _field(form, "name")
+            return Forgotten(name=name, templates=gallery.forget(name))
+
+        return await through(request, 0, work)
+
+    for path, (file, kind) in PAGE.items():
+        content = (resources.files("persona.serve") / file).read_bytes()
+        answer = partial(Response, content, media_type=f"{kind}; charset=utf-8")
+        app.add_api_route(path, _constant(answer), include_in_schema=False)
+    return Guard(app, names=names, token=token)
+
+
+_TEXT = {"type": "string"}
+_FILE = {"type": "string", "format": "binary"}
+
+
+def _body(properties: dict[str, Any], *required: str) -> dict[str, Any]:
+    """OpenAPI's words for a form."""
+    schema = {"type": "object", "properties": properties, "required": list(required)}
+    return {"requestBody": {"required": True, "content": {FORM: {"schema": schema}}}}
+
+
+def _constant(answer: Callable[[], Response]) -> Callable[[], Any]:
+    async def route() -> Response:
+        return answer()
+
+    return route
+
+
+def _row(person: Any) -> dict[str, Any]:
+    return {**dataclasses.asdict(person), "created": str(person.created)}
+
+
+def _only(photos: list[bytes]) -> bytes:
+    if not photos:
+        raise PersonaError(f"no {PHOTO} in the form: send one")
+    return photos[0]
+
+
+def _field(form: Form, name: str) -> str:
+    if name not in form.fields:
+        raise PersonaError(f"no {name} in the form: send one")
+    return form.fields[name]
+
+
+def _http_problem(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    answer = problem(error.status_code, error.detail)
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+def _busy() -> JSONResponse:
+    answer = problem(503, "too many requests wait already: try again soon")
+    answer.headers["Retry-After"] = str(RETRY_AFTER_S)
+    return answer

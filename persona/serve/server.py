@@ -1,0 +1,142 @@
+"""The server: a socket that is bound before anything is loaded, and uvicorn on it.
+
+Uvicorn gives a request's head, and what is left of a body that was refused, all the time they want;
+here they have HEAD_S, so that clients which send nothing or no end do not use the connections up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import signal
+import socket
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from persona.errors import PersonaError
+
+HEAD_S = 10.0
+CONNECTIONS = 256
+GRACE_S = 10
+
+
+class PatientProtocol(H11Protocol):
+    """A connection that has HEAD_S, while no request is being answered, to send the next head."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Its time runs."""
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Its time stops with the head's last byte."""
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is over."""
+        self._stop()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(HEAD_S, self.transport.abort)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def is_loopback(listener: socket.socket) -> bool:
+    """Whether nothing but this machine reaches it there."""
+    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; `port` 0 takes any free one.
+
+    Raises:
+        PersonaError: the port is taken, or the address is not this machine's.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family)
+    except socket.gaierror:
+        raise PersonaError(f"--host {host} is no address: give an IP address or a name") from None
+    except OSError as error:
+        reasons = {
+            errno.EADDRINUSE: "is in use: choose another --port, or 0 for any free one",
+            errno.EACCES: "needs root: choose a --port above 1023",
+            errno.EADDRNOTAVAIL: "is no address of this machine: choose another --host",
+        }
+        if error.errno not in reasons:
+            raise
+        raise PersonaError(f"{host} port {port} {reasons[error.errno]}") from None
+
+
+def url_of(listener: socket.socket, host: str, *, secure: bool) -> str:
+    """Where the page is."""
+    shown = f"[{host}]" if ":" in host else host
+    return f"http{'s' * secure}://{shown}:{listener.getsockname()[1]}"
+
+
+def build_server(
+    app: Any, *, certificate: Path | None = None, key: Path | None = None
+) -> uvicorn.Server:
+    """A server that logs no request.
+
+    Raises:
+        PersonaError: the certificate or its key cannot be read.
+    """
+    config = uvicorn.Config(
+        app,
+        http=PatientProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=GRACE_S,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+    )
+    try:
+        config.load()
+    except (ssl.SSLError, FileNotFoundError):
+        raise PersonaError(
+            f"{certificate} and its key cannot be read as PEM: mend --certificate and --key"
+        ) from None
+    return uvicorn.Server(config)
+
+
+def serve(server: uvicorn.Server, listener: socket.socket, ready: Callable[[], None]) -> None:
+    """Serves until SIGINT or SIGTERM; what is in work is finished first.
+
+    Connections are taken from the start, so `ready` is called before the first is answered.
+    """
+
+    def end(*_: object) -> None:
+        server.should_exit = True
+
+    # Uvicorn hands the signal on to these once it has ended.
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        ready()
+        server.run(sockets=[listener])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,190 @@
+"""A gallery in memory, a server of it in this process, and requests to that."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from persona.errors import PersonaError
+from persona.serve.api import build_app
+from persona.serve.gate import Gate
+from persona.serve.server import build_server, listen
+from persona.serve.uploads import Limits
+
+Photo = npt.NDArray[np.uint8]
+BOUNDARY = "drawn-line"
+
+
+@dataclass(frozen=True)
+class Sighting:
+    box: tuple[float, float, float, float]
+    name: str | None
+    nearest: str | None
+    score: float | None
+    refused: str | None
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    name: str
+    added: int
+    refused: tuple[str, ...]
+    looks_like: str | None
+    similarity: float | None
+
+
+@dataclass(frozen=True)
+class Person:
+    name: str
+    photos: int
+    created: str
+
+
+@dataclass
+class ColourGallery:
+    """Knows people by the mean colour of their photos."""
+
+    threshold: float = 0.9
+    pause_s: float = 0.0
+    known: dict[str, list[npt.NDArray[np.float64]]] = field(default_factory=dict)
+    seen: list[tuple[int, ...]] = field(default_factory=list)
+    """Shapes of the photos that came."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def enroll(self, name: str, photos: Sequence[Photo], *, force: bool = False) -> Enrolled:
+        if len(name) > 200:
+            raise PersonaError("the name has over 200 characters: choose a shorter one")
+        with self.lock:
+            self.seen += [photo.shape for photo in photos]
+            self.known.setdefault(name, []).extend(map(self._template, photos))
+        return Enrolled(name, len(photos), (), None, None)
+
+    def recognise(self, photo: Photo) -> tuple[Sighting, ...]:
+        time.sleep(self.pause_s)
+        wanted = self._template(photo)
+        with self.lock:
+            self.seen.append(photo.shape)
+            scores = {
+                name: float(np.mean(rows, axis=0) @ wanted) for name, rows in self.known.items()
+            }
+        height, width, _ = photo.shape
+        box = (width / 4, height / 4, width / 2, height / 2)
+        nearest = max(scores, key=scores.__getitem__, default=None)
+        score = None if nearest is None else scores[nearest]
+        name = nearest if score is not None and score >= self.threshold else None
+        return (Sighting(box, name, nearest, score, None),)
+
+    def people(self) -> list[Person]:
+        return [Person(name, len(rows), "2026-11-25") for name, rows in sorted(self.known.items())]
+
+    def forget(self, name: str) -> int:
+        if name not in self.known:
+            raise PersonaError(f"nobody is enrolled as {name!r}")
+        return len(self.known.pop(name))
+
+    @staticmethod
+    def _template(photo: Photo) -> npt.NDArray[np.float64]:
+        colour = photo.reshape(-1, 3).mean(axis=0) - 127.5
+        return np.asarray(colour / np.linalg.norm(colour))
+
+
+@contextlib.contextmanager
+def serving(
+    gallery: Any,
+    *,
+    limits: Limits | None = None,
+    workers: int = 2,
+    token: str | None = None,
+    names: frozenset[str] = frozenset({"localhost"}),
+) -> Iterator[int]:
+    """The port of a server in a thread of this process."""
+    limits = limits or Limits()
+    gate = Gate(workers, limits.waiting, read_s=limits.read_s, work_s=limits.work_s)
+    app = build_app(gallery, gate, network="colours", limits=limits, token=token, names=names)
+    listener = listen("127.0.0.1", 0)
+    port = int(listener.getsockname()[1])
+    server = build_server(app)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield port
+    finally:
+        server.should_exit = True
+        thread.join()
+        gate.close()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> str:
+        """The one line of an error."""
+        line = str(self.json["error"])
+        assert line and "\n" not in line
+        return line
+
+
+def form(*parts: tuple[str, str | bytes], boundary: str = BOUNDARY) -> bytes:
+    """A form's bytes; bytes are photos."""
+    body = b""
+    for name, value in parts:
+        file = b"" if isinstance(value, str) else b'; filename="../../etc/passwd"'
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"'.encode()
+        data = value.encode() if isinstance(value, str) else value
+        body += head + file + b"\r\n\r\n" + data + b"\r\n"
+    return body + f"--{boundary}--\r\n".encode()
+
+
+def ask(port: int, path: str, body: bytes | None = None, /, **headers: str) -> Answer:
+    """Sends one request; `body` makes it a POST. In headers' names _ stands for -."""
+    given = {name.replace("_", "-"): value for name, value in headers.items()}
+    if body is not None:
+        given.setdefault("content-type", f"multipart/form-data; boundary={BOUNDARY}")
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as line:
+        line.request("GET" if body is None else "POST", path, body, given)
+        answer = line.getresponse()
+        return Answer(
+            answer.status,
+            {name.lower(): value for name, value in answer.getheaders()},
+            answer.read(),
+        )
+
+
+def post(port: int, path: str, *parts: tuple[str, str | bytes], **headers: str) -> Answer:
+    """Posts a form."""
+    return ask(port, path, form(*parts), **headers)
+
+
+def photo(
+    colour: tuple[int, int, int] = (200, 40, 40),
+    *,
+    size_px: tuple[int, int] = (48, 32),
+    mode: str = "RGB",
+    form: str = "JPEG",
+    **options: Any,
+) -> bytes:
+    """A photo of one colour."""
+    buffer = io.BytesIO()
+    Image.new("RGB", size_px, colour).convert(mode).save(buffer, form, **options)
+    return buffer.getvalue()

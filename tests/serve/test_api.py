@@ -1,0 +1,328 @@
+"""The API over a real socket: what is answered, refused and never said."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from serving import ColourGallery, ask, photo, post, serving
+
+from persona.serve.uploads import Limits
+
+RED, BLUE = photo((200, 40, 40)), photo((40, 40, 200))
+LIMITS = Limits(photo_bytes=200_000, request_bytes=500_000, photos=4, pixels=1_000_000)
+
+
+@pytest.fixture(scope="module")
+def gallery() -> ColourGallery:
+    return ColourGallery()
+
+
+@pytest.fixture(scope="module")
+def port(gallery: ColourGallery) -> Iterator[int]:
+    with serving(gallery, limits=LIMITS) as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def _nobody(gallery: ColourGallery) -> None:
+    gallery.known.clear()
+    gallery.seen.clear()
+
+
+def test_enroll_recognise_people_forget(port: int) -> None:
+    enrolled = post(port, "/api/enroll", ("name", "Ada"), ("photo", RED), ("photo", RED))
+    assert enrolled.status == 200
+    assert enrolled.json["added"] == 2
+    people = ask(port, "/api/people").json
+    assert people["people"] == [{"name": "Ada", "photos": 2, "created": "2026-11-25"}]
+    assert people["threshold"] == 0.9
+    assert people["limits"]["photos"] == 4
+    seen = post(port, "/api/recognise", ("photo", RED)).json
+    assert (seen["width"], seen["height"], seen["threshold"]) == (48, 32, 0.9)
+    face = seen["faces"][0]
+    assert face["name"] == "Ada"
+    assert face["box"] == [12, 8, 24, 16]
+    stranger = post(port, "/api/recognise", ("photo", BLUE)).json["faces"][0]
+    assert stranger["name"] is None
+    assert stranger["nearest"] == "Ada"
+    assert post(port, "/api/forget", ("name", "Ada")).json == {"name": "Ada", "templates": 2}
+    assert ask(port, "/api/people").json["people"] == []
+
+
+NAMES = {
+    "slashes": "../../etc/passwd",
+    "emoji": "👩‍🚀 Zoë",
+    "SQL": "'; DROP TABLE people; --",
+    "HTML": "<img src=x onerror=alert(1)>",
+    "control": "a\x00b\x1b[31m",
+}
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_a_name_is_only_ever_a_name(port: int, name: str) -> None:
+    assert post(port, "/api/enroll", ("name", name), ("photo", RED)).json["name"] == name
+    assert ask(port, "/api/people").json["people"][0]["name"] == name
+    assert post(port, "/api/forget", ("name", name)).json["templates"] == 1
+
+
+def test_a_name_of_10000_characters(port: int) -> None:
+    refused = post(port, "/api/enroll", ("name", "x" * 10_000), ("photo", RED))
+    assert refused.status == 422
+    assert "200 characters" in refused.error
+    beyond = post(port, "/api/enroll", ("name", "x" * 100_000), ("photo", RED))
+    assert beyond.status == 400
+    assert beyond.error.startswith("the form cannot be read")
+
+
+def bomb() -> bytes:
+    """A PNG of 8,100 megapixels in a few hundred bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    head = struct.pack(">IIBBBBB", 90_000, 90_000, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(bytes(100_000)))
+        + chunk(b"IEND", b"")
+    )
+
+
+def rotated() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return photo(exif=exif)
+
+
+def sixteen_bit() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((32, 48), 40_000, np.uint16)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+BROKEN = {
+    "empty": (b"", "unreadable: empty file"),
+    "text": (b"This is no photo.", "unreadable: no JPEG, PNG, BMP or WebP"),
+    "truncated": (photo((1, 2, 3), quality=100)[:-40], "unreadable: OSError"),
+    "bomb": (bomb(), "unreadable: "),
+    "too many pixels": (photo(size_px=(1100, 1000)), "1100 x 1000 px is over 1 megapixels"),
+}
+
+
+@pytest.mark.parametrize(("data", "reason"), BROKEN.values(), ids=BROKEN)
+def test_photos_that_are_refused(
+    port: int, gallery: ColourGallery, data: bytes, reason: str
+) -> None:
+    refused = post(port, "/api/recognise", ("photo", data))
+    assert refused.status == 422
+    assert reason in refused.error
+    enrolled = post(port, "/api/enroll", ("name", "Ada"), ("photo", RED), ("photo", data))
+    assert enrolled.json["added"] == 1
+    assert enrolled.json["refused"][0].startswith("photo 2: ")
+    assert reason in enrolled.json["refused"][0]
+    alone = post(port, "/api/enroll", ("name", "Bob"), ("photo", data))
+    assert alone.status == 422
+    assert reason in alone.error
+    assert list(gallery.known) == ["Ada"]
+
+
+SOUND = {
+    "EXIF rotated": (rotated(), (48, 32, 3)),
+    "grey": (photo(mode="L"), (32, 48, 3)),
+    "CMYK": (photo(mode="CMYK"), (32, 48, 3)),
+    "16-bit": (sixteen_bit(), (32, 48, 3)),
+    "transparent": (photo(form="PNG", mode="RGBA"), (32, 48, 3)),
+}
+
+
+@pytest.mark.parametrize(("data", "shape"), SOUND.values(), ids=SOUND)
+def test_photos_of_every_kind(
+    port: int, gallery: ColourGallery, data: bytes, shape: tuple[int, int, int]
+) -> None:
+    seen = post(port, "/api/recognise", ("photo", data)).json
+    assert gallery.seen == [shape]
+    assert (seen["height"], seen["width"]) == shape[:2]
+
+
+def test_limits_on_bytes_and_files(port: int, gallery: ColourGallery) -> None:
+    noise = np.random.default_rng(0).bytes(210_000)
+    photos = [("photo", bytes(150_000))] * 4
+    cases = {
+        "a photo is over 0.2 MB": (413, post(port, "/api/recognise", ("photo", noise))),
+        "the request is over 0.564 MB": (413, post(port, "/api/enroll", ("name", "A"), *photos)),
+        "Too many files": (400, post(port, "/api/enroll", *[("photo", RED)] * 5)),
+        "Too many fields": (400, post(port, "/api/forget", *[("name", "A")] * 9)),
+    }
+    for line, (status, answer) in cases.items():
+        assert answer.status == status
+        assert line in answer.error
+    assert gallery.seen == []
+
+
+def test_an_endless_body_is_refused_on_the_way(port: int) -> None:
+    """Without a Content-Length, so that nothing but counting can tell."""
+    import http.client
+
+    line = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    line.putrequest("POST", "/api/recognise")
+    line.putheader("Content-Type", "multipart/form-data; boundary=b")
+    line.putheader("Transfer-Encoding", "chunked")
+    line.endheaders()
+    line.send(b"%x\r\n%s\r\n" % (300_000, bytes(300_000)))
+    answer = line.getresponse()
+    assert answer.status in {400, 413}
+    assert json.loads(answer.read())["error"]
+    line.close()
+
+
+def test_requests_that_are_no_form(port: int) -> None:
+    deep = b"[" * 200_000
+    assert ask(port, "/api/forget", deep, content_type="application/json").status == 415
+    assert ask(port, "/api/forget", b"name=Ada", content_type="text/plain").status == 415
+    lost = ask(port, "/api/forget", b"no form", content_type="multipart/form-data")
+    assert lost.status == 400
+    assert "boundary" in lost.error
+    cut = ask(port, "/api/forget", b"--other\r\n")
+    assert cut.status == 400
+    assert "no name in the form" in post(port, "/api/forget").error
+    assert "no photo in the form" in post(port, "/api/recognise", ("name", "A")).error
+    assert "nobody is enrolled as 'Bob'" in post(port, "/api/forget", ("name", "Bob")).error
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/page.js/../../api.py", "/docs", "/x"],
+)
+def test_no_path_is_opened(port: int, path: str) -> None:
+    answer = ask(port, path)
+    assert answer.status == 404
+    assert answer.error == "Not Found"
+    assert ask(port, "/api/enroll").status == 405
+
+
+def test_openapi_and_page_load_nothing_from_elsewhere(port: int) -> None:
+    paths = ask(port, "/openapi.json").json["paths"]
+    assert set(paths) == {
+        f"/api/{name}" for name in ("health", "people", "recognise", "enroll", "forget")
+    }
+    assert "multipart/form-data" in paths["/api/enroll"]["post"]["requestBody"]["content"]
+    for path in ("/", "/page.css", "/page.js"):
+        answer = ask(port, path)
+        assert answer.status == 200
+        assert b"://" not in answer.body
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_other_hosts_and_origins(port: int) -> None:
+    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "", "[::1"):
+        assert ask(port, "/api/people", host=host).status == 421
+    for host in (f"localhost:{port}", f"127.0.0.1:{port}", "[::1]:1"):
+        assert ask(port, "/api/people", host=host).status == 200
+    here = {"host": f"127.0.0.1:{port}"}
+    for origin in ("http://evil.example", "null", f"https://127.0.0.1:{port}", "http://127.0.0.1"):
+        refused = post(port, "/api/forget", ("name", "A"), origin=origin, **here)
+        assert refused.status == 403
+        assert "another site" in refused.error
+    assert ask(port, "/api/people", sec_fetch_site="cross-site").status == 403
+    assert ask(port, "/", sec_fetch_site="cross-site").status == 200  # a link leads here
+    own = post(port, "/api/forget", ("name", "A"), origin=f"http://127.0.0.1:{port}", **here)
+    assert own.status == 422
+    assert not any(name.startswith("access-control") for name in own.headers)
+
+
+def test_the_token() -> None:
+    with serving(ColourGallery(), token="right-token") as port:
+        for given in ({}, {"authorization": "Bearer wrong"}, {"authorization": "right-token"}):
+            refused = ask(port, "/api/people", **given)
+            assert refused.status == 401
+            assert refused.headers["www-authenticate"] == "Bearer"
+            assert "right" not in refused.error
+        assert ask(port, "/api/people?token=right-token").status == 401
+        assert ask(port, "/api/people", authorization="Bearer right-token").status == 200
+        assert ask(port, "/api/health").json == {"status": "ok"}
+        assert ask(port, "/").status == 200
+
+
+def test_nothing_personal_is_logged(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Faulty(ColourGallery):
+        def recognise(self, photo: object) -> tuple[()]:
+            raise RuntimeError("Ada scored 0.987")
+
+    caplog.set_level(logging.DEBUG)
+    with serving(Faulty()) as port:
+        post(port, "/api/enroll", ("name", "Ada"), ("photo", RED))
+        fault = post(port, "/api/recognise", ("photo", RED))
+        post(port, "/api/forget", ("name", "Ada"))
+    assert fault.status == 500
+    assert fault.error == "a fault of the program: its log says where"
+    said = caplog.text + "".join(capfd.readouterr())
+    assert "RuntimeError" in said
+    assert "in recognise" in said
+    assert "Ada" not in said.replace(str(Path(__file__)), "").replace('"Ada scored 0.987"', "")
+    assert "POST" not in said
+
+
+def test_200_requests_at_16_at_a_time() -> None:
+    gallery = ColourGallery(pause_s=0.002)
+    with serving(gallery) as port, ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: post(port, "/api/recognise", ("photo", RED)), range(200)))
+    assert [answer.status for answer in answers] == [200] * 200
+    assert len(gallery.seen) == 200
+
+
+class HeldGallery(ColourGallery):
+    """Recognises nobody until it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let = threading.Event()
+
+    def recognise(self, photo: object) -> tuple[()]:
+        assert self.let.wait(60)
+        return ()
+
+
+def test_beyond_the_bound_it_is_busy() -> None:
+    gallery = HeldGallery()
+    limits = Limits(waiting=1)
+    with serving(gallery, limits=limits, workers=1) as port, ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(post, port, "/api/recognise", ("photo", RED)) for _ in range(3)]
+        done, _ = wait(asked, return_when=FIRST_COMPLETED)
+        refused = done.pop().result()
+        assert refused.status == 503
+        assert refused.headers["retry-after"] == "1"
+        assert "too many requests" in refused.error
+        assert ask(port, "/api/health").status == 200
+        gallery.let.set()
+        assert sorted(answer.result().status for answer in asked) == [200, 200, 503]
+
+
+def test_what_takes_too_long_is_told_so_and_keeps_its_place() -> None:
+    gallery = HeldGallery()
+    with serving(gallery, limits=Limits(waiting=0, work_s=0.2), workers=1) as port:
+        late = post(port, "/api/recognise", ("photo", RED))
+        assert late.status == 408
+        assert "the answer was not ready within 0.2 s" in late.error
+        assert post(port, "/api/recognise", ("photo", RED)).status == 503
+        gallery.let.set()
+        while post(port, "/api/recognise", ("photo", RED)).status == 503:
+            pass  # until the thread has seen it
