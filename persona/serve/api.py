@@ -17,10 +17,10 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
@@ -39,6 +39,7 @@ PAGE = {
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
 }
+T = TypeVar("T")
 YES = {"1", "true", "yes"}
 
 
@@ -145,17 +146,10 @@ def build_app(
         docs_url=None,  # these pages load their scripts from elsewhere
         redoc_url=None,
         responses={"4XX": {"model": Problem}, "503": {"model": Problem}},
-        exception_handlers={
-            HTTPException: _http_problem,
-            PersonaError: lambda _, error: problem(422, str(error)),
-            SkipPhoto: lambda _, error: problem(422, str(error)),
-            TooSlow: lambda _, error: problem(408, str(error)),
-            Busy: lambda _, error: _busy(),
-            Exception: lambda _, error: problem(500, "a fault of the program: its log says where"),
-        },
+        exception_handlers=dict.fromkeys(EXPLAINED, _explain),
     )
 
-    async def through(request: Request, photos: int, work: Callable[[Form], Any]) -> Any:
+    async def through(request: Request, photos: int, work: Callable[[Form], T]) -> T:
         return await gate.run(partial(read_form, request, limits, photos=photos), work)
 
     @app.get("/api/health")
@@ -263,14 +257,22 @@ def _field(form: Form, name: str) -> str:
     return form.fields[name]
 
 
-def _http_problem(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    answer = problem(error.status_code, error.detail)
-    answer.headers.update(error.headers or {})
-    return answer
+EXPLAINED = (HTTPException, PersonaError, SkipPhoto, Busy, TooSlow, Exception)
 
 
-def _busy() -> JSONResponse:
-    answer = problem(503, "too many requests wait already: try again soon")
-    answer.headers["Retry-After"] = str(RETRY_AFTER_S)
+async def _explain(_: Request, error: Exception) -> Response:
+    """An error's status and line."""
+    match error:
+        case HTTPException():
+            answer = problem(error.status_code, error.detail)
+            answer.headers.update(error.headers or {})
+        case PersonaError() | SkipPhoto():
+            answer = problem(422, str(error))
+        case TooSlow():
+            answer = problem(408, str(error))
+        case Busy():
+            answer = problem(503, "too many requests wait already: try again soon")
+            answer.headers["Retry-After"] = str(RETRY_AFTER_S)
+        case _:
+            answer = problem(500, "a fault of the program: its log says where")
     return answer
