@@ -1,0 +1,272 @@
+"""The page in a real headless Chromium, whose camera is a film of drawn faces.
+
+Without a Chromium these fail in CI and are skipped elsewhere.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from serving import ColourGallery, serving
+
+from persona.data.synthetic import draw_identity, draw_photo
+from persona.errors import PersonaError
+from persona.report.browser import find_chromium
+
+pytestmark = pytest.mark.heavy
+
+WAIT_MS = 60_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _chromium() -> None:
+    try:
+        find_chromium()
+    except PersonaError as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+
+
+def portrait(number: int) -> bytes:
+    """A JPEG of a drawn person, 640 x 480 px."""
+    image = Image.new("RGB", (640, 480), "white")
+    image.paste(draw_photo(draw_identity(0, number), number, 480), (80, 0))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=92)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    film = tmp_path_factory.mktemp("film") / "face.mjpeg"
+    film.write_bytes(portrait(3) * 10)
+    camera = (
+        "--use-fake-device-for-media-stream",
+        "--use-fake-ui-for-media-stream",
+        f"--use-file-for-fake-video-capture={film}",
+    )
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(
+            executable_path=find_chromium(), args=camera, chromium_sandbox=os.getuid() != 0
+        )
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def gallery() -> ColourGallery:
+    return ColourGallery(threshold=0.999)
+
+
+@pytest.fixture
+def url(gallery: ColourGallery) -> Iterator[str]:
+    with serving(gallery) as port:
+        yield f"http://127.0.0.1:{port}/"
+
+
+def visit(browser: Any, url: str, **options: Any) -> tuple[Any, list[str]]:
+    """The page, and what went wrong or left the server."""
+    page = browser.new_page(**options)
+    page.set_default_timeout(WAIT_MS)
+    seen: list[str] = []
+    page.on("console", lambda message: seen.append(message.text))
+    page.on("pageerror", lambda error: seen.append(str(error)))
+    page.on(
+        "request",
+        lambda r: seen.append(r.url) if not r.url.startswith((url, "blob:", "data:")) else None,
+    )
+    page.goto(url)
+    return page, seen
+
+
+def ready(page: Any) -> None:
+    page.wait_for_selector("body[data-ready]")
+
+
+def photo_file(number: int, name: str = "photo.jpg") -> dict[str, Any]:
+    return {"name": name, "mimeType": "image/jpeg", "buffer": portrait(number)}
+
+
+def test_enrol_from_the_camera_recognise_forget(
+    browser: Any, url: str, gallery: ColourGallery
+) -> None:
+    page, seen = visit(browser, url)
+    ready(page)
+    assert "Nobody yet" in page.inner_text("#count")
+    assert page.is_disabled("#shoot")
+    page.click("#camera")
+    page.wait_for_selector("#faces li")
+    assert "unknown" in page.inner_text("#faces")
+
+    name = "Zoë <b>&amp;</b> 👩‍🚀"
+    page.fill("#name", name)
+    page.click("#shoot")
+    page.click("#shoot")
+    page.wait_for_selector("#thumbs li:nth-child(2)")
+    page.click("#thumbs li:nth-child(2) button")
+    page.wait_for_selector("#thumbs li:nth-child(2)", state="detached")
+    page.click("#send")
+    page.wait_for_selector("#people tr")
+    assert page.inner_text("#people th") == name
+    assert page.inner_text("#status") == f"{name}: 1 photo enrolled."
+    assert page.locator("#people b").count() == 0
+
+    page.wait_for_selector(".box.known")
+    assert name in page.inner_text("#faces")
+    assert "score 1.000, threshold 0.999" in page.inner_text("#faces")
+    box, video = (page.locator(what).bounding_box() for what in (".box", "#video"))
+    assert abs(box["x"] + box["width"] / 2 - video["x"] - video["width"] / 2) < 2
+    before = len(gallery.seen)
+    page.wait_for_timeout(300)
+    assert len(gallery.seen) > before  # live
+    page.click("#camera")
+    page.wait_for_selector("#video", state="hidden")
+    assert page.locator(".box").count() == 0
+
+    page.click("#people button")
+    assert name in page.inner_text("#question")
+    page.keyboard.press("Enter")  # what has the focus is Cancel
+    page.wait_for_selector("#ask", state="hidden")
+    assert list(gallery.known) == [name]
+    page.click("#people button")
+    page.click("#yes")
+    page.wait_for_selector("#people tr", state="detached")
+    assert gallery.known == {}
+    assert seen == []
+    page.close()
+
+
+def test_frames_are_never_queued(browser: Any, url: str, gallery: ColourGallery) -> None:
+    gallery.pause_s = 0.05
+    page, seen = visit(browser, url)
+    ready(page)
+    under_way, most = 0, 0
+
+    def begun(request: Any) -> None:
+        nonlocal under_way, most
+        if request.url.endswith("recognise"):
+            under_way += 1
+            most = max(most, under_way)
+
+    def done(request: Any) -> None:
+        nonlocal under_way
+        under_way -= request.url.endswith("recognise")
+
+    page.on("request", begun)
+    page.on("requestfinished", done)
+    page.click("#camera")
+    while len(gallery.seen) < 10:
+        page.wait_for_timeout(50)
+    assert most == 1
+    page.click("#camera")
+    assert seen == []
+    page.close()
+
+
+def test_photos_from_files_and_dropped(browser: Any, url: str, gallery: ColourGallery) -> None:
+    page, seen = visit(browser, url)
+    ready(page)
+    page.set_input_files("#photos", [photo_file(1), photo_file(1)])
+    page.evaluate(
+        """async (bytes) => {
+            const data = new DataTransfer();
+            data.items.add(new File([new Uint8Array(bytes)], "x.jpg", { type: "image/jpeg" }));
+            document.getElementById("shots").dispatchEvent(
+                new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+        }""",
+        list(portrait(1)),
+    )
+    page.wait_for_selector("#thumbs li:nth-child(3)")
+    page.fill("#name", "Ada")
+    page.press("#name", "Enter")
+    page.wait_for_selector("#people tr")
+    assert len(gallery.known["Ada"]) == 3
+    assert page.locator("#thumbs li").count() == 0
+
+    page.set_input_files("#photo", photo_file(1))
+    page.wait_for_selector(".box.known")
+    assert page.inner_text("#said") == "Ada"
+    page.set_input_files("#photo", photo_file(2))
+    page.wait_for_selector(".box:not(.known)")
+    assert "unknown" in page.inner_text("#faces")
+    assert "nearest Ada, threshold" in page.inner_text("#faces")
+
+    text = {"name": "text.jpg", "mimeType": "image/jpeg", "buffer": b"no photo"}
+    page.set_input_files("#photo", text)
+    page.wait_for_function("document.getElementById('status').textContent.includes('unreadable')")
+    assert page.locator(".box").count() == 0
+    page.set_input_files("#photos", [photo_file(1)] * 21)
+    page.wait_for_function("document.getElementById('status').textContent.includes('At most 20')")
+    # Chromium's own line on a 422 is all that the console may say.
+    assert all("422" in line for line in seen)
+    page.close()
+
+
+def test_the_token_is_asked_for_once(browser: Any, gallery: ColourGallery) -> None:
+    with serving(gallery, token="drawn-token") as port:
+        page, _ = visit(browser, f"http://127.0.0.1:{port}/")
+        for given in ("wrong", "drawn-token"):
+            page.wait_for_selector("#locked[open]")
+            page.fill("#token", given)
+            page.keyboard.press("Enter")
+            page.wait_for_selector("#locked", state="hidden")
+        ready(page)
+        page.reload()
+        ready(page)
+        assert "threshold" in page.inner_text("#rules")
+        assert "drawn-token" not in page.content() + page.url
+        page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size_px", [(390, 844), (1280, 900)], ids=["phone", "desktop"])
+def test_it_fits_and_can_be_read(
+    browser: Any, url: str, gallery: ColourGallery, scheme: str, size_px: tuple[int, int]
+) -> None:
+    gallery.known = {"W" * 200: [np.ones(3)]}
+    viewport = {"width": size_px[0], "height": size_px[1]}
+    page, seen = visit(browser, url, viewport=viewport, color_scheme=scheme)
+    ready(page)
+    page.set_input_files("#photo", photo_file(2))
+    page.wait_for_selector("#faces li")
+    assert page.evaluate("document.documentElement.scrollWidth") <= size_px[0]
+    shot = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("L"), np.float64)
+    assert (np.median(shot) < 128) == (scheme == "dark")
+    levels = page.evaluate("[...document.querySelectorAll('h1,h2,h3')].map(h => +h.tagName[1])")
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    assert page.evaluate("[...document.images].every(image => image.alt)")
+    assert page.evaluate("[...document.querySelectorAll('input')].every(i => i.labels.length)")
+    assert seen == []
+    page.close()
+
+
+def test_the_keyboard_reaches_everything(browser: Any, url: str, gallery: ColourGallery) -> None:
+    gallery.known = {"Ada": [np.ones(3)]}
+    page, _ = visit(browser, url)
+    ready(page)
+    page.set_input_files("#photos", photo_file(1))
+    page.click("#camera")
+    page.wait_for_selector("#shoot:enabled")
+    wanted = page.evaluate("document.querySelectorAll('main button, main input, a.skip').length")
+    reached = set()
+    for _ in range(wanted * 3):
+        page.keyboard.press("Tab")
+        reached.add(
+            page.evaluate(
+                "[...document.querySelectorAll('main button, main input, a.skip')]"
+                ".indexOf(document.activeElement)"
+            )
+        )
+    assert len(reached - {-1}) == wanted
+    page.close()
