@@ -17,6 +17,7 @@ from persona.cli import (
     gallery,
     models,
     report,
+    serve,
     targets,
     triplets,
 )
@@ -59,6 +60,7 @@ app.add_typer(models.models_app, name="models")
 app.command("evaluate")(evaluate.evaluate_command)
 app.command("compare")(evaluate.compare_command)
 app.command("report")(report.report_command)
+app.command("serve")(serve.serve_command)
 app.command("export")(deploy.export_command)
 app.command("bench")(deploy.bench_command)
 app.command("enroll")(gallery.enroll_command)

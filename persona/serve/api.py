@@ -17,7 +17,7 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 from importlib import resources
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
@@ -26,12 +26,10 @@ from starlette.exceptions import HTTPException
 
 from persona import __version__
 from persona.errors import PersonaError, SkipPhoto
+from persona.gallery import Gallery, TwoPeople
 from persona.serve.gate import Busy, Gate, TooSlow
 from persona.serve.guard import Guard, problem
 from persona.serve.uploads import FORM, PHOTO, Form, Limits, decode, read_form
-
-if TYPE_CHECKING:
-    from persona.gallery import Gallery
 
 RETRY_AFTER_S = 1
 PAGE = {
@@ -193,15 +191,16 @@ def build_app(
 
         def work(form: Form) -> EnrolledPhotos:
             name = _field(form, "name")
-            sound, refused = [], []
+            sound, refused = {}, []
             for number, data in enumerate(form.photos, 1):
                 try:
-                    sound.append(decode(data, limits.pixels))
+                    sound[f"photo {number}"] = decode(data, limits.pixels)
                 except SkipPhoto as reason:
                     refused.append(f"photo {number}: {reason}")
             if not sound:
                 raise PersonaError("; ".join(refused) or f"no {PHOTO} in the form: send one")
-            enrolled = gallery.enroll(name, sound, force=form.fields.get("force") in YES)
+            force = form.fields.get("force", "").lower() in YES
+            enrolled = gallery.enroll(name, list(sound.values()), force=force, labels=list(sound))
             given = dataclasses.asdict(enrolled)
             return EnrolledPhotos(**{**given, "refused": [*refused, *enrolled.refused]})
 
@@ -266,6 +265,8 @@ async def _explain(_: Request, error: Exception) -> Response:
         case HTTPException():
             answer = problem(error.status_code, error.detail)
             answer.headers.update(error.headers or {})
+        case TwoPeople():
+            answer = problem(409, str(error))
         case PersonaError() | SkipPhoto():
             answer = problem(422, str(error))
         case TooSlow():

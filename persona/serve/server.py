@@ -86,7 +86,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def url_of(listener: socket.socket, host: str, *, secure: bool) -> str:
-    """Where the page is."""
+    """Where the page is; of a server on all addresses, by this machine's name."""
+    if ipaddress.ip_address(listener.getsockname()[0]).is_unspecified:
+        host = socket.gethostname()
     shown = f"[{host}]" if ":" in host else host
     return f"http{'s' * secure}://{shown}:{listener.getsockname()[1]}"
 

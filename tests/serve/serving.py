@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from persona.errors import PersonaError
+from persona.gallery import Enrolled, Person, Sighting, TwoPeople
 from persona.serve.api import build_app
 from persona.serve.gate import Gate
 from persona.serve.server import build_server, listen
@@ -24,31 +25,6 @@ from persona.serve.uploads import Limits
 
 Photo = npt.NDArray[np.uint8]
 BOUNDARY = "drawn-line"
-
-
-@dataclass(frozen=True)
-class Sighting:
-    box: tuple[float, float, float, float]
-    name: str | None
-    nearest: str | None
-    score: float | None
-    refused: str | None
-
-
-@dataclass(frozen=True)
-class Enrolled:
-    name: str
-    added: int
-    refused: tuple[str, ...]
-    looks_like: str | None
-    similarity: float | None
-
-
-@dataclass(frozen=True)
-class Person:
-    name: str
-    photos: int
-    created: str
 
 
 @dataclass
@@ -62,13 +38,19 @@ class ColourGallery:
     """Shapes of the photos that came."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def enroll(self, name: str, photos: Sequence[Photo], *, force: bool = False) -> Enrolled:
+    def enroll(
+        self, name: str, photos: Sequence[Photo], *, force: bool, labels: Sequence[str]
+    ) -> Enrolled:
         if len(name) > 200:
             raise PersonaError("the name has over 200 characters: choose a shorter one")
+        rows = [self._template(photo) for photo in photos]
         with self.lock:
             self.seen += [photo.shape for photo in photos]
-            self.known.setdefault(name, []).extend(map(self._template, photos))
-        return Enrolled(name, len(photos), (), None, None)
+            odd = [label for row, label in zip(rows, labels, strict=True) if row @ rows[0] < 0]
+            if odd and not force:
+                raise TwoPeople(f"these do not look like the other photos: {', '.join(odd)}")
+            self.known.setdefault(name, []).extend(rows)
+        return Enrolled(name, len(photos), ())
 
     def recognise(self, photo: Photo) -> tuple[Sighting, ...]:
         time.sleep(self.pause_s)

@@ -60,6 +60,17 @@ def test_enroll_recognise_people_forget(port: int) -> None:
     assert ask(port, "/api/people").json["people"] == []
 
 
+def test_two_people_under_one_name_are_asked_about(port: int, gallery: ColourGallery) -> None:
+    photos = [("photo", data) for data in (b"no photo", RED, BLUE)]
+    asked = post(port, "/api/enroll", ("name", "Ada"), *photos)
+    assert asked.status == 409
+    assert asked.error.endswith("look like the other photos: photo 3")
+    assert gallery.known == {}
+    forced = post(port, "/api/enroll", ("name", "Ada"), ("force", "true"), *photos)
+    assert forced.json["added"] == 2
+    assert forced.json["refused"] == ["photo 1: unreadable: no JPEG, PNG, BMP or WebP"]
+
+
 NAMES = {
     "slashes": "../../etc/passwd",
     "emoji": "👩‍🚀 Zoë",

@@ -1,0 +1,143 @@
+"""`persona serve`."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from persona.cli.gallery import (
+    KeepCropsFlag,
+    MatchOption,
+    ModelOption,
+    PassphraseOption,
+    StoreOption,
+    ThresholdOption,
+    passphrase_of,
+    store_place,
+)
+from persona.cli.output import JsonFlag, ModelsOption, note, print_json, workspace
+from persona.errors import PersonaError
+
+MIN_TOKEN = 16
+
+
+def serve_command(
+    store: StoreOption = None,
+    model: ModelOption = None,
+    threshold: ThresholdOption = None,
+    match: MatchOption = "mean",
+    passphrase_file: PassphraseOption = None,
+    keep_crops: KeepCropsFlag = False,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; beyond this machine a token is wanted.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File of the token that requests must have.  [default: a new one]"),
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(help="PEM file, for https: cameras elsewhere want it.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Requests in work at once.  [default: the cores]")
+    ] = None,
+    models: ModelsOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """A page and a JSON API: enrol, recognise, forget, with a camera or photos.
+
+    Ends with Ctrl-C. It logs no photo, name or score.
+    """
+    import os
+
+    from persona.gallery import open_gallery
+
+    try:
+        from persona.serve.api import build_app
+        from persona.serve.gate import Gate
+        from persona.serve.server import build_server, is_loopback, listen, serve, url_of
+        from persona.serve.uploads import Limits
+    except ImportError as error:
+        raise PersonaError(f"{error.name} is not installed: pip install 'persona[serve]'") from None
+
+    if (certificate is None) != (key is None):
+        raise PersonaError("--certificate and --key go together: give both or neither")
+    token = None if token_file is None else read_token(token_file)
+    listener = listen(host, port)
+    is_new = token is None and not is_loopback(listener)
+    token = secrets.token_urlsafe(32) if is_new else token
+    limits = Limits()
+    place = workspace(models=models)
+    with (
+        listener,
+        open_gallery(
+            store_place(store, place),
+            model,
+            place,
+            threshold=threshold,
+            match=match,
+            passphrase=passphrase_of(passphrase_file),
+            keep_crops=keep_crops,
+        ) as gallery,
+    ):
+        gate = Gate(
+            workers or len(os.sched_getaffinity(0)),
+            limits.waiting,
+            read_s=limits.read_s,
+            work_s=limits.work_s,
+        )
+        app = build_app(
+            gallery,
+            gate,
+            network=gallery.eyes.named.name,
+            match=match,
+            limits=limits,
+            names=frozenset({"localhost", host.lower(), socket.gethostname().lower()}),
+            token=token,
+        )
+        server = build_server(app, certificate=certificate, key=key)
+        url = url_of(listener, host, secure=certificate is not None)
+
+        def ready() -> None:
+            if json:
+                print_json({"url": url, "token": token if is_new else None})
+            else:
+                sys.stdout.write(f"Persona is at {url}\n")
+                if is_new:
+                    sys.stdout.write(f"Token, shown this once: {token}\n")
+            sys.stdout.flush()
+            if certificate is None and not is_loopback(listener):
+                note("note: without --certificate, photos and the token cross the network in clear")
+
+        try:
+            serve(server, listener, ready)
+        finally:
+            gate.close()
+
+
+def read_token(path: Path) -> str:
+    """The token in a file, without the line's end.
+
+    Raises:
+        PersonaError: it is not there, or no token.
+    """
+    try:
+        token = path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        raise PersonaError(
+            f"no token file at {path}: write one, or leave --token-file out"
+        ) from None
+    except UnicodeDecodeError:
+        token = ""
+    if len(token) < MIN_TOKEN or not token.isprintable() or " " in token:
+        raise PersonaError(
+            f"{path} holds no token: one line of at least {MIN_TOKEN} ASCII characters without blanks"
+        )
+    return token
