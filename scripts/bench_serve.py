@@ -65,12 +65,10 @@ def save_student(home: Path) -> str:
         Student(StudentConfig("mobilenet_v3_small"), 2, image_size=160),
         model_id="random",
         classes=("a", "b"),
-        teacher="none",
-        train_set="none",
-        run="none",
+        **dict.fromkeys(("teacher", "train_set", "test_set"), "none"),
+        **dict.fromkeys(("temperature", "score")),
+        **dict.fromkeys(("scores", "config"), {}),
         epochs=0,
-        config={},
-        figures={},
     )
     return "random"
 

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from persona.cli.gallery import (
-    KeepCropsFlag,
     MatchOption,
     ModelOption,
     PassphraseOption,
     StoreOption,
     ThresholdOption,
-    passphrase_of,
-    store_place,
+    _open,
 )
-from persona.cli.output import JsonFlag, ModelsOption, note, print_json, workspace
+from persona.cli.output import JsonFlag, ModelsOption, note, print_json
 from persona.errors import PersonaError
 
 MIN_TOKEN = 16
@@ -32,7 +32,10 @@ def serve_command(
     threshold: ThresholdOption = None,
     match: MatchOption = "mean",
     passphrase_file: PassphraseOption = None,
-    keep_crops: KeepCropsFlag = False,
+    keep_crops: Annotated[
+        bool,
+        typer.Option("--keep-crops", help="Keep the faces too, so that `rebuild` can use them."),
+    ] = False,
     host: Annotated[
         str, typer.Option(help="Address to listen on; beyond this machine a token is wanted.")
     ] = "127.0.0.1",
@@ -55,10 +58,6 @@ def serve_command(
 
     Ends with Ctrl-C. It logs no photo, name or score.
     """
-    import os
-
-    from persona.gallery import open_gallery
-
     try:
         from persona.serve.api import build_app
         from persona.serve.gate import Gate
@@ -70,28 +69,26 @@ def serve_command(
     if (certificate is None) != (key is None):
         raise PersonaError("--certificate and --key go together: give both or neither")
     token = None if token_file is None else read_token(token_file)
-    listener = listen(host, port)
-    is_new = token is None and not is_loopback(listener)
-    token = secrets.token_urlsafe(32) if is_new else token
-    limits = Limits()
-    place = workspace(models=models)
     with (
-        listener,
-        open_gallery(
-            store_place(store, place),
-            model,
-            place,
-            threshold=threshold,
-            match=match,
-            passphrase=passphrase_of(passphrase_file),
-            keep_crops=keep_crops,
+        listen(host, port) as listener,
+        _open(
+            *(store, model, threshold, match, passphrase_file, models), keep_crops=keep_crops
         ) as gallery,
     ):
+        import torch
+
+        is_new = token is None and not is_loopback(listener)
+        token = secrets.token_urlsafe(32) if is_new else token
+        cores = len(os.sched_getaffinity(0))
+        workers = workers or cores
+        limits = Limits()
         gate = Gate(
-            workers or len(os.sched_getaffinity(0)),
+            workers,
             limits.waiting,
             read_s=limits.read_s,
             work_s=limits.work_s,
+            # Requests beside one another use two cores better than one request does.
+            begin=partial(torch.set_num_threads, max(1, cores // workers)),
         )
         app = build_app(
             gallery,

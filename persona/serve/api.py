@@ -70,6 +70,8 @@ class People(BaseModel):
     network: str
     match: str
     threshold: float
+    threshold_source: str
+    """What it was chosen on."""
     people: list[PersonRow]
     limits: Bounds
 
@@ -163,6 +165,7 @@ def build_app(
             network=network,
             match=match,
             threshold=gallery.threshold,
+            threshold_source=gallery.calibration.source,
             people=rows,
             limits=Bounds(**{name: getattr(limits, name) for name in Bounds.model_fields}),
         )

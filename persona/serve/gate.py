@@ -27,8 +27,17 @@ class Gate:
     So memory is bounded too: by the places and what a request may hold.
     """
 
-    def __init__(self, workers: int, waiting: int, *, read_s: float, work_s: float) -> None:
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="serve")
+    def __init__(
+        self,
+        workers: int,
+        waiting: int,
+        *,
+        read_s: float,
+        work_s: float,
+        begin: Callable[[], object] | None = None,
+    ) -> None:
+        """`begin` is what each thread does first."""
+        self._pool = ThreadPoolExecutor(workers, "serve", begin)
         self._places = threading.Semaphore(workers + waiting)
         self._read_s, self._work_s = read_s, work_s
 

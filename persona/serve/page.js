@@ -74,10 +74,10 @@ function ask(question, yes) {
 const plural = (count, one, many) => `${count} ${count === 1 ? one : many}`;
 
 async function refresh() {
-  const { network, match, threshold, people, limits: bounds } = await call("people");
+  const { network, match, threshold, threshold_source: source, people, limits: bounds } = await call("people");
   limits = bounds;
   const photos = people.reduce((sum, person) => sum + person.photos, 0);
-  $("rules").textContent = `${network} · threshold ${threshold.toFixed(3)} · match ${match}`;
+  $("rules").textContent = `${network} · threshold ${threshold.toFixed(3)} (${source}) · match ${match}`;
   $("count").textContent = people.length
     ? `${plural(people.length, "person", "people")}, ${plural(photos, "photo", "photos")}`
     : "Nobody yet: enrol someone first.";

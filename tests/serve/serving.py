@@ -18,6 +18,7 @@ from PIL import Image
 
 from persona.errors import PersonaError
 from persona.gallery import Enrolled, Person, Sighting, TwoPeople
+from persona.gallery.store import Threshold
 from persona.serve.api import build_app
 from persona.serve.gate import Gate
 from persona.serve.server import build_server, listen
@@ -33,6 +34,7 @@ class ColourGallery:
 
     threshold: float = 0.9
     pause_s: float = 0.0
+    calibration: Threshold = Threshold(0.9, "by hand")
     known: dict[str, list[npt.NDArray[np.float64]]] = field(default_factory=dict)
     seen: list[tuple[int, ...]] = field(default_factory=list)
     """Shapes of the photos that came."""

@@ -47,6 +47,7 @@ def test_enroll_recognise_people_forget(port: int) -> None:
     people = ask(port, "/api/people").json
     assert people["people"] == [{"name": "Ada", "photos": 2, "created": "2026-11-25"}]
     assert people["threshold"] == 0.9
+    assert people["threshold_source"] == "by hand"
     assert people["limits"]["photos"] == 4
     seen = post(port, "/api/recognise", ("photo", RED)).json
     assert (seen["width"], seen["height"], seen["threshold"]) == (48, 32, 0.9)

@@ -1,0 +1,145 @@
+"""`persona serve` on a real gallery."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import signal
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import environment, persona_here
+from onnx_files import write_model
+from serving import ask, post
+
+from persona.cli.serve import read_token
+from persona.data.synthetic import draw_identity, draw_photo
+from persona.errors import PersonaError
+from persona.serve.server import listen
+
+
+def portrait(identity: int, seed: int) -> bytes:
+    buffer = io.BytesIO()
+    draw_photo(draw_identity(0, identity), seed, 240).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    write_model(folder / "face.onnx", width=9)
+    (folder / "token").write_text("a-token-of-this-test\n")
+    return folder
+
+
+@contextmanager
+def served(home: Path, *options: str) -> Iterator[tuple[dict[str, Any], subprocess.Popen[str]]]:
+    """What `persona serve` says once it is ready; it ends by SIGINT, and must end well."""
+    model = ("--model", f"onnx:{home / 'face.onnx'}", "--threshold", "0.5")
+    command = [sys.executable, "-m", "persona", "serve", *model, "--port", "0", "--json", *options]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment(home), **pipes) as process:
+        try:
+            assert process.stdout is not None
+            text = ""
+            while not text.endswith("}\n"):
+                line = process.stdout.readline()
+                assert line, process.stderr and process.stderr.read()
+                text += line
+            yield json.loads(text), process
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+
+
+def test_enrol_recognise_forget(home: Path) -> None:
+    photos = {name: [portrait(n, 10 * n + seed) for seed in (1, 2)] for n, name in enumerate("AB")}
+    with served(home) as (said, process):
+        assert said["token"] is None
+        port = int(said["url"].rpartition(":")[2])
+        for name, own in photos.items():
+            parts = [("photo", data) for data in own]
+            added = post(port, "/api/enroll", ("name", name), ("force", "1"), *parts)
+            assert added.json["added"] == 2
+        asked = [data for own in photos.values() for data in own] * 2
+        with ThreadPoolExecutor(4) as pool:  # threads give what one alone gives
+            answers = pool.map(lambda data: post(port, "/api/recognise", ("photo", data)).json, asked)
+            found = list(answers)
+        assert found[:4] == found[4:]
+        assert all(len(one["faces"]) == 1 and one["faces"][0]["score"] > 0.5 for one in found)
+        x, y, width, height = found[0]["faces"][0]["box"]
+        assert 0 <= x < x + width <= 240
+        assert 0 <= y < y + height <= 240
+        nobody = post(port, "/api/forget", ("name", "C"))
+        assert nobody.status == 422
+        assert "nobody named 'C'" in nobody.error
+        assert post(port, "/api/forget", ("name", "A")).json["templates"] == 2
+        people = ask(port, "/api/people").json
+        assert [person["name"] for person in people["people"]] == ["B"]
+        assert people["network"].endswith("face.onnx")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert (process.stdout.read(), process.stderr.read()) == ("", "")
+
+
+@pytest.mark.heavy
+def test_beyond_this_machine_it_wants_a_token(home: Path) -> None:
+    with served(home, "--host", "0.0.0.0") as (said, process):
+        port = int(said["url"].rpartition(":")[2])
+        assert len(said["token"]) >= 32
+        assert ask(port, "/api/people").status == 401
+        assert ask(port, "/api/people", authorization=f"Bearer {said['token']}").status == 200
+    assert process.stderr is not None
+    assert "without --certificate" in process.stderr.read()
+
+
+@pytest.mark.heavy
+def test_https_and_a_token_of_ones_own(home: Path) -> None:
+    make = "req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -keyout key -out cert"
+    subprocess.run(["openssl", *make.split()], cwd=home, check=True, capture_output=True)
+    options = ("--certificate", str(home / "cert"), "--key", str(home / "key"))
+    with served(home, *options, "--token-file", str(home / "token")) as (said, _):
+        assert said["token"] is None
+        assert said["url"].startswith("https://")
+        context = ssl.create_default_context(cafile=home / "cert")
+        context.check_hostname = False
+        port = int(said["url"].rpartition(":")[2])
+        line = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=60)
+        headers = {"Authorization": "Bearer a-token-of-this-test"}
+        line.request("GET", "/api/people", headers=headers)
+        assert line.getresponse().status == 200
+        line.close()
+
+
+def test_what_a_user_can_mend(home: Path, tmp_path: Path) -> None:
+    model = ("--model", f"onnx:{home / 'face.onnx'}")
+
+    def fails(line: str, *options: str) -> None:
+        with pytest.raises(PersonaError, match=line):
+            persona_here("serve", *model, *options, home=tmp_path)
+
+    fails("--certificate and --key go together", "--certificate", "cert")
+    fails("no token file at", "--token-file", str(tmp_path / "none"))
+    fails("has no threshold", "--port", "0")
+    with listen("127.0.0.1", 0) as listener:
+        port = str(listener.getsockname()[1])
+        fails(f"port {port} is in use", "--port", port)
+
+
+def test_tokens_that_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    for text in ("short\n", "", "a b" * 20, "ä" * 20, "one-token-of-16-x\nand another"):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(PersonaError, match="holds no token: one line of at least 16"):
+            read_token(path)
+    path.write_text("a-token-of-this-test\n")
+    assert read_token(path) == "a-token-of-this-test"
