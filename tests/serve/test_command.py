@@ -12,12 +12,13 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import environment, persona_here
-from onnx_files import write_model
+from onnx_files import SETTINGS, write_model
 from serving import ask, post
 
 from persona.cli.serve import read_token
@@ -35,27 +36,50 @@ def portrait(identity: int, seed: int) -> bytes:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
-    write_model(folder / "face.onnx", width=9)
+    write_model(folder / "face.onnx", settings=SETTINGS)
     (folder / "token").write_text("a-token-of-this-test\n")
     return folder
 
 
+def write_certificate(certificate: Path, key: Path) -> None:
+    """One that signs itself, for a day."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    secret = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    signed = (
+        x509.CertificateBuilder(name, name, secret.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(secret, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    certificate.write_bytes(signed.public_bytes(pem))
+    plain = serialization.NoEncryption()
+    key.write_bytes(secret.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+
+
 @contextmanager
-def served(home: Path, *options: str) -> Iterator[tuple[dict[str, Any], subprocess.Popen[str]]]:
-    """What `persona serve` says once it is ready; it ends by SIGINT, and must end well."""
+def served(home: Path, *options: str, notes: str = "") -> Iterator[dict[str, Any]]:
+    """What `persona serve` says once it is ready; SIGINT ends it well, and it said but `notes`."""
     model = ("--model", f"onnx:{home / 'face.onnx'}", "--threshold", "0.5")
     command = [sys.executable, "-m", "persona", "serve", *model, "--port", "0", "--json", *options]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=environment(home), **pipes) as process:
         try:
             assert process.stdout is not None
+            assert process.stderr is not None
             text = ""
             while not text.endswith("}\n"):
                 line = process.stdout.readline()
-                assert line, process.stderr and process.stderr.read()
+                assert line, process.stderr.read()
                 text += line
-            yield json.loads(text), process
+            yield json.loads(text)
             process.send_signal(signal.SIGINT)
+            assert (process.stdout.read(), process.stderr.read()) == ("", notes)
             assert process.wait(60) == 0
         finally:
             process.kill()
@@ -63,7 +87,7 @@ def served(home: Path, *options: str) -> Iterator[tuple[dict[str, Any], subproce
 
 def test_enrol_recognise_forget(home: Path) -> None:
     photos = {name: [portrait(n, 10 * n + seed) for seed in (1, 2)] for n, name in enumerate("AB")}
-    with served(home) as (said, process):
+    with served(home) as said:
         assert said["token"] is None
         port = int(said["url"].rpartition(":")[2])
         for name, own in photos.items():
@@ -72,7 +96,9 @@ def test_enrol_recognise_forget(home: Path) -> None:
             assert added.json["added"] == 2
         asked = [data for own in photos.values() for data in own] * 2
         with ThreadPoolExecutor(4) as pool:  # threads give what one alone gives
-            answers = pool.map(lambda data: post(port, "/api/recognise", ("photo", data)).json, asked)
+            answers = pool.map(
+                lambda data: post(port, "/api/recognise", ("photo", data)).json, asked
+            )
             found = list(answers)
         assert found[:4] == found[4:]
         assert all(len(one["faces"]) == 1 and one["faces"][0]["score"] > 0.5 for one in found)
@@ -86,28 +112,23 @@ def test_enrol_recognise_forget(home: Path) -> None:
         people = ask(port, "/api/people").json
         assert [person["name"] for person in people["people"]] == ["B"]
         assert people["network"].endswith("face.onnx")
-    assert process.stdout is not None
-    assert process.stderr is not None
-    assert (process.stdout.read(), process.stderr.read()) == ("", "")
 
 
 @pytest.mark.heavy
 def test_beyond_this_machine_it_wants_a_token(home: Path) -> None:
-    with served(home, "--host", "0.0.0.0") as (said, process):
+    note = "note: without --certificate, photos and the token cross the network in clear\n"
+    with served(home, "--host", "0.0.0.0", notes=note) as said:
         port = int(said["url"].rpartition(":")[2])
         assert len(said["token"]) >= 32
         assert ask(port, "/api/people").status == 401
         assert ask(port, "/api/people", authorization=f"Bearer {said['token']}").status == 200
-    assert process.stderr is not None
-    assert "without --certificate" in process.stderr.read()
 
 
 @pytest.mark.heavy
 def test_https_and_a_token_of_ones_own(home: Path) -> None:
-    make = "req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -keyout key -out cert"
-    subprocess.run(["openssl", *make.split()], cwd=home, check=True, capture_output=True)
+    write_certificate(home / "cert", home / "key")
     options = ("--certificate", str(home / "cert"), "--key", str(home / "key"))
-    with served(home, *options, "--token-file", str(home / "token")) as (said, _):
+    with served(home, *options, "--token-file", str(home / "token")) as said:
         assert said["token"] is None
         assert said["url"].startswith("https://")
         context = ssl.create_default_context(cafile=home / "cert")
