@@ -135,6 +135,6 @@ def read_token(path: Path) -> str:
         token = ""
     if len(token) < MIN_TOKEN or not token.isprintable() or " " in token:
         raise PersonaError(
-            f"{path} holds no token: one line of at least {MIN_TOKEN} ASCII characters without blanks"
+            f"{path} holds no token: write a line of at least {MIN_TOKEN} ASCII characters into it"
         )
     return token

@@ -28,13 +28,16 @@ Photo = npt.NDArray[np.uint8]
 BOUNDARY = "drawn-line"
 
 
+CALIBRATION = Threshold(0.9, "by hand")
+
+
 @dataclass
 class ColourGallery:
     """Knows people by the mean colour of their photos."""
 
     threshold: float = 0.9
     pause_s: float = 0.0
-    calibration: Threshold = Threshold(0.9, "by hand")
+    calibration: Threshold = CALIBRATION
     known: dict[str, list[npt.NDArray[np.float64]]] = field(default_factory=dict)
     seen: list[tuple[int, ...]] = field(default_factory=list)
     """Shapes of the photos that came."""

@@ -160,7 +160,7 @@ def test_tokens_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "token"
     for text in ("short\n", "", "a b" * 20, "ä" * 20, "one-token-of-16-x\nand another"):
         path.write_text(text, encoding="utf-8")
-        with pytest.raises(PersonaError, match="holds no token: one line of at least 16"):
+        with pytest.raises(PersonaError, match="holds no token: write a line of at least 16"):
             read_token(path)
     path.write_text("a-token-of-this-test\n")
     assert read_token(path) == "a-token-of-this-test"
