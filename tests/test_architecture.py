@@ -22,9 +22,10 @@ ROOMS = {
     "deploy": FLOOR | {"data", "models", "evaluation"},
     "gallery": FLOOR | {"data", "models", "evaluation"},
     "distill": FLOOR | {"data", "models", "training", "evaluation", "report"},
+    "serve": FLOOR | {"data", "gallery"},
     "cli": FLOOR
     | {"data", "models", "evaluation", "report", "targets", "distill", "deploy"}
-    | {"gallery"},
+    | {"gallery", "serve"},
     "__main__": {"cli"},
 }
 ONLY_IN = {

@@ -26,7 +26,7 @@ from starlette.exceptions import HTTPException
 
 from persona import __version__
 from persona.errors import PersonaError, SkipPhoto
-from persona.gallery import Gallery, TwoPeople
+from persona.gallery import Gallery, TwoPeopleError
 from persona.serve.gate import Busy, Gate, TooSlow
 from persona.serve.guard import Guard, problem
 from persona.serve.uploads import FORM, PHOTO, Form, Limits, decode, read_form
@@ -268,7 +268,7 @@ async def _explain(_: Request, error: Exception) -> Response:
         case HTTPException():
             answer = problem(error.status_code, error.detail)
             answer.headers.update(error.headers or {})
-        case TwoPeople():
+        case TwoPeopleError():
             answer = problem(409, str(error))
         case PersonaError() | SkipPhoto():
             answer = problem(422, str(error))

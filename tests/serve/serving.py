@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from persona.errors import PersonaError
-from persona.gallery import Enrolled, Person, Sighting, TwoPeople
+from persona.gallery import Enrolled, Person, Sighting, TwoPeopleError
 from persona.gallery.store import Threshold
 from persona.serve.api import build_app
 from persona.serve.gate import Gate
@@ -53,7 +53,7 @@ class ColourGallery:
             self.seen += [photo.shape for photo in photos]
             odd = [label for row, label in zip(rows, labels, strict=True) if row @ rows[0] < 0]
             if odd and not force:
-                raise TwoPeople(f"these do not look like the other photos: {', '.join(odd)}")
+                raise TwoPeopleError(f"these do not look like the other photos: {', '.join(odd)}")
             self.known.setdefault(name, []).extend(rows)
         return Enrolled(name, len(photos), ())
 
