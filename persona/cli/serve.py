@@ -93,7 +93,7 @@ def serve_command(
         app = build_app(
             gallery,
             gate,
-            network=gallery.eyes.named.name,
+            network=Path(gallery.eyes.named.name).name,  # of a file no folder
             match=match,
             limits=limits,
             names=frozenset({"localhost", host.lower(), socket.gethostname().lower()}),

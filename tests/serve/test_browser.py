@@ -9,16 +9,20 @@ import io
 import itertools
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from onnx_files import SETTINGS, write_model
 from PIL import Image
 from serving import ColourGallery, photo, serving
 
 from persona.data.synthetic import draw_identity, draw_photo
 from persona.errors import PersonaError
+from persona.gallery import open_gallery
 from persona.report.browser import find_chromium
+from persona.workspace import Workspace
 
 pytestmark = pytest.mark.heavy
 
@@ -148,6 +152,33 @@ def test_enrol_from_the_camera_recognise_forget(
     assert gallery.known == {}
     assert seen == []
     page.close()
+
+
+def test_the_real_gallery(browser: Any, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "face.onnx", settings=SETTINGS)
+    place = Workspace.locate(home=tmp_path)
+    with (
+        open_gallery(place.gallery, f"onnx:{model}", place, threshold=0.9) as gallery,
+        serving(gallery) as port,
+    ):
+        page, seen = visit(browser, f"http://127.0.0.1:{port}/")
+        ready(page)
+        page.click("#camera")
+        page.wait_for_selector(".box")
+        page.click("#shoot")
+        page.fill("#name", "Ada")
+        page.click("#send")
+        page.wait_for_selector(".box.known")
+        assert "Ada: score 1.000" in page.inner_text("#faces")
+        box, video = (page.locator(what).bounding_box() for what in (".box", "#video"))
+        assert video["x"] < box["x"] < box["x"] + box["width"] < video["x"] + video["width"]
+        page.click("#people button")
+        page.click("#yes")
+        page.wait_for_selector("#people tr", state="detached")
+        page.wait_for_selector(".box:not(.known)")
+        assert gallery.people() == []
+        assert seen == []
+        page.close()
 
 
 def test_frames_are_never_queued(browser: Any, url: str, gallery: ColourGallery) -> None:
