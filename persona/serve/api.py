@@ -29,7 +29,7 @@ from persona.errors import PersonaError, SkipPhoto
 from persona.gallery import Gallery, TwoPeopleError
 from persona.serve.gate import Busy, Gate, TooSlow
 from persona.serve.guard import Guard, problem
-from persona.serve.uploads import FORM, PHOTO, Form, Limits, decode, read_form
+from persona.serve.uploads import FORM, PHOTO, Form, Limits, decode, decode_all, read_form
 
 RETRY_AFTER_S = 1
 PAGE = {
@@ -53,6 +53,7 @@ class PersonRow(BaseModel):
     name: str
     photos: int
     created: str
+    """UTC, ISO 8601."""
 
 
 class Bounds(BaseModel):
@@ -160,7 +161,7 @@ def build_app(
     @app.get("/api/people")
     def people() -> People:
         """Who is in the gallery, and by what rules it answers."""
-        rows = [PersonRow(**_row(person)) for person in gallery.people()]
+        rows = [PersonRow(**dataclasses.asdict(person)) for person in gallery.people()]
         return People(
             network=network,
             match=match,
@@ -175,14 +176,13 @@ def build_app(
         """Finds the faces of a photo and who they are."""
 
         def work(form: Form) -> Recognised:
-            pixels = decode(_only(form.photos), limits.pixels)
-            sightings = gallery.recognise(pixels)
-            return Recognised(
-                width=pixels.shape[1],
-                height=pixels.shape[0],
-                threshold=gallery.threshold,
-                faces=[Face(**dataclasses.asdict(sighting)) for sighting in sightings],
-            )
+            photo = decode(_only(form.photos), limits.pixels)
+            faces = [
+                Face(**{**dataclasses.asdict(seen), "box": photo.whole(seen.box)})
+                for seen in gallery.recognise(photo.pixels)
+            ]
+            width, height = photo.size
+            return Recognised(width=width, height=height, threshold=gallery.threshold, faces=faces)
 
         return await through(request, 1, work)
 
@@ -194,16 +194,15 @@ def build_app(
 
         def work(form: Form) -> EnrolledPhotos:
             name = _field(form, "name")
-            sound, refused = {}, []
-            for number, data in enumerate(form.photos, 1):
-                try:
-                    sound[f"photo {number}"] = decode(data, limits.pixels)
-                except SkipPhoto as reason:
-                    refused.append(f"photo {number}: {reason}")
+            sound, refused = decode_all(form.photos, limits)
             if not sound:
                 raise PersonaError("; ".join(refused) or f"no {PHOTO} in the form: send one")
-            force = form.fields.get("force", "").lower() in YES
-            enrolled = gallery.enroll(name, list(sound.values()), force=force, labels=list(sound))
+            enrolled = gallery.enroll(
+                name,
+                [photo.pixels for photo in sound.values()],
+                force=form.fields.get("force", "").lower() in YES,
+                labels=list(sound),
+            )
             given = dataclasses.asdict(enrolled)
             return EnrolledPhotos(**{**given, "refused": [*refused, *enrolled.refused]})
 
@@ -241,10 +240,6 @@ def _constant(answer: Callable[[], Response]) -> Callable[[], Any]:
         return answer()
 
     return route
-
-
-def _row(person: Any) -> dict[str, Any]:
-    return {**dataclasses.asdict(person), "created": str(person.created)}
 
 
 def _only(photos: list[bytes]) -> bytes:

@@ -20,7 +20,9 @@ from serving import ColourGallery, ask, photo, post, serving
 from persona.serve.uploads import Limits
 
 RED, BLUE = photo((200, 40, 40)), photo((40, 40, 200))
-LIMITS = Limits(photo_bytes=200_000, request_bytes=500_000, photos=4, pixels=1_000_000)
+LIMITS = Limits(
+    photo_bytes=200_000, request_bytes=500_000, photos=4, pixels=5_000_000, request_pixels=6_000_000
+)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +133,7 @@ BROKEN = {
     "text": (b"This is no photo.", "unreadable: no JPEG, PNG, BMP or WebP"),
     "truncated": (photo((1, 2, 3), quality=100)[:-40], "unreadable: OSError"),
     "bomb": (bomb(), "unreadable: "),
-    "too many pixels": (photo(size_px=(1100, 1000)), "1100 x 1000 px is over 1 megapixels"),
+    "too many pixels": (photo(size_px=(2600, 2000)), "2600 x 2000 px is over 5 megapixels"),
 }
 
 
@@ -168,6 +170,24 @@ def test_photos_of_every_kind(
     seen = post(port, "/api/recognise", ("photo", data)).json
     assert gallery.seen == [shape]
     assert (seen["height"], seen["width"]) == shape[:2]
+
+
+def test_a_large_photo_is_looked_at_smaller(port: int, gallery: ColourGallery) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    large = photo(size_px=(2400, 2001), exif=exif)
+    seen = post(port, "/api/recognise", ("photo", large)).json
+    assert gallery.seen == [(1200, 1001, 3)]
+    assert (seen["width"], seen["height"]) == (2001, 2400)
+    x, y, width, height = seen["faces"][0]["box"]
+    # A quarter of the last column lies outside, and it is the first when the photo is turned.
+    assert (x, y) == (2 * (1001 / 4 - 0.5), 600)
+    assert (width, height) == (1001, 1200)
+    many = [("photo", photo(size_px=(2000, 2000), form="PNG"))] * 2
+    together = post(port, "/api/enroll", ("name", "Ada"), *many)
+    assert together.status == 413
+    assert together.error == "the photos are over 6 megapixels: send fewer at once"
+    assert gallery.known == {}
 
 
 def test_limits_on_bytes_and_files(port: int, gallery: ColourGallery) -> None:
