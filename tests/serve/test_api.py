@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import io
 import json
 import logging
@@ -15,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from serving import ColourGallery, ask, photo, post, serving
+from serving import BOUNDARY, ColourGallery, ask, form, photo, post, serving
 
 from persona.serve.uploads import Limits
 
@@ -205,20 +207,14 @@ def test_limits_on_bytes_and_files(port: int, gallery: ColourGallery) -> None:
     assert gallery.seen == []
 
 
-def test_an_endless_body_is_refused_on_the_way(port: int) -> None:
-    """Without a Content-Length, so that nothing but counting can tell."""
-    import http.client
-
-    line = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    line.putrequest("POST", "/api/recognise")
-    line.putheader("Content-Type", "multipart/form-data; boundary=b")
-    line.putheader("Transfer-Encoding", "chunked")
-    line.endheaders()
-    line.send(b"%x\r\n%s\r\n" % (300_000, bytes(300_000)))
-    answer = line.getresponse()
-    assert answer.status in {400, 413}
-    assert json.loads(answer.read())["error"]
-    line.close()
+def test_a_body_of_no_stated_length_is_counted(port: int) -> None:
+    body = form(*[("photo", bytes(150_000))] * 4)
+    headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as line:
+        line.request("POST", "/api/enroll", iter([body]), headers, encode_chunked=True)
+        answer = line.getresponse()
+        assert answer.status == 413
+        assert json.loads(answer.read())["error"].startswith("the request is over 0.564 MB")
 
 
 def test_requests_that_are_no_form(port: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from serving import ColourGallery, ask, form, photo, post, serving
 
 from persona.errors import PersonaError
 from persona.serve import server
-from persona.serve.server import build_server, is_loopback, listen, url_of
+from persona.serve.server import build_server, is_loopback, listen, serve, url_of
 from persona.serve.uploads import Limits
 
 HEAD = b"POST /api/recognise HTTP/1.1\r\nHost: localhost\r\n"
@@ -157,3 +158,21 @@ def test_a_signal_ends_it_when_what_is_in_work_is_done(number: signal.Signals) -
             assert answers == [200]
         finally:
             process.kill()
+
+
+def test_a_signal_before_it_has_begun_ends_it_too() -> None:
+    listener = listen("127.0.0.1", 0)
+    built = build_server(None)
+    late = threading.Event()
+
+    def give_up() -> None:
+        late.set()
+        built.should_exit = True
+
+    timer = threading.Timer(60, give_up)
+    timer.start()
+    serve(built, listener, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    timer.cancel()
+    timer.join()
+    assert not late.is_set()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
