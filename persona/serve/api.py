@@ -264,7 +264,8 @@ async def _explain(_: Request, error: Exception) -> Response:
             answer = problem(error.status_code, error.detail)
             answer.headers.update(error.headers or {})
         case TwoPeopleError():
-            answer = problem(409, str(error))
+            doubt, _, _ = str(error).rpartition(";")  # what follows is the command's remedy
+            answer = problem(409, f"{doubt}; leave them out, or send force=1 if it is one person")
         case PersonaError() | SkipPhoto():
             answer = problem(422, str(error))
         case TooSlow():

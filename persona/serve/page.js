@@ -262,7 +262,8 @@ async function enrol(force = false) {
       ...(looks_like ? [`Looks like ${looks_like} (${similarity.toFixed(3)}).`] : [])].join("\n"));
   } catch (error) {
     if (error.status !== 409 || force) throw error;
-    if (await ask(error.message, "Enrol all the same")) await enrol(true);
+    const doubt = error.message.slice(0, error.message.lastIndexOf(";")); // its remedy is not the page's
+    if (await ask(`${doubt[0].toUpperCase()}${doubt.slice(1)}.`, "Enrol all the same")) await enrol(true);
   } finally {
     $("send").disabled = false;
   }

@@ -53,7 +53,7 @@ class ColourGallery:
             self.seen += [photo.shape for photo in photos]
             odd = [label for row, label in zip(rows, labels, strict=True) if row @ rows[0] < 0]
             if odd and not force:
-                raise TwoPeopleError(f"these do not look like the other photos: {', '.join(odd)}")
+                raise TwoPeopleError(f"not like the other photos: {', '.join(odd)}; --force")
             self.known.setdefault(name, []).extend(rows)
         return Enrolled(name, len(photos), ())
 
