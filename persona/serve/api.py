@@ -264,7 +264,7 @@ async def _explain(_: Request, error: Exception) -> Response:
             answer = problem(error.status_code, error.detail)
             answer.headers.update(error.headers or {})
         case TwoPeopleError():
-            doubt, _, _ = str(error).rpartition(";")  # what follows is the command's remedy
+            doubt = str(error).rpartition(";")[0]  # what follows is the command's remedy
             answer = problem(409, f"{doubt}; leave them out, or send force=1 if it is one person")
         case PersonaError() | SkipPhoto():
             answer = problem(422, str(error))
