@@ -1,0 +1,400 @@
+"""An exported graph in integers of eight bits, calibrated on faces.
+
+1. `find_ranges`: the least and the largest value of every tensor over the faces
+2. `lower`: hard-swish and hard-sigmoid become a sum, a clip and a product, which integer kernels
+   have; the clip is a quantised range and costs nothing, the sixth goes into the weights after it
+3. `quantise`: QuantizeLinear and DequantizeLinear around each layer, activations asymmetric (Jacob
+   et al. 2018, arXiv:1712.05877), weights symmetric per output channel; a layer that stays in
+   floats computes in floats, but its weights are of eight bits all the same
+4. `find_costs`: the cosine that each layer costs when it alone is in integers
+5. `quantise_graph`: the costliest layers stay in floats, as few as the wanted cosine allows
+
+Batch norm is folded by the exporter already. Shapes: N faces, E embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from persona.errors import PersonaError
+from persona.progress import progress_bar
+
+Arrays = list[npt.NDArray[Any]]
+"""Batches as the graph takes them."""
+MARGIN = 0.002
+"""The calibration faces are wanted this much nearer than the check's: others may lie further off."""
+COST_FACES = 32
+"""For the cost of single layers."""
+THREE = "three"
+FLOAT = 1
+"""onnx.TensorProto.FLOAT."""
+WEIGHTED = ("Conv", "Gemm")
+FOLDED = ("ReduceMean", "Mul", "Relu", "Reshape", "Flatten")
+"""What a positive factor goes through."""
+
+
+Ranges = dict[str, tuple[float, float]]
+"""The least and the largest value of tensors by name, 0 always between them."""
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A graph that integer kernels know."""
+
+    model: Any
+    """onnx.ModelProto."""
+    layers: dict[str, str]
+    """From the output of each node that may be in integers to its layer's name."""
+    factor: dict[str, float]
+    """How many times as large as in the original a tensor is; 1 where there is none."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A layer that stays in floats."""
+
+    layer: str
+    cost: float
+    """1 - mean cosine when it alone is in integers."""
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A graph in integers and what is to be said of it."""
+
+    model: Any
+    layers: int
+    """How many there are."""
+    kept: list[Kept]
+    """Those in floats, costliest first."""
+
+
+def quantise_graph(model: Any, batches: Arrays, output: str, worst: float) -> Quantised:
+    """A float graph in integers, as far as its faces allow.
+
+    Args:
+        model: onnx.ModelProto of float32.
+        batches: calibration faces.
+        output: the embedding's name.
+        worst: cosine that every calibration face must keep.
+
+    Raises:
+        PersonaError: no faces, or even weights of eight bits cost more than that.
+    """
+    if not batches:
+        raise PersonaError("int8 is calibrated on faces, and there is none")
+    ranges = find_ranges(model, batches)
+    costs = find_costs(model, ranges, batches[: -(-COST_FACES // len(batches[0]))], output)
+    wanted_NE = _run(model, batches, output)
+
+    def with_floats(count: int) -> Any:
+        return quantise(model, ranges, {kept.layer for kept in costs[:count]})
+
+    def quality(count: int) -> float:
+        return float(_cosines(_run(with_floats(count), batches, output), wanted_NE).min())
+
+    count = fewest(quality, len(costs), worst + MARGIN)
+    return Quantised(with_floats(count), len(costs), costs[:count])
+
+
+def fewest(quality: Callable[[int], float], most: int, wanted: float) -> int:
+    """The smallest number for which a quality that grows with it is as wanted; else `most`."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high) // 2
+        if quality(middle) >= wanted:
+            high = middle
+        else:
+            low = middle + 1
+    return high
+
+
+class _Graph:
+    """A graph under construction: nodes in order, initializers by name."""
+
+    def __init__(self, model: Any) -> None:
+        import onnx
+
+        self.model = onnx.ModelProto()
+        self.model.CopyFrom(model)
+        self.nodes: list[Any] = []
+        self.weights = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
+        self.producer = {name: node for node in model.graph.node for name in node.output}
+        self.consumers: dict[str, list[Any]] = {}
+        for node in model.graph.node:
+            for name in node.input:
+                self.consumers.setdefault(name, []).append(node)
+
+    def add(self, op: str, inputs: Iterable[str], output: str, **attributes: Any) -> str:
+        """A node more; its output's name."""
+        import onnx
+
+        node = onnx.helper.make_node(op, list(inputs), [output], name=output, **attributes)
+        self.nodes.append(node)
+        return output
+
+    def copy(self, node: Any, inputs: Iterable[str], output: str | None = None) -> None:
+        """A node of the old graph with other inputs."""
+        kept = type(node)()
+        kept.CopyFrom(node)
+        kept.input[:] = list(inputs)
+        if output is not None:
+            kept.output[:] = [output]
+        self.nodes.append(kept)
+
+    def finish(self) -> Any:
+        """The model with these nodes, without the initializers that none of them takes."""
+        import onnx
+
+        graph = self.model.graph
+        del graph.node[:], graph.initializer[:], graph.value_info[:]
+        graph.node.extend(self.nodes)
+        used = {name for node in self.nodes for name in node.input}
+        graph.initializer.extend(
+            onnx.numpy_helper.from_array(value, name)
+            for name, value in self.weights.items()
+            if name in used
+        )
+        return self.model
+
+
+def lower(model: Any, floats: Collection[str] = ()) -> Lowered:
+    """Hard-swish and hard-sigmoid by their parts, each six times as large.
+
+    Args:
+        model: onnx.ModelProto of float32.
+        floats: layers to leave as they are.
+    """
+    graph = _Graph(model)
+    graph.weights |= {
+        THREE: np.full(1, 3, np.float32),
+        "zero": np.float32(0).reshape(()),
+        "six": np.float32(6).reshape(()),
+    }
+    layers: dict[str, str] = {}
+    factor: dict[str, float] = {}
+
+    def clip(name: str, output: str) -> None:
+        graph.add("Clip", [name, "zero", "six"], output)
+        factor[output] = 6
+
+    gates = _squeeze_excites(graph)
+    for node in model.graph.node:
+        name, inputs, output = node.op_type, list(node.input), node.output[0]
+        by = [factor.get(given, 1) for given in inputs]
+        swish = f"{_module(graph, inputs[0])} hard-swish"
+        if name == "HardSwish" and swish not in floats:
+            total = graph.add("Add", [inputs[0], THREE], f"{output}_sum")
+            clip(total, f"{output}_gate")
+            graph.add("Mul", [inputs[0], f"{output}_gate"], output)
+            factor[output] = 6
+            layers[total] = layers[output] = swish
+        elif name == "HardSigmoid" and gates.get(inputs[0], "") not in {"", *floats}:
+            bias = graph.producer[inputs[0]].input[2]
+            graph.weights[bias] = graph.weights[bias] + np.float32(3)
+            clip(inputs[0], output)
+        elif name in WEIGHTED and inputs[1] in graph.weights:
+            graph.weights[inputs[1]] = graph.weights[inputs[1]] / np.float32(by[0])
+            graph.copy(node, inputs)
+            if name == "Conv":
+                layers[output] = gates.get(output) or _module(graph, output)
+        elif name in FOLDED:
+            graph.copy(node, inputs)
+            factor[output] = float(np.prod(by))
+            if name in ("ReduceMean", "Mul"):
+                layers[output] = gates.get(output, f"{output} pooling")
+        else:
+            for place, (given, times) in enumerate(zip(inputs, by, strict=True)):
+                if times != 1:
+                    sixth = f"{given}_of_{output}"
+                    graph.weights[f"{sixth}_factor"] = np.full(1, 1 / times, np.float32)
+                    inputs[place] = graph.add("Mul", [given, f"{sixth}_factor"], sixth)
+            graph.copy(node, inputs)
+            if name == "Add":
+                layers[output] = f"{_module(graph, inputs[0])} sum"
+    return Lowered(graph.finish(), layers, factor)
+
+
+def _module(graph: _Graph, tensor: str) -> str:
+    """The module whose weights a convolution's output comes from, by its name in the student."""
+    node = graph.producer.get(tensor)
+    if node is None or node.op_type not in WEIGHTED:
+        return tensor
+    return str(node.input[1].removeprefix("student.").removesuffix(".weight"))
+
+
+def _squeeze_excites(graph: _Graph) -> dict[str, str]:
+    """Of squeeze-and-excitation blocks: from the outputs of their nodes to the block's name."""
+    found: dict[str, str] = {}
+    for node in graph.model.graph.node:
+        if node.op_type != "HardSigmoid":
+            continue
+        chain = []
+        tensor = node.input[0]
+        while (before := graph.producer.get(tensor)) is not None:
+            chain.append(before)
+            if before.op_type not in ("Conv", "Relu"):
+                break
+            tensor = before.input[0]
+        if [n.op_type for n in chain] != ["Conv", "Relu", "Conv", "ReduceMean"]:
+            continue
+        block = _module(graph, node.input[0]).rpartition(".")[0]
+        after = graph.consumers[node.output[0]]
+        found |= {n.output[0]: f"{block} squeeze-excite" for n in (*chain, *after)}
+    return found
+
+
+def find_ranges(model: Any, batches: Arrays) -> Ranges:
+    """The least and the largest value of every tensor, 0 always among them."""
+    import onnx
+
+    names = [output for node in model.graph.node for output in node.output]
+    shown = type(model)()
+    shown.CopyFrom(model)
+    ends = {output.name for output in model.graph.output}
+    shown.graph.output.extend(
+        onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in ends
+    )
+    names += [given.name for given in model.graph.input]
+    ranges = {name: (0.0, 0.0) for name in names}
+    session = open_session(shown)
+    outputs = [output.name for output in session.get_outputs()]
+    given = session.get_inputs()[0].name
+    for batch in batches:
+        values = dict(zip(outputs, session.run(outputs, {given: batch}), strict=True))
+        for name, value in (*values.items(), (given, batch)):
+            low, high = ranges[name]
+            ranges[name] = (min(low, float(value.min())), max(high, float(value.max())))
+    return ranges
+
+
+def quantise(model: Any, ranges: Ranges, floats: Collection[str], *, weights: bool = True) -> Any:
+    """A graph with quantised tensors around its layers.
+
+    Args:
+        model: onnx.ModelProto of float32.
+        ranges: of its tensors.
+        floats: layers that compute in floats.
+        weights: whether those have weights of eight bits all the same.
+    """
+    lowered = lower(model, floats)
+    graph = _Graph(lowered.model)
+    integer = {tensor for tensor, layer in lowered.layers.items() if layer not in floats}
+    rounded: dict[str, str] = {}  # from a tensor to what it is after a round through integers
+
+    def scale(name: str, low: float, high: float) -> list[str]:
+        step = max(high - low, 1e-6) / 255
+        graph.weights[f"{name}_scale"] = np.float32(step).reshape(())
+        graph.weights[f"{name}_zero"] = np.uint8(round(-low / step)).reshape(())
+        return [f"{name}_scale", f"{name}_zero"]
+
+    def round_trip(name: str, clip: bool = False) -> str:
+        if name not in rounded:
+            low, high = (0, 1) if clip else ranges[name]
+            times = lowered.factor.get(name, 1)
+            steps = scale(name, low * times, high * times)
+            graph.add("QuantizeLinear", [name, *steps], f"{name}_q")
+            rounded[name] = graph.add("DequantizeLinear", [f"{name}_q", *steps], f"{name}_d")
+        return rounded[name]
+
+    def per_channel(name: str, axis: int = 0) -> npt.NDArray[np.float32]:
+        value = graph.weights[name]
+        others = tuple(place for place in range(value.ndim) if place != axis)
+        step = np.maximum(np.abs(value).max(others, keepdims=True), 1e-8) / np.float32(127)
+        graph.weights[f"{name}_q"] = np.round(value / step).astype(np.int8)
+        return step
+
+    def integer_weight(name: str) -> str:
+        graph.weights[f"{name}_scale"] = per_channel(name).ravel()
+        return graph.add("DequantizeLinear", [f"{name}_q", f"{name}_scale"], f"{name}_d", axis=0)
+
+    def float_weight(name: str, axis: int) -> str:
+        # Not DequantizeLinear: onnxruntime would run that for each face, this it folds once.
+        graph.weights[f"{name}_scale"] = per_channel(name, axis)
+        cast = graph.add("Cast", [f"{name}_q"], f"{name}_f", to=FLOAT)
+        return graph.add("Mul", [cast, f"{name}_scale"], f"{name}_d")
+
+    def integer_bias(name: str, given: str, weight: str) -> str:
+        step = graph.weights[f"{given}_scale"] * graph.weights[f"{weight}_scale"]
+        graph.weights[f"{name}_q"] = np.round(graph.weights[name] / step).astype(np.int32)
+        graph.weights[f"{name}_scale"] = step
+        return graph.add("DequantizeLinear", [f"{name}_q", f"{name}_scale"], f"{name}_d", axis=0)
+
+    skipped: set[str] = set()
+    for node in lowered.model.graph.node:
+        output, inputs = node.output[0], list(node.input)
+        if output in skipped:
+            continue
+        if output not in integer:
+            inputs = [rounded.get(given, given) for given in inputs]
+            if weights and node.op_type in WEIGHTED and inputs[1] in graph.weights:
+                inputs[1] = float_weight(inputs[1], 0 if _rows_are_outputs(node) else 1)
+            graph.copy(node, inputs)
+            continue
+        given = [name for name in inputs if name not in graph.weights]
+        inputs = [round_trip(name) if name in given else name for name in inputs]
+        if node.op_type == "Conv":
+            inputs[1] = integer_weight(inputs[1])
+            inputs[2:] = [integer_bias(name, given[0], node.input[1]) for name in inputs[2:]]
+        elif inputs[1:] == [THREE]:
+            graph.weights[f"{THREE}_q"] = np.full(1, 255, np.uint8)
+            steps = scale(THREE, 0, 3)
+            inputs[1] = graph.add("DequantizeLinear", [f"{THREE}_q", *steps], f"{output}_three")
+        # Relu and the clip to [0, 6] are no more than the range of what they give.
+        after = graph.consumers.get(output, [])
+        clips = [n.output[0] for n in after if n.op_type in ("Relu", "Clip")]
+        if len(after) == 1 and clips:
+            skipped.add(clips[0])
+            graph.copy(node, inputs, clips[0])
+            round_trip(clips[0], clip=after[0].op_type == "Clip")
+        else:
+            graph.copy(node, inputs)
+            round_trip(output)
+    return graph.finish()
+
+
+def _rows_are_outputs(node: Any) -> bool:
+    """Whether the first axis of its weights is that of what it gives."""
+    return node.op_type == "Conv" or any(a.name == "transB" and a.i for a in node.attribute)
+
+
+def find_costs(model: Any, ranges: Ranges, batches: Arrays, output: str) -> list[Kept]:
+    """What each layer costs when it alone is in integers, costliest first."""
+    wanted_NE = _run(model, batches, output)
+    layers = set(lower(model).layers.values())
+    costs = []
+    with progress_bar("sensitivity", total=len(layers), unit="layers") as advance:
+        for layer in sorted(layers):
+            graph = quantise(model, ranges, layers - {layer}, weights=False)
+            cosines_N = _cosines(_run(graph, batches, output), wanted_NE)
+            costs.append(Kept(layer, 1 - float(cosines_N.mean())))
+            advance(1)
+    return sorted(costs, key=lambda kept: -kept.cost)
+
+
+def open_session(model: Any) -> Any:
+    """onnxruntime on one graph in memory."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    data = model if isinstance(model, bytes) else model.SerializeToString()
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def _run(model: Any, batches: Arrays, output: str) -> npt.NDArray[np.float32]:
+    session = open_session(model)
+    name = session.get_inputs()[0].name
+    return np.concatenate([session.run([output], {name: batch})[0] for batch in batches])
+
+
+def _cosines(
+    a_NE: npt.NDArray[np.float32], b_NE: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """(N,) of embeddings of unit length."""
+    return (a_NE * b_NE).sum(axis=1)
