@@ -18,12 +18,15 @@ from persona.cli.output import (
     print_table,
     workspace,
 )
-from persona.errors import PersonaError
+from persona.errors import PersonaError, unknown
+
+FORMATS = ("onnx", "litert")
+ENDINGS = {"onnx": ".onnx", "litert": ".tflite"}
 
 
 def export_command(
     model: Annotated[str | None, typer.Argument(help="Model ID.  [default: newest]")] = None,
-    precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
     preprocessing: Annotated[
         bool,
         typer.Option(
@@ -43,19 +46,45 @@ def export_command(
             "packed, else drawn faces]",
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The file.  [default: <ID>.onnx]")] = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SET",
+            help="int8: whose faces its ranges are found on.  [default: the model's own set]",
+        ),
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Goes into the file; you know what the model learnt from.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The file.  [default: <ID>.onnx, <ID>.tflite]")
+    ] = None,
+    format_: Annotated[
+        str,
+        typer.Option("--format", help="onnx, or litert (TensorFlow Lite; needs persona[litert])."),
+    ] = "onnx",
     shards: ShardsOption = None,
     models: ModelsOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """Write a student as an ONNX file that needs no torch, checked against the model first."""
+    """Write a student as a file that needs no torch, checked against the model first."""
     from persona.models.cards import find_model
 
+    if format_ not in FORMATS:
+        raise unknown("format", format_, FORMATS)
+    if calibrate is not None and precision != "int8":
+        raise PersonaError("--calibrate is for --precision int8: add that, or leave it out")
     place = workspace(shards=shards, models=models)
     card = find_model(model, place.models)
 
     from persona.data.shards import MANIFEST, open_set
-    from persona.deploy.export import FACES, ExportOptions, export_onnx
+    from persona.deploy.export import (
+        CALIBRATION_FACES,
+        FACES,
+        ExportOptions,
+        export_litert,
+        export_onnx,
+    )
     from persona.deploy.faces import drawn_faces, set_faces
     from persona.models.store import load_model
 
@@ -69,25 +98,52 @@ def export_command(
     else:
         note("no set of this model is packed here: the file is checked on drawn faces")
         faces = drawn_faces(student.image_size, FACES)
-    path = out or Path(f"{card.id}.onnx")
+    chosen = calibrate or next(
+        (
+            own
+            for own in (card.train_set, card.test_set)
+            if (place.shards / own / MANIFEST).is_file()
+        ),
+        None,
+    )
+    calibration = None
+    if precision == "int8":
+        if chosen is None:
+            raise PersonaError("int8 is calibrated on faces: name a packed set with --calibrate")
+        folder, manifest = open_set(chosen, place.shards)
+        # Those after the check's, where a set has as many.
+        calibration = set_faces(folder, manifest, student.image_size, FACES + CALIBRATION_FACES)
+        calibration = calibration[-CALIBRATION_FACES:]
+    path = out or Path(card.id + ENDINGS[format_])
     if path.is_dir():
         raise PersonaError(f"{path} is a folder: name the file with --out {path}/{card.id}.onnx")
-    done = export_onnx(student, card, faces, path, options)
+    export = export_litert if format_ == "litert" else export_onnx
+    facts = {} if licence is None else {"persona.licence": licence}
+    if chosen is not None and calibration is not None:
+        facts["persona.calibration"] = f"{len(calibration)} faces of {chosen}"
+    done = export(student, card, faces, path, options, calibration_NHWC=calibration, facts=facts)
     if json:
         row = {
             "model": card.id,
             "path": str(done.path),
+            "format": format_,
             "precision": precision,
             "bytes": done.bytes,
             "worst_cosine": done.worst_cosine,
             "faces": done.faces,
         }
+        if precision == "int8":
+            row |= {"layers": done.layers, "floats": {k.layer: k.cost for k in done.floats}}
         print_json(row)
         return
     typer.echo(
         f"{done.path}: {human_bytes(done.bytes)}, worst cosine to the model "
         f"{done.worst_cosine:.6f} over {done.faces} faces"
     )
+    if done.layers:
+        typer.echo(f"{done.layers - len(done.floats)} of {done.layers} layers in integers")
+    for kept in done.floats:
+        typer.echo(f"  in floats: {kept.layer}, whose integers alone cost {kept.cost:.4f}")
 
 
 def bench_command(

@@ -4,8 +4,8 @@
 2. an operator between DequantizeLinear and QuantizeLinear is one on integers; uint8 becomes int8
 3. channels go last, paddings that LiteRT's SAME does not mean become operators of their own
 
-Its CPU kernels (XNNPACK) run such a file at about two thirds of the time of its floats; onnxruntime's
-do not (docs/measurements.md). Schema: ai_edge_litert.schema_py_generated, from TensorFlow's schema.fbs.
+Its CPU kernels (XNNPACK) gain by integers what onnxruntime's do not (docs/measurements.md). Format:
+TensorFlow's schema.fbs, as ai_edge_litert.schema_py_generated has it.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class _Converter:
         kind: type[np.generic] = np.float32,
     ) -> int:
         """A tensor more; `quantised` is its scale, zero point and axis."""
-        kinds = {np.float32: "FLOAT32", np.int8: "INT8", np.int32: "INT32"}
+        kinds: dict[type, str] = {np.float32: "FLOAT32", np.int8: "INT8", np.int32: "INT32"}
         tensor = self.schema.TensorT()
         tensor.name, tensor.shape, tensor.buffer = name.encode(), [int(n) for n in shape], 0
         tensor.type = getattr(self.schema.TensorType, kinds[kind])
@@ -142,7 +142,7 @@ class _Converter:
     def _operator(
         self, name: str, inputs: list[int], output: int, options: str = "", **values: Any
     ) -> None:
-        """An operator more, by its name in the schema (CONV_2D) and its options' (Conv2DOptions)."""
+        """An operator more; it and its options by their names in the schema."""
         code = getattr(self.schema.BuiltinOperator, name)
         codes = [known.builtinCode for known in self.file.operatorCodes]
         if code not in codes:
@@ -152,7 +152,8 @@ class _Converter:
             self.file.operatorCodes.append(known)
             codes.append(code)
         operator = self.schema.OperatorT()
-        operator.opcodeIndex, operator.inputs, operator.outputs = codes.index(code), inputs, [output]
+        operator.opcodeIndex = codes.index(code)
+        operator.inputs, operator.outputs = inputs, [output]
         if options:
             operator.builtinOptionsType = getattr(self.schema.BuiltinOptions, options)
             operator.builtinOptions = getattr(self.schema, f"{options}T")()
@@ -162,7 +163,7 @@ class _Converter:
 
     # From names to tensors.
 
-    def _steps(self, node: Any) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
+    def _steps(self, node: Any) -> tuple[npt.NDArray[np.float32], Any]:
         """Scale and zero point of QuantizeLinear or DequantizeLinear; uint8's moved to int8's."""
         scale = self.constants[node.input[1]]
         zero = self.constants[node.input[2]] if len(node.input) > 2 else np.int8(0)
@@ -209,7 +210,7 @@ class _Converter:
             output, activation = users[0].output[0], "RELU"
             self.done.add(output)
             users = self.users.get(output, [])
-        inputs = list(node.input[:1] if node.op_type != "Add" and node.op_type != "Mul" else node.input)
+        inputs = list(node.input if node.op_type in ("Add", "Mul") else node.input[:1])
         integers = [self._integer(name) for name in inputs]
         if None not in integers and [user.op_type for user in users] == ["QuantizeLinear"]:
             quantise = users[0]
@@ -289,9 +290,10 @@ class _Converter:
         options: dict[str, Any] = {"padding": padding, "strideW": stride, "strideH": stride}
         options |= {"dilationWFactor": 1, "dilationHFactor": 1}
         options |= {"fusedActivationFunction": self._activation(activation)}
+        kind = ("CONV_2D", "Conv2DOptions")
         if depthwise:
-            options |= {"depthMultiplier": 1}
-        kind = ("DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions") if depthwise else ("CONV_2D", "Conv2DOptions")
+            kind = ("DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions")
+            options["depthMultiplier"] = 1
         self._operator(kind[0], [given, weight, bias], place, kind[1], **options)
 
     def _pad(self, given: int, pads: list[int]) -> int:
@@ -339,7 +341,8 @@ class _Converter:
 
     def _reducemean(self, node: Any) -> None:
         (given,), place, _ = self._ends(node)
-        axes = self._tensor(f"{node.output[0]}_axes", [2], np.array([1, 2], np.int32), kind=np.int32)
+        value = np.array([1, 2], np.int32)
+        axes = self._tensor(f"{node.output[0]}_axes", [2], value, kind=np.int32)
         self._operator("MEAN", [given, axes], place, "ReducerOptions", keepDims=True)
 
     def _relu(self, node: Any) -> None:
@@ -377,9 +380,7 @@ class _Converter:
         self.place[output] = self._tensor(output, [1, shape[1]])
         wanted = self._tensor(f"{output}_shape", [2], np.array(shape, np.int32), kind=np.int32)
         options: dict[str, Any] = {"newShape": np.array(shape, np.int32)}
-        self._operator(
-            "RESHAPE", [given, wanted], self.place[output], "ReshapeOptions", **options
-        )
+        self._operator("RESHAPE", [given, wanted], self.place[output], "ReshapeOptions", **options)
 
     def _div(self, node: Any) -> None:
         """By its own length."""

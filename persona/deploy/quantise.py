@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from persona.errors import PersonaError
 from persona.progress import progress_bar
 
 Arrays = list[npt.NDArray[Any]]
 """Batches as the graph takes them."""
 MARGIN = 0.002
-"""The calibration faces are wanted this much nearer than the check's: others may lie further off."""
+"""How much nearer the calibration faces must be than is wanted: others may lie further off."""
+SMALLEST = 1e-6
+"""Range of a tensor that is the same everywhere."""
 COST_FACES = 32
 """For the cost of single layers."""
 THREE = "three"
@@ -70,8 +71,8 @@ class Quantised:
     model: Any
     layers: int
     """How many there are."""
-    kept: list[Kept]
-    """Those in floats, costliest first."""
+    floats: list[Kept]
+    """Those that stay in floats, costliest first."""
 
 
 def quantise_graph(model: Any, batches: Arrays, output: str, worst: float) -> Quantised:
@@ -82,12 +83,7 @@ def quantise_graph(model: Any, batches: Arrays, output: str, worst: float) -> Qu
         batches: calibration faces.
         output: the embedding's name.
         worst: cosine that every calibration face must keep.
-
-    Raises:
-        PersonaError: no faces, or even weights of eight bits cost more than that.
     """
-    if not batches:
-        raise PersonaError("int8 is calibrated on faces, and there is none")
     ranges = find_ranges(model, batches)
     costs = find_costs(model, ranges, batches[: -(-COST_FACES // len(batches[0]))], output)
     wanted_NE = _run(model, batches, output)
@@ -261,13 +257,15 @@ def find_ranges(model: Any, batches: Arrays) -> Ranges:
         onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in ends
     )
     names += [given.name for given in model.graph.input]
-    ranges = {name: (0.0, 0.0) for name in names}
+    ranges = dict.fromkeys(names, (0.0, 0.0))
     session = open_session(shown)
     outputs = [output.name for output in session.get_outputs()]
     given = session.get_inputs()[0].name
     for batch in batches:
         values = dict(zip(outputs, session.run(outputs, {given: batch}), strict=True))
         for name, value in (*values.items(), (given, batch)):
+            if value.dtype != np.float32 or not value.size:
+                continue  # shapes, and photos before they are normalised
             low, high = ranges[name]
             ranges[name] = (min(low, float(value.min())), max(high, float(value.max())))
     return ranges
@@ -282,85 +280,98 @@ def quantise(model: Any, ranges: Ranges, floats: Collection[str], *, weights: bo
         floats: layers that compute in floats.
         weights: whether those have weights of eight bits all the same.
     """
-    lowered = lower(model, floats)
-    graph = _Graph(lowered.model)
-    integer = {tensor for tensor, layer in lowered.layers.items() if layer not in floats}
-    rounded: dict[str, str] = {}  # from a tensor to what it is after a round through integers
+    return _Quantiser(lower(model, floats), ranges).quantise(floats, weights)
 
-    def scale(name: str, low: float, high: float) -> list[str]:
-        step = max(high - low, 1e-6) / 255
-        graph.weights[f"{name}_scale"] = np.float32(step).reshape(())
-        graph.weights[f"{name}_zero"] = np.uint8(round(-low / step)).reshape(())
+
+class _Quantiser(_Graph):
+    """One graph on its way into integers."""
+
+    def __init__(self, lowered: Lowered, ranges: Ranges) -> None:
+        super().__init__(lowered.model)
+        self.lowered, self.ranges = lowered, ranges
+        self.rounded: dict[str, str] = {}  # from a tensor to what it is after its integers
+
+    def quantise(self, floats: Collection[str], weights: bool) -> Any:
+        """The model of it; see the function."""
+        skipped: set[str] = set()
+        for node in self.lowered.model.graph.node:
+            output = node.output[0]
+            if output in skipped:
+                continue
+            if self.lowered.layers.get(output) in {None, *floats}:
+                self._in_floats(node, weights)
+                continue
+            # Relu and the clip to [0, 6] are no more than the range of what they give.
+            after = self.consumers.get(output, [])
+            clipped = len(after) == 1 and after[0].op_type in ("Relu", "Clip")
+            end = after[0].output[0] if clipped else output
+            skipped.add(end)
+            self.copy(node, self._integer_inputs(node), end)
+            self._round(end, gate=clipped and after[0].op_type == "Clip")
+        return self.finish()
+
+    def _in_floats(self, node: Any, weights: bool) -> None:
+        inputs = [self.rounded.get(name, name) for name in node.input]
+        if weights and node.op_type in WEIGHTED and inputs[1] in self.weights:
+            # Not DequantizeLinear: onnxruntime would run that for each face, this it folds once.
+            name = inputs[1]
+            self.weights[f"{name}_scale"] = self._per_channel(name, _output_axis(node))
+            cast = self.add("Cast", [f"{name}_q"], f"{name}_f", to=FLOAT)
+            inputs[1] = self.add("Mul", [cast, f"{name}_scale"], f"{name}_d")
+        self.copy(node, inputs)
+
+    def _integer_inputs(self, node: Any) -> list[str]:
+        inputs = [name if name in self.weights else self._round(name) for name in node.input]
+        if node.op_type == "Conv":
+            name = inputs[1]
+            self.weights[f"{name}_scale"] = self._per_channel(name, 0).ravel()
+            inputs[1] = self._dequantise(name, axis=0)
+            for name in inputs[2:]:
+                step = self.weights[f"{node.input[0]}_scale"]
+                step = step * self.weights[f"{node.input[1]}_scale"]
+                self.weights[f"{name}_scale"] = step
+                self.weights[f"{name}_q"] = np.round(self.weights[name] / step).astype(np.int32)
+                inputs[2] = self._dequantise(name, axis=0)
+        elif THREE in inputs:
+            self.weights[f"{THREE}_q"] = np.full(1, 255, np.uint8)
+            steps = self._steps(THREE, 0, 3)
+            three = self.add("DequantizeLinear", [f"{THREE}_q", *steps], f"{node.output[0]}_three")
+            inputs[1] = three
+        return inputs
+
+    def _round(self, name: str, *, gate: bool = False) -> str:
+        """A tensor by way of integers; a gate's range is [0, 1] whatever the faces were."""
+        if name not in self.rounded:
+            low, high = (0, 1) if gate else self.ranges[name]
+            times = self.lowered.factor.get(name, 1)
+            steps = self._steps(name, low * times, high * times)
+            self.add("QuantizeLinear", [name, *steps], f"{name}_q")
+            self.rounded[name] = self.add("DequantizeLinear", [f"{name}_q", *steps], f"{name}_d")
+        return self.rounded[name]
+
+    def _steps(self, name: str, low: float, high: float) -> list[str]:
+        """Scale and zero point of a range."""
+        step = max(high - low, SMALLEST) / 255
+        self.weights[f"{name}_scale"] = np.float32(step).reshape(())
+        self.weights[f"{name}_zero"] = np.uint8(round(-low / step)).reshape(())
         return [f"{name}_scale", f"{name}_zero"]
 
-    def round_trip(name: str, clip: bool = False) -> str:
-        if name not in rounded:
-            low, high = (0, 1) if clip else ranges[name]
-            times = lowered.factor.get(name, 1)
-            steps = scale(name, low * times, high * times)
-            graph.add("QuantizeLinear", [name, *steps], f"{name}_q")
-            rounded[name] = graph.add("DequantizeLinear", [f"{name}_q", *steps], f"{name}_d")
-        return rounded[name]
-
-    def per_channel(name: str, axis: int = 0) -> npt.NDArray[np.float32]:
-        value = graph.weights[name]
+    def _per_channel(self, name: str, axis: int) -> npt.NDArray[np.float32]:
+        """Rounds weights to integers; the scale of each channel, as many axes as they have."""
+        value = self.weights[name]
         others = tuple(place for place in range(value.ndim) if place != axis)
-        step = np.maximum(np.abs(value).max(others, keepdims=True), 1e-8) / np.float32(127)
-        graph.weights[f"{name}_q"] = np.round(value / step).astype(np.int8)
-        return step
+        step = np.maximum(np.abs(value).max(others, keepdims=True), SMALLEST) / np.float32(127)
+        self.weights[f"{name}_q"] = np.round(value / step).astype(np.int8)
+        return np.asarray(step, np.float32)
 
-    def integer_weight(name: str) -> str:
-        graph.weights[f"{name}_scale"] = per_channel(name).ravel()
-        return graph.add("DequantizeLinear", [f"{name}_q", f"{name}_scale"], f"{name}_d", axis=0)
-
-    def float_weight(name: str, axis: int) -> str:
-        # Not DequantizeLinear: onnxruntime would run that for each face, this it folds once.
-        graph.weights[f"{name}_scale"] = per_channel(name, axis)
-        cast = graph.add("Cast", [f"{name}_q"], f"{name}_f", to=FLOAT)
-        return graph.add("Mul", [cast, f"{name}_scale"], f"{name}_d")
-
-    def integer_bias(name: str, given: str, weight: str) -> str:
-        step = graph.weights[f"{given}_scale"] * graph.weights[f"{weight}_scale"]
-        graph.weights[f"{name}_q"] = np.round(graph.weights[name] / step).astype(np.int32)
-        graph.weights[f"{name}_scale"] = step
-        return graph.add("DequantizeLinear", [f"{name}_q", f"{name}_scale"], f"{name}_d", axis=0)
-
-    skipped: set[str] = set()
-    for node in lowered.model.graph.node:
-        output, inputs = node.output[0], list(node.input)
-        if output in skipped:
-            continue
-        if output not in integer:
-            inputs = [rounded.get(given, given) for given in inputs]
-            if weights and node.op_type in WEIGHTED and inputs[1] in graph.weights:
-                inputs[1] = float_weight(inputs[1], 0 if _rows_are_outputs(node) else 1)
-            graph.copy(node, inputs)
-            continue
-        given = [name for name in inputs if name not in graph.weights]
-        inputs = [round_trip(name) if name in given else name for name in inputs]
-        if node.op_type == "Conv":
-            inputs[1] = integer_weight(inputs[1])
-            inputs[2:] = [integer_bias(name, given[0], node.input[1]) for name in inputs[2:]]
-        elif inputs[1:] == [THREE]:
-            graph.weights[f"{THREE}_q"] = np.full(1, 255, np.uint8)
-            steps = scale(THREE, 0, 3)
-            inputs[1] = graph.add("DequantizeLinear", [f"{THREE}_q", *steps], f"{output}_three")
-        # Relu and the clip to [0, 6] are no more than the range of what they give.
-        after = graph.consumers.get(output, [])
-        clips = [n.output[0] for n in after if n.op_type in ("Relu", "Clip")]
-        if len(after) == 1 and clips:
-            skipped.add(clips[0])
-            graph.copy(node, inputs, clips[0])
-            round_trip(clips[0], clip=after[0].op_type == "Clip")
-        else:
-            graph.copy(node, inputs)
-            round_trip(output)
-    return graph.finish()
+    def _dequantise(self, name: str, axis: int) -> str:
+        return self.add("DequantizeLinear", [f"{name}_q", f"{name}_scale"], f"{name}_d", axis=axis)
 
 
-def _rows_are_outputs(node: Any) -> bool:
-    """Whether the first axis of its weights is that of what it gives."""
-    return node.op_type == "Conv" or any(a.name == "transB" and a.i for a in node.attribute)
+def _output_axis(node: Any) -> int:
+    """Of a layer's weights."""
+    transposed = any(a.name == "transB" and a.i for a in node.attribute)
+    return 0 if node.op_type == "Conv" or transposed else 1
 
 
 def find_costs(model: Any, ranges: Ranges, batches: Arrays, output: str) -> list[Kept]:
@@ -397,4 +408,4 @@ def _cosines(
     a_NE: npt.NDArray[np.float32], b_NE: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
     """(N,) of embeddings of unit length."""
-    return (a_NE * b_NE).sum(axis=1)
+    return np.asarray((a_NE * b_NE).sum(axis=1))
