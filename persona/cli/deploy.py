@@ -149,7 +149,9 @@ def export_command(
 def bench_command(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL...", help="Model IDs, onnx:FILE, facenet-vggface2."),
+        typer.Argument(
+            metavar="MODEL...", help="Model IDs, onnx:FILE, litert:FILE, facenet-vggface2."
+        ),
     ],
     rounds: Annotated[int, typer.Option(min=1, help="Turns; medians of all are printed.")] = 10,
     runs: Annotated[int, typer.Option(min=1, help="Single faces a turn.")] = 20,

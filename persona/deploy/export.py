@@ -133,7 +133,7 @@ def export_onnx(
         PersonaError: no logits to give, packages missing, or the file's embeddings differ.
     """
     options = options or ExportOptions()
-    wanted_NE = _check(student, card, faces_NHWC, path, ".onnx", options)
+    wanted_NE = _check(student, card, faces_NHWC, path, ".onnx", options, calibration_NHWC)
     data, quantised = _build(student, card, options, facts or {}, calibration_NHWC)
     found_NE = run_onnx(data, faces_NHWC, preprocessing=options.preprocessing)
     return _write(path, data, card, options, wanted_NE, found_NE, quantised)
@@ -163,7 +163,7 @@ def export_litert(
         raise PersonaError(
             "LiteRT files are fp32 or int8, without preprocessing or classifier: export ONNX"
         )
-    wanted_NE = _check(student, card, faces_NHWC, path, ".tflite", options)
+    wanted_NE = _check(student, card, faces_NHWC, path, ".tflite", options, calibration_NHWC)
     graph, quantised = _build(student, card, options, facts or {}, calibration_NHWC)
     model = onnx.load_from_string(graph)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
@@ -176,7 +176,13 @@ def export_litert(
 
 
 def _check(
-    student: Student, card: Card, faces_NHWC: Faces, path: Path, ending: str, options: ExportOptions
+    student: Student,
+    card: Card,
+    faces_NHWC: Faces,
+    path: Path,
+    ending: str,
+    options: ExportOptions,
+    calibration_NHWC: Faces | None,
 ) -> Tensor:
     """Refuses what cannot be exported; else the embeddings that the file must give."""
     if path.suffix != ending:
@@ -185,6 +191,8 @@ def _check(
         raise PersonaError(f"model {card.id} has no classifier: it was trained on embeddings alone")
     if not len(faces_NHWC):
         raise PersonaError("an export is checked on faces, and there is none")
+    if options.precision == "int8" and (calibration_NHWC is None or not len(calibration_NHWC)):
+        raise PersonaError("int8 is calibrated on faces, and there is none")
     return torch.cat(list(_embeddings(student, faces_NHWC)))
 
 
@@ -251,8 +259,7 @@ def _build(
     quantised = None
     metadata = _metadata(card, student, options) | facts
     if options.precision == "int8":
-        if calibration_NHWC is None or not len(calibration_NHWC):
-            raise PersonaError("int8 is calibrated on faces, and there is none")
+        assert calibration_NHWC is not None
         inputs = graph_input(calibration_NHWC, preprocessing=options.preprocessing)
         batches = np.array_split(inputs, -(-len(inputs) // CALIBRATION_BATCH))
         quantised = quantise_graph(model, batches, EMBEDDING, WORST_COSINE["int8"])

@@ -14,6 +14,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -390,23 +391,29 @@ class _Converter:
         self._operator("L2_NORMALIZATION", [given], self.place[output], "L2NormOptions")
 
 
-def open_litert(data: bytes, threads: int = 1) -> Any:
-    """LiteRT's interpreter of a file, ready for one face at a time."""
+def open_litert(source: bytes | Path, threads: int = 1) -> Any:
+    """LiteRT's interpreter of a file, ready for one face at a time.
+
+    Raises:
+        PersonaError: the package is missing, or it is no such file.
+    """
     interpreter = _import("interpreter").Interpreter
-    with _without_stderr():  # it tells of its delegate there
-        try:
-            opened = interpreter(model_content=data, num_threads=threads)
+    kind = {"model_content": source} if isinstance(source, bytes) else {"model_path": str(source)}
+    try:
+        with _without_stderr():  # it tells of its delegate there
+            opened = interpreter(**kind, num_threads=threads)
             opened.allocate_tensors()
-        except (ValueError, RuntimeError):
-            raise PersonaError("this is no LiteRT file that can be run here") from None
+    except (ValueError, RuntimeError):
+        where = "this" if isinstance(source, bytes) else source
+        raise PersonaError(f"{where} is no LiteRT file that can be run here") from None
     return opened
 
 
 def run_litert(
-    data: bytes, images_BCHW: npt.NDArray[np.float32], threads: int = 1
+    source: bytes | Path, images_BCHW: npt.NDArray[np.float32], threads: int = 1
 ) -> npt.NDArray[np.float32]:
     """(B, E) embeddings of normalised faces."""
-    opened = open_litert(data, threads)
+    opened = open_litert(source, threads)
     given = opened.get_input_details()[0]["index"]
     wanted = opened.get_output_details()[0]["index"]
     found = []

@@ -4,8 +4,8 @@
 2. `lower`: hard-swish and hard-sigmoid become a sum, a clip and a product, which integer kernels
    have; the clip is a quantised range and costs nothing, the sixth goes into the weights after it
 3. `quantise`: QuantizeLinear and DequantizeLinear around each layer, activations asymmetric (Jacob
-   et al. 2018, arXiv:1712.05877), weights symmetric per output channel; a layer that stays in
-   floats computes in floats, but its weights are of eight bits all the same
+   et al. 2018, arXiv:1712.05877), weights symmetric per output channel; the last linear layer
+   computes in floats with weights of eight bits, since its output has no range to be clipped to
 4. `find_costs`: the cosine that each layer costs when it alone is in integers
 5. `quantise_graph`: the costliest layers stay in floats, as few as the wanted cosine allows
 
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from persona.errors import PersonaError
 from persona.progress import progress_bar
 
 Arrays = list[npt.NDArray[Any]]
@@ -83,8 +84,12 @@ def quantise_graph(model: Any, batches: Arrays, output: str, worst: float) -> Qu
         batches: calibration faces.
         output: the embedding's name.
         worst: cosine that every calibration face must keep.
+
+    Raises:
+        PersonaError: no layer can be in integers with that.
     """
-    ranges = find_ranges(model, batches)
+    # Of tensors that only the lowered graph has, there; they are as large in any.
+    ranges = find_ranges(lower(model).model, batches) | find_ranges(model, batches)
     costs = find_costs(model, ranges, batches[: -(-COST_FACES // len(batches[0]))], output)
     wanted_NE = _run(model, batches, output)
 
@@ -95,6 +100,12 @@ def quantise_graph(model: Any, batches: Arrays, output: str, worst: float) -> Qu
         return float(_cosines(_run(with_floats(count), batches, output), wanted_NE).min())
 
     count = fewest(quality, len(costs), worst + MARGIN)
+    if count == len(costs):
+        raise PersonaError(
+            f"none of the {count} layers can be in integers: with any the worst cosine over the "
+            f"calibration faces falls below {worst + MARGIN:g}; the model answers like photos "
+            "very differently, so train it longer or on more faces"
+        )
     return Quantised(with_floats(count), len(costs), costs[:count])
 
 
@@ -207,9 +218,11 @@ def lower(model: Any, floats: Collection[str] = ()) -> Lowered:
         else:
             for place, (given, times) in enumerate(zip(inputs, by, strict=True)):
                 if times != 1:
-                    sixth = f"{given}_of_{output}"
-                    graph.weights[f"{sixth}_factor"] = np.full(1, 1 / times, np.float32)
-                    inputs[place] = graph.add("Mul", [given, f"{sixth}_factor"], sixth)
+                    part = f"{given}_of_{output}"
+                    graph.weights[f"{part}_factor"] = np.full(1, 1 / times, np.float32)
+                    inputs[place] = graph.add("Mul", [given, f"{part}_factor"], part)
+                    if name == "Add":
+                        layers[part] = f"{_module(graph, inputs[0])} sum"
             graph.copy(node, inputs)
             if name == "Add":
                 layers[output] = f"{_module(graph, inputs[0])} sum"
@@ -271,16 +284,15 @@ def find_ranges(model: Any, batches: Arrays) -> Ranges:
     return ranges
 
 
-def quantise(model: Any, ranges: Ranges, floats: Collection[str], *, weights: bool = True) -> Any:
+def quantise(model: Any, ranges: Ranges, floats: Collection[str]) -> Any:
     """A graph with quantised tensors around its layers.
 
     Args:
         model: onnx.ModelProto of float32.
         ranges: of its tensors.
-        floats: layers that compute in floats.
-        weights: whether those have weights of eight bits all the same.
+        floats: layers that stay in floats.
     """
-    return _Quantiser(lower(model, floats), ranges).quantise(floats, weights)
+    return _Quantiser(lower(model, floats), ranges).quantise(floats)
 
 
 class _Quantiser(_Graph):
@@ -291,7 +303,7 @@ class _Quantiser(_Graph):
         self.lowered, self.ranges = lowered, ranges
         self.rounded: dict[str, str] = {}  # from a tensor to what it is after its integers
 
-    def quantise(self, floats: Collection[str], weights: bool) -> Any:
+    def quantise(self, floats: Collection[str]) -> Any:
         """The model of it; see the function."""
         skipped: set[str] = set()
         for node in self.lowered.model.graph.node:
@@ -299,7 +311,7 @@ class _Quantiser(_Graph):
             if output in skipped:
                 continue
             if self.lowered.layers.get(output) in {None, *floats}:
-                self._in_floats(node, weights)
+                self._in_floats(node)
                 continue
             # Relu and the clip to [0, 6] are no more than the range of what they give.
             after = self.consumers.get(output, [])
@@ -310,12 +322,13 @@ class _Quantiser(_Graph):
             self._round(end, gate=clipped and after[0].op_type == "Clip")
         return self.finish()
 
-    def _in_floats(self, node: Any, weights: bool) -> None:
+    def _in_floats(self, node: Any) -> None:
         inputs = [self.rounded.get(name, name) for name in node.input]
-        if weights and node.op_type in WEIGHTED and inputs[1] in self.weights:
+        if node.op_type == "Gemm" and inputs[1] in self.weights:
             # Not DequantizeLinear: onnxruntime would run that for each face, this it folds once.
             name = inputs[1]
-            self.weights[f"{name}_scale"] = self._per_channel(name, _output_axis(node))
+            rows = any(a.name == "transB" and a.i for a in node.attribute)
+            self.weights[f"{name}_scale"] = self._per_channel(name, 0 if rows else 1)
             cast = self.add("Cast", [f"{name}_q"], f"{name}_f", to=FLOAT)
             inputs[1] = self.add("Mul", [cast, f"{name}_scale"], f"{name}_d")
         self.copy(node, inputs)
@@ -332,11 +345,11 @@ class _Quantiser(_Graph):
                 self.weights[f"{name}_scale"] = step
                 self.weights[f"{name}_q"] = np.round(self.weights[name] / step).astype(np.int32)
                 inputs[2] = self._dequantise(name, axis=0)
-        elif THREE in inputs:
-            self.weights[f"{THREE}_q"] = np.full(1, 255, np.uint8)
-            steps = self._steps(THREE, 0, 3)
-            three = self.add("DequantizeLinear", [f"{THREE}_q", *steps], f"{node.output[0]}_three")
-            inputs[1] = three
+        elif inputs[-1] in self.weights and node.op_type in ("Add", "Mul"):  # a constant
+            name = inputs[-1]
+            steps = self._steps(name, 0, float(self.weights[name][0]))
+            self.weights[f"{name}_q"] = np.full(1, 255, np.uint8)
+            inputs[-1] = self.add("DequantizeLinear", [f"{name}_q", *steps], f"{node.output[0]}_c")
         return inputs
 
     def _round(self, name: str, *, gate: bool = False) -> str:
@@ -368,12 +381,6 @@ class _Quantiser(_Graph):
         return self.add("DequantizeLinear", [f"{name}_q", f"{name}_scale"], f"{name}_d", axis=axis)
 
 
-def _output_axis(node: Any) -> int:
-    """Of a layer's weights."""
-    transposed = any(a.name == "transB" and a.i for a in node.attribute)
-    return 0 if node.op_type == "Conv" or transposed else 1
-
-
 def find_costs(model: Any, ranges: Ranges, batches: Arrays, output: str) -> list[Kept]:
     """What each layer costs when it alone is in integers, costliest first."""
     wanted_NE = _run(model, batches, output)
@@ -381,7 +388,7 @@ def find_costs(model: Any, ranges: Ranges, batches: Arrays, output: str) -> list
     costs = []
     with progress_bar("sensitivity", total=len(layers), unit="layers") as advance:
         for layer in sorted(layers):
-            graph = quantise(model, ranges, layers - {layer}, weights=False)
+            graph = quantise(model, ranges, layers - {layer})
             cosines_N = _cosines(_run(graph, batches, output), wanted_NE)
             costs.append(Kept(layer, 1 - float(cosines_N.mean())))
             advance(1)
