@@ -317,23 +317,14 @@ def _open_onnx(path: Path, threads: int) -> Callable[[int], Run]:
 
 
 def _open_litert(path: Path, threads: int) -> Callable[[int], Run]:
-    from persona.deploy.litert import open_litert
+    from persona.models.litert import open_litert, run_litert
 
     opened = open_litert(path, threads)
-    (given, *others) = opened.get_input_details()
-    shape, kind = given["shape"], given["dtype"]
-    if others or len(shape) != 4:
-        raise PersonaError(f"{path} is no face network: one input of four axes is wanted")
-    face = np.random.default_rng(0).random(shape, np.float32).astype(kind)
+    _, *shape = (int(n) for n in opened.get_input_details()[0]["shape"])
 
     def on(count: int) -> Run:
-        def run() -> object:
-            for _ in range(-(-count // int(shape[0]))):
-                opened.set_tensor(given["index"], face)
-                opened.invoke()
-            return opened.get_tensor(opened.get_output_details()[0]["index"])
-
-        return run
+        faces = np.random.default_rng(0).random((count, shape[2], *shape[:2]), np.float32)
+        return lambda: run_litert(opened, faces)
 
     return on
 

@@ -156,7 +156,8 @@ def export_litert(
     """
     import onnx
 
-    from persona.deploy.litert import run_litert, to_litert
+    from persona.deploy.litert import to_litert
+    from persona.models.litert import open_litert, run_litert
 
     options = options or ExportOptions()
     if options.preprocessing or options.classifier or options.precision == "fp16":
@@ -171,7 +172,7 @@ def export_litert(
     side = student.image_size
     metadata["persona.input"] = f"float32 RGB (1, {side}, {side}, 3)"
     data = to_litert(model, EMBEDDING, metadata)
-    found_NE = run_litert(data, graph_input(faces_NHWC))
+    found_NE = run_litert(open_litert(data), graph_input(faces_NHWC))
     return _write(path, data, card, options, wanted_NE, found_NE, quantised)
 
 

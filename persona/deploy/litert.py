@@ -1,4 +1,4 @@
-"""An exported graph as a LiteRT (TensorFlow Lite) file, and running one.
+"""An exported graph as a LiteRT (TensorFlow Lite) file.
 
 1. the ONNX graph is walked back from the embedding; normalisation is one operator here
 2. an operator between DequantizeLinear and QuantizeLinear is one on integers; uint8 becomes int8
@@ -10,21 +10,15 @@ TensorFlow's schema.fbs, as ai_edge_litert.schema_py_generated has it.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from persona.errors import PersonaError
+from persona.models.litert import NCHW_TO_NHWC, import_litert
 
 IDENTIFIER = b"TFL3"
-EXTRA = "persona[litert]"
-NCHW_TO_NHWC = (0, 2, 3, 1)
 
 
 def to_litert(model: Any, output: str, metadata: dict[str, str]) -> bytes:
@@ -47,7 +41,7 @@ class _Converter:
     def __init__(self, model: Any, metadata: dict[str, str]) -> None:
         import onnx
 
-        self.schema: Any = _import("schema_py_generated")
+        self.schema: Any = import_litert("schema_py_generated")
         inferred = onnx.shape_inference.infer_shapes(model).graph
         self.nodes = list(model.graph.node)
         self.given = model.graph.input[0].name
@@ -389,60 +383,3 @@ class _Converter:
         given = self._float(node.input[0])
         self.place[output] = self._tensor(output, self.graph.tensors[given].shape)
         self._operator("L2_NORMALIZATION", [given], self.place[output], "L2NormOptions")
-
-
-def open_litert(source: bytes | Path, threads: int = 1) -> Any:
-    """LiteRT's interpreter of a file, ready for one face at a time.
-
-    Raises:
-        PersonaError: the package is missing, or it is no such file.
-    """
-    interpreter = _import("interpreter").Interpreter
-    kind = {"model_content": source} if isinstance(source, bytes) else {"model_path": str(source)}
-    try:
-        with _without_stderr():  # it tells of its delegate there
-            opened = interpreter(**kind, num_threads=threads)
-            opened.allocate_tensors()
-    except (ValueError, RuntimeError):
-        where = "this" if isinstance(source, bytes) else source
-        raise PersonaError(f"{where} is no LiteRT file that can be run here") from None
-    return opened
-
-
-def run_litert(
-    source: bytes | Path, images_BCHW: npt.NDArray[np.float32], threads: int = 1
-) -> npt.NDArray[np.float32]:
-    """(B, E) embeddings of normalised faces."""
-    opened = open_litert(source, threads)
-    given = opened.get_input_details()[0]["index"]
-    wanted = opened.get_output_details()[0]["index"]
-    found = []
-    for image in images_BCHW.transpose(NCHW_TO_NHWC):
-        opened.set_tensor(given, np.ascontiguousarray(image[None]))
-        opened.invoke()
-        found.append(opened.get_tensor(wanted)[0])
-    return np.stack(found)
-
-
-def _import(name: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(f"ai_edge_litert.{name}")
-    except ImportError:
-        raise PersonaError(f"LiteRT needs ai-edge-litert: install {EXTRA}") from None
-
-
-@contextlib.contextmanager
-def _without_stderr() -> Iterator[None]:
-    """Silences what native code writes."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    null = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(null, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(null)

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ai_edge_litert import schema_py_generated as schema
 from graphs import images, small_graph
 
-from persona.deploy.litert import run_litert, to_litert
+from persona.deploy.litert import to_litert
 from persona.deploy.quantise import find_ranges, lower, open_session, quantise
 from persona.errors import PersonaError
+from persona.models.litert import open_litert, run_litert
+from persona.models.store import load_network
 
 
 @pytest.mark.parametrize(
@@ -27,7 +30,7 @@ def test_the_embeddings_are_those_of_the_graph(floats: list[str] | None, integer
     faces = images(6, 3)
     wanted = open_session(model).run(["embedding"], {"images": faces})[0]
     data = to_litert(model, "embedding", {"persona.model": "small"})
-    found = run_litert(data, faces)
+    found = run_litert(open_litert(data), faces)
     assert (found * wanted).sum(axis=1).min() > (0.999 if integers else 1 - 1e-6)
     kinds = {tensor.type for tensor in unpack(data).subgraphs[0].tensors}
     assert (schema.TensorType.INT8 in kinds) == integers
@@ -49,10 +52,23 @@ def test_what_cannot_be_translated_or_run_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.tflite"
     path.write_bytes(b"none")
     with pytest.raises(PersonaError, match=r"a\.tflite is no LiteRT file"):
-        run_litert(path, images(1))
+        open_litert(path)
     whole = to_litert(small_graph(), "embedding", {})
     with pytest.raises(PersonaError, match="no LiteRT file"):
-        run_litert(whole[:2000], images(1))
+        open_litert(whole[:2000])
+
+
+def test_a_file_is_a_network_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "small.tflite"
+    path.write_bytes(to_litert(small_graph(), "embedding", {}))
+    network = load_network(f"litert:{path}", tmp_path).network
+    faces = images(3)
+    wanted = run_litert(open_litert(path), faces)
+    np.testing.assert_allclose(network.embed(torch.from_numpy(faces)), wanted, atol=1e-6)
+    twice = torch.from_numpy(faces).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert (network.embed(twice).numpy() * wanted).sum(axis=1).min() > 0.9
+    with pytest.raises(PersonaError, match="no LiteRT file at"):
+        load_network("litert:nowhere", tmp_path)
 
 
 def unpack(data: bytes) -> Any:
