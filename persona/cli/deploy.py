@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,7 +20,11 @@ from persona.cli.output import (
 )
 from persona.errors import PersonaError, unknown
 
+if TYPE_CHECKING:
+    from persona.deploy.export import Exported
+
 FORMATS = ("onnx", "litert")
+LAYERS_SHOWN = 10
 ENDINGS = {"onnx": ".onnx", "litert": ".tflite"}
 
 
@@ -140,10 +144,17 @@ def export_command(
         f"{done.path}: {human_bytes(done.bytes)}, worst cosine to the model "
         f"{done.worst_cosine:.6f} over {done.faces} faces"
     )
+    _print_layers(done)
+
+
+def _print_layers(done: Exported) -> None:
+    """Of a file in integers: what stays in floats, and why."""
     if done.layers:
         typer.echo(f"{done.layers - len(done.floats)} of {done.layers} layers in integers")
-    for kept in done.floats:
+    for kept in done.floats[:LAYERS_SHOWN]:
         typer.echo(f"  in floats: {kept.layer}, whose integers alone cost {kept.cost:.4f}")
+    if len(done.floats) > LAYERS_SHOWN:
+        typer.echo(f"  and {len(done.floats) - LAYERS_SHOWN} more: --json lists them")
 
 
 def bench_command(

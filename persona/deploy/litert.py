@@ -244,6 +244,15 @@ class _Converter:
         value = self.constants[source]
         return self._tensor(name, value.shape, value, (self.constants[scale], 0, 0), np.int32)
 
+    def _no_bias(self, name: str, given: int, weight: int) -> int:
+        """Zeros, which LiteRT wants."""
+        before, layer = self.graph.tensors[given], self.graph.tensors[weight]
+        channels = int(layer.shape[3 if layer.shape[0] == 1 else 0])
+        if layer.quantization is None:
+            return self._tensor(name, [channels], np.zeros(channels, np.float32))
+        steps = layer.quantization.scale * before.quantization.scale[0]
+        return self._tensor(name, [channels], np.zeros(channels, np.int32), (steps, 0, 0), np.int32)
+
     # Nodes.
 
     def _node(self, node: Any) -> None:
@@ -274,8 +283,7 @@ class _Converter:
         if len(node.input) > 2:
             bias = self._bias(node.input[2], integer)
         else:
-            channels = self.graph.tensors[place].shape[3]
-            bias = self._tensor(f"{output}_bias", [channels], np.zeros(channels, np.float32))
+            bias = self._no_bias(f"{output}_bias", given, weight)
         stride, pads = attributes.get("strides", [1, 1])[0], attributes.get("pads", [0] * 4)
         side = self.graph.tensors[weight].shape[1]
         padding = self.schema.Padding.SAME

@@ -4,8 +4,8 @@
 2. `lower`: hard-swish and hard-sigmoid become a sum, a clip and a product, which integer kernels
    have; the clip is a quantised range and costs nothing, the sixth goes into the weights after it
 3. `quantise`: QuantizeLinear and DequantizeLinear around each layer, activations asymmetric (Jacob
-   et al. 2018, arXiv:1712.05877), weights symmetric per output channel; the last linear layer
-   computes in floats with weights of eight bits, since its output has no range to be clipped to
+   et al. 2018, arXiv:1712.05877), weights symmetric per output channel; layers in floats, as the
+   last linear one always is, have weights of eight bits all the same where that does no harm
 4. `find_costs`: the cosine that each layer costs when it alone is in integers
 5. `quantise_graph`: the costliest layers stay in floats, as few as the wanted cosine allows
 
@@ -93,20 +93,22 @@ def quantise_graph(model: Any, batches: Arrays, output: str, worst: float) -> Qu
     costs = find_costs(model, ranges, batches[: -(-COST_FACES // len(batches[0]))], output)
     wanted_NE = _run(model, batches, output)
 
-    def with_floats(count: int) -> Any:
-        return quantise(model, ranges, {kept.layer for kept in costs[:count]})
+    for weights in (True, False):
+        found: dict[int, Any] = {}
 
-    def quality(count: int) -> float:
-        return float(_cosines(_run(with_floats(count), batches, output), wanted_NE).min())
+        def quality(count: int, weights: bool = weights, found: dict[int, Any] = found) -> float:
+            floats = {kept.layer for kept in costs[:count]}
+            found[count] = quantise(model, ranges, floats, weights=weights)
+            return float(_cosines(_run(found[count], batches, output), wanted_NE).min())
 
-    count = fewest(quality, len(costs), worst + MARGIN)
-    if count == len(costs):
-        raise PersonaError(
-            f"none of the {count} layers can be in integers: with any the worst cosine over the "
-            f"calibration faces falls below {worst + MARGIN:g}; the model answers like photos "
-            "very differently, so train it longer or on more faces"
-        )
-    return Quantised(with_floats(count), len(costs), costs[:count])
+        count = fewest(quality, len(costs), worst + MARGIN)
+        if count < len(costs):
+            return Quantised(found[count], len(costs), costs[:count])
+    raise PersonaError(
+        f"none of the {len(costs)} layers can be in integers: with any the worst cosine over the "
+        f"calibration faces falls below {worst + MARGIN:g}; a model that answers like photos so "
+        "differently has seen too few faces"
+    )
 
 
 def fewest(quality: Callable[[int], float], most: int, wanted: float) -> int:
@@ -153,6 +155,15 @@ class _Graph:
         if output is not None:
             kept.output[:] = [output]
         self.nodes.append(kept)
+
+    def shift(self, output: str, by: float) -> None:
+        """Adds to what a convolution gives, which is among the nodes already."""
+        node = next(node for node in self.nodes if output in node.output)
+        if len(node.input) < 3:
+            name, channels = f"{output}_bias", len(self.weights[node.input[1]])
+            self.weights[name] = np.zeros(channels, np.float32)
+            node.input.append(name)
+        self.weights[node.input[2]] = self.weights[node.input[2]] + np.float32(by)
 
     def finish(self) -> Any:
         """The model with these nodes, without the initializers that none of them takes."""
@@ -202,8 +213,7 @@ def lower(model: Any, floats: Collection[str] = ()) -> Lowered:
             factor[output] = 6
             layers[total] = layers[output] = swish
         elif name == "HardSigmoid" and gates.get(inputs[0], "") not in {"", *floats}:
-            bias = graph.producer[inputs[0]].input[2]
-            graph.weights[bias] = graph.weights[bias] + np.float32(3)
+            graph.shift(inputs[0], 3)
             clip(inputs[0], output)
         elif name in WEIGHTED and inputs[1] in graph.weights:
             graph.weights[inputs[1]] = graph.weights[inputs[1]] / np.float32(by[0])
@@ -284,15 +294,16 @@ def find_ranges(model: Any, batches: Arrays) -> Ranges:
     return ranges
 
 
-def quantise(model: Any, ranges: Ranges, floats: Collection[str]) -> Any:
+def quantise(model: Any, ranges: Ranges, floats: Collection[str], *, weights: bool = True) -> Any:
     """A graph with quantised tensors around its layers.
 
     Args:
         model: onnx.ModelProto of float32.
         ranges: of its tensors.
-        floats: layers that stay in floats.
+        floats: layers that compute in floats.
+        weights: whether those have weights of eight bits all the same.
     """
-    return _Quantiser(lower(model, floats), ranges).quantise(floats)
+    return _Quantiser(lower(model, floats), ranges).quantise(floats, weights)
 
 
 class _Quantiser(_Graph):
@@ -303,7 +314,7 @@ class _Quantiser(_Graph):
         self.lowered, self.ranges = lowered, ranges
         self.rounded: dict[str, str] = {}  # from a tensor to what it is after its integers
 
-    def quantise(self, floats: Collection[str]) -> Any:
+    def quantise(self, floats: Collection[str], weights: bool) -> Any:
         """The model of it; see the function."""
         skipped: set[str] = set()
         for node in self.lowered.model.graph.node:
@@ -311,7 +322,7 @@ class _Quantiser(_Graph):
             if output in skipped:
                 continue
             if self.lowered.layers.get(output) in {None, *floats}:
-                self._in_floats(node)
+                self._in_floats(node, weights)
                 continue
             # Relu and the clip to [0, 6] are no more than the range of what they give.
             after = self.consumers.get(output, [])
@@ -322,12 +333,13 @@ class _Quantiser(_Graph):
             self._round(end, gate=clipped and after[0].op_type == "Clip")
         return self.finish()
 
-    def _in_floats(self, node: Any) -> None:
+    def _in_floats(self, node: Any, weights: bool) -> None:
         inputs = [self.rounded.get(name, name) for name in node.input]
-        if node.op_type == "Gemm" and inputs[1] in self.weights:
+        smaller = node.op_type in WEIGHTED and (weights or node.op_type == "Gemm")
+        if smaller and inputs[1] in self.weights:
             # Not DequantizeLinear: onnxruntime would run that for each face, this it folds once.
             name = inputs[1]
-            rows = any(a.name == "transB" and a.i for a in node.attribute)
+            rows = node.op_type == "Conv" or any(a.name == "transB" and a.i for a in node.attribute)
             self.weights[f"{name}_scale"] = self._per_channel(name, 0 if rows else 1)
             cast = self.add("Cast", [f"{name}_q"], f"{name}_f", to=FLOAT)
             inputs[1] = self.add("Mul", [cast, f"{name}_scale"], f"{name}_d")
@@ -388,7 +400,7 @@ def find_costs(model: Any, ranges: Ranges, batches: Arrays, output: str) -> list
     costs = []
     with progress_bar("sensitivity", total=len(layers), unit="layers") as advance:
         for layer in sorted(layers):
-            graph = quantise(model, ranges, layers - {layer})
+            graph = quantise(model, ranges, layers - {layer}, weights=False)
             cosines_N = _cosines(_run(graph, batches, output), wanted_NE)
             costs.append(Kept(layer, 1 - float(cosines_N.mean())))
             advance(1)

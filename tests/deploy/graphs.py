@@ -30,12 +30,18 @@ def small_graph(*, extra: str | None = None) -> Any:
         nodes.append(helper.make_node(op, inputs, [to], name=f"node_{to}", **attributes))
         return to
 
-    def conv(given: str, name: str, *shape: int, stride: int = 1, group: int = 1) -> str:
+    def conv(
+        given: str, name: str, *shape: int, stride: int = 1, group: int = 1, bias: bool = True
+    ) -> str:
         fan = int(np.prod(shape[1:]))
         weights[f"student.{name}.weight"] = rng.normal(size=shape) * (2 / fan) ** 0.5
-        weights[f"student.{name}.bias"] = rng.normal(size=shape[0]) * 0.3
+        if bias:
+            weights[f"student.{name}.bias"] = rng.normal(size=shape[0]) * 0.3
         pads, strides = [shape[2] // 2] * 4, [stride] * 2
-        inputs = (given, f"student.{name}.weight", f"student.{name}.bias")
+        inputs = (
+            given,
+            *(n for n in (f"student.{name}.weight", f"student.{name}.bias") if n in weights),
+        )
         return add("Conv", *inputs, to=name, pads=pads, strides=strides, group=group)
 
     tensor = add("HardSwish", conv("images", "stem", CHANNELS, 3, 3, 3, stride=2), to="swish")
@@ -44,9 +50,14 @@ def small_graph(*, extra: str | None = None) -> Any:
     deep = add("Relu", conv(tensor, "deep", CHANNELS, 1, 5, 5, group=CHANNELS), to="relu")
     pooled = add("ReduceMean", deep, "axes", to="mean", keepdims=1)
     squeezed = add("Relu", conv(pooled, "se.fc1", 4, CHANNELS, 1, 1), to="squeezed")
-    gate = add("HardSigmoid", conv(squeezed, "se.fc2", CHANNELS, 4, 1, 1), to="gate", alpha=1 / 6)
+    gate = add(
+        "HardSigmoid",
+        conv(squeezed, "se.fc2", CHANNELS, 4, 1, 1, bias=False),
+        to="gate",
+        alpha=1 / 6,
+    )
     scaled = add("Mul", gate, deep, to="scaled")
-    projected = conv(scaled, "project", CHANNELS, CHANNELS, 1, 1)
+    projected = conv(scaled, "project", CHANNELS, CHANNELS, 1, 1, bias=False)
     total = add("Add", projected, tensor, to="sum")
     top = add("HardSwish", conv(total, "top", CHANNELS * 2, CHANNELS, 1, 1), to="top_swish")
     flat = add("Reshape", add("ReduceMean", top, "axes", to="all", keepdims=1), "flat", to="view")

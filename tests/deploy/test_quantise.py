@@ -72,15 +72,16 @@ def test_lowering_changes_no_embedding(model: Any, floats: set[str]) -> None:
 
 def test_every_layer_is_found_and_weights_have_eight_bits(model: Any, ranges: Any) -> None:
     assert set(lower(model).layers.values()) == LAYERS
-    for floats in (set(), {"stem", "top"}):
-        found = quantise(model, ranges, floats)
+    for floats, rounded in ((set(), True), ({"stem", "top"}, True), ({"stem", "top"}, False)):
+        found = quantise(model, ranges, floats, weights=rounded)
         kinds = {i.name: i.data_type for i in found.graph.initializer if len(i.dims) >= 2}
         weights = {name for name in kinds if "weight_q" in name}
-        assert len(weights) == 7 - len(floats)
+        wholes = set() if rounded else floats
+        assert len(weights) == 7 - len(wholes)
         assert {kinds[name] for name in weights} == {onnx.TensorProto.INT8}
         # No copy in floats is left of those.
         assert {name for name in kinds if name.endswith("weight")} == {
-            f"student.{layer}.weight" for layer in floats
+            f"student.{layer}.weight" for layer in wholes
         }
         assert worst(model, found, images(16, 9)) > 0.97
 
@@ -103,7 +104,7 @@ def test_costs_are_of_each_layer_alone(model: Any, ranges: Any) -> None:
     costs = find_costs(model, ranges, BATCHES[:1], "embedding")
     assert {kept.layer for kept in costs} == LAYERS
     assert [kept.cost for kept in costs] == sorted((kept.cost for kept in costs), reverse=True)
-    alone = quantise(model, ranges, LAYERS - {costs[0].layer})
+    alone = quantise(model, ranges, LAYERS - {costs[0].layer}, weights=False)
     cosines = (embed(alone, BATCHES[0]) * embed(model, BATCHES[0])).sum(axis=1)
     assert costs[0].cost == pytest.approx(1 - cosines.mean(), abs=1e-6)
 
