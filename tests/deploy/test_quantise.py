@@ -123,4 +123,8 @@ def test_as_many_layers_stay_in_floats_as_the_cosine_wants(model: Any) -> None:
 
 def test_fewest() -> None:
     for enough in range(12):
-        assert fewest(lambda count, enough=enough: float(count >= enough), 10, 1) == min(enough, 10)
+
+        def quality(count: int, enough: int = enough) -> float:
+            return float(count >= enough)
+
+        assert fewest(quality, 10, 1) == min(enough, 10)
