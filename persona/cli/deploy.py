@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,10 +23,12 @@ from persona.errors import PersonaError, unknown
 
 if TYPE_CHECKING:
     from persona.deploy.export import Exported
+    from persona.models.cards import Card
+    from persona.workspace import Workspace
 
-FORMATS = ("onnx", "litert")
+FORMATS = ("onnx", "litert", "web")
 LAYERS_SHOWN = 10
-ENDINGS = {"onnx": ".onnx", "litert": ".tflite"}
+ENDINGS = {"onnx": ".onnx", "litert": ".tflite", "web": "-web"}
 
 
 def export_command(
@@ -61,12 +64,26 @@ def export_command(
         str | None, typer.Option(help="Goes into the file; you know what the model learnt from.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The file.  [default: <ID>.onnx, <ID>.tflite]")
+        Path | None,
+        typer.Option(
+            help="The file, or the page's folder.  [default: <ID>.onnx, <ID>.tflite, <ID>-web]"
+        ),
     ] = None,
     format_: Annotated[
         str,
-        typer.Option("--format", help="onnx, or litert (TensorFlow Lite; needs persona[litert])."),
+        typer.Option(
+            "--format",
+            help="onnx, litert (TensorFlow Lite; needs persona[litert]), or web: a page that "
+            "compares faces in a browser.",
+        ),
     ] = "onnx",
+    runtime: Annotated[
+        Path | None,
+        typer.Option(
+            help="onnxruntime-web for the page: npm's tarball, or the package's folder.  "
+            "[default: npm fetches it once]"
+        ),
+    ] = None,
     shards: ShardsOption = None,
     models: ModelsOption = None,
     json: JsonFlag = False,
@@ -76,56 +93,34 @@ def export_command(
 
     if format_ not in FORMATS:
         raise unknown("format", format_, FORMATS)
+    if runtime and format_ != "web":
+        raise PersonaError("--runtime is for pages: add --format web, or leave it out")
     if calibrate is not None and precision != "int8":
         raise PersonaError("--calibrate is for --precision int8: add that, or leave it out")
     place = workspace(shards=shards, models=models)
     card = find_model(model, place.models)
 
-    from persona.data.shards import MANIFEST, open_set
-    from persona.deploy.export import (
-        CALIBRATION_FACES,
-        FACES,
-        ExportOptions,
-        export_litert,
-        export_onnx,
-    )
-    from persona.deploy.faces import drawn_faces, set_faces
+    from persona.deploy.export import ExportOptions, export_litert, export_onnx
     from persona.models.store import load_model
 
     options = ExportOptions(precision, preprocessing, classifier)
-    student = load_model(card, place.models)
-    own = (card.test_set, card.train_set)
-    name = set_ or next((s for s in own if (place.shards / s / MANIFEST).is_file()), None)
-    if name is not None:
-        folder, manifest = open_set(name, place.shards)
-        faces = set_faces(folder, manifest, student.image_size, FACES)
-    else:
-        note("no set of this model is packed here: the file is checked on drawn faces")
-        faces = drawn_faces(student.image_size, FACES)
-    chosen = calibrate or next(
-        (
-            own
-            for own in (card.train_set, card.test_set)
-            if (place.shards / own / MANIFEST).is_file()
-        ),
-        None,
-    )
-    calibration = None
+    faces = _check_faces(card, set_, place)
+    more: dict[str, Any] = {"facts": {} if licence is None else {"persona.licence": licence}}
     if precision == "int8":
-        if chosen is None:
-            raise PersonaError("int8 is calibrated on faces: name a packed set with --calibrate")
-        folder, manifest = open_set(chosen, place.shards)
-        # Those after the check's, where a set has as many.
-        calibration = set_faces(folder, manifest, student.image_size, FACES + CALIBRATION_FACES)
-        calibration = calibration[-CALIBRATION_FACES:]
+        more["calibration_NHWC"], name = _calibration_faces(card, calibrate, place)
+        more["facts"]["persona.calibration"] = f"{len(more['calibration_NHWC'])} faces of {name}"
     path = out or Path(card.id + ENDINGS[format_])
-    if path.is_dir():
-        raise PersonaError(f"{path} is a folder: name the file with --out {path}/{card.id}.onnx")
-    export = export_litert if format_ == "litert" else export_onnx
-    facts = {} if licence is None else {"persona.licence": licence}
-    if chosen is not None and calibration is not None:
-        facts["persona.calibration"] = f"{len(calibration)} faces of {chosen}"
-    done = export(student, card, faces, path, options, calibration_NHWC=calibration, facts=facts)
+    if format_ == "web":
+        from persona.deploy.web import export_web
+
+        done = export_web(card, place.models, faces, path, options, runtime=runtime, **more)
+    else:
+        if path.is_dir():
+            raise PersonaError(
+                f"{path} is a folder: name the file with --out {path}/{card.id}.onnx"
+            )
+        export = export_litert if format_ == "litert" else export_onnx
+        done = export(load_model(card, place.models), card, faces, path, options, **more)
     if json:
         row = {
             "model": card.id,
@@ -145,6 +140,44 @@ def export_command(
         f"{done.worst_cosine:.6f} over {done.faces} faces"
     )
     _print_layers(done)
+    if format_ == "web":
+        serve = f"python -m http.server --bind 127.0.0.1 -d {shlex.quote(str(done.path))}"
+        typer.echo(f"open it with `{serve}` at http://127.0.0.1:8000")
+
+
+def _check_faces(card: Card, set_: str | None, place: Workspace) -> Any:
+    """Of the named set, of the model's own if one is packed, or drawn."""
+    from persona.data.shards import open_set
+    from persona.deploy.export import FACES
+    from persona.deploy.faces import drawn_faces, set_faces
+
+    name = set_ or _packed((card.test_set, card.train_set), place)
+    if name is not None:
+        return set_faces(*open_set(name, place.shards), card.image_size, FACES)
+    note("no set of this model is packed here: the file is checked on drawn faces")
+    return drawn_faces(card.image_size, FACES)
+
+
+def _calibration_faces(card: Card, set_: str | None, place: Workspace) -> tuple[Any, str]:
+    """Of the named set or of the model's own, and its name."""
+    from persona.data.shards import open_set
+    from persona.deploy.export import CALIBRATION_FACES, FACES
+    from persona.deploy.faces import set_faces
+
+    name = set_ or _packed((card.train_set, card.test_set), place)
+    if name is None:
+        raise PersonaError("int8 is calibrated on faces: name a packed set with --calibrate")
+    # Those after the check's, where a set has as many.
+    count = FACES + CALIBRATION_FACES
+    faces = set_faces(*open_set(name, place.shards), card.image_size, count)
+    return faces[-CALIBRATION_FACES:], name
+
+
+def _packed(sets: tuple[str, ...], place: Workspace) -> str | None:
+    """The first of the sets that is here."""
+    from persona.data.shards import MANIFEST
+
+    return next((name for name in sets if (place.shards / name / MANIFEST).is_file()), None)
 
 
 def _print_layers(done: Exported) -> None:
