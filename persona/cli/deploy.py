@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,12 +19,21 @@ from persona.cli.output import (
     print_table,
     workspace,
 )
-from persona.errors import PersonaError
+from persona.errors import PersonaError, unknown
+
+if TYPE_CHECKING:
+    from persona.deploy.export import Exported
+    from persona.models.cards import Card
+    from persona.workspace import Workspace
+
+FORMATS = ("onnx", "litert", "web")
+LAYERS_SHOWN = 10
+ENDINGS = {"onnx": ".onnx", "litert": ".tflite", "web": "-web"}
 
 
 def export_command(
     model: Annotated[str | None, typer.Argument(help="Model ID.  [default: newest]")] = None,
-    precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
     preprocessing: Annotated[
         bool,
         typer.Option(
@@ -43,57 +53,149 @@ def export_command(
             "packed, else drawn faces]",
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The file.  [default: <ID>.onnx]")] = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SET",
+            help="int8: whose faces its ranges are found on.  [default: the model's own set]",
+        ),
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Goes into the file; you know what the model learnt from.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The file, or the page's folder.  [default: <ID>.onnx, <ID>.tflite, <ID>-web]"
+        ),
+    ] = None,
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="onnx, litert (TensorFlow Lite; needs persona[litert]), or web: a page that "
+            "compares faces in a browser.",
+        ),
+    ] = "onnx",
+    runtime: Annotated[
+        Path | None,
+        typer.Option(
+            help="onnxruntime-web for the page: npm's tarball, or the package's folder.  "
+            "[default: npm fetches it once]"
+        ),
+    ] = None,
     shards: ShardsOption = None,
     models: ModelsOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """Write a student as an ONNX file that needs no torch, checked against the model first."""
+    """Write a student as a file that needs no torch, checked against the model first."""
     from persona.models.cards import find_model
 
+    if format_ not in FORMATS:
+        raise unknown("format", format_, FORMATS)
+    if runtime and format_ != "web":
+        raise PersonaError("--runtime is for pages: add --format web, or leave it out")
+    if calibrate is not None and precision != "int8":
+        raise PersonaError("--calibrate is for --precision int8: add that, or leave it out")
     place = workspace(shards=shards, models=models)
     card = find_model(model, place.models)
 
-    from persona.data.shards import MANIFEST, open_set
-    from persona.deploy.export import FACES, ExportOptions, export_onnx
-    from persona.deploy.faces import drawn_faces, set_faces
+    from persona.deploy.export import ExportOptions, export_litert, export_onnx
     from persona.models.store import load_model
 
     options = ExportOptions(precision, preprocessing, classifier)
-    student = load_model(card, place.models)
-    own = (card.test_set, card.train_set)
-    name = set_ or next((s for s in own if (place.shards / s / MANIFEST).is_file()), None)
-    if name is not None:
-        folder, manifest = open_set(name, place.shards)
-        faces = set_faces(folder, manifest, student.image_size, FACES)
+    faces = _check_faces(card, set_, place)
+    more: dict[str, Any] = {"facts": {} if licence is None else {"persona.licence": licence}}
+    if precision == "int8":
+        more["calibration_NHWC"], name = _calibration_faces(card, calibrate, place)
+        more["facts"]["persona.calibration"] = f"{len(more['calibration_NHWC'])} faces of {name}"
+    path = out or Path(card.id + ENDINGS[format_])
+    if format_ == "web":
+        from persona.deploy.web import export_web
+
+        done = export_web(card, place.models, faces, path, options, runtime=runtime, **more)
     else:
-        note("no set of this model is packed here: the file is checked on drawn faces")
-        faces = drawn_faces(student.image_size, FACES)
-    path = out or Path(f"{card.id}.onnx")
-    if path.is_dir():
-        raise PersonaError(f"{path} is a folder: name the file with --out {path}/{card.id}.onnx")
-    done = export_onnx(student, card, faces, path, options)
+        if path.is_dir():
+            raise PersonaError(
+                f"{path} is a folder: name the file with --out {path}/{card.id}.onnx"
+            )
+        export = export_litert if format_ == "litert" else export_onnx
+        done = export(load_model(card, place.models), card, faces, path, options, **more)
     if json:
         row = {
             "model": card.id,
             "path": str(done.path),
+            "format": format_,
             "precision": precision,
             "bytes": done.bytes,
             "worst_cosine": done.worst_cosine,
             "faces": done.faces,
         }
+        if precision == "int8":
+            row |= {"layers": done.layers, "floats": {k.layer: k.cost for k in done.floats}}
         print_json(row)
         return
     typer.echo(
         f"{done.path}: {human_bytes(done.bytes)}, worst cosine to the model "
         f"{done.worst_cosine:.6f} over {done.faces} faces"
     )
+    _print_layers(done)
+    if format_ == "web":
+        serve = f"python -m http.server --bind 127.0.0.1 -d {shlex.quote(str(done.path))}"
+        typer.echo(f"open it with `{serve}` at http://127.0.0.1:8000")
+
+
+def _check_faces(card: Card, set_: str | None, place: Workspace) -> Any:
+    """Of the named set, of the model's own if one is packed, or drawn."""
+    from persona.data.shards import open_set
+    from persona.deploy.export import FACES
+    from persona.deploy.faces import drawn_faces, set_faces
+
+    name = set_ or _packed((card.test_set, card.train_set), place)
+    if name is not None:
+        return set_faces(*open_set(name, place.shards), card.image_size, FACES)
+    note("no set of this model is packed here: the file is checked on drawn faces")
+    return drawn_faces(card.image_size, FACES)
+
+
+def _calibration_faces(card: Card, set_: str | None, place: Workspace) -> tuple[Any, str]:
+    """Of the named set or of the model's own, and its name."""
+    from persona.data.shards import open_set
+    from persona.deploy.export import CALIBRATION_FACES, FACES
+    from persona.deploy.faces import set_faces
+
+    name = set_ or _packed((card.train_set, card.test_set), place)
+    if name is None:
+        raise PersonaError("int8 is calibrated on faces: name a packed set with --calibrate")
+    # Those after the check's, where a set has as many.
+    count = FACES + CALIBRATION_FACES
+    faces = set_faces(*open_set(name, place.shards), card.image_size, count)
+    return faces[-CALIBRATION_FACES:], name
+
+
+def _packed(sets: tuple[str, ...], place: Workspace) -> str | None:
+    """The first of the sets that is here."""
+    from persona.data.shards import MANIFEST
+
+    return next((name for name in sets if (place.shards / name / MANIFEST).is_file()), None)
+
+
+def _print_layers(done: Exported) -> None:
+    """Of a file in integers: what stays in floats, and why."""
+    if done.layers:
+        typer.echo(f"{done.layers - len(done.floats)} of {done.layers} layers in integers")
+    for kept in done.floats[:LAYERS_SHOWN]:
+        typer.echo(f"  in floats: {kept.layer}, whose integers alone cost {kept.cost:.4f}")
+    if len(done.floats) > LAYERS_SHOWN:
+        typer.echo(f"  and {len(done.floats) - LAYERS_SHOWN} more: --json lists them")
 
 
 def bench_command(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL...", help="Model IDs, onnx:FILE, facenet-vggface2."),
+        typer.Argument(
+            metavar="MODEL...", help="Model IDs, onnx:FILE, litert:FILE, facenet-vggface2."
+        ),
     ],
     rounds: Annotated[int, typer.Option(min=1, help="Turns; medians of all are printed.")] = 10,
     runs: Annotated[int, typer.Option(min=1, help="Single faces a turn.")] = 20,

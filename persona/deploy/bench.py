@@ -1,7 +1,7 @@
 """What models cost on this machine, side by side: `persona bench MODEL...`.
 
 1. each model through PyTorch, and through onnxruntime as `persona export` writes it; an ONNX file
-   through onnxruntime alone
+   through onnxruntime alone, a LiteRT file through LiteRT
 2. in turns, round by round, so that a machine whose speed wanders slows all of them alike
 3. peak memory in a process of its own, which loads the model and embeds one face after another
 
@@ -11,6 +11,7 @@ so that the memory of a file in onnxruntime is what a device would see.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import platform
@@ -28,7 +29,8 @@ import numpy as np
 from persona.errors import PersonaError
 from persona.progress import progress_bar
 
-ONNX_PREFIX = "onnx:"
+ONNX_PREFIX, LITERT_PREFIX = "onnx:", "litert:"
+MAX_BYTES = 2_000_000_000
 BATCH = 32
 WARM_UP = 5
 Run = Callable[[], object]
@@ -41,9 +43,9 @@ class Subject:
     model: str
     """As the user named it."""
     runtime: str
-    """`torch` or `onnxruntime`."""
+    """`torch`, `onnxruntime` or `litert`."""
     source: str
-    """A model's name, or the path of an ONNX file."""
+    """A model's name, or the path of a file."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def bench(names: Sequence[str], models: Path, *, rounds: int = 10, runs: int = 2
     """Measures every model, in the order given.
 
     Args:
-        names: model IDs, `onnx:FILE`, or a teacher's name.
+        names: model IDs, `onnx:FILE`, `litert:FILE`, or a teacher's name.
         models: the model store.
         rounds: turns.
         runs: single faces a turn; a tenth as many batches.
@@ -155,10 +157,13 @@ def _prepare(
 ) -> list[tuple[Subject, int | None, int | None, int]]:
     """Subjects of a name, each with parameters, MACs and bytes of its file."""
     if name.startswith(ONNX_PREFIX):
-        path = Path(name.removeprefix(ONNX_PREFIX)).expanduser()
-        if not path.is_file():
-            raise PersonaError(f"no ONNX file at {path}")
-        return [(Subject(name, "onnxruntime", str(path)), None, None, path.stat().st_size)]
+        path = _find(name.removeprefix(ONNX_PREFIX), "ONNX")
+        _open_onnx(path, threads=1)  # says what is wrong with it
+        parameters, macs = count_onnx(path)
+        return [(Subject(name, "onnxruntime", str(path)), parameters, macs, path.stat().st_size)]
+    if name.startswith(LITERT_PREFIX):
+        path = _find(name.removeprefix(LITERT_PREFIX), "LiteRT")
+        return [(Subject(name, "litert", str(path)), None, None, path.stat().st_size)]
     from persona.models.cards import CARD, read_card
     from persona.models.store import load_network
     from persona.models.student import Student, count_parameters
@@ -179,6 +184,59 @@ def _prepare(
     return [(Subject(name, "torch", name), parameters, macs, size), *subjects]
 
 
+def _find(name: str, kind: str) -> Path:
+    """The file of a name.
+
+    Raises:
+        PersonaError: it is not there, or too large for a face network.
+    """
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise PersonaError(f"no {kind} file at {path}")
+    if path.stat().st_size >= MAX_BYTES:
+        raise PersonaError(f"{path} has 2 GB or more: no face network has")
+    return path
+
+
+def count_onnx(path: Path) -> tuple[int | None, int | None]:
+    """Parameters of an ONNX file and MACs of one face; None: onnx is missing, or a shape unknown.
+
+    Batch norm is folded by most exporters, so there are slightly fewer parameters than in training.
+    Scales and zero points of quantised tensors are none.
+    """
+    try:
+        import onnx
+    except ImportError:
+        return None, None
+    model = onnx.load(str(path), load_external_data=False)
+    for axis in model.graph.input[0].type.tensor_type.shape.dim[:1]:
+        axis.dim_value = 1
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    tensors = (*graph.input, *graph.value_info, *graph.output)
+    shapes = {t.name: [d.dim_value for d in t.type.tensor_type.shape.dim] for t in tensors}
+    stored = {i.name: i for i in graph.initializer}
+    shapes |= {name: list(value.dims) for name, value in stored.items()}
+    integers = {onnx.TensorProto.INT64, onnx.TensorProto.BOOL}
+    used = {
+        name
+        for node in graph.node
+        for name in node.input[: 1 if "quantize" in node.op_type.lower() else None]
+        if name in stored and stored[name].dims and stored[name].data_type not in integers
+    }
+    parameters = sum(math.prod(stored[name].dims) for name in used)
+    macs = 0
+    for node in graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        given, weight, found = (shapes.get(n, []) for n in (*node.input[:2], node.output[0]))
+        # What each number that comes out is a sum of.
+        terms = weight[1:] if node.op_type == "Conv" else given[-1:]
+        if not terms or not found:
+            return parameters, None
+        macs += math.prod(found) * math.prod(terms)
+    return parameters, macs or None
+
+
 def _count_macs(network: Any) -> int:
     """Of convolutions and matrix products of one face, to its embedding."""
     import torch
@@ -194,6 +252,8 @@ def _open(subject: Subject, models: Path, threads: int) -> Callable[[int], Run]:
     """From a batch size to a run on that many random faces."""
     if subject.runtime == "torch":
         return _open_torch(subject.source, models)
+    if subject.runtime == "litert":
+        return _open_litert(Path(subject.source), threads)
     return _open_onnx(Path(subject.source), threads)
 
 
@@ -229,7 +289,10 @@ def _open_onnx(path: Path, threads: int) -> Callable[[int], Run]:
             str(path), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # onnxruntime raises its own classes, one for each status
-        raise PersonaError(f"{path} cannot be loaded as ONNX ({type(error).__name__})") from None
+        raise PersonaError(
+            f"{path} cannot be loaded as ONNX ({type(error).__name__}): is it whole, with the "
+            "files of external data beside it?"
+        ) from None
     (given, *others) = session.get_inputs()
     if others or len(given.shape) != 4:
         raise PersonaError(f"{path} is no face network: one input of four axes is wanted")
@@ -249,6 +312,19 @@ def _open_onnx(path: Path, threads: int) -> Callable[[int], Run]:
             return None
 
         return run
+
+    return on
+
+
+def _open_litert(path: Path, threads: int) -> Callable[[int], Run]:
+    from persona.models.litert import open_litert, run_litert
+
+    opened = open_litert(path, threads)
+    _, *shape = (int(n) for n in opened.get_input_details()[0]["shape"])
+
+    def on(count: int) -> Run:
+        faces = np.random.default_rng(0).random((count, shape[2], *shape[:2]), np.float32)
+        return lambda: run_litert(opened, faces)
 
     return on
 

@@ -1,10 +1,12 @@
-"""A student as an ONNX file, checked on faces before it is written.
+"""A student as an ONNX or LiteRT file, checked on faces before it is written.
 
 1. the student's embedding (unit length) as a graph of free batch; the logits stay behind unless
    they are asked for
-2. what a user of the file must know goes into its metadata, and Persona's own settings with it:
+2. int8: its layers in integers, by faces that it is calibrated on (persona/deploy/quantise.py)
+3. what a user of the file must know goes into its metadata, and Persona's own settings with it:
    `onnx:FILE` opens it like any teacher
-3. the same faces go through PyTorch and through the file: a file that differs is not written
+4. LiteRT: the graph is translated (persona/deploy/litert.py)
+5. the same faces go through PyTorch and through the file: a file that differs is not written
 
 Shapes: B batch, C channel, H W pixels, E embedding, N faces.
 """
@@ -16,7 +18,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ from torch import Tensor, nn
 
 from persona import __version__
 from persona.data.transforms import PIXEL_MEAN, PIXEL_SCALE
+from persona.deploy.public import public_name
+from persona.deploy.quantise import Kept, Quantised, open_session, quantise_graph
 from persona.errors import PersonaError, unknown
 from persona.files import write_atomically
 from persona.models.cards import Card
@@ -37,11 +41,19 @@ from persona.models.student import Student
 
 OPSET = 18
 """Of 2022: the first with an antialiased Resize, and old enough for every runtime of today."""
-PRECISIONS = ("fp32", "fp16")
-WORST_COSINE = {"fp32": 0.9999, "fp16": 0.999}
+PRECISIONS = ("fp32", "fp16", "int8")
+WORST_COSINE = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.99}
 """Between the file's embedding and PyTorch's, over all faces of the check."""
 FACES = 256
+CALIBRATION_FACES = 128
+CALIBRATION_BATCH = 8
+"""Every tensor of a batch is held at once."""
+FAR = "0.001"
+"""Whose threshold a file names."""
 INPUT, EMBEDDING, LOGITS = "images", "embedding", "logits"
+
+Faces = npt.NDArray[np.uint8]
+"""(N, H, W, 3) RGB."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,10 @@ class Exported:
     bytes: int
     worst_cosine: float
     faces: int
+    layers: int = 0
+    """Of int8: how many layers there are."""
+    floats: tuple[Kept, ...] = ()
+    """Of int8: the layers that stay in floats, costliest first."""
 
 
 class ExportedStudent(nn.Module):
@@ -95,10 +111,11 @@ class ExportedStudent(nn.Module):
 def export_onnx(
     student: Student,
     card: Card,
-    faces_NHWC: npt.NDArray[np.uint8],
+    faces_NHWC: Faces,
     path: Path,
     options: ExportOptions | None = None,
     *,
+    calibration_NHWC: Faces | None = None,
     facts: dict[str, str] | None = None,
 ) -> Exported:
     """Writes a student to an ONNX file.
@@ -109,34 +126,107 @@ def export_onnx(
         faces_NHWC: (N, H, W, 3) uint8 RGB crops of its size, to check the file on.
         path: where it goes, ending in `.onnx`.
         options: of the file.
+        calibration_NHWC: for int8, crops to find the ranges of its tensors on.
         facts: more for its metadata.
 
     Raises:
         PersonaError: no logits to give, packages missing, or the file's embeddings differ.
     """
     options = options or ExportOptions()
-    if path.suffix != ".onnx":
-        raise PersonaError(f"{path}: name the file something.onnx")
+    wanted_NE = _check(student, card, faces_NHWC, path, ".onnx", options, calibration_NHWC)
+    data, quantised = _build(student, card, options, facts or {}, calibration_NHWC)
+    found_NE = run_onnx(data, faces_NHWC, preprocessing=options.preprocessing)
+    return _write(path, data, card, options, wanted_NE, found_NE, quantised)
+
+
+def export_litert(
+    student: Student,
+    card: Card,
+    faces_NHWC: Faces,
+    path: Path,
+    options: ExportOptions | None = None,
+    *,
+    calibration_NHWC: Faces | None = None,
+    facts: dict[str, str] | None = None,
+) -> Exported:
+    """Writes a student to a LiteRT file of one face a run; as `export_onnx`, ending in `.tflite`.
+
+    Raises:
+        PersonaError: as there, or an option that LiteRT files do not have.
+    """
+    import onnx
+
+    from persona.deploy.litert import to_litert
+    from persona.models.litert import open_litert, run_litert
+
+    options = options or ExportOptions()
+    if options.preprocessing or options.classifier or options.precision == "fp16":
+        raise PersonaError(
+            "LiteRT files are fp32 or int8, without preprocessing or classifier: export ONNX"
+        )
+    wanted_NE = _check(student, card, faces_NHWC, path, ".tflite", options, calibration_NHWC)
+    graph, quantised = _build(student, card, options, facts or {}, calibration_NHWC)
+    model = onnx.load_from_string(graph)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    del metadata[SETTINGS_KEY]
+    side = student.image_size
+    metadata["persona.input"] = f"float32 RGB (1, {side}, {side}, 3)"
+    data = to_litert(model, EMBEDDING, metadata)
+    found_NE = run_litert(open_litert(data), graph_input(faces_NHWC))
+    return _write(path, data, card, options, wanted_NE, found_NE, quantised)
+
+
+def _check(
+    student: Student,
+    card: Card,
+    faces_NHWC: Faces,
+    path: Path,
+    ending: str,
+    options: ExportOptions,
+    calibration_NHWC: Faces | None,
+) -> Tensor:
+    """Refuses what cannot be exported; else the embeddings that the file must give."""
+    if path.suffix != ending:
+        raise PersonaError(f"{path}: name the file something{ending}")
     if options.classifier and not student.num_classes:
         raise PersonaError(f"model {card.id} has no classifier: it was trained on embeddings alone")
     if not len(faces_NHWC):
         raise PersonaError("an export is checked on faces, and there is none")
-    wanted_NE = torch.cat(list(_embeddings(student, faces_NHWC)))
-    data = build_graph(student, card, options, facts)
-    found_NE = run_onnx(data, faces_NHWC, preprocessing=options.preprocessing)
+    if options.precision == "int8" and (calibration_NHWC is None or not len(calibration_NHWC)):
+        raise PersonaError("int8 is calibrated on faces, and there is none")
+    return torch.cat(list(_embeddings(student, faces_NHWC)))
+
+
+def _write(
+    path: Path,
+    data: bytes,
+    card: Card,
+    options: ExportOptions,
+    wanted_NE: Tensor,
+    found_NE: npt.NDArray[np.float32],
+    quantised: Quantised | None,
+) -> Exported:
+    """Writes a file that gives the embeddings that it must.
+
+    Raises:
+        PersonaError: it does not.
+    """
     worst = float(F.cosine_similarity(wanted_NE, torch.from_numpy(found_NE)).min())
     if not worst >= WORST_COSINE[options.precision]:
         raise PersonaError(
             f"the {options.precision} file of {card.id} would differ from the model: worst cosine "
-            f"{worst:.6f} over {len(faces_NHWC)} faces, at least "
+            f"{worst:.6f} over {len(found_NE)} faces, at least "
             f"{WORST_COSINE[options.precision]} is wanted; nothing was written"
         )
     write_atomically(path, data)
-    return Exported(path, len(data), worst, len(faces_NHWC))
+    exported = Exported(path, len(data), worst, len(found_NE))
+    if quantised is None:
+        return exported
+    return replace(exported, layers=quantised.layers, floats=tuple(quantised.floats))
 
 
 @torch.inference_mode()
-def _embeddings(student: Student, faces_NHWC: npt.NDArray[np.uint8]) -> Iterator[Tensor]:
+def _embeddings(student: Student, faces_NHWC: Faces) -> Iterator[Tensor]:
     """The student's own, as evaluation computes them."""
     student.eval()
     for batch in np.array_split(faces_NHWC, -(-len(faces_NHWC) // 64)):
@@ -155,9 +245,41 @@ def build_graph(
     Raises:
         PersonaError: packages are missing.
     """
-    options = options or ExportOptions()
+    return _build(student, card, options or ExportOptions(), facts or {}, None)[0]
+
+
+def _build(
+    student: Student,
+    card: Card,
+    options: ExportOptions,
+    facts: dict[str, str],
+    calibration_NHWC: Faces | None,
+) -> tuple[bytes, Quantised | None]:
+    """The ONNX file's bytes, and of int8 what became of its layers."""
+    model = _trace(student, options)
+    quantised = None
+    metadata = _metadata(card, student, options) | facts
+    if options.precision == "int8":
+        assert calibration_NHWC is not None
+        inputs = graph_input(calibration_NHWC, preprocessing=options.preprocessing)
+        batches = np.array_split(inputs, -(-len(inputs) // CALIBRATION_BATCH))
+        quantised = quantise_graph(model, batches, EMBEDDING, WORST_COSINE["int8"])
+        model = quantised.model
+        metadata["persona.floats"] = ", ".join(kept.layer for kept in quantised.floats) or "none"
+    import onnx
+
+    onnx.helper.set_model_props(model, metadata)
+    model.producer_name, model.producer_version = "persona", __version__
+    onnx.checker.check_model(model)
+    buffer = io.BytesIO()
+    onnx.save(model, buffer)
+    return buffer.getvalue(), quantised
+
+
+def _trace(student: Student, options: ExportOptions) -> Any:
+    """The student as an onnx.ModelProto."""
     try:
-        import onnx
+        import onnx  # noqa: F401
         import onnxscript  # noqa: F401 - torch.onnx needs it and says so in a page of text
     except ImportError:
         raise PersonaError("exporting needs onnx and onnxscript: install persona[export]") from None
@@ -190,24 +312,17 @@ def build_graph(
     del model.metadata_props[:]
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.input):
         part.ClearField("metadata_props")  # traces of source files, of no use to anybody
-    onnx.helper.set_model_props(model, _metadata(card, student, options, facts or {}))
-    model.producer_name, model.producer_version = "persona", __version__
-    onnx.checker.check_model(model)
-    buffer = io.BytesIO()
-    onnx.save(model, buffer)
-    return buffer.getvalue()
+    return model
 
 
-def _metadata(
-    card: Card, student: Student, options: ExportOptions, facts: dict[str, str]
-) -> dict[str, str]:
+def _metadata(card: Card, student: Student, options: ExportOptions) -> dict[str, str]:
     """What the file says of itself; keys of Persona's own begin with `persona.`."""
     normalisation = f"(pixel - {PIXEL_MEAN}) / {PIXEL_SCALE}"
     side = student.image_size
     given = (
         "uint8 RGB (batch, height, width, 3); resized and normalised inside"
         if options.preprocessing
-        else f"float32 RGB (batch, 3, {side}, {side}), {normalisation}"
+        else f"float32 RGB (batch, 3, {side}, {side})"
     )
     settings = {
         "input_size": side,
@@ -217,32 +332,39 @@ def _metadata(
         "output": EMBEDDING,
         "layout": "nhwc-uint8" if options.preprocessing else "nchw",
     }
+    threshold = (card.scores.get("threshold_at_far") or {}).get(FAR)
+    teacher = public_name(card.teacher)
+    config = {**card.config, **({"teacher": teacher} if "teacher" in card.config else {})}
+    parent = vars(replace(card, teacher=teacher, config=config))
     return {
         "persona.model": card.id,
         "persona.architecture": card.architecture,
         "persona.precision": options.precision,
         "persona.input": given,
+        "persona.normalisation": f"{normalisation}, pixels of 0 to 255",
         "persona.embedding": f"{student.embedding_size} numbers, of unit length",
-        "persona.card": json.dumps(vars(card), sort_keys=True),
+        "persona.threshold": "unknown: measure it on faces like yours"
+        if threshold is None
+        else f"{threshold:.4f}, the cosine at FAR {FAR} on {card.test_set}",
+        "persona.licence": "unknown: see the terms of its training data and of its teacher",
+        "persona.card": json.dumps(parent, sort_keys=True),
         SETTINGS_KEY: yaml.safe_dump(settings),
-        **facts,
     }
 
 
-def run_onnx(
-    data: bytes, faces_NHWC: npt.NDArray[np.uint8], *, preprocessing: bool
-) -> npt.NDArray[np.float32]:
-    """(N, E) embeddings that an exported file gives for uint8 crops."""
-    import onnxruntime
+def graph_input(faces_NHWC: Faces, *, preprocessing: bool = False) -> npt.NDArray[Any]:
+    """Crops as a graph takes them: (N, 3, H, W) float32 normalised, or as they are."""
+    if preprocessing:
+        return faces_NHWC
+    normalised = (faces_NHWC.astype(np.float32) - PIXEL_MEAN) / PIXEL_SCALE
+    return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    parts = []
-    for batch in np.array_split(faces_NHWC, -(-len(faces_NHWC) // 64)):
-        images: npt.NDArray[Any] = batch
-        if not preprocessing:
-            normalised = (batch.astype(np.float32) - PIXEL_MEAN) / PIXEL_SCALE
-            images = np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
-        parts.append(session.run([EMBEDDING], {INPUT: images})[0])
+
+def run_onnx(data: bytes, faces_NHWC: Faces, *, preprocessing: bool) -> npt.NDArray[np.float32]:
+    """(N, E) embeddings that an exported file gives for uint8 crops."""
+    session = open_session(data)
+    parts = [
+        session.run([EMBEDDING], {INPUT: graph_input(batch, preprocessing=preprocessing)})[0]
+        for batch in np.array_split(faces_NHWC, -(-len(faces_NHWC) // 64))
+    ]
     return np.concatenate(parts)

@@ -21,18 +21,20 @@ def set_faces(
     """(N, H, W, 3) uint8 RGB: the first crops of a set, which are a fair sample of it.
 
     Raises:
-        PersonaError: the crops are of another size.
+        PersonaError: the crops are of another size, or there is none.
     """
     if manifest.align.image_size != size_px:
         raise PersonaError(
             f"set {manifest.name} has crops of {manifest.align.image_size} px, the model takes "
-            f"{size_px} px: name another set with --set"
+            f"{size_px} px: name another set, or pack one with --image-size {size_px}"
         )
     faces = np.empty((0, size_px, size_px, 3), np.uint8)
     for batch in build_loader(folder, manifest, batch_size=64, training=False):
         faces = np.concatenate([faces, batch.images.permute(0, 2, 3, 1).numpy()])
         if len(faces) >= count:
             break
+    if not len(faces):
+        raise PersonaError(f"set {manifest.name} has no faces: name another set")
     return faces[:count]
 
 

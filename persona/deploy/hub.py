@@ -86,12 +86,17 @@ def pull(repository: str, name: str | None, models: Path) -> Card:
     models.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".pull-", dir=models) as scratch:
         with _explained(repository):
-            files = api.list_repo_tree(repository)
-            large = [f.path for f in files if (getattr(f, "size", 0) or 0) > MAX_BYTES]
+            sizes = {f.path: getattr(f, "size", 0) or 0 for f in api.list_repo_tree(repository)}
+            large = [path for path, size in sizes.items() if size > MAX_BYTES]
+            if CARD not in sizes:
+                raise PersonaError(f"{PREFIX}{repository} holds no model of Persona's: no {CARD}")
             if large:
                 raise PersonaError(f"{repository} holds {large[0]} of over 500 MB: no student is")
             api.snapshot_download(repository, local_dir=scratch, allow_patterns=list(FILES))
-        return import_model(Path(scratch), name or repository.partition("/")[2], models)
+        try:
+            return import_model(Path(scratch), name or repository.partition("/")[2], models)
+        except PersonaError as error:
+            raise PersonaError(str(error).replace(scratch, PREFIX + repository)) from None
 
 
 def _api() -> Any:

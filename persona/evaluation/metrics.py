@@ -112,6 +112,14 @@ def _highest(fars: Floats, tars: Floats, far: float) -> float:
     return float(tars[np.searchsorted(fars, far, side="right") - 1])
 
 
+def threshold_at_far(scores_P: Floats, same_P: Bools, far: float) -> float | None:
+    """The lowest threshold whose FAR is at most `far`; None: as in `tar_at_far`."""
+    fars, _, thresholds = roc(scores_P, same_P)
+    if not resolves(far, int((~same_P).sum())):
+        return None
+    return float(min(thresholds[fars <= far][-1], 1.0))
+
+
 def resolves(rate: float, trials: int) -> bool:
     """Whether one error among `trials` is at most `rate`."""
     return rate * trials >= 1 - 1e-9
@@ -195,6 +203,8 @@ class Verification:
     impostors: int
     folds: list[float]
     """Accuracy on each."""
+    threshold_at_far: dict[str, float | None]
+    """Of the cosine, where those TARs are had."""
 
 
 def verification(
@@ -231,6 +241,7 @@ def verification(
         pairs=len(scores_P),
         impostors=impostors,
         folds=decided.accuracies.tolist(),
+        threshold_at_far={f"{far:g}": threshold_at_far(scores_P, same_P, far) for far in fars},
     )
 
 

@@ -17,12 +17,16 @@ from persona.models.cards import CARD, CLASSES, Card, find_model, list_models, r
 from persona.models.weights import FACENETS
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-RESERVED = frozenset({"none", "teachers", *FACENETS})
+RESERVED = frozenset({"none", "teachers", "runtimes", *FACENETS})
 
 
 def check_name(name: str, models: Path) -> None:
     """Raises PersonaError if a model cannot be called so."""
-    if not NAME.fullmatch(name) or name in RESERVED:
+    if name in RESERVED:
+        raise PersonaError(
+            f"{name} is no name for a model, it means something else: choose another"
+        )
+    if not NAME.fullmatch(name):
         raise PersonaError(
             f"{name[:80]!r} is no name for a model: choose letters, digits, dots, dashes and "
             "underscores, at most 100"

@@ -15,7 +15,7 @@ import torch
 from persona.config import StudentConfig, from_dict
 from persona.errors import PersonaError, unknown
 from persona.files import sha256_file, write_atomically, write_json
-from persona.models import onnx
+from persona.models import litert, onnx
 from persona.models.cards import (
     CARD,
     CLASSES,
@@ -25,6 +25,7 @@ from persona.models.cards import (
     read_card,
     read_classes,
 )
+from persona.models.litert_network import LitertNetwork
 from persona.models.output import ClassifierHead, FaceNetwork
 from persona.models.student import ARCHITECTURES, Student, count_parameters, load_imagenet
 from persona.models.teacher import load_facenet, load_release
@@ -110,7 +111,7 @@ class NamedNetwork:
 
 
 def load_network(name: str, models: Path) -> NamedNetwork:
-    """A network by name: a FaceNet release, `onnx:FILE`, a model ID, or an untrained architecture.
+    """A network by name: FaceNet, a file (`onnx:`, `litert:`), a model, or an untrained student.
 
     Raises:
         PersonaError: unknown, or its file is missing or damaged.
@@ -119,6 +120,11 @@ def load_network(name: str, models: Path) -> NamedNetwork:
         path = Path(name.removeprefix(onnx.PREFIX)).expanduser()
         network = onnx.open_network(path)
         return NamedNetwork(name, network, "embeddings alone", (), None, onnx.digest(path))
+    if name.startswith(litert.PREFIX):
+        path = Path(name.removeprefix(litert.PREFIX)).expanduser()
+        return NamedNetwork(
+            name, LitertNetwork(path), "embeddings alone", (), None, sha256_file(path)
+        )
     if name in FACENETS:
         facenet = load_facenet(name, models)
         digest = network_digest(name, models) or ""

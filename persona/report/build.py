@@ -30,6 +30,7 @@ from persona.models.student import ARCHITECTURES, count_parameters
 from persona.models.weights import FACENETS, find_weights
 from persona.report.figures import (
     Figure,
+    cost_figure,
     curve_figures,
     det_figure,
     group_figures,
@@ -260,6 +261,7 @@ def _sections(
         maps += [figure] if figure else []
     return [
         Section("curves", "ROC and DET", [roc_figure(models), det_figure(models)]),
+        Section("cost", "Accuracy and cost", [cost_figure(models)] if len(models) > 1 else []),
         Section(
             "scores",
             "Score distributions",

@@ -138,6 +138,28 @@ def _curve(number: int, name: str, x: list[float], y: list[float]) -> dict[str, 
     }
 
 
+def cost_figure(models: list[Measured]) -> Figure:
+    """Accuracy over what a face costs on the CPU, which is on a log axis: up and left is better."""
+    traces = []
+    for number, model in enumerate(models):
+        trace = _curve(number, model.name, [model.cpu_ms], [model.figures.accuracy])
+        trace["marker"] = {**trace["marker"], "symbol": SYMBOLS[number % len(SYMBOLS)], "size": 13}
+        traces.append(trace | {"hovertemplate": "%{x:.2f} ms, %{y:.4f}"})
+    fastest = min(models, key=lambda model: model.cpu_ms)
+    best = max(models, key=lambda model: model.figures.accuracy)
+    return Figure(
+        id="cost",
+        title="Accuracy and cost",
+        alt=f"Accuracy of {len(models)} models over their milliseconds a face on the CPU; the "
+        f"most accurate is {best.name} with {best.figures.accuracy:.4f}, the fastest "
+        f"{fastest.name} with {fastest.cpu_ms:.2f} ms.",
+        traces=traces,
+        layout={"xaxis": _axis("CPU ms a face", type="log"), "yaxis": _axis("accuracy")},
+        columns=["model", "CPU ms a face", "accuracy"],
+        rows=[[m.name, f"{m.cpu_ms:.2f}", f"{m.figures.accuracy:.4f}"] for m in models],
+    )
+
+
 def histogram_figure(number: int, model: Measured) -> Figure:
     """Scores of genuine and impostor pairs, with the threshold."""
     scores, same = model.scores.score, model.scores.same

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import onnx
 import pytest
+from graphs import images, small_graph
 from helpers import persona_error
 from onnx_files import write_model
 
-from persona.deploy.bench import bench
+from persona.deploy.bench import bench, count_onnx
+from persona.deploy.litert import to_litert
+from persona.deploy.quantise import find_ranges, lower, quantise
 from persona.errors import PersonaError
 
 
@@ -28,10 +33,48 @@ def test_models_are_measured_side_by_side(tmp_path: Path) -> None:
     assert 10 < file.peak_memory_mb < network.peak_memory_mb / 2
 
 
+def test_files_are_counted_by_their_shapes(tmp_path: Path) -> None:
+    # GlobalAveragePool, then (3, 9) weights once a face: 27 of each.
+    assert count_onnx(write_model(tmp_path / "net.onnx")) == (27, 27)
+    model: Any = small_graph()
+    onnx.save(model, tmp_path / "small.onnx")
+    weights = 8 * 27 + 8 * 25 + 2 * 4 * 8 + 64 + 128 + 16 * 12
+    biases = 8 + 8 + 4 + 16 + 12  # two convolutions have none
+    macs = 8 * 64 * 27 + 8 * 64 * 25 + 2 * 32 + 64 * 64 + 64 * 128 + 16 * 12
+    assert count_onnx(tmp_path / "small.onnx") == (weights + biases, macs)
+    ranges = find_ranges(lower(model).model, [images(2)]) | find_ranges(model, [images(2)])
+    onnx.save(quantise(model, ranges, set()), tmp_path / "int8.onnx")
+    parameters, found = count_onnx(tmp_path / "int8.onnx")
+    assert found == macs and parameters == pytest.approx(weights + biases, rel=0.05)
+
+
+def test_a_litert_file_is_measured(tmp_path: Path) -> None:
+    path = tmp_path / "small.tflite"
+    path.write_bytes(to_litert(small_graph(), "embedding", {}))
+    (cost,) = bench([f"litert:{path}"], tmp_path, rounds=1, runs=1)
+    assert (cost.runtime, cost.bytes) == ("litert", path.stat().st_size)
+    assert cost.latency_p50_ms > 0 and 10 < cost.peak_memory_mb < 1000
+
+
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PersonaError, match="no ONNX file"):
         bench(["onnx:nowhere.onnx"], tmp_path)
+    with pytest.raises(PersonaError, match="no LiteRT file at nowhere"):
+        bench(["litert:nowhere"], tmp_path)
     (tmp_path / "net.onnx").write_bytes(b"none")
     with pytest.raises(PersonaError, match="cannot be loaded as ONNX"):
         bench([f"onnx:{tmp_path}/net.onnx"], tmp_path)
+    with pytest.raises(PersonaError, match=r"net\.onnx is no LiteRT file"):
+        bench([f"litert:{tmp_path}/net.onnx"], tmp_path)
+    with (tmp_path / "huge.onnx").open("wb") as file:
+        file.truncate(2 * 10**9)  # sparse
+    with pytest.raises(PersonaError, match="has 2 GB or more"):
+        bench([f"onnx:{tmp_path}/huge.onnx"], tmp_path)
+    whole = onnx.load(write_model(tmp_path / "parts.onnx"))
+    onnx.save(
+        whole, tmp_path / "parts.onnx", save_as_external_data=True, location="w", size_threshold=0
+    )
+    (tmp_path / "w").unlink()
+    with pytest.raises(PersonaError, match="with the files of external data beside it"):
+        bench([f"onnx:{tmp_path}/parts.onnx"], tmp_path)
     assert "unknown model 'fac'" in persona_error("bench", "fac", home=tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ from helpers import persona_error, persona_here
 from PIL import Image
 
 from persona.config import StudentConfig
+from persona.data.pack import Packed
 from persona.data.transforms import normalise
 from persona.deploy import export
-from persona.deploy.export import ExportOptions, export_onnx
-from persona.deploy.faces import drawn_faces
+from persona.deploy.bench import _count_macs, count_onnx
+from persona.deploy.export import ExportOptions, export_litert, export_onnx
+from persona.deploy.faces import drawn_faces, set_faces
 from persona.errors import PersonaError
 from persona.models.cards import read_card
 from persona.models.onnx import open_network
 from persona.models.store import load_model, save_model
-from persona.models.student import Student
+from persona.models.student import Student, count_parameters
 
 SIDE = 32
 ID = "small"
@@ -38,8 +41,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         for seed in range(3):
             student(torch.randn(8, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed)))
-    facts: dict[str, Any] = {"teacher": "none", "temperature": None, "epochs": 1, "score": None}
-    facts |= {"scores": {}, "train_set": "drawn", "test_set": "none", "config": {}}
+    scores = {"threshold_at_far": {"0.001": 0.3125}}
+    facts: dict[str, Any] = {"teacher": "onnx:/home/me/net.onnx", "temperature": None, "epochs": 1}
+    facts |= {"scores": scores, "train_set": "drawn", "test_set": "drawn", "score": None}
+    facts["config"] = {"teacher": "onnx:/home/me/net.onnx"}
     save_model(folder, student, model_id=ID, classes=tuple("abcde"), **facts)
     return folder
 
@@ -73,7 +78,17 @@ def test_the_file_gives_the_models_embeddings_and_logits(
         with torch.inference_mode():
             wanted = load(models)[0](images).logits
         np.testing.assert_allclose(logits, wanted, rtol=1e-3, atol=1e-4)
+    # What bench counts without torch is what torch counts, but for batch norms folded.
+    parameters, macs = count_onnx(path)
+    network = load(models)[0]
+    assert parameters == pytest.approx(count_parameters(network), rel=0.01)
+    assert macs == pytest.approx(_count_macs(network) + 16 * 5, rel=0.01)
     facts = session.get_modelmeta().custom_metadata_map
+    assert facts["persona.architecture"] == "mobilenet_v3_small"
+    assert facts["persona.threshold"] == "0.3125, the cosine at FAR 0.001 on drawn"
+    assert facts["persona.licence"].startswith("unknown: see the terms")
+    assert facts["persona.normalisation"].startswith("(pixel - 127.5) / 128.0")
+    assert json.loads(facts["persona.card"])["teacher"] == "onnx:net.onnx"
     assert json.loads(facts["persona.card"])["id"] == facts["persona.model"] == ID
     text = path.read_bytes()
     assert b"/work/" not in text and str(Path.home()).encode() not in text  # no traces of sources
@@ -103,7 +118,7 @@ def test_a_file_that_differs_is_not_written(
         return np.random.default_rng(0).normal(size=(len(faces), 16)).astype(np.float32)
 
     monkeypatch.setattr(export, "run_onnx", other)
-    monkeypatch.setattr(export, "build_graph", lambda *_: b"")
+    monkeypatch.setattr(export, "_build", lambda *_: (b"", None))
     path = tmp_path / "a.onnx"
     with pytest.raises(PersonaError, match=r"would differ from the model: worst cosine .* 0\.9999"):
         export_onnx(*load(models), faces, path)
@@ -117,6 +132,19 @@ def test_what_cannot_be_exported_is_refused(
         export_onnx(*load(models), faces, tmp_path / "a.tflite")
     with pytest.raises(PersonaError, match="there is none"):
         export_onnx(*load(models), faces[:0], tmp_path / "a.onnx")
+    for some in (None, faces[:0]):
+        with pytest.raises(PersonaError, match="int8 is calibrated on faces, and there is none"):
+            export_onnx(
+                *load(models),
+                faces,
+                tmp_path / "a.onnx",
+                ExportOptions("int8"),
+                calibration_NHWC=some,
+            )
+    with pytest.raises(PersonaError, match="LiteRT files are fp32 or int8, without"):
+        export_litert(*load(models), faces, tmp_path / "a.tflite", ExportOptions("fp16"))
+    with pytest.raises(PersonaError, match=r"something\.tflite"):
+        export_litert(*load(models), faces, tmp_path / "a.onnx")
     with pytest.raises(PersonaError, match="unknown precision 'int4'"):
         ExportOptions("int4")
     bare = Student(StudentConfig(embedding_size=16), 0, head="none", image_size=SIDE)
@@ -127,9 +155,75 @@ def test_what_cannot_be_exported_is_refused(
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"width": 0.35},
+        {"width": 1.3, "pooling": "depthwise", "activation": "prelu", "first_stride": 1},
+        {"architecture": "mobilenet_v3_large"},
+    ],
+)
+def test_in_integers_it_is_small_and_the_same_in_both_formats(
+    config: dict[str, Any], models: Path, faces: np.ndarray, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    student = Student(StudentConfig(**config), 0, head="none", image_size=SIDE).train()
+    images = normalise(torch.from_numpy(faces).permute(0, 3, 1, 2))
+    with torch.no_grad():
+        for _ in range(20):
+            student(images)
+    card = load(models)[1]
+    options = ExportOptions("int8")
+    wholes = {}
+    for name, write in (("a.onnx", export_onnx), ("a.tflite", export_litert)):
+        path = tmp_path / name
+        done = write(student.eval(), card, faces, path, options, calibration_NHWC=faces)
+        assert done.worst_cosine >= 0.99 and done.layers > 50
+        wholes[name] = write(student, card, faces, tmp_path / f"float_{name}")
+        assert wholes[name].worst_cosine > 0.9999
+        assert done.bytes < 0.45 * wholes[name].bytes
+    again = open_network(tmp_path / "a.onnx")  # as --student onnx:FILE does
+    with torch.inference_mode():
+        assert (again.embed(images) * student.embed(images)).sum(1).min() >= 0.99
+
+
+@pytest.mark.heavy
+def test_photos_of_any_size_in_integers(models: Path, faces: np.ndarray, tmp_path: Path) -> None:
+    options = ExportOptions("int8", preprocessing=True, classifier=True)
+    path = tmp_path / "a.onnx"
+    export_onnx(*load(models), faces, path, options, calibration_NHWC=faces)
+    large = np.stack([np.asarray(Image.fromarray(f).resize((96, 80))) for f in faces])
+    found = onnxruntime.InferenceSession(path.read_bytes()).run(None, {"images": large})[0]
+    assert (found * embeddings(models, faces)).sum(axis=1).min() > 0.95
+
+
+@pytest.mark.heavy
 def test_the_command(models: Path, tmp_path: Path) -> None:
     row = persona_here("export", ID, "--out", str(tmp_path / "a.onnx"), home=models.parent)
     assert row["precision"] == "fp32" and row["bytes"] == (tmp_path / "a.onnx").stat().st_size
     onnx.checker.check_model(onnx.load(tmp_path / "a.onnx"))
     assert "unknown model 'larg'" in persona_error("export", "larg", home=models.parent)
     assert "is a folder" in persona_error("export", ID, "--out", str(tmp_path), home=models.parent)
+    assert "unknown format 'lite'" in persona_error(
+        "export", "--format", "lite", home=models.parent
+    )
+    stray = persona_error("export", "--calibrate", "lfw", home=models.parent)
+    assert "--calibrate is for --precision int8" in stray
+    without = persona_error("export", ID, "--precision", "int8", home=models.parent)
+    assert "name a packed set with --calibrate" in without
+    weights = models / ID / load(models)[1].weights
+    kept = weights.read_bytes()
+    weights.unlink()
+    try:
+        assert str(weights) in persona_error("export", ID, home=models.parent)
+    finally:
+        weights.write_bytes(kept)
+
+
+def test_a_calibration_set_must_fit(train_set: Packed) -> None:
+    with pytest.raises(PersonaError, match=r"crops of \d+ px, the model takes 999 px"):
+        set_faces(train_set.folder, train_set.manifest, 999, 8)
+    none = replace(train_set.manifest, shards=())
+    with pytest.raises(PersonaError, match="has no faces: name another set"):
+        set_faces(train_set.folder, none, none.align.image_size, 8)

@@ -135,8 +135,12 @@ def test_a_hub_that_is_not_there_or_breaks_off(
     hub.cut = False
     weights = next(name for name in hub.repositories["me/small"] if name.startswith("weights-"))
     hub.repositories["me/small"][weights] += b"changed"
-    with pytest.raises(PersonaError, match="does not match the checksum"):
+    # It names the repository, not the folder that it came into.
+    with pytest.raises(PersonaError, match=r"^hf://me/small/weights-.* not match the checksum"):
         pull("me/small", None, there)
+    hub.repositories["me/other"] = {"README.md": b"hello"}
+    with pytest.raises(PersonaError, match=r"hf://me/other holds no model .*: no card\.json"):
+        pull("me/other", None, there)
     monkeypatch.setattr(hub_module, "MAX_BYTES", 100)
     with pytest.raises(PersonaError, match="no student is"):
         pull("me/small", None, there)

@@ -60,7 +60,7 @@ def test_a_rename_that_was_killed_leaves_whole_models(models: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["small", "", "a/b", "..", ".hidden", "x" * 101, "facenet-vggface2", "none", "a\nb"]
+    "name", ["small", "", "a/b", "..", ".hidden", "x" * 101, "facenet-vggface2", "runtimes", "a\nb"]
 )
 def test_names_that_cannot_be(models: Path, name: str) -> None:
     with pytest.raises(PersonaError, match=r"is no name for a model|there is a small below"):

@@ -105,7 +105,7 @@ def test_models_side_by_side_with_faces_and_no_names(home: Path) -> None:
     figures = {row[0]: row[1:] for row in page.headline.rows}
     assert re.fullmatch(r"0\.\d{4}\n\[0\.\d{4}, [01]\.\d{4}\]", figures["accuracy"][0])
     assert figures["TAR at FAR 0.001"] == ["not resolvable"] * 2
-    assert [section.id for section in page.plots] == ["curves", "scores", "maps"]
+    assert [section.id for section in page.plots] == ["curves", "cost", "scores", "maps"]
     assert any(mistakes.accepts or mistakes.rejects for mistakes in page.faces)
     assert "Person_" not in render(page)
     named = build(home, "mobilenet_v3_small", people=True)

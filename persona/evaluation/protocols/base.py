@@ -83,6 +83,8 @@ class Evaluation:
     impostors: int | None = None
     folds: list[float] | None = None
     """Accuracy on each."""
+    threshold_at_far: dict[str, float | None] | None = None
+    """Of the cosine, where those TARs are had."""
     top_5: float | None = None
     rank_1: float | None = None
     rank_5: float | None = None

@@ -1,0 +1,40 @@
+"""How alike two faces are, by an ONNX file of `persona export --with-preprocessing`.
+
+    python examples/compare.py model.onnx first.jpg second.jpg
+
+A face is an image cut from the forehead to the chin and from ear to ear, of any size. Needs numpy,
+onnxruntime and Pillow; neither torch nor Persona.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+
+def main() -> None:
+    """Prints the cosine similarity, and what the file knows of a threshold."""
+    if len(sys.argv) != 4:
+        sys.exit("usage: compare.py MODEL.onnx FIRST SECOND")
+    model, *photos = sys.argv[1:]
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    if session.get_inputs()[0].type != "tensor(uint8)":
+        sys.exit(f"{model} wants prepared faces: export it with --with-preprocessing")
+    first, second = (session.run(["embedding"], {"images": load(Path(p))})[0][0] for p in photos)
+    print(f"{first @ second:.6f}")  # both have unit length
+    threshold = session.get_modelmeta().custom_metadata_map.get("persona.threshold", "unknown")
+    print(f"same person from {threshold}")
+
+
+def load(path: Path) -> np.ndarray:
+    """(1, H, W, 3) uint8 RGB."""
+    with Image.open(path) as photo:
+        return np.asarray(ImageOps.exif_transpose(photo).convert("RGB"))[None]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,430 @@
+"""An exported graph in integers of eight bits, calibrated on faces.
+
+1. `find_ranges`: the least and the largest value of every tensor over the faces
+2. `lower`: hard-swish and hard-sigmoid become a sum, a clip and a product, which integer kernels
+   have; the clip is a quantised range and costs nothing, the sixth goes into the weights after it
+3. `quantise`: QuantizeLinear and DequantizeLinear around each layer, activations asymmetric (Jacob
+   et al. 2018, arXiv:1712.05877), weights symmetric per output channel; layers in floats, as the
+   last linear one always is, have weights of eight bits all the same where that does no harm
+4. `find_costs`: the cosine that each layer costs when it alone is in integers
+5. `quantise_graph`: the costliest layers stay in floats, as few as the wanted cosine allows
+
+Batch norm is folded by the exporter already. Shapes: N faces, E embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from persona.errors import PersonaError
+from persona.progress import progress_bar
+
+Arrays = list[npt.NDArray[Any]]
+"""Batches as the graph takes them."""
+MARGIN = 0.002
+"""How much nearer the calibration faces must be than is wanted: others may lie further off."""
+SMALLEST = 1e-6
+"""Range of a tensor that is the same everywhere."""
+COST_FACES = 32
+"""For the cost of single layers."""
+THREE = "three"
+FLOAT = 1
+"""onnx.TensorProto.FLOAT."""
+WEIGHTED = ("Conv", "Gemm")
+FOLDED = ("ReduceMean", "Mul", "Relu", "Reshape", "Flatten")
+"""What a positive factor goes through."""
+
+
+Ranges = dict[str, tuple[float, float]]
+"""The least and the largest value of tensors by name, 0 always between them."""
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A graph that integer kernels know."""
+
+    model: Any
+    """onnx.ModelProto."""
+    layers: dict[str, str]
+    """From the output of each node that may be in integers to its layer's name."""
+    factor: dict[str, float]
+    """How many times as large as in the original a tensor is; 1 where there is none."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A layer that stays in floats."""
+
+    layer: str
+    cost: float
+    """1 - mean cosine when it alone is in integers."""
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A graph in integers and what is to be said of it."""
+
+    model: Any
+    layers: int
+    """How many there are."""
+    floats: list[Kept]
+    """Those that stay in floats, costliest first."""
+
+
+def quantise_graph(model: Any, batches: Arrays, output: str, worst: float) -> Quantised:
+    """A float graph in integers, as far as its faces allow.
+
+    Args:
+        model: onnx.ModelProto of float32.
+        batches: calibration faces.
+        output: the embedding's name.
+        worst: cosine that every calibration face must keep.
+
+    Raises:
+        PersonaError: no layer can be in integers with that.
+    """
+    # Of tensors that only the lowered graph has, there; they are as large in any.
+    ranges = find_ranges(lower(model).model, batches) | find_ranges(model, batches)
+    costs = find_costs(model, ranges, batches[: -(-COST_FACES // len(batches[0]))], output)
+    wanted_NE = _run(model, batches, output)
+
+    for weights in (True, False):
+        found: dict[int, Any] = {}
+
+        def quality(count: int, weights: bool = weights, found: dict[int, Any] = found) -> float:
+            floats = {kept.layer for kept in costs[:count]}
+            found[count] = quantise(model, ranges, floats, weights=weights)
+            return float(_cosines(_run(found[count], batches, output), wanted_NE).min())
+
+        count = fewest(quality, len(costs), worst + MARGIN)
+        if count < len(costs):
+            return Quantised(found[count], len(costs), costs[:count])
+    raise PersonaError(
+        f"none of the {len(costs)} layers can be in integers: with any the worst cosine over the "
+        f"calibration faces falls below {worst + MARGIN:g}; a model that answers like photos so "
+        "differently has seen too few faces"
+    )
+
+
+def fewest(quality: Callable[[int], float], most: int, wanted: float) -> int:
+    """The smallest number for which a quality that grows with it is as wanted; else `most`."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high) // 2
+        if quality(middle) >= wanted:
+            high = middle
+        else:
+            low = middle + 1
+    return high
+
+
+class _Graph:
+    """A graph under construction: nodes in order, initializers by name."""
+
+    def __init__(self, model: Any) -> None:
+        import onnx
+
+        self.model = onnx.ModelProto()
+        self.model.CopyFrom(model)
+        self.nodes: list[Any] = []
+        self.weights = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
+        self.producer = {name: node for node in model.graph.node for name in node.output}
+        self.consumers: dict[str, list[Any]] = {}
+        for node in model.graph.node:
+            for name in node.input:
+                self.consumers.setdefault(name, []).append(node)
+
+    def add(self, op: str, inputs: Iterable[str], output: str, **attributes: Any) -> str:
+        """A node more; its output's name."""
+        import onnx
+
+        node = onnx.helper.make_node(op, list(inputs), [output], name=output, **attributes)
+        self.nodes.append(node)
+        return output
+
+    def copy(self, node: Any, inputs: Iterable[str], output: str | None = None) -> None:
+        """A node of the old graph with other inputs."""
+        kept = type(node)()
+        kept.CopyFrom(node)
+        kept.input[:] = list(inputs)
+        if output is not None:
+            kept.output[:] = [output]
+        self.nodes.append(kept)
+
+    def shift(self, output: str, by: float) -> None:
+        """Adds to what a convolution gives, which is among the nodes already."""
+        node = next(node for node in self.nodes if output in node.output)
+        if len(node.input) < 3:
+            name, channels = f"{output}_bias", len(self.weights[node.input[1]])
+            self.weights[name] = np.zeros(channels, np.float32)
+            node.input.append(name)
+        self.weights[node.input[2]] = self.weights[node.input[2]] + np.float32(by)
+
+    def finish(self) -> Any:
+        """The model with these nodes, without the initializers that none of them takes."""
+        import onnx
+
+        graph = self.model.graph
+        del graph.node[:], graph.initializer[:], graph.value_info[:]
+        graph.node.extend(self.nodes)
+        used = {name for node in self.nodes for name in node.input}
+        graph.initializer.extend(
+            onnx.numpy_helper.from_array(value, name)
+            for name, value in self.weights.items()
+            if name in used
+        )
+        return self.model
+
+
+def lower(model: Any, floats: Collection[str] = ()) -> Lowered:
+    """Hard-swish and hard-sigmoid by their parts, each six times as large.
+
+    Args:
+        model: onnx.ModelProto of float32.
+        floats: layers to leave as they are.
+    """
+    graph = _Graph(model)
+    graph.weights |= {
+        THREE: np.full(1, 3, np.float32),
+        "zero": np.float32(0).reshape(()),
+        "six": np.float32(6).reshape(()),
+    }
+    layers: dict[str, str] = {}
+    factor: dict[str, float] = {}
+
+    def clip(name: str, output: str) -> None:
+        graph.add("Clip", [name, "zero", "six"], output)
+        factor[output] = 6
+
+    gates = _squeeze_excites(graph)
+    for node in model.graph.node:
+        name, inputs, output = node.op_type, list(node.input), node.output[0]
+        by = [factor.get(given, 1) for given in inputs]
+        swish = f"{_module(graph, inputs[0])} hard-swish"
+        if name == "HardSwish" and swish not in floats:
+            total = graph.add("Add", [inputs[0], THREE], f"{output}_sum")
+            clip(total, f"{output}_gate")
+            graph.add("Mul", [inputs[0], f"{output}_gate"], output)
+            factor[output] = 6
+            layers[total] = layers[output] = swish
+        elif name == "HardSigmoid" and gates.get(inputs[0], "") not in {"", *floats}:
+            graph.shift(inputs[0], 3)
+            clip(inputs[0], output)
+        elif name in WEIGHTED and inputs[1] in graph.weights:
+            graph.weights[inputs[1]] = graph.weights[inputs[1]] / np.float32(by[0])
+            graph.copy(node, inputs)
+            if name == "Conv":
+                layers[output] = gates.get(output) or _module(graph, output)
+        elif name in FOLDED:
+            graph.copy(node, inputs)
+            factor[output] = float(np.prod(by))
+            if name in ("ReduceMean", "Mul"):
+                layers[output] = gates.get(output, f"{output} pooling")
+        else:
+            for place, (given, times) in enumerate(zip(inputs, by, strict=True)):
+                if times != 1:
+                    part = f"{given}_of_{output}"
+                    graph.weights[f"{part}_factor"] = np.full(1, 1 / times, np.float32)
+                    inputs[place] = graph.add("Mul", [given, f"{part}_factor"], part)
+                    if name == "Add":
+                        layers[part] = f"{_module(graph, inputs[0])} sum"
+            graph.copy(node, inputs)
+            if name == "Add":
+                layers[output] = f"{_module(graph, inputs[0])} sum"
+    return Lowered(graph.finish(), layers, factor)
+
+
+def _module(graph: _Graph, tensor: str) -> str:
+    """The module whose weights a convolution's output comes from, by its name in the student."""
+    node = graph.producer.get(tensor)
+    if node is None or node.op_type not in WEIGHTED:
+        return tensor
+    return str(node.input[1].removeprefix("student.").removesuffix(".weight"))
+
+
+def _squeeze_excites(graph: _Graph) -> dict[str, str]:
+    """Of squeeze-and-excitation blocks: from the outputs of their nodes to the block's name."""
+    found: dict[str, str] = {}
+    for node in graph.model.graph.node:
+        if node.op_type != "HardSigmoid":
+            continue
+        chain = []
+        tensor = node.input[0]
+        while (before := graph.producer.get(tensor)) is not None:
+            chain.append(before)
+            if before.op_type not in ("Conv", "Relu"):
+                break
+            tensor = before.input[0]
+        if [n.op_type for n in chain] != ["Conv", "Relu", "Conv", "ReduceMean"]:
+            continue
+        block = _module(graph, node.input[0]).rpartition(".")[0]
+        after = graph.consumers[node.output[0]]
+        found |= {n.output[0]: f"{block} squeeze-excite" for n in (*chain, *after)}
+    return found
+
+
+def find_ranges(model: Any, batches: Arrays) -> Ranges:
+    """The least and the largest value of every tensor, 0 always among them."""
+    import onnx
+
+    names = [output for node in model.graph.node for output in node.output]
+    shown = type(model)()
+    shown.CopyFrom(model)
+    ends = {output.name for output in model.graph.output}
+    shown.graph.output.extend(
+        onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in ends
+    )
+    names += [given.name for given in model.graph.input]
+    ranges = dict.fromkeys(names, (0.0, 0.0))
+    session = open_session(shown)
+    outputs = [output.name for output in session.get_outputs()]
+    given = session.get_inputs()[0].name
+    for batch in batches:
+        values = dict(zip(outputs, session.run(outputs, {given: batch}), strict=True))
+        for name, value in (*values.items(), (given, batch)):
+            if value.dtype != np.float32 or not value.size:
+                continue  # shapes, and photos before they are normalised
+            low, high = ranges[name]
+            ranges[name] = (min(low, float(value.min())), max(high, float(value.max())))
+    return ranges
+
+
+def quantise(model: Any, ranges: Ranges, floats: Collection[str], *, weights: bool = True) -> Any:
+    """A graph with quantised tensors around its layers.
+
+    Args:
+        model: onnx.ModelProto of float32.
+        ranges: of its tensors.
+        floats: layers that compute in floats.
+        weights: whether those have weights of eight bits all the same.
+    """
+    return _Quantiser(lower(model, floats), ranges).quantise(floats, weights)
+
+
+class _Quantiser(_Graph):
+    """One graph on its way into integers."""
+
+    def __init__(self, lowered: Lowered, ranges: Ranges) -> None:
+        super().__init__(lowered.model)
+        self.lowered, self.ranges = lowered, ranges
+        self.rounded: dict[str, str] = {}  # from a tensor to what it is after its integers
+
+    def quantise(self, floats: Collection[str], weights: bool) -> Any:
+        """The model of it; see the function."""
+        skipped: set[str] = set()
+        for node in self.lowered.model.graph.node:
+            output = node.output[0]
+            if output in skipped:
+                continue
+            if self.lowered.layers.get(output) in {None, *floats}:
+                self._in_floats(node, weights)
+                continue
+            # Relu and the clip to [0, 6] are no more than the range of what they give.
+            after = self.consumers.get(output, [])
+            clipped = len(after) == 1 and after[0].op_type in ("Relu", "Clip")
+            end = after[0].output[0] if clipped else output
+            skipped.add(end)
+            self.copy(node, self._integer_inputs(node), end)
+            self._round(end, gate=clipped and after[0].op_type == "Clip")
+        return self.finish()
+
+    def _in_floats(self, node: Any, weights: bool) -> None:
+        inputs = [self.rounded.get(name, name) for name in node.input]
+        smaller = node.op_type in WEIGHTED and (weights or node.op_type == "Gemm")
+        if smaller and inputs[1] in self.weights:
+            # Not DequantizeLinear: onnxruntime would run that for each face, this it folds once.
+            name = inputs[1]
+            rows = node.op_type == "Conv" or any(a.name == "transB" and a.i for a in node.attribute)
+            self.weights[f"{name}_scale"] = self._per_channel(name, 0 if rows else 1)
+            cast = self.add("Cast", [f"{name}_q"], f"{name}_f", to=FLOAT)
+            inputs[1] = self.add("Mul", [cast, f"{name}_scale"], f"{name}_d")
+        self.copy(node, inputs)
+
+    def _integer_inputs(self, node: Any) -> list[str]:
+        inputs = [name if name in self.weights else self._round(name) for name in node.input]
+        if node.op_type == "Conv":
+            name = inputs[1]
+            self.weights[f"{name}_scale"] = self._per_channel(name, 0).ravel()
+            inputs[1] = self._dequantise(name, axis=0)
+            for name in inputs[2:]:
+                step = self.weights[f"{node.input[0]}_scale"]
+                step = step * self.weights[f"{node.input[1]}_scale"]
+                self.weights[f"{name}_scale"] = step
+                self.weights[f"{name}_q"] = np.round(self.weights[name] / step).astype(np.int32)
+                inputs[2] = self._dequantise(name, axis=0)
+        elif inputs[-1] in self.weights and node.op_type in ("Add", "Mul"):  # a constant
+            name = inputs[-1]
+            steps = self._steps(name, 0, float(self.weights[name][0]))
+            self.weights[f"{name}_q"] = np.full(1, 255, np.uint8)
+            inputs[-1] = self.add("DequantizeLinear", [f"{name}_q", *steps], f"{node.output[0]}_c")
+        return inputs
+
+    def _round(self, name: str, *, gate: bool = False) -> str:
+        """A tensor by way of integers; a gate's range is [0, 1] whatever the faces were."""
+        if name not in self.rounded:
+            low, high = (0, 1) if gate else self.ranges[name]
+            times = self.lowered.factor.get(name, 1)
+            steps = self._steps(name, low * times, high * times)
+            self.add("QuantizeLinear", [name, *steps], f"{name}_q")
+            self.rounded[name] = self.add("DequantizeLinear", [f"{name}_q", *steps], f"{name}_d")
+        return self.rounded[name]
+
+    def _steps(self, name: str, low: float, high: float) -> list[str]:
+        """Scale and zero point of a range."""
+        step = max(high - low, SMALLEST) / 255
+        self.weights[f"{name}_scale"] = np.float32(step).reshape(())
+        self.weights[f"{name}_zero"] = np.uint8(round(-low / step)).reshape(())
+        return [f"{name}_scale", f"{name}_zero"]
+
+    def _per_channel(self, name: str, axis: int) -> npt.NDArray[np.float32]:
+        """Rounds weights to integers; the scale of each channel, as many axes as they have."""
+        value = self.weights[name]
+        others = tuple(place for place in range(value.ndim) if place != axis)
+        step = np.maximum(np.abs(value).max(others, keepdims=True), SMALLEST) / np.float32(127)
+        self.weights[f"{name}_q"] = np.round(value / step).astype(np.int8)
+        return np.asarray(step, np.float32)
+
+    def _dequantise(self, name: str, axis: int) -> str:
+        return self.add("DequantizeLinear", [f"{name}_q", f"{name}_scale"], f"{name}_d", axis=axis)
+
+
+def find_costs(model: Any, ranges: Ranges, batches: Arrays, output: str) -> list[Kept]:
+    """What each layer costs when it alone is in integers, costliest first."""
+    wanted_NE = _run(model, batches, output)
+    layers = set(lower(model).layers.values())
+    costs = []
+    with progress_bar("sensitivity", total=len(layers), unit="layers") as advance:
+        for layer in sorted(layers):
+            graph = quantise(model, ranges, layers - {layer}, weights=False)
+            cosines_N = _cosines(_run(graph, batches, output), wanted_NE)
+            costs.append(Kept(layer, 1 - float(cosines_N.mean())))
+            advance(1)
+    return sorted(costs, key=lambda kept: -kept.cost)
+
+
+def open_session(model: Any) -> Any:
+    """onnxruntime on one graph in memory."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    data = model if isinstance(model, bytes) else model.SerializeToString()
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def _run(model: Any, batches: Arrays, output: str) -> npt.NDArray[np.float32]:
+    session = open_session(model)
+    name = session.get_inputs()[0].name
+    return np.concatenate([session.run([output], {name: batch})[0] for batch in batches])
+
+
+def _cosines(
+    a_NE: npt.NDArray[np.float32], b_NE: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """(N,) of embeddings of unit length."""
+    return np.asarray((a_NE * b_NE).sum(axis=1))

@@ -1,0 +1,76 @@
+"""LiteRT files: the embeddings of the ONNX graph that they were translated from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ai_edge_litert import schema_py_generated as schema
+from graphs import images, small_graph
+
+from persona.deploy.litert import to_litert
+from persona.deploy.quantise import find_ranges, lower, open_session, quantise
+from persona.errors import PersonaError
+from persona.models.litert import open_litert, run_litert
+from persona.models.store import load_network
+
+
+@pytest.mark.parametrize(
+    ("floats", "integers"),
+    [(None, False), ([], True), (["stem", "stem hard-swish", "se squeeze-excite"], True)],
+)
+def test_the_embeddings_are_those_of_the_graph(floats: list[str] | None, integers: bool) -> None:
+    model: Any = small_graph()
+    if floats is not None:
+        ranges = find_ranges(lower(model).model, [images(16)]) | find_ranges(model, [images(16)])
+        model = quantise(model, ranges, floats)
+    faces = images(6, 3)
+    wanted = open_session(model).run(["embedding"], {"images": faces})[0]
+    data = to_litert(model, "embedding", {"persona.model": "small"})
+    found = run_litert(open_litert(data), faces)
+    assert (found * wanted).sum(axis=1).min() > (0.999 if integers else 1 - 1e-6)
+    kinds = {tensor.type for tensor in unpack(data).subgraphs[0].tensors}
+    assert (schema.TensorType.INT8 in kinds) == integers
+    swishes = schema.BuiltinOperator.HARD_SWISH
+    codes = {code.builtinCode for code in unpack(data).operatorCodes}
+    assert (swishes in codes) == (floats is None or bool(floats))
+
+
+def test_the_file_says_what_it_is() -> None:
+    file = unpack(to_litert(small_graph(), "embedding", {"persona.model": "small"}))
+    entry = file.metadata[0]
+    assert entry.name == b"persona.model"
+    assert bytes(file.buffers[entry.buffer].data) == b"small"
+
+
+def test_what_cannot_be_translated_or_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PersonaError, match="hold no Sin, which this student has"):
+        to_litert(small_graph(extra="Sin"), "embedding", {})
+    path = tmp_path / "a.tflite"
+    path.write_bytes(b"none")
+    with pytest.raises(PersonaError, match=r"a\.tflite is no LiteRT file"):
+        open_litert(path)
+    whole = to_litert(small_graph(), "embedding", {})
+    with pytest.raises(PersonaError, match="no LiteRT file"):
+        open_litert(whole[:2000])
+
+
+def test_a_file_is_a_network_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "small.tflite"
+    path.write_bytes(to_litert(small_graph(), "embedding", {}))
+    network = load_network(f"litert:{path}", tmp_path).network
+    faces = images(3)
+    wanted = run_litert(open_litert(path), faces)
+    np.testing.assert_allclose(network.embed(torch.from_numpy(faces)), wanted, atol=1e-6)
+    twice = torch.from_numpy(faces).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert (network.embed(twice).numpy() * wanted).sum(axis=1).min() > 0.9
+    with pytest.raises(PersonaError, match="no LiteRT file at"):
+        load_network("litert:nowhere", tmp_path)
+
+
+def unpack(data: bytes) -> Any:
+    """The file as objects."""
+    return schema.ModelT.InitFromObj(schema.Model.GetRootAs(np.frombuffer(data, np.uint8), 0))
