@@ -21,11 +21,13 @@ ROOMS = {
     "targets": FLOOR | {"data", "models"},
     "deploy": FLOOR | {"data", "models", "evaluation"},
     "distill": FLOOR | {"data", "models", "training", "evaluation", "report"},
-    "cli": FLOOR | {"data", "models", "evaluation", "report", "targets", "distill", "deploy"},
+    "learning": FLOOR | {"data", "models", "training", "evaluation", "report", "distill"},
+    "cli": FLOOR
+    | {"data", "models", "evaluation", "report", "targets", "distill", "deploy", "learning"},
     "__main__": {"cli"},
 }
 ONLY_IN = {
-    "accelerate": {"targets", "distill", "evaluation", "report", "cli"},
+    "accelerate": {"targets", "distill", "evaluation", "learning", "report", "cli"},
     "wandb": {"training"},
     "typer": {"cli"},
 }

@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from persona import __version__
-from persona.cli import data, demo, deploy, download, evaluate, models, report, targets, triplets
+from persona.cli import (
+    data,
+    demo,
+    deploy,
+    download,
+    evaluate,
+    learn,
+    models,
+    report,
+    targets,
+    triplets,
+)
 from persona.cli.errors import run_app
 
 app = typer.Typer(
@@ -48,6 +59,7 @@ app.add_typer(models.models_app, name="models")
 app.command("evaluate")(evaluate.evaluate_command)
 app.command("compare")(evaluate.compare_command)
 app.command("report")(report.report_command)
+app.add_typer(learn.learn_app, name="learn")
 app.command("export")(deploy.export_command)
 app.command("bench")(deploy.bench_command)
 app.command("demo")(demo.demo_command)
