@@ -1,0 +1,415 @@
+"""`persona learn` as a user meets it: every method, killed and taken up, one run after another."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from conftest import NO_ALIGN, write_lfw, write_vggface2
+from helpers import TWO_PROCESSES, _here, environment, persona_here, run
+
+from persona.config import METHODS, StudentConfig
+from persona.data.pack import pack_photos
+from persona.data.raw import open_dataset
+from persona.data.shards import read_manifest
+from persona.learning import metrics
+from persona.models.cards import find_model, read_classes
+from persona.models.store import save_model
+from persona.models.student import Student
+from persona.training.checkpoint import load_checkpoint, save_checkpoint
+
+OLD, NEW = "vggface2-train", "vggface2-test"
+LEARN = ("learn", "--on", NEW, "--steps", "4", "-b", "8", "--tracker", "none")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with two packed sets of six identities each, and a small LFW."""
+    folder = tmp_path_factory.mktemp("home")
+    write_vggface2(folder / "raw")
+    for split in ("train", "test"):
+        dataset = open_dataset("vggface2", folder / "raw", split)
+        pack_photos(dataset, folder / "shards" / dataset.set_name, NO_ALIGN)
+    write_lfw(folder / "raw")
+    pack_photos(open_dataset("lfw", folder / "raw"), folder / "shards" / "lfw", NO_ALIGN)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def student(home: Path) -> str:
+    """A student that knows the first six."""
+    manifest = read_manifest(home / "shards" / OLD)
+    return save_student(home, "student", manifest.classes)
+
+
+def save_student(home: Path, name: str, classes: tuple[str, ...]) -> str:
+    """An untrained student of these identities, in the store; of embeddings alone without any."""
+    torch.manual_seed(0)
+    head = "linear" if classes else "none"
+    config = StudentConfig(width=0.5, embedding_size=32)
+    student = Student(config, len(classes), head=head, image_size=32)
+    facts: dict[str, Any] = {
+        "teacher": "none",
+        "temperature": None,
+        "epochs": 1,
+        "score": None,
+        "scores": {},
+    }
+    facts |= {"train_set": OLD, "test_set": "none", "config": {}}
+    return save_model(home / "models", student, model_id=name, classes=classes, **facts).id
+
+
+def learn_error(*arguments: str, home: Path) -> str:
+    """A command in this process must fail as a user may see it; the line it would print."""
+    from persona.cli.app import app
+    from persona.cli.errors import explain
+
+    result = _here(app, arguments, home)
+    assert result.exception is not None, result.output
+    explained = explain(result.exception)
+    assert explained is not None, result.exception
+    return explained[0]
+
+
+def weights(home: Path, model_id: str) -> dict[str, torch.Tensor]:
+    card = find_model(model_id, home / "models")
+    return safetensors.torch.load_file(home / "models" / model_id / card.weights)
+
+
+QUICK = {"replay", "ncm", "icarl"}
+"""Of the methods; all of them go through a learner in test_learn_methods.py."""
+
+
+def records(home: Path, run_id: str) -> list[dict[str, float]]:
+    lines = (home / "runs" / run_id / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        m if m in QUICK else pytest.param(m, marks=pytest.mark.heavy)
+        for m in METHODS
+        if m != "anchor"
+    ],
+)
+def test_a_method_makes_a_model_that_names_its_parent(
+    home: Path, student: str, method: str
+) -> None:
+    options = ("--student", student, "--old", OLD, "--method", method, "--memory", "24")
+    card = persona_here(*LEARN, *options, home=home)
+    assert card["learned"]["parent"] == student
+    assert (card["learned"]["method"], card["learned"]["set"]) == (method, NEW)
+    assert (card["num_classes"], card["train_set"]) == (12, NEW)
+    assert card["head"] == ("cosine" if method in {"ncm", "icarl"} else "linear")
+    assert set(card["scores"]) == {"accuracy", "new", "old"}
+    assert persona_here("models", "show", card["id"], home=home) == card
+    shown = find_model(card["id"], home / "models")
+    classes = read_classes(shown, home / "models")
+    assert classes[:6] == read_classes(find_model(student, home / "models"), home / "models")
+    before, after = weights(home, student), weights(home, card["id"])
+    moved = not torch.equal(before["last_linear.weight"], after["last_linear.weight"])
+    assert moved == (method != "ncm")
+    # Batch norm keeps its statistics.
+    assert torch.equal(before["last_bn.running_mean"], after["last_bn.running_mean"])
+
+
+def test_the_anchor_asks_the_original_teacher(home: Path, student: str) -> None:
+    options = ("--student", student, "--method", "anchor")
+    error = learn_error(*LEARN, *options, home=home)
+    assert error == (
+        "method anchor wants the teacher that the student was distilled from, and none is at hand: "
+        "name it with --teacher, or choose lwf, which keeps the student's own answers"
+    )
+    card = persona_here(*LEARN, *options, "--teacher", student, home=home)
+    # Nobody kept a mean of the first six: the new model names the new ones.
+    assert (card["num_classes"], card["head"]) == (6, "cosine")
+    # Kept vectors, which are float16, are those that it gives.
+    persona_here("targets", NEW, "--teacher", student, home=home)
+    kept = persona_here(*LEARN, *options, "--teacher", student, home=home)
+    losses = [records(home, c["id"])[0]["loss/anchor"] for c in (card, kept)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+    assert losses[0] != losses[1]
+    again = ("--student", card["id"], "--method", "anchor", "--teacher", student)
+    second = persona_here(*LEARN, "--on", OLD, *again, home=home)
+    assert (second["num_classes"], second["learned"]["experience"]) == (12, 2)
+
+
+def rename(home: Path, model: str, name: str) -> None:
+    from persona.cli.app import app
+
+    assert _here(app, ("models", "rename", model, name), home).exception is None
+
+
+def test_a_run_goes_on_from_what_its_parent_kept(home: Path, student: str) -> None:
+    replay = ("--method", "replay", "--memory", "10")
+    first = persona_here(*LEARN, "--student", student, *replay, home=home)
+    rename(home, first["id"], "first")
+    first["id"] = "first"  # what its run kept is found all the same
+    second = persona_here(*LEARN, "--on", OLD, "--student", first["id"], *replay, home=home)
+    assert first["learned"]["kept_bytes"]["memory"] > 0
+    found = load_checkpoint(home / "runs" / second["id"])
+    assert found is not None
+    memory = found[2]["method"]["memory"]
+    assert len(memory["labels"]) == 10
+    assert {label // 6 for label in memory["labels"].tolist()} == {0, 1}
+
+
+def test_identities_of_one_name_are_one(home: Path, student: str) -> None:
+    options = ("--student", student, "--on", OLD, "--method", "finetune")
+    assert persona_here(*LEARN, *options, home=home)["num_classes"] == 6
+
+
+def test_experiences_come_one_after_another(home: Path, student: str) -> None:
+    options = ("--student", student, "--method", "ewc", "--experiences", "3")
+    card = persona_here(*LEARN, *options, home=home)
+    assert (card["epochs"], card["learned"]["steps"], card["num_classes"]) == (3, 12, 12)
+    noted = records(home, card["id"])
+    assert [r["step"] for r in noted if "test/new" in r] == [4, 8, 12]
+    assert [r["step"] for r in noted if "loss/penalty" in r] == [8, 12]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--method", "der"), "unknown method 'der'; did you mean 'der++'?"),
+        (("--method", "replay", "--memory", "0"), "and the memory budget is 0: give --memory"),
+        (("--method", "der++", "--memory-mb", "0"), "and the memory budget is 0"),
+        (("--method", "replay", "--memory-mb", "0.0001"), "a memory of 100 bytes holds no photo"),
+        (("--method", "icarl", "--memory", "3"), "does not hold one photo of each of 6 identities"),
+        (("--method", "joint"), "those of the 6 identities that"),
+        (("--method", "lwf", "--old", NEW), "6 of 6 identities of --old"),
+        (("--method", "lwf", "--experiences", "9"), "6 identities do not make 9 experiences"),
+        (("--method", "lwf", "--teacher", "none"), "--teacher goes with --method anchor"),
+        (("--method", "lwf", "-o", "lwf.temprature=1"), "did you mean 'lwf.temperature'?"),
+        (("--method", "lwf", "-o", "steps.x=1"), "steps.x: steps has no such option"),
+        (("--method", "lwf", "--lr", "1e9"), "lr 1000000000.0: choose 1e-09 to 10"),
+        (("--method", "lwf", "--on", "nobody"), "unknown set 'nobody'"),
+        (("--method", "lwf", "--student", "nobody"), "unknown model 'nobody'"),
+        ((), "give --method"),
+    ],
+)
+def test_what_a_user_can_get_wrong(
+    home: Path, student: str, options: tuple[str, ...], message: str
+) -> None:
+    assert message in learn_error(*LEARN, "--student", student, *options, home=home)
+
+
+@pytest.mark.parametrize("method", ["ncm", "ewc"])
+def test_a_budget_of_nothing_is_enough_for_who_keeps_no_photo(
+    home: Path, student: str, method: str
+) -> None:
+    options = ("--student", student, "--method", method, "--memory", "0")
+    assert "memory" not in persona_here(*LEARN, *options, home=home)["learned"]["kept_bytes"]
+
+
+def one_photo_set(home: Path, identities: int, photos: int) -> str:
+    """A packed set of so little."""
+    name = f"small-{identities}-{photos}"
+    raw = home / name
+    write_vggface2(raw, identities=identities, photos=photos)
+    dataset = open_dataset(f"folders:{raw / 'VGGFace2' / 'test'}", raw)
+    pack_photos(dataset, home / "shards" / name, NO_ALIGN)
+    return name
+
+
+def test_one_identity_and_one_photo(home: Path, student: str) -> None:
+    small = ("--on", one_photo_set(home, 1, 1), "--memory", "8")
+    for method in ("finetune", "icarl", "der++"):
+        options = ("--student", student, "--method", method)
+        card = persona_here(*LEARN, *options, *small, home=home)
+        assert (card["learned"]["identities"], card["score"]) == (1, None)
+        assert all(bool(v.isfinite().all()) for v in weights(home, card["id"]).values())
+    # Of a student of embeddings alone it would be the only identity.
+    alone = save_student(home, "alone", ())
+    error = learn_error(*LEARN, "--student", alone, "--method", "lwf", *small, home=home)
+    assert error.startswith("the set has one identity, and the student would know no other")
+    card = persona_here(*LEARN, "--student", alone, "--method", "ncm", *small, home=home)
+    assert card["num_classes"] == 1
+
+
+# --- killed and taken up --------------------------------------------------------------------------
+
+
+KILLED = """
+import os, signal, sys
+from persona.cli.app import main
+from persona.learning import run
+
+write, left = run.save_checkpoint, [int(sys.argv.pop(1))]
+
+def write_and_die(*arguments):
+    write(*arguments)
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run.save_checkpoint = write_and_die
+main()
+"""
+
+
+def killed(checkpoints: int, *arguments: str, home: Path) -> str:
+    """A `persona learn` that is killed once it has written so many checkpoints; the run's ID."""
+    before = set((home / "runs").glob("*"))
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(checkpoints), *arguments],
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (folder,) = set((home / "runs").glob("*")) - before
+    return folder.name
+
+
+@pytest.mark.parametrize(
+    ("method", "checkpoints", "place"),
+    [
+        ("der++", 2, (0, 4)),
+        pytest.param("icarl", 4, (1, 2), marks=pytest.mark.heavy),
+        pytest.param("ewc", 3, (1, 0), marks=pytest.mark.heavy),  # between experiences
+        pytest.param("lwf", 4, (1, 2), marks=pytest.mark.heavy),
+        pytest.param("anchor", 5, (1, 4), marks=pytest.mark.heavy),
+    ],
+)
+def test_killed_it_goes_on_to_the_same_weights(
+    home: Path, student: str, method: str, checkpoints: int, place: tuple[int, int]
+) -> None:
+    options = ["--student", student, "--method", method, "--experiences", "2", "--memory", "12"]
+    options += ["--teacher", student] if method == "anchor" else []
+    options += ["--steps", "6", "--checkpoint-steps", "2"]
+    whole = persona_here(*LEARN, *options, home=home)["id"]
+    run_id = killed(checkpoints, *LEARN, *options, home=home)
+    stopped = load_checkpoint(home / "runs" / run_id)
+    assert stopped is not None
+    assert (stopped[0].epoch, stopped[0].batch) == place
+    resumed = persona_here("learn", "--resume", run_id, home=home)
+    assert resumed["id"] == run_id
+    before, after = weights(home, whole), weights(home, run_id)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert [r["step"] for r in records(home, run_id) if "loss" in r] == [6, 12]
+    done = persona_here("learn", "--resume", run_id, home=home)  # nothing is left
+    assert done["weights_sha256"] == resumed["weights_sha256"]
+
+
+def test_a_resumed_run_is_the_same_run(home: Path, student: str) -> None:
+    options = ("--student", student, "--method", "finetune")
+    run_id = persona_here(*LEARN, *options, home=home)["id"]
+    error = learn_error("learn", "--resume", run_id, "--steps", "9", home=home)
+    assert error == (
+        f"run {run_id} has another config (steps: 4 is now 9): resume it without these options, or "
+        "start a new run"
+    )
+    assert "unknown run of learning 'nobody'" in learn_error(
+        "learn", "--resume", "nobody", home=home
+    )
+    found = load_checkpoint(home / "runs" / run_id)
+    assert found is not None
+    state = found[2]
+    state["origin"]["sets"] = ["another"]
+    save_checkpoint(home / "runs" / run_id, found[0], 1, state)
+    error = learn_error("learn", "--resume", run_id, home=home)
+    assert "was made with another config, student, set or teacher (sets: " in error
+    path = home / "runs" / run_id / "learn.yaml"
+    path.write_text("- 1\n")
+    error = learn_error("learn", "--resume", run_id, home=home)
+    assert error == f"{path} is damaged: start a new run"
+
+
+@pytest.mark.heavy
+def test_two_processes_learn_as_one_run(home: Path, student: str) -> None:
+    """Each sees its own photos; all keep the same memory and weights."""
+    options = (*LEARN, "--student", student, "--method", "der++", "--memory", "12", "--json")
+    launch = ("accelerate.commands.launch", "--config_file", str(TWO_PROCESSES), "-m", "persona")
+    card = json.loads(run(*launch, *options, home=home).stdout)
+    assert card["num_classes"] == 12
+    found = load_checkpoint(home / "runs" / card["id"])
+    assert found is not None
+    assert found[1] == 2
+    assert len(found[2]["method"]["memory"]["labels"]) == 12
+
+
+# --- the benchmark --------------------------------------------------------------------------------
+
+
+BENCHMARK = ("learn", "benchmark", "--on", NEW, "--steps", "2", "-b", "8", "--memory", "8")
+
+
+def test_the_benchmark(home: Path, student: str, tmp_path: Path) -> None:
+    plot = tmp_path / "plot.png"
+    options = ["--student", student, "--methods", "finetune,ncm", "--seeds", "2"]
+    options += ["--experiences", "2", "--hold-out", "0.4", "--test-set", "lfw", "--plot", str(plot)]
+    found = persona_here(*BENCHMARK, *options, home=home)
+    assert found["identities"] == [3, 1, 2]
+    assert found["photos"] == {"train": [9, 3, 6], "test": [6, 2, 4]}
+    assert found["steps"] == [4, 2, 2]  # as many an identity
+    assert set(found["methods"]) == {"finetune", "ncm"}
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+    for run_ in found["runs"]:
+        matrix = run_["accuracy"]
+        assert [len(row) for row in matrix] == [3, 3, 3]
+        assert all(0 <= value <= 1 for row in matrix for value in row)
+        tests = [6, 2, 4]
+        for number, seen in enumerate(run_["seen"]):
+            done = range(number + 1)
+            right = sum(matrix[number][j] * tests[j] for j in done)
+            assert seen == pytest.approx(right / sum(tests[: number + 1]))
+        assert run_["forgetting"] == pytest.approx(metrics.forgetting(matrix))
+        assert run_["backward"] == pytest.approx(metrics.backward_transfer(matrix))
+        assert len(run_["outside"]) == 3
+    by_method = {name: [r for r in found["runs"] if r["method"] == name] for name in ("ncm",)}
+    for run_ in by_method["ncm"]:
+        # Frozen: what is outside the stream stays as it was after the base.
+        assert run_["outside"][0] == run_["outside"][-1]
+        assert run_["kept"] == {"means": 6 * 32 * 4}
+    first = found["methods"]["finetune"]
+    assert first["final"] == pytest.approx(
+        sum(r["final"] for r in found["runs"] if r["method"] == "finetune") / 2
+    )
+    assert [r["seed"] for r in by_method["ncm"]] == [0, 1]
+
+
+def test_the_benchmark_prints_a_table(home: Path, student: str) -> None:
+    options = ["--student", student, "--methods", "ncm", "--seeds", "1", "--experiences", "2"]
+    options += ["--hold-out", "0.4", "--on", "both"]
+    raw = home / "both"
+    for split in ("train", "test"):
+        shutil.copytree(home / "raw" / "VGGFace2" / split, raw, dirs_exist_ok=True)
+    pack_photos(open_dataset(f"folders:{raw}", home), home / "shards" / "both", NO_ALIGN)
+    from persona.cli.app import app
+
+    done = _here(app, (*BENCHMARK, *options), home)
+    assert done.exception is None
+    assert "forgetting" in done.stdout
+    assert "Outside (a fifth of both) before the stream: AUC" in done.stdout
+    assert "order 0, ncm: incremental" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--methods", "finetune,ewk"), "unknown method 'ewk'; did you mean 'ewc'?"),
+        (("--methods", "anchor"), "method anchor wants the teacher"),
+        (("--methods", "replay", "--memory", "0"), "and the memory budget is 0"),
+        (("--methods", "ncm", "--base", "1"), "base 1.0: choose a share between 0 and 1"),
+        (("--methods", "ncm", "--experiences", "9"), "do not make a base of 0.5 and 9 experiences"),
+        (("--methods", "ncm", "--hold-out", "0"), "has no photo to measure on"),
+        (("--methods", "ncm", "--test-set", OLD), "has no verification pairs"),
+    ],
+)
+def test_a_benchmark_that_cannot_be(
+    home: Path, student: str, options: tuple[str, ...], message: str
+) -> None:
+    fixed = ("--student", student, "--experiences", "2", "--test-set", "lfw")
+    assert message in learn_error(*BENCHMARK, *fixed, *options, home=home)
