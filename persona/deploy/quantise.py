@@ -202,8 +202,11 @@ def lower(model: Any, floats: Collection[str] = ()) -> Lowered:
         factor[output] = 6
 
     gates = _squeeze_excites(graph)
+    behind: set[str] = set()  # a convolution; before the first one photos are normalised
     for node in model.graph.node:
         name, inputs, output = node.op_type, list(node.input), node.output[0]
+        if name in WEIGHTED or not behind.isdisjoint(inputs):
+            behind.add(output)
         by = [factor.get(given, 1) for given in inputs]
         swish = f"{_module(graph, inputs[0])} hard-swish"
         if name == "HardSwish" and swish not in floats:
@@ -223,7 +226,7 @@ def lower(model: Any, floats: Collection[str] = ()) -> Lowered:
         elif name in FOLDED:
             graph.copy(node, inputs)
             factor[output] = float(np.prod(by))
-            if name in ("ReduceMean", "Mul"):
+            if name in ("ReduceMean", "Mul") and output in behind:
                 layers[output] = gates.get(output, f"{output} pooling")
         else:
             for place, (given, times) in enumerate(zip(inputs, by, strict=True)):
@@ -234,7 +237,7 @@ def lower(model: Any, floats: Collection[str] = ()) -> Lowered:
                     if name == "Add":
                         layers[part] = f"{_module(graph, inputs[0])} sum"
             graph.copy(node, inputs)
-            if name == "Add":
+            if name == "Add" and output in behind:
                 layers[output] = f"{_module(graph, inputs[0])} sum"
     return Lowered(graph.finish(), layers, factor)
 
