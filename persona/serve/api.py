@@ -19,6 +19,8 @@ from functools import partial
 from importlib import resources
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
@@ -29,7 +31,7 @@ from persona.errors import PersonaError, SkipPhoto
 from persona.gallery import Gallery, TwoPeopleError
 from persona.serve.gate import Busy, Gate, TooSlow
 from persona.serve.guard import Guard, problem
-from persona.serve.uploads import FORM, PHOTO, Form, Limits, decode, decode_all, read_form
+from persona.serve.uploads import FORM, PHOTO, Form, Limits, decode, read_form
 
 RETRY_AFTER_S = 1
 PAGE = {
@@ -38,6 +40,7 @@ PAGE = {
     "/page.js": ("page.js", "text/javascript"),
 }
 T = TypeVar("T")
+NO_PHOTO = f"no {PHOTO} in the form: send one"
 YES = {"1", "true", "yes"}
 
 
@@ -194,17 +197,13 @@ def build_app(
 
         def work(form: Form) -> EnrolledPhotos:
             name = _field(form, "name")
-            sound, refused = decode_all(form.photos, limits)
-            if not sound:
-                raise PersonaError("; ".join(refused) or f"no {PHOTO} in the form: send one")
-            enrolled = gallery.enroll(
-                name,
-                [photo.pixels for photo in sound.values()],
-                force=form.fields.get("force", "").lower() in YES,
-                labels=list(sound),
-            )
-            given = dataclasses.asdict(enrolled)
-            return EnrolledPhotos(**{**given, "refused": [*refused, *enrolled.refused]})
+            if not form.photos:
+                raise PersonaError(NO_PHOTO)
+            force = form.fields.get("force", "").lower() in YES
+            # One by one: a photo is let go before the next is decoded.
+            photos = (_pixels(data, limits.pixels) for data in form.photos)
+            enrolled = gallery.enroll(name, photos, force=force)
+            return EnrolledPhotos(**dataclasses.asdict(enrolled))
 
         return await through(request, limits.photos, work)
 
@@ -244,8 +243,16 @@ def _constant(answer: Callable[[], Response]) -> Callable[[], Any]:
 
 def _only(photos: list[bytes]) -> bytes:
     if not photos:
-        raise PersonaError(f"no {PHOTO} in the form: send one")
+        raise PersonaError(NO_PHOTO)
     return photos[0]
+
+
+def _pixels(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8] | SkipPhoto:
+    """A photo, or why it cannot be read."""
+    try:
+        return decode(data, max_pixels).pixels
+    except SkipPhoto as reason:
+        return reason
 
 
 def _field(form: Form, name: str) -> str:

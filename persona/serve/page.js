@@ -49,6 +49,7 @@ async function call(path, fields) {
 let unlocking = null;
 function unlock() {
   unlocking ??= new Promise((resolve) => {
+    $("locked-title").textContent = token ? "This token is not the one" : "Token";
     $("locked").showModal();
     $("locked").addEventListener("close", () => {
       token = $("token").value.trim();

@@ -6,7 +6,7 @@ before it is held whole.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -39,8 +39,6 @@ class Limits:
     photos: int = 20
     pixels: int = 50_000_000
     """Of one photo: 150 MB decoded."""
-    request_pixels: int = 100_000_000
-    """Of all photos of a request, as they are decoded."""
     waiting: int = 32
     """Requests that wait for those in work."""
     read_s: float = 30.0
@@ -149,25 +147,3 @@ def decode(data: bytes, max_pixels: int) -> Photo:
     room = min(width, height) / SIDE_PX
     decoded = photo.decode(next((shrink for shrink in SHRINKS if shrink <= room), 1))
     return Photo(np.array(decoded.image), photo.size, decoded.shrink, decoded.shift)
-
-
-def decode_all(photos: Sequence[bytes], limits: Limits) -> tuple[dict[str, Photo], list[str]]:
-    """The photos of a request that can be decoded, by number, and why the others cannot.
-
-    Raises:
-        HTTPException: together they have too many pixels.
-    """
-    sound: dict[str, Photo] = {}
-    refused, held = [], 0
-    for number, data in enumerate(photos, 1):
-        try:
-            photo = decode(data, limits.pixels)
-        except SkipPhoto as reason:
-            refused.append(f"photo {number}: {reason}")
-            continue
-        held += photo.pixels.shape[0] * photo.pixels.shape[1]
-        if held > limits.request_pixels:
-            most = limits.request_pixels / 1e6
-            raise HTTPException(413, f"the photos are over {most:g} megapixels: send fewer at once")
-        sound[f"photo {number}"] = photo
-    return sound, refused

@@ -8,7 +8,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from persona.errors import PersonaError
+from persona.errors import PersonaError, SkipPhoto
 from persona.gallery import Enrolled, Person, Sighting, TwoPeopleError
 from persona.gallery.store import Threshold
 from persona.serve.api import build_app
@@ -44,18 +44,25 @@ class ColourGallery:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def enroll(
-        self, name: str, photos: Sequence[Photo], *, force: bool, labels: Sequence[str]
+        self, name: str, photos: Iterable[Photo | SkipPhoto], *, force: bool = False
     ) -> Enrolled:
         if len(name) > 200:
             raise PersonaError("the name has over 200 characters: choose a shorter one")
-        rows = [self._template(photo) for photo in photos]
+        rows, refused = {}, []
+        for number, photo in enumerate(photos, 1):
+            if isinstance(photo, SkipPhoto):
+                refused.append(f"photo {number}: {photo}")
+            else:
+                rows[f"photo {number}"] = self._template(photo)
+        if not rows:
+            raise PersonaError(f"no photo can be used: {'; '.join(refused)}")
+        first = next(iter(rows.values()))
+        odd = [label for label, row in rows.items() if row @ first < 0]
+        if odd and not force:
+            raise TwoPeopleError(f"not like the other photos: {', '.join(odd)}; --force")
         with self.lock:
-            self.seen += [photo.shape for photo in photos]
-            odd = [label for row, label in zip(rows, labels, strict=True) if row @ rows[0] < 0]
-            if odd and not force:
-                raise TwoPeopleError(f"not like the other photos: {', '.join(odd)}; --force")
-            self.known.setdefault(name, []).extend(rows)
-        return Enrolled(name, len(photos), ())
+            self.known.setdefault(name, []).extend(rows.values())
+        return Enrolled(name, len(rows), tuple(refused))
 
     def recognise(self, photo: Photo) -> tuple[Sighting, ...]:
         time.sleep(self.pause_s)

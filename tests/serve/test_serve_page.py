@@ -259,11 +259,10 @@ def test_photos_from_files_and_dropped(browser: Any, url: str, gallery: ColourGa
 def test_the_token_is_asked_for_once(browser: Any, gallery: ColourGallery) -> None:
     with serving(gallery, token="drawn-token") as port:
         page, _ = visit(browser, f"http://127.0.0.1:{port}/")
-        for given in ("wrong", "drawn-token"):
-            page.wait_for_selector("#locked[open]")
+        for given, title in (("wrong", "Token"), ("drawn-token", "This token is not the one")):
+            page.wait_for_selector(f"#locked-title:text-is('{title}')")
             page.fill("#token", given)
             page.keyboard.press("Enter")
-            page.wait_for_selector("#locked", state="hidden")
         ready(page)
         page.reload()
         ready(page)
