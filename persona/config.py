@@ -33,6 +33,11 @@ PENALTIES = ("arcface", "cosface")
 TARGETS = ("auto", "kept", "online")
 COMPILERS = ("no", "inductor", "eager", "aot_eager", "cudagraphs")
 """torch.compile backends."""
+METHODS = (
+    *("finetune", "joint", "ncm", "lwf", "ewc", "replay", "replay-herding", "icarl", "der++"),
+    "anchor",
+)
+"""Of continual learning, one file each in persona/learning/methods/."""
 
 
 # --- losses: one class a term, documented with its module in persona/training/losses/ ------------
@@ -59,6 +64,9 @@ _RANGES = {
     "h": (0, 10),
     "momentum": (0, 1),
     "photos": (3, 4096),
+    "decay": (0, 1),
+    "alpha": (0, 1e6),
+    "beta": (0, 1e6),
 }
 
 
@@ -196,6 +204,44 @@ REFERENCE_LOSSES = {
 """`0.9 * T² * KL + 0.1 * CE`, the reference recipe."""
 HARD_LOSSES = {"hard_labels": {"weight": 1.0}}
 """Without a teacher."""
+
+
+# --- continual learning: the options of a method, documented with it ------------------------------
+
+
+@dataclass(frozen=True)
+class LwfConfig(Term):
+    """Li and Hoiem 2016."""
+
+    temperature: float = 2.0
+
+
+@dataclass(frozen=True)
+class EwcConfig(Term):
+    """Kirkpatrick et al. 2017, online: Schwarz et al. 2018."""
+
+    weight: float = 100.0
+    decay: float = 0.9
+    """Of the earlier experiences' Fisher information."""
+    photos: int = 64
+    """Of an experience that its Fisher information is estimated from, one at a time."""
+
+
+@dataclass(frozen=True)
+class DerConfig(Term):
+    """Buzzega et al. 2020."""
+
+    alpha: float = 0.5
+    """Of the kept logits."""
+    beta: float = 0.5
+    """Of the kept labels."""
+
+
+@dataclass(frozen=True)
+class AnchorConfig(Term):
+    """The original teacher's embedding of the new photos."""
+
+    weight: float = 10.0
 
 
 # --- the rest of a run ----------------------------------------------------------------------------
@@ -342,6 +388,57 @@ class DistillConfig:
         _among("compile", self.compile, COMPILERS)
         _among("teacher_precision", self.teacher_precision, ("auto", *PRECISIONS))
         _among("targets", self.targets, TARGETS)
+        _among("tracker", self.tracker, TRACKERS)
+
+
+@dataclass(frozen=True)
+class LearnConfig:
+    """Everything that a run of continual learning depends on; written beside it."""
+
+    student: str
+    """Model ID."""
+    on: str
+    """The set of those who are to be learned."""
+    method: str
+    old: str | None = None
+    """A set of those whom the student knows, for what a method keeps of them."""
+    teacher: str | None = None
+    """Of `anchor`; None: the one that the student was distilled from."""
+    experiences: int = 1
+    """The set's identities come in so many groups, one after another."""
+    steps: int = 200
+    """Of each experience."""
+    batch_size: int = 32
+    """Photos a step on each process, those out of the memory included."""
+    memory: int = 200
+    """Photos that may be kept."""
+    memory_mb: float | None = None
+    """10^6 bytes that these photos, and what is kept with them, may take."""
+    hold_out: float = 0.2
+    """Share of each identity's photos that is measured on and not trained on."""
+    mixed_precision: str = "no"
+    seed: int = 0
+    checkpoint_steps: int = 100
+    tracker: str = "wandb"
+    cache: str | None = None
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(schedule="constant"))
+    lwf: LwfConfig = field(default_factory=LwfConfig)
+    ewc: EwcConfig = field(default_factory=EwcConfig)
+    der: DerConfig = field(default_factory=DerConfig)
+    anchor: AnchorConfig = field(default_factory=AnchorConfig)
+
+    def __post_init__(self) -> None:
+        _among("method", self.method, METHODS)
+        _check("experiences", self.experiences, 1, 10_000)
+        _check("steps", self.steps, 1, 10_000_000)
+        _check("batch_size", self.batch_size, 4, 1_000_000)  # der++ takes quarters
+        _check("memory", self.memory, 0, 100_000_000)
+        if self.memory_mb is not None:
+            _check("memory_mb", self.memory_mb, 0, 1e9)
+        _check("hold_out", self.hold_out, 0, 0.9)
+        _check("seed", self.seed, 0, 2**31 - 1)
+        _check("checkpoint_steps", self.checkpoint_steps, 1, 1_000_000_000)
+        _among("mixed_precision", self.mixed_precision, PRECISIONS)
         _among("tracker", self.tracker, TRACKERS)
 
 

@@ -23,13 +23,14 @@ ROOMS = {
     "gallery": FLOOR | {"data", "models", "evaluation"},
     "distill": FLOOR | {"data", "models", "training", "evaluation", "report"},
     "serve": FLOOR | {"data", "gallery"},
+    "learning": FLOOR | {"data", "models", "training", "evaluation", "report", "distill"},
     "cli": FLOOR
     | {"data", "models", "evaluation", "report", "targets", "distill", "deploy"}
-    | {"gallery", "serve"},
+    | {"gallery", "serve", "learning"},
     "__main__": {"cli"},
 }
 ONLY_IN = {
-    "accelerate": {"targets", "distill", "evaluation", "report", "cli"},
+    "accelerate": {"targets", "distill", "evaluation", "learning", "report", "cli"},
     "wandb": {"training"},
     "typer": {"cli"},
 }

@@ -15,6 +15,7 @@ from persona.cli import (
     download,
     evaluate,
     gallery,
+    learn,
     models,
     report,
     serve,
@@ -60,6 +61,7 @@ app.add_typer(models.models_app, name="models")
 app.command("evaluate")(evaluate.evaluate_command)
 app.command("compare")(evaluate.compare_command)
 app.command("report")(report.report_command)
+app.add_typer(learn.learn_app, name="learn")
 app.command("export")(deploy.export_command)
 app.command("bench")(deploy.bench_command)
 app.command("enroll")(gallery.enroll_command)

@@ -42,7 +42,7 @@ def publish_copy(card: Card, models: Path, target: Path, *, with_classes: bool) 
         student = bare
     facts: dict[str, Any] = {
         name: getattr(card, name)
-        for name in ("temperature", "epochs", "score", "scores", "train_set", "test_set")
+        for name in ("temperature", "epochs", "score", "scores", "train_set", "test_set", "learned")
     }
     teacher = public_name(card.teacher)
     config_of_run = {**card.config, **({"teacher": teacher} if "teacher" in card.config else {})}

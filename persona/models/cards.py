@@ -57,6 +57,8 @@ class Card:
     created: str
     persona: str = __version__
     version: int = field(default=VERSION)
+    learned: dict[str, Any] | None = None
+    """By `persona learn`: its parent, method, memory and experiences; None: it was distilled."""
 
 
 def new_id(architecture: str) -> str:

@@ -93,6 +93,21 @@ class Student(FaceNetwork):
         """The last layer by itself."""
         return self.logits if self.num_classes else super().head()
 
+    def resize_head(self, num_classes: int) -> None:
+        """Gives the logits another number of identities: old ones keep their rows, in order.
+
+        New rows are drawn: seed torch first. A student of embeddings alone gets a linear layer.
+        """
+        kind = "linear" if self.logits.kind == "none" else self.logits.kind
+        head = ClassifierHead(self.embedding_size, num_classes, kind)
+        kept = min(num_classes, self.num_classes)
+        if kept:
+            with torch.no_grad():
+                for new, old in zip(head.parameters(), self.logits.parameters(), strict=True):
+                    new[:kept] = old[:kept]
+        device = self.last_linear.weight.device
+        self.logits, self.num_classes = head.to(device), num_classes
+
 
 def build_backbone(config: StudentConfig) -> nn.Sequential:
     """torchvision's convolutions of this width, stride and activation."""

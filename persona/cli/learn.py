@@ -1,0 +1,213 @@
+"""`persona learn`, `persona learn benchmark`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from persona.cli.distill import parse_option
+from persona.cli.output import (
+    CacheOption,
+    JsonFlag,
+    ModelsOption,
+    ShardsOption,
+    print_json,
+)
+from persona.errors import PersonaError, unknown
+from persona.workspace import Workspace
+
+learn_app = typer.Typer(
+    help="Teach a student new people without losing the old ones.", invoke_without_command=True
+)
+
+StudentOption = Annotated[
+    str | None, typer.Option("--student", help="Model ID.  [default: newest]")
+]
+OnOption = Annotated[
+    str | None, typer.Option("--on", metavar="SET", help="The set of those who are to be learned.")
+]
+StepsOption = Annotated[
+    int | None, typer.Option("--steps", help="Of each experience.  [default: 200]")
+]
+BatchOption = Annotated[
+    int | None,
+    typer.Option("--batch-size", "-b", help="Photos a step on each process.  [default: 32]"),
+]
+MemoryOption = Annotated[
+    int | None, typer.Option("--memory", help="Photos that may be kept.  [default: 200]")
+]
+MegabytesOption = Annotated[
+    float | None,
+    typer.Option("--memory-mb", help="MB that they, and what is kept with them, may take."),
+]
+HoldOutOption = Annotated[
+    float | None,
+    typer.Option(help="Share of each identity's photos to measure on.  [default: 0.2]"),
+]
+TeacherOption = Annotated[
+    str | None,
+    typer.Option("--teacher", help="Of `anchor`.  [default: the one the student learned from]"),
+]
+RateOption = Annotated[float | None, typer.Option("--lr", help="[default: 0.001]")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="[default: 0]")]
+ValueOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        "-o",
+        metavar="NAME=VALUE",
+        help="Any value of a method or the optimizer, as `-o ewc.weight=10`.  Repeatable.",
+    ),
+]
+RunsOption = Annotated[Path | None, typer.Option("--runs", help="Folder of runs.  [default: runs]")]
+
+
+@learn_app.callback()
+def learn_command(
+    context: typer.Context,
+    student: StudentOption = None,
+    on: OnOption = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="finetune, joint, ncm, lwf, ewc, replay, replay-herding, icarl, der++ or anchor."
+        ),
+    ] = None,
+    old: Annotated[
+        str | None,
+        typer.Option(metavar="SET", help="A set of those whom the student knows already."),
+    ] = None,
+    experiences: Annotated[
+        int | None, typer.Option(help="The identities come in so many groups.  [default: 1]")
+    ] = None,
+    steps: StepsOption = None,
+    batch_size: BatchOption = None,
+    memory: MemoryOption = None,
+    memory_mb: MegabytesOption = None,
+    hold_out: HoldOutOption = None,
+    teacher: TeacherOption = None,
+    lr: RateOption = None,
+    seed: SeedOption = None,
+    checkpoint_steps: Annotated[
+        int | None, typer.Option(help="Steps between checkpoints.  [default: 100]")
+    ] = None,
+    option: ValueOption = None,
+    tracker: Annotated[str | None, typer.Option(help="wandb or none.  [default: wandb]")] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Take up a run from its last checkpoint.")
+    ] = None,
+    shards: ShardsOption = None,
+    cache: CacheOption = None,
+    models: ModelsOption = None,
+    runs: RunsOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Teach a student new people without losing the old ones; the result is a new model.
+
+    Several processes: accelerate launch … -m persona learn …
+    """
+    if context.invoked_subcommand is not None:
+        return
+    place = Workspace.locate(shards=shards, models=models, runs=runs)
+    given = {
+        "student": student,
+        "on": on,
+        "method": method,
+        "old": old,
+        "experiences": experiences,
+        "steps": steps,
+        "batch_size": batch_size,
+        "memory": memory,
+        "memory_mb": memory_mb,
+        "hold_out": hold_out,
+        "teacher": teacher,
+        "optim.lr": lr,
+        "seed": seed,
+        "checkpoint_steps": checkpoint_steps,
+        "tracker": tracker,
+        "cache": None if cache is None else str(cache),
+        **dict(map(parse_option, option or [])),
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    from persona.models.cards import find_model
+
+    if resume is not None:
+        config = read_run(resume, given, place)
+    else:
+        for name in ("on", "method"):
+            if name not in given:
+                raise PersonaError(f"give --{name}: see persona learn --help")
+        given["student"] = find_model(student, place.models).id
+        config = build_config(given)
+    quiet_others()
+
+    from persona.learning.run import learn
+
+    card = find_model(learn(config, place, resume), place.models)
+    if not is_first():
+        return
+    if json:
+        print_json(asdict(card))
+    else:
+        score = "" if card.score is None else f", accuracy {card.score:.4f} on held-out photos"
+        typer.echo(f"{card.id}: {card.num_classes} identities{score}")
+
+
+def build_config(given: dict[str, Any]) -> Any:
+    """The config of dotted names."""
+    from persona.config import LearnConfig, from_dict
+
+    values: dict[str, Any] = {"optim": {"schedule": "constant"}}
+    for dotted, value in given.items():
+        *groups, name = dotted.split(".")
+        target = values
+        for group in groups:
+            target = target.setdefault(group, {})
+            if not isinstance(target, dict):
+                raise PersonaError(f"{dotted}: {group} has no such option")
+        target[name] = value
+    return from_dict(LearnConfig, values, where="the command line")
+
+
+def read_run(run: str, given: dict[str, Any], place: Workspace) -> Any:
+    """The config of an earlier run, which the options may name again but not change."""
+    import yaml
+
+    from persona.config import LearnConfig, differences, from_dict
+
+    known = [path.parent.name for path in place.runs.glob("*/learn.yaml")]
+    if run not in known:
+        raise unknown("run of learning", run, known, where=str(place.runs))
+    path = place.runs / run / "learn.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = from_dict(LearnConfig, values, where=str(path))
+    except (yaml.YAMLError, AttributeError, TypeError):
+        raise PersonaError(f"{path} is damaged: start a new run") from None
+    fixed = {"student": config.student, "on": config.on, "method": config.method}
+    wanted = asdict(build_config({**fixed, **given}))
+    had = asdict(config)
+    named = {name.split(".")[0] for name in given} - {"cache"}
+    differing = differences({n: had[n] for n in named}, {n: wanted[n] for n in named})
+    if differing:
+        raise PersonaError(
+            f"run {run} has another config ({'; '.join(differing)}): resume it without these "
+            "options, or start a new run"
+        )
+    return config
+
+
+def is_first() -> bool:
+    """Whether this is the process that speaks."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def quiet_others() -> None:
+    """One voice: the other processes would say everything again."""
+    if not is_first():
+        logging.getLogger("persona").setLevel(logging.ERROR)

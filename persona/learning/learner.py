@@ -1,0 +1,245 @@
+"""A student that learns one experience after another.
+
+1. the last layer grows by the identities that are new
+2. the method's `before`
+3. so many steps, each: a batch of the experience, the method's loss, one step of the optimizer
+4. the method's `after`
+
+Batch norm keeps the statistics that the student came with, for every method alike: those of a few
+people's photos are theirs alone, and an experience may be one photo.
+
+Shapes: N photos, B batch, E embedding, K identities.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from persona.config import LearnConfig
+from persona.data.targets import TargetReader
+from persona.data.transforms import apply_views, draw_views, mix_seeds, normalise, view_landmarks
+from persona.distill import prepare
+from persona.errors import PersonaError
+from persona.learning.methods import Context, LearnBatch, build_method
+from persona.learning.methods.base import EMBED_BATCH, FLIP
+from persona.learning.photos import Ints, Photos
+from persona.learning.stream import Experience, draw_batch
+from persona.models.student import Student
+from persona.progress import progress_bar
+from persona.training.meter import FiniteWatch, Meter
+from persona.training.optim import build_optimizer, build_scheduler
+from persona.training.teacher import Teacher
+
+log = logging.getLogger(__name__)
+
+LOG_STEPS = 20
+Moment = Callable[[int, dict[str, float]], None]
+
+
+class Learner:
+    """A student, a method and the identities so far."""
+
+    def __init__(
+        self,
+        config: LearnConfig,
+        student: Student,
+        classes: Iterable[str],
+        photos: Photos,
+        accelerator: Accelerator,
+        *,
+        folder: Path,
+        teacher: Teacher | None = None,
+        targets: TargetReader | None = None,
+        quiet: bool = False,
+    ) -> None:
+        """Takes the student as its own: it is trained in place.
+
+        Args:
+            config: method, steps and options.
+            student: with as many identities in its last layer as `classes`, or with none.
+            classes: whom the student knows, in the order of its logits.
+            photos: what experiences are made of.
+            accelerator: device and processes.
+            folder: of the run, for the keys of a loss that is not finite.
+            teacher: of `anchor`.
+            targets: its kept vectors of the first set's photos.
+            quiet: no progress bar.
+
+        Raises:
+            PersonaError: the config gives the method nothing to work with.
+        """
+        self.config = config
+        self.photos = photos
+        self.accelerator = accelerator
+        self.student = student.to(accelerator.device).to(memory_format=torch.channels_last).eval()
+        self.classes = list(classes)
+        self.folder = folder
+        self.quiet = quiet
+        self.context = Context(config, student, student, photos, accelerator, teacher, targets)
+        self.method = build_method(self.context)
+        self._optimizer: Any = None
+        self._scheduler: Any = None
+
+    # --- identities ----------------------------------------------------------------------------
+
+    def labels(self, photos: Ints) -> Tensor:
+        """(N,) int64 places of the photos' identities among `classes`; -1: not known yet."""
+        known = {name: label for label, name in enumerate(self.classes)}
+        table = np.array([known.get(name, -1) for name in self.photos.names], np.int64)
+        return torch.from_numpy(table[self.photos.identity[photos]])
+
+    def grow(self, experience: Experience) -> None:
+        """Gives the last layer a row for each identity that is new."""
+        self.classes += sorted(set(experience.identities) - set(self.classes))
+        if self.method.trains and self.student.num_classes != len(self.classes):
+            torch.manual_seed(mix_seeds(self.config.seed, len(self.classes)))
+            self.student.resize_head(len(self.classes))
+
+    def adopt(self, experience: Experience) -> None:
+        """Takes up what the student learned already: nothing is trained."""
+        self.grow(experience)
+        self.method.adopt(experience.train, self.labels(experience.train))
+
+    # --- an experience -------------------------------------------------------------------------
+
+    def learn(
+        self,
+        experience: Experience,
+        *,
+        step: int = 0,
+        state: dict[str, Any] | None = None,
+        moment: Moment = lambda _step, _figures: None,
+    ) -> None:
+        """Learns an experience, or what is left of it.
+
+        Args:
+            experience: its photos.
+            step: how many steps were done before.
+            state: `training_state` at that step; None at the first.
+            moment: called after each step, with what was measured since the last record.
+
+        Raises:
+            PersonaError: the student would know one identity alone, from whom nobody is told.
+        """
+        if step == 0:
+            self.grow(experience)
+            if self.method.trains and len(self.classes) < 2:
+                raise PersonaError(
+                    "the set has one identity, and the student would know no other: method "
+                    f"{self.config.method} learns to tell identities apart; choose --method ncm, "
+                    "or give --old a set of those whom the student knows"
+                )
+            self.method.before(experience.train, self.labels(experience.train))
+        if self.method.trains:
+            self._prepare(state)
+            self._train(experience, step, moment)
+        self.method.after(experience.train, self.labels(experience.train))
+
+    def _prepare(self, state: dict[str, Any] | None) -> None:
+        """A fresh optimizer and the wrapped student: the last layer may be another one."""
+        raw = build_optimizer(self.student, self.config.optim)
+        steps = self.config.steps
+        self._scheduler = build_scheduler(raw, self.config.optim, steps, steps)
+        self.accelerator.free_memory()  # of the experience before
+        self.context.forward, self._optimizer = prepare(self.accelerator, self.student, raw)
+        if state is not None:
+            self._optimizer.load_state_dict(state["optimizer"])
+            self._scheduler.load_state_dict(state["scheduler"])
+
+    def training_state(self) -> dict[str, Any]:
+        """Of the optimizer, inside an experience."""
+        return {
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": self._scheduler.state_dict(),
+        }
+
+    def _train(self, experience: Experience, step: int, moment: Moment) -> None:
+        accelerator = self.accelerator
+        meter = Meter(accelerator.num_processes, accelerator.device)
+        self.watch = FiniteWatch(self.folder, lag=4 if accelerator.device.type == "cuda" else 0)
+        with progress_bar(
+            f"{self.config.method}, experience {experience.number + 1}",
+            total=self.config.steps,
+            done=step,
+            unit="steps",
+            enabled=accelerator.is_main_process and not self.quiet,
+        ) as advance:
+            while step < self.config.steps:
+                batch = self._batch(experience, step)
+                with accelerator.autocast():
+                    terms = self.method.step(batch)
+                total = torch.stack(list(terms.values())).sum()
+                self.watch.add(total, torch.from_numpy(batch.photos), step)
+                accelerator.backward(total)
+                if self.config.optim.clip_norm:
+                    clip = self.config.optim.clip_norm
+                    accelerator.clip_grad_norm_(self.student.parameters(), clip)
+                self._optimizer.step()
+                self._optimizer.zero_grad()
+                if not accelerator.optimizer_step_was_skipped:
+                    self._scheduler.step()
+                terms = {name: value.detach() for name, value in terms.items()}
+                meter.add(len(batch.images), total.detach(), terms)
+                step += 1
+                advance(1)
+                ends = step % LOG_STEPS == 0 or step == self.config.steps
+                moment(step, meter.read() if ends else {})
+        self.watch.flush()
+
+    def _batch(self, experience: Experience, step: int) -> LearnBatch:
+        """This process's photos of a step, as they go through the student."""
+        accelerator, config = self.accelerator, self.config
+        rank, ranks = accelerator.process_index, accelerator.num_processes
+        pool = self.method.pool(experience.train)
+        size = max(1, round(config.batch_size * self.method.new_share))
+        chosen = draw_batch(pool, size, step, rank, ranks, config.seed, experience.number)
+        seeds = (config.seed, experience.number, step, rank)
+        views = draw_views(FLIP, size, *seeds)
+        images = self.photos.images(chosen).to(accelerator.device)
+        images = normalise(apply_views(images, views))
+        landmarks = self.photos.landmarks[torch.from_numpy(chosen)]
+        return LearnBatch(
+            images.contiguous(memory_format=torch.channels_last),
+            self.labels(chosen).to(accelerator.device),
+            chosen,
+            view_landmarks(landmarks, views, self.photos.size_px),
+            self._targets(chosen, views),
+            seeds,
+        )
+
+    def _targets(self, photos: Ints, views: Any) -> Tensor | None:
+        """(B, E) kept vectors of the photos, or of their mirror images."""
+        reader = self.context.targets
+        if reader is None:
+            return None
+        places = [self.photos.place(photo)[1:] for photo in photos.tolist()]
+        mirrored = views[:, 0].astype(np.int64).tolist()
+        rows = [reader.read(*place, view)[0] for place, view in zip(places, mirrored, strict=True)]
+        return torch.from_numpy(np.stack(rows)).to(self.accelerator.device)
+
+    # --- what it knows -------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def predict(self, photos: Ints) -> Tensor:
+        """(N,) labels of photos; alike on all processes."""
+        found = [torch.empty(0, dtype=torch.int64)]
+        for start in range(0, len(photos), EMBED_BATCH):
+            images = self.photos.images(photos[start : start + EMBED_BATCH])
+            features = self.student.features(normalise(images.to(self.accelerator.device)))
+            embeddings = torch.nn.functional.normalize(features.float(), dim=1).cpu()
+            found.append(self.method.predict(embeddings, self.student.classify(features).cpu()))
+        return torch.cat(found)
+
+    def accuracy(self, photos: Ints) -> float | None:
+        """Share of photos whose identity is named; None without a photo."""
+        if not len(photos):
+            return None
+        return float((self.predict(photos) == self.labels(photos)).float().mean())

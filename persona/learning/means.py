@@ -1,0 +1,55 @@
+"""Identities by the mean of their embeddings (Mensink et al. 2013, equation 4).
+
+Shapes: N photos, E embedding, K identities.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class ClassMeans:
+    """Sums and counts of unit-length embeddings, an identity a row; an identity may have none."""
+
+    def __init__(self, embedding_size: int) -> None:
+        self.sums_KE = torch.zeros(0, embedding_size)
+        self.counts_K = torch.zeros(0, dtype=torch.int64)
+
+    def add(self, embeddings_NE: Tensor, labels_N: Tensor) -> None:
+        """Counts photos in."""
+        missing = int(labels_N.max()) + 1 - len(self.counts_K) if len(labels_N) else 0
+        if missing > 0:
+            self.sums_KE = F.pad(self.sums_KE, (0, 0, 0, missing))
+            self.counts_K = F.pad(self.counts_K, (0, missing))
+        self.sums_KE.index_add_(0, labels_N, embeddings_NE)
+        self.counts_K.index_add_(0, labels_N, torch.ones_like(labels_N))
+
+    @property
+    def known(self) -> Tensor:
+        """Labels of the identities that have a mean."""
+        return torch.nonzero(self.counts_K).flatten()
+
+    def unit(self) -> Tensor:
+        """(K, E) their means, in order, of unit length."""
+        return F.normalize(self.sums_KE[self.known], dim=1)
+
+    def nearest(self, embeddings_NE: Tensor) -> Tensor:
+        """(N,) labels of the nearest means, on the unit sphere."""
+        return self.known[(embeddings_NE @ self.unit().T).argmax(dim=1)]
+
+    @property
+    def bytes(self) -> int:
+        """What the means take."""
+        return len(self.known) * self.sums_KE.shape[1] * 4
+
+    def state(self) -> dict[str, Any]:
+        """As tensors, for a checkpoint."""
+        return {"sums": self.sums_KE, "counts": self.counts_K}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Takes up `state`."""
+        self.sums_KE, self.counts_K = state["sums"], state["counts"]

@@ -1,0 +1,80 @@
+"""Dark experience replay, DER++ (Buzzega et al. 2020, arXiv:2004.07211): photos are kept with their
+labels, and with the logits that the student gave them when they passed.
+
+Shapes: B batch, K identities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from persona.data.transforms import normalise
+from persona.learning.methods.base import LearnBatch, label_loss
+from persona.learning.methods.replay import WithMemory
+from persona.learning.photos import Ints
+from persona.training.collectives import gather_batch
+
+
+def logits_loss(logits_BK: Tensor, kept: Sequence[Tensor]) -> Tensor:
+    """`|| z - h(x) ||^2` (equation 6, alpha's term), the mean over identities and the batch.
+
+    The mean over identities is that of the authors' code. An identity that was not known when a
+    photo was kept has no logit to compare with.
+
+    Args:
+        logits_BK: the student's of the kept photos.
+        kept: of each photo, (K',) with K' <= K.
+    """
+    parts = [
+        ((logits_K[: len(kept_K)].float() - kept_K.to(logits_K.device)) ** 2)
+        for logits_K, kept_K in zip(logits_BK, kept, strict=True)
+    ]
+    return torch.cat(parts).mean()
+
+
+class DerPlusPlus(WithMemory):
+    """A quarter of each batch are photos kept for their logits, a quarter for their labels."""
+
+    name = "der++"
+
+    def step(self, batch: LearnBatch) -> dict[str, Tensor]:
+        """New photos, and two draws out of the memory, in one forward pass."""
+        options, new = self.config.der, len(batch.images)
+        first = self.recall(new // 2, *batch.seeds, 0)
+        second = self.recall(new - new // 2, *batch.seeds, 1)
+        images = [batch.images, *(drawn[1] for drawn in (first, second) if drawn is not None)]
+        logits_BK = self.forward(torch.cat(images)).logits
+        terms = {"labels": label_loss(logits_BK[:new], batch.labels)}
+        if first is not None and second is not None:
+            middle = new + len(first[0])
+            of_first, of_second = logits_BK[new:middle], logits_BK[middle:]
+            kept = [e.logits for e in first[0] if e.logits is not None]
+            terms["kept logits"] = options.alpha * logits_loss(of_first, kept)
+            terms["kept labels"] = options.beta * label_loss(of_second, second[2])
+        self._pass(batch, logits_BK[:new].detach().float())
+        return terms
+
+    def _pass(self, batch: LearnBatch, logits_BK: Tensor) -> None:
+        """The new photos of all processes pass the reservoir, with the logits they get now."""
+        device = logits_BK.device
+        photos = gather_batch(torch.from_numpy(batch.photos).to(device)).tolist()
+        labels = gather_batch(batch.labels).tolist()
+        logits = gather_batch(logits_BK).cpu()
+        self.memory.add(
+            self.exemplar(photo, label, row.clone())
+            for photo, label, row in zip(photos, labels, logits, strict=True)
+        )
+
+    @torch.no_grad()
+    def adopt(self, photos: Ints, labels: Tensor) -> None:
+        """Photos that were learned already pass with the logits that they get now."""
+        context = self.context
+        for start in range(0, len(photos), 64):
+            part = photos[start : start + 64]
+            images = normalise(context.photos.images(part).to(context.accelerator.device))
+            logits_BK = context.student(images).logits.float().cpu()
+            rows = zip(part.tolist(), labels[start : start + 64].tolist(), logits_BK, strict=True)
+            self.memory.add(self.exemplar(p, label, row.clone()) for p, label, row in rows)

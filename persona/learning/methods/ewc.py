@@ -1,0 +1,94 @@
+"""Elastic weight consolidation (Kirkpatrick et al. 2017, arXiv:1612.00796), online (Schwarz et al.
+2018, arXiv:1805.06370): weights that mattered are held where they were. No photo is kept.
+
+Shapes: B batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from persona.data.transforms import mix_seeds, normalise
+from persona.learning.methods.base import LearnBatch, Method, label_loss
+from persona.learning.photos import Ints
+
+Weights = Mapping[str, Tensor]
+
+
+def penalty(now: Weights, then: Weights, fisher: Weights) -> Tensor:
+    """`1/2 sum_i F_i (w_i - w*_i)^2`.
+
+    Kirkpatrick's equation 3, with Schwarz's running Fisher information and the latest weights
+    (equation 9). A last layer that has grown is held in its old rows.
+    """
+    parts = []
+    for name, importance in fisher.items():
+        rows = tuple(slice(0, size) for size in importance.shape)
+        parts.append((importance * (now[name][rows] - then[name]) ** 2).sum())
+    return torch.stack(parts).sum() / 2
+
+
+class Ewc(Method):
+    """Cross-entropy, and the penalty."""
+
+    name = "ewc"
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.fisher: Weights = {}
+        self.then: Weights = {}
+
+    def step(self, batch: LearnBatch) -> dict[str, Tensor]:
+        """One batch of new photos."""
+        terms = {"labels": label_loss(self.forward(batch.images).logits, batch.labels)}
+        if self.fisher:
+            now = dict(self.context.student.named_parameters())
+            terms["penalty"] = self.config.ewc.weight * penalty(now, self.then, self.fisher)
+        return terms
+
+    def after(self, photos: Ints, labels: Tensor) -> None:
+        """Adds this experience's Fisher information to the earlier ones', which fade."""
+        student = self.context.student
+        wanted = min(self.config.ewc.photos, len(photos))
+        rng = np.random.default_rng(mix_seeds(self.config.seed, len(photos)))
+        chosen = np.sort(rng.permutation(len(photos))[:wanted])
+        decay = self.config.ewc.decay
+        now = {name: p.detach() for name, p in student.named_parameters()}
+        fisher = {name: torch.zeros_like(weight) for name, weight in now.items()}
+        for name, old in self.fisher.items():
+            fisher[name][tuple(slice(0, size) for size in old.shape)] = decay * old
+        for place in chosen.tolist():
+            for name, gradient in self._gradient(photos[place], labels[place]).items():
+                fisher[name] += gradient**2 / wanted
+        self.fisher, self.then = fisher, {name: weight.clone() for name, weight in now.items()}
+
+    def _gradient(self, photo: int, label: Tensor) -> Weights:
+        """Of the log-likelihood of one photo's identity (the empirical Fisher information)."""
+        student, device = self.context.student, self.context.accelerator.device
+        image_1CHW = normalise(self.context.photos.images(np.array([photo])).to(device))
+        log_likelihood = -F.cross_entropy(student(image_1CHW).logits, label[None].to(device))
+        names, weights = zip(*student.named_parameters(), strict=True)
+        return dict(zip(names, torch.autograd.grad(log_likelihood, weights), strict=True))
+
+    def state(self) -> dict[str, Any]:
+        """Fisher information and weights."""
+        return {"fisher": self.fisher, "then": self.then}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Takes up `state`."""
+        device = self.context.accelerator.device
+        self.fisher, self.then = (
+            {name: tensor.to(device) for name, tensor in state[key].items()}
+            for key in ("fisher", "then")
+        )
+
+    def kept_bytes(self) -> dict[str, int]:
+        """Both, a number a weight each."""
+        kept = [*self.fisher.values(), *self.then.values()]
+        return {"Fisher information and weights": sum(t.nbytes for t in kept)}

@@ -1,0 +1,96 @@
+"""Learning without forgetting (Li and Hoiem 2016, arXiv:1606.09282): the old network's answers to
+the new photos are kept, and no photo is.
+
+Shapes: B batch, K identities known before.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from persona.learning.methods.base import LearnBatch, Method, label_loss
+from persona.learning.photos import Ints
+from persona.models.output import freeze
+from persona.models.student import Student
+
+
+def kept_answers(new_BK: Tensor, old_BK: Tensor, temperature: float) -> Tensor:
+    """`- sum_k y'_k log y_k`, the mean over the batch.
+
+    Equations 2 and 3: the probabilities to the power of 1/T, normalised, which are the softmax of
+    the logits over T; `y'` of the old network, `y` of the new one.
+    """
+    target = F.softmax(old_BK.float() / temperature, dim=1)
+    return F.cross_entropy(new_BK.float() / temperature, target)
+
+
+class WithOldNetwork(Method):
+    """Keeps the student as it was before the experience."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.old: Student | None = None
+        self.known = self.context.student.num_classes
+
+    def before(self, photos: Ints, labels: Tensor) -> None:
+        """Copies the student."""
+        self._keep(self.known, None)
+
+    def _keep(self, known: int, weights: dict[str, Tensor] | None) -> None:
+        """Sets the old network: the student's first `known` identities, of these weights."""
+        self.old = None
+        if known:
+            old = copy.deepcopy(self.context.student)
+            old.resize_head(known)
+            if weights is not None:
+                old.load_state_dict(weights)
+            freeze(old)
+            self.old = old
+
+    @torch.no_grad()
+    def old_logits(self, images_BCHW: Tensor) -> Tensor:
+        """(B, K) of the old network; (B, 0) if it knew nobody."""
+        if self.old is None:
+            return images_BCHW.new_zeros(len(images_BCHW), 0)
+        logits_BK: Tensor = self.old.classify(self.old.features(images_BCHW))
+        return logits_BK
+
+    def after(self, photos: Ints, labels: Tensor) -> None:
+        """Lets the old network go."""
+        self.old, self.known = None, self.context.student.num_classes
+
+    def state(self) -> dict[str, Any]:
+        """The old network's weights."""
+        weights = None if self.old is None else self.old.state_dict()
+        return {"known": self.known, "weights": weights}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Takes up `state`."""
+        self.known = state["known"]
+        if state["weights"] is not None:
+            self._keep(self.known, state["weights"])
+
+    def kept_bytes(self) -> dict[str, int]:
+        """The old network, for as long as an experience lasts."""
+        return {"old network": sum(t.nbytes for t in self.context.student.state_dict().values())}
+
+
+class Lwf(WithOldNetwork):
+    """Cross-entropy with the new labels, and with the old network's softened answers."""
+
+    name = "lwf"
+
+    def step(self, batch: LearnBatch) -> dict[str, Tensor]:
+        """One batch of new photos."""
+        logits_BK = self.forward(batch.images).logits
+        terms = {"labels": label_loss(logits_BK, batch.labels)}
+        if self.old is not None:
+            options, old_BK = self.config.lwf, self.old_logits(batch.images)
+            kept = kept_answers(logits_BK[:, : self.known], old_BK, options.temperature)
+            terms["old answers"] = options.weight * kept
+        return terms

@@ -1,0 +1,389 @@
+"""`persona learn`: a student of the store learns the identities of a set, and is a new model then.
+
+1. open the student, the sets and what its last run of learning kept; find what a user can get wrong
+2. each experience: learn it, measure, save the model, note where the run stands
+3. killed at any moment, it goes on from its last checkpoint to the same weights
+
+    runs/<ID>/learn.yaml      the config
+    runs/<ID>/metrics.jsonl   losses and accuracies
+    runs/<ID>/checkpoint.pt   weights, optimizer, and what the method keeps: exemplars as JPEG bytes
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import yaml
+from accelerate import Accelerator
+
+from persona.config import (
+    DistillConfig,
+    LearnConfig,
+    LossesConfig,
+    differences,
+    from_dict,
+)
+from persona.data.shards import Manifest, open_set
+from persona.data.storage import SetFolder
+from persona.data.targets import TargetReader
+from persona.distill import DDP_OPTIONS, agree
+from persona.errors import PersonaError
+from persona.files import write_atomically
+from persona.learning.learner import Learner
+from persona.learning.photos import Photos
+from persona.learning.stream import Experience, build_experience, in_groups, in_order
+from persona.memory import keep_freed_memory
+from persona.models import store
+from persona.models.cards import Card, find_model, new_id, read_classes
+from persona.models.student import Student
+from persona.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from persona.training.teacher import Teacher, open_teacher
+from persona.training.tracking import Tracker
+from persona.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+CONFIG = "learn.yaml"
+
+
+def learn(config: LearnConfig, workspace: Workspace, resume: str | None = None) -> str:
+    """Teaches a student the identities of a set; returns the ID of the new model and of the run.
+
+    Args:
+        config: the resolved config; with `resume` it is that run's.
+        workspace: where sets, models and runs lie.
+        resume: ID of a run to take up from its last checkpoint.
+
+    Raises:
+        PersonaError: what a user can mend, found before the first step where it can be.
+    """
+    accelerator = build_accelerator(config.mixed_precision)
+    run = LearnRun(config, workspace, accelerator, resume)
+    with run:
+        while run.progress.epoch < len(run.experiences):
+            run.learn_next()
+    return run.id
+
+
+def build_accelerator(mixed_precision: str) -> Accelerator:
+    """As distillation asks for it.
+
+    Raises:
+        PersonaError: the device does not have this precision.
+    """
+    try:
+        accelerator = Accelerator(
+            mixed_precision=mixed_precision,
+            step_scheduler_with_optimizer=False,
+            kwargs_handlers=[DDP_OPTIONS],
+        )
+    except ValueError as error:
+        raise PersonaError(f"this device cannot do it: {error}") from None
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    return accelerator
+
+
+class LearnRun:
+    """A run of learning: what it holds and what it does."""
+
+    def __init__(
+        self,
+        config: LearnConfig,
+        workspace: Workspace,
+        accelerator: Accelerator,
+        resume: str | None,
+    ) -> None:
+        self.config, self.workspace, self.accelerator = config, workspace, accelerator
+        self.progress = Progress()
+        """Its epochs are experiences, its batches the steps of one."""
+        self.parent = find_model(config.student, workspace.models)
+        self.student = store.load_model(self.parent, workspace.models)
+        classes = read_classes(self.parent, workspace.models) if self.student.num_classes else ()
+        cache = Path(config.cache) if config.cache else None
+        names = [config.on, *([config.old] if config.old else [])]
+        sets = [open_set(name, workspace.shards, cache) for name in names]
+        for _, manifest in sets:
+            manifest.check_crops(f"student {self.parent.id}", self.parent.image_size, False)
+        self.photos = Photos(sets)
+        self.new_set = sets[0][1]
+        new = self.photos.of_set(0)
+        groups = in_groups(in_order(self.photos, new, config.seed), config.experiences)
+        self.experiences = [
+            build_experience(self.photos, number, group, new, config.hold_out, config.seed)
+            for number, group in enumerate(groups)
+        ]
+        self.old = self._old(classes)
+        teacher, targets, digest = open_anchor(config, workspace, self.parent, sets[0], accelerator)
+        self.origin = {
+            "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "cache"},
+            "student": self.parent.weights_sha256,
+            "sets": [manifest.digest for _, manifest in sets],
+            "teacher": digest,
+        }
+        self.id = resume or agree(accelerator, new_id(self.parent.architecture))
+        self.folder = workspace.runs / self.id
+        self.learner = Learner(
+            config,
+            self.student,
+            classes,
+            self.photos,
+            accelerator,
+            folder=self.folder,
+            teacher=teacher,
+            targets=targets,
+        )
+        self.state: dict[str, Any] | None = None
+        found = load_checkpoint(self.folder) if resume else None
+        if found is None:
+            self._begin()
+        else:
+            self._restore(*found)
+        self.tracker: Tracker | None = None
+
+    def _old(self, classes: tuple[str, ...]) -> Experience | None:
+        """The photos of whom the student knows already, and what is to be said of them."""
+        config = self.config
+        fresh = {name for experience in self.experiences for name in experience.identities}
+        again = len(fresh & set(classes))
+        if again:
+            log.info(
+                "%d of %d identities of set %s are known to %s by name: their photos go on "
+                "teaching the same identities",
+                *(again, len(fresh), self.new_set.name, self.parent.id),
+            )
+        if config.old is None:
+            if config.method == "joint" and classes:
+                raise PersonaError(
+                    f"method joint trains on all photos, and those of the {len(classes)} "
+                    f"identities that {self.parent.id} knows are not at hand: give --old their set"
+                )
+            return None
+        chosen = self.photos.of_set(1)
+        names = [self.photos.names[place] for place in np.unique(self.photos.identity[chosen])]
+        if classes and not set(names) <= set(classes):
+            unknown = len(set(names) - set(classes))
+            raise PersonaError(
+                f"{unknown} of {len(names)} identities of --old {config.old} are unknown to "
+                f"{self.parent.id}: give --old the set that it learned from"
+            )
+        return build_experience(self.photos, -1, names, chosen, config.hold_out, config.seed)
+
+    def _begin(self) -> None:
+        """Takes up what the parent's own run kept, or what --old holds."""
+        method = self.learner.method
+        before = self.parent.learned or {}
+        found = load_checkpoint(self.workspace.runs / self.parent.id)
+        if self.old is not None:
+            self.learner.adopt(self.old)
+        elif before.get("method") == self.config.method and found is not None:
+            state = found[2]
+            # The model names those who have a mean; the run may know more.
+            self.learner.classes = list(state["classes"])
+            self._load_student(state)
+            method.load(state["method"])
+            log.info("what run %s kept is taken up", self.parent.id)
+        elif self.learner.classes:
+            log.warning(
+                "nothing is at hand of the %d identities that %s knows: method %s begins with "
+                "nothing of them (--old SET gives it their photos)",
+                *(len(self.learner.classes), self.parent.id, self.config.method),
+            )
+
+    def __enter__(self) -> LearnRun:
+        """Opens the run's folder and tells what it is about to do; the main process alone."""
+        config = self.config
+        if self.accelerator.is_main_process:
+            text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+            write_atomically(self.folder / CONFIG, text.encode())
+            self.tracker = Tracker(
+                self.folder,
+                run_id=self.id,
+                config=dataclasses.asdict(config),
+                wandb=config.tracker == "wandb",
+                step=self.progress.step,
+            )
+            log.info(
+                "run %s: %s learns set %s (%d identities) by %s, %d experience(s) of %d steps of "
+                "%d photos on %d process(es)",
+                *(self.id, self.parent.id, self.new_set.name),
+                *(sum(len(e.identities) for e in self.experiences), config.method),
+                *(len(self.experiences), config.steps, config.batch_size),
+                self.accelerator.num_processes,
+            )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.tracker is not None:
+            self.tracker.__exit__(kind, error, trace)
+        if kind is None:
+            self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+
+    def learn_next(self) -> None:
+        """Learns an experience, or what is left of it, measures, and saves the model."""
+        progress, experience = self.progress, self.experiences[self.progress.epoch]
+        state, self.state = self.state, None
+
+        def moment(step: int, figures: dict[str, float]) -> None:
+            progress.batch, progress.step = step, progress.step + 1
+            if figures:
+                self.record(**figures)
+            if step % self.config.checkpoint_steps == 0 and step < self.config.steps:
+                self.learner.watch.flush()  # what is not finite must not be kept
+                self.checkpoint(self.learner.training_state())
+
+        self.learner.learn(experience, step=progress.batch, state=state, moment=moment)
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+        figures = self.measure()
+        if figures:
+            self.record(**{f"test/{name}": value for name, value in figures.items()})
+            shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+            log.info("experience %d/%d: %s", progress.epoch, len(self.experiences), shown)
+        if self.accelerator.is_main_process:
+            self.save(figures)
+        self.checkpoint(None)
+
+    def measure(self) -> dict[str, float]:
+        """Accuracy on the photos that were held out: of new identities, old ones, all so far."""
+        new = [e.test for e in self.experiences[: self.progress.epoch]]
+        old = [] if self.old is None else [self.old.test]
+        parts = {"accuracy": [*new, *old], "new": new, "old": old}
+        measured = {name: np.concatenate(tests) for name, tests in parts.items() if tests}
+        found = {name: self.learner.accuracy(tests) for name, tests in measured.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def record(self, **figures: float) -> None:
+        """Notes figures at this step."""
+        if self.tracker is not None:
+            self.tracker.log(self.progress.step, epoch=self.progress.epoch, **figures)
+
+    # --- what is kept --------------------------------------------------------------------------
+
+    def save(self, figures: dict[str, float]) -> None:
+        """Puts the student, as it names faces now, into the model store."""
+        config, method, parent = self.config, self.learner.method, self.parent
+        student, classes = answering(self.learner)
+        before = parent.learned or {}
+        store.save_model(
+            self.workspace.models,
+            student,
+            model_id=self.id,
+            classes=classes,
+            teacher=parent.teacher,
+            temperature=parent.temperature,
+            epochs=self.progress.epoch,
+            score=figures.get("accuracy"),
+            scores=figures,
+            train_set=self.new_set.name,
+            test_set="none",
+            config=dataclasses.asdict(config),
+            learned={
+                "parent": parent.id,
+                "parent_sha256": parent.weights_sha256,
+                "method": config.method,
+                "set": self.new_set.name,
+                "identities": sum(
+                    len(e.identities) for e in self.experiences[: self.progress.epoch]
+                ),
+                "experience": before.get("experience", 0) + self.progress.epoch,
+                "steps": self.progress.step,
+                "memory": {"photos": config.memory, "mb": config.memory_mb},
+                "kept_bytes": method.kept_bytes(),
+            },
+        )
+
+    def checkpoint(self, training: dict[str, Any] | None) -> None:
+        """Writes where the run stands; `training` inside an experience."""
+        if self.accelerator.is_main_process:
+            state = {
+                "student": self.student.state_dict(),
+                "rows": self.student.num_classes,
+                "classes": self.learner.classes,
+                "method": self.learner.method.state(),
+                "training": training,
+                "origin": self.origin,
+            }
+            world_size = self.accelerator.num_processes
+            save_checkpoint(self.folder, self.progress, world_size, state)
+        self.accelerator.wait_for_everyone()
+
+    def _restore(self, progress: Progress, world_size: int, state: dict[str, Any]) -> None:
+        differing = differences(state["origin"], self.origin)
+        if differing:
+            raise PersonaError(
+                f"run {self.id} was made with another config, student, set or teacher "
+                f"({'; '.join(differing)}): restore it, or start a new run"
+            )
+        if progress.batch and world_size != self.accelerator.num_processes:
+            raise PersonaError(
+                f"run {self.id} stopped inside an experience on {world_size} process(es): "
+                f"resume it on as many, not {self.accelerator.num_processes}"
+            )
+        self.progress, self.state = progress, state["training"]
+        self.learner.classes = list(state["classes"])
+        self._load_student(state)
+        self.learner.method.load(state["method"])
+
+    def _load_student(self, state: dict[str, Any]) -> None:
+        if state["rows"] != self.student.num_classes:
+            self.student.resize_head(state["rows"])
+        self.student.load_state_dict(state["student"])
+
+
+def open_anchor(
+    config: LearnConfig,
+    workspace: Workspace,
+    parent: Card,
+    new: tuple[SetFolder, Manifest],
+    accelerator: Accelerator,
+) -> tuple[Teacher | None, TargetReader | None, str]:
+    """The original teacher where the method wants it, its kept vectors, and the digest of both.
+
+    Raises:
+        PersonaError: it is not at hand, or cannot teach this student.
+    """
+    if config.method != "anchor":
+        if config.teacher is not None:
+            raise PersonaError("--teacher goes with --method anchor")
+        return None, None, ""
+    name = config.teacher or parent.teacher
+    if name == "none":
+        return None, None, ""  # the method says what to do
+    losses = from_dict(LossesConfig, {"embedding_cosine": {}}, where="anchor")
+    size = parent.student.get("embedding_size")
+    student = dataclasses.replace(DistillConfig().student, embedding_size=size)
+    asked = DistillConfig(teacher=name, losses=losses, student=student)
+    side = open_teacher(asked, workspace, *new)
+    reader = TargetReader(new[0], side.targets) if side.targets is not None else None
+    return side.teacher(asked, accelerator.device, None), reader, side.digest
+
+
+def answering(learner: Learner) -> tuple[Student, tuple[str, ...]]:
+    """The student as it is stored, and whom its logits stand for.
+
+    Where class means name faces they become the last layer: a cosine with each, of those who have
+    one.
+    """
+    means, student = learner.method.means, learner.student
+    if means is None:
+        return student, tuple(learner.classes)
+    stored = Student(
+        dataclasses.replace(student.config, embedding_size=student.embedding_size),
+        len(means.known),
+        head="cosine",
+        image_size=student.image_size,
+    )
+    weights = {n: v for n, v in student.state_dict().items() if not n.startswith("logits.")}
+    stored.load_state_dict({**weights, "logits.weight": means.unit()})
+    return stored, tuple(learner.classes[label] for label in means.known.tolist())
