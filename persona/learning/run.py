@@ -308,7 +308,7 @@ class LearnRun:
         if self.accelerator.is_main_process:
             state = {
                 "student": self.student.state_dict(),
-                "rows": self.student.num_classes,
+                "head": (self.student.num_classes, self.student.logits.kind),
                 "classes": self.learner.classes,
                 "method": self.learner.method.state(),
                 "training": training,
@@ -336,8 +336,9 @@ class LearnRun:
         self.learner.method.load(state["method"])
 
     def _load_student(self, state: dict[str, Any]) -> None:
-        if state["rows"] != self.student.num_classes:
-            self.student.resize_head(state["rows"])
+        rows, kind = state["head"]
+        if (rows, kind) != (self.student.num_classes, self.student.logits.kind):
+            self.student.resize_head(rows, kind)
         self.student.load_state_dict(state["student"])
 
 

@@ -93,15 +93,17 @@ class Student(FaceNetwork):
         """The last layer by itself."""
         return self.logits if self.num_classes else super().head()
 
-    def resize_head(self, num_classes: int) -> None:
+    def resize_head(self, num_classes: int, kind: str | None = None) -> None:
         """Gives the logits another number of identities: old ones keep their rows, in order.
 
-        New rows are drawn: seed torch first. A student of embeddings alone gets a linear layer.
+        New rows are drawn: seed torch first. `kind` None: as it is; linear where there is none. A
+        head of another kind is drawn anew.
         """
-        kind = "linear" if self.logits.kind == "none" else self.logits.kind
+        same = kind in {None, self.logits.kind}
+        kind = kind or ("linear" if self.logits.kind == "none" else self.logits.kind)
         head = ClassifierHead(self.embedding_size, num_classes, kind)
         kept = min(num_classes, self.num_classes)
-        if kept:
+        if kept and same:
             with torch.no_grad():
                 for new, old in zip(head.parameters(), self.logits.parameters(), strict=True):
                     new[:kept] = old[:kept]
