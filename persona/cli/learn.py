@@ -13,13 +13,19 @@ import typer
 from persona.cli.distill import parse_option
 from persona.cli.output import (
     CacheOption,
+    Column,
     JsonFlag,
     ModelsOption,
     ShardsOption,
+    human_bytes,
+    note,
     print_json,
+    print_table,
 )
 from persona.errors import PersonaError, unknown
 from persona.workspace import Workspace
+
+FIRST = ("auc", "eer")
 
 learn_app = typer.Typer(
     help="Teach a student new people without losing the old ones.", invoke_without_command=True
@@ -156,6 +162,127 @@ def learn_command(
     else:
         score = "" if card.score is None else f", accuracy {card.score:.4f} on held-out photos"
         typer.echo(f"{card.id}: {card.num_classes} identities{score}")
+
+
+@learn_app.command("benchmark")
+def benchmark_command(
+    student: StudentOption = None,
+    on: OnOption = None,
+    test_set: Annotated[
+        str | None,
+        typer.Option(
+            help="A set with pairs, of other people.  [default: a fifth of the set's people]"
+        ),
+    ] = None,
+    methods: Annotated[str, typer.Option(help="Names with commas between, or all.")] = "all",
+    base: Annotated[float, typer.Option(help="Share of the people who come first.")] = 0.5,
+    experiences: Annotated[int, typer.Option(min=1, help="The others come in so many groups.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Orders of the people.")] = 3,
+    steps: StepsOption = None,
+    batch_size: BatchOption = None,
+    memory: MemoryOption = None,
+    memory_mb: MegabytesOption = None,
+    hold_out: HoldOutOption = None,
+    teacher: TeacherOption = None,
+    lr: RateOption = None,
+    seed: SeedOption = None,
+    option: ValueOption = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw accuracy over experiences.")
+    ] = None,
+    shards: ShardsOption = None,
+    cache: CacheOption = None,
+    models: ModelsOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """All methods on one stream of people, under one budget of steps and memory."""
+    place = Workspace.locate(shards=shards, models=models)
+    from persona.config import METHODS
+    from persona.models.cards import find_model
+
+    if on is None:
+        raise PersonaError("give --on: see persona learn benchmark --help")
+    card = find_model(student, place.models)
+    chosen = list(METHODS) if methods == "all" else methods.split(",")
+    for name in chosen:
+        if name not in METHODS:
+            raise unknown("method", name, METHODS)
+    if methods == "all" and card.teacher == "none" and teacher is None:
+        chosen.remove("anchor")
+        note(f"note: {card.id} had no teacher, so anchor is left out; --teacher gives it one")
+    given = {
+        "student": card.id,
+        "on": on,
+        "method": chosen[0],
+        "experiences": experiences,
+        "steps": steps,
+        "batch_size": batch_size,
+        "memory": memory,
+        "memory_mb": memory_mb,
+        "hold_out": hold_out,
+        "teacher": teacher,
+        "optim.lr": lr,
+        "seed": seed,
+        "tracker": "none",
+        "cache": None if cache is None else str(cache),
+        **dict(map(parse_option, option or [])),
+    }
+    config = build_config({name: value for name, value in given.items() if value is not None})
+
+    from persona.learning.benchmark import benchmark, draw
+
+    found = benchmark(
+        *(config, place),
+        chosen=chosen,
+        base=base,
+        seeds=seeds,
+        test_set=test_set,
+        told=note,
+    )
+    if plot is not None:
+        draw(found, plot)
+    if json:
+        print_json(found)
+    else:
+        show(found)
+
+
+def show(found: dict[str, Any]) -> None:
+    """The figures of a benchmark as a table."""
+    columns = ["seen", "last", "forgetting", "BWT", "FWT", "outside AUC", "outside EER"]
+    names = ["incremental", "final", "forgetting", "backward", "forward"]
+    names += ["outside_auc", "outside_eer"]
+
+    def cell(figures: dict[str, Any], name: str) -> str | None:
+        if figures[name] is None:
+            return None
+        spread = figures[f"{name}_std"]
+        return f"{figures[name]:.3f}" + ("" if spread is None else f" ± {spread:.3f}")
+
+    print_table(
+        [Column("method"), *(Column(c, right=True) for c in (*columns, "seconds", "kept"))],
+        [
+            [
+                method,
+                *(cell(figures, name) for name in names),
+                f"{figures['seconds']:.1f}",
+                human_bytes(round(figures["kept_bytes"])),
+            ]
+            for method, figures in found["methods"].items()
+        ],
+    )
+    before = {key: mean_of([run["outside_before"][key] for run in found["runs"]]) for key in FIRST}
+    typer.echo(
+        f"{found['identities']} people an experience, the base first; seen: accuracy on all so "
+        "far, the mean over experiences, last: after the last. "
+        f"Outside ({found['outside']}) before the stream: AUC {before['auc']:.3f}, "
+        f"EER {before['eer']:.3f}. Mean and standard deviation of {found['seeds']} order(s)."
+    )
+
+
+def mean_of(values: list[float]) -> float:
+    """Their mean."""
+    return sum(values) / len(values)
 
 
 def build_config(given: dict[str, Any]) -> Any:

@@ -11,6 +11,7 @@ from persona.evaluation.metrics import Bools, Floats
 from persona.report.figures import PALETTE, histogram, roc_traces
 
 WIDTH_PX, HEIGHT_PX, MARGIN_PX = 640, 420, 48
+LEGEND_COLUMNS = 4
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Curves:
             place_y = bottom - np.asarray(y) / top_value * (bottom - top)
             colour = PALETTE[number % len(PALETTE)]
             draw.line(list(zip(place_x.tolist(), place_y.tolist(), strict=True)), colour, 3)
-            draw.text((left + 8 + 150 * number, top + 6), name, fill=colour)
+            row, column = divmod(number, LEGEND_COLUMNS)
+            draw.text((left + 8 + 130 * column, top + 6 + 14 * row), name, fill=colour)
         draw.text((left, top - 24), f"{self.title}: {self.axes[1]} over {self.axes[0]}", "black")
         draw.text((left, bottom + 8), f"{min(self.x):.3g}", "black")
         draw.text((right - 40, bottom + 8), f"{max(self.x):.3g}", "black")

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 from conftest import NO_ALIGN, write_vggface2
-from helpers import _here, distill_here, environment, persona_here
-from onnx_files import SETTINGS, write_model
+from helpers import _here, distill_here, persona_here
 
 from persona.config import METHODS
 from persona.data.pack import pack_photos

@@ -52,6 +52,7 @@ __all__ = [
     "icarl",
     "joint",
     "lwf",
+    "methods",
     "ncm",
     "replay",
 ]

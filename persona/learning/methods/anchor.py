@@ -29,6 +29,7 @@ class Anchor(ByMeans):
     """
 
     name = "anchor"
+    own_base = True
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)

@@ -107,6 +107,8 @@ class Method:
     name: ClassVar[str]
     trains: ClassVar[bool] = True
     """False: the weights stay as they are."""
+    own_base: ClassVar[bool] = False
+    """Whether its loss on a first experience is another than cross-entropy."""
     new_share: ClassVar[float] = 1.0
     """Of a batch that is drawn from the experience; the rest is the method's own to draw."""
 

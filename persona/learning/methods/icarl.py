@@ -40,6 +40,7 @@ class Icarl(WithHerding, WithOldNetwork):
     """Half of every batch are exemplars: the paper draws from both as one set."""
 
     name = "icarl"
+    own_base = True
     means: ClassMeans
 
     def __init__(self, *arguments: Any) -> None:

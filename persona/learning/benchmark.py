@@ -1,0 +1,378 @@
+"""`persona learn benchmark`: all methods on one stream of identities, under one budget.
+
+1. identities are put in an order by seed: a base, then so many experiences
+2. the student learns the base: by a method's own loss where that is another than cross-entropy
+   (`own_base`), else once an order, and the methods take it up from there
+3. each method learns the experiences; after each, everything is measured
+
+- seen: accuracy on the test photos of all identities so far
+- R, up to the diagonal: on those of one experience, told from all identities so far
+- R beyond it, and b: on those of an experience to come, told from its own people by the means of
+  their training photos: what the space gives before anybody trained on them
+- outside: pairs of photos of people who are not in the stream: what a face model must not lose
+
+Shapes: T experiences, N photos, P pairs.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from persona.config import LearnConfig
+from persona.data.shards import Manifest, open_set, read_pairs
+from persona.data.storage import SetFolder
+from persona.data.targets import TargetReader
+from persona.errors import PersonaError
+from persona.evaluation.metrics import (
+    FARS,
+    cosine_scores,
+    equal_error_rate,
+    roc_auc,
+    tar_at_far,
+)
+from persona.files import write_atomically
+from persona.learning import metrics
+from persona.learning.learner import Learner
+from persona.learning.means import ClassMeans
+from persona.learning.methods import Context, methods
+from persona.learning.photos import Ints, Photos
+from persona.learning.run import build_accelerator, open_anchor
+from persona.learning.stream import Experience, build_experience, in_groups, in_order
+from persona.models import store
+from persona.models.cards import Card, find_model
+from persona.models.student import Student
+from persona.report.plain import Curves
+from persona.training.teacher import Teacher
+from persona.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+MAX_IMPOSTORS = 100_000
+HIGHER = ("incremental", "final", "backward", "forward")
+FIGURES = (*HIGHER, "forgetting", "outside_auc", "outside_eer", "seconds", "kept_bytes")
+"""Of a method, as mean and standard deviation over the orders."""
+
+
+@dataclass(frozen=True)
+class Outside:
+    """People who are not in the stream, as pairs of their photos."""
+
+    photos: Photos
+    chosen: Ints
+    """(N,) theirs."""
+    a: Ints
+    b: Ints
+    same: Any
+    """(P,) places in `chosen` of the pairs' photos, and whether they are of one person."""
+
+    def measure(self, context: Context) -> dict[str, Any]:
+        """AUC, EER and TAR at FAR of a student."""
+        theirs = dataclasses.replace(context, photos=self.photos)
+        embeddings = theirs.embed(self.chosen).numpy()
+        scores = cosine_scores(embeddings[self.a], embeddings[self.b])
+        return {
+            "auc": roc_auc(scores, self.same),
+            "eer": equal_error_rate(scores, self.same),
+            "tar_at_far": {f"{far:g}": tar_at_far(scores, self.same, far) for far in FARS},
+        }
+
+
+def benchmark(
+    config: LearnConfig,
+    workspace: Workspace,
+    *,
+    chosen: Sequence[str],
+    base: float,
+    seeds: int,
+    test_set: str | None,
+    told: Callable[[str], None] = lambda _line: None,
+) -> dict[str, Any]:
+    """Runs all methods over `seeds` orders of the identities; the figures as JSON holds them.
+
+    Args:
+        config: student, set, steps, memory and options; its method and seed are the first.
+        workspace: where sets and models lie.
+        chosen: names of methods.
+        base: share of the identities that are learned first.
+        seeds: how many orders.
+        test_set: of people outside the stream; None: a fifth of the set's identities stay outside.
+        told: gets a line after each method.
+
+    Raises:
+        PersonaError: what a user can mend.
+    """
+    if not 0 < base < 1:
+        raise PersonaError(f"base {base}: choose a share between 0 and 1")
+    accelerator = build_accelerator(config.mixed_precision)
+    if accelerator.num_processes > 1:
+        raise PersonaError("the benchmark runs on one process: start it without accelerate launch")
+    parent = find_model(config.student, workspace.models)
+    new = open_set(config.on, workspace.shards, Path(config.cache) if config.cache else None)
+    new[1].check_crops(f"student {parent.id}", parent.image_size, False)
+    photos = Photos([new])
+    bench = Bench(config, workspace, parent, new, photos, accelerator, base, test_set)
+    for method in chosen:  # what a method cannot work with is found before the first step
+        bench.learner(bench.student(), method, config.seed)
+    runs = []
+    for seed in range(config.seed, config.seed + seeds):
+        order = bench.order(seed)
+        for method in chosen:
+            run = bench.run(method, order)
+            runs.append(run)
+            figures = {name: run[name] for name in ("incremental", "final", "forgetting")}
+            shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+            told(f"order {seed}, {method}: {shown}, {run['seconds']:.0f} s")
+    first = bench.order(config.seed).stream
+    return {
+        "student": parent.id,
+        "set": new[1].name,
+        "outside": test_set or f"a fifth of {new[1].name}",
+        "identities": [len(e.identities) for e in first],
+        "photos": {"train": [len(e.train) for e in first], "test": [len(e.test) for e in first]},
+        "steps": [bench.steps_of(e, first) for e in first],
+        "batch_size": config.batch_size,
+        "memory": {"photos": config.memory, "mb": config.memory_mb},
+        "seeds": seeds,
+        "methods": {
+            method: summary([run for run in runs if run["method"] == method]) for method in chosen
+        },
+        "runs": runs,
+    }
+
+
+@dataclass
+class Order:
+    """One order of the identities, and what the student was worth before it."""
+
+    seed: int
+    stream: list[Experience]
+    outside: Outside
+    start: list[float]
+    """(T,) b: accuracies before the stream."""
+    outside_before: dict[str, Any]
+    ready: Student | None = None
+    """The student that knows the base by cross-entropy, once there is one."""
+
+
+@dataclass
+class Bench:
+    """What the runs share."""
+
+    config: LearnConfig
+    workspace: Workspace
+    parent: Card
+    new: tuple[SetFolder, Manifest]
+    photos: Photos
+    accelerator: Accelerator
+    base: float
+    test_set: str | None
+    anchor: tuple[Teacher | None, TargetReader | None] | None = None
+
+    def student(self) -> Student:
+        """The student as it is stored, less its last layer: the stream begins with nobody."""
+        stored = store.load_model(self.parent, self.workspace.models)
+        config = dataclasses.replace(stored.config, embedding_size=stored.embedding_size)
+        bare = Student(config, 0, head="none", image_size=stored.image_size)
+        kept = bare.state_dict().keys()
+        bare.load_state_dict({n: v for n, v in stored.state_dict().items() if n in kept})
+        return bare
+
+    def order(self, seed: int) -> Order:
+        """The experiences of one order, the base first, and who is outside."""
+        everything = np.arange(len(self.photos))
+        names = in_order(self.photos, everything, seed)
+        if self.test_set is None:
+            away, names = names[: len(names) // 5], names[len(names) // 5 :]
+            outside = self._left_out(away, seed)
+        else:
+            outside = self._other_set(self.test_set)
+        first = round(self.base * len(names))
+        if first < 2 or len(names) - first < self.config.experiences:
+            raise PersonaError(
+                f"{len(names)} identities do not make a base of {self.base:g} and "
+                f"{self.config.experiences} experiences: choose fewer --experiences or another "
+                "--base"
+            )
+        groups = [names[:first], *in_groups(names[first:], self.config.experiences)]
+        experiences = [
+            build_experience(
+                self.photos, number, group, everything, self.config.hold_out, self.config.seed
+            )
+            for number, group in enumerate(groups)
+        ]
+        if not all(len(e.test) for e in experiences):
+            raise PersonaError(
+                f"an experience of set {self.new[1].name} has no photo to measure on: give "
+                "--hold-out a share above 0, or fewer --experiences"
+            )
+        context = self.learner(self.student(), "finetune", seed).context
+        start = [to_come(context, experience) for experience in experiences]
+        return Order(seed, experiences, outside, start, outside.measure(context))
+
+    def learn_base(self, method: str, order: Order) -> Learner:
+        """A learner of the method that has learned the base."""
+        seed, experience = order.seed, order.stream[0]
+        steps = self.steps_of(experience, order.stream)
+        if methods()[method].own_base:
+            learner = self.learner(self.student(), method, seed, steps)
+            learner.learn(experience)
+            # From here on by the steps of a later experience.
+            learner.config = dataclasses.replace(learner.config, steps=self.config.steps)
+            return learner
+        if order.ready is None:
+            plain = self.learner(self.student(), "finetune", seed, steps)
+            plain.learn(experience)
+            order.ready = plain.student
+        learner = self.learner(copy.deepcopy(order.ready), method, seed)
+        learner.adopt(experience)
+        return learner
+
+    def _left_out(self, names: list[str], seed: int) -> Outside:
+        """Every pair of photos of these people, of the impostor ones a sample."""
+        places = [self.photos.names.index(name) for name in names]
+        mine = np.flatnonzero(np.isin(self.photos.identity, places))
+        a, b = np.triu_indices(len(mine), 1)
+        same = self.photos.identity[mine[a]] == self.photos.identity[mine[b]]
+        if len(names) < 2 or not same.any():
+            raise PersonaError(
+                f"a fifth of the identities of set {self.new[1].name} makes no pairs: give "
+                "--test-set a set of other people"
+            )
+        impostors = np.flatnonzero(~same)
+        drawn = np.random.default_rng(seed).permutation(impostors)[:MAX_IMPOSTORS]
+        chosen = np.sort(np.concatenate([np.flatnonzero(same), drawn]))
+        return Outside(self.photos, mine, a[chosen], b[chosen], same[chosen])
+
+    def _other_set(self, name: str) -> Outside:
+        """The pairs of a set, both of whose photos show a face."""
+        folder, manifest = open_set(name, self.workspace.shards)
+        manifest.check_crops(f"student {self.parent.id}", self.parent.image_size, False)
+        pairs = read_pairs(folder, manifest)
+        photos = Photos([(folder, manifest)])
+        common = len(set(photos.names) & set(self.photos.names))
+        if common:
+            raise PersonaError(
+                f"{common} identities of --test-set {name} are in the stream by name: choose a set "
+                "of other people"
+            )
+        row_of = {photos.key(photo): photo for photo in range(len(photos))}
+        rows = np.array([[row_of.get(int(k), -1) for k in keys] for keys in (pairs.a, pairs.b)])
+        there = (rows >= 0).all(axis=0)
+        return Outside(
+            photos, np.arange(len(photos)), rows[0, there], rows[1, there], pairs.same[there]
+        )
+
+    def steps_of(self, experience: Experience, stream: Sequence[Experience]) -> int:
+        """As many an identity in the base as in the later experiences."""
+        later = stream[1:]
+        share = len(experience.identities) * len(later) / sum(len(e.identities) for e in later)
+        return self.config.steps if experience.number else max(1, round(self.config.steps * share))
+
+    def learner(
+        self, student: Student, method: str, seed: int, steps: int | None = None
+    ) -> Learner:
+        """A learner of a method, with nothing learned yet."""
+        config = dataclasses.replace(
+            self.config, method=method, seed=seed, steps=steps or self.config.steps
+        )
+        teacher, targets = None, None
+        if method == "anchor":
+            if self.anchor is None:
+                arguments = (self.workspace, self.parent, self.new, self.accelerator)
+                self.anchor = open_anchor(config, *arguments)[:2]
+            teacher, targets = self.anchor
+        return Learner(
+            *(config, student, (), self.photos, self.accelerator),
+            folder=self.workspace.runs,
+            teacher=teacher,
+            targets=targets,
+            quiet=True,
+        )
+
+    def run(self, method: str, order: Order) -> dict[str, Any]:
+        """One method over one order."""
+        stream, outside, seed = order.stream, order.outside, order.seed
+        matrix: list[list[float]] = []
+        seen: list[float] = []
+        beyond: list[dict[str, Any]] = []
+        seconds = 0.0
+        learner = self.learn_base(method, order)
+        for experience in stream:
+            if experience.number:
+                start_s = time.perf_counter()
+                learner.learn(experience)
+                seconds += time.perf_counter() - start_s
+            so_far = stream[: experience.number + 1]
+            tests = [learner.predict(e.test) == learner.labels(e.test) for e in so_far]
+            later = [to_come(learner.context, e) for e in stream[len(so_far) :]]
+            matrix.append([*(float(right.float().mean()) for right in tests), *later])
+            seen.append(float(torch.cat(tests).float().mean()))
+            beyond.append(outside.measure(learner.context))
+        kept = learner.method.kept_bytes()
+        return {
+            "method": method,
+            "seed": seed,
+            "accuracy": matrix,
+            "start": order.start,
+            "seen": seen,
+            "incremental": metrics.incremental_accuracy(seen),
+            "final": seen[-1],
+            "average": metrics.average_accuracy(matrix),
+            "backward": metrics.backward_transfer(matrix),
+            "forward": metrics.forward_transfer(matrix, order.start),
+            "forgetting": metrics.forgetting(matrix),
+            "outside_before": order.outside_before,
+            "outside": beyond,
+            "outside_auc": beyond[-1]["auc"],
+            "outside_eer": beyond[-1]["eer"],
+            "seconds": seconds,
+            "kept": kept,
+            "kept_bytes": sum(kept.values()),
+        }
+
+
+def to_come(context: Context, experience: Experience) -> float:
+    """Accuracy on an experience that has not been learned, among its own identities."""
+    identity = context.photos.identity
+    places, train_labels = np.unique(identity[experience.train], return_inverse=True)
+    means = ClassMeans(context.student.embedding_size)
+    means.add(context.embed(experience.train), torch.from_numpy(train_labels))
+    test_labels = torch.from_numpy(np.searchsorted(places, identity[experience.test]))
+    return float((means.nearest(context.embed(experience.test)) == test_labels).float().mean())
+
+
+def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation of each figure over the orders; null where there is none."""
+    found: dict[str, Any] = {}
+    for name in FIGURES:
+        values = [run[name] for run in runs]
+        there = not any(value is None for value in values)
+        found[name] = float(np.mean(values)) if there else None
+        spread = len(values) > 1 and there
+        found[f"{name}_std"] = float(np.std(values, ddof=1)) if spread else None
+    return found
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """The accuracy on all identities so far over the experiences, a line a method, as PNG."""
+    lines = {
+        method: np.mean([r["seen"] for r in found["runs"] if r["method"] == method], 0).tolist()
+        for method in found["methods"]
+    }
+    x = [float(number) for number in range(len(found["identities"]))]
+    curves = Curves("learning", ("experience", "accuracy on all so far"), x, lines)
+    buffer = io.BytesIO()
+    curves.image().save(buffer, "PNG")
+    write_atomically(path, buffer.getvalue())
