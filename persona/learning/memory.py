@@ -154,9 +154,10 @@ class Memory:
         Raises:
             PersonaError: not one photo fits.
         """
-        known = {(e.label, e.priority) for e in self.exemplars}
-        new = [e for e in exemplars if (e.label, e.priority) not in known]
-        before = self.exemplars + new
+        known = {(e.label, e.priority): e for e in self.exemplars}
+        for exemplar in exemplars:
+            known.setdefault((exemplar.label, exemplar.priority), exemplar)
+        before = list(known.values())
         self.exemplars = self.choose(before, self.budget)
         if before and not self.exemplars:
             smallest = min(e.bytes for e in before)

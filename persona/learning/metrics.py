@@ -24,7 +24,7 @@ def average_accuracy(matrix_TT: npt.ArrayLike) -> float:
 def backward_transfer(matrix_TT: npt.ArrayLike) -> float | None:
     """BWT, `1/(T-1) sum_{i<T} R[T, i] - R[i, i]` (the same, equation 3); None with one experience.
 
-    Avalanche 0.6's StreamBWT is the same.
+    Avalanche's StreamBWT is the same.
     """
     matrix = _square(matrix_TT)
     if len(matrix) < 2:
@@ -35,7 +35,7 @@ def backward_transfer(matrix_TT: npt.ArrayLike) -> float | None:
 def forward_transfer(matrix_TT: npt.ArrayLike, start_T: npt.ArrayLike) -> float | None:
     """FWT, `1/(T-1) sum_{i>1} R[i-1, i] - b[i]` (the same, equation 4); None with one experience.
 
-    Avalanche 0.6's StreamForwardTransfer is the same.
+    Avalanche's StreamForwardTransfer is the same.
 
     Args:
         matrix_TT: accuracies.
@@ -53,7 +53,7 @@ def forgetting(matrix_TT: npt.ArrayLike) -> float | None:
     """`1/(T-1) sum_{j<T} max_{l<T} R[l, j] - R[T, j]`; None with one experience.
 
     Chaudhry et al. 2018, arXiv:1801.10112, equations 3 and 4, over the experiences l that had
-    learned j. Avalanche 0.6's StreamForgetting takes R[j, j] in place of the best: it is -BWT.
+    learned j. Avalanche's StreamForgetting takes R[j, j] in place of the best: it is -BWT.
     """
     matrix = _square(matrix_TT)
     last = len(matrix) - 1

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from conftest import NO_ALIGN, write_vggface2
-from helpers import _here, distill_here, persona_here
+from conftest import NO_ALIGN, write_lfw, write_vggface2
+from helpers import TWO_PROCESSES, _here, distill_here, environment, persona_here, run
 
 from persona.config import METHODS
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
+from persona.learning import metrics
 from persona.models.cards import find_model, read_classes
-from persona.training.checkpoint import load_checkpoint
+from persona.training.checkpoint import load_checkpoint, save_checkpoint
 
 OLD, NEW = "vggface2-train", "vggface2-test"
 LEARN = ("learn", "--on", NEW, "--steps", "4", "-b", "8", "--tracker", "none")
@@ -23,12 +28,14 @@ LEARN = ("learn", "--on", NEW, "--steps", "4", "-b", "8", "--tracker", "none")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home with two packed sets of six identities each."""
+    """A home with two packed sets of six identities each, and a small LFW."""
     folder = tmp_path_factory.mktemp("home")
     write_vggface2(folder / "raw")
     for split in ("train", "test"):
         dataset = open_dataset("vggface2", folder / "raw", split)
         pack_photos(dataset, folder / "shards" / dataset.set_name, NO_ALIGN)
+    write_lfw(folder / "raw")
+    pack_photos(open_dataset("lfw", folder / "raw"), folder / "shards" / "lfw", NO_ALIGN)
     return folder
 
 
@@ -55,7 +62,18 @@ def weights(home: Path, model_id: str) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(home / "models" / model_id / card.weights)
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "anchor"])
+QUICK = {"replay", "ncm", "icarl"}
+"""Of the methods; all of them go through a learner in test_methods.py."""
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        m if m in QUICK else pytest.param(m, marks=pytest.mark.heavy)
+        for m in METHODS
+        if m != "anchor"
+    ],
+)
 def test_a_method_makes_a_model_that_names_its_parent(
     home: Path, student: str, method: str
 ) -> None:
@@ -178,3 +196,181 @@ def test_one_identity_and_one_photo(home: Path, student: str) -> None:
     assert error.startswith("the set has one identity, and the student would know no other")
     card = persona_here(*LEARN, "--student", alone, "--method", "ncm", *small, home=home)
     assert card["num_classes"] == 1
+
+
+# --- killed and taken up --------------------------------------------------------------------------
+
+
+KILLED = """
+import os, signal, sys
+from persona.cli.app import main
+from persona.learning import run
+
+write, left = run.save_checkpoint, [int(sys.argv.pop(1))]
+
+def write_and_die(*arguments):
+    write(*arguments)
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run.save_checkpoint = write_and_die
+main()
+"""
+
+
+def killed(checkpoints: int, *arguments: str, home: Path) -> str:
+    """A `persona learn` that is killed once it has written so many checkpoints; the run's ID."""
+    before = set((home / "runs").glob("*"))
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(checkpoints), *arguments],
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (folder,) = set((home / "runs").glob("*")) - before
+    return folder.name
+
+
+@pytest.mark.parametrize(
+    ("method", "checkpoints", "place"),
+    [
+        ("der++", 2, (0, 4)),
+        pytest.param("icarl", 4, (1, 2), marks=pytest.mark.heavy),
+        pytest.param("ewc", 3, (1, 0), marks=pytest.mark.heavy),  # between experiences
+        pytest.param("lwf", 4, (1, 2), marks=pytest.mark.heavy),
+        pytest.param("anchor", 5, (1, 4), marks=pytest.mark.heavy),
+    ],
+)
+def test_killed_it_goes_on_to_the_same_weights(
+    home: Path, student: str, method: str, checkpoints: int, place: tuple[int, int]
+) -> None:
+    options = ["--student", student, "--method", method, "--experiences", "2", "--memory", "12"]
+    options += ["--teacher", student] if method == "anchor" else []
+    options += ["--steps", "6", "--checkpoint-steps", "2"]
+    whole = persona_here(*LEARN, *options, home=home)["id"]
+    run_id = killed(checkpoints, *LEARN, *options, home=home)
+    stopped = load_checkpoint(home / "runs" / run_id)
+    assert stopped is not None
+    assert (stopped[0].epoch, stopped[0].batch) == place
+    resumed = persona_here("learn", "--resume", run_id, home=home)
+    assert resumed["id"] == run_id
+    before, after = weights(home, whole), weights(home, run_id)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    lines = (home / "runs" / run_id / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines if "loss/" in line] == [6, 12]
+    done = persona_here("learn", "--resume", run_id, home=home)  # nothing is left
+    assert done["weights_sha256"] == resumed["weights_sha256"]
+
+
+def test_a_resumed_run_is_the_same_run(home: Path, student: str) -> None:
+    options = ("--student", student, "--method", "finetune")
+    run_id = persona_here(*LEARN, *options, home=home)["id"]
+    error = learn_error("learn", "--resume", run_id, "--steps", "9", home=home)
+    assert error == (
+        f"run {run_id} has another config (steps: 4 is now 9): resume it without these options, or "
+        "start a new run"
+    )
+    assert "unknown run of learning 'nobody'" in learn_error(
+        "learn", "--resume", "nobody", home=home
+    )
+    found = load_checkpoint(home / "runs" / run_id)
+    assert found is not None
+    state = found[2]
+    state["origin"]["sets"] = ["another"]
+    save_checkpoint(home / "runs" / run_id, found[0], 1, state)
+    error = learn_error("learn", "--resume", run_id, home=home)
+    assert "was made with another config, student, set or teacher (sets: " in error
+    path = home / "runs" / run_id / "learn.yaml"
+    path.write_text("- 1\n")
+    error = learn_error("learn", "--resume", run_id, home=home)
+    assert error == f"{path} is damaged: start a new run"
+
+
+@pytest.mark.heavy
+def test_two_processes_learn_as_one_run(home: Path, student: str) -> None:
+    """Each sees its own photos; all keep the same memory and weights."""
+    options = (*LEARN, "--student", student, "--method", "der++", "--memory", "12", "--json")
+    launch = ("accelerate.commands.launch", "--config_file", str(TWO_PROCESSES), "-m", "persona")
+    card = json.loads(run(*launch, *options, home=home).stdout)
+    assert card["num_classes"] == 12
+    found = load_checkpoint(home / "runs" / card["id"])
+    assert found is not None
+    assert found[1] == 2
+    assert len(found[2]["method"]["memory"]["labels"]) == 12
+
+
+# --- the benchmark --------------------------------------------------------------------------------
+
+
+BENCHMARK = ("learn", "benchmark", "--on", NEW, "--steps", "2", "-b", "8", "--memory", "8")
+
+
+def test_the_benchmark(home: Path, student: str, tmp_path: Path) -> None:
+    plot = tmp_path / "plot.png"
+    options = ("--student", student, "--methods", "finetune,ncm,icarl", "--seeds", "2")
+    options += ("--experiences", "2", "--hold-out", "0.4", "--test-set", "lfw", "--plot", str(plot))
+    found = persona_here(*BENCHMARK, *options, home=home)
+    assert found["identities"] == [3, 1, 2]
+    assert found["photos"] == {"train": [9, 3, 6], "test": [6, 2, 4]}
+    assert found["steps"] == [4, 2, 2]  # as many an identity
+    assert set(found["methods"]) == {"finetune", "ncm", "icarl"}
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+    for run_ in found["runs"]:
+        matrix = run_["accuracy"]
+        assert [len(row) for row in matrix] == [3, 3, 3]
+        assert all(0 <= value <= 1 for row in matrix for value in row)
+        tests = [6, 2, 4]
+        for number, seen in enumerate(run_["seen"]):
+            done = range(number + 1)
+            right = sum(matrix[number][j] * tests[j] for j in done)
+            assert seen == pytest.approx(right / sum(tests[: number + 1]))
+        assert run_["forgetting"] == pytest.approx(metrics.forgetting(matrix))
+        assert run_["backward"] == pytest.approx(metrics.backward_transfer(matrix))
+        assert len(run_["outside"]) == 3
+    by_method = {name: [r for r in found["runs"] if r["method"] == name] for name in ("ncm",)}
+    for run_ in by_method["ncm"]:
+        # Frozen: what is outside the stream stays as it was after the base.
+        assert run_["outside"][0] == run_["outside"][-1]
+        assert run_["kept"] == {"means": 6 * 512 * 4}
+    first = found["methods"]["finetune"]
+    assert first["final"] == pytest.approx(
+        sum(r["final"] for r in found["runs"] if r["method"] == "finetune") / 2
+    )
+    # The orders differ.
+    assert by_method["ncm"][0]["start"] != by_method["ncm"][1]["start"]
+
+
+def test_the_benchmark_prints_a_table(home: Path, student: str) -> None:
+    options = ("--student", student, "--methods", "ncm", "--seeds", "1", "--experiences", "2")
+    options += ("--hold-out", "0.4", "--on", "both")
+    raw = home / "both"
+    for split in ("train", "test"):
+        shutil.copytree(home / "raw" / "VGGFace2" / split, raw, dirs_exist_ok=True)
+    pack_photos(open_dataset(f"folders:{raw}", home), home / "shards" / "both", NO_ALIGN)
+    done = run("persona", *BENCHMARK, *options, home=home)
+    assert "forgetting" in done.stdout
+    assert "Outside (a fifth of both) before the stream: AUC" in done.stdout
+    assert "order 0, ncm: incremental" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--methods", "finetune,ewk"), "unknown method 'ewk'; did you mean 'ewc'?"),
+        (("--methods", "anchor"), "method anchor wants the teacher"),
+        (("--methods", "replay", "--memory", "0"), "and the memory budget is 0"),
+        (("--methods", "ncm", "--base", "1"), "base 1.0: choose a share between 0 and 1"),
+        (("--methods", "ncm", "--experiences", "9"), "do not make a base of 0.5 and 9 experiences"),
+        (("--methods", "ncm", "--hold-out", "0"), "has no photo to measure on"),
+        (("--methods", "ncm", "--test-set", OLD), "has no verification pairs"),
+    ],
+)
+def test_a_benchmark_that_cannot_be(
+    home: Path, student: str, options: tuple[str, ...], message: str
+) -> None:
+    fixed = ("--student", student, "--experiences", "2", "--test-set", "lfw")
+    assert message in learn_error(*BENCHMARK, *fixed, *options, home=home)

@@ -1,0 +1,88 @@
+"""Who comes when, and which photos are learned from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import NO_ALIGN, jpeg
+
+from persona.data.pack import pack_photos
+from persona.data.raw import open_dataset
+from persona.data.shards import open_set
+from persona.errors import PersonaError
+from persona.learning.photos import Photos
+from persona.learning.stream import build_experience, draw_batch, in_groups, in_order
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Photos:
+    """Ann has one photo, Ben two, Cat ten."""
+    for seed, (name, number) in enumerate(
+        [("Ann", 0), *(("Ben", n) for n in range(2)), *(("Cat", n) for n in range(10))]
+    ):
+        path = tmp_path / "raw" / name / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(seed))
+    dataset = open_dataset(f"folders:{tmp_path / 'raw'}", tmp_path)
+    pack_photos(dataset, tmp_path / "shards" / "people", NO_ALIGN)
+    return Photos([open_set("people", tmp_path / "shards")])
+
+
+def test_photos_are_those_of_the_set(photos: Photos) -> None:
+    assert photos.names == ("Ann", "Ben", "Cat")
+    assert np.bincount(photos.identity).tolist() == [1, 2, 10]
+    images = photos.images(np.array([0, 5, 0]))
+    assert images.shape == (3, 3, 32, 32)
+    assert (images[0] == images[2]).all()
+    assert len({photos.jpeg(photo) for photo in range(13)}) == 13
+    assert sorted(photos.key(photo) for photo in range(13)) == list(range(13))
+
+
+def test_nobody_is_measured_on_what_was_learned(photos: Photos) -> None:
+    everything = np.arange(13)
+    experience = build_experience(photos, 0, photos.names, everything, 0.2, 0)
+    both = np.concatenate([experience.train, experience.test])
+    assert sorted(both.tolist()) == list(range(13))
+    # Never all of somebody, and of two photos one.
+    assert np.bincount(photos.identity[experience.train]).tolist() == [1, 1, 8]
+    assert np.bincount(photos.identity[experience.test], minlength=3).tolist() == [0, 1, 2]
+    again = build_experience(photos, 0, ["Cat"], everything, 0.2, 0)
+    assert set(again.test.tolist()) <= set(experience.test.tolist())  # whatever the company
+    assert not len(build_experience(photos, 0, photos.names, everything, 0.0, 0).test)
+
+
+def test_the_order_is_the_seed_s(photos: Photos) -> None:
+    orders = {tuple(in_order(photos, np.arange(13), seed)) for seed in range(20)}
+    assert len(orders) == 6
+    assert in_order(photos, np.arange(13), 3) == in_order(photos, np.arange(13), 3)
+
+
+def test_groups_differ_by_one() -> None:
+    assert in_groups(list("abcde"), 2) == [["a", "b"], ["c", "d", "e"]]
+    with pytest.raises(PersonaError, match="2 identities do not make 3 experiences"):
+        in_groups(["a", "b"], 3)
+
+
+def test_batches_of_all_processes_go_through_the_pool() -> None:
+    pool = np.arange(100, 110)
+    drawn = [draw_batch(pool, 3, step, rank, 2, 0, 0) for step in range(5) for rank in range(2)]
+    first, second, third = np.split(np.concatenate(drawn), [10, 20])
+    assert sorted(first.tolist()) == sorted(second.tolist()) == pool.tolist()
+    assert set(third.tolist()) <= set(pool.tolist())
+    assert first.tolist() != second.tolist()
+    assert draw_batch(np.array([7]), 4, 0, 0, 1, 0).tolist() == [7, 7, 7, 7]
+
+
+def test_crops_of_two_sizes_are_refused(photos: Photos) -> None:
+    import dataclasses
+
+    folder, manifest = photos.sets[0]
+    align = dataclasses.replace(manifest.align, image_size=64)
+    other = dataclasses.replace(manifest, align=align)
+    with pytest.raises(PersonaError, match="crops of 64 px, the other set 32 px"):
+        Photos([(folder, manifest), (folder, other)])
+    triplets = dataclasses.replace(manifest, kind="triplets")
+    with pytest.raises(PersonaError, match="holds triplets: learning takes a set of photos"):
+        Photos([(folder, triplets)])
