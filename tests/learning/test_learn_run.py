@@ -63,7 +63,7 @@ def weights(home: Path, model_id: str) -> dict[str, torch.Tensor]:
 
 
 QUICK = {"replay", "ncm", "icarl"}
-"""Of the methods; all of them go through a learner in test_methods.py."""
+"""Of the methods; all of them go through a learner in test_learn_methods.py."""
 
 
 @pytest.mark.parametrize(
