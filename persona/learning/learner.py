@@ -220,10 +220,8 @@ class Learner:
         reader = self.context.targets
         if reader is None:
             return None
-        places = [self.photos.place(photo)[1:] for photo in photos.tolist()]
-        mirrored = views[:, 0].astype(np.int64).tolist()
-        rows = [reader.read(*place, view)[0] for place, view in zip(places, mirrored, strict=True)]
-        return torch.from_numpy(np.stack(rows)).to(self.accelerator.device)
+        vectors, _ = reader.read(*self.photos.places(photos), views[:, 0].astype(np.int64))
+        return torch.from_numpy(vectors).to(self.accelerator.device)
 
     # --- what it knows -------------------------------------------------------------------------
 

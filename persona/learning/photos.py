@@ -29,7 +29,7 @@ class Photos:
     """The photos of one set or several; identities of one name are one identity."""
 
     def __init__(self, sets: Sequence[tuple[SetFolder, Manifest]]) -> None:
-        """Walks the tars' headers and reads what is known of each photo; no image is read.
+        """Opens the shards and reads what is known of each photo; no image is decoded.
 
         Raises:
             PersonaError: triplets, crops of different sizes, a damaged shard, or no photo.
@@ -46,10 +46,10 @@ class Photos:
                 path = manifest.shard_path(folder, shard)
                 no_face = frozenset(key_of(key).encode() for key in entry.no_face)
                 samples = entry.samples - len(no_face)
-                metas = ShardReader(path, ["json"], samples, no_face)
+                reader = ShardReader(path, ["jpg", "json"], samples, no_face)
                 for row in range(samples):
                     try:
-                        meta = json.loads(bytes(metas.read(row)[0]))
+                        meta = json.loads(bytes(reader.read(row)[1]))
                         names.append(manifest.classes[int(meta["class"])])
                         points = meta["landmarks"]
                         nowhere = np.full((6, 2), np.nan, np.float32)
@@ -59,8 +59,7 @@ class Photos:
                     except (KeyError, TypeError, ValueError, IndexError) as error:
                         raise damaged(path, f"sample {row}: {type(error).__name__}") from None
                     places.append((number, shard, len(self._readers), row))
-                metas.close()
-                self._readers.append(ShardReader(path, ["jpg"], samples, no_face))
+                self._readers.append(reader)
         if not places:
             raise PersonaError(f"set {sets[0][1].name} has no photo with a face: nothing to learn")
         self._places = np.array(places, np.int64)
@@ -91,15 +90,16 @@ class Photos:
         except (KeyError, ValueError) as error:
             raise damaged(self._readers[reader].path, f"sample {row}: {error}") from None
 
-    def place(self, photo: int) -> tuple[int, int, int]:
-        """A photo's set, shard and place in the shard."""
-        number, shard, reader, row = self._places[photo].tolist()
-        return number, shard, self._readers[reader].place(row)
+    def places(self, photos: Ints) -> tuple[Ints, Ints]:
+        """(B,) shards of photos, and (B,) their places in them."""
+        _, shards, readers, rows = self._places[photos].T
+        pairs = zip(readers.tolist(), rows.tolist(), strict=True)
+        return shards, np.array([self._readers[reader].places[row] for reader, row in pairs])
 
     def key(self, photo: int) -> int:
         """A photo's key in its set."""
         _, _, reader, row = self._places[photo].tolist()
-        return int(self._readers[reader].key(row))
+        return int(self._readers[reader].keys[row])
 
     def images(self, photos: Ints) -> Tensor:
         """(B, 3, H, W) uint8 RGB, channels last in memory.

@@ -66,6 +66,11 @@ QUICK = {"replay", "ncm", "icarl"}
 """Of the methods; all of them go through a learner in test_learn_methods.py."""
 
 
+def records(home: Path, run_id: str) -> list[dict[str, float]]:
+    lines = (home / "runs" / run_id / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
 @pytest.mark.parametrize(
     "method",
     [
@@ -105,6 +110,14 @@ def test_the_anchor_asks_the_original_teacher(home: Path, student: str) -> None:
     card = persona_here(*LEARN, *options, "--teacher", student, home=home)
     # Nobody kept a mean of the first six: the new model names the new ones.
     assert (card["num_classes"], card["head"]) == (6, "cosine")
+    # Kept vectors, which are float16, are those that it gives.
+    first = ("--teacher", student, "--steps", "1")
+    online = persona_here(*LEARN, *options, *first, home=home)["id"]
+    persona_here("targets", NEW, "--teacher", student, home=home)
+    kept = persona_here(*LEARN, *options, *first, home=home)["id"]
+    losses = [records(home, model)[0]["loss/anchor"] for model in (online, kept)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    assert losses[0] != losses[1]
     again = ("--student", card["id"], "--method", "anchor", "--teacher", student)
     second = persona_here(*LEARN, "--on", OLD, *again, home=home)
     assert (second["num_classes"], second["learned"]["experience"]) == (12, 2)
@@ -131,10 +144,9 @@ def test_experiences_come_one_after_another(home: Path, student: str) -> None:
     options = ("--student", student, "--method", "ewc", "--experiences", "3")
     card = persona_here(*LEARN, *options, home=home)
     assert (card["epochs"], card["learned"]["steps"], card["num_classes"]) == (3, 12, 12)
-    lines = (home / "runs" / card["id"] / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    assert [r["step"] for r in records if "test/new" in r] == [4, 8, 12]
-    assert [r["step"] for r in records if "loss/penalty" in r] == [8, 12]
+    noted = records(home, card["id"])
+    assert [r["step"] for r in noted if "test/new" in r] == [4, 8, 12]
+    assert [r["step"] for r in noted if "loss/penalty" in r] == [8, 12]
 
 
 @pytest.mark.parametrize(
@@ -260,8 +272,7 @@ def test_killed_it_goes_on_to_the_same_weights(
     before, after = weights(home, whole), weights(home, run_id)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    lines = (home / "runs" / run_id / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines if "loss/" in line] == [6, 12]
+    assert [r["step"] for r in records(home, run_id) if "loss" in r] == [6, 12]
     done = persona_here("learn", "--resume", run_id, home=home)  # nothing is left
     assert done["weights_sha256"] == resumed["weights_sha256"]
 
@@ -311,8 +322,8 @@ BENCHMARK = ("learn", "benchmark", "--on", NEW, "--steps", "2", "-b", "8", "--me
 
 def test_the_benchmark(home: Path, student: str, tmp_path: Path) -> None:
     plot = tmp_path / "plot.png"
-    options = ("--student", student, "--methods", "finetune,ncm,icarl", "--seeds", "2")
-    options += ("--experiences", "2", "--hold-out", "0.4", "--test-set", "lfw", "--plot", str(plot))
+    options = ["--student", student, "--methods", "finetune,ncm,icarl", "--seeds", "2"]
+    options += ["--experiences", "2", "--hold-out", "0.4", "--test-set", "lfw", "--plot", str(plot)]
     found = persona_here(*BENCHMARK, *options, home=home)
     assert found["identities"] == [3, 1, 2]
     assert found["photos"] == {"train": [9, 3, 6], "test": [6, 2, 4]}
@@ -345,13 +356,16 @@ def test_the_benchmark(home: Path, student: str, tmp_path: Path) -> None:
 
 
 def test_the_benchmark_prints_a_table(home: Path, student: str) -> None:
-    options = ("--student", student, "--methods", "ncm", "--seeds", "1", "--experiences", "2")
-    options += ("--hold-out", "0.4", "--on", "both")
+    options = ["--student", student, "--methods", "ncm", "--seeds", "1", "--experiences", "2"]
+    options += ["--hold-out", "0.4", "--on", "both"]
     raw = home / "both"
     for split in ("train", "test"):
         shutil.copytree(home / "raw" / "VGGFace2" / split, raw, dirs_exist_ok=True)
     pack_photos(open_dataset(f"folders:{raw}", home), home / "shards" / "both", NO_ALIGN)
-    done = run("persona", *BENCHMARK, *options, home=home)
+    from persona.cli.app import app
+
+    done = _here(app, (*BENCHMARK, *options), home)
+    assert done.exception is None
     assert "forgetting" in done.stdout
     assert "Outside (a fifth of both) before the stream: AUC" in done.stdout
     assert "order 0, ncm: incremental" in done.stderr
