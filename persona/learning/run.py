@@ -178,16 +178,22 @@ class LearnRun:
         """Takes up what the parent's own run kept, or what --old holds."""
         method = self.learner.method
         before = self.parent.learned or {}
-        found = load_checkpoint(self.workspace.runs / self.parent.id)
+        run = before.get("run", self.parent.id)  # the model may have been renamed since
+        found = load_checkpoint(self.workspace.runs / run)
         if self.old is not None:
             self.learner.adopt(self.old)
         elif before.get("method") == self.config.method and found is not None:
             state = found[2]
+            if state["training"] is not None:
+                raise PersonaError(
+                    f"run {run}, which made {self.parent.id}, stopped inside an experience: end it "
+                    f"first with `persona learn --resume {run}`"
+                )
             # The model names those who have a mean; the run may know more.
             self.learner.classes = list(state["classes"])
             self._load_student(state)
             method.load(state["method"])
-            log.info("what run %s kept is taken up", self.parent.id)
+            log.info("what run %s kept is taken up", run)
         elif self.learner.classes:
             log.warning(
                 "nothing is at hand of the %d identities that %s knows: method %s begins with "
@@ -289,6 +295,7 @@ class LearnRun:
             test_set="none",
             config=dataclasses.asdict(config),
             learned={
+                "run": self.id,
                 "parent": parent.id,
                 "parent_sha256": parent.weights_sha256,
                 "method": config.method,

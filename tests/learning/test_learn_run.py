@@ -8,18 +8,22 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 from conftest import NO_ALIGN, write_lfw, write_vggface2
-from helpers import TWO_PROCESSES, _here, distill_here, environment, persona_here, run
+from helpers import TWO_PROCESSES, _here, environment, persona_here, run
 
-from persona.config import METHODS
+from persona.config import METHODS, StudentConfig
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
+from persona.data.shards import read_manifest
 from persona.learning import metrics
 from persona.models.cards import find_model, read_classes
+from persona.models.store import save_model
+from persona.models.student import Student
 from persona.training.checkpoint import load_checkpoint, save_checkpoint
 
 OLD, NEW = "vggface2-train", "vggface2-test"
@@ -42,7 +46,25 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def student(home: Path) -> str:
     """A student that knows the first six."""
-    return distill_here("--teacher", "none", "-e", "1", home=home)
+    manifest = read_manifest(home / "shards" / OLD)
+    return save_student(home, "student", manifest.classes)
+
+
+def save_student(home: Path, name: str, classes: tuple[str, ...]) -> str:
+    """An untrained student of these identities, in the store; of embeddings alone without any."""
+    torch.manual_seed(0)
+    head = "linear" if classes else "none"
+    config = StudentConfig(width=0.5, embedding_size=32)
+    student = Student(config, len(classes), head=head, image_size=32)
+    facts: dict[str, Any] = {
+        "teacher": "none",
+        "temperature": None,
+        "epochs": 1,
+        "score": None,
+        "scores": {},
+    }
+    facts |= {"train_set": OLD, "test_set": "none", "config": {}}
+    return save_model(home / "models", student, model_id=name, classes=classes, **facts).id
 
 
 def learn_error(*arguments: str, home: Path) -> str:
@@ -111,21 +133,27 @@ def test_the_anchor_asks_the_original_teacher(home: Path, student: str) -> None:
     # Nobody kept a mean of the first six: the new model names the new ones.
     assert (card["num_classes"], card["head"]) == (6, "cosine")
     # Kept vectors, which are float16, are those that it gives.
-    first = ("--teacher", student, "--steps", "1")
-    online = persona_here(*LEARN, *options, *first, home=home)["id"]
     persona_here("targets", NEW, "--teacher", student, home=home)
-    kept = persona_here(*LEARN, *options, *first, home=home)["id"]
-    losses = [records(home, model)[0]["loss/anchor"] for model in (online, kept)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    kept = persona_here(*LEARN, *options, "--teacher", student, home=home)
+    losses = [records(home, c["id"])[0]["loss/anchor"] for c in (card, kept)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
     assert losses[0] != losses[1]
     again = ("--student", card["id"], "--method", "anchor", "--teacher", student)
     second = persona_here(*LEARN, "--on", OLD, *again, home=home)
     assert (second["num_classes"], second["learned"]["experience"]) == (12, 2)
 
 
+def rename(home: Path, model: str, name: str) -> None:
+    from persona.cli.app import app
+
+    assert _here(app, ("models", "rename", model, name), home).exception is None
+
+
 def test_a_run_goes_on_from_what_its_parent_kept(home: Path, student: str) -> None:
     replay = ("--method", "replay", "--memory", "10")
     first = persona_here(*LEARN, "--student", student, *replay, home=home)
+    rename(home, first["id"], "first")
+    first["id"] = "first"  # what its run kept is found all the same
     second = persona_here(*LEARN, "--on", OLD, "--student", first["id"], *replay, home=home)
     assert first["learned"]["kept_bytes"]["memory"] > 0
     found = load_checkpoint(home / "runs" / second["id"])
@@ -175,7 +203,7 @@ def test_what_a_user_can_get_wrong(
     assert message in learn_error(*LEARN, "--student", student, *options, home=home)
 
 
-@pytest.mark.parametrize("method", ["finetune", "ncm", "lwf", "ewc"])
+@pytest.mark.parametrize("method", ["ncm", "ewc"])
 def test_a_budget_of_nothing_is_enough_for_who_keeps_no_photo(
     home: Path, student: str, method: str
 ) -> None:
@@ -195,15 +223,13 @@ def one_photo_set(home: Path, identities: int, photos: int) -> str:
 
 def test_one_identity_and_one_photo(home: Path, student: str) -> None:
     small = ("--on", one_photo_set(home, 1, 1), "--memory", "8")
-    for method in ("finetune", "replay", "icarl", "der++", "ewc"):
+    for method in ("finetune", "icarl", "der++"):
         options = ("--student", student, "--method", method)
         card = persona_here(*LEARN, *options, *small, home=home)
         assert (card["learned"]["identities"], card["score"]) == (1, None)
         assert all(bool(v.isfinite().all()) for v in weights(home, card["id"]).values())
     # Of a student of embeddings alone it would be the only identity.
-    alone = distill_here(
-        *("--teacher", student, "-e", "1", "-o", "losses={embedding_cosine: {}}"), home=home
-    )
+    alone = save_student(home, "alone", ())
     error = learn_error(*LEARN, "--student", alone, "--method", "lwf", *small, home=home)
     assert error.startswith("the set has one identity, and the student would know no other")
     card = persona_here(*LEARN, "--student", alone, "--method", "ncm", *small, home=home)
@@ -346,7 +372,7 @@ def test_the_benchmark(home: Path, student: str, tmp_path: Path) -> None:
     for run_ in by_method["ncm"]:
         # Frozen: what is outside the stream stays as it was after the base.
         assert run_["outside"][0] == run_["outside"][-1]
-        assert run_["kept"] == {"means": 6 * 512 * 4}
+        assert run_["kept"] == {"means": 6 * 32 * 4}
     first = found["methods"]["finetune"]
     assert first["final"] == pytest.approx(
         sum(r["final"] for r in found["runs"] if r["method"] == "finetune") / 2
