@@ -59,7 +59,7 @@ TeacherOption = Annotated[
     str | None,
     typer.Option("--teacher", help="Of `anchor`.  [default: the one the student learned from]"),
 ]
-RateOption = Annotated[float | None, typer.Option("--lr", help="[default: 0.001]")]
+RateOption = Annotated[float | None, typer.Option("--lr", help="[default: 0.0001]")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="[default: 0]")]
 ValueOption = Annotated[
     list[str] | None,
@@ -287,9 +287,9 @@ def mean_of(values: list[float]) -> float:
 
 def build_config(given: dict[str, Any]) -> Any:
     """The config of dotted names."""
-    from persona.config import LearnConfig, from_dict
+    from persona.config import LEARN_OPTIM, LearnConfig, from_dict
 
-    values: dict[str, Any] = {"optim": {"schedule": "constant"}}
+    values: dict[str, Any] = {"optim": dict(LEARN_OPTIM)}
     for dotted, value in given.items():
         *groups, name = dotted.split(".")
         target = values

@@ -27,7 +27,7 @@ from persona.models.student import Student
 from persona.training.checkpoint import load_checkpoint, save_checkpoint
 
 OLD, NEW = "vggface2-train", "vggface2-test"
-LEARN = ("learn", "--on", NEW, "--steps", "4", "-b", "8", "--tracker", "none")
+LEARN = ("learn", "--on", NEW, "--steps", "4", "-b", "8", "--lr", "1e-3", "--tracker", "none")
 
 
 @pytest.fixture(scope="module")
