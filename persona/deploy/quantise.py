@@ -202,11 +202,9 @@ def lower(model: Any, floats: Collection[str] = ()) -> Lowered:
         factor[output] = 6
 
     gates = _squeeze_excites(graph)
-    behind: set[str] = set()  # a convolution; before the first one photos are normalised
+    behind = _behind_convolutions(model)
     for node in model.graph.node:
         name, inputs, output = node.op_type, list(node.input), node.output[0]
-        if name in WEIGHTED or not behind.isdisjoint(inputs):
-            behind.add(output)
         by = [factor.get(given, 1) for given in inputs]
         swish = f"{_module(graph, inputs[0])} hard-swish"
         if name == "HardSwish" and swish not in floats:
@@ -240,6 +238,15 @@ def lower(model: Any, floats: Collection[str] = ()) -> Lowered:
             if name == "Add" and output in behind:
                 layers[output] = f"{_module(graph, inputs[0])} sum"
     return Lowered(graph.finish(), layers, factor)
+
+
+def _behind_convolutions(model: Any) -> set[str]:
+    """What convolutions give and what comes of it. Before the first one photos are normalised."""
+    found: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type in WEIGHTED or not found.isdisjoint(node.input):
+            found.update(node.output)
+    return found
 
 
 def _module(graph: _Graph, tensor: str) -> str:
