@@ -362,7 +362,9 @@ def test_identification_against_a_gallery_set(lfw_set: Packed, cpu: Accelerator)
         0,
     )
     strangers = replace(lfw_set.manifest, classes=tuple("uvwxyz"))
-    with pytest.raises(PersonaError, match="no person of set lfw is in gallery lfw: choose a gallery"):
+    with pytest.raises(
+        PersonaError, match="no person of set lfw is in gallery lfw: choose a gallery"
+    ):
         evaluate(
             pixels(), lfw_set.folder, strangers, cpu, options=Options(gallery=other), quiet=True
         )
