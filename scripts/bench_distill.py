@@ -400,7 +400,7 @@ def compare(home: Path, plain: Plain, arguments: argparse.Namespace) -> dict[str
     # Steps to drop, more than are loaded ahead, and steps to time.
     counts = {"plain": (1, 3), "online": (3, 6), "kept": (4, 12), "resident": (1, 12)}
     if arguments.quick:
-        counts = {"plain": (0, 1), "online": (1, 1), "kept": (3, 4), "resident": (0, 3)}
+        counts = {"plain": (0, 1), "online": (0, 1), "kept": (3, 3), "resident": (0, 2)}
     for name in counts:  # warm up, each by itself
         timed(name, 0, 1)
     speeds: dict[str, list[float]] = {name: [] for name in counts}
