@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--student", default="mobilenet_v3_small")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--workers", type=int, default=0, help="loader processes of ours")
+    parser.add_argument("--workers", type=int, default=1, help="loader processes of ours")
     arguments = parser.parse_args()
     logging.getLogger("persona").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:

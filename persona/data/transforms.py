@@ -47,7 +47,9 @@ Views = npt.NDArray[np.float32]
 
 def normalise(images_BCHW: Tensor) -> Tensor:
     """`(pixel - 127.5) / 128`: (B, 3, H, W), uint8 or float, to float32 in [-0.997, 0.997]."""
-    return (images_BCHW.float() - PIXEL_MEAN).div_(PIXEL_SCALE)
+    # In this order, and in place: half the time, and 128 being a power of two the same numbers.
+    images = images_BCHW.to(torch.float32, copy=True)
+    return images.div_(PIXEL_SCALE).sub_(PIXEL_MEAN / PIXEL_SCALE)
 
 
 def draw_views(config: AugmentConfig, count: int, *seeds: int) -> Views:
