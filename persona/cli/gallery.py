@@ -86,7 +86,7 @@ def enroll_command(
 ) -> None:
     """Remember somebody by their photos."""
     people = _who(what)
-    with _open(
+    with open_people(
         store, model, threshold, "mean", passphrase_file, models, keep_crops=keep_crops
     ) as gallery:
         done, failed = [], {}
@@ -204,7 +204,9 @@ def recognise_command(
         raise PersonaError(f"{what} holds no photos: JPEG, PNG, BMP or WebP")
     if folder and annotate is not None and annotate.resolve() == what.resolve():
         raise PersonaError(f"--annotate {annotate} would overwrite the photos: choose another")
-    with _open(store, model, threshold, match, passphrase_file, models, create=False) as gallery:
+    with open_people(
+        store, model, threshold, match, passphrase_file, models, create=False
+    ) as gallery:
         seen = None if folder else _video(gallery, what, annotate, every)
         answers: list[tuple[Path, tuple[Sighting, ...] | str]] = []
         if seen is None:
@@ -546,7 +548,7 @@ def _store(store: str | None, passphrase_file: Path | None = None, create: bool 
     return open_store(store or workspace().gallery, passphrase=passphrase, create=create)
 
 
-def _open(
+def open_people(
     store: str | None,
     model: str | None,
     threshold: float | None,
@@ -557,6 +559,7 @@ def _open(
     keep_crops: bool = False,
     create: bool = True,
 ) -> Gallery:
+    """The gallery that a command's options name, here or behind a URL."""
     from persona.gallery import open_gallery
 
     place = workspace(models=models)

@@ -18,7 +18,7 @@ from persona.cli.gallery import (
     PassphraseOption,
     StoreOption,
     ThresholdOption,
-    _open,
+    open_people,
 )
 from persona.cli.output import JsonFlag, ModelsOption, note, print_json
 from persona.errors import PersonaError
@@ -71,7 +71,7 @@ def serve_command(
     token = None if token_file is None else read_token(token_file)
     with (
         listen(host, port) as listener,
-        _open(
+        open_people(
             *(store, model, threshold, match, passphrase_file, models), keep_crops=keep_crops
         ) as gallery,
     ):
