@@ -78,7 +78,8 @@ def test_it_is_drawn_whole(
     viewport = {"width": size_px[0], "height": size_px[1]}
     page, seen = visit(browser, report, viewport=viewport, color_scheme=scheme)
     count = page.evaluate("figures.length")
-    assert count == 8  # ROC, DET, and of two models scores and map, of the run loss and accuracy
+    # ROC, DET, accuracy over cost, of two models scores and map, of the run loss and accuracy.
+    assert count == 9
     assert page.evaluate(
         "[...document.querySelectorAll('.canvas')].every(c => c.querySelector('.main-svg'))"
     )
