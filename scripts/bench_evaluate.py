@@ -6,6 +6,7 @@
 In turns, medians of several rounds. Weights and photos are random: both take as long on them.
 
 - forward: the student over as many batches, on one batch that is there already
+- folded: the same with the batch norms folded into the convolutions, as evaluate runs it
 - evaluate: this project, from shards to figures with their intervals
 - reference: a map-style dataset of files, Pillow and torch's own DataLoader in one process, each
   face embedded once, and the figures by scikit-learn
@@ -112,6 +113,7 @@ def bench(home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     from persona.data.raw import open_dataset
     from persona.evaluation.protocols import Options, evaluate
     from persona.memory import keep_freed_memory
+    from persona.models.output import FaceNetwork, for_inference
     from persona.models.store import load_network
 
     faces = 1_280 if arguments.quick else FACES
@@ -127,8 +129,10 @@ def bench(home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     size = arguments.batch_size
     batch = torch.randn(size, 3, SIZE_PX, SIZE_PX).to(memory_format=torch.channels_last)
 
+    folded = for_inference(network)
+
     @torch.inference_mode()
-    def forward() -> None:
+    def forward(network: FaceNetwork) -> None:
         for _ in range(faces // size):
             network.embed(batch)
         if faces % size:
@@ -147,16 +151,19 @@ def bench(home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         )
 
     cases = {
-        "forward": forward,
+        "forward": lambda: forward(network),
+        "folded": lambda: forward(folded),
         "evaluate": ours,
         "reference": lambda: reference(home / "raw" / "LFW", network, size),
     }
     with torch.inference_mode():
         network.embed(batch)  # warm up
+        folded.embed(batch)
     times = in_turns({name: lambda work=work: seconds(work) for name, work in cases.items()}, 3)
     median = medians(times)
     return {
         "evaluate_over_forward": median["evaluate"] / median["forward"],
+        "evaluate_over_folded": median["evaluate"] / median["folded"],
         "evaluate_over_reference": median["evaluate"] / median["reference"],
         "seconds": {name: round(value, 3) for name, value in median.items()},
         "spread": spread(times),
@@ -176,7 +183,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--student", default="mobilenet_v3_small")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--workers", type=int, default=1, help="loader processes of ours")
+    parser.add_argument("--workers", type=int, help="loader processes of ours")
     arguments = parser.parse_args()
     logging.getLogger("persona").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:

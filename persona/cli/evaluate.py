@@ -13,6 +13,7 @@ from persona.cli.output import (
     JsonFlag,
     ModelsOption,
     ShardsOption,
+    WorkersOption,
     note,
     print_json,
     print_table,
@@ -57,7 +58,6 @@ ResamplesOption = Annotated[
     int, typer.Option(min=0, max=100_000, help="Of the 95 % intervals; 0: none.")
 ]
 BatchOption = Annotated[int, typer.Option("--batch-size", "-b", min=1)]
-WorkersOption = Annotated[int, typer.Option("--workers", "-w", min=0, help="Loader processes.")]
 
 
 def evaluate_command(
@@ -107,7 +107,7 @@ def evaluate_command(
     ] = None,
     resamples: ResamplesOption = 1000,
     batch_size: BatchOption = 128,
-    workers: WorkersOption = 1,
+    workers: WorkersOption = None,
     shards: ShardsOption = None,
     cache: CacheOption = None,
     models: ModelsOption = None,
@@ -176,7 +176,7 @@ def compare_command(
         int, typer.Option(min=100, max=100_000, help="Of the intervals and permutations.")
     ] = 1000,
     batch_size: BatchOption = 128,
-    workers: WorkersOption = 1,
+    workers: WorkersOption = None,
     shards: ShardsOption = None,
     cache: CacheOption = None,
     models: ModelsOption = None,

@@ -13,6 +13,12 @@ import typer
 
 from persona.workspace import Workspace
 
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", "-w", min=0, help="Loader processes.  [default: as the device wants]"
+    ),
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 RawOption = Annotated[
     Path | None, typer.Option("--raw", help="Folder of raw datasets.  [default: data/raw]")

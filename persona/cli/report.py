@@ -12,6 +12,7 @@ from persona.cli.output import (
     JsonFlag,
     ModelsOption,
     ShardsOption,
+    WorkersOption,
     human_bytes,
     note,
     print_json,
@@ -46,7 +47,7 @@ def report_command(
         bool, typer.Option("--names", help="Show people's names beside their faces.")
     ] = False,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 128,
-    workers: Annotated[int, typer.Option("--workers", "-w", min=0, help="Loader processes.")] = 1,
+    workers: WorkersOption = None,
     shards: ShardsOption = None,
     models: ModelsOption = None,
     runs: Annotated[

@@ -260,10 +260,10 @@ def _open(subject: Subject, models: Path, threads: int) -> Callable[[int], Run]:
 def _open_torch(name: str, models: Path) -> Callable[[int], Run]:
     import torch
 
-    from persona.models.output import freeze
+    from persona.models.output import for_inference
     from persona.models.store import load_network
 
-    network = freeze(load_network(name, models).network)
+    network = for_inference(load_network(name, models).network)
     side = getattr(network, "image_size", 160)
 
     def on(count: int) -> Run:

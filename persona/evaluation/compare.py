@@ -64,7 +64,7 @@ def compare(
     options: Options = Options(),  # noqa: B008 - frozen
     *,
     batch_size: int = 128,
-    workers: int = 0,
+    workers: int | None = None,
     quiet: bool = False,
 ) -> tuple[list[Difference], dict[str, Any]]:
     """Every figure's difference, and what was measured.

@@ -7,7 +7,11 @@ T classes kept of each photo.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,8 +27,14 @@ from persona.data.stream import Batch, build_loader
 from persona.data.transforms import MIRROR, normalise, view_landmarks
 from persona.errors import PersonaError
 from persona.memory import keep_freed_memory
-from persona.models.output import FaceNetwork
+from persona.models.output import FaceNetwork, for_inference
 from persona.progress import progress_bar
+
+MAX_LANES = 4
+"""Batches under way at once on the CPU: each has activations of its own."""
+CORES_A_WORKER = 8
+"""One core decodes about as many faces as eight embed with the small student."""
+GPU_WORKERS = 4
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,7 @@ def embed_set(
     accelerator: Accelerator,
     *,
     batch_size: int = 128,
-    workers: int = 0,
+    workers: int | None = None,
     top: int = 0,
     flip: bool = False,
     quiet: bool = False,
@@ -67,7 +77,7 @@ def embed_set(
         manifest: its manifest.
         accelerator: device and processes.
         batch_size: samples a forward on each process.
-        workers: loader processes of each process.
+        workers: loader processes of each process; None: as many as the device wants.
         top: how many classes of each photo to keep in `predicted`.
         flip: the sum of the embeddings of a photo and of its mirror image, of unit length.
         quiet: no progress bar.
@@ -82,33 +92,30 @@ def embed_set(
         training=False,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
-        workers=workers,
+        workers=_fitting_workers(accelerator.device) if workers is None else workers,
     )
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     was_training = network.training
-    network.eval()
+    folded = for_inference(network)
     roles = 3 if manifest.kind == "triplets" else 1
     keys = [torch.empty(0, dtype=torch.int64)]
     embeddings = [torch.empty(0, roles, network.embedding_size)]
     labels = [torch.empty(0, roles, dtype=torch.int64)]
     top = min(top, network.num_classes)
     predicted = [torch.empty(0, roles, top, dtype=torch.int64)]
+    work = partial(_embed_batch, folded, device=accelerator.device, top=top, flip=flip)
+    # A network of another runtime, which has no parameters here, has threads of its own.
+    spread = accelerator.device.type == "cpu" and any(True for _ in network.parameters())
+    lanes = min(torch.get_num_threads(), MAX_LANES) if spread else 1
     show = accelerator.is_main_process and not quiet
     title = f"evaluating on {manifest.name}"
     with progress_bar(title, total=manifest.samples, unit="samples", enabled=show) as advance:
-        for batch in loader:
-            images = normalise(batch.images.to(accelerator.device, non_blocking=True))
-            features = network.features(images, batch.landmarks).float()
-            embedding = F.normalize(features, dim=1)
-            if flip:
-                embedding = F.normalize(embedding + _mirrored(network, images, batch), dim=1)
+        for batch, (embedding, best) in _in_lanes(loader, work, lanes):
             keys.append(batch.keys)
             labels.append(batch.labels.view(-1, roles))
-            embeddings.append(embedding.cpu().view(len(batch.keys), roles, -1))
-            if top:
-                best = network.classify(features).topk(top, dim=1).indices.cpu()
-                predicted.append(best.view(-1, roles, top))
+            embeddings.append(embedding.view(len(batch.keys), roles, -1))
+            predicted.append(best.view(len(batch.keys), roles, top))
             advance(len(batch.keys) * accelerator.num_processes)
     network.train(was_training)
 
@@ -137,6 +144,55 @@ def embed_set(
         labels=gather_rows(torch.cat(labels), accelerator)[order].numpy(),
         predicted=all_predicted.numpy(),
     )
+
+
+@torch.inference_mode()
+def _embed_batch(
+    network: FaceNetwork, batch: Batch, *, device: torch.device, top: int, flip: bool
+) -> tuple[Tensor, Tensor]:
+    """(B * R, E) embeddings and (B * R, T) predicted classes."""
+    images = normalise(batch.images.to(device, non_blocking=True))
+    features = network.features(images, batch.landmarks).float()
+    embedding = F.normalize(features, dim=1)
+    if flip:
+        embedding = F.normalize(embedding + _mirrored(network, images, batch), dim=1)
+    if not top:
+        return embedding.cpu(), torch.empty(len(embedding), 0, dtype=torch.int64)
+    return embedding.cpu(), network.classify(features).topk(top, dim=1).indices.cpu()
+
+
+def _in_lanes(
+    batches: Iterable[Batch], work: Callable[[Batch], tuple[Tensor, Tensor]], lanes: int
+) -> Iterator[tuple[Batch, tuple[Tensor, Tensor]]]:
+    """Yields each batch with what comes of it, in order, so many of them under way at once.
+
+    On the CPU a lane is a thread with its share of torch's threads: threads that share a batch wait
+    for each other at every layer, and a loader that wants a core for a moment then holds up all.
+    """
+    if lanes == 1:
+        for batch in batches:
+            yield batch, work(batch)
+        return
+    threads = torch.get_num_threads()
+    take_share = partial(torch.set_num_threads, threads // lanes)
+    try:
+        with ThreadPoolExecutor(lanes, "lane", initializer=take_share) as pool:
+            under_way: deque[tuple[Batch, Future[tuple[Tensor, Tensor]]]] = deque()
+            for batch in batches:
+                under_way.append((batch, pool.submit(work, batch)))
+                if len(under_way) > lanes:
+                    first, done = under_way.popleft()
+                    yield first, done.result()
+                    del first, done  # their memory is the loader's
+            for first, done in under_way:
+                yield first, done.result()
+    finally:
+        torch.set_num_threads(threads)  # what a lane set is what threads to come start from
+
+
+def _fitting_workers(device: torch.device) -> int:
+    """Loader processes that keep up; decoding in this one runs beside the lanes."""
+    return torch.get_num_threads() // CORES_A_WORKER if device.type == "cpu" else GPU_WORKERS
 
 
 def _mirrored(network: FaceNetwork, images_BCHW: Tensor, batch: Batch) -> Tensor:

@@ -28,7 +28,7 @@ from persona.errors import PersonaError, SkipPhoto
 from persona.gallery import quality
 from persona.gallery.store import Templates
 from persona.landmarks import Floats
-from persona.models.output import freeze
+from persona.models.output import for_inference
 from persona.models.store import NamedNetwork
 
 Pixels = npt.NDArray[np.uint8]
@@ -51,7 +51,7 @@ class Eyes:
 
     def __init__(self, named: NamedNetwork, align: AlignSpec) -> None:
         self.named, self.align = named, align
-        self.network = freeze(named.network)
+        self.network = for_inference(named.network)
         self._find = Mtcnn("cpu")
 
     def find(self, photo: Pixels) -> list[SeenFace]:

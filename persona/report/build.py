@@ -108,7 +108,7 @@ def build_page(
     *,
     names: bool = False,
     batch_size: int = 128,
-    workers: int = 0,
+    workers: int | None = None,
 ) -> Page:
     """Measures every network and puts the page together.
 

@@ -92,7 +92,7 @@ def measure(
     teacher: bool,
     size: int,
     batch_size: int = 128,
-    workers: int = 0,
+    workers: int | None = None,
     resamples: int = 1000,
 ) -> Measured:
     """Embeds a set once and takes from it all that the page shows.

@@ -11,7 +11,7 @@ from torchvision.models import mobilenet_v3_small
 
 from persona.config import StudentConfig
 from persona.errors import PersonaError
-from persona.models.output import COSINE_SCALE
+from persona.models.output import COSINE_SCALE, for_inference
 from persona.models.student import Student, count_parameters, load_imagenet
 
 OPTIONS: list[dict[str, Any]] = [
@@ -32,6 +32,19 @@ def test_every_kind_gives_embeddings_of_its_size(options: dict[str, Any], image_
     size = options.get("embedding_size", 512)
     assert output.features.shape == (2, size) and output.logits.shape == (2, 5)
     assert student.embedding_size == size
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_folded_it_gives_the_same(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    student = Student(StudentConfig(**options), 5, image_size=64)
+    images = torch.randn(8, 3, 64, 64)
+    student.train()(images)  # statistics that are not 0 and 1
+    folded = for_inference(student)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(images), student.eval()(images), rtol=1e-4, atol=1e-5)
+    assert any(isinstance(m, nn.BatchNorm2d) for m in student.modules())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
 
 
 def test_width_makes_it_smaller_and_stride_makes_it_see_more() -> None:

@@ -134,7 +134,7 @@ class Subject:
     accelerator: Accelerator
     options: Options
     batch_size: int = 128
-    workers: int = 0
+    workers: int | None = None
     quiet: bool = False
 
     def embed(self, folder: SetFolder, manifest: Manifest, top: int = 0) -> Embedded:
@@ -224,7 +224,7 @@ def evaluate(
     measure: str | None = None,
     options: Options = Options(),
     batch_size: int = 128,
-    workers: int = 0,
+    workers: int | None = None,
     quiet: bool = False,
 ) -> Evaluation:
     """Embeds a set on all processes and measures it.
