@@ -357,16 +357,21 @@ class Run:
             *self.test,
             self.accelerator,
             batch_size=self.config.batch_size,
-            workers=self.config.workers,
+            workers=self.test_workers,
         )
+
+    @property
+    def test_workers(self) -> int | None:
+        """On the CPU as few as will do: to fork one is to copy what training holds, bit by bit."""
+        return None if self.accelerator.device.type == "cpu" else self.config.workers
 
     def track_curves(self) -> None:
         """Gives W&B the last student's ROC and scores on the test pairs; by all processes."""
         if self.config.tracker != "wandb" or self.test is None or not self.test[1].pairs:
             return
-        size, workers = self.config.batch_size, self.config.workers
+        named, size = self.named(self.student), self.config.batch_size
         subject = Subject(
-            *(self.named(self.student), *self.test, self.accelerator, Options(), size, workers)
+            *(named, *self.test, self.accelerator, Options(), size, self.test_workers)
         )
         scores, _ = pair_scores(subject)
         if self.tracker is not None:

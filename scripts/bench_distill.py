@@ -185,6 +185,8 @@ def plain_steps(home: Path, arguments: argparse.Namespace) -> Iterator[Callable[
 def plain_process(pipe: Any, home: Path, arguments: argparse.Namespace) -> None:
     """Serves `measure` of the plain loop over a pipe."""
     steps = plain_steps(home, arguments)
+    measure(steps, 0, 1)  # warm, while the other process packs and loads
+    pipe.send(None)
     while True:
         pipe.send(measure(steps, *pipe.recv()))
 
@@ -197,6 +199,10 @@ class Plain:
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=plain_process, args=(theirs, home, arguments))
         self.process.start()
+
+    def wait(self) -> None:
+        """Until it is loaded and warm."""
+        self.pipe.recv()
 
     def measure(self, drop: int, count: int) -> float:
         """Images a second."""
@@ -277,8 +283,9 @@ def run_steps(run: Any, *, resident: bool = False) -> Iterator[Callable[[], int]
     from persona.data.stream import to_device
 
     run.task.train()
-    epoch = 0
+    epoch, config = 0, run.config
     while True:
+        run.config = replace(config, workers=0) if resident else config  # one batch: no process
         for batch in to_device(run.loader(epoch), run.accelerator.device):
             while True:
 
@@ -388,10 +395,11 @@ def compare(home: Path, plain: Plain, arguments: argparse.Namespace) -> dict[str
     )
     assert head == 1, "the teacher's last layer is held more than once"
     online = build_run(home, arguments, "online")
+    # Loaders fork first: later, all that training holds would be copied as it is written.
     steps = {
-        "online": run_steps(online),
         "kept": run_steps(kept),
         "resident": run_steps(kept, resident=True),
+        "online": run_steps(online),
     }
 
     def timed(name: str, drop: int, count: int) -> float:
@@ -401,7 +409,8 @@ def compare(home: Path, plain: Plain, arguments: argparse.Namespace) -> dict[str
     counts = {"plain": (1, 3), "online": (3, 6), "kept": (4, 12), "resident": (1, 12)}
     if arguments.quick:
         counts = {"plain": (0, 1), "online": (0, 1), "kept": (3, 3), "resident": (0, 2)}
-    for name in counts:  # warm up, each by itself
+    plain.wait()
+    for name in steps:  # warm up, each by itself
         timed(name, 0, 1)
     speeds: dict[str, list[float]] = {name: [] for name in counts}
     for _ in range(2 if arguments.quick else 5):
