@@ -22,7 +22,7 @@ import logging
 import warnings
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -70,6 +70,8 @@ from persona.training.tracking import Tracker
 from persona.workspace import Workspace
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 CONFIG = "config.yaml"
 DDP_OPTIONS = DistributedDataParallelKwargs(
@@ -513,7 +515,7 @@ def prepare(
     return prepared[0], prepared[1]
 
 
-def agree(accelerator: Accelerator, value: str) -> str:
+def agree(accelerator: Accelerator, value: T) -> T:
     """The main process's value, on every process."""
     values = [value]
     if accelerator.num_processes > 1:

@@ -310,23 +310,38 @@ def measure(steps: Iterator[Callable[[], int]], drop: int, count: int) -> float:
     return images / (time.perf_counter() - start_s)
 
 
-def processes(home: Path, arguments: argparse.Namespace) -> dict[str, float]:
-    """Images a second of one process and of two, one thread each, kept targets."""
-    found = {}
-    for number in (1, 2):
-        launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(number), "--standalone"]
-        mode = [__file__, "--worker", str(home), "--student", arguments.student]
-        done = subprocess.run(
-            [sys.executable, *launch, *mode, "--batch-size", str(arguments.batch_size)],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise SystemExit(done.stderr)
-        found[f"processes_{number}"] = float(done.stdout)
+def processes(home: Path, arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """Images a second, one thread a process, kept targets, in turns.
+
+    Of one process, of two that train together, and of two that know nothing of each other: what
+    the machine loses by itself when both cores work.
+    """
+    found: dict[str, list[float]] = {"one": [], "apart": [], "together": []}
+    for _ in range(3):
+        found["one"].append(worker_speed(home, arguments, together=1, apart=1))
+        found["apart"].append(worker_speed(home, arguments, together=1, apart=2))
+        found["together"].append(worker_speed(home, arguments, together=2, apart=1))
     return found
+
+
+def worker_speed(home: Path, arguments: argparse.Namespace, *, together: int, apart: int) -> float:
+    """Images a second of all, in so many groups at once of so many processes each."""
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(together), "--standalone"]
+    mode = [__file__, "--worker", str(home), "--student", arguments.student]
+    command = [sys.executable, *launch, *mode, "--batch-size", str(arguments.batch_size)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    pipe = subprocess.PIPE
+    groups = [
+        subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+        for _ in range(apart)
+    ]
+    speed = 0.0
+    for group in groups:
+        out, said = group.communicate()
+        if group.returncode:
+            raise SystemExit(said)
+        speed += float(out)
+    return speed
 
 
 def worker(arguments: argparse.Namespace) -> None:
@@ -423,8 +438,11 @@ def compare(home: Path, plain: Plain, arguments: argparse.Namespace) -> dict[str
         "loader_over_resident": ratio(speeds["kept"], speeds["resident"]),
     }
     if not arguments.quick and arguments.device == "cpu":
-        median |= processes(home, arguments)
-        result["two_processes_efficiency"] = median["processes_2"] / 2 / median["processes_1"]
+        by_process = processes(home, arguments)
+        result["two_processes_efficiency"] = ratio(by_process["together"], by_process["one"]) / 2
+        result["together_over_apart"] = ratio(by_process["together"], by_process["apart"])
+        speeds |= by_process
+        median |= medians(by_process)
     return result | {
         "images_per_s": {name: round(value, 1) for name, value in median.items()},
         "spread": spread(speeds),
@@ -450,7 +468,7 @@ def report(result: dict[str, Any], arguments: argparse.Namespace) -> None:
     for name, speed in result["images_per_s"].items():
         ratio = speed / result["images_per_s"]["plain"]
         text.write(f"| {name} | {speed:.1f} | {ratio:.2f} |\n")
-    for name in ("loader_over_resident", "two_processes_efficiency"):
+    for name in ("loader_over_resident", "two_processes_efficiency", "together_over_apart"):
         if name in result:
             text.write(f"\n{name}: {result[name]:.3f}")
     facts = ("student", "batch_size", "precision", "teacher_precision", "device", "threads")

@@ -67,7 +67,8 @@ def save_student(home: Path) -> str:
         classes=("a", "b"),
         **dict.fromkeys(("teacher", "train_set", "test_set"), "none"),
         **dict.fromkeys(("temperature", "score")),
-        **dict.fromkeys(("scores", "config"), {}),
+        scores={},
+        config={},
         epochs=0,
     )
     return "random"

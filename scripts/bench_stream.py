@@ -2,14 +2,15 @@
 """How fast shards become batches: this project's stream against what one would use instead.
 
     python scripts/bench_stream.py [--quick] [--json]
-    ./scripts/bench_peers           # once: litdata, mosaicml-streaming and other decoders beside them
+    ./scripts/bench_peers       # once: litdata, mosaicml-streaming and other decoders beside them
 
 Side by side in one run, in turns, medians of several rounds; of each the first batches are dropped.
 Every loader reads the same drawn faces (160 px JPEGs) and gives shuffled batches of 128 as uint8.
 
-- decode: simplejpeg over the JPEGs in memory, one core; `stream` the same from shards, in this process
-- imagefolder, webdataset, litdata, mosaic: each as its documentation sets it up, with as many worker
-  processes as `stream_workers`
+- decode: simplejpeg over the JPEGs in memory, one core; `stream` the same from shards, in this
+  process
+- imagefolder, webdataset, litdata, mosaic: each as its documentation sets it up, with as many
+  worker processes as `stream_workers`
 - memory: the peak of a worker process with a window of 10,000 samples
 """
 
@@ -46,7 +47,7 @@ PEERS = Path(__file__).resolve().parents[1] / ".tools" / "peers" / "bin" / "pyth
 IN_PEERS = ("mosaic", "litdata")  # litdata changes how processes start
 
 
-# --- the photos ------------------------------------------------------------------------------------
+# --- the photos ----------------------------------------------------------------------------------
 
 
 def draw_faces() -> list[bytes]:
@@ -113,7 +114,7 @@ def write_set(folder: Path, faces: list[bytes], photos: int) -> Any:
     return manifest
 
 
-# --- the loaders: each gives batches (images, …) ---------------------------------------------------
+# --- the loaders: each gives batches (images, …) -------------------------------------------------
 
 
 def stream_batches(folder: Path, workers: int) -> Iterable[Any]:
@@ -141,10 +142,10 @@ def webdataset_batches(work: Path) -> Iterable[Any]:
 
     urls = [str(path) for path in sorted((work / "set").glob("*.tar"))]
     dataset = webdataset.WebDataset(urls, shardshuffle=100).shuffle(1000).decode("torchrgb8")
-    loader = webdataset.WebLoader(
-        dataset.to_tuple("jpg", "json").batched(BATCH), batch_size=None, num_workers=WORKERS
+    batches = dataset.to_tuple("jpg", "json").batched(BATCH)
+    return webdataset.WebLoader(  # type: ignore[no-any-return]
+        batches, batch_size=None, num_workers=WORKERS
     )
-    return loader  # type: ignore[no-any-return]
 
 
 def litdata_sample(path: str) -> dict[str, Any]:
@@ -274,7 +275,7 @@ def worker_peak_mb(folder: Path) -> float:
     return peak / 1000
 
 
-# --- the run ---------------------------------------------------------------------------------------
+# --- the run -------------------------------------------------------------------------------------
 
 
 def in_peers(what: str, work: Path, rounds: int, python: Path = PEERS) -> Any:
@@ -292,8 +293,8 @@ def in_peers(what: str, work: Path, rounds: int, python: Path = PEERS) -> Any:
 def measure(quick: bool, work: Path) -> dict[str, Any]:
     """Every figure; `work` is an empty folder for the photos.
 
-    Returns `stream_over_decode`, `stream_over` (a ratio a peer that is installed), `medians` (images
-    a second) and `spread` (largest over smallest round).
+    Returns `stream_over_decode`, `stream_over` (a ratio a peer that is installed), `medians`
+    (images a second) and `spread` (largest over smallest round).
     """
     photos, rounds, peer_rounds = (2560, 9, 2) if quick else (20_000, 9, 5)
     faces = draw_faces()

@@ -60,6 +60,9 @@ def export_command(
             help="int8: whose faces its ranges are found on.  [default: the model's own set]",
         ),
     ] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the draw of the faces it is checked and calibrated on.")
+    ] = 0,
     licence: Annotated[
         str | None, typer.Option(help="Goes into the file; you know what the model learnt from.")
     ] = None,
@@ -104,21 +107,27 @@ def export_command(
     from persona.models.store import load_model
 
     options = ExportOptions(precision, preprocessing, classifier)
-    faces = _check_faces(card, set_, place)
+    path = out or Path(card.id + ENDINGS[format_])
+    if format_ != "web" and path.is_dir():
+        raise PersonaError(
+            f"{path} is a folder: name the file with --out {path / card.id}{ENDINGS[format_]}"
+        )
+    checked = set_ or _packed((card.test_set, card.train_set), place)
     more: dict[str, Any] = {"facts": {} if licence is None else {"persona.licence": licence}}
     if precision == "int8":
-        more["calibration_NHWC"], name = _calibration_faces(card, calibrate, place)
-        more["facts"]["persona.calibration"] = f"{len(more['calibration_NHWC'])} faces of {name}"
-    path = out or Path(card.id + ENDINGS[format_])
+        name = calibrate or _packed((card.train_set, card.test_set), place)
+        if name is None:
+            raise PersonaError("int8 is calibrated on faces: name a packed set with --calibrate")
+        faces, ranges = _faces_apart(card, checked, name, place, seed)
+        more["calibration_NHWC"] = ranges
+        more["facts"]["persona.calibration"] = f"{len(ranges)} faces of {name}, seed {seed}"
+    else:
+        faces = _check_faces(card, checked, place, seed)
     if format_ == "web":
         from persona.deploy.web import export_web
 
         done = export_web(card, place.models, faces, path, options, runtime=runtime, **more)
     else:
-        if path.is_dir():
-            raise PersonaError(
-                f"{path} is a folder: name the file with --out {path}/{card.id}.onnx"
-            )
         export = export_litert if format_ == "litert" else export_onnx
         done = export(load_model(card, place.models), card, faces, path, options, **more)
     if json:
@@ -132,6 +141,7 @@ def export_command(
             "faces": done.faces,
         }
         if precision == "int8":
+            row["calibration_faces"] = len(more["calibration_NHWC"])
             row |= {"layers": done.layers, "floats": {k.layer: k.cost for k in done.floats}}
         print_json(row)
         return
@@ -145,32 +155,41 @@ def export_command(
         typer.echo(f"open it with `{serve}` at http://127.0.0.1:8000")
 
 
-def _check_faces(card: Card, set_: str | None, place: Workspace) -> Any:
-    """Of the named set, of the model's own if one is packed, or drawn."""
+def _check_faces(card: Card, set_: str | None, place: Workspace, seed: int) -> Any:
+    """Of a set, or drawn."""
     from persona.data.shards import open_set
     from persona.deploy.export import FACES
     from persona.deploy.faces import drawn_faces, set_faces
 
-    name = set_ or _packed((card.test_set, card.train_set), place)
-    if name is not None:
-        return set_faces(*open_set(name, place.shards), card.image_size, FACES)
+    if set_ is not None:
+        return set_faces(*open_set(set_, place.shards), card.image_size, FACES, seed)
     note("no set of this model is packed here: the file is checked on drawn faces")
     return drawn_faces(card.image_size, FACES)
 
 
-def _calibration_faces(card: Card, set_: str | None, place: Workspace) -> tuple[Any, str]:
-    """Of the named set or of the model's own, and its name."""
+def _faces_apart(
+    card: Card, checked: str | None, calibrate: str, place: Workspace, seed: int
+) -> tuple[Any, Any]:
+    """Faces to check on and others to calibrate on: of one set the former come first."""
     from persona.data.shards import open_set
     from persona.deploy.export import CALIBRATION_FACES, FACES
     from persona.deploy.faces import set_faces
 
-    name = set_ or _packed((card.train_set, card.test_set), place)
-    if name is None:
-        raise PersonaError("int8 is calibrated on faces: name a packed set with --calibrate")
-    # Those after the check's, where a set has as many.
-    count = FACES + CALIBRATION_FACES
-    faces = set_faces(*open_set(name, place.shards), card.image_size, count)
-    return faces[-CALIBRATION_FACES:], name
+    if checked != calibrate:
+        ranges = open_set(calibrate, place.shards)
+        return (
+            _check_faces(card, checked, place, seed),
+            set_faces(*ranges, card.image_size, CALIBRATION_FACES, seed),
+        )
+    both = FACES + CALIBRATION_FACES
+    faces = set_faces(*open_set(calibrate, place.shards), card.image_size, both, seed)
+    if len(faces) < 2:
+        raise PersonaError(
+            f"set {calibrate} has one face, and int8 wants one to calibrate on and another to be "
+            "checked on: name another set with --calibrate"
+        )
+    count = max(1, len(faces) * FACES // both)
+    return faces[:count], faces[count:]
 
 
 def _packed(sets: tuple[str, ...], place: Workspace) -> str | None:

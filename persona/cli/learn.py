@@ -195,7 +195,10 @@ def benchmark_command(
     models: ModelsOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """All methods on one stream of people, under one budget of steps and memory."""
+    """All methods on one stream of people, under one budget of steps and memory.
+
+    Killed, it goes on when run again. Several processes: accelerate launch … -m persona learn …
+    """
     place = Workspace.locate(shards=shards, models=models)
     from persona.config import METHODS
     from persona.models.cards import find_model
@@ -229,6 +232,8 @@ def benchmark_command(
     }
     config = build_config({name: value for name, value in given.items() if value is not None})
 
+    quiet_others()
+
     from persona.learning.benchmark import benchmark, draw
 
     found = benchmark(
@@ -237,8 +242,10 @@ def benchmark_command(
         base=base,
         seeds=seeds,
         test_set=test_set,
-        told=note,
+        told=note if is_first() else lambda _line: None,
     )
+    if not is_first():
+        return
     if plot is not None:
         draw(found, plot)
     if json:

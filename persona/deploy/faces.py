@@ -5,6 +5,9 @@ Shapes: N faces, H W pixels.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import islice
+
 import numpy as np
 import numpy.typing as npt
 
@@ -14,11 +17,17 @@ from persona.data.stream import build_loader
 from persona.data.synthetic import draw_identity, draw_photo
 from persona.errors import PersonaError
 
+POOL = 10_000
+"""Crops that are drawn from, or a few more."""
+
 
 def set_faces(
-    folder: SetFolder, manifest: Manifest, size_px: int, count: int
+    folder: SetFolder, manifest: Manifest, size_px: int, count: int, seed: int = 0
 ) -> npt.NDArray[np.uint8]:
-    """(N, H, W, 3) uint8 RGB: the first crops of a set, which are a fair sample of it.
+    """(N, H, W, 3) uint8 RGB: crops of a set, drawn by seed; at most `count`, all different.
+
+    They come from its first shards, each of which is a fair sample of the set: one of millions of
+    photos need not be read, or fetched, as a whole. More of them begin with the same ones.
 
     Raises:
         PersonaError: the crops are of another size, or there is none.
@@ -28,14 +37,14 @@ def set_faces(
             f"set {manifest.name} has crops of {manifest.align.image_size} px, the model takes "
             f"{size_px} px: name another set, or pack one with --image-size {size_px}"
         )
-    faces = np.empty((0, size_px, size_px, 3), np.uint8)
-    for batch in build_loader(folder, manifest, batch_size=64, training=False):
-        faces = np.concatenate([faces, batch.images.permute(0, 2, 3, 1).numpy()])
-        if len(faces) >= count:
-            break
-    if not len(faces):
+    faces = [shard.samples - len(shard.no_face) for shard in manifest.shards]
+    if not sum(faces):
         raise PersonaError(f"set {manifest.name} has no faces: name another set")
-    return faces[:count]
+    enough = int(np.searchsorted(np.cumsum(faces), min(POOL, sum(faces)))) + 1
+    first = replace(manifest, shards=manifest.shards[:enough])
+    drawn = build_loader(folder, first, batch_size=1, training=True, seed=seed)
+    crops = [batch.images[0].permute(1, 2, 0).numpy().copy() for batch in islice(drawn, count)]
+    return np.stack(crops)
 
 
 def drawn_faces(size_px: int, count: int) -> npt.NDArray[np.uint8]:

@@ -11,6 +11,12 @@
   their training photos: what the space gives before anybody trained on them
 - outside: pairs of photos of people who are not in the stream: what a face model must not lose
 
+    runs/benchmark-<digest>/order-<seed>-<method>.json   what one method did over one order
+
+The digest is of student, sets and settings. A run that is there is not run again, so that a
+benchmark that was killed goes on, and one with more orders or methods begins where the smaller one
+ended.
+
 Shapes: T experiences, N photos, P pairs.
 """
 
@@ -18,10 +24,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import io
+import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +43,7 @@ from persona.config import LearnConfig
 from persona.data.shards import Manifest, open_set, read_pairs
 from persona.data.storage import SetFolder
 from persona.data.targets import TargetReader
+from persona.distill import agree
 from persona.errors import PersonaError
 from persona.evaluation.metrics import (
     FARS,
@@ -42,7 +52,7 @@ from persona.evaluation.metrics import (
     roc_auc,
     tar_at_far,
 )
-from persona.files import write_atomically
+from persona.files import folder_lock, read_json, write_atomically, write_json
 from persona.learning import metrics
 from persona.learning.learner import Learner
 from persona.learning.means import ClassMeans
@@ -116,8 +126,6 @@ def benchmark(
     if not 0 < base < 1:
         raise PersonaError(f"base {base}: choose a share between 0 and 1")
     accelerator = build_accelerator(config.mixed_precision)
-    if accelerator.num_processes > 1:
-        raise PersonaError("the benchmark runs on one process: start it without accelerate launch")
     parent = find_model(config.student, workspace.models)
     new = open_set(config.on, workspace.shards, Path(config.cache) if config.cache else None)
     new[1].check_crops(f"student {parent.id}", parent.image_size, False)
@@ -125,23 +133,38 @@ def benchmark(
     bench = Bench(config, workspace, parent, new, photos, accelerator, base, test_set)
     for method in chosen:  # what a method cannot work with is found before the first step
         bench.learner(bench.student(), method, config.seed)
-    runs = []
-    for seed in range(config.seed, config.seed + seeds):
-        order = bench.order(seed)
-        for method in chosen:
-            run = bench.run(method, order)
-            runs.append(run)
+    folder = workspace.runs / f"benchmark-{bench.digest()}"
+    wanted = [(seed, m) for seed in range(config.seed, config.seed + seeds) for m in chosen]
+    first = bench.order(config.seed)
+    with ExitStack() as stack:
+        if accelerator.is_main_process:
+            stack.enter_context(folder_lock(folder, doing="running the benchmark of"))
+        done = agree(accelerator, [read_run(folder, *which) for which in wanted])
+        there = sum(run is not None for run in done)
+        if there:
+            told(f"{there} of {len(done)} runs are in {folder} already; without it all run anew")
+        order, runs = first, []
+        for (seed, method), run in zip(wanted, done, strict=True):
+            if run is not None:
+                runs.append(run)
+                continue
+            if order.seed != seed:
+                order = bench.order(seed)
+            runs.append(run := bench.run(method, order))
+            if accelerator.is_main_process:
+                write_json(run_path(folder, seed, method), run)
             figures = {name: run[name] for name in ("incremental", "final", "forgetting")}
             shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
             told(f"order {seed}, {method}: {shown}, {run['seconds']:.0f} s")
-    first = bench.order(config.seed).stream
+    accelerator.end_training()
+    stream = first.stream
     return {
         "student": parent.id,
         "set": new[1].name,
         "outside": test_set or f"a fifth of {new[1].name}",
-        "identities": [len(e.identities) for e in first],
-        "photos": {"train": [len(e.train) for e in first], "test": [len(e.test) for e in first]},
-        "steps": [bench.steps_of(e, first) for e in first],
+        "identities": [len(e.identities) for e in stream],
+        "photos": {"train": [len(e.train) for e in stream], "test": [len(e.test) for e in stream]},
+        "steps": [bench.steps_of(e, stream) for e in stream],
         "batch_size": config.batch_size,
         "memory": {"photos": config.memory, "mb": config.memory_mb},
         "seeds": seeds,
@@ -150,6 +173,26 @@ def benchmark(
         },
         "runs": runs,
     }
+
+
+def run_path(folder: Path, seed: int, method: str) -> Path:
+    """Where the figures of one method over one order are kept."""
+    return folder / f"order-{seed}-{method}.json"
+
+
+def read_run(folder: Path, seed: int, method: str) -> dict[str, Any] | None:
+    """The figures of a run that came to its end; None where there are none.
+
+    Raises:
+        PersonaError: the file is damaged.
+    """
+    path = run_path(folder, seed, method)
+    if not path.exists():
+        return None
+    found = read_json(path, what="run of a benchmark")
+    if not isinstance(found, dict) or (found.get("seed"), found.get("method")) != (seed, method):
+        raise PersonaError(f"{path} is no run of {method} over order {seed}: remove it")
+    return found
 
 
 @dataclass
@@ -179,6 +222,19 @@ class Bench:
     base: float
     test_set: str | None
     anchor: tuple[Teacher | None, TargetReader | None] | None = None
+
+    def digest(self) -> str:
+        """Of all that a run depends on but its method and order, in 12 hex digits."""
+        config = dataclasses.asdict(self.config)
+        origin = {
+            "config": {k: v for k, v in config.items() if k not in {"method", "cache", "tracker"}},
+            "student": self.parent.weights_sha256,
+            "set": self.new[1].digest,
+            "base": self.base,
+            "outside": self.test_set and open_set(self.test_set, self.workspace.shards)[1].digest,
+            "processes": self.accelerator.num_processes,
+        }
+        return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:12]
 
     def student(self) -> Student:
         """The student as it is stored, less its last layer: the stream begins with nobody."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from PIL import Image
 
 from persona.config import StudentConfig
 from persona.data.pack import Packed
+from persona.data.stream import build_loader
 from persona.data.transforms import normalise
 from persona.deploy import export
 from persona.deploy.bench import _count_macs, count_onnx
@@ -227,3 +229,38 @@ def test_a_calibration_set_must_fit(train_set: Packed) -> None:
     none = replace(train_set.manifest, shards=())
     with pytest.raises(PersonaError, match="has no faces: name another set"):
         set_faces(train_set.folder, none, none.align.image_size, 8)
+
+
+def test_faces_are_drawn_by_seed(train_set: Packed) -> None:
+    known = (train_set.folder, train_set.manifest, train_set.manifest.align.image_size)
+    some, more, others = set_faces(*known, 8), set_faces(*known, 99), set_faces(*known, 8, seed=1)
+    assert some.shape == (8, *more.shape[1:]) and len(more) == train_set.manifest.samples == 30
+    np.testing.assert_array_equal(more[:8], some)
+    assert len({face.tobytes() for face in more}) == 30
+    assert {face.tobytes() for face in others} != {face.tobytes() for face in some}
+
+
+def test_a_photo_without_a_face_is_not_drawn(lfw_set: Packed) -> None:
+    first = lfw_set.manifest.shards[0]
+    blind = replace(lfw_set.manifest, shards=(replace(first, no_face=(first_key(lfw_set),)),))
+    side = blind.align.image_size
+    assert len(set_faces(lfw_set.folder, blind, side, 99)) == first.samples - 1
+
+
+def first_key(packed: Packed) -> int:
+    """Of the first photo of the first shard."""
+    loader = build_loader(packed.folder, packed.manifest, batch_size=1, training=False)
+    return int(next(iter(loader)).keys[0])
+
+
+def test_it_is_checked_on_other_faces_than_it_is_calibrated_on(
+    models: Path, train_set: Packed, tmp_path: Path
+) -> None:
+    home = models.parent
+    shutil.copytree(train_set.folder, home / "shards" / "vggface2-train", dirs_exist_ok=True)
+    arguments = ["export", ID, "--precision", "int8", "--calibrate", "vggface2-train"]
+    arguments += ["--set", "vggface2-train", "--out", str(tmp_path / "a.onnx")]
+    found = persona_here(*arguments, home=home)
+    assert (found["faces"], found["calibration_faces"]) == (20, 10)
+    noted = onnx.load(tmp_path / "a.onnx").metadata_props
+    assert "10 faces of vggface2-train, seed 0" in {entry.value for entry in noted}

@@ -380,6 +380,52 @@ def test_the_benchmark(home: Path, student: str, tmp_path: Path) -> None:
     assert [r["seed"] for r in by_method["ncm"]] == [0, 1]
 
 
+def test_a_benchmark_goes_on_where_it_stopped(
+    home: Path, student: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from persona.learning import benchmark
+
+    options = ["--student", student, "--experiences", "2", "--hold-out", "0.4", "--base", "0.6"]
+    options += ["--test-set", "lfw", "--methods", "finetune,ncm"]
+    before = set((home / "runs").glob("benchmark-*"))
+    whole = persona_here(*BENCHMARK, *options, "--seeds", "2", home=home)
+    (folder,) = set((home / "runs").glob("benchmark-*")) - before
+    kept = {path.name: path.read_bytes() for path in folder.glob("order-*.json")}
+    assert len(kept) == 4
+    (folder / "order-1-finetune.json").unlink()
+    ran: list[tuple[str, int]] = []
+    run_one = benchmark.Bench.run
+
+    def watched(self: benchmark.Bench, method: str, order: benchmark.Order) -> dict[str, Any]:
+        ran.append((method, order.seed))
+        return run_one(self, method, order)
+
+    monkeypatch.setattr(benchmark.Bench, "run", watched)
+    again = persona_here(*BENCHMARK, *options, "--seeds", "3", home=home)
+    assert ran == [("finetune", 1), ("finetune", 2), ("ncm", 2)]
+    timed = {"seconds"}
+    for one, other in zip(whole["runs"], again["runs"][:4], strict=True):
+        assert all(other[name] == one[name] for name in one.keys() - timed)
+    ran.clear()
+    persona_here(*BENCHMARK, *options, "--seeds", "1", "--lr", "1e-2", home=home)
+    assert ran == [("finetune", 0), ("ncm", 0)]  # another benchmark
+    (folder / "order-0-ncm.json").write_text("{}")
+    assert "is no run of ncm over order 0: remove it" in learn_error(
+        *BENCHMARK, *options, "--seeds", "2", home=home
+    )
+
+
+@pytest.mark.heavy
+def test_a_benchmark_on_two_processes(home: Path, student: str) -> None:
+    options = ["--student", student, "--experiences", "2", "--hold-out", "0.4", "--test-set", "lfw"]
+    options += ["--methods", "finetune,replay,ncm", "--seeds", "1"]
+    launch = ("accelerate.commands.launch", "--config_file", str(TWO_PROCESSES), "-m", "persona")
+    found = json.loads(run(*launch, *BENCHMARK, *options, "--json", home=home).stdout)
+    assert set(found["methods"]) == {"finetune", "replay", "ncm"}
+    alone = persona_here(*BENCHMARK, *options, home=home)
+    assert found["steps"] == alone["steps"] and found["identities"] == alone["identities"]
+
+
 def test_the_benchmark_prints_a_table(home: Path, student: str) -> None:
     options = ["--student", student, "--methods", "ncm", "--seeds", "1", "--experiences", "2"]
     options += ["--hold-out", "0.4", "--on", "both"]
