@@ -134,7 +134,7 @@ def export_onnx(
     """
     options = options or ExportOptions()
     wanted_NE = _check(student, card, faces_NHWC, path, ".onnx", options, calibration_NHWC)
-    data, quantised = _build(student, card, options, facts or {}, calibration_NHWC)
+    data, quantised = _build(student, card, options, facts or {}, calibration_NHWC, faces_NHWC)
     found_NE = run_onnx(data, faces_NHWC, preprocessing=options.preprocessing)
     return _write(path, data, card, options, wanted_NE, found_NE, quantised)
 
@@ -165,7 +165,7 @@ def export_litert(
             "LiteRT files are fp32 or int8, without preprocessing or classifier: export ONNX"
         )
     wanted_NE = _check(student, card, faces_NHWC, path, ".tflite", options, calibration_NHWC)
-    graph, quantised = _build(student, card, options, facts or {}, calibration_NHWC)
+    graph, quantised = _build(student, card, options, facts or {}, calibration_NHWC, faces_NHWC)
     model = onnx.load_from_string(graph)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     del metadata[SETTINGS_KEY]
@@ -245,7 +245,7 @@ def build_graph(
     Raises:
         PersonaError: packages are missing.
     """
-    return _build(student, card, options or ExportOptions(), facts or {}, None)[0]
+    return _build(student, card, options or ExportOptions(), facts or {})[0]
 
 
 def _build(
@@ -253,17 +253,23 @@ def _build(
     card: Card,
     options: ExportOptions,
     facts: dict[str, str],
-    calibration_NHWC: Faces | None,
+    calibration_NHWC: Faces | None = None,
+    faces_NHWC: Faces | None = None,
 ) -> tuple[bytes, Quantised | None]:
     """The ONNX file's bytes, and of int8 what became of its layers."""
     model = _trace(student, options)
     quantised = None
     metadata = _metadata(card, student, options) | facts
     if options.precision == "int8":
-        assert calibration_NHWC is not None
-        inputs = graph_input(calibration_NHWC, preprocessing=options.preprocessing)
-        batches = np.array_split(inputs, -(-len(inputs) // CALIBRATION_BATCH))
-        quantised = quantise_graph(model, batches, EMBEDDING, WORST_COSINE["int8"])
+        assert calibration_NHWC is not None and faces_NHWC is not None
+        batches, others = (
+            np.array_split(
+                graph_input(faces, preprocessing=options.preprocessing),
+                -(-len(faces) // CALIBRATION_BATCH),
+            )
+            for faces in (calibration_NHWC, faces_NHWC)
+        )
+        quantised = quantise_graph(model, batches, EMBEDDING, WORST_COSINE["int8"], others)
         model = quantised.model
         metadata["persona.floats"] = ", ".join(kept.layer for kept in quantised.floats) or "none"
     import onnx
@@ -312,7 +318,31 @@ def _trace(student: Student, options: ExportOptions) -> Any:
     del model.metadata_props[:]
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.input):
         part.ClearField("metadata_props")  # traces of source files, of no use to anybody
+    _name_pooling(model)
     return model
+
+
+def _name_pooling(model: Any) -> None:
+    """Means over height and width as GlobalAveragePool.
+
+    onnxruntime has that one in its own layout and in integers, and ReduceMean in neither.
+    """
+    import onnx
+
+    constants = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type != "ReduceMean":
+            continue
+        axes = sorted(axis % 4 for axis in constants[node.input[1]].tolist())
+        if axes == [2, 3] and all(a.i for a in node.attribute if a.name == "keepdims"):
+            pooled = onnx.helper.make_node(
+                "GlobalAveragePool", node.input[:1], node.output, name=node.name
+            )
+            node.CopyFrom(pooled)
+    used = {name for node in model.graph.node for name in node.input}
+    unused = [i for i in model.graph.initializer if i.name not in used]
+    for initializer in unused:
+        model.graph.initializer.remove(initializer)
 
 
 def _metadata(card: Card, student: Student, options: ExportOptions) -> dict[str, str]:

@@ -201,7 +201,7 @@ class _Converter:
         """
         output, activation = node.output[0], "NONE"
         users = self.users.get(output, [])
-        if len(users) == 1 and users[0].op_type == "Relu" and node.op_type != "ReduceMean":
+        if len(users) == 1 and users[0].op_type == "Relu" and node.op_type != "GlobalAveragePool":
             output, activation = users[0].output[0], "RELU"
             self.done.add(output)
             users = self.users.get(output, [])
@@ -342,7 +342,7 @@ class _Converter:
         options = {"fusedActivationFunction": self._activation(activation)}
         self._operator("MUL", inputs, place, "MulOptions", **options)
 
-    def _reducemean(self, node: Any) -> None:
+    def _globalaveragepool(self, node: Any) -> None:
         (given,), place, _ = self._ends(node)
         value = np.array([1, 2], np.int32)
         axes = self._tensor(f"{node.output[0]}_axes", [2], value, kind=np.int32)

@@ -27,7 +27,7 @@ from persona.progress import progress_bar
 Arrays = list[npt.NDArray[Any]]
 """Batches as the graph takes them."""
 MARGIN = 0.002
-"""How much nearer the calibration faces must be than is wanted: others may lie further off."""
+"""How much nearer the faces must be than is wanted: another runtime rounds in its own way."""
 SMALLEST = 1e-6
 """Range of a tensor that is the same everywhere."""
 COST_FACES = 32
@@ -36,7 +36,7 @@ THREE = "three"
 FLOAT = 1
 """onnx.TensorProto.FLOAT."""
 WEIGHTED = ("Conv", "Gemm")
-FOLDED = ("ReduceMean", "Mul", "Relu", "Reshape", "Flatten")
+FOLDED = ("GlobalAveragePool", "Mul", "Relu", "Reshape", "Flatten")
 """What a positive factor goes through."""
 
 
@@ -76,7 +76,9 @@ class Quantised:
     """Those that stay in floats, costliest first."""
 
 
-def quantise_graph(model: Any, batches: Arrays, output: str, worst: float) -> Quantised:
+def quantise_graph(
+    model: Any, batches: Arrays, output: str, worst: float, others: Arrays | None = None
+) -> Quantised:
     """A float graph in integers, as far as its faces allow.
 
     Args:
@@ -84,6 +86,7 @@ def quantise_graph(model: Any, batches: Arrays, output: str, worst: float) -> Qu
         batches: calibration faces.
         output: the embedding's name.
         worst: cosine that every calibration face must keep.
+        others: faces that must keep it as well, though no range comes from them.
 
     Raises:
         PersonaError: no layer can be in integers with that.
@@ -91,7 +94,8 @@ def quantise_graph(model: Any, batches: Arrays, output: str, worst: float) -> Qu
     # Of tensors that only the lowered graph has, there; they are as large in any.
     ranges = find_ranges(lower(model).model, batches) | find_ranges(model, batches)
     costs = find_costs(model, ranges, batches[: -(-COST_FACES // len(batches[0]))], output)
-    wanted_NE = _run(model, batches, output)
+    judged = [*batches, *(others or [])]
+    wanted_NE = _run(model, judged, output)
 
     for weights in (True, False):
         found: dict[int, Any] = {}
@@ -99,14 +103,14 @@ def quantise_graph(model: Any, batches: Arrays, output: str, worst: float) -> Qu
         def quality(count: int, weights: bool = weights, found: dict[int, Any] = found) -> float:
             floats = {kept.layer for kept in costs[:count]}
             found[count] = quantise(model, ranges, floats, weights=weights)
-            return float(_cosines(_run(found[count], batches, output), wanted_NE).min())
+            return float(_cosines(_run(found[count], judged, output), wanted_NE).min())
 
         count = fewest(quality, len(costs), worst + MARGIN)
         if count < len(costs):
             return Quantised(found[count], len(costs), costs[:count])
     raise PersonaError(
         f"none of the {len(costs)} layers can be in integers: with any the worst cosine over the "
-        f"calibration faces falls below {worst + MARGIN:g}; a model that answers like photos so "
+        f"faces falls below {worst + MARGIN:g}; a model that answers like photos so "
         "differently has seen too few faces"
     )
 
@@ -224,7 +228,7 @@ def lower(model: Any, floats: Collection[str] = ()) -> Lowered:
         elif name in FOLDED:
             graph.copy(node, inputs)
             factor[output] = float(np.prod(by))
-            if name in ("ReduceMean", "Mul") and output in behind:
+            if name in ("GlobalAveragePool", "Mul") and output in behind:
                 layers[output] = gates.get(output, f"{output} pooling")
         else:
             for place, (given, times) in enumerate(zip(inputs, by, strict=True)):
@@ -270,7 +274,7 @@ def _squeeze_excites(graph: _Graph) -> dict[str, str]:
             if before.op_type not in ("Conv", "Relu"):
                 break
             tensor = before.input[0]
-        if [n.op_type for n in chain] != ["Conv", "Relu", "Conv", "ReduceMean"]:
+        if [n.op_type for n in chain] != ["Conv", "Relu", "Conv", "GlobalAveragePool"]:
             continue
         block = _module(graph, node.input[0]).rpartition(".")[0]
         after = graph.consumers[node.output[0]]

@@ -19,7 +19,6 @@ def small_graph(*, extra: str | None = None) -> Any:
     rng = np.random.default_rng(0)
     nodes: list[Any] = []
     weights: dict[str, Any] = {
-        "axes": np.array([-1, -2]),
         "last": np.array([-1]),
         "flat": np.array([-1, CHANNELS * 2]),
         "tiny": np.float32(1e-12).reshape(()),
@@ -48,7 +47,7 @@ def small_graph(*, extra: str | None = None) -> Any:
     if extra is not None:
         tensor = add(extra, tensor, to="extra")
     deep = add("Relu", conv(tensor, "deep", CHANNELS, 1, 5, 5, group=CHANNELS), to="relu")
-    pooled = add("ReduceMean", deep, "axes", to="mean", keepdims=1)
+    pooled = add("GlobalAveragePool", deep, to="mean")
     squeezed = add("Relu", conv(pooled, "se.fc1", 4, CHANNELS, 1, 1), to="squeezed")
     gate = add(
         "HardSigmoid",
@@ -60,7 +59,7 @@ def small_graph(*, extra: str | None = None) -> Any:
     projected = conv(scaled, "project", CHANNELS, CHANNELS, 1, 1, bias=False)
     total = add("Add", projected, tensor, to="sum")
     top = add("HardSwish", conv(total, "top", CHANNELS * 2, CHANNELS, 1, 1), to="top_swish")
-    flat = add("Reshape", add("ReduceMean", top, "axes", to="all", keepdims=1), "flat", to="view")
+    flat = add("Reshape", add("GlobalAveragePool", top, to="all"), "flat", to="view")
     weights["student.linear.weight"] = rng.normal(size=(EMBEDDING, CHANNELS * 2))
     weights["student.linear.bias"] = rng.normal(size=EMBEDDING) * 0.1
     linear = ("student.linear.weight", "student.linear.bias")

@@ -121,6 +121,15 @@ def test_as_many_layers_stay_in_floats_as_the_cosine_wants(model: Any) -> None:
         quantise_graph(model, BATCHES, "embedding", 1 - MARGIN)
 
 
+def test_faces_that_gave_no_range_keep_the_cosine_too(model: Any) -> None:
+    easy = quantise_graph(model, BATCHES[:1], "embedding", 0.97)
+    others = 2 * BATCHES[1]  # beyond every range
+    assert not easy.floats and worst(model, easy.model, others) < 0.97
+    both = quantise_graph(model, BATCHES[:1], "embedding", 0.97, [others])
+    assert 0 < len(both.floats) < len(LAYERS)
+    assert worst(model, both.model, others) > 0.97
+
+
 def test_fewest() -> None:
     for enough in range(12):
 
