@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from persona.data.align import AlignSpec, Box, Crop, RawPhoto, build_aligner, centre_photo
 from persona.data.align.boxes import read_boxes
@@ -191,7 +192,7 @@ class Packing:
         return number * self.size, min((number + 1) * self.size, self.count)
 
 
-def packing_order(dataset: RawDataset, photos: Sequence[Photo]) -> list[int]:
+def packing_order(dataset: RawDataset, photos: Sequence[Photo]) -> npt.NDArray[np.int64]:
     """Places in the index, in the order of a hash of their source: a shuffle that never changes.
 
     Of photos in blocks, as many blocks as a worker holds go before the next ones.
@@ -200,13 +201,12 @@ def packing_order(dataset: RawDataset, photos: Sequence[Photo]) -> list[int]:
     blocks = {block for photo in photos if (block := dataset.block(photo)) is not None}
     for number, block in enumerate(sorted(blocks, key=_shuffled)):
         window_of[block] = number // dataset.blocks_at_once
-    return sorted(
-        range(len(photos)),
-        key=lambda place: (
-            window_of[dataset.block(photos[place])],
-            _shuffled(photos[place].source),
-        ),
-    )
+    hashes = bytearray()  # an eighth of what a list of keys takes
+    for photo in photos:
+        hashes += _shuffled(photo.source)
+    high, low = np.frombuffer(hashes, ">u8").reshape(-1, 2).T
+    windows = np.fromiter((window_of[dataset.block(photo)] for photo in photos), np.int64)
+    return np.lexsort((low, high, windows))
 
 
 def _shuffled(name: str) -> bytes:
@@ -232,16 +232,13 @@ def plan_photos(
     if listed_pairs is not None:
         pairs, unknown_photos = _key_pairs(index, listed_pairs, options.max_skipped)
         absent |= unknown_photos
-    order = packing_order(dataset, index.photos)
+    places = packing_order(dataset, index.photos)
     if only is not None:
-        wanted = set(only)
-        order = [place for place in order if place in wanted]
+        places = places[np.isin(places, np.asarray(only, np.int64))]
     annotations = [photo.attributes for photo in index.photos]
     annotated = hashlib.sha256(encode_json(annotations)).hexdigest() if any(annotations) else None
-    places = np.asarray(order, np.int64)
     encoded = None if pairs is None else encode_pairs(pairs)
     photos = index.photos
-    del order
 
     def tasks(start: int, stop: int) -> list[PhotoTask]:
         return [

@@ -64,7 +64,7 @@ def test_packing_keeps_to_a_window_of_row_groups(
     monkeypatch.setattr(parquet, "MAX_BLOCKS", 3)
     dataset = open_dataset(f"parquet:{path}", tmp_path)
     index = dataset.index()
-    order = packing_order(dataset, index.photos)
+    order = packing_order(dataset, index.photos).tolist()
     assert sorted(order) == list(range(60))
     windows = [{index.photos[p].source[:15] for p in order[i : i + 15]} for i in range(0, 60, 15)]
     assert [len(window) for window in windows] == [3] * 4
@@ -90,7 +90,7 @@ def test_datasets_without_blocks_keep_their_order(raw: Path) -> None:
     dataset = open_dataset("vggface2", raw)
     photos = dataset.index().photos
     digests = [hashlib.blake2b(p.source.encode(), digest_size=16).digest() for p in photos]
-    order = packing_order(dataset, photos)
+    order = packing_order(dataset, photos).tolist()
     assert order == sorted(range(len(photos)), key=digests.__getitem__)
 
 
