@@ -18,17 +18,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import logging
 import shutil
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from persona.data.align import AlignSpec, Box, Crop, RawPhoto, build_aligner, centre_photo
 from persona.data.align.boxes import read_boxes
@@ -51,11 +50,9 @@ from persona.data.shards import (
     VERSION,
     KeyPair,
     Manifest,
-    Member,
     Skipped,
     encode_json,
     encode_pairs,
-    index_members,
     key_of,
     open_set,
     parse_manifest,
@@ -63,6 +60,7 @@ from persona.data.shards import (
     tar_sample,
     write_manifest,
 )
+from persona.data.tars import ShardReader, damaged
 from persona.data.triplets import ROLES, check_index, index_digest, load_triplets
 from persona.errors import NoFace, PersonaError, SkipPhoto, unknown
 from persona.files import folder_lock, read_json, write_atomically, write_json
@@ -512,22 +510,22 @@ def _sample(task: PhotoTask, crop: Crop, *, no_face: bool = False) -> bytes:
 
 
 class TripletCopier:
-    """Copies crops out of a packed set into triplet samples."""
+    """Copies crops out of a packed set into triplet samples; built once in every worker."""
 
     def __init__(self, crops: Packed) -> None:
-        self.members: dict[str, Member] = index_members(crops.folder, crops.manifest)
-        self.no_face = frozenset(crops.manifest.no_face)
-        self._paths = [
-            crops.manifest.shard_path(crops.folder, n) for n in range(len(crops.manifest.shards))
-        ]
-        self._open: dict[int, IO[bytes]] = {}
-        weakref.finalize(self, _close_all, self._open)
-
-    def _read(self, name: str) -> bytes:
-        member = self.members[name]
-        if member.shard not in self._open:
-            self._open[member.shard] = self._paths[member.shard].open("rb")
-        return member.read(self._open[member.shard])  # type: ignore[arg-type]
+        self.shards = []
+        for number, shard in enumerate(crops.manifest.shards):
+            no_face = frozenset(key_of(key).encode() for key in shard.no_face)
+            path = crops.manifest.shard_path(crops.folder, number)
+            samples = shard.samples - len(no_face)
+            self.shards.append(ShardReader(path, ("jpg", "json"), samples, no_face))
+        counts = [len(shard.keys) for shard in self.shards]
+        keys = [_places(shard) for shard in self.shards]
+        order = np.argsort(np.concatenate(keys), kind="stable")
+        self.keys = np.concatenate(keys)[order]
+        """Places in the index that have a crop, sorted."""
+        self.shard = np.repeat(np.arange(len(counts), dtype=np.int32), counts)[order]
+        self.row = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])[order]
 
     def __call__(self, numbered: Sequence[tuple[int, list[int]]]) -> Chunk:
         """Turns `(number, three places)` into the tar bytes of their samples."""
@@ -535,26 +533,43 @@ class TripletCopier:
         labels: set[int] = set()
         skipped = []
         for number, places in numbered:
-            keys = dict(zip(ROLES, map(key_of, places), strict=True))
+            found = np.searchsorted(self.keys, places).tolist()
             lost = [
                 role
-                for role, key in keys.items()
-                if f"{key}.jpg" not in self.members or int(key) in self.no_face
+                for role, place, at in zip(ROLES, places, found, strict=True)
+                if at == len(self.keys) or self.keys[at] != place
             ]
             if lost:
                 skipped.append(Skipped(f"triplet {number}", f"no crop of its {' and '.join(lost)}"))
                 continue
-            metas = {role: json.loads(self._read(f"{key}.json")) for role, key in keys.items()}
-            parts = {f"{role}.jpg": self._read(f"{key}.jpg") for role, key in keys.items()}
-            meta = encode_json({"key": key_of(number), **metas})
-            data.append(tar_sample(key_of(number), {**parts, "json": meta}))
-            labels.update(meta["class"] for meta in metas.values())
+            key = key_of(number)
+            parts: dict[str, bytes] = {}
+            metas = {"key": encode_json(key)}
+            for role, at in zip(ROLES, found, strict=True):
+                parts[f"{role}.jpg"], metas[role], label = self._crop(at)
+                labels.add(label)
+            # What a crop's json holds goes in as it is: made of the same canonical JSON.
+            meta = b",".join(b'"%s":%s' % (k.encode(), metas[k]) for k in sorted(metas))
+            data.append(tar_sample(key, {**parts, "json": b"{%s}" % meta}))
         return Chunk(b"".join(data), len(data), tuple(sorted(labels)), tuple(skipped))
 
+    def _crop(self, at: int) -> tuple[bytes, bytes, int]:
+        """A crop's JPEG, its json and its class index."""
+        shard = self.shards[self.shard[at]]
+        try:
+            jpeg, meta = shard.read(self.row[at])
+            return bytes(jpeg), bytes(meta), int(orjson.loads(meta)["class"])
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"sample {self.keys[at]}: {type(error).__name__}"
+            raise damaged(shard.path, what) from None
 
-def _close_all(files: dict[int, IO[bytes]]) -> None:
-    for file in files.values():
-        file.close()
+
+def _places(shard: ShardReader) -> npt.NDArray[np.int64]:
+    """A shard's keys as places in the index."""
+    try:
+        return shard.keys.astype(np.int64)
+    except (ValueError, OverflowError):
+        raise damaged(shard.path, "a key that is no number") from None
 
 
 # --- 3. pack ---------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from persona.data.align import AlignSpec
 from persona.data.journal import Chunk, ShardWriter
 from persona.data.pack import Packed, PackOptions, pack_photos, pack_triplets
 from persona.data.raw import open_dataset
-from persona.data.shards import open_set, read_manifest, read_pairs, verify_set
+from persona.data.shards import open_set, read_manifest, read_pairs, tar_sample, verify_set
 from persona.data.synthetic import draw_identity, draw_photo
 from persona.data.triplets import make_triplets
 from persona.errors import PersonaError
@@ -271,6 +271,24 @@ def test_triplets_without_a_face_are_left_out_and_named(raw: Path, tmp_path: Pat
     manifest = pack_triplets(dataset, card.id, shards, NO_ALIGN).manifest
     assert manifest.samples + len(manifest.skipped) == 20
     assert "no crop of its" in manifest.skipped[0].reason
+
+
+def test_triplets_of_damaged_crops_are_refused(raw: Path, tmp_path: Path) -> None:
+    dataset, shards = open_dataset("vggface2", raw, "test"), tmp_path / "shards"
+    index = dataset.index()
+    card = make_triplets(index, 20, dataset="vggface2", split="test", seed=0, shards=shards)
+    crops = pack_photos(dataset, shards / dataset.set_name, NO_ALIGN)
+    tar = crops.manifest.shard_path(crops.folder, 0)
+    without_class = tar.read_bytes().replace(b'"class"', b'"glass"')
+    sample = {"jpg": b"", "json": b"{}"}
+    names = [tar_sample(f"face{n}", sample) for n in range(crops.manifest.shards[0].samples)]
+    for data, what in (
+        (without_class, r"sample \d+: KeyError"),
+        (b"".join(names).ljust(len(without_class), b"\0"), "a key that is no number"),
+    ):
+        tar.write_bytes(data)
+        with pytest.raises(PersonaError, match=rf"000000.tar is damaged \({what}\)"):
+            pack_triplets(dataset, card.id, shards, NO_ALIGN)
 
 
 def test_triplets_of_another_split_are_refused(raw: Path, tmp_path: Path) -> None:
