@@ -21,7 +21,8 @@ from persona.models.cards import CARD, CLASSES, Card
 from persona.models.manage import check_name, import_model
 
 PREFIX = "hf://"
-FILES = (CARD, CLASSES, "weights-*.safetensors")
+FILES = re.compile(rf"{re.escape(CARD)}|{re.escape(CLASSES)}|weights-[\w-]+\.safetensors")
+"""What a pull takes; nothing else that a repository holds is asked for, whatever its name."""
 MAX_BYTES = 500_000_000
 """Of one file of a pulled model: a student has a few MB."""
 
@@ -92,7 +93,8 @@ def pull(repository: str, name: str | None, models: Path) -> Card:
                 raise PersonaError(f"{PREFIX}{repository} holds no model of Persona's: no {CARD}")
             if large:
                 raise PersonaError(f"{repository} holds {large[0]} of over 500 MB: no student is")
-            api.snapshot_download(repository, local_dir=scratch, allow_patterns=list(FILES))
+            wanted = [path for path in sizes if FILES.fullmatch(path)]
+            api.snapshot_download(repository, local_dir=scratch, allow_patterns=wanted)
         try:
             return import_model(Path(scratch), name or repository.partition("/")[2], models)
         except PersonaError as error:

@@ -147,6 +147,17 @@ def test_a_hub_that_is_not_there_or_breaks_off(
     assert list(there.iterdir()) == []
 
 
+def test_only_what_a_model_is_made_of_is_asked_for(models: Path, tmp_path: Path, hub: Hub) -> None:
+    put(models)
+    for name in ("weights-/../../../evil.safetensors", "../evil", "weights-[!].safetensors"):
+        hub.repositories["me/small"][name] = b"evil"
+    there = tmp_path / "deep" / "there"
+    card = pull("me/small", None, there)
+    assert [model.id for model in list_models(there)] == [card.id]
+    assert not [path for path in tmp_path.rglob("*") if b"evil" in path.name.encode()]
+    assert all(b"evil" not in p.read_bytes() for p in there.rglob("*") if p.is_file())
+
+
 @pytest.mark.parametrize("url", ["me/small", "hf://me", "hf://me/../x", "hf://a/b/c", "hf://a b/c"])
 def test_what_is_no_repository(url: str) -> None:
     with pytest.raises(PersonaError, match="expected hf://OWNER/NAME"):
