@@ -47,6 +47,8 @@ RETRIES = 5
 """Tries in a row that bring nothing."""
 BACKOFF_S = 0.5
 """Wait before the second try; doubled for each one after it."""
+TEMPORARY = "persona-set-"
+"""What the names of temporary folders begin with."""
 CHUNK = 1 << 20
 OBJECT_CHUNK = 8 << 20
 """Bytes a request to an object store."""
@@ -118,8 +120,14 @@ def open_remote(url: str, cache: Path | None) -> RemoteFolder:
 
 
 def _temporary_folder() -> Path:
-    """A folder that goes with this process, though not with the workers that it forks."""
-    folder, owner = Path(tempfile.mkdtemp(prefix="persona-set-")), os.getpid()
+    """A folder that goes with this process, though not with the workers that it forks.
+
+    If the process is killed, the next one that makes such a folder removes it.
+    """
+    _remove_abandoned(Path(tempfile.gettempdir()))
+    owner = os.getpid()
+    while _hold(folder := Path(tempfile.mkdtemp(prefix=TEMPORARY))) is None:
+        pass  # another process took it for abandoned before it was held
 
     def remove() -> None:
         if os.getpid() == owner:
@@ -127,6 +135,33 @@ def _temporary_folder() -> Path:
 
     atexit.register(remove)
     return folder
+
+
+def _hold(folder: Path) -> int | None:
+    """A handle that locks a folder until this process and what it forks end.
+
+    Returns:
+        None: the folder is gone, or another process holds it.
+    """
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    with contextlib.suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if folder.is_dir():
+            return handle
+    os.close(handle)
+    return None
+
+
+def _remove_abandoned(place: Path) -> None:
+    """Removes the temporary folders below `place` of this user's processes that are no more."""
+    for folder in place.glob(f"{TEMPORARY}*"):
+        with contextlib.suppress(OSError):
+            if folder.lstat().st_uid == os.geteuid() and (handle := _hold(folder)) is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(handle)
 
 
 def on_disk(folder: SetFolder, doing: str) -> Path:

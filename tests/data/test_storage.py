@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -63,6 +67,29 @@ def test_what_is_fetched_late_is_not_left_behind(
         if isinstance(thread, Late):
             thread.join()
     assert not list(folder.local.glob("*.tar"))
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    script = (
+        "import sys, time; from persona.data.storage import open_remote\n"
+        f"print(open_remote({url + '/a'!r}, None).local, flush=True); time.sleep(60)"
+    )
+    command, environment = [sys.executable, "-c", script], {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        theirs = Path(process.stdout.readline().strip())
+        (theirs / "face.tar").write_bytes(b"face")
+        mine = open_remote(f"{url}/a", None).local
+        assert theirs.is_dir() and mine.is_dir() and theirs.parent == mine.parent
+        process.kill()
+    (tmp_path / "persona-set-elsewhere").symlink_to(tmp_path / "shards")
+    other = open_remote(f"{url}/a", None).local
+    assert {p.name for p in tmp_path.glob("persona-set-*")} == {
+        *(mine.name, other.name, "persona-set-elsewhere")
+    }
 
 
 @pytest.mark.parametrize("workers", [0, 3])
