@@ -58,7 +58,8 @@ def worker_pool(
         preload: modules that are imported once for all workers.
 
     Raises:
-        PersonaError: from the map, where a worker was killed or did not start. What a task raises is raised here.
+        PersonaError: from the map, where a worker was killed or did not start. What a task raises
+            is raised here.
     """
     if workers == 0:
         function = build(*arguments)

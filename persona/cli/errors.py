@@ -50,7 +50,7 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted: run the same command again to go on", EXIT_INTERRUPTED
     if isinstance(error, MemoryError):
-        return _NO_MEMORY, EXIT_ERROR
+        error = OSError(errno.ENOMEM, "")  # what the system calls it
     if isinstance(error, BrokenPipeError):
         return "", EXIT_ERROR  # `persona … | head`: nobody is left to read a line
     if isinstance(error, OSError) and error.errno in _OS_ERRORS:

@@ -292,7 +292,11 @@ def _reason(error: Exception) -> str:
     reason = getattr(error, "reason", error)
     if isinstance(reason, OSError) and reason.strerror:
         return reason.strerror[0].lower() + reason.strerror[1:]
-    return f"the connection broke ({type(reason).__name__})"
+    return _broken(reason)
+
+
+def _broken(error: Exception) -> str:
+    return f"the connection broke ({type(error).__name__})"
 
 
 def _chunks(url: str, start: int, size: int | None) -> Iterator[bytes]:
@@ -340,17 +344,7 @@ def _credentials(host: str) -> str | None:
 
 
 def _objects(url: str, start: int, size: int | None) -> Iterator[bytes]:
-    import fsspec
-
-    scheme = urlsplit(url).scheme
-    try:
-        # Made anew in each process: its connections do not survive a fork.
-        store: Any = fsspec.filesystem(scheme, **OBJECT_OPTIONS.get(scheme, {}))
-    except ImportError:
-        extra = OBJECT_STORES[scheme]
-        raise PersonaError(
-            f"{scheme}:// wants its reader: pip install 'persona[{extra}]'"
-        ) from None
+    store = _object_store(urlsplit(url).scheme)
     while size is None or start < size:
         end = None if size is None else min(start + OBJECT_CHUNK, size)
         try:
@@ -359,15 +353,48 @@ def _objects(url: str, start: int, size: int | None) -> Iterator[bytes]:
             raise _Final(FINAL[404]) from None
         except PermissionError:
             raise _Final(FINAL[403]) from None
-        except OSError:
-            raise
         except Exception as error:  # the stores' own families have no base in common
-            if "Credential" in type(error).__name__:
-                raise _Final("no credentials") from None
-            raise ConnectionError(0, f"the connection broke ({type(error).__name__})") from None
+            answer = _answer_of(error)
+            if answer is not None:
+                raise _Final(answer) from None
+            if isinstance(error, OSError):
+                raise
+            code = getattr(error, "code", None)  # of gcsfs's HttpError
+            problem = f"the server answers {code}" if code else _broken(error)
+            raise ConnectionError(0, problem) from None
         if not data:
             return
         yield data
         if size is None:
             return
         start += len(data)
+
+
+def _object_store(scheme: str) -> Any:
+    """The reader of an object store.
+
+    Raises:
+        PersonaError: it is not installed.
+    """
+    import fsspec
+
+    # gcsfs reads it on import: over gRPC, which it would ask about buckets, a fork may hang.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs the trace of each refusal
+    try:
+        # Made anew in each process: its connections do not survive a fork.
+        return fsspec.filesystem(scheme, **OBJECT_OPTIONS.get(scheme, {}))
+    except ImportError:
+        extra = OBJECT_STORES[scheme]
+        raise PersonaError(
+            f"{scheme}:// wants its reader: pip install 'persona[{extra}]'"
+        ) from None
+
+
+def _answer_of(error: Exception) -> str | None:
+    """What a store's own exception says that no second try changes."""
+    if "Credential" in type(error).__name__:
+        return "no credentials"
+    if isinstance(error, OSError) and str(error).startswith("Forbidden"):  # gcsfs's 403
+        return FINAL[403]
+    return FINAL.get(getattr(error, "code", 0))

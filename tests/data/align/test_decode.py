@@ -4,7 +4,6 @@ import io
 
 import numpy as np
 import pytest
-from conftest import jpeg
 from PIL import Image, ImageFile
 
 from persona.data.align.decode import EncodedPhoto, decode_photo, is_crop, shrink_for
