@@ -41,6 +41,8 @@ OBJECT_STORES = {"s3": "s3", "gs": "gcs"}
 OBJECT_OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"config_kwargs": {"retries": {"max_attempts": 0}}}  # tried again here
 }
+TRIES_OF_STORES = {"gs": 6}
+"""Of readers that try again by themselves, for half a minute, and cannot be told not to."""
 SCHEMES = ("http", "https", *OBJECT_STORES)
 TIMEOUT_S = 30.0
 RETRIES = 5
@@ -292,11 +294,7 @@ def _reason(error: Exception) -> str:
     reason = getattr(error, "reason", error)
     if isinstance(reason, OSError) and reason.strerror:
         return reason.strerror[0].lower() + reason.strerror[1:]
-    return _broken(reason)
-
-
-def _broken(error: Exception) -> str:
-    return f"the connection broke ({type(error).__name__})"
+    return f"the connection broke ({type(reason).__name__})"
 
 
 def _chunks(url: str, start: int, size: int | None) -> Iterator[bytes]:
@@ -344,7 +342,8 @@ def _credentials(host: str) -> str | None:
 
 
 def _objects(url: str, start: int, size: int | None) -> Iterator[bytes]:
-    store = _object_store(urlsplit(url).scheme)
+    scheme = urlsplit(url).scheme
+    store = _object_store(scheme)
     while size is None or start < size:
         end = None if size is None else min(start + OBJECT_CHUNK, size)
         try:
@@ -354,13 +353,13 @@ def _objects(url: str, start: int, size: int | None) -> Iterator[bytes]:
         except PermissionError:
             raise _Final(FINAL[403]) from None
         except Exception as error:  # the stores' own families have no base in common
-            answer = _answer_of(error)
+            code = getattr(error, "code", None)  # of gcsfs's HttpError
+            problem = f"the server answers {code}" if code else _reason(error)
+            answer = _answer_of(error, code)
+            if answer is None and scheme in TRIES_OF_STORES:
+                answer = f"{problem}, {TRIES_OF_STORES[scheme]} times"
             if answer is not None:
                 raise _Final(answer) from None
-            if isinstance(error, OSError):
-                raise
-            code = getattr(error, "code", None)  # of gcsfs's HttpError
-            problem = f"the server answers {code}" if code else _broken(error)
             raise ConnectionError(0, problem) from None
         if not data:
             return
@@ -391,10 +390,10 @@ def _object_store(scheme: str) -> Any:
         ) from None
 
 
-def _answer_of(error: Exception) -> str | None:
+def _answer_of(error: Exception, code: object) -> str | None:
     """What a store's own exception says that no second try changes."""
     if "Credential" in type(error).__name__:
         return "no credentials"
     if isinstance(error, OSError) and str(error).startswith("Forbidden"):  # gcsfs's 403
         return FINAL[403]
-    return FINAL.get(getattr(error, "code", 0))
+    return FINAL.get(code) if isinstance(code, int) else None

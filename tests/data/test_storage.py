@@ -388,6 +388,7 @@ def test_half_an_object_for_ever(google: str, faults: Faults, tmp_path: Path) ->
     faults.cuts = 1000
     with pytest.raises(PersonaError, match=r"the connection broke \(ClientPayloadError\), 6 times"):
         manifest.shard_path(folder, 0)
+    assert faults.cuts == 1000 - 6
 
 
 @pytest.mark.parametrize(("scheme", "extra"), storage.OBJECT_STORES.items())
