@@ -25,6 +25,10 @@ R = TypeVar("R")
 
 AHEAD = 2
 """Results a worker that may wait for an earlier one; memory stays flat."""
+NOT_KNOWN = 255
+"""The exit code of a worker whose server was killed as well."""
+ENDING_S = 10.0
+"""What a worker that has closed its pipe has to end."""
 
 
 @dataclass
@@ -54,7 +58,8 @@ def worker_pool(
         preload: modules that are imported once for all workers.
 
     Raises:
-        PersonaError: from the map, where a worker was killed. What a task raises is raised here.
+        PersonaError: from the map, where a worker was killed or did not start. What a task raises
+            is raised here.
     """
     if workers == 0:
         function = build(*arguments)
@@ -120,20 +125,29 @@ def _send(worker: _Worker, what: object) -> None:
     try:
         worker.pipe.send(what)
     except (BrokenPipeError, ConnectionResetError):
-        raise _killed() from None
+        raise _lost(worker) from None
 
 
 def _receive(worker: _Worker) -> Any:
     try:
         result, error = worker.pipe.recv()
     except (EOFError, ConnectionResetError):
-        raise _killed() from None
+        raise _lost(worker) from None
     if error is not None:
         raise error
     return result
 
 
-def _killed() -> PersonaError:
+def _lost(worker: _Worker) -> PersonaError:
+    """The error for a worker whose pipe is closed: the kernel killed it, or it ended by itself."""
+    worker.process.join(ENDING_S)
+    code = worker.process.exitcode
+    if code is not None and 0 < code < NOT_KNOWN:
+        return PersonaError(
+            f"a worker process ended by itself with exit code {code}, what it said is above: if it "
+            "ended for memory, run again with fewer --workers; a script of your own must start "
+            'its work below `if __name__ == "__main__":`, because workers import it'
+        )
     return PersonaError(
         "a worker process was killed, perhaps for memory: run the command again with fewer "
         "--workers; it goes on where it was"

@@ -15,6 +15,7 @@ from PIL import Image
 from persona.data.align import AlignSpec
 from persona.data.pack import Packed, PackOptions, pack_photos
 from persona.data.raw import open_dataset
+from persona.data.synthetic import draw_identity, draw_photo
 
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -62,6 +63,17 @@ def write_lfw(raw: Path, people: int = 6, photos: int = 4, size_px: int = SIZE_P
         lines += [f"{names[(fold + i) % people]}\t1\t{2 + i % 2}" for i in range(3)]
         lines += [f"{names[i]}\t{1 + fold}\t{names[i + 1]}\t2" for i in range(3)]
     (root / "pairs.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def write_faces(raw: Path) -> Path:
+    """An LFW below `raw` of 20 drawn faces, of as many sizes, which a detector finds."""
+    root = raw / "LFW"
+    for number in range(20):
+        path = root / f"P{number % 5}" / f"P{number % 5}_{number // 5 + 1:04d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_photo(draw_identity(0, number % 5), number, 90 + number).save(path, quality=95)
+    (root / "pairs.txt").write_text("1\t1\nP0\t1\t2\nP0\t1\tP1\t1\n")
     return root
 
 

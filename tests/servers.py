@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.server
+import re
 import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote
 
 
 @dataclass
@@ -34,7 +36,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         faults = self.faults
-        start = int(self.headers.get("Range", "bytes=0-")[6:-1]) if faults.ranges else 0
+        wanted = self.headers.get("Range", "bytes=0-") if faults.ranges else "bytes=0-"
+        start, stop = (int(end) if end else None for end in wanted[6:].split("-"))
+        assert start is not None
         faults.asked.append((self.path, start))
         faults.authorizations.add(self.headers.get("Authorization"))
         path = self.folder / self.path.lstrip("/")
@@ -44,7 +48,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if not path.is_file():
             self.send_error(404)
             return
-        data = path.read_bytes()[start:]
+        data = path.read_bytes()[start : None if stop is None else stop + 1]
         self.send_response(206 if "Range" in self.headers and faults.ranges else 200)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -57,10 +61,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """Says nothing."""
 
 
+class _GoogleHandler(_Handler):
+    """Objects as Google's JSON API gives them; a folder's name is the bucket's."""
+
+    def do_GET(self) -> None:
+        place = re.fullmatch(r"/download/storage/v1/b/(.*)/o/(.*)\?alt=media", self.path)
+        self.path = "/".join(["", *map(unquote, place.groups())]) if place else "/nothing"
+        super().do_GET()
+
+
 @contextlib.contextmanager
-def web_server(folder: Path, faults: Faults) -> Iterator[str]:
-    """The URL of a server of `folder`."""
-    handler = functools.partial(_Handler, folder=folder, faults=faults)
+def web_server(folder: Path, faults: Faults, *, google: bool = False) -> Iterator[str]:
+    """The URL of a server of `folder`: plain, or as Google's object storage."""
+    handler_class = _GoogleHandler if google else _Handler
+    handler = functools.partial(handler_class, folder=folder, faults=faults)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()

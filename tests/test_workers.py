@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from persona.cli.errors import explain
 from persona.errors import PersonaError
 from persona.workers import AHEAD, worker_pool
 
@@ -25,6 +27,11 @@ def build_square(offset: int) -> Callable[[int], int]:
             raise PersonaError("seven")
         if number == 8:
             os.kill(os.getpid(), signal.SIGKILL)
+        if number == 9:
+            os._exit(3)
+        if number == 10:
+            resource.setrlimit(resource.RLIMIT_AS, (1 << 32, 1 << 32))
+            bytes(1 << 33)
         return offset + number * number
 
     return square
@@ -81,6 +88,34 @@ def test_a_killed_worker_is_told_of() -> None:
     ):
         list(square([1, 2, 8, 3, 4]))
     assert not left()
+
+
+def test_a_worker_that_ends_by_itself_is_told_from_a_killed_one() -> None:
+    with (
+        pytest.raises(PersonaError, match="ended by itself with exit code 3, what it said is abov"),
+        worker_pool(build_square, (0,), 2) as square,
+    ):
+        list(square([1, 2, 9, 3, 4]))
+    assert not left()
+
+
+def test_a_script_that_its_workers_would_run_again_is_told_so(tmp_path: Path) -> None:
+    script = tmp_path / "unguarded.py"
+    guarded = ENDLESS.format(tests=str(Path(__file__).parent))
+    script.write_text(guarded.replace('if __name__ == "__main__":', "if True:"))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "An attempt has been made to start a new process" in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert "ended by itself with exit code 1" in last and "killed" not in last
+    assert 'below `if __name__ == "__main__":`' in last
+
+
+def test_a_worker_without_memory_is_one_line() -> None:
+    with pytest.raises(MemoryError) as raised, worker_pool(build_square, (0,), 1) as square:
+        list(square([1, 10]))
+    line, code = explain(raised.value) or ("", 0)
+    assert line.startswith("there is no memory left: fewer --workers") and code == 1
 
 
 def test_what_building_raises_is_raised_here() -> None:

@@ -16,7 +16,9 @@ from persona.errors import PersonaError
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
 
+_NO_MEMORY = "there is no memory left: fewer --workers or a smaller --batch-size want less of it"
 _OS_ERRORS = {
+    errno.ENOMEM: _NO_MEMORY,
     errno.ENOSPC: "the disk is full: make room and run again; it goes on where it was",
     errno.EDQUOT: "the disk quota is used up: make room and run again; it goes on where it was",
     errno.EFBIG: "the file is larger than this system allows",
@@ -31,7 +33,6 @@ _OS_ERRORS = {
     errno.EMFILE: "too many open files: raise `ulimit -n`",
 }
 
-_NO_MEMORY = "the device has no memory left: choose a smaller --batch-size"
 _PEER_LOST = "another process of this run ended: its own line says why"
 _RUNTIME_ERRORS = {
     "out of memory": _NO_MEMORY,  # torch.OutOfMemoryError
@@ -48,6 +49,8 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         return str(error), EXIT_ERROR
     if isinstance(error, KeyboardInterrupt):
         return "interrupted: run the same command again to go on", EXIT_INTERRUPTED
+    if isinstance(error, MemoryError):
+        error = OSError(errno.ENOMEM, "")  # what the system calls it
     if isinstance(error, BrokenPipeError):
         return "", EXIT_ERROR  # `persona … | head`: nobody is left to read a line
     if isinstance(error, OSError) and error.errno in _OS_ERRORS:

@@ -41,6 +41,8 @@ OBJECT_STORES = {"s3": "s3", "gs": "gcs"}
 OBJECT_OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"config_kwargs": {"retries": {"max_attempts": 0}}}  # tried again here
 }
+TRIES_OF_STORES = {"gs": 6}
+"""Of readers that try again by themselves, for half a minute, and cannot be told not to."""
 SCHEMES = ("http", "https", *OBJECT_STORES)
 TIMEOUT_S = 30.0
 RETRIES = 5
@@ -375,17 +377,8 @@ def _credentials(host: str) -> str | None:
 
 
 def _objects(url: str, start: int, size: int | None) -> Iterator[bytes]:
-    import fsspec
-
     scheme = urlsplit(url).scheme
-    try:
-        # Made anew in each process: its connections do not survive a fork.
-        store: Any = fsspec.filesystem(scheme, **OBJECT_OPTIONS.get(scheme, {}))
-    except ImportError:
-        extra = OBJECT_STORES[scheme]
-        raise PersonaError(
-            f"{scheme}:// wants its reader: pip install 'persona[{extra}]'"
-        ) from None
+    store = _object_store(scheme)
     while size is None or start < size:
         end = None if size is None else min(start + OBJECT_CHUNK, size)
         try:
@@ -394,15 +387,48 @@ def _objects(url: str, start: int, size: int | None) -> Iterator[bytes]:
             raise _Final(FINAL[404]) from None
         except PermissionError:
             raise _Final(FINAL[403]) from None
-        except OSError:
-            raise
         except Exception as error:  # the stores' own families have no base in common
-            if "Credential" in type(error).__name__:
-                raise _Final("no credentials") from None
-            raise ConnectionError(0, f"the connection broke ({type(error).__name__})") from None
+            code = getattr(error, "code", None)  # of gcsfs's HttpError
+            problem = f"the server answers {code}" if code else _reason(error)
+            answer = _answer_of(error, code)
+            if answer is None and scheme in TRIES_OF_STORES:
+                answer = f"{problem}, {TRIES_OF_STORES[scheme]} times"
+            if answer is not None:
+                raise _Final(answer) from None
+            raise ConnectionError(0, problem) from None
         if not data:
             return
         yield data
         if size is None:
             return
         start += len(data)
+
+
+def _object_store(scheme: str) -> Any:
+    """The reader of an object store.
+
+    Raises:
+        PersonaError: it is not installed.
+    """
+    import fsspec
+
+    # gcsfs reads it on import: over gRPC, which it would ask about buckets, a fork may hang.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs the trace of each refusal
+    try:
+        # Made anew in each process: its connections do not survive a fork.
+        return fsspec.filesystem(scheme, **OBJECT_OPTIONS.get(scheme, {}))
+    except ImportError:
+        extra = OBJECT_STORES[scheme]
+        raise PersonaError(
+            f"{scheme}:// wants its reader: pip install 'persona[{extra}]'"
+        ) from None
+
+
+def _answer_of(error: Exception, code: object) -> str | None:
+    """What a store's own exception says that no second try changes."""
+    if "Credential" in type(error).__name__:
+        return "no credentials"
+    if isinstance(error, OSError) and str(error).startswith("Forbidden"):  # gcsfs's 403
+        return FINAL[403]
+    return FINAL.get(code) if isinstance(code, int) else None

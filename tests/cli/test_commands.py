@@ -217,7 +217,7 @@ def test_interrupts_say_that_it_goes_on_and_bugs_are_not_hidden() -> None:
 @pytest.mark.parametrize(
     ("said", "part"),
     [
-        ("CUDA out of memory. Tried to allocate 2 GiB", "choose a smaller --batch-size"),
+        ("CUDA out of memory. Tried to allocate 2 GiB", "a smaller --batch-size"),
         ("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:2", "another"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import NO_ALIGN, write_vggface2
+from conftest import NO_ALIGN, write_faces, write_vggface2
 from helpers import environment, persona_error, persona_here
 
 from persona.data import journal, pack
@@ -21,6 +22,7 @@ from persona.data.align import AlignSpec
 from persona.data.engines import Job, ShardTask, Share, pack_shard
 from persona.data.journal import Chunk, ShardWriter
 from persona.data.pack import (
+    PackOptions,
     merge_set,
     pack_photos,
     pack_set,
@@ -31,6 +33,7 @@ from persona.data.pack import (
 )
 from persona.data.raw import open_dataset
 from persona.data.raw.base import Photo
+from persona.data.raw.lfw import LFW
 from persona.data.raw.vggface2 import VGGFace2
 from persona.data.triplets import make_triplets
 from persona.errors import PersonaError
@@ -308,36 +311,75 @@ def test_ray_on_two_nodes_one_of_them_killed(tmp_path: Path) -> None:
     assert not list(folder.glob("*.partial"))
 
 
-DEADLY = """
+ON_RAY = """
 import sys
-from pathlib import Path
-from conftest import NO_ALIGN
 from dataclasses import replace
+from pathlib import Path
 from persona.data.pack import pack_photos
 from persona.errors import PersonaError
-from test_engines import Deadly
+import test_engines
 
-root, folder = Path(sys.argv[1]), Path(sys.argv[2])
+kind, options, root, folder = sys.argv[1:]
 try:
-    pack_photos(Deadly(root), folder, replace(NO_ALIGN, engine="ray", workers=2))
+    options = replace(getattr(test_engines, options), engine="ray", workers=2)
+    pack_photos(getattr(test_engines, kind)(Path(root)), Path(folder), options)
 except PersonaError as error:
     sys.exit(str(error))
 """
+
+
+def pack_on_ray(kind: str, options: str, root: Path, folder: Path) -> str:
+    """Packs a dataset of this file on a Ray cluster of this machine; the error's line."""
+    tests = Path(__file__).parents[1]
+    path = os.pathsep.join(map(str, (tests, Path(__file__).parent)))
+    script = [sys.executable, "-c", ON_RAY, kind, options, str(root), str(folder)]
+    env = environment(root, PYTHONPATH=path)
+    return subprocess.run(script, env=env, capture_output=True, text=True, check=False).stderr
 
 
 @pytest.mark.heavy
 def test_ray_workers_that_are_killed(raw: Path, tmp_path: Path, local: dict[str, bytes]) -> None:
     root, folder = raw / "VGGFace2", tmp_path / "ray" / "s"
     (root / "deadly").touch()
-    tests = Path(__file__).parents[1]
-    path = os.pathsep.join(map(str, (tests, Path(__file__).parent)))
-    script = [sys.executable, "-c", DEADLY, str(root), str(folder)]
-    env = environment(tmp_path, PYTHONPATH=path)
-    done = subprocess.run(script, env=env, capture_output=True, text=True, check=False)
-    assert done.stderr.strip().startswith("Ray has lost a shard's worker 4 times"), done.stderr
+    error = pack_on_ray("Deadly", "NO_ALIGN", root, folder)
+    assert error.strip().startswith("Ray has lost a shard's worker 4 times"), error
     (root / "deadly").unlink()
-    subprocess.run(script, env=env, check=True)
+    pack_on_ray("Deadly", "NO_ALIGN", root, folder)
     assert contents(folder) == local
+
+
+MTCNN = PackOptions(shard_size=8, workers=1, device="cpu")
+
+
+class DeadlyOnce(LFW):
+    """A photo whose first reader is killed."""
+
+    def read(self, photo: Photo) -> bytes:
+        if photo.source.endswith("_0002.jpg"):
+            with contextlib.suppress(FileNotFoundError):
+                (self.root / "deadly").unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(photo)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("engine", ["ray", "shares"])
+def test_detected_faces_are_those_of_a_local_run(tmp_path: Path, engine: str) -> None:
+    root, folder = write_faces(tmp_path / "raw"), tmp_path / engine / "s"
+    local = contents(pack_photos(LFW(root), tmp_path / "local" / "s", MTCNN).folder)
+    (root / "deadly").touch()
+    if engine == "ray":  # which tries the shard again
+        pack_on_ray("DeadlyOnce", "MTCNN", root, folder)
+    else:
+        packing = plan_photos(DeadlyOnce(root), folder, MTCNN)
+        with pytest.raises(PersonaError, match="a worker process was killed"):
+            pack_share(packing, MTCNN, Share(1, 2))
+        for number in (2, 1):
+            pack_share(packing, MTCNN, Share(number, 2))
+        merge_set(folder)
+    assert not (root / "deadly").exists()
+    assert contents(folder) == local
+    assert json.loads(local["manifest.json"])["samples"] >= 18
 
 
 def test_commands_explain_shares(raw: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import webdataset
-from conftest import NO_ALIGN, SIZE_PX, jpeg, write_lfw, write_vggface2
+from conftest import NO_ALIGN, SIZE_PX, jpeg, write_faces, write_lfw, write_vggface2
 from PIL import Image
 
 from persona.data import journal, pack
@@ -23,7 +23,6 @@ from persona.data.journal import Chunk, ShardWriter
 from persona.data.pack import Packed, PackOptions, pack_photos, pack_triplets
 from persona.data.raw import open_dataset
 from persona.data.shards import open_set, read_manifest, read_pairs, tar_sample, verify_set
-from persona.data.synthetic import draw_identity, draw_photo
 from persona.data.triplets import make_triplets
 from persona.errors import PersonaError
 from persona.files import folder_lock, write_atomically
@@ -453,12 +452,7 @@ def test_faces_of_the_wanted_size_keep_their_bytes(raw: Path, tmp_path: Path) ->
 
 
 def test_detected_faces_have_the_same_bytes_on_any_number_of_workers(tmp_path: Path) -> None:
-    root = tmp_path / "raw" / "LFW"
-    for number in range(20):
-        path = root / f"P{number % 5}" / f"P{number % 5}_{number // 5 + 1:04d}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draw_photo(draw_identity(0, number % 5), number, 90 + number).save(path, quality=95)
-    (root / "pairs.txt").write_text("1\t1\nP0\t1\t2\nP0\t1\tP1\t1\n")
+    write_faces(tmp_path / "raw")
     options = PackOptions(shard_size=8, workers=0, device="cpu")
     sets = [
         pack_photos(open_dataset("lfw", tmp_path / "raw"), tmp_path / name, replacing)

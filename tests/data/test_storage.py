@@ -347,12 +347,87 @@ def test_s3_says_no_in_one_line(bucket: str, tmp_path: Path) -> None:
         open_set("s3://elsewhere/nothing", tmp_path)
 
 
-def test_s3_without_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def google(
+    train_set: Packed, faults: Faults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """The train set in a bucket of Google's kind: the bucket is the folder of all sets."""
+    # Read by gcsfs on import, as the product sets it.
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    import fsspec
+    import gcsfs.retry
+
+    monkeypatch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})  # asks no metadata server
+
+    async def at_once(_: float) -> None:
+        """In place of its back-off."""
+
+    monkeypatch.setattr(gcsfs.retry, "asyncio", SimpleNamespace(sleep=at_once))
+    monkeypatch.setattr(storage, "OBJECT_CHUNK", 5000)
+    with web_server(tmp_path, faults, google=True) as address:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+        gcsfs.GCSFileSystem.clear_instance_cache()  # of an earlier test's endpoint
+        yield "gs://shards/vggface2-train"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_set_at_google_with_cut_connections(
+    google: str, faults: Faults, train_set: Packed, tmp_path: Path, workers: int
+) -> None:
+    here = keys_of(train_set.folder, train_set)
+    faults.cuts = 4
+    folder, manifest = open_set(google, tmp_path)
+    assert manifest == train_set.manifest
+    assert keys_of(folder, train_set, workers=workers) == here
+    assert faults.cuts == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (401, "refused"),
+        (403, "refused"),
+        (404, "not there"),
+        (500, "the server answers 500, 6 times"),
+    ],
+)
+def test_google_says_no_in_one_line(
+    google: str,
+    faults: Faults,
+    train_set: Packed,
+    tmp_path: Path,
+    status: int,
+    message: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder, manifest = open_set(google, tmp_path)
+    faults.status = status
+    with pytest.raises(PersonaError, match=rf"cannot read gs://\S+\.tar: {message}; ") as error:
+        manifest.shard_path(folder, 0)
+    assert "\n" not in str(error.value)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    with pytest.raises(PersonaError, match=r"no manifest\.json at gs://shards/nothing"):
+        open_set("gs://shards/nothing", tmp_path)
+
+
+def test_half_an_object_for_ever(google: str, faults: Faults, tmp_path: Path) -> None:
+    folder, manifest = open_set(google, tmp_path)
+    faults.cuts = 1000
+    with pytest.raises(PersonaError, match=r"the connection broke \(ClientPayloadError\), 6 times"):
+        manifest.shard_path(folder, 0)
+    assert faults.cuts == 1000 - 6
+
+
+@pytest.mark.parametrize(("scheme", "extra"), storage.OBJECT_STORES.items())
+def test_object_storage_without_its_reader(
+    scheme: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import fsspec
 
-    def lacking(_: str) -> None:
+    def lacking(*_: object, **__: object) -> None:
         raise ImportError
 
     monkeypatch.setattr(fsspec, "filesystem", lacking)
-    with pytest.raises(PersonaError, match=r"gs:// wants its reader: pip install 'persona\[gcs\]'"):
-        open_set("gs://bucket/set", tmp_path)
+    advice = rf"{scheme}:// wants its reader: pip install 'persona\[{extra}\]'"
+    with pytest.raises(PersonaError, match=advice):
+        open_set(f"{scheme}://bucket/set", tmp_path)

@@ -9,21 +9,34 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile
 
 from persona.data.align.spec import Box
 from persona.errors import SkipPhoto
 
 MAX_PIXELS = 100_000_000
 """A 100-megapixel photo is 300 MB decoded: more is refused as a decompression bomb."""
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+FORMATS = ("JPEG", "PNG", "BMP", "WebP")
 """The decoders that an untrusted photo may reach."""
+BEGINNINGS = (
+    (rb"\xff\xd8", "JPEG"),
+    (rb"\x89PNG", "PNG"),
+    (rb"BM", "BMP"),
+    (rb"RIFF....WEBP", "WebP"),
+    (rb"GIF8", "GIF"),
+    (rb"(II\*\0|MM\0\*)", "TIFF"),
+    (rb"....ftyp(avif|avis)", "AVIF"),
+    (rb"....ftyp(heic|heix|hevc|mif1|msf1)", "HEIC"),
+    (rb"\s*<(?i:!doctype )?(?i:html)", "HTML"),
+)
+"""What files begin with, for words on why one is no photo."""
 SHRINKS = (8, 4, 2)
 OVERSAMPLING = 2
 """A photo is decoded smaller only where the part that is wanted stays this many times the crop."""
@@ -81,7 +94,7 @@ class EncodedPhoto:
         if not data:
             raise SkipPhoto("unreadable: empty file")
         self.data = data
-        with _skipping():
+        with _skipping(data):
             self._photo = Image.open(io.BytesIO(data), formats=FORMATS)
             width, height = self._photo.size
             if width * height > MAX_PIXELS:
@@ -105,7 +118,7 @@ class EncodedPhoto:
             SkipPhoto: truncated or broken.
         """
         pixels = self._decode_jpeg(shrink) if self._is_plain_jpeg else None
-        with _skipping():
+        with _skipping(self.data):
             if pixels is None:
                 self._photo.load()
                 shrink, image = 1, _to_rgb(self._photo)
@@ -166,20 +179,35 @@ def shrink_for(width: float, height: float, side_px: int) -> int:
 
 
 @contextlib.contextmanager
-def _skipping() -> Iterator[None]:
+def _skipping(data: bytes) -> Iterator[None]:
     """Turns whatever a broken file makes Pillow raise into SkipPhoto."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # EXIF oddities; a bomb is refused by its size
             yield
-    except SkipPhoto:
+    except (SkipPhoto, MemoryError):  # the same photo is sound where there is memory
         raise
     except Image.DecompressionBombError:
         raise SkipPhoto("unreadable: its pixels are over the limit") from None
-    except UnidentifiedImageError:
-        raise SkipPhoto("unreadable: no JPEG, PNG, BMP or WebP") from None
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them raise
-        raise SkipPhoto(f"unreadable: {type(error).__name__}") from None
+        if "out of memory" in str(error):
+            raise MemoryError from None
+        raise SkipPhoto(f"unreadable: {_fault(data, error)}") from None
+
+
+def _fault(data: bytes, error: Exception) -> str:
+    """What is wrong with a file that does not decode; nothing of what is in it."""
+    kind = next((k for start, k in BEGINNINGS if re.match(start, data[:200], re.S)), None)
+    if kind not in FORMATS:
+        return ("" if kind is None else f"{kind}, which is ") + "no JPEG, PNG, BMP or WebP"
+    cut = {
+        "JPEG": b"\xff\xd9" not in data,
+        "PNG": b"IEND" not in data,
+        "BMP": len(data) < int.from_bytes(data[2:6], "little"),
+        "WebP": len(data) < int.from_bytes(data[4:8], "little") + 8,
+    }
+    short = cut[kind] or "truncat" in str(error).lower()
+    return f"a {kind} that is {'cut short' if short else 'damaged'}"
 
 
 def _to_rgb(photo: Image.Image) -> Image.Image:

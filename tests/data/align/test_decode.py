@@ -4,8 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from conftest import jpeg
-from PIL import Image
+from PIL import Image, ImageFile
 
 from persona.data.align.decode import EncodedPhoto, decode_photo, is_crop, shrink_for
 from persona.errors import SkipPhoto
@@ -88,13 +87,42 @@ def test_only_jpegs_are_decoded_smaller() -> None:
     ("data", "reason"),
     [
         (b"", "empty file"),
-        (jpeg(1, 200)[:900], "unreadable"),
-        (b"<html>not found</html>", "no JPEG, PNG"),
-        (b"GIF89a" + bytes(100), "no JPEG, PNG"),
+        (b"not found", "no JPEG, PNG, BMP or WebP"),
+        (b"\n<!DOCTYPE html>not found", "HTML, which is no JPEG, PNG, BMP or WebP"),
+        (b"GIF89a" + bytes(100), "GIF, which is no JPEG, PNG, BMP or WebP"),
+        (b"\0\0\0\x1cftypavif", "AVIF, which is no JPEG, PNG, BMP or WebP"),
+        (encode(smooth(9, 9), "TIFF"), "TIFF, which is no JPEG, PNG, BMP or WebP"),
     ],
 )
-def test_broken_photos_are_skipped_with_a_reason(data: bytes, reason: str) -> None:
-    with pytest.raises(SkipPhoto, match=reason):
+def test_what_is_no_photo_is_skipped_with_a_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(SkipPhoto) as skipped:
+        decode_photo(data)
+    assert str(skipped.value) == f"unreadable: {reason}"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WebP"])
+def test_a_photo_that_is_cut_short_says_so_wherever_it_is_cut(kind: str) -> None:
+    whole = encode(smooth(150, 120), kind)
+    for end in range(16, len(whole) - 2, len(whole) // 150):
+        with pytest.raises(SkipPhoto, match=f"^unreadable: a {kind} that is cut short$"):
+            decode_photo(whole[:end])
+
+
+@pytest.mark.parametrize(("kind", "place"), [("JPEG", 900), ("PNG", 900), ("WebP", 24)])
+def test_a_photo_that_is_damaged_says_so(kind: str, place: int) -> None:
+    data = bytearray(encode(smooth(150, 120), kind))
+    data[place : place + 200] = b"\xff\xd8" * 100
+    with pytest.raises(SkipPhoto, match=f"^unreadable: a {kind} that is damaged$"):
+        decode_photo(bytes(data))
+
+
+def test_no_memory_is_no_fault_of_the_photo(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("out of memory when reading image file")
+
+    data = encode(smooth(20, 20), "PNG")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", full)
+    with pytest.raises(MemoryError):
         decode_photo(data)
 
 
