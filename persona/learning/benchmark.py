@@ -323,8 +323,12 @@ class Bench:
                 f"{common} identities of --test-set {name} are in the stream by name: choose a set "
                 "of other people"
             )
-        row_of = {photos.key(photo): photo for photo in range(len(photos))}
-        rows = np.array([[row_of.get(int(k), -1) for k in keys] for keys in (pairs.a, pairs.b)])
+        keys = photos.keys()
+        order = np.argsort(keys)
+        wanted = np.stack([pairs.a, pairs.b])
+        places = np.searchsorted(keys[order], wanted)
+        rows = order[np.minimum(places, len(keys) - 1)]
+        rows[keys[rows] != wanted] = -1
         there = (rows >= 0).all(axis=0)
         return Outside(
             photos, np.arange(len(photos)), rows[0, there], rows[1, there], pairs.same[there]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,6 +42,17 @@ log = logging.getLogger(__name__)
 
 LOG_STEPS = 20
 Moment = Callable[[int, dict[str, float]], None]
+
+
+class Source(NamedTuple):
+    """What an experience's batches are drawn from."""
+
+    number: int
+    """Of the experience."""
+    pool: Ints
+    """The photos."""
+    labels: Tensor
+    """(N,) of all photos there are."""
 
 
 class Learner:
@@ -164,6 +175,7 @@ class Learner:
     def _train(self, experience: Experience, step: int, moment: Moment) -> None:
         accelerator = self.accelerator
         meter = Meter(accelerator.num_processes, accelerator.device)
+        source = self._source(experience)
         self.watch = FiniteWatch(self.folder, lag=4 if accelerator.device.type == "cuda" else 0)
         with progress_bar(
             f"{self.config.method}, experience {experience.number + 1}",
@@ -173,7 +185,7 @@ class Learner:
             enabled=accelerator.is_main_process and not self.quiet,
         ) as advance:
             while step < self.config.steps:
-                batch = self._batch(experience, step)
+                batch = self._batch(source, step)
                 with accelerator.autocast():
                     terms = self.method.step(batch)
                 total = torch.stack(list(terms.values())).sum()
@@ -194,23 +206,29 @@ class Learner:
                 moment(step, meter.read() if ends else {})
         self.watch.flush()
 
-    def _batch(self, experience: Experience, step: int) -> LearnBatch:
+    def _source(self, experience: Experience) -> Source:
+        pool = self.method.pool(experience.train)
+        return Source(experience.number, pool, self.labels(np.arange(len(self.photos))))
+
+    def _batch(self, source: Source, step: int) -> LearnBatch:
         """This process's photos of a step, as they go through the student."""
         accelerator, config = self.accelerator, self.config
         rank, ranks = accelerator.process_index, accelerator.num_processes
-        pool = self.method.pool(experience.train)
-        size = max(1, round(config.batch_size * self.method.new_share))
-        chosen = draw_batch(pool, size, step, rank, ranks, config.seed, experience.number)
-        seeds = (config.seed, experience.number, step, rank)
+        size = self.method.new_photos()
+        chosen = draw_batch(source.pool, size, step, rank, ranks, config.seed, source.number)
+        seeds = (config.seed, source.number, step, rank)
         views = draw_views(FLIP, size, *seeds)
         images = self.photos.images(chosen).to(accelerator.device)
         images = normalise(apply_views(images, views))
-        landmarks = self.photos.landmarks[torch.from_numpy(chosen)]
+        landmarks = None
+        if self.context.teacher is not None:
+            points = self.photos.landmarks(chosen)
+            landmarks = view_landmarks(points, views, self.photos.size_px)
         return LearnBatch(
             images.contiguous(memory_format=torch.channels_last),
-            self.labels(chosen).to(accelerator.device),
+            source.labels[torch.from_numpy(chosen)].to(accelerator.device),
             chosen,
-            view_landmarks(landmarks, views, self.photos.size_px),
+            landmarks,
             self._targets(chosen, views),
             seeds,
         )

@@ -14,6 +14,7 @@ Shapes: N photos of an identity, E embedding, M exemplars, K identities.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,9 @@ from torch import Tensor
 from persona.data.transforms import mix_seeds
 from persona.errors import PersonaError
 from persona.learning.photos import Ints
+
+PIECE = 1024
+"""Photos that are in memory beside those that stay while an experience passes."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,9 @@ Choice = Callable[[list[Exemplar], Budget], list[Exemplar]]
 
 
 def reservoir(exemplars: list[Exemplar], budget: Budget) -> list[Exemplar]:
-    """Those of lowest priority, as many as fit."""
+    """Those of lowest priority, as many as fit; who is larger than the budget never passed."""
+    if budget.bytes is not None:
+        exemplars = [e for e in exemplars if e.bytes <= budget.bytes]
     ordered = sorted(exemplars, key=lambda e: e.priority)[: budget.photos]
     if budget.bytes is not None:
         taken = np.cumsum([e.bytes for e in ordered])
@@ -154,17 +160,19 @@ class Memory:
         Raises:
             PersonaError: not one photo fits.
         """
-        known = {(e.label, e.priority): e for e in self.exemplars}
-        for exemplar in exemplars:
-            known.setdefault((exemplar.label, exemplar.priority), exemplar)
-        before = list(known.values())
-        self.exemplars = self.choose(before, self.budget)
-        if before and not self.exemplars:
-            smallest = min(e.bytes for e in before)
-            raise PersonaError(
-                f"a memory of {self.budget.bytes} bytes holds no photo: the smallest takes "
-                f"{smallest:,}: give --memory-mb more"
-            )
+        passing = iter(exemplars)
+        while piece := list(itertools.islice(passing, PIECE)):
+            known = {(e.label, e.jpeg): e for e in self.exemplars}
+            for exemplar in piece:
+                known.setdefault((exemplar.label, exemplar.jpeg), exemplar)
+            before = list(known.values())
+            self.exemplars = self.choose(before, self.budget)
+            if not self.exemplars:
+                smallest = min(e.bytes for e in before)
+                raise PersonaError(
+                    f"a memory of {self.budget.bytes} bytes holds no photo: the smallest takes "
+                    f"{smallest:,}: give --memory-mb more"
+                )
 
     def draw(self, count: int, *seeds: int) -> list[Exemplar]:
         """`count` exemplars by seed, as different as there are; empty if nothing is kept."""

@@ -14,7 +14,8 @@ Shapes: B batch, C channel, H W pixels, E embedding, K identities, N photos.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -49,8 +50,8 @@ class LearnBatch(NamedTuple):
     """(B,) int64."""
     photos: Ints
     """(B,) their numbers."""
-    landmarks: Tensor
-    """(B, 6, 2) of the views; for a teacher that wants them."""
+    landmarks: Tensor | None
+    """(B, 6, 2) of the views, where there is a teacher that may want them."""
     targets: Tensor | None
     """(B, E) the teacher's vectors of these views, where they are kept."""
     seeds: tuple[int, ...]
@@ -109,8 +110,6 @@ class Method:
     """False: the weights stay as they are."""
     own_base: ClassVar[bool] = False
     """Whether its loss on a first experience is another than cross-entropy."""
-    new_share: ClassVar[float] = 1.0
-    """Of a batch that is drawn from the experience; the rest is the method's own to draw."""
 
     def __init__(self, context: Context) -> None:
         """Raises PersonaError if the config gives the method nothing to work with."""
@@ -132,6 +131,10 @@ class Method:
     def pool(self, photos: Ints) -> Ints:
         """The photos that batches are drawn from, given the experience's."""
         return photos
+
+    def new_photos(self) -> int:
+        """How many of a batch are drawn from the pool; the rest are the method's own to draw."""
+        return self.config.batch_size
 
     def before(self, photos: Ints, labels: Tensor) -> None:
         """An experience begins; the last layer has its identities already."""
@@ -164,10 +167,13 @@ class Method:
         """What is kept beside the student, by name."""
         return {}
 
-    def exemplar(self, photo: int, label: int, logits: Tensor | None = None) -> Exemplar:
-        """A photo as a reservoir keeps it."""
-        jpeg = self.context.photos.jpeg(photo)
-        return Exemplar(priority_of(jpeg, self.config.seed), label, jpeg, logits)
+    def exemplars(
+        self, photos: Ints, labels: Tensor, logits: Iterable[Tensor | None] = itertools.repeat(None)
+    ) -> Iterator[Exemplar]:
+        """Photos as a reservoir keeps them, read one at a time."""
+        for photo, label, row in zip(photos.tolist(), labels.tolist(), logits, strict=False):
+            jpeg = self.context.photos.jpeg(photo)
+            yield Exemplar(priority_of(jpeg, self.config.seed), label, jpeg, row)
 
 
 def methods() -> dict[str, type[Method]]:

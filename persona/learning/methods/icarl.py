@@ -50,7 +50,7 @@ class Icarl(WithHerding, WithOldNetwork):
     def step(self, batch: LearnBatch) -> dict[str, Tensor]:
         """New photos, and as many exemplars."""
         images, labels = batch.images, batch.labels
-        recalled = self.recall(len(images), *batch.seeds)
+        recalled = self.recall(self.config.batch_size - len(images), *batch.seeds)
         if recalled is not None:
             _, old_images, old_labels = recalled
             images, labels = torch.cat([images, old_images]), torch.cat([labels, old_labels])

@@ -39,4 +39,4 @@ class Joint(Finetune):
 
     def kept_bytes(self) -> dict[str, int]:
         """All photos."""
-        return {"photos": sum(len(self.context.photos.jpeg(photo)) for photo in self.seen.tolist())}
+        return {"photos": self.context.photos.jpeg_bytes(self.seen)}
