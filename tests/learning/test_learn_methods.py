@@ -55,7 +55,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Photos:
 def learner_of(method: str, photos: Photos, folder: Path, **options: Any) -> Learner:
     torch.manual_seed(0)
     student = Student(StudentConfig(embedding_size=8, width=0.5), 0, head="none", image_size=32)
-    config = LearnConfig("student", "people", method, steps=2, batch_size=8, memory=8, **options)
+    options = {"steps": 2, "batch_size": 8, "memory": 8, **options}
+    config = LearnConfig("student", "people", method, **options)
     teacher = None
     if method == "anchor":
         torch.manual_seed(1)
@@ -259,13 +260,13 @@ def test_icarl_names_by_its_exemplars_as_the_student_sees_them_now(
 
 
 def test_who_comes_again_is_kept_once(photos: Photos, tmp_path: Path) -> None:
-    learner = learner_of("replay-herding", photos, tmp_path)
+    learner = learner_of("replay-herding", photos, tmp_path, memory=12)
     first, second = experiences(photos)
     for experience in (first, second, first):
         learner.learn(experience)
     assert isinstance(learner.method, WithMemory)
     jpegs = [e.jpeg for e in learner.method.memory.exemplars]
-    assert len(set(jpegs)) == len(jpegs) == 8
+    assert len(set(jpegs)) == len(jpegs) == 12
 
 
 def test_der_keeps_the_logits_of_their_moment(photos: Photos, tmp_path: Path) -> None:
