@@ -19,7 +19,8 @@ from persona.data.shards import open_set
 from persona.data.transforms import normalise
 from persona.learning.learner import Learner
 from persona.learning.means import ClassMeans
-from persona.learning.methods import METHODS, LearnBatch, Method, methods
+from persona.learning.memory import Exemplar
+from persona.learning.methods import METHODS, Context, LearnBatch, Method, methods
 from persona.learning.methods.anchor import Anchor
 from persona.learning.methods.der_plus_plus import DerPlusPlus, logits_loss
 from persona.learning.methods.ewc import Ewc, penalty
@@ -259,14 +260,24 @@ def test_icarl_names_by_its_exemplars_as_the_student_sees_them_now(
         assert torch.allclose(found, mean / mean.norm(), atol=1e-5)
 
 
-def test_who_comes_again_is_kept_once(photos: Photos, tmp_path: Path) -> None:
-    learner = learner_of("replay-herding", photos, tmp_path, memory=12)
-    first, second = experiences(photos)
-    for experience in (first, second, first):
-        learner.learn(experience)
-    assert isinstance(learner.method, WithMemory)
-    jpegs = [e.jpeg for e in learner.method.memory.exemplars]
-    assert len(set(jpegs)) == len(jpegs) == 12
+def test_who_comes_again_is_counted_once(
+    photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted twice, a photo that was kept would pull the mean to itself."""
+    learner = learner_of("replay-herding", photos, tmp_path, memory=2)
+    method = learner.method
+    assert isinstance(method, WithMemory)
+    of_ann = build_experience(photos, 0, NAMES[:1], np.arange(12), 0, 0)
+    angles = torch.deg2rad(torch.tensor([0.0, 50.0, 90.0]))
+    vectors = torch.stack([angles.cos(), angles.sin()], dim=1)
+    monkeypatch.setattr(Context, "embed", lambda _self, _photos: vectors)
+    monkeypatch.setattr(Context, "embed_images", lambda _self, images: vectors[-len(images) :])
+    jpegs = [photos.jpeg(photo) for photo in of_ann.train.tolist()]
+    method.memory.exemplars = [Exemplar(0, 0, jpegs[2])]
+    learner.grow(of_ann)
+    method.after(of_ann.train, learner.labels(of_ann.train))
+    # Their mean lies at 47 degrees: 50 is nearest, and after it 0 brings the two closer than 90.
+    assert [e.jpeg for e in method.memory.exemplars] == [jpegs[1], jpegs[0]]
 
 
 def test_der_keeps_the_logits_of_their_moment(photos: Photos, tmp_path: Path) -> None:
