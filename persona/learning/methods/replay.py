@@ -90,6 +90,7 @@ class WithHerding(WithMemory):
             if again:
                 known = set(map(jpeg_of, photos[mine]))
                 again = [jpeg for jpeg in again if jpeg not in known]
+            if again:
                 images = decode(again, context.photos.size_px)
                 mine_NE = torch.cat([mine_NE, context.embed_images(images)])
             for rank, place in enumerate(herd(mine_NE, wanted)):
