@@ -29,7 +29,7 @@ from persona.data.transforms import apply_views, draw_views, mix_seeds, normalis
 from persona.distill import prepare
 from persona.errors import PersonaError
 from persona.learning.methods import Context, LearnBatch, build_method
-from persona.learning.methods.base import EMBED_BATCH, FLIP
+from persona.learning.methods.base import FLIP
 from persona.learning.photos import Ints, Photos
 from persona.learning.stream import Experience, draw_batch
 from persona.models.student import Student
@@ -243,19 +243,16 @@ class Learner:
 
     # --- what it knows -------------------------------------------------------------------------
 
-    @torch.no_grad()
     def predict(self, photos: Ints) -> Tensor:
-        """(N,) labels of photos; alike on all processes."""
-        found = [torch.empty(0, dtype=torch.int64)]
-        for start in range(0, len(photos), EMBED_BATCH):
-            images = self.photos.images(photos[start : start + EMBED_BATCH])
-            features = self.student.features(normalise(images.to(self.accelerator.device)))
-            embeddings = torch.nn.functional.normalize(features.float(), dim=1).cpu()
-            found.append(self.method.predict(embeddings, self.student.classify(features).cpu()))
-        return torch.cat(found)
+        """(N,) labels of photos; all processes get all of them."""
 
-    def accuracy(self, photos: Ints) -> float | None:
-        """Share of photos whose identity is named; None without a photo."""
-        if not len(photos):
-            return None
-        return float((self.predict(photos) == self.labels(photos)).float().mean())
+        def name(images_BCHW: Tensor) -> Tensor:
+            features = self.student.features(normalise(images_BCHW.to(self.accelerator.device)))
+            embeddings = torch.nn.functional.normalize(features.float(), dim=1).cpu()
+            return self.method.predict(embeddings, self.student.classify(features).cpu())
+
+        return self.context.share(photos, name, torch.empty(0, dtype=torch.int64))
+
+    def right(self, photos: Ints) -> Tensor:
+        """(N,) whether the photos' identities are named."""
+        return self.predict(photos) == self.labels(photos)

@@ -15,7 +15,7 @@ Shapes: B batch, C channel, H W pixels, E embedding, K identities, N photos.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -74,15 +74,24 @@ class Context:
     """The teacher's kept vectors of the photos of the first set."""
 
     @torch.no_grad()
-    def embed(self, photos: Ints) -> Tensor:
-        """(N, E) float32 on the CPU, of unit length; all processes get all of it."""
+    def share(self, photos: Ints, work: Callable[[Tensor], Tensor], nothing: Tensor) -> Tensor:
+        """Shares photos among the processes, which all get all rows.
+
+        Args:
+            photos: (N,) theirs.
+            work: from uint8 images (B, 3, H, W) to B rows on the CPU.
+            nothing: no row of the kind that it gives.
+        """
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         starts = range(rank * EMBED_BATCH, len(photos), ranks * EMBED_BATCH)
-        parts = [self.embed_images(self.photos.images(photos[s : s + EMBED_BATCH])) for s in starts]
+        parts = [work(self.photos.images(photos[s : s + EMBED_BATCH])) for s in starts]
         rows = [torch.arange(s, min(s + EMBED_BATCH, len(photos))) for s in starts]
-        nothing = torch.empty(0, self.student.embedding_size)
         order = gather_rows(torch.cat([torch.empty(0, dtype=torch.int64), *rows]), self.accelerator)
         return gather_rows(torch.cat([nothing, *parts]), self.accelerator)[torch.argsort(order)]
+
+    def embed(self, photos: Ints) -> Tensor:
+        """(N, E) float32 on the CPU, of unit length; all processes get all of it."""
+        return self.share(photos, self.embed_images, torch.empty(0, self.student.embedding_size))
 
     @torch.no_grad()
     def embed_images(self, images_BCHW: Tensor) -> Tensor:
