@@ -132,11 +132,11 @@ def benchmark(
     new[1].check_crops(f"student {parent.id}", parent.image_size, False)
     photos = Photos([new])
     bench = Bench(config, workspace, parent, new, photos, accelerator, base, test_set)
+    first = bench.order(config.seed)
     for method in chosen:  # what a method cannot work with is found before the first step
-        bench.learner(bench.student(), method, config.seed)
+        bench.learner(bench.student(), method, config.seed).check(first.stream)
     folder = workspace.runs / f"benchmark-{bench.digest()}"
     wanted = [(seed, m) for seed in range(config.seed, config.seed + seeds) for m in chosen]
-    first = bench.order(config.seed)
     with ExitStack() as stack:
         if accelerator.is_main_process:
             stack.enter_context(folder_lock(folder, doing="running the benchmark of"))

@@ -14,7 +14,7 @@ Shapes: N photos, B batch, E embedding, K identities.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,6 +113,13 @@ class Learner:
         if self.method.trains and self.student.num_classes != len(self.classes):
             torch.manual_seed(mix_seeds(self.config.seed, len(self.classes)))
             self.student.resize_head(len(self.classes))
+
+    def check(self, experiences: Sequence[Experience]) -> None:
+        """Raises PersonaError if what the method must keep of all of them does not fit."""
+        photos = np.concatenate([experience.train for experience in experiences])
+        labels = self.labels(photos).numpy()
+        unknown = len(self.classes) + self.photos.identity[photos]
+        self.method.check(photos, np.where(labels < 0, unknown, labels))
 
     def adopt(self, experience: Experience) -> None:
         """Takes up what the student learned already: nothing is trained."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +67,20 @@ class Budget:
                 "of photos, or choose a method that keeps none (finetune, ncm, lwf, ewc, anchor)"
             )
 
+    def check_smallest(self, sizes: Sequence[int], *, each: bool = False) -> None:
+        """Raises PersonaError if photos of these bytes do not fit; `each`: of an identity each."""
+        too_large = self.bytes is not None and sum(sizes) > self.bytes
+        if each and (too_large or len(sizes) > self.photos):
+            raise PersonaError(
+                f"the memory budget does not hold one photo of each of {len(sizes)} identities: "
+                "give it more (--memory, --memory-mb), or choose replay or der++"
+            )
+        if too_large:
+            raise PersonaError(
+                f"a memory of {self.bytes} bytes holds no photo: the smallest takes "
+                f"{sizes[0]:,}: give --memory-mb more"
+            )
+
     def holds(self, exemplars: list[Exemplar]) -> bool:
         """Whether these fit."""
         return len(exemplars) <= self.photos and (
@@ -101,10 +115,7 @@ def herding(exemplars: list[Exemplar], budget: Budget) -> list[Exemplar]:
     while ranks and not budget.holds([e for e in ordered if e.priority < ranks]):
         ranks -= 1
     if known and not ranks:
-        raise PersonaError(
-            f"the memory budget does not hold one photo of each of {known} identities: "
-            "give it more (--memory, --memory-mb), or choose replay or der++"
-        )
+        budget.check_smallest([e.bytes for e in ordered if not e.priority], each=True)
     return [e for e in ordered if e.priority < ranks]
 
 
@@ -168,11 +179,7 @@ class Memory:
             before = list(known.values())
             self.exemplars = self.choose(before, self.budget)
             if not self.exemplars:
-                smallest = min(e.bytes for e in before)
-                raise PersonaError(
-                    f"a memory of {self.budget.bytes} bytes holds no photo: the smallest takes "
-                    f"{smallest:,}: give --memory-mb more"
-                )
+                self.budget.check_smallest([min(e.bytes for e in before)])
 
     def draw(self, count: int, *seeds: int) -> list[Exemplar]:
         """`count` exemplars by seed, as different as there are; empty if nothing is kept."""

@@ -8,6 +8,7 @@ Shapes: N photos, B batch, C channel, H W pixels.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Sequence
 
@@ -117,10 +118,10 @@ class Photos:
         ((jpeg, _),) = self._read(np.array([photo]))
         return bytes(jpeg)
 
-    def jpeg_bytes(self, photos: Ints) -> int:
-        """How much the photos take; none is read."""
-        sizes = np.concatenate([reader.sizes("jpg") for reader in self._readers])
-        return int(sizes[photos].sum())
+    @functools.cached_property
+    def sizes(self) -> Ints:
+        """(N,) bytes that the photos take; none is read."""
+        return np.concatenate([reader.sizes("jpg") for reader in self._readers])
 
     def places(self, photos: Ints) -> tuple[Ints, Ints]:
         """(B,) shards of photos, and (B,) their places in them."""

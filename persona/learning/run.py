@@ -150,6 +150,7 @@ class LearnRun:
         self.state: dict[str, Any] | None = None
         if found is None:
             self._begin()
+            self.learner.check(self.experiences)
         else:
             self._restore(*found)
         self.tracker: Tracker | None = None
@@ -203,11 +204,12 @@ class LearnRun:
             self._load_student(state)
             self.learner.method.load(state["method"])
             log.info("what run %s kept is taken up", run)
-        elif self.learner.classes:
+        elif self.learner.classes and self.learner.method.remembers:
             log.warning(
                 "nothing is at hand of the %d identities that %s knows: method %s begins with "
-                "nothing of them (--old SET gives it their photos)",
+                "nothing of them%s (--old SET gives it their photos)",
                 *(len(self.learner.classes), self.parent.id, self.config.method),
+                "" if self.learner.method.means is None else ", and the new model names none",
             )
 
     def __enter__(self) -> LearnRun:

@@ -186,6 +186,15 @@ def test_a_student_s_own_training_says_nothing_here(home: Path, student: str) ->
     shutil.rmtree(checkpoint.parent)
 
 
+@pytest.mark.parametrize(("method", "said"), [("lwf", ""), ("ncm", "the new model names none")])
+def test_who_begins_with_nothing_is_told(
+    home: Path, student: str, method: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    persona_here(*LEARN, "--student", student, "--method", method, home=home)
+    assert ("nothing is at hand of the 6 identities" in caplog.text) == bool(said)
+    assert said in caplog.text
+
+
 def test_identities_of_one_name_are_one(home: Path, student: str) -> None:
     options = ("--student", student, "--on", OLD, "--method", "finetune")
     assert persona_here(*LEARN, *options, home=home)["num_classes"] == 6
@@ -207,6 +216,7 @@ def test_experiences_come_one_after_another(home: Path, student: str) -> None:
         (("--method", "replay", "--memory", "0"), "and the memory budget is 0: give --memory"),
         (("--method", "der++", "--memory-mb", "0"), "and the memory budget is 0"),
         (("--method", "replay", "--memory-mb", "0.0001"), "a memory of 100 bytes holds no photo"),
+        (("--method", "icarl", "--memory-mb", "0.0035"), "does not hold one photo of each of 6"),
         (("--method", "icarl", "--memory", "3"), "does not hold one photo of each of 6 identities"),
         (("--method", "joint"), "those of the 6 identities that"),
         (("--method", "lwf", "--old", NEW, "--on", OLD), "6 of 6 identities of --old"),
@@ -225,7 +235,9 @@ def test_experiences_come_one_after_another(home: Path, student: str) -> None:
 def test_what_a_user_can_get_wrong(
     home: Path, student: str, options: tuple[str, ...], message: str
 ) -> None:
+    before = set((home / "runs").glob("*"))
     assert message in learn_error(*LEARN, "--student", student, *options, home=home)
+    assert set((home / "runs").glob("*")) == before  # found before the first step
 
 
 @pytest.mark.parametrize("method", ["ncm", "ewc"])

@@ -117,6 +117,8 @@ class Method:
     name: ClassVar[str]
     trains: ClassVar[bool] = True
     """False: the weights stay as they are."""
+    remembers: ClassVar[bool] = True
+    """Whether it keeps anything of photos once they are learned."""
     own_base: ClassVar[bool] = False
     """Whether its loss on a first experience is another than cross-entropy."""
 
@@ -131,6 +133,14 @@ class Method:
         super().__init_subclass__()
         if "name" in vars(cls):
             _REGISTRY[cls.name] = cls
+
+    def check(self, photos: Ints, identities: Ints) -> None:
+        """Raises PersonaError if what it must keep of the photos to come does not fit.
+
+        Args:
+            photos: (N,) of all experiences.
+            identities: (N,) whose they are: labels, where there are some, else larger numbers.
+        """
 
     def forward(self, images_BCHW: Tensor) -> FaceOutput:
         """The student, with gradients: once a step, with all photos of it."""

@@ -84,6 +84,7 @@ class Lwf(WithOldNetwork):
     """Cross-entropy with the new labels, and with the old network's softened answers."""
 
     name = "lwf"
+    remembers = False
 
     def step(self, batch: LearnBatch) -> dict[str, Tensor]:
         """One batch of new photos."""

@@ -28,6 +28,10 @@ class WithMemory(Method):
         budget.check(self.name)
         self.memory = Memory(budget, type(self).choose)
 
+    def check(self, photos: Ints, identities: Ints) -> None:
+        """One photo must fit."""
+        self.memory.budget.check_smallest([int(self.context.photos.sizes[photos].min())])
+
     def new_photos(self) -> int:
         """Half of a batch, and all of it while nothing is kept."""
         size = self.config.batch_size
@@ -74,6 +78,13 @@ class WithHerding(WithMemory):
     """Keeps of each identity the photos whose mean is nearest to its own."""
 
     choose: ClassVar[Choice] = staticmethod(herding)
+
+    def check(self, photos: Ints, identities: Ints) -> None:
+        """One photo of each identity must fit."""
+        smallest = {e.label: len(e.jpeg) for e in self.memory.exemplars}
+        sizes = self.context.photos.sizes[photos]
+        smallest |= {label: int(sizes[mine].min()) for label, mine in group(identities).items()}
+        self.memory.budget.check_smallest(list(smallest.values()), each=True)
 
     def after(self, photos: Ints, labels: Tensor) -> None:
         """Ranks the new photos of each identity, with those that were kept of it."""
