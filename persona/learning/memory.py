@@ -129,7 +129,8 @@ def herd(embeddings_NE: Tensor, wanted: int) -> list[int]:
     """The places of up to `wanted` photos whose running mean stays nearest to the mean of all.
 
     Rebuffi et al. 2017 (iCaRL, arXiv:1611.07725), algorithm 4:
-    `p_k = argmin_x || mu - (phi(x) + sum of phi(p_1 … p_{k-1})) / k ||`, without repetition.
+    `p_k = argmin_x || mu - (phi(x) + sum of phi(p_1 … p_{k-1})) / k ||`, without repetition. As in
+    the authors' code means are not brought to unit length here.
 
     Args:
         embeddings_NE: (N, E) of unit length.

@@ -209,7 +209,9 @@ class LearnRun:
                 "nothing is at hand of the %d identities that %s knows: method %s begins with "
                 "nothing of them%s (--old SET gives it their photos)",
                 *(len(self.learner.classes), self.parent.id, self.config.method),
-                "" if self.learner.method.means is None else ", and the new model names none",
+                ""
+                if self.learner.method.means is None
+                else ", and the new model names those of the set alone",
             )
 
     def __enter__(self) -> LearnRun:

@@ -186,7 +186,7 @@ def test_a_student_s_own_training_says_nothing_here(home: Path, student: str) ->
     shutil.rmtree(checkpoint.parent)
 
 
-@pytest.mark.parametrize(("method", "said"), [("lwf", ""), ("ncm", "the new model names none")])
+@pytest.mark.parametrize(("method", "said"), [("lwf", ""), ("ncm", "names those of the set alone")])
 def test_who_begins_with_nothing_is_told(
     home: Path, student: str, method: str, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -225,6 +225,7 @@ def test_experiences_come_one_after_another(home: Path, student: str) -> None:
         (("--method", "lwf", "--experiences", "9"), "6 identities do not make 9 experiences"),
         (("--method", "lwf", "--teacher", "none"), "--teacher goes with --method anchor"),
         (("--method", "lwf", "-o", "lwf.temprature=1"), "did you mean 'lwf.temperature'?"),
+        (("--method", "der++", "-o", "der.weight=2"), "unknown key 'der.weight'"),
         (("--method", "lwf", "-o", "steps.x=1"), "steps.x: steps has no such option"),
         (("--method", "lwf", "--lr", "1e9"), "lr 1000000000.0: choose 1e-09 to 10"),
         (("--method", "lwf", "--on", "nobody"), "unknown set 'nobody'"),

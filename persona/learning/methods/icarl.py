@@ -1,6 +1,8 @@
 """iCaRL (Rebuffi et al. 2017, arXiv:1611.07725): exemplars by herding, a sigmoid an identity, the
 old network's answers for the old identities, and naming by the exemplars' means.
 
+An identity that comes again is an old one: its new photos are taught the old network's answer.
+
 Shapes: B batch, K identities.
 """
 
