@@ -69,6 +69,8 @@ from persona.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
+VERSION = 2
+"""Of how methods learn and what is measured: runs of another one are not taken up."""
 MAX_PAIRS = 100_000
 """Of photos of one person, and of two."""
 HIGHER = ("incremental", "final", "backward", "forward")
@@ -232,6 +234,7 @@ class Bench:
         """Of all that a run depends on but its method and order, in 12 hex digits."""
         config = dataclasses.asdict(self.config)
         origin = {
+            "version": VERSION,
             "config": {k: v for k, v in config.items() if k not in {"method", "cache", "tracker"}},
             "student": self.parent.weights_sha256,
             "set": self.new[1].digest,

@@ -204,13 +204,18 @@ class Memory:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Takes up `state`."""
+        """Takes up `state`, or what the budget holds of it.
+
+        Raises:
+            PersonaError: herding: not one photo of each identity.
+        """
         ends = torch.cumsum(state["lengths"], 0).tolist()
         jpegs = state["jpegs"].numpy().tobytes()
         columns = (state["priorities"].tolist(), state["labels"].tolist(), state["logits"])
-        self.exemplars = [
+        kept = [
             Exemplar(priority, label, jpegs[end - length : end], logits)
             for priority, label, logits, length, end in zip(
                 *columns, state["lengths"].tolist(), ends, strict=True
             )
         ]
+        self.exemplars = self.choose(kept, self.budget)

@@ -150,6 +150,9 @@ def test_a_memory_outlives_its_process() -> None:
     for a, b in zip(memory.exemplars, again.exemplars, strict=True):
         assert (a.priority, a.label, a.jpeg) == (b.priority, b.label, b.jpeg)
         assert (a.logits is None) == (b.logits is None)
+    smaller = Memory(Budget(2), reservoir)  # of a run with another budget
+    smaller.load(memory.state())
+    assert [e.jpeg for e in smaller.exemplars] == [e.jpeg for e in memory.exemplars[:2]]
     empty = Memory(Budget(5), reservoir)
     empty.load(Memory(Budget(5), reservoir).state())
     assert empty.exemplars == []
