@@ -44,10 +44,8 @@ METHODS = (
 
 
 @dataclass(frozen=True)
-class Term:
-    """What every loss term has."""
-
-    weight: float = 1.0
+class Ranged:
+    """Numbers that must be within `_RANGES`."""
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
@@ -68,6 +66,13 @@ _RANGES = {
     "alpha": (0, 1e6),
     "beta": (0, 1e6),
 }
+
+
+@dataclass(frozen=True)
+class Term(Ranged):
+    """What every loss term has."""
+
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -228,7 +233,7 @@ class EwcConfig(Term):
 
 
 @dataclass(frozen=True)
-class DerConfig(Term):
+class DerConfig(Ranged):
     """Buzzega et al. 2020."""
 
     alpha: float = 0.5

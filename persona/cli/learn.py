@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from persona.cli.distill import parse_option
+from persona.cli.distill import launcher_options, parse_option
 from persona.cli.output import (
     CacheOption,
     Column,
@@ -61,6 +61,9 @@ TeacherOption = Annotated[
 ]
 RateOption = Annotated[float | None, typer.Option("--lr", help="[default: 0.0001]")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="[default: 0]")]
+PrecisionOption = Annotated[
+    str | None, typer.Option(help="no, fp16 or bf16.  [default: what accelerate launch says]")
+]
 ValueOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -99,6 +102,7 @@ def learn_command(
     teacher: TeacherOption = None,
     lr: RateOption = None,
     seed: SeedOption = None,
+    mixed_precision: PrecisionOption = None,
     checkpoint_steps: Annotated[
         int | None, typer.Option(help="Steps between checkpoints.  [default: 100]")
     ] = None,
@@ -134,6 +138,7 @@ def learn_command(
         "teacher": teacher,
         "optim.lr": lr,
         "seed": seed,
+        "mixed_precision": mixed_precision,
         "checkpoint_steps": checkpoint_steps,
         "tracker": tracker,
         "cache": None if cache is None else str(cache),
@@ -186,6 +191,7 @@ def benchmark_command(
     teacher: TeacherOption = None,
     lr: RateOption = None,
     seed: SeedOption = None,
+    mixed_precision: PrecisionOption = None,
     option: ValueOption = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Draw accuracy over experiences.")
@@ -193,13 +199,14 @@ def benchmark_command(
     shards: ShardsOption = None,
     cache: CacheOption = None,
     models: ModelsOption = None,
+    runs: RunsOption = None,
     json: JsonFlag = False,
 ) -> None:
     """All methods on one stream of people, under one budget of steps and memory.
 
     Killed, it goes on when run again. Several processes: accelerate launch … -m persona learn …
     """
-    place = Workspace.locate(shards=shards, models=models)
+    place = Workspace.locate(shards=shards, models=models, runs=runs)
     from persona.config import METHODS
     from persona.models.cards import find_model
 
@@ -226,6 +233,7 @@ def benchmark_command(
         "teacher": teacher,
         "optim.lr": lr,
         "seed": seed,
+        "mixed_precision": mixed_precision,
         "tracker": "none",
         "cache": None if cache is None else str(cache),
         **dict(map(parse_option, option or [])),
@@ -297,6 +305,8 @@ def build_config(given: dict[str, Any]) -> Any:
     from persona.config import LEARN_OPTIM, LearnConfig, from_dict
 
     values: dict[str, Any] = {"optim": dict(LEARN_OPTIM)}
+    if "mixed_precision" in (launched := launcher_options()):
+        values["mixed_precision"] = launched["mixed_precision"]
     for dotted, value in given.items():
         *groups, name = dotted.split(".")
         target = values
@@ -333,7 +343,7 @@ def read_run(run: str, given: dict[str, Any], place: Workspace) -> Any:
             f"run {run} has another config ({'; '.join(differing)}): resume it without these "
             "options, or start a new run"
         )
-    return config
+    return replace(config, cache=given.get("cache", config.cache))
 
 
 def is_first() -> bool:

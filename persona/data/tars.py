@@ -215,6 +215,29 @@ class ShardReader:
             raise ValueError("it ends early")
         return [data[at : at + size] for at, size in zip(places[::2], places[1::2], strict=True)]
 
+    def sizes(self, suffix: str) -> npt.NDArray[np.int64]:
+        """(samples,) bytes of each sample's member; -1: it lacks it."""
+        sizes_N: npt.NDArray[np.int64] = self._rows[:, 3 + 2 * self._suffixes.index(suffix)]
+        return sizes_N
+
+    def iter_member(self, suffix: str) -> Iterator[bytes]:
+        """Yields one member of each sample, in order; the others are not read.
+
+        Raises:
+            PersonaError: a sample lacks it, or the file has become shorter since.
+        """
+        column = 2 + 2 * self._suffixes.index(suffix)
+        first_N, at_N, size_N = self._rows[:, [0, column, column + 1]].T
+        missing = np.flatnonzero(at_N < 0)
+        if len(missing):
+            raise damaged(self.path, f"sample {missing[0]}: no {suffix}")
+        file, read = self._file, os.pread
+        for at, size in zip((first_N + at_N).tolist(), size_N.tolist(), strict=True):
+            data = read(file, size, at)
+            if len(data) != size:
+                raise damaged(self.path, "it ends early")
+            yield data
+
     def close(self) -> None:
         """Gives the file back."""
         if self._file >= 0:

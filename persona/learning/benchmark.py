@@ -69,7 +69,10 @@ from persona.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-MAX_IMPOSTORS = 100_000
+VERSION = 2
+"""Of how methods learn and what is measured: runs of another one are not taken up."""
+MAX_PAIRS = 100_000
+"""Of photos of one person, and of two."""
 HIGHER = ("incremental", "final", "backward", "forward")
 FIGURES = (*HIGHER, "forgetting", "outside_auc", "outside_eer", "seconds", "kept_bytes")
 """Of a method, as mean and standard deviation over the orders."""
@@ -131,11 +134,11 @@ def benchmark(
     new[1].check_crops(f"student {parent.id}", parent.image_size, False)
     photos = Photos([new])
     bench = Bench(config, workspace, parent, new, photos, accelerator, base, test_set)
+    first = bench.order(config.seed)
     for method in chosen:  # what a method cannot work with is found before the first step
-        bench.learner(bench.student(), method, config.seed)
+        bench.learner(bench.student(), method, config.seed).check(first.stream)
     folder = workspace.runs / f"benchmark-{bench.digest()}"
     wanted = [(seed, m) for seed in range(config.seed, config.seed + seeds) for m in chosen]
-    first = bench.order(config.seed)
     with ExitStack() as stack:
         if accelerator.is_main_process:
             stack.enter_context(folder_lock(folder, doing="running the benchmark of"))
@@ -190,7 +193,11 @@ def read_run(folder: Path, seed: int, method: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     found = read_json(path, what="run of a benchmark")
-    if not isinstance(found, dict) or (found.get("seed"), found.get("method")) != (seed, method):
+    if (
+        not isinstance(found, dict)
+        or (found.get("seed"), found.get("method")) != (seed, method)
+        or not found.keys() >= {*FIGURES, "seen", "outside_before"}
+    ):
         raise PersonaError(f"{path} is no run of {method} over order {seed}: remove it")
     return found
 
@@ -227,6 +234,7 @@ class Bench:
         """Of all that a run depends on but its method and order, in 12 hex digits."""
         config = dataclasses.asdict(self.config)
         origin = {
+            "version": VERSION,
             "config": {k: v for k, v in config.items() if k not in {"method", "cache", "tracker"}},
             "student": self.parent.weights_sha256,
             "set": self.new[1].digest,
@@ -296,20 +304,17 @@ class Bench:
         return learner
 
     def _left_out(self, names: list[str], seed: int) -> Outside:
-        """Every pair of photos of these people, of the impostor ones a sample."""
-        places = [self.photos.names.index(name) for name in names]
+        """Pairs of photos of these people: all, or of each kind a sample."""
+        theirs = set(names)
+        places = [place for place, name in enumerate(self.photos.names) if name in theirs]
         mine = np.flatnonzero(np.isin(self.photos.identity, places))
-        a, b = np.triu_indices(len(mine), 1)
-        same = self.photos.identity[mine[a]] == self.photos.identity[mine[b]]
+        a, b, same = draw_pairs(self.photos.identity[mine], MAX_PAIRS, seed)
         if len(names) < 2 or not same.any():
             raise PersonaError(
                 f"a fifth of the identities of set {self.new[1].name} makes no pairs: give "
                 "--test-set a set of other people"
             )
-        impostors = np.flatnonzero(~same)
-        drawn = np.random.default_rng(seed).permutation(impostors)[:MAX_IMPOSTORS]
-        chosen = np.sort(np.concatenate([np.flatnonzero(same), drawn]))
-        return Outside(self.photos, mine, a[chosen], b[chosen], same[chosen])
+        return Outside(self.photos, mine, a, b, same)
 
     def _other_set(self, name: str) -> Outside:
         """The pairs of a set, both of whose photos show a face."""
@@ -323,8 +328,12 @@ class Bench:
                 f"{common} identities of --test-set {name} are in the stream by name: choose a set "
                 "of other people"
             )
-        row_of = {photos.key(photo): photo for photo in range(len(photos))}
-        rows = np.array([[row_of.get(int(k), -1) for k in keys] for keys in (pairs.a, pairs.b)])
+        keys = photos.keys()
+        order = np.argsort(keys)
+        wanted = np.stack([pairs.a, pairs.b])
+        places = np.searchsorted(keys[order], wanted)
+        rows = order[np.minimum(places, len(keys) - 1)]
+        rows[keys[rows] != wanted] = -1
         there = (rows >= 0).all(axis=0)
         return Outside(
             photos, np.arange(len(photos)), rows[0, there], rows[1, there], pairs.same[there]
@@ -371,7 +380,7 @@ class Bench:
                 learner.learn(experience)
                 seconds += time.perf_counter() - start_s
             so_far = stream[: experience.number + 1]
-            tests = [learner.predict(e.test) == learner.labels(e.test) for e in so_far]
+            tests = [learner.right(e.test) for e in so_far]
             later = [to_come(learner.context, e) for e in stream[len(so_far) :]]
             matrix.append([*(float(right.float().mean()) for right in tests), *later])
             seen.append(float(torch.cat(tests).float().mean()))
@@ -397,6 +406,36 @@ class Bench:
             "kept": kept,
             "kept_bytes": sum(kept.values()),
         }
+
+
+def draw_pairs(identity_N: Ints, most: int, seed: int) -> tuple[Ints, Ints, Any]:
+    """(P,) and (P,) places of the photos of pairs, and (P,) whether they are of one person.
+
+    Up to `most` of each kind, all there are where they are few. What is held is in proportion to
+    what is drawn: 40,000 photos make 800 million pairs.
+    """
+    rng = np.random.default_rng(seed)
+    everything = len(identity_N) * (len(identity_N) - 1) // 2
+    a, b = pair_at(rng.choice(everything, min(everything, 2 * most), replace=False))
+    of_two = np.flatnonzero(identity_N[a] != identity_N[b])[:most]
+    order = np.argsort(identity_N, kind="stable")  # one person's photos are neighbours
+    _, first, counts = np.unique(identity_N[order], return_index=True, return_counts=True)
+    pairs = counts * (counts - 1) // 2
+    ends = np.cumsum(pairs)
+    total = int(pairs.sum())
+    drawn = rng.choice(total, min(total, most), replace=False)
+    who = np.searchsorted(ends, drawn, side="right")
+    i, j = pair_at(drawn - (ends - pairs)[who])
+    found = [(a[of_two], order[first[who] + i]), (b[of_two], order[first[who] + j])]
+    same = np.repeat([False, True], [len(of_two), len(who)])
+    return np.concatenate(found[0]), np.concatenate(found[1]), same
+
+
+def pair_at(numbers: Ints) -> tuple[Ints, Ints]:
+    """The pairs i < j of these numbers: 0 is (0, 1), then (0, 2), (1, 2), (0, 3) and so on."""
+    j = ((1 + np.sqrt(1 + 8 * numbers)) / 2).astype(np.int64)
+    j -= numbers < j * (j - 1) // 2  # where the root was rounded up
+    return numbers - j * (j - 1) // 2, j
 
 
 def to_come(context: Context, experience: Experience) -> float:

@@ -14,9 +14,9 @@ Shapes: N photos, B batch, E embedding, K identities.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from persona.data.transforms import apply_views, draw_views, mix_seeds, normalis
 from persona.distill import prepare
 from persona.errors import PersonaError
 from persona.learning.methods import Context, LearnBatch, build_method
-from persona.learning.methods.base import EMBED_BATCH, FLIP
+from persona.learning.methods.base import FLIP
 from persona.learning.photos import Ints, Photos
 from persona.learning.stream import Experience, draw_batch
 from persona.models.student import Student
@@ -42,6 +42,17 @@ log = logging.getLogger(__name__)
 
 LOG_STEPS = 20
 Moment = Callable[[int, dict[str, float]], None]
+
+
+class Source(NamedTuple):
+    """What an experience's batches are drawn from."""
+
+    number: int
+    """Of the experience."""
+    pool: Ints
+    """The photos."""
+    labels: Tensor
+    """(N,) of all photos there are."""
 
 
 class Learner:
@@ -102,6 +113,13 @@ class Learner:
         if self.method.trains and self.student.num_classes != len(self.classes):
             torch.manual_seed(mix_seeds(self.config.seed, len(self.classes)))
             self.student.resize_head(len(self.classes))
+
+    def check(self, experiences: Sequence[Experience]) -> None:
+        """Raises PersonaError if what the method must keep of all of them does not fit."""
+        photos = np.concatenate([experience.train for experience in experiences])
+        labels = self.labels(photos).numpy()
+        unknown = len(self.classes) + self.photos.identity[photos]
+        self.method.check(photos, np.where(labels < 0, unknown, labels))
 
     def adopt(self, experience: Experience) -> None:
         """Takes up what the student learned already: nothing is trained."""
@@ -164,6 +182,7 @@ class Learner:
     def _train(self, experience: Experience, step: int, moment: Moment) -> None:
         accelerator = self.accelerator
         meter = Meter(accelerator.num_processes, accelerator.device)
+        source = self._source(experience)
         self.watch = FiniteWatch(self.folder, lag=4 if accelerator.device.type == "cuda" else 0)
         with progress_bar(
             f"{self.config.method}, experience {experience.number + 1}",
@@ -173,7 +192,7 @@ class Learner:
             enabled=accelerator.is_main_process and not self.quiet,
         ) as advance:
             while step < self.config.steps:
-                batch = self._batch(experience, step)
+                batch = self._batch(source, step)
                 with accelerator.autocast():
                     terms = self.method.step(batch)
                 total = torch.stack(list(terms.values())).sum()
@@ -194,23 +213,29 @@ class Learner:
                 moment(step, meter.read() if ends else {})
         self.watch.flush()
 
-    def _batch(self, experience: Experience, step: int) -> LearnBatch:
+    def _source(self, experience: Experience) -> Source:
+        pool = self.method.pool(experience.train)
+        return Source(experience.number, pool, self.labels(np.arange(len(self.photos))))
+
+    def _batch(self, source: Source, step: int) -> LearnBatch:
         """This process's photos of a step, as they go through the student."""
         accelerator, config = self.accelerator, self.config
         rank, ranks = accelerator.process_index, accelerator.num_processes
-        pool = self.method.pool(experience.train)
-        size = max(1, round(config.batch_size * self.method.new_share))
-        chosen = draw_batch(pool, size, step, rank, ranks, config.seed, experience.number)
-        seeds = (config.seed, experience.number, step, rank)
+        size = self.method.new_photos()
+        chosen = draw_batch(source.pool, size, step, rank, ranks, config.seed, source.number)
+        seeds = (config.seed, source.number, step, rank)
         views = draw_views(FLIP, size, *seeds)
         images = self.photos.images(chosen).to(accelerator.device)
         images = normalise(apply_views(images, views))
-        landmarks = self.photos.landmarks[torch.from_numpy(chosen)]
+        landmarks = None
+        if self.context.teacher is not None:
+            points = self.photos.landmarks(chosen)
+            landmarks = view_landmarks(points, views, self.photos.size_px)
         return LearnBatch(
             images.contiguous(memory_format=torch.channels_last),
-            self.labels(chosen).to(accelerator.device),
+            source.labels[torch.from_numpy(chosen)].to(accelerator.device),
             chosen,
-            view_landmarks(landmarks, views, self.photos.size_px),
+            landmarks,
             self._targets(chosen, views),
             seeds,
         )
@@ -225,19 +250,16 @@ class Learner:
 
     # --- what it knows -------------------------------------------------------------------------
 
-    @torch.no_grad()
     def predict(self, photos: Ints) -> Tensor:
-        """(N,) labels of photos; alike on all processes."""
-        found = [torch.empty(0, dtype=torch.int64)]
-        for start in range(0, len(photos), EMBED_BATCH):
-            images = self.photos.images(photos[start : start + EMBED_BATCH])
-            features = self.student.features(normalise(images.to(self.accelerator.device)))
-            embeddings = torch.nn.functional.normalize(features.float(), dim=1).cpu()
-            found.append(self.method.predict(embeddings, self.student.classify(features).cpu()))
-        return torch.cat(found)
+        """(N,) labels of photos; all processes get all of them."""
 
-    def accuracy(self, photos: Ints) -> float | None:
-        """Share of photos whose identity is named; None without a photo."""
-        if not len(photos):
-            return None
-        return float((self.predict(photos) == self.labels(photos)).float().mean())
+        def name(images_BCHW: Tensor) -> Tensor:
+            features = self.student.features(normalise(images_BCHW.to(self.accelerator.device)))
+            embeddings = torch.nn.functional.normalize(features.float(), dim=1).cpu()
+            return self.method.predict(embeddings, self.student.classify(features).cpu())
+
+        return self.context.share(photos, name, torch.empty(0, dtype=torch.int64))
+
+    def right(self, photos: Ints) -> Tensor:
+        """(N,) whether the photos' identities are named."""
+        return self.predict(photos) == self.labels(photos)

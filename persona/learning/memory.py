@@ -14,7 +14,8 @@ Shapes: N photos of an identity, E embedding, M exemplars, K identities.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,9 @@ from torch import Tensor
 from persona.data.transforms import mix_seeds
 from persona.errors import PersonaError
 from persona.learning.photos import Ints
+
+PIECE = 1024
+"""Photos that are in memory beside those that stay while an experience passes."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,20 @@ class Budget:
                 "of photos, or choose a method that keeps none (finetune, ncm, lwf, ewc, anchor)"
             )
 
+    def check_smallest(self, sizes: Sequence[int], *, each: bool = False) -> None:
+        """Raises PersonaError if photos of these bytes do not fit; `each`: of an identity each."""
+        too_large = self.bytes is not None and sum(sizes) > self.bytes
+        if each and (too_large or len(sizes) > self.photos):
+            raise PersonaError(
+                f"the memory budget does not hold one photo of each of {len(sizes)} identities: "
+                "give it more (--memory, --memory-mb), or choose replay or der++"
+            )
+        if too_large:
+            raise PersonaError(
+                f"a memory of {self.bytes} bytes holds no photo: the smallest takes "
+                f"{sizes[0]:,}: give --memory-mb more"
+            )
+
     def holds(self, exemplars: list[Exemplar]) -> bool:
         """Whether these fit."""
         return len(exemplars) <= self.photos and (
@@ -74,7 +92,9 @@ Choice = Callable[[list[Exemplar], Budget], list[Exemplar]]
 
 
 def reservoir(exemplars: list[Exemplar], budget: Budget) -> list[Exemplar]:
-    """Those of lowest priority, as many as fit."""
+    """Those of lowest priority, as many as fit; who is larger than the budget never passed."""
+    if budget.bytes is not None:
+        exemplars = [e for e in exemplars if e.bytes <= budget.bytes]
     ordered = sorted(exemplars, key=lambda e: e.priority)[: budget.photos]
     if budget.bytes is not None:
         taken = np.cumsum([e.bytes for e in ordered])
@@ -95,10 +115,7 @@ def herding(exemplars: list[Exemplar], budget: Budget) -> list[Exemplar]:
     while ranks and not budget.holds([e for e in ordered if e.priority < ranks]):
         ranks -= 1
     if known and not ranks:
-        raise PersonaError(
-            f"the memory budget does not hold one photo of each of {known} identities: "
-            "give it more (--memory, --memory-mb), or choose replay or der++"
-        )
+        budget.check_smallest([e.bytes for e in ordered if not e.priority], each=True)
     return [e for e in ordered if e.priority < ranks]
 
 
@@ -112,7 +129,8 @@ def herd(embeddings_NE: Tensor, wanted: int) -> list[int]:
     """The places of up to `wanted` photos whose running mean stays nearest to the mean of all.
 
     Rebuffi et al. 2017 (iCaRL, arXiv:1611.07725), algorithm 4:
-    `p_k = argmin_x || mu - (phi(x) + sum of phi(p_1 … p_{k-1})) / k ||`, without repetition.
+    `p_k = argmin_x || mu - (phi(x) + sum of phi(p_1 … p_{k-1})) / k ||`, without repetition. As in
+    the authors' code means are not brought to unit length here.
 
     Args:
         embeddings_NE: (N, E) of unit length.
@@ -154,17 +172,15 @@ class Memory:
         Raises:
             PersonaError: not one photo fits.
         """
-        known = {(e.label, e.priority): e for e in self.exemplars}
-        for exemplar in exemplars:
-            known.setdefault((exemplar.label, exemplar.priority), exemplar)
-        before = list(known.values())
-        self.exemplars = self.choose(before, self.budget)
-        if before and not self.exemplars:
-            smallest = min(e.bytes for e in before)
-            raise PersonaError(
-                f"a memory of {self.budget.bytes} bytes holds no photo: the smallest takes "
-                f"{smallest:,}: give --memory-mb more"
-            )
+        passing = iter(exemplars)
+        while piece := list(itertools.islice(passing, PIECE)):
+            known = {(e.label, e.jpeg): e for e in self.exemplars}
+            for exemplar in piece:
+                known.setdefault((exemplar.label, exemplar.jpeg), exemplar)
+            before = list(known.values())
+            self.exemplars = self.choose(before, self.budget)
+            if not self.exemplars:
+                self.budget.check_smallest([min(e.bytes for e in before)])
 
     def draw(self, count: int, *seeds: int) -> list[Exemplar]:
         """`count` exemplars by seed, as different as there are; empty if nothing is kept."""
@@ -188,13 +204,18 @@ class Memory:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Takes up `state`."""
+        """Takes up `state`, or what the budget holds of it.
+
+        Raises:
+            PersonaError: herding: not one photo of each identity.
+        """
         ends = torch.cumsum(state["lengths"], 0).tolist()
         jpegs = state["jpegs"].numpy().tobytes()
         columns = (state["priorities"].tolist(), state["labels"].tolist(), state["logits"])
-        self.exemplars = [
+        kept = [
             Exemplar(priority, label, jpegs[end - length : end], logits)
             for priority, label, logits, length, end in zip(
                 *columns, state["lengths"].tolist(), ends, strict=True
             )
         ]
+        self.exemplars = self.choose(kept, self.budget)

@@ -8,17 +8,19 @@ Shapes: N photos, B batch, C channel, H W pixels.
 
 from __future__ import annotations
 
-import json
+import functools
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import torch
 from torch import Tensor
 
 from persona.data.shards import Manifest, key_of
 from persona.data.storage import SetFolder
-from persona.data.stream import decode_into
+from persona.data.stream import NO_LANDMARKS, decode_into
 from persona.data.tars import ShardReader, damaged
 from persona.errors import PersonaError
 
@@ -26,10 +28,13 @@ Ints = npt.NDArray[np.int64]
 
 
 class Photos:
-    """The photos of one set or several; identities of one name are one identity."""
+    """The photos of one set or several; identities of one name are one identity.
+
+    What is held is under a hundred bytes a photo.
+    """
 
     def __init__(self, sets: Sequence[tuple[SetFolder, Manifest]]) -> None:
-        """Opens the shards and reads what is known of each photo; no image is decoded.
+        """Opens the shards and reads whom each photo shows; no image is read.
 
         Raises:
             PersonaError: triplets, crops of different sizes, a damaged shard, or no photo.
@@ -37,46 +42,72 @@ class Photos:
         self.sets = list(sets)
         self.size_px = sets[0][1].align.image_size
         self._readers: list[ShardReader] = []
-        places: list[tuple[int, int, int, int]] = []
-        names: list[str] = []
-        landmarks: list[npt.NDArray[np.float32]] = []
-        for number, (folder, manifest) in enumerate(self.sets):
+        self._shards: list[int] = []
+        """Of each reader: its shard's number in its set."""
+        self._set_bounds = [0]
+        """Where the photos of each set begin, and where the last one's end."""
+        classes: list[Ints] = []
+        """Of each set: its photos' places in the set's list of identities."""
+        for folder, manifest in self.sets:
             _check(manifest, self.size_px)
+            found = [np.empty(0, np.int64)]
             for shard, entry in enumerate(manifest.shards):
-                path = manifest.shard_path(folder, shard)
                 no_face = frozenset(key_of(key).encode() for key in entry.no_face)
+                path = manifest.shard_path(folder, shard)
                 samples = entry.samples - len(no_face)
                 reader = ShardReader(path, ["jpg", "json"], samples, no_face)
-                for row in range(samples):
-                    try:
-                        meta = json.loads(bytes(reader.read(row)[1]))
-                        names.append(manifest.classes[int(meta["class"])])
-                        points = meta["landmarks"]
-                        nowhere = np.full((6, 2), np.nan, np.float32)
-                        landmarks.append(
-                            nowhere if points is None else np.array(points, np.float32)
-                        )
-                    except (KeyError, TypeError, ValueError, IndexError) as error:
-                        raise damaged(path, f"sample {row}: {type(error).__name__}") from None
-                    places.append((number, shard, len(self._readers), row))
+                found.append(_read_classes(reader, len(manifest.classes)))
                 self._readers.append(reader)
-        if not places:
+                self._shards.append(shard)
+            classes.append(np.concatenate(found))
+            self._set_bounds.append(self._set_bounds[-1] + len(classes[-1]))
+        self._starts = np.cumsum([0, *(len(reader.places) for reader in self._readers)])
+        """The first photo of each reader, and how many photos there are."""
+        if not len(self):
             raise PersonaError(f"set {sets[0][1].name} has no photo with a face: nothing to learn")
-        self._places = np.array(places, np.int64)
-        self.landmarks = torch.from_numpy(np.stack(landmarks))
-        """(N, 6, 2) float32 points and scale (persona/landmarks.py); NaN where there are none."""
-        self.names = tuple(sorted(set(names)))
+        names_of = [manifest.classes for _, manifest in self.sets]
+        present = [
+            [names[place] for place in np.unique(of_set).tolist()]
+            for names, of_set in zip(names_of, classes, strict=True)
+        ]
+        self.names = tuple(sorted(set(itertools.chain(*present))))
         """Identities that have photos, sorted."""
         number_of = {name: number for number, name in enumerate(self.names)}
-        self.identity = np.array([number_of[name] for name in names], np.int64)
+        tables = [np.array([number_of.get(name, -1) for name in names]) for names in names_of]
+        self.identity: Ints = np.concatenate(
+            [table[of_set] for table, of_set in zip(tables, classes, strict=True)]
+        )
         """(N,) places in `names`."""
 
     def __len__(self) -> int:
-        return len(self._places)
+        return int(self._starts[-1])
 
     def of_set(self, number: int) -> Ints:
         """The photos of one of the sets."""
-        return np.flatnonzero(self._places[:, 0] == number)
+        return np.arange(*self._set_bounds[number : number + 2])
+
+    def _find(self, photos: Ints) -> list[tuple[ShardReader, int, int]]:
+        """Of each photo: its reader, its row there, and its shard's number."""
+        numbers = np.searchsorted(self._starts, photos, side="right") - 1
+        rows = photos - self._starts[numbers]
+        return [
+            (self._readers[number], row, self._shards[number])
+            for number, row in zip(numbers.tolist(), rows.tolist(), strict=True)
+        ]
+
+    def _read(self, photos: Ints) -> list[list[memoryview]]:
+        """JPEG and JSON of each photo.
+
+        Raises:
+            PersonaError: a shard has changed since it was opened.
+        """
+        found: list[list[memoryview]] = []
+        for reader, row, _ in self._find(photos):
+            try:
+                found.append(reader.read(row))
+            except (KeyError, ValueError) as error:
+                raise damaged(reader.path, f"sample {row}: {error}") from None
+        return found
 
     def jpeg(self, photo: int) -> bytes:
         """A photo's bytes.
@@ -84,22 +115,41 @@ class Photos:
         Raises:
             PersonaError: the shard has changed since it was opened.
         """
-        _, _, reader, row = self._places[photo].tolist()
-        try:
-            return bytes(self._readers[reader].read(row)[0])
-        except (KeyError, ValueError) as error:
-            raise damaged(self._readers[reader].path, f"sample {row}: {error}") from None
+        ((jpeg, _),) = self._read(np.array([photo]))
+        return bytes(jpeg)
+
+    @functools.cached_property
+    def sizes(self) -> Ints:
+        """(N,) bytes that the photos take; none is read."""
+        return np.concatenate([reader.sizes("jpg") for reader in self._readers])
 
     def places(self, photos: Ints) -> tuple[Ints, Ints]:
         """(B,) shards of photos, and (B,) their places in them."""
-        _, shards, readers, rows = self._places[photos].T
-        pairs = zip(readers.tolist(), rows.tolist(), strict=True)
-        return shards, np.array([self._readers[reader].places[row] for reader, row in pairs])
+        found = self._find(photos)
+        places = [reader.places[row] for reader, row, _ in found]
+        return np.array([shard for *_, shard in found]), np.array(places)
 
-    def key(self, photo: int) -> int:
-        """A photo's key in its set."""
-        _, _, reader, row = self._places[photo].tolist()
-        return int(self._readers[reader].keys[row])
+    def keys(self) -> Ints:
+        """(N,) the photos' keys, each in its set.
+
+        Raises:
+            PersonaError: a key is no number, naming the shard.
+        """
+        return np.concatenate([_read_keys(reader) for reader in self._readers])
+
+    def landmarks(self, photos: Ints) -> Tensor:
+        """(B, 6, 2) float32 points and scale (persona/landmarks.py); NaN where there are none.
+
+        Raises:
+            PersonaError: what is known of a photo is damaged.
+        """
+        metas = [text for _, text in self._read(photos)]
+        try:
+            points = [orjson.loads(text)["landmarks"] or NO_LANDMARKS for text in metas]
+            landmarks_B62 = np.array(points, np.float32).reshape(len(photos), 6, 2)
+        except (KeyError, TypeError, ValueError):
+            raise self._damaged_photo() from None
+        return torch.from_numpy(landmarks_B62)
 
     def images(self, photos: Ints) -> Tensor:
         """(B, 3, H, W) uint8 RGB, channels last in memory.
@@ -107,14 +157,40 @@ class Photos:
         Raises:
             PersonaError: a JPEG is damaged.
         """
-        jpegs = [self.jpeg(photo) for photo in photos.tolist()]
+        jpegs = [jpeg for jpeg, _ in self._read(photos)]
         try:
             return decode(jpegs, self.size_px)
         except ValueError:
-            where = ", ".join(sorted({manifest.name for _, manifest in self.sets}))
-            raise PersonaError(
-                f"set {where} holds a damaged photo: check it with `persona shards verify`"
-            ) from None
+            raise self._damaged_photo() from None
+
+    def _damaged_photo(self) -> PersonaError:
+        where = ", ".join(sorted({manifest.name for _, manifest in self.sets}))
+        return PersonaError(
+            f"set {where} holds a damaged photo: check it with `persona shards verify`"
+        )
+
+
+def _read_classes(reader: ShardReader, known: int) -> Ints:
+    """(samples,) whom the photos of a shard show, as places in the set's list of `known`.
+
+    Raises:
+        PersonaError: the shard is damaged.
+    """
+    try:
+        texts = map(orjson.loads, reader.iter_member("json"))
+        classes = np.array([int(meta["class"]) for meta in texts], np.int64)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise damaged(reader.path, f"a sample's json: {type(error).__name__}") from None
+    if len(classes) and not 0 <= classes.min() <= classes.max() < known:
+        raise damaged(reader.path, "a class index outside the manifest's list")
+    return classes
+
+
+def _read_keys(reader: ShardReader) -> Ints:
+    try:
+        return reader.keys.astype(np.int64)
+    except ValueError:
+        raise damaged(reader.path, "a key that is no number") from None
 
 
 def _check(manifest: Manifest, size_px: int) -> None:
@@ -127,7 +203,15 @@ def _check(manifest: Manifest, size_px: int) -> None:
         )
 
 
-def decode(jpegs: Iterable[bytes], size_px: int) -> Tensor:
+def group(values_N: Ints) -> dict[int, Ints]:
+    """Of each value, sorted: where it stands, in order."""
+    order = np.argsort(values_N, kind="stable")
+    found, starts = np.unique(values_N[order], return_index=True)
+    bounds = itertools.pairwise([*starts.tolist(), len(order)])
+    return {value: order[a:b] for value, (a, b) in zip(found.tolist(), bounds, strict=True)}
+
+
+def decode(jpegs: Iterable[bytes | memoryview], size_px: int) -> Tensor:
     """(B, 3, H, W) uint8 RGB of JPEGs, channels last in memory; ValueError if one is damaged."""
     wanted = list(jpegs)
     images_BHWC = np.empty((len(wanted), size_px, size_px, 3), np.uint8)

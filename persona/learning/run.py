@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from pathlib import Path
@@ -18,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from accelerate import Accelerator
 
@@ -33,13 +35,13 @@ from persona.data.storage import SetFolder
 from persona.data.targets import TargetReader
 from persona.distill import DDP_OPTIONS, agree
 from persona.errors import PersonaError
-from persona.files import write_atomically
+from persona.files import folder_lock, write_atomically
 from persona.learning.learner import Learner
 from persona.learning.photos import Photos
 from persona.learning.stream import Experience, build_experience, in_groups, in_order
 from persona.memory import keep_freed_memory
 from persona.models import store
-from persona.models.cards import Card, find_model, new_id, read_classes
+from persona.models.cards import Card, find_model, list_models, new_id, read_classes
 from persona.models.student import Student
 from persona.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from persona.training.teacher import Teacher, open_teacher
@@ -102,12 +104,19 @@ class LearnRun:
         self.config, self.workspace, self.accelerator = config, workspace, accelerator
         self.progress = Progress()
         """Its epochs are experiences, its batches the steps of one."""
-        self.parent = find_model(config.student, workspace.models)
+        self.held = contextlib.ExitStack()
+        found = load_checkpoint(workspace.runs / resume) if resume else None
+        self.parent = find_parent(config, workspace, None if found is None else found[2])
         self.student = store.load_model(self.parent, workspace.models)
         classes = read_classes(self.parent, workspace.models) if self.student.num_classes else ()
         cache = Path(config.cache) if config.cache else None
         names = [config.on, *([config.old] if config.old else [])]
         sets = [open_set(name, workspace.shards, cache) for name in names]
+        if len({manifest.digest for _, manifest in sets}) < len(sets):
+            raise PersonaError(
+                f"--old {config.old} and --on {config.on} are the same photos: --old is a set of "
+                "those whom the student knows already"
+            )
         for _, manifest in sets:
             manifest.check_crops(f"student {self.parent.id}", self.parent.image_size, False)
         self.photos = Photos(sets)
@@ -139,9 +148,9 @@ class LearnRun:
             targets=targets,
         )
         self.state: dict[str, Any] | None = None
-        found = load_checkpoint(self.folder) if resume else None
         if found is None:
             self._begin()
+            self.learner.check(self.experiences)
         else:
             self._restore(*found)
         self.tracker: Tracker | None = None
@@ -176,44 +185,50 @@ class LearnRun:
 
     def _begin(self) -> None:
         """Takes up what the parent's own run kept, or what --old holds."""
-        method = self.learner.method
-        before = self.parent.learned or {}
-        run = before.get("run", self.parent.id)  # the model may have been renamed since
-        found = load_checkpoint(self.workspace.runs / run)
         if self.old is not None:
             self.learner.adopt(self.old)
-        elif before.get("method") == self.config.method and found is not None:
-            state = found[2]
-            if state["training"] is not None:
+            return
+        before = self.parent.learned or {}
+        run = before.get("run", "")  # the model may have been renamed since
+        same = before.get("method") == self.config.method
+        found = load_checkpoint(self.workspace.runs / run) if same else None
+        if found is not None:
+            progress, _, state = found
+            if (progress.epoch, progress.batch) != (self.parent.epochs, 0):
                 raise PersonaError(
-                    f"run {run}, which made {self.parent.id}, stopped inside an experience: end it "
-                    f"first with `persona learn --resume {run}`"
+                    f"run {run}, which made {self.parent.id}, has gone on or stopped inside an "
+                    f"experience: end it first with `persona learn --resume {run}`"
                 )
             # The model names those who have a mean; the run may know more.
             self.learner.classes = list(state["classes"])
             self._load_student(state)
-            method.load(state["method"])
+            self.learner.method.load(state["method"])
             log.info("what run %s kept is taken up", run)
-        elif self.learner.classes:
+        elif self.learner.classes and self.learner.method.remembers:
             log.warning(
                 "nothing is at hand of the %d identities that %s knows: method %s begins with "
-                "nothing of them (--old SET gives it their photos)",
+                "nothing of them%s (--old SET gives it their photos)",
                 *(len(self.learner.classes), self.parent.id, self.config.method),
+                ""
+                if self.learner.method.means is None
+                else ", and the new model names those of the set alone",
             )
 
     def __enter__(self) -> LearnRun:
-        """Opens the run's folder and tells what it is about to do; the main process alone."""
+        """Takes the run's folder and tells what it is about to do; the main process alone."""
         config = self.config
         if self.accelerator.is_main_process:
+            self.held.enter_context(folder_lock(self.folder, doing="learning in"))
             text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
             write_atomically(self.folder / CONFIG, text.encode())
-            self.tracker = Tracker(
+            tracker = Tracker(
                 self.folder,
                 run_id=self.id,
                 config=dataclasses.asdict(config),
                 wandb=config.tracker == "wandb",
                 step=self.progress.step,
             )
+            self.tracker = self.held.enter_context(tracker)
             log.info(
                 "run %s: %s learns set %s (%d identities) by %s, %d experience(s) of %d steps of "
                 "%d photos on %d process(es)",
@@ -230,8 +245,7 @@ class LearnRun:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.tracker is not None:
-            self.tracker.__exit__(kind, error, trace)
+        self.held.__exit__(kind, error, trace)
         if kind is None:
             self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
@@ -263,11 +277,11 @@ class LearnRun:
     def measure(self) -> dict[str, float]:
         """Accuracy on the photos that were held out: of new identities, old ones, all so far."""
         new = [e.test for e in self.experiences[: self.progress.epoch]]
-        old = [] if self.old is None else [self.old.test]
-        parts = {"accuracy": [*new, *old], "new": new, "old": old}
-        measured = {name: np.concatenate(tests) for name, tests in parts.items() if tests}
-        found = {name: self.learner.accuracy(tests) for name, tests in measured.items()}
-        return {name: value for name, value in found.items() if value is not None}
+        right = {"new": self.learner.right(np.concatenate(new))}
+        if self.old is not None:
+            right["old"] = self.learner.right(self.old.test)
+        right = {"accuracy": torch.cat(list(right.values())), **right}
+        return {name: float(of.double().mean()) for name, of in right.items() if len(of)}
 
     def record(self, **figures: float) -> None:
         """Notes figures at this step."""
@@ -347,6 +361,22 @@ class LearnRun:
         if (rows, kind) != (self.student.num_classes, self.student.logits.kind):
             self.student.resize_head(rows, kind)
         self.student.load_state_dict(state["student"])
+
+
+def find_parent(config: LearnConfig, workspace: Workspace, state: dict[str, Any] | None) -> Card:
+    """The student that a run began with; with a checkpoint under whatever name it has now.
+
+    Raises:
+        PersonaError: it is not there.
+    """
+    try:
+        return find_model(config.student, workspace.models)
+    except PersonaError:
+        began = None if state is None else state["origin"]["student"]
+        for card in list_models(workspace.models):
+            if card.weights_sha256 == began:
+                return card
+        raise
 
 
 def open_anchor(

@@ -7,6 +7,7 @@ Shapes: N photos of an experience, B batch.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 
 from persona.data.transforms import mix_seeds
 from persona.errors import PersonaError
-from persona.learning.photos import Ints, Photos
+from persona.learning.photos import Ints, Photos, group
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,11 @@ def build_experience(
     Of each identity the share `hold_out` is measured on, at least one photo and never all.
     """
     train, test = [], []
-    of_chosen = photos.identity[chosen]
+    place_of = {name: place for place, name in enumerate(photos.names)}
+    of_identity = group(photos.identity[chosen])
     for name in identities:
-        place = photos.names.index(name)
-        mine = chosen[of_chosen == place]
+        place = place_of[name]
+        mine = chosen[of_identity[place]]
         mine = np.random.default_rng(mix_seeds(seed, place)).permutation(mine)
         held = min(len(mine) - 1, max(1, round(hold_out * len(mine)))) if hold_out else 0
         test.append(mine[:held])
@@ -83,6 +85,11 @@ def draw_batch(pool: Ints, size: int, step: int, rank: int, ranks: int, *seeds: 
     rounds, within = np.divmod(places, len(pool))
     drawn = np.empty(size, np.int64)
     for number in np.unique(rounds).tolist():
-        order = np.random.default_rng(mix_seeds(*seeds, number)).permutation(pool)
-        drawn[rounds == number] = order[within[rounds == number]]
+        here = rounds == number
+        drawn[here] = pool[_shuffled(len(pool), *seeds, number)[within[here]]]
     return drawn
+
+
+@functools.lru_cache(maxsize=2)  # a round lasts for many steps
+def _shuffled(count: int, *seeds: int) -> Ints:
+    return np.random.default_rng(mix_seeds(*seeds)).permutation(count)

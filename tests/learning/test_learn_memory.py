@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from persona.errors import PersonaError
+from persona.learning import memory as memory_module
 from persona.learning.memory import (
     Budget,
     Exemplar,
@@ -59,6 +60,35 @@ def test_bytes_are_a_budget_too_and_logits_count() -> None:
     assert (len(memory), memory.bytes) == (1, 22)
 
 
+def test_one_photo_that_is_too_large_does_not_empty_a_memory() -> None:
+    small = [exemplar(number) for number in range(4)]
+    memory = Memory(Budget(100, bytes=35), reservoir)
+    memory.add(small)
+    kept = list(memory.exemplars)
+    memory.add([Exemplar(0, 0, bytes(36))])  # the lowest priority there is
+    assert memory.exemplars == kept and len(kept) == 3
+
+
+def test_what_passes_in_pieces_stays_as_if_it_came_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = [exemplar(number, number % 3, 8 + number) for number in range(40)]
+    ranks = [Exemplar(n // 3, n % 3, photos[n].jpeg) for n in range(40)]
+    for choose, passing in ((reservoir, photos), (herding, ranks)):
+        whole, pieces = (Memory(Budget(7, bytes=150), choose) for _ in range(2))
+        whole.add(passing)
+        monkeypatch.setattr(memory_module, "PIECE", 4)
+        pieces.add(iter(passing))
+        monkeypatch.undo()
+        assert pieces.exemplars == whole.exemplars
+        assert whole.exemplars
+
+
+def test_a_photo_that_comes_again_under_another_seed_is_kept_once() -> None:
+    memory = Memory(Budget(9), reservoir)
+    memory.add([exemplar(1), exemplar(2)])
+    memory.add([exemplar(1, seed=1), exemplar(3, seed=1)])
+    assert sorted(e.jpeg[0] for e in memory.exemplars) == [1, 2, 3]
+
+
 def test_a_memory_that_holds_no_photo_says_so() -> None:
     memory = Memory(Budget(100, bytes=9), reservoir)
     with pytest.raises(PersonaError, match="a memory of 9 bytes holds no photo: the smallest"):
@@ -95,12 +125,12 @@ def test_herding_is_algorithm_4() -> None:
 
 
 def test_herding_keeps_the_first_ranks_of_everybody() -> None:
-    photos = [Exemplar(rank, label, bytes(10)) for label in range(3) for rank in range(4)]
+    photos = [Exemplar(r, label, bytes([r]) * 10) for label in range(3) for r in range(4)]
     memory = Memory(Budget(8), herding)
     memory.add(photos)
     kept = sorted((e.label, e.priority) for e in memory.exemplars)
     assert kept == [(label, rank) for label in range(3) for rank in range(2)]
-    memory.add([Exemplar(rank, 3, bytes(10)) for rank in range(4)])
+    memory.add([Exemplar(rank, 3, bytes([rank]) * 10) for rank in range(4)])
     assert len(memory) == 8
     tight = Memory(Budget(8, bytes=35), herding)
     tight.add(photos)
@@ -120,6 +150,9 @@ def test_a_memory_outlives_its_process() -> None:
     for a, b in zip(memory.exemplars, again.exemplars, strict=True):
         assert (a.priority, a.label, a.jpeg) == (b.priority, b.label, b.jpeg)
         assert (a.logits is None) == (b.logits is None)
+    smaller = Memory(Budget(2), reservoir)  # of a run with another budget
+    smaller.load(memory.state())
+    assert [e.jpeg for e in smaller.exemplars] == [e.jpeg for e in memory.exemplars[:2]]
     empty = Memory(Budget(5), reservoir)
     empty.load(Memory(Budget(5), reservoir).state())
     assert empty.exemplars == []

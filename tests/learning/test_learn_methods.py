@@ -12,19 +12,22 @@ import torch
 from accelerate import Accelerator
 from conftest import NO_ALIGN, jpeg
 
-from persona.config import LearnConfig, StudentConfig
+from persona.config import EwcConfig, LearnConfig, StudentConfig
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
 from persona.data.shards import open_set
+from persona.data.transforms import normalise
 from persona.learning.learner import Learner
 from persona.learning.means import ClassMeans
-from persona.learning.methods import METHODS, LearnBatch, methods
+from persona.learning.memory import Exemplar
+from persona.learning.methods import METHODS, Context, LearnBatch, Method, methods
 from persona.learning.methods.anchor import Anchor
 from persona.learning.methods.der_plus_plus import DerPlusPlus, logits_loss
 from persona.learning.methods.ewc import Ewc, penalty
-from persona.learning.methods.icarl import icarl_loss
+from persona.learning.methods.icarl import Icarl, icarl_loss
 from persona.learning.methods.lwf import Lwf, kept_answers
-from persona.learning.photos import Photos
+from persona.learning.methods.replay import Replay, WithMemory
+from persona.learning.photos import Photos, decode
 from persona.learning.stream import Experience, build_experience
 from persona.models.student import Student
 from persona.training.teacher import Teacher
@@ -53,7 +56,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Photos:
 def learner_of(method: str, photos: Photos, folder: Path, **options: Any) -> Learner:
     torch.manual_seed(0)
     student = Student(StudentConfig(embedding_size=8, width=0.5), 0, head="none", image_size=32)
-    config = LearnConfig("student", "people", method, steps=2, batch_size=8, memory=8, **options)
+    options = {"steps": 2, "batch_size": 8, "memory": 8, **options}
+    config = LearnConfig("student", "people", method, **options)
     teacher = None
     if method == "anchor":
         torch.manual_seed(1)
@@ -74,7 +78,7 @@ def experiences(photos: Photos) -> list[Experience]:
 
 
 def batch_of(learner: Learner, experience: Experience) -> LearnBatch:
-    return learner._batch(experience, 0)
+    return learner._batch(learner._source(experience), 0)
 
 
 # --- the formulas ---------------------------------------------------------------------------------
@@ -202,6 +206,80 @@ def test_ewc_holds_what_mattered(photos: Photos, tmp_path: Path) -> None:
     assert method.fisher["logits.weight"].shape == (4, 8)
 
 
+def test_fisher_information_fades_by_schwarz_s_gamma(photos: Photos, tmp_path: Path) -> None:
+    learner = learner_of("ewc", photos, tmp_path, ewc=EwcConfig(decay=0.5))
+    method = learner.method
+    assert isinstance(method, Ewc)
+    first, second = experiences(photos)
+    learner.learn(first)
+    earlier = dict(method.fisher)
+    learner.learn(second)
+    alone = learner_of("ewc", photos, tmp_path)
+    alone.student.resize_head(4)
+    alone.student.load_state_dict(learner.student.state_dict())
+    assert isinstance(alone.method, Ewc)
+    alone.method.after(second.train, learner.labels(second.train))
+    for name, latest in alone.method.fisher.items():
+        wanted = latest.clone()
+        wanted[: len(earlier[name])] += 0.5 * earlier[name]
+        assert torch.allclose(method.fisher[name], wanted, rtol=1e-4, atol=1e-9), name
+        assert torch.equal(method.then[name], learner.student.state_dict()[name])
+
+
+def test_replay_is_the_cross_entropy_of_new_and_kept_alike(photos: Photos, tmp_path: Path) -> None:
+    learner = learner_of("replay", photos, tmp_path)
+    method = learner.method
+    assert isinstance(method, Replay)
+    first, second = experiences(photos)
+    learner.learn(first)
+    learner.grow(second)
+    batch = batch_of(learner, second)
+    recalled = method.recall(4, *batch.seeds)
+    assert recalled is not None
+    images, labels = torch.cat([batch.images, recalled[1]]), torch.cat([batch.labels, recalled[2]])
+    logits = learner.student(images).logits.double()
+    wanted = -torch.log_softmax(logits, dim=1)[range(8), labels].mean().detach()
+    assert float(method.step(batch)["labels"].detach()) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_icarl_names_by_its_exemplars_as_the_student_sees_them_now(
+    photos: Photos, tmp_path: Path
+) -> None:
+    learner = learner_of("icarl", photos, tmp_path)
+    method = learner.method
+    assert isinstance(method, Icarl)
+    for experience in experiences(photos):
+        learner.learn(experience)
+    kept = method.memory.exemplars
+    assert [(e.label, e.priority) for e in kept] == [(k, m) for k in range(4) for m in range(2)]
+    images = normalise(decode([e.jpeg for e in kept], 32))
+    embeddings = learner.student.embed(images).detach().double()
+    for label in range(4):
+        mean = embeddings[2 * label : 2 * label + 2].mean(dim=0)
+        found = method.means.unit()[label].double()
+        assert torch.allclose(found, mean / mean.norm(), atol=1e-5)
+
+
+def test_who_comes_again_is_counted_once(
+    photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted twice, a photo that was kept would pull the mean to itself."""
+    learner = learner_of("replay-herding", photos, tmp_path, memory=2)
+    method = learner.method
+    assert isinstance(method, WithMemory)
+    of_ann = build_experience(photos, 0, NAMES[:1], np.arange(12), 0, 0)
+    angles = torch.deg2rad(torch.tensor([0.0, 50.0, 90.0]))
+    vectors = torch.stack([angles.cos(), angles.sin()], dim=1)
+    monkeypatch.setattr(Context, "embed", lambda _self, _photos: vectors)
+    monkeypatch.setattr(Context, "embed_images", lambda _self, images: vectors[-len(images) :])
+    jpegs = [photos.jpeg(photo) for photo in of_ann.train.tolist()]
+    method.memory.exemplars = [Exemplar(0, 0, jpegs[2])]
+    learner.grow(of_ann)
+    method.after(of_ann.train, learner.labels(of_ann.train))
+    # Their mean lies at 47 degrees: 50 is nearest, and after it 0 brings the two closer than 90.
+    assert [e.jpeg for e in method.memory.exemplars] == [jpegs[1], jpegs[0]]
+
+
 def test_der_keeps_the_logits_of_their_moment(photos: Photos, tmp_path: Path) -> None:
     learner = learner_of("der++", photos, tmp_path)
     method = learner.method
@@ -239,14 +317,26 @@ def test_the_anchor_is_the_teacher_and_not_the_student(photos: Photos, tmp_path:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_two_experiences_of_every_method(photos: Photos, tmp_path: Path, method: str) -> None:
+def test_two_experiences_of_every_method(
+    photos: Photos, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     learner = learner_of(method, photos, tmp_path)
+    seen: list[int] = []
+    forward = Method.forward
+
+    def watched(self: Method, images: torch.Tensor) -> Any:
+        seen.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(Method, "forward", watched)
     statistics = learner.student.last_bn.running_mean.clone()  # type: ignore[union-attr]
     for experience in experiences(photos):
         learner.learn(experience)
+    # As many photos a step whatever the method, also while a memory is empty.
+    assert seen == ([8, 8, 8, 8] if learner.method.trains else [])
     labels = learner.predict(np.arange(12))
     assert set(labels.tolist()) <= {0, 1, 2, 3}
-    assert learner.accuracy(np.arange(0)) is None
+    assert len(learner.right(np.arange(0))) == 0
     assert torch.equal(learner.student.last_bn.running_mean, statistics)  # type: ignore[arg-type]
     again = learner_of(method, photos, tmp_path)
     if again.method.trains:

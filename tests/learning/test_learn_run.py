@@ -163,6 +163,38 @@ def test_a_run_goes_on_from_what_its_parent_kept(home: Path, student: str) -> No
     assert {label // 6 for label in memory["labels"].tolist()} == {0, 1}
 
 
+def test_a_parent_whose_run_has_not_ended_is_refused(home: Path, student: str) -> None:
+    options = ("--method", "replay", "--memory", "10")
+    first = persona_here(*LEARN, "--student", student, *options, home=home)
+    found = load_checkpoint(home / "runs" / first["id"])
+    assert found is not None
+    progress, _, state = found
+    progress.epoch = 0  # as if it was killed between saving the model and noting so
+    save_checkpoint(home / "runs" / first["id"], progress, 1, state)
+    error = learn_error(*LEARN, "--student", first["id"], *options, home=home)
+    assert error == (
+        f"run {first['id']}, which made {first['id']}, has gone on or stopped inside an "
+        f"experience: end it first with `persona learn --resume {first['id']}`"
+    )
+
+
+def test_a_student_s_own_training_says_nothing_here(home: Path, student: str) -> None:
+    checkpoint = home / "runs" / student / "checkpoint.pt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"of another version")
+    assert persona_here(*LEARN, "--student", student, "--method", "ncm", home=home)
+    shutil.rmtree(checkpoint.parent)
+
+
+@pytest.mark.parametrize(("method", "said"), [("lwf", ""), ("ncm", "names those of the set alone")])
+def test_who_begins_with_nothing_is_told(
+    home: Path, student: str, method: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    persona_here(*LEARN, "--student", student, "--method", method, home=home)
+    assert ("nothing is at hand of the 6 identities" in caplog.text) == bool(said)
+    assert said in caplog.text
+
+
 def test_identities_of_one_name_are_one(home: Path, student: str) -> None:
     options = ("--student", student, "--on", OLD, "--method", "finetune")
     assert persona_here(*LEARN, *options, home=home)["num_classes"] == 6
@@ -184,12 +216,16 @@ def test_experiences_come_one_after_another(home: Path, student: str) -> None:
         (("--method", "replay", "--memory", "0"), "and the memory budget is 0: give --memory"),
         (("--method", "der++", "--memory-mb", "0"), "and the memory budget is 0"),
         (("--method", "replay", "--memory-mb", "0.0001"), "a memory of 100 bytes holds no photo"),
+        (("--method", "icarl", "--memory-mb", "0.0035"), "does not hold one photo of each of 6"),
         (("--method", "icarl", "--memory", "3"), "does not hold one photo of each of 6 identities"),
         (("--method", "joint"), "those of the 6 identities that"),
-        (("--method", "lwf", "--old", NEW), "6 of 6 identities of --old"),
+        (("--method", "lwf", "--old", NEW, "--on", OLD), "6 of 6 identities of --old"),
+        (("--method", "lwf", "--old", NEW, "--on", NEW), "are the same photos: --old is a set of"),
+        (("--method", "lwf", "--mixed-precision", "half"), "unknown mixed_precision 'half'"),
         (("--method", "lwf", "--experiences", "9"), "6 identities do not make 9 experiences"),
         (("--method", "lwf", "--teacher", "none"), "--teacher goes with --method anchor"),
         (("--method", "lwf", "-o", "lwf.temprature=1"), "did you mean 'lwf.temperature'?"),
+        (("--method", "der++", "-o", "der.weight=2"), "unknown key 'der.weight'"),
         (("--method", "lwf", "-o", "steps.x=1"), "steps.x: steps has no such option"),
         (("--method", "lwf", "--lr", "1e9"), "lr 1000000000.0: choose 1e-09 to 10"),
         (("--method", "lwf", "--on", "nobody"), "unknown set 'nobody'"),
@@ -200,7 +236,9 @@ def test_experiences_come_one_after_another(home: Path, student: str) -> None:
 def test_what_a_user_can_get_wrong(
     home: Path, student: str, options: tuple[str, ...], message: str
 ) -> None:
+    before = set((home / "runs").glob("*"))
     assert message in learn_error(*LEARN, "--student", student, *options, home=home)
+    assert set((home / "runs").glob("*")) == before  # found before the first step
 
 
 @pytest.mark.parametrize("method", ["ncm", "ewc"])
@@ -301,6 +339,39 @@ def test_killed_it_goes_on_to_the_same_weights(
     assert [r["step"] for r in records(home, run_id) if "loss" in r] == [6, 12]
     done = persona_here("learn", "--resume", run_id, home=home)  # nothing is left
     assert done["weights_sha256"] == resumed["weights_sha256"]
+
+
+def test_a_run_is_taken_up_whatever_its_student_is_called(home: Path) -> None:
+    before = save_student(home, "before", ("Ann", "Ben"))
+    run_id = persona_here(*LEARN, "--student", before, "--method", "ncm", home=home)["id"]
+    rename(home, before, "afterwards")
+    card = persona_here("learn", "--resume", run_id, home=home)
+    assert card["learned"]["parent"] in {"before", "afterwards"}
+    shutil.rmtree(home / "models" / "afterwards")
+    assert "unknown model 'before'" in learn_error("learn", "--resume", run_id, home=home)
+
+
+def test_one_process_at_a_time_takes_a_run_up(home: Path, student: str, tmp_path: Path) -> None:
+    from persona.files import folder_lock
+
+    options = ("--student", student, "--method", "finetune", "--cache", str(tmp_path / "a"))
+    run_id = persona_here(*LEARN, *options, home=home)["id"]
+    with folder_lock(home / "runs" / run_id, doing="learning in"):
+        error = learn_error("learn", "--resume", run_id, home=home)
+    assert error.startswith(f"another process is learning in {home / 'runs' / run_id}: wait")
+    persona_here("learn", "--resume", run_id, "--cache", str(tmp_path / "b"), home=home)
+    assert str(tmp_path / "b") in (home / "runs" / run_id / "learn.yaml").read_text()
+
+
+def test_precision_is_asked_for_or_the_launcher_s(
+    home: Path, student: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--student", student, "--method", "finetune")
+    card = persona_here(*LEARN, *options, "--mixed-precision", "bf16", home=home)
+    assert card["config"]["mixed_precision"] == "bf16"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    again = persona_here(*LEARN, *options, home=home)
+    assert again["weights_sha256"] == card["weights_sha256"]
 
 
 def test_a_resumed_run_is_the_same_run(home: Path, student: str) -> None:
@@ -409,10 +480,10 @@ def test_a_benchmark_goes_on_where_it_stopped(
     ran.clear()
     persona_here(*BENCHMARK, *options, "--seeds", "1", "--lr", "1e-2", home=home)
     assert ran == [("finetune", 0), ("ncm", 0)]  # another benchmark
-    (folder / "order-0-ncm.json").write_text("{}")
-    assert "is no run of ncm over order 0: remove it" in learn_error(
-        *BENCHMARK, *options, "--seeds", "2", home=home
-    )
+    path = folder / "order-0-ncm.json"
+    path.write_text('{"seed": 0, "method": "ncm"}')
+    error = learn_error(*BENCHMARK, *options, "--seeds", "2", home=home)
+    assert error == f"{path} is no run of ncm over order 0: remove it"
 
 
 @pytest.mark.heavy

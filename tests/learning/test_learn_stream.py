@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +37,54 @@ def test_photos_are_those_of_the_set(photos: Photos) -> None:
     images = photos.images(np.array([0, 5, 0]))
     assert images.shape == (3, 3, 32, 32)
     assert (images[0] == images[2]).all()
-    assert len({photos.jpeg(photo) for photo in range(13)}) == 13
-    assert sorted(photos.key(photo) for photo in range(13)) == list(range(13))
+    assert len(set(map(photos.jpeg, range(13)))) == 13
+    assert sorted(photos.keys().tolist()) == list(range(13))
+
+
+def test_a_photo_is_found_among_several_sets(photos: Photos) -> None:
+    both = Photos([*photos.sets, *photos.sets])
+    assert both.names == photos.names
+    assert both.of_set(1).tolist() == list(range(13, 26))
+    second = both.of_set(1)
+    assert (both.identity[second] == photos.identity).all()
+    assert [both.jpeg(photo) for photo in second] == [photos.jpeg(photo) for photo in range(13)]
+    shards, places = both.places(np.array([25, 0, 7]))
+    # Shards of seven.
+    assert (shards.tolist(), places.tolist()) == ([1, 0, 1], [5, 0, 0])
+    chosen = np.array([1, 14, 5])
+    assert both.sizes[chosen].tolist() == [len(both.jpeg(photo)) for photo in chosen]
+    assert both.landmarks(chosen).isnan().all()  # --align none finds none
+
+
+DAMAGES = {
+    '"class":0': ('"class":-', "a sample's json: JSONDecodeError"),
+    '"class":2': ('"class":7', "a class index outside the manifest's list"),
+    '"class":': ('"klass":', "a sample's json: KeyError"),
+    ".json": (".jsom", "sample 0: no json"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_damaged_shards_are_named(photos: Photos, what: str) -> None:
+    folder, manifest = photos.sets[0]
+    new, message = DAMAGES[what]
+    for number in range(len(manifest.shards)):
+        path = manifest.shard_path(folder, number)
+        path.write_bytes(with_checksums(path.read_bytes().replace(what.encode(), new.encode())))
+    with pytest.raises(PersonaError, match=re.escape(message)) as error:
+        Photos(photos.sets)
+    assert str(error.value).startswith(f"shard {folder}/00000")
+
+
+def with_checksums(data: bytes) -> bytes:
+    """A tar whose headers are right again."""
+    found = bytearray(data)
+    for start in range(0, len(data), 512):
+        header = found[start : start + 512]
+        if header[257:262] == b"ustar":
+            header[148:156] = b" " * 8
+            found[start + 148 : start + 156] = b"%06o\0 " % sum(header)
+    return bytes(found)
 
 
 def test_nobody_is_measured_on_what_was_learned(photos: Photos) -> None:

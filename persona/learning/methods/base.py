@@ -14,7 +14,8 @@ Shapes: B batch, C channel, H W pixels, E embedding, K identities, N photos.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -49,8 +50,8 @@ class LearnBatch(NamedTuple):
     """(B,) int64."""
     photos: Ints
     """(B,) their numbers."""
-    landmarks: Tensor
-    """(B, 6, 2) of the views; for a teacher that wants them."""
+    landmarks: Tensor | None
+    """(B, 6, 2) of the views, where there is a teacher that may want them."""
     targets: Tensor | None
     """(B, E) the teacher's vectors of these views, where they are kept."""
     seeds: tuple[int, ...]
@@ -73,15 +74,24 @@ class Context:
     """The teacher's kept vectors of the photos of the first set."""
 
     @torch.no_grad()
-    def embed(self, photos: Ints) -> Tensor:
-        """(N, E) float32 on the CPU, of unit length; all processes get all of it."""
+    def share(self, photos: Ints, work: Callable[[Tensor], Tensor], nothing: Tensor) -> Tensor:
+        """Shares photos among the processes, which all get all rows.
+
+        Args:
+            photos: (N,) theirs.
+            work: from uint8 images (B, 3, H, W) to B rows on the CPU.
+            nothing: no row of the kind that it gives.
+        """
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         starts = range(rank * EMBED_BATCH, len(photos), ranks * EMBED_BATCH)
-        parts = [self.embed_images(self.photos.images(photos[s : s + EMBED_BATCH])) for s in starts]
+        parts = [work(self.photos.images(photos[s : s + EMBED_BATCH])) for s in starts]
         rows = [torch.arange(s, min(s + EMBED_BATCH, len(photos))) for s in starts]
-        nothing = torch.empty(0, self.student.embedding_size)
         order = gather_rows(torch.cat([torch.empty(0, dtype=torch.int64), *rows]), self.accelerator)
         return gather_rows(torch.cat([nothing, *parts]), self.accelerator)[torch.argsort(order)]
+
+    def embed(self, photos: Ints) -> Tensor:
+        """(N, E) float32 on the CPU, of unit length; all processes get all of it."""
+        return self.share(photos, self.embed_images, torch.empty(0, self.student.embedding_size))
 
     @torch.no_grad()
     def embed_images(self, images_BCHW: Tensor) -> Tensor:
@@ -107,10 +117,10 @@ class Method:
     name: ClassVar[str]
     trains: ClassVar[bool] = True
     """False: the weights stay as they are."""
+    remembers: ClassVar[bool] = True
+    """Whether it keeps anything of photos once they are learned."""
     own_base: ClassVar[bool] = False
     """Whether its loss on a first experience is another than cross-entropy."""
-    new_share: ClassVar[float] = 1.0
-    """Of a batch that is drawn from the experience; the rest is the method's own to draw."""
 
     def __init__(self, context: Context) -> None:
         """Raises PersonaError if the config gives the method nothing to work with."""
@@ -124,6 +134,14 @@ class Method:
         if "name" in vars(cls):
             _REGISTRY[cls.name] = cls
 
+    def check(self, photos: Ints, identities: Ints) -> None:
+        """Raises PersonaError if what it must keep of the photos to come does not fit.
+
+        Args:
+            photos: (N,) of all experiences.
+            identities: (N,) whose they are: labels, where there are some, else larger numbers.
+        """
+
     def forward(self, images_BCHW: Tensor) -> FaceOutput:
         """The student, with gradients: once a step, with all photos of it."""
         output: FaceOutput = self.context.forward(images_BCHW)
@@ -132,6 +150,10 @@ class Method:
     def pool(self, photos: Ints) -> Ints:
         """The photos that batches are drawn from, given the experience's."""
         return photos
+
+    def new_photos(self) -> int:
+        """How many of a batch are drawn from the pool; the rest are the method's own to draw."""
+        return self.config.batch_size
 
     def before(self, photos: Ints, labels: Tensor) -> None:
         """An experience begins; the last layer has its identities already."""
@@ -164,10 +186,13 @@ class Method:
         """What is kept beside the student, by name."""
         return {}
 
-    def exemplar(self, photo: int, label: int, logits: Tensor | None = None) -> Exemplar:
-        """A photo as a reservoir keeps it."""
-        jpeg = self.context.photos.jpeg(photo)
-        return Exemplar(priority_of(jpeg, self.config.seed), label, jpeg, logits)
+    def exemplars(
+        self, photos: Ints, labels: Tensor, logits: Iterable[Tensor | None] = itertools.repeat(None)
+    ) -> Iterator[Exemplar]:
+        """Photos as a reservoir keeps them, read one at a time."""
+        for photo, label, row in zip(photos.tolist(), labels.tolist(), logits, strict=False):
+            jpeg = self.context.photos.jpeg(photo)
+            yield Exemplar(priority_of(jpeg, self.config.seed), label, jpeg, row)
 
 
 def methods() -> dict[str, type[Method]]:

@@ -43,8 +43,9 @@ class DerPlusPlus(WithMemory):
     def step(self, batch: LearnBatch) -> dict[str, Tensor]:
         """New photos, and two draws out of the memory, in one forward pass."""
         options, new = self.config.der, len(batch.images)
-        first = self.recall(new // 2, *batch.seeds, 0)
-        second = self.recall(new - new // 2, *batch.seeds, 1)
+        rest = self.config.batch_size - new
+        first = self.recall(rest // 2, *batch.seeds, 0)
+        second = self.recall(rest - rest // 2, *batch.seeds, 1)
         images = [batch.images, *(drawn[1] for drawn in (first, second) if drawn is not None)]
         logits_BK = self.forward(torch.cat(images)).logits
         terms = {"labels": label_loss(logits_BK[:new], batch.labels)}
@@ -60,13 +61,13 @@ class DerPlusPlus(WithMemory):
     def _pass(self, batch: LearnBatch, logits_BK: Tensor) -> None:
         """The new photos of all processes pass the reservoir, with the logits they get now."""
         device = logits_BK.device
-        photos = gather_batch(torch.from_numpy(batch.photos).to(device)).tolist()
-        labels = gather_batch(batch.labels).tolist()
-        logits = gather_batch(logits_BK).cpu()
-        self.memory.add(
-            self.exemplar(photo, label, row.clone())
-            for photo, label, row in zip(photos, labels, logits, strict=True)
-        )
+        photos = gather_batch(torch.from_numpy(batch.photos).to(device)).cpu().numpy()
+        labels = gather_batch(batch.labels)
+        self._keep(photos, labels, gather_batch(logits_BK).cpu())
+
+    def _keep(self, photos: Ints, labels: Tensor, logits_BK: Tensor) -> None:
+        rows = (row.clone() for row in logits_BK)  # or each would hold all of them
+        self.memory.add(self.exemplars(photos, labels, rows))
 
     @torch.no_grad()
     def adopt(self, photos: Ints, labels: Tensor) -> None:
@@ -76,5 +77,4 @@ class DerPlusPlus(WithMemory):
             part = photos[start : start + 64]
             images = normalise(context.photos.images(part).to(context.accelerator.device))
             logits_BK = context.student(images).logits.float().cpu()
-            rows = zip(part.tolist(), labels[start : start + 64].tolist(), logits_BK, strict=True)
-            self.memory.add(self.exemplar(p, label, row.clone()) for p, label, row in rows)
+            self._keep(part, labels[start : start + 64], logits_BK)

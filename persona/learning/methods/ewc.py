@@ -1,6 +1,10 @@
 """Elastic weight consolidation (Kirkpatrick et al. 2017, arXiv:1612.00796), online (Schwarz et al.
 2018, arXiv:1805.06370): weights that mattered are held where they were. No photo is kept.
 
+The Fisher information is the empirical one: of each photo's own identity, not of those that the
+student would name, which with thousands of identities nobody can afford (van de Ven 2025,
+arXiv:2502.11756, on what that costs).
+
 Shapes: B batch.
 """
 
@@ -25,7 +29,8 @@ def penalty(now: Weights, then: Weights, fisher: Weights) -> Tensor:
     """`1/2 sum_i F_i (w_i - w*_i)^2`.
 
     Kirkpatrick's equation 3, with Schwarz's running Fisher information and the latest weights
-    (equation 9). A last layer that has grown is held in its old rows.
+    (equation 9); his penalty's own gamma is part of the weight here. A last layer that has grown is
+    held in its old rows.
     """
     parts = []
     for name, importance in fisher.items():

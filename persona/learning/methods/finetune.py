@@ -11,6 +11,7 @@ class Finetune(Method):
     """Cross-entropy over all identities, on the new photos."""
 
     name = "finetune"
+    remembers = False
 
     def step(self, batch: LearnBatch) -> dict[str, Tensor]:
         """One batch of new photos."""

@@ -1,6 +1,8 @@
 """iCaRL (Rebuffi et al. 2017, arXiv:1611.07725): exemplars by herding, a sigmoid an identity, the
 old network's answers for the old identities, and naming by the exemplars' means.
 
+An identity that comes again is an old one: its new photos are taught the old network's answer.
+
 Shapes: B batch, K identities.
 """
 
@@ -50,7 +52,7 @@ class Icarl(WithHerding, WithOldNetwork):
     def step(self, batch: LearnBatch) -> dict[str, Tensor]:
         """New photos, and as many exemplars."""
         images, labels = batch.images, batch.labels
-        recalled = self.recall(len(images), *batch.seeds)
+        recalled = self.recall(self.config.batch_size - len(images), *batch.seeds)
         if recalled is not None:
             _, old_images, old_labels = recalled
             images, labels = torch.cat([images, old_images]), torch.cat([labels, old_labels])

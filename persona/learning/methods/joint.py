@@ -16,6 +16,7 @@ class Joint(Finetune):
     """Cross-entropy on photos drawn evenly from all experiences so far."""
 
     name = "joint"
+    remembers = True
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -39,4 +40,4 @@ class Joint(Finetune):
 
     def kept_bytes(self) -> dict[str, int]:
         """All photos."""
-        return {"photos": sum(len(self.context.photos.jpeg(photo)) for photo in self.seen.tolist())}
+        return {"photos": int(self.context.photos.sizes[self.seen].sum())}

@@ -1,6 +1,10 @@
 """Learning without forgetting (Li and Hoiem 2016, arXiv:1606.09282): the old network's answers to
 the new photos are kept, and no photo is.
 
+The paper's tasks have a softmax each, and whoever asks names the task. Here nobody says when
+somebody was learned: one softmax is over all identities, for the labels too. Nor are the new rows
+trained alone first (the paper's warm-up): all methods have the same steps.
+
 Shapes: B batch, K identities known before.
 """
 
@@ -84,6 +88,7 @@ class Lwf(WithOldNetwork):
     """Cross-entropy with the new labels, and with the old network's softened answers."""
 
     name = "lwf"
+    remembers = False
 
     def step(self, batch: LearnBatch) -> dict[str, Tensor]:
         """One batch of new photos."""

@@ -6,21 +6,20 @@ Shapes: B batch, N photos, K identities.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from persona.learning.memory import Budget, Choice, Exemplar, Memory, herd, herding, reservoir
 from persona.learning.methods.base import LearnBatch, Method, label_loss
-from persona.learning.photos import Ints, decode
+from persona.learning.photos import Ints, decode, group
 
 
 class WithMemory(Method):
     """Keeps photos."""
 
-    new_share = 0.5
     choose: ClassVar[Choice] = staticmethod(reservoir)
 
     def __init__(self, *arguments: Any) -> None:
@@ -28,6 +27,15 @@ class WithMemory(Method):
         budget = Budget.of(self.config.memory, self.config.memory_mb)
         budget.check(self.name)
         self.memory = Memory(budget, type(self).choose)
+
+    def check(self, photos: Ints, identities: Ints) -> None:
+        """One photo must fit."""
+        self.memory.budget.check_smallest([int(self.context.photos.sizes[photos].min())])
+
+    def new_photos(self) -> int:
+        """Half of a batch, and all of it while nothing is kept."""
+        size = self.config.batch_size
+        return size - size // 2 if len(self.memory) else size
 
     def recall(self, count: int, *seeds: int) -> tuple[list[Exemplar], Tensor, Tensor] | None:
         """`count` exemplars, their views and labels; None if nothing is kept yet."""
@@ -55,7 +63,7 @@ class Replay(WithMemory):
     def step(self, batch: LearnBatch) -> dict[str, Tensor]:
         """New photos, and as many out of the memory."""
         images, labels = batch.images, batch.labels
-        recalled = self.recall(len(images), *batch.seeds)
+        recalled = self.recall(self.config.batch_size - len(images), *batch.seeds)
         if recalled is not None:
             _, old_images, old_labels = recalled
             images, labels = torch.cat([images, old_images]), torch.cat([labels, old_labels])
@@ -63,8 +71,7 @@ class Replay(WithMemory):
 
     def after(self, photos: Ints, labels: Tensor) -> None:
         """The experience's photos pass the reservoir."""
-        pairs = zip(photos.tolist(), labels.tolist(), strict=True)
-        self.memory.add(self.exemplar(photo, label) for photo, label in pairs)
+        self.memory.add(self.exemplars(photos, labels))
 
 
 class WithHerding(WithMemory):
@@ -72,23 +79,36 @@ class WithHerding(WithMemory):
 
     choose: ClassVar[Choice] = staticmethod(herding)
 
+    def check(self, photos: Ints, identities: Ints) -> None:
+        """One photo of each identity must fit."""
+        smallest = {e.label: len(e.jpeg) for e in self.memory.exemplars}
+        sizes = self.context.photos.sizes[photos]
+        smallest |= {label: int(sizes[mine].min()) for label, mine in group(identities).items()}
+        self.memory.budget.check_smallest(list(smallest.values()), each=True)
+
     def after(self, photos: Ints, labels: Tensor) -> None:
         """Ranks the new photos of each identity, with those that were kept of it."""
-        context, memory = self.context, self.memory
+        context, memory, jpeg_of = self.context, self.memory, self.context.photos.jpeg
         embeddings_NE = context.embed(photos)
+        kept: dict[int, list[Exemplar]] = defaultdict(list)
+        for exemplar in memory.exemplars:
+            kept[exemplar.label].append(exemplar)
+        new = group(labels.numpy())
+        wanted = max(1, memory.budget.photos // len(kept.keys() | new))
         fresh: list[Exemplar] = []
-        for label in torch.unique(labels).tolist():
-            mine = np.flatnonzero(labels.numpy() == label)
-            jpegs = [context.photos.jpeg(photo) for photo in photos[mine].tolist()]
-            mine_NE = embeddings_NE[mine]
-            kept = [e.jpeg for e in memory.exemplars if e.label == label]
-            if kept:
-                kept_NE = context.embed_images(decode(kept, context.photos.size_px))
-                jpegs, mine_NE = jpegs + kept, torch.cat([mine_NE, kept_NE])
-            best = herd(mine_NE, memory.budget.photos)
-            fresh += [Exemplar(rank, label, jpegs[place]) for rank, place in enumerate(best)]
-        again = {e.label for e in fresh}
-        memory.exemplars = [e for e in memory.exemplars if e.label not in again]
+        for label, mine in new.items():
+            mine_NE, again = embeddings_NE[mine], [e.jpeg for e in kept.pop(label, [])]
+            if again:
+                known = set(map(jpeg_of, photos[mine]))
+                again = [jpeg for jpeg in again if jpeg not in known]
+            if again:
+                images = decode(again, context.photos.size_px)
+                mine_NE = torch.cat([mine_NE, context.embed_images(images)])
+            for rank, place in enumerate(herd(mine_NE, wanted)):
+                is_new = place < len(mine)
+                jpeg = jpeg_of(photos[mine[place]]) if is_new else again[place - len(mine)]
+                fresh.append(Exemplar(rank, label, jpeg))
+        memory.exemplars = [e for exemplars in kept.values() for e in exemplars]
         memory.add(fresh)
 
 
