@@ -13,6 +13,7 @@ Shapes: E embedding, P probes.
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,6 +62,15 @@ class Facts:
     def to_json(self) -> dict[str, Any]:
         """As it is stored."""
         return asdict(self)
+
+    @classmethod
+    def from_text(cls, text: str, where: str) -> Facts:
+        """`from_json` of JSON's text."""
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            value = None
+        return cls.from_json(value, where)
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> Facts:
@@ -258,7 +268,9 @@ BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 def check_digest(facts: Facts | None, digest: str, place: str) -> None:
     """Raises PersonaError if templates of the network `digest` do not belong in a gallery."""
-    if facts is not None and facts.digest != digest:
+    if facts is None:
+        raise PersonaError(f"{place} does not say which network it was made with")
+    if facts.digest != digest:
         raise PersonaError(
             f"the templates of {place} were made by another network ({facts.network}): name that "
             "one with --model, or make them anew with `persona gallery rebuild --model NAME`"
