@@ -23,6 +23,7 @@ from persona.errors import PersonaError, SkipPhoto, unknown
 from persona.gallery import quality
 from persona.gallery.store import (
     MATCHES,
+    SAME,
     Facts,
     Match,
     Person,
@@ -46,8 +47,6 @@ CROP_PX = 160
 
 SHOWN = 10
 """Photos that a message names."""
-SAME = 1 - 1e-5
-"""Templates that are so near to each other are of one photo."""
 
 
 class TwoPeopleError(PersonaError):
@@ -215,8 +214,12 @@ class Gallery:
         return self.store.people()
 
     def forget(self, name: str) -> int:
-        """Removes somebody for good; how many templates that were."""
-        return self.store.forget(name)
+        """Removes somebody for good; how many templates that were.
+
+        Raises:
+            NobodyError: there is nobody of that name.
+        """
+        return self.store.forget(check_name(name))
 
     def close(self) -> None:
         """Lets go of the store."""

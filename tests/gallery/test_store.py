@@ -625,6 +625,10 @@ def test_names_are_composed() -> None:
         ("a\nb", "control characters"),
         ("a\x1b[31mb", "control characters"),
         ("a\u202eb", "control characters"),
+        ("a\u200bb", "control characters"),
+        ("\u00ada", "control characters"),
+        ("\u200d", "holds nothing"),
+        ("\u0301", "holds nothing"),
         ("a\ud800b", "no Unicode text"),
     ],
 )
