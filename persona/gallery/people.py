@@ -11,6 +11,7 @@ Shapes: N photos, E embedding.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,7 @@ class Gallery:
     ) -> None:
         self.store, self.eyes, self.calibration = store, eyes, threshold
         self.match, self.keep_crops = match, keep_crops
+        self._enrolling = threading.Lock()
 
     @property
     def threshold(self) -> float:
@@ -139,6 +141,20 @@ class Gallery:
         crops = [seen.crop for _, seen in usable if seen.crop is not None]
         templates_NE = self.eyes.embed(crops)
         labels = [label for label, _ in usable]
+        with self._enrolling:
+            return self._add(name, labels, crops, templates_NE, refused, force=force)
+
+    def _add(
+        self,
+        name: str,
+        labels: Sequence[str],
+        crops: Sequence[Crop],
+        templates_NE: Templates,
+        refused: list[str],
+        *,
+        force: bool,
+    ) -> Enrolled:
+        """Adds the photos that are not there yet; one thread at a time, or all would be new."""
         old_NE = [photo.template for _, _, photo in self.store.photos(name)]
         fresh = _fresh(templates_NE, old_NE)
         refused += [f"{label}: enrolled already" for label in _others(labels, fresh)]
