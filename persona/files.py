@@ -22,12 +22,16 @@ def process_name() -> str:
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
-def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
-    """Writes `data` to `path` so that a reader sees the old file or the new one, never half."""
+def write_atomically(path: Path, data: bytes | Iterable[bytes], mode: int = 0o666) -> None:
+    """Writes `data` to `path` so that a reader sees the old file or the new one, never half.
+
+    `mode` is a new file's, less the umask.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{process_name()}.partial")
     try:
-        with partial.open("wb") as file:
+        opened = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        with os.fdopen(opened, "wb") as file:
             file.writelines((data,) if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())

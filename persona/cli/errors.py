@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import sys
@@ -11,6 +12,7 @@ from typing import NoReturn
 
 import typer
 
+from persona.cli.output import legible
 from persona.errors import PersonaError
 
 EXIT_ERROR = 1
@@ -66,6 +68,8 @@ def explain(error: BaseException) -> tuple[str, int] | None:
 def run_app(app: typer.Typer) -> NoReturn:
     """Runs a Typer application with logging on stderr and errors as one line."""
     debug = "--debug" in sys.argv
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a path may be no text
     logging.basicConfig(
         level=logging.DEBUG if debug else logging.WARNING,
         format="%(message)s",
@@ -86,7 +90,7 @@ def run_app(app: typer.Typer) -> NoReturn:
             sys.exit(EXIT_ERROR)
         line, code = explained
         if line:
-            sys.stderr.write(f"error: {line}\n")
+            sys.stderr.write(f"error: {legible(line)}\n")
         else:
             # The interpreter would complain about the closed pipe once more at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -85,23 +86,14 @@ def enroll_command(
     json: JsonFlag = False,
 ) -> None:
     """Remember somebody by their photos."""
-    people = _who(what)
+    people, failed = _who(what)
     with open_people(
         store, model, threshold, "mean", passphrase_file, models, keep_crops=keep_crops
     ) as gallery:
-        done, failed = [], {}
-        ask = len(people) == 1 and sys.stdin.isatty()
-        with progress_bar(
-            "enrolling", total=len(people), unit="people", enabled=len(people) > 1
-        ) as advance:
-            for name, photos in people.items():
-                try:
-                    done.append(_enroll(gallery, name, photos, force=force, ask=ask))
-                except PersonaError as error:
-                    if len(people) == 1:
-                        raise
-                    failed[name] = str(error)
-                advance(1)
+        if len(people) + len(failed) == 1:
+            done = [_enroll(gallery, *one, force=force) for one in people.items()]
+        else:
+            done = _enroll_all(gallery, people, failed, force=force)
         threshold_line = _threshold(gallery)
     if json:
         print_json({"enrolled": [vars(one) for one in done], "failed": failed, **threshold_line})
@@ -121,11 +113,12 @@ def enroll_command(
     for name, reason in failed.items():
         note(f"not enrolled: {name}: {reason}")
     if failed:
-        raise PersonaError(f"{len(failed)} of {len(people)} people are not enrolled")
+        everybody = len(done) + len(failed)
+        raise PersonaError(f"{len(failed)} of {everybody} people are not enrolled")
 
 
-def _who(what: list[str]) -> dict[str, list[Path]]:
-    """Photos by name.
+def _who(what: list[str]) -> tuple[dict[str, list[Path]], dict[str, str]]:
+    """Photos by name; and of a folder of folders those whose name is none, with the reason.
 
     Raises:
         PersonaError: no photos, or it is not clear whose.
@@ -135,14 +128,24 @@ def _who(what: list[str]) -> dict[str, list[Path]]:
 
     if len(what) == 1:
         folder = Path(what[0])
-        people = folders_of(folder) if folder.is_dir() else []
-        if not people:
+        folders = folders_of(folder) if folder.is_dir() else []
+        if not folders:
             raise PersonaError(
                 f"{what[0]!r}: give a name and photos (NAME PHOTO...), or a folder that holds a "
                 "folder of photos for each person"
             )
-        return {check_name(person.name): photos_of(person) for person in people}
+        people: dict[str, list[Path]] = {}
+        failed = {}
+        for person in folders:
+            try:
+                # Two folders may have one name: composed and decomposed, or with a blank.
+                people.setdefault(check_name(person.name), []).extend(photos_of(person))
+            except PersonaError as error:
+                failed[person.name] = str(error)
+        return people, failed
     name, paths = check_name(what[0]), [Path(path) for path in what[1:]]
+    if os.path.isfile(what[0]):  # noqa: PTH113 - a name may be too long for a path
+        raise PersonaError(f"{what[0]!r} is a file: whose photo is it? Give a name first")
     photos = []
     for path in paths:
         if not path.exists():
@@ -153,24 +156,44 @@ def _who(what: list[str]) -> dict[str, list[Path]]:
             remedy = f"`persona enroll {path}` enrols its folders as people" if several else ""
             raise PersonaError(f"{path} holds no photos: {remedy or 'JPEG, PNG, BMP or WebP'}")
         photos += found
-    return {name: photos}
+    return {name: photos}, {}
 
 
-def _enroll(gallery: Gallery, name: str, photos: list[Path], *, force: bool, ask: bool) -> Enrolled:
-    """Enrols somebody; asks, if wanted, where the photos look like two people."""
+def _enroll(gallery: Gallery, name: str, photos: list[Path], *, force: bool) -> Enrolled:
+    """Enrols somebody; asks, on a terminal, where the photos look like two people."""
     from persona.gallery import TwoPeopleError
     from persona.gallery.photos import iter_photos
 
     labels = [path.name for path in photos]
     try:
-        return gallery.enroll(name, iter_photos(photos), force=force, labels=labels)
+        with progress_bar("enrolling", total=len(photos), unit="photos") as advance:
+            return gallery.enroll(name, iter_photos(photos, advance), force=force, labels=labels)
     except TwoPeopleError as error:
-        if not ask:
+        if not sys.stdin.isatty():
             raise
         note(str(error))
         if not typer.confirm(f"Enrol all of them as {name}?", err=True):
             raise PersonaError(f"{name!r} is not enrolled") from None
     return gallery.enroll(name, iter_photos(photos), force=True, labels=labels)
+
+
+def _enroll_all(
+    gallery: Gallery, people: dict[str, list[Path]], failed: dict[str, str], *, force: bool
+) -> list[Enrolled]:
+    """Enrols everybody; `failed` gets those for whom it failed, with the reason."""
+    from persona.gallery.photos import iter_photos
+
+    done = []
+    total = sum(map(len, people.values()))
+    with progress_bar("enrolling", total=total, unit="photos") as advance:
+        for name, photos in people.items():
+            labels = [path.name for path in photos]
+            seen = iter_photos(photos, advance)
+            try:
+                done.append(gallery.enroll(name, seen, force=force, labels=labels))
+            except PersonaError as error:
+                failed[name] = str(error)
+    return done
 
 
 def recognise_command(
@@ -202,8 +225,8 @@ def recognise_command(
     paths = photos_of(what) if folder else [what]
     if not paths:
         raise PersonaError(f"{what} holds no photos: JPEG, PNG, BMP or WebP")
-    if folder and annotate is not None and annotate.resolve() == what.resolve():
-        raise PersonaError(f"--annotate {annotate} would overwrite the photos: choose another")
+    if annotate is not None and annotate.resolve() == what.resolve():
+        raise PersonaError(f"--annotate {annotate} would overwrite what it shows: choose another")
     with open_people(
         store, model, threshold, match, passphrase_file, models, create=False
     ) as gallery:
@@ -233,7 +256,7 @@ def _recognise(
     gallery: Gallery, path: Path, annotate: Path | None, folder: bool
 ) -> tuple[Sighting, ...] | str:
     """The faces of a photo; of a folder's unreadable photo, the reason."""
-    from persona.gallery.photos import draw_marks, mark_of, read_photo
+    from persona.gallery.photos import draw_marks, mark_of, read_photo, save_image
 
     try:
         photo = read_photo(path)
@@ -243,12 +266,8 @@ def _recognise(
         return str(reason)
     faces = gallery.recognise(photo)
     if annotate is not None:
-        out = annotate / f"{path.stem}.png" if folder else annotate
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            draw_marks(photo, [mark_of(face, face.box) for face in faces]).save(out)
-        except ValueError:
-            raise PersonaError(f"--annotate {out}: name it .png or .jpg") from None
+        marks = [mark_of(face, face.box) for face in faces]
+        save_image(draw_marks(photo, marks), annotate / path.name if folder else annotate)
     return faces
 
 
@@ -257,7 +276,7 @@ def _video(gallery: Gallery, path: Path, annotate: Path | None, every: float) ->
     from persona.data.align.decode import EncodedPhoto
     from persona.data.raw.base import IMAGE_SUFFIXES
 
-    if path.suffix.lower() in IMAGE_SUFFIXES:
+    if path.suffix.lower() in IMAGE_SUFFIXES or not path.is_file():
         return None
     try:
         with path.open("rb") as file:
@@ -265,10 +284,10 @@ def _video(gallery: Gallery, path: Path, annotate: Path | None, every: float) ->
         return None
     except SkipPhoto:
         pass
-    from persona.gallery.video import annotate_video, recognise_video
+    from persona.gallery.video import annotate_video, check_copy, recognise_video
 
-    if annotate is not None and annotate.resolve() == path.resolve():
-        raise PersonaError(f"--annotate {annotate} would overwrite the video: choose another")
+    if annotate is not None:
+        check_copy(annotate)
     seen = recognise_video(gallery, path, every_s=every)
     if annotate is not None:
         annotate_video(seen, path, annotate)
@@ -371,6 +390,9 @@ def forget_command(
     json: JsonFlag = False,
 ) -> None:
     """Remove somebody, so that nothing of them is left in the gallery's files."""
+    from persona.gallery.store import check_name
+
+    name = check_name(name)
     with _store(store) as opened:
         templates = opened.forget(name)
     if json:
@@ -412,6 +434,9 @@ def gallery_show(
     """What is kept of somebody, and how alike their photos are."""
     import numpy as np
 
+    from persona.gallery.store import check_name
+
+    name = check_name(name)
     with _store(store, passphrase_file) as opened:
         person = opened.person(name)
         photos = [photo for _, _, photo in opened.photos(name)]

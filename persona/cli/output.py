@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,6 +43,14 @@ def workspace(
     return Workspace.locate(raw=raw, shards=shards, models=models)
 
 
+_ACTED_ON = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def legible(text: str) -> str:
+    """Text without what a terminal would act on: names of files may hold anything."""
+    return _ACTED_ON.sub("\ufffd", text)
+
+
 def print_json(value: object) -> None:
     """One document, one line end."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
@@ -65,7 +74,7 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[object]]) -> 
     for column in columns:
         table.add_column(column.title, justify="right" if column.right else "left")
     for row in rows:
-        table.add_row(*("–" if cell is None else str(cell) for cell in row))
+        table.add_row(*("–" if cell is None else legible(str(cell)) for cell in row))
     # No markup: a path may have brackets.
     console = Console(highlight=False, markup=False)
     if not sys.stdout.isatty():
@@ -75,7 +84,7 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[object]]) -> 
 
 def note(text: str) -> None:
     """A line for a person, on stderr."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(legible(text) + "\n")
 
 
 def human_bytes(count: int) -> str:

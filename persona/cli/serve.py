@@ -23,7 +23,8 @@ from persona.cli.gallery import (
 from persona.cli.output import JsonFlag, ModelsOption, note, print_json
 from persona.errors import PersonaError
 
-MIN_TOKEN = 16
+MIN_TOKEN, MAX_TOKEN = 16, 4096
+"""Characters."""
 
 
 def serve_command(
@@ -77,6 +78,7 @@ def serve_command(
     ):
         import torch
 
+        gallery.store.place = "the gallery"  # nobody who asks needs to know where it lies
         is_new = token is None and not is_loopback(listener)
         token = secrets.token_urlsafe(32) if is_new else token
         cores = len(os.sched_getaffinity(0))
@@ -126,15 +128,17 @@ def read_token(path: Path) -> str:
         PersonaError: it is not there, or no token.
     """
     try:
-        token = path.read_text(encoding="ascii").strip()
+        with path.open(encoding="ascii") as file:
+            token = file.read(MAX_TOKEN + 1).strip()
     except FileNotFoundError:
         raise PersonaError(
             f"no token file at {path}: write one, or leave --token-file out"
         ) from None
     except UnicodeDecodeError:
         token = ""
-    if len(token) < MIN_TOKEN or not token.isprintable() or " " in token:
+    if not MIN_TOKEN <= len(token) <= MAX_TOKEN or not token.isprintable() or " " in token:
         raise PersonaError(
-            f"{path} holds no token: write a line of at least {MIN_TOKEN} ASCII characters into it"
+            f"{path} holds no token: write a line of {MIN_TOKEN} to {MAX_TOKEN} ASCII characters "
+            "into it"
         )
     return token

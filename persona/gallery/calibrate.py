@@ -8,6 +8,7 @@ Shapes: N samples, E embedding, P pairs.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from persona.data.shards import Manifest
 from persona.data.storage import SetFolder
 from persona.errors import PersonaError
 from persona.evaluation.metrics import resolves
-from persona.gallery.store import Templates, Threshold
+from persona.gallery.store import SAME, Templates, Threshold
 from persona.models.store import NamedNetwork
 
 MAX_SAMPLES = 20_000
@@ -63,7 +64,7 @@ def threshold_at(
     if not genuine:
         raise PersonaError(f"{where} has no two photos of one person: choose another set")
     if not resolves(far, impostors):
-        least = f"--far {1 / impostors:.1g} or more" if impostors else "a set of several people"
+        least = f"--far {_least(impostors)} or more" if impostors else "a set of several people"
         raise PersonaError(
             f"the {impostors:,} pairs of two people in {where} cannot resolve a FAR of {far:g}: "
             f"choose {least}, or a larger set"
@@ -84,5 +85,16 @@ def threshold_at(
     # Just above the first impostor that is one too many.
     first = highest_P.min() if len(highest_P) > allowed else np.float32(-1)
     threshold = float(np.nextafter(first, np.float32(2)))
+    if threshold >= SAME:
+        raise PersonaError(
+            f"{where} has the same photo under several people's names, so that no similarity is "
+            f"enough for a FAR of {far:g}: mend the set, or choose a larger --far"
+        )
     tar = float(np.mean(np.concatenate(same_P) >= np.float32(threshold)))
     return threshold, tar, impostors
+
+
+def _least(impostors: int) -> str:
+    """The lowest FAR of two digits that so many pairs resolve."""
+    digits = 1 - math.floor(math.log10(1 / impostors))
+    return f"{math.ceil(10**digits / impostors) / 10**digits:.2g}"

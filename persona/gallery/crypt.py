@@ -17,6 +17,8 @@ NONCE_BYTES = 12
 SALT_BYTES = 16
 SCRYPT = {"n": 2**17, "r": 8, "p": 1}
 """OWASP's password storage cheat sheet: 128 MB and about half a second a guess."""
+MAX_PASSPHRASE = 4096
+"""Bytes."""
 CHECK = b"persona gallery"
 
 
@@ -64,12 +66,14 @@ def read_passphrase(path: Path) -> bytes:
     """The first line of a file: never an argument or the environment, which others can read.
 
     Raises:
-        PersonaError: it cannot be read or is empty.
+        PersonaError: it cannot be read, is empty or no passphrase's length.
     """
     try:
-        line = path.read_bytes().split(b"\n")[0].rstrip(b"\r")
+        with path.open("rb") as file:
+            line = file.readline(MAX_PASSPHRASE + 2).rstrip(b"\r\n")
     except OSError as error:
         raise PersonaError(f"--passphrase-file {path}: {error.strerror}") from None
-    if not line:
-        raise PersonaError(f"--passphrase-file {path}: its first line is empty")
+    if not 0 < len(line) <= MAX_PASSPHRASE:
+        what = "empty" if not line else f"over {MAX_PASSPHRASE} bytes"
+        raise PersonaError(f"--passphrase-file {path}: its first line is {what}")
     return line

@@ -11,6 +11,7 @@ Shapes: N photos, E embedding.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from persona.errors import PersonaError, SkipPhoto, unknown
 from persona.gallery import quality
 from persona.gallery.store import (
     MATCHES,
+    SAME,
     Facts,
     Match,
     Person,
@@ -46,8 +48,6 @@ CROP_PX = 160
 
 SHOWN = 10
 """Photos that a message names."""
-SAME = 1 - 1e-5
-"""Templates that are so near to each other are of one photo."""
 
 
 class TwoPeopleError(PersonaError):
@@ -98,6 +98,7 @@ class Gallery:
     ) -> None:
         self.store, self.eyes, self.calibration = store, eyes, threshold
         self.match, self.keep_crops = match, keep_crops
+        self._enrolling = threading.Lock()
 
     @property
     def threshold(self) -> float:
@@ -140,6 +141,20 @@ class Gallery:
         crops = [seen.crop for _, seen in usable if seen.crop is not None]
         templates_NE = self.eyes.embed(crops)
         labels = [label for label, _ in usable]
+        with self._enrolling:
+            return self._add(name, labels, crops, templates_NE, refused, force=force)
+
+    def _add(
+        self,
+        name: str,
+        labels: Sequence[str],
+        crops: Sequence[Crop],
+        templates_NE: Templates,
+        refused: list[str],
+        *,
+        force: bool,
+    ) -> Enrolled:
+        """Adds the photos that are not there yet; one thread at a time, or all would be new."""
         old_NE = [photo.template for _, _, photo in self.store.photos(name)]
         fresh = _fresh(templates_NE, old_NE)
         refused += [f"{label}: enrolled already" for label in _others(labels, fresh)]
@@ -215,8 +230,12 @@ class Gallery:
         return self.store.people()
 
     def forget(self, name: str) -> int:
-        """Removes somebody for good; how many templates that were."""
-        return self.store.forget(name)
+        """Removes somebody for good; how many templates that were.
+
+        Raises:
+            NobodyError: there is nobody of that name.
+        """
+        return self.store.forget(check_name(name))
 
     def close(self) -> None:
         """Lets go of the store."""

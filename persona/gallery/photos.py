@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import io
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from persona.data.align.decode import decode_photo
 from persona.data.raw.base import IMAGE_SUFFIXES
 from persona.errors import PersonaError, SkipPhoto
+from persona.files import write_atomically
 from persona.gallery.people import Sighting
 
 Pixels = npt.NDArray[np.uint8]
@@ -19,32 +21,39 @@ Pixels = npt.NDArray[np.uint8]
 MAX_BYTES = 200_000_000
 KNOWN, UNKNOWN, REFUSED = (0, 200, 80), (255, 170, 0), (150, 150, 150)
 """Colours of boxes."""
+QUALITY = 95
+"""Of an annotated JPEG or WebP."""
 
 
 def read_photo(path: Path) -> Pixels:
     """An upright (H, W, 3) uint8 RGB photo.
 
     Raises:
-        SkipPhoto: empty, truncated, too large or no image.
-        PersonaError: there is no such file.
+        SkipPhoto: no file, or one that may not be read, is empty, truncated, too large or no image.
     """
     try:
+        if not path.is_file():  # a pipe would be waited for, a device has no end
+            raise SkipPhoto("unreadable: no file")
         if path.stat().st_size > MAX_BYTES:
             raise SkipPhoto(f"unreadable: over {MAX_BYTES // 1_000_000} MB")
         return np.asarray(decode_photo(path.read_bytes()))
-    except FileNotFoundError:
-        raise PersonaError(f"no photo at {path}") from None
-    except IsADirectoryError:
-        raise PersonaError(f"{path} is a folder, not a photo") from None
+    except OSError as error:
+        raise SkipPhoto(f"unreadable: {error.strerror}") from None
 
 
-def iter_photos(paths: Sequence[Path]) -> Iterator[Pixels | SkipPhoto]:
-    """Photos one by one, or why one cannot be read: a folder may hold more than memory does."""
+def iter_photos(
+    paths: Sequence[Path], advance: Callable[[int], None] = lambda _: None
+) -> Iterator[Pixels | SkipPhoto]:
+    """Photos one by one, or why one cannot be read: a folder may hold more than memory does.
+
+    `advance` is told of each that was looked at.
+    """
     for path in paths:
         try:
             yield read_photo(path)
         except SkipPhoto as reason:
             yield reason
+        advance(1)
 
 
 def photos_of(folder: Path) -> list[Path]:
@@ -88,3 +97,16 @@ def draw_marks(photo: Pixels, marks: Sequence[Mark]) -> Image.Image:
         draw.rectangle(place, fill=colour)
         draw.text((x, y + down), words, fill="black", font=font, anchor="lb")
     return image
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Writes an image in the format that its name asks for.
+
+    Raises:
+        PersonaError: it asks for none that a photo has.
+    """
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise PersonaError(f"--annotate {path}: name it .png or .jpg")
+    buffer = io.BytesIO()
+    image.save(buffer, Image.registered_extensions()[path.suffix.lower()], quality=QUALITY)
+    write_atomically(path, buffer.getvalue())

@@ -13,6 +13,7 @@ Shapes: E embedding, P probes.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -78,6 +79,8 @@ class PostgresStore(Store):
             ) from None
         self._error = psycopg.Error
         self._lock = threading.RLock()
+        self._network: str | None = None
+        """Digest of the network whose templates are looked up."""
         self.place = "the PostgreSQL gallery"
         try:
             parts = psycopg.conninfo.conninfo_to_dict(url)
@@ -130,20 +133,23 @@ class PostgresStore(Store):
     def facts(self) -> Facts | None:
         """What the gallery was made with; None: it is new."""
         with self._explained():
-            value = self._fact("facts")
-        return None if value is None else Facts.from_json(json.loads(value), self.place)
+            return self._facts()
+
+    def _facts(self, *, lock: bool = False) -> Facts | None:
+        value = self._fact("facts", lock=lock)
+        return None if value is None else Facts.from_text(value, self.place)
 
     def adopt(self, facts: Facts) -> None:
         """Makes a gallery without photos one of this network."""
         with self._explained(), self._db.transaction():
             self._db.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
-            value = self._fact("facts")
-            found = None if value is None else Facts.from_json(json.loads(value), self.place)
+            found = self._facts()
             if self._db.execute("SELECT 1 FROM photo LIMIT 1").fetchone():
                 check_digest(found, facts.digest, self.place)
             elif found is None or found.digest != facts.digest:
                 self._set_fact("facts", json.dumps(facts.to_json()))
                 self._shape(facts.width)
+        self._network = facts.digest
 
     def _shape(self, width: int) -> None:
         """Fixes how wide vectors are, and indexes them."""
@@ -159,10 +165,10 @@ class PostgresStore(Store):
     def set_threshold(self, threshold: Threshold) -> None:
         """Keeps a threshold with the network it was chosen for."""
         with self._explained(), self._db.transaction():
-            value = json.loads(self._fact("facts", lock=True) or "null")
-            assert value is not None
-            value["threshold"] = {"value": threshold.value, "source": threshold.source}
-            self._set_fact("facts", json.dumps(value))
+            facts = self._facts(lock=True)
+            assert facts is not None
+            kept = dataclasses.replace(facts, threshold=threshold)
+            self._set_fact("facts", json.dumps(kept.to_json()))
 
     def people(self) -> list[Person]:
         """Everybody, by name."""
@@ -189,9 +195,7 @@ class PostgresStore(Store):
         """Adds photos of people, all of them or, where that fails, none."""
         created = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         with self._explained(), self._db.transaction(), self._db.cursor() as cursor:
-            facts = self._fact("facts", lock=True)
-            assert facts is not None
-            check_digest(Facts.from_json(json.loads(facts), self.place), digest, self.place)
+            check_digest(self._facts(lock=True), digest, self.place)
             for name, photos in people.items():
                 fresh = cursor.execute(
                     "INSERT INTO person (name, created) VALUES (%s, %s) ON CONFLICT DO NOTHING",
@@ -260,6 +264,7 @@ class PostgresStore(Store):
                 self._average("true")
                 self._set_fact("facts", json.dumps(facts.to_json()))
                 self._shape(facts.width)
+            self._network = facts.digest
             self._clean()
 
     def nearest(
@@ -279,6 +284,9 @@ class PostgresStore(Store):
                     (text, without, without, text),
                 ).fetchone()
                 found.append(None if row is None else Match(row[0], float(row[1])))
+            if self._network is not None:
+                # After looking: another machine may have replaced them a moment before.
+                check_digest(self._facts(), self._network, self.place)
         return found
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ who opens the file does it. What a disk keeps of overwritten blocks is out of re
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import sqlite3
@@ -56,7 +57,10 @@ MIGRATIONS = (
 )
 """From version n to n + 1, in order; the version is `PRAGMA user_version`."""
 GENERATION, CLEANING = "generation", "cleaning"
-"""Facts: how often rows were taken away or replaced; that the file is still to be built anew."""
+"""Facts: a number that is drawn when rows go or are replaced; that the file is to be built anew."""
+POINTS_BYTES = 6 * 2 * 8
+UNIT_TOLERANCE = 1e-3
+DAMAGED = "the file is damaged: restore it from a copy"
 
 
 class SqliteStore(Store):
@@ -68,24 +72,31 @@ class SqliteStore(Store):
         Raises:
             PersonaError: see `open_store`.
         """
-        self.path, self.place = path, str(path)
+        self.path, self.place = path.absolute(), str(path)
         self._lock = threading.RLock()
         """One connection, one thread at a time on it."""
-        self._indices: dict[str, tuple[Index, int, int]] = {}
+        self._indices: dict[str, tuple[Index, str | None, int]] = {}
         """By match: the index, its generation and the last photo in it."""
-        if not create and not path.is_file():
-            raise PersonaError(
-                f"no gallery at {path}: `persona enroll NAME PHOTO...` makes one, --store names "
-                "another"
-            )
+        self._network: str | None = None
+        """Digest of the network whose templates are looked up."""
+        if path.exists() and not path.is_file():
+            raise PersonaError(f"{path} is no file: choose another path for the gallery")
+        if not create and not path.exists():
+            raise self._none_there()
         path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        self._db = sqlite3.connect(
-            path, timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False
-        )
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._inode = os.fstat(file).st_ino
+        os.close(file)
+        # An absolute path is none of the names that SQLite takes for something else, as `:memory:`.
+        try:
+            self._db = sqlite3.connect(
+                self.path, timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False
+            )
+        except sqlite3.Error as error:
+            raise self._explain(error) from error
         try:
             with self._explained():
-                self._prepare()
+                self._prepare(create)
                 self._sealer = self._open_seal(passphrase)
                 if self._fact(CLEANING):
                     self._clean()
@@ -93,7 +104,13 @@ class SqliteStore(Store):
             self._db.close()
             raise
 
-    def _prepare(self) -> None:
+    def _none_there(self) -> PersonaError:
+        return PersonaError(
+            f"no gallery at {self.place}: `persona enroll NAME PHOTO...` makes one, --store names "
+            "another"
+        )
+
+    def _prepare(self, create: bool) -> None:
         """Settings of the connection, and the schema."""
         self._execute("PRAGMA foreign_keys = ON")
         self._execute("PRAGMA secure_delete = ON")
@@ -103,7 +120,11 @@ class SqliteStore(Store):
         )
         tables = self._execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if application != APPLICATION_ID and (application or version or tables):
-            raise PersonaError(f"{self.path} is another program's SQLite file: choose another path")
+            raise PersonaError(
+                f"{self.place} is another program's SQLite file: choose another path"
+            )
+        if not create and not version:
+            raise self._none_there()  # an empty file
         self._check_version(version)
         self._execute("PRAGMA journal_mode = WAL")
         if version == len(MIGRATIONS):
@@ -121,7 +142,7 @@ class SqliteStore(Store):
     def _check_version(self, version: int) -> None:
         if version > len(MIGRATIONS):
             raise PersonaError(
-                f"{self.path} is a gallery of version {version}, this Persona knows "
+                f"{self.place} is a gallery of version {version}, this Persona knows "
                 f"{len(MIGRATIONS)}: update Persona"
             )
 
@@ -131,14 +152,14 @@ class SqliteStore(Store):
         if salt is None:
             if passphrase is None:
                 return None
-            if self._fact("facts") or self._execute("SELECT 1 FROM person").fetchone():
-                raise PersonaError(
-                    f"{self.path} is not encrypted: leave --passphrase-file out, or export it and "
-                    "import it into a new one"
-                )
             fresh = os.urandom(SALT_BYTES)
             sealer = Sealer(passphrase, fresh)
             with self._transaction():
+                if self._execute("SELECT 1 FROM person").fetchone():
+                    raise PersonaError(
+                        f"{self.place} is not encrypted: leave --passphrase-file out, or export it "
+                        "and import it into a new one"
+                    )
                 if self._fact("salt") is None:
                     self._set_fact("salt", fresh.hex())
                     self._set_fact("check", sealer.seal(CHECK, "").hex())
@@ -146,37 +167,44 @@ class SqliteStore(Store):
             return self._open_seal(passphrase)
         if passphrase is None:
             return None
-        sealer = Sealer(passphrase, bytes.fromhex(salt))
         try:
-            sealer.open(bytes.fromhex(self._fact("check") or ""), "")
+            sealer = Sealer(passphrase, bytes.fromhex(salt))
+            check = bytes.fromhex(self._fact("check") or "")
+        except ValueError:
+            raise self._damaged() from None
+        try:
+            sealer.open(check, "")
         except PersonaError:
-            raise PersonaError(f"{self.path}: the passphrase is wrong") from None
+            raise PersonaError(f"{self.place}: the passphrase is wrong") from None
         return sealer
 
     def facts(self) -> Facts | None:
         """What the gallery was made with; None: it is new."""
         with self._explained():
-            value = self._fact("facts")
-        return None if value is None else Facts.from_json(json.loads(value), self.place)
+            return self._facts()
+
+    def _facts(self) -> Facts | None:
+        value = self._fact("facts")
+        return None if value is None else Facts.from_text(value, self.place)
 
     def adopt(self, facts: Facts) -> None:
         """Makes a gallery without photos one of this network."""
         with self._explained(), self._transaction():
-            value = self._fact("facts")
-            found = None if value is None else Facts.from_json(json.loads(value), self.place)
+            found = self._facts()
             if self._execute("SELECT 1 FROM photo").fetchone():
                 check_digest(found, facts.digest, self.place)
             elif found is None or found.digest != facts.digest:
                 self._set_fact("facts", json.dumps(facts.to_json()))
-                self._indices.clear()  # of another width
+                self._begin_anew()
+        self._network = facts.digest
 
     def set_threshold(self, threshold: Threshold) -> None:
         """Keeps a threshold with the network it was chosen for."""
         with self._explained(), self._transaction():
-            value = json.loads(self._fact("facts") or "null")
-            assert value is not None
-            value["threshold"] = {"value": threshold.value, "source": threshold.source}
-            self._set_fact("facts", json.dumps(value))
+            facts = self._facts()
+            assert facts is not None
+            kept = dataclasses.replace(facts, threshold=threshold)
+            self._set_fact("facts", json.dumps(kept.to_json()))
 
     def people(self) -> list[Person]:
         """Everybody, by name."""
@@ -189,21 +217,28 @@ class SqliteStore(Store):
 
     def photos(self, name: str | None = None) -> Iterator[tuple[str, int, Photo]]:
         """Name, number and photo: of one person, or of everybody in the order of enrolment."""
-        with self._explained():
+        with self._explained(), self._transaction("BEGIN"):
+            self._demand_passphrase()
+            facts = self._facts()
             rows = self._execute(
                 "SELECT name, photo.id, template, crop, landmarks FROM photo "
                 "JOIN person ON person.id = person WHERE ?1 IS NULL OR name = ?1 ORDER BY photo.id",
                 (name,),
             ).fetchall()
         for owner, number, template, crop, landmarks in rows:
+            if facts is None:
+                raise self._damaged()
+            (template_E,) = self._templates([(owner, template)], facts.width)
             points = None if landmarks is None else self._unseal(landmarks, owner)
+            if points is not None and len(points) != POINTS_BYTES:
+                raise self._damaged()
             yield (
                 owner,
                 number,
                 Photo(
-                    self._template(template, owner),
+                    template_E,
                     None if crop is None else self._unseal(crop, owner),
-                    None if points is None else np.frombuffer(points, np.float64).reshape(6, 2),
+                    None if points is None else np.frombuffer(points, "<f8").reshape(6, 2),
                 ),
             )
 
@@ -220,9 +255,8 @@ class SqliteStore(Store):
         ]
         created = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         with self._explained(), self._transaction():
-            facts = self._fact("facts")
-            assert facts is not None
-            check_digest(Facts.from_json(json.loads(facts), self.place), digest, self.place)
+            check_digest(self._facts(), digest, self.place)
+            self._demand_passphrase()  # another process may have set one a moment ago
             for name in people:
                 fresh = self._execute(
                     "INSERT INTO person (name, created) VALUES (?, ?) ON CONFLICT DO NOTHING",
@@ -230,7 +264,7 @@ class SqliteStore(Store):
                 ).rowcount
                 if new and not fresh:
                     raise PersonaError(
-                        f"{self.path} has somebody named {name!r} already: forget one of them"
+                        f"{self.place} has somebody named {name!r} already: forget one of them"
                     )
             self._db.executemany(
                 "INSERT INTO photo (person, model, template, crop, landmarks) "
@@ -266,6 +300,7 @@ class SqliteStore(Store):
         """Puts another network's templates in the place of all that are there."""
         with self._explained():
             with self._transaction():
+                self._demand_passphrase()
                 owners = dict(
                     self._execute(
                         "SELECT photo.id, name FROM photo JOIN person ON person.id = person"
@@ -273,7 +308,7 @@ class SqliteStore(Store):
                 )
                 if owners.keys() != templates.keys():
                     raise PersonaError(
-                        f"{self.path} was changed while it was rebuilt: run `persona gallery "
+                        f"{self.place} was changed while it was rebuilt: run `persona gallery "
                         "rebuild` again"
                     )
                 self._db.executemany(
@@ -285,6 +320,7 @@ class SqliteStore(Store):
                 )
                 self._set_fact("facts", json.dumps(facts.to_json()))
                 self._taken_away()
+            self._network = facts.digest
             self._clean()
 
     def nearest(
@@ -297,21 +333,21 @@ class SqliteStore(Store):
 
     def _index(self, match: str, width: int) -> Index:
         """The index of all that is committed."""
-        with self._explained():
-            self._execute("BEGIN")  # both questions see the same moment
-            generation = int(self._fact(GENERATION) or 0)
-            index, known, last = self._indices.get(match) or (Index(width, match), generation, 0)
+        with self._explained(), self._transaction("BEGIN"):
+            self._demand_passphrase()
+            generation = self._fact(GENERATION) or ""
+            index, known, last = self._indices.get(match) or (Index(width, match), None, 0)
             if known != generation:
                 index, last = Index(width, match), 0
+                if self._network is not None:  # another process may have made it another's
+                    check_digest(self._facts(), self._network, self.place)
             rows = self._execute(
                 "SELECT name, template, photo.id FROM photo JOIN person ON person.id = person "
                 "WHERE photo.id > ? ORDER BY photo.id",
                 (last,),
             ).fetchall()
-            self._execute("COMMIT")
         if rows:
-            templates = [self._template(row[1], row[0]) for row in rows]
-            index.add([row[0] for row in rows], np.stack(templates))
+            index.add([row[0] for row in rows], self._templates([row[:2] for row in rows], width))
             last = rows[-1][2]
         self._indices[match] = index, generation, last
         return index
@@ -321,29 +357,33 @@ class SqliteStore(Store):
         with self._lock:
             self._db.close()
 
-    def _template(self, sealed: bytes, name: str) -> Templates:
-        return np.frombuffer(self._unseal(sealed, name), "<f4")
+    def _templates(self, rows: Sequence[tuple[str, bytes]], width: int) -> Templates:
+        """(N, E) of names and what is kept of their photos.
+
+        Raises:
+            PersonaError: it is no unit vector, so the file was damaged where SQLite cannot see it.
+        """
+        values = [self._unseal(sealed, name) for name, sealed in rows]
+        if any(len(value) != 4 * width for value in values):
+            raise self._damaged()
+        templates_NE = np.frombuffer(b"".join(values), "<f4").reshape(-1, width)
+        lengths_N = np.linalg.norm(templates_NE, axis=1)
+        if not (np.abs(lengths_N - 1) < UNIT_TOLERANCE).all():
+            raise self._damaged()
+        return templates_NE
 
     def _seal(self, value: bytes, name: str) -> bytes:
-        if self._sealer is None:
-            self._demand_passphrase()
-            return value
-        return self._sealer.seal(value, name)
+        return value if self._sealer is None else self._sealer.seal(value, name)
 
     def _unseal(self, value: bytes, name: str) -> bytes:
-        if self._sealer is None:
-            self._demand_passphrase()
-            return value
-        return self._sealer.open(value, name)
+        if not isinstance(value, bytes):
+            raise self._damaged()
+        return value if self._sealer is None else self._sealer.open(value, name)
 
     def _demand_passphrase(self) -> None:
         """Listing and forgetting need none; whatever touches a template does."""
-        if self._encrypted is None:
-            self._encrypted = self._fact("salt") is not None
-        if self._encrypted:
-            raise PersonaError(f"{self.path} is encrypted: give --passphrase-file FILE")
-
-    _encrypted: bool | None = None
+        if self._sealer is None and self._fact("salt") is not None:
+            raise PersonaError(f"{self.place} is encrypted: give --passphrase-file FILE")
 
     def _fact(self, name: str) -> str | None:
         row = self._execute("SELECT value FROM fact WHERE name = ?", (name,)).fetchone()
@@ -352,32 +392,39 @@ class SqliteStore(Store):
     def _set_fact(self, name: str, value: str) -> None:
         self._execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, value))
 
+    def _begin_anew(self) -> None:
+        """Every process's index is of what is no longer there."""
+        self._set_fact(GENERATION, os.urandom(8).hex())
+
     def _taken_away(self) -> None:
         """Rows went: indices are made anew, and the file has to be cleaned."""
-        self._set_fact(GENERATION, str(int(self._fact(GENERATION) or 0) + 1))
+        self._begin_anew()
         self._set_fact(CLEANING, "1")
 
     def _clean(self) -> None:
         """Leaves nothing of deleted rows in the file or beside it."""
         self._execute("VACUUM")
-        with self._transaction():
-            self._execute("DELETE FROM fact WHERE name = ?", (CLEANING,))
-        busy, *_ = self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if busy:
-            with self._transaction():
-                self._set_fact(CLEANING, "1")
+        if self._checkpoint():
             raise PersonaError(
-                f"{self.path} is being read by another process, and its log cannot be cleared: "
+                f"{self.place} is being read by another process, and its log cannot be cleared: "
                 "end that process and run any `persona gallery` command on it"
             )
+        # Not before that: killed in between, the next who opens the file has to do it.
+        with self._transaction():
+            self._execute("DELETE FROM fact WHERE name = ?", (CLEANING,))
+        self._checkpoint()
+
+    def _checkpoint(self) -> bool:
+        """Puts the log into the file and cuts it to nothing; whether a reader hindered that."""
+        return bool(self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
 
     def _execute(self, statement: str, values: tuple[object, ...] = ()) -> sqlite3.Cursor:
         return self._db.execute(statement, values)
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """All or nothing; other writers wait."""
-        self._execute("BEGIN IMMEDIATE")
+    def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
+        """All or nothing, for which other writers wait; with `BEGIN` questions at one moment."""
+        self._execute(begin)
         try:
             yield
             self._execute("COMMIT")
@@ -390,12 +437,25 @@ class SqliteStore(Store):
     def _explained(self) -> Iterator[None]:
         """The connection for this thread, and SQLite's errors as one line."""
         with self._lock:
+            self._check_place()
             try:
                 yield
+            except UnicodeDecodeError as error:  # in SQLite's own message
+                raise self._damaged() from error
             except sqlite3.Error as error:
-                if self._db.in_transaction:
-                    self._execute("ROLLBACK")
                 raise self._explain(error) from error
+
+    def _check_place(self) -> None:
+        """What is written to a file that was removed is lost without a word."""
+        try:
+            same = self.path.stat().st_ino == self._inode
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise PersonaError(f"{self.place} was moved or replaced since it was opened: run again")
+
+    def _damaged(self) -> PersonaError:
+        return PersonaError(f"{self.place}: {DAMAGED}")
 
     def _explain(self, error: sqlite3.Error) -> PersonaError:
         """What to do about it, by SQLite's result code."""
@@ -407,6 +467,6 @@ class SqliteStore(Store):
             sqlite3.SQLITE_READONLY: "it may not be written: change its owner or choose another",
             sqlite3.SQLITE_CANTOPEN: "it cannot be opened: is its folder writable?",
             sqlite3.SQLITE_NOTADB: "this is no gallery: choose another path",
-            sqlite3.SQLITE_CORRUPT: "the file is damaged: restore it from a copy",
+            sqlite3.SQLITE_CORRUPT: DAMAGED,
         }.get(code, f"the file is damaged or no gallery ({error})")
-        return PersonaError(f"{self.path}: {remedy}")
+        return PersonaError(f"{self.place}: {remedy}")

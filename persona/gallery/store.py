@@ -13,6 +13,7 @@ Shapes: E embedding, P probes.
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,8 @@ Templates = npt.NDArray[np.float32]
 
 MAX_NAME = 200
 """Characters."""
+SAME = 1 - 1e-5
+"""Templates that are so near to each other are of one photo."""
 MATCHES = ("mean", "max")
 """A person is as near as the mean of the templates, or as the nearest of them."""
 POSTGRES = ("postgresql://", "postgres://")
@@ -61,6 +64,15 @@ class Facts:
     def to_json(self) -> dict[str, Any]:
         """As it is stored."""
         return asdict(self)
+
+    @classmethod
+    def from_text(cls, text: str, where: str) -> Facts:
+        """`from_json` of JSON's text."""
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            value = None
+        return cls.from_json(value, where)
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> Facts:
@@ -117,6 +129,14 @@ class Match:
     """Cosine similarity."""
 
 
+class NobodyError(PersonaError):
+    """There is nobody of that name."""
+
+
+class OtherNetworkError(PersonaError):
+    """The templates are another network's."""
+
+
 class Store(ABC):
     """A gallery's people and templates. Any number of threads and processes may use one at once."""
 
@@ -132,7 +152,7 @@ class Store(ABC):
         """Makes a gallery without photos one of this network; nothing where it is that already.
 
         Raises:
-            PersonaError: its templates are another network's.
+            OtherNetworkError: its templates are another network's.
         """
 
     @abstractmethod
@@ -157,7 +177,8 @@ class Store(ABC):
             new: nobody of them may be there already.
 
         Raises:
-            PersonaError: another network's templates, somebody is there, or nothing can be written.
+            OtherNetworkError: another network's templates.
+            PersonaError: somebody is there, or nothing can be written.
         """
 
     @abstractmethod
@@ -165,7 +186,7 @@ class Store(ABC):
         """Removes somebody for good; how many templates that were.
 
         Raises:
-            PersonaError: there is nobody of that name.
+            NobodyError: there is nobody of that name.
         """
 
     @abstractmethod
@@ -180,7 +201,11 @@ class Store(ABC):
     def nearest(
         self, probes_PE: Templates, match: str, *, without: str | None = None
     ) -> list[Match | None]:
-        """The nearest person to each probe, leaving out `without`; None: there is nobody."""
+        """The nearest person to each probe, leaving out `without`; None: there is nobody.
+
+        Raises:
+            OtherNetworkError: the templates are not, or no longer, of the network that was adopted.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -190,7 +215,7 @@ class Store(ABC):
         """Somebody by name.
 
         Raises:
-            PersonaError: there is nobody of that name.
+            NobodyError: there is nobody of that name.
         """
         found = next((person for person in self.people() if person.name == name), None)
         if found is None:
@@ -236,7 +261,7 @@ def check_name(name: str) -> str:
     """A person's name as it is kept: composed (NFC), without blanks around it.
 
     Raises:
-        PersonaError: empty, too long, or with characters that a terminal would act on.
+        PersonaError: empty, too long, or with characters that are not seen but acted on.
     """
     try:
         name.encode()
@@ -245,29 +270,32 @@ def check_name(name: str) -> str:
     name = unicodedata.normalize("NFC", name).strip()
     if len(name) > MAX_NAME:
         raise PersonaError(f"a name of {len(name)} characters: choose at most {MAX_NAME}")
-    unprintable = [c for c in name if unicodedata.category(c) in {"Cc", "Zl", "Zp"} or c in BIDI]
-    if not name or unprintable:
+    kinds = {unicodedata.category(c) for c in name if c not in JOINERS}
+    unprintable = kinds & {"Cc", "Cf", "Co", "Zl", "Zp"}
+    if unprintable or not any(kind[0] in "LNPS" for kind in kinds):
         what = "control characters" if unprintable else "nothing"
         raise PersonaError(f"a name holds {what}: choose 1 to {MAX_NAME} characters to be read")
     return name
 
 
-BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""They turn the text around them, so that a name may look like another."""
+JOINERS = frozenset(map(chr, (0x200C, 0x200D, *range(0xE0020, 0xE0080))))
+"""Emoji and some scripts need them; what else cannot be seen makes a name look like another."""
 
 
 def check_digest(facts: Facts | None, digest: str, place: str) -> None:
     """Raises PersonaError if templates of the network `digest` do not belong in a gallery."""
-    if facts is not None and facts.digest != digest:
-        raise PersonaError(
+    if facts is None:
+        raise PersonaError(f"{place} does not say which network it was made with")
+    if facts.digest != digest:
+        raise OtherNetworkError(
             f"the templates of {place} were made by another network ({facts.network}): name that "
             "one with --model, or make them anew with `persona gallery rebuild --model NAME`"
         )
 
 
-def nobody(name: str, place: str) -> PersonaError:
+def nobody(name: str, place: str) -> NobodyError:
     """The error for a name that is not there; it does not list those that are."""
-    return PersonaError(f"{place} has nobody named {name[:80]!r}: see `persona gallery list`")
+    return NobodyError(f"{place} has nobody named {name[:80]!r}: see `persona gallery list`")
 
 
 def unit(vectors_NE: npt.ArrayLike) -> Templates:

@@ -23,6 +23,7 @@ from persona.files import write_atomically
 from persona.gallery.store import Facts, Photo, Store, check_name, unit
 
 FORMAT = "persona gallery 1"
+SUFFIX = ".safetensors"
 MAX_BYTES = 20_000_000_000
 
 
@@ -30,8 +31,10 @@ def export_people(store: Store, path: Path) -> int:
     """Writes everybody's templates to a file; how many.
 
     Raises:
-        PersonaError: there is nobody.
+        PersonaError: there is nobody, or the file's name is that of something else.
     """
+    if path.suffix != SUFFIX:
+        raise PersonaError(f"{path}: name it {SUFFIX}, so that it replaces no gallery or photo")
     facts = store.facts()
     rows = [(name, photo.template) for name, _, photo in store.photos()]
     if facts is None or not rows:
@@ -42,8 +45,7 @@ def export_people(store: Store, path: Path) -> int:
         "names": json.dumps([name for name, _ in rows]),
     }
     templates_NE = np.stack([template for _, template in rows])
-    write_atomically(path, safetensors.numpy.save({"templates": templates_NE}, meta))
-    path.chmod(0o600)
+    write_atomically(path, safetensors.numpy.save({"templates": templates_NE}, meta), 0o600)
     return len(rows)
 
 

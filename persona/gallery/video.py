@@ -25,6 +25,7 @@ import numpy as np
 
 from persona.data.align.decode import MAX_PIXELS
 from persona.errors import PersonaError
+from persona.files import process_name
 from persona.gallery.faces import Pixels, SeenFace
 from persona.gallery.people import Gallery, Sighting
 from persona.gallery.photos import Mark, draw_marks, mark_of
@@ -92,6 +93,12 @@ class Seen:
     """Between two samples."""
     cut_off: bool
     """The file ends in the middle; what is before that was looked at."""
+
+
+def check_copy(out: Path) -> None:
+    """Raises PersonaError unless a copy's name is a video's, so that it replaces nothing else."""
+    if out.suffix.lower() != ".mp4":
+        raise PersonaError(f"--annotate {out}: name it .mp4")
 
 
 def recognise_video(gallery: Gallery, path: Path, *, every_s: float = 0.2) -> Seen:
@@ -241,7 +248,7 @@ def annotate_video(seen: Seen, path: Path, out: Path) -> None:
     """
     av = _av()
     reader = FrameReader(path)
-    partial = out.with_name(f".{out.name}.partial.mp4")
+    partial = out.with_name(f".{process_name()}.partial.mp4")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with av.open(str(partial), "w", format="mp4") as container:

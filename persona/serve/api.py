@@ -29,6 +29,7 @@ from starlette.exceptions import HTTPException
 from persona import __version__
 from persona.errors import PersonaError, SkipPhoto
 from persona.gallery import Gallery, TwoPeopleError
+from persona.gallery.store import NobodyError, OtherNetworkError
 from persona.serve.gate import Busy, Gate, TooSlow
 from persona.serve.guard import Guard, problem
 from persona.serve.uploads import FORM, PHOTO, Form, Limits, decode, read_form
@@ -270,6 +271,10 @@ async def _explain(_: Request, error: Exception) -> Response:
         case HTTPException():
             answer = problem(error.status_code, error.detail)
             answer.headers.update(error.headers or {})
+        case NobodyError():
+            answer = problem(404, "there is nobody of that name: see /api/people")
+        case OtherNetworkError():
+            answer = problem(409, "the gallery is another network's now: start persona serve anew")
         case TwoPeopleError():
             doubt = str(error).rpartition(";")[0]  # what follows is the command's remedy
             answer = problem(409, f"{doubt}; leave them out, or send force=1 if it is one person")

@@ -1,7 +1,8 @@
 """The server: a socket that is bound before anything is loaded, and uvicorn on it.
 
 Uvicorn gives a request's head, and what is left of a body that was refused, all the time they want;
-here they have HEAD_S, so that clients which send nothing or no end do not use the connections up.
+here they have HEAD_S, and an answer has READ_S to be read, so that clients which send nothing, no
+end or do not listen do not use the connections up.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from persona.errors import PersonaError
 
 HEAD_S = 10.0
+READ_S = 30.0
 CONNECTIONS = 256
 GRACE_S = 10
 
@@ -30,10 +32,13 @@ class PatientProtocol(H11Protocol):
     """A connection that has HEAD_S, while no request is being answered, to send the next head."""
 
     _timer: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Its time runs."""
         super().connection_made(transport)
+        if len(self.connections) > 2 * CONNECTIONS:
+            transport.abort()  # before files run out; up to there it is told that there are many
         self._watch()
 
     def data_received(self, data: bytes) -> None:
@@ -44,7 +49,20 @@ class PatientProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It is over."""
         self._stop()
+        self.resume_writing()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """An answer has READ_S to be read."""
+        super().pause_writing()
+        self._unread = self.loop.call_later(READ_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It is being read."""
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _watch(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:

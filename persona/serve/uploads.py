@@ -6,27 +6,35 @@ before it is held whole.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from persona.data.align.decode import SHRINKS, EncodedPhoto
 from persona.errors import SkipPhoto
 
+# It logs the bytes at which a form breaks.
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
+
 FORM = "multipart/form-data"
+UTF8 = b"utf-8"
 PHOTO = "photo"
 FIELDS_BYTES = 64_000
 """Text fields and what lies between the parts of a form."""
 MAX_FIELDS = 8
 SIDE_PX = 1000
-"""A JPEG is decoded smaller while its shorter side stays at least this."""
+"""A photo is looked at smaller while its shorter side stays at least this."""
+MAX_LOOKED_AT = 8_000_000
+"""And in any case until it has no more pixels: the detector takes some 90 bytes for each."""
 Box = tuple[float, float, float, float]
 
 
@@ -79,8 +87,11 @@ async def read_form(request: Request, limits: Limits, *, photos: int = 0) -> For
     Raises:
         HTTPException: no form (415), over a limit (413), broken (400).
     """
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != FORM:
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    if kind != FORM.encode():
         raise HTTPException(415, f"the body is no {FORM}: send fields and photos as a form")
+    if options.get(b"charset", UTF8).lower() != UTF8:
+        raise HTTPException(415, "the form's text is no UTF-8: send it as that")
     whole = min(limits.request_bytes, photos * limits.photo_bytes) + FIELDS_BYTES
     parser = _Parser(
         request.headers,
@@ -95,6 +106,8 @@ async def read_form(request: Request, limits: Limits, *, photos: int = 0) -> For
         items = (await parser.parse()).multi_items()
     except MultiPartException as error:
         raise HTTPException(400, f"the form cannot be read: {error.message}") from None
+    except ClientDisconnect:
+        raise HTTPException(400, "the request ended in the middle") from None  # nobody hears it
     fields = {name: value for name, value in items if isinstance(value, str)}
     files = [(name, value) for name, value in items if isinstance(value, UploadFile)]
     held = [await file.read() for name, file in files if name == PHOTO]
@@ -135,7 +148,7 @@ class Photo:
 
 
 def decode(data: bytes, max_pixels: int) -> Photo:
-    """A photo; a JPEG only as large as faces want it, which a phone's takes a fifth of the time.
+    """A photo only as large as faces want it, which takes a phone's a fifth of the time.
 
     Raises:
         SkipPhoto: empty, truncated, too large or no image.
@@ -145,5 +158,10 @@ def decode(data: bytes, max_pixels: int) -> Photo:
     if width * height > max_pixels:
         raise SkipPhoto(f"{width} x {height} px is over {max_pixels / 1e6:g} megapixels")
     room = min(width, height) / SIDE_PX
-    decoded = photo.decode(next((shrink for shrink in SHRINKS if shrink <= room), 1))
-    return Photo(np.array(decoded.image), photo.size, decoded.shrink, decoded.shift)
+    shrink = next((shrink for shrink in SHRINKS if shrink <= room), 1)
+    while width * height > MAX_LOOKED_AT * shrink**2:
+        shrink *= 2
+    decoded = photo.decode(shrink)
+    # Only a JPEG is decoded smaller.
+    image = decoded.image if decoded.shrink == shrink else decoded.image.reduce(shrink)
+    return Photo(np.array(image), photo.size, shrink, decoded.shift)

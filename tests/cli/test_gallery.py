@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import io
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import av
 import numpy as np
 import onnx_files
 import pytest
-from helpers import persona_error, persona_error_here, persona_here
+from helpers import persona_error, persona_error_here, persona_here, run
 from PIL import Image, ImageFilter
 from typer.testing import CliRunner
 
@@ -251,6 +253,7 @@ def test_what_cannot_be_meant(place: Path) -> None:
     model = ("--model", f"onnx:{place}/net.onnx", *EXACTLY)
     (place / "none").mkdir()
     for arguments, message in (
+        (("enroll", people / "Ann" / "0.png", people), "is a file: whose photo is it? Give a name"),
         (("enroll", "Ann"), "'Ann': give a name and photos (NAME PHOTO...)"),
         (("enroll", place / "none"), "give a name and photos"),
         (("enroll", "Ann", place / "none"), "holds no photos: JPEG, PNG, BMP or WebP"),
@@ -260,7 +263,10 @@ def test_what_cannot_be_meant(place: Path) -> None:
         (("recognise", place / "x.jpg"), "no photo, folder or video at"),
         (("recognise", people / "Ann"), "no gallery at"),
         (("recognise", place / "none"), "holds no photos"),
-        (("recognise", people / "Ann", "--annotate", people / "Ann"), "would overwrite the photos"),
+        (
+            ("recognise", people / "Ann", "--annotate", people / "Ann"),
+            "would overwrite what it shows",
+        ),
         (("gallery", "list"), "no gallery at"),
         (("gallery", "calibrate"), "give one of --set SET (with --far) and --threshold X"),
         (("gallery", "calibrate", "--set", "none"), "none"),
@@ -279,5 +285,70 @@ def test_what_cannot_be_meant(place: Path) -> None:
     assert "name it .png or .jpg" in line
 
 
+def test_folders_that_are_no_names(place: Path) -> None:
+    people = place / "people"
+    for folder in ("line\nbreak", "Ann ", "\u202eevil"):
+        (people / folder).mkdir()
+    # The same person as "Ann": neither of the folders is lost.
+    drawn(0, 1).save(people / "Ann " / "more\x1b[31m.png")
+    (people / "Ann" / "1.png").unlink()
+    model = ("--model", f"onnx:{place}/net.onnx", *EXACTLY, "--force")
+    result = CliRunner().invoke(app, ["enroll", str(people), *model, "--json"], env=env(place))
+    assert str(result.exception) == "2 of 4 people are not enrolled"
+    value = json.loads(result.stdout)
+    assert [(one["name"], one["added"]) for one in value["enrolled"]] == [("Ann", 2), ("Bob", 2)]
+    assert set(value["failed"]) == {"line\nbreak", "\u202eevil"}
+    for arguments in (("forget",), ("gallery", "show")):
+        assert "no Unicode text" in error(place, *arguments, os.fsdecode(b"bad\xff"))
+    out, _ = tables(place, "recognise", people / "Ann ", *EXACTLY, "--match", "max")
+    assert "more\ufffd[31m.png" in out
+    assert "\x1b" not in out
+    assert here(place, "gallery", "show", " Ann ")["photos"] == 2
+    assert here(place, "forget", " Ann ")["templates"] == 2
+
+
+def test_what_is_no_photo_is_not_waited_for(place: Path) -> None:
+    model = ("--model", f"onnx:{place}/net.onnx", *EXACTLY)
+    photos = place / "people" / "Ann"
+    os.mkfifo(photos / "pipe.jpg")
+    os.mkfifo(place / "pipe.mp4")
+    (photos / "endless.jpg").symlink_to("/dev/zero")
+    (photos / "gone.jpg").symlink_to(place / "nowhere.jpg")
+    (photos / "folder.jpg").mkdir()
+    (one,) = here(place, "enroll", "Ann", photos, *model, "--force")["enrolled"]
+    assert one["added"] == 2
+    names = ("endless.jpg", "folder.jpg", "gone.jpg", "pipe.jpg")
+    assert one["refused"] == [f"{name}: unreadable: no file" for name in names]
+    for path in (photos / "pipe.jpg", place / "pipe.mp4"):
+        assert error(place, "recognise", path, *EXACTLY) == f"{path}: unreadable: no file"
+    line = error(place, "gallery", "show", "Ann", "--passphrase-file", "/dev/zero")
+    assert line == "--passphrase-file /dev/zero: its first line is over 4096 bytes"
+
+
+def test_nothing_is_overwritten(place: Path) -> None:
+    model = ("--model", f"onnx:{place}/net.onnx", *EXACTLY)
+    photo, gallery = place / "people" / "Ann" / "0.png", place / "gallery.db"
+    here(place, "enroll", "Ann", photo, *model)
+    kept = {path: path.read_bytes() for path in (photo, gallery)}
+    shown = ("recognise", photo, *EXACTLY, "--annotate")
+    assert "would overwrite what it shows" in error(place, *shown, photo)
+    assert "name it .png or .jpg" in error(place, *shown, gallery)
+    assert "name it .safetensors" in error(place, "gallery", "export", gallery)
+    (place / "v.mkv").write_bytes(b"no photo")
+    film = ("recognise", place / "v.mkv", *EXACTLY, "--annotate", gallery)
+    assert "name it .mp4" in error(place, *film)
+    assert {path: path.read_bytes() for path in kept} == kept
+    # Photos that differ by their suffix alone have a copy each.
+    drawn(1, 0).save(photo.with_suffix(".jpg"))
+    here(place, "recognise", photo.parent, *EXACTLY, "--annotate", place / "out")
+    copies = {path.name: path.read_bytes()[:3] for path in (place / "out").iterdir()}
+    assert copies == {"0.png": b"\x89PN", "0.jpg": b"\xff\xd8\xff", "1.png": b"\x89PN"}
+
+
 def test_as_a_process(place: Path) -> None:
+    model = ("--model", f"onnx:{place}/net.onnx", *EXACTLY)
+    here(place, "enroll", "Zoë 李", place / "people" / "Ann" / "0.png", *model)
+    listed = run("persona", "gallery", "list", home=place, PYTHONIOENCODING="ascii").stdout
+    assert r"Zo\xeb \u674e" in listed
+    (place / "gallery.db").unlink()
     assert persona_error("gallery", "list", home=place).startswith("error: no gallery at")

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,3 +133,26 @@ def test_strangers_are_not_reached_over_links() -> None:
     assert strangers(np.stack([A, B]), 1, 0.5) == [0]
     assert strangers(np.stack([A, B, near(B, 0.9)]), 0, 0.5) == [0]
     assert strangers(vectors(1), 0, 0.5) == []
+
+
+def test_one_photo_in_two_threads_is_one_photo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with gallery(tmp_path / "g.db") as some:
+        both = threading.Barrier(2)
+        photos = some.store.photos
+
+        def late(name: str | None = None) -> Any:
+            found = list(photos(name))
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both.wait(0.2)  # the other has looked too, unless it has to wait for this one
+            return iter(found)
+
+        monkeypatch.setattr(some.store, "photos", late)
+        arguments = ("Ann", [photo_of(vectors(1)[0])])
+        threads = [threading.Thread(target=some.enroll, args=arguments) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert some.store.person("Ann").photos == 1

@@ -211,6 +211,16 @@ def test_another_network_of_another_width(store: Store) -> None:
     assert found is not None
 
 
+def test_what_another_machine_replaced_is_not_compared(store: Store, url: str) -> None:
+    store.add({"Ann": kept(*vectors(1))}, FACTS.digest)
+    assert store.nearest(vectors(1), "mean") != [None]
+    ((_, number, _),) = store.photos()
+    with open_store(url) as other:
+        other.replace(replace(FACTS, digest="new"), {number: vectors(1, 5)[0]})
+    with pytest.raises(PersonaError, match="made by another network"):
+        store.nearest(vectors(1), "mean")
+
+
 def test_what_is_said(server: str, url: str, tmp_path: Path) -> None:
     with pytest.raises(PersonaError, match="is empty: `persona enroll` fills it"):
         open_store(url)

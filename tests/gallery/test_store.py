@@ -232,7 +232,7 @@ def test_killed_while_enrolling(tmp_path: Path, after: int) -> None:
     assert sorted(people) in (list(range(said)), list(range(said + 1)))
 
 
-@pytest.mark.parametrize("moment", ["insert", "commit", "clean"])
+@pytest.mark.parametrize("moment", ["insert", "commit", "clean", "checkpoint"])
 def test_killed_inside_a_change(tmp_path: Path, moment: str) -> None:
     path = tmp_path / "g.db"
     new_store(path).close()
@@ -240,32 +240,27 @@ def test_killed_inside_a_change(tmp_path: Path, moment: str) -> None:
         import os, signal
         die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         store.add({"Old": photos(0)}, "digest")
-        if rest[0] == "clean":
-            store._clean = die
-            store.forget("Old")
         execute = store._execute
-        prefix = "INSERT INTO person" if rest[0] == "insert" else "COMMIT"
+        prefix = {"insert": "INSERT INTO person", "commit": "COMMIT", "clean": "VACUUM"}
         def dying(statement, *values):
+            if rest[0] == "checkpoint" and "checkpoint" in statement:
+                die()
             done = execute(statement, *values)
-            if statement.startswith(prefix):
+            if statement.startswith(prefix.get(rest[0], "none")):
                 die()
             return done
         store._execute = dying
+        if rest[0] in ("clean", "checkpoint"):
+            store.forget("Old")
         store.add({"New": photos(1)}, "digest")
     """
     done = subprocess.run(script(body, path, moment), env=environment(tmp_path), check=False)
     assert done.returncode == -signal.SIGKILL
     with open_store(path) as store:
         found = {person.name: person.photos for person in store.people()}
-    assert (
-        found
-        == {
-            "insert": {"Old": 3},
-            "commit": {"Old": 3, "New": 3},
-            "clean": {},
-        }[moment]
-    )
-    assert moment != "clean" or b"Old" not in files_of(path)
+        expected = {"insert": {"Old": 3}, "commit": {"Old": 3, "New": 3}}.get(moment, {})
+        assert found == expected
+        assert ("Old" in expected) == (b"Old" in files_of(path))
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
@@ -373,6 +368,29 @@ def test_replace_takes_all_templates_or_none(tmp_path: Path) -> None:
         assert old[0].tobytes() not in files_of(path)
 
 
+@pytest.mark.parametrize("width", [WIDTH, 2 * WIDTH])
+def test_templates_that_another_process_replaced_are_not_compared(
+    tmp_path: Path, width: int
+) -> None:
+    with new_store(tmp_path / "g.db") as store, open_store(tmp_path / "g.db") as other:
+        store.add({"Ann": kept(*vectors(1))}, FACTS.digest)
+        assert store.nearest(vectors(1), "mean") != [None]
+        ((_, number, _),) = store.photos()
+        fresh = replace(FACTS, digest="new", width=width)
+        other.replace(fresh, {number: vectors(1, 5, width)[0]})
+        for _ in range(2):
+            with pytest.raises(PersonaError, match="were made by another network"):
+                store.nearest(vectors(1), "mean")
+        # Nor those of a gallery that was emptied in between.
+        other.forget("Ann")
+        store.adopt(FACTS)
+        assert store.nearest(vectors(1), "mean") == [None]
+        other.adopt(fresh)
+        other.add({"Bob": kept(*vectors(1, 5, width))}, "new")
+        with pytest.raises(PersonaError, match="were made by another network"):
+            store.nearest(vectors(1), "mean")
+
+
 def test_new_people_only(tmp_path: Path) -> None:
     with new_store(tmp_path / "g.db") as store:
         store.add({"Ann": kept(*vectors(1))}, FACTS.digest)
@@ -406,6 +424,84 @@ def test_a_damaged_gallery(tmp_path: Path) -> None:
     message = r"g\.db: the file is damaged: restore it from a copy"
     with pytest.raises(PersonaError, match=message), open_store(path) as store:
         store.people()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE photo SET template = zeroblob(32) WHERE id = 2",
+        "UPDATE photo SET template = zeroblob(31) WHERE id = 2",
+        "UPDATE photo SET template = 'text' WHERE id = 2",
+        "UPDATE photo SET landmarks = zeroblob(5) WHERE id = 2",
+        "UPDATE fact SET value = '{' WHERE name = 'facts'",
+        "UPDATE fact SET value = '[[' WHERE name = 'facts'",
+        "DELETE FROM fact WHERE name = 'facts'",
+        "UPDATE fact SET value = CAST(X'FFFE' AS TEXT)",
+        "UPDATE person SET name = CAST(X'FFFE' AS TEXT)",
+        "INSERT INTO fact VALUES ('salt', 'no hex')",
+    ],
+)
+def test_damage_that_sqlite_does_not_see(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "g.db"
+    with new_store(path) as store:
+        store.add({"Ann": kept(*vectors(3))}, FACTS.digest)
+    with sqlite3.connect(path) as db:
+        db.execute(change)
+    db.close()
+    message = r"g\.db(: the file is damaged| does not say which network it was made with)"
+    passphrase = PASSPHRASE if "salt" in change else None
+    with (
+        pytest.raises(PersonaError, match=message),
+        open_store(path, passphrase=passphrase) as store,
+    ):
+        store.nearest(vectors(1), "mean")
+        list(store.photos())
+
+
+def test_a_damaged_schema(tmp_path: Path) -> None:
+    path = tmp_path / "g.db"
+    new_store(path).close()
+    # No SQL any more, and no text in the message that would say so.
+    broken = path.read_bytes().replace(b"CREATE TABLE photo", b"CREATF TABLE photo")
+    path.write_bytes(broken.replace(b"photo", b"ph\xf3to"))
+    with pytest.raises(PersonaError, match=r"g\.db: the file is damaged"):
+        open_store(path)
+
+
+@pytest.mark.parametrize("name", [":memory:", "file:g?mode=memory"])
+def test_names_that_sqlite_takes_for_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with new_store(Path(name)) as store:
+        store.add({"Ann": kept(*vectors(1))}, FACTS.digest)
+    with open_store(name) as store:
+        assert store.person("Ann").photos == 1
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "empty").touch()
+    for place, create, message in (
+        (tmp_path / "pipe", True, "is no file: choose another path"),
+        (tmp_path, True, "is no file"),
+        (Path(os.devnull), True, "is no file"),
+        (tmp_path / "empty", False, "no gallery at"),
+    ):
+        with pytest.raises(PersonaError, match=message):
+            open_store(place, create=create)
+    assert (tmp_path / "empty").read_bytes() == b""
+
+
+def test_a_file_that_went_is_not_written_to(tmp_path: Path) -> None:
+    path = tmp_path / "g.db"
+    with new_store(path) as store:
+        store.add({"Ann": kept(*vectors(1))}, FACTS.digest)
+        path.rename(tmp_path / "old.db")
+        for _ in range(2):
+            with pytest.raises(PersonaError, match="was moved or replaced since it was opened"):
+                store.add({"Bob": kept(*vectors(1))}, FACTS.digest)
+            path.write_bytes(b"another")
 
 
 def test_another_programs_file(tmp_path: Path) -> None:
@@ -474,11 +570,24 @@ def test_a_passphrase_hides_all_but_names(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_no_passphrase_for_what_is_there_already(tmp_path: Path) -> None:
-    new_store(tmp_path / "g.db").close()
+    with new_store(tmp_path / "g.db") as store:
+        store.add({"Ann": kept(*vectors(1))}, FACTS.digest)
     with pytest.raises(PersonaError, match="is not encrypted: leave --passphrase-file out"):
         open_store(tmp_path / "g.db", passphrase=PASSPHRASE)
     with pytest.raises(PersonaError, match="PostgreSQL has to see the templates"):
         open_store("postgresql://localhost/x", passphrase=PASSPHRASE)
+
+
+def test_a_passphrase_for_whoever_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(crypt.SCRYPT, "n", 2**10)
+    path = tmp_path / "g.db"
+    with new_store(path) as plain, open_store(path, passphrase=PASSPHRASE) as sealed:
+        with pytest.raises(PersonaError, match="is encrypted: give --passphrase-file"):
+            plain.add({"Ann": kept(*vectors(1))}, FACTS.digest)
+        sealed.add({"Ann": kept(*vectors(1))}, FACTS.digest)
+        assert vectors(1).tobytes() not in files_of(path)
 
 
 GOOD = [
@@ -516,6 +625,10 @@ def test_names_are_composed() -> None:
         ("a\nb", "control characters"),
         ("a\x1b[31mb", "control characters"),
         ("a\u202eb", "control characters"),
+        ("a\u200bb", "control characters"),
+        ("\u00ada", "control characters"),
+        ("\u200d", "holds nothing"),
+        ("\u0301", "holds nothing"),
         ("a\ud800b", "no Unicode text"),
     ],
 )

@@ -18,7 +18,7 @@ from PIL import Image
 
 from persona.errors import PersonaError, SkipPhoto
 from persona.gallery import Enrolled, Person, Sighting, TwoPeopleError
-from persona.gallery.store import Threshold
+from persona.gallery.store import Threshold, nobody
 from persona.serve.api import build_app
 from persona.serve.gate import Gate
 from persona.serve.server import build_server, listen
@@ -84,7 +84,7 @@ class ColourGallery:
 
     def forget(self, name: str) -> int:
         if name not in self.known:
-            raise PersonaError(f"nobody is enrolled as {name!r}")
+            raise nobody(name, "/home/me/gallery.db")
         return len(self.known.pop(name))
 
     @staticmethod

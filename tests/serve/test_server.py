@@ -95,7 +95,28 @@ def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
         assert post(port, "/api/recognise", ("photo", photo())).status == 200
 
 
-def test_a_client_that_leaves_gives_its_place_back() -> None:
+def test_an_answer_that_is_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "READ_S", 0.2)
+    with serving(ColourGallery()) as port, connected(port) as line:
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            while True:
+                line.sendall(b"GET /page.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50)
+        assert ask(port, "/page.js").status == 200
+
+
+def test_too_many_connections_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "CONNECTIONS", 3)
+    monkeypatch.setattr(server, "HEAD_S", 1000)
+    with serving(ColourGallery()) as port:
+        with contextlib.ExitStack() as stack:
+            lines = [stack.enter_context(connected(port)) for _ in range(7)]
+            with contextlib.suppress(ConnectionResetError):
+                assert lines[-1].recv(1) == b""
+        while ask(port, "/api/health").status == 503:
+            pass  # until it has seen that they are gone
+
+
+def test_a_client_that_leaves_gives_its_place_back(caplog: pytest.LogCaptureFixture) -> None:
     limits = Limits(waiting=0)
     with serving(ColourGallery(), limits=limits, workers=1) as port:
         for _ in range(5):
@@ -106,6 +127,7 @@ def test_a_client_that_leaves_gives_its_place_back() -> None:
         while (answer := post(port, "/api/recognise", ("photo", photo()))).status == 503:
             pass  # until it has seen that they are gone
         assert answer.status == 200
+    assert not caplog.records
 
 
 def test_no_http_is_answered() -> None:
