@@ -235,6 +235,10 @@ def _remarks(models: list[Measured]) -> list[str]:
         f"in batches of {TIMED_FACES} on {torch.get_num_threads()} threads of {_processor()}, the "
         f"least of {TIMED_TURNS}."
     ]
+    if any(None in model.intervals.values() for model in models):
+        remarks.append(
+            "Without brackets all resamples agree, as where there are no errors: no proof of none."
+        )
     if None in first.figures.tar_at_far.values():
         remarks.append(
             f"{first.figures.impostors:,} impostor pairs cannot resolve the lowest false accept "
