@@ -230,8 +230,8 @@ def compare_command(
             )
             if facts["permuted"] == "first photos":
                 note(
-                    "note: nearly all pairs hang together by the people they share, so p is too "
-                    "low: trust the intervals"
+                    "note: nearly all pairs hang together by the people they share, so p may be "
+                    "too low: trust the intervals"
                 )
     accelerator.wait_for_everyone()
     accelerator.end_training()
@@ -322,13 +322,19 @@ def print_evaluation(evaluation: Evaluation) -> None:
 
 def _print_groups(evaluation: Evaluation) -> None:
     assert evaluation.groups is not None
-    titles = (evaluation.by or "", "pairs", "accuracy", "95 % interval", "AUC", "EER")
+    titles = (
+        *(evaluation.by or "", "pairs", "impostor", "accuracy", "95 % interval"),
+        *("FAR", "FRR", "AUC", "EER"),
+    )
     rows = []
     for name, group in evaluation.groups.items():
         interval = _interval(group.get("intervals", {}).get("accuracy"))
-        scores = (None if group[n] is None else f"{group[n]:.4f}" for n in ("auc", "eer"))
-        rows.append([name, group["pairs"], f"{group['accuracy']:.4f}", interval, *scores])
+        figures = ("far", "frr", "auc", "eer")
+        shown = (None if group[n] is None else f"{group[n]:.4f}" for n in figures)
+        counts = (group["pairs"], group["impostors"])
+        rows.append([name, *counts, f"{group['accuracy']:.4f}", interval, *shown])
     print_table([Column(title, right=place > 0) for place, title in enumerate(titles)], rows)
+    note("FAR, FRR and their mean, the accuracy, are at the thresholds of all pairs")
     if evaluation.gap is not None:
         note(f"between the best and the worst group: {evaluation.gap:.4f} of accuracy")
     if evaluation.ungrouped:
@@ -354,6 +360,8 @@ def print_notes(evaluation: Evaluation) -> None:
         unresolved = [rate for rate, value in (rates or {}).items() if value is None]
         if unresolved:
             note(f"note: {trials} cannot resolve {unit} {', '.join(unresolved)}")
+    if evaluation.intervals and evaluation.intervals.get("accuracy", ...) is None:
+        note("note: no interval where all resamples agree: no errors are no proof of none")
     if evaluation.no_face:
         fate = {"centre": "", "fail": "counted as wrong", "exclude": "left out"}
         if evaluation.no_face_policy == "centre":

@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -375,7 +376,8 @@ def _metadata(card: Card, student: Student, options: ExportOptions) -> dict[str,
         "persona.embedding": f"{student.embedding_size} numbers, of unit length",
         "persona.threshold": "unknown: measure it on faces like yours"
         if threshold is None
-        else f"{threshold:.4f}, the cosine at FAR {FAR} on {card.test_set}",
+        # Upwards: a lower one would not keep its false accept rate.
+        else f"{math.ceil(threshold * 1e4) / 1e4:.4f}, the cosine at FAR {FAR} on {card.test_set}",
         "persona.licence": "unknown: see the terms of its training data and of its teacher",
         "persona.card": json.dumps(parent, sort_keys=True),
         SETTINGS_KEY: yaml.safe_dump(settings),

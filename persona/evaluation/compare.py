@@ -8,7 +8,7 @@ What is swapped together must not depend on the rest (Winkler et al. 2015, "Mult
 permutation", NeuroImage 123): clusters of pairs that share people, directly or through others. LFW
 has hundreds, as its folds share nobody. In small sets nearly all pairs hang together; there all
 pairs whose first photo shows one person are swapped at once. Pairs that share the other person
-still depend on one another, and p is too low: simulated, it was below 0.05 in up to 15 % of
+still depend on one another, and p may be too low: simulated, it was below 0.05 in up to 15 % of
 comparisons of equal networks. `permuted` tells which it was.
 
 Shapes: P pairs.

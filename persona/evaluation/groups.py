@@ -57,7 +57,12 @@ def group_figures(
     fars: Sequence[float],
     resamples: int,
 ) -> dict[str, dict[str, Any]]:
-    """The figures of each group; the thresholds are those of all pairs.
+    """The figures of each group.
+
+    FAR, FRR and accuracy are at the thresholds of all pairs, as a system in use has but one (NIST
+    IR 8280). Accuracy is the mean over genuine and over impostor pairs, so that groups with another
+    share of them can be compared; of a group with one kind alone it is that kind's. AUC, EER and
+    TAR are of the group by itself.
 
     Args:
         scores: all pairs.
@@ -72,23 +77,28 @@ def group_figures(
         own, right = scores.take(which), decided.right[which]
         genuine, impostors = int(own.same.sum()), int((~own.same).sum())
         both = genuine > 0 and impostors > 0
+        frr = 1.0 - float(right[own.same].mean()) if genuine else None
+        far = 1.0 - float(right[~own.same].mean()) if impostors else None
+        errors = [error for error in (frr, far) if error is not None]
         found: dict[str, Any] = {
             "pairs": len(own),
             "impostors": impostors,
-            "accuracy": float(right.mean()),
+            "accuracy": 1.0 - sum(errors) / len(errors),
+            "far": far,
+            "frr": frr,
             "auc": roc_auc(own.score, own.same) if both else None,
             "eer": equal_error_rate(own.score, own.same) if both else None,
             "tar_at_far": {
-                f"{far:g}": tar_at_far(own.score, own.same, far)
-                if both and resolves(far, impostors)
+                f"{rate:g}": tar_at_far(own.score, own.same, rate)
+                if both and resolves(rate, impostors)
                 else None
-                for far in fars
+                for rate in fars
             },
         }
         if resamples:
             part = Folds(decided.numbers, decided.thresholds, decided.accuracies, right)
-            # One fold: a group's accuracy is over its pairs, wherever the folds were cut.
-            curve = own.curve(part, np.zeros_like(own.fold))
+            # A fold a kind: the mean over both, wherever the folds were cut.
+            curve = own.curve(part, own.same.astype(np.int64))
             found["intervals"] = verification_intervals(
                 curve, own.units(), fars=fars, resamples=resamples
             )

@@ -115,9 +115,13 @@ def _highest(fars: Floats, tars: Floats, far: float) -> float:
 def threshold_at_far(scores_P: Floats, same_P: Bools, far: float) -> float | None:
     """The lowest threshold whose FAR is at most `far`; None: as in `tar_at_far`."""
     fars, _, thresholds = roc(scores_P, same_P)
-    if not resolves(far, int((~same_P).sum())):
-        return None
-    return float(min(thresholds[fars <= far][-1], 1.0))
+    return _lowest(fars, thresholds, far) if resolves(far, int((~same_P).sum())) else None
+
+
+def _lowest(fars: Floats, thresholds: Floats, far: float) -> float:
+    """Just above the first score at which too many are accepted, as a gallery's is."""
+    over = int(np.searchsorted(fars, far, side="right"))
+    return float(np.nextafter(thresholds[over], np.inf) if over < len(fars) else thresholds[-1])
 
 
 def resolves(rate: float, trials: int) -> bool:
@@ -204,7 +208,7 @@ class Verification:
     folds: list[float]
     """Accuracy on each."""
     threshold_at_far: dict[str, float | None]
-    """Of the cosine, where those TARs are had."""
+    """Of the cosine, the lowest with that FAR."""
 
 
 def verification(
@@ -227,21 +231,25 @@ def verification(
         PersonaError: one class only, one fold only, or scores that are not finite.
     """
     decided = decided or decide_folds(scores_P, same_P, folds_P)
-    far, tar, _ = roc(scores_P, same_P)
+    far, tar, threshold = roc(scores_P, same_P)
     impostors = int((~same_P).sum())
+    resolved = {f"{rate:g}": rate if resolves(rate, impostors) else None for rate in fars}
     return Verification(
         accuracy=float(decided.accuracies.mean()),
         accuracy_std=float(decided.accuracies.std()),
         auc=_area(far, tar),
         eer=_crossing(far, tar),
         tar_at_far={
-            f"{rate:g}": _highest(far, tar, rate) if resolves(rate, impostors) else None
-            for rate in fars
+            name: None if rate is None else _highest(far, tar, rate)
+            for name, rate in resolved.items()
         },
         pairs=len(scores_P),
         impostors=impostors,
         folds=decided.accuracies.tolist(),
-        threshold_at_far={f"{far:g}": threshold_at_far(scores_P, same_P, far) for far in fars},
+        threshold_at_far={
+            name: None if rate is None else _lowest(far, threshold, rate)
+            for name, rate in resolved.items()
+        },
     )
 
 

@@ -94,13 +94,17 @@ def num_resamples(pairs: int, wanted: int = RESAMPLES) -> int:
 
 
 def interval_of(values_R: npt.ArrayLike, level: float = LEVEL) -> Interval | None:
-    """The percentile interval of resampled figures; None: most resamples could not be measured."""
+    """The percentile interval of resampled figures.
+
+    None: most resamples could not be measured, or they do not differ. Where there are no errors,
+    none can be drawn, which is no proof that there are none.
+    """
     values = np.asarray(values_R, np.float64)
     values = values[np.isfinite(values)]
     if not len(values) or len(values) * 2 < np.size(values_R):
         return None
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high))
+    return Interval(float(low), float(high)) if high - low > 1e-12 else None
 
 
 def bootstrap_interval(

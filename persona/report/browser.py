@@ -16,6 +16,8 @@ from persona.report.page import missing
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 VARIABLE = "PERSONA_CHROMIUM"
 TIMEOUT_MS = 120_000
+FOOTER = """<div style="width: 100%; text-align: center; font: 8px sans-serif; color: #444">
+<span class="pageNumber"></span> / <span class="totalPages"></span></div>"""
 
 
 def find_chromium() -> str:
@@ -67,15 +69,25 @@ def print_page(browser: Any, html: str, form: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "report.html"
         path.write_text(html, encoding="utf-8")
-        page = browser.new_page(viewport={"width": 1100, "height": 900}, color_scheme="light")
+        # A PDF is drawn at the width of the paper: plots do not reflow while Chromium prints.
+        width = 703 if form == "pdf" else 1100
+        page = browser.new_page(viewport={"width": width, "height": 1000}, color_scheme="light")
         page.set_default_timeout(TIMEOUT_MS)
-        if form == "pdf":
-            # Drawn at the width of the paper: plots do not reflow while Chromium prints.
-            page.set_viewport_size({"width": 720, "height": 1000})
-            page.emulate_media(media="print", color_scheme="light")
+        page.emulate_media(media="print", color_scheme="light")
         page.goto(path.as_uri())
         page.wait_for_selector("body[data-drawn]")
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
         if form == "pdf":
-            margin = dict.fromkeys(("top", "right", "bottom", "left"), "12mm")
-            return bytes(page.pdf(format="A4", margin=margin, print_background=True))
+            return bytes(
+                page.pdf(
+                    format="A4",
+                    margin={"top": "12mm", "right": "12mm", "bottom": "15mm", "left": "12mm"},
+                    print_background=True,
+                    tagged=True,
+                    outline=True,
+                    display_header_footer=True,
+                    header_template="<span></span>",
+                    footer_template=FOOTER,
+                )
+            )
         return bytes(page.screenshot(full_page=True))

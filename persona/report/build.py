@@ -22,6 +22,7 @@ from persona import __version__
 from persona.data.shards import Manifest
 from persona.data.storage import SetFolder
 from persona.errors import PersonaError, unknown
+from persona.evaluation.protocols import check_measure
 from persona.files import sha256_file
 from persona.models import onnx
 from persona.models.cards import CARD, Card, read_card
@@ -40,7 +41,15 @@ from persona.report.figures import (
     with_interval,
 )
 from persona.report.history import CONFIG, History, read_history
-from persona.report.measure import TIMED_FACES, Measured, embedding_map, measure, read_faces
+from persona.report.measure import (
+    TIMED_FACES,
+    TIMED_TURNS,
+    Measured,
+    embedding_map,
+    measure,
+    read_faces,
+    time_on_cpu,
+)
 from persona.report.page import Face, FacePair, Made, Mistakes, Page, Section, Table
 from persona.workspace import Workspace
 
@@ -129,25 +138,28 @@ def build_page(
         raise PersonaError(
             f"set {manifest.name} has no verification pairs: report on a set like lfw"
         )
+    measured = [entry for entry in entries if entry.has_network]
+    networks = [load_network(entry.name, place.models) for entry in measured]
+    for named in networks:
+        check_measure("verification", named, manifest)
+        named.network.to(memory_format=torch.channels_last)
+    costs_ms = time_on_cpu([named.network for named in networks], folder, manifest)
     models = []
-    for entry in entries:
-        if not entry.has_network:
-            continue
-        named = load_network(entry.name, place.models)
-        named.network.to(accelerator.device).to(memory_format=torch.channels_last)
-        size = weights_bytes(entry, place, count_parameters(named.network))
+    for entry, named, cpu_ms in zip(measured, networks, costs_ms, strict=True):
+        named.network.to(accelerator.device)
         models.append(
             measure(
                 *(named, folder, manifest, accelerator),
                 title=entry.title,
                 teacher=entry.teacher,
-                size=size,
+                size=weights_bytes(entry, place, count_parameters(named.network)),
+                cpu_ms=cpu_ms,
                 batch_size=batch_size,
                 workers=workers,
             )
         )
     people = _people(manifest, names)
-    plots = [section for section in _sections(entries, models, people) if section.figures]
+    plots = [section for section in _sections(models, people) if section.figures]
     return Page(
         set=manifest.name,
         summary=_summary(models, manifest),
@@ -155,7 +167,7 @@ def build_page(
         facts=_facts(manifest),
         plots=plots,
         faces=_mistakes(models, folder, manifest, people if names else None),
-        made=[_made(entry) for entry in entries],
+        made=[_made(number, entry) for number, entry in enumerate(entries)],
         notices=_notices(entries),
         remarks=_remarks(models),
     )
@@ -220,8 +232,13 @@ def _remarks(models: list[Measured]) -> list[str]:
     first = models[0]
     remarks = [
         f"Intervals: bootstrap over {first.resampled}, 1,000 resamples. CPU time: the forward pass "
-        f"in batches of {TIMED_FACES} on {torch.get_num_threads()} threads of {_processor()}."
+        f"in batches of {TIMED_FACES} on {torch.get_num_threads()} threads of {_processor()}, the "
+        f"least of {TIMED_TURNS}."
     ]
+    if any(None in model.intervals.values() for model in models):
+        remarks.append(
+            "Without brackets all resamples agree, as where there are no errors: no proof of none."
+        )
     if None in first.figures.tar_at_far.values():
         remarks.append(
             f"{first.figures.impostors:,} impostor pairs cannot resolve the lowest false accept "
@@ -243,18 +260,9 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def _sections(
-    entries: list[Entry], models: list[Measured], people: dict[int, str]
-) -> list[Section]:
-    curves = [
-        figure
-        for number, entry in enumerate(entries)
-        if entry.history is not None
-        for figure in curve_figures(number, entry.title, entry.history)
-    ]
-    training = Section("training", "Training curves", curves)
+def _sections(models: list[Measured], people: dict[int, str]) -> list[Section]:
     if not models:
-        return [training]
+        return []
     maps: list[Figure] = []
     for number, model in enumerate(models):
         figure = map_figure(number, model.name, embedding_map(model.embedded), people)
@@ -275,7 +283,6 @@ def _sections(
             "Photos of the 20 people with the most, laid out by t-SNE: people whose photos lie in "
             "one heap are told apart.",
         ),
-        training,
     ]
 
 
@@ -333,28 +340,32 @@ def _notices(entries: list[Entry]) -> list[str]:
     notices = []
     for entry in entries:
         history = entry.history
-        if history is not None and history.state != "finished":
-            notices.append(f"{entry.title}: {history.told}")
-        if history is not None and history.damaged:
+        if history is None:
+            continue
+        told = [] if history.state == "finished" else [history.told]
+        if history.damaged:
             lines = "line" if history.damaged == 1 else "lines"
-            notices.append(
-                f"{entry.title}: {history.damaged} damaged {lines} of its metrics left out."
-            )
+            told.append(f"{history.damaged} damaged {lines} of its metrics left out.")
+        if told:
+            notices.append(f"{entry.title}: {' '.join(told)}")
     return notices
 
 
-def _made(entry: Entry) -> Made:
+def _made(number: int, entry: Entry) -> Made:
     facts: list[list[str]] = []
     if entry.card is not None:
         card = entry.card
         facts = [
             ["architecture", card.architecture],
             ["teacher", card.teacher],
-            ["temperature", "none" if card.temperature is None else f"{card.temperature:g}"],
+            *([] if card.temperature is None else [["temperature", f"{card.temperature:g}"]]),
             ["trained on", card.train_set],
-            ["best epoch", str(card.epochs)],
-            ["chosen on", card.test_set],
-            ["score there", "none" if card.score is None else f"{card.score:.4f}"],
+            ["epoch", str(card.epochs)],
+            *(
+                []
+                if card.score is None
+                else [["chosen on", f"{card.test_set}, by its score of {card.score:.4f} there"]]
+            ),
             ["weights SHA-256", card.weights_sha256],
             ["created", card.created],
             ["made by", f"persona {card.persona}"],
@@ -368,7 +379,8 @@ def _made(entry: Entry) -> Made:
         facts.append(["run", entry.history.told])
     config = entry.card.config if entry.card else entry.history.config if entry.history else {}
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True) if config else ""
-    return Made(entry.title, facts, text)
+    curves = [] if entry.history is None else curve_figures(number, entry.title, entry.history)
+    return Made(entry.title, facts, text, curves)
 
 
 def _source(name: str) -> str:

@@ -20,6 +20,10 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star", "pentagon")
 BINS = 40
+MIN_RANGE = 0.02
+"""Of cosines over the bins."""
+MAX_MARKED = 30
+"""Points of a line up to which each is marked."""
 POINTS_A_DECADE = 60
 
 
@@ -50,6 +54,12 @@ def _axis(title: str, **more: Any) -> dict[str, Any]:
     return {"title": {"text": title}, "automargin": True, **more}
 
 
+def _rate_axis(title: str) -> dict[str, Any]:
+    """Logarithmic, its decades labelled."""
+    minor = {"dtick": "D1", "ticks": "outside", "ticklen": 4}
+    return _axis(title, type="log", dtick=1, tickformat="~g", minor=minor)
+
+
 def thin(far: Floats, *others: Floats) -> tuple[list[float], ...]:
     """Points of a curve over a log axis: of very many the last in each 60th of a decade."""
     shown = far > 0
@@ -66,8 +76,13 @@ def roc_traces(scores_P: Floats, same_P: Bools) -> tuple[list[float], list[float
 
 
 def histogram(scores_P: Floats, same_P: Bools) -> tuple[list[float], list[float], list[float]]:
-    """Middles of the bins, share of the impostor and of the genuine pairs in each."""
-    edges = np.linspace(float(scores_P.min()), float(scores_P.max()) + 1e-9, BINS + 1)
+    """Middles of the bins, share of the impostor and of the genuine pairs in each.
+
+    The first and the last are empty, and scores that hardly differ are not drawn as if they did.
+    """
+    low, high = float(scores_P.min()), float(scores_P.max())
+    width = max(high - low, MIN_RANGE) / (BINS - 3)
+    edges = low - 1.5 * width + width * np.arange(BINS + 1)
     shares = [
         (np.histogram(scores_P[same_P == kind], edges)[0] / (same_P == kind).sum()).tolist()
         for kind in (False, True)
@@ -89,7 +104,7 @@ def roc_figure(models: list[Measured]) -> Figure:
         f"under the curve, {best.figures.auc:.4f}, is that of {best.name}.",
         traces=traces,
         layout={
-            "xaxis": _axis("false accept rate", type="log"),
+            "xaxis": _rate_axis("false accept rate"),
             "yaxis": _axis("true accept rate", rangemode="tozero"),
         },
         columns=["model", "AUC", *(f"TAR at FAR {far}" for far in models[0].figures.tar_at_far)],
@@ -106,29 +121,30 @@ def det_figure(models: list[Measured]) -> Figure:
     for number, model in enumerate(models):
         far, frr, _ = det(model.scores.score, model.scores.same)
         x, y = thin(far[frr > 0], frr[frr > 0]) if ((far > 0) & (frr > 0)).any() else ([], [])
-        traces.append(_curve(number, model.name, x, y))
+        name = model.name if x else f"{model.name}: no errors"
+        traces.append(_curve(number, name, x or [None], y or [None]))
     best = min(models, key=lambda model: model.figures.eer)
     return Figure(
         id="det",
         title="DET",
         alt=f"False reject rate over false accept rate of {len(models)} models, both axes "
         f"logarithmic; the lowest equal error rate, {best.figures.eer:.4f}, is that of "
-        f"{best.name}. A model without errors has no points here.",
+        f"{best.name}. A model without errors has no line here.",
         traces=traces,
         layout={
-            "xaxis": _axis("false accept rate", type="log"),
-            "yaxis": _axis("false reject rate", type="log"),
+            "xaxis": _rate_axis("false accept rate"),
+            "yaxis": _rate_axis("false reject rate"),
         },
         columns=["model", "equal error rate"],
         rows=[[m.name, f"{m.figures.eer:.4f}"] for m in models],
     )
 
 
-def _curve(number: int, name: str, x: list[float], y: list[float]) -> dict[str, Any]:
+def _curve(number: int, name: str, x: list[Any], y: list[Any]) -> dict[str, Any]:
     hover = "%{x:.2g}, %{y:.4f}"
     return {
         "type": "scatter",
-        "mode": "lines" if len(x) > 1 else "markers",
+        "mode": "lines" if len(x) > 1 or x == [None] else "markers",
         "marker": {"color": PALETTE[number % len(PALETTE)], "size": 9},
         "name": name,
         "x": x,
@@ -149,7 +165,7 @@ def cost_figure(models: list[Measured]) -> Figure:
     best = max(models, key=lambda model: model.figures.accuracy)
     return Figure(
         id="cost",
-        title="Accuracy and cost",
+        title="Accuracy over time",
         alt=f"Accuracy of {len(models)} models over their milliseconds a face on the CPU; the "
         f"most accurate is {best.name} with {best.figures.accuracy:.4f}, the fastest "
         f"{fastest.name} with {fastest.cpu_ms:.2f} ms.",
@@ -232,7 +248,7 @@ def group_figures(models: list[Measured]) -> list[Figure]:
                 traces=traces,
                 layout={
                     "barmode": "group",
-                    "xaxis": _axis(by, type="category"),
+                    "xaxis": _axis(by, type="category", showgrid=False),
                     "yaxis": _axis("accuracy", range=[0, 1.02]),
                 },
                 columns=["model", by, "pairs", "accuracy"],
@@ -246,7 +262,7 @@ def _bars(number: int, name: str, groups: list[Group]) -> dict[str, Any]:
     return {
         "type": "bar",
         "name": name,
-        "x": [group.name for group in groups],
+        "x": [f"{group.name}<br>{group.pairs:,} pairs" for group in groups],
         "y": [group.accuracy for group in groups],
         "error_y": {
             "type": "data",
@@ -286,7 +302,8 @@ def curve_figures(number: int, name: str, history: History) -> list[Figure]:
             x, y = (list(column) for column in zip(*history.curves[key], strict=True))
             trace = _curve(place, key, x, y)
             rows.append([key, f"{y[0]:.4g}", f"{min(y):.4g}", f"{max(y):.4g}", f"{y[-1]:.4g}"])
-            traces.append(trace | {"mode": "lines+markers", "hovertemplate": "step %{x}: %{y:.4g}"})
+            mode = "lines+markers" if len(x) <= MAX_MARKED else "lines"
+            traces.append(trace | {"mode": mode, "hovertemplate": "step %{x}: %{y:.4g}"})
         figures.append(
             Figure(
                 id=f"{title.lower().replace(' ', '-')}-{number}",
@@ -328,6 +345,7 @@ def map_figure(
             }
         )
     bare: dict[str, Any] = {
+        "showline": False,
         "showticklabels": False,
         "showgrid": False,
         "zeroline": False,

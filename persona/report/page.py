@@ -76,6 +76,8 @@ class Made:
     facts: list[list[str]]
     config: str = ""
     """YAML."""
+    curves: list[Figure] = field(default_factory=list)
+    """Of its training."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,9 @@ def render(page: Page) -> str:
     here = resources.files("persona.report")
     script = (here / "page.js").read_text(encoding="utf-8")
     plotly = get_plotlyjs()
-    figures = [asdict(figure) for section in page.plots for figure in section.figures]
+    shown = [figure for section in page.plots for figure in section.figures]
+    shown += [figure for made in page.made for figure in made.curves]
+    figures = [asdict(figure) for figure in shown]
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )

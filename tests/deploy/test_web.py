@@ -284,13 +284,34 @@ def test_its_embeddings_are_pytorchs(
         embeddings.append(wanted)
     shown = float(page.inner_text("#similarity").split()[-1])
     assert shown == pytest.approx(float(embeddings[0] @ embeddings[1]), abs=2e-3)
-    # A threshold gives a verdict; there was none in the file.
-    assert page.get_attribute("#verdict", "data-same") == ""
+    # No verdict on frames that nobody put there; a tap takes one as it is.
+    page.fill("#threshold", str(shown - 0.01))
+    for place, told in enumerate(("Fit both frames first", "Fit the second frame first")):
+        page.wait_for_selector(f"#verdict:text-is('{told}')")
+        assert page.get_attribute("#verdict", "data-same") == ""
+        page.locator(".photo").nth(place).click()
+    page.wait_for_selector("#verdict:text-is('Same person')")
+    assert float(page.inner_text("#similarity").split()[-1]) == shown
+    page.fill("#threshold", "")  # as in the file
+    assert page.inner_text("#verdict") == "The nearer to 1, the more alike"
     page.fill("#threshold", str(shown - 0.01))
     assert page.inner_text("#verdict") == "Same person"
     page.fill("#threshold", str(shown + 0.01))
     assert page.inner_text("#verdict") == "Different people"
     assert seen == []
+    page.close()
+
+
+@pytest.mark.heavy
+def test_it_begins_with_the_models_threshold(home: Path, address: str, browser: Any) -> None:
+    facts = json.loads((home / "page" / "persona.json").read_text())
+    facts |= {"threshold": 0.2911, "threshold_of": "the cosine at FAR 0.001 on lfw"}
+    page = browser.new_page()
+    page.route("**/persona.json", lambda route: route.fulfill(json=facts))
+    page.goto(address)
+    page.wait_for_selector("body[data-ready]", timeout=60_000)
+    assert page.input_value("#threshold") == "0.292"  # upwards, or the FAR would not hold
+    assert "(the cosine at FAR 0.001 on lfw, with frames that" in page.inner_text("#origin")
     page.close()
 
 

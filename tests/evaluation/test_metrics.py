@@ -17,6 +17,7 @@ from persona.evaluation.metrics import (
     roc,
     roc_auc,
     tar_at_far,
+    threshold_at_far,
     verification,
 )
 
@@ -90,6 +91,20 @@ def test_a_perfect_and_a_useless_network() -> None:
     assert (useless.auc, useless.eer) == (0.5, 0.5)
     assert useless.tar_at_far["0.1"] == 0.0
     assert useless.accuracy == 0.5
+
+
+@pytest.mark.parametrize("far", [1.0, 0.5, 0.1, 0.02])
+@pytest.mark.parametrize("decimals", [1, 3])
+def test_the_threshold_at_a_far_is_the_lowest_that_keeps_it(far: float, decimals: int) -> None:
+    scores, same, _ = random_pairs(1, decimals=decimals)
+    scores[~same & (scores == scores[~same].max())] = 1.0  # above every genuine pair
+    threshold = threshold_at_far(scores, same, far)
+    assert threshold is not None
+    assert np.mean(scores[~same] >= threshold) <= far
+    lower = np.nextafter(threshold, -np.inf)
+    assert far == 1.0 or np.mean(scores[~same] >= lower) > far
+    assert np.mean(scores[same] >= threshold) == tar_at_far(scores, same, far)
+    assert threshold_at_far(scores, same, 1e-4) is None
 
 
 def test_threshold_lies_in_the_gap() -> None:

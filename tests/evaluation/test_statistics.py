@@ -117,6 +117,16 @@ def test_an_interval_of_nothing_is_none() -> None:
     assert bootstrap_interval([]) is None
 
 
+def test_without_an_error_there_is_no_interval() -> None:
+    # 0 errors of 400 are no proof that there are none: [1, 1] would say so.
+    scores, same, a, b, folds = people_pairs(0, noise=0.01)
+    decided = decide_folds(scores, same, folds)
+    assert decided.right.all()
+    curve = Curve.of(scores, same, decided.right, folds)
+    found = verification_intervals(curve, units_of(same, a, b), fars=(0.1,), resamples=100)
+    assert found == {"accuracy": None, "auc": None, "eer": None, "tar@0.1": None}
+
+
 def test_det_is_the_roc_with_the_misses() -> None:
     scores, same, *_ = people_pairs(0)
     far, frr, threshold = det(scores, same)

@@ -153,6 +153,23 @@ def contrast(first: str, second: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
+def test_on_paper_all_is_open_and_nothing_waits_for_a_click(browser: Any, report: Path) -> None:
+    page, _ = visit(browser, report)
+    folded = "document.querySelectorAll('details:not([open])').length"
+    before = page.evaluate(folded)
+    assert before > 0
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(folded) == 0
+    assert page.evaluate("[...document.querySelectorAll('pre')].every(p => p.offsetHeight > 0)")
+    assert not page.evaluate(
+        "[...document.querySelectorAll('button, nav a')].some(e => e.offsetParent)"
+    )
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(folded) == before
+    page.close()
+
+
 def test_pdf_and_png(browser: Any, report: Path) -> None:
     html = report.read_text()
     assert print_page(browser, html, "pdf").startswith(b"%PDF")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from persona.models.store import load_network
 from persona.report.build import build_page, find_entries
 from persona.report.figures import (
     Figure,
+    det_figure,
     group_figures,
     histogram,
     roc_traces,
@@ -80,9 +82,15 @@ def test_curves_and_histogram_by_hand() -> None:
     assert roc_traces(scores, same) == ([0.5, 1.0], [1.0, 1.0])
     _, impostor, genuine = histogram(scores, same)
     assert sum(impostor) == sum(genuine) == 1.0
-    assert genuine[-1] == 0.5 and impostor[0] == 0.5
+    assert genuine[-2:] == [0.5, 0.0] and impostor[:2] == [0.0, 0.5]
     assert with_interval(None, None) == "not resolvable"
     assert with_interval(0.5, Interval(0.4, 0.6)) == "0.5000\n[0.4000, 0.6000]"
+
+
+def test_scores_that_hardly_differ_are_not_spread_over_the_histogram() -> None:
+    middles, impostor, genuine = histogram(np.full(4, 0.9), np.arange(4) % 2 == 0)
+    assert max(impostor) == max(genuine) == 1.0
+    assert middles[-1] - middles[0] > 0.02
 
 
 @pytest.fixture
@@ -107,6 +115,8 @@ def test_models_side_by_side_with_faces_and_no_names(home: Path) -> None:
     assert figures["TAR at FAR 0.001"] == ["not resolvable"] * 2
     assert [section.id for section in page.plots] == ["curves", "cost", "scores", "maps"]
     assert any(mistakes.accepts or mistakes.rejects for mistakes in page.faces)
+    small_ms, large_ms = (float(cell) for cell in figures["CPU ms/face"])
+    assert 0 < small_ms < large_ms
     assert "Person_" not in render(page)
     named = build(home, "mobilenet_v3_small", people=True)
     assert "Person_A" in render(named)
@@ -122,6 +132,7 @@ def test_worst_pairs_are_wrong_and_sorted(lfw_set: Packed, tmp_path: Path) -> No
         title="m",
         teacher=False,
         size=1,
+        cpu_ms=1.0,
         resamples=10,
     )
     for genuine in (True, False):
@@ -146,8 +157,22 @@ def test_group_figures_have_a_row_a_bar(lfw_set: Packed, tmp_path: Path) -> None
         groups = (Group("g", "a", 5, 0.8, Interval(0.7, 0.9)), Group("g", "b", 5, 0.5, None))
 
     (figure,) = group_figures([Fake()])  # type: ignore[list-item]
+    assert figure.traces[0]["x"] == ["a<br>5 pairs", "b<br>5 pairs"]
     assert figure.rows == [["m", "a", "5", "0.8000\n[0.7000, 0.9000]"], ["m", "b", "5", "0.5000"]]
     assert figure.traces[0]["error_y"]["array"] == [pytest.approx(0.1), 0]
+
+
+def test_the_det_curve_tells_of_a_model_without_errors() -> None:
+    same = np.array([True, False, True, False])
+
+    def fake(name: str, scores: list[float]) -> SimpleNamespace:
+        pairs = SimpleNamespace(score=np.array(scores), same=same)
+        return SimpleNamespace(name=name, scores=pairs, figures=SimpleNamespace(eer=0.0))
+
+    models = [fake("a", [0.9, 0.8, 0.2, 0.1]), fake("b", [0.9, 0.1, 0.9, 0.1])]
+    figure = det_figure(models)  # type: ignore[arg-type]
+    assert [trace["name"] for trace in figure.traces] == ["a", "b: no errors"]
+    assert figure.traces[1]["x"] == [None]  # it has its line in the legend
 
 
 def test_a_run_without_a_model_gets_a_report_that_says_so(home: Path) -> None:
@@ -155,8 +180,9 @@ def test_a_run_without_a_model_gets_a_report_that_says_so(home: Path) -> None:
     age(folder, 3)
     page = build(home, "r1")
     assert "stopped in epoch 1 of 3" in page.notices[0]
-    assert "1 damaged line" in page.notices[1]
-    assert [section.id for section in page.plots] == ["training"]
+    assert len(page.notices) == 1 and "1 damaged line" in page.notices[0]
+    assert page.plots == [] and [figure.id for figure in page.made[0].curves] == ["loss-0"]
+    assert 'data-figure="loss-0"' in render(page)
     assert "No model to measure yet." in render(page)
 
 

@@ -10,6 +10,9 @@ import * as ort from "./ort.wasm.bundle.min.mjs";
 // these are 0.745 (deviation 0.04) as wide as high.
 const ASPECT = 0.75;
 const MARGIN = 1.1;
+// Where the eyes and the corners of the mouth lie in them, on average; deviation 0.02 of the height.
+const EYES = [[0.315, 0.405], [0.71, 0.405]];
+const MOUTH = [[0.34, 0.74], [0.7, 0.74]];
 const FIRST = 0.55; // of the photo's shorter side, where no face was found
 const LARGEST = 1024; // px of height that the model is given; it works in far fewer
 const SMALLEST = 32; // px of a frame's height, and of a photo's sides
@@ -62,6 +65,7 @@ export class Side {
     this.name = name;
     this.root = $("#side").content.cloneNode(true).firstElementChild;
     this.photo = this.frame = this.embedding = this.stream = null;
+    this.placed = false; // by the browser or by hand, not only in the middle
     this.turn = 0;
     this.canvas = $(".photo", this.root);
     this.video = $("video", this.root);
@@ -83,6 +87,7 @@ export class Side {
     $(".take", this.root).addEventListener("click", () => this.take());
     this.video.addEventListener("loadeddata", () => this.camera(true));
     $(".size", this.root).addEventListener("input", ({ target }) => {
+      this.placed = true;
       this.resize(SMALLEST + (this.largest - SMALLEST) * (target.value / 1000));
     });
     this.root.addEventListener("dragover", (event) => {
@@ -102,6 +107,7 @@ export class Side {
       const at = this.place(event);
       const inside = at.x > x && at.x < x + width && at.y > y && at.y < y + height;
       this.hold = inside ? { x: at.x - x, y: at.y - y } : { x: width / 2, y: height / 2 };
+      this.placed = true;
       this.drag(event);
     });
     this.canvas.addEventListener("pointermove", (event) => this.hold && this.drag(event));
@@ -135,8 +141,9 @@ export class Side {
     this.complain("");
     this.photo = photo;
     const { width, height } = photo;
-    this.frame = await findFace(photo)
-      || around(width / 2, height / 2, Math.min(width, height) * FIRST);
+    const found = await findFace(photo);
+    this.placed = found !== null;
+    this.frame = found || around(width / 2, height / 2, Math.min(width, height) * FIRST);
     this.resize(this.frame.height);
     show(this.canvas, true);
     show($(".crop", this.root), true);
@@ -180,6 +187,7 @@ export class Side {
     const step = Math.max(1, Math.round(this.largest / 100)) * (event.shiftKey ? 5 : 1);
     const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     const sizes = { "+": 2, "=": 2, "-": -2, _: -2 };
+    this.placed ||= event.key in moves || event.key in sizes;
     if (event.key in moves) this.move(...moves[event.key].map((way) => way * step));
     else if (event.key in sizes) this.resize(this.frame.height + sizes[event.key] * step);
     else return;
@@ -215,11 +223,30 @@ export class Side {
     context.lineWidth = 6;
     context.strokeStyle = "white";
     context.strokeRect(...box);
+    this.mark(context, box);
     const face = $(".face", this.root);
     face.getContext("2d").drawImage(
       photo, frame.x, frame.y, frame.width, frame.height, 0, 0, face.width, face.height);
     const room = Math.max(1, this.largest - SMALLEST);
     $(".size", this.root).value = ((frame.height - SMALLEST) / room) * 1000;
+  }
+
+  // Rings for the eyes and a line for the mouth: by them a frame is placed as a detector does.
+  mark(context, [left, top, width, height]) {
+    const at = ([x, y]) => [left + x * width, top + y * height];
+    context.beginPath();
+    for (const eye of EYES) {
+      const [x, y] = at(eye);
+      context.moveTo(x + width / 14, y);
+      context.arc(x, y, width / 14, 0, 2 * Math.PI);
+    }
+    context.moveTo(...at(MOUTH[0]));
+    context.lineTo(...at(MOUTH[1]));
+    for (const [line, colour] of [[7, "rgba(0, 0, 0, 0.5)"], [4, "white"]]) {
+      context.lineWidth = line;
+      context.strokeStyle = colour;
+      context.stroke();
+    }
   }
 
   // The embedding of the frame where it came to rest.
@@ -297,9 +324,14 @@ function compare() {
   const threshold = $("#threshold").valueAsNumber;
   const same = similarity >= threshold;
   const known = Number.isFinite(threshold);
+  const loose = sides.filter((side) => !side.placed);
   const verdict = $("#verdict");
-  verdict.textContent = !known ? "The nearer to 1, the more alike" : same ? "Same person" : "Different people";
-  verdict.dataset.same = !known ? "" : same ? "yes" : "no";
+  // Of a frame that lies beside the face the model may say anything.
+  if (loose.length === 2) verdict.textContent = "Fit both frames first";
+  else if (loose.length) verdict.textContent = `Fit the ${loose[0].name.toLowerCase()} frame first`;
+  else if (!known) verdict.textContent = "The nearer to 1, the more alike";
+  else verdict.textContent = same ? "Same person" : "Different people";
+  verdict.dataset.same = loose.length || !known ? "" : same ? "yes" : "no";
   $("#similarity").textContent = `Cosine similarity ${similarity.toFixed(3)}`;
   const scale = $("#scale");
   const share = (value) => `${100 * Math.min(Math.max(value, 0), 1)}%`;
@@ -319,10 +351,13 @@ function describe(facts) {
     [term.textContent, text.textContent] = [name, value];
     $("#model").append(term, text);
   }
-  if (facts.threshold !== null) $("#threshold").value = facts.threshold.toFixed(3);
+  if (facts.threshold !== null) {
+    // Upwards: a lower one would not keep its false accept rate.
+    $("#threshold").value = (Math.ceil(facts.threshold * 1000) / 1000).toFixed(3);
+  }
   $("#origin").textContent = facts.threshold === null
     ? "(none was measured for this model: choose one on faces like yours)"
-    : `(${facts.threshold_of || "measured with the model"}; faces like yours may need another)`;
+    : `(${facts.threshold_of || "measured with the model"}, with frames that a detector placed; faces like yours may need another)`;
 }
 
 async function read(name) {
@@ -336,8 +371,8 @@ async function start() {
   $("#sides").append(...sides.map((side) => side.root));
   $("#finding").textContent = "FaceDetector" in window
     ? "This browser can find faces by itself; look whether the frame fits."
-    : "This browser does not find faces by itself: put the frame around each face.";
-  $("#finding").textContent += " It fits when it reaches from the forehead to the chin and from ear to ear.";
+    : "This browser does not find faces by itself: move and size the frame of each, or tap it where it fits.";
+  $("#finding").textContent += " It fits when the eyes lie on the rings and the mouth on the line.";
   show($("#finding"), true);
   $("#threshold").addEventListener("input", compare);
   window.addEventListener("pagehide", () => sides.forEach((side) => side.stopCamera()));

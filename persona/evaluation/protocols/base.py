@@ -84,7 +84,7 @@ class Evaluation:
     folds: list[float] | None = None
     """Accuracy on each."""
     threshold_at_far: dict[str, float | None] | None = None
-    """Of the cosine, where those TARs are had."""
+    """Of the cosine, the lowest with that FAR."""
     top_5: float | None = None
     rank_1: float | None = None
     rank_5: float | None = None
@@ -99,7 +99,7 @@ class Evaluation:
     non_mated: int | None = None
     """Non-mated probes of the open-set search."""
     intervals: dict[str, Interval | None] | None = None
-    """95 % intervals, by figure."""
+    """95 % intervals, by figure; None: resamples cannot tell, as where there are no errors."""
     resampled: str | None = None
     """What the intervals were resampled over."""
     by: str | None = None
@@ -107,7 +107,7 @@ class Evaluation:
     ungrouped: int | None = None
     """Pairs of two groups, or not annotated."""
     gap: float | None = None
-    """Accuracy of the best group less that of the worst."""
+    """Accuracy of the best group less that of the worst, of those with pairs of both kinds."""
     overlap: int | None = None
     """Identities of the set that were trained on."""
     overlap_pairs: int | None = None

@@ -10,7 +10,9 @@ people who are not in the gallery are the non-mated.
 Figures as in NIST's FRVT 1:N: TPIR is the share of mated probes that are answered first and above
 the threshold, at the threshold that answers a share FPIR of the non-mated ones.
 
-Shapes: N photos, G gallery templates, K identities.
+Photos without a face are neither enrolled nor probes; they are counted.
+
+Shapes: N photos, F enrolled photos, G gallery templates, E embedding, K identities.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from persona.data.shards import Manifest
+from persona.data.storage import SetFolder
 from persona.errors import PersonaError
-from persona.evaluation.embed import Embedded
 from persona.evaluation.metrics import Ints
 from persona.evaluation.pairs import normalised
 from persona.evaluation.protocols.base import Options, Protocol, Subject
@@ -51,17 +53,15 @@ class Identification(Protocol):
 
     def figures(self, subject: Subject) -> dict[str, Any]:
         """Rank-1, rank-5, CMC and TPIR at FPIR; intervals resample the probes' identities."""
-        probes = subject.embed(subject.folder, subject.manifest)
-        label_N, centred = probes.labels[:, 0], np.array(subject.manifest.no_face, np.int64)
-        usable = ~np.isin(probes.keys, centred)
-        embedding_NE, label_N = probes.embeddings[usable, 0], label_N[usable]
+        embedding_NE, label_N, faceless = _faces(subject, subject.folder, subject.manifest)
         if subject.options.gallery is None:
             closed, opened, owner, gallery = _within(embedding_NE, label_N)
         else:
-            enrolled = subject.embed(*subject.options.gallery)
+            embedding_FE, label_F, more = _faces(subject, *subject.options.gallery)
+            faceless += more
             known = subject.options.gallery[1].classes
-            mate = _mates(label_N, subject.manifest.classes, enrolled, known)
-            template_GE, mate = _templates(enrolled, mate)
+            mate = _mates(label_N, subject.manifest.classes, label_F, known)
+            template_GE, mate = _templates(embedding_FE, label_F, mate)
             closed = opened = search(embedding_NE, template_GE, mate)
             owner, gallery = (label_N, label_N), len(template_GE)
         mated = closed.rank > 0
@@ -83,7 +83,7 @@ class Identification(Protocol):
             "gallery": gallery,
             "probes": len(rank_M),
             "non_mated": int((opened.rank == 0).sum()),
-            "no_face": int((~usable).sum()) + len(subject.manifest.skipped),
+            "no_face": faceless,
         }
         resamples = subject.options.resamples
         if resamples:
@@ -100,6 +100,16 @@ class Identification(Protocol):
                     figures["intervals"][f"tpir@{name}"] = interval
             figures["resampled"] = "identities"
         return figures
+
+
+def _faces(subject: Subject, folder: SetFolder, manifest: Manifest) -> tuple[Embeddings, Ints, int]:
+    """Embeddings and labels of a set's photos with a face, and how many of it have none."""
+    embedded = subject.embed(folder, manifest)
+    usable_N = ~np.isin(embedded.keys, np.array(manifest.no_face, np.int64))
+    if not usable_N.any():
+        raise PersonaError(f"set {manifest.name}: no face was found in any photo")
+    none = int((~usable_N).sum()) + len(manifest.skipped)
+    return embedded.embeddings[usable_N, 0], embedded.labels[usable_N, 0], none
 
 
 def _within(
@@ -129,19 +139,17 @@ def _within(
     return closed, opened, (label_N[rest[mated]], label_N[rest]), len(gallery_G)
 
 
-def _mates(
-    label_N: Ints, classes: tuple[str, ...], enrolled: Embedded, known: tuple[str, ...]
-) -> Ints:
+def _mates(label_N: Ints, classes: tuple[str, ...], label_F: Ints, known: tuple[str, ...]) -> Ints:
     """(N,) the gallery label of each probe's identity, by name; -1: it is not enrolled."""
-    present = {int(label) for label in np.unique(enrolled.labels)}
+    present = {int(label) for label in np.unique(label_F)}
     label_of = {normalised(name): label for label, name in enumerate(known) if label in present}
     place_K = np.array([label_of.get(normalised(name), -1) for name in classes], np.int64)
     return place_K[label_N]
 
 
-def _templates(enrolled: Embedded, mate_N: Ints) -> tuple[Embeddings, Ints]:
+def _templates(embedding_FE: Embeddings, label_F: Ints, mate_N: Ints) -> tuple[Embeddings, Ints]:
     """One template a gallery identity, and the probes' mates among them."""
-    labels, owner = np.unique(enrolled.labels[:, 0], return_inverse=True)
-    template_GE = pool(enrolled.embeddings[:, 0], owner, len(labels))
+    labels, owner = np.unique(label_F, return_inverse=True)
+    template_GE = pool(embedding_FE, owner, len(labels))
     place = np.minimum(np.searchsorted(labels, mate_N), len(labels) - 1)
     return template_GE, np.where((mate_N >= 0) & (labels[place] == mate_N), place, -1)

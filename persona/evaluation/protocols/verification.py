@@ -50,12 +50,13 @@ class Verification(Protocol):
             metas = read_metas(subject.folder, manifest)
             group_P = groups_of(scores, metas, options.by)
             groups = group_figures(scores, decided, group_P, options.fars, options.resamples)
-            accuracies = [group["accuracy"] for group in groups.values()]
+            both = [g for g in groups.values() if None not in (g["far"], g["frr"])]
+            accuracies = [group["accuracy"] for group in both]
             figures |= {
                 "by": options.by,
                 "groups": groups,
                 "ungrouped": int(np.count_nonzero(group_P == "")),
-                "gap": max(accuracies) - min(accuracies) if len(groups) > 1 else None,
+                "gap": max(accuracies) - min(accuracies) if len(both) > 1 else None,
             }
         if options.scores is not None and subject.accelerator.is_main_process:
             write_scores(options.scores, scores)

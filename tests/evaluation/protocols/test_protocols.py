@@ -22,11 +22,20 @@ from persona.data.pack import Packed, pack_photos
 from persona.data.raw import open_dataset
 from persona.data.raw.annotations import annotate
 from persona.data.raw.lfw import LFW
-from persona.data.shards import PAIRS, encode_pairs, read_metas, read_pairs, write_manifest
+from persona.data.shards import (
+    PAIRS,
+    Manifest,
+    encode_pairs,
+    read_metas,
+    read_pairs,
+    write_manifest,
+)
 from persona.data.stream import build_loader
 from persona.errors import PersonaError
 from persona.evaluation.embed import embed_set
-from persona.evaluation.metrics import cosine_scores
+from persona.evaluation.groups import group_figures
+from persona.evaluation.metrics import Folds, cosine_scores
+from persona.evaluation.pairs import PairScores
 from persona.evaluation.protocols import Options, default_measure, evaluate, protocols
 from persona.models.output import ClassifierHead, FaceNetwork
 from persona.models.store import NamedNetwork
@@ -296,6 +305,28 @@ def test_agedb_has_pairs_30_years_apart_and_its_annotations(
             measure(packed, cpu, by=by)
 
 
+def test_groups_do_not_differ_by_their_share_of_impostors() -> None:
+    # Of both groups half of the genuine and a quarter of the impostor pairs are decided wrongly.
+    same = np.repeat([True, False, True, False], [8, 4, 4, 40])
+    group = np.repeat(["a", "b"], [12, 44])
+    wrong = np.concatenate(
+        [np.arange(n) < n * share for n, share in ((8, 0.5), (4, 0.25), (4, 0.5), (40, 0.25))]
+    )
+    none, each = np.zeros(56, bool), np.arange(56)
+    scores = PairScores(
+        each % 2, same, np.where(same ^ wrong, 0.9, 0.1), each, each, each, each, none, 0
+    )
+    decided = Folds(np.arange(2), np.full(2, 0.5), np.zeros(2), ~wrong)
+    found = group_figures(scores, decided, group, (), 100)
+    for name in "ab":
+        assert (found[name]["frr"], found[name]["far"]) == (0.5, 0.25)
+        assert found[name]["accuracy"] == 0.625
+        low, high = found[name]["intervals"]["accuracy"]
+        assert low < 0.625 < high
+    alone = group_figures(scores, decided, np.where(same, group, ""), (), 0)["a"]
+    assert (alone["frr"], alone["far"], alone["accuracy"]) == (0.5, None, 0.5)
+
+
 def test_few_agedb_photos_have_no_pairs(tmp_path: Path) -> None:
     write_agedb(tmp_path / "AgeDB", people=3)
     assert open_dataset("agedb", tmp_path).pairs() is None
@@ -310,6 +341,7 @@ def test_a_users_annotations(tmp_path: Path, cpu: Accelerator) -> None:
     found = measure(packed, cpu, by="team")
     assert list(found.groups) == ["blue", "red"]
     assert found.groups["blue"]["auc"] is None  # genuine pairs alone
+    assert found.gap is None  # so nothing to hold beside red
     assert found.ungrouped + sum(g["pairs"] for g in found.groups.values()) == 12
     with pytest.raises(PersonaError, match="packed with another annotations"):
         pack_photos(
@@ -368,6 +400,36 @@ def test_identification_against_a_gallery_set(lfw_set: Packed, cpu: Accelerator)
         evaluate(
             pixels(), lfw_set.folder, strangers, cpu, options=Options(gallery=other), quiet=True
         )
+
+
+def test_nobody_is_enrolled_by_a_photo_without_a_face(
+    lfw_set: Packed, cpu: Accelerator, tmp_path: Path
+) -> None:
+    class Unseen(LFW):
+        def boxes(self) -> dict[str, tuple[float, float, float, float]]:
+            photos = (p for p in self.iter_photos() if p.identity != "Person_A")
+            return {p.source: (2.0, 2.0, 30.0, 30.0) for p in photos}
+
+    gallery = pack_photos(Unseen(write_lfw(tmp_path / "b")), tmp_path / "gallery", BOXES)
+    assert len(gallery.manifest.no_face) == 4
+    found = measure(lfw_set, cpu, gallery=(gallery.folder, gallery.manifest))
+    assert (found.gallery, found.probes, found.non_mated, found.no_face) == (5, 20, 4, 4)
+    nobody = replace(gallery.manifest, shards=_all_faceless(gallery.manifest))
+    for options in (Options(gallery=(gallery.folder, nobody)), Options()):
+        with pytest.raises(PersonaError, match="gallery: no face was found in any photo"):
+            evaluate(
+                *(pixels(), gallery.folder, nobody, cpu),
+                measure="identification",
+                options=options,
+                quiet=True,
+            )
+
+
+def _all_faceless(manifest: Manifest) -> tuple[Any, ...]:
+    keys = tuple(range(manifest.samples))
+    return tuple(
+        replace(s, no_face=keys if s is manifest.shards[0] else ()) for s in manifest.shards
+    )
 
 
 def test_options_of_another_measure_are_refused(
