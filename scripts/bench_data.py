@@ -24,8 +24,9 @@ def measure(quick: bool, work: Path, faces: Path | None) -> dict[str, Any]:
     """The figures of both, the rows of one after those of the other."""
     (work / "align").mkdir()
     (work / "stream").mkdir()
-    align = bench_align.measure(quick, work / "align", faces)
-    stream = bench_stream.measure(quick, work / "stream")
+    with bench_stream.prepared(quick, work / "stream") as bench:
+        align = bench_align.measure(quick, work / "align", faces, before=bench.wait)
+        stream = bench.measure()
     if not quick:
         stream |= bench_stream.measure_more(work / "stream")
     rows = {name: align[name] | stream[name] for name in ("medians", "spread")}

@@ -17,8 +17,10 @@ Every loader reads the same drawn faces (160 px JPEGs) and gives shuffled batche
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import io
+import itertools
 import json
 import os
 import platform
@@ -28,7 +30,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +47,8 @@ SHARD = 2000
 DROPPED = 4
 """Batches before the clock starts."""
 PEERS = Path(__file__).resolve().parents[1] / ".tools" / "peers" / "bin" / "python"
-IN_PEERS = ("mosaic", "litdata")  # litdata changes how processes start
+IN_PEERS = ("mosaic", "litdata")
+READY = "ready\n"
 
 
 # --- the photos ----------------------------------------------------------------------------------
@@ -278,11 +282,11 @@ def worker_peak_mb(folder: Path) -> float:
 # --- the run -------------------------------------------------------------------------------------
 
 
-def in_peers(what: str, work: Path, rounds: int, python: Path = PEERS) -> Any:
-    """A part of the run in the peers' environment; None where it is not made."""
+def in_peers(what: str, work: Path, python: Path = PEERS) -> Any:
+    """A part of the run in another environment or process; None where that is not made."""
     if not python.exists():
         return None
-    command = [str(python), __file__, "--part", what, "--work", str(work), "--rounds", str(rounds)]
+    command = [str(python), __file__, "--part", what, "--work", str(work)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.stderr.write(f"{what} failed:\n{done.stderr[-2000:]}\n")
@@ -290,43 +294,110 @@ def in_peers(what: str, work: Path, rounds: int, python: Path = PEERS) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(quick: bool, work: Path) -> dict[str, Any]:
-    """Every figure; `work` is an empty folder for the photos.
+class Peer:
+    """A loader of the peers' environment, in a process that is made ready ahead of time.
 
-    Returns `stream_over_decode`, `stream_over` (a ratio a peer that is installed), `medians`
-    (images a second) and `spread` (largest over smallest round).
+    It imports, writes its format and starts its worker, says so, and measures when it is asked to.
     """
-    photos, rounds, peer_rounds = (2560, 9, 2) if quick else (20_000, 9, 5)
+
+    def __init__(self, name: str, work: Path) -> None:
+        self.name = name
+        self._said = (work / f"{name}.log").open("w+")
+        command = [str(PEERS), __file__, "--part", name, "--work", str(work)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True
+        )
+
+    def wait(self) -> None:
+        """Until it is ready: it computes nothing from then on."""
+        assert self._process.stdout is not None
+        while self._process.stdout.readline() not in {READY, ""}:
+            pass  # what its library prints
+
+    def measure(self, rounds: int) -> dict[str, list[float]]:
+        """Its name, and images a second; nothing where it failed, which is told."""
+        output, _ = self._process.communicate(f"{rounds}\n")
+        if self._process.returncode:
+            self._said.seek(0)
+            sys.stderr.write(f"{self.name} failed:\n{self._said.read()[-2000:]}\n")
+            return {}
+        return {self.name: json.loads(output.splitlines()[-1])}
+
+    def close(self) -> None:
+        """Ends it, asked or not."""
+        self._process.kill()
+        self._process.wait()
+        for file in (self._process.stdin, self._process.stdout, self._said):
+            assert file is not None
+            with contextlib.suppress(BrokenPipeError):
+                file.close()
+
+
+@dataclass
+class Bench:
+    """What is read, and who reads it."""
+
+    work: Path
+    quick: bool
+    faces: list[bytes]
+    photos: int
+    peers: list[Peer]
+
+    def wait(self) -> None:
+        """Until nothing computes but what is measured."""
+        for peer in self.peers:
+            peer.wait()
+
+    def measure(self) -> dict[str, Any]:
+        """Every figure.
+
+        Returns `stream_over_decode`, `stream_over` (a ratio a peer that is installed), `medians`
+        (images a second) and `spread` (largest over smallest round).
+        """
+        rounds, peer_rounds = (9, 2) if self.quick else (9, 5)
+        work = self.work
+        jpegs = [bytes(bytearray(self.faces[number % DISTINCT])) for number in range(self.photos)]
+        speeds: dict[str, list[float]] = {}
+        for _ in range(rounds):
+            speeds.setdefault("decode", []).append(decode_all(jpegs))
+            stream = images_a_second(stream_batches(work / "set", workers=0), dropped=0)
+            speeds.setdefault("stream", []).append(stream)
+        for _ in range(peer_rounds):
+            for name in ("stream_workers", "imagefolder", "webdataset"):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # webdataset leaves its files open
+                    speeds.setdefault(name, []).append(images_a_second(HERE[name](work)))
+        for peer in self.peers:  # their workers start anew each round, and take seconds
+            speeds |= peer.measure(1 if self.quick else peer_rounds)
+        medians = {name: statistics.median(values) for name, values in speeds.items()}
+        return {
+            "stream_over_decode": statistics.median(
+                stream / decode
+                for stream, decode in zip(speeds["stream"], speeds["decode"], strict=True)
+            ),
+            "stream_over": {
+                name: medians["stream_workers"] / medians[name]
+                for name in ("imagefolder", "webdataset", *IN_PEERS)
+                if name in medians
+            },
+            "medians": medians,
+            "spread": {name: max(values) / min(values) for name, values in speeds.items()},
+        }
+
+
+@contextlib.contextmanager
+def prepared(quick: bool, work: Path) -> Iterator[Bench]:
+    """Photos in `work`, an empty folder, and peers that make themselves ready meanwhile."""
+    photos = 2560 if quick else 20_000
     faces = draw_faces()
     write_folder(work / "folder", faces, photos)
-    write_set(work / "set", faces, photos)
-    jpegs = [bytes(bytearray(faces[number % DISTINCT])) for number in range(photos)]
-    speeds: dict[str, list[float]] = {}
-    for _ in range(rounds):
-        speeds.setdefault("decode", []).append(decode_all(jpegs))
-        stream = images_a_second(stream_batches(work / "set", workers=0), dropped=0)
-        speeds.setdefault("stream", []).append(stream)
-    for _ in range(peer_rounds):
-        for name in ("stream_workers", "imagefolder", "webdataset"):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # webdataset leaves its files open
-                speeds.setdefault(name, []).append(images_a_second(HERE[name](work)))
-    # Their workers start anew each round, and take seconds.
-    speeds |= in_peers("peers", work, 1 if quick else peer_rounds) or {}
-    medians = {name: statistics.median(values) for name, values in speeds.items()}
-    return {
-        "stream_over_decode": statistics.median(
-            stream / decode
-            for stream, decode in zip(speeds["stream"], speeds["decode"], strict=True)
-        ),
-        "stream_over": {
-            name: medians["stream_workers"] / medians[name]
-            for name in ("imagefolder", "webdataset", *IN_PEERS)
-            if name in medians
-        },
-        "medians": medians,
-        "spread": {name: max(values) / min(values) for name, values in speeds.items()},
-    }
+    peers = [Peer(name, work) for name in IN_PEERS] if PEERS.exists() else []
+    try:
+        write_set(work / "set", faces, photos)
+        yield Bench(work, quick, faces, photos, peers)
+    finally:
+        for peer in peers:
+            peer.close()
 
 
 def measure_more(work: Path) -> dict[str, Any]:
@@ -334,19 +405,24 @@ def measure_more(work: Path) -> dict[str, Any]:
     faces = draw_faces()
     write_set(work / "large", faces, 24_000)
     return {
-        "worker_peak_mb": in_peers("memory", work, 1, Path(sys.executable)),
-        "decoders": in_peers("decoders", work, 1) or decoders(faces),
+        "worker_peak_mb": in_peers("memory", work, Path(sys.executable)),
+        "decoders": in_peers("decoders", work) or decoders(faces),
     }
 
 
-def part(what: str, work: Path, rounds: int) -> Any:
-    """What `in_peers` asks for."""
+def part(what: str, work: Path) -> Any:
+    """What `in_peers` or a `Peer` asks for."""
     if what == "memory":  # in a process of its own: a worker begins with what its parent holds
         return worker_peak_mb(work / "large")
     if what == "decoders":
         paths = sorted((work / "folder").rglob("*.jpg"))[:DISTINCT]
         return decoders([path.read_bytes() for path in paths])
-    return {name: [images_a_second(HERE[name](work)) for _ in range(rounds)] for name in IN_PEERS}
+    first = iter(HERE[what](work))  # its worker waits with the two batches that it loads ahead
+    sys.stdout.write(f"\n{READY}")
+    sys.stdout.flush()
+    rounds = int(sys.stdin.readline())
+    again = (HERE[what](work) for _ in range(1, rounds))
+    return [images_a_second(batches) for batches in itertools.chain([first], again)]
 
 
 def main() -> None:
@@ -356,13 +432,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--rounds", type=int, default=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:
-        print(json.dumps(part(arguments.part, arguments.work, arguments.rounds)))
+        print(json.dumps(part(arguments.part, arguments.work)))
         return
     with tempfile.TemporaryDirectory() as work:
-        result = measure(arguments.quick, Path(work))
+        with prepared(arguments.quick, Path(work)) as bench:
+            bench.wait()
+            result = bench.measure()
         if not arguments.quick:
             result |= measure_more(Path(work))
     if arguments.json:

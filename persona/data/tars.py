@@ -52,18 +52,20 @@ def damaged(path: Path, what: str) -> PersonaError:
     )
 
 
-def iter_members(stream: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+def iter_members(
+    stream: BinaryIO, passed_over: bytes = PASSED_OVER, read_ahead: int = READ_AHEAD
+) -> Iterator[tuple[bytes, int, int]]:
     """Yields name, offset and size of each file of a tar, in order; only headers are looked at.
 
     Raises:
-        TarError: no tar, cut short, or of a kind that shards are not.
+        TarError: no tar, cut short, or with members that are neither files nor `passed_over`.
     """
     end = stream.seek(0, os.SEEK_END)
     place = 0
     long_name = b""  # of the next member, from a header of its own
     while True:
         stream.seek(place)
-        data = stream.read(READ_AHEAD)
+        data = stream.read(read_ahead)
         starts, sizes, problem = _find_headers(data, end - place)
         headers = np.frombuffer(data[: len(data) // BLOCK * BLOCK], np.uint8).reshape(-1, BLOCK)
         headers = headers[np.array(starts, np.int64) // BLOCK]
@@ -83,13 +85,14 @@ def iter_members(stream: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
                 long_name = b""
             elif kind in LONG_NAMES:
                 if size > LONGEST_HEADER:
-                    raise TarError("a header of another kind than shards have")
+                    raise TarError(f"a header of {size:,} bytes")
                 stream.seek(offset)
                 text = stream.read(size)
                 is_pax = kind == LONG_NAMES[1]
                 long_name = (_pax_name(text) or long_name) if is_pax else text.rstrip(b"\0")
-            elif kind not in PASSED_OVER:
-                raise TarError("a member of another kind than shards have")
+            elif kind not in passed_over:
+                shown = name[:80].decode(errors="replace")
+                raise TarError(f"{shown!r} is a link, device or sparse file, or the like")
         if problem == END:
             return
         if problem:
@@ -143,12 +146,12 @@ def _pax_name(data: bytes) -> bytes:
         length, _, rest = data.partition(b" ")
         count = int(length) if length.isdigit() and len(length) < 6 else 0
         key, equals, value = data[len(length) + 1 : count - 1].partition(b"=")
-        if not equals or count > len(data) or not rest:
+        if not equals or not rest or not len(length) < count <= len(data):
             raise TarError("a pax header that is none")
         if key == b"path":
             name = value
         elif key == b"size" or key.startswith(b"GNU.sparse"):
-            raise TarError("a member of another kind than shards have")
+            raise TarError("a member that is sparse or of over 8 GB")
         data = data[count:]
     return name
 
@@ -208,7 +211,7 @@ class ShardReader:
         """
         first, length, *places = self._rows[row].tolist()
         if min(places) < 0:
-            raise KeyError(self._suffixes[places.index(-1) // 2])
+            raise KeyError(self._suffixes[places.index(min(places)) // 2])
         # A sample's members are neighbours: one read for all.
         data = memoryview(os.pread(self._file, length, first))
         if len(data) != length:

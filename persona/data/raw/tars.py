@@ -6,7 +6,7 @@ import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from persona.data.raw.base import (
     IMAGE_SUFFIXES,
@@ -17,12 +17,17 @@ from persona.data.raw.base import (
     RawDataset,
     label_name,
 )
+from persona.data.tars import TarError, iter_members
 from persona.errors import PersonaError, SkipPhoto
 
 LABEL_SUFFIXES = (".cls", ".json", ".txt")
 """The first that is there names the identity."""
 JSON_FIELDS = ("identity", "class", "label", "cls")
 MAX_LABEL_BYTES = 1 << 20
+READ_AHEAD = 1 << 14
+"""Photos are large: more would be read for nothing while the headers are walked."""
+FOLDERS = b"5g"
+"""Kinds of members that are passed over, with pax headers that hold for all."""
 
 
 class Tars(RawDataset):
@@ -54,26 +59,28 @@ class Tars(RawDataset):
             PersonaError: a tar is damaged, cut short or compressed, holds links or names that
                 leave it, or a photo has no identity.
         """
-        tars = sorted(self.root.rglob("*.tar")) if self.root.is_dir() else [self.root]
+        found = self.root.rglob("*.tar") if self.root.is_dir() else [self.root]
+        tars = sorted(path for path in found if path.is_file())  # a pipe may never end
         names: dict[str, str] = {}
         for path in tars:
             try:
-                with tarfile.open(path, mode="r:", errors="strict") as tar:
-                    for photo in self._photos(tar, path):
+                with path.open("rb") as stream:
+                    for photo in self._photos(path, stream):
                         yield Photo(
                             photo.source,
                             names.setdefault(photo.identity, photo.identity),
                             photo.offset,
                         )
-            except (tarfile.TarError, EOFError, ValueError) as error:
+            except TarError as error:
                 raise PersonaError(
-                    f"{path} is no whole, uncompressed tar ({error}): restore or unpack it"
+                    f"{path} is no whole, uncompressed tar of plain files ({error}): restore it, "
+                    "or pack it anew"
                 ) from None
 
-    def _photos(self, tar: tarfile.TarFile, path: Path) -> Iterator[Photo]:
+    def _photos(self, path: Path, stream: BinaryIO) -> Iterator[Photo]:
         key = ""
         images: list[tuple[str, int]] = []
-        labels: dict[str, tarfile.TarInfo] = {}
+        labels: dict[str, tuple[str, int, int]] = {}
 
         def flush() -> Iterator[Photo]:
             named = None
@@ -93,38 +100,32 @@ class Tars(RawDataset):
             images.clear()
             labels.clear()
 
-        size = path.stat().st_size
-        for member in tar:
-            tar.members = []  # type: ignore[attr-defined]  # keeps memory flat
-            name = PurePosixPath(member.name)
-            if name.is_absolute() or ".." in name.parts:
-                raise PersonaError(f"{path}: {member.name!r} leaves the tar: pack it anew")
-            if member.isdir():
-                continue
-            if not member.isreg() or member.issparse():
-                raise PersonaError(
-                    f"{path}: {member.name!r} is a link, device or sparse file: pack it anew with "
-                    "plain files"
-                )
-            if member.offset_data + member.size > size:
-                raise PersonaError(f"{path} is cut short in {member.name!r}: restore it")
-            if name.name.startswith("."):
+        for encoded, offset, size in iter_members(stream, FOLDERS, READ_AHEAD):
+            try:
+                text = encoded.decode()
+            except UnicodeDecodeError:
+                raise TarError("a name that is not UTF-8") from None
+            name = PurePosixPath(text)
+            if name.is_absolute() or ".." in name.parts or min(text, default=" ") < " ":
+                raise PersonaError(f"{path}: {text[:80]!r} leaves the tar: pack it anew")
+            if not name.name or name.name.startswith("."):
                 continue
             if str(name.with_suffix("")) != key:
                 yield from flush()
                 key = str(name.with_suffix(""))
             suffix = name.suffix.lower()
             if suffix in IMAGE_SUFFIXES:
-                images.append((str(name), member.offset_data))
+                images.append((str(name), offset))
             elif suffix in LABEL_SUFFIXES:
-                labels[suffix] = member
+                labels[suffix] = (str(name), offset, size)
         yield from flush()
 
-    def _label(self, path: Path, member: tarfile.TarInfo, suffix: str) -> str | None:
+    def _label(self, path: Path, member: tuple[str, int, int], suffix: str) -> str | None:
         """The identity that a label member names; None: its JSON has none."""
-        if member.size > MAX_LABEL_BYTES:
-            raise PersonaError(f"{path}: {member.name} has {member.size:,} bytes, too many")
-        data = self._read(path, member.offset_data, member.size)
+        name, offset, size = member
+        if size > MAX_LABEL_BYTES:
+            raise PersonaError(f"{path}: {name} has {size:,} bytes, too many")
+        data = self._read(path, offset, size)
         try:
             text = data.decode().strip()
             value: Any = text
@@ -133,10 +134,10 @@ class Tars(RawDataset):
                 known = fields if isinstance(fields, dict) else {}
                 value = next((known[f] for f in JSON_FIELDS if f in known), None)
         except (ValueError, RecursionError):
-            raise PersonaError(f"{path}: {member.name} is no {suffix[1:]} text") from None
+            raise PersonaError(f"{path}: {name} is no {suffix[1:]} text") from None
         if value is None:
             return None
-        return identity_name(value, f"{path}: {member.name}")
+        return identity_name(value, f"{path}: {name}")
 
     def read(self, photo: Photo) -> bytes:
         """The photo's file, out of its tar; the member's header stands before it."""

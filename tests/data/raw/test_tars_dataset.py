@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import tarfile
 from pathlib import Path
@@ -83,9 +84,9 @@ def link(name: str, kind: bytes) -> dict[str, bytes | tarfile.TarInfo]:
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        (link("ann/1.jpg", tarfile.SYMTYPE), "is a link, device or sparse file"),
-        (link("ann/1.jpg", tarfile.LNKTYPE), "is a link, device or sparse file"),
-        (link("ann/1.jpg", tarfile.CHRTYPE), "is a link, device or sparse file"),
+        (link("ann/1.jpg", tarfile.SYMTYPE), "'ann/1.jpg' is a link, device or sparse file"),
+        (link("ann/1.jpg", tarfile.LNKTYPE), "'ann/1.jpg' is a link, device or sparse file"),
+        (link("ann/1.jpg", tarfile.CHRTYPE), "'ann/1.jpg' is a link, device or sparse file"),
         ({"/ann/1.jpg": jpeg(1)}, "leaves the tar"),
         ({"ann/../../1.jpg": jpeg(1)}, "leaves the tar"),
         ({"1.jpg": jpeg(1)}, "1.jpg has no identity: expected"),
@@ -122,6 +123,55 @@ def test_broken_tars_are_one_line(tmp_path: Path) -> None:
     write_tar(tmp_path / "t" / "a.tar", {"ann/1.jpg": jpeg(1)}, "w:gz")
     with pytest.raises(PersonaError, match="uncompressed tar"):
         open_dataset(f"tars:{tmp_path / 't'}", tmp_path).index()
+
+
+def header(name: str, size: int, kind: bytes, text: bytes = b"") -> bytes:
+    """A header and what follows it, of a tar that no library writes."""
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    return info.tobuf(tarfile.GNU_FORMAT) + text + bytes(-len(text) % 512)
+
+
+PHOTO = header("ann/1.jpg", len(jpeg(1)), b"0", jpeg(1))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (header("p", 40 << 30, b"x"), "a header that is none"),
+        (header("p", -1024, b"L"), "a header that is none"),
+        (header("p", 7 << 30, b"x") + b"sparse", "it ends early"),
+        (header("p", 1 << 17, b"L", bytes(1 << 17)), "a header of 131,072 bytes"),
+        (PHOTO + header("ann/2.jpg", -1024, b"0"), "a header that is none"),
+        (header("p", 12, b"x", b"12 size=-512"), "a pax header that is none|over 8 GB"),
+        (header("p", 11, b"x", b"abc path=x\n"), "a pax header that is none"),
+        (header("ann/1.jpg", len(jpeg(1)), b"S", jpeg(1)), "is a link, device or sparse"),
+        (header("ann/1.jpg", 9, b"x", b"22 GNU.sparse.major=1\n"), "header that is none|sparse"),
+        (PHOTO + b"damage" + PHOTO[6:], "does not match its checksum"),
+        (PHOTO, "it ends early"),
+        (header("ann/\x1b[2J.jpg", 0, b"0"), "leaves the tar"),
+    ],
+)
+def test_hostile_headers_are_one_line(tmp_path: Path, data: bytes, message: str) -> None:
+    """Nothing hangs, recurses, or takes the memory that a header claims."""
+    (tmp_path / "t").mkdir()
+    with (tmp_path / "t" / "a.tar").open("wb") as file:
+        file.write(data)
+        if data.endswith(b"sparse"):
+            file.truncate(6 << 30)
+    with pytest.raises(PersonaError, match=message) as error:
+        open_dataset(f"tars:{tmp_path / 't'}", tmp_path).index()
+    assert "\n" not in str(error.value) and "JFIF" not in str(error.value)
+
+
+def test_headers_of_headers_do_not_recurse_and_pipes_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    header_of = header("p", 20, b"x", b"20 comment=abcdefgh\n")
+    (tmp_path / "t" / "a.tar").write_bytes(header_of * 3000 + PHOTO + bytes(1024))
+    os.mkfifo(tmp_path / "t" / "b.tar")
+    dataset = open_dataset(f"tars:{tmp_path / 't'}", tmp_path)
+    (photo,) = dataset.index().photos
+    assert dataset.read(photo) == jpeg(1)
 
 
 def test_a_tar_that_changes_is_skipped(tmp_path: Path) -> None:
