@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from persona.deploy.quantise import WEIGHTED
 from persona.errors import PersonaError
 from persona.models.litert import NCHW_TO_NHWC, import_litert
 
@@ -207,7 +208,11 @@ class _Converter:
             users = self.users.get(output, [])
         inputs = list(node.input if node.op_type in ("Add", "Mul") else node.input[:1])
         integers = [self._integer(name) for name in inputs]
-        if None not in integers and [user.op_type for user in users] == ["QuantizeLinear"]:
+        whole = None not in integers
+        if node.op_type in WEIGHTED:  # such a layer may stay in floats between two in integers
+            weights = self.producer.get(node.input[1])
+            whole &= weights is not None and weights.op_type == "DequantizeLinear"
+        if whole and [user.op_type for user in users] == ["QuantizeLinear"]:
             quantise = users[0]
             self.done.add(quantise.output[0])
             place = self._quantised(quantise, self._shape(output))

@@ -18,15 +18,23 @@ from persona.models.litert import open_litert, run_litert
 from persona.models.store import load_network
 
 
+@pytest.mark.parametrize("weights", [True, False])
 @pytest.mark.parametrize(
     ("floats", "integers"),
-    [(None, False), ([], True), (["stem", "stem hard-swish", "se squeeze-excite"], True)],
+    [
+        (None, False),
+        ([], True),
+        (["stem", "stem hard-swish", "se squeeze-excite"], True),
+        (["deep", "project"], True),
+    ],
 )
-def test_the_embeddings_are_those_of_the_graph(floats: list[str] | None, integers: bool) -> None:
+def test_the_embeddings_are_those_of_the_graph(
+    floats: list[str] | None, integers: bool, weights: bool
+) -> None:
     model: Any = small_graph()
     if floats is not None:
         ranges = find_ranges(lower(model).model, [images(16)]) | find_ranges(model, [images(16)])
-        model = quantise(model, ranges, floats)
+        model = quantise(model, ranges, floats, weights=weights)
     faces = images(6, 3)
     wanted = open_session(model).run(["embedding"], {"images": faces})[0]
     data = to_litert(model, "embedding", {"persona.model": "small"})
@@ -36,7 +44,7 @@ def test_the_embeddings_are_those_of_the_graph(floats: list[str] | None, integer
     assert (schema.TensorType.INT8 in kinds) == integers
     swishes = schema.BuiltinOperator.HARD_SWISH
     codes = {code.builtinCode for code in unpack(data).operatorCodes}
-    assert (swishes in codes) == (floats is None or bool(floats))
+    assert (swishes in codes) == (floats is None or "stem hard-swish" in floats)
 
 
 def test_the_file_says_what_it_is() -> None:
