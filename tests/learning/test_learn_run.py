@@ -401,7 +401,8 @@ def test_a_resumed_run_is_the_same_run(home: Path, student: str) -> None:
 @pytest.mark.heavy
 def test_two_processes_learn_as_one_run(home: Path, student: str) -> None:
     """Each sees its own photos; all keep the same memory and weights."""
-    options = (*LEARN, "--student", student, "--method", "der++", "--memory", "12", "--json")
+    options = [*LEARN, "--student", student, "--method", "der++", "--memory", "12", "--json"]
+    options += ["--experiences", "2"]
     launch = ("accelerate.commands.launch", "--config_file", str(TWO_PROCESSES), "-m", "persona")
     card = json.loads(run(*launch, *options, home=home).stdout)
     assert card["num_classes"] == 12
