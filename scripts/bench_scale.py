@@ -151,6 +151,20 @@ class Steps:
         loader = build_loader(folder, manifest, batch_size=BATCH, training=True, workers=0)
         assert sum(len(batch.keys) for batch in loader) == self.count // BATCH * BATCH
 
+    def learn(self) -> None:
+        """Opens the photos for `persona learn`, in five experiences."""
+        import numpy as np
+
+        from persona.data.shards import open_set
+        from persona.learning.photos import Photos
+        from persona.learning.stream import build_experience, in_groups, in_order
+
+        photos = Photos([open_set("generated", self.place.shards)])
+        everything = np.arange(len(photos))
+        groups = in_groups(in_order(photos, everything, 0), 5)
+        found = [build_experience(photos, 0, group, everything, 0.2, 0) for group in groups]
+        assert sum(len(e.train) + len(e.test) for e in found) == self.count
+
     def skips(self) -> None:
         """A manifest in which every photo is named as skipped, written and read."""
         from persona.data.shards import Skipped, open_set, read_manifest, write_manifest

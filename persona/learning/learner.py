@@ -14,6 +14,7 @@ Shapes: N photos, B batch, E embedding, K identities.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -184,13 +185,18 @@ class Learner:
         meter = Meter(accelerator.num_processes, accelerator.device)
         source = self._source(experience)
         self.watch = FiniteWatch(self.folder, lag=4 if accelerator.device.type == "cuda" else 0)
-        with progress_bar(
-            f"{self.config.method}, experience {experience.number + 1}",
-            total=self.config.steps,
-            done=step,
-            unit="steps",
-            enabled=accelerator.is_main_process and not self.quiet,
-        ) as advance:
+        with (
+            warnings.catch_warnings(),
+            progress_bar(
+                f"{self.config.method}, experience {experience.number + 1}",
+                total=self.config.steps,
+                done=step,
+                unit="steps",
+                enabled=accelerator.is_main_process and not self.quiet,
+            ) as advance,
+        ):
+            # A penalty's gradients of weights that are one wide: other strides, the same memory.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
             while step < self.config.steps:
                 batch = self._batch(source, step)
                 with accelerator.autocast():

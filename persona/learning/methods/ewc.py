@@ -34,8 +34,10 @@ def penalty(now: Weights, then: Weights, fisher: Weights) -> Tensor:
     """
     parts = []
     for name, importance in fisher.items():
-        rows = tuple(slice(0, size) for size in importance.shape)
-        parts.append((importance * (now[name][rows] - then[name]) ** 2).sum())
+        weight = now[name]
+        if weight.shape != importance.shape:  # a slice's gradient would lose its memory format
+            weight = weight[: len(importance)]
+        parts.append((importance * (weight - then[name]) ** 2).sum())
     return torch.stack(parts).sum() / 2
 
 
