@@ -96,7 +96,10 @@ def read_people(path: Path) -> tuple[Facts, Sequence[str], np.ndarray]:
     lengths = np.linalg.norm(templates.astype(np.float64), axis=1)
     if not np.isfinite(lengths).all() or lengths.min() < 1e-6:
         raise PersonaError(f"{path}: some templates are zero or not finite")
-    return facts, [check_name(name) for name in names], unit(templates)
+    # What has unit length keeps its bits.
+    off_N = np.abs(lengths - 1) > 1e-6
+    templates[off_N] = unit(templates[off_N])
+    return facts, [check_name(name) for name in names], templates
 
 
 def _foreign(path: Path) -> PersonaError:

@@ -662,6 +662,9 @@ def test_facts_of_a_stranger() -> None:
         {"width": 3},
         {"width": "many"},
         {"align": []},
+        {"network": "net\x1b[2J"},
+        {"threshold": {"value": float("nan"), "source": "a set"}},
+        {"threshold": {"value": 1e9, "source": "a set"}},
         {"network": None, "threshold": 1},
     ):
         with pytest.raises(PersonaError, match="x"):

@@ -28,7 +28,7 @@ def test_there_and_back(tmp_path: Path) -> None:
         assert import_people(store, out) == {"Zoë / 李": 2, "Bob": 1}
         assert store.facts() == FACTS  # the threshold is to be chosen anew
         found = [photo.template for _, _, photo in store.photos()]
-        assert np.allclose(np.stack(found), ROWS, atol=1e-6)
+        assert np.array_equal(np.stack(found), ROWS)
         with pytest.raises(PersonaError, match="has somebody named 'Zoë / 李' already"):
             import_people(store, out)
     with new_store(tmp_path / "c.db") as store, pytest.raises(PersonaError, match="nobody to exp"):
