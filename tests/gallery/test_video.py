@@ -157,7 +157,8 @@ def test_the_clock_jumps_back_and_the_frames_grow(known: Gallery, tmp_path: Path
     ruby = seen.tracks[0]
     assert ruby.sighting is not None
     assert ruby.sighting.name == "Ruby"
-    assert ruby.from_s < 0.5 < 5.5 < ruby.to_s
+    assert ruby.from_s < 0.5
+    assert ruby.to_s > 5.5
     annotate_video(seen, tmp_path / "both.ts", tmp_path / "copy.mp4")
     with av.open(str(tmp_path / "copy.mp4")) as container:
         assert {(f.width, f.height) for f in container.decode(video=0)} == {(WIDTH, HEIGHT)}
