@@ -84,7 +84,14 @@ def read_people(path: Path) -> tuple[Facts, Sequence[str], np.ndarray]:
             templates = file.get_tensor("templates")
         names = json.loads(meta["names"])
         facts = Facts.from_json(json.loads(meta["facts"]), str(path))
-    except (safetensors.SafetensorError, KeyError, ValueError, RecursionError, OSError):
+    except (
+        safetensors.SafetensorError,
+        LookupError,
+        TypeError,
+        ValueError,
+        RecursionError,
+        OSError,
+    ):
         raise _foreign(path) from None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise _foreign(path)

@@ -73,6 +73,14 @@ def test_a_strangers_file(tmp_path: Path, change: dict[str, Any], message: str) 
         assert [person.name for person in store.people()] == ["Cy"]
 
 
+def test_numbers_that_numpy_does_not_have(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.safetensors", ROWS.astype(np.float16))
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b'"F16"', b'"BF16"').replace(b"}}  ", b"}} ", 1))
+    with new_store(tmp_path / "g.db") as store, pytest.raises(PersonaError, match="is no file of"):
+        import_people(store, path)
+
+
 def test_no_such_file(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("hello")
     with new_store(tmp_path / "g.db") as store:
