@@ -75,9 +75,13 @@ def test_a_strangers_file(tmp_path: Path, change: dict[str, Any], message: str) 
 
 def test_numbers_that_numpy_does_not_have(tmp_path: Path) -> None:
     path = write(tmp_path / "x.safetensors", ROWS.astype(np.float16))
+    # NumPy has them where something imported ml_dtypes.
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b'"F16"', b'"BF16"').replace(b"}}  ", b"}} ", 1))
-    with new_store(tmp_path / "g.db") as store, pytest.raises(PersonaError, match="is no file of"):
+    with (
+        new_store(tmp_path / "g.db") as store,
+        pytest.raises(PersonaError, match="is no file of|bfloat16"),
+    ):
         import_people(store, path)
 
 
