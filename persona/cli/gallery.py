@@ -60,6 +60,9 @@ ThresholdOption = Annotated[
 MatchOption = Annotated[
     str, typer.Option(help="mean: compare with the mean of a person's photos; max: the nearest.")
 ]
+KeepCropsOption = Annotated[
+    bool, typer.Option("--keep-crops", help="Keep the faces too, so that `rebuild` can use them.")
+]
 NameArgument = Annotated[str, typer.Argument(help="As enrolled.")]
 
 
@@ -74,10 +77,7 @@ def enroll_command(
     force: Annotated[
         bool, typer.Option("--force", help="Also where the photos look like two people.")
     ] = False,
-    keep_crops: Annotated[
-        bool,
-        typer.Option("--keep-crops", help="Keep the faces too, so that `rebuild` can use them."),
-    ] = False,
+    keep_crops: KeepCropsOption = False,
     store: StoreOption = None,
     model: ModelOption = None,
     threshold: ThresholdOption = None,

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from persona.cli.gallery import (
+    KeepCropsOption,
     MatchOption,
     ModelOption,
     PassphraseOption,
@@ -33,10 +34,7 @@ def serve_command(
     threshold: ThresholdOption = None,
     match: MatchOption = "mean",
     passphrase_file: PassphraseOption = None,
-    keep_crops: Annotated[
-        bool,
-        typer.Option("--keep-crops", help="Keep the faces too, so that `rebuild` can use them."),
-    ] = False,
+    keep_crops: KeepCropsOption = False,
     host: Annotated[
         str, typer.Option(help="Address to listen on; beyond this machine a token is wanted.")
     ] = "127.0.0.1",

@@ -136,7 +136,7 @@ class Gallery:
             else:
                 usable.append((label, seen))
         if not usable:
-            reasons = _some(refused, "; ") or "none"
+            reasons = _some(refused, "; ") or "there is none"
             raise PersonaError(f"no photo of {name!r} can be used: {reasons}")
         crops = [seen.crop for _, seen in usable if seen.crop is not None]
         templates_NE = self.eyes.embed(crops)
@@ -356,17 +356,18 @@ def load_named(network: str | None, workspace: Workspace) -> tuple[NamedNetwork,
     Raises:
         PersonaError: it is not there, or untrained.
     """
+    from persona.models import litert, onnx
     from persona.models.cards import find_model
-    from persona.models.onnx import PREFIX
     from persona.models.store import load_network
 
     name = network or find_model(None, workspace.models).id
     named = load_network(name, workspace.models)
     if not named.digest:
         raise PersonaError(f"{name} is untrained: it tells nobody apart; choose a trained network")
-    if name.startswith(PREFIX):
-        # The gallery is opened from other folders too.
-        name = PREFIX + str(Path(name.removeprefix(PREFIX)).expanduser().resolve())
+    for prefix in (onnx.PREFIX, litert.PREFIX):
+        if name.startswith(prefix):
+            # The gallery is opened from other folders too.
+            name = prefix + str(Path(name.removeprefix(prefix)).expanduser().resolve())
     return named, Facts(
         network=name,
         digest=named.digest,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import sqlite3
 import threading
@@ -37,6 +38,8 @@ from persona.gallery.store import (
     check_digest,
     nobody,
 )
+
+log = logging.getLogger(__name__)
 
 APPLICATION_ID = 0x50455253
 """`PERS`: SQLite files of other programs are left alone."""
@@ -99,7 +102,10 @@ class SqliteStore(Store):
                 self._prepare(create)
                 self._sealer = self._open_seal(passphrase)
                 if self._fact(CLEANING):
-                    self._clean()
+                    try:
+                        self._clean()
+                    except PersonaError as error:
+                        log.warning("%s", error)  # a full disk keeps nobody from recognising
         except BaseException:
             self._db.close()
             raise
@@ -403,8 +409,15 @@ class SqliteStore(Store):
 
     def _clean(self) -> None:
         """Leaves nothing of deleted rows in the file or beside it."""
-        self._execute("VACUUM")
-        if self._checkpoint():
+        try:
+            self._execute("VACUUM")
+            held = self._checkpoint()
+        except sqlite3.Error as error:
+            raise PersonaError(
+                f"{self._explain(error)}. What was removed is not found any more, but is in the "
+                "file's bytes until a `persona gallery` command can clear them"
+            ) from error
+        if held:
             raise PersonaError(
                 f"{self.place} is being read by another process, and its log cannot be cleared: "
                 "end that process and run any `persona gallery` command on it"

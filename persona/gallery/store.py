@@ -93,6 +93,10 @@ class Facts:
             )
         except (AttributeError, KeyError, TypeError, ValueError):
             raise PersonaError(f"{where} does not say which network it was made with") from None
+        if not (facts.network + facts.digest).isprintable():
+            raise PersonaError(f"{where}: its network's name holds control characters")
+        if facts.threshold is not None and not -1 <= facts.threshold.value <= 1:
+            raise PersonaError(f"{where}: a threshold of {facts.threshold.value:g}")
         if not 8 <= facts.width <= 4096:
             raise PersonaError(f"{where}: templates of {facts.width} numbers; expected 8 to 4096")
         return facts

@@ -84,7 +84,14 @@ def read_people(path: Path) -> tuple[Facts, Sequence[str], np.ndarray]:
             templates = file.get_tensor("templates")
         names = json.loads(meta["names"])
         facts = Facts.from_json(json.loads(meta["facts"]), str(path))
-    except (safetensors.SafetensorError, KeyError, ValueError, RecursionError, OSError):
+    except (
+        safetensors.SafetensorError,
+        LookupError,
+        TypeError,
+        ValueError,
+        RecursionError,
+        OSError,
+    ):
         raise _foreign(path) from None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise _foreign(path)
@@ -96,7 +103,10 @@ def read_people(path: Path) -> tuple[Facts, Sequence[str], np.ndarray]:
     lengths = np.linalg.norm(templates.astype(np.float64), axis=1)
     if not np.isfinite(lengths).all() or lengths.min() < 1e-6:
         raise PersonaError(f"{path}: some templates are zero or not finite")
-    return facts, [check_name(name) for name in names], unit(templates)
+    # What has unit length keeps its bits.
+    off_N = np.abs(lengths - 1) > 1e-6
+    templates[off_N] = unit(templates[off_N])
+    return facts, [check_name(name) for name in names], templates
 
 
 def _foreign(path: Path) -> PersonaError:

@@ -201,16 +201,21 @@ class FrameReader:
         self.cut_off = False
 
     def __iter__(self) -> Iterator[tuple[float, Any]]:
-        """Time (s) and frame.
+        """Time (s) and frame; where the file's clock jumps back, time goes on.
 
         Raises:
             PersonaError: no video, or frames over the limit on pixels.
         """
         av = _av()
         with contextlib.ExitStack() as stack:
+            # Opened here: to FFmpeg a name may be a protocol. And what it holds, as a playlist
+            # does, may name no other file.
+            file = stack.enter_context(self.path.open("rb"))
             try:
-                container = stack.enter_context(av.open(str(self.path)))
-            except (av.error.FFmpegError, ValueError, UnicodeDecodeError):
+                container = stack.enter_context(
+                    av.open(file, options={"protocol_whitelist": "none"})
+                )
+            except (av.error.FFmpegError, OSError, ValueError):
                 raise PersonaError(f"{self.path} is no photo or video that can be read") from None
             if not container.streams.video:
                 raise PersonaError(f"{self.path} has no pictures: it is sound alone")
@@ -221,14 +226,17 @@ class FrameReader:
                     f"{self.path}: frames of {stream.width} x {stream.height} px are over the limit"
                 )
             self.rate = stream.average_rate or Fraction(25)
-            time_s = 0.0
+            time_s, shift_s = 0.0, 0.0
             try:
                 for number, frame in enumerate(container.decode(stream)):
                     if frame.width * frame.height > MAX_PIXELS:
                         raise PersonaError(f"{self.path}: a frame is over the limit on pixels")
-                    time_s = number / float(self.rate) if frame.time is None else frame.time
+                    clock_s = number / float(self.rate) if frame.time is None else frame.time
+                    if clock_s + shift_s < time_s:
+                        shift_s = time_s + 1 / float(self.rate) - clock_s
+                    time_s = clock_s + shift_s
                     yield time_s, frame
-            except av.error.FFmpegError:
+            except (av.error.FFmpegError, OSError):
                 self.cut_off = True
             promised_s = (container.duration or 0) / av.time_base
             self.cut_off |= time_s + CUT_S < promised_s
@@ -263,6 +271,7 @@ def annotate_video(seen: Seen, path: Path, out: Path) -> None:
                     stream.time_base = stream.codec_context.time_base = Fraction(1, 90_000)
                 image = draw_marks(photo, list(_marks(seen, time_s)))
                 copy = av.VideoFrame.from_image(image)
+                copy = copy.reformat(stream.width, stream.height, "yuv420p")  # it may change
                 copy.pts, copy.time_base = round(time_s * 90_000), Fraction(1, 90_000)
                 container.mux(stream.encode(copy))
             if stream is not None:

@@ -75,7 +75,7 @@ def test_what_enrolling_says(known: Gallery) -> None:
 def test_no_photo_can_be_used(known: Gallery) -> None:
     with pytest.raises(PersonaError, match=r"no photo of 'Cy' can be used: photo 1: no face$"):
         known.enroll("Cy", [photo_of()])
-    with pytest.raises(PersonaError, match=r"no photo of 'Cy' can be used: none$"):
+    with pytest.raises(PersonaError, match=r"no photo of 'Cy' can be used: there is none$"):
         known.enroll("Cy", [])
     with pytest.raises(PersonaError, match="control characters"):
         known.enroll("C\ny", [photo_of(A)])

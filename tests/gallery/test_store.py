@@ -152,6 +152,33 @@ def test_an_interrupted_forget_is_finished_by_the_next(
             assert b"Wanda" not in files_of(path)
 
 
+def test_a_full_disk_delays_the_cleaning_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "g.db"
+    execute = SqliteStore._execute
+
+    def full(self: SqliteStore, statement: str, *values: Any) -> sqlite3.Cursor:
+        if statement == "VACUUM":
+            error = sqlite3.OperationalError("full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
+        return execute(self, statement, *values)
+
+    with new_store(path) as store:
+        store.add({"Wanda": kept(*vectors(1)), "Bob": kept(*vectors(1, 1))}, FACTS.digest)
+        with monkeypatch.context() as patch:
+            patch.setattr(SqliteStore, "_execute", full)
+            message = r"the disk is full: make room.*What was removed is not found any more"
+            with pytest.raises(PersonaError, match=message):
+                store.forget("Wanda")
+            with open_store(path) as other:
+                assert [person.name for person in other.people()] == ["Bob"]
+            assert "is in the file's bytes until" in caplog.text
+    with open_store(path):
+        assert b"Wanda" not in files_of(path)
+
+
 def test_forget_says_so_where_a_reader_holds_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -662,6 +689,9 @@ def test_facts_of_a_stranger() -> None:
         {"width": 3},
         {"width": "many"},
         {"align": []},
+        {"network": "net\x1b[2J"},
+        {"threshold": {"value": float("nan"), "source": "a set"}},
+        {"threshold": {"value": 1e9, "source": "a set"}},
         {"network": None, "threshold": 1},
     ):
         with pytest.raises(PersonaError, match="x"):

@@ -55,13 +55,14 @@ def known(tmp_path: Path) -> Iterator[Gallery]:
         yield some
 
 
-def film(path: Path, scene: Scene, seconds: float = 3.0) -> Path:
+def film(path: Path, scene: Scene, seconds: float = 3.0, larger: int = 1) -> Path:
+    height, width = larger * HEIGHT, larger * WIDTH
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream("libx264", rate=RATE)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.gop_size = 5
         for number in range(int(seconds * RATE)):
-            photo = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
+            photo = np.full((height, width, 3), 90, np.uint8)
             for colour, (x, y) in scene(number / RATE).items():
                 photo[y : y + SIDE, x : x + SIDE] = colour
             frame = av.VideoFrame.from_ndarray(photo, format="rgb24")
@@ -146,6 +147,35 @@ def test_a_cut_video_is_looked_at_as_far_as_it_goes(known: Gallery, tmp_path: Pa
     assert seen.cut_off
     assert seen.tracks[0].sighting is not None
     assert seen.tracks[0].sighting.name == "Ruby"
+
+
+def test_the_clock_jumps_back_and_the_frames_grow(known: Gallery, tmp_path: Path) -> None:
+    parts = [film(tmp_path / "a.ts", both), film(tmp_path / "b.ts", both, larger=2)]
+    (tmp_path / "both.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
+    seen = recognise_video(known, tmp_path / "both.ts")
+    assert seen.seconds == pytest.approx(6, abs=0.3)
+    ruby = seen.tracks[0]
+    assert ruby.sighting is not None
+    assert ruby.sighting.name == "Ruby"
+    assert ruby.from_s < 0.5
+    assert ruby.to_s > 5.5
+    annotate_video(seen, tmp_path / "both.ts", tmp_path / "copy.mp4")
+    with av.open(str(tmp_path / "copy.mp4")) as container:
+        assert {(f.width, f.height) for f in container.decode(video=0)} == {(WIDTH, HEIGHT)}
+
+
+def test_no_other_file_is_opened(
+    known: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    film(Path("v.mp4"), both)
+    Path("list.mp4").write_text("ffconcat version 1.0\nfile v.mp4\n")
+    Path("concat:v.mp4").write_text("no video")
+    for name in ("list.mp4", "concat:v.mp4"):
+        with pytest.raises(PersonaError, match="is no photo or video that can be read"):
+            recognise_video(known, Path(name))
+    Path("v.mp4").rename("file:gone.mp4")
+    assert recognise_video(known, Path("file:gone.mp4")).frames == 15
 
 
 def test_what_is_no_video(known: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

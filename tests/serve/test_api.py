@@ -19,6 +19,8 @@ import pytest
 from PIL import Image
 from serving import BOUNDARY, ColourGallery, ask, form, photo, post, serving
 
+from persona.data.align.spec import AlignSpec
+from persona.gallery.store import Facts, check_digest
 from persona.serve.uploads import Limits
 
 RED, BLUE = photo((200, 40, 40)), photo((40, 40, 200))
@@ -73,6 +75,18 @@ def test_two_people_under_one_name_are_asked_about(port: int, gallery: ColourGal
     forced = post(port, "/api/enroll", ("name", "Ada"), ("force", "true"), *photos)
     assert forced.json["added"] == 2
     assert forced.json["refused"] == ["photo 1: unreadable: no JPEG, PNG, BMP or WebP"]
+
+
+def test_a_gallery_that_became_another_networks(
+    port: int, gallery: ColourGallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def recognise(_: object) -> None:
+        check_digest(Facts("onnx:/home/me/net.onnx", "other", 8, AlignSpec()), "mine", "/home/me/g")
+
+    monkeypatch.setattr(gallery, "recognise", recognise)
+    refused = post(port, "/api/recognise", ("photo", RED))
+    assert refused.status == 409
+    assert refused.error == "the gallery is another network's now: start persona serve anew"
 
 
 NAMES = {
