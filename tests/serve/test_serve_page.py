@@ -113,7 +113,7 @@ def test_a_name_is_not_cut_off_at_the_edges_of_the_photo(browser: Any, url: str)
     ready(page)
     corners = [[0, 0], [560, 0], [0, 380], [560, 380]]
     face = {"name": "Somebody Longish", "score": 0.9, "nearest": None, "refused": None}
-    found = {"width": 640, "height": 480, "threshold": 0.5}
+    found: dict[str, Any] = {"width": 640, "height": 480, "threshold": 0.5}
     found |= {"faces": [{**face, "box": [*corner, 80, 100]} for corner in corners]}
     page.route("**/api/recognise", lambda route: route.fulfill(json=found))
     page.set_input_files("#photo", photo_file(1))
