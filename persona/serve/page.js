@@ -116,8 +116,11 @@ async function attempt(work) {
 function show(found) {
   const share = (part, whole) => `${(100 * part) / whole}%`;
   $("boxes").replaceChildren(...found.faces.map((face) => {
-    const box = make("div", { className: face.name === null ? "box" : "box known" }, make("span", {}, title(face)));
     const [x, y, width, height] = face.box;
+    const box = make("div", { className: "box" }, make("span", {}, title(face)));
+    box.classList.toggle("known", face.name !== null);
+    box.classList.toggle("right", x + width / 2 > found.width / 2); // its name within the photo
+    box.classList.toggle("low", y + height > 0.9 * found.height);
     Object.assign(box.style, { left: share(x, found.width), top: share(y, found.height),
       width: share(width, found.width), height: share(height, found.height) });
     return box;

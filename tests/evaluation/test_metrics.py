@@ -136,3 +136,11 @@ def test_cosine_and_match() -> None:
 def test_what_cannot_be_measured_is_said(scores, same, folds, message: str) -> None:
     with pytest.raises(PersonaError, match=message):
         verification(np.array(scores), np.array(same), np.array(folds))
+
+
+def test_what_no_figure_is_made_of() -> None:
+    broken = np.full((2, 3), np.nan)
+    with pytest.raises(PersonaError, match="some scores are not finite: the network gives NaN"):
+        match_accuracy(np.ones((2, 3)), np.ones((2, 3)), broken)
+    with pytest.raises(ValueError, match=r"scores \(2,\) and labels \(3,\) must be \(P,\) alike"):
+        roc(np.ones(2), np.ones(3, bool))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +97,10 @@ def test_unknown_photos_are_named_counted_and_capped(lfw_set: Packed, tmp_path: 
             "\n".join(["a,b,label", *(f"{a},{b},{s}" for a, b, s in ROWS[3:9])]),
             "6 pairs cannot fill 10 folds",
         ),
+        (
+            "\n".join(["a,b,label,fold", *(f"{a},{b},{s},7" for a, b, s in ROWS)]),
+            "all pairs lie in one fold, .*give `fold` at least two values",
+        ),
     ],
 )
 def test_bad_lists_are_one_line(lfw_set: Packed, tmp_path: Path, text: str, message: str) -> None:
@@ -113,6 +119,18 @@ def test_what_is_no_list_at_all(lfw_set: Packed, tmp_path: Path) -> None:
     for name in ("p.csv", "absent.csv"):
         with pytest.raises(PersonaError, match="cannot be read as a list of pairs"):
             read(lfw_set, tmp_path / name)
+
+
+def test_what_a_list_needs(
+    lfw_set: Packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_csv(tmp_path / "p.csv", ROWS)
+    triplets = replace(lfw_set.manifest, kind="triplets")
+    with pytest.raises(PersonaError, match="set lfw holds triplets, no photos: pairs need photos"):
+        read_pair_list(path, triplets, {})
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(PersonaError, match=r"needs pyarrow: pip install 'persona\[parquet\]'"):
+        read(lfw_set, path.rename(tmp_path / "p.parquet"))
 
 
 def embedded(packed: Packed) -> Embedded:

@@ -444,6 +444,39 @@ def test_options_of_another_measure_are_refused(
     assert set(protocols()) == {"verification", "match", "class", "identification", "templates"}
 
 
+def test_sets_that_do_not_fit_a_measure(
+    lfw_set: Packed, train_set: Packed, cpu: Accelerator, tmp_path: Path
+) -> None:
+    triplets = replace(lfw_set, manifest=replace(lfw_set.manifest, kind="triplets"))
+    here = (lfw_set.folder, lfw_set.manifest)
+    for packed, name, options, message in (
+        (triplets, "identification", {}, "set lfw holds triplets: identification needs photos"),
+        (triplets, "templates", {"templates": tmp_path}, "holds triplets: templates need photos"),
+        (
+            lfw_set,
+            "identification",
+            {"gallery": (triplets.folder, triplets.manifest)},
+            "gallery lfw holds triplets: it must hold photos",
+        ),
+    ):
+        with pytest.raises(PersonaError, match=message):
+            measure(packed, cpu, name, **options)
+    strange = pixels(train_set, classes=6)
+    with pytest.raises(
+        PersonaError, match=r"of set lfw are not those that pixels was trained on \(these\)"
+    ):
+        evaluate(strange, *here, cpu, measure="class", quiet=True)
+
+
+def test_a_set_that_has_a_sample_twice_is_refused(lfw_set: Packed, cpu: Accelerator) -> None:
+    first = lfw_set.manifest.shards[0]
+    twice = replace(lfw_set.manifest, shards=(first, first), samples=14)
+    with pytest.raises(
+        PersonaError, match="lfw gave 14 samples with 7 keys, its manifest says 14: pack it again"
+    ):
+        embed_set(Pixels(), lfw_set.folder, twice, cpu, quiet=True)
+
+
 @pytest.fixture
 def ijb(tmp_path: Path) -> tuple[Packed, Path]:
     """36 photos `1.jpg` … of 6 subjects in IJB's layout: 12 templates of 3 photos, 2 media each."""
@@ -512,6 +545,7 @@ def test_bad_lists_of_templates(ijb: tuple[Packed, Path], cpu: Accelerator) -> N
         (pairs, "1 2\n", "expected lines of template template 0|1"),
         (pairs, "1 x 0\n", "expected template template 0"),
         (pairs, "1 2 1\n", "all genuine or all impostor"),
+        (media, "1.jpg 1 1\n", "no pair has a photo in both of its templates"),
         (media, "1.jpg 1\n", "line 1: expected photo template medium"),
         (media, "1.jpg one 1\n", "is no number"),
         (media, "", "is empty"),
@@ -522,6 +556,14 @@ def test_bad_lists_of_templates(ijb: tuple[Packed, Path], cpu: Accelerator) -> N
             measure(packed, cpu, templates=folder)
         pairs.write_text(good[0])
         media.write_text(good[1])
+    probe = folder / "ijbx_1N_probe_mixed.csv"
+    for text, message in (
+        ("TEMPLATE_ID,SUBJECT_ID\n2;0\n", "line 2: expected TEMPLATE_ID,SUBJECT_ID, found '2;0'"),
+        ("TEMPLATE_ID,SUBJECT_ID\n8,3\n", "no probe template shows a subject of the gallery"),
+    ):
+        probe.write_text(text)
+        with pytest.raises(PersonaError, match=message):
+            measure(packed, cpu, templates=folder)
     media.unlink()
     with pytest.raises(PersonaError, match=r"has 0 files \*_face_tid_mid\.txt, expected one"):
         measure(packed, cpu, templates=folder)
