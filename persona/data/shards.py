@@ -37,9 +37,10 @@ from persona.data.storage import (
     is_remote,
     is_url,
     local_file,
+    on_disk,
     open_remote,
 )
-from persona.data.tars import BLOCK, TarError, damaged, iter_members
+from persona.data.tars import BLOCK, TarError, damaged, drop_indexes, iter_members
 from persona.data.triplets import CARD
 from persona.errors import PersonaError, unknown
 from persona.files import read_json, sha256_file, write_json
@@ -306,6 +307,7 @@ def verify_set(
     if is_remote(folder):
         _fetch_all(folder, manifest, advance)
         return
+    drop_indexes(on_disk(folder, "verifying"))
     bad = []
     for number, shard in enumerate(manifest.shards):
         path = manifest.shard_path(folder, number)
