@@ -16,7 +16,6 @@ from typing import IO, Any, AnyStr
 
 from persona.errors import PersonaError
 
-
 LONGEST_LINE = 1 << 16
 
 
