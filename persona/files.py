@@ -12,9 +12,11 @@ import socket
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, AnyStr
 
 from persona.errors import PersonaError
+
+LONGEST_LINE = 1 << 16
 
 
 def process_name() -> str:
@@ -65,10 +67,26 @@ def read_json(path: Path, *, what: str) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise PersonaError(f"no {what} at {path}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of numbers with too many digits
         raise PersonaError(
             f"{what} {path} is not valid JSON ({error}): restore it, or remove it and make it anew"
         ) from None
+
+
+def bounded_lines(file: IO[AnyStr], path: Path) -> Iterator[AnyStr]:
+    """Lines of an open list, which may come from a stranger: none is read whole that is too long.
+
+    Raises:
+        PersonaError: a line is.
+    """
+    number = 1
+    while line := file.readline(LONGEST_LINE + 1):
+        if len(line) > LONGEST_LINE:
+            raise PersonaError(
+                f"{path} line {number} is longer than {LONGEST_LINE:,} characters: this is no list"
+            )
+        yield line
+        number += 1
 
 
 def sha256_file(path: Path) -> str:

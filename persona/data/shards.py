@@ -37,9 +37,10 @@ from persona.data.storage import (
     is_remote,
     is_url,
     local_file,
+    on_disk,
     open_remote,
 )
-from persona.data.tars import BLOCK, TarError, damaged, iter_members
+from persona.data.tars import BLOCK, TarError, damaged, drop_indexes, iter_members
 from persona.data.triplets import CARD
 from persona.errors import PersonaError, unknown
 from persona.files import read_json, sha256_file, write_json
@@ -213,11 +214,30 @@ def parse_manifest(value: Any, path: Path) -> Manifest:
             }
         )
         samples = sum(shard.samples for shard in manifest.shards)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise PersonaError(f"{path} is no manifest: pack the set again") from None
+    align = manifest.align
+    texts = (manifest.name, manifest.dataset, manifest.split)
+    counts = (manifest.identities, manifest.pairs or 0, align.image_size, align.margin)
+    if not (
+        all(type(text) is str and text.isprintable() for text in texts)
+        and all(type(count) is int and count >= 0 for count in counts)
+    ):
+        raise PersonaError(f"{path} is no manifest: pack the set again")
     if manifest.kind not in KINDS or samples != manifest.samples:
         raise PersonaError(f"{path} contradicts itself: pack the set again")
+    digests = [shard.sha256 for shard in manifest.shards]
+    if manifest.pairs_sha256 is not None:
+        digests.append(str(manifest.pairs_sha256))
+    if not all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in digests):
+        raise PersonaError(f"{path} has checksums that are none: pack the set again")
     for shard in manifest.shards:
+        # A sample is two members at least, and each of them a header and a block.
+        if not 0 <= shard.samples * 4 * BLOCK <= shard.bytes or min(shard.no_face, default=0) < 0:
+            raise PersonaError(
+                f"{path}: {shard.samples:,} samples cannot be in {shard.bytes:,} bytes of "
+                f"{shard.name}: pack the set again"
+            )
         if not re.fullmatch(r"\d{6}\.tar", shard.name):
             raise PersonaError(
                 f"{path} names a shard {shard.name!r}: expected 000000.tar and so on"
@@ -306,6 +326,7 @@ def verify_set(
     if is_remote(folder):
         _fetch_all(folder, manifest, advance)
         return
+    drop_indexes(on_disk(folder, "verifying"))
     bad = []
     for number, shard in enumerate(manifest.shards):
         path = manifest.shard_path(folder, number)
@@ -446,6 +467,9 @@ def read_pairs(folder: SetFolder, manifest: Manifest) -> PairTable:
     if not path.is_file() or sha256_file(path) != manifest.pairs_sha256:
         raise PersonaError(f"{path} is missing or does not match its checksum: pack the set again")
     text = path.read_bytes().replace(b",\n", b",-1\n").replace(b",,", b",-1,")
-    rows = np.loadtxt(io.BytesIO(text), np.int64, delimiter=",", skiprows=1, ndmin=2)
-    rows = rows.reshape(-1, 4)
+    try:
+        rows = np.loadtxt(io.BytesIO(text), np.int64, delimiter=",", skiprows=1, ndmin=2)
+        rows = rows.reshape(-1, 4)
+    except ValueError:
+        raise PersonaError(f"{path} holds no pairs of keys: pack the set again") from None
     return PairTable(rows[:, 0], rows[:, 1] == 1, rows[:, 2], rows[:, 3])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import time
 import zlib
 from array import array
@@ -311,7 +312,13 @@ def _walk(
 
 
 # An index: what a walk found, for each epoch and each worker after the first. It can be lost or
-# removed at any time, and is not believed where the tar is another than it was.
+# removed at any time, and is not believed where the tar is another than it was. Verifying a set
+# drops it, so that what is read follows from the bytes that were verified.
+
+
+def drop_indexes(folder: Path) -> None:
+    """Forgets what walks of a folder's tars have found."""
+    shutil.rmtree(folder / INDEXES, ignore_errors=True)
 
 
 def _index_path(path: Path) -> Path:
@@ -352,8 +359,13 @@ def _read_index(path: Path, stream: BinaryIO, suffixes: tuple[str, ...]) -> Samp
         end = 16 + count * width
         keys = np.frombuffer(body[16:end], f"S{width}")
         rows = np.frombuffer(body[end:], "<i8").reshape(count, 2 + 2 * len(suffixes))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError, MemoryError):
         return None
     size = os.fstat(stream.fileno()).st_size
-    inside = len(keys) == count and rows.min(initial=0) >= -1 and rows.max(initial=0) <= size
-    return Samples(keys, rows) if inside else None
+    if len(keys) != count or rows.min(initial=0) < -1 or rows.max(initial=0) > size:
+        return None
+    first, length = rows[:, 0], rows[:, 1]
+    whole = (rows[:, 2:] >= 0).all(axis=1)  # others are refused when they are read
+    inside = (first >= 0) & (first + length <= size)
+    inside &= (rows[:, 2::2] + rows[:, 3::2]).max(axis=1) <= length
+    return Samples(keys, rows) if inside[whole].all() else None

@@ -16,6 +16,7 @@ import numpy as np
 from persona.data.raw.lfw import parse_pairs
 from persona.data.shards import Manifest, PairTable
 from persona.errors import PersonaError
+from persona.files import LONGEST_LINE, bounded_lines
 
 FOLDS = 10
 SHOWN = 5
@@ -130,11 +131,11 @@ def _read_rows(path: Path) -> list[Row]:
     if path.suffix.lower() in {".parquet", ".pq"}:
         return _read_table(path, *_parquet(path))
     with path.open(encoding="utf-8-sig") as file:
-        head = file.readline().split()
+        head = file.readline(LONGEST_LINE).split()
     if 1 <= len(head) <= 2 and all(field.isdigit() for field in head):
         return [(pair.fold, pair.same, pair.a, pair.b) for pair in parse_pairs(path)]
     with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [row for row in csv.reader(file) if row]
+        rows = [row for row in csv.reader(bounded_lines(file, path)) if row]
     return _read_table(path, rows[0], rows[1:]) if rows else []
 
 

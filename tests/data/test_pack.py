@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import os
@@ -329,6 +330,50 @@ def test_foreign_manifests_are_refused(train_set: Packed, change, message: str) 
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(PersonaError, match=message):
         read_manifest(train_set.folder)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("name",), ["s"]),
+        (("dataset",), "\x1b[2J"),
+        (("identities",), -1),
+        (("pairs",), 1.5),
+        (("align", "image_size"), 160.5),
+        (("shards", 0, "samples"), 10**9),
+        (("shards", 0, "samples"), -7),
+        (("shards", 0, "samples"), float("inf")),
+        (("shards", 0, "bytes"), float("inf")),
+        (("shards", 0, "sha256"), "../../etc/passwd"),
+        (("shards", 0, "no_face"), [-1]),
+        (("pairs_sha256",), "../../etc/passwd"),
+    ],
+)
+def test_hostile_manifests_are_refused(train_set: Packed, place, value: object) -> None:
+    path = train_set.folder / "manifest.json"
+    manifest = part = json.loads(path.read_text())
+    for name in place[:-1]:
+        part = part[name]
+    part[place[-1]] = value
+    if place[-1] == "samples" and isinstance(value, int):
+        manifest["samples"] = sum(shard["samples"] for shard in manifest["shards"])
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(PersonaError, match=r"no manifest|cannot be in|checksums that are none"):
+        open_set("vggface2-train", train_set.folder.parent)
+
+
+@pytest.mark.parametrize("text", ['{"version": ' + "9" * 5000 + "}", "[" * 200_000])
+def test_hostile_json_is_one_line(train_set: Packed, text: str) -> None:
+    (train_set.folder / "manifest.json").write_text(text)
+    with pytest.raises(PersonaError, match=r"is not valid JSON"):
+        open_set("vggface2-train", train_set.folder.parent)
+
+
+def test_pairs_that_are_none_are_one_line(lfw_set: Packed) -> None:
+    (lfw_set.folder / "pairs.csv").write_bytes(b"a,b\nx")
+    digest = hashlib.sha256(b"a,b\nx").hexdigest()
+    with pytest.raises(PersonaError, match=r"pairs\.csv holds no pairs of keys"):
+        read_pairs(lfw_set.folder, replace(lfw_set.manifest, pairs_sha256=digest))
 
 
 def test_a_manifest_cannot_name_files_outside_its_folder(train_set: Packed) -> None:

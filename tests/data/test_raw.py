@@ -131,6 +131,9 @@ def test_vggface2_boxes_are_corners(tmp_path: Path) -> None:
         path.write_text(f"NAME_ID,X,Y,W,H\nn000002/0001_01,1,2,{number},20\n")
         with pytest.raises(PersonaError, match="line 2: expected NAME_ID,X,Y,W,H"):
             open_dataset("vggface2", tmp_path).boxes()
+    path.write_text('NAME_ID,X,Y,W,H\n"' + ("x" * 60_000 + "\n") * 3)
+    with pytest.raises(PersonaError, match="does not read as CSV"):
+        open_dataset("vggface2", tmp_path).boxes()
 
 
 @pytest.mark.parametrize(

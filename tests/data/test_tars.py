@@ -12,7 +12,7 @@ import webdataset
 
 from persona.data import tars
 from persona.data.pack import Packed
-from persona.data.shards import tar_end, tar_sample
+from persona.data.shards import tar_end, tar_sample, verify_set
 from persona.data.tars import ShardReader, iter_members
 from persona.errors import PersonaError
 
@@ -202,10 +202,23 @@ def test_what_is_no_index_is_walked_past(tmp_path: Path) -> None:
     hostile = [whole[:length] for length in range(0, len(whole), 23)]
     hostile += [whole[:-1] + b"x", forged(b""), forged(b"\xff" * 16), forged(bytes(64))]
     hostile += [forged(start[: -rows.nbytes] + rows.tobytes()), forged(start[:-8]), b"\0" * 5000]
+    for place, value in ((0, -1), (1, -1), (1, 5), (0, len(path.read_bytes()) - 9), (3, 5000)):
+        rows = np.frombuffer(whole[-3 * 6 * 8 :], "<i8").copy()
+        rows[place] = value
+        hostile.append(forged(start[: -rows.nbytes] + rows.tobytes()))
+    for count, width in ((-1, 8), (3, -1), (3, 0), (3, 1 << 62), (1 << 62, 8), (1 << 40, 0)):
+        hostile.append(forged(np.array([count, width], "<i8").tobytes() + start[16:]))
     for data in hostile:
         index.write_bytes(data)
         assert samples(path, 3) == right
         assert index.read_bytes() == whole  # and mended
+
+
+def test_verifying_a_set_drops_what_was_found_before(train_set: Packed) -> None:
+    (train_set.folder / ".index").mkdir()
+    (train_set.folder / ".index" / "000000.idx").write_bytes(b"somebody's")
+    verify_set(train_set.folder, train_set.manifest)
+    assert not (train_set.folder / ".index").exists()
 
 
 def test_a_folder_that_is_not_ours_gets_no_index(

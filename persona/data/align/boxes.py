@@ -14,6 +14,7 @@ from pathlib import Path
 
 from persona.data.align.spec import Box
 from persona.errors import PersonaError
+from persona.files import bounded_lines
 
 COLUMNS = ["source", "x", "y", "width", "height"]
 
@@ -27,7 +28,7 @@ def read_boxes(path: Path) -> dict[str, Box]:
     boxes: dict[str, Box] = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.reader(file, strict=True)
+            rows = csv.reader(bounded_lines(file, path), strict=True)
             if [name.strip() for name in next(rows, [])] != COLUMNS:
                 raise PersonaError(f"{path} line 1: expected the header {','.join(COLUMNS)}")
             for row in rows:

@@ -44,6 +44,8 @@ CENTRE_WEIGHT = 2.0
 BLOCK = 64
 """Candidates that go through R-Net or O-Net together: what stays in the cache of one core."""
 GPU_CANVASES, GPU_BLOCK = 32, 1024
+BAND_PX, GPU_BAND_PX = 1 << 22, 1 << 26
+"""Of a canvas or a photo that is worked on at once: P-Net takes 100 bytes a pixel."""
 
 
 @dataclass(frozen=True)
@@ -217,18 +219,35 @@ class Mtcnn:
         self, canvases_NHWC: Any, levels: Sequence[Sequence[_Level]]
     ) -> tuple[Array, Array]:
         """P-Net over canvases: (N, H, W) scores and (N, 4, H, W) regression."""
-        net = self._pnet
+        count, height, width, _ = canvases_NHWC.shape
         canvases_NHWC = canvases_NHWC.sub_(127.5).mul_(0.0078125)
-        hidden = _prelu(net.conv1(canvases_NHWC.permute(0, 3, 1, 2)), net.prelu1.weight)
+        rows = (height - 2) // 2 - 4
+        step = max(1, (GPU_BAND_PX if self.on_gpu else BAND_PX) // (2 * count * width))
+        bands = []
+        for first in range(0, rows, step):
+            last = min(first + step, rows)
+            # Two rows of the canvas a row of the output, and what the windows reach beyond them.
+            band = canvases_NHWC[:, 2 * first : 2 * last + 10]
+            bands.append(self._pnet_band(band, 2 * first, levels))
+        scores, regression = zip(*bands, strict=True)
+        return np.concatenate(scores, axis=1), np.concatenate(regression, axis=2)
+
+    def _pnet_band(
+        self, band_NHWC: Any, first: int, levels: Sequence[Sequence[_Level]]
+    ) -> tuple[Array, Array]:
+        """P-Net over rows of canvases, the first of which is row `first`, an even one."""
+        net = self._pnet
+        hidden = _prelu(net.conv1(band_NHWC.permute(0, 3, 1, 2)), net.prelu1.weight)
         for number, some in enumerate(levels):
             for level in some:
                 # The pool's last window may be cut by the level's border: what is beyond the
                 # border repeats what is before it, and the maximum is that of the cut window.
-                bottom, right = level.top + level.height - 2, level.left + level.width - 2
-                rows, columns = slice(level.top, bottom), slice(level.left, right + 1)
+                top, left = level.top - first, level.left
+                bottom, right = top + level.height - 2, left + level.width - 2
+                rows, columns = slice(max(top, 0), max(bottom, 0)), slice(left, right + 1)
                 if level.width % 2:
                     hidden[number, :, rows, right] = hidden[number, :, rows, right - 1]
-                if level.height % 2:
+                if level.height % 2 and 0 < bottom < hidden.shape[2]:
                     hidden[number, :, bottom, columns] = hidden[number, :, bottom - 1, columns]
         hidden = _prelu(net.conv2(_pool(hidden)), net.prelu2.weight)
         hidden = _prelu(net.conv3(hidden), net.prelu3.weight)
@@ -304,12 +323,17 @@ class _AreaSums:
         height, width = self.sizes[number]
         (y0, y1), (x0, x1) = _edges(height, level.height), _edges(width, level.width)
         photo = self._photo(number)
-        rows = photo[self._to(y1)] - photo[self._to(y0)]
-        sums = rows[:, self._to(x1)] - rows[:, self._to(x0)]
-        # The reference divides in this order, in float32.
-        means = sums / self._to((y1 - y0)[:, None, None]) / self._to((x1 - x0)[:, None])
         part = canvas_HWC[level.top : level.top + level.height]
-        part[:, level.left : level.left + level.width] = means
+        part = part[:, level.left : level.left + level.width]
+        step = max(1, BAND_PX // width)
+        for first in range(0, level.height, step):
+            band = slice(first, first + step)
+            above, below = y0[band], y1[band]
+            rows = photo[self._to(below)] - photo[self._to(above)]
+            sums = rows[:, self._to(x1)] - rows[:, self._to(x0)]
+            # The reference divides in this order, in float32.
+            means = sums / self._to((below - above)[:, None, None]) / self._to((x1 - x0)[:, None])
+            part[band] = means
 
     def sample(self, owner: Array, windows: Array, side_px: int) -> Any:
         """(N, side_px, side_px, 3) float32 area averages of windows, (N, 4) int px."""

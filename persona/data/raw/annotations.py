@@ -14,6 +14,7 @@ from pathlib import Path
 
 from persona.data.raw.base import Index
 from persona.errors import PersonaError
+from persona.files import bounded_lines
 
 Attributes = dict[str, str | int]
 
@@ -48,7 +49,7 @@ def annotate(index: Index, path: Path) -> Index:
 def _read(path: Path) -> tuple[str, dict[str, Attributes]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = [line for line in csv.reader(file) if line]
+            lines = [line for line in csv.reader(bounded_lines(file, path)) if line]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise PersonaError(f"{path} cannot be read as annotations ({error})") from None
     header = [name.strip().lower() for name in lines[0]] if lines else []

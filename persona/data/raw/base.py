@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from persona.errors import PersonaError, unknown
+from persona.files import bounded_lines
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
@@ -293,7 +294,7 @@ def iter_lines(path: Path) -> Iterator[str]:
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
-            yield from file
+            yield from bounded_lines(file, path)
     except UnicodeDecodeError:
         raise PersonaError(f"{path} is not UTF-8 text: save it as UTF-8") from None
 

@@ -143,11 +143,19 @@ class _Name:
         raise _RefusedError("a change of a function")
 
 
-def _encode(text: object, encoding: object = "latin1") -> bytes:
-    """How Python 3 writes bytes in old protocols."""
-    if type(text) is not str or encoding not in {"latin1", b"latin1"}:
-        raise _RefusedError("text in another encoding")
-    return text.encode("latin1")
+class _Encoder:
+    """How Python 3 writes bytes in old protocols: as text, each once."""
+
+    def __init__(self, limit: int) -> None:
+        self.left = limit
+
+    def __call__(self, text: object, encoding: object = "latin1") -> bytes:
+        if type(text) is not str or encoding not in {"latin1", b"latin1"}:
+            raise _RefusedError("text in another encoding")
+        self.left -= len(text)
+        if self.left < 0:
+            raise _RefusedError("more bytes than the file has")
+        return text.encode("latin1")
 
 
 def _from_buffer(data: object, dtype: object, shape: object, _order: object = "C") -> _Array:
@@ -156,10 +164,11 @@ def _from_buffer(data: object, dtype: object, shape: object, _order: object = "C
     return array
 
 
-def _names() -> dict[tuple[str, str], _Name]:
+def _names(size: int) -> dict[tuple[str, str], _Name]:
+    """The stand-ins, for a file of `size` bytes."""
     array = _Name(lambda *_: _Array())
     names = {
-        ("_codecs", "encode"): _Name(_encode),
+        ("_codecs", "encode"): _Name(_Encoder(size)),
         ("numpy", "ndarray"): _Name(None),
         ("numpy", "dtype"): _Name(lambda name, *_: _Dtype(name)),
     }
@@ -176,7 +185,7 @@ class _Unpickler(pickle._Unpickler):  # in Python: memory follows the file, not 
 
     def __init__(self, file: mmap.mmap) -> None:
         super().__init__(file, fix_imports=False, encoding="bytes")
-        self._names = _names()
+        self._names = _names(len(file))
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         """A stand-in."""

@@ -17,6 +17,7 @@ from persona.errors import PersonaError, SkipPhoto
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png")
 LABEL_COLUMNS = ("label", "identity", "class", "cls", "labels")
 MAX_GROUP_BYTES = 1 << 29
+MAX_GROUP_ROWS = 1_000_000
 CACHE_BYTES = 1 << 28
 """Of row groups that a worker holds; one is held in any case."""
 MAX_BLOCKS = 16
@@ -48,7 +49,8 @@ class Parquet(RawDataset):
     def __init__(self, root: Path, split: str | None = None, *, scan_workers: int = 8) -> None:
         super().__init__(root, split, scan_workers=scan_workers)
         self._known: _Columns | None = None
-        self._groups: OrderedDict[str, list[Any]] = OrderedDict()
+        self._groups: OrderedDict[str, Any] = OrderedDict()
+        """Arrow's arrays, which hold a value that comes often once."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_groups": OrderedDict()}
@@ -65,7 +67,7 @@ class Parquet(RawDataset):
     def _files(self) -> list[Path]:
         if not self.root.is_dir():
             return [self.root]
-        found = sorted(self.root.rglob("*.parquet"))
+        found = sorted(path for path in self.root.rglob("*.parquet") if path.is_file())
         return [p for p in found if self.split == "all" or p.name.startswith(self.split)]
 
     def _columns(self) -> _Columns:
@@ -74,8 +76,8 @@ class Parquet(RawDataset):
             files = self._files()
             if not files:
                 raise self.complain(self._folder / "*.parquet")
-            with _opened(files[0]) as file:
-                self._known = _find_columns(files[0], file.schema_arrow)
+            with _opened(files[0]) as (_, schema):
+                self._known = _find_columns(files[0], schema)
         return self._known
 
     def class_list(self) -> list[str] | None:
@@ -94,19 +96,20 @@ class Parquet(RawDataset):
         largest = 1
         for path in self._files():
             place = path.relative_to(self._folder).as_posix()
-            with _opened(path) as file:
-                if _find_columns(path, file.schema_arrow) != columns:
+            with _opened(path) as (file, schema):
+                if _find_columns(path, schema) != columns:
                     raise PersonaError(f"{path} has other columns or names than the first file")
                 for group in range(file.num_row_groups):
-                    size = file.metadata.row_group(group).total_byte_size
-                    if size > MAX_GROUP_BYTES:
+                    known = file.metadata.row_group(group)
+                    rows, size = known.num_rows, known.total_byte_size
+                    if size > MAX_GROUP_BYTES or rows > MAX_GROUP_ROWS:
                         raise PersonaError(
-                            f"{path}: row group {group} has {size:,} bytes: write it anew with "
-                            "smaller ones, row_group_size=1000"
+                            f"{path}: row group {group} has {rows:,} rows and {size:,} bytes: "
+                            "write it anew with smaller ones, row_group_size=1000"
                         )
                     largest = max(largest, size)
                     labels = _read_column(file, group, columns.label)
-                    for row, label in enumerate(labels):
+                    for row, label in enumerate(scalar.as_py() for scalar in labels):
                         yield Photo(
                             source=f"{place}/{group:05d}/{row:07d}",
                             identity=self._identity(label, f"{path}: row {row} of group {group}"),
@@ -131,13 +134,15 @@ class Parquet(RawDataset):
         rows = self._groups.get(block)
         if rows is None:
             place, _, group = block.rpartition("/")
-            with _opened(self._folder / place) as file:
+            with _opened(self._folder / place) as (file, _):
                 rows = _read_column(file, int(group), self._columns().image)
             while len(self._groups) >= self.blocks_at_once:
                 self._groups.popitem(last=False)
             self._groups[block] = rows
         self._groups.move_to_end(block)
-        value = rows[int(row)]
+        if int(row) >= len(rows):
+            raise SkipPhoto("unreadable: its file has changed")
+        value = rows[int(row)].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         if not data:
             raise SkipPhoto("unreadable: its row holds no bytes")
@@ -147,27 +152,30 @@ class Parquet(RawDataset):
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A ParquetFile; what Arrow finds wrong with it is one line."""
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """A ParquetFile and its schema; what Arrow finds wrong with it is one line."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
         raise PersonaError("parquet files need pyarrow: pip install 'persona[parquet]'") from None
     try:
-        with pq.ParquetFile(path) as file:
-            yield file
-    except (pa.ArrowException, OSError) as error:
+        # As it is stored: a value that comes a million times takes no more memory than the file.
+        with pq.ParquetFile(path) as plain:
+            schema, known = plain.schema_arrow, plain.metadata
+        texts = [column.path for column in known.schema if column.physical_type == "BYTE_ARRAY"]
+        with pq.ParquetFile(path, metadata=known, read_dictionary=texts) as file:
+            yield file, schema
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
         reason = str(error).partition("\n")[0][:100]
         raise PersonaError(f"{path} is no whole parquet file ({reason}): restore it") from None
 
 
-def _read_column(file: Any, group: int, column: str) -> list[Any]:
-    """A column's values of one row group."""
-    values: list[Any] = file.read_row_group(group, columns=[column]).column(column).to_pylist()
-    return values
+def _read_column(file: Any, group: int, column: str) -> Any:
+    """A column of one row group, as Arrow has it."""
+    return file.read_row_group(group, columns=[column]).column(column)
 
 
 def _find_columns(path: Path, schema: Any) -> _Columns:

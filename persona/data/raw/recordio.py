@@ -32,6 +32,7 @@ from persona.data.raw.base import (
     label_name,
 )
 from persona.errors import PersonaError, SkipPhoto
+from persona.files import bounded_lines
 
 MAGIC = 0xCED7230A
 FRAME = struct.Struct("<II")
@@ -123,7 +124,7 @@ class RecordIO(RawDataset):
     def _lines(self) -> Iterator[tuple[int, int]]:
         """(key, offset) of each line of the idx."""
         with self.idx.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
+            for number, line in enumerate(bounded_lines(lines, self.idx), start=1):
                 fields = line.split()
                 if not fields:
                     continue

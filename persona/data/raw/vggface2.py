@@ -117,7 +117,7 @@ class VGGFace2(VGGFace2Layout):
                 f"no face boxes at {path}: it comes with VGGFace2; without it choose --align mtcnn"
             )
         boxes: dict[str, tuple[float, float, float, float]] = {}
-        for number, row in enumerate(csv.reader(iter_lines(path)), start=1):
+        for number, row in enumerate(_rows(path), start=1):
             if number == 1 and row[:1] == ["NAME_ID"]:
                 continue
             try:
@@ -129,3 +129,10 @@ class VGGFace2(VGGFace2Layout):
                 raise PersonaError(f"{path} line {number}: expected NAME_ID,X,Y,W,H") from None
             boxes[f"{self.split}/{name}.jpg"] = (x, y, x + width, y + height)
         return boxes
+
+
+def _rows(path: Path) -> Iterator[list[str]]:
+    try:
+        yield from csv.reader(iter_lines(path))
+    except csv.Error as error:
+        raise PersonaError(f"{path} does not read as CSV ({error}): restore it") from None

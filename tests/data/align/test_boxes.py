@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,15 @@ def test_files_that_are_no_csv(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_bytes(HEADER.encode() + b"\xff\xfe,1,2,3,4\n")
     with pytest.raises(PersonaError, match="no UTF-8 text"):
         read_boxes(tmp_path / "x.csv")
+
+
+def test_a_line_without_an_end_is_not_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    with path.open("w") as file:
+        file.write(HEADER + "a.jpg,1,2,3,4\n")
+        file.truncate(1 << 30)  # costs no disk
+    tracemalloc.start()
+    with pytest.raises(PersonaError, match="line 3 is longer than 65,536 characters"):
+        read_boxes(path)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()

@@ -11,7 +11,7 @@ import torch
 from facenet_pytorch import MTCNN
 from PIL import Image
 
-from persona.data.align import AlignSpec
+from persona.data.align import AlignSpec, detect
 from persona.data.align.crop import margin_box
 from persona.data.align.decode import Decoded
 from persona.data.align.detect import Mtcnn, _AreaSums, _Level, _pyramid
@@ -75,6 +75,20 @@ def check_parity(photos: list[Image.Image]) -> None:
 
 def test_crops_equal_facenet_pytorch() -> None:
     check_parity(drawn(40))
+
+
+@pytest.mark.parametrize("band_px", [1, 3000, 20_000])
+def test_bands_of_a_large_photo_change_nothing(
+    band_px: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = drawn(12)
+    whole = find(*photos)
+    monkeypatch.setattr(detect, "BAND_PX", band_px)
+    for found, expected in zip(find(*photos), whole, strict=True):
+        assert (found is None) == (expected is None)
+        if found is not None and expected is not None:
+            np.testing.assert_allclose(found.box, expected.box, atol=1e-3)
+            assert found.probability == pytest.approx(expected.probability, abs=1e-5)
 
 
 REAL = Path(__file__).parents[4] / "shared" / "faces" / "raw"

@@ -82,6 +82,14 @@ def nested_laughs() -> bytes:
     return data + b"]\x86."
 
 
+def encoded_again() -> bytes:
+    """One text of a megabyte that becomes bytes a thousand times."""
+    encode = b"c_codecs\nencode\nq\x000"
+    text = b"X" + struct.pack("<I", 1 << 20) + b"x" * (1 << 20) + b"q\x010Vlatin1\nq\x020"
+    calls = b"h\x00h\x01h\x02\x86R" * 1000
+    return b"\x80\x02](" + encode + text + calls + b"e](" + b"\x88" * 500 + b"e\x86."
+
+
 def hostile(ran: Path) -> dict[str, bytes]:
     touch = f"touch {ran}"
     python = f"__import__('os').mkdir({str(ran)!r})"
@@ -101,6 +109,7 @@ def hostile(ran: Path) -> dict[str, bytes]:
         "inside": dump(([Calls(os.system, touch), PHOTOS[0]], [True])),
         "objects": dump((np.array([Calls(os.system, touch), None], object), [True])),
         "floats": dump(([np.zeros(3), np.zeros(3)], [True])),
+        "encoded again": encoded_again(),
         "codec": b"c_codecs\nencode\n(Vabc\nVrot13\ntR.",
         "set a function": b"\x80\x02c_codecs\nencode\n}U\x05_callK\x01s\x86b.",
         "call an array type": b"\x80\x02cnumpy\nndarray\n(tR.",
@@ -147,4 +156,4 @@ def test_an_array_that_claims_more_than_its_bytes_is_refused(tmp_path: Path) -> 
 
 
 def test_stand_ins_call_nothing() -> None:
-    assert {type(name) for name in bins._names().values()} == {bins._Name}
+    assert {type(name) for name in bins._names(0).values()} == {bins._Name}

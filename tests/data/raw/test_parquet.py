@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def test_packing_keeps_to_a_window_of_row_groups(
     reads: list[int] = []
     read_column = parquet._read_column
 
-    def counted(file: Any, group: int, column: str) -> list[Any]:
+    def counted(file: Any, group: int, column: str) -> Any:
         reads.append(group)
         return read_column(file, group, column)
 
@@ -100,6 +101,11 @@ def bad_metadata(path: Path) -> Path:
     return path
 
 
+def bad_name(path: Path) -> None:
+    data = write(path, [0], jpg=[jpeg(1)], name=["a"]).read_bytes()
+    path.write_bytes(data.replace(b"name", b"n\xffme"))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -111,6 +117,7 @@ def bad_metadata(path: Path) -> Path:
         (bad_metadata, "its Hugging Face metadata is damaged"),
         (lambda p: p.write_bytes(b"PAR1 no PAR1"), "is no whole parquet file"),
         (lambda p: p.write_bytes(b""), "is no whole parquet file"),
+        (bad_name, "is no whole parquet file"),
         (lambda p: p.write_bytes(write(p, [0] * 9).read_bytes()[:-40]), "is no whole parquet file"),
     ],
 )
@@ -143,6 +150,31 @@ def test_rows_without_bytes_are_skipped(tmp_path: Path) -> None:
         dataset.read(dataset.index().photos[0])
 
 
+def test_a_photo_that_comes_often_takes_memory_once(tmp_path: Path) -> None:
+    """A file of 600 kB that would be 900 MB of values."""
+    path = tmp_path / "a.parquet"
+    photo = jpeg(1) + bytes(300_000)
+    images = pa.array([{"bytes": photo, "path": ""}] * 3000, IMAGE)
+    write(path, [0], group=3000, image=images, label=["x" * 200] * 3000)
+    del images
+    assert path.stat().st_size < 1_000_000
+    dataset = open_dataset(f"parquet:{path}", tmp_path)
+    photos = dataset.index().photos
+    before = pa.total_allocated_bytes()
+    assert dataset.read(photos[2999]) == photo
+    assert pa.total_allocated_bytes() - before < 10_000_000
+
+
+def test_a_file_that_changes_is_skipped_and_pipes_are_passed_over(tmp_path: Path) -> None:
+    path = write(tmp_path / "p" / "a.parquet", [0, 1, 2])
+    os.mkfifo(tmp_path / "p" / "b.parquet")
+    dataset = open_dataset(f"parquet:{tmp_path / 'p'}", tmp_path)
+    photos = dataset.index().photos
+    write(path, [0])
+    with pytest.raises(SkipPhoto, match="its file has changed"):
+        dataset.read(photos[2])
+
+
 def test_large_row_groups_and_differing_files_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,9 +182,11 @@ def test_large_row_groups_and_differing_files_are_refused(
     write(tmp_path / "p/b.parquet", [0], jpg=[jpeg(1)], label=[0])
     with pytest.raises(PersonaError, match=r"b\.parquet has other columns"):
         open_dataset(f"parquet:{tmp_path / 'p'}", tmp_path).index()
-    monkeypatch.setattr(parquet, "MAX_GROUP_BYTES", 10)
-    with pytest.raises(PersonaError, match="write it anew with smaller ones"):
-        open_dataset(f"parquet:{tmp_path / 'p'}", tmp_path).index()
+    for limit in ("MAX_GROUP_BYTES", "MAX_GROUP_ROWS"):
+        with monkeypatch.context() as patch:
+            patch.setattr(parquet, limit, 1)
+            with pytest.raises(PersonaError, match="write it anew with smaller ones"):
+                open_dataset(f"parquet:{tmp_path / 'p'}", tmp_path).index()
     (tmp_path / "none").mkdir()
     with pytest.raises(PersonaError, match=r"\*\.parquet is missing"):
         open_dataset(f"parquet:{tmp_path / 'none'}", tmp_path).index()

@@ -155,6 +155,7 @@ def edit_rec(place: int, new: bytes):
         (edit_idx("2\t", "2\t99999"), r"line 3: record 2 is at byte 999,[\d,]+, train.rec ends at"),
         (edit_idx("2\t", "two\t"), "line 3: expected '<key><TAB><offset>'"),
         (edit_idx("2\t", "2\t4\n3\t"), "record 2 at byte .* no record begins there"),
+        (edit_idx("2\t", "2" * 70_000 + "\t"), "line 3 is longer than 65,536"),
         (edit_idx("6\t", "60\t"), "promises 6 photos, here are 5"),
         (edit_label(1.5), "record 1 has the label 1.5: expected a whole number"),
         (edit_label(float("nan")), "record 1 has the label nan"),
