@@ -80,7 +80,7 @@ def test_numbers_that_numpy_does_not_have(tmp_path: Path) -> None:
     path.write_bytes(whole.replace(b'"F16"', b'"BF16"').replace(b"}}  ", b"}} ", 1))
     with (
         new_store(tmp_path / "g.db") as store,
-        pytest.raises(PersonaError, match="is no file of|bfloat16"),
+        pytest.raises(PersonaError, match=r"is no file of|bfloat16"),
     ):
         import_people(store, path)
 
