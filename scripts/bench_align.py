@@ -139,7 +139,7 @@ def measure(
     from persona.data.raw import open_dataset
     from persona.workers import worker_pool
 
-    rounds, singles, chunks, crops = (3, 16, 2, 12_000) if quick else (7, 64, 16, 40_000)
+    rounds, singles, chunks, crops = (3, 16, 2, 8_000) if quick else (7, 64, 16, 40_000)
     cores = len(os.sched_getaffinity(0))
     (work / "photos" / "LFW").mkdir(parents=True)
     dataset = open_dataset("lfw", work / "photos")

@@ -24,6 +24,7 @@ import itertools
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -305,7 +306,12 @@ class Peer:
         self._said = (work / f"{name}.log").open("w+")
         command = [str(PEERS), __file__, "--part", name, "--work", str(work)]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            text=True,
+            start_new_session=True,
         )
 
     def wait(self) -> None:
@@ -316,16 +322,21 @@ class Peer:
 
     def measure(self, rounds: int) -> dict[str, list[float]]:
         """Its name, and images a second; nothing where it failed, which is told."""
-        output, _ = self._process.communicate(f"{rounds}\n")
-        if self._process.returncode:
-            self._said.seek(0)
-            sys.stderr.write(f"{self.name} failed:\n{self._said.read()[-2000:]}\n")
-            return {}
-        return {self.name: json.loads(output.splitlines()[-1])}
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(f"{rounds}\n")
+            self._process.stdin.flush()
+        for line in self._process.stdout:
+            if line.startswith("["):
+                return {self.name: json.loads(line)}
+        self._said.seek(0)
+        sys.stderr.write(f"{self.name} failed:\n{self._said.read()[-2000:]}\n")
+        return {}
 
     def close(self) -> None:
-        """Ends it, asked or not."""
-        self._process.kill()
+        """Ends it and its workers, which would take their time."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         for file in (self._process.stdin, self._process.stdout, self._said):
             assert file is not None
@@ -410,19 +421,22 @@ def measure_more(work: Path) -> dict[str, Any]:
     }
 
 
-def part(what: str, work: Path) -> Any:
-    """What `in_peers` or a `Peer` asks for."""
+def part(what: str, work: Path) -> None:
+    """What `in_peers` or a `Peer` asks for, as a line of JSON on stdout."""
     if what == "memory":  # in a process of its own: a worker begins with what its parent holds
-        return worker_peak_mb(work / "large")
-    if what == "decoders":
+        print(json.dumps(worker_peak_mb(work / "large")))
+    elif what == "decoders":
         paths = sorted((work / "folder").rglob("*.jpg"))[:DISTINCT]
-        return decoders([path.read_bytes() for path in paths])
-    first = iter(HERE[what](work))  # its worker waits with the two batches that it loads ahead
-    sys.stdout.write(f"\n{READY}")
-    sys.stdout.flush()
-    rounds = int(sys.stdin.readline())
-    again = (HERE[what](work) for _ in range(1, rounds))
-    return [images_a_second(batches) for batches in itertools.chain([first], again)]
+        print(json.dumps(decoders([path.read_bytes() for path in paths])))
+    else:
+        first = iter(HERE[what](work))
+        one = next(first)  # its worker waits with the two batches that it loads ahead
+        print(f"\n{READY}", end="", flush=True)
+        rounds = int(sys.stdin.readline())
+        again = (HERE[what](work) for _ in range(1, rounds))
+        loaders = itertools.chain([itertools.chain([one], first)], again)
+        speeds = [images_a_second(batches) for batches in loaders]
+        print(json.dumps(speeds), flush=True)  # now: ending a loader takes seconds
 
 
 def main() -> None:
@@ -434,7 +448,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:
-        print(json.dumps(part(arguments.part, arguments.work)))
+        part(arguments.part, arguments.work)
         return
     with tempfile.TemporaryDirectory() as work:
         with prepared(arguments.quick, Path(work)) as bench:
