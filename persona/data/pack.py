@@ -54,13 +54,14 @@ from persona.data.shards import (
     encode_json,
     encode_pairs,
     key_of,
+    open_faces,
     open_set,
     parse_manifest,
     read_manifest,
     tar_sample,
     write_manifest,
 )
-from persona.data.tars import ShardReader, damaged
+from persona.data.tars import damaged
 from persona.data.triplets import ROLES, check_index, index_digest, load_triplets
 from persona.errors import NoFace, PersonaError, SkipPhoto, unknown
 from persona.files import folder_lock, read_json, write_atomically, write_json
@@ -513,19 +514,17 @@ class TripletCopier:
     """Copies crops out of a packed set into triplet samples; built once in every worker."""
 
     def __init__(self, crops: Packed) -> None:
-        self.shards = []
-        for number, shard in enumerate(crops.manifest.shards):
-            no_face = frozenset(key_of(key).encode() for key in shard.no_face)
-            path = crops.manifest.shard_path(crops.folder, number)
-            samples = shard.samples - len(no_face)
-            self.shards.append(ShardReader(path, ("jpg", "json"), samples, no_face))
+        manifest = crops.manifest
+        self.shards = [
+            open_faces(crops.folder, manifest, number) for number in range(len(manifest.shards))
+        ]
         counts = [len(shard.keys) for shard in self.shards]
-        keys = [_places(shard) for shard in self.shards]
-        order = np.argsort(np.concatenate(keys), kind="stable")
-        self.keys = np.concatenate(keys)[order]
+        keys = np.concatenate([shard.numbers() for shard in self.shards])
+        order = np.argsort(keys, kind="stable")
+        self.keys = keys[order]
         """Places in the index that have a crop, sorted."""
-        self.shard = np.repeat(np.arange(len(counts), dtype=np.int32), counts)[order]
-        self.row = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])[order]
+        self.shard = np.repeat(np.arange(len(counts)), counts)[order]
+        self.row = np.concatenate([np.arange(count) for count in counts])[order]
 
     def __call__(self, numbered: Sequence[tuple[int, list[int]]]) -> Chunk:
         """Turns `(number, three places)` into the tar bytes of their samples."""
@@ -562,14 +561,6 @@ class TripletCopier:
         except (KeyError, TypeError, ValueError) as error:
             what = f"sample {self.keys[at]}: {type(error).__name__}"
             raise damaged(shard.path, what) from None
-
-
-def _places(shard: ShardReader) -> npt.NDArray[np.int64]:
-    """A shard's keys as places in the index."""
-    try:
-        return shard.keys.astype(np.int64)
-    except (ValueError, OverflowError):
-        raise damaged(shard.path, "a key that is no number") from None
 
 
 # --- 3. pack ---------------------------------------------------------------------------------

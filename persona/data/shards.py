@@ -40,7 +40,7 @@ from persona.data.storage import (
     on_disk,
     open_remote,
 )
-from persona.data.tars import BLOCK, TarError, damaged, drop_indexes, iter_members
+from persona.data.tars import BLOCK, ShardReader, TarError, damaged, drop_indexes, iter_members
 from persona.data.triplets import CARD
 from persona.errors import PersonaError, unknown
 from persona.files import read_json, sha256_file, write_json
@@ -419,6 +419,18 @@ def index_members(folder: SetFolder, manifest: Manifest) -> dict[str, Member]:
         except TarError as error:
             raise damaged(path, str(error)) from None
     return members
+
+
+def open_faces(folder: SetFolder, manifest: Manifest, number: int) -> ShardReader:
+    """JPEG and json of the samples of a shard of photos, but for those without a face.
+
+    Raises:
+        PersonaError: the shard is damaged.
+    """
+    shard = manifest.shards[number]
+    no_face = frozenset(key_of(key).encode() for key in shard.no_face)
+    path = manifest.shard_path(folder, number)
+    return ShardReader(path, ("jpg", "json"), shard.samples - len(no_face), no_face)
 
 
 def encode_pairs(pairs: list[KeyPair]) -> bytes:

@@ -246,10 +246,7 @@ class Window:
         for shard in np.unique(chosen[:, 0]).tolist():
             here = chosen[:, 0] == shard
             reader, rows = self.shards[shard], chosen[here, 1]
-            try:
-                keys[here] = reader.keys[rows]
-            except ValueError:
-                raise damaged(reader.path, "a key that is no number") from None
+            keys[here] = reader.numbers(rows)
             places[here] = reader.places[rows]
         return keys, places
 

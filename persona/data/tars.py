@@ -219,6 +219,17 @@ class ShardReader:
             raise ValueError("it ends early")
         return [data[at : at + size] for at, size in zip(places[::2], places[1::2], strict=True)]
 
+    def numbers(self, rows: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int64]:
+        """The keys of these samples, or of all, as the numbers that they are in packed sets.
+
+        Raises:
+            PersonaError: a key is no number, naming the shard.
+        """
+        try:
+            return (self.keys if rows is None else self.keys[rows]).astype(np.int64)
+        except (ValueError, OverflowError):
+            raise damaged(self.path, "a key that is no number") from None
+
     def sizes(self, suffix: str) -> npt.NDArray[np.int64]:
         """(samples,) bytes of each sample's member; -1: it lacks it."""
         sizes_N: npt.NDArray[np.int64] = self._rows[:, 3 + 2 * self._suffixes.index(suffix)]

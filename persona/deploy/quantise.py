@@ -1,6 +1,6 @@
 """An exported graph in integers of eight bits, calibrated on faces.
 
-1. `find_ranges`: the least and the largest value of every tensor over the faces
+1. `find_ranges`: the least and the largest value of every tensor, means over batches of faces
 2. `lower`: hard-swish and hard-sigmoid become a sum, a clip and a product, which integer kernels
    have; the clip is a quantised range and costs nothing, the sixth goes into the weights after it
 3. `quantise`: QuantizeLinear and DequantizeLinear around each layer, activations asymmetric (Jacob
@@ -85,7 +85,7 @@ def quantise_graph(
         model: onnx.ModelProto of float32.
         batches: calibration faces.
         output: the embedding's name.
-        worst: cosine that every calibration face must keep.
+        worst: cosine that every face must keep.
         others: faces that must keep it as well, though no range comes from them.
 
     Raises:

@@ -18,7 +18,7 @@ import orjson
 import torch
 from torch import Tensor
 
-from persona.data.shards import Manifest, key_of
+from persona.data.shards import Manifest, open_faces
 from persona.data.storage import SetFolder
 from persona.data.stream import NO_LANDMARKS, decode_into
 from persona.data.tars import ShardReader, damaged
@@ -51,11 +51,8 @@ class Photos:
         for folder, manifest in self.sets:
             _check(manifest, self.size_px)
             found = [np.empty(0, np.int64)]
-            for shard, entry in enumerate(manifest.shards):
-                no_face = frozenset(key_of(key).encode() for key in entry.no_face)
-                path = manifest.shard_path(folder, shard)
-                samples = entry.samples - len(no_face)
-                reader = ShardReader(path, ["jpg", "json"], samples, no_face)
+            for shard in range(len(manifest.shards)):
+                reader = open_faces(folder, manifest, shard)
                 found.append(_read_classes(reader, len(manifest.classes)))
                 self._readers.append(reader)
                 self._shards.append(shard)
@@ -135,7 +132,7 @@ class Photos:
         Raises:
             PersonaError: a key is no number, naming the shard.
         """
-        return np.concatenate([_read_keys(reader) for reader in self._readers])
+        return np.concatenate([reader.numbers() for reader in self._readers])
 
     def landmarks(self, photos: Ints) -> Tensor:
         """(B, 6, 2) float32 points and scale (persona/landmarks.py); NaN where there are none.
@@ -184,13 +181,6 @@ def _read_classes(reader: ShardReader, known: int) -> Ints:
     if len(classes) and not 0 <= classes.min() <= classes.max() < known:
         raise damaged(reader.path, "a class index outside the manifest's list")
     return classes
-
-
-def _read_keys(reader: ShardReader) -> Ints:
-    try:
-        return reader.keys.astype(np.int64)
-    except ValueError:
-        raise damaged(reader.path, "a key that is no number") from None
 
 
 def _check(manifest: Manifest, size_px: int) -> None:

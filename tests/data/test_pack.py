@@ -273,6 +273,18 @@ def test_triplets_without_a_face_are_left_out_and_named(raw: Path, tmp_path: Pat
     assert "no crop of its" in manifest.skipped[0].reason
 
 
+def test_triplets_of_photos_that_all_fail_are_all_left_out(raw: Path, tmp_path: Path) -> None:
+    dataset, shards = open_dataset("vggface2", raw, "test"), tmp_path / "shards"
+    index = dataset.index()
+    card = make_triplets(index, 20, dataset="vggface2", split="test", seed=0, shards=shards)
+    for photo in index.photos:
+        (dataset.root / photo.source).write_bytes(b"broken")
+    with pytest.raises(
+        PersonaError, match=r"none of 20 triplets could be packed; .* no crop of its"
+    ):
+        pack_triplets(dataset, card.id, shards, replace(NO_ALIGN, max_skipped=1))
+
+
 def test_triplets_of_damaged_crops_are_refused(raw: Path, tmp_path: Path) -> None:
     dataset, shards = open_dataset("vggface2", raw, "test"), tmp_path / "shards"
     index = dataset.index()
