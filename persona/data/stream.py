@@ -120,12 +120,12 @@ class EpochPlan:
     multiple: int = 1
     """In training, batches a rank come in multiples of this (gradient accumulation)."""
 
-    @property
+    @cached_property
     def samples(self) -> int:
         """Samples in the set."""
         return sum(samples for _, samples in self.counts)
 
-    @property
+    @cached_property
     def batches(self) -> int:
         """Batches of this rank; in training the same on all."""
         if self.training:
@@ -157,7 +157,7 @@ class EpochPlan:
         """Where each shard begins in the epoch's order, and where the last one ends."""
         return np.cumsum([0, *(samples for _, samples in self.counts)])
 
-    @property
+    @cached_property
     def windows(self) -> int:
         """Windows of this rank: of whole batches, equal to one batch."""
         return -(-self.batches * self.batch_size // SHUFFLE_BUFFER)
@@ -491,15 +491,18 @@ class EpochLoader:
         self._workers = min(workers, max(1, self.remaining))
 
     def _start(self, slabs: Slabs) -> Iterator[Decoded | Failure]:
+        stream = self._stream.read_into(slabs)
+        if not self._workers:
+            return iter(stream)
         with warnings.catch_warnings():
             # How many processes a machine bears is the user's to say.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             return iter(
                 DataLoader(
-                    self._stream.read_into(slabs),
+                    stream,
                     batch_size=None,  # the stream yields batches
                     num_workers=self._workers,
-                    prefetch_factor=2 if self._workers else None,
+                    prefetch_factor=2,
                     worker_init_fn=step_back,
                     collate_fn=as_it_is,
                     # Its own: starting workers must not move the global one.

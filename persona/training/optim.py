@@ -20,16 +20,19 @@ MILESTONES = (1 / 4, 1 / 2, 3 / 4)
 
 
 def build_optimizer(student: nn.Module, config: OptimConfig) -> Optimizer:
-    """Over the parameters that are trained; norms and biases are spared the weight decay."""
+    """Over the parameters that are trained; norms and biases are spared the weight decay.
+
+    Fused: one pass over all of them, a third of the time on the CPU (docs/measurements.md).
+    """
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if config.optimizer == "sgd":
-        return SGD(groups, lr=config.lr, momentum=config.momentum)
+        return SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
     kind: type[Adam] = {"adam": Adam, "adamw": AdamW}[config.optimizer]
-    return kind(groups, lr=config.lr)
+    return kind(groups, lr=config.lr, fused=True)
 
 
 def build_scheduler(
