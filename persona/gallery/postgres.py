@@ -170,6 +170,13 @@ class PostgresStore(Store):
             kept = dataclasses.replace(facts, threshold=threshold)
             self._set_fact("facts", json.dumps(kept.to_json()))
 
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """What is asked and then added in here is one transaction."""
+        with self._explained(), self._db.transaction():
+            self._fact("facts", lock=True)  # as everybody who adds does
+            yield
+
     def people(self) -> list[Person]:
         """Everybody, by name."""
         with self._explained():

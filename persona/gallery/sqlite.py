@@ -212,6 +212,12 @@ class SqliteStore(Store):
             kept = dataclasses.replace(facts, threshold=threshold)
             self._set_fact("facts", json.dumps(kept.to_json()))
 
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """What is asked and then added in here is one transaction."""
+        with self._explained(), self._transaction():
+            yield
+
     def people(self) -> list[Person]:
         """Everybody, by name."""
         with self._explained():
@@ -436,7 +442,13 @@ class SqliteStore(Store):
 
     @contextlib.contextmanager
     def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
-        """All or nothing, for which other writers wait; with `BEGIN` questions at one moment."""
+        """All or nothing, for which other writers wait; with `BEGIN` questions at one moment.
+
+        Within `changing` it is part of that.
+        """
+        if self._db.in_transaction:
+            yield
+            return
         self._execute(begin)
         try:
             yield

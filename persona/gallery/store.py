@@ -17,6 +17,7 @@ import json
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,13 @@ class Store(ABC):
     @abstractmethod
     def set_threshold(self, threshold: Threshold) -> None:
         """Keeps a threshold with the network it was chosen for."""
+
+    @abstractmethod
+    def changing(self) -> AbstractContextManager[None]:
+        """What is asked and then added in here is one transaction: no other writer comes between.
+
+        An exception undoes it.
+        """
 
     @abstractmethod
     def people(self) -> list[Person]:

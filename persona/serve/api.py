@@ -30,7 +30,7 @@ from persona import __version__
 from persona.errors import PersonaError, SkipPhoto
 from persona.gallery import Gallery, TwoPeopleError
 from persona.gallery.store import NobodyError, OtherNetworkError
-from persona.serve.gate import Busy, Gate, TooSlow
+from persona.serve.gate import Busy, Claim, Gate, TooSlow
 from persona.serve.guard import Guard, problem
 from persona.serve.uploads import FORM, PHOTO, Form, Limits, decode, read_form
 
@@ -154,7 +154,7 @@ def build_app(
         exception_handlers=dict.fromkeys(EXPLAINED, _explain),
     )
 
-    async def through(request: Request, photos: int, work: Callable[[Form], T]) -> T:
+    async def through(request: Request, photos: int, work: Callable[[Form, Claim], T]) -> T:
         return await gate.run(partial(read_form, request, limits, photos=photos), work)
 
     @app.get("/api/health")
@@ -179,7 +179,7 @@ def build_app(
     async def recognise(request: Request) -> Recognised:
         """Finds the faces of a photo and who they are."""
 
-        def work(form: Form) -> Recognised:
+        def work(form: Form, _: Claim) -> Recognised:
             photo = decode(_only(form.photos), limits.pixels)
             faces = [
                 Face(**{**dataclasses.asdict(seen), "box": photo.whole(seen.box)})
@@ -196,14 +196,14 @@ def build_app(
     async def enroll(request: Request) -> EnrolledPhotos:
         """Remembers someone by up to `limits.photos` photos; `force` passes over a doubt."""
 
-        def work(form: Form) -> EnrolledPhotos:
+        def work(form: Form, claim: Claim) -> EnrolledPhotos:
             name = _field(form, "name")
             if not form.photos:
                 raise PersonaError(NO_PHOTO)
             force = form.fields.get("force", "").lower() in YES
             # One by one: a photo is let go before the next is decoded.
             photos = (_pixels(data, limits.pixels) for data in form.photos)
-            enrolled = gallery.enroll(name, photos, force=force)
+            enrolled = gallery.enroll(name, photos, force=force, claim=claim)
             return EnrolledPhotos(**dataclasses.asdict(enrolled))
 
         return await through(request, limits.photos, work)
@@ -212,8 +212,9 @@ def build_app(
     async def forget(request: Request) -> Forgotten:
         """Forgets someone, templates and photos."""
 
-        def work(form: Form) -> Forgotten:
+        def work(form: Form, claim: Claim) -> Forgotten:
             name = _field(form, "name")
+            claim()
             return Forgotten(name=name, templates=gallery.forget(name))
 
         return await through(request, 0, work)
