@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -200,7 +201,10 @@ def recognise_command(
     what: Annotated[Path, typer.Argument(metavar="PHOTO|FOLDER|VIDEO")],
     annotate: Annotated[
         Path | None,
-        typer.Option(help="Write a copy with boxes and names: a file; for a folder, a folder."),
+        typer.Option(
+            help="Write a copy with boxes and names: a file; for a folder, a folder. It is smaller "
+            "than a photo of over 16 megapixels."
+        ),
     ] = None,
     nearest: Annotated[
         bool, typer.Option("--nearest", help="Who is nearest to an unknown face, and how near.")
@@ -264,23 +268,23 @@ def _recognise(
         if not folder:
             raise PersonaError(f"{path}: {reason}") from None
         return str(reason)
-    faces = gallery.recognise(photo)
+    faces = gallery.recognise(photo.pixels)
     if annotate is not None:
         marks = [mark_of(face, face.box) for face in faces]
-        save_image(draw_marks(photo, marks), annotate / path.name if folder else annotate)
-    return faces
+        save_image(draw_marks(photo.pixels, marks), annotate / path.name if folder else annotate)
+    return tuple(replace(face, box=photo.whole(face.box)) for face in faces)
 
 
 def _video(gallery: Gallery, path: Path, annotate: Path | None, every: float) -> Seen | None:
     """The tracks of a video; None: it is a photo, or what is wrong with it is a photo's matter."""
-    from persona.data.align.decode import EncodedPhoto
+    from persona.data.align.decode import MOST_PIXELS, EncodedPhoto
     from persona.data.raw.base import IMAGE_SUFFIXES
 
     if path.suffix.lower() in IMAGE_SUFFIXES or not path.is_file():
         return None
     try:
         with path.open("rb") as file:
-            EncodedPhoto(file.read(10_000_000))
+            EncodedPhoto(file.read(10_000_000), MOST_PIXELS)
         return None
     except SkipPhoto:
         pass
