@@ -15,7 +15,7 @@
 
 The digest is of student, sets and settings. A run that is there is not run again, so that a
 benchmark that was killed goes on, and one with more orders or methods begins where the smaller one
-ended.
+ended. A method whose loss is not finite has failed over that order, and the others go on.
 
 Shapes: T experiences, N photos, P pairs.
 """
@@ -32,6 +32,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ from persona.config import LearnConfig
 from persona.data.shards import Manifest, open_set, read_pairs
 from persona.data.storage import SetFolder
 from persona.data.targets import TargetReader
-from persona.distill import agree
+from persona.distill import agree, build_accelerator
 from persona.errors import PersonaError
 from persona.evaluation.metrics import (
     FARS,
@@ -58,12 +59,13 @@ from persona.learning.learner import Learner
 from persona.learning.means import ClassMeans
 from persona.learning.methods import Context, methods
 from persona.learning.photos import Ints, Photos
-from persona.learning.run import build_accelerator, open_anchor
+from persona.learning.run import open_anchor
 from persona.learning.stream import Experience, build_experience, in_groups, in_order
 from persona.models import store
 from persona.models.cards import Card, find_model
 from persona.models.student import Student
 from persona.report.plain import Curves
+from persona.training.meter import NotFiniteError
 from persona.training.teacher import Teacher
 from persona.workspace import Workspace
 
@@ -135,25 +137,35 @@ def benchmark(
     photos = Photos([new])
     bench = Bench(config, workspace, parent, new, photos, accelerator, base, test_set)
     first = bench.order(config.seed)
+    folder = bench.folder
     for method in chosen:  # what a method cannot work with is found before the first step
         bench.learner(bench.student(), method, config.seed).check(first.stream)
-    folder = workspace.runs / f"benchmark-{bench.digest()}"
     wanted = [(seed, m) for seed in range(config.seed, config.seed + seeds) for m in chosen]
     with ExitStack() as stack:
         if accelerator.is_main_process:
             stack.enter_context(folder_lock(folder, doing="running the benchmark of"))
-        done = agree(accelerator, [read_run(folder, *which) for which in wanted])
+        done = agree(
+            accelerator, [read_run(folder, *which, bench.teacher_of(which[1])) for which in wanted]
+        )
         there = sum(run is not None for run in done)
         if there:
             told(f"{there} of {len(done)} runs are in {folder} already; without it all run anew")
         order, runs = first, []
+        failed: list[dict[str, Any]] = []
         for (seed, method), run in zip(wanted, done, strict=True):
             if run is not None:
                 runs.append(run)
                 continue
             if order.seed != seed:
                 order = bench.order(seed)
-            runs.append(run := bench.run(method, order))
+            try:
+                runs.append(run := bench.run(method, order))
+            except NotFiniteError as error:
+                if accelerator.num_processes > 1:
+                    raise  # the others wait for this one's gradients
+                failed.append({"method": method, "seed": seed, "reason": str(error)})
+                told(f"order {seed}, {method}: failed: {error}")
+                continue
             if accelerator.is_main_process:
                 write_json(run_path(folder, seed, method), run)
             figures = {name: run[name] for name in ("incremental", "final", "forgetting")}
@@ -172,9 +184,14 @@ def benchmark(
         "memory": {"photos": config.memory, "mb": config.memory_mb},
         "seeds": seeds,
         "methods": {
-            method: summary([run for run in runs if run["method"] == method]) for method in chosen
+            method: summary(
+                [run for run in runs if run["method"] == method],
+                [run["seed"] for run in failed if run["method"] == method],
+            )
+            for method in chosen
         },
         "runs": runs,
+        "failed": failed,
     }
 
 
@@ -183,11 +200,11 @@ def run_path(folder: Path, seed: int, method: str) -> Path:
     return folder / f"order-{seed}-{method}.json"
 
 
-def read_run(folder: Path, seed: int, method: str) -> dict[str, Any] | None:
+def read_run(folder: Path, seed: int, method: str, teacher: str) -> dict[str, Any] | None:
     """The figures of a run that came to its end; None where there are none.
 
     Raises:
-        PersonaError: the file is damaged.
+        PersonaError: the file is damaged, or the teacher was not the one of this digest.
     """
     path = run_path(folder, seed, method)
     if not path.exists():
@@ -199,6 +216,10 @@ def read_run(folder: Path, seed: int, method: str) -> dict[str, Any] | None:
         or not found.keys() >= {*FIGURES, "seen", "outside_before"}
     ):
         raise PersonaError(f"{path} is no run of {method} over order {seed}: remove it")
+    if found.get("teacher", "") != teacher:
+        raise PersonaError(
+            f"{path} is of a teacher with other weights: restore them, or remove the file"
+        )
     return found
 
 
@@ -228,7 +249,17 @@ class Bench:
     accelerator: Accelerator
     base: float
     test_set: str | None
-    anchor: tuple[Teacher | None, TargetReader | None] | None = None
+    anchor: tuple[Teacher | None, TargetReader | None, str] | None = None
+    """The teacher, its kept vectors and the digest of both, once they are open."""
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where the runs are kept."""
+        return self.workspace.runs / f"benchmark-{self.digest()}"
+
+    def teacher_of(self, method: str) -> str:
+        """Digest of the teacher that a method asks; empty: none."""
+        return self.anchor[2] if method == "anchor" and self.anchor is not None else ""
 
     def digest(self) -> str:
         """Of all that a run depends on but its method and order, in 12 hex digits."""
@@ -356,11 +387,11 @@ class Bench:
         if method == "anchor":
             if self.anchor is None:
                 arguments = (self.workspace, self.parent, self.new, self.accelerator)
-                self.anchor = open_anchor(config, *arguments)[:2]
-            teacher, targets = self.anchor
+                self.anchor = open_anchor(config, *arguments)
+            teacher, targets, _ = self.anchor
         return Learner(
             *(config, student, (), self.photos, self.accelerator),
-            folder=self.workspace.runs,
+            folder=self.folder / f"order-{seed}-{method}",
             teacher=teacher,
             targets=targets,
             quiet=True,
@@ -389,6 +420,7 @@ class Bench:
         return {
             "method": method,
             "seed": seed,
+            "teacher": self.teacher_of(method),
             "accuracy": matrix,
             "start": order.start,
             "seen": seen,
@@ -448,12 +480,15 @@ def to_come(context: Context, experience: Experience) -> float:
     return float((means.nearest(context.embed(experience.test)) == test_labels).float().mean())
 
 
-def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation of each figure over the orders; null where there is none."""
-    found: dict[str, Any] = {}
+def summary(runs: Sequence[dict[str, Any]], failed: Sequence[int]) -> dict[str, Any]:
+    """Mean and standard deviation of each figure over the orders; null where there is none.
+
+    Of a method that failed over some orders there is none: those left would flatter it.
+    """
+    found: dict[str, Any] = {"failed": list(failed)}
     for name in FIGURES:
         values = [run[name] for run in runs]
-        there = not any(value is None for value in values)
+        there = not failed and not any(value is None for value in values)
         found[name] = float(np.mean(values)) if there else None
         spread = len(values) > 1 and there
         found[f"{name}_std"] = float(np.std(values, ddof=1)) if spread else None
@@ -464,7 +499,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
     """The accuracy on all identities so far over the experiences, a line a method, as PNG."""
     lines = {
         method: np.mean([r["seen"] for r in found["runs"] if r["method"] == method], 0).tolist()
-        for method in found["methods"]
+        for method, figures in found["methods"].items()
+        if not figures["failed"]
     }
     x = [float(number) for number in range(len(found["identities"]))]
     curves = Curves("learning", ("experience", "accuracy on all so far"), x, lines)
