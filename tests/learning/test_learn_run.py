@@ -201,6 +201,19 @@ def test_identities_of_one_name_are_one(home: Path, student: str) -> None:
     assert persona_here(*LEARN, *options, home=home)["num_classes"] == 6
 
 
+def test_what_was_learned_is_measured_by_name(home: Path, student: str) -> None:
+    """The new model knows both sets' people: its logits are in neither set's order."""
+    options = ("--student", student, "--old", OLD, "--method", "ncm", "--hold-out", "0")
+    card = persona_here(*LEARN, *options, home=home)
+    measure = ("--measure", "class", "--student", card["id"])
+    for name in (OLD, NEW):
+        found = persona_here("evaluate", "--set", name, *measure, home=home)
+        assert (found["measure"], found["photos"]) == ("class", 30)
+        assert found["accuracy"] > 0.3  # of 12 people by chance 0.08
+    asked = ("evaluate", "--set", "lfw", *measure)
+    assert "of set lfw are not, or not all, among those" in learn_error(*asked, home=home)
+
+
 def test_experiences_come_one_after_another(home: Path, student: str) -> None:
     options = ("--student", student, "--method", "ewc", "--experiences", "3")
     card = persona_here(*LEARN, *options, home=home)

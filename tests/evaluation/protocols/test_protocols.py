@@ -463,7 +463,8 @@ def test_sets_that_do_not_fit_a_measure(
             measure(packed, cpu, name, **options)
     strange = pixels(train_set, classes=6)
     with pytest.raises(
-        PersonaError, match=r"of set lfw are not those that pixels was trained on \(these\)"
+        PersonaError,
+        match=r"of set lfw are not, or not all, among those that pixels was trained on \(these\)",
     ):
         evaluate(strange, *here, cpu, measure="class", quiet=True)
 
