@@ -41,24 +41,18 @@ import torch
 from accelerate import Accelerator
 
 from persona.config import LearnConfig
-from persona.data.shards import Manifest, open_set, read_pairs
+from persona.data.shards import Manifest, open_set
 from persona.data.storage import SetFolder
 from persona.data.targets import TargetReader
 from persona.distill import agree, build_accelerator
 from persona.errors import PersonaError
-from persona.evaluation.metrics import (
-    FARS,
-    cosine_scores,
-    equal_error_rate,
-    roc_auc,
-    tar_at_far,
-)
 from persona.files import folder_lock, read_json, write_atomically, write_json
 from persona.learning import metrics
 from persona.learning.learner import Learner
 from persona.learning.means import ClassMeans
 from persona.learning.methods import Context, methods
-from persona.learning.photos import Ints, Photos
+from persona.learning.outside import Outside, left_out, pairs_of_set
+from persona.learning.photos import Photos
 from persona.learning.run import open_anchor
 from persona.learning.stream import Experience, build_experience, in_groups, in_order
 from persona.models import store
@@ -73,35 +67,9 @@ log = logging.getLogger(__name__)
 
 VERSION = 2
 """Of how methods learn and what is measured: runs of another one are not taken up."""
-MAX_PAIRS = 100_000
-"""Of photos of one person, and of two."""
 HIGHER = ("incremental", "final", "backward", "forward")
 FIGURES = (*HIGHER, "forgetting", "outside_auc", "outside_eer", "seconds", "kept_bytes")
 """Of a method, as mean and standard deviation over the orders."""
-
-
-@dataclass(frozen=True)
-class Outside:
-    """People who are not in the stream, as pairs of their photos."""
-
-    photos: Photos
-    chosen: Ints
-    """(N,) theirs."""
-    a: Ints
-    b: Ints
-    same: Any
-    """(P,) places in `chosen` of the pairs' photos, and whether they are of one person."""
-
-    def measure(self, context: Context) -> dict[str, Any]:
-        """AUC, EER and TAR at FAR of a student."""
-        theirs = dataclasses.replace(context, photos=self.photos)
-        embeddings = theirs.embed(self.chosen).numpy()
-        scores = cosine_scores(embeddings[self.a], embeddings[self.b])
-        return {
-            "auc": roc_auc(scores, self.same),
-            "eer": equal_error_rate(scores, self.same),
-            "tar_at_far": {f"{far:g}": tar_at_far(scores, self.same, far) for far in FARS},
-        }
 
 
 def benchmark(
@@ -132,10 +100,16 @@ def benchmark(
         raise PersonaError(f"base {base}: choose a share between 0 and 1")
     accelerator = build_accelerator(config.mixed_precision)
     parent = find_model(config.student, workspace.models)
-    new = open_set(config.on, workspace.shards, Path(config.cache) if config.cache else None)
-    new[1].check_crops(f"student {parent.id}", parent.image_size, False)
-    photos = Photos([new])
-    bench = Bench(config, workspace, parent, new, photos, accelerator, base, test_set)
+    cache = Path(config.cache) if config.cache else None
+    new, *others = (
+        open_set(name, workspace.shards, cache)
+        for name in (config.on, test_set)
+        if name is not None
+    )
+    for _, manifest in (new, *others):
+        manifest.check_crops(f"student {parent.id}", parent.image_size, False)
+    photos, other = Photos([new]), others[0] if others else None
+    bench = Bench(config, workspace, parent, new, photos, accelerator, base, other)
     first = bench.order(config.seed)
     folder = bench.folder
     for method in chosen:  # what a method cannot work with is found before the first step
@@ -248,7 +222,7 @@ class Bench:
     photos: Photos
     accelerator: Accelerator
     base: float
-    test_set: str | None
+    test_set: tuple[SetFolder, Manifest] | None
     anchor: tuple[Teacher | None, TargetReader | None, str] | None = None
     """The teacher, its kept vectors and the digest of both, once they are open."""
 
@@ -270,7 +244,7 @@ class Bench:
             "student": self.parent.weights_sha256,
             "set": self.new[1].digest,
             "base": self.base,
-            "outside": self.test_set and open_set(self.test_set, self.workspace.shards)[1].digest,
+            "outside": self.test_set and self.test_set[1].digest,
             "processes": self.accelerator.num_processes,
         }
         return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:12]
@@ -290,9 +264,9 @@ class Bench:
         names = in_order(self.photos, everything, seed)
         if self.test_set is None:
             away, names = names[: len(names) // 5], names[len(names) // 5 :]
-            outside = self._left_out(away, seed)
+            outside = left_out(self.photos, away, seed, self.new[1].name)
         else:
-            outside = self._other_set(self.test_set)
+            outside = pairs_of_set(*self.test_set, self.photos)
         first = round(self.base * len(names))
         if first < 2 or len(names) - first < self.config.experiences:
             raise PersonaError(
@@ -333,42 +307,6 @@ class Bench:
         learner = self.learner(copy.deepcopy(order.ready), method, seed)
         learner.adopt(experience)
         return learner
-
-    def _left_out(self, names: list[str], seed: int) -> Outside:
-        """Pairs of photos of these people: all, or of each kind a sample."""
-        theirs = set(names)
-        places = [place for place, name in enumerate(self.photos.names) if name in theirs]
-        mine = np.flatnonzero(np.isin(self.photos.identity, places))
-        a, b, same = draw_pairs(self.photos.identity[mine], MAX_PAIRS, seed)
-        if len(names) < 2 or not same.any():
-            raise PersonaError(
-                f"a fifth of the identities of set {self.new[1].name} makes no pairs: give "
-                "--test-set a set of other people"
-            )
-        return Outside(self.photos, mine, a, b, same)
-
-    def _other_set(self, name: str) -> Outside:
-        """The pairs of a set, both of whose photos show a face."""
-        folder, manifest = open_set(name, self.workspace.shards)
-        manifest.check_crops(f"student {self.parent.id}", self.parent.image_size, False)
-        pairs = read_pairs(folder, manifest)
-        photos = Photos([(folder, manifest)])
-        common = len(set(photos.names) & set(self.photos.names))
-        if common:
-            raise PersonaError(
-                f"{common} identities of --test-set {name} are in the stream by name: choose a set "
-                "of other people"
-            )
-        keys = photos.keys()
-        order = np.argsort(keys)
-        wanted = np.stack([pairs.a, pairs.b])
-        places = np.searchsorted(keys[order], wanted)
-        rows = order[np.minimum(places, len(keys) - 1)]
-        rows[keys[rows] != wanted] = -1
-        there = (rows >= 0).all(axis=0)
-        return Outside(
-            photos, np.arange(len(photos)), rows[0, there], rows[1, there], pairs.same[there]
-        )
 
     def steps_of(self, experience: Experience, stream: Sequence[Experience]) -> int:
         """As many an identity in the base as in the later experiences."""
@@ -438,36 +376,6 @@ class Bench:
             "kept": kept,
             "kept_bytes": sum(kept.values()),
         }
-
-
-def draw_pairs(identity_N: Ints, most: int, seed: int) -> tuple[Ints, Ints, Any]:
-    """(P,) and (P,) places of the photos of pairs, and (P,) whether they are of one person.
-
-    Up to `most` of each kind, all there are where they are few. What is held is in proportion to
-    what is drawn: 40,000 photos make 800 million pairs.
-    """
-    rng = np.random.default_rng(seed)
-    everything = len(identity_N) * (len(identity_N) - 1) // 2
-    a, b = pair_at(rng.choice(everything, min(everything, 2 * most), replace=False))
-    of_two = np.flatnonzero(identity_N[a] != identity_N[b])[:most]
-    order = np.argsort(identity_N, kind="stable")  # one person's photos are neighbours
-    _, first, counts = np.unique(identity_N[order], return_index=True, return_counts=True)
-    pairs = counts * (counts - 1) // 2
-    ends = np.cumsum(pairs)
-    total = int(pairs.sum())
-    drawn = rng.choice(total, min(total, most), replace=False)
-    who = np.searchsorted(ends, drawn, side="right")
-    i, j = pair_at(drawn - (ends - pairs)[who])
-    found = [(a[of_two], order[first[who] + i]), (b[of_two], order[first[who] + j])]
-    same = np.repeat([False, True], [len(of_two), len(who)])
-    return np.concatenate(found[0]), np.concatenate(found[1]), same
-
-
-def pair_at(numbers: Ints) -> tuple[Ints, Ints]:
-    """The pairs i < j of these numbers: 0 is (0, 1), then (0, 2), (1, 2), (0, 3) and so on."""
-    j = ((1 + np.sqrt(1 + 8 * numbers)) / 2).astype(np.int64)
-    j -= numbers < j * (j - 1) // 2  # where the root was rounded up
-    return numbers - j * (j - 1) // 2, j
 
 
 def to_come(context: Context, experience: Experience) -> float:
