@@ -81,8 +81,8 @@ def pairs_of_set(folder: SetFolder, manifest: Manifest, stream: Photos) -> Outsi
     common = len(set(photos.names) & set(stream.names))
     if common:
         raise PersonaError(
-            f"{common} identities of --test-set {manifest.name} are in the stream by name: choose a "
-            "set of other people"
+            f"{common} identities of --test-set {manifest.name} are in the stream by name: choose "
+            "a set of other people"
         )
     keys = photos.keys()
     order = np.argsort(keys)
