@@ -61,12 +61,8 @@ def look_at(data: bytes, max_pixels: int = MOST_PIXELS, side_px: int | None = No
     Raises:
         SkipPhoto: empty, truncated, too large or no image.
     """
-    photo = EncodedPhoto(data, MOST_PIXELS)
+    photo = EncodedPhoto(data, max_pixels, MAX_WHOLE)
     width, height = photo.size
-    limit = max_pixels if photo.shrinks else min(max_pixels, MAX_WHOLE)
-    if width * height > limit:
-        whole = "" if limit == max_pixels else ", the limit for what is no RGB or grey JPEG"
-        raise SkipPhoto(f"{width} x {height} px is over {limit / 1e6:g} megapixels{whole}")
     room = 1.0 if side_px is None else min(width, height) / side_px
     shrink = next((shrink for shrink in SHRINKS if shrink <= room), 1)
     while width * height > MAX_LOOKED_AT * shrink**2:

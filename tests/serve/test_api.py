@@ -152,7 +152,10 @@ BROKEN = {
     "text": (b"This is no photo.", "unreadable: no JPEG, PNG, BMP or WebP"),
     "truncated": (photo((1, 2, 3), quality=100)[:-40], "unreadable: a JPEG that is cut short"),
     "bomb": (bomb(), "unreadable: "),
-    "too many pixels": (photo(size_px=(2600, 2000)), "2600 x 2000 px is over 5 megapixels"),
+    "too many pixels": (
+        photo(size_px=(2600, 2000)),
+        "2600 x 2000 px is over the limit of 5 megapixels",
+    ),
 }
 
 

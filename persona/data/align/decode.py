@@ -88,8 +88,15 @@ class Decoded:
 class EncodedPhoto:
     """A photo whose header has been read and whose pixels have not."""
 
-    def __init__(self, data: bytes, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(
+        self, data: bytes, max_pixels: int = MAX_PIXELS, max_whole: int = MAX_PIXELS
+    ) -> None:
         """Reads the header.
+
+        Args:
+            data: the file.
+            max_pixels: that it may have.
+            max_whole: that it may have if it can only be decoded whole.
 
         Raises:
             SkipPhoto: empty, too large or no image.
@@ -100,8 +107,13 @@ class EncodedPhoto:
         with _skipping(data):
             self._photo = Image.open(io.BytesIO(data), formats=FORMATS)
             width, height = self._photo.size
-            if width * height > max_pixels:
-                raise SkipPhoto(f"unreadable: {width} x {height} px is over the limit")
+            whole = max_whole < max_pixels and not self.shrinks
+            limit = max_whole if whole else max_pixels
+            if width * height > limit:  # before a PNG's EXIF is asked for, which decodes it
+                raise SkipPhoto(
+                    f"unreadable: {width} x {height} px is over the limit of {limit / 1e6:g} "
+                    f"megapixels{' for what is no RGB or grey JPEG' if whole else ''}"
+                )
             self.orientation = self._photo.getexif().get(ORIENTATION, 1)
         self.size: tuple[int, int] = (height, width) if self._turned else (width, height)
         """Width and height of the upright photo, px."""
