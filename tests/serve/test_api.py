@@ -154,7 +154,7 @@ BROKEN = {
     "bomb": (bomb(), "unreadable: "),
     "too many pixels": (
         photo(size_px=(2600, 2000)),
-        "2600 x 2000 px is over the limit of 5 megapixels",
+        "2600 x 2000 px is over the limit of 5 m",
     ),
 }
 
