@@ -160,7 +160,10 @@ class Learner:
             self.method.before(experience.train, self.labels(experience.train))
         if self.method.trains:
             self._prepare(state)
-            self._train(experience, step, moment)
+            try:
+                self._train(experience, step, moment)
+            except NotFiniteError as error:
+                raise NotFiniteError(f"experience {experience.number + 1}: {error}") from None
         self.method.after(experience.train, self.labels(experience.train))
 
     def _prepare(self, state: dict[str, Any] | None) -> None:

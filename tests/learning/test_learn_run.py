@@ -530,7 +530,7 @@ def test_a_method_that_fails_leaves_the_others(
     rows = dict(re.findall(r"^ +(lwf|ncm) +(\S+)", done.stdout, re.M))
     assert rows["lwf"] == "failed"
     assert 0 <= float(rows["ncm"]) <= 1
-    assert "order 0, lwf: failed: the loss is nan at step 0" in done.stderr
+    assert "order 0, lwf: failed: experience 2: the loss is nan at step 0" in done.stderr
     found = json.loads(_here(app, (*BENCHMARK, *options, "--json"), home).stdout)
     assert [(one["method"], one["seed"]) for one in found["failed"]] == [("lwf", 0)]
     assert found["methods"]["lwf"]["failed"] == [0]
@@ -554,7 +554,7 @@ def test_weights_that_are_not_finite_are_not_kept(
     models = set((home / "models").iterdir())
     options = ("--student", student, "--method", "finetune", "--steps", "1")
     error = learn_error(*LEARN, *options, home=home)
-    assert error.startswith("the weights are not finite after step 0: start a new run with a lower")
+    assert error.startswith("experience 1: the weights are not finite after step 0: start a new")
     assert set((home / "models").iterdir()) == models
 
 
