@@ -141,6 +141,8 @@ class Gallery:
         crops = [seen.crop for _, seen in usable if seen.crop is not None]
         templates_NE = self.eyes.embed(crops)
         labels = [label for label, _ in usable]
+        # The first look builds an index, for which no other writer should wait.
+        self.store.nearest(templates_NE[:1], self.match)
         with self.store.changing():
             enrolled = self._add(name, labels, crops, templates_NE, refused, force=force)
             claim()
