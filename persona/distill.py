@@ -95,20 +95,11 @@ def distill(config: DistillConfig, workspace: Workspace, resume: str | None = No
     Raises:
         PersonaError: what a user can mend, found before the first step where it can be.
     """
-    # Batches come ready for each rank and the schedule is stepped by hand, so Accelerate is asked
-    # for devices, precision, accumulation and gradients, not for data.
-    try:
-        accelerator = Accelerator(
-            mixed_precision=config.mixed_precision,
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
-            step_scheduler_with_optimizer=False,
-            dynamo_backend=config.compile,
-            kwargs_handlers=[DDP_OPTIONS],
-        )
-    except ValueError as error:
-        raise PersonaError(f"this device cannot do it: {error}") from None
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
+    accelerator = build_accelerator(
+        config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        dynamo_backend=config.compile,
+    )
     run = Run(config, workspace, accelerator, resume)
     with run:
         while run.progress.epoch < config.epochs:
@@ -116,6 +107,31 @@ def distill(config: DistillConfig, workspace: Workspace, resume: str | None = No
             run.finish_epoch()
         run.track_curves()
     return run.id
+
+
+def build_accelerator(mixed_precision: str, **options: Any) -> Accelerator:
+    """The devices and processes of a training.
+
+    Batches come ready for each rank and the schedule is stepped by hand, so Accelerate is asked for
+    devices, precision, accumulation and gradients, not for data.
+
+    Raises:
+        PersonaError: the device does not have this precision, or an option that it cannot do.
+    """
+    try:
+        accelerator = Accelerator(
+            mixed_precision=mixed_precision,
+            step_scheduler_with_optimizer=False,
+            kwargs_handlers=[DDP_OPTIONS],
+            **options,
+        )
+    except ValueError as error:
+        raise PersonaError(f"this device cannot do it: {error}") from None
+    if accelerator.device.type == "cpu":
+        if mixed_precision == "fp16":  # Accelerate takes it, and trains in float32
+            raise PersonaError("mixed_precision fp16 works on GPUs alone: choose bf16 or no here")
+        keep_freed_memory()
+    return accelerator
 
 
 class Run:

@@ -17,6 +17,7 @@ from persona.cli import (
     gallery,
     learn,
     models,
+    recognise,
     report,
     serve,
     targets,
@@ -65,7 +66,7 @@ app.add_typer(learn.learn_app, name="learn")
 app.command("export")(deploy.export_command)
 app.command("bench")(deploy.bench_command)
 app.command("enroll")(gallery.enroll_command)
-app.command("recognise")(gallery.recognise_command)
+app.command("recognise")(recognise.recognise_command)
 app.command("forget")(gallery.forget_command)
 app.add_typer(gallery.gallery_app, name="gallery")
 app.command("serve")(serve.serve_command)

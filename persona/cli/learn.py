@@ -260,6 +260,10 @@ def benchmark_command(
         print_json(found)
     else:
         show(found)
+    if found["failed"]:
+        which = ", ".join(f"{run['method']} over order {run['seed']}" for run in found["failed"])
+        of = len(found["runs"]) + len(found["failed"])
+        raise PersonaError(f"{len(found['failed'])} of {of} runs failed ({which}): see why above")
 
 
 def show(found: dict[str, Any]) -> None:
@@ -283,9 +287,13 @@ def show(found: dict[str, Any]) -> None:
                 f"{figures['seconds']:.1f}",
                 human_bytes(round(figures["kept_bytes"])),
             ]
+            if not figures["failed"]
+            else [method, "failed", *[None] * (len(names) + 1)]
             for method, figures in found["methods"].items()
         ],
     )
+    if not found["runs"]:
+        return
     before = {key: mean_of([run["outside_before"][key] for run in found["runs"]]) for key in FIRST}
     typer.echo(
         f"{found['identities']} people an experience, the base first; seen: accuracy on all so "

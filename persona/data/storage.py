@@ -26,6 +26,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from io import RawIOBase
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,16 @@ class NotThereError(PersonaError):
     """The storage says that there is no such file."""
 
 
+class UnreachableError(PersonaError):
+    """The storage does not answer, or not with what is asked for, however often it is tried."""
+
+
 class _Final(Exception):  # noqa: N818 - an answer, of which the caller makes an error
     """The storage answered, and no second try changes it."""
+
+
+class _GivenUp(_Final):
+    """Its reader tried often enough."""
 
 
 def is_url(name: str) -> bool:
@@ -92,6 +101,11 @@ def is_url(name: str) -> bool:
 def is_remote(folder: SetFolder) -> bool:
     """Whether a set's files must be brought here."""
     return isinstance(folder, RemoteFolder)
+
+
+def keeps(folder: SetFolder) -> bool:
+    """Whether a set that is elsewhere has a cache, from which it may go on."""
+    return isinstance(folder, RemoteFolder) and folder.keep
 
 
 def open_remote(url: str, cache: Path | None) -> RemoteFolder:
@@ -180,15 +194,25 @@ def on_disk(folder: SetFolder, doing: str) -> Path:
 def card_file(folder: SetFolder, name: str) -> Path:
     """A small file of a set, fetched anew each time where it is elsewhere.
 
+    Where nobody answers there, a cache has it as it was when it was fetched last.
+
     Raises:
         NotThereError: there is no such file elsewhere.
+        UnreachableError: nobody answers, and no cache has it.
         PersonaError: it cannot be read from there.
     """
     if not isinstance(folder, RemoteFolder):
         return folder / name
     path = folder.local / name
     with tempfile.TemporaryFile(buffering=0) as file:
-        _download(folder, name, file, size=None)
+        try:
+            _download(folder, name, file, size=None)
+        except UnreachableError as error:
+            if not (folder.keep and path.is_file()):
+                raise
+            fetched = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+            log.warning("%s: going on with the copy of %s UTC", error, f"{fetched:%Y-%m-%d %H:%M}")
+            return path
         file.seek(0)
         with _writing(folder):
             write_atomically(path, file.read())
@@ -305,7 +329,8 @@ def _download(folder: RemoteFolder, name: str, file: RawIOBase, size: int | None
                 return
             problem = f"{file.tell():,} of {size:,} bytes came"
         except _Final as answer:
-            kind = NotThereError if str(answer) == FINAL[404] else PersonaError
+            given_up = UnreachableError if isinstance(answer, _GivenUp) else PersonaError
+            kind = NotThereError if str(answer) == FINAL[404] else given_up
             raise kind(f"cannot read {url}: {answer}; {_ADVICE}") from None
         except (OSError, http.client.HTTPException) as error:
             problem = _reason(error)
@@ -313,7 +338,7 @@ def _download(folder: RemoteFolder, name: str, file: RawIOBase, size: int | None
             _empty(file)
         tries = 0 if file.tell() > before else tries + 1
         if tries > RETRIES:
-            raise PersonaError(f"cannot read {url}: {problem}, {tries} times; {_ADVICE}")
+            raise UnreachableError(f"cannot read {url}: {problem}, {tries} times; {_ADVICE}")
         log.debug("%s: %s, trying again from byte %d", url, problem, file.tell())
         time.sleep(BACKOFF_S * 2 ** max(0, tries - 1))
 
@@ -392,7 +417,7 @@ def _objects(url: str, start: int, size: int | None) -> Iterator[bytes]:
             problem = f"the server answers {code}" if code else _reason(error)
             answer = _answer_of(error, code)
             if answer is None and scheme in TRIES_OF_STORES:
-                answer = f"{problem}, {TRIES_OF_STORES[scheme]} times"
+                raise _GivenUp(f"{problem}, {TRIES_OF_STORES[scheme]} times") from None
             if answer is not None:
                 raise _Final(answer) from None
             raise ConnectionError(0, problem) from None

@@ -14,6 +14,7 @@ arXiv:2303.08983). A triplet is three photos in a row.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
@@ -28,15 +29,19 @@ from persona.data.shards import Manifest
 from persona.data.storage import (
     NotThereError,
     SetFolder,
+    UnreachableError,
     card_file,
     drop_file,
     is_remote,
+    keeps,
     local_file,
 )
 from persona.data.transforms import IDENTITY, MIRROR, VIEW, Views, draw_views
 from persona.data.triplets import ROLES
 from persona.errors import PersonaError
 from persona.files import read_json, sha256_file, write_json
+
+log = logging.getLogger(__name__)
 
 FOLDER = "targets"
 CARD = "targets.json"
@@ -180,10 +185,18 @@ def read_targets(folder: Path) -> Targets:
 
 
 def find_targets(folder: SetFolder, teacher: str) -> Targets | None:
-    """The finished targets of a teacher, if the set has them."""
+    """The finished targets of a teacher, if the set has them.
+
+    A set that is kept here goes on without them while nobody answers where it is from.
+    """
     try:
         card = card_file(folder, f"{targets_name(teacher)}/{CARD}")
     except NotThereError:
+        return None
+    except UnreachableError as error:
+        if not keeps(folder):
+            raise
+        log.warning("%s: going on as if it had no vectors of %s", error, teacher)
         return None
     return read_targets(card.parent) if card.is_file() else None
 

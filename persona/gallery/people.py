@@ -11,8 +11,7 @@ Shapes: N photos, E embedding.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,7 +97,6 @@ class Gallery:
     ) -> None:
         self.store, self.eyes, self.calibration = store, eyes, threshold
         self.match, self.keep_crops = match, keep_crops
-        self._enrolling = threading.Lock()
 
     @property
     def threshold(self) -> float:
@@ -112,6 +110,7 @@ class Gallery:
         *,
         force: bool = False,
         labels: Sequence[str] | None = None,
+        claim: Callable[[], None] = lambda: None,
     ) -> Enrolled:
         """Adds photos of somebody, new or known.
 
@@ -120,6 +119,7 @@ class Gallery:
             photos: (H, W, 3) uint8 upright RGB, or why one could not be read.
             force: also where the photos look like two people.
             labels: what to call the photos in reasons; by default photo 1, photo 2, ….
+            claim: called last, before anything is kept; if it raises, nothing is.
 
         Raises:
             TwoPeopleError: they do.
@@ -141,8 +141,12 @@ class Gallery:
         crops = [seen.crop for _, seen in usable if seen.crop is not None]
         templates_NE = self.eyes.embed(crops)
         labels = [label for label, _ in usable]
-        with self._enrolling:
-            return self._add(name, labels, crops, templates_NE, refused, force=force)
+        # The first look builds an index, for which no other writer should wait.
+        self.store.nearest(templates_NE[:1], self.match)
+        with self.store.changing():
+            enrolled = self._add(name, labels, crops, templates_NE, refused, force=force)
+            claim()
+            return enrolled
 
     def _add(
         self,
@@ -154,7 +158,7 @@ class Gallery:
         *,
         force: bool,
     ) -> Enrolled:
-        """Adds the photos that are not there yet; one thread at a time, or all would be new."""
+        """Adds the photos that are not there yet; within `changing`, or two may add one photo."""
         old_NE = [photo.template for _, _, photo in self.store.photos(name)]
         fresh = _fresh(templates_NE, old_NE)
         refused += [f"{label}: enrolled already" for label in _others(labels, fresh)]

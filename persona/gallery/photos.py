@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from persona.data.align.decode import decode_photo
+from persona.data.align.decode import MOST_PIXELS, SHRINKS, EncodedPhoto
+from persona.data.align.spec import Box
 from persona.data.raw.base import IMAGE_SUFFIXES
 from persona.errors import PersonaError, SkipPhoto
 from persona.files import write_atomically
@@ -19,14 +21,60 @@ from persona.gallery.people import Sighting
 Pixels = npt.NDArray[np.uint8]
 
 MAX_BYTES = 200_000_000
+MAX_WHOLE = 52_000_000
+"""Pixels of a photo that can only be decoded whole."""
+MAX_LOOKED_AT = 16_000_000
+"""A photo is looked at smaller until it has no more pixels: the detector takes 50 bytes a pixel."""
 KNOWN, UNKNOWN, REFUSED = (0, 200, 80), (255, 170, 0), (150, 150, 150)
 """Colours of boxes."""
 QUALITY = 95
 """Of an annotated JPEG or WebP."""
 
 
-def read_photo(path: Path) -> Pixels:
-    """An upright (H, W, 3) uint8 RGB photo.
+@dataclass(frozen=True)
+class LookedAt:
+    """An upright photo, perhaps decoded smaller than it is."""
+
+    pixels: Pixels
+    """(H, W, 3) RGB."""
+    size: tuple[int, int]
+    """Width and height of the whole, px."""
+    shrink: int
+    shift: tuple[float, float]
+    """See persona/data/align/decode.py."""
+
+    def whole(self, box: Box) -> Box:
+        """A box (x, y, width, height) of `pixels` in px of the whole."""
+        x, y, width, height = box
+        x, y = (at - shift for at, shift in zip((x, y), self.shift, strict=True))
+        return x * self.shrink, y * self.shrink, width * self.shrink, height * self.shrink
+
+
+def look_at(data: bytes, max_pixels: int = MOST_PIXELS, side_px: int | None = None) -> LookedAt:
+    """A photo only as large as faces want it.
+
+    Args:
+        data: the file.
+        max_pixels: of the photo.
+        side_px: smaller while its shorter side stays at least this; None: not without need.
+
+    Raises:
+        SkipPhoto: empty, truncated, too large or no image.
+    """
+    photo = EncodedPhoto(data, max_pixels, MAX_WHOLE)
+    width, height = photo.size
+    room = 1.0 if side_px is None else min(width, height) / side_px
+    shrink = next((shrink for shrink in SHRINKS if shrink <= room), 1)
+    while width * height > MAX_LOOKED_AT * shrink**2:
+        shrink *= 2
+    decoded = photo.decode(shrink)
+    # Only a JPEG is decoded smaller.
+    image = decoded.image if decoded.shrink == shrink else decoded.image.reduce(shrink)
+    return LookedAt(np.array(image), photo.size, shrink, decoded.shift)
+
+
+def read_photo(path: Path) -> LookedAt:
+    """A photo's file.
 
     Raises:
         SkipPhoto: no file, or one that may not be read, is empty, truncated, too large or no image.
@@ -36,7 +84,7 @@ def read_photo(path: Path) -> Pixels:
             raise SkipPhoto("unreadable: no file")
         if path.stat().st_size > MAX_BYTES:
             raise SkipPhoto(f"unreadable: over {MAX_BYTES // 1_000_000} MB")
-        return np.asarray(decode_photo(path.read_bytes()))
+        return look_at(path.read_bytes())
     except OSError as error:
         raise SkipPhoto(f"unreadable: {error.strerror}") from None
 
@@ -50,7 +98,7 @@ def iter_photos(
     """
     for path in paths:
         try:
-            yield read_photo(path)
+            yield read_photo(path).pixels
         except SkipPhoto as reason:
             yield reason
         advance(1)

@@ -13,7 +13,6 @@ Shapes: E embedding, P probes.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,9 +29,10 @@ from persona.gallery.store import (
     Photo,
     Store,
     Templates,
-    Threshold,
+    changed_meanwhile,
     check_digest,
     nobody,
+    there_already,
 )
 
 VERSION = 1
@@ -147,7 +147,7 @@ class PostgresStore(Store):
             if self._db.execute("SELECT 1 FROM photo LIMIT 1").fetchone():
                 check_digest(found, facts.digest, self.place)
             elif found is None or found.digest != facts.digest:
-                self._set_fact("facts", json.dumps(facts.to_json()))
+                self._keep_facts(facts)
                 self._shape(facts.width)
         self._network = facts.digest
 
@@ -162,13 +162,15 @@ class PostgresStore(Store):
                     f"({column} vector_cosine_ops)"
                 )
 
-    def set_threshold(self, threshold: Threshold) -> None:
-        """Keeps a threshold with the network it was chosen for."""
+    def _keep_facts(self, facts: Facts) -> None:
+        self._set_fact("facts", json.dumps(facts.to_json()))
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """What is asked and then added in here is one transaction."""
         with self._explained(), self._db.transaction():
-            facts = self._facts(lock=True)
-            assert facts is not None
-            kept = dataclasses.replace(facts, threshold=threshold)
-            self._set_fact("facts", json.dumps(kept.to_json()))
+            self._fact("facts", lock=True)  # as everybody who adds does
+            yield
 
     def people(self) -> list[Person]:
         """Everybody, by name."""
@@ -202,9 +204,7 @@ class PostgresStore(Store):
                     (name, created),
                 ).rowcount
                 if new and not fresh:
-                    raise PersonaError(
-                        f"{self.place} has somebody named {name!r} already: forget one of them"
-                    )
+                    raise there_already(name, self.place)
                 (number,) = cursor.execute(
                     "SELECT id FROM person WHERE name = %s FOR UPDATE", (name,)
                 ).fetchone()
@@ -250,10 +250,7 @@ class PostgresStore(Store):
                 self._fact("facts", lock=True)
                 found = {row[0] for row in cursor.execute("SELECT id FROM photo").fetchall()}
                 if found != templates.keys():
-                    raise PersonaError(
-                        f"{self.place} was changed while it was rebuilt: run `persona gallery "
-                        "rebuild` again"
-                    )
+                    raise changed_meanwhile(self.place)
                 for table, column in _VECTORS.items():
                     cursor.execute(f"DROP INDEX IF EXISTS {table}_nearest")
                     cursor.execute(f"ALTER TABLE {table} ALTER {column} TYPE vector")
@@ -262,7 +259,7 @@ class PostgresStore(Store):
                     [(_text(t), facts.digest, number) for number, t in templates.items()],
                 )
                 self._average("true")
-                self._set_fact("facts", json.dumps(facts.to_json()))
+                self._keep_facts(facts)
                 self._shape(facts.width)
             self._network = facts.digest
             self._clean()

@@ -12,7 +12,6 @@ who opens the file does it. What a disk keeps of overwritten blocks is out of re
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 import os
@@ -34,9 +33,10 @@ from persona.gallery.store import (
     Photo,
     Store,
     Templates,
-    Threshold,
+    changed_meanwhile,
     check_digest,
     nobody,
+    there_already,
 )
 
 log = logging.getLogger(__name__)
@@ -200,17 +200,18 @@ class SqliteStore(Store):
             if self._execute("SELECT 1 FROM photo").fetchone():
                 check_digest(found, facts.digest, self.place)
             elif found is None or found.digest != facts.digest:
-                self._set_fact("facts", json.dumps(facts.to_json()))
+                self._keep_facts(facts)
                 self._begin_anew()
         self._network = facts.digest
 
-    def set_threshold(self, threshold: Threshold) -> None:
-        """Keeps a threshold with the network it was chosen for."""
+    def _keep_facts(self, facts: Facts) -> None:
+        self._set_fact("facts", json.dumps(facts.to_json()))
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """What is asked and then added in here is one transaction."""
         with self._explained(), self._transaction():
-            facts = self._facts()
-            assert facts is not None
-            kept = dataclasses.replace(facts, threshold=threshold)
-            self._set_fact("facts", json.dumps(kept.to_json()))
+            yield
 
     def people(self) -> list[Person]:
         """Everybody, by name."""
@@ -269,9 +270,7 @@ class SqliteStore(Store):
                     (name, created),
                 ).rowcount
                 if new and not fresh:
-                    raise PersonaError(
-                        f"{self.place} has somebody named {name!r} already: forget one of them"
-                    )
+                    raise there_already(name, self.place)
             self._db.executemany(
                 "INSERT INTO photo (person, model, template, crop, landmarks) "
                 "SELECT id, ?5, ?2, ?3, ?4 FROM person WHERE name = ?1",
@@ -313,10 +312,7 @@ class SqliteStore(Store):
                     ).fetchall()
                 )
                 if owners.keys() != templates.keys():
-                    raise PersonaError(
-                        f"{self.place} was changed while it was rebuilt: run `persona gallery "
-                        "rebuild` again"
-                    )
+                    raise changed_meanwhile(self.place)
                 self._db.executemany(
                     "UPDATE photo SET template = ?, model = ? WHERE id = ?",
                     (
@@ -324,7 +320,7 @@ class SqliteStore(Store):
                         for n, t in templates.items()
                     ),
                 )
-                self._set_fact("facts", json.dumps(facts.to_json()))
+                self._keep_facts(facts)
                 self._taken_away()
             self._network = facts.digest
             self._clean()
@@ -436,7 +432,13 @@ class SqliteStore(Store):
 
     @contextlib.contextmanager
     def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
-        """All or nothing, for which other writers wait; with `BEGIN` questions at one moment."""
+        """All or nothing, for which other writers wait; with `BEGIN` questions at one moment.
+
+        Within `changing` it is part of that.
+        """
+        if self._db.in_transaction:
+            yield
+            return
         self._execute(begin)
         try:
             yield

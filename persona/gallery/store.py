@@ -17,7 +17,8 @@ import json
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +161,11 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def set_threshold(self, threshold: Threshold) -> None:
-        """Keeps a threshold with the network it was chosen for."""
+    def changing(self) -> AbstractContextManager[None]:
+        """What is asked and then added in here is one transaction: no other writer comes between.
+
+        An exception undoes it.
+        """
 
     @abstractmethod
     def people(self) -> list[Person]:
@@ -214,6 +218,17 @@ class Store(ABC):
     @abstractmethod
     def close(self) -> None:
         """Lets go of files and connections."""
+
+    @abstractmethod
+    def _keep_facts(self, facts: Facts) -> None:
+        """Writes them, within a transaction."""
+
+    def set_threshold(self, threshold: Threshold) -> None:
+        """Keeps a threshold with the network it was chosen for."""
+        with self.changing():
+            facts = self.facts()
+            assert facts is not None
+            self._keep_facts(replace(facts, threshold=threshold))
 
     def person(self, name: str) -> Person:
         """Somebody by name.
@@ -295,6 +310,18 @@ def check_digest(facts: Facts | None, digest: str, place: str) -> None:
             f"the templates of {place} were made by another network ({facts.network}): name that "
             "one with --model, or make them anew with `persona gallery rebuild --model NAME`"
         )
+
+
+def there_already(name: str, place: str) -> PersonaError:
+    """The error for a name that was to be new."""
+    return PersonaError(f"{place} has somebody named {name!r} already: forget one of them")
+
+
+def changed_meanwhile(place: str) -> PersonaError:
+    """The error for a rebuild into which somebody came."""
+    return PersonaError(
+        f"{place} was changed while it was rebuilt: run `persona gallery rebuild` again"
+    )
 
 
 def nobody(name: str, place: str) -> NobodyError:

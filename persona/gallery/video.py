@@ -23,12 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from persona.data.align.decode import MAX_PIXELS
 from persona.errors import PersonaError
 from persona.files import process_name
 from persona.gallery.faces import Pixels, SeenFace
 from persona.gallery.people import Gallery, Sighting
-from persona.gallery.photos import Mark, draw_marks, mark_of
+from persona.gallery.photos import MAX_WHOLE, Mark, draw_marks, mark_of
 from persona.gallery.store import Templates, unit
 
 GAP_S = 1.0
@@ -221,7 +220,7 @@ class FrameReader:
                 raise PersonaError(f"{self.path} has no pictures: it is sound alone")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            if stream.width * stream.height > MAX_PIXELS:
+            if stream.width * stream.height > MAX_WHOLE:
                 raise PersonaError(
                     f"{self.path}: frames of {stream.width} x {stream.height} px are over the limit"
                 )
@@ -229,7 +228,7 @@ class FrameReader:
             time_s, shift_s = 0.0, 0.0
             try:
                 for number, frame in enumerate(container.decode(stream)):
-                    if frame.width * frame.height > MAX_PIXELS:
+                    if frame.width * frame.height > MAX_WHOLE:
                         raise PersonaError(f"{self.path}: a frame is over the limit on pixels")
                     clock_s = number / float(self.rate) if frame.time is None else frame.time
                     if clock_s + shift_s < time_s:

@@ -15,7 +15,7 @@
 
 The digest is of student, sets and settings. A run that is there is not run again, so that a
 benchmark that was killed goes on, and one with more orders or methods begins where the smaller one
-ended.
+ended. A method whose loss is not finite has failed over that order, and the others go on.
 
 Shapes: T experiences, N photos, P pairs.
 """
@@ -32,6 +32,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,30 +41,25 @@ import torch
 from accelerate import Accelerator
 
 from persona.config import LearnConfig
-from persona.data.shards import Manifest, open_set, read_pairs
+from persona.data.shards import Manifest, open_set
 from persona.data.storage import SetFolder
 from persona.data.targets import TargetReader
-from persona.distill import agree
+from persona.distill import agree, build_accelerator
 from persona.errors import PersonaError
-from persona.evaluation.metrics import (
-    FARS,
-    cosine_scores,
-    equal_error_rate,
-    roc_auc,
-    tar_at_far,
-)
 from persona.files import folder_lock, read_json, write_atomically, write_json
 from persona.learning import metrics
 from persona.learning.learner import Learner
 from persona.learning.means import ClassMeans
 from persona.learning.methods import Context, methods
-from persona.learning.photos import Ints, Photos
-from persona.learning.run import build_accelerator, open_anchor
+from persona.learning.outside import Outside, left_out, pairs_of_set
+from persona.learning.photos import Photos
+from persona.learning.run import open_anchor
 from persona.learning.stream import Experience, build_experience, in_groups, in_order
 from persona.models import store
 from persona.models.cards import Card, find_model
 from persona.models.student import Student
 from persona.report.plain import Curves
+from persona.training.meter import NotFiniteError
 from persona.training.teacher import Teacher
 from persona.workspace import Workspace
 
@@ -71,35 +67,9 @@ log = logging.getLogger(__name__)
 
 VERSION = 2
 """Of how methods learn and what is measured: runs of another one are not taken up."""
-MAX_PAIRS = 100_000
-"""Of photos of one person, and of two."""
 HIGHER = ("incremental", "final", "backward", "forward")
 FIGURES = (*HIGHER, "forgetting", "outside_auc", "outside_eer", "seconds", "kept_bytes")
 """Of a method, as mean and standard deviation over the orders."""
-
-
-@dataclass(frozen=True)
-class Outside:
-    """People who are not in the stream, as pairs of their photos."""
-
-    photos: Photos
-    chosen: Ints
-    """(N,) theirs."""
-    a: Ints
-    b: Ints
-    same: Any
-    """(P,) places in `chosen` of the pairs' photos, and whether they are of one person."""
-
-    def measure(self, context: Context) -> dict[str, Any]:
-        """AUC, EER and TAR at FAR of a student."""
-        theirs = dataclasses.replace(context, photos=self.photos)
-        embeddings = theirs.embed(self.chosen).numpy()
-        scores = cosine_scores(embeddings[self.a], embeddings[self.b])
-        return {
-            "auc": roc_auc(scores, self.same),
-            "eer": equal_error_rate(scores, self.same),
-            "tar_at_far": {f"{far:g}": tar_at_far(scores, self.same, far) for far in FARS},
-        }
 
 
 def benchmark(
@@ -130,30 +100,46 @@ def benchmark(
         raise PersonaError(f"base {base}: choose a share between 0 and 1")
     accelerator = build_accelerator(config.mixed_precision)
     parent = find_model(config.student, workspace.models)
-    new = open_set(config.on, workspace.shards, Path(config.cache) if config.cache else None)
-    new[1].check_crops(f"student {parent.id}", parent.image_size, False)
-    photos = Photos([new])
-    bench = Bench(config, workspace, parent, new, photos, accelerator, base, test_set)
+    cache = Path(config.cache) if config.cache else None
+    new, *others = (
+        open_set(name, workspace.shards, cache)
+        for name in (config.on, test_set)
+        if name is not None
+    )
+    for _, manifest in (new, *others):
+        manifest.check_crops(f"student {parent.id}", parent.image_size, False)
+    photos, other = Photos([new]), others[0] if others else None
+    bench = Bench(config, workspace, parent, new, photos, accelerator, base, other)
     first = bench.order(config.seed)
+    folder = bench.folder
     for method in chosen:  # what a method cannot work with is found before the first step
         bench.learner(bench.student(), method, config.seed).check(first.stream)
-    folder = workspace.runs / f"benchmark-{bench.digest()}"
     wanted = [(seed, m) for seed in range(config.seed, config.seed + seeds) for m in chosen]
     with ExitStack() as stack:
         if accelerator.is_main_process:
             stack.enter_context(folder_lock(folder, doing="running the benchmark of"))
-        done = agree(accelerator, [read_run(folder, *which) for which in wanted])
+        done = agree(
+            accelerator, [read_run(folder, *which, bench.teacher_of(which[1])) for which in wanted]
+        )
         there = sum(run is not None for run in done)
         if there:
             told(f"{there} of {len(done)} runs are in {folder} already; without it all run anew")
         order, runs = first, []
+        failed: list[dict[str, Any]] = []
         for (seed, method), run in zip(wanted, done, strict=True):
             if run is not None:
                 runs.append(run)
                 continue
             if order.seed != seed:
                 order = bench.order(seed)
-            runs.append(run := bench.run(method, order))
+            try:
+                runs.append(run := bench.run(method, order))
+            except NotFiniteError as error:
+                if accelerator.num_processes > 1:
+                    raise  # the others wait for this one's gradients
+                failed.append({"method": method, "seed": seed, "reason": str(error)})
+                told(f"order {seed}, {method}: failed: {error}")
+                continue
             if accelerator.is_main_process:
                 write_json(run_path(folder, seed, method), run)
             figures = {name: run[name] for name in ("incremental", "final", "forgetting")}
@@ -172,9 +158,14 @@ def benchmark(
         "memory": {"photos": config.memory, "mb": config.memory_mb},
         "seeds": seeds,
         "methods": {
-            method: summary([run for run in runs if run["method"] == method]) for method in chosen
+            method: summary(
+                [run for run in runs if run["method"] == method],
+                [run["seed"] for run in failed if run["method"] == method],
+            )
+            for method in chosen
         },
         "runs": runs,
+        "failed": failed,
     }
 
 
@@ -183,11 +174,11 @@ def run_path(folder: Path, seed: int, method: str) -> Path:
     return folder / f"order-{seed}-{method}.json"
 
 
-def read_run(folder: Path, seed: int, method: str) -> dict[str, Any] | None:
+def read_run(folder: Path, seed: int, method: str, teacher: str) -> dict[str, Any] | None:
     """The figures of a run that came to its end; None where there are none.
 
     Raises:
-        PersonaError: the file is damaged.
+        PersonaError: the file is damaged, or the teacher was not the one of this digest.
     """
     path = run_path(folder, seed, method)
     if not path.exists():
@@ -199,6 +190,10 @@ def read_run(folder: Path, seed: int, method: str) -> dict[str, Any] | None:
         or not found.keys() >= {*FIGURES, "seen", "outside_before"}
     ):
         raise PersonaError(f"{path} is no run of {method} over order {seed}: remove it")
+    if found.get("teacher", "") != teacher:
+        raise PersonaError(
+            f"{path} is of a teacher with other weights: restore them, or remove the file"
+        )
     return found
 
 
@@ -227,8 +222,18 @@ class Bench:
     photos: Photos
     accelerator: Accelerator
     base: float
-    test_set: str | None
-    anchor: tuple[Teacher | None, TargetReader | None] | None = None
+    test_set: tuple[SetFolder, Manifest] | None
+    anchor: tuple[Teacher | None, TargetReader | None, str] | None = None
+    """The teacher, its kept vectors and the digest of both, once they are open."""
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where the runs are kept."""
+        return self.workspace.runs / f"benchmark-{self.digest()}"
+
+    def teacher_of(self, method: str) -> str:
+        """Digest of the teacher that a method asks; empty: none."""
+        return self.anchor[2] if method == "anchor" and self.anchor is not None else ""
 
     def digest(self) -> str:
         """Of all that a run depends on but its method and order, in 12 hex digits."""
@@ -239,7 +244,7 @@ class Bench:
             "student": self.parent.weights_sha256,
             "set": self.new[1].digest,
             "base": self.base,
-            "outside": self.test_set and open_set(self.test_set, self.workspace.shards)[1].digest,
+            "outside": self.test_set and self.test_set[1].digest,
             "processes": self.accelerator.num_processes,
         }
         return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:12]
@@ -259,9 +264,9 @@ class Bench:
         names = in_order(self.photos, everything, seed)
         if self.test_set is None:
             away, names = names[: len(names) // 5], names[len(names) // 5 :]
-            outside = self._left_out(away, seed)
+            outside = left_out(self.photos, away, seed, self.new[1].name)
         else:
-            outside = self._other_set(self.test_set)
+            outside = pairs_of_set(*self.test_set, self.photos)
         first = round(self.base * len(names))
         if first < 2 or len(names) - first < self.config.experiences:
             raise PersonaError(
@@ -303,42 +308,6 @@ class Bench:
         learner.adopt(experience)
         return learner
 
-    def _left_out(self, names: list[str], seed: int) -> Outside:
-        """Pairs of photos of these people: all, or of each kind a sample."""
-        theirs = set(names)
-        places = [place for place, name in enumerate(self.photos.names) if name in theirs]
-        mine = np.flatnonzero(np.isin(self.photos.identity, places))
-        a, b, same = draw_pairs(self.photos.identity[mine], MAX_PAIRS, seed)
-        if len(names) < 2 or not same.any():
-            raise PersonaError(
-                f"a fifth of the identities of set {self.new[1].name} makes no pairs: give "
-                "--test-set a set of other people"
-            )
-        return Outside(self.photos, mine, a, b, same)
-
-    def _other_set(self, name: str) -> Outside:
-        """The pairs of a set, both of whose photos show a face."""
-        folder, manifest = open_set(name, self.workspace.shards)
-        manifest.check_crops(f"student {self.parent.id}", self.parent.image_size, False)
-        pairs = read_pairs(folder, manifest)
-        photos = Photos([(folder, manifest)])
-        common = len(set(photos.names) & set(self.photos.names))
-        if common:
-            raise PersonaError(
-                f"{common} identities of --test-set {name} are in the stream by name: choose a set "
-                "of other people"
-            )
-        keys = photos.keys()
-        order = np.argsort(keys)
-        wanted = np.stack([pairs.a, pairs.b])
-        places = np.searchsorted(keys[order], wanted)
-        rows = order[np.minimum(places, len(keys) - 1)]
-        rows[keys[rows] != wanted] = -1
-        there = (rows >= 0).all(axis=0)
-        return Outside(
-            photos, np.arange(len(photos)), rows[0, there], rows[1, there], pairs.same[there]
-        )
-
     def steps_of(self, experience: Experience, stream: Sequence[Experience]) -> int:
         """As many an identity in the base as in the later experiences."""
         later = stream[1:]
@@ -356,11 +325,11 @@ class Bench:
         if method == "anchor":
             if self.anchor is None:
                 arguments = (self.workspace, self.parent, self.new, self.accelerator)
-                self.anchor = open_anchor(config, *arguments)[:2]
-            teacher, targets = self.anchor
+                self.anchor = open_anchor(config, *arguments)
+            teacher, targets, _ = self.anchor
         return Learner(
             *(config, student, (), self.photos, self.accelerator),
-            folder=self.workspace.runs,
+            folder=self.folder / f"order-{seed}-{method}",
             teacher=teacher,
             targets=targets,
             quiet=True,
@@ -389,6 +358,7 @@ class Bench:
         return {
             "method": method,
             "seed": seed,
+            "teacher": self.teacher_of(method),
             "accuracy": matrix,
             "start": order.start,
             "seen": seen,
@@ -408,36 +378,6 @@ class Bench:
         }
 
 
-def draw_pairs(identity_N: Ints, most: int, seed: int) -> tuple[Ints, Ints, Any]:
-    """(P,) and (P,) places of the photos of pairs, and (P,) whether they are of one person.
-
-    Up to `most` of each kind, all there are where they are few. What is held is in proportion to
-    what is drawn: 40,000 photos make 800 million pairs.
-    """
-    rng = np.random.default_rng(seed)
-    everything = len(identity_N) * (len(identity_N) - 1) // 2
-    a, b = pair_at(rng.choice(everything, min(everything, 2 * most), replace=False))
-    of_two = np.flatnonzero(identity_N[a] != identity_N[b])[:most]
-    order = np.argsort(identity_N, kind="stable")  # one person's photos are neighbours
-    _, first, counts = np.unique(identity_N[order], return_index=True, return_counts=True)
-    pairs = counts * (counts - 1) // 2
-    ends = np.cumsum(pairs)
-    total = int(pairs.sum())
-    drawn = rng.choice(total, min(total, most), replace=False)
-    who = np.searchsorted(ends, drawn, side="right")
-    i, j = pair_at(drawn - (ends - pairs)[who])
-    found = [(a[of_two], order[first[who] + i]), (b[of_two], order[first[who] + j])]
-    same = np.repeat([False, True], [len(of_two), len(who)])
-    return np.concatenate(found[0]), np.concatenate(found[1]), same
-
-
-def pair_at(numbers: Ints) -> tuple[Ints, Ints]:
-    """The pairs i < j of these numbers: 0 is (0, 1), then (0, 2), (1, 2), (0, 3) and so on."""
-    j = ((1 + np.sqrt(1 + 8 * numbers)) / 2).astype(np.int64)
-    j -= numbers < j * (j - 1) // 2  # where the root was rounded up
-    return numbers - j * (j - 1) // 2, j
-
-
 def to_come(context: Context, experience: Experience) -> float:
     """Accuracy on an experience that has not been learned, among its own identities."""
     identity = context.photos.identity
@@ -448,12 +388,15 @@ def to_come(context: Context, experience: Experience) -> float:
     return float((means.nearest(context.embed(experience.test)) == test_labels).float().mean())
 
 
-def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation of each figure over the orders; null where there is none."""
-    found: dict[str, Any] = {}
+def summary(runs: Sequence[dict[str, Any]], failed: Sequence[int]) -> dict[str, Any]:
+    """Mean and standard deviation of each figure over the orders; null where there is none.
+
+    Of a method that failed over some orders there is none: those left would flatter it.
+    """
+    found: dict[str, Any] = {"failed": list(failed)}
     for name in FIGURES:
         values = [run[name] for run in runs]
-        there = not any(value is None for value in values)
+        there = not failed and not any(value is None for value in values)
         found[name] = float(np.mean(values)) if there else None
         spread = len(values) > 1 and there
         found[f"{name}_std"] = float(np.std(values, ddof=1)) if spread else None
@@ -464,7 +407,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
     """The accuracy on all identities so far over the experiences, a line a method, as PNG."""
     lines = {
         method: np.mean([r["seen"] for r in found["runs"] if r["method"] == method], 0).tolist()
-        for method in found["methods"]
+        for method, figures in found["methods"].items()
+        if not figures["failed"]
     }
     x = [float(number) for number in range(len(found["identities"]))]
     curves = Curves("learning", ("experience", "accuracy on all so far"), x, lines)

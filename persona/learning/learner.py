@@ -35,7 +35,7 @@ from persona.learning.photos import Ints, Photos
 from persona.learning.stream import Experience, draw_batch
 from persona.models.student import Student
 from persona.progress import progress_bar
-from persona.training.meter import FiniteWatch, Meter
+from persona.training.meter import REMEDY, FiniteWatch, Meter, NotFiniteError
 from persona.training.optim import build_optimizer, build_scheduler
 from persona.training.teacher import Teacher
 
@@ -146,6 +146,7 @@ class Learner:
             moment: called after each step, with what was measured since the last record.
 
         Raises:
+            NotFiniteError: the loss, or at the end the weights.
             PersonaError: the student would know one identity alone, from whom nobody is told.
         """
         if step == 0:
@@ -159,7 +160,10 @@ class Learner:
             self.method.before(experience.train, self.labels(experience.train))
         if self.method.trains:
             self._prepare(state)
-            self._train(experience, step, moment)
+            try:
+                self._train(experience, step, moment)
+            except NotFiniteError as error:
+                raise NotFiniteError(f"experience {experience.number + 1}: {error}") from None
         self.method.after(experience.train, self.labels(experience.train))
 
     def _prepare(self, state: dict[str, Any] | None) -> None:
@@ -218,6 +222,11 @@ class Learner:
                 ends = step % LOG_STEPS == 0 or step == self.config.steps
                 moment(step, meter.read() if ends else {})
         self.watch.flush()
+        if not all(bool(weight.isfinite().all()) for weight in self.student.parameters()):
+            # No loss is left to show what the last step did.
+            raise NotFiniteError(
+                f"the weights are not finite after step {step - 1}: start a new run with {REMEDY}"
+            )
 
     def _source(self, experience: Experience) -> Source:
         pool = self.method.pool(experience.train)

@@ -33,13 +33,12 @@ from persona.config import (
 from persona.data.shards import Manifest, open_set
 from persona.data.storage import SetFolder
 from persona.data.targets import TargetReader
-from persona.distill import DDP_OPTIONS, agree
+from persona.distill import agree, build_accelerator
 from persona.errors import PersonaError
 from persona.files import folder_lock, write_atomically
 from persona.learning.learner import Learner
 from persona.learning.photos import Photos
 from persona.learning.stream import Experience, build_experience, in_groups, in_order
-from persona.memory import keep_freed_memory
 from persona.models import store
 from persona.models.cards import Card, find_model, list_models, new_id, read_classes
 from persona.models.student import Student
@@ -70,25 +69,6 @@ def learn(config: LearnConfig, workspace: Workspace, resume: str | None = None) 
         while run.progress.epoch < len(run.experiences):
             run.learn_next()
     return run.id
-
-
-def build_accelerator(mixed_precision: str) -> Accelerator:
-    """As distillation asks for it.
-
-    Raises:
-        PersonaError: the device does not have this precision.
-    """
-    try:
-        accelerator = Accelerator(
-            mixed_precision=mixed_precision,
-            step_scheduler_with_optimizer=False,
-            kwargs_handlers=[DDP_OPTIONS],
-        )
-    except ValueError as error:
-        raise PersonaError(f"this device cannot do it: {error}") from None
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
-    return accelerator
 
 
 class LearnRun:

@@ -29,12 +29,15 @@ from starlette.exceptions import HTTPException
 from persona import __version__
 from persona.errors import PersonaError, SkipPhoto
 from persona.gallery import Gallery, TwoPeopleError
+from persona.gallery.photos import look_at
 from persona.gallery.store import NobodyError, OtherNetworkError
-from persona.serve.gate import Busy, Gate, TooSlow
+from persona.serve.gate import Busy, Claim, Gate, TooSlow
 from persona.serve.guard import Guard, problem
-from persona.serve.uploads import FORM, PHOTO, Form, Limits, decode, read_form
+from persona.serve.uploads import FORM, PHOTO, Form, Limits, read_form
 
 RETRY_AFTER_S = 1
+SIDE_PX = 1000
+"""A photo is looked at smaller while its shorter side stays at least this: that is faster."""
 PAGE = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
@@ -154,7 +157,7 @@ def build_app(
         exception_handlers=dict.fromkeys(EXPLAINED, _explain),
     )
 
-    async def through(request: Request, photos: int, work: Callable[[Form], T]) -> T:
+    async def through(request: Request, photos: int, work: Callable[[Form, Claim], T]) -> T:
         return await gate.run(partial(read_form, request, limits, photos=photos), work)
 
     @app.get("/api/health")
@@ -179,8 +182,8 @@ def build_app(
     async def recognise(request: Request) -> Recognised:
         """Finds the faces of a photo and who they are."""
 
-        def work(form: Form) -> Recognised:
-            photo = decode(_only(form.photos), limits.pixels)
+        def work(form: Form, _: Claim) -> Recognised:
+            photo = look_at(_only(form.photos), limits.pixels, SIDE_PX)
             faces = [
                 Face(**{**dataclasses.asdict(seen), "box": photo.whole(seen.box)})
                 for seen in gallery.recognise(photo.pixels)
@@ -196,14 +199,14 @@ def build_app(
     async def enroll(request: Request) -> EnrolledPhotos:
         """Remembers someone by up to `limits.photos` photos; `force` passes over a doubt."""
 
-        def work(form: Form) -> EnrolledPhotos:
+        def work(form: Form, claim: Claim) -> EnrolledPhotos:
             name = _field(form, "name")
             if not form.photos:
                 raise PersonaError(NO_PHOTO)
             force = form.fields.get("force", "").lower() in YES
             # One by one: a photo is let go before the next is decoded.
             photos = (_pixels(data, limits.pixels) for data in form.photos)
-            enrolled = gallery.enroll(name, photos, force=force)
+            enrolled = gallery.enroll(name, photos, force=force, claim=claim)
             return EnrolledPhotos(**dataclasses.asdict(enrolled))
 
         return await through(request, limits.photos, work)
@@ -212,8 +215,9 @@ def build_app(
     async def forget(request: Request) -> Forgotten:
         """Forgets someone, templates and photos."""
 
-        def work(form: Form) -> Forgotten:
+        def work(form: Form, claim: Claim) -> Forgotten:
             name = _field(form, "name")
+            claim()
             return Forgotten(name=name, templates=gallery.forget(name))
 
         return await through(request, 0, work)
@@ -251,7 +255,7 @@ def _only(photos: list[bytes]) -> bytes:
 def _pixels(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8] | SkipPhoto:
     """A photo, or why it cannot be read."""
     try:
-        return decode(data, max_pixels).pixels
+        return look_at(data, max_pixels, SIDE_PX).pixels
     except SkipPhoto as reason:
         return reason
 

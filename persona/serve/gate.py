@@ -9,6 +9,10 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+Claim = Callable[[], None]
+"""Called by work before it changes anything for good.
+
+Raises TooSlow where its client was told that it failed; where not, the answer is waited for."""
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -41,32 +45,47 @@ class Gate:
         self._places = threading.Semaphore(workers + waiting)
         self._read_s, self._work_s = read_s, work_s
 
-    async def run(self, read: Callable[[], Awaitable[T]], work: Callable[[T], R]) -> R:
+    async def run(self, read: Callable[[], Awaitable[T]], work: Callable[[T, Claim], R]) -> R:
         """`work` in a thread on what `read` gives, in the order in which they were read.
 
         Raises:
             Busy: all places are taken; nothing was read.
-            TooSlow: reading, or waiting and working, ran past its time. A thread that has begun
-                keeps its place until it is done.
+            TooSlow: reading, or waiting and working, ran past its time; nothing that `work` has
+                not claimed is done any more. A thread that has begun keeps its place until its end.
         """
         if not self._places.acquire(blocking=False):
             raise Busy
         with contextlib.ExitStack() as place:
             place.callback(self._places.release)
-            value = await _within(self._read_s, read(), "the request did not arrive whole")
-            future = self._pool.submit(work, value)
+            value = await self._read(read())
+            decided = threading.Lock()
+            """Taken once: by work that claims, or by who tells the client that it failed."""
+
+            def claim() -> None:
+                if not decided.acquire(blocking=False):
+                    raise _late("the answer was not ready", self._work_s)
+
+            future = self._pool.submit(work, value, claim)
             place.pop_all()
         future.add_done_callback(lambda _: self._places.release())
-        return await _within(self._work_s, asyncio.wrap_future(future), "the answer was not ready")
+        answer = asyncio.wrap_future(future)
+        await asyncio.wait({answer}, timeout=self._work_s)
+        if not answer.done() and decided.acquire(blocking=False):
+            answer.cancel()  # what has not begun never does
+            raise _late("the answer was not ready", self._work_s)
+        return await answer
+
+    async def _read(self, what: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(self._read_s):
+                return await what
+        except TimeoutError:
+            raise _late("the request did not arrive whole", self._read_s) from None
 
     def close(self) -> None:
         """Waits for the threads; nothing that waits is begun."""
         self._pool.shutdown(cancel_futures=True)
 
 
-async def _within(seconds: float, what: Awaitable[T], failing: str) -> T:
-    try:
-        async with asyncio.timeout(seconds):
-            return await what
-    except TimeoutError:
-        raise TooSlow(f"{failing} within {seconds:g} s: try again") from None
+def _late(failing: str, seconds: float) -> TooSlow:
+    return TooSlow(f"{failing} within {seconds:g} s: try again")

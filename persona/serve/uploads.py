@@ -11,16 +11,11 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
-
-from persona.data.align.decode import SHRINKS, EncodedPhoto
-from persona.errors import SkipPhoto
 
 # It logs the bytes at which a form breaks.
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
@@ -31,11 +26,6 @@ PHOTO = "photo"
 FIELDS_BYTES = 64_000
 """Text fields and what lies between the parts of a form."""
 MAX_FIELDS = 8
-SIDE_PX = 1000
-"""A photo is looked at smaller while its shorter side stays at least this."""
-MAX_LOOKED_AT = 8_000_000
-"""And in any case until it has no more pixels: the detector takes some 90 bytes for each."""
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -126,42 +116,3 @@ async def _counted(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
         if held > limit:
             raise too_large("the request", limit)
         yield piece
-
-
-@dataclass(frozen=True)
-class Photo:
-    """An upright photo, perhaps decoded smaller than it is."""
-
-    pixels: npt.NDArray[np.uint8]
-    """(H, W, 3) RGB."""
-    size: tuple[int, int]
-    """Width and height of the whole, px."""
-    shrink: int
-    shift: tuple[float, float]
-    """See persona/data/align/decode.py."""
-
-    def whole(self, box: Box) -> Box:
-        """A box (x, y, width, height) of `pixels` in px of the whole."""
-        x, y, width, height = box
-        x, y = (at - shift for at, shift in zip((x, y), self.shift, strict=True))
-        return x * self.shrink, y * self.shrink, width * self.shrink, height * self.shrink
-
-
-def decode(data: bytes, max_pixels: int) -> Photo:
-    """A photo only as large as faces want it, which takes a phone's a fifth of the time.
-
-    Raises:
-        SkipPhoto: empty, truncated, too large or no image.
-    """
-    photo = EncodedPhoto(data)
-    width, height = photo.size
-    if width * height > max_pixels:
-        raise SkipPhoto(f"{width} x {height} px is over {max_pixels / 1e6:g} megapixels")
-    room = min(width, height) / SIDE_PX
-    shrink = next((shrink for shrink in SHRINKS if shrink <= room), 1)
-    while width * height > MAX_LOOKED_AT * shrink**2:
-        shrink *= 2
-    decoded = photo.decode(shrink)
-    # Only a JPEG is decoded smaller.
-    image = decoded.image if decoded.shrink == shrink else decoded.image.reduce(shrink)
-    return Photo(np.array(image), photo.size, shrink, decoded.shift)

@@ -18,6 +18,11 @@ from persona.files import write_json
 T = TypeVar("T")
 
 NOT_FINITE = "not_finite.json"
+REMEDY = "a lower --lr, -o optim.clip_norm=1, or bf16 in place of fp16"
+
+
+class NotFiniteError(PersonaError):
+    """A training whose numbers are no longer finite."""
 
 
 class Meter:
@@ -106,7 +111,7 @@ class FiniteWatch:
         if not math.isfinite(value):
             path = self.folder / NOT_FINITE
             write_json(path, {"step": step, "loss": repr(value), "keys": keys.tolist()})
-            raise PersonaError(
+            raise NotFiniteError(
                 f"the loss is {value} at step {step}: the keys of its batch are in {path}; start "
-                "a new run with a lower --lr, -o optim.clip_norm=1, or bf16 in place of fp16"
+                f"a new run with {REMEDY}"
             )

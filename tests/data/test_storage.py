@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from persona.data.pack import Packed
 from persona.data.shards import open_set, read_pairs, verify_set
 from persona.data.storage import RemoteFolder, local_file, open_remote
 from persona.data.stream import build_loader
+from persona.data.targets import find_targets
 from persona.errors import PersonaError
 
 # The servers of these tests are threads; so is what fetches ahead.
@@ -169,6 +171,36 @@ def test_no_server_and_no_set(train_set: Packed, url: str, tmp_path: Path) -> No
         open_set(f"{url}/nothing", tmp_path)
     with pytest.raises(PersonaError, match="connection refused, 6 times"):
         open_set("http://127.0.0.1:9/set", tmp_path)
+
+
+def test_a_full_cache_goes_on_without_its_server(
+    train_set: Packed, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = tmp_path / "cache"
+    with web_server(tmp_path / "shards", Faults()) as address:
+        verify_set(*open_set(f"{address}/vggface2-train", tmp_path, cache))
+    assert not caplog.records
+    folder, _ = open_set(f"{address}/vggface2-train", tmp_path, cache)
+    assert sorted(keys_of(folder, train_set)) == list(range(30))
+    (line,) = caplog.messages
+    assert "connection refused, 6 times" in line
+    assert f": going on with the copy of {datetime.now(UTC):%Y-}" in line
+    assert find_targets(folder, "facenet-vggface2") is None
+    assert "as if it had no vectors of facenet-vggface2" in caplog.messages[1]
+    with pytest.raises(PersonaError, match="connection refused, 6 times"):
+        open_set(f"{address}/vggface2-train", tmp_path)
+    with pytest.raises(PersonaError, match="connection refused, 6 times"):
+        open_set(f"{address}/vggface2-train", tmp_path, tmp_path / "another")
+    with pytest.raises(PersonaError, match="connection refused, 6 times"):
+        find_targets(open_remote(f"{address}/vggface2-train", None), "facenet-vggface2")
+
+
+def test_a_refusal_is_not_passed_over(train_set: Packed, url: str, tmp_path: Path) -> None:
+    """The server answers: what it does not give any more is not taken from the cache."""
+    open_set(f"{url}/vggface2-train", tmp_path, tmp_path / "cache")
+    (train_set.folder / "manifest.json").unlink()
+    with pytest.raises(PersonaError, match="no manifest"):
+        open_set(f"{url}/vggface2-train", tmp_path, tmp_path / "cache")
 
 
 @pytest.mark.parametrize(

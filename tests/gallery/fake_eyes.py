@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from persona.data.align.spec import AlignSpec, Crop, Face
@@ -79,3 +82,28 @@ def jpeg_of(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=95)
     return buffer.getvalue()
+
+
+def enroll_at_once(some: Gallery, other: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enrols one photo of Ann's twice: both look for it before either adds it, if they can."""
+    both = threading.Barrier(2)
+
+    def hold_up(store: Store) -> None:
+        photos = store.photos
+
+        def late(name: str | None = None) -> Any:
+            found = list(photos(name))
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both.wait(0.2)  # the other has looked too, unless it has to wait for this one
+            return iter(found)
+
+        monkeypatch.setattr(store, "photos", late)
+
+    for one in {some, other}:
+        hold_up(one.store)
+    arguments = ("Ann", [photo_of(vectors(1)[0])])
+    threads = [threading.Thread(target=one.enroll, args=arguments) for one in (some, other)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

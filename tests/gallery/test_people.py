@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import contextlib
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from fake_eyes import gallery, near, photo_of, vectors
+from fake_eyes import enroll_at_once, gallery, near, photo_of, vectors
 
 from persona.errors import PersonaError
 from persona.gallery import Gallery, TwoPeopleError
@@ -135,24 +132,22 @@ def test_strangers_are_not_reached_over_links() -> None:
     assert strangers(vectors(1), 0, 0.5) == []
 
 
-def test_one_photo_in_two_threads_is_one_photo(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("connections", [1, 2])
+def test_one_photo_twice_at_once_is_one_photo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, connections: int
 ) -> None:
-    with gallery(tmp_path / "g.db") as some:
-        both = threading.Barrier(2)
-        photos = some.store.photos
-
-        def late(name: str | None = None) -> Any:
-            found = list(photos(name))
-            with contextlib.suppress(threading.BrokenBarrierError):
-                both.wait(0.2)  # the other has looked too, unless it has to wait for this one
-            return iter(found)
-
-        monkeypatch.setattr(some.store, "photos", late)
-        arguments = ("Ann", [photo_of(vectors(1)[0])])
-        threads = [threading.Thread(target=some.enroll, args=arguments) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    """From two threads of one process, or as from two processes."""
+    with gallery(tmp_path / "g.db") as some, gallery(tmp_path / "g.db") as other:
+        enroll_at_once(some, some if connections == 1 else other, monkeypatch)
         assert some.store.person("Ann").photos == 1
+
+
+def test_what_is_not_claimed_is_not_kept(known: Gallery) -> None:
+    def claim() -> None:
+        raise PersonaError("too late")
+
+    for name in ("Ann", "Cy"):
+        with pytest.raises(PersonaError, match="too late"):
+            known.enroll(name, [photo_of(near(A, 0.9))], claim=claim)
+    assert [(person.name, person.photos) for person in known.people()] == [("Ann", 1), ("Bob", 1)]
+    assert known.enroll("Ann", [photo_of(near(A, 0.9))]).added == 1

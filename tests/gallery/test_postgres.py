@@ -18,10 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_eyes import FACTS, kept, near, vectors
+from fake_eyes import FACTS, FakeEyes, enroll_at_once, kept, near, vectors
 from helpers import persona_error_here
 
 from persona.errors import PersonaError
+from persona.gallery import Gallery
 from persona.gallery.postgres import PostgresStore
 from persona.gallery.store import Photo, Store, Threshold, open_store
 
@@ -185,6 +186,18 @@ def test_two_at_once_lose_nothing(url: str) -> None:
         assert {p.name: p.photos for p in store.people()} == {"Both": 40} | {
             f"{name} {n}": 2 for name in "AB" for n in range(20)
         }
+
+
+def test_one_photo_from_two_machines_is_one_photo(
+    store: Store, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_store(url) as second:
+        some, other = (
+            Gallery(one, FakeEyes(), Threshold(0.5, "by hand"))  # type: ignore[arg-type]
+            for one in (store, second)
+        )
+        enroll_at_once(some, other, monkeypatch)
+    assert store.person("Ann").photos == 1
 
 
 def test_all_or_nothing(store: Store) -> None:

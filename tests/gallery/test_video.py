@@ -191,6 +191,6 @@ def test_what_is_no_video(known: Gallery, tmp_path: Path, monkeypatch: pytest.Mo
             recognise_video(known, tmp_path / name)
     with pytest.raises(PersonaError, match=r"sound\.wav has no pictures: it is sound alone"):
         recognise_video(known, tmp_path / "sound.wav")
-    monkeypatch.setattr(video, "MAX_PIXELS", 10_000)
+    monkeypatch.setattr(video, "MAX_WHOLE", 10_000)
     with pytest.raises(PersonaError, match="frames of 160 x 96 px are over the limit"):
         recognise_video(known, whole)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -50,9 +51,9 @@ def student(home: Path) -> str:
     return save_student(home, "student", manifest.classes)
 
 
-def save_student(home: Path, name: str, classes: tuple[str, ...]) -> str:
+def save_student(home: Path, name: str, classes: tuple[str, ...], seed: int = 0) -> str:
     """An untrained student of these identities, in the store; of embeddings alone without any."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     head = "linear" if classes else "none"
     config = StudentConfig(width=0.5, embedding_size=32)
     student = Student(config, len(classes), head=head, image_size=32)
@@ -200,6 +201,19 @@ def test_identities_of_one_name_are_one(home: Path, student: str) -> None:
     assert persona_here(*LEARN, *options, home=home)["num_classes"] == 6
 
 
+def test_what_was_learned_is_measured_by_name(home: Path, student: str) -> None:
+    """The new model knows both sets' people: its logits are in neither set's order."""
+    options = ("--student", student, "--old", OLD, "--method", "ncm", "--hold-out", "0")
+    card = persona_here(*LEARN, *options, home=home)
+    measure = ("--measure", "class", "--student", card["id"])
+    for name in (OLD, NEW):
+        found = persona_here("evaluate", "--set", name, *measure, home=home)
+        assert (found["measure"], found["photos"]) == ("class", 30)
+        assert found["accuracy"] > 0.3  # of 12 people by chance 0.08
+    asked = ("evaluate", "--set", "lfw", *measure)
+    assert "of set lfw are not, or not all, among those" in learn_error(*asked, home=home)
+
+
 def test_experiences_come_one_after_another(home: Path, student: str) -> None:
     options = ("--student", student, "--method", "ewc", "--experiences", "3")
     card = persona_here(*LEARN, *options, home=home)
@@ -222,6 +236,10 @@ def test_experiences_come_one_after_another(home: Path, student: str) -> None:
         (("--method", "lwf", "--old", NEW, "--on", OLD), "6 of 6 identities of --old"),
         (("--method", "lwf", "--old", NEW, "--on", NEW), "are the same photos: --old is a set of"),
         (("--method", "lwf", "--mixed-precision", "half"), "unknown mixed_precision 'half'"),
+        (
+            ("--method", "lwf", "--mixed-precision", "fp16"),
+            "mixed_precision fp16 works on GPUs alone: choose bf16 or no here",
+        ),
         (("--method", "lwf", "--experiences", "9"), "6 identities do not make 9 experiences"),
         (("--method", "lwf", "--teacher", "none"), "--teacher goes with --method anchor"),
         (("--method", "lwf", "-o", "lwf.temprature=1"), "did you mean 'lwf.temperature'?"),
@@ -489,6 +507,70 @@ def test_a_benchmark_goes_on_where_it_stopped(
     path.write_text('{"seed": 0, "method": "ncm"}')
     error = learn_error(*BENCHMARK, *options, "--seeds", "2", home=home)
     assert error == f"{path} is no run of ncm over order 0: remove it"
+
+
+def test_a_method_that_fails_leaves_the_others(
+    home: Path, student: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from persona.cli.app import app
+    from persona.learning.methods.lwf import Lwf
+
+    loss = Lwf.step
+
+    def broken(self: Lwf, batch: Any) -> dict[str, torch.Tensor]:
+        return {name: value * float("nan") for name, value in loss(self, batch).items()}
+
+    monkeypatch.setattr(Lwf, "step", broken)
+    options = ["--student", student, "--experiences", "2", "--hold-out", "0.4", "--seeds", "1"]
+    options += ["--test-set", "lfw", "--methods", "lwf,ncm", "--lr", "2e-3"]
+    options += ["--plot", str(tmp_path / "plot.png")]
+    error = learn_error(*BENCHMARK, *options, home=home)
+    assert error == "1 of 2 runs failed (lwf over order 0): see why above"
+    done = _here(app, (*BENCHMARK, *options), home)
+    rows = dict(re.findall(r"^ +(lwf|ncm) +(\S+)", done.stdout, re.M))
+    assert rows["lwf"] == "failed"
+    assert 0 <= float(rows["ncm"]) <= 1
+    assert "order 0, lwf: failed: experience 2: the loss is nan at step 0" in done.stderr
+    found = json.loads(_here(app, (*BENCHMARK, *options, "--json"), home).stdout)
+    assert [(one["method"], one["seed"]) for one in found["failed"]] == [("lwf", 0)]
+    assert found["methods"]["lwf"]["failed"] == [0]
+    assert found["methods"]["lwf"]["final"] is None
+    assert found["methods"]["ncm"]["failed"] == []
+    monkeypatch.undo()
+    assert persona_here(*BENCHMARK, *options, home=home)["failed"] == []  # it is run again
+
+
+def test_weights_that_are_not_finite_are_not_kept(
+    home: Path, student: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from persona.learning.methods.finetune import Finetune
+
+    def steep(*_: Any) -> dict[str, torch.Tensor]:
+        (loss,) = step(*_).values()
+        return {"loss": (loss - loss.detach()).sqrt()}  # 0, and its gradient is infinite
+
+    step = Finetune.step
+    monkeypatch.setattr(Finetune, "step", steep)
+    models = set((home / "models").iterdir())
+    options = ("--student", student, "--method", "finetune", "--steps", "1")
+    error = learn_error(*LEARN, *options, home=home)
+    assert error.startswith("experience 1: the weights are not finite after step 0: start a new")
+    assert set((home / "models").iterdir()) == models
+
+
+def test_a_benchmark_of_another_teacher_is_not_taken_up(home: Path, student: str) -> None:
+    teacher = save_student(home, "anchor-teacher", ())
+    options = ["--student", student, "--experiences", "2", "--hold-out", "0.4", "--seeds", "1"]
+    options += ["--test-set", "lfw", "--methods", "anchor", "--teacher", teacher]
+    before = set((home / "runs").glob("benchmark-*"))
+    persona_here(*BENCHMARK, *options, home=home)
+    (folder,) = set((home / "runs").glob("benchmark-*")) - before
+    save_student(home, teacher, (), seed=1)
+    error = learn_error(*BENCHMARK, *options, home=home)
+    path = folder / "order-0-anchor.json"
+    assert error == (f"{path} is of a teacher with other weights: restore them, or remove the file")
+    path.unlink()
+    persona_here(*BENCHMARK, *options, home=home)
 
 
 @pytest.mark.heavy

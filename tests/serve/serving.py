@@ -20,7 +20,7 @@ from persona.errors import PersonaError, SkipPhoto
 from persona.gallery import Enrolled, Person, Sighting, TwoPeopleError
 from persona.gallery.store import Threshold, nobody
 from persona.serve.api import build_app
-from persona.serve.gate import Gate
+from persona.serve.gate import Claim, Gate
 from persona.serve.server import build_server, listen
 from persona.serve.uploads import Limits
 
@@ -44,7 +44,12 @@ class ColourGallery:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def enroll(
-        self, name: str, photos: Iterable[Photo | SkipPhoto], *, force: bool = False
+        self,
+        name: str,
+        photos: Iterable[Photo | SkipPhoto],
+        *,
+        force: bool = False,
+        claim: Claim = lambda: None,
     ) -> Enrolled:
         if len(name) > 200:
             raise PersonaError("the name has over 200 characters: choose a shorter one")
@@ -60,6 +65,7 @@ class ColourGallery:
         odd = [label for label, row in rows.items() if row @ first < 0]
         if odd and not force:
             raise TwoPeopleError(f"not like the other photos: {', '.join(odd)}; --force")
+        claim()
         with self.lock:
             self.known.setdefault(name, []).extend(rows.values())
         return Enrolled(name, len(rows), tuple(refused))

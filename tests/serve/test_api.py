@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import io
@@ -10,17 +11,20 @@ import logging
 import struct
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 from serving import BOUNDARY, ColourGallery, ask, form, photo, post, serving
 
 from persona.data.align.spec import AlignSpec
 from persona.gallery.store import Facts, check_digest
+from persona.serve.gate import Gate
 from persona.serve.uploads import Limits
 
 RED, BLUE = photo((200, 40, 40)), photo((40, 40, 200))
@@ -148,7 +152,10 @@ BROKEN = {
     "text": (b"This is no photo.", "unreadable: no JPEG, PNG, BMP or WebP"),
     "truncated": (photo((1, 2, 3), quality=100)[:-40], "unreadable: a JPEG that is cut short"),
     "bomb": (bomb(), "unreadable: "),
-    "too many pixels": (photo(size_px=(2600, 2000)), "2600 x 2000 px is over 5 megapixels"),
+    "too many pixels": (
+        photo(size_px=(2600, 2000)),
+        "2600 x 2000 px is over the limit of 5 m",
+    ),
 }
 
 
@@ -350,7 +357,7 @@ def test_200_requests_at_16_at_a_time() -> None:
 
 
 class HeldGallery(ColourGallery):
-    """Recognises nobody until it is let."""
+    """Recognises nobody, and finds no face of who is to be enrolled, until it is let."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -359,6 +366,10 @@ class HeldGallery(ColourGallery):
     def recognise(self, photo: object) -> tuple[()]:
         assert self.let.wait(60)
         return ()
+
+    def _template(self, photo: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:  # type: ignore[override]
+        assert self.let.wait(60)
+        return super()._template(photo)
 
 
 def test_beyond_the_bound_it_is_busy() -> None:
@@ -386,3 +397,36 @@ def test_what_takes_too_long_is_told_so_and_keeps_its_place() -> None:
         gallery.let.set()
         while post(port, "/api/recognise", ("photo", RED)).status == 503:
             pass  # until the thread has seen it
+
+
+def test_an_enrolment_that_was_told_to_have_failed_is_not_made() -> None:
+    gallery = HeldGallery()
+    with serving(gallery, limits=Limits(waiting=0, work_s=0.2), workers=1) as port:
+        assert post(port, "/api/enroll", ("name", "Ada"), ("photo", RED)).status == 408
+        gallery.let.set()
+        while post(port, "/api/recognise", ("photo", RED)).status == 503:
+            pass  # until the thread has come to its end
+        assert ask(port, "/api/people").json["people"] == []
+
+
+def test_what_is_being_written_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    claimed, let = threading.Event(), threading.Event()
+
+    async def run_out(waiting: set[Any], timeout: float) -> None:
+        assert timeout == 60
+        while not claimed.is_set():
+            await asyncio.sleep(0.001)
+        let.set()
+
+    def work(_: None, claim: Callable[[], None]) -> str:
+        claim()
+        claimed.set()
+        assert let.wait(60)
+        return "written"
+
+    monkeypatch.setattr(asyncio, "wait", run_out)
+    gate = Gate(1, 0, read_s=60, work_s=60)
+    try:
+        assert asyncio.run(gate.run(lambda: asyncio.sleep(0), work)) == "written"
+    finally:
+        gate.close()

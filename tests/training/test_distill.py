@@ -497,6 +497,7 @@ def test_wandb_without_a_login_is_offline_and_says_how_to_sync(home: Path, tmp_p
         (("-o", "optim.lr=1" + "0" * 400), "optim.lr in the command line: expected float"),
         (("-o", "compile=tensorrt", *TEACHER_NONE), "unknown compile 'tensorrt'"),
         (("-o", "sync_batch_norm=true", *TEACHER_NONE), "works on GPUs alone"),
+        (("--mixed-precision", "fp16", *TEACHER_NONE), "mixed_precision fp16 works on GPUs alone"),
         (("--teacher", "onnx:nope.onnx"), "no ONNX file at nope.onnx"),
         (("--targets", "kept", "--teacher", "mobilenet_v3_small"), "keeps no targets of"),
         (("--targets", "maybe"), "unknown targets 'maybe'"),

@@ -23,6 +23,8 @@ from persona.errors import SkipPhoto
 
 MAX_PIXELS = 100_000_000
 """A 100-megapixel photo is 300 MB decoded: more is refused as a decompression bomb."""
+MOST_PIXELS = 250_000_000
+"""Of a photo that is to be decoded smaller."""
 FORMATS = ("JPEG", "PNG", "BMP", "WebP")
 """The decoders that an untrusted photo may reach."""
 BEGINNINGS = (
@@ -58,6 +60,7 @@ REVERSED = {2: (1, 0), 3: (1, 1), 4: (0, 1), 6: (1, 0), 7: (1, 1), 8: (0, 1)}
 """EXIF orientation to whether upright x and y run against a stored axis."""
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # Pillow's own net is twice as wide
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,15 @@ class Decoded:
 class EncodedPhoto:
     """A photo whose header has been read and whose pixels have not."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(
+        self, data: bytes, max_pixels: int = MAX_PIXELS, max_whole: int = MAX_PIXELS
+    ) -> None:
         """Reads the header.
+
+        Args:
+            data: the file.
+            max_pixels: that it may have.
+            max_whole: that it may have if it can only be decoded whole.
 
         Raises:
             SkipPhoto: empty, too large or no image.
@@ -97,8 +107,13 @@ class EncodedPhoto:
         with _skipping(data):
             self._photo = Image.open(io.BytesIO(data), formats=FORMATS)
             width, height = self._photo.size
-            if width * height > MAX_PIXELS:
-                raise SkipPhoto(f"unreadable: {width} x {height} px is over the limit")
+            whole = max_whole < max_pixels and not self.shrinks
+            limit = max_whole if whole else max_pixels
+            if width * height > limit:  # before a PNG's EXIF is asked for, which decodes it
+                raise SkipPhoto(
+                    f"unreadable: {width} x {height} px is over the limit of {limit / 1e6:g} "
+                    f"megapixels{' for what is no RGB or grey JPEG' if whole else ''}"
+                )
             self.orientation = self._photo.getexif().get(ORIENTATION, 1)
         self.size: tuple[int, int] = (height, width) if self._turned else (width, height)
         """Width and height of the upright photo, px."""
@@ -108,7 +123,8 @@ class EncodedPhoto:
         return self.orientation in {5, 6, 7, 8}
 
     @property
-    def _is_plain_jpeg(self) -> bool:
+    def shrinks(self) -> bool:
+        """Whether it can be decoded smaller."""
         return self._photo.format == "JPEG" and self._photo.mode in {"RGB", "L"}
 
     def decode(self, shrink: int = 1) -> Decoded:
@@ -117,7 +133,7 @@ class EncodedPhoto:
         Raises:
             SkipPhoto: truncated or broken.
         """
-        pixels = self._decode_jpeg(shrink) if self._is_plain_jpeg else None
+        pixels = self._decode_jpeg(shrink) if self.shrinks else None
         with _skipping(self.data):
             if pixels is None:
                 self._photo.load()

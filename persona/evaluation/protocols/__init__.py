@@ -9,8 +9,8 @@ from persona.evaluation.protocols.base import (
     check_measure,
     default_measure,
     evaluate,
+    logit_places,
     protocols,
-    same_classes,
 )
 
 __all__ = [
@@ -23,9 +23,9 @@ __all__ = [
     "default_measure",
     "evaluate",
     "identification",
+    "logit_places",
     "match",
     "protocols",
-    "same_classes",
     "templates",
     "verification",
 ]

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 from accelerate import Accelerator
 
 from persona.data.shards import Manifest
@@ -209,10 +211,18 @@ def check_measure(
     manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
 
 
-def same_classes(named: NamedNetwork, manifest: Manifest) -> bool:
-    """Whether a network's logits stand for the set's identities, in the same order."""
+def logit_places(named: NamedNetwork, manifest: Manifest) -> npt.NDArray[np.int64] | None:
+    """(K,) which logit stands for each of the set's classes, -1 where none does.
+
+    They are the same list, or identities are found by name; None: too few are for all that the
+    set's photos show.
+    """
     count = named.network.num_classes
-    return count > 0 and manifest.knows(named.trained_on, count, named.classes)
+    if count and manifest.knows(named.trained_on, count, named.classes):
+        return np.arange(count)
+    known = {name: place for place, name in enumerate(named.classes or ())}
+    places_K = np.array([known.get(name, -1) for name in manifest.classes], np.int64)
+    return places_K if 0 < manifest.identities <= (places_K >= 0).sum() else None
 
 
 def evaluate(

@@ -6,7 +6,7 @@ from typing import Any
 
 from persona.data.shards import Manifest
 from persona.errors import PersonaError
-from persona.evaluation.protocols.base import Options, Protocol, Subject, same_classes
+from persona.evaluation.protocols.base import Options, Protocol, Subject, logit_places
 from persona.evaluation.statistics import bootstrap_interval
 from persona.models.store import NamedNetwork
 
@@ -14,27 +14,28 @@ TOP = 5
 
 
 class Classes(Protocol):
-    """Of a set whose identities the network was trained on."""
+    """Of a set whose identities the network was trained on, and perhaps others."""
 
     name = "class"
 
     def check(self, named: NamedNetwork, manifest: Manifest, options: Options) -> None:
-        """The logits must stand for the set's identities."""
+        """Each of the set's identities must have a logit."""
         if not named.network.num_classes:
             raise PersonaError(
                 f"{named.name} gives embeddings alone, no classes: choose another --measure"
             )
-        if not same_classes(named, manifest):
-            raise PersonaError(
-                f"the identities of set {manifest.name} are not those that {named.name} was "
-                f"trained on ({named.trained_on}): class accuracy means nothing there; choose "
-                "another --measure"
-            )
+        if logit_places(named, manifest) is None:
+            raise _unknown(named, manifest)
 
     def figures(self, subject: Subject) -> dict[str, Any]:
         """Top-1 and top-5; intervals resample identities."""
         embedded = subject.embed(subject.folder, subject.manifest, top=TOP)
-        hit_NRT = embedded.predicted == embedded.labels[..., None]
+        places_K = logit_places(subject.named, subject.manifest)
+        assert places_K is not None
+        place_NR = places_K[embedded.labels]
+        if (place_NR < 0).any():
+            raise _unknown(subject.named, subject.manifest)
+        hit_NRT = embedded.predicted == place_NR[..., None]
         first, among = hit_NRT[..., 0].ravel(), hit_NRT.any(axis=2).ravel()
         figures: dict[str, Any] = {
             "accuracy": float(first.mean()),
@@ -50,3 +51,11 @@ class Classes(Protocol):
             }
             figures["resampled"] = "identities"
         return figures
+
+
+def _unknown(named: NamedNetwork, manifest: Manifest) -> PersonaError:
+    return PersonaError(
+        f"the identities of set {manifest.name} are not, or not all, among those that {named.name} "
+        f"was trained on ({named.trained_on}): class accuracy means nothing there; choose another "
+        "--measure"
+    )

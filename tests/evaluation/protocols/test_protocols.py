@@ -462,10 +462,16 @@ def test_sets_that_do_not_fit_a_measure(
         with pytest.raises(PersonaError, match=message):
             measure(packed, cpu, name, **options)
     strange = pixels(train_set, classes=6)
-    with pytest.raises(
-        PersonaError, match=r"of set lfw are not those that pixels was trained on \(these\)"
-    ):
+    unknown = (
+        r"are not, or not all, among those that pixels was trained on \(these\): class accuracy"
+    )
+    with pytest.raises(PersonaError, match=unknown):
         evaluate(strange, *here, cpu, measure="class", quiet=True)
+    # Whom the photos show is not known before they are read.
+    five = replace(train_set.manifest, identities=5)
+    strange = replace(strange, classes=(*train_set.manifest.classes[:5], "somebody else"))
+    with pytest.raises(PersonaError, match=unknown):
+        evaluate(strange, train_set.folder, five, cpu, measure="class", quiet=True)
 
 
 def test_a_set_that_has_a_sample_twice_is_refused(lfw_set: Packed, cpu: Accelerator) -> None:

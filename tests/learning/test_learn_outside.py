@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from persona.learning.benchmark import draw_pairs, pair_at
+from persona.learning.outside import draw_pairs, pair_at
 
 
 def test_every_pair_has_a_number() -> None:

@@ -1,0 +1,217 @@
+"""`persona recognise`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from persona.cli.gallery import (
+    MatchOption,
+    ModelOption,
+    PassphraseOption,
+    StoreOption,
+    ThresholdOption,
+    open_people,
+    threshold_facts,
+)
+from persona.cli.output import Column, JsonFlag, ModelsOption, note, print_json, print_table
+from persona.errors import PersonaError, SkipPhoto
+from persona.progress import progress_bar
+
+if TYPE_CHECKING:
+    from persona.gallery import Gallery, Sighting
+    from persona.gallery.video import Seen
+
+
+def recognise_command(
+    what: Annotated[Path, typer.Argument(metavar="PHOTO|FOLDER|VIDEO")],
+    annotate: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a copy with boxes and names: a file; for a folder, a folder. It is smaller "
+            "than a photo of over 16 megapixels."
+        ),
+    ] = None,
+    nearest: Annotated[
+        bool, typer.Option("--nearest", help="Who is nearest to an unknown face, and how near.")
+    ] = False,
+    match: MatchOption = "mean",
+    every: Annotated[
+        float, typer.Option(min=0.01, max=60, help="Of a video, look every so many seconds.")
+    ] = 0.2,
+    store: StoreOption = None,
+    model: ModelOption = None,
+    threshold: ThresholdOption = None,
+    passphrase_file: PassphraseOption = None,
+    models: ModelsOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Say who is in a photo, in each photo of a folder, or in a video and when."""
+    from persona.gallery.photos import photos_of
+
+    if not what.exists():
+        raise PersonaError(f"no photo, folder or video at {what}")
+    folder = what.is_dir()
+    paths = photos_of(what) if folder else [what]
+    if not paths:
+        raise PersonaError(f"{what} holds no photos: JPEG, PNG, BMP or WebP")
+    if annotate is not None and annotate.resolve() == what.resolve():
+        raise PersonaError(f"--annotate {annotate} would overwrite what it shows: choose another")
+    with open_people(
+        store, model, threshold, match, passphrase_file, models, create=False
+    ) as gallery:
+        seen = None if folder else _video(gallery, what, annotate, every)
+        answers: list[tuple[Path, tuple[Sighting, ...] | str]] = []
+        if seen is None:
+            with progress_bar("recognising", total=len(paths), unit="photos", enabled=folder) as up:
+                for path in paths:
+                    answers.append((path, _recognise(gallery, path, annotate, folder)))
+                    up(1)
+        threshold_line = threshold_facts(gallery)
+    if json:
+        if seen is not None:
+            print_json({**_video_json(what, seen, nearest), **threshold_line})
+        else:
+            print_json({"photos": [_photo_json(*one, nearest) for one in answers]} | threshold_line)
+    elif seen is not None:
+        _print_video(seen, nearest)
+    else:
+        _print_photos(answers, nearest)
+    if seen is not None and seen.cut_off:
+        note(f"note: {what} is cut off after {seen.seconds:.1f} s")
+    note("threshold {threshold:.3f}: {threshold_source}".format_map(threshold_line))
+
+
+def _recognise(
+    gallery: Gallery, path: Path, annotate: Path | None, folder: bool
+) -> tuple[Sighting, ...] | str:
+    """The faces of a photo; of a folder's unreadable photo, the reason."""
+    from persona.gallery.photos import draw_marks, mark_of, read_photo, save_image
+
+    try:
+        photo = read_photo(path)
+    except SkipPhoto as reason:
+        if not folder:
+            raise PersonaError(f"{path}: {reason}") from None
+        return str(reason)
+    faces = gallery.recognise(photo.pixels)
+    if annotate is not None:
+        marks = [mark_of(face, face.box) for face in faces]
+        save_image(draw_marks(photo.pixels, marks), annotate / path.name if folder else annotate)
+    return tuple(replace(face, box=photo.whole(face.box)) for face in faces)
+
+
+def _video(gallery: Gallery, path: Path, annotate: Path | None, every: float) -> Seen | None:
+    """The tracks of a video; None: it is a photo, or what is wrong with it is a photo's matter."""
+    from persona.data.align.decode import MOST_PIXELS, EncodedPhoto
+    from persona.data.raw.base import IMAGE_SUFFIXES
+
+    if path.suffix.lower() in IMAGE_SUFFIXES or not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            EncodedPhoto(file.read(10_000_000), MOST_PIXELS)
+        return None
+    except SkipPhoto:
+        pass
+    from persona.gallery.video import annotate_video, check_copy, recognise_video
+
+    if annotate is not None:
+        check_copy(annotate)
+    seen = recognise_video(gallery, path, every_s=every)
+    if annotate is not None:
+        annotate_video(seen, path, annotate)
+    return seen
+
+
+def _answer(face: Sighting, nearest: bool) -> list[str | None]:
+    """Who, and how near."""
+    if face.refused is not None:
+        return [face.refused, None]
+    score = None if face.score is None else f"{face.score:.3f}"
+    if face.name is not None:
+        return [face.name, score]
+    if nearest and face.nearest is not None:
+        return [f"unknown (nearest {face.nearest})", score]
+    return ["unknown", None]
+
+
+def _face_json(face: Sighting, nearest: bool) -> dict[str, Any]:
+    value: dict[str, Any] = {"name": face.name}
+    if face.name is not None or nearest:
+        value["score"] = face.score
+    if nearest:
+        value["nearest"] = face.nearest
+    return value | ({} if face.refused is None else {"refused": face.refused})
+
+
+def _photo_json(path: Path, faces: tuple[Sighting, ...] | str, nearest: bool) -> dict[str, Any]:
+    if isinstance(faces, str):
+        return {"photo": str(path), "unreadable": faces}
+    return {
+        "photo": str(path),
+        "faces": [{"box": face.box, **_face_json(face, nearest)} for face in faces],
+    }
+
+
+def _print_photos(answers: list[tuple[Path, tuple[Sighting, ...] | str]], nearest: bool) -> None:
+    rows: list[list[object]] = []
+    for path, faces in answers:
+        if isinstance(faces, str) or not faces:
+            rows.append([path, None, faces or "no face", None])
+            continue
+        for face in faces:
+            x, y, width, height = face.box
+            where = f"{x:.0f}, {y:.0f}, {width:.0f} x {height:.0f}"
+            rows.append([path, where, *_answer(face, nearest)])
+    columns = [
+        Column("photo"),
+        Column("face (px)"),
+        Column("who"),
+        Column("similarity", right=True),
+    ]
+    print_table(columns, rows)
+
+
+def _video_json(path: Path, seen: Seen, nearest: bool) -> dict[str, Any]:
+    return {
+        "video": str(path),
+        "seconds": seen.seconds,
+        "frames": seen.frames,
+        "cut_off": seen.cut_off,
+        "tracks": [
+            {
+                "from_s": track.from_s,
+                "to_s": track.to_s,
+                "frames": len(track.boxes),
+                **_face_json(track.sighting, nearest),
+            }
+            for track in seen.tracks
+            if track.sighting is not None
+        ],
+    }
+
+
+def _print_video(seen: Seen, nearest: bool) -> None:
+    if not seen.tracks:
+        note(f"no face in {seen.frames} frames of {seen.seconds:.1f} s")
+        return
+    print_table(
+        [
+            *(Column(title, right=True) for title in ("from (s)", "to (s)", "frames")),
+            Column("who"),
+            Column("similarity", right=True),
+        ],
+        [
+            [
+                *(f"{time:.1f}" for time in (track.from_s, track.to_s)),
+                len(track.boxes),
+                *_answer(track.sighting, nearest),
+            ]
+            for track in seen.tracks
+            if track.sighting is not None
+        ],
+    )

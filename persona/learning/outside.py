@@ -1,0 +1,126 @@
+"""People outside the stream of a benchmark, by pairs of whose photos a face model is measured.
+
+Shapes: N photos, P pairs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from persona.data.shards import Manifest, read_pairs
+from persona.data.storage import SetFolder
+from persona.errors import PersonaError
+from persona.evaluation.metrics import (
+    FARS,
+    cosine_scores,
+    equal_error_rate,
+    roc_auc,
+    tar_at_far,
+)
+from persona.learning.methods import Context
+from persona.learning.photos import Ints, Photos
+
+MAX_PAIRS = 100_000
+"""Of photos of one person, and of two."""
+
+
+@dataclass(frozen=True)
+class Outside:
+    """People who are not in the stream, as pairs of their photos."""
+
+    photos: Photos
+    chosen: Ints
+    """(N,) theirs."""
+    a: Ints
+    b: Ints
+    same: Any
+    """(P,) places in `chosen` of the pairs' photos, and whether they are of one person."""
+
+    def measure(self, context: Context) -> dict[str, Any]:
+        """AUC, EER and TAR at FAR of a student."""
+        theirs = dataclasses.replace(context, photos=self.photos)
+        embeddings = theirs.embed(self.chosen).numpy()
+        scores = cosine_scores(embeddings[self.a], embeddings[self.b])
+        return {
+            "auc": roc_auc(scores, self.same),
+            "eer": equal_error_rate(scores, self.same),
+            "tar_at_far": {f"{far:g}": tar_at_far(scores, self.same, far) for far in FARS},
+        }
+
+
+def left_out(photos: Photos, names: list[str], seed: int, set_name: str) -> Outside:
+    """Pairs of photos of people whom the stream leaves out: all, or of each kind a sample.
+
+    Raises:
+        PersonaError: they make no pairs.
+    """
+    theirs = set(names)
+    places = [place for place, name in enumerate(photos.names) if name in theirs]
+    mine = np.flatnonzero(np.isin(photos.identity, places))
+    a, b, same = draw_pairs(photos.identity[mine], MAX_PAIRS, seed)
+    if len(names) < 2 or not same.any():
+        raise PersonaError(
+            f"a fifth of the identities of set {set_name} makes no pairs: give --test-set a set of "
+            "other people"
+        )
+    return Outside(photos, mine, a, b, same)
+
+
+def pairs_of_set(folder: SetFolder, manifest: Manifest, stream: Photos) -> Outside:
+    """The pairs of a set, both of whose photos show a face.
+
+    Raises:
+        PersonaError: it has none, or people of the stream.
+    """
+    pairs = read_pairs(folder, manifest)
+    photos = Photos([(folder, manifest)])
+    common = len(set(photos.names) & set(stream.names))
+    if common:
+        raise PersonaError(
+            f"{common} identities of --test-set {manifest.name} are in the stream by name: choose "
+            "a set of other people"
+        )
+    keys = photos.keys()
+    order = np.argsort(keys)
+    wanted = np.stack([pairs.a, pairs.b])
+    places = np.searchsorted(keys[order], wanted)
+    rows = order[np.minimum(places, len(keys) - 1)]
+    rows[keys[rows] != wanted] = -1
+    there = (rows >= 0).all(axis=0)
+    return Outside(
+        photos, np.arange(len(photos)), rows[0, there], rows[1, there], pairs.same[there]
+    )
+
+
+def draw_pairs(identity_N: Ints, most: int, seed: int) -> tuple[Ints, Ints, Any]:
+    """(P,) and (P,) places of the photos of pairs, and (P,) whether they are of one person.
+
+    Up to `most` of each kind, all there are where they are few. What is held is in proportion to
+    what is drawn: 40,000 photos make 800 million pairs.
+    """
+    rng = np.random.default_rng(seed)
+    everything = len(identity_N) * (len(identity_N) - 1) // 2
+    a, b = pair_at(rng.choice(everything, min(everything, 2 * most), replace=False))
+    of_two = np.flatnonzero(identity_N[a] != identity_N[b])[:most]
+    order = np.argsort(identity_N, kind="stable")  # one person's photos are neighbours
+    _, first, counts = np.unique(identity_N[order], return_index=True, return_counts=True)
+    pairs = counts * (counts - 1) // 2
+    ends = np.cumsum(pairs)
+    total = int(pairs.sum())
+    drawn = rng.choice(total, min(total, most), replace=False)
+    who = np.searchsorted(ends, drawn, side="right")
+    i, j = pair_at(drawn - (ends - pairs)[who])
+    found = [(a[of_two], order[first[who] + i]), (b[of_two], order[first[who] + j])]
+    same = np.repeat([False, True], [len(of_two), len(who)])
+    return np.concatenate(found[0]), np.concatenate(found[1]), same
+
+
+def pair_at(numbers: Ints) -> tuple[Ints, Ints]:
+    """The pairs i < j of these numbers: 0 is (0, 1), then (0, 2), (1, 2), (0, 3) and so on."""
+    j = ((1 + np.sqrt(1 + 8 * numbers)) / 2).astype(np.int64)
+    j -= numbers < j * (j - 1) // 2  # where the root was rounded up
+    return numbers - j * (j - 1) // 2, j
