@@ -428,5 +428,4 @@ def test_a_phone_shows_the_verdict_with_both_photos(
         box = page.locator(name).bounding_box()
         assert box["y"] >= 0 and box["y"] + box["height"] <= 844
     assert seen == []
-    page.screenshot(path="/tmp/web2/phone.png")
     page.close()
