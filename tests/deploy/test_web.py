@@ -416,3 +416,16 @@ def test_it_fits_a_phone_and_the_dark(
     assert (np.median(shot) < 128) == (scheme == "dark")
     assert seen == []
     page.close()
+
+
+@pytest.mark.heavy
+def test_a_phone_shows_the_verdict_with_both_photos(
+    address: str, browser: Any, photos: list[Path]
+) -> None:
+    page, seen = visit(browser, address, viewport={"width": 390, "height": 844})
+    open_photos(page, photos)
+    for name in ("#verdict", ".photo >> nth=0", ".photo >> nth=1"):
+        box = page.locator(name).bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= 844
+    assert seen == []
+    page.close()
