@@ -426,6 +426,7 @@ class Run:
             score=evaluation.accuracy if evaluation else None,
             scores=evaluation.to_json() | {"model": model_id} if evaluation else {},
             train_set=self.train_set.name,
+            alignment=dataclasses.asdict(self.train_set.align),
             test_set=self.test[1].name if self.test else "none",
             config=to_dict(config),
         )

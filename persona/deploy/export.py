@@ -357,7 +357,7 @@ def _metadata(card: Card, student: Student, options: ExportOptions) -> dict[str,
     )
     settings = {
         "input_size": side,
-        "alignment": "margin",
+        "alignment": "five-point" if card.aligned_by == "landmarks" else "margin",
         "mean": [PIXEL_MEAN] * 3,
         "std": [PIXEL_SCALE] * 3,
         "output": EMBEDDING,
@@ -372,6 +372,7 @@ def _metadata(card: Card, student: Student, options: ExportOptions) -> dict[str,
         "persona.architecture": card.architecture,
         "persona.precision": options.precision,
         "persona.input": given,
+        "persona.alignment": card.crops,
         "persona.normalisation": f"{normalisation}, pixels of 0 to 255",
         "persona.embedding": f"{student.embedding_size} numbers, of unit length",
         "persona.threshold": "unknown: measure it on faces like yours"

@@ -55,6 +55,7 @@ def _text(card: Card) -> str:
         ("architecture", card.architecture),
         ("parameters", f"{card.parameters:,}"),
         ("input", f"{card.image_size} x {card.image_size} px RGB, (pixel - 127.5) / 128"),
+        ("faces", card.crops),
         ("teacher", public_name(card.teacher)),
         ("trained on", card.train_set),
         ("epochs", str(card.epochs)),

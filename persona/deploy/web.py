@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import tempfile
 from dataclasses import replace
@@ -26,6 +27,8 @@ from persona.errors import PersonaError
 from persona.files import read_json, sha256_file, write_atomically, write_json
 from persona.models.cards import Card
 from persona.models.store import load_model
+
+log = logging.getLogger(__name__)
 
 MARKER = "persona.json"
 """What the page reads of its model, and the sign that a folder is a page of ours."""
@@ -67,6 +70,12 @@ def export_web(
         raise PersonaError("the page compares embeddings: leave --classifier out")
     folder = folder.resolve()
     check_page_folder(folder)
+    if card.aligned_by == "landmarks":
+        log.warning(
+            "%s was trained on crops turned by five points, and the page only cuts squares: its "
+            "similarities will be worse than those that were measured",
+            card.id,
+        )
     files = load_runtime(models, runtime)
     source = resources.files("persona.deploy") / "page"
     files |= {name: (source / name).read_bytes() for name in PAGE}

@@ -286,6 +286,7 @@ class LearnRun:
             score=figures.get("accuracy"),
             scores=figures,
             train_set=self.new_set.name,
+            alignment=parent.alignment,
             test_set="none",
             config=dataclasses.asdict(config),
             learned={

@@ -59,6 +59,25 @@ class Card:
     version: int = field(default=VERSION)
     learned: dict[str, Any] | None = None
     """By `persona learn`: its parent, method, memory and experiences; None: it was distilled."""
+    alignment: dict[str, Any] | None = None
+    """AlignSpec of the crops it was distilled from; None: an older card, which has none."""
+
+    @property
+    def aligned_by(self) -> str:
+        """The method of its crops; `unknown` of an older card."""
+        return str((self.alignment or {}).get("method", "unknown"))
+
+    @property
+    def crops(self) -> str:
+        """How a face is to be cut for it, for a person."""
+        around = f"with {(self.alignment or {}).get('margin')} px of {self.image_size} around it"
+        known = {
+            "mtcnn": f"MTCNN's box {around}",
+            "boxes": f"the dataset's box {around}",
+            "landmarks": "turned to ArcFace's template by five points",
+            "none": "photos as they are, resized",
+        }
+        return known.get(self.aligned_by, "unknown")
 
 
 def new_id(architecture: str) -> str:
@@ -85,6 +104,8 @@ def read_card(folder: Path) -> Card:
         card = Card(**{name: item for name, item in value.items() if name in names})
     except TypeError as error:
         raise PersonaError(f"{folder / CARD} is not complete ({error})") from None
+    if not isinstance(card.alignment, dict | None):
+        raise PersonaError(f"{folder / CARD} is not complete (alignment)")
     if Path(card.weights).name != card.weights:
         raise PersonaError(f"{folder / CARD} names weights outside its folder: {card.weights!r}")
     return card

@@ -90,6 +90,7 @@ def test_the_file_gives_the_models_embeddings_and_logits(
     # Rounded upwards, as below it the FAR would not hold.
     assert facts["persona.threshold"] == "0.3125, the cosine at FAR 0.001 on drawn"
     assert facts["persona.licence"].startswith("unknown: see the terms")
+    assert facts["persona.alignment"] == "unknown"
     assert facts["persona.normalisation"].startswith("(pixel - 127.5) / 128.0")
     assert json.loads(facts["persona.card"])["teacher"] == "onnx:net.onnx"
     assert json.loads(facts["persona.card"])["id"] == facts["persona.model"] == ID
@@ -115,6 +116,19 @@ def test_with_preprocessing_it_takes_photos_of_any_size(
     network = open_network(path)
     images = normalise(torch.from_numpy(faces).permute(0, 3, 1, 2))
     np.testing.assert_allclose(network.embed(images).numpy(), wanted, atol=0.02)
+
+
+def test_it_says_how_faces_are_cut_for_it(models: Path, faces: np.ndarray, tmp_path: Path) -> None:
+    student, card = load(models)
+    for method, turned in (("landmarks", True), ("mtcnn", False)):
+        align = {"method": method, "image_size": SIDE, "margin": 4}
+        path = tmp_path / f"{method}.onnx"
+        export_onnx(student, replace(card, alignment=align), faces, path)
+        network = open_network(path)
+        assert network.uses_landmarks == turned
+        metadata = onnxruntime.InferenceSession(str(path)).get_modelmeta().custom_metadata_map
+        assert ("five points" in metadata["persona.alignment"]) == turned
+    assert metadata["persona.alignment"] == f"MTCNN's box with 4 px of {SIDE} around it"
 
 
 def test_a_file_that_differs_is_not_written(
