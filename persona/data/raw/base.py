@@ -18,9 +18,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import heapq
+import operator
 import os
 import stat
 import tempfile
+import weakref
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,7 +31,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar, overload
+from typing import ClassVar, NoReturn, overload
 
 import orjson
 
@@ -75,9 +77,7 @@ class PhotoList(Sequence[Photo]):
         """Of each photo in the file, and its end."""
         self._file, path = tempfile.mkstemp(prefix="persona-")
         os.unlink(path)  # noqa: PTH108 - gone with this process, however that ends
-
-    def __del__(self) -> None:
-        os.close(self._file)
+        weakref.finalize(self, os.close, self._file)
 
     @classmethod
     def gather(cls, photos: Iterable[Photo]) -> PhotoList:
@@ -107,6 +107,14 @@ class PhotoList(Sequence[Photo]):
                 values = photo.source, photo.identity, photo.offset, photo.attributes
                 end += file.write(orjson.dumps(values) + b",")
                 self._starts.append(end)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PhotoList) and (
+            len(self) == len(other) and all(map(operator.eq, self, other))
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a list of photos stays in its process: send the photos that are wanted")
 
     def __len__(self) -> int:
         return len(self._starts) - 1
