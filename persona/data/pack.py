@@ -521,8 +521,8 @@ class TripletCopier:
         order = np.argsort(keys, kind="stable")
         self.keys = keys[order]
         """Places in the index that have a crop, sorted."""
-        self.shard = np.repeat(np.arange(len(counts)), counts)[order]
-        self.row = np.concatenate([np.arange(count) for count in counts])[order]
+        self.shard = np.repeat(np.arange(len(counts), dtype=np.int32), counts)[order]
+        self.row = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])[order]
 
     def __call__(self, numbered: Sequence[tuple[int, list[int]]]) -> Chunk:
         """Turns `(number, three places)` into the tar bytes of their samples."""

@@ -113,6 +113,8 @@ class PhotoList(Sequence[Photo]):
             len(self) == len(other) and all(map(operator.eq, self, other))
         )
 
+    __hash__ = None  # type: ignore[assignment]
+
     def __reduce__(self) -> NoReturn:
         raise TypeError("a list of photos stays in its process: send the photos that are wanted")
 
