@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import resource
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -282,3 +283,16 @@ def test_an_index_holds_few_bytes_of_a_photo(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert held < 15 * len(order)
+
+
+def test_a_full_disk_for_temporary_files_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match=tmp_path.name):
+            PhotoList.gather(Photo(f"a/{n}.jpg", "a") for n in range(1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

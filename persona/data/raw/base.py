@@ -102,11 +102,15 @@ class PhotoList(Sequence[Photo]):
 
     def _extend(self, photos: Iterable[Photo]) -> None:
         end = self._starts[-1]
-        with open(self._file, "ab", closefd=False) as file:
-            for photo in photos:
-                values = photo.source, photo.identity, photo.offset, photo.attributes
-                end += file.write(orjson.dumps(values) + b",")
-                self._starts.append(end)
+        try:
+            with open(self._file, "ab", closefd=False) as file:
+                for photo in photos:
+                    values = photo.source, photo.identity, photo.offset, photo.attributes
+                    end += file.write(orjson.dumps(values) + b",")
+                    self._starts.append(end)
+        except OSError as error:
+            error.filename = tempfile.gettempdir()  # a full disk is told with its place
+            raise
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PhotoList) and (
