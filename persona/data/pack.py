@@ -62,7 +62,7 @@ from persona.data.shards import (
     write_manifest,
 )
 from persona.data.tars import damaged
-from persona.data.triplets import ROLES, check_index, index_digest, load_triplets
+from persona.data.triplets import ROLES, check_index, load_triplets
 from persona.errors import NoFace, PersonaError, SkipPhoto, unknown
 from persona.files import folder_lock, read_json, write_atomically, write_json
 from persona.progress import progress_bar
@@ -196,16 +196,15 @@ def packing_order(dataset: RawDataset, photos: Sequence[Photo]) -> npt.NDArray[n
 
     Of photos in blocks, as many blocks as a worker holds go before the next ones.
     """
-    window_of: dict[str | None, int] = {None: 0}
     blocks = {block for photo in photos if (block := dataset.block(photo)) is not None}
-    for number, block in enumerate(sorted(blocks, key=_shuffled)):
-        window_of[block] = number // dataset.blocks_at_once
-    hashes = bytearray()  # an eighth of what a list of keys takes
+    window_of: dict[str | None, int] = {
+        block: number // dataset.blocks_at_once
+        for number, block in enumerate(sorted(blocks, key=_shuffled))
+    }
+    keys = bytearray()  # an eighth of what a list of them takes
     for photo in photos:
-        hashes += _shuffled(photo.source)
-    high, low = np.frombuffer(hashes, ">u8").reshape(-1, 2).T
-    windows = np.fromiter((window_of[dataset.block(photo)] for photo in photos), np.int64)
-    return np.lexsort((low, high, windows))
+        keys += window_of.get(dataset.block(photo), 0).to_bytes(4, "big") + _shuffled(photo.source)
+    return np.argsort(np.frombuffer(keys, "S20"), kind="stable")
 
 
 def _shuffled(name: str) -> bytes:
@@ -234,20 +233,18 @@ def plan_photos(
     places = packing_order(dataset, index.photos)
     if only is not None:
         places = places[np.isin(places, np.asarray(only, np.int64))]
-    annotations = [photo.attributes for photo in index.photos]
-    annotated = hashlib.sha256(encode_json(annotations)).hexdigest() if any(annotations) else None
+    annotated = None
+    if any(photo.attributes for photo in index.photos):
+        annotations = [photo.attributes for photo in index.photos]
+        annotated = hashlib.sha256(encode_json(annotations)).hexdigest()
     encoded = None if pairs is None else encode_pairs(pairs)
     photos = index.photos
 
     def tasks(start: int, stop: int) -> list[PhotoTask]:
+        mine = ((place, photos[place]) for place in places[start:stop].tolist())
         return [
-            PhotoTask(
-                place,
-                photos[place],
-                class_index[photos[place].identity],
-                boxes.get(photos[place].source),
-            )
-            for place in places[start:stop].tolist()
+            PhotoTask(place, photo, class_index[photo.identity], boxes.get(photo.source))
+            for place, photo in mine
         ]
 
     return Packing(
@@ -259,7 +256,7 @@ def plan_photos(
             "alignment": asdict(options.align),
             "boxes": boxes_digest,
             "shard size": options.samples_per_shard(1),
-            "photos": index_digest(index),
+            "photos": index.digest,
             "selection": hashlib.sha256(places.tobytes()).hexdigest(),
             "annotations": annotated,
             "version": VERSION,
@@ -345,9 +342,10 @@ def _key_pairs(index: Index, pairs: Sequence[Pair], limit: float) -> tuple[list[
     Raises:
         PersonaError: more than `limit` of the pairs name such a photo.
     """
-    place_of = {photo.source: place for place, photo in enumerate(index.photos)}
+    named = {source for p in pairs for source in (p.a, p.b)}
+    place_of = {p.source: place for place, p in enumerate(index.photos) if p.source in named}
     keyed = [KeyPair(p.fold, p.same, place_of.get(p.a), place_of.get(p.b)) for p in pairs]
-    absent = {source for p in pairs for source in (p.a, p.b) if source not in place_of}
+    absent = named.difference(place_of)
     lost = sum(pair.a is None or pair.b is None for pair in keyed)
     if lost > limit * len(pairs):
         raise PersonaError(
@@ -426,7 +424,7 @@ def _packed_split(
     if not ((folder / MANIFEST).is_file() and plan.is_file()):
         return None
     earlier = read_json(plan, what="packing plan")
-    if (earlier.get("photos"), earlier.get("boxes")) != (index_digest(index), boxes_digest):
+    if (earlier.get("photos"), earlier.get("boxes")) != (index.digest, boxes_digest):
         return None
     _, manifest = open_set(dataset.set_name, shards)
     return Packed(folder, manifest, fresh=False) if manifest.align == align else None
@@ -523,8 +521,8 @@ class TripletCopier:
         order = np.argsort(keys, kind="stable")
         self.keys = keys[order]
         """Places in the index that have a crop, sorted."""
-        self.shard = np.repeat(np.arange(len(counts)), counts)[order]
-        self.row = np.concatenate([np.arange(count) for count in counts])[order]
+        self.shard = np.repeat(np.arange(len(counts), dtype=np.int32), counts)[order]
+        self.row = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])[order]
 
     def __call__(self, numbered: Sequence[tuple[int, list[int]]]) -> Chunk:
         """Turns `(number, three places)` into the tar bytes of their samples."""

@@ -11,7 +11,9 @@ A set has an ID made of its content, and lies in `shards/<ID>/` before and after
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
+from array import array
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +31,8 @@ VERSION = 1
 MAX_TRIPLETS = 100_000_000
 
 ROLES = ("anchor", "positive", "negative")
+
+Triplet = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,38 @@ class TripletCard:
     version: int = VERSION
 
 
-def index_digest(index: Index) -> str:
-    """SHA-256 over the index's sources in order."""
-    digest = hashlib.sha256()
-    for photo in index.photos:
-        digest.update(photo.source.encode() + b"\0")
-    return digest.hexdigest()
+class _Drawn:
+    """Triplets in the order of drawing, none twice: 20 to 28 bytes of each."""
+
+    def __init__(self, num: int) -> None:
+        self._rows = array("i")
+        self._slots = array("i", [-1]) * (1 << (2 * num - 1).bit_length())
+        """Open addressing: the triplet's number stands where its hash says, or behind that."""
+
+    def _slot(self, triplet: Triplet) -> int:
+        """Where the triplet stands, or would."""
+        mask = len(self._slots) - 1
+        slot = hash(triplet) & mask
+        while (start := 3 * self._slots[slot]) >= 0:
+            if tuple(self._rows[start : start + 3]) == triplet:
+                break
+            slot = (slot + 1) & mask
+        return slot
+
+    def __len__(self) -> int:
+        return len(self._rows) // 3
+
+    def __contains__(self, triplet: Triplet) -> bool:
+        return self._slots[self._slot(triplet)] >= 0
+
+    def add(self, triplet: Triplet) -> None:
+        """Appends one that is not there yet."""
+        self._slots[self._slot(triplet)] = len(self)
+        self._rows.extend(triplet)
+
+    def rows(self) -> npt.NDArray[np.int32]:
+        """(N, 3): all of them."""
+        return np.frombuffer(self._rows, np.int32).reshape(-1, 3)
 
 
 class _Deck:
@@ -62,7 +92,7 @@ class _Deck:
 
     __slots__ = ("cards", "position", "rng")
 
-    def __init__(self, cards: list[int], rng: random.Random) -> None:
+    def __init__(self, cards: array[int], rng: random.Random) -> None:
         self.cards = cards
         self.rng = rng
         self.position = len(cards)
@@ -92,9 +122,9 @@ def draw_triplets(index: Index, num: int, seed: int) -> npt.NDArray[np.int32]:
     """
     if not 1 <= num <= MAX_TRIPLETS:
         raise PersonaError(f"{num} triplets: choose 1 to {MAX_TRIPLETS:,}")
-    photos_of: dict[str, list[int]] = {}
+    photos_of: dict[str, array[int]] = {}
     for place, photo in enumerate(index.photos):
-        photos_of.setdefault(photo.identity, []).append(place)
+        photos_of.setdefault(photo.identity, array("i")).append(place)
     total = len(index.photos)
     distinct = sum(len(p) * (len(p) - 1) * (total - len(p)) for p in photos_of.values())
     if len(photos_of) < 2:
@@ -107,10 +137,9 @@ def draw_triplets(index: Index, num: int, seed: int) -> npt.NDArray[np.int32]:
     rng = random.Random(seed)
     anchors, negatives = _rounds(photos_of, rng)
     decks = {identity: _Deck(photos, rng) for identity, photos in photos_of.items()}
-    drawn = np.empty((num, 3), dtype=np.int32)
-    seen: set[tuple[int, int, int]] = set()
-    row = turn = 0
-    while row < num:
+    drawn = _Drawn(num)
+    turn = 0
+    while len(drawn) < num:
         anchor_id = anchors[turn % len(anchors)]
         negative_id = next(negatives)
         if negative_id == anchor_id:
@@ -118,19 +147,19 @@ def draw_triplets(index: Index, num: int, seed: int) -> npt.NDArray[np.int32]:
         turn += 1
         anchor = decks[anchor_id].deal()
         triplet = (anchor, decks[anchor_id].deal(unlike=anchor), decks[negative_id].deal())
-        if triplet in seen:
+        if triplet in drawn:
             # Decks repeat where the photos are few: any pick that is new will do.
-            fresh = _fresh(triplet, photos_of[anchor_id], index, seen, rng)
+            fresh = _fresh(triplet, photos_of[anchor_id], index, drawn, rng)
             if fresh is None:
                 continue  # this anchor identity is used up
             triplet = fresh
-        seen.add(triplet)
-        drawn[row] = triplet
-        row += 1
-    return drawn
+        drawn.add(triplet)
+    return drawn.rows()
 
 
-def _rounds(photos_of: dict[str, list[int]], rng: random.Random) -> tuple[list[str], Iterator[str]]:
+def _rounds(
+    photos_of: dict[str, array[int]], rng: random.Random
+) -> tuple[list[str], Iterator[str]]:
     """The anchors' round, and the negatives' endless one.
 
     Both walk one shuffled order. The negatives take the identities that can be no anchor first and
@@ -151,19 +180,15 @@ def _rounds(photos_of: dict[str, list[int]], rng: random.Random) -> tuple[list[s
 
 
 def _fresh(
-    triplet: tuple[int, int, int],
-    own: list[int],
-    index: Index,
-    seen: set[tuple[int, int, int]],
-    rng: random.Random,
-) -> tuple[int, int, int] | None:
+    triplet: Triplet, own: array[int], index: Index, drawn: _Drawn, rng: random.Random
+) -> Triplet | None:
     """A triplet of the same anchor identity that was not drawn yet; None if there is none."""
     total = len(index.photos)
     for _ in range(64):
         anchor, positive = rng.sample(own, 2)
         candidate = (anchor, positive, rng.randrange(total))
         identity = index.photos[anchor].identity
-        if candidate not in seen and index.photos[candidate[2]].identity != identity:
+        if candidate not in drawn and index.photos[candidate[2]].identity != identity:
             return candidate
     # Nearly used up, so the set is small: look at all of them.
     identity = index.photos[triplet[0]].identity
@@ -171,7 +196,7 @@ def _fresh(
     for anchor in own:
         for positive in own:
             for negative in others:
-                if anchor != positive and (anchor, positive, negative) not in seen:
+                if anchor != positive and (anchor, positive, negative) not in drawn:
                     return (anchor, positive, negative)
     return None
 
@@ -192,8 +217,9 @@ def make_triplets(
     """
     name = name or dataset
     indices = draw_triplets(index, num, seed)
-    source = index_digest(index)
-    digest = hashlib.sha256(f"{VERSION} {name} {split} {source} ".encode() + indices.tobytes())
+    source = index.digest
+    digest = hashlib.sha256(f"{VERSION} {name} {split} {source} ".encode())
+    digest.update(indices.data)
     set_id = f"{name}-{split}-t{num}-{digest.hexdigest()[:8]}"
     folder = shards / set_id
     # Stored without pickle, so that an untrusted file can at worst be refused.
@@ -270,19 +296,20 @@ class Coverage:
 def coverage(card: TripletCard, indices: npt.NDArray[np.int32], index: Index) -> Coverage:
     """Measures a set against the raw index it was drawn from."""
     check_index(card, index)
-    used = np.unique(indices)
-    identities = {index.photos[place].identity for place in used.tolist()}
+    used = np.zeros(len(index.photos), bool)
+    used[indices.ravel()] = True
+    identities = {photo.identity for photo in itertools.compress(index.photos, used)}
     return Coverage(
         id=card.id,
         triplets=card.triplets,
         class_coverage=len(identities) / index.identities,
-        image_coverage=len(used) / len(index.photos),
+        image_coverage=int(used.sum()) / len(index.photos),
     )
 
 
 def check_index(card: TripletCard, index: Index) -> None:
     """Raises PersonaError if the raw photos are not those the set was drawn from."""
-    if index_digest(index) != card.index_sha256:
+    if index.digest != card.index_sha256:
         raise PersonaError(
             f"{card.id} was drawn from {card.photos} photos of {card.dataset} ({card.split}); "
             f"the folder now lists {len(index.photos)} others: restore them or make a new set"

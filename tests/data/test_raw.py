@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
+import resource
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import NO_ALIGN, jpeg, write_lfw, write_vggface2
 
-from persona.data.pack import pack_photos
+from persona.data.pack import pack_photos, packing_order
 from persona.data.raw import Photo, RawDataset, datasets, open_dataset
+from persona.data.raw.base import PhotoList
 from persona.data.raw.lfw import parse_pairs
 from persona.errors import PersonaError
 
@@ -222,3 +226,73 @@ def test_malformed_pairs_name_the_line(tmp_path: Path, edit, message: str) -> No
     path.write_text("\n".join(edit(path.read_text().splitlines())))
     with pytest.raises(PersonaError, match=message):
         parse_pairs(path)
+
+
+def test_a_list_of_photos_is_sorted_in_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the runs that are sorted, merged and read, the list is the sorted tuple."""
+    photos = [
+        Photo(f"n{n % 7}/é\n{n:03d}.jpg", f'n"{n % 7}', 1 << 40 | n, (("age", n), ("pose", "left")))
+        for n in range(60)
+    ]
+    photos += [Photo("n3/twice.jpg", "n3", offset) for offset in (9, 8)]
+    random.Random(0).shuffle(photos)
+    for name, value in (("SORTED_AT_ONCE", 4), ("MERGED_AT_ONCE", 3), ("READ_AT_ONCE", 5)):
+        monkeypatch.setattr(f"persona.data.raw.base.{name}", value)
+    for given in (photos, sorted(photos), photos[:1], []):
+        held, wanted = PhotoList.gather(iter(given)), sorted(given)
+        for found in (list(held), [held[place] for place in range(len(held))], held[:]):
+            assert [(p, p.offset, p.attributes) for p in found] == [
+                (p, p.offset, p.attributes) for p in wanted
+            ]
+    assert PhotoList.gather(photos) == PhotoList.gather(sorted(photos))
+    assert PhotoList.gather(photos) != PhotoList.gather(photos[1:])
+
+
+def test_a_list_of_photos_leaves_no_file_and_lets_go_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    held = PhotoList.gather([Photo("a/1.jpg", "a"), Photo("a/0.jpg", "a")])
+    assert not list(tmp_path.iterdir())
+    assert len(os.listdir("/proc/self/fd")) == before + 1  # noqa: PTH208
+    assert held[-1].source == "a/1.jpg"
+    with pytest.raises(TypeError, match="stays in its process"):
+        pickle.dumps(held)
+    del held
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_an_index_holds_few_bytes_of_a_photo(tmp_path: Path) -> None:
+    """And packing's order and the draw of triplets few more; Python's objects were 220."""
+
+    class Many(RawDataset):
+        def iter_photos(self) -> Iterator[Photo]:
+            for n in range(60_000):
+                yield Photo(f"n{n // 100:06d}/{n % 100:04d}_01.jpg", f"n{n // 100:06d}")
+
+    tracemalloc.start()
+    try:
+        dataset = Many(tmp_path)
+        dataset.name = "many"
+        index = dataset.index()
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        order = packing_order(dataset, index.photos)
+        assert tracemalloc.get_traced_memory()[1] - held < 60 * len(order)
+    finally:
+        tracemalloc.stop()
+    assert held < 15 * len(order)
+
+
+def test_a_full_disk_for_temporary_files_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match=tmp_path.name):
+            PhotoList.gather(Photo(f"a/{n}.jpg", "a") for n in range(1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -139,3 +140,17 @@ def test_damage_and_change_are_noticed(tmp_path: Path) -> None:
         load_triplets(card.id, tmp_path / "s")
     with pytest.raises(PersonaError, match=f"unknown triplet set 'nope'.*{card.id}"):
         load_triplets("nope", tmp_path / "s")
+
+
+def test_what_was_drawn_is_known_whatever_its_hash() -> None:
+    """Against a set, of triplets that crowd a full table."""
+    wanted: dict[tuple[int, int, int], None] = {}
+    drawn = triplets._Drawn(500)
+    rng = random.Random(0)
+    while len(wanted) < 500:
+        triplet = (rng.randrange(9), rng.randrange(9), rng.randrange(9))
+        assert (triplet in drawn) == (triplet in wanted)
+        if triplet not in wanted:
+            drawn.add(triplet)
+            wanted[triplet] = None
+    assert drawn.rows().tolist() == [list(triplet) for triplet in wanted]

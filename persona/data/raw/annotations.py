@@ -9,10 +9,11 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from persona.data.raw.base import Index
+from persona.data.raw.base import Index, Photo, PhotoList
 from persona.errors import PersonaError
 from persona.files import bounded_lines
 
@@ -26,24 +27,27 @@ def annotate(index: Index, path: Path) -> Index:
         PersonaError: no CSV of that layout, or none of its rows is about a photo of the index.
     """
     kind, rows = _read(path)
-    used = set()
-    photos = []
-    for photo in index.photos:
-        subject = photo.source if kind == "photo" else photo.identity
-        attributes = rows.get(subject)
-        if attributes:
-            used.add(subject)
-            photo = replace(  # noqa: PLW2901 - the same photo, annotated
-                photo, attributes=tuple(sorted((dict(photo.attributes) | attributes).items()))
-            )
-        photos.append(photo)
+    used: set[str] = set()
+
+    def annotated() -> Iterator[Photo]:
+        for photo in index.photos:
+            subject = photo.source if kind == "photo" else photo.identity
+            attributes = rows.get(subject)
+            if attributes:
+                used.add(subject)
+                merged = tuple(sorted((dict(photo.attributes) | attributes).items()))
+                yield replace(photo, attributes=merged)
+            else:
+                yield photo
+
+    photos = PhotoList.gather(annotated())
     if not used:
         example = index.photos[0].source if kind == "photo" else index.photos[0].identity
         raise PersonaError(
             f"{path}: none of its {len(rows)} rows is about a {kind} of this dataset, which are "
             f"named like {example!r}"
         )
-    return replace(index, photos=tuple(photos))
+    return replace(index, photos=photos)
 
 
 def _read(path: Path) -> tuple[str, dict[str, Attributes]]:

@@ -16,14 +16,24 @@ One that the user names by its place, `KIND:PATH`, has a `kind` in place of name
 from __future__ import annotations
 
 import errno
+import hashlib
+import heapq
+import operator
 import os
 import stat
+import tempfile
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NoReturn, overload
+
+import orjson
 
 from persona.errors import PersonaError, unknown
 from persona.files import bounded_lines
@@ -34,6 +44,10 @@ MAX_PHOTO_BYTES = 1 << 28
 """What a container says of a photo's size is believed up to here."""
 MAX_LABEL = 9_999_999
 LABEL_DIGITS = 7
+SORTED_AT_ONCE = 1 << 14
+"""Photos: what listing a split holds as objects."""
+READ_AT_ONCE = 1 << 10
+MERGED_AT_ONCE = 64
 
 _REGISTRY: dict[str, type[RawDataset]] = {}
 _KINDS: dict[str, type[RawDataset]] = {}
@@ -52,6 +66,90 @@ class Photo:
     """Annotations by name, such as `("age", 35)`: they go into the sample's json."""
 
 
+class PhotoList(Sequence[Photo]):
+    """Photos in a file without a name, in the order of their sources: 8 bytes of each are held.
+
+    The file lies in the system's folder for temporary files (`TMPDIR`), about 60 bytes a photo.
+    """
+
+    def __init__(self) -> None:
+        self._starts = array("q", [0])
+        """Of each photo in the file, and its end."""
+        self._file, path = tempfile.mkstemp(prefix="persona-")
+        os.unlink(path)  # noqa: PTH108 - gone with this process, however that ends
+        weakref.finalize(self, os.close, self._file)
+
+    @classmethod
+    def gather(cls, photos: Iterable[Photo]) -> PhotoList:
+        """Sorts photos that come in any order; of equal ones the first stays first."""
+        lists: list[PhotoList] = []
+        last = None
+        left = iter(photos)
+        while run := sorted(islice(left, SORTED_AT_ONCE)):
+            if last is None or run[0] < last:  # most datasets are listed in order: one list
+                if len(lists) == MERGED_AT_ONCE:  # each is an open file
+                    lists = [cls._merged(lists)]
+                lists.append(cls())
+            lists[-1]._extend(run)
+            last = run[-1]
+        return lists[0] if len(lists) == 1 else cls._merged(lists)
+
+    @classmethod
+    def _merged(cls, lists: Sequence[PhotoList]) -> PhotoList:
+        whole = cls()
+        whole._extend(heapq.merge(*lists))
+        return whole
+
+    def _extend(self, photos: Iterable[Photo]) -> None:
+        end = self._starts[-1]
+        try:
+            with open(self._file, "ab", closefd=False) as file:
+                for photo in photos:
+                    values = photo.source, photo.identity, photo.offset, photo.attributes
+                    end += file.write(orjson.dumps(values) + b",")
+                    self._starts.append(end)
+        except OSError as error:
+            error.filename = tempfile.gettempdir()  # a full disk is told with its place
+            raise
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PhotoList) and (
+            len(self) == len(other) and all(map(operator.eq, self, other))
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a list of photos stays in its process: send the photos that are wanted")
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    @overload
+    def __getitem__(self, place: int) -> Photo: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Photo]: ...
+
+    def __getitem__(self, place: int | slice) -> Photo | list[Photo]:
+        places = range(len(self))[place]
+        if isinstance(places, range):
+            return [self[each] for each in places]
+        return self._read(places, places + 1)[0]
+
+    def __iter__(self) -> Iterator[Photo]:
+        for start in range(0, len(self), READ_AT_ONCE):
+            yield from self._read(start, min(start + READ_AT_ONCE, len(self)))
+
+    def _read(self, start: int, stop: int) -> list[Photo]:
+        first, end = self._starts[start], self._starts[stop]
+        values = orjson.loads(b"[%s]" % os.pread(self._file, end - first - 1, first))
+        return [
+            Photo(source, identity, offset, tuple(map(tuple, attributes)) if attributes else ())
+            for source, identity, offset, attributes in values
+        ]
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
     """Two photos and whether they show one person."""
@@ -67,7 +165,7 @@ class Pair:
 class Index:
     """Every photo of a split in source order; a photo's key is its place in this order."""
 
-    photos: tuple[Photo, ...]
+    photos: Sequence[Photo]
     classes: tuple[str, ...]
     """All identities of the split, sorted; an identity's place is its class index."""
     missing: tuple[str, ...]
@@ -77,6 +175,14 @@ class Index:
     def identities(self) -> int:
         """How many identities have a photo here."""
         return len({photo.identity for photo in self.photos})
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the sources in order."""
+        digest = hashlib.sha256()
+        for photo in self.photos:
+            digest.update(photo.source.encode() + b"\0")
+        return digest.hexdigest()
 
 
 class RawDataset(ABC):
@@ -175,14 +281,20 @@ class RawDataset(ABC):
             PersonaError: no photo, or an identity that the class list does not name.
         """
         self.missing.clear()
-        photos = tuple(sorted(self.iter_photos()))
+        found: set[str] = set()
+
+        def listed_photos() -> Iterator[Photo]:
+            for photo in self.iter_photos():
+                found.add(photo.identity)
+                yield photo
+
+        photos = PhotoList.gather(listed_photos())
         if not photos:
             raise PersonaError(
                 f"{self.name} ({self.split}) has no photo below {self.root}: "
                 f"expected {self.layout}; {self.obtain}"
             )
         listed = self.class_list()
-        found = {photo.identity for photo in photos}
         classes = tuple(sorted(found if listed is None else set(listed)))
         strangers = sorted(found.difference(classes))
         if strangers:
