@@ -402,14 +402,20 @@ def test_the_camera_and_what_is_no_photo(address: str, browser: Any, photos: lis
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width_px", [360, 1280])
+@pytest.mark.parametrize(("width_px", "height_px"), [(360, 740), (390, 844), (1280, 800)])
 def test_it_fits_a_phone_and_the_dark(
-    address: str, browser: Any, photos: list[Path], scheme: str, width_px: int
+    address: str, browser: Any, photos: list[Path], scheme: str, width_px: int, height_px: int
 ) -> None:
-    viewport = {"width": width_px, "height": 800}
+    viewport = {"width": width_px, "height": height_px}
     page, seen = visit(browser, address, viewport=viewport, color_scheme=scheme)
     open_photos(page, photos)
     assert page.evaluate("document.documentElement.scrollWidth") <= width_px
+    # Both photos and the verdict are seen together, without scrolling.
+    verdict = page.locator(".score").bounding_box()
+    assert verdict["y"] + verdict["height"] <= height_px
+    for place in range(2):
+        photo = page.locator(".photo").nth(place).bounding_box()
+        assert photo["y"] >= 0 and photo["y"] + photo["height"] <= verdict["y"]
     labels = "[...document.querySelectorAll('canvas, video')].every(c => c.ariaLabel)"
     assert page.evaluate(labels)
     shot = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("L"), np.float64)
