@@ -402,30 +402,23 @@ def test_the_camera_and_what_is_no_photo(address: str, browser: Any, photos: lis
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width_px", [360, 1280])
+@pytest.mark.parametrize(("width_px", "height_px"), [(360, 740), (390, 844), (1280, 800)])
 def test_it_fits_a_phone_and_the_dark(
-    address: str, browser: Any, photos: list[Path], scheme: str, width_px: int
+    address: str, browser: Any, photos: list[Path], scheme: str, width_px: int, height_px: int
 ) -> None:
-    viewport = {"width": width_px, "height": 800}
+    viewport = {"width": width_px, "height": height_px}
     page, seen = visit(browser, address, viewport=viewport, color_scheme=scheme)
     open_photos(page, photos)
     assert page.evaluate("document.documentElement.scrollWidth") <= width_px
+    # On a phone both photos and the verdict are seen together, without scrolling.
+    verdict = page.locator(".score").bounding_box()
+    assert verdict["y"] + verdict["height"] <= height_px or width_px == 1280
+    for place in range(2):
+        photo = page.locator(".photo").nth(place).bounding_box()
+        assert photo["y"] >= 0 and photo["y"] + photo["height"] <= verdict["y"]
     labels = "[...document.querySelectorAll('canvas, video')].every(c => c.ariaLabel)"
     assert page.evaluate(labels)
     shot = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("L"), np.float64)
     assert (np.median(shot) < 128) == (scheme == "dark")
-    assert seen == []
-    page.close()
-
-
-@pytest.mark.heavy
-def test_a_phone_shows_the_verdict_with_both_photos(
-    address: str, browser: Any, photos: list[Path]
-) -> None:
-    page, seen = visit(browser, address, viewport={"width": 390, "height": 844})
-    open_photos(page, photos)
-    for name in ("#verdict", ".photo >> nth=0", ".photo >> nth=1"):
-        box = page.locator(name).bounding_box()
-        assert box["y"] >= 0 and box["y"] + box["height"] <= 844
     assert seen == []
     page.close()
