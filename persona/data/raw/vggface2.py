@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,7 +55,7 @@ class VGGFace2Layout(RawDataset):
                     f"{self.list_path} line {number}: expected <identity>/<photo>.jpg, "
                     f"found {entry[:80]!r}"
                 )
-            listed.setdefault(identity, {})[name] = None
+            listed.setdefault(identity, {})[sys.intern(name)] = None  # many identities share it
         if not listed:
             raise PersonaError(f"{self.list_path} is empty: expected <identity>/<photo>.jpg lines")
         return {identity: list(names) for identity, names in listed.items()}
