@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,14 +32,13 @@ from persona import __version__
 from persona.data.transforms import PIXEL_MEAN, PIXEL_SCALE
 from persona.deploy.public import public_name
 from persona.deploy.quantise import Kept, Quantised, open_session, quantise_graph
+from persona.deploy.trace import trace_onnx
 from persona.errors import PersonaError, unknown
 from persona.files import write_atomically
 from persona.models.cards import Card
 from persona.models.onnx import SETTINGS_KEY
 from persona.models.student import Student
 
-OPSET = 18
-"""Of 2022: the first with an antialiased Resize, and old enough for every runtime of today."""
 PRECISIONS = ("fp32", "fp16", "int8")
 WORST_COSINE = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.99}
 """Between the file's embedding and PyTorch's, over all faces of the check."""
@@ -285,11 +282,6 @@ def _build(
 
 def _trace(student: Student, options: ExportOptions) -> Any:
     """The student as an onnx.ModelProto."""
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401 - torch.onnx needs it and says so in a page of text
-    except ImportError:
-        raise PersonaError("exporting needs onnx and onnxscript: install persona[export]") from None
     side = student.image_size
     example = (
         torch.zeros(2, side, side, 3, dtype=torch.uint8)
@@ -299,26 +291,8 @@ def _trace(student: Student, options: ExportOptions) -> Any:
     axes: dict[int, Any] = {0: torch.export.Dim("batch")}
     if options.preprocessing:
         axes |= {1: torch.export.Dim("height", min=2), 2: torch.export.Dim("width", min=2)}
-    # The exporter speaks of its own steps, on stdout and through several loggers.
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
-    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program: Any = torch.onnx.export(
-            ExportedStudent(student, options),
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[INPUT],
-            output_names=[EMBEDDING, *([LOGITS] if options.classifier else [])],
-            dynamic_shapes=(axes,),
-            verbose=False,
-        )
-    model = program.model_proto
-    del model.metadata_props[:]
-    for part in (*model.graph.node, *model.graph.value_info, *model.graph.input):
-        part.ClearField("metadata_props")  # traces of source files, of no use to anybody
+    outputs = [EMBEDDING, *([LOGITS] if options.classifier else [])]
+    model = trace_onnx(ExportedStudent(student, options), example, axes, INPUT, outputs)
     _name_pooling(model)
     return model
 

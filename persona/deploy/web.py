@@ -1,14 +1,14 @@
 """A student as a page that compares two faces in the browser: static files, nothing else.
 
 1. onnxruntime's two files are found (persona/deploy/web_runtime.py)
-2. of the student goes what may leave the house (persona/deploy/public.py), as an ONNX file that
-   takes photos: the page only cuts squares out of them
-3. all is laid into a folder beside the wanted one, which is then renamed
+2. the detector that its training photos went through goes with it (persona/deploy/web_detector.py)
+3. of the student goes what may leave the house (persona/deploy/public.py), as an ONNX file that
+   takes photos: the page cuts faces out of them
+4. all is laid into a folder beside the wanted one, which is then renamed
 """
 
 from __future__ import annotations
 
-import logging
 import re
 import tempfile
 from dataclasses import replace
@@ -20,20 +20,20 @@ import numpy as np
 import numpy.typing as npt
 
 from persona import __version__
+from persona.data.align.spec import AlignSpec
 from persona.deploy.export import Exported, ExportOptions, export_onnx
 from persona.deploy.public import publish_copy
+from persona.deploy.web_detector import build_detector
 from persona.deploy.web_runtime import NAME, load_runtime
 from persona.errors import PersonaError
 from persona.files import read_json, sha256_file, write_atomically, write_json
 from persona.models.cards import Card
 from persona.models.store import load_model
 
-log = logging.getLogger(__name__)
-
 MARKER = "persona.json"
 """What the page reads of its model, and the sign that a folder is a page of ours."""
 MODEL = "model.onnx"
-PAGE = ("index.html", "page.css", "page.js", "README.txt")
+PAGE = ("index.html", "page.css", "page.js", "crop.js", "detect.js", "runtime.js", "README.txt")
 KIND = "persona-web"
 THRESHOLD_KEY = "persona.threshold"
 """Of the ONNX file's metadata: from which cosine on two faces are one person's, and where that was
@@ -70,13 +70,7 @@ def export_web(
         raise PersonaError("the page compares embeddings: leave --classifier out")
     folder = folder.resolve()
     check_page_folder(folder)
-    if card.aligned_by == "landmarks":
-        log.warning(
-            "%s was trained on crops turned by five points, and the page only cuts squares: its "
-            "similarities will be worse than those that were measured",
-            card.id,
-        )
-    files = load_runtime(models, runtime)
+    files = load_runtime(models, runtime) | build_detector()
     source = resources.files("persona.deploy") / "page"
     files |= {name: (source / name).read_bytes() for name in PAGE}
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -94,6 +88,7 @@ def export_web(
             "architecture": card.architecture,
             "precision": options.precision,
             **_threshold(page / MODEL),
+            "alignment": _alignment(card),
             "runtime": NAME,
             "persona": __version__,
             "files": {path.name: sha256_file(path) for path in sorted(page.iterdir())},
@@ -120,6 +115,13 @@ def check_page_folder(folder: Path) -> None:
         raise PersonaError(f"{folder} is no page of persona's: name a new folder with --out")
     if foreign := sorted(names - {MARKER, *facts.get("files", ())}):
         raise PersonaError(f"{folder} holds {foreign[0]}, which is not the page's: move it away")
+
+
+def _alignment(card: Card) -> dict[str, str | int]:
+    """How the page cuts faces out: as they were for the student; of sets of ready crops, a box."""
+    spec = AlignSpec(**(card.alignment or {"image_size": card.image_size}))
+    method = "five-point" if spec.method == "landmarks" else "margin"
+    return {"method": method, "size": spec.image_size, "margin": spec.margin}
 
 
 def _threshold(path: Path) -> dict[str, float | str | None]:

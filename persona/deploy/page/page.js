@@ -1,62 +1,83 @@
 // Two photos, a frame in each, the model's embedding of each frame, and the cosine of both.
 //
-// 1. a photo is opened or taken, and a frame put around the face: by the browser where it can
-//    find faces, else in the middle, and then by hand
+// 1. a photo is opened or taken; the face near its middle is found (detect.js) and a frame put
+//    around it as the student's training photos were cut (crop.js), or by hand
 // 2. the frame's pixels go into the model as they are: it resizes and normalises by itself
 // 3. two embeddings of unit length are compared
-import * as ort from "./ort.wasm.bundle.min.mjs";
+import { FivePointCrop, MarginCrop, cut } from "./crop.js";
+import { loadDetector } from "./detect.js";
+import { open, read, tensor } from "./runtime.js";
 
-// The model was trained on MTCNN's boxes and a margin, stretched to squares. Over 100 photos of LFW
-// these are 0.745 (deviation 0.04) as wide as high.
-const ASPECT = 0.75;
-const MARGIN = 1.1;
-// Where the eyes and the corners of the mouth lie in them, on average; deviation 0.02 of the height.
-const EYES = [[0.315, 0.405], [0.71, 0.405]];
-const MOUTH = [[0.34, 0.74], [0.7, 0.74]];
 const FIRST = 0.55; // of the photo's shorter side, where no face was found
-const LARGEST = 1024; // px of height that the model is given; it works in far fewer
+const SEARCHED = 2048; // px of a photo's longer side; a larger one is reduced to be searched
 const SMALLEST = 32; // px of a frame's height, and of a photo's sides
 const $ = (selector, root = document) => root.querySelector(selector);
 const show = (element, shown) => { element.hidden = !shown; };
 
-ort.env.wasm.numThreads = 1; // threads would need headers that a plain server does not send
-ort.env.logLevel = "error";
-let session = null;
-let running = Promise.resolve();
+let model = null; // a function from tensors to tensors
+let detector = null;
+export let crop = new MarginCrop({ size: 160, margin: 14 });
 
-// The model's embedding of an ImageData: Float32Array of unit length. One at a time.
-export function embed({ data, width, height }) {
+// The model's embedding of an ImageData: Float32Array of unit length.
+export async function embed({ data, width, height }) {
   const rgb = new Uint8Array(width * height * 3);
   for (let from = 0, to = 0; from < data.length; from += 4) {
     rgb[to++] = data[from];
     rgb[to++] = data[from + 1];
     rgb[to++] = data[from + 2];
   }
-  const images = new ort.Tensor("uint8", rgb, [1, height, width, 3]);
-  const found = running.then(() => session.run({ images })).then((out) => out.embedding.data);
-  running = found.catch(() => {});
-  return found;
+  return (await model({ images: tensor(rgb, [1, height, width, 3]) })).embedding.data;
 }
 
 export const cosine = (a, b) => a.reduce((sum, value, place) => sum + value * b[place], 0);
 
-const around = (x, y, height) => (
-  { x: x - (height * ASPECT) / 2, y: y - height / 2, width: height * ASPECT, height });
+// The faces of a photo, the large central one first.
+export async function findFaces(photo) {
+  const { width, height } = photo;
+  const scale = Math.max(1, Math.max(width, height) / SEARCHED);
+  const sides = [width, height].map((side) => Math.round(side / scale));
+  const faces = await detector(cut(photo, { x: 0, y: 0, width, height }, ...sides));
+  const larger = (px) => px * scale;
+  return faces.map(({ box, score, points }) => (
+    { box: box.map(larger), score, points: points.map((point) => point.map(larger)) }));
+}
 
-// The largest face near the middle as {x, y, height}, or null.
-async function findFace(photo) {
-  if (!("FaceDetector" in window)) return null;
-  try {
-    const faces = await new FaceDetector({ maxDetectedFaces: 10 }).detect(photo);
-    const boxes = faces.map(({ boundingBox: box }) => {
-      const height = Math.max(box.width, box.height) * MARGIN;
-      const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
-      const away = Math.hypot(x - photo.width / 2, y - photo.height / 2);
-      return { ...around(x, y, height), rank: height - away };
-    });
-    return boxes.sort((a, b) => b.rank - a.rank)[0] || null;
-  } catch {
-    return null; // some browsers have the name and not the service
+const inside = (at, { x, y, width, height }) => (
+  at.x > x && at.x < x + width && at.y > y && at.y < y + height);
+
+// A point of a frame, in shares of its sides, on a canvas.
+function pointOf({ x, y, width, height, angle }, [across, down], scale) {
+  const [right, below] = [(across - 0.5) * width, (down - 0.5) * height];
+  return [
+    (x + width / 2 + Math.cos(angle) * right - Math.sin(angle) * below) * scale,
+    (y + height / 2 + Math.sin(angle) * right + Math.cos(angle) * below) * scale,
+  ];
+}
+
+function outline(context, frame, scale) {
+  const corners = [[0, 0], [1, 0], [1, 1], [0, 1]].map((corner) => pointOf(frame, corner, scale));
+  context.moveTo(...corners.pop());
+  for (const corner of corners) context.lineTo(...corner);
+  context.closePath();
+}
+
+// Rings for the eyes and a line for the mouth: by them a frame is placed as a detector does.
+function mark(context, frame, scale) {
+  const radius = (frame.width * scale) / 14;
+  for (const eye of crop.eyes) {
+    const [x, y] = pointOf(frame, eye, scale);
+    context.moveTo(x + radius, y);
+    context.arc(x, y, radius, 0, 2 * Math.PI);
+  }
+  context.moveTo(...pointOf(frame, crop.mouth[0], scale));
+  context.lineTo(...pointOf(frame, crop.mouth[1], scale));
+}
+
+function stroke(context, ...lines) {
+  for (const [width, colour] of lines) {
+    context.lineWidth = width;
+    context.strokeStyle = colour;
+    context.stroke();
   }
 }
 
@@ -65,7 +86,9 @@ export class Side {
     this.name = name;
     this.root = $("#side").content.cloneNode(true).firstElementChild;
     this.photo = this.frame = this.embedding = this.stream = null;
-    this.placed = false; // by the browser or by hand, not only in the middle
+    this.found = []; // the frames of all faces
+    this.chosen = null; // the one of these that the frame was put on
+    this.placed = false; // around a face or by hand, not only in the middle
     this.turn = 0;
     this.canvas = $(".photo", this.root);
     this.video = $("video", this.root);
@@ -85,6 +108,9 @@ export class Side {
     file.addEventListener("change", () => { this.open(file.files[0]); file.value = ""; });
     $(".camera", this.root).addEventListener("click", () => this.toggleCamera());
     $(".take", this.root).addEventListener("click", () => this.take());
+    $(".next", this.root).addEventListener("click", () => {
+      this.fit(this.found[(this.found.indexOf(this.chosen) + 1) % this.found.length]);
+    });
     this.video.addEventListener("loadeddata", () => this.camera(true));
     $(".size", this.root).addEventListener("input", ({ target }) => {
       this.placed = true;
@@ -105,8 +131,13 @@ export class Side {
       this.canvas.setPointerCapture(event.pointerId);
       const { x, y, width, height } = this.frame;
       const at = this.place(event);
-      const inside = at.x > x && at.x < x + width && at.y > y && at.y < y + height;
-      this.hold = inside ? { x: at.x - x, y: at.y - y } : { x: width / 2, y: height / 2 };
+      const other = inside(at, this.frame) ? null : this.found.find((face) => inside(at, face));
+      if (other) {
+        this.fit(other);
+        return;
+      }
+      this.hold = inside(at, this.frame) ? { x: at.x - x, y: at.y - y }
+        : { x: width / 2, y: height / 2 };
       this.placed = true;
       this.drag(event);
     });
@@ -116,7 +147,7 @@ export class Side {
     }
   }
 
-  get largest() { return Math.floor(Math.min(this.photo.height, this.photo.width / ASPECT)); }
+  get largest() { return Math.floor(Math.min(this.photo.height, this.photo.width / this.aspect)); }
 
   complain(text) {
     $(".error", this.root).textContent = text;
@@ -126,11 +157,14 @@ export class Side {
   async open(file) {
     if (!file) return;
     this.stopCamera();
+    let photo;
     try {
-      await this.use(await createImageBitmap(file));
+      photo = await createImageBitmap(file);
     } catch {
       this.complain(`${file.name || "This"} is no photo that this browser can open.`);
+      return;
     }
+    await this.use(photo);
   }
 
   async use(photo) {
@@ -140,34 +174,65 @@ export class Side {
     }
     this.complain("");
     this.photo = photo;
+    this.found = [];
+    this.chosen = null;
     const { width, height } = photo;
-    const found = await findFace(photo);
-    this.placed = found !== null;
-    this.frame = found || around(width / 2, height / 2, Math.min(width, height) * FIRST);
-    this.resize(this.frame.height);
+    this.aspect = crop.aspect;
+    this.placed = false;
+    this.frame = { x: width / 2, y: height / 2, width: 0, height: 0, angle: 0 };
+    this.resize(Math.min(width, height) * FIRST);
     show(this.canvas, true);
     show($(".crop", this.root), true);
     show($(".empty", this.root), false);
+    await this.look();
+  }
+
+  // Finds the faces and puts the frame around the first, unless it was placed by hand meanwhile.
+  async look() {
+    const { photo } = this;
+    if (!photo || !detector) return;
+    show($(".next", this.root), false);
+    this.tell("Looking for the face …");
+    let faces;
+    try {
+      faces = await findFaces(photo);
+    } catch (error) {
+      this.complain(`The detector failed: ${error.message}`);
+      faces = [];
+    }
+    if (photo !== this.photo) return;
+    this.found = faces.map((face) => crop.frame(face, photo)).filter(Boolean);
+    const count = this.found.length;
+    this.tell(count === 0 ? "No face found: put the frame around it."
+      : count === 1 ? "One face found." : `${count} faces found.`);
+    show($(".next", this.root), count > 1);
+    if (count && !this.placed) this.fit(this.found[0]);
+    else this.draw();
+  }
+
+  tell(text) { $(".found", this.root).textContent = text; }
+
+  // Takes the frame of a face that was found.
+  fit(frame) {
+    this.chosen = this.frame = frame;
+    this.aspect = frame.width / frame.height;
+    this.placed = true;
+    this.move(0, 0);
   }
 
   // Around the same middle.
   resize(wanted) {
-    const { x, y, width, height } = this.frame;
-    this.frame = around(
-      x + width / 2, y + height / 2, Math.min(Math.max(wanted, SMALLEST), this.largest));
+    const { x, y, width, height, angle } = this.frame;
+    const high = Math.min(Math.max(wanted, SMALLEST), this.largest);
+    const wide = high * this.aspect;
+    const corner = { x: x + (width - wide) / 2, y: y + (height - high) / 2 };
+    this.frame = { ...corner, width: wide, height: high, angle };
     this.move(0, 0);
   }
 
-  // By so many px, within the photo, to whole pixels: the model gets them unchanged.
   move(right, down) {
-    const [width, height] = [this.frame.width, this.frame.height].map(Math.round);
-    const keep = (value, room) => Math.round(Math.min(Math.max(value, 0), room));
-    this.frame = {
-      x: keep(this.frame.x + right, this.photo.width - width),
-      y: keep(this.frame.y + down, this.photo.height - height),
-      width,
-      height,
-    };
+    const { x, y } = this.frame;
+    this.frame = crop.keep({ ...this.frame, x: x + right, y: y + down }, this.photo);
     this.draw();
     this.compute();
   }
@@ -194,19 +259,6 @@ export class Side {
     event.preventDefault();
   }
 
-  // The frame's pixels; the photo's own ones up to LARGEST.
-  pixels() {
-    const { x, y, width, height } = this.frame;
-    const scale = Math.min(1, LARGEST / height);
-    const size = [width, height].map((side) => Math.round(side * scale));
-    const context = new OffscreenCanvas(...size).getContext("2d", { willReadFrequently: true });
-    context.fillStyle = "white"; // below what is transparent
-    context.fillRect(0, 0, ...size);
-    context.imageSmoothingQuality = "high";
-    context.drawImage(this.photo, x, y, width, height, 0, 0, ...size);
-    return context.getImageData(0, 0, ...size);
-  }
-
   draw() {
     const { photo, canvas, frame } = this;
     const scale = 1000 / Math.max(photo.width, photo.height);
@@ -214,39 +266,35 @@ export class Side {
     canvas.height = Math.round(photo.height * scale);
     const context = canvas.getContext("2d");
     context.drawImage(photo, 0, 0, canvas.width, canvas.height);
-    const box = [frame.x, frame.y, frame.width, frame.height].map((value) => value * scale);
     context.fillStyle = "rgba(0, 0, 0, 0.55)";
     context.beginPath();
     context.rect(0, 0, canvas.width, canvas.height);
-    context.rect(...box);
+    outline(context, frame, scale);
     context.fill("evenodd");
-    context.lineWidth = 6;
-    context.strokeStyle = "white";
-    context.strokeRect(...box);
-    this.mark(context, box);
-    const face = $(".face", this.root);
-    face.getContext("2d").drawImage(
-      photo, frame.x, frame.y, frame.width, frame.height, 0, 0, face.width, face.height);
+    context.beginPath();
+    for (const other of this.found) if (other !== this.chosen) outline(context, other, scale);
+    stroke(context, [6, "rgba(0, 0, 0, 0.5)"], [3, "white"]);
+    context.beginPath();
+    outline(context, frame, scale);
+    stroke(context, [6, "white"]);
+    context.beginPath();
+    mark(context, frame, scale);
+    stroke(context, [7, "rgba(0, 0, 0, 0.5)"], [4, "white"]);
+    this.preview();
     const room = Math.max(1, this.largest - SMALLEST);
     $(".size", this.root).value = ((frame.height - SMALLEST) / room) * 1000;
   }
 
-  // Rings for the eyes and a line for the mouth: by them a frame is placed as a detector does.
-  mark(context, [left, top, width, height]) {
-    const at = ([x, y]) => [left + x * width, top + y * height];
-    context.beginPath();
-    for (const eye of EYES) {
-      const [x, y] = at(eye);
-      context.moveTo(x + width / 14, y);
-      context.arc(x, y, width / 14, 0, 2 * Math.PI);
-    }
-    context.moveTo(...at(MOUTH[0]));
-    context.lineTo(...at(MOUTH[1]));
-    for (const [line, colour] of [[7, "rgba(0, 0, 0, 0.5)"], [4, "white"]]) {
-      context.lineWidth = line;
-      context.strokeStyle = colour;
-      context.stroke();
-    }
+  // The face as it lies in the frame, upright.
+  preview() {
+    const { x, y, width, height, angle } = this.frame;
+    const face = $(".face", this.root);
+    face.width = Math.round(face.height * crop.aspect);
+    const context = face.getContext("2d");
+    context.translate(face.width / 2, face.height / 2);
+    context.scale(face.width / width, face.height / height);
+    context.rotate(-angle);
+    context.drawImage(this.photo, -x - width / 2, -y - height / 2);
   }
 
   // The embedding of the frame where it came to rest.
@@ -254,9 +302,9 @@ export class Side {
     const turn = ++this.turn;
     this.embedding = null;
     await new Promise((resume) => { setTimeout(resume, 100); });
-    if (turn !== this.turn || !session) return;
+    if (turn !== this.turn || !model) return;
     try {
-      const embedding = await embed(this.pixels());
+      const embedding = await embed(crop.pixels(this.photo, this.frame));
       if (turn !== this.turn) return;
       this.embedding = embedding;
       compare();
@@ -360,29 +408,20 @@ function describe(facts) {
     : `(${facts.threshold_of || "measured with the model"}, with frames that a detector placed; faces like yours may need another)`;
 }
 
-async function read(name) {
-  const answer = await fetch(name);
-  if (!answer.ok) throw new Error(`${name}: the server answers ${answer.status}`);
-  return answer;
-}
-
 async function start() {
   const status = $("#status");
   $("#sides").append(...sides.map((side) => side.root));
-  $("#finding").textContent = "FaceDetector" in window
-    ? "This browser can find faces by itself; look whether the frame fits."
-    : "This browser does not find faces by itself: move and size the frame of each, or tap it where it fits.";
-  $("#finding").textContent += " It fits when the eyes lie on the rings and the mouth on the line.";
-  show($("#finding"), true);
   $("#threshold").addEventListener("input", compare);
   window.addEventListener("pagehide", () => sides.forEach((side) => side.stopCamera()));
   status.textContent = "Loading the model: about 20 MB the first time.";
   try {
-    describe(await (await read("persona.json")).json());
-    const model = new Uint8Array(await (await read("model.onnx")).arrayBuffer());
-    session = await ort.InferenceSession.create(model, { executionProviders: ["wasm"] });
-    for (const side of sides) if (side.photo) side.compute();
+    const facts = await (await read("persona.json")).json();
+    describe(facts);
+    const { method } = facts.alignment;
+    crop = new (method === "five-point" ? FivePointCrop : MarginCrop)(facts.alignment);
+    [model, detector] = await Promise.all([open("model.onnx"), loadDetector()]);
     show(status, false);
+    for (const side of sides) if (side.photo) side.use(side.photo);
     document.body.dataset.ready = "yes";
   } catch (error) {
     status.textContent = `The model does not load: ${error.message}`;
