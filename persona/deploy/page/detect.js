@@ -179,7 +179,9 @@ export async function loadDetector() {
     faces = suppress(await judge(rnet, sums, faces, 24, THRESHOLDS[1]), 0.7).map(move(1));
     faces = (await judge(onet, sums, faces, 48, THRESHOLDS[2]))
       .map((face) => ({ ...move(1)(face), points: pointsOf(face.box, face.places) }));
-    return suppress(faces, 0.7, contained)
+    // Windows that reach beyond the photo may be cut to the same, with the same score: the reference
+    // takes the last of these here, and the first everywhere else.
+    return suppress(faces.reverse(), 0.7, contained)
       .map(({ box, score, points }) => ({ box, score, points }))
       .sort((a, b) => centrality(b.box, photo) - centrality(a.box, photo));
   };

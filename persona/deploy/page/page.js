@@ -9,7 +9,7 @@ import { loadDetector } from "./detect.js";
 import { open, read, tensor } from "./runtime.js";
 
 const FIRST = 0.55; // of the photo's shorter side, where no face was found
-const SEARCHED = 2048; // px of a photo's longer side; a larger one is reduced to be searched
+const SEARCHED = 4096; // px of a photo's longer side; a larger one is reduced to be searched: 16 bytes a px
 const SMALLEST = 32; // px of a frame's height, and of a photo's sides
 const $ = (selector, root = document) => root.querySelector(selector);
 const show = (element, shown) => { element.hidden = !shown; };
@@ -87,7 +87,7 @@ export class Side {
     this.root = $("#side").content.cloneNode(true).firstElementChild;
     this.photo = this.frame = this.embedding = this.stream = null;
     this.found = []; // the frames of all faces
-    this.chosen = null; // the one of these that the frame was put on
+    this.chosen = null; // the one of these that the frame is
     this.placed = false; // around a face or by hand, not only in the middle
     this.turn = 0;
     this.canvas = $(".photo", this.root);
@@ -113,7 +113,7 @@ export class Side {
     });
     this.video.addEventListener("loadeddata", () => this.camera(true));
     $(".size", this.root).addEventListener("input", ({ target }) => {
-      this.placed = true;
+      this.byHand();
       this.resize(SMALLEST + (this.largest - SMALLEST) * (target.value / 1000));
     });
     this.root.addEventListener("dragover", (event) => {
@@ -138,7 +138,7 @@ export class Side {
       }
       this.hold = inside(at, this.frame) ? { x: at.x - x, y: at.y - y }
         : { x: width / 2, y: height / 2 };
-      this.placed = true;
+      this.byHand();
       this.drag(event);
     });
     this.canvas.addEventListener("pointermove", (event) => this.hold && this.drag(event));
@@ -220,6 +220,11 @@ export class Side {
     this.move(0, 0);
   }
 
+  byHand() {
+    this.chosen = null;
+    this.placed = true;
+  }
+
   // Around the same middle.
   resize(wanted) {
     const { x, y, width, height, angle } = this.frame;
@@ -252,7 +257,7 @@ export class Side {
     const step = Math.max(1, Math.round(this.largest / 100)) * (event.shiftKey ? 5 : 1);
     const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     const sizes = { "+": 2, "=": 2, "-": -2, _: -2 };
-    this.placed ||= event.key in moves || event.key in sizes;
+    if (event.key in moves || event.key in sizes) this.byHand();
     if (event.key in moves) this.move(...moves[event.key].map((way) => way * step));
     else if (event.key in sizes) this.resize(this.frame.height + sizes[event.key] * step);
     else return;
@@ -277,9 +282,11 @@ export class Side {
     context.beginPath();
     outline(context, frame, scale);
     stroke(context, [6, "white"]);
-    context.beginPath();
-    mark(context, frame, scale);
-    stroke(context, [7, "rgba(0, 0, 0, 0.5)"], [4, "white"]);
+    if (!this.chosen) {
+      context.beginPath();
+      mark(context, frame, scale);
+      stroke(context, [7, "rgba(0, 0, 0, 0.5)"], [4, "white"]);
+    }
     this.preview();
     const room = Math.max(1, this.largest - SMALLEST);
     $(".size", this.root).value = ((frame.height - SMALLEST) / room) * 1000;
