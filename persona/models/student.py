@@ -25,6 +25,7 @@ from torchvision.models import mobilenet_v3_large, mobilenet_v3_small
 
 from persona.config import StudentConfig
 from persona.errors import PersonaError, unknown
+from persona.models.depthwise import speed_up_depthwise
 from persona.models.output import EMBEDDING_SIZE, ClassifierHead, FaceNetwork
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
@@ -120,6 +121,7 @@ def build_backbone(config: StudentConfig) -> nn.Sequential:
     if config.activation == "prelu":
         for module in list(backbone.modules()):
             _use_prelu(module)
+    speed_up_depthwise(backbone)
     return backbone
 
 
