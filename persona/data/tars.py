@@ -195,7 +195,7 @@ class ShardReader:
         if without:
             places = np.flatnonzero(~np.isin(keys, np.array(list(without), bytes)))
         if len(places) < samples:
-            raise damaged(path, "it ends early")
+            raise damaged(path, EARLY)
         self.places = places[:samples]
         """Of each sample: its place in the shard, counting those that are passed over."""
         self.keys = keys[self.places]
@@ -203,21 +203,29 @@ class ShardReader:
         self._rows = rows[self.places]
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def read(self, row: int) -> list[memoryview]:
-        """The bytes of a sample's members, in the order of the suffixes.
+    def read(self, rows: npt.NDArray[np.int64]) -> Iterator[list[memoryview]]:
+        """Yields the bytes of each sample's members, in the order of the suffixes.
 
         Raises:
-            KeyError: it lacks one of them.
-            ValueError: the file has become shorter since.
+            PersonaError: one lacks a member, or the file has become shorter since.
         """
-        first, length, *places = self._rows[row].tolist()
-        if min(places) < 0:
-            raise KeyError(self._suffixes[places.index(min(places)) // 2])
-        # A sample's members are neighbours: one read for all.
-        data = memoryview(os.pread(self._file, length, first))
-        if len(data) != length:
-            raise ValueError("it ends early")
-        return [data[at : at + size] for at, size in zip(places[::2], places[1::2], strict=True)]
+        known = self._rows[rows]
+        missing = np.argwhere(known[:, 2::2] < 0)
+        if len(missing):
+            sample, member = missing[0]
+            raise self.damaged(rows[sample], f"no {self._suffixes[member]}")
+        file, read = self._file, os.pread
+        for first, length, *places in known.tolist():
+            # A sample's members are neighbours: one read for all.
+            data = memoryview(read(file, length, first))
+            if len(data) != length:
+                raise damaged(self.path, EARLY)
+            yield [data[at : at + size] for at, size in zip(places[::2], places[1::2], strict=True)]
+
+    def damaged(self, row: int, what: str) -> PersonaError:
+        """The error for a sample."""
+        key = self.keys[row][:20].decode(errors="replace")
+        return damaged(self.path, f"sample {key}: {what}")
 
     def numbers(self, rows: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int64]:
         """The keys of these samples, or of all, as the numbers that they are in packed sets.
@@ -250,7 +258,7 @@ class ShardReader:
         for at, size in zip((first_N + at_N).tolist(), size_N.tolist(), strict=True):
             data = read(file, size, at)
             if len(data) != size:
-                raise damaged(self.path, "it ends early")
+                raise damaged(self.path, EARLY)
             yield data
 
     def close(self) -> None:

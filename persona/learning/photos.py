@@ -98,13 +98,7 @@ class Photos:
         Raises:
             PersonaError: a shard has changed since it was opened.
         """
-        found: list[list[memoryview]] = []
-        for reader, row, _ in self._find(photos):
-            try:
-                found.append(reader.read(row))
-            except (KeyError, ValueError) as error:
-                raise damaged(reader.path, f"sample {row}: {error}") from None
-        return found
+        return [next(reader.read(np.array([row]))) for reader, row, _ in self._find(photos)]
 
     def jpeg(self, photo: int) -> bytes:
         """A photo's bytes.
