@@ -190,7 +190,7 @@ def test_a_server_that_stalls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(storage, "TIMEOUT_S", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/set"
-        with pytest.raises(PersonaError, match="nothing came for 0.05 s, 6 times"):
+        with pytest.raises(PersonaError, match=r"nothing came for 0\.05 s, 6 times"):
             open_set(url, tmp_path)
 
 
