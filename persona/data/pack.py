@@ -606,9 +606,10 @@ def pack_set(packing: Packing, options: PackOptions) -> Packed:
     folder = packing.folder
     with folder_lock(folder, doing="packing into"):
         finished = _claim(packing, share=None)
-        if finished is not None:
-            return Packed(folder, finished, fresh=False)
         alone = options.engine == "local"
+        if finished is not None:
+            _restore(packing, options, finished, alone=alone)
+            return Packed(folder, finished, fresh=False)
         _run(packing, options, range(packing.num_shards), alone=alone)
         packed = merge_set(folder, may_be_empty=packing.may_be_empty)
     shutil.rmtree(folder / CROPS, ignore_errors=True)
@@ -621,9 +622,9 @@ def pack_share(packing: Packing, options: PackOptions, share: Share) -> PackedSh
     Raises:
         PersonaError: as `pack_photos`; triplets of a split that is not packed.
     """
-    _claim(packing, share)
     mine = share.of_shards(packing.num_shards)
-    _run(packing, options, mine, alone=False)
+    if _claim(packing, share) is None:  # else it has been merged, and needs no share any more
+        _run(packing, options, mine, alone=False)
     return PackedShare(packing.folder, share, len(mine), packing.num_shards)
 
 
@@ -631,9 +632,11 @@ def _claim(packing: Packing, share: Share | None) -> Manifest | None:
     """Makes the folder this plan's: a finished set of the same plan, or an unfinished one, or new.
 
     Raises:
-        PersonaError: it holds a set of another plan.
+        PersonaError: it holds a set of another plan, or files of somebody else's.
     """
     folder, plan = packing.folder, packing.plan
+    # Looked for before the plan, which another task may write in between.
+    others = sorted(path.name for path in (*folder.glob("[0-9]*.tar"), *folder.glob(PAIRS)))
     if (folder / PLAN).is_file():
         differing = _differing(read_plan(folder), plan)
         if differing:
@@ -642,10 +645,21 @@ def _claim(packing: Packing, share: Share | None) -> Manifest | None:
                 "remove that folder or name another one with --out"
             )
         if (folder / MANIFEST).is_file():
-            return read_manifest(folder)
+            finished = read_manifest(folder)
+            if finished.pairs_sha256 != packing.draft.pairs_sha256:
+                raise PersonaError(
+                    f"{folder} holds a set packed with other verification pairs: "
+                    "remove that folder or name another one with --out"
+                )
+            return finished
     elif (folder / MANIFEST).is_file():
         raise PersonaError(
             f"{folder} holds a set from elsewhere: remove that folder or name another with --out"
+        )
+    elif others:
+        raise PersonaError(
+            f"{folder} has {others[0]}, which is of no set packed here and would be written over: "
+            "name another folder with --out"
         )
     else:
         write_json(folder / PLAN, plan)
@@ -660,12 +674,51 @@ def _claim(packing: Packing, share: Share | None) -> Manifest | None:
     return None
 
 
+def _restore(packing: Packing, options: PackOptions, manifest: Manifest, *, alone: bool) -> None:
+    """Packs again what a finished set has lost.
+
+    Raises:
+        PersonaError: it does not come out as it was.
+    """
+    folder = packing.folder
+    if packing.pairs is not None:
+        write_atomically(folder / PAIRS, packing.pairs)
+    lost = [
+        number
+        for number, shard in enumerate(manifest.shards)
+        if _size(folder / shard.name) != shard.bytes
+    ]
+    if not lost:
+        return
+    log.info("packing %d lost shards of %s again", len(lost), folder)
+    _run(packing, options, lost, alone=alone)
+    records = [read_record(folder, number) for number in lost]
+    clear_journals(folder, len(manifest.shards))
+    changed = [
+        folder / manifest.shards[number].name
+        for number, record in zip(lost, records, strict=True)
+        if record is None or record.shard != manifest.shards[number]
+    ]
+    for path in changed:
+        path.unlink(missing_ok=True)
+    if changed:
+        raise PersonaError(
+            f"{changed[0]} is not what it was: photos, versions or devices have changed; remove "
+            "its folder and pack the set again"
+        )
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a file; None: it is not there."""
+    return path.stat().st_size if path.is_file() else None
+
+
 def _differing(earlier: Plan, plan: Plan) -> str:
     """What sets two plans apart, in words."""
     return ", ".join(sorted(name for name in plan if earlier.get(name) != plan[name]))
 
 
-def _run(packing: Packing, options: PackOptions, mine: range, *, alone: bool) -> None:
+def _run(packing: Packing, options: PackOptions, mine: Sequence[int], *, alone: bool) -> None:
     """Runs every shard of `mine` that is not there yet.
 
     Raises:

@@ -75,6 +75,9 @@ def test_shares_in_any_order_make_what_one_run_makes(
     assert merge_set(folder).fresh
     assert contents(folder) == local
     assert not merge_set(folder).fresh
+    made = {path.name: path.stat().st_ino for path in folder.iterdir()}
+    share(raw, folder, "2/3")  # a task that comes late packs nothing again
+    assert {path.name: path.stat().st_ino for path in folder.iterdir()} == made
     assert {p.name for p in folder.iterdir() if p.name.startswith(".")} == {journal.PLAN}
 
 

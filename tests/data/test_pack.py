@@ -82,6 +82,57 @@ def test_packed_again_it_says_so_and_changes_nothing(raw: Path, tmp_path: Path) 
         pack_photos(dataset, tmp_path / "s", replace(NO_ALIGN, align=AlignSpec("none", 64, 0)))
 
 
+def test_a_folder_of_other_tars_is_not_written_over(tmp_path: Path) -> None:
+    """As `persona shard tars:DIR --out DIR` would."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "000000.tar").write_bytes(tar_sample("ann/1", {"jpg": jpeg(1)}) + bytes(1024))
+    before = contents(folder)
+    with pytest.raises(PersonaError, match=r"has 000000\.tar, which is of no set packed here"):
+        pack_photos(open_dataset(f"tars:{folder}", tmp_path), folder, NO_ALIGN)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_packed_again_it_has_what_it_lost(raw: Path, tmp_path: Path, damage: str) -> None:
+    dataset = open_dataset("lfw", raw)
+    whole = pack_photos(dataset, tmp_path / "s", NO_ALIGN)
+    before = contents(whole.folder)
+    unchanged = (whole.folder / "000000.tar").stat().st_ino
+    for name in ("000001.tar", "000003.tar", "pairs.csv"):
+        os.truncate(whole.folder / name, 700)
+        if damage == "gone":
+            (whole.folder / name).unlink()
+    again = pack_photos(dataset, tmp_path / "s", NO_ALIGN)
+    assert (again.fresh, again.manifest) == (False, whole.manifest)
+    assert contents(again.folder) == before
+    assert (whole.folder / "000000.tar").stat().st_ino == unchanged
+    lines = (raw / "LFW" / "pairs.txt").read_text().splitlines()
+    (raw / "LFW" / "pairs.txt").write_text(
+        "\n".join([*lines[:1], *lines[2:4], *lines[1:2], *lines[4:]])
+    )
+    with pytest.raises(PersonaError, match="packed with other verification pairs: remove"):
+        pack_photos(dataset, tmp_path / "s", NO_ALIGN)
+    (raw / "LFW" / "pairs.txt").write_text("\n".join(lines))
+    # A photo that is another one now makes another shard than the manifest promises.
+    for path in (raw / "LFW").rglob("*_0001.jpg"):
+        path.write_bytes(jpeg(77))
+    for path in whole.folder.glob("*.tar"):
+        path.unlink()
+    with pytest.raises(PersonaError, match=r"000000\.tar is not what it was: .* remove .* folder"):
+        pack_photos(dataset, tmp_path / "s", NO_ALIGN)
+
+
+def test_a_damaged_manifest_says_how_to_pack_anew(raw: Path, tmp_path: Path) -> None:
+    dataset = open_dataset("lfw", raw)
+    folder = pack_photos(dataset, tmp_path / "s", NO_ALIGN).folder
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(PersonaError, match=r"manifest\.json is not valid JSON .* remove it"):
+        pack_photos(dataset, tmp_path / "s", NO_ALIGN)
+    (folder / "manifest.json").unlink()
+    assert pack_photos(dataset, tmp_path / "s", NO_ALIGN).fresh
+
+
 @pytest.mark.parametrize("stop_after", [0, 1, 3, 4, 6])
 def test_stopped_anywhere_it_goes_on_to_the_same_bytes(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
