@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import webdataset
 from conftest import NO_ALIGN, SIZE_PX, jpeg, write_faces, write_lfw, write_vggface2
 from PIL import Image
 
+from persona.cli.errors import explain
 from persona.data import journal, pack
 from persona.data.align import AlignSpec
 from persona.data.journal import Chunk, ShardWriter
@@ -479,6 +481,26 @@ def test_a_full_disk_loses_nothing(
         pack_photos(dataset, tmp_path / "s", NO_ALIGN)
     manifest = pack_photos(dataset, tmp_path / "s", NO_ALIGN).manifest
     assert manifest.samples == 30
+
+
+def test_a_full_disk_is_told_with_its_place(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(pack, "CHUNK", 4)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, before[1]))
+        with pytest.raises(OSError, match="File too large") as error:
+            pack_photos(open_dataset("vggface2", raw), tmp_path / "s", NO_ALIGN)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert explain(error.value) == (
+        f"{tmp_path / 's'}: the file is larger than this system allows",
+        1,
+    )
+    assert (
+        pack_photos(open_dataset("vggface2", raw), tmp_path / "s", NO_ALIGN).manifest.samples == 30
+    )
 
 
 @pytest.mark.parametrize(

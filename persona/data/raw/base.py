@@ -36,7 +36,7 @@ from typing import ClassVar, NoReturn, overload
 import orjson
 
 from persona.errors import PersonaError, unknown
-from persona.files import bounded_lines
+from persona.files import bounded_lines, placed
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
@@ -105,18 +105,17 @@ class PhotoList(Sequence[Photo]):
 
     def _extend(self, photos: Iterable[Photo]) -> None:
         end = self._starts[-1]
-        try:
-            with open(self._file, "ab", closefd=False) as file:
-                for photo in photos:
-                    values = photo.source, photo.identity, photo.offset, photo.attributes
-                    end += file.write(orjson.dumps(values) + b",")
-                    self._starts.append(end)
-                    if photo.source == self._last:
-                        self.twice = photo.source
-                    self._last = photo.source
-        except OSError as error:
-            error.filename = tempfile.gettempdir()  # a full disk is told with its place
-            raise
+        with (
+            placed(Path(tempfile.gettempdir())),
+            open(self._file, "ab", closefd=False) as file,
+        ):
+            for photo in photos:
+                values = photo.source, photo.identity, photo.offset, photo.attributes
+                end += file.write(orjson.dumps(values) + b",")
+                self._starts.append(end)
+                if photo.source == self._last:
+                    self.twice = photo.source
+                self._last = photo.source
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PhotoList) and (
