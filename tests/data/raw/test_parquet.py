@@ -101,6 +101,11 @@ def bad_metadata(path: Path) -> Path:
     return path
 
 
+def twice_named(path: Path) -> None:
+    columns = [pa.array([{"bytes": b"x", "path": ""}], IMAGE), pa.array([0]), pa.array([1])]
+    pq.write_table(pa.table(columns, names=["image", "label", "label"]), path)
+
+
 def bad_name(path: Path) -> None:
     data = write(path, [0], jpg=[jpeg(1)], name=["a"]).read_bytes()
     path.write_bytes(data.replace(b"name", b"n\xffme"))
@@ -109,8 +114,17 @@ def bad_name(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda p: write(p, [0], pixels=[1.5], label=[0]), "no image column among pixels, label"),
-        (lambda p: write(p, [0], image=[b"x"], age=[1.5]), "no label column among image, age"),
+        (
+            lambda p: write(p, [0], pixels=[1.5], label=[0]),
+            "no image column .* among pixels \\(double\\)",
+        ),
+        (lambda p: write(p, [0], image=[b"x"], age=[1.5]), "no label column .*, age \\(double\\)"),
+        (
+            lambda p: write(p, [0], image=[b"x"], label=[1.5]),
+            r"column \(whole numbers or text\) among image \(binary\), label \(double\)",
+        ),
+        (lambda p: write(p, [0], names=["ann", "bob", "ann"]), "of 'label' name 'ann' twice"),
+        (twice_named, "has two columns called 'label'"),
         (lambda p: write(p, [0, 3], names=NAMES), "row 1 of group 0: label 3 is none of the 3"),
         (lambda p: write(p, [0, -1]), "row 1 of group 0 has the label '-1'"),
         (lambda p: write(p, [0, None]), "has the label 'None'"),
