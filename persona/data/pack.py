@@ -16,9 +16,11 @@ fair.
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import logging
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -81,6 +83,20 @@ BYTES_PER_PIXEL = 0.4
 SKIPS_ALWAYS_ALLOWED = 20
 NAMED = 10
 """Shards that an error names."""
+OUT_OF_REACH = frozenset(
+    {
+        errno.ESTALE,
+        errno.ENOTCONN,
+        errno.ETIMEDOUT,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+    }
+)
+"""What says nothing of a photo, only of a network's disk or of this machine."""
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -487,6 +503,12 @@ class PhotoPacker:
         try:
             return self.dataset.read(photo)
         except OSError as error:
+            root = self.dataset.root
+            if error.errno in OUT_OF_REACH or not os.path.exists(root):  # noqa: PTH110 - never raises
+                raise PersonaError(
+                    f"{root} cannot be read ({error.strerror}): see that its disk is there and run "
+                    "the command again; it goes on where it was"
+                ) from None
             raise SkipPhoto(f"unreadable: {error.strerror}") from None
 
 
@@ -789,7 +811,8 @@ def merge_set(folder: Path, *, may_be_empty: bool = False) -> Packed:
     if not samples and not may_be_empty:
         raise PersonaError(
             f"{manifest.dataset} ({manifest.split}): none of {len(skipped)} {manifest.kind} could "
-            f"be packed; the first was skipped because: {skipped[0].reason}"
+            f"be packed; the first, {skipped[0].source}, was skipped because: {skipped[0].reason}; "
+            f"mend what they have in common, remove {folder} and run again"
         )
     if manifest.kind == "photos":
         skipped = sorted((*skipped, *manifest.skipped), key=lambda photo: photo.source)

@@ -23,8 +23,17 @@ from persona.cli.errors import explain
 from persona.data import journal, pack
 from persona.data.align import AlignSpec
 from persona.data.journal import Chunk, ShardWriter
-from persona.data.pack import Packed, PackOptions, pack_photos, pack_triplets
+from persona.data.pack import (
+    Packed,
+    PackOptions,
+    pack_photos,
+    pack_set,
+    pack_triplets,
+    plan_photos,
+)
 from persona.data.raw import open_dataset
+from persona.data.raw.base import Photo
+from persona.data.raw.lfw import LFW
 from persona.data.shards import open_set, read_manifest, read_pairs, tar_sample, verify_set
 from persona.data.triplets import make_triplets
 from persona.errors import PersonaError
@@ -237,6 +246,37 @@ def test_skipped_photos_are_named_with_reasons(raw: Path, tmp_path: Path) -> Non
     assert reasons["train/n000002/0001_01.jpg"] == "unreadable: empty file"
     assert reasons["train/n000003/0002_01.jpg"].startswith("unreadable")
     assert reasons["train/n000004/0003_01.jpg"] == "listed, not on disk"
+
+
+def test_photos_that_cannot_be_reached_are_not_skipped(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that goes away for a while takes no photo out of the set."""
+    whole = pack_photos(open_dataset("lfw", raw), tmp_path / "a" / "s", NO_ALIGN)
+    root = raw / "LFW"
+    planned = plan_photos(open_dataset("lfw", raw), tmp_path / "s", NO_ALIGN)
+    root.rename(raw / "unmounted")
+    with pytest.raises(
+        PersonaError, match=r"LFW cannot be read \(No such file or directory\): .* go"
+    ):
+        pack_set(planned, NO_ALIGN)
+    (raw / "unmounted").rename(root)
+    read, count = LFW.read, 0
+
+    def stale(self: LFW, photo: Photo) -> bytes:
+        nonlocal count
+        count += 1
+        if count == 9:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return read(self, photo)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LFW, "read", stale)
+        with pytest.raises(PersonaError, match=r"LFW cannot be read \(Stale file handle\)"):
+            pack_photos(open_dataset("lfw", raw), tmp_path / "s", NO_ALIGN)
+    assert contents(pack_photos(open_dataset("lfw", raw), tmp_path / "s", NO_ALIGN).folder) == (
+        contents(whole.folder)
+    )
 
 
 def test_too_many_skips_stop_the_run(raw: Path, tmp_path: Path) -> None:
