@@ -13,6 +13,7 @@ from typing import Any
 from persona.data.raw.base import MAX_PHOTO_BYTES, Photo, RawDataset
 from persona.data.raw.tars import identity_name
 from persona.errors import PersonaError, SkipPhoto
+from persona.files import placed
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png")
 LABEL_COLUMNS = ("label", "identity", "class", "cls", "labels")
@@ -168,7 +169,8 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
             yield file, schema
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno:
-            raise
+            with placed(path):
+                raise
         reason = str(error).partition("\n")[0][:100]
         raise PersonaError(f"{path} is no whole parquet file ({reason}): restore it") from None
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -177,6 +178,21 @@ def test_a_photo_that_comes_often_takes_memory_once(tmp_path: Path) -> None:
     before = pa.total_allocated_bytes()
     assert dataset.read(photos[2999]) == photo
     assert pa.total_allocated_bytes() - before < 10_000_000
+
+
+def test_a_file_that_may_not_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrow's own error has the number alone."""
+
+    def refused(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Failed to open local file")
+
+    monkeypatch.setattr(pq, "ParquetFile", refused)
+    path = write(tmp_path / "a.parquet", [0])
+    with pytest.raises(PermissionError) as error:
+        open_dataset(f"parquet:{path}", tmp_path).index()
+    assert error.value.filename == str(path)
 
 
 def test_a_file_that_changes_is_skipped_and_pipes_are_passed_over(tmp_path: Path) -> None:
