@@ -825,7 +825,7 @@ def merge_set(folder: Path, *, may_be_empty: bool = False) -> Packed:
         skipped=tuple(skipped),
     )
     write_manifest(folder, manifest)
-    (folder / DRAFT).unlink()
+    (folder / DRAFT).unlink(missing_ok=True)  # another merge may have ended just before
     clear_journals(folder, len(shards))
     return Packed(folder, manifest, fresh=True)
 

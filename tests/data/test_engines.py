@@ -35,6 +35,7 @@ from persona.data.raw import open_dataset
 from persona.data.raw.base import Photo
 from persona.data.raw.lfw import LFW
 from persona.data.raw.vggface2 import VGGFace2
+from persona.data.shards import Manifest, read_manifest
 from persona.data.triplets import make_triplets
 from persona.errors import PersonaError
 
@@ -61,6 +62,23 @@ def share(raw: Path, folder: Path, text: str, **changes: object) -> None:
 def test_bad_shares(text: str) -> None:
     with pytest.raises(PersonaError, match=r"^--task .*(expected I/N|choose 1/)"):
         Share.parse(text)
+
+
+def test_two_merges_at_once_make_one_set(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one ends just before this one writes the manifest."""
+    folder = tmp_path / "shared" / "s"
+    share(raw, folder, "1/1")
+    write = pack.write_manifest
+
+    def late(folder: Path, manifest: Manifest) -> None:
+        monkeypatch.setattr(pack, "write_manifest", write)
+        merge_set(folder)
+        write(folder, manifest)
+
+    monkeypatch.setattr(pack, "write_manifest", late)
+    assert merge_set(folder).manifest == read_manifest(folder)
 
 
 def test_shares_in_any_order_make_what_one_run_makes(
