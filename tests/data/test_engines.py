@@ -35,7 +35,7 @@ from persona.data.raw import open_dataset
 from persona.data.raw.base import Photo
 from persona.data.raw.lfw import LFW
 from persona.data.raw.vggface2 import VGGFace2
-from persona.data.shards import Manifest, read_manifest
+from persona.data.shards import Manifest, read_manifest, write_manifest
 from persona.data.triplets import make_triplets
 from persona.errors import PersonaError
 
@@ -70,7 +70,7 @@ def test_two_merges_at_once_make_one_set(
     """The other one ends just before this one writes the manifest."""
     folder = tmp_path / "shared" / "s"
     share(raw, folder, "1/1")
-    write = pack.write_manifest
+    write = write_manifest
 
     def late(folder: Path, manifest: Manifest) -> None:
         monkeypatch.setattr(pack, "write_manifest", write)
