@@ -237,7 +237,9 @@ def _ask(
         raise _CutError(f"{size:,} of {total:,} bytes came")
     if checksum is not None and not checksum.fits(partial.path):
         partial.clear()
-        raise _CutError(f"its {checksum.algorithm} is not {checksum.digits}")
+        # What came in one piece is another file, and would be the next time.
+        kind = _CutError if start else _RefusalError
+        raise kind(f"its {checksum.algorithm} is not {checksum.digits}")
 
 
 def _receive(

@@ -24,6 +24,16 @@ def process_name() -> str:
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
+@contextlib.contextmanager
+def placed(path: Path) -> Iterator[None]:
+    """Gives `path` to an error of the system that names no file: a full disk is told with where."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def write_atomically(path: Path, data: bytes | Iterable[bytes], mode: int = 0o666) -> None:
     """Writes `data` to `path` so that a reader sees the old file or the new one, never half.
 
@@ -33,7 +43,7 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes], mode: int = 0o66
     partial = path.with_name(f".{path.name}.{process_name()}.partial")
     try:
         opened = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-        with os.fdopen(opened, "wb") as file:
+        with placed(path), os.fdopen(opened, "wb") as file:
             file.writelines((data,) if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())

@@ -75,7 +75,10 @@ def worker_pool(
             for _ in range(workers):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_serve, args=(theirs,), daemon=True)
-                process.start()
+                try:
+                    process.start()
+                except (EOFError, ConnectionError):  # the server has been killed
+                    raise _killed() from None
                 theirs.close()
                 pool.append(_Worker(process, ours))
         for worker in pool:
@@ -148,6 +151,10 @@ def _lost(worker: _Worker) -> PersonaError:
             "ended for memory, run again with fewer --workers; a script of your own must start "
             'its work below `if __name__ == "__main__":`, because workers import it'
         )
+    return _killed()
+
+
+def _killed() -> PersonaError:
     return PersonaError(
         "a worker process was killed, perhaps for memory: run the command again with fewer "
         "--workers; it goes on where it was"

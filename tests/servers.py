@@ -7,6 +7,7 @@ import functools
 import http.server
 import re
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,10 @@ class Faults:
 
     cuts: int = 0
     """Answers that end after half of what they promise."""
+    resets: int = 0
+    """Answers whose connection is reset after half of what they promise."""
+    page: bytes = b""
+    """Answered once instead of a tar, such as a page to log in."""
     status: int = 0
     """Answered instead of any tar; 0: none."""
     ranges: bool = True
@@ -48,13 +53,23 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if not path.is_file():
             self.send_error(404)
             return
-        data = path.read_bytes()[start : None if stop is None else stop + 1]
+        whole = path.read_bytes()
+        if faults.page and path.suffix == ".tar":
+            whole, faults.page = faults.page, b""
+        data = whole[start : None if stop is None else stop + 1]
         self.send_response(206 if "Range" in self.headers and faults.ranges else 200)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if faults.cuts and path.suffix == ".tar":
             faults.cuts -= 1
             data = data[: len(data) // 2]
+        if faults.resets and path.suffix == ".tar":
+            faults.resets -= 1
+            self.wfile.write(data[: len(data) // 2])
+            linger = struct.pack("ii", 1, 0)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.connection.close()  # at once: `shutdown` would end it in order first
+            return
         self.wfile.write(data)
 
     def log_message(self, *_: object) -> None:

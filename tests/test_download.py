@@ -190,6 +190,13 @@ def test_lies_about_the_length(server: Server, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("[fgh]"))
 
 
+def test_a_mirror_of_another_file_is_asked_once(server: Server, tmp_path: Path) -> None:
+    server.body = OTHER
+    with pytest.raises(PersonaError, match="its sha256 is not"):
+        get(server, tmp_path / "f")
+    assert server.asked == [None]
+
+
 def test_another_part_than_asked_for_is_not_taken(server: Server, tmp_path: Path) -> None:
     def wrong(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(206)

@@ -111,6 +111,25 @@ def test_a_script_that_its_workers_would_run_again_is_told_so(tmp_path: Path) ->
     assert 'below `if __name__ == "__main__":`' in last
 
 
+def test_a_killed_server_of_workers_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "deadly.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from persona.errors import PersonaError\nfrom persona.workers import worker_pool\n"
+        "if __name__ == '__main__':\n    try:\n"
+        "        with worker_pool(dict, (), 2, preload=('deadly',)):\n            pass\n"
+        "    except PersonaError as error:\n        print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "a worker process was killed, perhaps for memory" in done.stdout, done.stderr
+
+
 def test_a_worker_without_memory_is_one_line() -> None:
     with pytest.raises(MemoryError) as raised, worker_pool(build_square, (0,), 1) as square:
         list(square([1, 10]))

@@ -190,7 +190,8 @@ class Commands:
         return str(card["id"])
 
     def _run(self, shown: Sequence[str], command: Sequence[str]) -> Any:
-        note(f"\n$ {shlex.join(shown)}")
+        note("")
+        note(f"$ {shlex.join(shown)}")
         done = subprocess.run(
             [*command, "--json"], env=self.environment, stdout=subprocess.PIPE, check=False
         )

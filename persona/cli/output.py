@@ -43,11 +43,11 @@ def workspace(
     return Workspace.locate(raw=raw, shards=shards, models=models)
 
 
-_ACTED_ON = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_ACTED_ON = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def legible(text: str) -> str:
-    """Text without what a terminal would act on: names of files may hold anything."""
+    """One line without what a terminal would act on: names of files may hold anything."""
     return _ACTED_ON.sub("\ufffd", text)
 
 

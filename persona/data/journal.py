@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from persona.data.shards import Shard, Skipped, encode_json, tar_end
 from persona.errors import PersonaError
-from persona.files import process_name, read_json, write_atomically
+from persona.files import placed, process_name, read_json, write_atomically
 
 PLAN = ".packing.json"
 """What a folder is packed by; every record holds it too."""
@@ -118,8 +118,9 @@ class ShardWriter:
 
     def close(self) -> None:
         """Lets go of the files; an unfinished shard can be taken up from now on."""
-        self._tar.close()
-        self._journal.close()
+        for file in (self._tar, self._journal):
+            with contextlib.suppress(OSError):  # what no journal tells of may be lost
+                file.close()
 
     def _take_up(self) -> IO[bytes] | None:
         """A partial shard of this host that no living process holds, under this one's name.
@@ -172,8 +173,9 @@ class ShardWriter:
 
     def append(self, chunk: Chunk, items: int) -> None:
         """Appends what came of the next `items` of the task, then says so in the journal."""
-        self._tar.write(chunk.data)
-        self._tar.flush()
+        with placed(self.folder):
+            self._tar.write(chunk.data)
+            self._tar.flush()
         self._digest.update(chunk.data)
         self._size += len(chunk.data)
         self._count(chunk, items)
@@ -185,15 +187,17 @@ class ShardWriter:
             "skipped": [asdict(photo) for photo in chunk.skipped],
             "no_face": chunk.no_face,
         }
-        self._journal.write(encode_json(entry) + b"\n")
-        self._journal.flush()
+        with placed(self.folder):
+            self._journal.write(encode_json(entry) + b"\n")
+            self._journal.flush()
 
     def finish(self) -> Record:
         """Ends the tar and puts it in place."""
         end = tar_end(self._size)
-        self._tar.write(end)
-        self._tar.flush()
-        os.fsync(self._tar.fileno())
+        with placed(self.folder):
+            self._tar.write(end)
+            self._tar.flush()
+            os.fsync(self._tar.fileno())
         self._digest.update(end)
         name = shard_name(self.number)
         no_face = tuple(sorted(self.no_face))

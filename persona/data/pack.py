@@ -16,9 +16,11 @@ fair.
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import logging
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -81,6 +83,20 @@ BYTES_PER_PIXEL = 0.4
 SKIPS_ALWAYS_ALLOWED = 20
 NAMED = 10
 """Shards that an error names."""
+OUT_OF_REACH = frozenset(
+    {
+        errno.ESTALE,
+        errno.ENOTCONN,
+        errno.ETIMEDOUT,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+    }
+)
+"""What says nothing of a photo, only of a network's disk or of this machine."""
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -487,6 +503,12 @@ class PhotoPacker:
         try:
             return self.dataset.read(photo)
         except OSError as error:
+            root = self.dataset.root
+            if error.errno in OUT_OF_REACH or not os.path.exists(root):  # noqa: PTH110 - never raises
+                raise PersonaError(
+                    f"{root} cannot be read ({error.strerror}): see that its disk is there and run "
+                    "the command again; it goes on where it was"
+                ) from None
             raise SkipPhoto(f"unreadable: {error.strerror}") from None
 
 
@@ -606,9 +628,10 @@ def pack_set(packing: Packing, options: PackOptions) -> Packed:
     folder = packing.folder
     with folder_lock(folder, doing="packing into"):
         finished = _claim(packing, share=None)
-        if finished is not None:
-            return Packed(folder, finished, fresh=False)
         alone = options.engine == "local"
+        if finished is not None:
+            _restore(packing, options, finished, alone=alone)
+            return Packed(folder, finished, fresh=False)
         _run(packing, options, range(packing.num_shards), alone=alone)
         packed = merge_set(folder, may_be_empty=packing.may_be_empty)
     shutil.rmtree(folder / CROPS, ignore_errors=True)
@@ -621,9 +644,9 @@ def pack_share(packing: Packing, options: PackOptions, share: Share) -> PackedSh
     Raises:
         PersonaError: as `pack_photos`; triplets of a split that is not packed.
     """
-    _claim(packing, share)
     mine = share.of_shards(packing.num_shards)
-    _run(packing, options, mine, alone=False)
+    if _claim(packing, share) is None:  # else it has been merged, and needs no share any more
+        _run(packing, options, mine, alone=False)
     return PackedShare(packing.folder, share, len(mine), packing.num_shards)
 
 
@@ -631,9 +654,11 @@ def _claim(packing: Packing, share: Share | None) -> Manifest | None:
     """Makes the folder this plan's: a finished set of the same plan, or an unfinished one, or new.
 
     Raises:
-        PersonaError: it holds a set of another plan.
+        PersonaError: it holds a set of another plan, or files of somebody else's.
     """
     folder, plan = packing.folder, packing.plan
+    # Looked for before the plan, which another task may write in between.
+    others = sorted(path.name for path in (*folder.glob("[0-9]*.tar"), *folder.glob(PAIRS)))
     if (folder / PLAN).is_file():
         differing = _differing(read_plan(folder), plan)
         if differing:
@@ -642,10 +667,21 @@ def _claim(packing: Packing, share: Share | None) -> Manifest | None:
                 "remove that folder or name another one with --out"
             )
         if (folder / MANIFEST).is_file():
-            return read_manifest(folder)
+            finished = read_manifest(folder)
+            if finished.pairs_sha256 != packing.draft.pairs_sha256:
+                raise PersonaError(
+                    f"{folder} holds a set packed with other verification pairs: "
+                    "remove that folder or name another one with --out"
+                )
+            return finished
     elif (folder / MANIFEST).is_file():
         raise PersonaError(
             f"{folder} holds a set from elsewhere: remove that folder or name another with --out"
+        )
+    elif others:
+        raise PersonaError(
+            f"{folder} has {others[0]}, which is of no set packed here and would be written over: "
+            "name another folder with --out"
         )
     else:
         write_json(folder / PLAN, plan)
@@ -660,12 +696,51 @@ def _claim(packing: Packing, share: Share | None) -> Manifest | None:
     return None
 
 
+def _restore(packing: Packing, options: PackOptions, manifest: Manifest, *, alone: bool) -> None:
+    """Packs again what a finished set has lost.
+
+    Raises:
+        PersonaError: it does not come out as it was.
+    """
+    folder = packing.folder
+    if packing.pairs is not None:
+        write_atomically(folder / PAIRS, packing.pairs)
+    lost = [
+        number
+        for number, shard in enumerate(manifest.shards)
+        if _size(folder / shard.name) != shard.bytes
+    ]
+    if not lost:
+        return
+    log.info("packing %d lost shards of %s again", len(lost), folder)
+    _run(packing, options, lost, alone=alone)
+    records = [read_record(folder, number) for number in lost]
+    clear_journals(folder, len(manifest.shards))
+    changed = [
+        folder / manifest.shards[number].name
+        for number, record in zip(lost, records, strict=True)
+        if record is None or record.shard != manifest.shards[number]
+    ]
+    for path in changed:
+        path.unlink(missing_ok=True)
+    if changed:
+        raise PersonaError(
+            f"{changed[0]} is not what it was: photos, versions or devices have changed; remove "
+            "its folder and pack the set again"
+        )
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a file; None: it is not there."""
+    return path.stat().st_size if path.is_file() else None
+
+
 def _differing(earlier: Plan, plan: Plan) -> str:
     """What sets two plans apart, in words."""
     return ", ".join(sorted(name for name in plan if earlier.get(name) != plan[name]))
 
 
-def _run(packing: Packing, options: PackOptions, mine: range, *, alone: bool) -> None:
+def _run(packing: Packing, options: PackOptions, mine: Sequence[int], *, alone: bool) -> None:
     """Runs every shard of `mine` that is not there yet.
 
     Raises:
@@ -736,7 +811,8 @@ def merge_set(folder: Path, *, may_be_empty: bool = False) -> Packed:
     if not samples and not may_be_empty:
         raise PersonaError(
             f"{manifest.dataset} ({manifest.split}): none of {len(skipped)} {manifest.kind} could "
-            f"be packed; the first was skipped because: {skipped[0].reason}"
+            f"be packed; the first, {skipped[0].source}, was skipped because: {skipped[0].reason}; "
+            f"mend what they have in common, remove {folder} and run again"
         )
     if manifest.kind == "photos":
         skipped = sorted((*skipped, *manifest.skipped), key=lambda photo: photo.source)
@@ -749,7 +825,7 @@ def merge_set(folder: Path, *, may_be_empty: bool = False) -> Packed:
         skipped=tuple(skipped),
     )
     write_manifest(folder, manifest)
-    (folder / DRAFT).unlink()
+    (folder / DRAFT).unlink(missing_ok=True)  # another merge may have ended just before
     clear_journals(folder, len(shards))
     return Packed(folder, manifest, fresh=True)
 

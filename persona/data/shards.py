@@ -215,7 +215,7 @@ def parse_manifest(value: Any, path: Path) -> Manifest:
         )
         samples = sum(shard.samples for shard in manifest.shards)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        raise PersonaError(f"{path} is no manifest: pack the set again") from None
+        raise PersonaError(f"{path} is no manifest: remove it and pack the set again") from None
     align = manifest.align
     texts = (manifest.name, manifest.dataset, manifest.split)
     counts = (manifest.identities, manifest.pairs or 0, align.image_size, align.margin)
@@ -223,20 +223,20 @@ def parse_manifest(value: Any, path: Path) -> Manifest:
         all(type(text) is str and text.isprintable() for text in texts)
         and all(type(count) is int and count >= 0 for count in counts)
     ):
-        raise PersonaError(f"{path} is no manifest: pack the set again")
+        raise PersonaError(f"{path} is no manifest: remove it and pack the set again")
     if manifest.kind not in KINDS or samples != manifest.samples:
-        raise PersonaError(f"{path} contradicts itself: pack the set again")
+        raise PersonaError(f"{path} contradicts itself: remove it and pack the set again")
     digests = [shard.sha256 for shard in manifest.shards]
     if manifest.pairs_sha256 is not None:
         digests.append(str(manifest.pairs_sha256))
     if not all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in digests):
-        raise PersonaError(f"{path} has checksums that are none: pack the set again")
+        raise PersonaError(f"{path} has checksums that are none: remove it and pack the set again")
     for shard in manifest.shards:
         # A sample is two members at least, and each of them a header and a block.
         if not 0 <= shard.samples * 4 * BLOCK <= shard.bytes or min(shard.no_face, default=0) < 0:
             raise PersonaError(
                 f"{path}: {shard.samples:,} samples cannot be in {shard.bytes:,} bytes of "
-                f"{shard.name}: pack the set again"
+                f"{shard.name}: remove it and pack the set again"
             )
         if not re.fullmatch(r"\d{6}\.tar", shard.name):
             raise PersonaError(
@@ -273,6 +273,9 @@ def open_set(name: str, shards: Path, cache: Path | None = None) -> tuple[SetFol
     return _open_local(name, shards)
 
 
+_MENDED = "restore it, or run the `persona shard` that made the set again"
+
+
 def _with_samples(manifest: Manifest) -> Manifest:
     if not manifest.samples:
         raise PersonaError(f"set {manifest.name} holds no sample")
@@ -306,11 +309,11 @@ def _open_local(name: str, shards: Path) -> tuple[Path, Manifest]:
     for number, shard in enumerate(manifest.shards):
         path = manifest.shard_path(folder, number)
         if not path.is_file():
-            raise PersonaError(f"shard {path} is missing: restore it or pack the set again")
+            raise PersonaError(f"shard {path} is missing: {_MENDED}")
         if path.stat().st_size != shard.bytes:
             raise PersonaError(
                 f"shard {path} has {path.stat().st_size:,} bytes, its manifest says "
-                f"{shard.bytes:,}: restore it or pack the set again"
+                f"{shard.bytes:,}: {_MENDED}"
             )
     return folder, _with_samples(manifest)
 
@@ -340,7 +343,10 @@ def verify_set(
         if not path.is_file() or sha256_file(path) != manifest.pairs_sha256:
             bad.append(f"{path} is missing or does not match its checksum")
     if bad:
-        raise PersonaError("; ".join(bad) + ": restore these files or pack the set again")
+        raise PersonaError(
+            "; ".join(bad) + ": restore these files, or remove them and run the `persona shard` "
+            "that made the set again"
+        )
 
 
 def _fetch_all(folder: SetFolder, manifest: Manifest, advance: Callable[[int], None]) -> None:
@@ -477,7 +483,7 @@ def read_pairs(folder: SetFolder, manifest: Manifest) -> PairTable:
         raise PersonaError(f"set {manifest.name} has no verification pairs")
     path = local_file(folder, PAIRS, manifest.pairs_sha256)
     if not path.is_file() or sha256_file(path) != manifest.pairs_sha256:
-        raise PersonaError(f"{path} is missing or does not match its checksum: pack the set again")
+        raise PersonaError(f"{path} is missing or does not match its checksum: {_MENDED}")
     text = path.read_bytes().replace(b",\n", b",-1\n").replace(b",,", b",-1,")
     try:
         rows = np.loadtxt(io.BytesIO(text), np.int64, delimiter=",", skiprows=1, ndmin=2)

@@ -239,6 +239,7 @@ def local_file(folder: SetFolder, name: str, sha256: str, size: int | None = Non
     with _writing(folder):
         path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
+    began_anew = False
     while True:
         with contextlib.ExitStack() as stack:
             with _writing(folder):
@@ -253,13 +254,15 @@ def local_file(folder: SetFolder, name: str, sha256: str, size: int | None = Non
             _download(folder, name, file, size)
             with _writing(folder):
                 os.fsync(file.fileno())
-            if sha256_file(partial) != sha256:
-                partial.unlink()
+            if sha256_file(partial) == sha256:
+                partial.replace(path)
+                return path
+            partial.unlink()
+            if began_anew:
                 raise PersonaError(
                     f"{folder}/{name} does not match its checksum: upload the set again"
                 )
-            partial.replace(path)
-            return path
+            began_anew = True  # an answer may have been another page, one to log in for example
 
 
 def _append(file: RawIOBase, data: bytes) -> None:
@@ -352,6 +355,8 @@ def _reason(error: Exception) -> str:
         error.close()
         return f"the server answers {error.code}"
     reason = getattr(error, "reason", error)
+    if isinstance(reason, TimeoutError):
+        return f"nothing came for {TIMEOUT_S:g} s"
     if isinstance(reason, OSError) and reason.strerror:
         return reason.strerror[0].lower() + reason.strerror[1:]
     return f"the connection broke ({type(reason).__name__})"
@@ -383,7 +388,7 @@ def _http(url: str, start: int) -> Iterator[bytes]:
         passed = start if response.status != http.HTTPStatus.PARTIAL_CONTENT else 0
         length = int(response.headers.get("Content-Length") or 0)
         came = 0
-        while data := response.read(CHUNK):
+        while data := response.read1(CHUNK):  # `read` would lose what came before a reset
             came += len(data)
             fresh = data[max(0, len(data) - (came - passed)) :] if came > passed else b""
             if fresh:

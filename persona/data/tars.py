@@ -49,7 +49,7 @@ def damaged(path: Path, what: str) -> PersonaError:
     """The error for a shard that does not read as its manifest says."""
     return PersonaError(
         f"shard {path} is damaged ({what}): check the set with `persona shards verify` "
-        "and restore it or pack it again"
+        "and restore it, or remove it and run the `persona shard` that made the set again"
     )
 
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import write_lfw, write_vggface2
+from conftest import jpeg, write_lfw, write_vggface2
 from helpers import environment, persona, persona_error, persona_here, run
 from typer.testing import CliRunner
 
@@ -230,6 +230,17 @@ def test_errors_of_devices_and_peers_are_explained(said: str, part: str) -> None
 def test_a_path_with_brackets_is_printed_as_it_is(tmp_path: Path) -> None:
     done = run("persona", "datasets", "--raw", str(tmp_path / "[/x]"), home=tmp_path)
     assert "[/x]/LFW" in done.stdout
+
+
+def test_a_photo_whose_name_has_line_ends_is_told_in_one_line(tmp_path: Path) -> None:
+    raw = tmp_path / "photos"
+    (raw / "ann").mkdir(parents=True)
+    (raw / "ann" / "a.jpg").write_bytes(jpeg(1))
+    (raw / "ann" / "b\nerror: it is all lost\x1b[31m.jpg").write_bytes(b"")
+    done = run("persona", "shard", f"folders:{raw}", *NO_ALIGN, home=tmp_path)
+    assert [line for line in done.stderr.splitlines() if "all lost" in line] == [
+        "  ann/b\ufffderror: it is all lost\ufffd[31m.jpg: unreadable: empty file"
+    ]
 
 
 def test_a_damaged_set_does_not_hide_the_others(home: Path, tmp_path: Path) -> None:

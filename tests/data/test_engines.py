@@ -35,6 +35,7 @@ from persona.data.raw import open_dataset
 from persona.data.raw.base import Photo
 from persona.data.raw.lfw import LFW
 from persona.data.raw.vggface2 import VGGFace2
+from persona.data.shards import Manifest, read_manifest, write_manifest
 from persona.data.triplets import make_triplets
 from persona.errors import PersonaError
 
@@ -63,6 +64,23 @@ def test_bad_shares(text: str) -> None:
         Share.parse(text)
 
 
+def test_two_merges_at_once_make_one_set(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one ends just before this one writes the manifest."""
+    folder = tmp_path / "shared" / "s"
+    share(raw, folder, "1/1")
+    write = write_manifest
+
+    def late(folder: Path, manifest: Manifest) -> None:
+        monkeypatch.setattr(pack, "write_manifest", write)
+        merge_set(folder)
+        write(folder, manifest)
+
+    monkeypatch.setattr(pack, "write_manifest", late)
+    assert merge_set(folder).manifest == read_manifest(folder)
+
+
 def test_shares_in_any_order_make_what_one_run_makes(
     raw: Path, tmp_path: Path, local: dict[str, bytes]
 ) -> None:
@@ -75,6 +93,9 @@ def test_shares_in_any_order_make_what_one_run_makes(
     assert merge_set(folder).fresh
     assert contents(folder) == local
     assert not merge_set(folder).fresh
+    made = {path.name: path.stat().st_ino for path in folder.iterdir()}
+    share(raw, folder, "2/3")  # a task that comes late packs nothing again
+    assert {path.name: path.stat().st_ino for path in folder.iterdir()} == made
     assert {p.name for p in folder.iterdir() if p.name.startswith(".")} == {journal.PLAN}
 
 

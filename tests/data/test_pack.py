@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -18,11 +19,21 @@ import webdataset
 from conftest import NO_ALIGN, SIZE_PX, jpeg, write_faces, write_lfw, write_vggface2
 from PIL import Image
 
+from persona.cli.errors import explain
 from persona.data import journal, pack
 from persona.data.align import AlignSpec
 from persona.data.journal import Chunk, ShardWriter
-from persona.data.pack import Packed, PackOptions, pack_photos, pack_triplets
+from persona.data.pack import (
+    Packed,
+    PackOptions,
+    pack_photos,
+    pack_set,
+    pack_triplets,
+    plan_photos,
+)
 from persona.data.raw import open_dataset
+from persona.data.raw.base import Photo
+from persona.data.raw.lfw import LFW
 from persona.data.shards import open_set, read_manifest, read_pairs, tar_sample, verify_set
 from persona.data.triplets import make_triplets
 from persona.errors import PersonaError
@@ -80,6 +91,57 @@ def test_packed_again_it_says_so_and_changes_nothing(raw: Path, tmp_path: Path) 
     assert contents(again.folder) == before
     with pytest.raises(PersonaError, match=r"another alignment.*--out"):
         pack_photos(dataset, tmp_path / "s", replace(NO_ALIGN, align=AlignSpec("none", 64, 0)))
+
+
+def test_a_folder_of_other_tars_is_not_written_over(tmp_path: Path) -> None:
+    """As `persona shard tars:DIR --out DIR` would."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "000000.tar").write_bytes(tar_sample("ann/1", {"jpg": jpeg(1)}) + bytes(1024))
+    before = contents(folder)
+    with pytest.raises(PersonaError, match=r"has 000000\.tar, which is of no set packed here"):
+        pack_photos(open_dataset(f"tars:{folder}", tmp_path), folder, NO_ALIGN)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_packed_again_it_has_what_it_lost(raw: Path, tmp_path: Path, damage: str) -> None:
+    dataset = open_dataset("lfw", raw)
+    whole = pack_photos(dataset, tmp_path / "s", NO_ALIGN)
+    before = contents(whole.folder)
+    unchanged = (whole.folder / "000000.tar").stat().st_ino
+    for name in ("000001.tar", "000003.tar", "pairs.csv"):
+        os.truncate(whole.folder / name, 700)
+        if damage == "gone":
+            (whole.folder / name).unlink()
+    again = pack_photos(dataset, tmp_path / "s", NO_ALIGN)
+    assert (again.fresh, again.manifest) == (False, whole.manifest)
+    assert contents(again.folder) == before
+    assert (whole.folder / "000000.tar").stat().st_ino == unchanged
+    lines = (raw / "LFW" / "pairs.txt").read_text().splitlines()
+    (raw / "LFW" / "pairs.txt").write_text(
+        "\n".join([*lines[:1], *lines[2:4], *lines[1:2], *lines[4:]])
+    )
+    with pytest.raises(PersonaError, match="packed with other verification pairs: remove"):
+        pack_photos(dataset, tmp_path / "s", NO_ALIGN)
+    (raw / "LFW" / "pairs.txt").write_text("\n".join(lines))
+    # A photo that is another one now makes another shard than the manifest promises.
+    for path in (raw / "LFW").rglob("*_0001.jpg"):
+        path.write_bytes(jpeg(77))
+    for path in whole.folder.glob("*.tar"):
+        path.unlink()
+    with pytest.raises(PersonaError, match=r"000000\.tar is not what it was: .* remove .* folder"):
+        pack_photos(dataset, tmp_path / "s", NO_ALIGN)
+
+
+def test_a_damaged_manifest_says_how_to_pack_anew(raw: Path, tmp_path: Path) -> None:
+    dataset = open_dataset("lfw", raw)
+    folder = pack_photos(dataset, tmp_path / "s", NO_ALIGN).folder
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(PersonaError, match=r"manifest\.json is not valid JSON .* remove it"):
+        pack_photos(dataset, tmp_path / "s", NO_ALIGN)
+    (folder / "manifest.json").unlink()
+    assert pack_photos(dataset, tmp_path / "s", NO_ALIGN).fresh
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 3, 4, 6])
@@ -184,6 +246,37 @@ def test_skipped_photos_are_named_with_reasons(raw: Path, tmp_path: Path) -> Non
     assert reasons["train/n000002/0001_01.jpg"] == "unreadable: empty file"
     assert reasons["train/n000003/0002_01.jpg"].startswith("unreadable")
     assert reasons["train/n000004/0003_01.jpg"] == "listed, not on disk"
+
+
+def test_photos_that_cannot_be_reached_are_not_skipped(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that goes away for a while takes no photo out of the set."""
+    whole = pack_photos(open_dataset("lfw", raw), tmp_path / "a" / "s", NO_ALIGN)
+    root = raw / "LFW"
+    planned = plan_photos(open_dataset("lfw", raw), tmp_path / "s", NO_ALIGN)
+    root.rename(raw / "unmounted")
+    with pytest.raises(
+        PersonaError, match=r"LFW cannot be read \(No such file or directory\): .* go"
+    ):
+        pack_set(planned, NO_ALIGN)
+    (raw / "unmounted").rename(root)
+    read, count = LFW.read, 0
+
+    def stale(self: LFW, photo: Photo) -> bytes:
+        nonlocal count
+        count += 1
+        if count == 9:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return read(self, photo)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LFW, "read", stale)
+        with pytest.raises(PersonaError, match=r"LFW cannot be read \(Stale file handle\)"):
+            pack_photos(open_dataset("lfw", raw), tmp_path / "s", NO_ALIGN)
+    assert contents(pack_photos(open_dataset("lfw", raw), tmp_path / "s", NO_ALIGN).folder) == (
+        contents(whole.folder)
+    )
 
 
 def test_too_many_skips_stop_the_run(raw: Path, tmp_path: Path) -> None:
@@ -428,6 +521,26 @@ def test_a_full_disk_loses_nothing(
         pack_photos(dataset, tmp_path / "s", NO_ALIGN)
     manifest = pack_photos(dataset, tmp_path / "s", NO_ALIGN).manifest
     assert manifest.samples == 30
+
+
+def test_a_full_disk_is_told_with_its_place(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(pack, "CHUNK", 4)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, before[1]))
+        with pytest.raises(OSError, match="File too large") as error:
+            pack_photos(open_dataset("vggface2", raw), tmp_path / "s", NO_ALIGN)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert explain(error.value) == (
+        f"{tmp_path / 's'}: the file is larger than this system allows",
+        1,
+    )
+    assert (
+        pack_photos(open_dataset("vggface2", raw), tmp_path / "s", NO_ALIGN).manifest.samples == 30
+    )
 
 
 @pytest.mark.parametrize(

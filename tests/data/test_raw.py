@@ -135,6 +135,14 @@ def test_vggface2_boxes_are_corners(tmp_path: Path) -> None:
         path.write_text(f"NAME_ID,X,Y,W,H\nn000002/0001_01,1,2,{number},20\n")
         with pytest.raises(PersonaError, match="line 2: expected NAME_ID,X,Y,W,H"):
             open_dataset("vggface2", tmp_path).boxes()
+    row = "n000002/0001_01,1,2,10,20\n"
+    path.write_text("NAME_ID,X,Y,W,H\n" + row + row)
+    with pytest.raises(PersonaError, match="line 3: n000002/0001_01 has a box already"):
+        open_dataset("vggface2", tmp_path).boxes()
+    for text in ("", "NAME_ID,X,Y,W,H\n"):
+        path.write_text(text)
+        with pytest.raises(PersonaError, match=r"loose_bb_train\.csv has no box: restore it"):
+            open_dataset("vggface2", tmp_path).boxes()
     path.write_text('NAME_ID,X,Y,W,H\n"' + ("x" * 60_000 + "\n") * 3)
     with pytest.raises(PersonaError, match="does not read as CSV"):
         open_dataset("vggface2", tmp_path).boxes()

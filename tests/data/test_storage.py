@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -164,6 +165,33 @@ def test_half_a_body_for_ever(train_set: Packed, url: str, faults: Faults, tmp_p
     folder, manifest = open_set(f"{url}/vggface2-train", tmp_path)
     with pytest.raises(PersonaError, match=r"the connection broke .*, 6 times"):
         manifest.shard_path(folder, 0)
+
+
+def test_what_came_before_a_reset_is_kept(
+    train_set: Packed, url: str, faults: Faults, tmp_path: Path
+) -> None:
+    folder, manifest = open_set(f"{url}/vggface2-train", tmp_path)
+    faults.resets = 8  # more than the tries in a row that may bring nothing
+    path = manifest.shard_path(folder, 0)
+    assert path.read_bytes() == (train_set.folder / "000000.tar").read_bytes()
+
+
+@pytest.mark.parametrize("size", [18, 0])
+def test_a_page_instead_of_a_shard_is_not_gone_on_with(
+    train_set: Packed, url: str, faults: Faults, tmp_path: Path, size: int
+) -> None:
+    folder, manifest = open_set(f"{url}/vggface2-train", tmp_path, tmp_path / "cache")
+    faults.page = b"<html>log in</html>".ljust(size or manifest.shards[0].bytes)
+    path = manifest.shard_path(folder, 0)
+    assert path.read_bytes() == (train_set.folder / "000000.tar").read_bytes()
+
+
+def test_a_server_that_stalls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "TIMEOUT_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/set"
+        with pytest.raises(PersonaError, match=r"nothing came for 0\.05 s, 6 times"):
+            open_set(url, tmp_path)
 
 
 def test_no_server_and_no_set(train_set: Packed, url: str, tmp_path: Path) -> None:

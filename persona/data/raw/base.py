@@ -36,7 +36,7 @@ from typing import ClassVar, NoReturn, overload
 import orjson
 
 from persona.errors import PersonaError, unknown
-from persona.files import bounded_lines
+from persona.files import bounded_lines, placed
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
@@ -75,6 +75,9 @@ class PhotoList(Sequence[Photo]):
     def __init__(self) -> None:
         self._starts = array("q", [0])
         """Of each photo in the file, and its end."""
+        self.twice: str | None = None
+        """A source that more than one photo has."""
+        self._last = ""
         self._file, path = tempfile.mkstemp(prefix="persona-")
         os.unlink(path)  # noqa: PTH108 - gone with this process, however that ends
         weakref.finalize(self, os.close, self._file)
@@ -102,15 +105,17 @@ class PhotoList(Sequence[Photo]):
 
     def _extend(self, photos: Iterable[Photo]) -> None:
         end = self._starts[-1]
-        try:
-            with open(self._file, "ab", closefd=False) as file:
-                for photo in photos:
-                    values = photo.source, photo.identity, photo.offset, photo.attributes
-                    end += file.write(orjson.dumps(values) + b",")
-                    self._starts.append(end)
-        except OSError as error:
-            error.filename = tempfile.gettempdir()  # a full disk is told with its place
-            raise
+        with (
+            placed(Path(tempfile.gettempdir())),
+            open(self._file, "ab", closefd=False) as file,
+        ):
+            for photo in photos:
+                values = photo.source, photo.identity, photo.offset, photo.attributes
+                end += file.write(orjson.dumps(values) + b",")
+                self._starts.append(end)
+                if photo.source == self._last:
+                    self.twice = photo.source
+                self._last = photo.source
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PhotoList) and (
@@ -278,7 +283,8 @@ class RawDataset(ABC):
         """Lists the split once.
 
         Raises:
-            PersonaError: no photo, or an identity that the class list does not name.
+            PersonaError: no photo, one that is there twice, or an identity that the class list
+                does not name.
         """
         self.missing.clear()
         found: set[str] = set()
@@ -293,6 +299,10 @@ class RawDataset(ABC):
             raise PersonaError(
                 f"{self.name} ({self.split}) has no photo below {self.root}: "
                 f"expected {self.layout}; {self.obtain}"
+            )
+        if photos.twice is not None:
+            raise PersonaError(
+                f"{self.name} ({self.split}): {photos.twice} is in it twice: take one of them out"
             )
         listed = self.class_list()
         classes = tuple(sorted(found if listed is None else set(listed)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from persona.data.raw.base import MAX_PHOTO_BYTES, Photo, RawDataset
 from persona.data.raw.tars import identity_name
 from persona.errors import PersonaError, SkipPhoto
+from persona.files import placed
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png")
 LABEL_COLUMNS = ("label", "identity", "class", "cls", "labels")
@@ -168,7 +169,8 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
             yield file, schema
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno:
-            raise
+            with placed(path):
+                raise
         reason = str(error).partition("\n")[0][:100]
         raise PersonaError(f"{path} is no whole parquet file ({reason}): restore it") from None
 
@@ -201,16 +203,28 @@ def _find_columns(path: Path, schema: Any) -> _Columns:
     ]
     image = _first(images, [n for n in images if feature(n) == "Image"], IMAGE_COLUMNS)
     label = _first(labels, [n for n in labels if feature(n) == "ClassLabel"], LABEL_COLUMNS)
-    for what, column, usual in (("image", image, IMAGE_COLUMNS), ("label", label, LABEL_COLUMNS)):
+    for what, column, usual in (
+        ("image column (bytes)", image, IMAGE_COLUMNS),
+        ("label column (whole numbers or text)", label, LABEL_COLUMNS),
+    ):
         if column is None:
+            there = ", ".join(f"{field.name} ({field.type})" for field in schema)
             raise PersonaError(
-                f"{path} has no {what} column among {', '.join(schema.names)[:200]}: expected one "
-                f"called {' or '.join(usual)}"
+                f"{path} has no {what} among {there[:200]}: expected one called "
+                f"{' or '.join(usual)}"
             )
+        if schema.names.count(column) > 1:
+            raise PersonaError(f"{path} has two columns called {column!r}: write it anew with one")
     assert image is not None and label is not None
     names = features[label].get("names") if feature(label) == "ClassLabel" else None
     if names is not None and not (isinstance(names, list) and all(type(n) is str for n in names)):
         raise PersonaError(f"{path}: the class names of {label!r} are no list of names")
+    twice = next((name for name, count in Counter(names or ()).items() if count > 1), None)
+    if twice is not None:
+        raise PersonaError(
+            f"{path}: the class names of {label!r} name {twice!r} twice: write it anew, two "
+            "identities would become one"
+        )
     return _Columns(image, label, None if names is None else tuple(names))
 
 

@@ -98,6 +98,7 @@ class RecordIO(RawDataset):
         names: dict[int, str] = {}
         last = promised = None
         found = 0
+        furthest = (0, 0)
         for number, (key, offset) in enumerate(self._lines()):
             try:
                 head = self._head(offset)
@@ -106,6 +107,7 @@ class RecordIO(RawDataset):
                     f"{self.rec}: record {key} at byte {offset:,}: {what}; is the file cut short, "
                     f"or {self.idx.name} another file's?"
                 ) from None
+            furthest = max(furthest, (offset, key))
             if number == 0 and key == 0 and head.flag and not head.size:
                 promised = last = int(self._whole_number(head.label, key)) - 1
                 continue
@@ -119,6 +121,11 @@ class RecordIO(RawDataset):
             raise PersonaError(
                 f"{self.idx}: the header of {self.rec.name} promises {promised:,} photos, here are "
                 f"{found:,}: is it cut short?"
+            )
+        if found and (end := self._end(furthest[0])) < self._size:
+            raise PersonaError(
+                f"{self.idx}: {self.rec.name} goes on for {self._size - end:,} bytes after record "
+                f"{furthest[1]}: is it cut short?"
             )
 
     def _lines(self) -> Iterator[tuple[int, int]]:
@@ -199,6 +206,14 @@ class RecordIO(RawDataset):
             if part in {WHOLE, END}:
                 return struct.pack("<I", MAGIC).join(parts)
             offset += FRAME.size + length + -length % 4
+
+    def _end(self, offset: int) -> int:
+        """Where the record that begins there ends."""
+        while True:
+            part, length = self._frame(self._read(self.rec, offset, FRAME.size), offset)
+            offset += FRAME.size + length + -length % 4
+            if part in {WHOLE, END}:
+                return offset
 
     def read(self, photo: Photo) -> bytes:
         """The photo's file, out of its record."""

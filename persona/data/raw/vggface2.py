@@ -128,7 +128,12 @@ class VGGFace2(VGGFace2Layout):
                     raise ValueError
             except (IndexError, ValueError):
                 raise PersonaError(f"{path} line {number}: expected NAME_ID,X,Y,W,H") from None
-            boxes[f"{self.split}/{name}.jpg"] = (x, y, x + width, y + height)
+            source = f"{self.split}/{name}.jpg"
+            if source in boxes:
+                raise PersonaError(f"{path} line {number}: {name} has a box already: restore it")
+            boxes[source] = (x, y, x + width, y + height)
+        if not boxes:
+            raise PersonaError(f"{path} has no box: restore it, or choose --align mtcnn")
         return boxes
 
 

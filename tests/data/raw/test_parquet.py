@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -101,6 +102,11 @@ def bad_metadata(path: Path) -> Path:
     return path
 
 
+def twice_named(path: Path) -> None:
+    columns = [pa.array([{"bytes": b"x", "path": ""}], IMAGE), pa.array([0]), pa.array([1])]
+    pq.write_table(pa.table(columns, names=["image", "label", "label"]), path)
+
+
 def bad_name(path: Path) -> None:
     data = write(path, [0], jpg=[jpeg(1)], name=["a"]).read_bytes()
     path.write_bytes(data.replace(b"name", b"n\xffme"))
@@ -109,8 +115,17 @@ def bad_name(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda p: write(p, [0], pixels=[1.5], label=[0]), "no image column among pixels, label"),
-        (lambda p: write(p, [0], image=[b"x"], age=[1.5]), "no label column among image, age"),
+        (
+            lambda p: write(p, [0], pixels=[1.5], label=[0]),
+            "no image column .* among pixels \\(double\\)",
+        ),
+        (lambda p: write(p, [0], image=[b"x"], age=[1.5]), "no label column .*, age \\(double\\)"),
+        (
+            lambda p: write(p, [0], image=[b"x"], label=[1.5]),
+            r"column \(whole numbers or text\) among image \(binary\), label \(double\)",
+        ),
+        (lambda p: write(p, [0], names=["ann", "bob", "ann"]), "of 'label' name 'ann' twice"),
+        (twice_named, "has two columns called 'label'"),
         (lambda p: write(p, [0, 3], names=NAMES), "row 1 of group 0: label 3 is none of the 3"),
         (lambda p: write(p, [0, -1]), "row 1 of group 0 has the label '-1'"),
         (lambda p: write(p, [0, None]), "has the label 'None'"),
@@ -163,6 +178,21 @@ def test_a_photo_that_comes_often_takes_memory_once(tmp_path: Path) -> None:
     before = pa.total_allocated_bytes()
     assert dataset.read(photos[2999]) == photo
     assert pa.total_allocated_bytes() - before < 10_000_000
+
+
+def test_a_file_that_may_not_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrow's own error has the number alone."""
+
+    def refused(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Failed to open local file")
+
+    monkeypatch.setattr(pq, "ParquetFile", refused)
+    path = write(tmp_path / "a.parquet", [0])
+    with pytest.raises(PermissionError) as error:
+        open_dataset(f"parquet:{path}", tmp_path).index()
+    assert error.value.filename == str(path)
 
 
 def test_a_file_that_changes_is_skipped_and_pipes_are_passed_over(tmp_path: Path) -> None:

@@ -128,6 +128,13 @@ def edit_idx(old: str, new: str):
     return edit
 
 
+def short_idx(folder: Path) -> None:
+    """Of a file without a header, which would say how many photos there are."""
+    write_rec(folder, {key: packed(0.0, photo, key) for key, photo in PHOTOS.items()})
+    path = folder / "train.idx"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+
+
 def edit_label(label: float):
     def edit(folder: Path) -> None:
         path = folder / "train.rec"
@@ -157,6 +164,8 @@ def edit_rec(place: int, new: bytes):
         (edit_idx("2\t", "2\t4\n3\t"), "record 2 at byte .* no record begins there"),
         (edit_idx("2\t", "2" * 70_000 + "\t"), "line 3 is longer than 65,536"),
         (edit_idx("6\t", "60\t"), "promises 6 photos, here are 5"),
+        (edit_idx("2\t", "1\t"), "train.rec/000000001 is in it twice"),
+        (short_idx, r"train.rec goes on for [\d,]+ bytes after record 3: is it cut short"),
         (edit_label(1.5), "record 1 has the label 1.5: expected a whole number"),
         (edit_label(float("nan")), "record 1 has the label nan"),
         (edit_label(-1.0), "record 1 has the label -1"),

@@ -109,6 +109,14 @@ def test_bad_members_are_one_line(tmp_path: Path, members, message: str | None) 
     assert "\n" not in str(error.value)
 
 
+def test_a_photo_that_is_there_twice_is_not_packed_twice(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "t" / "a.tar", {"ann/1.jpg": jpeg(1)})
+    with tarfile.open(path, "a") as tar:
+        tar.addfile(tarfile.TarInfo("ann/1.jpg"))
+    with pytest.raises(PersonaError, match=r"^t \(all\): a\.tar/ann/1\.jpg is in it twice"):
+        open_dataset(f"tars:{tmp_path / 't'}", tmp_path).index()
+
+
 def test_broken_tars_are_one_line(tmp_path: Path) -> None:
     whole = write_tar(tmp_path / "t" / "a.tar", {"ann/1.jpg": bytes(5000)}).read_bytes()
     for data, message in (
