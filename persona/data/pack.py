@@ -63,7 +63,6 @@ from persona.data.shards import (
     tar_sample,
     write_manifest,
 )
-from persona.data.tars import damaged
 from persona.data.triplets import ROLES, check_index, load_triplets
 from persona.errors import NoFace, PersonaError, SkipPhoto, unknown
 from persona.files import folder_lock, read_json, write_atomically, write_json
@@ -575,12 +574,11 @@ class TripletCopier:
     def _crop(self, at: int) -> tuple[bytes, bytes, int]:
         """A crop's JPEG, its json and its class index."""
         shard = self.shards[self.shard[at]]
+        jpeg, meta = shard.read_one(self.row[at])
         try:
-            jpeg, meta = shard.read(self.row[at])
             return bytes(jpeg), bytes(meta), int(orjson.loads(meta)["class"])
         except (KeyError, TypeError, ValueError) as error:
-            what = f"sample {self.keys[at]}: {type(error).__name__}"
-            raise damaged(shard.path, what) from None
+            raise shard.damaged(self.row[at], type(error).__name__) from None
 
 
 # --- 3. pack ---------------------------------------------------------------------------------

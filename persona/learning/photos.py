@@ -98,7 +98,7 @@ class Photos:
         Raises:
             PersonaError: a shard has changed since it was opened.
         """
-        return [next(reader.read(np.array([row]))) for reader, row, _ in self._find(photos)]
+        return [reader.read_one(row) for reader, row, _ in self._find(photos)]
 
     def jpeg(self, photo: int) -> bytes:
         """A photo's bytes.
