@@ -72,8 +72,8 @@ def demo_command(
     )
 
     # The best epoch is chosen on the triplets, so that the pairs are left for the verdict. Decaying
-    # the rate after a quarter of so short a run would end it there.
-    common = ["--train-set", Synthetic.name, "--test-set", triplets, "--no-lr-scheduler"]
+    # the rate by ten after a quarter of so short a run would end it there.
+    common = ["--train-set", Synthetic.name, "--test-set", triplets, "-o", "optim.schedule=cosine"]
     common += ["-b", str(recipe.batch_size), "-w", "1", "--tracker", "none"]
     teacher = FACENET
     if recipe is DRAWN_TEACHER:
