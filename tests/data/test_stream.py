@@ -234,6 +234,7 @@ def test_memory_is_used_again_only_when_nobody_looks_at_it(workers: int) -> None
     assert place in {image.data_ptr() for image in held}
     assert len({image.data_ptr() for image in held}) == SLABS + 1
     assert all((image == 7).all() for image in held)
+    assert {image[0].data_ptr() % 32 for image in held} == {16}  # where decoding is fast
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
