@@ -95,8 +95,8 @@ export class Side {
     this.canvas = $(".photo", this.root);
     this.video = $("video", this.root);
     $("h2", this.root).textContent = `${name} face`;
-    for (const label of this.root.querySelectorAll(".tools .unseen:not(input)")) {
-      label.textContent = `, ${name.toLowerCase()} face`;
+    for (const label of this.root.querySelectorAll(".unseen:not(input)")) {
+      label.textContent = `, ${name.toLowerCase()} photo`;
     }
     this.canvas.ariaLabel = `${name} photo. Move the frame with the arrow keys, change its size `
       + "with plus and minus";
@@ -111,12 +111,12 @@ export class Side {
     $(".camera", this.root).addEventListener("click", () => this.toggleCamera());
     $(".take", this.root).addEventListener("click", () => this.take());
     $(".next", this.root).addEventListener("click", () => {
-      this.fit(this.found[(this.found.indexOf(this.chosen) + 1) % this.found.length]);
+      this.choose(this.found[(this.found.indexOf(this.chosen) + 1) % this.found.length]);
     });
     this.video.addEventListener("loadeddata", () => this.camera(Boolean(this.stream)));
     $(".size", this.root).addEventListener("input", ({ target }) => {
       this.byHand();
-      this.resize(SMALLEST + (this.largest - SMALLEST) * (target.value / 1000));
+      this.resize(target.valueAsNumber);
     });
     this.root.addEventListener("dragover", (event) => {
       event.preventDefault();
@@ -135,7 +135,7 @@ export class Side {
       const at = this.place(event);
       const other = inside(at, this.frame) ? null : this.found.find((face) => inside(at, face));
       if (other) {
-        this.fit(other);
+        this.choose(other);
         return;
       }
       this.hold = inside(at, this.frame) ? { x: at.x - x, y: at.y - y }
@@ -212,14 +212,25 @@ export class Side {
     this.looking = false;
     this.found = faces.map((face) => crop.frame(face, photo)).filter(Boolean);
     const count = this.found.length;
-    this.tell(count === 0 ? "No face found: put the frame around it."
-      : count === 1 ? "One face found." : `${count} faces found.`);
+    this.count();
     show($(".next", this.root), count > 1);
     if (count && !this.placed) this.fit(this.found[0]);
     else this.move(0, 0);
   }
 
   tell(text) { $(".found", this.root).textContent = text; }
+
+  count() {
+    const count = this.found.length;
+    this.tell(count === 0 ? "No face found: put the frame around it."
+      : count === 1 ? "One face found." : `${count} faces found.`);
+  }
+
+  // Another face than the detector's first.
+  choose(frame) {
+    this.fit(frame);
+    this.tell(`Face ${this.found.indexOf(frame) + 1} of ${this.found.length}.`);
+  }
 
   // Takes the frame of a face that was found.
   fit(frame) {
@@ -230,6 +241,7 @@ export class Side {
   }
 
   byHand() {
+    if (this.chosen) this.count();
     this.chosen = null;
     this.placed = true;
   }
@@ -297,8 +309,9 @@ export class Side {
       stroke(context, [7, "rgba(0, 0, 0, 0.5)"], [4, "white"]);
     }
     this.preview();
-    const room = Math.max(1, this.largest - SMALLEST);
-    $(".size", this.root).value = ((frame.height - SMALLEST) / room) * 1000;
+    // In px: a key then moves it by one at least, also where frames are of whole px.
+    Object.assign($(".size", this.root),
+      { min: SMALLEST, max: Math.max(SMALLEST, this.largest), value: frame.height });
   }
 
   // The face as it lies in the frame, upright.
