@@ -397,7 +397,7 @@ def test_a_photo_before_the_model_and_files_that_are_missing(
 ) -> None:
     page = browser.new_page()
     waiting: list[Any] = []
-    page.route("**/onet.onnx", waiting.append)
+    page.route("**/onet.onnx", lambda route: waiting.append(route))
     page.goto(address)
     page.locator("input[type=file]").first.set_input_files(faces[0])
     page.locator("input[type=file]").nth(1).set_input_files(faces[1])
@@ -405,7 +405,6 @@ def test_a_photo_before_the_model_and_files_that_are_missing(
     page.locator(".photo").nth(1).press("ArrowRight")
     frames = "import('./page.js').then(({ sides }) => sides.map(({ frame }) => frame.x))"
     before = page.evaluate(frames)
-    page.wait_for_timeout(100)
     while not waiting:
         page.wait_for_timeout(100)
     waiting.pop().continue_()
