@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -391,13 +392,21 @@ def test_the_last_photo_wins_and_the_page_answers_meanwhile(
     page.close()
 
 
+def keep(waiting: list[Any], route: Any) -> None:
+    waiting.append(route)
+
+
+def fulfil(answer: dict[str, Any], route: Any) -> None:
+    route.fulfill(**answer)
+
+
 @pytest.mark.heavy
 def test_a_photo_before_the_model_and_files_that_are_missing(
     home: Path, address: str, browser: Any, faces: list[Path]
 ) -> None:
     page = browser.new_page()
     waiting: list[Any] = []
-    page.route("**/onet.onnx", lambda route: waiting.append(route))
+    page.route("**/onet.onnx", functools.partial(keep, waiting))
     page.goto(address)
     page.locator("input[type=file]").first.set_input_files(faces[0])
     page.locator("input[type=file]").nth(1).set_input_files(faces[1])
@@ -421,7 +430,7 @@ def test_a_photo_before_the_model_and_files_that_are_missing(
         ("ort.wasm.bundle.min.mjs", {"status": 404}, "needs JavaScript, all of its files"),
     ):
         page = browser.new_page()
-        page.route(f"**/{name}", lambda route, answer=answer: route.fulfill(**answer))
+        page.route(f"**/{name}", functools.partial(fulfil, answer))
         page.goto(address)
         page.wait_for_selector(f"#status >> text={told}", timeout=60_000)
         page.close()
