@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -194,6 +195,7 @@ def test_it_cuts_faces_as_training_does(
     assert page.locator(".next:visible").count() == 1
     page.click(".next >> nth=0")
     assert page.evaluate(corner) == other[0]
+    assert page.inner_text(".found >> nth=0") == "Face 2 of 2."
     canvas = page.locator(".photo").first
     scale = canvas.bounding_box()["width"] / photo.width
     x, y = ((first[side] + first[side + 2]) / 2 * scale for side in (0, 1))
@@ -275,15 +277,18 @@ def test_the_frame_is_moved_by_keyboard_pointer_and_slider(
     moved = page.evaluate(frame)
     assert moved["x"] > before["x"] and moved["y"] < before["y"]
     page.keyboard.press("+")
-    assert page.evaluate(frame)["height"] > moved["height"]
+    assert (larger := page.evaluate(frame)["height"]) > moved["height"]
+    # By name, as a screen reader has it; one key is one px, or the slider would stick.
+    page.get_by_role("slider", name="first photo").press("ArrowRight")
+    assert page.evaluate(frame)["height"] == larger + 1
     for _ in range(3):
         page.keyboard.press("Shift+ArrowLeft")
-    for end in ("0", "1000"):
+    for end in ("32", "240"):
         page.locator(".size").first.fill(end)
         found = page.evaluate(frame)
         assert 0 <= found["x"] <= 301 - found["width"] and 0 <= found["y"] <= 240 - found["height"]
     assert found["height"] == 240
-    page.locator(".size").first.fill("300")
+    page.locator(".size").first.fill("94")
     page.locator(".photo").first.click(position={"x": 2, "y": 2})
     assert (page.evaluate(frame)["x"], page.evaluate(frame)["y"]) == (0, 0)
     assert seen == []
@@ -345,3 +350,87 @@ def test_it_fits_a_phone_and_the_dark(
     assert (np.median(shot) < 128) == (scheme == "dark")
     assert seen == []
     page.close()
+
+
+@pytest.mark.heavy
+def test_the_last_photo_wins_and_the_page_answers_meanwhile(
+    address: str, browser: Any, faces: list[Path]
+) -> None:
+    page, seen = visit(browser, address)
+    open_photos(page, faces)
+    # The first of two photos is decoded last; a verdict on what was replaced is gone at once.
+    told = page.evaluate("""import('./page.js').then(async ({ sides: [side] }) => {
+      const decode = window.createImageBitmap, old = side.photo;
+      const late = await decode(new ImageData(64, 64)), soon = await decode(new ImageData(90, 90));
+      let release;
+      window.createImageBitmap = () => new Promise((done) => { release = () => done(late); });
+      const first = side.open({});
+      window.createImageBitmap = async () => soon;
+      await side.open({});
+      release();
+      await first;
+      window.createImageBitmap = decode;
+      const verdict = document.querySelector('#verdict').textContent;
+      return [side.photo.width, old.width, late.width, verdict];
+    })""")
+    assert told == [90, 0, 0, "Comparing …"]  # bitmaps that nobody sees are closed
+    page.wait_for_selector(".found >> nth=0 >> text=No face found")
+    # While it searches, timers run; a frame that is placed by hand meanwhile stays.
+    ticks = page.evaluate("""import('./page.js').then(async ({ sides: [, side] }) => {
+      let ticks = 0;
+      const timer = setInterval(() => { ticks += 1; }, 1);
+      const looked = side.look();
+      side.byHand();
+      side.resize(99);
+      const { frame } = side;
+      await looked;
+      clearInterval(timer);
+      return [ticks, side.frame.height === frame.height && side.chosen === null];
+    })""")
+    assert ticks[0] > 3 and ticks[1]
+    assert seen == []
+    page.close()
+
+
+def keep(waiting: list[Any], route: Any) -> None:
+    waiting.append(route)
+
+
+def fulfil(answer: dict[str, Any], route: Any) -> None:
+    route.fulfill(**answer)
+
+
+@pytest.mark.heavy
+def test_a_photo_before_the_model_and_files_that_are_missing(
+    home: Path, address: str, browser: Any, faces: list[Path]
+) -> None:
+    page = browser.new_page()
+    waiting: list[Any] = []
+    page.route("**/onet.onnx", functools.partial(keep, waiting))
+    page.goto(address)
+    page.locator("input[type=file]").first.set_input_files(faces[0])
+    page.locator("input[type=file]").nth(1).set_input_files(faces[1])
+    page.wait_for_selector(".photo:visible >> nth=1")
+    page.locator(".photo").nth(1).press("ArrowRight")
+    frames = "import('./page.js').then(({ sides }) => sides.map(({ frame }) => frame.x))"
+    before = page.evaluate(frames)
+    while not waiting:
+        page.wait_for_timeout(100)
+    waiting.pop().continue_()
+    page.wait_for_selector(".found >> nth=1 >> text=One face found.", timeout=60_000)
+    page.wait_for_selector(".found >> nth=0 >> text=2 faces found.", timeout=60_000)
+    after = page.evaluate(frames)
+    assert after[0] != before[0] and after[1] == before[1]  # found, and as it was put by hand
+    page.close()
+    for name, answer, told in (
+        ("persona.json", {"body": "{"}, "persona.json: "),
+        ("persona.json", {"body": "{}"}, "persona.json is not what persona export wrote"),
+        ("model.onnx", {"status": 404}, "model.onnx: the server answers 404"),
+        ("pnet.onnx", {"body": "<html>"}, "pnet.onnx: Can't create a session"),
+        ("ort.wasm.bundle.min.mjs", {"status": 404}, "needs JavaScript, all of its files"),
+    ):
+        page = browser.new_page()
+        page.route(f"**/{name}", functools.partial(fulfil, answer))
+        page.goto(address)
+        page.wait_for_selector(f"#status >> text={told}", timeout=60_000)
+        page.close()

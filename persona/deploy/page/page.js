@@ -6,7 +6,7 @@
 // 3. two embeddings of unit length are compared
 import { FivePointCrop, MarginCrop, cut } from "./crop.js";
 import { loadDetector } from "./detect.js";
-import { open, read, tensor } from "./runtime.js";
+import { open, pause, read, tensor } from "./runtime.js";
 
 const FIRST = 0.55; // of the photo's shorter side, where no face was found
 const SEARCHED = 4096; // px of a photo's longer side; a larger one is reduced to be searched: 16 bytes a px
@@ -89,12 +89,14 @@ export class Side {
     this.found = []; // the frames of all faces
     this.chosen = null; // the one of these that the frame is
     this.placed = false; // around a face or by hand, not only in the middle
+    this.looking = false; // for the faces of this photo
+    this.order = 0; // of the photos that were asked for
     this.turn = 0;
     this.canvas = $(".photo", this.root);
     this.video = $("video", this.root);
     $("h2", this.root).textContent = `${name} face`;
-    for (const label of this.root.querySelectorAll(".tools .unseen:not(input)")) {
-      label.textContent = `, ${name.toLowerCase()} face`;
+    for (const label of this.root.querySelectorAll(".unseen:not(input)")) {
+      label.textContent = `, ${name.toLowerCase()} photo`;
     }
     this.canvas.ariaLabel = `${name} photo. Move the frame with the arrow keys, change its size `
       + "with plus and minus";
@@ -109,12 +111,12 @@ export class Side {
     $(".camera", this.root).addEventListener("click", () => this.toggleCamera());
     $(".take", this.root).addEventListener("click", () => this.take());
     $(".next", this.root).addEventListener("click", () => {
-      this.fit(this.found[(this.found.indexOf(this.chosen) + 1) % this.found.length]);
+      this.choose(this.found[(this.found.indexOf(this.chosen) + 1) % this.found.length]);
     });
-    this.video.addEventListener("loadeddata", () => this.camera(true));
+    this.video.addEventListener("loadeddata", () => this.camera(Boolean(this.stream)));
     $(".size", this.root).addEventListener("input", ({ target }) => {
       this.byHand();
-      this.resize(SMALLEST + (this.largest - SMALLEST) * (target.value / 1000));
+      this.resize(target.valueAsNumber);
     });
     this.root.addEventListener("dragover", (event) => {
       event.preventDefault();
@@ -133,7 +135,7 @@ export class Side {
       const at = this.place(event);
       const other = inside(at, this.frame) ? null : this.found.find((face) => inside(at, face));
       if (other) {
-        this.fit(other);
+        this.choose(other);
         return;
       }
       this.hold = inside(at, this.frame) ? { x: at.x - x, y: at.y - y }
@@ -154,26 +156,29 @@ export class Side {
     show($(".error", this.root), Boolean(text));
   }
 
-  async open(file) {
-    if (!file) return;
+  // A file, or the picture of the camera that is seen now. Which is decoded first does not matter:
+  // the one that was asked for last is used.
+  async open(source) {
+    if (!source) return;
+    const order = ++this.order;
+    const decoded = createImageBitmap(source);
     this.stopCamera();
-    let photo;
-    try {
-      photo = await createImageBitmap(file);
-    } catch {
-      this.complain(`${file.name || "This"} is no photo that this browser can open.`);
-      return;
-    }
-    await this.use(photo);
+    const photo = await decoded.catch(() => null);
+    if (order !== this.order) photo?.close();
+    else if (photo) this.use(photo);
+    else this.complain(`${source.name || "This"} is no photo that this browser can open.`);
   }
 
-  async use(photo) {
+  use(photo) {
     if (Math.min(photo.width, photo.height) < SMALLEST) {
       this.complain(`This photo has ${photo.width} × ${photo.height} px: too few for a face.`);
+      photo.close();
       return;
     }
     this.complain("");
+    this.photo?.close(); // its pixels are not the garbage collector's
     this.photo = photo;
+    this.hold = null;
     this.found = [];
     this.chosen = null;
     const { width, height } = photo;
@@ -184,33 +189,48 @@ export class Side {
     show(this.canvas, true);
     show($(".crop", this.root), true);
     show($(".empty", this.root), false);
-    await this.look();
+    show($(".next", this.root), false);
+    this.look();
+    forget();
   }
 
   // Finds the faces and puts the frame around the first, unless it was placed by hand meanwhile.
   async look() {
     const { photo } = this;
-    if (!photo || !detector) return;
-    show($(".next", this.root), false);
+    if (!detector) return;
+    this.looking = true;
     this.tell("Looking for the face …");
-    let faces;
+    await pause(); // that it is drawn
+    if (photo !== this.photo) return;
+    let faces = [];
     try {
       faces = await findFaces(photo);
     } catch (error) {
-      this.complain(`The detector failed: ${error.message}`);
-      faces = [];
+      if (photo === this.photo) this.complain(`The detector failed: ${error.message}`);
     }
     if (photo !== this.photo) return;
+    this.looking = false;
     this.found = faces.map((face) => crop.frame(face, photo)).filter(Boolean);
     const count = this.found.length;
-    this.tell(count === 0 ? "No face found: put the frame around it."
-      : count === 1 ? "One face found." : `${count} faces found.`);
+    this.count();
     show($(".next", this.root), count > 1);
     if (count && !this.placed) this.fit(this.found[0]);
-    else this.draw();
+    else this.move(0, 0);
   }
 
   tell(text) { $(".found", this.root).textContent = text; }
+
+  count() {
+    const count = this.found.length;
+    this.tell(count === 0 ? "No face found: put the frame around it."
+      : count === 1 ? "One face found." : `${count} faces found.`);
+  }
+
+  // Another face than the detector's first.
+  choose(frame) {
+    this.fit(frame);
+    this.tell(`Face ${this.found.indexOf(frame) + 1} of ${this.found.length}.`);
+  }
 
   // Takes the frame of a face that was found.
   fit(frame) {
@@ -221,6 +241,7 @@ export class Side {
   }
 
   byHand() {
+    if (this.chosen) this.count();
     this.chosen = null;
     this.placed = true;
   }
@@ -288,8 +309,9 @@ export class Side {
       stroke(context, [7, "rgba(0, 0, 0, 0.5)"], [4, "white"]);
     }
     this.preview();
-    const room = Math.max(1, this.largest - SMALLEST);
-    $(".size", this.root).value = ((frame.height - SMALLEST) / room) * 1000;
+    // In px: a key then moves it by one at least, also where frames are of whole px.
+    Object.assign($(".size", this.root),
+      { min: SMALLEST, max: Math.max(SMALLEST, this.largest), value: frame.height });
   }
 
   // The face as it lies in the frame, upright.
@@ -308,15 +330,17 @@ export class Side {
   async compute() {
     const turn = ++this.turn;
     this.embedding = null;
-    await new Promise((resume) => { setTimeout(resume, 100); });
-    if (turn !== this.turn || !model) return;
+    await pause(100);
+    if (turn !== this.turn || !model || (this.looking && !this.placed)) return;
     try {
       const embedding = await embed(crop.pixels(this.photo, this.frame));
       if (turn !== this.turn) return;
       this.embedding = embedding;
       compare();
     } catch (error) {
+      if (turn !== this.turn) return;
       this.complain(`The model failed: ${error.message}`);
+      forget();
     }
   }
 
@@ -332,6 +356,7 @@ export class Side {
       if (!navigator.mediaDevices) throw new DOMException("", "SecurityError");
       const video = { facingMode: "user", width: { ideal: 1280 } };
       this.stream = await navigator.mediaDevices.getUserMedia({ video });
+      this.order++; // a photo that is still decoded would lie beside the camera's picture
       this.video.srcObject = this.stream;
       this.complain("");
     } catch (error) {
@@ -362,14 +387,20 @@ export class Side {
   }
 
   async take() {
-    const photo = await createImageBitmap(this.video);
-    this.stopCamera();
-    await this.use(photo);
+    await this.open(this.video);
     this.canvas.focus();
   }
 }
 
 export const sides = ["First", "Second"].map((name) => new Side(name));
+
+// What was said of photos that are no longer both here.
+function forget() {
+  const soon = sides.every(({ photo }) => photo) && sides.some(({ looking }) => looking);
+  $("#verdict").textContent = soon ? "Comparing …" : "Choose two faces.";
+  $("#verdict").dataset.same = $("#similarity").textContent = "";
+  show($("#scale"), false);
+}
 
 // What both embeddings say, against the threshold of the field.
 function compare() {
@@ -422,13 +453,18 @@ async function start() {
   window.addEventListener("pagehide", () => sides.forEach((side) => side.stopCamera()));
   status.textContent = "Loading the model: about 20 MB the first time.";
   try {
-    const facts = await (await read("persona.json")).json();
+    const facts = await read("persona.json", (answer) => answer.json());
+    if (!facts.alignment) throw new Error("persona.json is not what persona export wrote");
     describe(facts);
     const { method } = facts.alignment;
     crop = new (method === "five-point" ? FivePointCrop : MarginCrop)(facts.alignment);
     [model, detector] = await Promise.all([open("model.onnx"), loadDetector()]);
     show(status, false);
-    for (const side of sides) if (side.photo) side.use(side.photo);
+    for (const side of sides.filter(({ photo }) => photo)) {
+      side.aspect = crop.aspect; // until now the margin crop's
+      side.resize(side.frame.height);
+      side.look();
+    }
     document.body.dataset.ready = "yes";
   } catch (error) {
     status.textContent = `The model does not load: ${error.message}`;
