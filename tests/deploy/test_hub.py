@@ -84,7 +84,7 @@ def test_no_name_path_or_class_centre_leaves_the_house(models: Path, hub: Hub) -
     put(models)
     files = hub.repositories["me/small"]
     everything = b"".join(files.values())
-    for secret in (*NAMES, "secret-place", "ada"):
+    for secret in (*NAMES, "secret-place", "/home/ada"):
         assert secret.encode() not in everything
     card = json.loads(files["card.json"])
     assert (card["num_classes"], card["head"]) == (0, "none")
