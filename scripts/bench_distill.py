@@ -346,6 +346,9 @@ def worker_speed(home: Path, arguments: argparse.Namespace, *, together: int, ap
 
 def worker(arguments: argparse.Namespace) -> None:
     """One of `processes`: rank 0 prints the images a second of all."""
+    from persona.memory import keep_freed_memory
+
+    keep_freed_memory()  # as distill() does
     arguments.workers = 0
     run = build_run(Path(arguments.worker), arguments, "kept")
     speed = measure(run_steps(run, resident=True), 2, 8)

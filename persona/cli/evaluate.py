@@ -366,7 +366,8 @@ def print_notes(evaluation: Evaluation) -> None:
         fate = {"centre": "", "fail": "counted as wrong", "exclude": "left out"}
         if evaluation.no_face_policy == "centre":
             text = (
-                "the middle of the photo stands in for a face, pairs of absent photos are left out"
+                "the middle of the photo stands in for a face that was not found, pairs of absent "
+                "photos are left out"
             )
         else:
             text = fate.get(evaluation.no_face_policy or "exclude", "left out")

@@ -65,6 +65,8 @@ class OnnxSettings:
     """Add the mirror image's vector, as is usual in evaluation."""
     layout: str = "nchw"
     """`nhwc-uint8`: it takes (B, H, W, 3) uint8 and normalises by itself."""
+    checked: bool = False
+    """Whoever wrote this is sure of it: persona/evaluation/sanity.py does not look."""
 
     def __post_init__(self) -> None:
         for name, known in (

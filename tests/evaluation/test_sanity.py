@@ -41,9 +41,9 @@ def packed(tmp_path: Path) -> Packed:
     return pack_photos(dataset, tmp_path / "shards" / "colours", NO_ALIGN)
 
 
-def check(packed: Packed, folder: Path, mean: float, std: float) -> float | None:
+def check(packed: Packed, folder: Path, mean: float, std: float, more: str = "") -> float | None:
     path = write_model(folder / "net.onnx", side=32)
-    (folder / "net.yaml").write_text(SETTINGS.format(mean, std))
+    (folder / "net.yaml").write_text(SETTINGS.format(mean, std) + more)
     named = load_network(f"onnx:{path}", folder)
     return check_teacher(named, packed.folder, packed.manifest, Accelerator(cpu=True))
 
@@ -57,6 +57,22 @@ def test_right_settings_pass_and_wrong_ones_are_told_the_better(
         PersonaError, match=r"apart with AUC 0\.\d+, and with mean 127\.5, std 12.*: check channels"
     ):
         check(packed, tmp_path, 0.0, 1.0)
+
+
+def test_settings_that_are_a_little_better_are_only_spoken_of(
+    packed: Packed,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("persona.evaluation.sanity.WRONG", -1.0)
+    auc = check(packed, tmp_path, 0.0, 1.0)
+    assert auc is not None and auc < 0.97
+    assert "with mean 127.5, std 12" in caplog.text and "poor photos" in caplog.text
+
+
+def test_settings_that_were_checked_are_not_looked_at(packed: Packed, tmp_path: Path) -> None:
+    assert check(packed, tmp_path, 0.0, 1.0, "checked: true\n") is None
 
 
 def test_a_network_that_cannot_tell_is_refused(
