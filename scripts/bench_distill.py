@@ -317,7 +317,7 @@ def processes(home: Path, arguments: argparse.Namespace) -> dict[str, list[float
     the machine loses by itself when both cores work.
     """
     found: dict[str, list[float]] = {"one": [], "apart": [], "together": []}
-    for _ in range(3):
+    for _ in range(5):
         found["one"].append(worker_speed(home, arguments, together=1, apart=1))
         found["apart"].append(worker_speed(home, arguments, together=1, apart=2))
         found["together"].append(worker_speed(home, arguments, together=2, apart=1))

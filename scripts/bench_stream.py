@@ -7,8 +7,9 @@
 Side by side in one run, in turns, medians of several rounds; of each the first batches are dropped.
 Every loader reads the same drawn faces (160 px JPEGs) and gives shuffled batches of 128 as uint8.
 
-- decode: simplejpeg over the JPEGs in memory, one core; `stream` the same from shards, in this
-  process
+- decode: simplejpeg over the JPEGs in memory into a batch, one core; `stream` the same from shards,
+  in this process; decode_alone: each JPEG into an array of its own that is thrown away, whose speed
+  hangs on where the C library puts it (docs/measurements.md)
 - imagefolder, webdataset, litdata, mosaic: each as its documentation sets it up, with as many
   worker processes as `stream_workers`
 - memory: the peak of a worker process with a window of 10,000 samples
@@ -31,7 +32,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -222,13 +223,13 @@ def images_a_second(batches: Iterable[Any], dropped: int = DROPPED) -> float:
     return count / (time.perf_counter() - start)
 
 
-def decode_all(jpegs: list[bytes]) -> float:
-    """Images a second of the raw loop."""
+def decode_all(jpegs: list[bytes], batch: Sequence[Any]) -> float:
+    """Images a second of the raw loop, into a batch's places over and over; None: a new array."""
     import simplejpeg
 
     start = time.perf_counter()
-    for jpeg in jpegs:
-        simplejpeg.decode_jpeg(jpeg)
+    for jpeg, place in zip(jpegs, itertools.cycle(batch), strict=False):
+        simplejpeg.decode_jpeg(jpeg, buffer=place)
     return len(jpegs) / (time.perf_counter() - start)
 
 
@@ -368,9 +369,12 @@ class Bench:
         rounds, peer_rounds = (9, 2) if self.quick else (9, 5)
         work = self.work
         jpegs = [bytes(bytearray(self.faces[number % DISTINCT])) for number in range(self.photos)]
+        batch = list(np.zeros((BATCH, SIZE_PX, SIZE_PX, 3), np.uint8))
         speeds: dict[str, list[float]] = {}
         for _ in range(rounds):
-            speeds.setdefault("decode", []).append(decode_all(jpegs))
+            speeds.setdefault("decode", []).append(decode_all(jpegs, batch))
+            if not self.quick:
+                speeds.setdefault("decode_alone", []).append(decode_all(jpegs, [None]))
             stream = images_a_second(stream_batches(work / "set", workers=0), dropped=0)
             speeds.setdefault("stream", []).append(stream)
         for _ in range(peer_rounds):
