@@ -150,7 +150,7 @@ def measure(
                     PhotoPacker,
                     (dataset, AlignSpec(method), "cpu"),
                     cores,
-                    preload=["facenet_pytorch"],
+                    preload=["persona.data.pack", "facenet_pytorch"],
                 )
             )
             for method in ("mtcnn", "boxes")

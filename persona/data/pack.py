@@ -304,7 +304,7 @@ def plan_photos(
         arguments=lambda _: (dataset, options.align, options.device, pairs is not None),
         pairs=encoded,
         needs=(dataset.root,),
-        preload=("facenet_pytorch",) if options.align.has_landmarks else (),
+        preload=(__name__, *(("facenet_pytorch",) if options.align.has_landmarks else ())),
         may_be_empty=only is not None,
     )
 

@@ -250,7 +250,7 @@ class RawDataset(ABC):
             OSError: it cannot be read, or is a pipe or a device, which may never end.
             SkipPhoto: the file that holds it does not give it.
         """
-        descriptor = os.open(self.root / photo.source, os.O_RDONLY | os.O_NONBLOCK)
+        descriptor = os.open(f"{self.root}/{photo.source}", os.O_RDONLY | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise OSError(errno.EINVAL, "no regular file")
@@ -457,9 +457,10 @@ class IdentityFolders(RawDataset):
     def iter_photos(self) -> Iterator[Photo]:
         """Yields the photos of every identity folder."""
         root = self.photo_root()
+        below = "" if root == self.root else f"{self.relative(root)}/"
         for identity, names in list_image_folders(root, list_folders(root), self.scan_workers):
-            for name in names:
-                yield Photo(identity=identity, source=self.relative(root / identity / name))
+            for name in names:  # no Path a photo: it would take as long as all else
+                yield Photo(identity=identity, source=f"{below}{identity}/{name}")
 
 
 class Folders(IdentityFolders):
