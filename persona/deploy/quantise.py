@@ -7,17 +7,16 @@
    et al. 2018, arXiv:1712.05877), weights symmetric per output channel; layers in floats, as the
    last linear one always is, have weights of eight bits all the same where that does no harm
 4. `find_costs`: the cosine that each layer costs when it alone is in integers
-5. `quantise_graph`: the costliest layers stay in floats, as few as the wanted cosine allows; those
-   of them that are not needed once the others are in floats go back
+5. `quantise_graph`: the costliest layers stay in floats, as few as the wanted cosine allows
 
 Batch norm is folded by the exporter already. Shapes: N faces, E embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +24,6 @@ import numpy.typing as npt
 from persona.errors import PersonaError
 from persona.progress import progress_bar
 
-T = TypeVar("T")
 Arrays = list[npt.NDArray[Any]]
 """Batches as the graph takes them."""
 MARGIN = 0.002
@@ -96,20 +94,20 @@ def quantise_graph(
     # Of tensors that only the lowered graph has, there; they are as large in any.
     ranges = find_ranges(lower(model).model, batches) | find_ranges(model, batches)
     costs = find_costs(model, ranges, batches[: -(-COST_FACES // len(batches[0]))], output)
-    near = _Judge(model, [*batches, *(others or [])], output, worst + MARGIN)
-
-    def build(floats: Sequence[Kept], weights: bool) -> Any:
-        return quantise(model, ranges, {kept.layer for kept in floats}, weights=weights)
+    judged = [*batches, *(others or [])]
+    wanted_NE = _run(model, judged, output)
 
     for weights in (True, False):
+        found: dict[int, Any] = {}
 
-        def enough(floats: Sequence[Kept], weights: bool = weights) -> bool:
-            return near(build(floats, weights))
+        def quality(count: int, weights: bool = weights, found: dict[int, Any] = found) -> float:
+            floats = {kept.layer for kept in costs[:count]}
+            found[count] = quantise(model, ranges, floats, weights=weights)
+            return float(_cosines(_run(found[count], judged, output), wanted_NE).min())
 
-        floats = costs[: fewest(enough, costs)]
-        if len(floats) < len(costs):
-            floats = needed(enough, floats)
-            return Quantised(build(floats, weights), len(costs), floats)
+        count = fewest(quality, len(costs), worst + MARGIN)
+        if count < len(costs):
+            return Quantised(found[count], len(costs), costs[:count])
     raise PersonaError(
         f"none of the {len(costs)} layers can be in integers: with any the worst cosine over the "
         f"faces falls below {worst + MARGIN:g}; a model that answers like photos so "
@@ -117,45 +115,16 @@ def quantise_graph(
     )
 
 
-def fewest(enough: Callable[[Sequence[T]], bool], ranked: Sequence[T]) -> int:
-    """How many of the first are enough, where more are as well; all of them need not be."""
-    low, high = 0, len(ranked)
+def fewest(quality: Callable[[int], float], most: int, wanted: float) -> int:
+    """The smallest number for which a quality that grows with it is as wanted; else `most`."""
+    low, high = 0, most
     while low < high:
         middle = (low + high) // 2
-        if enough(ranked[:middle]):
+        if quality(middle) >= wanted:
             high = middle
         else:
             low = middle + 1
     return high
-
-
-def needed(enough: Callable[[Sequence[T]], bool], ranked: Sequence[T]) -> list[T]:
-    """Those that are enough without what can be left out, the last one first."""
-    left = list(ranked)
-    with progress_bar("back to integers", total=len(left), unit="layers") as advance:
-        for place in reversed(range(len(ranked))):
-            fewer = left[:place] + left[place + 1 :]
-            left = fewer if enough(fewer) else left
-            advance(1)
-    return left
-
-
-class _Judge:
-    """Whether another graph gives every face nearly the same embedding."""
-
-    def __init__(self, model: Any, batches: Arrays, output: str, worst: float) -> None:
-        self._output, self._worst = output, worst
-        self._known = [(batch, _run(model, [batch], output)) for batch in batches]
-
-    def __call__(self, model: Any) -> bool:
-        session = open_session(model)
-        name = session.get_inputs()[0].name
-        for place, (batch, wanted_BE) in enumerate(self._known):
-            (found_BE,) = session.run([self._output], {name: batch})
-            if _cosines(found_BE, wanted_BE).min() < self._worst:
-                self._known.insert(0, self._known.pop(place))  # the next one fails here too
-                return False
-        return True
 
 
 class _Graph:

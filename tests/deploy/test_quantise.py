@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from persona.deploy.quantise import (
     find_costs,
     find_ranges,
     lower,
-    needed,
     open_session,
     quantise,
     quantise_graph,
@@ -133,30 +131,9 @@ def test_faces_that_gave_no_range_keep_the_cosine_too(model: Any) -> None:
 
 
 def test_fewest() -> None:
-    for wanted in range(12):
+    for enough in range(12):
 
-        def enough(first: Sequence[int], wanted: int = wanted) -> bool:
-            return len(first) >= wanted
+        def quality(count: int, enough: int = enough) -> float:
+            return float(count >= enough)
 
-        assert fewest(enough, range(10)) == min(wanted, 10)
-
-
-def test_what_is_not_needed_is_left_out() -> None:
-    asked: list[list[int]] = []
-
-    def enough(some: Sequence[int]) -> bool:
-        asked.append(list(some))
-        return {1, 3} <= set(some) or {0, 1, 4} <= set(some)
-
-    assert needed(enough, [0, 1, 2, 3, 4]) == [1, 3]
-    assert asked[0] == [0, 1, 2, 3] and len(asked) == 5  # the last one first, each once
-
-
-def test_layers_that_are_not_needed_in_floats_go_back(model: Any) -> None:
-    faces = np.concatenate(BATCHES)
-    wanted = worst(model, quantise_graph(model, BATCHES, "embedding", 0.5).model, faces)
-    found = quantise_graph(model, BATCHES, "embedding", (wanted + 1) / 2 - MARGIN)
-    ranges = find_ranges(lower(model).model, BATCHES) | find_ranges(model, BATCHES)
-    for kept in found.floats:
-        fewer = {other.layer for other in found.floats} - {kept.layer}
-        assert worst(model, quantise(model, ranges, fewer), faces) < (wanted + 1) / 2
+        assert fewest(quality, 10, 1) == min(enough, 10)
