@@ -498,7 +498,8 @@ def load_config(
                 where = ".".join(groups[:depth])
                 raise PersonaError(f"{where}: expected a mapping of names to values")
         target[name] = value
-    return from_dict(DistillConfig, values, where=str(path) if path else "the command line")
+    places = [*([str(path)] if path else []), *(["the command line"] if overrides else [])]
+    return from_dict(DistillConfig, values, where=" and ".join(places) or "the recipe")
 
 
 def from_dict(kind: type[T], values: Mapping[str, Any], *, where: str, prefix: str = "") -> T:

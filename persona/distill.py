@@ -19,6 +19,7 @@ if __name__ == "__main__":  # before the heavy imports: --help and a wrong optio
 import contextlib
 import dataclasses
 import logging
+import os
 import warnings
 from pathlib import Path
 from types import TracebackType
@@ -41,7 +42,7 @@ from persona.data.shards import Manifest, open_set
 from persona.data.storage import SetFolder
 from persona.data.stream import Batch, EpochLoader, build_loader, to_device
 from persona.data.transforms import apply_views, normalise, view_landmarks
-from persona.errors import PersonaError
+from persona.errors import PersonaError, resumed_by
 from persona.evaluation.protocols import (
     Evaluation,
     Options,
@@ -101,7 +102,7 @@ def distill(config: DistillConfig, workspace: Workspace, resume: str | None = No
         dynamo_backend=config.compile,
     )
     run = Run(config, workspace, accelerator, resume)
-    with run:
+    with resumed_by(f"--resume {run.id}"), run:
         while run.progress.epoch < config.epochs:
             run.train_epoch()
             run.finish_epoch()
@@ -131,6 +132,12 @@ def build_accelerator(mixed_precision: str, **options: Any) -> Accelerator:
         if mixed_precision == "fp16":  # Accelerate takes it, and trains in float32
             raise PersonaError("mixed_precision fp16 works on GPUs alone: choose bf16 or no here")
         keep_freed_memory()
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > accelerator.num_processes:  # each would train a student of its own
+        raise PersonaError(
+            f"{launched} processes were launched and there is no GPU for them: launch one "
+            "(--num_processes 1), or on the CPU set ACCELERATE_USE_CPU=true"
+        )
     return accelerator
 
 

@@ -5,8 +5,9 @@ A message says what is wrong, where, and what to do. It never holds an embedding
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class PersonaError(Exception):
@@ -19,6 +20,16 @@ class SkipPhoto(Exception):  # noqa: N818 - it steers packing, it is not an erro
 
 class NoFace(SkipPhoto):
     """The photo is sound, but no face was found in it."""
+
+
+@contextlib.contextmanager
+def resumed_by(option: str) -> Iterator[None]:
+    """Says of Ctrl-C within that this option, and not the same command, goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        line = f"interrupted: run the command with {option} to go on from its last checkpoint"
+        raise KeyboardInterrupt(line) from None
 
 
 def unknown(kind: str, name: str, known: Iterable[str], *, where: str = "") -> PersonaError:

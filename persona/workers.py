@@ -14,6 +14,7 @@ import signal
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
@@ -69,6 +70,8 @@ def worker_pool(
     context = multiprocessing.get_context("forkserver")
     if preload:
         context.set_forkserver_preload(list(preload))
+    # First: starting it lets Ctrl-C through again, to a server that is about to import.
+    resource_tracker.ensure_running()
     pool: list[_Worker] = []
     try:
         with _no_interrupts():  # a worker inherits that: Ctrl-C is its parent's to handle

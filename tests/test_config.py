@@ -87,6 +87,15 @@ def test_a_term_without_options_has_its_defaults(tmp_path: Path) -> None:
     assert (losses.arcface.margin, losses.arcface.scale, losses.rkd_angle.photos) == (0.3, 64, 16)
 
 
+def test_a_wrong_name_may_be_the_files_or_the_command_lines(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("epochs: 3\n")
+    with pytest.raises(PersonaError, match=r"'optim\.shedule' in .*yaml and the command line"):
+        load_config(path, {"optim.shedule": "cosine"})
+    with pytest.raises(PersonaError, match=r"'shedule' in the command line"):
+        load_config(None, {"shedule": "cosine"})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -53,6 +53,26 @@ def test_results_come_in_the_order_of_their_tasks(workers: int) -> None:
     assert not left()
 
 
+SERVER_MASK = """
+from multiprocessing import forkserver
+from pathlib import Path
+from persona.workers import worker_pool
+
+if __name__ == "__main__":
+    with worker_pool(len, (), 1, preload=["json"]):
+        server = forkserver._forkserver._forkserver_pid
+        lines = Path(f"/proc/{server}/status").read_text().splitlines()
+        print(next(line for line in lines if line.startswith("SigBlk")).split()[1])
+"""
+
+
+def test_the_server_is_not_met_by_an_interrupt_while_it_imports(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SERVER_MASK)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert int(done.stdout, 16) >> (signal.SIGINT - 1) & 1
+
+
 def test_tasks_are_taken_only_so_far_ahead() -> None:
     taken = 0
 

@@ -50,7 +50,8 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, PersonaError):
         return str(error), EXIT_ERROR
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted: run the same command again to go on", EXIT_INTERRUPTED
+        line = "interrupted: run the same command again to go on"
+        return str(error) or line, EXIT_INTERRUPTED
     if isinstance(error, MemoryError):
         error = OSError(errno.ENOMEM, "")  # what the system calls it
     if isinstance(error, BrokenPipeError):
@@ -63,6 +64,13 @@ def explain(error: BaseException) -> tuple[str, int] | None:
             if sign in str(error):
                 return line, EXIT_ERROR
     return None
+
+
+def _interrupt_of(error: BaseException | None) -> KeyboardInterrupt:
+    """What Typer turned into a silent exit."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error or KeyboardInterrupt()
 
 
 def run_app(app: typer.Typer) -> NoReturn:
@@ -82,7 +90,7 @@ def run_app(app: typer.Typer) -> NoReturn:
         if isinstance(error, SystemExit):
             if error.code != EXIT_INTERRUPTED:
                 raise
-            error = KeyboardInterrupt()  # which Typer turns into a silent exit
+            error = _interrupt_of(error)
         explained = explain(error)
         if debug or explained is None:
             traceback.print_exc()

@@ -34,7 +34,7 @@ from persona.data.shards import Manifest, open_set
 from persona.data.storage import SetFolder
 from persona.data.targets import TargetReader
 from persona.distill import agree, build_accelerator
-from persona.errors import PersonaError
+from persona.errors import PersonaError, resumed_by
 from persona.files import folder_lock, write_atomically
 from persona.learning.learner import Learner
 from persona.learning.photos import Photos
@@ -65,7 +65,7 @@ def learn(config: LearnConfig, workspace: Workspace, resume: str | None = None) 
     """
     accelerator = build_accelerator(config.mixed_precision)
     run = LearnRun(config, workspace, accelerator, resume)
-    with run:
+    with resumed_by(f"--resume {run.id}"), run:
         while run.progress.epoch < len(run.experiences):
             run.learn_next()
     return run.id

@@ -11,13 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from conftest import jpeg, write_lfw, write_vggface2
 from helpers import environment, persona, persona_error, persona_here, run
 from typer.testing import CliRunner
 
 from persona.cli.app import app, name_default_teacher
-from persona.cli.errors import explain
-from persona.errors import PersonaError
+from persona.cli.errors import explain, run_app
+from persona.errors import PersonaError, resumed_by
 
 PLACES = ((1, 2), (1, 3), (1, 4), (2, 3), (2, 4), (3, 4))
 NO_ALIGN = ("--align", "none", "--image-size", "32", "--margin", "0", "--workers", "1")
@@ -137,7 +138,7 @@ def test_evaluating_what_a_set_cannot_give(home: Path) -> None:
     run("persona", "shard", "lfw", *NO_ALIGN, home=home)
     for measure, message in (
         ("match", "holds photos, no triplets"),
-        ("class", "mobilenet_v3_small gives embeddings alone, no classes: choose another"),
+        ("class", "mobilenet_v3_small gives embeddings alone, no classes: class accuracy"),
         ("beauty", "unknown measure 'beauty'"),
     ):
         arguments = ["evaluate", "--set", "lfw", "--student", "mobilenet_v3_small"]
@@ -211,7 +212,29 @@ def test_interrupts_say_that_it_goes_on_and_bugs_are_not_hidden() -> None:
         "interrupted: run the same command again to go on",
         130,
     )
+    with pytest.raises(KeyboardInterrupt) as caught, resumed_by("--resume a-run"):
+        raise KeyboardInterrupt
+    assert explain(caught.value) == (
+        "interrupted: run the command with --resume a-run to go on from its last checkpoint",
+        130,
+    )
     assert explain(ZeroDivisionError()) is None
+
+
+def test_what_an_interrupt_says_is_not_lost_on_its_way_through_typer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = typer.Typer()
+
+    @trainer.command()
+    def train() -> None:
+        raise KeyboardInterrupt("interrupted: go on so")
+
+    monkeypatch.setattr(sys, "argv", ["persona"])
+    with pytest.raises(SystemExit) as ended:
+        run_app(trainer)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.strip() == "error: interrupted: go on so"
 
 
 @pytest.mark.parametrize(

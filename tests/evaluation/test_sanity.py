@@ -65,7 +65,7 @@ def test_settings_that_are_a_little_better_are_only_spoken_of(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("persona.evaluation.sanity.WRONG", -1.0)
+    monkeypatch.setattr("persona.evaluation.sanity.STRONG", 2.0)
     auc = check(packed, tmp_path, 0.0, 1.0)
     assert auc is not None and auc < 0.97
     assert "with mean 127.5, std 12" in caplog.text and "poor photos" in caplog.text

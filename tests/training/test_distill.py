@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -30,6 +31,7 @@ from onnx_files import SETTINGS, write_model
 
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
+from persona.distill import build_accelerator
 from persona.errors import PersonaError
 from persona.models.cards import find_model
 
@@ -532,3 +534,12 @@ def test_facenet_without_weights_offline(home: Path, tmp_path: Path) -> None:
     )
     assert "Traceback" not in done.stderr
     assert "models/teachers/20180402-114759-vggface2.pt" in done.stderr
+
+
+def test_processes_that_no_gpu_is_there_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    alone = SimpleNamespace(device=torch.device("cpu"), num_processes=1)
+    monkeypatch.setattr("persona.distill.Accelerator", lambda **_: alone)
+    monkeypatch.setattr("persona.distill.keep_freed_memory", lambda: None)
+    with pytest.raises(PersonaError, match="2 processes were launched and there is no GPU"):
+        build_accelerator("no")

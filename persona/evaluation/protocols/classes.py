@@ -23,7 +23,7 @@ class Classes(Protocol):
         if not named.network.num_classes:
             raise PersonaError(
                 f"{named.name} gives embeddings alone, no classes: class accuracy is not for it; "
-                "choose another measure, or a set with pairs such as lfw"
+                "evaluate takes another --measure, or choose a set with pairs such as lfw"
             )
         if logit_places(named, manifest) is None:
             raise _unknown(named, manifest)
@@ -57,6 +57,6 @@ class Classes(Protocol):
 def _unknown(named: NamedNetwork, manifest: Manifest) -> PersonaError:
     return PersonaError(
         f"the identities of set {manifest.name} are not, or not all, among those that {named.name} "
-        f"was trained on ({named.trained_on}): class accuracy means nothing there; choose another "
-        "measure, or a set with pairs such as lfw"
+        f"was trained on ({named.trained_on}): class accuracy means nothing there; evaluate takes "
+        "another --measure, or choose a set with pairs such as lfw"
     )
