@@ -111,6 +111,20 @@ async function attempt(work) {
   }
 }
 
+// Does `work`, but not again while it runs. A button that is disabled meanwhile would lose the focus.
+function once(work) {
+  let running = false;
+  return async () => {
+    if (running) return;
+    running = true;
+    try {
+      await work();
+    } finally {
+      running = false;
+    }
+  };
+}
+
 // Looking at a photo or the camera.
 
 function show(found) {
@@ -177,13 +191,15 @@ async function startCamera() {
     throw new Refused("A browser gives its camera to https and to this machine alone: open the page as localhost, "
       + "or start persona serve with --certificate.");
   }
+  let opened;
   try {
-    stream = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 640 } } });
+    opened = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 640 } } });
   } catch (error) {
     throw new Refused(`No camera: ${error.message}`);
   }
-  $("video").srcObject = stream;
+  $("video").srcObject = opened;
   await $("video").play();
+  stream = opened;
   fill($("video"));
   $("shoot").disabled = false;
   $("camera").textContent = "Stop the camera";
@@ -298,7 +314,7 @@ droppable($("stage"), takeOne);
 pickable($("photo"), takeOne);
 droppable($("shots"), add);
 pickable($("photos"), add);
-$("camera").addEventListener("click", () => attempt(stream ? stopCamera : startCamera));
+$("camera").addEventListener("click", once(() => attempt(stream ? stopCamera : startCamera)));
 $("shoot").addEventListener("click", () => attempt(async () => add([await frame()])));
 $("form").addEventListener("submit", (event) => { event.preventDefault(); attempt(enrol); });
 $("locked").addEventListener("cancel", (event) => event.preventDefault());
