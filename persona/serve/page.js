@@ -272,7 +272,7 @@ function drawShots() {
 async function enrol(force = false) {
   if (!shots.length) throw new Refused("Add a photo first.");
   const fields = [["name", $("name").value], ...shots.map((shot) => ["photo", shot.blob])];
-  $("send").disabled = true;
+  $("send").ariaDisabled = "true";
   try {
     const { name, added, refused, looks_like, similarity } = await call("enroll", force ? [...fields, ["force", "1"]] : fields);
     drop([]);
@@ -285,7 +285,7 @@ async function enrol(force = false) {
     const doubt = error.message.slice(0, error.message.lastIndexOf(";")); // its remedy is not the page's
     if (await ask(`${doubt[0].toUpperCase()}${doubt.slice(1)}.`, "Enrol all the same")) await enrol(true);
   } finally {
-    $("send").disabled = false;
+    $("send").ariaDisabled = "false";
   }
 }
 
@@ -316,6 +316,7 @@ droppable($("shots"), add);
 pickable($("photos"), add);
 $("camera").addEventListener("click", once(() => attempt(stream ? stopCamera : startCamera)));
 $("shoot").addEventListener("click", () => attempt(async () => add([await frame()])));
-$("form").addEventListener("submit", (event) => { event.preventDefault(); attempt(enrol); });
+$("form").addEventListener("submit", (event) => event.preventDefault());
+$("form").addEventListener("submit", once(() => attempt(enrol)));
 $("locked").addEventListener("cancel", (event) => event.preventDefault());
 attempt(refresh).then(() => { document.body.dataset.ready = "true"; });
