@@ -161,9 +161,12 @@ function fill(element) {
   $("stage").classList.toggle("filled", element !== null);
   $("boxes").replaceChildren();
   $("faces").replaceChildren();
+  $("said").textContent = ""; // or the same names would not be read out again
 }
 
 function fits(blobs, most) {
+  const other = blobs.find((blob) => !blob.type.startsWith("image/")); // a folder has no type
+  if (other) throw new Refused(`${other.name} is no photo.`);
   if (blobs.length > most) throw new Refused(`At most ${plural(most, "photo", "photos")} at once.`);
   if (blobs.some((blob) => blob.size > limits.photo_bytes)) {
     throw new Refused(`A photo is over ${limits.photo_bytes / 1e6} MB.`);
@@ -267,6 +270,7 @@ function drawShots() {
     return make("li", {}, make("img", { src: shot.url, alt: `Photo ${place + 1}` }), button);
   }));
   $("shots").querySelector("p").hidden = shots.length > 0;
+  $("held").textContent = `${plural(shots.length, "photo", "photos")} to enrol.`;
 }
 
 async function enrol(force = false) {
