@@ -423,7 +423,9 @@ function compare() {
   else if (!known) verdict.textContent = "The nearer to 1, the more alike";
   else verdict.textContent = same ? "Same person" : "Different people";
   verdict.dataset.same = loose.length || !known ? "" : same ? "yes" : "no";
-  $("#similarity").textContent = `Cosine similarity ${similarity.toFixed(3)}`;
+  let digits = 3; // more where the two would look alike, though one is below the other
+  while (digits < 9 && !same && similarity.toFixed(digits) === threshold.toFixed(digits)) digits++;
+  $("#similarity").textContent = `Cosine similarity ${similarity.toFixed(digits)}`;
   const scale = $("#scale");
   const share = (value) => `${100 * Math.min(Math.max(value, 0), 1)}%`;
   scale.style.setProperty("--at", share(similarity));
