@@ -278,6 +278,7 @@ def test_photos_from_files_and_dropped(browser: Any, url: str, gallery: ColourGa
         list(portrait(1)),
     )
     page.wait_for_selector("#thumbs li:nth-child(3)")
+    assert page.inner_text("#held") == "3 photos to enrol."
     page.fill("#name", "Ada")
     page.press("#name", "Enter")
     page.wait_for_selector("#people tr")
@@ -305,6 +306,9 @@ def test_photos_from_files_and_dropped(browser: Any, url: str, gallery: ColourGa
     page.set_input_files("#photo", text)
     page.wait_for_selector("#status:has-text('unreadable')")
     assert page.locator(".box").count() == 0
+    page.set_input_files("#photos", {**text, "name": "a.txt", "mimeType": "text/plain"})
+    page.wait_for_selector("#status:has-text('a.txt is no photo.')")
+    assert page.locator("#thumbs li").count() == 0
     page.set_input_files("#photos", [photo_file(1)] * 21)
     page.wait_for_selector("#status:has-text('At most 20')")
     # Chromium's own lines on a 422 and a 409 are all that the console may say.
