@@ -206,7 +206,7 @@ def test_a_message_is_in_sight(browser: Any, url: str, size_px: tuple[int, int])
     page.click("#send")
     page.wait_for_selector("#status:has-text('Add a photo first.')")
     told = page.locator("#status").bounding_box()
-    assert 0 <= told["y"] and told["y"] + told["height"] <= size_px[1]
+    assert told["y"] >= 0 and told["y"] + told["height"] <= size_px[1]
     page.close()
 
 
