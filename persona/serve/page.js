@@ -111,6 +111,20 @@ async function attempt(work) {
   }
 }
 
+// Does `work`, but not again while it runs. A button that is disabled meanwhile would lose the focus.
+function once(work) {
+  let running = false;
+  return async () => {
+    if (running) return;
+    running = true;
+    try {
+      await work();
+    } finally {
+      running = false;
+    }
+  };
+}
+
 // Looking at a photo or the camera.
 
 function show(found) {
@@ -147,9 +161,12 @@ function fill(element) {
   $("stage").classList.toggle("filled", element !== null);
   $("boxes").replaceChildren();
   $("faces").replaceChildren();
+  $("said").textContent = ""; // or the same names would not be read out again
 }
 
 function fits(blobs, most) {
+  const other = blobs.find((blob) => !blob.type.startsWith("image/")); // a folder has no type
+  if (other) throw new Refused(`${other.name} is no photo.`);
   if (blobs.length > most) throw new Refused(`At most ${plural(most, "photo", "photos")} at once.`);
   if (blobs.some((blob) => blob.size > limits.photo_bytes)) {
     throw new Refused(`A photo is over ${limits.photo_bytes / 1e6} MB.`);
@@ -177,13 +194,15 @@ async function startCamera() {
     throw new Refused("A browser gives its camera to https and to this machine alone: open the page as localhost, "
       + "or start persona serve with --certificate.");
   }
+  let opened;
   try {
-    stream = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 640 } } });
+    opened = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 640 } } });
   } catch (error) {
     throw new Refused(`No camera: ${error.message}`);
   }
-  $("video").srcObject = stream;
+  $("video").srcObject = opened;
   await $("video").play();
+  stream = opened;
   fill($("video"));
   $("shoot").disabled = false;
   $("camera").textContent = "Stop the camera";
@@ -251,12 +270,13 @@ function drawShots() {
     return make("li", {}, make("img", { src: shot.url, alt: `Photo ${place + 1}` }), button);
   }));
   $("shots").querySelector("p").hidden = shots.length > 0;
+  $("held").textContent = `${plural(shots.length, "photo", "photos")} to enrol.`;
 }
 
 async function enrol(force = false) {
   if (!shots.length) throw new Refused("Add a photo first.");
   const fields = [["name", $("name").value], ...shots.map((shot) => ["photo", shot.blob])];
-  $("send").disabled = true;
+  $("send").ariaDisabled = "true";
   try {
     const { name, added, refused, looks_like, similarity } = await call("enroll", force ? [...fields, ["force", "1"]] : fields);
     drop([]);
@@ -269,7 +289,7 @@ async function enrol(force = false) {
     const doubt = error.message.slice(0, error.message.lastIndexOf(";")); // its remedy is not the page's
     if (await ask(`${doubt[0].toUpperCase()}${doubt.slice(1)}.`, "Enrol all the same")) await enrol(true);
   } finally {
-    $("send").disabled = false;
+    $("send").ariaDisabled = "false";
   }
 }
 
@@ -298,8 +318,9 @@ droppable($("stage"), takeOne);
 pickable($("photo"), takeOne);
 droppable($("shots"), add);
 pickable($("photos"), add);
-$("camera").addEventListener("click", () => attempt(stream ? stopCamera : startCamera));
+$("camera").addEventListener("click", once(() => attempt(stream ? stopCamera : startCamera)));
 $("shoot").addEventListener("click", () => attempt(async () => add([await frame()])));
-$("form").addEventListener("submit", (event) => { event.preventDefault(); attempt(enrol); });
+$("form").addEventListener("submit", (event) => event.preventDefault());
+$("form").addEventListener("submit", once(() => attempt(enrol)));
 $("locked").addEventListener("cancel", (event) => event.preventDefault());
 attempt(refresh).then(() => { document.body.dataset.ready = "true"; });

@@ -144,6 +144,15 @@ def test_its_embeddings_are_pytorchs(
     assert page.inner_text("#verdict") == "Same person"
     page.fill("#threshold", str(shown + 0.01))
     assert page.inner_text("#verdict") == "Different people"
+    # Just above it: with as many digits as tell the two apart.
+    page.evaluate("""import('./page.js').then(({ sides: [a, b], cosine }) => {
+      const field = document.querySelector('#threshold');
+      field.value = cosine(a.embedding, b.embedding) + 2e-5;
+      field.dispatchEvent(new Event('input'));
+    })""")
+    assert page.inner_text("#verdict") == "Different people"
+    close = float(page.inner_text("#similarity").split()[-1])
+    assert close < float(page.input_value("#threshold")) < close + 4e-5
     assert seen == []
     page.close()
 
@@ -295,14 +304,74 @@ def test_the_frame_is_moved_by_keyboard_pointer_and_slider(
     page.close()
 
 
+CAMERA = """const canvas = document.createElement('canvas'); canvas.width = canvas.height = 200;
+setInterval(() => canvas.getContext('2d').fillRect(0, 0, 99, 99), 20);
+const drawn = () => new Promise(requestAnimationFrame);
+navigator.mediaDevices.getUserMedia = async () => {
+    for (let frames = 0; frames < 3; frames++) await drawn(); // a browser asks for leave
+    return canvas.captureStream();
+};"""
+
+
+@pytest.mark.heavy
+def test_no_verdict_beside_the_cameras_picture(
+    address: str, browser: Any, faces: list[Path]
+) -> None:
+    page, seen = visit(browser, address)
+    page.evaluate(f"() => {{ {CAMERA} }}")
+    open_photos(page, faces)
+    similarity = page.inner_text("#similarity")
+    page.locator(".camera").first.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".take:visible")
+    page.fill("#threshold", "0.5")
+    assert page.inner_text("#verdict") == "Choose two faces."
+    assert page.inner_text("#similarity") == "" and page.is_hidden("#scale")
+    page.locator(".camera").first.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".take", state="hidden")
+    assert page.inner_text("#similarity") == similarity and page.is_visible("#scale")
+    assert seen == []
+    page.close()
+
+
+@pytest.mark.heavy
+def test_the_camera_button_keeps_the_focus(address: str, browser: Any) -> None:
+    page, _ = visit(browser, address)
+    page.evaluate(f"() => {{ {CAMERA} }}")
+    page.locator(".camera").first.focus()
+    for shown in ("visible", "hidden"):
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".take >> nth=0", state=shown)
+        assert page.evaluate("document.activeElement.className") == "camera"
+    page.evaluate("() => { navigator.mediaDevices.getUserMedia = () => Promise.reject(Error()); }")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".error:visible")
+    assert page.evaluate("document.activeElement.className") == "camera"
+    page.close()
+
+
+DROP = """([where, count]) => {
+    const data = new DataTransfer();
+    for (let number = 0; number < count; number++) data.items.add(new File(["x"], `${number}.jpg`));
+    return document.querySelector(where).dispatchEvent(
+        new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+}"""
+
+
+@pytest.mark.heavy
+def test_what_is_dropped_beside_a_side_or_too_much_for_it(address: str, browser: Any) -> None:
+    page, _ = visit(browser, address)
+    assert page.evaluate(DROP, ["h1", 1]) is False  # or the browser would open the file
+    assert page.evaluate(DROP, [".side", 2]) is False
+    page.wait_for_selector(".error:visible >> text=one photo at a time")
+    page.close()
+
+
 @pytest.mark.heavy
 def test_the_camera_and_what_is_no_photo(address: str, browser: Any, photos: list[Path]) -> None:
     page = browser.new_page()
-    page.add_init_script(
-        "const canvas = document.createElement('canvas'); canvas.width = canvas.height = 200;"
-        "setInterval(() => canvas.getContext('2d').fillRect(0, 0, 99, 99), 20);"
-        "navigator.mediaDevices.getUserMedia = async () => canvas.captureStream();"
-    )
+    page.add_init_script(CAMERA)
     page.goto(address)
     page.click(".camera >> nth=0")
     page.click(".take:visible")
@@ -349,6 +418,21 @@ def test_it_fits_a_phone_and_the_dark(
     shot = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("L"), np.float64)
     assert (np.median(shot) < 128) == (scheme == "dark")
     assert seen == []
+    page.close()
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("width_px", "height_px"), [(320, 256), (640, 360)])
+def test_where_the_screen_is_low_the_photos_keep_their_place(
+    address: str, browser: Any, photos: list[Path], width_px: int, height_px: int
+) -> None:
+    page, _ = visit(browser, address, viewport={"width": width_px, "height": height_px})
+    open_photos(page, photos)
+    photo, tools, result = (
+        page.locator(what).first.bounding_box() for what in (".photo", ".tools", "#result")
+    )
+    assert photo["y"] + photo["height"] <= tools["y"]
+    assert result["y"] >= photo["y"] + photo["height"]  # it does not cover them
     page.close()
 
 

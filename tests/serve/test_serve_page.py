@@ -149,6 +149,7 @@ def test_enrol_from_the_camera_recognise_forget(
     page.wait_for_selector("#people tr")
     assert page.inner_text("#people th") == name
     assert page.inner_text("#status") == f"{name}: 1 photo enrolled."
+    assert page.evaluate("document.activeElement.id") == "send"
     assert page.locator("#people b").count() == 0
 
     page.wait_for_selector(".box.known")
@@ -173,6 +174,39 @@ def test_enrol_from_the_camera_recognise_forget(
     page.wait_for_selector("#people tr", state="detached")
     assert gallery.known == {}
     assert seen == []
+    page.close()
+
+
+def test_two_clicks_start_one_camera(browser: Any, url: str) -> None:
+    page, seen = visit(browser, url)
+    ready(page)
+    page.evaluate("""() => {
+        const devices = navigator.mediaDevices, open = devices.getUserMedia.bind(devices);
+        window.tracks = [];
+        devices.getUserMedia = async (wanted) => {
+            const stream = await open(wanted);
+            window.tracks.push(...stream.getTracks());
+            return stream;
+        };
+        for (let clicks = 0; clicks < 2; clicks++) document.getElementById("camera").click();
+    }""")
+    page.wait_for_selector("#faces li")
+    page.click("#camera")
+    page.wait_for_selector("#video", state="hidden")
+    assert page.evaluate("window.tracks.map((track) => track.readyState)") == ["ended"]
+    assert seen == []
+    page.close()
+
+
+@pytest.mark.parametrize("size_px", [(320, 640), (640, 360), (320, 256)])
+def test_a_message_is_in_sight(browser: Any, url: str, size_px: tuple[int, int]) -> None:
+    page, _ = visit(browser, url, viewport={"width": size_px[0], "height": size_px[1]})
+    ready(page)
+    page.fill("#name", "Ada")
+    page.click("#send")
+    page.wait_for_selector("#status:has-text('Add a photo first.')")
+    told = page.locator("#status").bounding_box()
+    assert told["y"] >= 0 and told["y"] + told["height"] <= size_px[1]
     page.close()
 
 
@@ -244,6 +278,7 @@ def test_photos_from_files_and_dropped(browser: Any, url: str, gallery: ColourGa
         list(portrait(1)),
     )
     page.wait_for_selector("#thumbs li:nth-child(3)")
+    assert page.inner_text("#held") == "3 photos to enrol."
     page.fill("#name", "Ada")
     page.press("#name", "Enter")
     page.wait_for_selector("#people tr")
@@ -271,6 +306,9 @@ def test_photos_from_files_and_dropped(browser: Any, url: str, gallery: ColourGa
     page.set_input_files("#photo", text)
     page.wait_for_selector("#status:has-text('unreadable')")
     assert page.locator(".box").count() == 0
+    page.set_input_files("#photos", {**text, "name": "a.txt", "mimeType": "text/plain"})
+    page.wait_for_selector("#status:has-text('a.txt is no photo.')")
+    assert page.locator("#thumbs li").count() == 0
     page.set_input_files("#photos", [photo_file(1)] * 21)
     page.wait_for_selector("#status:has-text('At most 20')")
     # Chromium's own lines on a 422 and a 409 are all that the console may say.

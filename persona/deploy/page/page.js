@@ -90,6 +90,7 @@ export class Side {
     this.chosen = null; // the one of these that the frame is
     this.placed = false; // around a face or by hand, not only in the middle
     this.looking = false; // for the faces of this photo
+    this.starting = false; // the camera: a button that is disabled meanwhile would lose the focus
     this.order = 0; // of the photos that were asked for
     this.turn = 0;
     this.canvas = $(".photo", this.root);
@@ -118,15 +119,12 @@ export class Side {
       this.byHand();
       this.resize(target.valueAsNumber);
     });
-    this.root.addEventListener("dragover", (event) => {
-      event.preventDefault();
-      this.root.classList.add("over");
-    });
+    this.root.addEventListener("dragover", () => this.root.classList.add("over"));
     this.root.addEventListener("dragleave", () => this.root.classList.remove("over"));
-    this.root.addEventListener("drop", (event) => {
-      event.preventDefault();
+    this.root.addEventListener("drop", ({ dataTransfer: { files } }) => {
       this.root.classList.remove("over");
-      this.open(event.dataTransfer.files[0]);
+      if (files.length > 1) this.complain("Drop one photo at a time: a side holds one.");
+      else this.open(files[0]);
     });
     this.canvas.addEventListener("keydown", (event) => this.key(event));
     this.canvas.addEventListener("pointerdown", (event) => {
@@ -161,11 +159,13 @@ export class Side {
   async open(source) {
     if (!source) return;
     const order = ++this.order;
-    const decoded = createImageBitmap(source);
+    const photo = await createImageBitmap(source).catch(() => null);
+    if (order !== this.order) {
+      photo?.close();
+      return;
+    }
     this.stopCamera();
-    const photo = await decoded.catch(() => null);
-    if (order !== this.order) photo?.close();
-    else if (photo) this.use(photo);
+    if (photo) this.use(photo);
     else this.complain(`${source.name || "This"} is no photo that this browser can open.`);
   }
 
@@ -345,12 +345,12 @@ export class Side {
   }
 
   async toggleCamera() {
+    if (this.starting) return;
     if (this.stream) {
       this.stopCamera();
       return;
     }
-    const button = $(".camera", this.root);
-    button.disabled = true; // while the browser asks for leave
+    this.starting = true;
     try {
       // Absent where the page came neither from localhost nor by https.
       if (!navigator.mediaDevices) throw new DOMException("", "SecurityError");
@@ -366,7 +366,7 @@ export class Side {
         SecurityError: "Browsers give the camera to localhost and https alone.",
       }[error.name] || "The camera does not start: is another program using it?");
     } finally {
-      button.disabled = false;
+      this.starting = false;
     }
   }
 
@@ -377,6 +377,8 @@ export class Side {
     show($(".crop", this.root), !on && this.photo);
     show($(".empty", this.root), !on && !this.photo);
     $(".camera", this.root).firstChild.data = on ? "Stop camera" : "Camera";
+    forget();
+    compare();
   }
 
   stopCamera() {
@@ -394,9 +396,12 @@ export class Side {
 
 export const sides = ["First", "Second"].map((name) => new Side(name));
 
+// Both photos are seen: neither side shows its camera instead.
+const both = () => sides.every(({ photo, stream }) => photo && !stream);
+
 // What was said of photos that are no longer both here.
 function forget() {
-  const soon = sides.every(({ photo }) => photo) && sides.some(({ looking }) => looking);
+  const soon = both() && sides.some(({ looking }) => looking);
   $("#verdict").textContent = soon ? "Comparing …" : "Choose two faces.";
   $("#verdict").dataset.same = $("#similarity").textContent = "";
   show($("#scale"), false);
@@ -405,7 +410,7 @@ function forget() {
 // What both embeddings say, against the threshold of the field.
 function compare() {
   const [first, second] = sides.map((side) => side.embedding);
-  if (!first || !second) return;
+  if (!first || !second || !both()) return;
   const similarity = cosine(first, second);
   const threshold = $("#threshold").valueAsNumber;
   const same = similarity >= threshold;
@@ -418,7 +423,9 @@ function compare() {
   else if (!known) verdict.textContent = "The nearer to 1, the more alike";
   else verdict.textContent = same ? "Same person" : "Different people";
   verdict.dataset.same = loose.length || !known ? "" : same ? "yes" : "no";
-  $("#similarity").textContent = `Cosine similarity ${similarity.toFixed(3)}`;
+  let digits = 3; // more where the two would look alike, though one is below the other
+  while (digits < 9 && !same && similarity.toFixed(digits) === threshold.toFixed(digits)) digits++;
+  $("#similarity").textContent = `Cosine similarity ${similarity.toFixed(digits)}`;
   const scale = $("#scale");
   const share = (value) => `${100 * Math.min(Math.max(value, 0), 1)}%`;
   scale.style.setProperty("--at", share(similarity));
@@ -450,6 +457,8 @@ async function start() {
   const status = $("#status");
   $("#sides").append(...sides.map((side) => side.root));
   $("#threshold").addEventListener("input", compare);
+  // A photo that misses its side must not replace the page.
+  for (const kind of ["dragover", "drop"]) window.addEventListener(kind, (event) => event.preventDefault());
   window.addEventListener("pagehide", () => sides.forEach((side) => side.stopCamera()));
   status.textContent = "Loading the model: about 20 MB the first time.";
   try {
