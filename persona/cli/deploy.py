@@ -69,7 +69,8 @@ def export_command(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The file, or the page's folder.  [default: <ID>.onnx, <ID>.tflite, <ID>-web]"
+            help="The file, or the page's folder.  [default: <ID>.onnx, <ID>-int8.onnx, "
+            "<ID>.tflite, <ID>-web and the like]"
         ),
     ] = None,
     format_: Annotated[
@@ -107,10 +108,11 @@ def export_command(
     from persona.models.store import load_model
 
     options = ExportOptions(precision, preprocessing, classifier)
-    path = out or Path(card.id + ENDINGS[format_])
+    stem = card.id if precision == "fp32" or format_ == "web" else f"{card.id}-{precision}"
+    path = out or Path(stem + ENDINGS[format_])
     if format_ != "web" and path.is_dir():
         raise PersonaError(
-            f"{path} is a folder: name the file with --out {path / card.id}{ENDINGS[format_]}"
+            f"{path} is a folder: name the file with --out {path / stem}{ENDINGS[format_]}"
         )
     checked = set_ or _packed((card.test_set, card.train_set), place)
     more: dict[str, Any] = {"facts": {} if licence is None else {"persona.licence": licence}}

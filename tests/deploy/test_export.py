@@ -219,7 +219,10 @@ def test_photos_of_any_size_in_integers(models: Path, faces: np.ndarray, tmp_pat
 
 
 @pytest.mark.heavy
-def test_the_command(models: Path, tmp_path: Path) -> None:
+def test_the_command(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    half = persona_here("export", ID, "--precision", "fp16", home=models.parent)
+    assert half["path"] == f"{ID}-fp16.onnx" and (tmp_path / half["path"]).is_file()
     row = persona_here("export", ID, "--out", str(tmp_path / "a.onnx"), home=models.parent)
     assert row["precision"] == "fp32" and row["bytes"] == (tmp_path / "a.onnx").stat().st_size
     onnx.checker.check_model(onnx.load(tmp_path / "a.onnx"))
