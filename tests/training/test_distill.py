@@ -137,9 +137,11 @@ def interrupt(home: Path, options: tuple[str, ...], after: int) -> str:
         fresh = set((home / "runs").iterdir()) - known
         if fresh:
             checkpoint = next(iter(fresh)) / "checkpoint.pt"
+            process.send_signal(signal.SIGSTOP)  # it must not run on while this process looks
             state = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else None
             if state is not None and state["progress"]["step"] >= after:
                 break
+            process.send_signal(signal.SIGCONT)
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
