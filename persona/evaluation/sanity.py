@@ -77,13 +77,10 @@ def check_teacher(
         return roc_auc((embedding_NE @ embedding_NE.T)[first, second], same_P)
 
     auc = auc_of(named.network)
-    hint = "check its weights"
-    if isinstance(named.network, OnnxNetwork):
-        hint = f"check channels, mean, std and alignment in {find_settings(named.network.path)[1]}"
     if auc < CHANCE:
         raise PersonaError(
             f"teacher {named.name} does not tell the people of {manifest.name} apart (AUC "
-            f"{auc:.2f}, chance is 0.5): {hint}"
+            f"{auc:.2f}, chance is 0.5): {_hint(named)}"
         )
     if auc < STRONG and isinstance(named.network, OnnxNetwork):
         best, name = auc, ""
@@ -96,13 +93,19 @@ def check_teacher(
         if best > auc + BETTER:
             told = (
                 f"teacher {named.name} tells the people of {manifest.name} apart with AUC "
-                f"{auc:.3f}, and with {name} with {best:.3f}: {hint}"
+                f"{auc:.3f}, and with {name} with {best:.3f}: {_hint(named)}"
             )
             if best > STRONG:
                 raise PersonaError(f"{told}, or say `checked: true` there")
             if accelerator.is_main_process:
                 log.warning("note: %s; poor photos do that too", told)
     return auc
+
+
+def _hint(named: NamedNetwork) -> str:
+    if not isinstance(named.network, OnnxNetwork):
+        return "check its weights"
+    return f"check channels, mean, std and alignment in {find_settings(named.network.path)[1]}"
 
 
 def alternatives(settings: OnnxSettings, manifest: Manifest) -> list[tuple[str, OnnxSettings]]:

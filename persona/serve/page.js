@@ -201,7 +201,10 @@ async function startCamera() {
     throw new Refused(`No camera: ${error.message}`);
   }
   $("video").srcObject = opened;
-  await $("video").play();
+  await $("video").play().catch((error) => {
+    for (const track of opened.getTracks()) track.stop(); // nothing else knows of it yet
+    throw error;
+  });
   stream = opened;
   fill($("video"));
   $("shoot").disabled = false;
