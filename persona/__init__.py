@@ -1,3 +1,74 @@
-"""Persona: distil a large face network into a small one, measure it, keep it learning."""
+"""Persona: distil a large face network into a small one, measure it, keep it learning.
+
+    import persona
+
+    model = persona.load("onnx:mobilefacenet.onnx")
+    faces = model.find("party.jpg")
+    embeddings = model.embed(faces)
+    verdict = persona.verify("a.jpg", "b.jpg", model=model)
+
+Importing this package imports nothing else: torch and numpy come with the first name that is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from persona.api.model import Face as Face
+    from persona.api.model import Model as Model
+    from persona.api.model import load as load
+    from persona.api.model import wrap as wrap
+    from persona.api.people import People as People
+    from persona.api.people import open_gallery as open_gallery
+    from persona.api.sets import FaceSet as FaceSet
+    from persona.api.sets import load_set as open_set
+    from persona.api.verification import Verdict as Verdict
+    from persona.api.verification import verify as verify
+    from persona.errors import PersonaError as PersonaError
 
 __version__ = "0.1.0"
+
+_PLACES = {
+    "Face": "api.model:Face",
+    "FaceSet": "api.sets:FaceSet",
+    "Model": "api.model:Model",
+    "People": "api.people:People",
+    "PersonaError": "errors:PersonaError",
+    "Verdict": "api.verification:Verdict",
+    "load": "api.model:load",
+    "open_gallery": "api.people:open_gallery",
+    "open_set": "api.sets:load_set",
+    "verify": "api.verification:verify",
+    "wrap": "api.model:wrap",
+}
+"""Each public name: the module that has it, and what it is called there."""
+
+__all__ = [
+    "Face",
+    "FaceSet",
+    "Model",
+    "People",
+    "PersonaError",
+    "Verdict",
+    "load",
+    "open_gallery",
+    "open_set",
+    "verify",
+    "wrap",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used (PEP 562)."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _PLACES[name].partition(":")
+    found = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

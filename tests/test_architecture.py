@@ -24,13 +24,15 @@ ROOMS = {
     "distill": FLOOR | {"data", "models", "training", "evaluation", "report"},
     "serve": FLOOR | {"data", "gallery"},
     "learning": FLOOR | {"data", "models", "training", "evaluation", "report", "distill"},
+    "api": FLOOR | {"data", "models", "evaluation", "deploy", "gallery"},
     "cli": FLOOR
     | {"data", "models", "evaluation", "report", "targets", "distill", "deploy"}
-    | {"gallery", "learning", "serve"},
+    | {"gallery", "learning", "serve", "api"},
     "__main__": {"cli"},
+    "__init__": FLOOR | {"api"},
 }
 ONLY_IN = {
-    "accelerate": {"targets", "distill", "evaluation", "learning", "report", "cli"},
+    "accelerate": {"targets", "distill", "evaluation", "learning", "report", "cli", "api"},
     "wandb": {"training"},
     "typer": {"cli"},
 }

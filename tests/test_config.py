@@ -115,6 +115,7 @@ def test_a_wrong_name_may_be_the_files_or_the_command_lines(tmp_path: Path) -> N
         ("student: {architecture: resnet}", "unknown student 'resnet'"),
         ("student: {imagenet: true, width: 0.5}", "ImageNet weights are of width 1.0"),
         ("student: {first_stride: 3}", "first_stride 3: choose 1 to 2"),
+        ("student: {last_stride: 0}", "last_stride 0: choose 1 to 2"),
         ("augment: {crop: 0.9}", "crop 0.9: choose 0 to 0.5"),
         ("targets: cached", "unknown targets 'cached'"),
         ("batch_size: 1", "batch_size 1: choose 2 to"),

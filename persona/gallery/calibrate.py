@@ -47,7 +47,7 @@ def calibrate(
         embedded.embeddings[rows, 0], embedded.labels[rows, 0], far, manifest.name
     )
     source = f"FAR {far:g} on {manifest.name} ({impostors:,} pairs of two people), TAR {tar:.4f}"
-    return Threshold(value, source)
+    return Threshold(value, source, far)
 
 
 def threshold_at(

@@ -354,6 +354,42 @@ def open_eyes(store: Store, network: str | None, workspace: Workspace) -> Eyes:
     return Eyes(named, facts.align)
 
 
+def gallery_of(
+    place: Path | str, eyes: Eyes, threshold: Threshold | None, *, keep_crops: bool = False
+) -> Gallery:
+    """Opens a gallery with a network that is loaded already, or makes one.
+
+    Args:
+        place: file, or `postgresql://` URL.
+        eyes: the network, and how its faces are cut.
+        threshold: where the gallery has none of its own.
+        keep_crops: keep the faces of who is enrolled, for `rebuild`.
+
+    Raises:
+        PersonaError: it cannot be opened, its templates are another network's, or there is no
+            threshold.
+    """
+    named = eyes.named
+    if not named.digest:
+        raise PersonaError(
+            f"{named.name} is untrained: it tells nobody apart; choose a trained network"
+        )
+    store = open_store(place, create=True)
+    try:
+        store.adopt(Facts(named.name, named.digest, named.network.embedding_size, eyes.align))
+        facts = store.facts()
+        chosen = (facts.threshold if facts is not None else None) or threshold
+        if chosen is None:
+            raise PersonaError(
+                f"{place} has no threshold for {named.name}: give `threshold`, or choose one with "
+                "`model.calibrate(set)`"
+            )
+    except BaseException:
+        store.close()
+        raise
+    return Gallery(store, eyes, chosen, keep_crops=keep_crops)
+
+
 def load_named(network: str | None, workspace: Workspace) -> tuple[NamedNetwork, Facts]:
     """A network by name (None: the newest student), and what a gallery keeps of it.
 
@@ -376,11 +412,11 @@ def load_named(network: str | None, workspace: Workspace) -> tuple[NamedNetwork,
         network=name,
         digest=named.digest,
         width=named.network.embedding_size,
-        align=_align(named, workspace),
+        align=network_align(named, workspace),
     )
 
 
-def _align(named: NamedNetwork, workspace: Workspace) -> AlignSpec:
+def network_align(named: NamedNetwork, workspace: Workspace) -> AlignSpec:
     """How a network's faces are cut: as its training set's, where that is here."""
     from persona.data.shards import MANIFEST, read_manifest
 

@@ -47,6 +47,8 @@ class Threshold:
     value: float
     source: str
     """For people: what it was chosen on."""
+    far: float | None = None
+    """The false accept rate that it was chosen for; None: it was given as a number."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,11 @@ class Facts:
                 width=int(value["width"]),
                 align=from_dict(AlignSpec, value["align"], where=where),
                 threshold=threshold
-                and Threshold(float(threshold["value"]), str(threshold["source"])),
+                and Threshold(
+                    float(threshold["value"]),
+                    str(threshold["source"]),
+                    _rate(threshold.get("far")),
+                ),
             )
         except (AttributeError, KeyError, TypeError, ValueError):
             raise PersonaError(f"{where} does not say which network it was made with") from None
@@ -101,6 +107,11 @@ class Facts:
         if not 8 <= facts.width <= 4096:
             raise PersonaError(f"{where}: templates of {facts.width} numbers; expected 8 to 4096")
         return facts
+
+
+def _rate(far: Any) -> float | None:
+    """A false accept rate from JSON, perhaps a stranger's; galleries of before have none."""
+    return None if far is None else float(far)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ batch norm. For faces, by option:
   centre). It fixes the size of the crops.
 - `activation: prelu` (the same paper, section 3.2) in place of hard-swish and ReLU
 - `first_stride: 1`: twice the resolution in every layer
+- `last_stride: 1`: twice the resolution in the last maps, which crops of 112 px need (the same paper
+  ends at 7 x 7 places, where MobileNetV3's total stride of 32 would leave 4 x 4)
 - `width`: of every layer of the convolutions
 - `embedding_size`: fewer numbers a face
 
@@ -116,8 +118,11 @@ def build_backbone(config: StudentConfig) -> nn.Sequential:
     """torchvision's convolutions of this width, stride and activation."""
     network: Any = ARCHITECTURES[config.architecture](weights=None, width_mult=config.width)
     backbone: nn.Sequential = network.features
+    convolutions = [m for m in backbone.modules() if isinstance(m, nn.Conv2d)]
     if config.first_stride == 1:
-        next(m for m in backbone.modules() if isinstance(m, nn.Conv2d)).stride = (1, 1)
+        convolutions[0].stride = (1, 1)
+    if config.last_stride == 1:
+        next(m for m in reversed(convolutions) if m.stride == (2, 2)).stride = (1, 1)
     if config.activation == "prelu":
         for module in list(backbone.modules()):
             _use_prelu(module)

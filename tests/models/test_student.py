@@ -20,6 +20,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"width": 0.35},
     {"width": 0.5, "first_stride": 1},
     {"pooling": "depthwise"},
+    {"pooling": "depthwise", "last_stride": 1},
+    {"architecture": "mobilenet_v3_large", "pooling": "depthwise", "last_stride": 1},
     {"pooling": "depthwise", "first_stride": 1, "activation": "prelu", "embedding_size": 128},
 ]
 
@@ -55,6 +57,15 @@ def test_width_makes_it_smaller_and_stride_makes_it_see_more() -> None:
         Student(StudentConfig(first_stride=s), 1).eval().backbone(images).shape[-1] for s in (1, 2)
     ]
     assert maps == [4, 2]
+
+
+@pytest.mark.parametrize("architecture", ["mobilenet_v3_small", "mobilenet_v3_large"])
+def test_without_the_last_reduction_a_crop_keeps_more_places(architecture: str) -> None:
+    images = torch.randn(1, 3, 112, 112)
+    configs = [StudentConfig(architecture, last_stride=stride) for stride in (1, 2)]
+    students = [Student(config, 1).eval() for config in configs]
+    assert [student.backbone(images).shape[-1] for student in students] == [7, 4]
+    assert len({count_parameters(student) for student in students}) == 1
 
 
 def test_prelu_takes_the_place_of_every_activation_but_the_gates() -> None:

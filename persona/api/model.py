@@ -1,0 +1,328 @@
+"""A face network that finds, embeds and is measured: `persona.load`, `persona.wrap`.
+
+Shapes: N faces, E embedding, H W pixels.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from persona.api.photos import PhotoLike, Pixels, to_pixels
+from persona.data.align.spec import AlignSpec, Box, Crop
+from persona.errors import PersonaError
+from persona.gallery import quality
+from persona.landmarks import Floats, template
+from persona.workspace import Workspace
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from persona.api.sets import FaceSet
+    from persona.evaluation.protocols import Evaluation
+    from persona.gallery.faces import Eyes, SeenFace
+    from persona.gallery.store import Threshold
+    from persona.models.store import NamedNetwork
+
+Embeddings = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Face:
+    """A face of a photo, as `Model.find` returns it."""
+
+    box: Box
+    """(x0, y0, x1, y1) px in the upright photo."""
+    landmarks: Floats | None
+    """(5, 2) px in the photo: eyes, tip of the nose, corners of the mouth, from the left."""
+    probability: float | None
+    """The detector's, in [0, 1]."""
+    crop: Pixels
+    """(H, W, 3) uint8 RGB: aligned as the model wants it."""
+    flaw: str | None
+    """Why the face is too poor to be recognised (small, blurred); None: it is good enough."""
+    _crop: Crop = field(repr=False, compare=False)
+
+
+CHECK_FACES = 64
+"""Drawn faces that an exported file is checked on."""
+
+FacesLike = Face | PhotoLike | Sequence[Face | PhotoLike]
+
+
+class Model:
+    """A face network with its alignment: finds faces, embeds them and is measured on sets.
+
+    Make one with `persona.load` or `persona.wrap`. Any number of threads may use it.
+    """
+
+    def __init__(
+        self,
+        named: NamedNetwork,
+        align: AlignSpec,
+        workspace: Workspace,
+        threshold: Threshold | None = None,
+    ) -> None:
+        self.named, self.align, self.workspace = named, align, workspace
+        self.threshold = threshold
+        """The similarity from which on two faces are one person; None: `calibrate` chooses it."""
+        self._eyes: Eyes | None = None
+
+    @property
+    def name(self) -> str:
+        """As `persona.load` and every command take it."""
+        return self.named.name
+
+    @property
+    def embedding_size(self) -> int:
+        """E: the length of an embedding."""
+        return self.named.network.embedding_size
+
+    def __repr__(self) -> str:
+        return (
+            f"Model({self.name!r}, {self.embedding_size}-d, crops of {self.align.image_size} px "
+            f"by {self.align.method})"
+        )
+
+    def find(self, photo: PhotoLike) -> list[Face]:
+        """Every face of a photo, from the left.
+
+        Args:
+            photo: a path, the bytes of an image file, a PIL image, or an upright (H, W, 3) uint8
+                RGB array.
+
+        Raises:
+            PersonaError: it is no photo.
+
+        Example:
+            >>> import persona
+            >>> model = persona.load("mobilenet_v3_small")  # untrained: it finds, and knows nobody
+            >>> from PIL import Image
+            >>> model.find(Image.new("RGB", (200, 200)))
+            []
+        """
+        return [_face(seen) for seen in self.sight.find(to_pixels(photo)) if seen.crop is not None]
+
+    def embed(self, faces: FacesLike) -> Embeddings:
+        """(N, E) float32 embeddings of unit length, one a face.
+
+        Args:
+            faces: one or several. A `Face` is embedded as it was cut. An array whose sides are
+                those of the model's crops is taken for an aligned crop. Everything else is a photo
+                that must show one face; of several, the one that is twice as large as any other.
+
+        Raises:
+            PersonaError: a photo cannot be read, shows no face, or shows several alike.
+        """
+        many = faces if isinstance(faces, list | tuple) else [faces]
+        return self.sight.embed([self._crop(face, n, len(many)) for n, face in enumerate(many)])
+
+    def only_face(self, photo: PhotoLike, what: str = "photo") -> Face:
+        """The face that a photo is of.
+
+        Raises:
+            PersonaError: it shows none, or several of which none is twice as large as the others.
+        """
+        found = self.find(photo)
+        shown = f"{what} {photo}" if isinstance(photo, str | Path) else what
+        if not found:
+            raise PersonaError(f"{shown}: no face was found in it")
+        sighted = [face._crop.face for face in found]  # noqa: SLF001 - of this module
+        if quality.several([face for face in sighted if face is not None]):
+            raise PersonaError(
+                f"{shown}: {len(found)} faces were found in it; cut out the one that is meant, or "
+                "choose one of `model.find(photo)`"
+            )
+        return max(found, key=lambda face: _side(face.box))
+
+    def evaluate(self, faces: FaceSet, *, measure: str | None = None, **options: Any) -> Evaluation:
+        """The figures of `persona evaluate`.
+
+        Args:
+            faces: a packed set.
+            measure: verification, match, class, identification or templates; None: what the set is
+                made for.
+            options: those of `persona.evaluation.protocols.Options`, as `resamples=1000`.
+
+        Raises:
+            PersonaError: the set cannot give the measure, or its crops are not the model's.
+        """
+        from persona.evaluation.protocols import Options, evaluate
+
+        return evaluate(
+            self.named,
+            faces.folder,
+            faces.manifest,
+            _accelerator(),
+            measure=measure,
+            options=Options(**options),
+            quiet=True,
+        )
+
+    def calibrate(self, faces: FaceSet, far: float = 1e-3) -> Threshold:
+        """Chooses `threshold` on all pairs of a set, for a false accept rate.
+
+        Raises:
+            PersonaError: the set has too few pairs for this rate, or crops of another kind.
+        """
+        from persona.gallery.calibrate import calibrate
+
+        self.threshold = calibrate(self.named, faces.folder, faces.manifest, _accelerator(), far)
+        return self.threshold
+
+    def export(self, path: str | Path, **options: Any) -> Path:
+        """Writes a student as an ONNX file, checked on drawn faces; where it lies.
+
+        Args:
+            path: the file to write.
+            options: those of `persona.deploy.export.ExportOptions`, as `precision="fp16"`.
+
+        Raises:
+            PersonaError: it is no student, or the file does not give the model's embeddings.
+        """
+        from persona.deploy.export import ExportOptions, export_onnx
+        from persona.deploy.faces import drawn_faces
+        from persona.models.cards import find_model
+        from persona.models.store import load_model
+
+        card = find_model(self.name, self.workspace.models)
+        target = Path(path)
+        faces = drawn_faces(card.image_size, CHECK_FACES)
+        student = load_model(card, self.workspace.models)
+        export_onnx(student, card, faces, target, ExportOptions(**options))
+        return target
+
+    @property
+    def sight(self) -> Eyes:
+        """Detector and network; made when the first photo is looked at."""
+        if self._eyes is None:
+            from persona.gallery.faces import Eyes
+
+            self._eyes = Eyes(self.named, self.align)
+        return self._eyes
+
+    def _crop(self, face: Face | PhotoLike, place: int, count: int) -> Crop:
+        if isinstance(face, Face):
+            return face._crop  # noqa: SLF001 - of this module
+        side = self.align.image_size
+        if isinstance(face, np.ndarray) and face.shape == (side, side, 3):
+            return self._aligned(to_pixels(face))
+        what = "photo" if count == 1 else f"photo {place + 1} of {count}"
+        return self.only_face(face, what)._crop
+
+    def _aligned(self, crop: Pixels) -> Crop:
+        """A crop that the caller aligned; its points are the template's."""
+        file = io.BytesIO()
+        Image.fromarray(crop).save(file, "PNG")
+        points = np.vstack([template(self.align.image_size), (1.0, 1.0)])
+        return Crop(file.getvalue(), None, points)
+
+
+def load(name: str | None = None, *, workspace: Workspace | None = None) -> Model:
+    """Loads a face network by its name.
+
+    Args:
+        name: a model's ID, `onnx:FILE`, `litert:FILE`, `facenet-vggface2`, the path of an ONNX or
+            LiteRT file, `hf://OWNER/NAME`, or an architecture for an untrained student. None: the
+            best student that was trained here.
+        workspace: where models lie; None: `PERSONA_HOME`, else the current folder.
+
+    Raises:
+        PersonaError: there is no such model, or its file is missing or damaged.
+
+    Example:
+        >>> import persona
+        >>> persona.load("mobilenet_v3_small").embedding_size
+        512
+    """
+    from persona.gallery.people import network_align
+    from persona.models.cards import find_model
+    from persona.models.store import load_network
+
+    place = workspace or Workspace.locate()
+    if name is None:
+        name = find_model(None, place.models).id
+    elif name.startswith("hf://"):
+        from persona.deploy.hub import parse_repository, pull
+
+        name = pull(parse_repository(name), None, place.models).id
+    else:
+        name = _by_path(name)
+    named = load_network(name, place.models)
+    return Model(named, network_align(named, place), place)
+
+
+def wrap(
+    network: nn.Module,
+    *,
+    image_size: int,
+    alignment: str = "mtcnn",
+    mean: float | Sequence[float] = 127.5,
+    std: float | Sequence[float] = 128.0,
+    name: str = "a wrapped network",
+    workspace: Workspace | None = None,
+) -> Model:
+    """Makes a `Model` of a torch network of the user's own.
+
+    Args:
+        network: from (B, 3, image_size, image_size) float32 RGB to (B, E) embeddings of any length.
+        image_size: side of its crops, px.
+        alignment: `mtcnn` (the detector's box with a margin), or `landmarks` (five points turned to
+            ArcFace's template).
+        mean: subtracted from pixels of 0 to 255, one number or one a channel.
+        std: what they are divided by after that.
+        name: what to call it.
+        workspace: where sets and models lie; None: `PERSONA_HOME`, else the current folder.
+
+    Raises:
+        PersonaError: it does not give (B, E) embeddings.
+
+    Example:
+        >>> import persona
+        >>> from torch import nn
+        >>> own = nn.Sequential(nn.AvgPool2d(16), nn.Flatten())
+        >>> persona.wrap(own, image_size=112, alignment="landmarks").embedding_size
+        147
+    """
+    from persona.models.store import NamedNetwork
+    from persona.models.wrapped import WrappedNetwork
+
+    wrapped = WrappedNetwork(network, image_size, mean, std)
+    margin = 0 if alignment == "landmarks" else AlignSpec().margin
+    trained_on = "a network of the user's own"
+    named = NamedNetwork(name, wrapped, trained_on, (), image_size, wrapped.digest())
+    return Model(named, AlignSpec(alignment, image_size, margin), workspace or Workspace.locate())
+
+
+def _by_path(name: str) -> str:
+    """A file's path with the prefix of its kind."""
+    for suffix, prefix in ((".onnx", "onnx:"), (".tflite", "litert:")):
+        if name.lower().endswith(suffix) and not name.startswith(prefix):
+            return prefix + name
+    return name
+
+
+def _face(seen: SeenFace) -> Face:
+    assert seen.crop is not None
+    with Image.open(io.BytesIO(seen.crop.jpeg)) as image:
+        pixels = np.array(image.convert("RGB"))
+    face = seen.face
+    return Face(face.box, face.landmarks_52, face.probability, pixels, seen.flaw, seen.crop)
+
+
+def _side(box: Box) -> float:
+    x0, y0, x1, y1 = box
+    return min(x1 - x0, y1 - y0)
+
+
+def _accelerator() -> Any:
+    from accelerate import Accelerator
+
+    return Accelerator()

@@ -1,0 +1,193 @@
+"""The public API on drawn faces and a small ONNX network."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SIZE_PX
+from onnx_files import write_model
+from PIL import Image
+from torch import nn
+
+import persona
+from persona.data.pack import Packed
+from persona.data.synthetic import draw_identity, draw_photo
+from persona.workspace import Workspace
+
+SETTINGS = "input_size: 16\nalignment: margin\nmean: [10, 20, 30]\nstd: [2, 4, 5]\n"
+
+
+def drawn(person: int, photo: int = 1, size_px: int = 160) -> Image.Image:
+    return draw_photo(draw_identity(0, person), photo, size_px).convert("RGB")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> persona.Model:
+    path = write_model(tmp_path / "net.onnx")
+    path.with_suffix(".yaml").write_text(SETTINGS)
+    return persona.load(str(path), workspace=Workspace.locate(home=tmp_path))
+
+
+def test_importing_it_imports_nothing_heavy() -> None:
+    code = (
+        "import persona, sys; dir(persona); "
+        "sys.exit(bool({'torch', 'numpy', 'PIL', 'yaml'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    assert set(persona.__all__) <= set(dir(persona))
+    for name in persona.__all__:
+        assert getattr(persona, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        persona.lod  # noqa: B018
+
+
+def test_a_photo_comes_in_any_form(model: persona.Model, tmp_path: Path) -> None:
+    photo = drawn(1)
+    file = io.BytesIO()
+    photo.save(file, "PNG")
+    path = tmp_path / "photo.png"
+    path.write_bytes(file.getvalue())
+    forms = [path, str(path), file.getvalue(), photo, np.asarray(photo)]
+    found = [model.find(form) for form in forms]
+    assert all(len(faces) == 1 for faces in found)
+    assert len({faces[0].box for faces in found}) == 1
+    face = found[0][0]
+    assert face.crop.shape == (160, 160, 3) and face.crop.dtype == np.uint8
+    assert face.landmarks is not None and face.landmarks.shape == (5, 2)
+    assert face.probability is not None and face.probability > 0.9 and face.flaw is None
+
+
+@pytest.mark.parametrize(
+    ("photo", "says"),
+    [
+        ("/nowhere/a.jpg", "photo /nowhere/a.jpg: unreadable: no file"),
+        (b"", "photo: unreadable: empty file"),
+        (b"no photo", "photo: unreadable: no "),
+        (3, "photo: give a path, bytes, a PIL image or an array, not int"),
+        (np.zeros((8, 8), np.uint8), "must be (height, width, 3) uint8 RGB, not (8, 8) uint8"),
+        (np.zeros((8, 8, 3)), "not (8, 8, 3) float64"),
+    ],
+)
+def test_what_is_no_photo_is_said(model: persona.Model, photo: object, says: str) -> None:
+    with pytest.raises(persona.PersonaError) as error:
+        model.find(photo)  # type: ignore[arg-type]
+    assert says in str(error.value)
+
+
+def test_faces_photos_and_crops_have_the_same_embedding(model: persona.Model) -> None:
+    photos = [drawn(1), drawn(2)]
+    faces = [model.find(photo)[0] for photo in photos]
+    embeddings = model.embed(faces)
+    assert embeddings.shape == (2, model.embedding_size) and embeddings.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+    np.testing.assert_array_equal(model.embed(photos), embeddings)
+    np.testing.assert_allclose(model.embed(faces[0].crop), embeddings[:1], atol=1e-6)
+    np.testing.assert_array_equal(model.embed(faces[1]), embeddings[1:])
+    assert model.embed([]).shape == (0, model.embedding_size)
+
+
+def test_photos_without_a_face_or_with_two_are_refused(model: persona.Model) -> None:
+    empty = Image.new("RGB", (200, 200), "grey")
+    with pytest.raises(persona.PersonaError, match="photo 2 of 2: no face was found"):
+        model.embed([drawn(1), empty])
+    two = Image.new("RGB", (320, 160), "grey")
+    two.paste(drawn(1), (0, 0))
+    two.paste(drawn(2), (160, 0))
+    with pytest.raises(persona.PersonaError, match="photo: 2 faces were found"):
+        persona.verify(two, drawn(1), model=model, threshold=0.5)
+
+
+def test_a_verdict_says_where_its_threshold_is_from(model: persona.Model) -> None:
+    one, other = drawn(1, 1), drawn(1, 2)
+    verdict = persona.verify(one, other, model=model)
+    assert verdict.same is None and verdict.threshold is None
+    assert "model.calibrate(set)" in verdict.source
+    given = persona.verify(one, other, model=model, threshold=verdict.similarity - 0.001)
+    assert given.same is True and given.far is None and given.source == "given by the caller"
+    assert persona.verify(one, other, model=model, threshold=1.0).same is False
+    assert persona.verify(one, one, model=model, threshold=0.99).similarity == pytest.approx(1)
+    with pytest.raises(persona.PersonaError, match="threshold 2: choose -1 to 1"):
+        persona.verify(one, other, model=model, threshold=2)
+
+
+@pytest.mark.filterwarnings("ignore:.*unclosed file:ResourceWarning")  # webdataset's own
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_set_is_one_object(lfw_set: Packed, tmp_path: Path) -> None:
+    faces = persona.open_set("lfw", workspace=Workspace.locate(home=tmp_path))
+    assert len(faces) == 24 and faces.name == "lfw" and len(faces.identities) == 6
+    batches = list(faces.loader(batch_size=5))
+    assert sum(len(batch.images) for batch in batches) == 24
+    assert batches[0].images.shape[1:] == (3, SIZE_PX, SIZE_PX)
+    assert batches[0].images.dtype == torch.uint8
+    ranks = [faces.loader(batch_size=4, training=True, rank=r, world_size=2) for r in (0, 1)]
+    keys = [np.concatenate([batch.keys for batch in rank]) for rank in ranks]
+    assert not set(keys[0].ravel()) & set(keys[1].ravel())
+    assert len(faces.pairs()) == 12 and len(faces.metas()) == 24
+    faces.verify()
+    assert faces.targets("onnx:nothing") is None
+    names = [sample["__key__"] for sample in faces.webdataset()]
+    assert len(names) == 24 and all(name.isdigit() for name in names)
+    with pytest.raises(persona.PersonaError, match="lfv"):
+        persona.open_set("lfv", workspace=Workspace.locate(home=tmp_path))
+
+
+def test_a_module_of_the_users_own_is_wrapped_once(lfw_set: Packed, tmp_path: Path) -> None:
+    place = Workspace.locate(home=tmp_path)
+    own = nn.Sequential(nn.AvgPool2d(8), nn.Flatten())
+    model = persona.wrap(own, image_size=SIZE_PX, alignment="mtcnn", workspace=place)
+    assert model.embedding_size == 48
+    crop = np.array(drawn(1).resize((SIZE_PX, SIZE_PX)))
+    wanted = nn.functional.avg_pool2d(torch.from_numpy(crop).permute(2, 0, 1)[None].float(), 8)
+    wanted = nn.functional.normalize((wanted.flatten(1) - 127.5) / 128)
+    np.testing.assert_allclose(model.embed(crop), wanted.numpy(), atol=1e-5)
+    result = model.evaluate(persona.open_set("lfw", workspace=place))
+    assert result.pairs == 12 and 0 <= (result.accuracy or 0) <= 1
+    assert result.to_json()["model"] == "a wrapped network"
+    again = persona.wrap(own, image_size=SIZE_PX, workspace=place)
+    other = persona.wrap(own, image_size=SIZE_PX, mean=0, workspace=place)
+    assert model.named.digest == again.named.digest != other.named.digest
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "says"),
+    [
+        (nn.Identity(), {}, "it must give a (batch, numbers) tensor"),
+        (nn.Linear(3, 4), {}, "the wrapped network failed on a (2, 3, 32, 32) batch"),
+        (nn.Flatten(), {"std": 0}, "std: give numbers above 0"),
+        (nn.Flatten(), {"mean": [1, 2]}, "mean: give one number, or three"),
+        (nn.Flatten(), {"alignment": "eyes"}, "alignment"),
+    ],
+)
+def test_a_network_that_cannot_be_wrapped_is_refused(
+    network: nn.Module, options: dict[str, object], says: str
+) -> None:
+    with pytest.raises(persona.PersonaError) as error:
+        persona.wrap(network, image_size=32, **options)  # type: ignore[arg-type]
+    assert says in str(error.value)
+
+
+def test_people_are_enrolled_recognised_and_forgotten(model: persona.Model, tmp_path: Path) -> None:
+    place = tmp_path / "gallery.db"
+    with pytest.raises(persona.PersonaError, match="give `threshold`"):
+        persona.open_gallery(place, model)
+    with persona.open_gallery(place, model, threshold=0.2) as people:
+        done = people.enroll("Ada", [drawn(1, 1), b"no photo"])
+        assert done.added == 1 and "unreadable" in done.refused[0]
+        assert people.enroll("Bob", drawn(2)).added == 1
+        assert [person.name for person in people.list()] == ["Ada", "Bob"]
+        (seen,) = people.recognise(drawn(1, 1))
+        assert seen.name == "Ada" and seen.score == pytest.approx(1, abs=1e-4)
+        assert people.forget("Ada") == 1
+        assert [person.name for person in people.list()] == ["Bob"]
+    untrained = persona.load("mobilenet_v3_small")
+    with pytest.raises(persona.PersonaError, match="is untrained"):
+        persona.open_gallery(tmp_path / "other.db", untrained, threshold=0.2)
