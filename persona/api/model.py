@@ -134,7 +134,7 @@ class Model:
         shown = f"{what} {photo}" if isinstance(photo, str | Path) else what
         if not found:
             raise PersonaError(f"{shown}: no face was found in it")
-        sighted = [face._crop.face for face in found]  # noqa: SLF001 - of this module
+        sighted = [face._crop.face for face in found]
         if quality.several([face for face in sighted if face is not None]):
             raise PersonaError(
                 f"{shown}: {len(found)} faces were found in it; cut out the one that is meant, or "
@@ -210,7 +210,7 @@ class Model:
 
     def _crop(self, face: Face | PhotoLike, place: int, count: int) -> Crop:
         if isinstance(face, Face):
-            return face._crop  # noqa: SLF001 - of this module
+            return face._crop
         side = self.align.image_size
         if isinstance(face, np.ndarray) and face.shape == (side, side, 3):
             return self._aligned(to_pixels(face))

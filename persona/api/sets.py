@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona.data.shards import Manifest, PairTable, index_members, open_set, read_metas, read_pairs
+from persona.data.shards import Manifest, PairTable, open_set, read_metas, read_pairs
 from persona.data.shards import verify_set as verify_shards
 from persona.data.storage import SetFolder
 from persona.errors import PersonaError

@@ -8,8 +8,8 @@ batch norm. For faces, by option:
   centre). It fixes the size of the crops.
 - `activation: prelu` (the same paper, section 3.2) in place of hard-swish and ReLU
 - `first_stride: 1`: twice the resolution in every layer
-- `last_stride: 1`: twice the resolution in the last maps, which crops of 112 px need (the same paper
-  ends at 7 x 7 places, where MobileNetV3's total stride of 32 would leave 4 x 4)
+- `last_stride: 1`: twice the resolution in the last maps, which crops of 112 px need (the same
+  paper ends at 7 x 7 places, where MobileNetV3's total stride of 32 would leave 4 x 4)
 - `width`: of every layer of the convolutions
 - `embedding_size`: fewer numbers a face
 
