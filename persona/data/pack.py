@@ -45,7 +45,7 @@ from persona.data.journal import (
     read_record,
     shard_name,
 )
-from persona.data.raw.base import Index, Pair, Photo, RawDataset, datasets
+from persona.data.raw.base import NOBODY, Index, Pair, Photo, RawDataset, datasets
 from persona.data.shards import (
     MANIFEST,
     PAIRS,
@@ -240,6 +240,7 @@ def plan_photos(
     boxes, boxes_digest = _face_boxes(dataset, options)
     listed_pairs = dataset.pairs() if only is None else None
     absent = set(index.missing) if only is None else set()
+    nobody = index.nobody if only is None else ()
     boxes_alone = _boxes_without_photo(index, boxes, options) if only is None else set()
     pairs: list[KeyPair] | None = None
     if listed_pairs is not None:
@@ -288,6 +289,7 @@ def plan_photos(
             shards=(),
             skipped=(
                 *(Skipped(source, "listed, not on disk") for source in sorted(absent)),
+                *(Skipped(source, f"labelled {NOBODY}, which is nobody") for source in nobody),
                 *(
                     Skipped(source, "it has a box, but is not there")
                     for source in sorted(boxes_alone)
@@ -341,7 +343,7 @@ def _boxes_without_photo(index: Index, boxes: dict[str, Box], options: PackOptio
     if options.boxes is None:
         folders = {photo.source.rpartition("/")[0] for photo in index.photos}
         absent = {source for source in absent if source.rpartition("/")[0] in folders}
-        absent.difference_update(index.missing)  # counted already
+        absent.difference_update(index.missing, index.nobody)  # counted already
     elif len(absent) > options.max_skipped * len(boxes):
         raise PersonaError(
             f"{options.boxes}: {len(absent)} of {len(boxes)} boxes are of photos that are not "

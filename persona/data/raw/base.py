@@ -20,6 +20,7 @@ import hashlib
 import heapq
 import operator
 import os
+import re
 import stat
 import tempfile
 import weakref
@@ -44,11 +45,33 @@ MAX_PHOTO_BYTES = 1 << 28
 """What a container says of a photo's size is believed up to here."""
 MAX_LABEL = 9_999_999
 LABEL_DIGITS = 7
+MAX_NAME = 255
+"""Characters of an identity."""
+NOBODY = "-1"
+"""The label of a photo that shows none of the dataset's people, as many datasets write it."""
+LITTER = frozenset(
+    {
+        "__macosx",
+        "@eadir",
+        "@tmp",
+        "@recycle",
+        "@recently-snapshot",
+        "@__thumb",
+        "#recycle",
+        "#snapshot",
+        "$recycle.bin",
+        "system volume information",
+        "lost+found",
+    }
+)
+"""Folders, in small letters, that systems leave beside photos: thumbnails, recycle bins."""
 SORTED_AT_ONCE = 1 << 14
 """Photos: what listing a split holds as objects."""
 READ_AT_ONCE = 1 << 10
 MERGED_AT_ONCE = 64
 
+_CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Control characters, ends of lines, and halves of characters."""
 _REGISTRY: dict[str, type[RawDataset]] = {}
 _KINDS: dict[str, type[RawDataset]] = {}
 
@@ -175,6 +198,8 @@ class Index:
     """All identities of the split, sorted; an identity's place is its class index."""
     missing: tuple[str, ...]
     """Sources that the dataset's list names but the disk does not have."""
+    nobody: tuple[str, ...] = ()
+    """Sources of photos that are labelled `NOBODY`: they have no key."""
 
     @property
     def identities(self) -> int:
@@ -288,18 +313,24 @@ class RawDataset(ABC):
         """
         self.missing.clear()
         found: set[str] = set()
+        nobody: list[str] = []
 
         def listed_photos() -> Iterator[Photo]:
             for photo in self.iter_photos():
+                if photo.identity == NOBODY:
+                    nobody.append(photo.source)
+                    continue
                 found.add(photo.identity)
                 yield photo
 
         photos = PhotoList.gather(listed_photos())
-        if not photos:
+        if not photos and nobody:
             raise PersonaError(
-                f"{self.name} ({self.split}) has no photo below {self.root}: "
-                f"expected {self.layout}; {self.obtain}"
+                f"{self.name} ({self.split}): all {len(nobody)} photos are labelled {NOBODY}, "
+                "which is nobody: choose the split that has labels"
             )
+        if not photos:
+            raise self.nothing_found()
         if photos.twice is not None:
             raise PersonaError(
                 f"{self.name} ({self.split}): {photos.twice} is in it twice: take one of them out"
@@ -312,7 +343,14 @@ class RawDataset(ABC):
                 f"{self.name} ({self.split}): {len(strangers)} identities are not in its "
                 f"list, the first is {strangers[0]!r}: remove them or mend the list"
             )
-        return Index(photos, classes, tuple(sorted(self.missing)))
+        return Index(photos, classes, tuple(sorted(self.missing)), tuple(sorted(nobody)))
+
+    def nothing_found(self) -> PersonaError:
+        """The error for a split without a photo."""
+        return PersonaError(
+            f"{self.name} ({self.split}) has no photo below {self.root}: "
+            f"expected {self.layout}; {self.obtain}"
+        )
 
     def complain(self, wanted: Path) -> PersonaError:
         """The error for a part that is not there."""
@@ -432,12 +470,17 @@ def list_image_folders(
         )
 
 
+def is_litter(name: str) -> bool:
+    """Whether a file or folder is hidden, or one of those that systems leave beside photos."""
+    return name.startswith(".") or name.lower() in LITTER
+
+
 def list_folders(parent: Path) -> list[str]:
-    """Names of the folders in `parent`, sorted; hidden ones are left out."""
+    """Names of the folders in `parent`, sorted; hidden ones and litter are left out."""
     if not parent.is_dir():
         return []
     with os.scandir(parent) as entries:
-        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        names = sorted(e.name for e in entries if e.is_dir() and not is_litter(e.name))
     _check_names(parent, names)
     return names
 
@@ -473,6 +516,33 @@ class Folders(IdentityFolders):
 def label_name(label: int) -> str:
     """A numbered identity's name; names sort as their numbers do."""
     return f"{label:0{LABEL_DIGITS}d}"
+
+
+def identity_name(value: object, where: str) -> str:
+    """An identity from a label: text as it is, a whole number as `label_name` writes it.
+
+    The label -1, as a number or as text, is `NOBODY`.
+
+    Raises:
+        PersonaError: it is neither.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, str):
+        digits = value.removeprefix("-")
+        if digits.isascii() and digits.isdigit() and len(digits) < 9:
+            value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value == int(NOBODY):
+            return NOBODY
+        if 0 <= value <= MAX_LABEL:
+            return label_name(value)
+    if isinstance(value, str) and value and len(value) <= MAX_NAME and not _CONTROLS.search(value):
+        return value
+    raise PersonaError(
+        f"{where} has the label {str(value)[:40]!r}: expected a name, a whole number from 0 to "
+        f"{MAX_LABEL:,}, or {NOBODY} for nobody"
+    )
 
 
 class RandomReader:
