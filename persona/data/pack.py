@@ -45,9 +45,10 @@ from persona.data.journal import (
     read_record,
     shard_name,
 )
-from persona.data.raw.base import NOBODY, Index, Pair, Photo, RawDataset, datasets
+from persona.data.raw.base import Index, Pair, Photo, RawDataset, datasets
 from persona.data.shards import (
     MANIFEST,
+    OF_NOBODY,
     PAIRS,
     VERSION,
     KeyPair,
@@ -289,7 +290,7 @@ def plan_photos(
             shards=(),
             skipped=(
                 *(Skipped(source, "listed, not on disk") for source in sorted(absent)),
-                *(Skipped(source, f"labelled {NOBODY}, which is nobody") for source in nobody),
+                *(Skipped(source, OF_NOBODY) for source in nobody),
                 *(
                     Skipped(source, "it has a box, but is not there")
                     for source in sorted(boxes_alone)

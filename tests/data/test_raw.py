@@ -117,9 +117,12 @@ def test_agedb_identity_is_the_name_field(tmp_path: Path) -> None:
         (tmp_path / "AgeDB" / name).write_bytes(jpeg(1))
     index = open_dataset("agedb", tmp_path).index()
     assert index.classes == ("Jean_Paul_Sartre", "MariaCallas")
-    (tmp_path / "AgeDB" / "holiday.jpg").write_bytes(jpeg(1))
-    with pytest.raises(PersonaError, match=r"holiday\.jpg: expected <id>_<Name>_<age>_<gender>"):
-        open_dataset("agedb", tmp_path).index()
+    # `²` is a digit to Python's isdigit, and no number to its int.
+    for name in ("holiday.jpg", "1_X_3²_f.jpg", "¹_X_3_f.jpg", f"1_X_{'9' * 99}_f.jpg"):
+        (tmp_path / "AgeDB" / name).write_bytes(jpeg(1))
+        with pytest.raises(PersonaError, match=r"\.jpg: expected <id>_<Name>_<age>_<gender>"):
+            open_dataset("agedb", tmp_path).index()
+        (tmp_path / "AgeDB" / name).unlink()
 
 
 def test_vggface2_boxes_are_corners(tmp_path: Path) -> None:

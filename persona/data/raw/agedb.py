@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from persona.data.raw.base import Pair, Photo, RawDataset, list_images
 from persona.errors import PersonaError
+from persona.files import whole_number
 
 GAP_YEARS = 30
 FOLDS = 10
@@ -28,12 +29,13 @@ class AgeDB(RawDataset):
         for name in list_images(self.root):
             number, _, rest = name.rpartition(".")[0].partition("_")
             fields = rest.rsplit("_", maxsplit=2)
-            if not number.isdigit() or len(fields) != 3 or not fields[0] or not fields[1].isdigit():
+            age = whole_number(fields[1]) if len(fields) == 3 else None
+            if whole_number(number) is None or age is None or not fields[0]:
                 raise PersonaError(
                     f"{self.root / name}: expected <id>_<Name>_<age>_<gender>.jpg; "
                     "rename it or take it out"
                 )
-            attributes = (("age", int(fields[1])), ("gender", fields[2]))
+            attributes = (("age", age), ("gender", fields[2]))
             yield Photo(identity=fields[0], source=name, attributes=attributes)
 
     def pairs(self) -> list[Pair] | None:

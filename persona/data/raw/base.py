@@ -37,7 +37,7 @@ from typing import ClassVar, NoReturn, overload
 import orjson
 
 from persona.errors import PersonaError, unknown
-from persona.files import bounded_lines, placed
+from persona.files import bounded_lines, placed, whole_number
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
@@ -529,9 +529,9 @@ def identity_name(value: object, where: str) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, str):
-        digits = value.removeprefix("-")
-        if digits.isascii() and digits.isdigit() and len(digits) < 9:
-            value = int(value)
+        number = whole_number(value.removeprefix("-"))
+        if number is not None:
+            value = -number if value.startswith("-") else number
     if isinstance(value, int) and not isinstance(value, bool):
         if value == int(NOBODY):
             return NOBODY

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from persona.data.raw.base import IdentityFolders, Pair, iter_lines
 from persona.errors import PersonaError
+from persona.files import whole_number
 
 GENUINE_FIELDS = 3
 IMPOSTOR_FIELDS = 4
@@ -52,7 +53,7 @@ def parse_pairs(path: Path, prefix: str = "") -> list[Pair]:
     while lines and not lines[-1].strip():
         lines.pop()
     header = lines[0].split() if lines else []
-    if not 1 <= len(header) <= 2 or not all(is_number(field) and int(field) for field in header):
+    if not 1 <= len(header) <= 2 or not all(map(whole_number, header)):
         raise PersonaError(
             f"{path} line 1: expected '<folds><TAB><pairs a fold>', for LFW '10<TAB>300'"
         )
@@ -65,9 +66,10 @@ def parse_pairs(path: Path, prefix: str = "") -> list[Pair]:
         )
 
     def source(name: str, number: str, line: int) -> str:
-        if not is_number(number) or name in {".", ".."} or "/" in name or "\\" in name:
+        place = whole_number(number)
+        if place is None or name in {".", ".."} or "/" in name or "\\" in name:
             raise PersonaError(f"{path} line {line}: {name!r} {number!r} is no name and number")
-        return f"{prefix}{name}/{name}_{int(number):04d}.jpg"
+        return f"{prefix}{name}/{name}_{place:04d}.jpg"
 
     pairs = []
     for number, text in enumerate(lines[1:], start=2):
@@ -85,8 +87,3 @@ def parse_pairs(path: Path, prefix: str = "") -> list[Pair]:
             raise PersonaError(f"{path} line {number}: {what}, {text[:80]!r}")
         pairs.append(Pair(fold, same, a, b))
     return pairs
-
-
-def is_number(text: str) -> bool:
-    """Whether it is a number as such files have them: a few plain digits."""
-    return text.isascii() and text.isdigit() and len(text) < 10
