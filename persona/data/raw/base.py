@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import heapq
+import logging
 import operator
 import os
 import re
@@ -26,7 +27,7 @@ import tempfile
 import weakref
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -65,11 +66,16 @@ LITTER = frozenset(
     }
 )
 """Folders, in small letters, that systems leave beside photos: thumbnails, recycle bins."""
+MAX_NESTED = 4
+"""Folders that archives may add around the ones that are wanted."""
+SEEN = 4
+"""Names of files that an error gives."""
 SORTED_AT_ONCE = 1 << 14
 """Photos: what listing a split holds as objects."""
 READ_AT_ONCE = 1 << 10
 MERGED_AT_ONCE = 64
 
+log = logging.getLogger(__name__)
 _CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """Control characters, ends of lines, and halves of characters."""
 _REGISTRY: dict[str, type[RawDataset]] = {}
@@ -223,7 +229,9 @@ class RawDataset(ABC):
     kind: ClassVar[str] = ""
     """What stands before the colon, for datasets of the user's own."""
     folder: ClassVar[str]
-    """Its folder below `data/raw`, found in any letter case."""
+    """Its folder below `data/raw`, found in any letter case, with or without punctuation."""
+    aliases: ClassVar[frozenset[str]] = frozenset()
+    """Other names of that folder, as archives have them: small letters and digits alone."""
     splits: ClassVar[tuple[str, ...]] = ("all",)
     """The first is the default."""
     layout: ClassVar[str] = "one folder of photos an identity"
@@ -348,15 +356,15 @@ class RawDataset(ABC):
     def nothing_found(self) -> PersonaError:
         """The error for a split without a photo."""
         return PersonaError(
-            f"{self.name} ({self.split}) has no photo below {self.root}: "
-            f"expected {self.layout}; {self.obtain}"
+            f"{self.name} ({self.split}) has no photo below {self.root}, which holds "
+            f"{seen(self.root)}: expected {self.layout}; {self.obtain}"
         )
 
     def complain(self, wanted: Path) -> PersonaError:
         """The error for a part that is not there."""
         return PersonaError(
-            f"{self.name} ({self.split}) is not complete: {wanted} is missing; "
-            f"expected {self.layout}; {self.obtain}"
+            f"{self.name} ({self.split}) is not complete: {wanted} is missing, {self.root} holds "
+            f"{seen(self.root)}; expected {self.layout}; {self.obtain}"
         )
 
 
@@ -387,8 +395,8 @@ def open_dataset(name: str, raw: Path, split: str | None = None, **options: int)
     root = find_root(dataset_class, raw)
     if root is None:
         raise PersonaError(
-            f"{dataset_class.name} is not at {raw / dataset_class.folder}: "
-            f"expected {dataset_class.layout}; {dataset_class.obtain}. "
+            f"{dataset_class.name} is not at {raw / dataset_class.folder}, {raw} holds "
+            f"{seen(raw)}: expected {dataset_class.layout}; {dataset_class.obtain}. "
             "--raw DIR names another place"
         )
     return dataset_class(root, split, **options)
@@ -407,15 +415,43 @@ def _open_path(kind: str, path: str, split: str | None, options: dict[str, int])
 
 
 def find_root(dataset_class: type[RawDataset], raw: Path) -> Path | None:
-    """The dataset's folder below `raw`, in any letter case; `raw` itself if it has that name."""
-    wanted = dataset_class.folder.lower()
-    if raw.is_dir():
+    """The dataset's folder below `raw`, in any spelling; `raw` itself if it has that name."""
+    if not raw.is_dir():
+        return None
+    folder = dataset_class.folder.lower()
+    spellings: tuple[Callable[[str], bool], ...] = (
+        lambda name: name.lower() == folder,
+        lambda name: _plain_name(name) == _plain_name(folder),
+        lambda name: _plain_name(name) in dataset_class.aliases,
+    )
+    for is_it in spellings:
         for entry in sorted(raw.iterdir()):
-            if entry.name.lower() == wanted and entry.is_dir():
+            if is_it(entry.name) and not is_litter(entry.name) and entry.is_dir():
                 return entry
-        if raw.resolve().name.lower() == wanted:
+        if is_it(raw.resolve().name):
             return raw
     return None
+
+
+def _plain_name(name: str) -> str:
+    """A folder's name in small letters and digits alone: `VGG-Face2` is `vggface2`."""
+    return "".join(character for character in name.lower() if character.isalnum())
+
+
+def seen(folder: Path) -> str:
+    """What is in a folder, for the error that something else was expected there."""
+    if not folder.is_dir():
+        return "nothing, for it is no folder"
+    with os.scandir(folder) as entries:
+        names = sorted(
+            f"{entry.name}/" if entry.is_dir() else entry.name
+            for entry in entries
+            if not is_litter(entry.name)
+        )
+    if not names:
+        return "nothing"
+    more = f" and {len(names) - SEEN:,} more" if len(names) > SEEN else ""
+    return ", ".join(name[:60] for name in names[:SEEN]) + more
 
 
 def list_images(folder: Path) -> list[str]:
@@ -489,21 +525,44 @@ class IdentityFolders(RawDataset):
     """The plain layout: one folder of photos an identity. LFW and CASIA-WebFace have it."""
 
     def photo_root(self) -> Path:
-        """The folder that holds the identity folders, one level deeper where archives add one."""
-        folders = list_folders(self.root)
-        if len(folders) == 1:
-            inner = self.root / folders[0]
-            if not list_images(inner) and list_folders(inner):
-                return inner
+        """The folder that holds the identity folders, some levels deeper where archives add them.
+
+        A folder is looked into if no folder beside it holds photos, and it alone holds folders.
+        """
+        root = self.root
+        for _ in range(MAX_NESTED):
+            folders = list_folders(root)
+            if any(list_images(root / name) for name in folders):
+                return root
+            deeper = [name for name in folders if list_folders(root / name)]
+            if len(deeper) != 1:
+                break
+            root /= deeper[0]
         return self.root
 
     def iter_photos(self) -> Iterator[Photo]:
-        """Yields the photos of every identity folder."""
+        """Yields the photos of every identity folder; those beside the folders are told of."""
         root = self.photo_root()
+        loose = len(list_images(root))
+        if loose and list_folders(root):
+            log.warning(
+                "%d photos directly in %s are in no identity's folder: left out", loose, root
+            )
         below = "" if root == self.root else f"{self.relative(root)}/"
         for identity, names in list_image_folders(root, list_folders(root), self.scan_workers):
             for name in names:  # no Path a photo: it would take as long as all else
                 yield Photo(identity=identity, source=f"{below}{identity}/{name}")
+
+    def nothing_found(self) -> PersonaError:
+        """The error for a split without a photo; photos that are in no folder are told of."""
+        loose = len(list_images(self.root))
+        if not loose:
+            return super().nothing_found()
+        return PersonaError(
+            f"{self.root} holds {loose:,} photos, but none in a folder of its person: expected "
+            f"{self.layout}. Move each person's photos into a folder that has their name, or, if "
+            "nobody is named, each photo into a folder of its own"
+        )
 
 
 class Folders(IdentityFolders):

@@ -13,7 +13,7 @@ IMPOSTOR_FIELDS = 4
 
 
 class LFWLayout(IdentityFolders):
-    """`Name/Name_0001.jpg` (also one folder level deeper) and `pairs.txt`."""
+    """`Name/Name_0001.jpg` (also some folders deeper) and `pairs.txt`."""
 
     layout = "<Name>/<Name>_0001.jpg and pairs.txt"
 
@@ -26,10 +26,16 @@ class LFWLayout(IdentityFolders):
             PersonaError: no file, or a malformed line.
         """
         root = self.photo_root()
-        path = next((p for p in (self.root / "pairs.txt", root / "pairs.txt") if p.is_file()), None)
+        path = self.pairs_path(root)
         if path is None:
             raise self.complain(self.root / "pairs.txt")
-        return parse_pairs(path, prefix="" if root == self.root else f"{root.name}/")
+        return parse_pairs(path, prefix="" if root == self.root else f"{self.relative(root)}/")
+
+    def pairs_path(self, root: Path) -> Path | None:
+        """`pairs.txt` in the dataset's folder, in `root` or in one between them, if it is there."""
+        between = [folder for folder in root.parents if folder.is_relative_to(self.root)]
+        places = (folder / "pairs.txt" for folder in (*reversed(between), root))
+        return next((place for place in places if place.is_file()), None)
 
 
 class LFW(LFWLayout):
@@ -37,6 +43,7 @@ class LFW(LFWLayout):
 
     name = "lfw"
     folder = "LFW"
+    aliases = frozenset({"lfwdeepfunneled", "lfwfunneled", "lfwdataset"})
     obtain = "it is free: run `persona download lfw`"
 
 
