@@ -28,7 +28,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from persona.errors import PersonaError
-from persona.files import folder_lock, write_json
+from persona.files import folder_lock, whole_number, write_json
 from persona.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,8 @@ ROUNDS = 5
 WAIT_S = 1.0
 """Before the second round; twice as long before each further one."""
 MAX_BYTES = 20 << 30
+MOST_DIGITS = 18
+"""Of a length that a server promises."""
 BLOCK = 1 << 18
 FOLDER = ".download"
 FINAL_STATUS = frozenset({400, 401, 403, 404, 405, 410, 451})
@@ -267,14 +269,14 @@ def _begin(response: Any, url: str, partial: _Partial, start: int) -> int:
         promise = (headers.get("Content-Range") or "").removeprefix("bytes ")
         span, _, length = promise.partition("/")
         first = span.partition("-")[0]
-        if not first.isdigit() or int(first) != start or not start:
+        if whole_number(first, MOST_DIGITS) != start or not start:
             raise _CutError("it answered with another part than asked for")
-        total = int(length) if length.isdigit() else 0
+        total = whole_number(length, MOST_DIGITS) or 0
     else:
         tag = headers.get("ETag") or ""
         version = tag if tag and not tag.startswith("W/") else headers.get("Last-Modified") or ""
         length = headers.get("Content-Length") or ""
-        total = int(length) if length.isdigit() else 0
+        total = whole_number(length, MOST_DIGITS) or 0
         partial.begin(url, version, total)
     if total > MAX_BYTES:
         raise _RefusalError(f"it promises {total:,} bytes")

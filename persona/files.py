@@ -99,6 +99,15 @@ def bounded_lines(file: IO[AnyStr], path: Path) -> Iterator[AnyStr]:
         number += 1
 
 
+def whole_number(text: str, most_digits: int = 9) -> int | None:
+    """The number that a few of the digits 0 to 9 write; None: it is something else.
+
+    `str.isdigit` holds for `²` too, which `int` refuses, as it does thousands of digits.
+    """
+    plain = text.isascii() and text.isdigit() and len(text) <= most_digits
+    return int(text) if plain else None
+
+
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file as 64 hex digits."""
     with path.open("rb") as file:

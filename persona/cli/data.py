@@ -42,6 +42,7 @@ def datasets_command(raw: RawOption = None, json: JsonFlag = False) -> None:
 
     place = workspace(raw=raw).raw
     rows: list[dict[str, Any]] = []
+    notes: list[str] = []
     for name, dataset_class in sorted(datasets().items()):
         root = find_root(dataset_class, place)
         for split in dataset_class.splits:
@@ -71,6 +72,8 @@ def datasets_command(raw: RawOption = None, json: JsonFlag = False) -> None:
                 except PersonaError as error:
                     row["state"] = "partial" if row["photos"] else "missing"
                     row["detail"] = str(error)
+                if row["detail"]:
+                    notes.append(f"{name} ({split}): {row['detail']}")
             rows.append(row)
     if json:
         print_json(rows)
@@ -90,9 +93,8 @@ def datasets_command(raw: RawOption = None, json: JsonFlag = False) -> None:
         [*map(Column, ("your own", "what PATH is"))],
         [[f"{kind}:PATH", kind_class.layout] for kind, kind_class in sorted(kinds().items())],
     )
-    for row in rows:
-        if row["state"] == "partial":
-            note(f"{row['dataset']} ({row['split']}): {row['detail']}")
+    for line in notes:
+        note(line)
 
 
 def shard_command(

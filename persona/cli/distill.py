@@ -13,6 +13,7 @@ import typer
 from persona.cli.errors import run_app
 from persona.cli.output import CacheOption, ModelsOption, ShardsOption, print_json
 from persona.errors import PersonaError, unknown
+from persona.files import whole_number
 from persona.workspace import Workspace
 
 app = typer.Typer(
@@ -195,8 +196,9 @@ def launcher_options() -> dict[str, Any]:
         options["compile"] = dynamo
     if precision and precision != "no":
         options["mixed_precision"] = precision
-    if accumulation and accumulation.isdigit() and int(accumulation) > 1:
-        options["gradient_accumulation_steps"] = int(accumulation)
+    steps = whole_number(accumulation or "")
+    if steps is not None and steps > 1:
+        options["gradient_accumulation_steps"] = steps
     return options
 
 

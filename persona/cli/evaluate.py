@@ -38,8 +38,8 @@ NoFaceOption = Annotated[
     str,
     typer.Option(
         "--no-face",
-        help="Photos without a face: centre (its middle stands in), fail (their pairs are wrong) "
-        "or exclude.",
+        help="Photos without a face: centre (its middle stands in), fail (their pairs are wrong, "
+        "as are those of absent photos) or exclude.",
     ),
 ]
 PairsOption = Annotated[
@@ -305,6 +305,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
         "probes",
         "non_mated",
         "no_face",
+        "absent",
         "overlap",
     )
     for name in counted:
@@ -362,18 +363,18 @@ def print_notes(evaluation: Evaluation) -> None:
             note(f"note: {trials} cannot resolve {unit} {', '.join(unresolved)}")
     if evaluation.intervals and evaluation.intervals.get("accuracy", ...) is None:
         note("note: no interval where all resamples agree: no errors are no proof of none")
+    unit = "triplets" if evaluation.triplets else "pairs" if evaluation.pairs else "photos"
+    fate = "counted as wrong" if evaluation.no_face_policy == "fail" else "left out"
     if evaluation.no_face:
-        fate = {"centre": "", "fail": "counted as wrong", "exclude": "left out"}
-        if evaluation.no_face_policy == "centre":
-            text = (
-                "the middle of the photo stands in for a face that was not found, pairs of absent "
-                "photos are left out"
-            )
-        else:
-            text = fate.get(evaluation.no_face_policy or "exclude", "left out")
-        unit = "triplets" if evaluation.triplets else "pairs" if evaluation.pairs else "photos"
-        found = "without a face" if unit == "photos" else "with a photo or face that was not found"
-        note(f"note: {evaluation.no_face} {unit} {found}: {text}")
+        found = {"photos": "show no face", "triplets": "lack a photo"}.get(
+            unit, "have a photo without a face"
+        )
+        centre = "the middle of the photo stands in for the face"
+        what = centre if evaluation.no_face_policy == "centre" else fate
+        note(f"note: {evaluation.no_face} {unit} {found}: {what}")
+    if evaluation.absent:
+        found = "are absent" if unit == "photos" else "have a photo that the set does not hold"
+        note(f"note: {evaluation.absent} {unit} {found}: {fate}")
     if evaluation.duplicates:
         note(f"note: {evaluation.duplicates} pairs are listed more than once and count each time")
     if evaluation.overlap:

@@ -101,7 +101,7 @@ def _complete(root: Path, mirror: str | None, pairs: Source, rounds: int) -> boo
     """Checks an LFW that is there and gets its pairs.txt if that alone is missing."""
     dataset = LFW(root)
     dataset.index()
-    if any(place.is_file() for place in (root / PAIRS.file, dataset.photo_root() / PAIRS.file)):
+    if dataset.pairs_path(dataset.photo_root()) is not None:
         dataset.pairs()
         return False
     _fetch(pairs, _mirrors(pairs, mirror), root, root, rounds)

@@ -48,6 +48,7 @@ from persona.data.journal import (
 from persona.data.raw.base import Index, Pair, Photo, RawDataset, datasets
 from persona.data.shards import (
     MANIFEST,
+    OF_NOBODY,
     PAIRS,
     VERSION,
     KeyPair,
@@ -240,6 +241,7 @@ def plan_photos(
     boxes, boxes_digest = _face_boxes(dataset, options)
     listed_pairs = dataset.pairs() if only is None else None
     absent = set(index.missing) if only is None else set()
+    nobody = index.nobody if only is None else ()
     boxes_alone = _boxes_without_photo(index, boxes, options) if only is None else set()
     pairs: list[KeyPair] | None = None
     if listed_pairs is not None:
@@ -288,6 +290,7 @@ def plan_photos(
             shards=(),
             skipped=(
                 *(Skipped(source, "listed, not on disk") for source in sorted(absent)),
+                *(Skipped(source, OF_NOBODY) for source in nobody),
                 *(
                     Skipped(source, "it has a box, but is not there")
                     for source in sorted(boxes_alone)
@@ -341,7 +344,7 @@ def _boxes_without_photo(index: Index, boxes: dict[str, Box], options: PackOptio
     if options.boxes is None:
         folders = {photo.source.rpartition("/")[0] for photo in index.photos}
         absent = {source for source in absent if source.rpartition("/")[0] in folders}
-        absent.difference_update(index.missing)  # counted already
+        absent.difference_update(index.missing, index.nobody)  # counted already
     elif len(absent) > options.max_skipped * len(boxes):
         raise PersonaError(
             f"{options.boxes}: {len(absent)} of {len(boxes)} boxes are of photos that are not "

@@ -81,7 +81,13 @@ class Shard:
         )
 
 
-@dataclass(frozen=True, slots=True)
+FACELESS = -2
+"""In place of the key of a photo that was skipped because no face was found in it."""
+OF_NOBODY = "labelled -1, which is nobody"
+"""Why a photo is skipped that shows none of the dataset's people."""
+
+
+@dataclass(frozen=True)
 class Skipped:
     """A photo that was not packed, and why."""
 
@@ -108,7 +114,7 @@ class PairTable:
     same: npt.NDArray[np.bool_]
     a: npt.NDArray[np.int64]
     b: npt.NDArray[np.int64]
-    """(P,) keys; -1: the dataset does not have that photo."""
+    """(P,) keys; -1: the dataset does not have that photo; FACELESS: the set left it out."""
 
     def __len__(self) -> int:
         return len(self.fold)
@@ -153,6 +159,21 @@ class Manifest:
     def no_face(self) -> tuple[int, ...]:
         """Keys of the centre crops, sorted."""
         return tuple(sorted(key for shard in self.shards for key in shard.no_face))
+
+    @property
+    def faceless(self) -> tuple[str, ...]:
+        """Sources of the photos that were skipped because no face was found in them."""
+        return tuple(photo.source for photo in self.skipped if photo.reason.startswith("no face"))
+
+    @property
+    def left_out(self) -> tuple[int, int]:
+        """How many skipped photos show no face, and how many are absent or could not be packed.
+
+        Photos of nobody are neither. A triplet is among the first, whatever its photo lacks.
+        """
+        reasons = [photo.reason for photo in self.skipped if photo.reason != OF_NOBODY]
+        faceless = sum(reason.startswith(("no face", "no crop")) for reason in reasons)
+        return faceless, len(reasons) - faceless
 
     def knows(self, trained_on: str, num_classes: int, classes: tuple[str, ...] | None) -> bool:
         """Whether a network's logits stand for this set's identities, in the same order.

@@ -33,7 +33,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from persona.errors import PersonaError
-from persona.files import sha256_file, write_atomically
+from persona.files import sha256_file, whole_number, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -386,7 +386,7 @@ def _http(url: str, start: int) -> Iterator[bytes]:
     with response:
         # A server that knows no ranges begins anew.
         passed = start if response.status != http.HTTPStatus.PARTIAL_CONTENT else 0
-        length = int(response.headers.get("Content-Length") or 0)
+        length = whole_number(response.headers.get("Content-Length") or "", 18) or 0
         came = 0
         while data := response.read1(CHUNK):  # `read` would lose what came before a reset
             came += len(data)

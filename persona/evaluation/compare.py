@@ -85,7 +85,7 @@ def compare(
         "pairs": len(first),
         "resampled": first.units().kind,
         "permuted": swapped_together(first)[1],
-        **{name: facts[name] for name in ("no_face", "no_face_policy")},
+        **{name: facts[name] for name in ("no_face", "absent", "no_face_policy")},
     }
 
 

@@ -16,6 +16,9 @@ from persona.evaluation.metrics import Folds, equal_error_rate, resolves, roc_au
 from persona.evaluation.pairs import PairScores
 from persona.evaluation.statistics import verification_intervals
 
+MAX_NUMBER = 1e15
+"""Annotations beyond it, and what is not finite, are no numbers to take a difference of."""
+
 
 def groups_of(
     scores: PairScores, metas: dict[int, dict[str, object]], by: str
@@ -37,17 +40,17 @@ def groups_of(
                 "this set has no annotations to group by: pack it with --annotations FILE"
             )
         raise unknown("annotation", column, known)
-    first = [value.get(key) for key in scores.key_a.tolist()]
-    second = [value.get(key) for key in scores.key_b.tolist()]
-    both = zip(first, second, strict=True)
+    keys = list(zip(scores.key_a.tolist(), scores.key_b.tolist(), strict=True))
     if column == by:
+        both = ((value.get(a), value.get(b)) for a, b in keys)
         return np.array([str(a) if a is not None and a == b else "" for a, b in both])
-    try:
-        gaps = [None if a is None or b is None else abs(_number(a) - _number(b)) for a, b in both]
-    except ValueError:
-        raise PersonaError(f"annotation {column!r} is no number: --by {column}") from None
-    tens = (None if gap is None else int(gap // 10) * 10 for gap in gaps)
-    return np.array(["" if ten is None else f"{ten}-{ten + 9}" for ten in tens])
+    named = {key for pair in keys for key in pair if value.get(key) is not None}
+    number = {key: as_number(value[key]) for key in named}
+    if None in number.values():
+        raise PersonaError(f"annotation {column!r} is no number: --by {column}")
+    numbers = ((number.get(a), number.get(b)) for a, b in keys)
+    gaps = (None if a is None or b is None else int(abs(a - b) // 10) * 10 for a, b in numbers)
+    return np.array(["" if gap is None else f"{gap}-{gap + 9}" for gap in gaps])
 
 
 def group_figures(
@@ -109,7 +112,8 @@ def group_figures(
 def _natural(name: str) -> tuple[float, str]:
     """Numbers in their order, before words."""
     head = name.partition("-")[0]
-    return (float(head) if head.isdigit() else np.inf, name)
+    number = as_number(head)
+    return (np.inf if number is None else number, name)
 
 
 def _attributes(meta: dict[str, object]) -> dict[str, object]:
@@ -117,5 +121,10 @@ def _attributes(meta: dict[str, object]) -> dict[str, object]:
     return found if isinstance(found, dict) else {}
 
 
-def _number(value: object) -> float:
-    return float(str(value))
+def as_number(value: object) -> float | None:
+    """An annotation as a number; None: it is none, or none that can be told from others."""
+    try:
+        number = float(str(value))
+    except ValueError:
+        return None
+    return number if abs(number) < MAX_NUMBER else None

@@ -1,8 +1,8 @@
 """A user's own pairs over a packed set: CSV, parquet, or LFW's pairs.txt layout.
 
 A table has a header: two paths in its first columns (or `a` and `b`), a `label` (or `same`) of 0
-and 1, and perhaps a `fold`; without one, ten folds are cut in the list's order. A path is a photo's
-path below its dataset, or the end of it that no other photo has.
+and 1, and perhaps a `fold`; without one, as in the lists of LFW's view 1, ten folds are cut in the
+list's order. A path is a photo's path below its dataset, or the end of it that no other photo has.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from persona.data.raw.lfw import parse_pairs
-from persona.data.shards import Manifest, PairTable
+from persona.data.shards import FACELESS, Manifest, PairTable
 from persona.errors import PersonaError
-from persona.files import LONGEST_LINE, bounded_lines
+from persona.files import LONGEST_LINE, bounded_lines, whole_number
 
 FOLDS = 10
+UNKNOWN = -1
+MAX_FOLD = 10**9
 SHOWN = 5
 """Unknown photos named in the error or the note."""
 MAX_UNKNOWN = 0.5
@@ -51,13 +53,13 @@ def read_pair_list(
         raise PersonaError(f"{path} holds no pair")
     find = _Finder(metas, manifest)
     keys = np.array([(find(a), find(b)) for _, _, a, b in rows], np.int64)
-    lost = int((keys < 0).any(axis=1).sum())
+    lost = int((keys == UNKNOWN).any(axis=1).sum())
     missing = sorted(
         {
             p
             for row, key in zip(rows, keys, strict=True)
             for p, k in zip(row[2:], key, strict=True)
-            if k < 0
+            if k == UNKNOWN
         }
     )
     if lost > MAX_UNKNOWN * len(rows):
@@ -79,7 +81,7 @@ def read_pair_list(
     return PairTable(fold, same, keys[:, 0], keys[:, 1]), missing
 
 
-def cut_folds(same: np.ndarray[Any, np.dtype[np.bool_]], path: Path) -> Any:
+def cut_folds(same: np.ndarray[Any, np.dtype[np.bool_]], path: Path | str) -> Any:
     """(P,) ten folds in the list's order, each with its share of both classes.
 
     Raises:
@@ -107,24 +109,26 @@ def _some(names: list[str]) -> str:
 
 
 class _Finder:
-    """Key of the photo that a path means; -1: none, or several."""
+    """Key of the photo that a path means; UNKNOWN: none, or several."""
 
     def __init__(self, metas: dict[int, dict[str, Any]], manifest: Manifest) -> None:
         if manifest.kind == "triplets":
             raise PersonaError(f"set {manifest.name} holds triplets, no photos: pairs need photos")
         self.keys: dict[str, int] = {}
-        for key, meta in metas.items():
-            parts = str(meta["source"]).split("/")
+        key_of = dict.fromkeys(manifest.faceless, FACELESS)
+        key_of |= {str(meta["source"]): key for key, meta in metas.items()}
+        for source, key in key_of.items():
+            parts = source.split("/")
             for start in range(1, len(parts)):
                 end = "/".join(parts[start:])
-                self.keys[end] = -1 if end in self.keys else key
-        self.keys |= {str(meta["source"]): key for key, meta in metas.items()}
+                self.keys[end] = UNKNOWN if end in self.keys else key
+        self.keys |= key_of
 
     def __call__(self, path: str) -> int:
         parts = path.replace("\\", "/").removeprefix("./").split("/")
         # A path may also begin with folders above the dataset's own.
         ends = ("/".join(parts[start:]) for start in range(min(len(parts), 3)))
-        return next((self.keys[end] for end in ends if end in self.keys), -1)
+        return next((self.keys[end] for end in ends if end in self.keys), UNKNOWN)
 
 
 def _read_rows(path: Path) -> list[Row]:
@@ -132,8 +136,10 @@ def _read_rows(path: Path) -> list[Row]:
         return _read_table(path, *_parquet(path))
     with path.open(encoding="utf-8-sig") as file:
         head = file.readline(LONGEST_LINE).split()
-    if 1 <= len(head) <= 2 and all(field.isdigit() for field in head):
-        return [(pair.fold, pair.same, pair.a, pair.b) for pair in parse_pairs(path)]
+    if 1 <= len(head) <= 2 and all(whole_number(field) is not None for field in head):
+        pairs = parse_pairs(path)
+        own = len({pair.fold for pair in pairs}) > 1  # LFW's view 1 has no folds
+        return [(pair.fold if own else None, pair.same, pair.a, pair.b) for pair in pairs]
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = [row for row in csv.reader(bounded_lines(file, path)) if row]
     return _read_table(path, rows[0], rows[1:]) if rows else []
@@ -171,6 +177,8 @@ def _read_table(path: Path, header: list[str], rows: list[list[Any]]) -> list[Ro
         try:
             same = LABELS[str(row[label]).strip().lower()]
             place = None if fold is None else int(row[fold])
+            if place is not None and abs(place) > MAX_FOLD:
+                raise ValueError
             found.append((place, same, str(row[a]).strip(), str(row[b]).strip()))
         except (KeyError, IndexError, ValueError, TypeError):
             raise PersonaError(

@@ -1,13 +1,15 @@
 """From a set and its embeddings to the scores of its pairs: which count, and how.
 
-A pair names a photo that the dataset does not have, or one whose face was not found. The first is
-left out; of the second the policy decides:
+A pair may name a photo that is absent (the set does not know it), or one that is faceless: no face
+was found, and the set holds its middle or, packed without pairs, nothing of it. The policy decides
+of both:
 
-- `centre`: the middle of the photo stands in for the face (the reference's behaviour)
+- `centre`: the middle of a faceless photo stands in for the face (the reference's behaviour); pairs
+  of photos of which there is nothing are left out
 - `fail`: the pair is decided wrongly, whatever the network says
 - `exclude`: it is left out
 
-All are counted. Shapes: P pairs, N samples.
+They are two counts: a pair that has both kinds is counted as absent. Shapes: P pairs, N samples.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from persona.data.shards import Manifest, PairTable
+from persona.data.shards import FACELESS, Manifest, PairTable
 from persona.errors import PersonaError, unknown
 from persona.evaluation.embed import Embedded
 from persona.evaluation.metrics import (
@@ -61,7 +63,9 @@ class PairScores:
     failed: Bools
     """(P,) decided wrongly by policy, whatever the score."""
     no_face: int
-    """Listed pairs with a photo that is not there, or without a face."""
+    """Listed pairs with a faceless photo, and none that is absent."""
+    absent: int = 0
+    """Listed pairs with an absent photo."""
     overlapping: int = 0
     """Listed pairs left out because a person of theirs was trained on."""
     duplicates: int = 0
@@ -96,7 +100,9 @@ class PairScores:
         """Some of the pairs."""
         columns = ("fold", "same", "score", "key_a", "key_b", "identity_a", "identity_b", "failed")
         return PairScores(
-            **{name: getattr(self, name)[which_P] for name in columns}, no_face=self.no_face
+            **{name: getattr(self, name)[which_P] for name in columns},
+            no_face=self.no_face,
+            absent=self.absent,
         )
 
 
@@ -123,23 +129,32 @@ def score_pairs(
     if no_face not in POLICIES:
         raise unknown("policy for photos without a face", no_face, POLICIES)
     a, b = embedded.rows_of(pairs.a), embedded.rows_of(pairs.b)
-    absent = (a < 0) | (b < 0)
-    centred = np.array(manifest.no_face, np.int64)
-    faceless = absent | np.isin(pairs.a, centred) | np.isin(pairs.b, centred)
+    not_there = (a < 0) | (b < 0)
+    without_face = np.array([*manifest.no_face, FACELESS], np.int64)
+    no_face_a, no_face_b = np.isin(pairs.a, without_face), np.isin(pairs.b, without_face)
+    absent = ((a < 0) & ~no_face_a) | ((b < 0) & ~no_face_b)
+    faceless = ~absent & (no_face_a | no_face_b)
+    lost = absent | faceless
     label_N = embedded.labels[:, 0]
     label_a, label_b = np.where(a < 0, -1, label_N[a]), np.where(b < 0, -1, label_N[b])
     strange = np.array(sorted(left_out), np.int64)
     overlapping = np.isin(label_a, strange) | np.isin(label_b, strange)
-    dropped = {"centre": absent, "fail": np.zeros(len(a), bool), "exclude": faceless}[no_face]
+    dropped = {"centre": not_there, "fail": np.zeros(len(a), bool), "exclude": lost}[no_face]
     kept = ~dropped & ~overlapping
     if not kept.any():
-        why = "every person of theirs was trained on" if overlapping.any() else "see its skips"
-        raise PersonaError(f"set {manifest.name}: no pair is left to measure ({why})")
-    duplicates = _count_duplicates(manifest, pairs, kept & ~absent)
+        why = (
+            "every person of theirs was trained on: leave --exclude-overlap out, or choose another "
+            "list with --pairs"
+            if overlapping.any()
+            else f"{int(absent.sum())} name a photo that the set lacks, {int(faceless.sum())} one "
+            "without a face: pack the whole dataset, or choose another list with --pairs"
+        )
+        raise PersonaError(f"set {manifest.name}: of {len(a)} pairs none is left to measure; {why}")
+    duplicates = _count_duplicates(manifest, pairs, kept & ~not_there)
     # Where all are kept nothing is copied: of ten million pairs each column is 80 MB.
     which: slice | Bools = slice(None) if kept.all() else kept
     a, b, same = a[which], b[which], pairs.same[which]
-    failed = faceless[which] if no_face == "fail" else np.zeros(len(a), bool)
+    failed = lost[which] if no_face == "fail" else np.zeros(len(a), bool)
     score = listed_scores(embedded.embeddings[:, 0], np.maximum(a, 0), np.maximum(b, 0))
     score[failed] = np.where(same[failed], -FAILED, FAILED)
     return PairScores(
@@ -152,6 +167,7 @@ def score_pairs(
         identity_b=label_b[which],
         failed=failed,
         no_face=int(faceless.sum()),
+        absent=int(absent.sum()),
         overlapping=int(overlapping.sum()),
         duplicates=duplicates,
     )

@@ -245,7 +245,8 @@ def _remarks(models: list[Measured]) -> list[str]:
             "rates: these are marked, not guessed."
         )
     for count, what in (
-        (first.scores.no_face, "pairs have a photo that is absent or shows no face"),
+        (first.scores.no_face, "pairs have a photo that shows no face"),
+        (first.scores.absent, "pairs have a photo that the set does not hold"),
         (first.scores.duplicates, "pairs are listed more than once"),
     ):
         if count:

@@ -20,7 +20,7 @@ from persona.data.storage import SetFolder
 from persona.data.stream import build_loader
 from persona.data.transforms import normalise
 from persona.evaluation.embed import Embedded
-from persona.evaluation.groups import group_figures, groups_of
+from persona.evaluation.groups import as_number, group_figures, groups_of
 from persona.evaluation.metrics import FARS, Folds, Verification
 from persona.evaluation.pairs import PairScores, score_pairs
 from persona.evaluation.protocols import Options, Subject, check_measure
@@ -148,7 +148,7 @@ def measure_groups(
             values.setdefault(name, set()).add(str(value))
     groups = []
     for column, found in sorted(values.items()):
-        numbers = all(value.replace(".", "", 1).isdigit() for value in found)
+        numbers = all(as_number(value) is not None for value in found)
         by = f"{column}-gap" if numbers else column
         group_P = groups_of(scores, metas, by)
         if not 2 <= len(set(group_P.tolist()) - {""}) <= MAX_GROUPS:

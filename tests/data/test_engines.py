@@ -58,7 +58,10 @@ def share(raw: Path, folder: Path, text: str, **changes: object) -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["0/4", "5/4", "1/0", "a/b", "3", "-1/2", "1/2/3", "¹/2", ""])
+@pytest.mark.parametrize(
+    "text",
+    ["0/4", "5/4", "1/0", "a/b", "3", "-1/2", "1/2/3", "¹/2", "1/²", "1/" + "9" * 5000, ""],
+)
 def test_bad_shares(text: str) -> None:
     with pytest.raises(PersonaError, match=r"^--task .*(expected I/N|choose 1/)"):
         Share.parse(text)

@@ -111,15 +111,132 @@ def test_lfw_may_lie_one_folder_deeper(tmp_path: Path) -> None:
     assert {pair.a for pair in pairs} | {pair.b for pair in pairs} <= sources
 
 
+LITTER = (
+    "__MACOSX/._Person_A/._1.jpg",
+    "__MACOSX/LFW/Person_A/Person_A_0001.jpg",
+    "@eaDir/Person_A.jpg/SYNOPHOTO_THUMB_M.jpg",
+    "$RECYCLE.BIN/x/1.jpg",
+    ".thumbnails/x/1.jpg",
+    ".DS_Store",
+    "Thumbs.db",
+    "._pairs.txt",
+)
+
+
+def add_litter(root: Path) -> None:
+    for name in LITTER:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"litter")
+
+
+@pytest.mark.parametrize("nested", ["", "lfw", "lfw-deepfunneled/lfw-deepfunneled", "a/b/c"])
+@pytest.mark.parametrize("pairs", ["first", "last"])
+def test_lfw_among_litter_and_as_archives_nest_it(tmp_path: Path, nested: str, pairs: str) -> None:
+    flat = write_lfw(tmp_path / "flat")
+    wanted = [(p.identity, p.source) for p in open_dataset("lfw", flat.parent).index().photos]
+    root = tmp_path / "raw" / "LFW"
+    (root / nested).parent.mkdir(parents=True, exist_ok=True)
+    flat.rename(root / nested)
+    if pairs == "first" and nested:
+        (root / nested / "pairs.txt").rename(root / "pairs.txt")
+    for folder in {root, root / nested, root / nested / "Person_A", root / nested / ".."}:
+        add_litter(folder)
+    dataset = open_dataset("lfw", tmp_path / "raw")
+    below = f"{nested}/" if nested else ""
+    found = [(p.identity, p.source.removeprefix(below)) for p in dataset.index().photos]
+    assert found == wanted
+    named = dataset.pairs()
+    assert named is not None
+    assert {pair.a.removeprefix(below) for pair in named} <= {source for _, source in wanted}
+
+
+@pytest.mark.parametrize("name", ["lfw-deepfunneled", "lfw_funneled", "lfw-dataset"])
+def test_lfw_by_the_names_of_its_archives(tmp_path: Path, name: str) -> None:
+    write_lfw(tmp_path).rename(tmp_path / "inner")
+    (tmp_path / name).mkdir()
+    (tmp_path / "inner").rename(tmp_path / name / name)
+    assert len(open_dataset("lfw", tmp_path).index().photos) == 24
+
+
+@pytest.mark.parametrize("nested", ["", "AgeDB", "a/b"])
+def test_agedb_among_litter_and_as_archives_nest_it(tmp_path: Path, nested: str) -> None:
+    root = tmp_path / "AgeDB"
+    (root / nested).mkdir(parents=True)
+    for folder in {root, root / nested}:
+        add_litter(folder)
+    (root / nested / "0_Ann_35_f.jpg").write_bytes(jpeg(1))
+    (photo,) = open_dataset("agedb", tmp_path).index().photos
+    assert (photo.identity, photo.source) == ("Ann", f"{nested}/0_Ann_35_f.jpg".lstrip("/"))
+
+
+@pytest.mark.parametrize("folder", ["VGG-Face2", "vgg_face2", "VGGFace 2"])
+@pytest.mark.parametrize("lists", ["", "data", "meta"])
+@pytest.mark.parametrize("photos", ["", "data"])
+def test_vggface2_as_it_was_handed_out(
+    tmp_path: Path, folder: str, lists: str, photos: str
+) -> None:
+    root = write_vggface2(tmp_path)
+    wanted = [(p.identity, p.source) for p in open_dataset("vggface2", tmp_path).index().photos]
+    for place in (lists, photos, "meta/bb_landmark"):
+        (root / place).mkdir(parents=True, exist_ok=True)
+    (root / "train_list.txt").rename(root / lists / "train_list.txt")
+    (root / "train").rename(root / photos / "train")
+    (root / "meta/bb_landmark/loose_bb_train.csv").write_text("n000002/0001_01,1,2,10,20\n")
+    root.rename(tmp_path / "inner")
+    (tmp_path / folder).mkdir()
+    for place in (tmp_path / folder, tmp_path / "inner"):
+        add_litter(place)
+    (tmp_path / "inner").rename(tmp_path / folder / "inner")
+    dataset = open_dataset("vggface2", tmp_path)
+    below = f"inner/{photos}/".replace("//", "/")
+    found = [(p.identity, p.source.removeprefix(below)) for p in dataset.index().photos]
+    assert found == wanted
+    boxes = dataset.boxes()
+    assert boxes is not None and set(boxes) == {f"{below}train/n000002/0001_01.jpg"}
+
+
+def test_what_is_there_instead_is_named(tmp_path: Path) -> None:
+    (tmp_path / "photos" / "ann").mkdir(parents=True)
+    with pytest.raises(PersonaError, match=r"lfw is not at .*/LFW, .* holds photos/: expected"):
+        open_dataset("lfw", tmp_path)
+    write_lfw(tmp_path / "LFW" / "one")
+    write_lfw(tmp_path / "LFW" / "two")
+    (tmp_path / "LFW" / "pairs.csv").write_text("")
+    with pytest.raises(PersonaError, match=r"/LFW, which holds one/, pairs.csv, two/: expected"):
+        open_dataset("lfw", tmp_path).index()
+    root = write_vggface2(tmp_path)
+    (root / "train_list.txt").rename(root / "train_list (1).txt")
+    with pytest.raises(PersonaError, match=r"train_list.txt is missing, .*train_list \(1\).txt"):
+        open_dataset("vggface2", tmp_path).index()
+
+
+def test_photos_in_nobodys_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "flat").mkdir()
+    for number in range(3):
+        (tmp_path / "flat" / f"{number}.jpg").write_bytes(jpeg(number))
+    dataset = open_dataset(f"folders:{tmp_path / 'flat'}", tmp_path)
+    with pytest.raises(PersonaError, match=r"flat holds 3 photos, but none in a folder of its p"):
+        dataset.index()
+    (tmp_path / "flat" / "ann").mkdir()
+    (tmp_path / "flat" / "2.jpg").rename(tmp_path / "flat" / "ann" / "2.jpg")
+    assert len(dataset.index().photos) == 1
+    assert caplog.messages == [
+        f"2 photos directly in {tmp_path}/flat are in no identity's folder: left out"
+    ]
+
+
 def test_agedb_identity_is_the_name_field(tmp_path: Path) -> None:
     (tmp_path / "AgeDB").mkdir()
     for name in ("0_MariaCallas_35_f.jpg", "12_Jean_Paul_Sartre_50_m.jpg"):
         (tmp_path / "AgeDB" / name).write_bytes(jpeg(1))
     index = open_dataset("agedb", tmp_path).index()
     assert index.classes == ("Jean_Paul_Sartre", "MariaCallas")
-    (tmp_path / "AgeDB" / "holiday.jpg").write_bytes(jpeg(1))
-    with pytest.raises(PersonaError, match=r"holiday\.jpg: expected <id>_<Name>_<age>_<gender>"):
-        open_dataset("agedb", tmp_path).index()
+    # `²` is a digit to Python's isdigit, and no number to its int.
+    for name in ("holiday.jpg", "1_X_3²_f.jpg", "¹_X_3_f.jpg", f"1_X_{'9' * 99}_f.jpg"):
+        (tmp_path / "AgeDB" / name).write_bytes(jpeg(1))
+        with pytest.raises(PersonaError, match=r"\.jpg: expected <id>_<Name>_<age>_<gender>"):
+            open_dataset("agedb", tmp_path).index()
+        (tmp_path / "AgeDB" / name).unlink()
 
 
 def test_vggface2_boxes_are_corners(tmp_path: Path) -> None:

@@ -63,6 +63,20 @@ def test_folds_are_the_lists_own_or_ten_of_both_classes(lfw_set: Packed, tmp_pat
     assert set(cut_folds(np.arange(10) < 9, tmp_path)) == set(range(10))
 
 
+def test_lists_of_lfws_view_1_are_cut_into_folds(lfw_set: Packed, tmp_path: Path) -> None:
+    """They have one number in their header, and no folds."""
+    names = [f"Person_{letter}" for letter in "ABCDEF"]
+    lines = [f"{name}\t1\t2" for name in names]
+    lines += [f"{a}\t1\t{b}\t3" for a, b in zip(names, [*names[1:], names[0]], strict=True)]
+    by_csv, _ = read(lfw_set, write_csv(tmp_path / "p.csv", ROWS))
+    for header in ("6", "1\t6"):
+        (tmp_path / "pairsDevTest.txt").write_text("\n".join([header, *lines]) + "\n")
+        found, missing = read(lfw_set, tmp_path / "pairsDevTest.txt")
+        assert missing == []
+        for name in ("fold", "same", "a", "b"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(by_csv, name))
+
+
 def test_a_path_may_be_longer_or_shorter_where_it_is_one_photo(
     lfw_set: Packed, tmp_path: Path
 ) -> None:
@@ -92,6 +106,10 @@ def test_unknown_photos_are_named_counted_and_capped(lfw_set: Packed, tmp_path: 
         ("a,b,label\nx,y,maybe\n", "row 2: expected two paths and a label of 0 or 1"),
         ("a,b,label\nx\n", "row 2: expected two paths"),
         ("10\t300\nA\t1\t2\n", "its header promises 6000 pairs"),
+        ("1\nPerson_A\t1\t2\nPerson_A\t1\tPerson_B\t2\n", "2 pairs cannot fill 10 folds"),
+        ("¹\t300\nA\t1\t2\n", "expected a header of two paths and a label"),
+        (f"a,b,label,fold\nx,y,1,{'9' * 30}\n", "row 2: expected two paths"),
+        ("a,b,label,fold\nx,y,1,²\n", "row 2: expected two paths"),
         ("\n".join(["a,b,label", *(f"{a},{b},1" for a, b, _ in ROWS)]), "all 12 pairs are genuine"),
         (
             "\n".join(["a,b,label", *(f"{a},{b},{s}" for a, b, s in ROWS[3:9])]),

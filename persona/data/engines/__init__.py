@@ -19,6 +19,7 @@ from typing import Any
 from persona.data.journal import Chunk, Plan, ShardWriter, read_record
 from persona.data.shards import Skipped
 from persona.errors import PersonaError
+from persona.files import whole_number
 
 ENGINES = ("local", "ray")
 
@@ -86,9 +87,10 @@ class Share:
             PersonaError: it is no such share.
         """
         first, slash, second = text.partition("/")
-        if not (slash and first.isdecimal() and second.isdecimal()):
-            raise PersonaError(f"--task {text!r}: expected I/N, the first of eight is 1/8")
-        share = cls(int(first), int(second))
+        number, of = whole_number(first), whole_number(second)
+        if not slash or number is None or of is None:
+            raise PersonaError(f"--task {text[:40]!r}: expected I/N, the first of eight is 1/8")
+        share = cls(number, of)
         if not 1 <= share.number <= share.of:
             last = max(share.of, 1)
             raise PersonaError(f"--task {text}: choose 1/{last} to {last}/{last}")

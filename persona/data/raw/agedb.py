@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
-from persona.data.raw.base import Pair, Photo, RawDataset, list_images
+from persona.data.raw.base import (
+    MAX_NESTED,
+    Pair,
+    Photo,
+    RawDataset,
+    list_folders,
+    list_images,
+)
 from persona.errors import PersonaError
+from persona.files import whole_number
 
 GAP_YEARS = 30
 FOLDS = 10
@@ -23,18 +32,34 @@ class AgeDB(RawDataset):
     layout = "<id>_<Name>_<age>_<gender>.jpg, all in one folder"
     obtain = "ask its authors (Imperial College London, iBUG) for access"
 
+    def photo_root(self) -> Path:
+        """The folder that holds the photos, some levels deeper where archives add them."""
+        root = self.root
+        for _ in range(MAX_NESTED):
+            if list_images(root):
+                return root
+            folders = list_folders(root)
+            deeper = [name for name in folders if list_images(root / name)] or folders
+            if len(deeper) != 1:
+                break
+            root /= deeper[0]
+        return self.root
+
     def iter_photos(self) -> Iterator[Photo]:
         """Yields every photo; the identity is the name field."""
-        for name in list_images(self.root):
+        root = self.photo_root()
+        below = "" if root == self.root else f"{self.relative(root)}/"
+        for name in list_images(root):
             number, _, rest = name.rpartition(".")[0].partition("_")
             fields = rest.rsplit("_", maxsplit=2)
-            if not number.isdigit() or len(fields) != 3 or not fields[0] or not fields[1].isdigit():
+            age = whole_number(fields[1]) if len(fields) == 3 else None
+            if whole_number(number) is None or age is None or not fields[0]:
                 raise PersonaError(
-                    f"{self.root / name}: expected <id>_<Name>_<age>_<gender>.jpg; "
+                    f"{root / name}: expected <id>_<Name>_<age>_<gender>.jpg; "
                     "rename it or take it out"
                 )
-            attributes = (("age", int(fields[1])), ("gender", fields[2]))
-            yield Photo(identity=fields[0], source=name, attributes=attributes)
+            attributes = (("age", age), ("gender", fields[2]))
+            yield Photo(identity=fields[0], source=f"{below}{name}", attributes=attributes)
 
     def pairs(self) -> list[Pair] | None:
         """Pairs 30 years apart, drawn as the paper's section 4 describes; not its own list.

@@ -18,14 +18,16 @@ from __future__ import annotations
 import errno
 import hashlib
 import heapq
+import logging
 import operator
 import os
+import re
 import stat
 import tempfile
 import weakref
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,7 +38,7 @@ from typing import ClassVar, NoReturn, overload
 import orjson
 
 from persona.errors import PersonaError, unknown
-from persona.files import bounded_lines, placed
+from persona.files import bounded_lines, placed, whole_number
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
@@ -44,11 +46,38 @@ MAX_PHOTO_BYTES = 1 << 28
 """What a container says of a photo's size is believed up to here."""
 MAX_LABEL = 9_999_999
 LABEL_DIGITS = 7
+MAX_NAME = 255
+"""Characters of an identity."""
+NOBODY = "-1"
+"""The label of a photo that shows none of the dataset's people, as many datasets write it."""
+LITTER = frozenset(
+    {
+        "__macosx",
+        "@eadir",
+        "@tmp",
+        "@recycle",
+        "@recently-snapshot",
+        "@__thumb",
+        "#recycle",
+        "#snapshot",
+        "$recycle.bin",
+        "system volume information",
+        "lost+found",
+    }
+)
+"""Folders, in small letters, that systems leave beside photos: thumbnails, recycle bins."""
+MAX_NESTED = 4
+"""Folders that archives may add around the ones that are wanted."""
+SEEN = 4
+"""Names of files that an error gives."""
 SORTED_AT_ONCE = 1 << 14
 """Photos: what listing a split holds as objects."""
 READ_AT_ONCE = 1 << 10
 MERGED_AT_ONCE = 64
 
+log = logging.getLogger(__name__)
+_CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Control characters, ends of lines, and halves of characters."""
 _REGISTRY: dict[str, type[RawDataset]] = {}
 _KINDS: dict[str, type[RawDataset]] = {}
 
@@ -175,6 +204,8 @@ class Index:
     """All identities of the split, sorted; an identity's place is its class index."""
     missing: tuple[str, ...]
     """Sources that the dataset's list names but the disk does not have."""
+    nobody: tuple[str, ...] = ()
+    """Sources of photos that are labelled `NOBODY`: they have no key."""
 
     @property
     def identities(self) -> int:
@@ -198,7 +229,9 @@ class RawDataset(ABC):
     kind: ClassVar[str] = ""
     """What stands before the colon, for datasets of the user's own."""
     folder: ClassVar[str]
-    """Its folder below `data/raw`, found in any letter case."""
+    """Its folder below `data/raw`, found in any letter case, with or without punctuation."""
+    aliases: ClassVar[frozenset[str]] = frozenset()
+    """Other names of that folder, as archives have them: small letters and digits alone."""
     splits: ClassVar[tuple[str, ...]] = ("all",)
     """The first is the default."""
     layout: ClassVar[str] = "one folder of photos an identity"
@@ -288,18 +321,24 @@ class RawDataset(ABC):
         """
         self.missing.clear()
         found: set[str] = set()
+        nobody: list[str] = []
 
         def listed_photos() -> Iterator[Photo]:
             for photo in self.iter_photos():
+                if photo.identity == NOBODY:
+                    nobody.append(photo.source)
+                    continue
                 found.add(photo.identity)
                 yield photo
 
         photos = PhotoList.gather(listed_photos())
-        if not photos:
+        if not photos and nobody:
             raise PersonaError(
-                f"{self.name} ({self.split}) has no photo below {self.root}: "
-                f"expected {self.layout}; {self.obtain}"
+                f"{self.name} ({self.split}): all {len(nobody)} photos are labelled {NOBODY}, "
+                "which is nobody: choose the split that has labels"
             )
+        if not photos:
+            raise self.nothing_found()
         if photos.twice is not None:
             raise PersonaError(
                 f"{self.name} ({self.split}): {photos.twice} is in it twice: take one of them out"
@@ -312,13 +351,20 @@ class RawDataset(ABC):
                 f"{self.name} ({self.split}): {len(strangers)} identities are not in its "
                 f"list, the first is {strangers[0]!r}: remove them or mend the list"
             )
-        return Index(photos, classes, tuple(sorted(self.missing)))
+        return Index(photos, classes, tuple(sorted(self.missing)), tuple(sorted(nobody)))
+
+    def nothing_found(self) -> PersonaError:
+        """The error for a split without a photo."""
+        return PersonaError(
+            f"{self.name} ({self.split}) has no photo below {self.root}, which holds "
+            f"{seen(self.root)}: expected {self.layout}; {self.obtain}"
+        )
 
     def complain(self, wanted: Path) -> PersonaError:
         """The error for a part that is not there."""
         return PersonaError(
-            f"{self.name} ({self.split}) is not complete: {wanted} is missing; "
-            f"expected {self.layout}; {self.obtain}"
+            f"{self.name} ({self.split}) is not complete: {wanted} is missing, {self.root} holds "
+            f"{seen(self.root)}; expected {self.layout}; {self.obtain}"
         )
 
 
@@ -349,8 +395,8 @@ def open_dataset(name: str, raw: Path, split: str | None = None, **options: int)
     root = find_root(dataset_class, raw)
     if root is None:
         raise PersonaError(
-            f"{dataset_class.name} is not at {raw / dataset_class.folder}: "
-            f"expected {dataset_class.layout}; {dataset_class.obtain}. "
+            f"{dataset_class.name} is not at {raw / dataset_class.folder}, {raw} holds "
+            f"{seen(raw)}: expected {dataset_class.layout}; {dataset_class.obtain}. "
             "--raw DIR names another place"
         )
     return dataset_class(root, split, **options)
@@ -369,15 +415,43 @@ def _open_path(kind: str, path: str, split: str | None, options: dict[str, int])
 
 
 def find_root(dataset_class: type[RawDataset], raw: Path) -> Path | None:
-    """The dataset's folder below `raw`, in any letter case; `raw` itself if it has that name."""
-    wanted = dataset_class.folder.lower()
-    if raw.is_dir():
+    """The dataset's folder below `raw`, in any spelling; `raw` itself if it has that name."""
+    if not raw.is_dir():
+        return None
+    folder = dataset_class.folder.lower()
+    spellings: tuple[Callable[[str], bool], ...] = (
+        lambda name: name.lower() == folder,
+        lambda name: _plain_name(name) == _plain_name(folder),
+        lambda name: _plain_name(name) in dataset_class.aliases,
+    )
+    for is_it in spellings:
         for entry in sorted(raw.iterdir()):
-            if entry.name.lower() == wanted and entry.is_dir():
+            if is_it(entry.name) and not is_litter(entry.name) and entry.is_dir():
                 return entry
-        if raw.resolve().name.lower() == wanted:
+        if is_it(raw.resolve().name):
             return raw
     return None
+
+
+def _plain_name(name: str) -> str:
+    """A folder's name in small letters and digits alone: `VGG-Face2` is `vggface2`."""
+    return "".join(character for character in name.lower() if character.isalnum())
+
+
+def seen(folder: Path) -> str:
+    """What is in a folder, for the error that something else was expected there."""
+    if not folder.is_dir():
+        return "nothing, for it is no folder"
+    with os.scandir(folder) as entries:
+        names = sorted(
+            f"{entry.name}/" if entry.is_dir() else entry.name
+            for entry in entries
+            if not is_litter(entry.name)
+        )
+    if not names:
+        return "nothing"
+    more = f" and {len(names) - SEEN:,} more" if len(names) > SEEN else ""
+    return ", ".join(name[:60] for name in names[:SEEN]) + more
 
 
 def list_images(folder: Path) -> list[str]:
@@ -432,12 +506,17 @@ def list_image_folders(
         )
 
 
+def is_litter(name: str) -> bool:
+    """Whether a file or folder is hidden, or one of those that systems leave beside photos."""
+    return name.startswith(".") or name.lower() in LITTER
+
+
 def list_folders(parent: Path) -> list[str]:
-    """Names of the folders in `parent`, sorted; hidden ones are left out."""
+    """Names of the folders in `parent`, sorted; hidden ones and litter are left out."""
     if not parent.is_dir():
         return []
     with os.scandir(parent) as entries:
-        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        names = sorted(e.name for e in entries if e.is_dir() and not is_litter(e.name))
     _check_names(parent, names)
     return names
 
@@ -446,21 +525,44 @@ class IdentityFolders(RawDataset):
     """The plain layout: one folder of photos an identity. LFW and CASIA-WebFace have it."""
 
     def photo_root(self) -> Path:
-        """The folder that holds the identity folders, one level deeper where archives add one."""
-        folders = list_folders(self.root)
-        if len(folders) == 1:
-            inner = self.root / folders[0]
-            if not list_images(inner) and list_folders(inner):
-                return inner
+        """The folder that holds the identity folders, some levels deeper where archives add them.
+
+        A folder is looked into if no folder beside it holds photos, and it alone holds folders.
+        """
+        root = self.root
+        for _ in range(MAX_NESTED):
+            folders = list_folders(root)
+            if any(list_images(root / name) for name in folders):
+                return root
+            deeper = [name for name in folders if list_folders(root / name)]
+            if len(deeper) != 1:
+                break
+            root /= deeper[0]
         return self.root
 
     def iter_photos(self) -> Iterator[Photo]:
-        """Yields the photos of every identity folder."""
+        """Yields the photos of every identity folder; those beside the folders are told of."""
         root = self.photo_root()
+        loose = len(list_images(root))
+        if loose and list_folders(root):
+            log.warning(
+                "%d photos directly in %s are in no identity's folder: left out", loose, root
+            )
         below = "" if root == self.root else f"{self.relative(root)}/"
         for identity, names in list_image_folders(root, list_folders(root), self.scan_workers):
             for name in names:  # no Path a photo: it would take as long as all else
                 yield Photo(identity=identity, source=f"{below}{identity}/{name}")
+
+    def nothing_found(self) -> PersonaError:
+        """The error for a split without a photo; photos that are in no folder are told of."""
+        loose = len(list_images(self.root))
+        if not loose:
+            return super().nothing_found()
+        return PersonaError(
+            f"{self.root} holds {loose:,} photos, but none in a folder of its person: expected "
+            f"{self.layout}. Move each person's photos into a folder that has their name, or, if "
+            "nobody is named, each photo into a folder of its own"
+        )
 
 
 class Folders(IdentityFolders):
@@ -473,6 +575,33 @@ class Folders(IdentityFolders):
 def label_name(label: int) -> str:
     """A numbered identity's name; names sort as their numbers do."""
     return f"{label:0{LABEL_DIGITS}d}"
+
+
+def identity_name(value: object, where: str) -> str:
+    """An identity from a label: text as it is, a whole number as `label_name` writes it.
+
+    The label -1, as a number or as text, is `NOBODY`.
+
+    Raises:
+        PersonaError: it is neither.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, str):
+        number = whole_number(value.removeprefix("-"))
+        if number is not None:
+            value = -number if value.startswith("-") else number
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value == int(NOBODY):
+            return NOBODY
+        if 0 <= value <= MAX_LABEL:
+            return label_name(value)
+    if isinstance(value, str) and value and len(value) <= MAX_NAME and not _CONTROLS.search(value):
+        return value
+    raise PersonaError(
+        f"{where} has the label {str(value)[:40]!r}: expected a name, a whole number from 0 to "
+        f"{MAX_LABEL:,}, or {NOBODY} for nobody"
+    )
 
 
 class RandomReader:

@@ -1,8 +1,9 @@
 """InsightFace's verification files: lfw.bin, agedb_30.bin, cfp_fp.bin, calfw.bin, cplfw.bin.
 
-A pickle of `(photos, issame)`: photos 2i and 2i+1 are pair i. A photo is the bytes of its file or
-a uint8 array of them; a (height, width, 3) array is RGB pixels. Accuracy is measured over ten
-folds of consecutive pairs.
+A pickle of any protocol of `(photos, issame)`: photos 2i and 2i+1 are pair i. A photo is the bytes
+of its file, as bytes, bytearray, numpy's bytes, or a uint8 array of them with one axis that is
+longer than 1; a (height, width, 3) array is RGB pixels, a (height, width) one grey. Truths are
+Python's or numpy's, or an array of them. Accuracy is measured over ten folds of consecutive pairs.
 
 Nothing that a pickle names is imported or called: it is read by an unpickler that knows the
 opcodes of plain values alone, and for the few names that bytes and arrays need it has stand-ins
@@ -15,9 +16,14 @@ import io
 import math
 import mmap
 import pickle
+import re
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
 
 from persona.data.raw.base import Pair, Photo, RawDataset
 from persona.errors import PersonaError, SkipPhoto
@@ -25,6 +31,10 @@ from persona.errors import PersonaError, SkipPhoto
 FOLDS = 10
 MAX_BYTES = 8 << 30
 MAX_PHOTOS = 2_000_000
+MAX_AXES = 4
+PLAIN_TYPE = re.compile(r"b1|[iu][1248]|f[248]|[SV][0-9]{1,9}")
+"""Element types, without their byte order: truth values, numbers, and bytes of one length."""
+OBJECTS = re.compile(r"O[48]?")
 
 _OPCODES = (
     pickle.PROTO,
@@ -86,44 +96,64 @@ class _RefusedError(Exception):
 
 
 class _Array:
-    """What an array says of itself."""
+    """A numpy array or scalar: a view of the bytes that the pickle holds, or a list of objects.
+
+    Nothing is copied, for a pickle may name the same bytes often.
+    """
 
     def __init__(self) -> None:
-        self.dtype = ""
-        self.shape: tuple[int, ...] = ()
-        self.data = b""
+        self.value: npt.NDArray[Any] | list[object] = []
 
     def __setstate__(self, state: Any) -> None:
-        _, self.shape, dtype, fortran, self.data = state
-        if fortran and len(self.shape) > 1:
-            raise _RefusedError("an array in Fortran's order")
-        self.dtype = _dtype_name(dtype)
-        self.check()
+        _, shape, dtype, fortran, data = state
+        self.fill(data, dtype, shape, "F" if fortran else "C")
 
-    def check(self) -> None:
-        """Raises _RefusedError unless the bytes are those of its shape."""
-        whole = type(self.shape) is tuple and all(type(n) is int and n >= 0 for n in self.shape)
-        sized = whole and len(self.shape) <= 3 and type(self.data) is bytes
-        if not sized or len(self.data) != math.prod(self.shape):
+    def fill(self, data: object, dtype: object, shape: object, order: object) -> None:
+        """Takes the elements.
+
+        Raises:
+            _RefusedError: they are not those of the type and shape.
+        """
+        order = order.decode("latin1") if isinstance(order, bytes) else order
+        if (
+            type(dtype) is not _Dtype
+            or type(shape) is not tuple
+            or len(shape) > MAX_AXES
+            or not all(type(axis) is int and axis >= 0 for axis in shape)
+            or order not in {"C", "F"}
+        ):
+            raise _RefusedError("an array of another kind")
+        if dtype.holds_objects:
+            if type(data) is not list or (len(data),) != shape:
+                raise _RefusedError("an array whose objects do not fit its shape")
+            self.value = data
+            return
+        if type(data) is not bytes or len(data) != math.prod(shape) * dtype.plain.itemsize:
             raise _RefusedError("an array whose bytes do not fit its shape")
+        self.value = np.ndarray(shape, dtype.plain, data, order="F" if order == "F" else "C")
 
 
 class _Dtype:
-    """A one-byte element type."""
+    """An element type."""
 
     def __init__(self, name: object) -> None:
-        self.name = name
+        text = name.decode("latin1") if isinstance(name, bytes) else name
+        self.holds_objects = isinstance(text, str) and OBJECTS.fullmatch(text) is not None
+        if self.holds_objects:
+            return
+        if not isinstance(text, str) or not PLAIN_TYPE.fullmatch(text):
+            raise _RefusedError("an array of something else than bytes or numbers")
+        self.plain = np.dtype(text)
 
     def __setstate__(self, state: Any) -> None:
-        """Byte order and the like: one byte has none."""
+        """The second of a state is the byte order; all else says nothing here."""
+        order = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
+        if order in {"<", ">"} and not self.holds_objects:
+            self.plain = self.plain.newbyteorder("<" if order == "<" else ">")
 
 
-def _dtype_name(dtype: object) -> str:
-    name = dtype.name if type(dtype) is _Dtype else None
-    name = name.decode("latin1") if type(name) is bytes else name
-    if name not in {"u1", "b1"}:
-        raise _RefusedError("an array of something else than bytes")
-    return str(name)
+File = bytes | npt.NDArray[Any]
+"""A photo's file, or an array of its bytes or pixels."""
 
 
 class _Name:
@@ -158,30 +188,69 @@ class _Encoder:
         return text.encode("latin1")
 
 
-def _from_buffer(data: object, dtype: object, shape: object, _order: object = "C") -> _Array:
+class _Bytearray:
+    """A bytearray of bytes, or of a text as Python 2 writes it; here it is never changed."""
+
+    def __init__(self, encoder: _Encoder) -> None:
+        self.encode = encoder
+
+    def __call__(self, data: object = b"", encoding: object = "latin1") -> bytes:
+        if type(data) is bytes:
+            return data
+        latin1 = encoding in {"latin-1", b"latin-1", "latin1", b"latin1"}
+        return self.encode(data, "latin1" if latin1 else encoding)
+
+
+def _from_buffer(
+    data: object, dtype: object, shape: object, order: object = "C", axes: object = None
+) -> _Array:
     array = _Array()
-    array.__setstate__((1, shape, dtype, False, data))
+    if axes is not None:  # neither C's nor Fortran's order: one that no such file has
+        raise _RefusedError("an array in an order of its own")
+    array.fill(data, dtype, shape, order)
+    return array
+
+
+def _scalar(dtype: object, data: object = b"") -> _Array:
+    array = _Array()
+    array.fill(data, dtype, (), "C")
     return array
 
 
 def _names(size: int) -> dict[tuple[str, str], _Name]:
     """The stand-ins, for a file of `size` bytes."""
+    encoder = _Encoder(size)
     array = _Name(lambda *_: _Array())
     names = {
-        ("_codecs", "encode"): _Name(_Encoder(size)),
+        ("_codecs", "encode"): _Name(encoder),
         ("numpy", "ndarray"): _Name(None),
         ("numpy", "dtype"): _Name(lambda name, *_: _Dtype(name)),
     }
+    for module in ("builtins", "__builtin__"):  # Python 3's and 2's
+        names[module, "bytearray"] = _Name(_Bytearray(encoder))
     for core in ("numpy.core", "numpy._core"):
         names[f"{core}.multiarray", "_reconstruct"] = array
+        names[f"{core}.multiarray", "scalar"] = _Name(_scalar)
         names[f"{core}.numeric", "_frombuffer"] = _Name(_from_buffer)
     return names
 
 
 class _Unpickler(pickle._Unpickler):  # in Python: memory follows the file, not what it claims
+    read: Callable[[int], bytes]
+    stack: list[Any]
     dispatch: ClassVar[dict[int, Callable[..., None]]] = {
         code[0]: pickle._Unpickler.dispatch[code[0]] for code in _OPCODES
     }
+
+    def load_bytearray8(self) -> None:
+        """A bytearray as bytes: Python's own makes room for what is claimed before it reads."""
+        (length,) = struct.unpack("<Q", self.read(8))
+        data = self.read(length)
+        if len(data) != length:
+            raise EOFError
+        self.stack.append(data)
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
     def __init__(self, file: mmap.mmap) -> None:
         super().__init__(file, fix_imports=False, encoding="bytes")
@@ -195,7 +264,7 @@ class _Unpickler(pickle._Unpickler):  # in Python: memory follows the file, not 
         return found
 
 
-def load_bin(path: Path) -> tuple[list[bytes | _Array], list[bool]]:
+def load_bin(path: Path) -> tuple[list[File], list[bool]]:
     """Photos (two a pair) and whether each pair shows one person.
 
     Raises:
@@ -218,21 +287,40 @@ def load_bin(path: Path) -> tuple[list[bytes | _Array], list[bool]]:
         ) from None
 
 
-def _checked(value: Any) -> tuple[list[bytes | _Array], list[bool]]:
+def _checked(value: Any) -> tuple[list[File], list[bool]]:
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise _RefusedError("something else than two lists")
-    photos, same = value
-    if type(same) is _Array and len(same.shape) == 1:
-        same = [byte != 0 for byte in same.data]
-    if not (isinstance(photos, tuple | list) and isinstance(same, tuple | list)):
+    photos, same = (held.value if type(held) is _Array else held for held in value)
+    if isinstance(same, np.ndarray):
+        same = same.reshape(-1)  # (n, 1) or (1, n) as well
+    if not all(isinstance(held, tuple | list | np.ndarray) for held in (photos, same)) or (
+        isinstance(photos, np.ndarray) and not photos.ndim
+    ):
         raise _RefusedError("something else than two lists")
-    if any(type(photo) not in {bytes, _Array} for photo in photos):
-        raise _RefusedError("a photo that is no bytes")
-    if any(type(truth) not in {bool, int} or truth not in {0, 1} for truth in same):
-        raise _RefusedError("a pair that is neither same nor different")
-    if not same or len(photos) != 2 * len(same) or len(photos) > MAX_PHOTOS:
+    if not len(same) or len(photos) != 2 * len(same) or len(photos) > MAX_PHOTOS:
         raise _RefusedError(f"{len(photos):,} photos for {len(same):,} pairs")
-    return list(photos), [bool(truth) for truth in same]
+    return [_file(photo) for photo in photos], [_truth(truth) for truth in same]
+
+
+def _file(item: object) -> File:
+    """A photo, whose bytes are looked at when it is read."""
+    held = item.value if type(item) is _Array else item
+    if isinstance(held, np.ndarray) and (held.dtype.kind in "SV" or held.dtype == np.uint8):
+        return held
+    if isinstance(held, bytes):
+        return held
+    raise _RefusedError("a photo that is no bytes")
+
+
+def _truth(item: object) -> bool:
+    held = item.value if type(item) is _Array else item
+    if isinstance(held, np.ndarray | np.generic) and held.size == 1:
+        held = held.reshape(-1)[0].item()
+    elif isinstance(held, tuple | list) and len(held) == 1:
+        (held,) = held
+    if not isinstance(held, bool | int | float) or held not in {0, 1}:
+        raise _RefusedError("a pair that is neither same nor different")
+    return bool(held)
 
 
 class Bins(RawDataset):
@@ -245,12 +333,12 @@ class Bins(RawDataset):
         super().__init__(root, split, scan_workers=scan_workers)
         if not root.is_file():
             raise self.complain(root)
-        self._loaded: tuple[list[bytes | _Array], list[bool]] | None = None
+        self._loaded: tuple[list[File], list[bool]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_loaded": None}  # workers read the file themselves
 
-    def _load(self) -> tuple[list[bytes | _Array], list[bool]]:
+    def _load(self) -> tuple[list[File], list[bool]]:
         if self._loaded is None:
             self._loaded = load_bin(self.root)
         return self._loaded
@@ -275,15 +363,17 @@ class Bins(RawDataset):
         stored = self._load()[0][int(photo.source)]
         if isinstance(stored, bytes):
             return stored
-        if len(stored.shape) == 1:
-            return stored.data
-        height, width, *channels = stored.shape or (0, 0)
-        if channels != [3] or not height * width:
+        if stored.dtype.kind == "S":  # numpy fills what is shorter with zeros
+            return stored.tobytes().rstrip(b"\0")
+        if stored.size == max(stored.shape, default=1):
+            return stored.tobytes()
+        pixels = stored[..., 0] if stored.ndim == 3 and stored.shape[2] == 1 else stored
+        if not stored.size or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
             raise SkipPhoto(f"unreadable: an array of shape {stored.shape}")
         from PIL import Image
 
         buffer = io.BytesIO()
-        Image.frombytes("RGB", (width, height), stored.data).save(buffer, "BMP")
+        Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "BMP")
         return buffer.getvalue()
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from persona.data.raw.base import IdentityFolders, Pair, iter_lines
 from persona.errors import PersonaError
+from persona.files import whole_number
 
 GENUINE_FIELDS = 3
 IMPOSTOR_FIELDS = 4
 
 
 class LFWLayout(IdentityFolders):
-    """`Name/Name_0001.jpg` (also one folder level deeper) and `pairs.txt`."""
+    """`Name/Name_0001.jpg` (also some folders deeper) and `pairs.txt`."""
 
     layout = "<Name>/<Name>_0001.jpg and pairs.txt"
 
@@ -25,10 +26,16 @@ class LFWLayout(IdentityFolders):
             PersonaError: no file, or a malformed line.
         """
         root = self.photo_root()
-        path = next((p for p in (self.root / "pairs.txt", root / "pairs.txt") if p.is_file()), None)
+        path = self.pairs_path(root)
         if path is None:
             raise self.complain(self.root / "pairs.txt")
-        return parse_pairs(path, prefix="" if root == self.root else f"{root.name}/")
+        return parse_pairs(path, prefix="" if root == self.root else f"{self.relative(root)}/")
+
+    def pairs_path(self, root: Path) -> Path | None:
+        """`pairs.txt` in the dataset's folder, in `root` or in one between them, if it is there."""
+        between = [folder for folder in root.parents if folder.is_relative_to(self.root)]
+        places = (folder / "pairs.txt" for folder in (*reversed(between), root))
+        return next((place for place in places if place.is_file()), None)
 
 
 class LFW(LFWLayout):
@@ -36,6 +43,7 @@ class LFW(LFWLayout):
 
     name = "lfw"
     folder = "LFW"
+    aliases = frozenset({"lfwdeepfunneled", "lfwfunneled", "lfwdataset"})
     obtain = "it is free: run `persona download lfw`"
 
 
@@ -52,7 +60,7 @@ def parse_pairs(path: Path, prefix: str = "") -> list[Pair]:
     while lines and not lines[-1].strip():
         lines.pop()
     header = lines[0].split() if lines else []
-    if not 1 <= len(header) <= 2 or not all(is_number(field) and int(field) for field in header):
+    if not 1 <= len(header) <= 2 or not all(map(whole_number, header)):
         raise PersonaError(
             f"{path} line 1: expected '<folds><TAB><pairs a fold>', for LFW '10<TAB>300'"
         )
@@ -65,9 +73,10 @@ def parse_pairs(path: Path, prefix: str = "") -> list[Pair]:
         )
 
     def source(name: str, number: str, line: int) -> str:
-        if not is_number(number) or name in {".", ".."} or "/" in name or "\\" in name:
+        place = whole_number(number)
+        if place is None or name in {".", ".."} or "/" in name or "\\" in name:
             raise PersonaError(f"{path} line {line}: {name!r} {number!r} is no name and number")
-        return f"{prefix}{name}/{name}_{int(number):04d}.jpg"
+        return f"{prefix}{name}/{name}_{place:04d}.jpg"
 
     pairs = []
     for number, text in enumerate(lines[1:], start=2):
@@ -85,8 +94,3 @@ def parse_pairs(path: Path, prefix: str = "") -> list[Pair]:
             raise PersonaError(f"{path} line {number}: {what}, {text[:80]!r}")
         pairs.append(Pair(fold, same, a, b))
     return pairs
-
-
-def is_number(text: str) -> bool:
-    """Whether it is a number as such files have them: a few plain digits."""
-    return text.isascii() and text.isdigit() and len(text) < 10

@@ -5,13 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from persona.data.raw.base import MAX_PHOTO_BYTES, Photo, RawDataset
-from persona.data.raw.tars import identity_name
+from persona.data.raw.base import (
+    MAX_PHOTO_BYTES,
+    NOBODY,
+    Photo,
+    RawDataset,
+    identity_name,
+    is_litter,
+)
 from persona.errors import PersonaError, SkipPhoto
 from persona.files import placed
 
@@ -68,8 +74,9 @@ class Parquet(RawDataset):
     def _files(self) -> list[Path]:
         if not self.root.is_dir():
             return [self.root]
-        found = sorted(path for path in self.root.rglob("*.parquet") if path.is_file())
-        return [p for p in found if self.split == "all" or p.name.startswith(self.split)]
+        found = (path for path in self.root.rglob("*.parquet") if path.is_file())
+        own = sorted(p for p in found if not any(map(is_litter, p.relative_to(self.root).parts)))
+        return [p for p in own if self.split == "all" or p.name.startswith(self.split)]
 
     def _columns(self) -> _Columns:
         """The columns of the first file; every other must have the same."""
@@ -119,7 +126,7 @@ class Parquet(RawDataset):
 
     def _identity(self, label: object, where: str) -> str:
         names = self._columns().names
-        if names is None:
+        if names is None or label == int(NOBODY):
             return identity_name(label, where)
         if type(label) is not int or not 0 <= label < len(names):
             raise PersonaError(f"{where}: label {label!r} is none of the {len(names)} classes")
@@ -189,18 +196,20 @@ def _find_columns(path: Path, schema: Any) -> _Columns:
         value = features.get(name)
         return value.get("_type") if isinstance(value, dict) else None
 
+    def holds(kind: Any, *these: Callable[[Any], bool]) -> bool:
+        """Whether its values are of one of these types, whether or not each is kept once."""
+        plain = kind.value_type if pt.is_dictionary(kind) else kind
+        return any(is_this(plain) for is_this in these)
+
     def holds_bytes(kind: Any) -> bool:
         if pt.is_struct(kind):
             inner = kind.get_field_index("bytes")
             return inner >= 0 and holds_bytes(kind.field(inner).type)
-        return bool(pt.is_binary(kind) or pt.is_large_binary(kind))
+        return holds(kind, pt.is_binary, pt.is_large_binary, pt.is_binary_view)
 
     images = [f.name for f in schema if holds_bytes(f.type)]
-    labels = [
-        f.name
-        for f in schema
-        if pt.is_integer(f.type) or pt.is_string(f.type) or pt.is_large_string(f.type)
-    ]
+    texts = (pt.is_string, pt.is_large_string, pt.is_string_view)
+    labels = [f.name for f in schema if holds(f.type, pt.is_integer, *texts)]
     image = _first(images, [n for n in images if feature(n) == "Image"], IMAGE_COLUMNS)
     label = _first(labels, [n for n in labels if feature(n) == "ClassLabel"], LABEL_COLUMNS)
     for what, column, usual in (

@@ -26,6 +26,7 @@ from typing import NamedTuple
 from persona.data.raw.base import (
     MAX_LABEL,
     MAX_PHOTO_BYTES,
+    NOBODY,
     Photo,
     RandomReader,
     RawDataset,
@@ -113,8 +114,10 @@ class RecordIO(RawDataset):
                 continue
             if last is not None and key > last:
                 continue  # an identity's list of photos
-            label = self._whole_number(head.label, key)
-            name = names.setdefault(label, label_name(label))
+            name = NOBODY
+            if head.label != int(NOBODY):
+                label = self._whole_number(head.label, key)
+                name = names.setdefault(label, label_name(label))
             found += 1
             yield Photo(source=f"{self.rec.name}/{key:09d}", identity=name, offset=offset)
         if promised is not None and found != promised:
@@ -152,7 +155,7 @@ class RecordIO(RawDataset):
         if not (math.isfinite(label) and 0 <= label <= MAX_LABEL and label == int(label)):
             raise PersonaError(
                 f"{self.rec}: record {key} has the label {label:g}: expected a whole number from 0 "
-                f"to {MAX_LABEL:,}"
+                f"to {MAX_LABEL:,}, or {NOBODY} for nobody"
             )
         return int(label)
 

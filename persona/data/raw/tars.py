@@ -1,47 +1,121 @@
-"""Tars of photos: webdataset's (`000.jpg`, `000.cls`) and plain ones (`<identity>/<photo>.jpg`)."""
+"""Tars of photos: webdataset's (`000.jpg`, `000.cls`) and plain ones (`<identity>/<photo>.jpg`).
+
+1. walk: members that follow one another and share their key are a sample; as in webdataset, a key
+   ends at the first dot of the base name (`000.face.jpg` and `000.cls` are both of `000`)
+2. join: a photo's identity is what a label of its sample says, else the folder part of its name
+3. look back: labels that met no photo, and texts that are no names, stop the run, because folders
+   or captions would have been taken for people
+"""
 
 from __future__ import annotations
 
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from persona.data.raw.base import (
     IMAGE_SUFFIXES,
-    MAX_LABEL,
+    MAX_NAME,
     MAX_PHOTO_BYTES,
     Photo,
     RandomReader,
     RawDataset,
-    label_name,
+    identity_name,
+    is_litter,
 )
 from persona.data.tars import TarError, iter_members
 from persona.errors import PersonaError, SkipPhoto
 
-LABEL_SUFFIXES = (".cls", ".json", ".txt")
-"""The first that is there names the identity."""
+LABEL_SUFFIXES = ("cls", "label", "json", "txt")
+"""The first that names an identity counts."""
+PURE_LABELS = frozenset({"cls", "label"})
+"""Those that are nothing but labels; a `json` or `txt` may also be a readme."""
 JSON_FIELDS = ("identity", "class", "label", "cls")
+TELLING = ("ident", "class", "label", "cls", "person", "people", "subject", "target", "pid")
+"""A JSON field that holds one of these, and is none of `JSON_FIELDS`, may name an identity too."""
 MAX_LABEL_BYTES = 1 << 20
+MAX_NAME_WORDS = 6
+"""A text of more is a caption."""
+FEW = 3
+"""Of fewer, nothing can be said."""
+MOST = 0.8
+"""From this share of photos on, a text for each is a caption."""
+HALF = 0.5
+"""From this share of photos on, members that may be labels are."""
 READ_AHEAD = 1 << 14
 """Photos are large: more would be read for nothing while the headers are walked."""
 FOLDERS = b"5g"
 """Kinds of members that are passed over, with pax headers that hold for all."""
 
 
+class _Member(NamedTuple):
+    """A file of a tar."""
+
+    name: str
+    part: str
+    """What stands between the key and the suffix: `face` of `000.face.jpg`."""
+    suffix: str
+    offset: int
+    size: int
+
+
+@dataclass
+class _Sample:
+    """Members that follow one another and share their key."""
+
+    key: str = ""
+    photos: list[_Member] = field(default_factory=list)
+    labels: dict[str, dict[str, _Member]] = field(default_factory=dict)
+    """By their part and suffix."""
+    others: list[_Member] = field(default_factory=list)
+
+
+@dataclass
+class _Count:
+    """Members of one sort, over all tars."""
+
+    number: int = 0
+    first: str = ""
+
+    def add(self, where: str) -> None:
+        """Counts one."""
+        self.number += 1
+        self.first = self.first or where
+
+    def __str__(self) -> str:
+        more = f" and {self.number - 1} more" if self.number > 1 else ""
+        return f"{self.first}{more}"
+
+
+@dataclass
+class _Joined:
+    """How the photos of one tar came to their identities."""
+
+    by_label: int = 0
+    by_folder: _Count = field(default_factory=_Count)
+    lone_labels: list[str] = field(default_factory=list)
+    """`PURE_LABELS` beside no photo."""
+    lone_texts: _Count = field(default_factory=_Count)
+    """Other labels beside no photo."""
+    unread: _Count = field(default_factory=_Count)
+    """Members beside photos that are named by their folder, and may themselves name somebody."""
+
+
 class Tars(RawDataset):
     """Every tar of a folder, read at random where it lies.
 
-    A sample's members follow one another and share their name up to the last dot. Its identity is
-    what its `.cls` or `.txt` says or its `.json` has as one of `JSON_FIELDS`, else the folder part
-    of its name.
+    Where a sample has several photos, each is named by the label that shares its part, such as
+    `000.left.jpg` by `000.left.cls`, else by the sample's own.
     """
 
     kind = "tars"
     layout = (
         "a folder of .tar files (or one) with <identity>/<photo>.jpg, or with <key>.jpg and "
-        "<key>.cls, .json or .txt"
+        "<key>.cls, .label, .json or .txt"
     )
 
     def __init__(self, root: Path, split: str | None = None, *, scan_workers: int = 8) -> None:
@@ -57,49 +131,38 @@ class Tars(RawDataset):
 
         Raises:
             PersonaError: a tar is damaged, cut short or compressed, holds links or names that
-                leave it, or a photo has no identity.
+                leave it, a photo has no identity, or it is not clear what its labels are.
         """
-        found = self.root.rglob("*.tar") if self.root.is_dir() else [self.root]
-        tars = sorted(path for path in found if path.is_file())  # a pipe may never end
         names: dict[str, str] = {}
-        for path in tars:
+        texts: Counter[str] = Counter()
+        for path in self._tars():
+            joined = _Joined()
             try:
                 with path.open("rb") as stream:
-                    for photo in self._photos(path, stream):
-                        yield Photo(
-                            photo.source,
-                            names.setdefault(photo.identity, photo.identity),
-                            photo.offset,
-                        )
+                    for sample in self._samples(path, stream):
+                        if not sample.photos:
+                            self._count_lone(path, sample, joined)
+                            continue
+                        for photo in self._join(path, sample, joined, texts):
+                            name = names.setdefault(photo.identity, photo.identity)
+                            yield Photo(photo.source, name, photo.offset)
             except TarError as error:
                 raise PersonaError(
                     f"{path} is no whole, uncompressed tar of plain files ({error}): restore it, "
                     "or pack it anew"
                 ) from None
+            self._look_back(path, joined)
+        if len(texts) >= FEW and len(texts) >= MOST * texts.total():
+            raise _captions(self.root, f"{len(texts):,} of its {texts.total():,} .txt differ")
 
-    def _photos(self, path: Path, stream: BinaryIO) -> Iterator[Photo]:
-        key = ""
-        images: list[tuple[str, int]] = []
-        labels: dict[str, tuple[str, int, int]] = {}
+    def _tars(self) -> list[Path]:
+        if not self.root.is_dir():
+            return [self.root]
+        found = (path for path in self.root.rglob("*.tar") if path.is_file())  # no pipe
+        return sorted(p for p in found if not any(map(is_litter, p.relative_to(self.root).parts)))
 
-        def flush() -> Iterator[Photo]:
-            named = None
-            for suffix in LABEL_SUFFIXES:
-                # A text that stands beside no photo, such as a readme, is nobody's label.
-                if images and suffix in labels and not named:
-                    named = self._label(path, labels[suffix], suffix)
-            for name, offset in images:
-                identity = named or PurePosixPath(name).parent.name
-                if not identity:
-                    raise PersonaError(
-                        f"{path}: {name} has no identity: expected a {key}.cls, .json (with one of "
-                        f"{', '.join(JSON_FIELDS)}) or .txt beside it, or <identity>/<photo>.jpg"
-                    )
-                source = f"{path.relative_to(self._folder).as_posix()}/{name}"
-                yield Photo(source=source, identity=identity, offset=offset)
-            images.clear()
-            labels.clear()
-
+    def _samples(self, path: Path, stream: BinaryIO) -> Iterator[_Sample]:
+        sample = _Sample()
         for encoded, offset, size in iter_members(stream, FOLDERS, READ_AHEAD):
             try:
                 text = encoded.decode()
@@ -108,36 +171,158 @@ class Tars(RawDataset):
             name = PurePosixPath(text)
             if name.is_absolute() or ".." in name.parts or min(text, default=" ") < " ":
                 raise PersonaError(f"{path}: {text[:80]!r} leaves the tar: pack it anew")
-            if not name.name or name.name.startswith("."):
+            if not name.name or any(map(is_litter, name.parts)):
                 continue
-            if str(name.with_suffix("")) != key:
-                yield from flush()
-                key = str(name.with_suffix(""))
-            suffix = name.suffix.lower()
-            if suffix in IMAGE_SUFFIXES:
-                images.append((str(name), offset))
+            base, _, extension = name.name.partition(".")
+            key = str(name.with_name(base))
+            if key != sample.key:
+                yield sample
+                sample = _Sample(key)
+            part, _, suffix = extension.lower().rpartition(".")
+            member = _Member(str(name), part, suffix, offset, size)
+            if f".{suffix}" in IMAGE_SUFFIXES:
+                sample.photos.append(member)
             elif suffix in LABEL_SUFFIXES:
-                labels[suffix] = (str(name), offset, size)
-        yield from flush()
+                sample.labels.setdefault(part, {})[suffix] = member
+            else:
+                sample.others.append(member)
+        yield sample
 
-    def _label(self, path: Path, member: tuple[str, int, int], suffix: str) -> str | None:
-        """The identity that a label member names; None: its JSON has none."""
-        name, offset, size = member
-        if size > MAX_LABEL_BYTES:
-            raise PersonaError(f"{path}: {name} has {size:,} bytes, too many")
-        data = self._read(path, offset, size)
+    def _join(
+        self, path: Path, sample: _Sample, joined: _Joined, texts: Counter[str]
+    ) -> Iterator[Photo]:
+        """The photos of a sample with their identities."""
+        unread: list[_Member] = []
+        said = {part: self._said(path, own, texts, unread) for part, own in sample.labels.items()}
+        parts = {photo.part for photo in sample.photos}
+        of_all = {name for part, name in said.items() if name and part not in parts}
+        by_folder = 0
+        for photo in sample.photos:
+            identity = said.get(photo.part) or said.get("")
+            if not identity and of_all:
+                if len(of_all) > 1:
+                    raise PersonaError(
+                        f"{path}: {photo.name} has labels that differ: keep one of them, as "
+                        f"{sample.key}.cls"
+                    )
+                (identity,) = of_all
+            if identity:
+                joined.by_label += 1
+            else:
+                by_folder += 1
+                joined.by_folder.add(photo.name)
+                identity = PurePosixPath(photo.name).parent.name
+            if not identity:
+                raise PersonaError(
+                    f"{path}: {photo.name} has no identity: expected a {sample.key}.cls, .label, "
+                    f".json (with one of {', '.join(JSON_FIELDS)}) or .txt right before or after "
+                    "it, or <identity>/<photo>.jpg"
+                )
+            source = f"{path.relative_to(self._folder).as_posix()}/{photo.name}"
+            yield Photo(source=source, identity=identity, offset=photo.offset)
+        if by_folder:
+            unread += (other for other in sample.others if self._may_name(path, other))
+            for member in unread[:by_folder]:
+                joined.unread.add(member.name)
+
+    def _count_lone(self, path: Path, sample: _Sample, joined: _Joined) -> None:
+        """Counts the labels of a sample without a photo."""
+        for member in sample.others:
+            if self._may_name(path, member):
+                joined.lone_texts.add(member.name)
+        if sample.others:  # what is labelled may be a picture of a kind that is not read here
+            return
+        for label in (label for own in sample.labels.values() for label in own.values()):
+            if label.suffix in PURE_LABELS:
+                joined.lone_labels.append(label.name)
+            else:
+                joined.lone_texts.add(label.name)
+
+    def _look_back(self, path: Path, joined: _Joined) -> None:
+        """Takes labels without a photo for photos that are not there, where all others have one.
+
+        Raises:
+            PersonaError: photos were named by their folders, but there are labels too.
+        """
+        named = joined.by_folder.number
+        if not named:
+            place = path.relative_to(self._folder).as_posix()
+            self.missing += (f"{place}/{name}" for name in joined.lone_labels)
+            return
+        folders = "and its photos would be named by their folders"
+        lone = joined.lone_texts
+        if joined.lone_labels:
+            lone = _Count(len(joined.lone_labels), joined.lone_labels[0])
+        if joined.lone_labels or lone.number >= max(FEW, HALF * named):
+            raise PersonaError(
+                f"{path}: {lone} match no photo, {folders}: a photo and its label follow one "
+                "another and share their name up to its first dot, as 000.jpg and 000.cls"
+            )
+        if joined.unread.number >= max(FEW, HALF * named):
+            raise PersonaError(
+                f"{path}: {joined.unread} may say who is in the photos beside them, {folders}: "
+                f"call them .cls (in a .json, call the field {JSON_FIELDS[0]}), or take them out"
+            )
+        if joined.by_label:
+            raise PersonaError(
+                f"{path}: {joined.by_label:,} photos have a label, {joined.by_folder} have none, "
+                "and would be named by their folders: label them, or take them out"
+            )
+
+    def _said(
+        self, path: Path, labels: dict[str, _Member], texts: Counter[str], unread: list[_Member]
+    ) -> str | None:
+        """The identity that labels of one photo name; None: no JSON among them has one.
+
+        `texts` counts what texts say; `unread` gets a JSON that may name an identity in a field
+        of another name.
+        """
+        for suffix in LABEL_SUFFIXES:
+            member = labels.get(suffix)
+            if member is None:
+                continue
+            value = self._value(path, member, unread)
+            if value is None:
+                continue
+            where = f"{path}: {member.name}"
+            if suffix != "txt":
+                return identity_name(value, where)
+            if not _reads_like_name(value):
+                raise _captions(path, f"{member.name} is no name")
+            identity = identity_name(value, where)
+            texts[identity] += 1
+            return identity
+        return None
+
+    def _value(self, path: Path, member: _Member, unread: list[_Member]) -> Any:
+        """What a label member says; None: it is a JSON that names nobody."""
+        if member.size > MAX_LABEL_BYTES:
+            raise PersonaError(f"{path}: {member.name} has {member.size:,} bytes, too many")
         try:
-            text = data.decode().strip()
-            value: Any = text
-            if suffix == ".json":
-                fields = json.loads(text)
-                known = fields if isinstance(fields, dict) else {}
-                value = next((known[f] for f in JSON_FIELDS if f in known), None)
+            text = self._read(path, member.offset, member.size).decode().strip()
+            if member.suffix != "json":
+                return text
+            fields = json.loads(text)
         except (ValueError, RecursionError):
-            raise PersonaError(f"{path}: {name} is no {suffix[1:]} text") from None
-        if value is None:
-            return None
-        return identity_name(value, f"{path}: {name}")
+            raise PersonaError(f"{path}: {member.name} is no {member.suffix} text") from None
+        known = fields if isinstance(fields, dict) else {}
+        there = [known[name] for name in JSON_FIELDS if name in known]
+        found = next((value for value in there if value is not None), None)
+        if there and found is None:
+            raise PersonaError(f"{path}: {member.name} names null: expected an identity")
+        if found is None and any(word in name.lower() for name in known for word in TELLING):
+            unread.append(member)
+        return found
+
+    def _may_name(self, path: Path, member: _Member) -> bool:
+        """Whether a member that is no label could be one under another suffix."""
+        if not 0 < member.size <= MAX_NAME:
+            return False
+        try:
+            text = self._read(path, member.offset, member.size).decode().strip()
+        except UnicodeDecodeError:
+            return False
+        return text.isprintable() and _reads_like_name(text)
 
     def read(self, photo: Photo) -> bytes:
         """The photo's file, out of its tar; the member's header stands before it."""
@@ -162,19 +347,16 @@ class Tars(RawDataset):
         return self.root / photo.source[:end]
 
 
-def identity_name(value: object, where: str) -> str:
-    """An identity from a label: text as it is, a whole number as `label_name` writes it.
+def _reads_like_name(text: str) -> bool:
+    """Whether a text may name an identity: a few words or a number, but no list of numbers."""
+    words = text.split(maxsplit=MAX_NAME_WORDS)
+    numbers = all(word.strip("-+.,;").replace(".", "", 1).isdecimal() for word in words)
+    return 0 < len(words) <= MAX_NAME_WORDS and (len(words) == 1 or not numbers)
 
-    Raises:
-        PersonaError: it is neither.
-    """
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 9:
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_LABEL:
-        return label_name(value)
-    if isinstance(value, str) and value and value.isprintable() and len(value) <= 255:
-        return value
-    raise PersonaError(
-        f"{where} has the label {str(value)[:40]!r}: expected a name or a whole number from 0 to "
-        f"{MAX_LABEL:,}"
+
+def _captions(where: Path, what: str) -> PersonaError:
+    """The error for texts that are no names."""
+    return PersonaError(
+        f"{where}: {what}: its .txt read as captions, which would become people: if they do name "
+        "people, call them .cls; else take them out, or add a .cls that does"
     )

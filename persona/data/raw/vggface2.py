@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from persona.data.raw.base import (
+    MAX_NESTED,
     Photo,
     RawDataset,
     iter_lines,
@@ -32,11 +33,20 @@ class VGGFace2Layout(RawDataset):
     @property
     def list_path(self) -> Path:
         """The split's list: every identity and photo, whether on disk or not."""
-        for folder in (self.root, self.root / "data"):
-            path = folder / f"{self.split}_list.txt"
-            if path.is_file():
-                return path
-        return self.root / f"{self.split}_list.txt"
+        return self._find(f"{self.split}_list.txt")
+
+    def _find(self, name: str) -> Path:
+        """A part of the dataset: in its folder, in `data` or `meta`, or where archives nest it."""
+        root = self.root
+        for _ in range(MAX_NESTED):
+            for folder in (root, root / "data", root / "meta"):
+                if (folder / name).exists():
+                    return folder / name
+            inner = list_folders(root)
+            if len(inner) != 1:
+                break
+            root /= inner[0]
+        return self.root / name
 
     def _listed(self) -> dict[str, list[str]]:
         """Identity to photo names, as the list file has them."""
@@ -71,7 +81,7 @@ class VGGFace2Layout(RawDataset):
             PersonaError: no list, no folder, or an identity folder that the list does not name.
         """
         listed = self._listed()
-        split_root = self.root / self.split
+        split_root = self._find(self.split)
         if not split_root.is_dir():
             raise self.complain(split_root)
         strangers = [name for name in list_folders(split_root) if name not in listed]
@@ -82,13 +92,14 @@ class VGGFace2Layout(RawDataset):
                 "list"
             )
         unlisted = 0
+        below = self.relative(split_root)
         for identity, found in list_image_folders(split_root, listed, self.scan_workers):
             if not found:
                 continue  # an identity that is absent as a whole: a part of the set, not a fault
             on_disk = set(found)
             unlisted += len(on_disk.difference(listed[identity]))
             for name in listed[identity]:
-                source = f"{self.split}/{identity}/{name}"
+                source = f"{below}/{identity}/{name}"
                 if name in on_disk:
                     yield Photo(identity=identity, source=source)
                 else:
@@ -112,7 +123,8 @@ class VGGFace2(VGGFace2Layout):
 
     def boxes(self) -> dict[str, tuple[float, float, float, float]] | None:
         """`bb_landmark/loose_bb_<split>.csv`: NAME_ID,X,Y,W,H with NAME_ID without `.jpg`."""
-        path = self.root / "bb_landmark" / f"loose_bb_{self.split}.csv"
+        path = self._find(f"bb_landmark/loose_bb_{self.split}.csv")
+        below = self.relative(self._find(self.split))
         if not path.is_file():
             raise PersonaError(
                 f"no face boxes at {path}: it comes with VGGFace2; without it choose --align mtcnn"
@@ -128,7 +140,7 @@ class VGGFace2(VGGFace2Layout):
                     raise ValueError
             except (IndexError, ValueError):
                 raise PersonaError(f"{path} line {number}: expected NAME_ID,X,Y,W,H") from None
-            source = f"{self.split}/{name}.jpg"
+            source = f"{below}/{name}.jpg"
             if source in boxes:
                 raise PersonaError(f"{path} line {number}: {name} has a box already: restore it")
             boxes[source] = (x, y, x + width, y + height)

@@ -81,7 +81,9 @@ class Evaluation:
     triplets: int | None = None
     photos: int | None = None
     no_face: int | None = None
-    """Pairs with a photo that is absent or shows no face; triplets and photos left out."""
+    """Pairs with a photo that shows no face; photos, and triplets for any reason, left out."""
+    absent: int | None = None
+    """Pairs with a photo that the set does not hold; photos that it should hold."""
     impostors: int | None = None
     folds: list[float] | None = None
     """Accuracy on each."""

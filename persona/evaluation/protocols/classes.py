@@ -41,7 +41,8 @@ class Classes(Protocol):
         figures: dict[str, Any] = {
             "accuracy": float(first.mean()),
             "photos": embedded.labels.size,
-            "no_face": len(subject.manifest.skipped),
+            "no_face": subject.manifest.left_out[0],
+            "absent": subject.manifest.left_out[1],
             "top_5": float(among.mean()),
         }
         resamples, labels = subject.options.resamples, embedded.labels.ravel()

@@ -10,7 +10,7 @@ people who are not in the gallery are the non-mated.
 Figures as in NIST's FRVT 1:N: TPIR is the share of mated probes that are answered first and above
 the threshold, at the threshold that answers a share FPIR of the non-mated ones.
 
-Photos without a face are neither enrolled nor probes; they are counted.
+Photos without a face and absent ones are neither enrolled nor probes; they are counted.
 
 Shapes: N photos, F enrolled photos, G gallery templates, E embedding, K identities.
 """
@@ -53,12 +53,12 @@ class Identification(Protocol):
 
     def figures(self, subject: Subject) -> dict[str, Any]:
         """Rank-1, rank-5, CMC and TPIR at FPIR; intervals resample the probes' identities."""
-        embedding_NE, label_N, faceless = _faces(subject, subject.folder, subject.manifest)
+        embedding_NE, label_N, left_out = _faces(subject, subject.folder, subject.manifest)
         if subject.options.gallery is None:
             closed, opened, owner, gallery = _within(embedding_NE, label_N)
         else:
             embedding_FE, label_F, more = _faces(subject, *subject.options.gallery)
-            faceless += more
+            left_out += more
             known = subject.options.gallery[1].classes
             mate = _mates(label_N, subject.manifest.classes, label_F, known)
             template_GE, mate = _templates(embedding_FE, label_F, mate)
@@ -83,7 +83,8 @@ class Identification(Protocol):
             "gallery": gallery,
             "probes": len(rank_M),
             "non_mated": int((opened.rank == 0).sum()),
-            "no_face": faceless,
+            "no_face": int(left_out[0]),
+            "absent": int(left_out[1]),
         }
         resamples = subject.options.resamples
         if resamples:
@@ -102,14 +103,17 @@ class Identification(Protocol):
         return figures
 
 
-def _faces(subject: Subject, folder: SetFolder, manifest: Manifest) -> tuple[Embeddings, Ints, int]:
-    """Embeddings and labels of a set's photos with a face, and how many of it have none."""
+def _faces(
+    subject: Subject, folder: SetFolder, manifest: Manifest
+) -> tuple[Embeddings, Ints, Ints]:
+    """Embeddings and labels of a set's photos with a face; how many have none, and are absent."""
     embedded = subject.embed(folder, manifest)
     usable_N = ~np.isin(embedded.keys, np.array(manifest.no_face, np.int64))
     if not usable_N.any():
         raise PersonaError(f"set {manifest.name}: no face was found in any photo")
-    none = int((~usable_N).sum()) + len(manifest.skipped)
-    return embedded.embeddings[usable_N, 0], embedded.labels[usable_N, 0], none
+    faceless, absent = manifest.left_out
+    left_out = np.array([faceless + np.count_nonzero(~usable_N), absent])
+    return embedded.embeddings[usable_N, 0], embedded.labels[usable_N, 0], left_out
 
 
 def _within(

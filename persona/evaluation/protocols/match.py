@@ -33,7 +33,7 @@ class Match(Protocol):
         figures: dict[str, Any] = {
             "accuracy": float(right.mean()),
             "triplets": len(right),
-            "no_face": len(subject.manifest.skipped),
+            "no_face": subject.manifest.left_out[0],
         }
         resamples = subject.options.resamples
         if resamples:

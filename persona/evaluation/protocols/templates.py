@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from persona.data.shards import Manifest, read_metas
+from persona.data.shards import FACELESS, Manifest, read_metas
 from persona.errors import PersonaError
 from persona.evaluation.metrics import (
     Bools,
@@ -84,6 +84,7 @@ class Templates(Protocol):
         assert subject.options.templates is not None
         lists = read_lists(subject.options.templates)
         row_L = _rows(subject, lists)
+        faceless_L = row_L == FACELESS
         embedded = subject.embed(subject.folder, subject.manifest)
         row_L = np.where(row_L >= 0, embedded.rows_of(row_L), -1)
         here = row_L >= 0
@@ -94,6 +95,8 @@ class Templates(Protocol):
         whole = (a >= 0) & (b >= 0)
         if not whole.any():
             raise PersonaError("no pair has a photo in both of its templates")
+        seen_T = np.unique(lists.template[(row_L >= 0) | faceless_L])
+        absent = (_place(seen_T, lists.pair_a) < 0) | (_place(seen_T, lists.pair_b) < 0)
         scores = listed_scores(template_TE, a[whole], b[whole])
         same, resamples = lists.same[whole], subject.options.resamples
         figures: dict[str, Any] = {
@@ -103,7 +106,8 @@ class Templates(Protocol):
             "pairs": len(scores),
             "impostors": int((~same).sum()),
             "photos": int(here.sum()),
-            "no_face": int((~whole).sum()),
+            "no_face": int((~whole & ~absent).sum()),
+            "absent": int(absent.sum()),
         }
         intervals: dict[str, Any] = {}
         if resamples:
@@ -181,15 +185,18 @@ def _place(known_T: Ints, wanted: Ints) -> Ints:
 
 
 def _rows(subject: Subject, lists: Lists) -> Ints:
-    """(L,) the key of each listed photo; -1: the set does not have it."""
+    """(L,) the key of each listed photo; FACELESS; -1: the set does not have it."""
     # A centre crop among many frames would spoil its template: without a face, a frame is missing.
-    faceless = set(subject.manifest.no_face)
+    centred = set(subject.manifest.no_face)
     metas = read_metas(subject.folder, subject.manifest)
-    source_of = {key: str(meta["source"]) for key, meta in metas.items() if key not in faceless}
-    key_of = {source.rpartition("/")[2]: key for key, source in source_of.items()}
-    key_of |= {source: key for key, source in source_of.items()}
+    by_source = dict.fromkeys(subject.manifest.faceless, FACELESS)
+    by_source |= {
+        str(meta["source"]): FACELESS if key in centred else key for key, meta in metas.items()
+    }
+    key_of = {source.rpartition("/")[2]: key for source, key in by_source.items()}
+    key_of |= by_source
     found = np.array([key_of.get(photo, -1) for photo in lists.photo], np.int64)
-    missing = int((found < 0).sum())
+    missing = int((found == -1).sum())
     if missing > MAX_MISSING * len(found):
         raise PersonaError(
             f"{missing} of {len(found)} listed photos are not in set {subject.manifest.name}: pack "
@@ -210,7 +217,7 @@ def read_lists(folder: Path) -> Lists:
         raise PersonaError(f"{folder}: a pair's label is neither 0 nor 1")
     try:
         template, medium = (np.array([row[n] for row in media], np.int64) for n in (1, 2))
-    except ValueError:
+    except (ValueError, OverflowError):
         raise PersonaError(
             f"{folder}: a template or medium of *_face_tid_mid.txt is no number"
         ) from None
@@ -255,7 +262,7 @@ def _numbers(path: Path, width: int, layout: str) -> Ints:
     """A table of whole numbers, by numpy's own reader: IJB-C has 15 million lines."""
     try:
         found = np.loadtxt(path, np.int64, ndmin=2)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise PersonaError(f"{path}: expected {layout} ({str(error)[:80]})") from None
     if found.shape[1:] != (width,) or not len(found):
         raise PersonaError(f"{path}: expected lines of {layout}")
@@ -268,8 +275,8 @@ def _subjects(paths: list[Path]) -> tuple[Ints, Ints]:
     for path in paths:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()[1:], start=2):
             try:
-                template, person = map(int, line.split(",")[:2])
-            except ValueError:
+                template, person = np.array(line.split(",")[:2], np.int64).tolist()
+            except (ValueError, OverflowError):
                 raise PersonaError(
                     f"{path} line {number}: expected TEMPLATE_ID,SUBJECT_ID, found {line[:80]!r}"
                 ) from None

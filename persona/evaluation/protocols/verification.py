@@ -5,6 +5,7 @@ AgeDB-30, CFP-FP, CALFW and CPLFW are measured alike; a user's list by `--pairs`
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from persona.data.shards import Manifest, PairTable, read_metas, read_pairs
 from persona.errors import PersonaError
 from persona.evaluation.groups import group_figures, groups_of
-from persona.evaluation.pair_lists import read_pair_list
+from persona.evaluation.pair_lists import cut_folds, read_pair_list
 from persona.evaluation.pairs import PairScores, overlap, score_pairs, write_scores
 from persona.evaluation.protocols.base import Options, Protocol, Subject, default_measure
 from persona.evaluation.statistics import verification_intervals
@@ -74,6 +75,9 @@ def pair_scores(subject: Subject) -> tuple[PairScores, dict[str, Any]]:
     pairs: PairTable
     if options.pairs is None:
         pairs = read_pairs(subject.folder, manifest)
+        if len(np.unique(pairs.fold)) == 1:  # LFW's view 1 has none
+            fold = cut_folds(pairs.same, f"set {manifest.name}")
+            pairs = replace(pairs, fold=fold)
     else:
         metas = read_metas(subject.folder, manifest)
         pairs, strangers = read_pair_list(options.pairs, manifest, metas)
@@ -88,7 +92,7 @@ def pair_scores(subject: Subject) -> tuple[PairScores, dict[str, Any]]:
     embedded = subject.embed(subject.folder, manifest)
     left_out = frozenset(common if options.trained is not None else ())
     scores = score_pairs(embedded, manifest, pairs, no_face=options.no_face, left_out=left_out)
-    facts["no_face"] = scores.no_face
+    facts |= {"no_face": scores.no_face, "absent": scores.absent}
     if options.trained is not None:
         facts["overlap_pairs"] = scores.overlapping
     if scores.duplicates:

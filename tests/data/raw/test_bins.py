@@ -15,7 +15,7 @@ from PIL import Image
 from persona.data.pack import pack_photos
 from persona.data.raw import bins, open_dataset
 from persona.data.shards import read_pairs
-from persona.errors import PersonaError
+from persona.errors import PersonaError, SkipPhoto
 
 SAME = [place % 2 == 0 for place in range(20)]
 PHOTOS = [jpeg(number) for number in range(40)]
@@ -36,6 +36,62 @@ def test_files_of_any_protocol(tmp_path: Path, protocol: int, as_array: bool) ->
     assert [dataset.read(photo) for photo in index.photos] == PHOTOS
 
 
+def fortran(photo: bytes) -> np.ndarray:
+    return np.frombuffer(photo, np.uint8).reshape(-1, 1).T
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize(
+    "kind",
+    [
+        bytearray,
+        np.bytes_,
+        np.void,
+        np.array,
+        lambda photo: np.frombuffer(bytearray(photo), np.uint8),
+        lambda photo: np.frombuffer(photo, np.uint8).reshape(-1, 1),
+        lambda photo: np.frombuffer(photo, np.uint8).reshape(1, -1),
+        lambda photo: np.repeat(np.frombuffer(photo, np.uint8), 2)[::2],
+        fortran,
+    ],
+)
+def test_photos_of_any_type(tmp_path: Path, kind, protocol: int) -> None:
+    name = write(tmp_path, pickle.dumps(([kind(p) for p in PHOTOS], SAME), protocol))
+    dataset = open_dataset(name, tmp_path)
+    assert [dataset.read(photo) for photo in dataset.index().photos] == PHOTOS
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+@pytest.mark.parametrize("kind", [np.bool_, np.uint8, ">i4", np.int64, np.float32, object])
+def test_truths_of_any_type(tmp_path: Path, kind, protocol: int) -> None:
+    column = np.array(SAME).astype(kind)
+    for same in (
+        column,
+        column[:, None],
+        column[None],
+        list(column),
+        list(column[:, None]),
+        [[bool(truth)] for truth in SAME],
+        tuple(map(float, SAME)),
+    ):
+        if kind is object and isinstance(same, np.ndarray) and same.ndim > 1:
+            continue  # no file has it
+        name = write(tmp_path, pickle.dumps((PHOTOS, same), protocol))
+        pairs = open_dataset(name, tmp_path).pairs()
+        assert pairs is not None
+        assert [pair.same for pair in pairs] == SAME
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_photos_in_one_array(tmp_path: Path, protocol: int) -> None:
+    as_objects = np.empty(len(PHOTOS), object)
+    as_objects[:] = PHOTOS
+    for photos in (as_objects, np.array(PHOTOS)):
+        name = write(tmp_path, pickle.dumps((photos, SAME), protocol))
+        dataset = open_dataset(name, tmp_path)
+        assert [dataset.read(photo) for photo in dataset.index().photos] == PHOTOS
+
+
 def test_python_2_strings_are_bytes(tmp_path: Path) -> None:
     items = b"".join(b"T" + struct.pack("<i", len(p)) + p for p in PHOTOS[:2])
     data = b"\x80\x02](" + items + b"e](I01\ne\x86."
@@ -54,14 +110,25 @@ def test_pairs_are_consecutive_in_ten_folds(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(dataset))._loaded is None
 
 
-def test_pixels_are_rgb(tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), dtype=np.uint8)
-    data = pickle.dumps((list(pixels), np.array([True])))
-    dataset = open_dataset(write(tmp_path, data), tmp_path)
-    for photo, image in zip(dataset.index().photos, pixels, strict=True):
-        np.testing.assert_array_equal(
-            np.asarray(Image.open(io.BytesIO(dataset.read(photo)))), image
-        )
+@pytest.mark.parametrize("protocol", [2, 5])
+@pytest.mark.parametrize("shape", [(5, 7, 3), (5, 7), (5, 7, 1)])
+def test_arrays_of_pixels(tmp_path: Path, shape: tuple[int, ...], protocol: int) -> None:
+    """As a list of them, in Fortran's order, or as one array of all."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *shape), dtype=np.uint8)
+    for photos in (list(pixels), [np.asfortranarray(image) for image in pixels], pixels):
+        data = pickle.dumps((photos, np.array([True])), protocol)
+        dataset = open_dataset(write(tmp_path, data), tmp_path)
+        for photo, image in zip(dataset.index().photos, pixels, strict=True):
+            read = np.asarray(Image.open(io.BytesIO(dataset.read(photo))))
+            np.testing.assert_array_equal(read, image.squeeze())
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 3, 4), (3, 8, 8)])
+def test_arrays_that_are_no_photo_are_skipped(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    photos = [np.zeros(shape, np.uint8), PHOTOS[0]]
+    dataset = open_dataset(write(tmp_path, pickle.dumps((photos, [True]))), tmp_path)
+    with pytest.raises(SkipPhoto, match="an array of shape"):
+        dataset.read(dataset.index().photos[0])
 
 
 class Calls:
@@ -117,6 +184,17 @@ def hostile(ran: Path) -> dict[str, bytes]:
         "memo": b"\x80\x02]r\xff\xff\xff\x7f]\x86.",
         "huge bytes": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 50) + b"x.",
         "huge string": b"\x80\x02T\xff\xff\xff\x7fx.",
+        "huge array8 that memory would hold": b"\x80\x05\x96" + struct.pack("<Q", 1 << 33) + b".",
+        "bytearray of a size": b"cbuiltins\nbytearray\n(I9999999999\ntR.",
+        "bytearray of a list": b"cbuiltins\nbytearray\n((lp0\ntR.",
+        "objects in a scalar": b"\x80\x02cnumpy.core.multiarray\nscalar\n"
+        b"cnumpy\ndtype\n(U\x02O8I0\nI1\ntRcos\nsystem\n\x86R.",
+        "a type of a function": b"\x80\x02cnumpy\ndtype\n(cnumpy\nndarray\ntR.",
+        "wide elements": b"\x80\x02cnumpy\ndtype\n(U\nV999999999ttR.",
+        "a type with fields": dump((np.zeros(2, [("a", "u1")]), [True])),
+        "dates": dump((PHOTOS[:2], np.array(["2020"], "M8[Y]"))),
+        "half": dump((PHOTOS[:2], [np.float32(0.5)])),
+        "nan": dump((PHOTOS[:2], [float("nan")])),
         "huge array8": b"\x80\x05\x96" + struct.pack("<Q", 1 << 45) + b".",
         "cut": dump((PHOTOS, SAME))[:-100],
         "empty": b"",

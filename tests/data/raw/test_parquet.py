@@ -59,6 +59,73 @@ def test_plain_bytes_and_labels_that_name_themselves(tmp_path: Path) -> None:
     assert open_dataset(f"parquet:{path}", tmp_path).index().classes == ("0000007", "0000012")
 
 
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.string(),
+        pa.large_string(),
+        pa.string_view(),
+        pa.dictionary(pa.int32(), pa.string()),
+        pa.dictionary(pa.int8(), pa.large_string()),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "image",
+    [
+        pa.binary(),
+        pa.large_binary(),
+        pa.binary_view(),
+        pa.dictionary(pa.int32(), pa.binary()),
+        pa.struct([("bytes", pa.large_binary()), ("path", pa.large_string())]),
+    ],
+    ids=str,
+)
+def test_all_of_arrows_texts_and_bytes(tmp_path: Path, image: Any, kind: Any, stored: bool) -> None:
+    names = ["ann", "bob\u00a0lee", "ann", "\u0645\u06cc\u200c\u0646"]
+    photos = [jpeg(number) for number in range(4)]
+    columns = []
+    values = [{"bytes": p, "path": ""} for p in photos] if pa.types.is_struct(image) else photos
+    for wanted, given in ((image, values), (kind, names)):
+        if pa.types.is_dictionary(wanted):
+            column = pa.array(given, wanted.value_type).dictionary_encode().cast(wanted)
+        else:
+            column = pa.array(given, wanted)
+        columns.append(column)
+    path = tmp_path / "a.parquet"
+    table = pa.table(columns, names=["image", "label"])
+    pq.write_table(table, path, row_group_size=3, store_schema=stored)
+    dataset = open_dataset(f"parquet:{path}", tmp_path)
+    index = dataset.index()
+    assert [photo.identity for photo in index.photos] == names
+    assert [dataset.read(photo) for photo in index.photos] == photos
+
+
+@pytest.mark.parametrize("label", ["a\nb", "a\u2028b", "a\x85", "a\x1b[2J"])
+def test_a_name_is_one_line(tmp_path: Path, label: str) -> None:
+    path = write(tmp_path / "a.parquet", [label])
+    with pytest.raises(PersonaError, match="has the label"):
+        open_dataset(f"parquet:{path}", tmp_path).index()
+
+
+def test_minus_one_is_nobody(tmp_path: Path) -> None:
+    """Which is what the datasets library writes where a split has no labels."""
+    for labels, names in (([1, -1], NAMES), ([1, -1], None), (["ann", "-1"], None)):
+        path = write(tmp_path / "a.parquet", labels, names=names)
+        index = open_dataset(f"parquet:{path}", tmp_path).index()
+        assert len(index.photos) == 1
+        assert index.nobody == ("a.parquet/00000/0000001",)
+
+
+def test_what_systems_leave_beside_files_is_no_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "p" / "a.parquet", [0, 1])
+    for litter in ("._a.parquet", "__MACOSX/a.parquet", "@eaDir/a.parquet"):
+        (path.parent / litter).parent.mkdir(exist_ok=True)
+        (path.parent / litter).write_bytes(b"no parquet")
+    assert len(open_dataset(f"parquet:{path.parent}", tmp_path).index().photos) == 2
+
+
 def test_packing_keeps_to_a_window_of_row_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,7 +194,7 @@ def bad_name(path: Path) -> None:
         (lambda p: write(p, [0], names=["ann", "bob", "ann"]), "of 'label' name 'ann' twice"),
         (twice_named, "has two columns called 'label'"),
         (lambda p: write(p, [0, 3], names=NAMES), "row 1 of group 0: label 3 is none of the 3"),
-        (lambda p: write(p, [0, -1]), "row 1 of group 0 has the label '-1'"),
+        (lambda p: write(p, [0, -2]), "row 1 of group 0 has the label '-2'"),
         (lambda p: write(p, [0, None]), "has the label 'None'"),
         (bad_metadata, "its Hugging Face metadata is damaged"),
         (lambda p: p.write_bytes(b"PAR1 no PAR1"), "is no whole parquet file"),

@@ -168,7 +168,7 @@ def edit_rec(place: int, new: bytes):
         (short_idx, r"train.rec goes on for [\d,]+ bytes after record 3: is it cut short"),
         (edit_label(1.5), "record 1 has the label 1.5: expected a whole number"),
         (edit_label(float("nan")), "record 1 has the label nan"),
-        (edit_label(-1.0), "record 1 has the label -1"),
+        (edit_label(-2.0), "record 1 has the label -2"),
         (edit_rec(8, struct.pack("<I", 2**31)), "record 0 at byte 0: it claims 2,147,483,648"),
         (edit_rec(4, b"\xff\xff\xff\x1f"), "its 536,870,911 bytes reach beyond the file"),
         (edit_rec(4, struct.pack("<I", 2 << 29 | 32)), "in the middle of another"),
@@ -181,6 +181,14 @@ def test_broken_files_are_one_line(tmp_path: Path, break_it, message: str) -> No
     with pytest.raises(PersonaError, match=message) as error:
         open_dataset(f"recordio:{tmp_path / 'r'}", tmp_path).index()
     assert "\n" not in str(error.value)
+
+
+def test_minus_one_is_nobody(tmp_path: Path) -> None:
+    insightface(tmp_path / "r")
+    edit_label(-1.0)(tmp_path / "r")
+    index = open_dataset(f"recordio:{tmp_path / 'r'}", tmp_path).index()
+    assert index.nobody == ("train.rec/000000001",)
+    assert len(index.photos) == 5
 
 
 def test_a_record_that_breaks_later_is_skipped(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from persona.data.align import AlignSpec
 from persona.data.pack import Packed, pack_photos
-from persona.data.raw import open_dataset
+from persona.data.raw import Photo, open_dataset
 from persona.data.raw.annotations import annotate
 from persona.data.raw.lfw import LFW
 from persona.data.shards import (
@@ -327,6 +327,20 @@ def test_groups_do_not_differ_by_their_share_of_impostors() -> None:
     assert (alone["frr"], alone["far"], alone["accuracy"]) == (0.5, None, 0.5)
 
 
+@pytest.mark.parametrize("age", ["3²", "nan", "inf", "1e300", "9" * 5000, "old"])
+def test_annotations_that_are_no_number(tmp_path: Path, cpu: Accelerator, age: str) -> None:
+    dataset = open_dataset("lfw", write_lfw(tmp_path).parent)
+    people = [f"Person_{letter}" for letter in "ABCDEF"]
+    text = "identity,age\n" + "".join(
+        f"{name},{age if name < 'Person_C' else 40}\n" for name in people
+    )
+    index = annotate(dataset.index(), _write(tmp_path / "a.csv", text))
+    packed = pack_photos(dataset, tmp_path / "s", NO_ALIGN, index=index)
+    assert set(measure(packed, cpu, by="age").groups) == {"40", age}
+    with pytest.raises(PersonaError, match="annotation 'age' is no number: --by age"):
+        measure(packed, cpu, by="age-gap")
+
+
 def test_few_agedb_photos_have_no_pairs(tmp_path: Path) -> None:
     write_agedb(tmp_path / "AgeDB", people=3)
     assert open_dataset("agedb", tmp_path).pairs() is None
@@ -430,6 +444,37 @@ def _all_faceless(manifest: Manifest) -> tuple[Any, ...]:
     return tuple(
         replace(s, no_face=keys if s is manifest.shards[0] else ()) for s in manifest.shards
     )
+
+
+def test_absent_and_faceless_are_two_counts(cpu: Accelerator, tmp_path: Path) -> None:
+    """Whatever the measure; a set without pairs holds nothing of a photo without a face."""
+    root = write_lfw(tmp_path)
+    (root / "Person_B" / "Person_B_0002.jpg").unlink()
+    boxed = pack_photos(Boxed(root), tmp_path / "boxed", BOXES)
+    pairs = read_pairs(boxed.folder, boxed.manifest)
+    without = [-1 in (a, b) for a, b in zip(pairs.a.tolist(), pairs.b.tolist(), strict=True)]
+    faceless = boxed.manifest.no_face[0]
+    blind = [faceless in (pair.a, pair.b) for pair in pairs]
+    # One pair has a photo of both kinds, and is counted as absent.
+    assert (sum(without), sum(blind), sum(map(min, without, blind))) == (4, 2, 1)
+    for policy, measured in (("centre", 8), ("fail", 12), ("exclude", 7)):
+        found = measure(boxed, cpu, no_face=policy)
+        assert (found.no_face, found.absent, found.pairs) == (1, 4, measured)
+
+    class Unpaired(Boxed):
+        def pairs(self) -> None:  # type: ignore[override]
+            return None
+
+        def iter_photos(self) -> Iterator[Photo]:
+            yield from super().iter_photos()
+            self.missing.append("Person_B/Person_B_0002.jpg")
+
+    plain = pack_photos(Unpaired(root), tmp_path / "plain", BOXES)
+    listed = measure(plain, cpu, pairs=root / "pairs.txt")
+    assert (listed.no_face, listed.absent, listed.pairs) == (1, 4, 7)
+    assert listed.unknown_photos == ["Person_B/Person_B_0002.jpg"]
+    known = measure(plain, cpu, "identification")
+    assert (known.no_face, known.absent) == (1, 1)
 
 
 def test_options_of_another_measure_are_refused(
@@ -554,6 +599,8 @@ def test_bad_lists_of_templates(ijb: tuple[Packed, Path], cpu: Accelerator) -> N
         (media, "1.jpg 1 1\n", "no pair has a photo in both of its templates"),
         (media, "1.jpg 1\n", "line 1: expected photo template medium"),
         (media, "1.jpg one 1\n", "is no number"),
+        (media, f"1.jpg {'9' * 30} 1\n", "is no number"),
+        (pairs, f"1 {'9' * 30} 0\n", "expected template template 0"),
         (media, "", "is empty"),
         (media, "a.jpg 1 1\nb.jpg 2 2\n", "2 of 2 listed photos are not in set ijb"),
     ):
@@ -565,6 +612,7 @@ def test_bad_lists_of_templates(ijb: tuple[Packed, Path], cpu: Accelerator) -> N
     probe = folder / "ijbx_1N_probe_mixed.csv"
     for text, message in (
         ("TEMPLATE_ID,SUBJECT_ID\n2;0\n", "line 2: expected TEMPLATE_ID,SUBJECT_ID, found '2;0'"),
+        (f"TEMPLATE_ID,SUBJECT_ID\n{'9' * 30},0\n", "line 2: expected TEMPLATE_ID,SUBJECT_ID"),
         ("TEMPLATE_ID,SUBJECT_ID\n8,3\n", "no probe template shows a subject of the gallery"),
     ):
         probe.write_text(text)
