@@ -9,7 +9,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from persona.data.raw.base import (
-    IMAGE_SUFFIXES,
     MAX_LABEL,
     MAX_PHOTO_BYTES,
     Photo,
@@ -19,6 +18,7 @@ from persona.data.raw.base import (
 )
 from persona.data.tars import TarError, iter_members
 from persona.errors import PersonaError, SkipPhoto
+from persona.pictures import IMAGE_SUFFIXES
 
 LABEL_SUFFIXES = (".cls", ".json", ".txt")
 """The first that is there names the identity."""
