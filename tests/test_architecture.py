@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "persona"
 FLOOR = {
-    *("errors", "workspace", "config", "files", "progress", "landmarks", "memory", "workers"),
-    "download",
+    *("errors", "workspace", "config", "files", "pictures", "progress", "landmarks", "memory"),
+    *("workers", "download"),
 }
 ROOMS = {
     "data": FLOOR,

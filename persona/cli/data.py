@@ -243,21 +243,22 @@ def _report_set(packed: Packed, json: bool) -> None:
 
 
 def report_skips(manifest: Manifest) -> None:
-    """Says what was skipped and why; the manifest has all of it."""
+    """Says what was mended or skipped and why; the manifest has all of it."""
     if manifest.no_face:
         note(
             f"{len(manifest.no_face)} photos without a detected face are kept as centre crops for "
             "evaluation; `persona evaluate --no-face` says what becomes of their pairs"
         )
-    if not manifest.skipped:
-        return
-    reasons = Counter(photo.reason.partition(":")[0] for photo in manifest.skipped)
-    summary = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-    note(f"skipped {len(manifest.skipped)}: {summary}")
-    for photo in manifest.skipped[:SKIPS_SHOWN]:
-        note(f"  {photo.source}: {photo.reason}")
-    if len(manifest.skipped) > SKIPS_SHOWN:
-        note(f"  … {len(manifest.skipped) - SKIPS_SHOWN} more in manifest.json")
+    for what, photos in (("mended", manifest.mended), ("skipped", manifest.skipped)):
+        if not photos:
+            continue
+        reasons = Counter(photo.reason.partition(":")[0] for photo in photos)
+        summary = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        note(f"{what} {len(photos)}: {summary}")
+        for photo in photos[:SKIPS_SHOWN]:
+            note(f"  {photo.source}: {photo.reason}")
+        if len(photos) > SKIPS_SHOWN:
+            note(f"  … {len(photos) - SKIPS_SHOWN} more in manifest.json")
 
 
 def set_row(manifest: Manifest) -> dict[str, Any]:
@@ -270,6 +271,7 @@ def set_row(manifest: Manifest) -> dict[str, Any]:
         "identities": manifest.identities,
         "shards": len(manifest.shards),
         "skipped": len(manifest.skipped),
+        "mended": len(manifest.mended),
     }
 
 

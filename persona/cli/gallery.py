@@ -124,6 +124,7 @@ def _who(what: list[str]) -> tuple[dict[str, list[Path]], dict[str, str]]:
     """
     from persona.gallery.photos import folders_of, photos_of
     from persona.gallery.store import check_name
+    from persona.pictures import READ_WORDS
 
     if len(what) == 1:
         folder = Path(what[0])
@@ -153,7 +154,7 @@ def _who(what: list[str]) -> tuple[dict[str, list[Path]], dict[str, str]]:
         if not found:
             several = path.is_dir() and folders_of(path)
             remedy = f"`persona enroll {path}` enrols its folders as people" if several else ""
-            raise PersonaError(f"{path} holds no photos: {remedy or 'JPEG, PNG, BMP or WebP'}")
+            raise PersonaError(f"{path} holds no photos: {remedy or READ_WORDS}")
         photos += found
     return {name: photos}, {}
 

@@ -51,13 +51,14 @@ def recognise_command(
 ) -> None:
     """Say who is in a photo, in each photo of a folder, or in a video and when."""
     from persona.gallery.photos import photos_of
+    from persona.pictures import READ_WORDS
 
     if not what.exists():
         raise PersonaError(f"no photo, folder or video at {what}")
     folder = what.is_dir()
     paths = photos_of(what) if folder else [what]
     if not paths:
-        raise PersonaError(f"{what} holds no photos: JPEG, PNG, BMP or WebP")
+        raise PersonaError(f"{what} holds no photos: {READ_WORDS}")
     if annotate is not None and annotate.resolve() == what.resolve():
         raise PersonaError(f"--annotate {annotate} would overwrite what it shows: choose another")
     with open_people(
@@ -89,7 +90,7 @@ def _recognise(
     gallery: Gallery, path: Path, annotate: Path | None, folder: bool
 ) -> tuple[Sighting, ...] | str:
     """The faces of a photo; of a folder's unreadable photo, the reason."""
-    from persona.gallery.photos import draw_marks, mark_of, read_photo, save_image
+    from persona.gallery.photos import copy_name, draw_marks, mark_of, read_photo, save_image
 
     try:
         photo = read_photo(path)
@@ -100,23 +101,17 @@ def _recognise(
     faces = gallery.recognise(photo.pixels)
     if annotate is not None:
         marks = [mark_of(face, face.box) for face in faces]
-        save_image(draw_marks(photo.pixels, marks), annotate / path.name if folder else annotate)
+        out = annotate / copy_name(path) if folder else annotate
+        save_image(draw_marks(photo.pixels, marks), out)
     return tuple(replace(face, box=photo.whole(face.box)) for face in faces)
 
 
 def _video(gallery: Gallery, path: Path, annotate: Path | None, every: float) -> Seen | None:
     """The tracks of a video; None: it is a photo, or what is wrong with it is a photo's matter."""
-    from persona.data.align.decode import MOST_PIXELS, EncodedPhoto
-    from persona.data.raw.base import IMAGE_SUFFIXES
+    from persona.gallery.photos import is_film
 
-    if path.suffix.lower() in IMAGE_SUFFIXES or not path.is_file():
+    if not is_film(path):
         return None
-    try:
-        with path.open("rb") as file:
-            EncodedPhoto(file.read(10_000_000), MOST_PIXELS)
-        return None
-    except SkipPhoto:
-        pass
     from persona.gallery.video import annotate_video, check_copy, recognise_video
 
     if annotate is not None:

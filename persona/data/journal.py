@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from persona.data.shards import Shard, Skipped, encode_json, tar_end
+from persona.data.shards import Mended, Shard, Skipped, encode_json, tar_end
 from persona.errors import PersonaError
 from persona.files import placed, process_name, read_json, write_atomically
 
@@ -43,6 +43,7 @@ class Chunk:
     skipped: tuple[Skipped, ...]
     no_face: tuple[int, ...] = ()
     """Keys of its centre crops."""
+    mended: tuple[Mended, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Record:
     identities: tuple[int, ...]
     """Labels in it, sorted."""
     skipped: tuple[Skipped, ...]
+    mended: tuple[Mended, ...]
     plan: Plan
 
 
@@ -73,6 +75,7 @@ def read_record(folder: Path, number: int) -> Record | None:
             Shard.from_json(value["shard"]),
             tuple(value["identities"]),
             tuple(Skipped(**photo) for photo in value["skipped"]),
+            tuple(Mended(**photo) for photo in value.get("mended", ())),
             dict(value["plan"]),
         )
         size = (folder / shard_name(number)).stat().st_size
@@ -103,6 +106,7 @@ class ShardWriter:
         self.identities: set[int] = set()
         self.skipped: list[Skipped] = []
         self.no_face: list[int] = []
+        self.mended: list[Mended] = []
         self._size = 0
         self._digest = hashlib.sha256()
         self._path = folder / f"{shard_name(number)}.{process_name()}.partial"
@@ -151,8 +155,9 @@ class ShardWriter:
                 if entry is None or entry["size"] > held:
                     break
                 skipped = tuple(Skipped(**photo) for photo in entry["skipped"])
+                mended = tuple(Mended(**photo) for photo in entry.get("mended", ()))
                 identities, no_face = tuple(entry["identities"]), tuple(entry["no_face"])
-                chunk = Chunk(b"", entry["samples"], identities, skipped, no_face)
+                chunk = Chunk(b"", entry["samples"], identities, skipped, no_face, mended)
                 self._count(chunk, entry["items"])
                 self._size = entry["size"]
             except (ValueError, KeyError, TypeError):
@@ -170,6 +175,7 @@ class ShardWriter:
         self.identities.update(chunk.identities)
         self.skipped.extend(chunk.skipped)
         self.no_face.extend(chunk.no_face)
+        self.mended.extend(chunk.mended)
 
     def append(self, chunk: Chunk, items: int) -> None:
         """Appends what came of the next `items` of the task, then says so in the journal."""
@@ -186,6 +192,7 @@ class ShardWriter:
             "identities": chunk.identities,
             "skipped": [asdict(photo) for photo in chunk.skipped],
             "no_face": chunk.no_face,
+            "mended": [asdict(photo) for photo in chunk.mended],
         }
         with placed(self.folder):
             self._journal.write(encode_json(entry) + b"\n")
@@ -202,7 +209,13 @@ class ShardWriter:
         name = shard_name(self.number)
         no_face = tuple(sorted(self.no_face))
         shard = Shard(name, self.samples, self._size + len(end), self._digest.hexdigest(), no_face)
-        record = Record(shard, tuple(sorted(self.identities)), tuple(self.skipped), self.plan)
+        record = Record(
+            shard,
+            tuple(sorted(self.identities)),
+            tuple(self.skipped),
+            tuple(self.mended),
+            self.plan,
+        )
         write_atomically(_record_path(self.folder, self.number), encode_json(asdict(record)))
         try:
             self._path.replace(self.folder / name)

@@ -53,6 +53,7 @@ from persona.data.shards import (
     VERSION,
     KeyPair,
     Manifest,
+    Mended,
     Skipped,
     encode_json,
     encode_pairs,
@@ -482,20 +483,30 @@ class PhotoPacker:
         data: list[bytes] = []
         labels: set[int] = set()
         skipped = []
+        mended = []
         no_face = []
         photos = (self._photo(task) for task in tasks)
         for task, crop in zip(tasks, self.align(photos), strict=True):
             if isinstance(crop, NoFace) and self.keep_faceless:
-                data.append(_sample(task, centre_photo(self._photo(task), self.spec), no_face=True))
+                kept = centre_photo(self._photo(task), self.spec)
+                data.append(_sample(task, kept, no_face=True))
                 no_face.append(task.place)
             elif isinstance(crop, SkipPhoto):
                 skipped.append(Skipped(task.photo.source, str(crop)))
                 continue
             else:
-                data.append(_sample(task, crop))
+                kept = crop
+                data.append(_sample(task, kept))
+            if kept.mended is not None:
+                mended.append(Mended(task.photo.source, kept.mended))
             labels.add(task.label)
         return Chunk(
-            b"".join(data), len(data), tuple(sorted(labels)), tuple(skipped), tuple(no_face)
+            b"".join(data),
+            len(data),
+            tuple(sorted(labels)),
+            tuple(skipped),
+            tuple(no_face),
+            tuple(mended),
         )
 
     def _photo(self, task: PhotoTask) -> RawPhoto:
@@ -815,6 +826,7 @@ def merge_set(folder: Path, *, may_be_empty: bool = False) -> Packed:
             f"be packed; the first, {skipped[0].source}, was skipped because: {skipped[0].reason}; "
             f"mend what they have in common, remove {folder} and run again"
         )
+    mended = sorted(photo for record in shards for photo in record.mended)
     if manifest.kind == "photos":
         skipped = sorted((*skipped, *manifest.skipped), key=lambda photo: photo.source)
     manifest = replace(
@@ -824,6 +836,7 @@ def merge_set(folder: Path, *, may_be_empty: bool = False) -> Packed:
         identities=len({label for record in shards for label in record.identities}),
         shards=tuple(record.shard for record in shards),
         skipped=tuple(skipped),
+        mended=tuple(mended),
     )
     write_manifest(folder, manifest)
     (folder / DRAFT).unlink(missing_ok=True)  # another merge may have ended just before

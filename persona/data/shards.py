@@ -95,6 +95,14 @@ class Skipped:
     reason: str
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Mended:
+    """A photo that was packed although its file has a fault, and which."""
+
+    source: str
+    reason: str
+
+
 @dataclass(frozen=True)
 class KeyPair:
     """A verification pair by sample keys."""
@@ -141,6 +149,7 @@ class Manifest:
     """The dataset's full identity list, sorted; a label is a place in it."""
     shards: tuple[Shard, ...]
     skipped: tuple[Skipped, ...] = ()
+    mended: tuple[Mended, ...] = ()
     pairs: int | None = None
     pairs_sha256: str | None = None
     version: int = field(default=VERSION)
@@ -232,6 +241,7 @@ def parse_manifest(value: Any, path: Path) -> Manifest:
                 "classes": tuple(str(name) for name in value["classes"]),
                 "shards": tuple(map(Shard.from_json, value["shards"])),
                 "skipped": tuple(Skipped(**photo) for photo in value["skipped"]),
+                "mended": tuple(Mended(**photo) for photo in value.get("mended", ())),
             }
         )
         samples = sum(shard.samples for shard in manifest.shards)

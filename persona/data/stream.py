@@ -43,6 +43,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from persona.config import AugmentConfig
+from persona.data.align.jpeg import check_crop
 from persona.data.shards import Manifest, key_of
 from persona.data.storage import SetFolder, drop_file, is_remote
 from persona.data.targets import (
@@ -474,6 +475,7 @@ class Slabs:
 
 def decode_into(jpeg: bytes | memoryview, image_HWC: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
     """Decodes a crop into (H, W, 3) uint8 RGB; ValueError if it is not of that size."""
+    check_crop(jpeg)  # a set may come from a stranger
     decoded = simplejpeg.decode_jpeg(jpeg, buffer=image_HWC)  # refuses what is larger
     if decoded.shape != image_HWC.shape:
         raise ValueError("crop of another size")

@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from persona.data.align.bare import is_animated_gif
 from persona.data.align.decode import MOST_PIXELS, SHRINKS, EncodedPhoto
 from persona.data.align.spec import Box
-from persona.data.raw.base import IMAGE_SUFFIXES
 from persona.errors import PersonaError, SkipPhoto
 from persona.files import write_atomically
 from persona.gallery.people import Sighting
+from persona.pictures import HEAD_BYTES, IMAGE_SUFFIXES, kind_of, kind_of_suffix
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -105,7 +106,7 @@ def iter_photos(
 
 
 def photos_of(folder: Path) -> list[Path]:
-    """The photos directly in a folder, by name."""
+    """The photos directly in a folder, by name; of kinds that are not read too, to be refused."""
     return sorted(
         path
         for path in folder.iterdir()
@@ -153,8 +154,33 @@ def save_image(image: Image.Image, path: Path) -> None:
     Raises:
         PersonaError: it asks for none that a photo has.
     """
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
-        raise PersonaError(f"--annotate {path}: name it .png or .jpg")
+    kind = kind_of_suffix(path.suffix)
     buffer = io.BytesIO()
-    image.save(buffer, Image.registered_extensions()[path.suffix.lower()], quality=QUALITY)
+    try:
+        if kind is None or not kind.read:
+            raise KeyError(path.suffix)
+        image.save(buffer, kind.name, quality=QUALITY)
+    except KeyError:  # Pillow may be without AVIF
+        raise PersonaError(f"--annotate {path}: name it .png or .jpg") from None
     write_atomically(path, buffer.getvalue())
+
+
+def copy_name(path: Path) -> str:
+    """The name of an annotated copy among others: the photo's, if such a file can be written."""
+    kind = kind_of_suffix(path.suffix)
+    return path.name if kind is not None and kind.read else f"{path.name}.jpg"
+
+
+def is_film(path: Path) -> bool:
+    """Whether a file is to be taken for a video: no still picture is, whatever its kind.
+
+    Of pictures only an animated GIF is. What is neither is a photo by its name, or a video.
+    """
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+        kind = kind_of(head)
+        if kind is None:
+            return path.suffix.lower() not in IMAGE_SUFFIXES
+        return kind.name == "GIF" and is_animated_gif(head + file.read(MAX_BYTES))

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-from collections.abc import Iterator
+import re
+import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -40,6 +42,12 @@ NEAR = 0.1
 less than. Nobody stands where another stood a moment ago but by a cut."""
 ALIKE = 0.5
 """From this similarity on it is one face wherever its box went."""
+DEFAULT = 0x1
+NO_FILM = 0x400 | 0x800 | 0x80000 | 0x100000
+"""Dispositions (libavformat/avformat.h): attached picture, thumbnails, part of a tiled picture,
+still picture."""
+STILLS = re.compile(r"(^|,)(image2|\w+_pipe)(,|$)")
+"""Names of FFmpeg's formats for single pictures."""
 
 BoxWH = tuple[float, float, float, float]
 
@@ -216,9 +224,13 @@ class FrameReader:
                 )
             except (av.error.FFmpegError, OSError, ValueError):
                 raise PersonaError(f"{self.path} is no photo or video that can be read") from None
-            if not container.streams.video:
+            if STILLS.search(container.format.name):
+                raise PersonaError(
+                    f"{self.path} is a still picture of a kind that is not read: convert it to JPEG"
+                )
+            stream = _main_stream(container.streams.video)
+            if stream is None:
                 raise PersonaError(f"{self.path} has no pictures: it is sound alone")
-            stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             if stream.width * stream.height > MAX_WHOLE:
                 raise PersonaError(
@@ -242,9 +254,40 @@ class FrameReader:
 
     def pixels(self, frame: Any) -> Pixels:
         """(H, W, 3) uint8 RGB, turned upright."""
-        quarter = round((frame.rotation or 0) / 90) % 4
-        turned: Pixels = np.rot90(frame.to_ndarray(format="rgb24"), quarter)
-        return np.ascontiguousarray(turned)
+        return np.ascontiguousarray(_upright(frame.to_ndarray(format="rgb24"), _matrix(frame)))
+
+
+def _main_stream(streams: Sequence[Any]) -> Any:
+    """The film among pictures: what the container calls its default, else the largest.
+
+    A cover or a poster of one frame is none where there is another.
+    """
+
+    def rank(stream: Any) -> tuple[bool, bool, int]:
+        default = bool(int(stream.disposition) & DEFAULT)
+        return stream.frames != 1, default, stream.width * stream.height
+
+    films = [stream for stream in streams if not int(stream.disposition) & NO_FILM]
+    return max(films, key=rank, default=None)
+
+
+def _matrix(frame: Any) -> tuple[int, int, int, int]:
+    """The display matrix's a, b, c, d: upright x is a x + c y, upright y is b x + d y."""
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d, *_ = struct.unpack("=9i", bytes(data)[:36])
+            return a, b, c, d
+    return 1, 0, 0, 1
+
+
+def _upright(pixels: Pixels, matrix: tuple[int, int, int, int]) -> Pixels:
+    """Turned and mirrored as a display matrix says, to the nearest quarter turn."""
+    a, b, c, d = matrix
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        across, down = a, d
+    else:
+        pixels, across, down = pixels.swapaxes(0, 1), c, b
+    return pixels[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]
 
 
 def annotate_video(seen: Seen, path: Path, out: Path) -> None:

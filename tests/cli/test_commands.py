@@ -40,8 +40,8 @@ def test_the_whole_way_from_photos_to_packed_triplets(home: Path) -> None:
     assert rows["agedb", "all"]["state"] == "missing"
 
     packed = persona("shard", "vggface2", "--split", "test", *NO_ALIGN, home=home)
-    keys = ["name", "dataset", "split", "samples", "identities", "shards", "skipped"]
-    assert list(packed)[:7] == keys
+    keys = ["name", "dataset", "split", "samples", "identities", "shards", "skipped", "mended"]
+    assert list(packed)[:8] == keys
     assert (packed["name"], packed["samples"]) == ("vggface2-test", 30)
 
     card = persona("triplets", "make", "15", "vggface2", "--split", "test", home=home)

@@ -1,6 +1,7 @@
 """Raw photos to aligned crops.
 
-1. decode (`decode`): any JPEG, PNG, BMP or WebP to upright 8-bit RGB, within a pixel limit
+1. decode (`decode`): any picture of a kind that is read (persona/pictures.py) to upright 8-bit
+   RGB, within limits on pixels and work
 2. find the face: `mtcnn` and `landmarks` detect it (`detect`), `boxes` has it looked up (`boxes`),
    `none` takes the whole photo
 3. crop (`crop`): the box and its margin, as facenet-pytorch 2.5.3's `extract_face` does; with
@@ -81,7 +82,8 @@ def align_whole(photo: RawPhoto, spec: AlignSpec) -> Crop:
     encoded = EncodedPhoto(data)
     width, height = encoded.size
     decoded = encoded.decode(shrink_for(width, height, spec.image_size))
-    return Crop(encode_jpeg(decoded.resize((0, 0, width, height), spec.image_size)), None, None)
+    jpeg = encode_jpeg(decoded.resize((0, 0, width, height), spec.image_size))
+    return Crop(jpeg, None, None, decoded.mended)
 
 
 def align_box(photo: RawPhoto, spec: AlignSpec) -> Crop:
@@ -95,7 +97,8 @@ def align_box(photo: RawPhoto, spec: AlignSpec) -> Crop:
     encoded = EncodedPhoto(photo.read())
     left, top, right, bottom = region = margin_box(encoded.size, photo.box, spec)
     decoded = encoded.decode(shrink_for(right - left, bottom - top, spec.image_size))
-    return Crop(encode_jpeg(decoded.resize(region, spec.image_size)), Face(photo.box), None)
+    jpeg = encode_jpeg(decoded.resize(region, spec.image_size))
+    return Crop(jpeg, Face(photo.box), None, decoded.mended)
 
 
 def centre_photo(photo: RawPhoto, spec: AlignSpec) -> Crop:
@@ -111,7 +114,8 @@ def centre_photo(photo: RawPhoto, spec: AlignSpec) -> Crop:
     cut_x, cut_y = CENTRE_CUT * width, CENTRE_CUT * height
     region = margin_box((width, height), (cut_x, cut_y, width - cut_x, height - cut_y), spec)
     points = np.vstack([template(spec.image_size), (1.0, 1.0)]) if spec.has_landmarks else None
-    return Crop(encode_jpeg(decoded.resize(region, spec.image_size)), None, points)
+    jpeg = encode_jpeg(decoded.resize(region, spec.image_size))
+    return Crop(jpeg, None, points, decoded.mended)
 
 
 def crop_face(photo: Decoded, face: Face, spec: AlignSpec) -> Crop:
@@ -122,10 +126,11 @@ def crop_face(photo: Decoded, face: Face, spec: AlignSpec) -> Crop:
     """
     if spec.method == "landmarks" and face.landmarks_52 is not None:
         crop, landmarks_62 = crop_landmarks(photo.image, face.landmarks_52, spec)
-        return Crop(encode_jpeg(crop), face, landmarks_62)
+        return Crop(encode_jpeg(crop), face, landmarks_62, photo.mended)
     region = margin_box(photo.image.size, face.box, spec)
     crop = photo.resize(region, spec.image_size)
-    return Crop(encode_jpeg(crop), face, in_margin_box(photo.image.size, face, spec))
+    landmarks_62 = in_margin_box(photo.image.size, face, spec)
+    return Crop(encode_jpeg(crop), face, landmarks_62, photo.mended)
 
 
 class DetectedFaces:

@@ -1,51 +1,50 @@
 """An untrusted file to upright 8-bit RGB, at the size that is needed.
 
+1. its kind (`persona.pictures`), by its first bytes: no other decoder than that kind's sees it
+2. its bare pixels (`jpeg`, `bare`): metadata cost none, and what would take too long is refused
+3. decoded: a JPEG by simplejpeg, which gives the pixels that Pillow gives in less time; Pillow
+   decodes everything else, and what simplejpeg complains about
+4. turned upright, and brought to 8-bit RGB
+
 A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size at a fraction of the cost: its blocks are then
-transformed to 4x4, 2x2 or 1x1 pixels. simplejpeg decodes what it can, to the pixels that Pillow
-gives in less time; Pillow reads the header, everything else and what simplejpeg complains about.
+transformed to 4x4, 2x2 or 1x1 pixels.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import simplejpeg
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, features
 
+from persona.data.align.bare import BARE, NO_END, Bare
+from persona.data.align.jpeg import (
+    JpegHeader,
+    check_crop,
+    has_all_scans,
+    lacks_end,
+    pixels_alone,
+    read_header,
+)
+from persona.data.align.orientation import ORIENTATION
 from persona.data.align.spec import Box
 from persona.errors import SkipPhoto
+from persona.pictures import HEAD_BYTES, kind_of, not_read
 
 MAX_PIXELS = 100_000_000
 """A 100-megapixel photo is 300 MB decoded: more is refused as a decompression bomb."""
 MOST_PIXELS = 250_000_000
 """Of a photo that is to be decoded smaller."""
-FORMATS = ("JPEG", "PNG", "BMP", "WebP")
-"""The decoders that an untrusted photo may reach."""
-BEGINNINGS = (
-    (rb"\xff\xd8", "JPEG"),
-    (rb"\x89PNG", "PNG"),
-    (rb"BM", "BMP"),
-    (rb"RIFF....WEBP", "WebP"),
-    (rb"GIF8", "GIF"),
-    (rb"(II\*\0|MM\0\*)", "TIFF"),
-    (rb"....ftyp(avif|avis)", "AVIF"),
-    (rb"....ftyp(heic|heix|hevc|mif1|msf1)", "HEIC"),
-    (rb"\s*<(?i:!doctype )?(?i:html)", "HTML"),
-)
-"""What files begin with, for words on why one is no photo."""
 SHRINKS = (8, 4, 2)
 OVERSAMPLING = 2
 """A photo is decoded smaller only where the part that is wanted stays this many times the crop."""
 
-ORIENTATION = 0x0112
-ORIENTED = (b"Exif\0\0", b"tiff:Orientation")
-"""What a file holds that has an orientation."""
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -62,6 +61,13 @@ REVERSED = {2: (1, 0), 3: (1, 1), 4: (0, 1), 6: (1, 0), 7: (1, 1), 8: (0, 1)}
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # Pillow's own net is twice as wide
 
+DEPTHS = (8, 10, 12, 14, 16)
+"""Bits that sensors and scanners give: samples are scaled by the fewest that hold them all."""
+OTHER_BYTES = {"B": "L", "L": "B", "N": "B"}
+"""The byte order of 16-bit samples to the one under which their lower bytes are read."""
+
+Pixels = npt.NDArray[np.uint8]
+
 
 @dataclass(frozen=True)
 class Decoded:
@@ -72,6 +78,8 @@ class Decoded:
     shift: tuple[float, float] = (0.0, 0.0)
     """Where the photo's corner is in `image`, px: a last block that is not full comes first when
     the photo is turned."""
+    mended: str | None = None
+    """What was wrong with the file, though its pixels are all there."""
 
     def resize(self, box: Box, side_px: int) -> Image.Image:
         """The part `box`, given in px of the whole photo, as a square."""
@@ -99,33 +107,47 @@ class EncodedPhoto:
             max_whole: that it may have if it can only be decoded whole.
 
         Raises:
-            SkipPhoto: empty, too large or no image.
+            SkipPhoto: empty, too large, no image, or one that would take too long.
         """
         if not data:
             raise SkipPhoto("unreadable: empty file")
+        kind = kind_of(data[:HEAD_BYTES])
+        if kind is None or not kind.read:
+            raise SkipPhoto(f"unreadable: {not_read(data[:HEAD_BYTES])}")
         self.data = data
-        with _skipping(data):
-            self._photo = Image.open(io.BytesIO(data), formats=FORMATS)
-            width, height = self._photo.size
-            whole = max_whole < max_pixels and not self.shrinks
-            limit = max_whole if whole else max_pixels
-            if width * height > limit:  # before a PNG's EXIF is asked for, which decodes it
-                raise SkipPhoto(
-                    f"unreadable: {width} x {height} px is over the limit of {limit / 1e6:g} "
-                    f"megapixels{' for what is no RGB or grey JPEG' if whole else ''}"
-                )
-            self.orientation = self._photo.getexif().get(ORIENTATION, 1)
-        self.size: tuple[int, int] = (height, width) if self._turned else (width, height)
+        self.kind = kind.name
+        self._header: JpegHeader | None = None
+        """Of a JPEG; else there is a `_bare`."""
+        with self._skipping():
+            if self.kind == "JPEG":
+                self._header = read_header(data)
+                size, self.orientation = self._header.size, self._header.orientation
+                self._check_size(size, max_pixels, max_whole)
+            else:
+                self._bare = BARE[self.kind](data)
+                size = self._bare.size or self._open().size
+                self._check_size(size, max_pixels, max_whole)
+                self.orientation = self._bare.orientation
+                if self.kind == "AVIF":  # its own boxes say so, Pillow reads them
+                    self.orientation = self._open().getexif().get(ORIENTATION, 1)
+        self._stored = size
+        """Width and height as stored, px."""
+        self.size: tuple[int, int] = size[::-1] if self.orientation in {5, 6, 7, 8} else size
         """Width and height of the upright photo, px."""
 
     @property
-    def _turned(self) -> bool:
-        return self.orientation in {5, 6, 7, 8}
-
-    @property
     def shrinks(self) -> bool:
-        """Whether it can be decoded smaller."""
-        return self._photo.format == "JPEG" and self._photo.mode in {"RGB", "L"}
+        """Whether it can be decoded smaller: grey and colour JPEGs, but not CMYK."""
+        return self._header is not None and self._header.components in {1, 3}
+
+    def _check_size(self, size: tuple[int, int], max_pixels: int, max_whole: int) -> None:
+        whole = max_whole < max_pixels and not self.shrinks
+        limit = max_whole if whole else max_pixels
+        if size[0] * size[1] > limit:
+            raise SkipPhoto(
+                f"unreadable: {size[0]} x {size[1]} px is over the limit of {limit / 1e6:g} "
+                f"megapixels{' for what is no RGB or grey JPEG' if whole else ''}"
+            )
 
     def decode(self, shrink: int = 1) -> Decoded:
         """Upright 8-bit RGB; `shrink` is a wish that only a JPEG can grant.
@@ -133,11 +155,13 @@ class EncodedPhoto:
         Raises:
             SkipPhoto: truncated or broken.
         """
-        pixels = self._decode_jpeg(shrink) if self.shrinks else None
-        with _skipping(self.data):
+        with self._skipping():
+            if self._header is None:
+                pixels, mended = None, self._bare.mended
+            else:
+                pixels, mended = self._decode_jpeg(self._header, shrink)
             if pixels is None:
-                self._photo.load()
-                shrink, image = 1, _to_rgb(self._photo)
+                shrink, image = 1, self._decode_whole()
             else:
                 image = Image.fromarray(pixels)
             if self.orientation in UPRIGHT:
@@ -147,34 +171,134 @@ class EncodedPhoto:
             axis * (decoded - size / shrink)
             for axis, decoded, size in zip(reversed_axes, image.size, self.size, strict=True)
         )
-        return Decoded(image, shrink, (x, y))
+        return Decoded(image, shrink, (x, y), mended)
 
-    def _decode_jpeg(self, shrink: int) -> np.ndarray | None:
-        """(H, W, 3) uint8 as it is stored; None: simplejpeg sees a fault, Pillow has to judge."""
-        width, height = self._photo.size
+    def _decode_jpeg(self, header: JpegHeader, shrink: int) -> tuple[Pixels | None, str | None]:
+        """(H, W, 3) uint8 as it is stored, and what was mended.
+
+        No pixels: Pillow has to decode it, or to judge what simplejpeg sees as a fault.
+        """
+        if self.shrinks:
+            with contextlib.suppress(ValueError):
+                return _simplejpeg(self.data, header, shrink), None
+        if not lacks_end(self.data, header):
+            self._bare = Bare(pixels_alone(self.data, header))
+            return None, None
+        # With an end mark, simplejpeg complains of all that is lacking before it.
+        self._bare = Bare(pixels_alone(self.data, header) + b"\xff\xd9", mended=f"JPEG {NO_END}")
         try:
-            pixels: np.ndarray = simplejpeg.decode_jpeg(
-                self.data,
-                min_height=-(-height // shrink),
-                min_width=-(-width // shrink),
-                min_factor=shrink,
-            )
+            pixels = _simplejpeg(self._bare.data, header, shrink if self.shrinks else 8)
         except ValueError:
-            return None
-        return pixels
+            pixels = None
+        if pixels is None or not has_all_scans(self._bare.data, header):
+            raise ValueError("truncated")
+        return pixels if self.shrinks else None, self._bare.mended
+
+    def _open(self) -> Image.Image:
+        return Image.open(io.BytesIO(self._bare.data), formats=(self.kind,))
+
+    def _decode_whole(self) -> Image.Image:
+        """What Pillow makes of it, as 8-bit RGB."""
+        photo = self._open()
+        if photo.size != self._stored:
+            raise ValueError("of another size than its header says")
+        tile = photo.tile[0] if photo.tile else None
+        photo.load()
+        rawmode = (
+            "" if tile is None else tile.args[0] if isinstance(tile.args, tuple) else tile.args
+        )
+        if ";16" in str(rawmode) and photo.mode in {"RGB", "RGBA"}:
+            pixels = np.asarray(photo)
+            # Whoever uses the highest two bits uses all 16, and Pillow gave the upper eight.
+            if pixels.size and pixels[..., :3].max() < 1 << 6:
+                photo = Image.fromarray(self._scaled_16_bits(pixels, rawmode), photo.mode)
+        return _to_rgb(photo)
+
+    def _scaled_16_bits(self, upper: Pixels, rawmode: str) -> Pixels:
+        """Colours of 16 bits whose upper bytes these are, scaled by the bits that they use.
+
+        Pillow has no such colours, but it gives the lower bytes where it is told that the bytes
+        stand in the other order.
+        """
+        photo = self._open()
+        grey = rawmode.startswith("LA")  # which it knows in one order alone: as four bytes then
+        other = "RGBA" if grey else rawmode[:-1] + OTHER_BYTES[rawmode[-1]]
+        args = photo.tile[0].args
+        photo.tile = [
+            tile._replace(args=(other, *args[1:]) if isinstance(args, tuple) else other)
+            for tile in photo.tile
+        ]
+        photo.load()
+        lower = np.asarray(photo)[..., [1, 1, 1, 3] if grey else slice(None)]
+        samples = upper.astype(np.uint16) << 8 | lower
+        scaled = [
+            _scale(samples[..., :3]),
+            *([_scale(samples[..., 3:])] if samples.shape[2] > 3 else []),
+        ]
+        return np.concatenate(scaled, axis=2)
+
+    @contextlib.contextmanager
+    def _skipping(self) -> Iterator[None]:
+        """Turns whatever a broken file makes decoders raise into SkipPhoto."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # oddities; a bomb is refused by its size
+                yield
+        except (SkipPhoto, MemoryError):  # the same photo is sound where there is memory
+            raise
+        except Image.DecompressionBombError:
+            raise SkipPhoto("unreadable: its pixels are over the limit") from None
+        except Exception as error:  # Pillow raises whatever a broken file makes it raise
+            if "out of memory" in str(error):
+                raise MemoryError from None
+            raise SkipPhoto(f"unreadable: {self._fault(error)}") from None
+
+    def _fault(self, error: Exception) -> str:
+        """What is wrong with a file that does not decode; nothing of what is in it."""
+        if self.kind == "AVIF" and not features.check("avif"):
+            return "AVIF, which this Pillow cannot read: pip install --upgrade pillow"
+        data = self.data
+        cut = {
+            "JPEG": b"\xff\xd9" not in data,
+            "PNG": b"IEND" not in data,
+            "BMP": len(data) < int.from_bytes(data[2:6], "little"),
+            "WebP": len(data) < int.from_bytes(data[4:8], "little") + 8,
+            "GIF": not data.endswith(b";"),
+        }
+        short = cut.get(self.kind, False) or "truncat" in str(error).lower()
+        article = "an" if self.kind == "AVIF" else "a"
+        return f"{article} {self.kind} that is {'cut short' if short else 'damaged'}"
+
+
+def _simplejpeg(data: bytes, header: JpegHeader, shrink: int) -> Pixels:
+    """(H, W, 3) uint8, or (H, W, 4) of CMYK; ValueError where it sees any fault."""
+    width, height = header.size
+    if simplejpeg.decode_jpeg_header(data)[:2] != (height, width):
+        raise ValueError("of another size than its header says")
+    pixels: Pixels = simplejpeg.decode_jpeg(
+        data,
+        "RGB" if header.components in {1, 3} else "CMYK",
+        min_height=-(-height // shrink),
+        min_width=-(-width // shrink),
+        min_factor=shrink,
+    )
+    return pixels
 
 
 def is_crop(data: bytes, side_px: int) -> bool:
     """Whether it is an upright 8-bit colour JPEG of that size, whole and without a fault."""
+    if not data.startswith(b"\xff\xd8"):
+        return False
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if (height, width) != (side_px, side_px) or colours not in {"YCbCr", "RGB"}:
+        header = read_header(data)
+        if (header.size, header.components) != ((side_px, side_px), 3):
             return False
-        if any(name in data for name in ORIENTED) and EncodedPhoto(data).orientation in UPRIGHT:
+        if header.orientation in UPRIGHT:
             return False
+        check_crop(data)  # as whoever trains on it does
         # Reads every bit of it; the pixels are not wanted, so one of 64 will do.
         simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8)
-    except (ValueError, SkipPhoto):
+    except (ValueError, IndexError, SkipPhoto):
         return False
     return True
 
@@ -194,44 +318,28 @@ def shrink_for(width: float, height: float, side_px: int) -> int:
     return next((shrink for shrink in SHRINKS if shrink <= room), 1)
 
 
-@contextlib.contextmanager
-def _skipping(data: bytes) -> Iterator[None]:
-    """Turns whatever a broken file makes Pillow raise into SkipPhoto."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # EXIF oddities; a bomb is refused by its size
-            yield
-    except (SkipPhoto, MemoryError):  # the same photo is sound where there is memory
-        raise
-    except Image.DecompressionBombError:
-        raise SkipPhoto("unreadable: its pixels are over the limit") from None
-    except Exception as error:  # Pillow's decoders raise whatever a broken file makes them raise
-        if "out of memory" in str(error):
-            raise MemoryError from None
-        raise SkipPhoto(f"unreadable: {_fault(data, error)}") from None
-
-
-def _fault(data: bytes, error: Exception) -> str:
-    """What is wrong with a file that does not decode; nothing of what is in it."""
-    kind = next((k for start, k in BEGINNINGS if re.match(start, data[:200], re.S)), None)
-    if kind not in FORMATS:
-        return ("" if kind is None else f"{kind}, which is ") + "no JPEG, PNG, BMP or WebP"
-    cut = {
-        "JPEG": b"\xff\xd9" not in data,
-        "PNG": b"IEND" not in data,
-        "BMP": len(data) < int.from_bytes(data[2:6], "little"),
-        "WebP": len(data) < int.from_bytes(data[4:8], "little") + 8,
-    }
-    short = cut[kind] or "truncat" in str(error).lower()
-    return f"a {kind} that is {'cut short' if short else 'damaged'}"
+def _scale(samples: npt.NDArray[np.uint16]) -> Pixels:
+    """8 bits of samples of 16, scaled by the bits that they use: not clipped, nor left dark."""
+    most = int(samples.max(initial=0))
+    bits = next(bits for bits in DEPTHS if most < 1 << bits)
+    return (samples.astype(np.float32) * (255 / ((1 << bits) - 1))).round().astype(np.uint8)
 
 
 def _to_rgb(photo: Image.Image) -> Image.Image:
-    if photo.mode.startswith(("I", "F")):
-        # 16 bits a channel: scale, where Pillow's own convert would clip to white.
-        grey = np.asarray(photo, dtype=np.float32)
-        return Image.fromarray((grey / 257.0).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if photo.mode.startswith("I;16"):
+        return Image.fromarray(_scale(np.asarray(photo, np.uint16))).convert("RGB")
+    if photo.mode in {"I", "F"}:
+        # Whole numbers are as 16 bits are; of floats white is 1, 255 or the most there is.
+        grey = np.nan_to_num(np.asarray(photo, np.float32)).clip(0)
+        most = float(grey.max(initial=0))
+        white = [1.0] if photo.mode == "F" else []
+        white += [float((1 << bits) - 1) for bits in DEPTHS]
+        top = next((one for one in white if most <= one), most)
+        return Image.fromarray((grey * (255 / top)).astype(np.uint8)).convert("RGB")
     if photo.mode in {"RGBA", "LA", "PA"} or "transparency" in photo.info:
+        colours = photo.convert("RGBA")
+        if photo.format == "BMP" and colours.getextrema()[3] == (0, 0):
+            return photo.convert("RGB")  # the fourth byte is there, but nobody has filled it
         opaque = Image.new("RGBA", photo.size, "white")
-        return Image.alpha_composite(opaque, photo.convert("RGBA")).convert("RGB")
+        return Image.alpha_composite(opaque, colours).convert("RGB")
     return photo if photo.mode == "RGB" else photo.convert("RGB")

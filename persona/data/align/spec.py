@@ -70,3 +70,5 @@ class Crop:
     """None: the whole photo."""
     landmarks_62: Floats | None
     """(6, 2) points and scale in the crop, see persona/landmarks.py."""
+    mended: str | None = None
+    """What was wrong with the photo, though its pixels were all there."""

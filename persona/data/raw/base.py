@@ -39,8 +39,7 @@ import orjson
 
 from persona.errors import PersonaError, unknown
 from persona.files import bounded_lines, placed, whole_number
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+from persona.pictures import IMAGE_SUFFIXES
 
 MAX_PHOTO_BYTES = 1 << 28
 """What a container says of a photo's size is believed up to here."""
@@ -455,7 +454,10 @@ def seen(folder: Path) -> str:
 
 
 def list_images(folder: Path) -> list[str]:
-    """Names of the image files in a folder, sorted; an absent folder has none."""
+    """Names of the image files in a folder, of kinds that are not read too; an absent one has none.
+
+    Sorted. What cannot be read is counted when it is packed.
+    """
     try:
         with os.scandir(folder) as entries:
             names = sorted(

@@ -18,7 +18,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
 from persona.data.raw.base import (
-    IMAGE_SUFFIXES,
     MAX_NAME,
     MAX_PHOTO_BYTES,
     Photo,
@@ -29,6 +28,7 @@ from persona.data.raw.base import (
 )
 from persona.data.tars import TarError, iter_members
 from persona.errors import PersonaError, SkipPhoto
+from persona.pictures import IMAGE_SUFFIXES
 
 LABEL_SUFFIXES = ("cls", "label", "json", "txt")
 """The first that names an identity counts."""

@@ -8,6 +8,7 @@ from PIL import Image, ImageFile
 
 from persona.data.align.decode import EncodedPhoto, decode_photo, is_crop, shrink_for
 from persona.errors import SkipPhoto
+from persona.pictures import READ_WORDS
 
 
 def encode(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
@@ -87,11 +88,12 @@ def test_only_jpegs_are_decoded_smaller() -> None:
     ("data", "reason"),
     [
         (b"", "empty file"),
-        (b"not found", "no JPEG, PNG, BMP or WebP"),
-        (b"\n<!DOCTYPE html>not found", "HTML, which is no JPEG, PNG, BMP or WebP"),
-        (b"GIF89a" + bytes(100), "GIF, which is no JPEG, PNG, BMP or WebP"),
-        (b"\0\0\0\x1cftypavif", "AVIF, which is no JPEG, PNG, BMP or WebP"),
-        (encode(smooth(9, 9), "TIFF"), "TIFF, which is no JPEG, PNG, BMP or WebP"),
+        (b"not found", f"no {READ_WORDS}"),
+        (b"\n<!DOCTYPE html>not found", f"HTML, which is no {READ_WORDS}"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC, which is not supported: convert it to JPEG"),
+        (b"8BPS\0\1", "Photoshop, which is not supported: convert it to JPEG"),
+        (b"GIF89a" + bytes(100), "a GIF that is cut short"),
+        (b"\0\0\0\x1cftypavif", "an AVIF that is damaged"),
     ],
 )
 def test_what_is_no_photo_is_skipped_with_a_reason(data: bytes, reason: str) -> None:

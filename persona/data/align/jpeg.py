@@ -1,0 +1,203 @@
+"""The segments of a JPEG (ITU-T T.81, annex B), walked without decoding.
+
+A decoder does what a file asks for: each scan of a progressive JPEG walks the whole picture again,
+and a scan takes a dozen bytes. So what a file would cost is known before a decoder sees it.
+Metadata (APP and COM segments) are looked at for the orientation alone: nothing that is wrong with
+them costs the picture.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from persona.data.align.orientation import exif_orientation, xmp_orientation
+from persona.errors import SkipPhoto
+
+MAX_SCANS = 100
+"""A sound progressive JPEG has about ten; one for each bit of each coefficient is conceivable."""
+MAX_SCANNED_PIXELS = 1_500_000_000
+"""Scans times pixels: a scan takes about a nanosecond a pixel, whatever is in it."""
+MAX_SEGMENTS = 10_000
+"""Before the first scan. Extended XMP of 100 MB has 1,600."""
+MAX_EXIF = 1 << 20
+MAX_CROP_BYTES = 1 << 25
+
+SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
+TEM, RESTARTS = 0x01, range(0xD0, 0xD8)
+EXIF, XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+APP0, APP1, APP14, APP15, COM = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
+PROGRESSIVE = frozenset({0xC2, 0xCA})
+OTHER_FRAMES = {
+    **dict.fromkeys((0xC3, 0xC7, 0xCB, 0xCF), "lossless JPEG"),
+    **dict.fromkeys((0xC5, 0xC6, 0xCD, 0xCE), "hierarchical JPEG"),
+    0xF7: "JPEG-LS",
+}
+"""Frames of which decoders know nothing."""
+FRAMES = frozenset({0xC0, 0xC1, 0xC9}) | PROGRESSIVE | OTHER_FRAMES.keys()
+_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.S)
+"""In a scan's data a marker is what no stuffed byte is, nor a restart."""
+
+
+@dataclass(frozen=True)
+class JpegHeader:
+    """What a JPEG says of itself before its first scan."""
+
+    size: tuple[int, int]
+    """Width and height as stored, px."""
+    components: int
+    orientation: int
+    progressive: bool
+    first_scan: int
+    """The byte at which its first scan's marker begins."""
+    needed: tuple[tuple[int, int], ...] = field(repr=False)
+    """(start, end) of the segments before it that carry pixels."""
+
+
+def read_header(data: bytes) -> JpegHeader:
+    """Walks the segments up to the first scan, and counts the scans.
+
+    Raises:
+        SkipPhoto: no such JPEG is decoded, or it would take too long.
+        ValueError, IndexError: it is cut short or damaged.
+    """
+    frame, kind = b"", 0
+    exif, xmp = b"", b""
+    needed: list[tuple[int, int]] = []
+    for marker, start, at, end in _segments(data):
+        if marker == APP1:
+            if data.startswith(EXIF, at) and len(exif) < MAX_EXIF:
+                exif += data[at + len(EXIF) : end]
+            elif data.startswith(XMP, at) and not xmp:
+                xmp = data[at:end]
+        elif marker in FRAMES:
+            if frame:
+                raise ValueError("two frames")
+            frame, kind = data[at:end], marker
+            _check_kind(marker, frame[0])
+        if marker in {APP0, APP14} or not (APP0 <= marker <= APP15 or marker == COM):
+            needed.append((start, end))
+    first_scan = needed.pop()[0]
+    height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
+    components = frame[5]
+    if not width * height * components:
+        raise ValueError("no pixels")
+    several = kind in PROGRESSIVE or data[at] < components
+    if several:
+        _check_scans(data, first_scan, (width, height))
+    return JpegHeader(
+        (width, height),
+        components,
+        exif_orientation(exif) or xmp_orientation(xmp) or 1,
+        kind in PROGRESSIVE,
+        first_scan,
+        tuple(needed),
+    )
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Marker, where it begins, its content and its end, of all segments up to the first scan's."""
+    at = 2
+    for _ in range(MAX_SEGMENTS):
+        start = at = data.index(b"\xff", at)  # a decoder passes over what lies between segments
+        while (marker := data[at]) == 0xFF:
+            at += 1
+        at += 1
+        if marker in {0, TEM} or marker in RESTARTS:
+            continue
+        if marker in {SOI, EOI}:
+            raise ValueError("no scan")
+        end = at + int.from_bytes(data[at : at + 2], "big")
+        if end < at + 2 or end > len(data):
+            raise ValueError("a segment reaches beyond the file")
+        yield marker, start, at + 2, end
+        if marker == SOS:
+            return
+        at = end
+    raise SkipPhoto(f"unreadable: a JPEG of over {MAX_SEGMENTS:,} segments: save it anew")
+
+
+def _check_scans(data: bytes, first_scan: int, size: tuple[int, int]) -> None:
+    """Raises SkipPhoto where all scans together take too long."""
+    pixels = size[0] * size[1]
+    scans = data.count(b"\xff\xda", first_scan)  # at most: what comes after the end counts too
+    if too_many(scans, pixels):
+        scans = len(_scans(data, first_scan, MAX_SCANS + 1)[0])
+    if too_many(scans, pixels):
+        count = f"over {MAX_SCANS}" if scans > MAX_SCANS else str(scans)
+        raise SkipPhoto(
+            f"unreadable: a JPEG of {size[0]} x {size[1]} px in {count} scans takes too long: "
+            "save it anew"
+        )
+
+
+def too_many(scans: int, pixels: int) -> bool:
+    """Whether so many scans of so many pixels take too long."""
+    return scans > MAX_SCANS or scans * pixels > MAX_SCANNED_PIXELS
+
+
+def _check_kind(marker: int, bits: int) -> None:
+    """Raises SkipPhoto for a kind of JPEG that is not decoded."""
+    if marker in OTHER_FRAMES:
+        kind = OTHER_FRAMES[marker]
+    elif bits != 8:
+        kind = f"{bits}-bit JPEG"
+    else:
+        return
+    raise SkipPhoto(f"unreadable: {kind}, which is not supported: save it as 8-bit JPEG")
+
+
+def _scans(data: bytes, at: int, limit: int) -> tuple[list[bytes], bool]:
+    """The headers of up to `limit` scans from byte `at` on, and whether the end mark is there."""
+    found: list[bytes] = []
+    while len(found) < limit and (marker := _MARKER.search(data, at)):
+        at = marker.end()
+        code = marker[1][0]
+        if code == EOI:
+            return found, True
+        if code in {SOI, TEM}:
+            continue
+        end = at + int.from_bytes(data[at : at + 2], "big")
+        if code == SOS:
+            found.append(data[at + 2 : end])
+        at = max(end, at + 2)
+    return found, False
+
+
+def lacks_end(data: bytes, header: JpegHeader) -> bool:
+    """Whether its end mark is missing."""
+    return not _scans(data, header.first_scan, MAX_SCANS + 1)[1]
+
+
+def has_all_scans(data: bytes, header: JpegHeader) -> bool:
+    """Whether the scans give every bit of every coefficient: else a progressive JPEG is cut short.
+
+    A scan's header (T.81, B.2.3) has its components, first and last coefficient, and in its last
+    half byte the lowest bit that it gives.
+    """
+    lowest: dict[int, list[int]] = {}
+    for scan in _scans(data, header.first_scan, MAX_SCANS + 1)[0]:
+        count = scan[0]
+        first, last, bits = scan[1 + 2 * count : 4 + 2 * count]
+        for component in scan[1 : 1 + 2 * count : 2]:
+            known = lowest.setdefault(component, [16] * 64)
+            known[first : last + 1] = [bits & 15] * (last + 1 - first)
+    return len(lowest) == header.components and not any(
+        max(known) for known in lowest.values() if header.progressive
+    )
+
+
+def pixels_alone(data: bytes, header: JpegHeader) -> bytes:
+    """The file without its metadata."""
+    parts = (data[start:end] for start, end in header.needed)
+    return b"".join((b"\xff\xd8", *parts, data[header.first_scan :]))
+
+
+def check_crop(data: bytes | memoryview) -> None:
+    """Raises ValueError for a JPEG of a packed set that takes too long; crops have few pixels.
+
+    It is asked before every crop that a training decodes, so it takes a microsecond.
+    """
+    if len(data) > MAX_CROP_BYTES or bytes(data).count(b"\xff\xda") > MAX_SCANS:
+        raise ValueError("too many scans")

@@ -1,0 +1,135 @@
+"""Which kinds of pictures there are, by name and by first bytes, and which of them are read.
+
+This is the one list: folders, tars, galleries and the decoder ask here. A file that looks like a
+picture of a kind that is not read is never passed over: whoever reads it counts and names it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+HEAD_BYTES = 512
+"""Bytes of a file that tell its kind."""
+MAX_BRANDS_BYTES = 200
+"""Of an ISO file's list of brands, as much as is looked at."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of picture."""
+
+    name: str
+    suffixes: tuple[str, ...]
+    begins: bytes = b"(?!)"
+    """A pattern that its first bytes match."""
+    brands: frozenset[bytes] = frozenset()
+    """Or, of an ISO base media file, one of its brands."""
+    read: bool = False
+
+
+def _brands(text: str) -> frozenset[bytes]:
+    return frozenset(brand.encode() for brand in text.split())
+
+
+KINDS = (
+    # AVIF stands before HEIC: its files may have HEIF's general brands too.
+    Kind(
+        "JPEG", (".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".mpo"), rb"\xff\xd8", read=True
+    ),
+    Kind("PNG", (".png", ".apng"), rb"\x89PNG", read=True),
+    Kind("WebP", (".webp",), rb"RIFF....WEBP", read=True),
+    Kind("BMP", (".bmp", ".dib"), rb"BM", read=True),
+    Kind("TIFF", (".tif", ".tiff"), rb"II\*\0|MM\0\*", read=True),
+    Kind("GIF", (".gif",), rb"GIF8", read=True),
+    Kind("AVIF", (".avif", ".avifs"), brands=_brands("avif avis"), read=True),
+    Kind(
+        "HEIC",
+        (".heic", ".heics", ".heif", ".heifs", ".hif"),
+        brands=_brands("heic heix heim heis hevc hevx hevm hevs mif1 mif2 msf1 mif3"),
+    ),
+    Kind("JPEG XL", (".jxl",), rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n"),
+    Kind(
+        "JPEG 2000",
+        (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".jpm"),
+        rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
+    ),
+    Kind("JPEG XR", (".jxr", ".wdp"), rb"II\xbc"),
+    Kind("JPEG-LS", (".jls",)),
+    Kind("BigTIFF", (".btf", ".tf8"), rb"II\+\0|MM\0\+"),
+    Kind(
+        "camera raw",
+        (
+            *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".srw"),
+            *(".orf", ".rw2", ".raf", ".pef", ".3fr", ".erf", ".kdc", ".mrw", ".x3f"),
+        ),
+        rb"II\*\0....CR|FUJIFILMCCD-RAW|IIR[OS]|MMOR|IIU\0",
+        brands=frozenset({b"crx "}),
+    ),
+    Kind("Photoshop", (".psd", ".psb"), rb"8BPS"),
+    Kind("PNM", (".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".pfm"), rb"P[1-7fF][\s#]"),
+    Kind("TGA", (".tga",)),
+    Kind("ICO", (".ico", ".cur"), rb"\0\0[\x01\x02]\0[^\0]\0"),
+    Kind("ICNS", (".icns",), rb"icns"),
+    Kind("PCX", (".pcx",), rb"\x0a[\0-\x05]\x01[\x01\x02\x04\x08]"),
+    Kind("SGI", (".sgi", ".rgb"), rb"\x01\xda[\0\x01][\x01\x02]"),
+    Kind("QOI", (".qoi",), rb"qoif"),
+    Kind("DDS", (".dds",), rb"DDS "),
+    Kind("FITS", (".fits",), rb"SIMPLE  ="),
+    Kind("OpenEXR", (".exr",), rb"v/1\x01"),
+    Kind("Radiance HDR", (".hdr",), rb"#\?(RADIANCE|RGBE)"),
+    Kind("GIMP", (".xcf",), rb"gimp xcf"),
+    Kind("FLIF", (".flif",), rb"FLIF"),
+    Kind("BPG", (".bpg",), rb"BPG\xfb"),
+    Kind("DjVu", (".djvu", ".djv"), rb"AT&TFORM"),
+    Kind("MNG", (".mng", ".jng"), rb"\x8a[MJ]NG"),
+    Kind("EPS", (".eps",), rb"%!PS-Adobe.{0,20}EPSF"),
+    Kind("SVG", (".svg", ".svgz"), rb"\s*<(svg\b|(\?xml|!--|!DOCTYPE svg).{0,400}<svg\b)"),
+)
+
+VIDEO_BRANDS = re.compile(rb"iso.|mp4.|qt  |M4. |avc1|3g..|f4v |dash|MSNV|XAVC|nd..")
+"""Major brands of films: what else such a file is compatible with makes it no picture."""
+
+_BY_SUFFIX = {suffix: kind for kind in KINDS for suffix in kind.suffixes}
+IMAGE_SUFFIXES = frozenset(_BY_SUFFIX)
+"""Ends of the names of all pictures, read or not, in lower case."""
+_BEGINNINGS = tuple(
+    (re.compile(kind.begins, re.S), kind)
+    # What is not read is asked first: some raw photos begin as a TIFF does, and go on.
+    for kind in sorted(KINDS, key=lambda kind: kind.read)
+)
+_OTHERS = ((re.compile(rb"\s*<(!doctype )?html", re.I), "HTML"), (re.compile(rb"%PDF"), "PDF"))
+
+READ = tuple(kind.name for kind in KINDS if kind.read)
+READ_WORDS = f"{', '.join(READ[:-1])} or {READ[-1]}"
+"""What is read, for messages."""
+
+
+def kind_of_suffix(suffix: str) -> Kind | None:
+    """The kind of picture that the end of a file's name promises; None: no picture."""
+    return _BY_SUFFIX.get(suffix.lower())
+
+
+def kind_of(head: bytes) -> Kind | None:
+    """The kind of picture that a file's first bytes tell; None: no picture that is known."""
+    if head[4:8] == b"ftyp":
+        brands = _brands_of(head)
+        return next((kind for kind in KINDS if kind.brands & brands), None)
+    return next((kind for begins, kind in _BEGINNINGS if begins.match(head)), None)
+
+
+def _brands_of(head: bytes) -> frozenset[bytes]:
+    """The brands of an ISO base media file (ISO/IEC 14496-12) that is no film."""
+    if VIDEO_BRANDS.match(head, 8):
+        return frozenset()
+    end = min(int.from_bytes(head[:4], "big"), MAX_BRANDS_BYTES, len(head))
+    return frozenset(head[at : at + 4] for at in (8, *range(16, end, 4)))
+
+
+def not_read(head: bytes) -> str:
+    """Why a file that is no picture of a kind that is read is refused, and what to do."""
+    kind = kind_of(head)
+    if kind is not None:
+        return f"{kind.name}, which is not supported: convert it to JPEG"
+    other = next((name for begins, name in _OTHERS if begins.match(head)), None)
+    return ("" if other is None else f"{other}, which is ") + f"no {READ_WORDS}"
