@@ -67,3 +67,13 @@ def test_nothing_tells_to_install_another_project() -> None:
     texts += [*ROOT.glob("*.toml"), ROOT / "README.md", *(ROOT / "examples").iterdir()]
     for path in texts:
         assert not re.search(r"(?<![\w-])persona\\*\[", path.read_text()), path
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "scripts/uv.txt"])
+def test_what_the_scripts_install_is_pinned_by_hashes_alone(name: str) -> None:
+    pinned = (ROOT / name).read_text()
+    requirements = re.split(r"\n(?=\w)", re.sub(r"^#.*\n", "", pinned, flags=re.MULTILINE).strip())
+    assert all(
+        re.match(r"[\w.-]+(\[\w+\])?==[^\n]*\\\n +--hash=sha256:", one) for one in requirements
+    )
+    assert "://" not in pinned  # a mirror has the same files
