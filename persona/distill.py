@@ -12,9 +12,9 @@ persona/training/task.py.
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the heavy imports: --help and a wrong option answer at once
-    from persona.cli.distill import main
+    from persona.cli import distill_main
 
-    main()
+    distill_main()
 
 import contextlib
 import dataclasses

@@ -12,6 +12,7 @@ from persona.cli import (
     data,
     demo,
     deploy,
+    distill,
     download,
     evaluate,
     gallery,
@@ -32,7 +33,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Training: accelerate launch -m persona.distill --help",
 )
 
 
@@ -59,6 +59,7 @@ app.add_typer(data.shards_app, name="shards")
 app.command("targets")(targets.targets_command)
 app.add_typer(triplets.app, name="triplets")
 app.add_typer(models.models_app, name="models")
+app.command("distill")(distill.distill_command)
 app.command("evaluate")(evaluate.evaluate_command)
 app.command("compare")(evaluate.compare_command)
 app.command("report")(report.report_command)
@@ -76,7 +77,7 @@ app.command("demo")(demo.demo_command)
 def main() -> None:
     """Console entry point."""
     sys.argv[1:] = name_default_teacher(sys.argv[1:])
-    run_app(app)
+    run_app(app, "persona")
 
 
 def name_default_teacher(arguments: list[str]) -> list[str]:

@@ -77,7 +77,7 @@ def export_command(
         str,
         typer.Option(
             "--format",
-            help="onnx, litert (TensorFlow Lite; needs persona\\[litert]), or web: a page that "
+            help="onnx, litert (TensorFlow Lite; needs extra `litert`), or web: a page that "
             "compares faces in a browser.",
         ),
     ] = "onnx",

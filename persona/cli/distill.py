@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +26,7 @@ app = typer.Typer(
 
 @app.command()
 def distill_command(
+    context: typer.Context,
     student: Annotated[
         str | None,
         typer.Argument(help="mobilenet_v3_small or mobilenet_v3_large.  [default: small]"),
@@ -111,7 +113,7 @@ def distill_command(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False,
 ) -> None:
-    """Distil a student from a teacher with Accelerate, over one or several processes."""
+    """Distil a student from a teacher; `persona distill` takes all GPUs of this machine."""
     place = Workspace.locate(shards=shards, models=models, runs=runs)
     options: dict[str, Any] = {
         "student.architecture": student,
@@ -156,6 +158,10 @@ def distill_command(
                 f"run {resume} has another recipe ({'; '.join(differing)}): resume it without "
                 "these options, or start a new run"
             )
+    if context.parent is not None:  # `persona distill`: it sees to the processes itself
+        from persona.cli.launch import launch_on_gpus
+
+        launch_on_gpus("persona.distill", sys.argv[sys.argv.index("distill") + 1 :])
     if int(os.environ.get("RANK", "0")) > 0:
         # One voice: the other processes would say everything again.
         logging.getLogger("persona").setLevel(logging.ERROR)
@@ -204,4 +210,4 @@ def launcher_options() -> dict[str, Any]:
 
 def main() -> None:
     """Entry point of `python -m persona.distill`."""
-    run_app(app)
+    run_app(app, "python -m persona.distill")

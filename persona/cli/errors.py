@@ -6,17 +6,23 @@ import errno
 import io
 import logging
 import os
+import select
+import signal
 import sys
 import traceback
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import typer
+from typer.main import get_command
 
-from persona.cli.output import legible
+from persona.cli import signals
+from persona.cli.output import keep_brackets, legible
 from persona.errors import PersonaError
+from persona.files import placed
 
 EXIT_ERROR = 1
-EXIT_INTERRUPTED = 130
+EXIT_USAGE = 2
 
 _NO_MEMORY = "there is no memory left: fewer --workers or a smaller --batch-size want less of it"
 _OS_ERRORS = {
@@ -44,63 +50,140 @@ _RUNTIME_ERRORS = {
     "NCCL communicator was aborted": _PEER_LOST,
 }
 
+_UsageError = typer.BadParameter.__mro__[1]
+"""Click's, of which newer releases of Typer have a copy of their own."""
+
 
 def explain(error: BaseException) -> tuple[str, int] | None:
     """The line and exit code for an error that a user can mend; None: a fault of the program."""
-    if isinstance(error, PersonaError):
-        return str(error), EXIT_ERROR
     if isinstance(error, KeyboardInterrupt):
-        line = "interrupted: run the same command again to go on"
-        return str(error) or line, EXIT_INTERRUPTED
+        number = signals.received or signal.SIGINT
+        return str(error) or signals.INTERRUPTED, signals.EXIT_SIGNAL + number
+    if isinstance(error, _UsageError):
+        return _usage_line(error), EXIT_USAGE
+    line = _line_of(error)
+    return None if line is None else (line, EXIT_ERROR)
+
+
+def _line_of(error: BaseException) -> str | None:
+    if isinstance(error, PersonaError):
+        return str(error)
+    if isinstance(error, typer.Abort):  # the input ended where an answer was wanted
+        return "there was no answer: nothing is done"
     if isinstance(error, MemoryError):
-        error = OSError(errno.ENOMEM, "")  # what the system calls it
-    if isinstance(error, BrokenPipeError):
-        return "", EXIT_ERROR  # `persona … | head`: nobody is left to read a line
-    if isinstance(error, OSError) and error.errno in _OS_ERRORS:
-        place = f"{error.filename}: " if error.filename else ""
-        return place + _OS_ERRORS[error.errno], EXIT_ERROR
-    if isinstance(error, RuntimeError):
-        for sign, line in _RUNTIME_ERRORS.items():
-            if sign in str(error):
-                return line, EXIT_ERROR
-    return None
+        return _NO_MEMORY
+    if isinstance(error, BrokenPipeError) and _is_unread():
+        return ""  # nobody is left to read a line
+    if isinstance(error, OSError):
+        return _system_line(error)
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    return next((line for sign, line in _RUNTIME_ERRORS.items() if sign in said), None)
 
 
-def _interrupt_of(error: BaseException | None) -> KeyboardInterrupt:
-    """What Typer turned into a silent exit."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error or KeyboardInterrupt()
+def _system_line(error: OSError) -> str | None:
+    if error.errno == errno.ENOENT and error.filename is None:
+        try:
+            Path.cwd()
+        except FileNotFoundError:
+            return "the working directory was removed: change to one that exists"
+        if "temporary directory" in (error.strerror or ""):  # tempfile's
+            return "no folder for temporary files can be written to: name one in TMPDIR"
+    place = f"{error.filename}: " if error.filename else ""
+    line = _OS_ERRORS.get(error.errno or 0)
+    return None if line is None else place + line
 
 
-def run_app(app: typer.Typer) -> NoReturn:
+def _usage_line(error: Any) -> str:
+    """What is wrong with a command line, and the nearest that would be right."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help is its text, and is printed already
+        return ""
+    text = " ".join(error.format_message().split())
+    if possible := sorted(getattr(error, "possibilities", None) or ()):
+        text = f"{error.message}; did you mean {' or '.join(possible)}?"
+    for click, ours in ((". Did you mean", "; did you mean"), ("No such option: ", "no option ")):
+        text = text.replace(click, ours)
+    command = error.ctx.command_path + " " if error.ctx else ""
+    hint = "" if text.endswith("?") else f"; see {command}--help"
+    return f"{command.strip()}: ".lstrip(": ") + text[:1].lower() + text[1:].rstrip(".") + hint
+
+
+def _is_unread() -> bool:
+    """Whether stdout or stderr is a pipe whose reader has gone, as in `persona … | head`."""
+    poll = select.poll()
+    for number in (1, 2):
+        poll.register(number, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def run_app(app: typer.Typer, name: str) -> NoReturn:
     """Runs a Typer application with logging on stderr and errors as one line."""
+    signals.raise_interrupts()
     debug = "--debug" in sys.argv
+    code: int | str | None = 0
+    try:
+        _open_streams()
+        logging.basicConfig(
+            level=logging.DEBUG if debug else logging.WARNING,
+            format="%(message)s",
+            stream=sys.stderr,
+        )
+        logging.getLogger("persona").setLevel(logging.DEBUG if debug else logging.INFO)
+        command = get_command(app)
+        keep_brackets(command)
+        # Its own `main` makes boxes of several lines of errors, and loses what an interrupt says.
+        with command.make_context(name, sys.argv[1:]) as context:
+            command.invoke(context)
+        with placed(Path("standard output")):
+            sys.stdout.flush()
+    except typer.Exit as end:
+        code = end.exit_code
+    except SystemExit as end:
+        code = end.code
+    except BaseException as error:
+        code = _say(_interrupt_of(error), debug)
+    signals.end_silently()
+    try:
+        sys.stdout.flush()
+    except OSError:  # said above; the interpreter would complain once more at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(code)
+
+
+def _say(error: BaseException, debug: bool) -> int:
+    """Prints the line of an error, or the trace of a fault; returns the exit code."""
+    explained = explain(error)
+    if debug or explained is None:
+        traceback.print_exception(error)
+    if explained is None:
+        return EXIT_ERROR
+    line, code = explained
+    if isinstance(error, KeyboardInterrupt) and int(os.environ.get("RANK", "0")) > 0:
+        line = ""  # every process of the run is interrupted, one says it
+    if line:
+        sys.stderr.write(f"error: {legible(line)}\n")
+    return code
+
+
+def _interrupt_of(error: BaseException) -> BaseException:
+    """The interrupt that an error came of, if it came of one; else the error itself."""
+    if signals.received is None:
+        return error
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, KeyboardInterrupt):
+        link = link.__cause__ or link.__context__
+    return link or (KeyboardInterrupt() if explain(error) is None else error)
+
+
+def _open_streams() -> None:
+    """Makes sure that what goes to stdout and stderr goes there, and as text that can be written.
+
+    Raises:
+        PersonaError: stdout is closed.
+    """
+    closed = [name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None]
+    for name in closed:  # else the next file that is opened would get its number
+        setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: PTH123, SIM115
+    if "stdout" in closed:
+        raise PersonaError("standard output is closed: let it go to a file or to /dev/null")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a path may be no text
-    logging.basicConfig(
-        level=logging.DEBUG if debug else logging.WARNING,
-        format="%(message)s",
-        stream=sys.stderr,
-    )
-    logging.getLogger("persona").setLevel(logging.DEBUG if debug else logging.INFO)
-    try:
-        app(standalone_mode=True)
-    except BaseException as error:
-        if isinstance(error, SystemExit):
-            if error.code != EXIT_INTERRUPTED:
-                raise
-            error = _interrupt_of(error)
-        explained = explain(error)
-        if debug or explained is None:
-            traceback.print_exc()
-        if explained is None:
-            sys.exit(EXIT_ERROR)
-        line, code = explained
-        if line:
-            sys.stderr.write(f"error: {legible(line)}\n")
-        else:
-            # The interpreter would complain about the closed pipe once more at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(code)
-    sys.exit(0)

@@ -33,7 +33,7 @@ StoreOption = Annotated[
     typer.Option(
         "--store",
         metavar="FILE_OR_URL",
-        help="The gallery: a file, or postgresql://… (persona\\[fleet]).  [default: gallery.db]",
+        help="The gallery: a file, or postgresql://… (extra `fleet`).  [default: gallery.db]",
     ),
 ]
 ModelOption = Annotated[

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -85,6 +85,21 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[object]]) -> 
 def note(text: str) -> None:
     """A line for a person, on stderr."""
     sys.stderr.write(legible(text) + "\n")
+
+
+def keep_brackets(command: Any) -> None:
+    """Has the help of a command, and of those below it, print its brackets as they are.
+
+    Rich takes `[default: 20]` for a style that it does not know, and drops it.
+    """
+    if getattr(command, "rich_markup_mode", None) != "rich":
+        return
+    for shown in (command, *command.params):
+        for name in ("help", "short_help", "epilog"):
+            if text := getattr(shown, name, None):
+                setattr(shown, name, text.replace("[", r"\["))
+    for below in getattr(command, "commands", {}).values():
+        keep_brackets(below)
 
 
 def human_bytes(count: int) -> str:

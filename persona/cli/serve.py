@@ -23,6 +23,7 @@ from persona.cli.gallery import (
 )
 from persona.cli.output import JsonFlag, ModelsOption, note, print_json
 from persona.errors import PersonaError
+from persona.extras import missing
 
 MIN_TOKEN, MAX_TOKEN = 16, 4096
 """Characters."""
@@ -63,7 +64,7 @@ def serve_command(
         from persona.serve.server import build_server, is_loopback, listen, serve, url_of
         from persona.serve.uploads import Limits
     except ImportError as error:
-        raise PersonaError(f"{error.name} is not installed: pip install 'persona[serve]'") from None
+        raise missing(f"serving needs {error.name}", "serve") from None
 
     if (certificate is None) != (key is None):
         raise PersonaError("--certificate and --key go together: give both or neither")

@@ -33,6 +33,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from persona.errors import PersonaError
+from persona.extras import missing
 from persona.files import sha256_file, whole_number, write_atomically
 
 log = logging.getLogger(__name__)
@@ -449,10 +450,7 @@ def _object_store(scheme: str) -> Any:
         # Made anew in each process: its connections do not survive a fork.
         return fsspec.filesystem(scheme, **OBJECT_OPTIONS.get(scheme, {}))
     except ImportError:
-        extra = OBJECT_STORES[scheme]
-        raise PersonaError(
-            f"{scheme}:// wants its reader: pip install 'persona[{extra}]'"
-        ) from None
+        raise missing(f"{scheme}:// needs a reader", OBJECT_STORES[scheme]) from None
 
 
 def _answer_of(error: Exception, code: object) -> str | None:

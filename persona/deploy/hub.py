@@ -16,6 +16,7 @@ from typing import Any
 from persona.deploy.model_card import model_card
 from persona.deploy.public import publish_copy
 from persona.errors import PersonaError
+from persona.extras import missing
 from persona.files import write_atomically
 from persona.models.cards import CARD, CLASSES, Card
 from persona.models.manage import check_name, import_model
@@ -106,7 +107,7 @@ def _api() -> Any:
         from huggingface_hub import HfApi
         from huggingface_hub.utils import disable_progress_bars, logging
     except ImportError:
-        raise PersonaError("the hub needs huggingface_hub: install persona[hub]") from None
+        raise missing("the hub needs huggingface_hub", "hub") from None
     disable_progress_bars()
     logging.set_verbosity_error()  # what is wrong is said below, in one line
     return HfApi()

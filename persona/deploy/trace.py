@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from persona.errors import PersonaError
+from persona.extras import missing
 
 OPSET = 18
 """Of 2022: the first with an antialiased Resize, and old enough for every runtime of today."""
@@ -35,7 +35,7 @@ def trace_onnx(
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401 - torch.onnx needs it and says so in a page of text
     except ImportError:
-        raise PersonaError("exporting needs onnx and onnxscript: install persona[export]") from None
+        raise missing("exporting needs onnx and onnxscript", "export") from None
     # The exporter speaks of its own steps, on stdout and through several loggers.
     for speaker in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(speaker).setLevel(logging.ERROR)

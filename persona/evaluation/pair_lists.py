@@ -16,6 +16,7 @@ import numpy as np
 from persona.data.raw.lfw import parse_pairs
 from persona.data.shards import FACELESS, Manifest, PairTable
 from persona.errors import PersonaError
+from persona.extras import missing
 from persona.files import LONGEST_LINE, bounded_lines, whole_number
 
 FOLDS = 10
@@ -150,9 +151,7 @@ def _parquet(path: Path) -> tuple[list[str], list[list[Any]]]:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise PersonaError(
-            f"{path}: reading parquet needs pyarrow: pip install 'persona[parquet]'"
-        ) from None
+        raise missing(f"{path}: reading parquet needs pyarrow", "parquet") from None
     try:
         table = parquet.read_table(path)
     except pyarrow.ArrowException as error:

@@ -12,6 +12,7 @@ import secrets
 from pathlib import Path
 
 from persona.errors import PersonaError
+from persona.extras import missing
 
 NONCE_BYTES = 12
 SALT_BYTES = 16
@@ -36,9 +37,7 @@ class Sealer:
             from cryptography.hazmat.primitives.ciphers.aead import AESGCM
             from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
         except ImportError:
-            raise PersonaError(
-                "a gallery under a passphrase needs cryptography: pip install 'persona[crypt]'"
-            ) from None
+            raise missing("a gallery under a passphrase needs cryptography", "crypt") from None
         key = Scrypt(salt=salt, length=32, **SCRYPT).derive(passphrase)
         self._aes, self._invalid = AESGCM(key), InvalidTag
 

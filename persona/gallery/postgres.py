@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from persona.errors import PersonaError
+from persona.extras import missing
 from persona.gallery.store import (
     Facts,
     Match,
@@ -74,9 +75,7 @@ class PostgresStore(Store):
         try:
             import psycopg
         except ImportError:
-            raise PersonaError(
-                "a gallery in PostgreSQL needs psycopg: pip install 'persona[fleet]'"
-            ) from None
+            raise missing("a gallery in PostgreSQL needs psycopg", "fleet") from None
         self._error = psycopg.Error
         self._lock = threading.RLock()
         self._network: str | None = None

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from persona.extras import install_command
 from persona.gallery.store import Templates, unit
 
 log = logging.getLogger(__name__)
@@ -146,7 +147,7 @@ def _faiss(rows: int) -> Any:
         import faiss
     except ImportError:
         _warn(
-            f"{rows:,} templates are compared one by one: pip install 'persona[faiss]' for an index"
+            f"{rows:,} templates are compared one by one; for an index: {install_command('faiss')}"
         )
         return None
     return faiss

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from persona.errors import PersonaError
+from persona.extras import missing
 from persona.files import process_name
 from persona.gallery.faces import Pixels, SeenFace
 from persona.gallery.people import Gallery, Sighting
@@ -338,6 +339,6 @@ def _av() -> Any:
     try:
         import av
     except ImportError:
-        raise PersonaError("videos need PyAV: pip install 'persona[video]'") from None
+        raise missing("videos need PyAV", "video") from None
     av.logging.set_level(av.logging.PANIC)
     return av

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from persona.errors import PersonaError
+from persona.extras import missing
 
 PREFIX = "litert:"
 NCHW_TO_NHWC = (0, 2, 3, 1)
@@ -70,7 +71,7 @@ def import_litert(name: str) -> Any:
     try:
         return importlib.import_module(f"ai_edge_litert.{name}")
     except ImportError:
-        raise PersonaError("LiteRT needs ai-edge-litert: install persona[litert]") from None
+        raise missing("LiteRT needs ai-edge-litert", "litert") from None
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from persona.errors import PersonaError
-from persona.report.page import missing
+from persona.extras import missing
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 VARIABLE = "PERSONA_CHROMIUM"
@@ -47,7 +47,7 @@ def open_browser() -> Iterator[Any]:
     try:
         from playwright.sync_api import Error, sync_playwright
     except ImportError as error:
-        raise missing(error.name or "playwright") from None
+        raise missing(f"PDF and PNG need {error.name}", "report") from None
     program = find_chromium()
     with sync_playwright() as playwright:
         try:

@@ -25,6 +25,7 @@ from persona.evaluation.metrics import FARS, Folds, Verification
 from persona.evaluation.pairs import PairScores, score_pairs
 from persona.evaluation.protocols import Options, Subject, check_measure
 from persona.evaluation.statistics import Interval, verification_intervals
+from persona.extras import missing
 from persona.models.output import FaceNetwork, for_inference
 from persona.models.store import NamedNetwork
 from persona.models.student import count_parameters
@@ -205,7 +206,10 @@ def embedding_map(embedded: Embedded, identities: int = 20, photos: int = 30) ->
     rows = np.concatenate([np.flatnonzero(labels == label)[:photos] for label in chosen])
     if len(rows) < 6:
         return {"x": [], "y": [], "label": []}
-    from sklearn.manifold import TSNE
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError:
+        raise missing("a report needs scikit-learn", "report") from None
 
     perplexity = min(30.0, (len(rows) - 1) / 3)
     tsne = TSNE(perplexity=perplexity, metric="cosine", init="random", random_state=0)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import resources
 from typing import Any
 
-from persona.errors import PersonaError
+from persona.extras import missing
 from persona.report.figures import Figure
 
 
@@ -107,14 +107,14 @@ def render(page: Page) -> str:
     """The HTML.
 
     Raises:
-        PersonaError: `persona[report]` is not installed.
+        PersonaError: the extra `report` is not installed.
     """
     try:
         import jinja2
         from markupsafe import Markup
         from plotly.offline import get_plotlyjs
     except ImportError as error:
-        raise missing(error.name or "plotly") from None
+        raise missing(f"a report needs {error.name}", "report") from None
     here = resources.files("persona.report")
     script = (here / "page.js").read_text(encoding="utf-8")
     plotly = get_plotlyjs()
@@ -148,8 +148,3 @@ def encode_for_script(value: Any) -> str:
 
 def _hash(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-
-
-def missing(module: str) -> PersonaError:
-    """The error for a library of the extra that is not there."""
-    return PersonaError(f"{module} is not installed: pip install 'persona[report]'")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from persona.data.storage import RemoteFolder, local_file, open_remote
 from persona.data.stream import build_loader
 from persona.data.targets import find_targets
 from persona.errors import PersonaError
+from persona.extras import install_command
 
 # The servers of these tests are threads; so is what fetches ahead.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
@@ -488,6 +490,6 @@ def test_object_storage_without_its_reader(
         raise ImportError
 
     monkeypatch.setattr(fsspec, "filesystem", lacking)
-    advice = rf"{scheme}:// wants its reader: pip install 'persona\[{extra}\]'"
-    with pytest.raises(PersonaError, match=advice):
+    advice = f"{scheme}:// needs a reader: {install_command(extra)}"
+    with pytest.raises(PersonaError, match=re.escape(advice)):
         open_set(f"{scheme}://bucket/set", tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from persona.errors import PersonaError
 from persona.evaluation.embed import Embedded
 from persona.evaluation.pair_lists import cut_folds, read_pair_list
 from persona.evaluation.pairs import normalised, score_pairs
+from persona.extras import install_command
 
 
 def photo(person: str, number: int) -> str:
@@ -147,7 +149,7 @@ def test_what_a_list_needs(
     with pytest.raises(PersonaError, match="set lfw holds triplets, no photos: pairs need photos"):
         read_pair_list(path, triplets, {})
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(PersonaError, match=r"needs pyarrow: pip install 'persona\[parquet\]'"):
+    with pytest.raises(PersonaError, match=re.escape(install_command("parquet"))):
         read(lfw_set, path.rename(tmp_path / "p.parquet"))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from fake_eyes import near, vectors
 
+from persona.extras import install_command
 from persona.gallery.search import Index
 from persona.gallery.store import Templates, unit
 
@@ -96,7 +97,7 @@ def test_without_faiss_all_are_compared(
         index.nearest(templates[:3])
     assert [answer and answer[0] for answer in found] == ["0", "1", "2"]
     assert [record.getMessage() for record in caplog.records] == [
-        "20 templates are compared one by one: pip install 'persona[faiss]' for an index"
+        f"20 templates are compared one by one; for an index: {install_command('faiss')}"
     ]
 
 

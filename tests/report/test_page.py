@@ -21,6 +21,7 @@ from persona.cli.report import choose_format
 from persona.data.pack import Packed
 from persona.errors import PersonaError
 from persona.evaluation.statistics import Interval
+from persona.extras import install_command
 from persona.models.store import load_network
 from persona.report.browser import find_chromium, open_browser
 from persona.report.build import build_page, find_entries
@@ -207,7 +208,7 @@ def test_libraries_and_browsers_that_are_not_there(
 ) -> None:
     def lacks(module: str) -> Any:
         monkeypatch.setitem(sys.modules, module, None)
-        text = rf"{module} is not installed: pip install 'persona\[report\]'"
+        text = f"need(s?) {module}: {re.escape(install_command('report'))}"
         return pytest.raises(PersonaError, match=text)
 
     with lacks("jinja2"):

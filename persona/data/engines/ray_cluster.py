@@ -15,6 +15,7 @@ from typing import Any
 
 from persona.data.engines import Done, Job, ShardTask, pack_shard
 from persona.errors import PersonaError
+from persona.extras import missing
 
 RETRIES = 3
 REACH_S = 10.0
@@ -42,9 +43,7 @@ def run_ray(
     try:
         import ray
     except ImportError:
-        raise PersonaError(
-            "--engine ray needs Ray: install persona[ray], or leave --engine out"
-        ) from None
+        raise missing("--engine ray needs Ray: leave --engine out, or install it", "ray") from None
     with _cluster(ray, address, workers):
         remote = ray.remote(num_cpus=1, max_retries=RETRIES)(pack_shard)
         shared = ray.put(job)

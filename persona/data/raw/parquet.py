@@ -1,4 +1,4 @@
-"""Parquet files of photos, in the layout of Hugging Face's datasets. Needs `persona[parquet]`."""
+"""Parquet files of photos, in the layout of Hugging Face's datasets. Needs the extra `parquet`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from persona.data.raw.base import (
     is_litter,
 )
 from persona.errors import PersonaError, SkipPhoto
+from persona.extras import missing
 from persona.files import placed
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png")
@@ -166,7 +167,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise PersonaError("parquet files need pyarrow: pip install 'persona[parquet]'") from None
+        raise missing("parquet files need pyarrow", "parquet") from None
     try:
         # As it is stored: a value that comes a million times takes no more memory than the file.
         with pq.ParquetFile(path) as plain:

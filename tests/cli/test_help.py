@@ -1,0 +1,92 @@
+"""What the commands say of themselves, and of a command line that is none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from helpers import environment
+from rich.text import Text
+from typer.main import get_command
+
+from persona.cli.app import app
+from persona.cli.errors import explain
+from persona.cli.output import keep_brackets
+
+
+def commands(command: Any, *names: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    yield names, command
+    for name, below in getattr(command, "commands", {}).items():
+        yield from commands(below, *names, name)
+
+
+PLAIN = dict(commands(get_command(app)))
+
+
+@pytest.mark.parametrize("names", PLAIN, ids=" ".join)
+def test_no_help_text_loses_a_bracket(
+    names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is printed on a terminal so wide that no line breaks has each text as it was written."""
+    monkeypatch.setenv("TERMINAL_WIDTH", "1000")
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 1000)
+    command = get_command(app)
+    keep_brackets(command)
+    for name in names:
+        command = command.commands[name]  # type: ignore[attr-defined]
+    with command.make_context("persona", [], resilient_parsing=True) as context:
+        command.get_help(context)  # Rich prints it
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in [PLAIN[names].help, *(getattr(one, "help", "") for one in PLAIN[names].params)]:
+        assert " ".join((text or "").split()) in shown
+    for below in getattr(PLAIN[names], "commands", {}).values():
+        assert Text(below.get_short_help_str(1000)).plain in shown
+
+
+def test_the_hints_are_there_to_be_lost() -> None:
+    texts = [
+        param.help or "" for one in PLAIN.values() for param in one.params if hasattr(param, "help")
+    ]
+    assert sum("[default: " in text for text in texts) > 60
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("distil",), "persona: no such command 'distil'; did you mean 'distill'?"),
+        (("models", "lst"), "persona models: no such command 'lst'; did you mean 'list'?"),
+        (("xyz",), "persona: no such command 'xyz'; see persona --help"),
+        (("distill", "--epohs", "3"), "persona distill: no option --epohs; did you mean --epochs?"),
+        (("shard",), "persona shard: missing argument 'dataset'; see persona shard --help"),
+        (("evaluate", "--set"), "option '--set' requires an argument; see --help"),
+        (
+            ("distill", "-e", "x"),
+            "persona distill: invalid value for '--epochs' / '-e': Input should be a valid integer,"
+            " unable to parse string as an integer; see persona distill --help",
+        ),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_with_what_is_nearest(
+    arguments: tuple[str, ...], line: str
+) -> None:
+    with pytest.raises(typer.BadParameter.__mro__[1]) as raised:
+        command = get_command(app)
+        with command.make_context("persona", list(arguments)) as context:
+            command.invoke(context)
+    assert explain(raised.value) == (line, 2)
+
+
+def test_it_is_alone_on_stderr_and_without_a_command_the_help_is_shown(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "persona"]
+    options: Any = {"env": environment(tmp_path), "capture_output": True, "text": True}
+    wrong = subprocess.run([*command, "distil"], **options, check=False)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr == "error: persona: no such command 'distil'; did you mean 'distill'?\n"
+    done = subprocess.run(command, **options, check=False)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert "distill" in done.stdout
