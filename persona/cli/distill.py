@@ -160,7 +160,7 @@ def distill_command(
         logging.getLogger("persona").setLevel(logging.ERROR)
 
     from persona.distill import distill
-    from persona.models.cards import find_model
+    from persona.models.cards import find_model, list_models
 
     model_id = distill(resolved, place, resume)
     if int(os.environ.get("RANK", "0")) == 0:
@@ -168,8 +168,10 @@ def distill_command(
         if json:
             print_json(asdict(card))
         else:
-            score = "" if card.score is None else f", score {card.score:.4f}"
-            typer.echo(f"{card.id}: epoch {card.epochs} kept{score}")
+            for card in list_models(place.models):
+                if card.made_in == model_id:
+                    best = card.told_score and f", the best on {card.test_set}: {card.told_score}"
+                    typer.echo(f"{card.id}: epoch {card.epochs} kept{best or ''}")
 
 
 def parse_option(text: str) -> tuple[str, Any]:

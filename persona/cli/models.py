@@ -53,7 +53,7 @@ def models_list(models: ModelsOption = None, json: JsonFlag = False) -> None:
                 card.teacher,
                 card.temperature,
                 card.epochs,
-                None if card.score is None else f"{card.score:.4f}",
+                card.told_score,
                 card.created,
             ]
             for card in cards

@@ -168,7 +168,7 @@ def build_page(
         plots=plots,
         faces=_mistakes(models, folder, manifest, people if names else None),
         made=[_made(number, entry) for number, entry in enumerate(entries)],
-        notices=_notices(entries),
+        notices=[*_collapses(models), *_notices(entries)],
         remarks=_remarks(models),
     )
 
@@ -336,6 +336,10 @@ def _mistakes(
     ]
 
 
+def _collapses(models: list[Measured]) -> list[str]:
+    return [f"Warning: {model.collapse}." for model in models if model.collapse]
+
+
 def _notices(entries: list[Entry]) -> list[str]:
     notices = []
     for entry in entries:
@@ -364,7 +368,7 @@ def _made(number: int, entry: Entry) -> Made:
             *(
                 []
                 if card.score is None
-                else [["chosen on", f"{card.test_set}, by its score of {card.score:.4f} there"]]
+                else [["chosen on", f"{card.test_set}, by {card.told_score} there"]]
             ),
             ["weights SHA-256", card.weights_sha256],
             ["created", card.created],

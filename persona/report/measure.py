@@ -24,6 +24,7 @@ from persona.evaluation.groups import group_figures, groups_of
 from persona.evaluation.metrics import FARS, Folds, Verification
 from persona.evaluation.pairs import PairScores, score_pairs
 from persona.evaluation.protocols import Options, Subject, check_measure
+from persona.evaluation.spread import has_collapsed, tell_collapse
 from persona.evaluation.statistics import Interval, verification_intervals
 from persona.models.output import FaceNetwork, for_inference
 from persona.models.store import NamedNetwork
@@ -64,6 +65,8 @@ class Measured:
     bytes: int
     cpu_ms: float
     """A face, on this machine's CPU, in batches of TIMED_FACES."""
+    collapse: str | None = None
+    """What is to be said if the network has collapsed; None: it has not."""
 
     @property
     def threshold(self) -> float:
@@ -135,6 +138,9 @@ def measure(
         parameters=count_parameters(named.network) or None,
         bytes=size,
         cpu_ms=cpu_ms,
+        collapse=tell_collapse(title, subject.spread, f"set {manifest.name}")
+        if has_collapsed(subject.spread)
+        else None,
     )
 
 

@@ -72,7 +72,7 @@ def test_a_run_leaves_config_metrics_checkpoint_and_model(home: Path, teacher: s
     assert (run_folder / "checkpoint.pt").exists()
     card = find_model(teacher, home / "models")
     assert (card.teacher, card.temperature, card.num_classes) == ("none", None, 6)
-    assert card.score == card.scores["accuracy"]
+    assert (card.score, card.chosen_by, card.run) == (card.scores["auc"], "auc", teacher)
     listed = persona("models", "list", home=home)
     keys = [
         "id",
