@@ -3,7 +3,8 @@
 1. open the sets and the teacher; what a user can get wrong is found here, before the first step
 2. student and optimizer go through Accelerate; the frozen teacher only to the device
 3. each epoch: stream batches, one train step each, checkpoints on the way
-4. after each epoch: evaluate on all processes, keep the best student
+4. after each epoch: evaluate on all processes, keep the best student, by the figure that the
+   protocol of the test set names (persona/evaluation/protocols/)
 
 The command line is persona/cli/distill.py, the config persona/config.py, the objective
 persona/training/task.py.
@@ -222,11 +223,12 @@ class Run:
             config, plan = self.config, self.loader(epoch=0).plan
             log.info(
                 "run %s: %s, teacher %s (%s), set %s (%d samples, %d identities), %d epochs of %d "
-                "batches of %d on %d process(es), %d samples an epoch left out by the last batch",
+                "batches of %d on %d process(es) of %d thread(s), %d samples an epoch left out by "
+                "the last batch",
                 *(self.id, config.student.architecture, config.teacher, self.targets_are),
                 self.train_set.name,
                 *(self.train_set.samples, self.train_set.identities, config.epochs, plan.batches),
-                *(config.batch_size, plan.world_size, plan.dropped),
+                *(config.batch_size, plan.world_size, torch.get_num_threads(), plan.dropped),
             )
         return self
 

@@ -32,7 +32,9 @@ ENDINGS = {"onnx": ".onnx", "litert": ".tflite", "web": "-web"}
 
 
 def export_command(
-    model: Annotated[str | None, typer.Argument(help="Model ID.  [default: newest]")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="Model ID.  [default: the best of the newest run]")
+    ] = None,
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
     preprocessing: Annotated[
         bool,

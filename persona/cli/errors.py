@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import typer
 
+from persona.cli.launch import quiet_others, share_threads
 from persona.cli.output import legible
 from persona.errors import PersonaError
 
@@ -84,6 +85,8 @@ def run_app(app: typer.Typer) -> NoReturn:
         stream=sys.stderr,
     )
     logging.getLogger("persona").setLevel(logging.DEBUG if debug else logging.INFO)
+    quiet_others()
+    share_threads()
     try:
         app(standalone_mode=True)
     except BaseException as error:

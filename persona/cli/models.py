@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from persona.cli.commands import Commands
 from persona.cli.output import (
     Column,
     JsonFlag,
@@ -18,7 +19,7 @@ from persona.cli.output import (
     workspace,
 )
 
-models_app = typer.Typer(help="The model store.", no_args_is_help=True)
+models_app = Commands(help="The model store.", no_args_is_help=True)
 
 
 @models_app.command("list")
@@ -63,7 +64,9 @@ def models_list(models: ModelsOption = None, json: JsonFlag = False) -> None:
 
 @models_app.command("show")
 def models_show(
-    model: Annotated[str | None, typer.Argument(help="Model ID.  [default: newest]")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="Model ID.  [default: the best of the newest run]")
+    ] = None,
     models: ModelsOption = None,
     json: JsonFlag = False,
 ) -> None:

@@ -355,7 +355,7 @@ def open_eyes(store: Store, network: str | None, workspace: Workspace) -> Eyes:
 
 
 def load_named(network: str | None, workspace: Workspace) -> tuple[NamedNetwork, Facts]:
-    """A network by name (None: the newest student), and what a gallery keeps of it.
+    """A network by name (None: the best student of the newest run), and what a gallery keeps of it.
 
     Raises:
         PersonaError: it is not there, or untrained.
