@@ -65,7 +65,8 @@ def evaluate_command(
     student: Annotated[
         str | None,
         typer.Option(
-            help="Model ID; mobilenet_v3_small or _large for an untrained one.  [default: the best of the newest run]"
+            help="Model ID; mobilenet_v3_small or _large for an untrained one.  [default: the best "
+            "of the newest run]"
         ),
     ] = None,
     teacher: Annotated[

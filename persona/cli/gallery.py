@@ -42,8 +42,8 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="NAME",
-        help="Model ID, teacher or onnx:FILE.  [default: the gallery's; a new one's: the best of the newest "
-        "student]",
+        help="Model ID, teacher or onnx:FILE.  [default: the gallery's; a new one's: the best "
+        "of the newest run]",
     ),
 ]
 PassphraseOption = Annotated[

@@ -11,6 +11,7 @@ from persona.cli.commands import Commands
 from persona.cli.output import (
     Column,
     JsonFlag,
+    ModelArgument,
     ModelsOption,
     human_bytes,
     note,
@@ -64,9 +65,7 @@ def models_list(models: ModelsOption = None, json: JsonFlag = False) -> None:
 
 @models_app.command("show")
 def models_show(
-    model: Annotated[
-        str | None, typer.Argument(help="Model ID.  [default: the best of the newest run]")
-    ] = None,
+    model: ModelArgument = None,
     models: ModelsOption = None,
     json: JsonFlag = False,
 ) -> None:

@@ -499,10 +499,7 @@ def test_an_onnx_teacher(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (f"onnx:/nowhere/a.onnx,{name}", "name one file, not a list"),
     ):
         assert refusal in distill_error("--teacher", file, "-e", "1", *cosine, home=home)
-        arcface = (
-            "-o",
-            "losses={arcface: {}}",
-        )
+        arcface = ("-o", "losses={arcface: {}}")
         assert refusal in distill_error("--teacher", file, "-e", "1", *arcface, home=home)
     recipe = ("--config", str(RECIPES / "embedding.yaml"))
     lacking = "--temperature is of the loss soft_targets, which "
