@@ -209,6 +209,8 @@ REFERENCE_LOSSES = {
 """`0.9 * T² * KL + 0.1 * CE`, the reference recipe."""
 HARD_LOSSES = {"hard_labels": {"weight": 1.0}}
 """Without a teacher."""
+OPTIONS = {"losses.soft_targets.temperature": "--temperature"}
+"""What the command line calls an option of a loss."""
 
 
 # --- continual learning: the options of a method, documented with it ------------------------------
@@ -493,6 +495,7 @@ def load_config(
     values.setdefault("losses", {name: dict(term) for name, term in reference.items()})
     for dotted, value in overrides.items():
         *groups, name = dotted.split(".")
+        _check_term(dotted, values["losses"], overrides, path)
         target = values
         for depth, group in enumerate(groups, start=1):
             if target.get(group) is None:
@@ -504,6 +507,26 @@ def load_config(
         target[name] = value
     places = [*([str(path)] if path else []), *(["the command line"] if overrides else [])]
     return from_dict(DistillConfig, values, where=" and ".join(places) or "the recipe")
+
+
+def _check_term(dotted: str, losses: Any, overrides: Mapping[str, Any], path: Path | None) -> None:
+    """An option of a loss is no wish for that loss; its weight, or the loss itself, is.
+
+    Raises:
+        PersonaError: nothing names the loss that an option is of.
+    """
+    *groups, name = dotted.split(".")
+    if groups[:1] != ["losses"] or len(groups) != 2 or name == "weight":
+        return
+    term = ".".join(groups)
+    known = groups[1] in {item.name for item in dataclasses.fields(LossesConfig)}
+    asked = {term, f"{term}.weight", "losses"} & overrides.keys()
+    if known and not asked and isinstance(losses, Mapping) and groups[1] not in losses:
+        raise PersonaError(
+            f"{OPTIONS.get(dotted, dotted)} is of the loss {groups[1]}, which "
+            f"{path or 'the recipe'} does not have: leave it out, or add the loss with -o "
+            f"{term}.weight=1"
+        )
 
 
 def from_dict(kind: type[T], values: Mapping[str, Any], *, where: str, prefix: str = "") -> T:

@@ -3,7 +3,8 @@
 1. open the sets and the teacher; what a user can get wrong is found here, before the first step
 2. student and optimizer go through Accelerate; the frozen teacher only to the device
 3. each epoch: stream batches, one train step each, checkpoints on the way
-4. after each epoch: evaluate on all processes, keep the best student
+4. after each epoch: evaluate on all processes, keep the best student, by the figure that the
+   protocol of the test set names (persona/evaluation/protocols/)
 
 The command line is persona/cli/distill.py, the config persona/config.py, the objective
 persona/training/task.py.
@@ -19,6 +20,7 @@ if __name__ == "__main__":  # before the heavy imports: --help and a wrong optio
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import warnings
 from pathlib import Path
@@ -50,13 +52,14 @@ from persona.evaluation.protocols import (
     check_measure,
     default_measure,
     evaluate,
+    protocols,
 )
 from persona.evaluation.protocols.verification import pair_scores
 from persona.evaluation.sanity import check_teacher
 from persona.files import folder_lock
 from persona.memory import keep_freed_memory
 from persona.models import onnx, store
-from persona.models.cards import new_id
+from persona.models.cards import EMA, list_models, new_id
 from persona.models.store import NamedNetwork
 from persona.models.student import Student
 from persona.progress import progress_bar
@@ -81,8 +84,6 @@ DDP_OPTIONS = DistributedDataParallelKwargs(
 )
 LOG_STEPS = 20
 """Optimizer steps between metric records."""
-EMA = "ema"
-"""What is added to a model's ID for the running mean of its weights."""
 
 
 def distill(config: DistillConfig, workspace: Workspace, resume: str | None = None) -> str:
@@ -106,6 +107,7 @@ def distill(config: DistillConfig, workspace: Workspace, resume: str | None = No
         while run.progress.epoch < config.epochs:
             run.train_epoch()
             run.finish_epoch()
+        run.tell_collapse()
         run.track_curves()
     return run.id
 
@@ -221,11 +223,12 @@ class Run:
             config, plan = self.config, self.loader(epoch=0).plan
             log.info(
                 "run %s: %s, teacher %s (%s), set %s (%d samples, %d identities), %d epochs of %d "
-                "batches of %d on %d process(es), %d samples an epoch left out by the last batch",
+                "batches of %d on %d process(es) of %d thread(s), %d samples an epoch left out by "
+                "the last batch",
                 *(self.id, config.student.architecture, config.teacher, self.targets_are),
                 self.train_set.name,
                 *(self.train_set.samples, self.train_set.identities, config.epochs, plan.batches),
-                *(config.batch_size, plan.world_size, plan.dropped),
+                *(config.batch_size, plan.world_size, torch.get_num_threads(), plan.dropped),
             )
         return self
 
@@ -338,29 +341,58 @@ class Run:
         return {"gradient_norm": norm.detach()} if recorded and norm is not None else {}
 
     def finish_epoch(self) -> None:
-        """Evaluates, keeps the student if it is the best, and notes the epoch as done."""
+        """Evaluates, keeps the student if it is the best, and notes the epoch as done.
+
+        Of equally good epochs the later is kept. One whose student has collapsed is worse than any
+        other: it is kept only as long as there is no other.
+        """
         progress = self.progress
         progress.epoch, progress.batch = progress.epoch + 1, 0
         figures: dict[str, float] = {}
         for suffix, student in self.students().items():
             evaluation = self.evaluate(student)
-            score = evaluation.accuracy if evaluation else None
-            best = progress.best.get(suffix)
-            if score is None or best is None or score > best:
-                if score is not None:
-                    progress.best[suffix] = score
+            worth = worth_of(evaluation)
+            kept = worth >= progress.best.get(suffix, -math.inf)
+            if kept:
+                progress.best[suffix] = worth
                 if self.accelerator.is_main_process:
                     self.save(student, suffix, evaluation)
             if evaluation is not None:
-                figures |= _figures(evaluation, f"test-{suffix}" if suffix else "test")
-                log.info(
-                    "epoch %d/%d: %s accuracy %.4f on %s%s",
-                    *(progress.epoch, self.config.epochs, evaluation.measure),
-                    *(evaluation.accuracy, evaluation.set, f" ({suffix})" if suffix else ""),
-                )
+                prefix = f"test-{suffix}" if suffix else "test"
+                figures |= _figures(evaluation, prefix)
+                figures[f"{prefix}/kept_by_{evaluation.chosen_by}"] = float(kept)
+                self.tell_epoch(evaluation, suffix, kept)
         self.checkpoint()
         if figures:
             self.record(epoch=progress.epoch, **figures)
+
+    def tell_epoch(self, evaluation: Evaluation, suffix: str, kept: bool) -> None:
+        """Says what an epoch is worth, and loudly if its student has collapsed."""
+        by = evaluation.chosen_by
+        shown = {"accuracy": evaluation.accuracy, by: evaluation.score}
+        log.info(
+            "epoch %d/%d: %s %s on %s%s%s",
+            *(self.progress.epoch, self.config.epochs, evaluation.measure),
+            ", ".join(f"{name} {value:.4f}" for name, value in shown.items()),
+            *(evaluation.set, f" ({suffix})" if suffix else ""),
+            f", the best so far by {by}" if kept and not evaluation.collapse else "",
+        )
+        if evaluation.collapse:
+            log.warning("warning: epoch %d: %s", self.progress.epoch, evaluation.collapse)
+
+    def tell_collapse(self) -> None:
+        """Says once more at the end which of the kept models has collapsed."""
+        for card in list_models(self.workspace.models):
+            if card.made_in == self.id and card.collapsed:
+                log.warning(
+                    "warning: %s had collapsed after every epoch: do not use it, train anew with a "
+                    "lower --lr or -o optim.clip_norm=1",
+                    card.id,
+                )
+
+    def model_id(self, suffix: str) -> str:
+        """What a student of this run is called in the model store."""
+        return f"{self.id}-{suffix}" if suffix else self.id
 
     def students(self) -> dict[str, Student]:
         """The student, and beside it the running mean of its weights where one is kept."""
@@ -389,6 +421,19 @@ class Run:
     def test_workers(self) -> int | None:
         """On the CPU as few as will do: to fork one is to copy what training holds, bit by bit."""
         return None if self.accelerator.device.type == "cpu" else self.config.workers
+
+    @property
+    def chosen_by(self) -> str | None:
+        """The figure by which epochs are compared; None: there is no test set."""
+        return None if self.test is None else protocols()[default_measure(self.test[1])].chosen_by
+
+    def compare_anew(self) -> None:
+        """Takes the best so far from the figures of the models that are kept."""
+        known = {card.id: card for card in list_models(self.workspace.models)}
+        for suffix in self.progress.best:
+            card = known.get(self.model_id(suffix))
+            value = card.scores.get(self.chosen_by) if card is not None else None
+            self.progress.best[suffix] = -math.inf if value is None else float(value)
 
     def track_curves(self) -> None:
         """Gives W&B the last student's ROC and scores on the test pairs; by all processes."""
@@ -420,7 +465,7 @@ class Run:
     def save(self, student: Student, suffix: str, evaluation: Evaluation | None) -> None:
         """Puts a student into the model store."""
         config = self.config
-        model_id = f"{self.id}-{suffix}" if suffix else self.id
+        model_id = self.model_id(suffix)
         soft = config.losses.soft_targets
         store.save_model(
             self.workspace.models,
@@ -430,7 +475,9 @@ class Run:
             teacher=config.teacher,
             temperature=soft.temperature if soft else None,
             epochs=self.progress.epoch,
-            score=evaluation.accuracy if evaluation else None,
+            score=evaluation.score if evaluation else None,
+            chosen_by=evaluation.chosen_by if evaluation else "",
+            run=self.id,
             scores=evaluation.to_json() | {"model": model_id} if evaluation else {},
             train_set=self.train_set.name,
             alignment=dataclasses.asdict(self.train_set.align),
@@ -453,6 +500,7 @@ class Run:
                 "scaler": scaler.state_dict() if scaler else None,
                 "rng": rng,
                 "origin": self.origin,
+                "chosen_by": self.chosen_by,
             }
             world_size = self.accelerator.num_processes
             save_checkpoint(self.folder, self.progress, world_size, state)
@@ -476,6 +524,8 @@ class Run:
                 f"resume it on as many, not {self.accelerator.num_processes}"
             )
         self.progress = progress
+        if "chosen_by" not in state:  # an older run, which compared epochs by accuracy
+            self.compare_anew()
         try:
             self.student.load_state_dict(state["student"])
             self.task.losses.load_state_dict(state["losses"])
@@ -492,6 +542,14 @@ class Run:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if world_size == self.accelerator.num_processes:
             set_rng_state(state["rng"][self.accelerator.process_index])
+
+
+def worth_of(evaluation: Evaluation | None) -> float:
+    """What an epoch's student is compared by; the lowest value if nothing measured it, or if it
+    has collapsed."""
+    if evaluation is None or evaluation.collapse:
+        return -math.inf
+    return evaluation.score
 
 
 def build_student(

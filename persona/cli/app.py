@@ -24,9 +24,10 @@ from persona.cli import (
     targets,
     triplets,
 )
+from persona.cli.commands import Commands
 from persona.cli.errors import run_app
 
-app = typer.Typer(
+app = Commands(
     name="persona",
     help="Distil a large face network into a small one, measure it, keep it learning.",
     no_args_is_help=True,

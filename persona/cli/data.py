@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from persona.cli.commands import Commands
 from persona.cli.output import (
     CacheOption,
     Column,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from persona.data.pack import Packed, PackedShare
     from persona.data.shards import Manifest
 
-shards_app = typer.Typer(help="Packed sets.", no_args_is_help=True)
+shards_app = Commands(help="Packed sets.", no_args_is_help=True)
 
 SKIPS_SHOWN = 10
 

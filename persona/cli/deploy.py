@@ -11,6 +11,7 @@ import typer
 from persona.cli.output import (
     Column,
     JsonFlag,
+    ModelArgument,
     ModelsOption,
     ShardsOption,
     human_bytes,
@@ -32,7 +33,7 @@ ENDINGS = {"onnx": ".onnx", "litert": ".tflite", "web": "-web"}
 
 
 def export_command(
-    model: Annotated[str | None, typer.Argument(help="Model ID.  [default: newest]")] = None,
+    model: ModelArgument = None,
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
     preprocessing: Annotated[
         bool,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,13 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
+from persona.cli.commands import Commands, told_twice
 from persona.cli.errors import run_app
 from persona.cli.output import CacheOption, ModelsOption, ShardsOption, print_json
+from persona.cli.started import is_first, launcher_options
 from persona.errors import PersonaError, unknown
-from persona.files import whole_number
 from persona.workspace import Workspace
 
-app = typer.Typer(
+app = Commands(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -135,9 +134,8 @@ def distill_command(
         "losses.hard_labels.weight": hard_weight,
         "optim.lr": lr,
         "optim.schedule": {None: None, True: "multistep", False: "constant"}[lr_scheduler],
-        **dict(map(parse_option, option or [])),
     }
-    given = {name: value for name, value in options.items() if value is not None}
+    given = with_values(options, option)
     from persona.config import differences, load_config, to_dict
 
     if resume is None:
@@ -162,21 +160,33 @@ def distill_command(
         from persona.cli.launch import launch_on_gpus
 
         launch_on_gpus("persona.distill", sys.argv[sys.argv.index("distill") + 1 :])
-    if int(os.environ.get("RANK", "0")) > 0:
-        # One voice: the other processes would say everything again.
-        logging.getLogger("persona").setLevel(logging.ERROR)
-
     from persona.distill import distill
-    from persona.models.cards import find_model
+    from persona.models.cards import find_model, list_models
 
     model_id = distill(resolved, place, resume)
-    if int(os.environ.get("RANK", "0")) == 0:
+    if is_first():
         card = find_model(model_id, place.models)
         if json:
             print_json(asdict(card))
         else:
-            score = "" if card.score is None else f", score {card.score:.4f}"
-            typer.echo(f"{card.id}: epoch {card.epochs} kept{score}")
+            for card in list_models(place.models):
+                if card.made_in == model_id:
+                    best = card.told_score and f", the best on {card.test_set}: {card.told_score}"
+                    typer.echo(f"{card.id}: epoch {card.epochs} kept{best or ''}")
+
+
+def with_values(options: dict[str, Any], values: list[str] | None) -> dict[str, Any]:
+    """The options that are given and those of `--option` on top, by dotted name.
+
+    Where two name the same value, which one counts is said.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    for text in values or []:
+        name, value = parse_option(text)
+        if name in given:
+            told_twice(name, 2, value)
+        given[name] = value
+    return given
 
 
 def parse_option(text: str) -> tuple[str, Any]:
@@ -190,22 +200,6 @@ def parse_option(text: str) -> tuple[str, Any]:
         return name.strip(), yaml.safe_load(value)
     except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that is none
         raise PersonaError(f"--option {text[:60]}: {value[:40]!r} is no YAML value") from None
-
-
-def launcher_options() -> dict[str, Any]:
-    """What `accelerate launch` and its config file say, through the environment it sets."""
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION")
-    accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
-    dynamo = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
-    options: dict[str, Any] = {}
-    if dynamo != "no":
-        options["compile"] = dynamo
-    if precision and precision != "no":
-        options["mixed_precision"] = precision
-    steps = whole_number(accumulation or "")
-    if steps is not None and steps > 1:
-        options["gradient_accumulation_steps"] = steps
-    return options
 
 
 def main() -> None:

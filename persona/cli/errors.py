@@ -18,6 +18,7 @@ from typer.main import get_command
 
 from persona.cli import signals
 from persona.cli.output import keep_brackets, legible
+from persona.cli.started import quiet_others, share_threads
 from persona.errors import PersonaError
 from persona.files import placed
 
@@ -128,6 +129,8 @@ def run_app(app: typer.Typer, name: str) -> NoReturn:
             stream=sys.stderr,
         )
         logging.getLogger("persona").setLevel(logging.DEBUG if debug else logging.INFO)
+        quiet_others()
+        share_threads()
         command = get_command(app)
         keep_brackets(command)
         # Its own `main` makes boxes of several lines of errors, and loses what an interrupt says.

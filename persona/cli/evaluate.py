@@ -65,7 +65,8 @@ def evaluate_command(
     student: Annotated[
         str | None,
         typer.Option(
-            help="Model ID; mobilenet_v3_small or _large for an untrained one.  [default: newest]"
+            help="Model ID; mobilenet_v3_small or _large for an untrained one.  [default: the best "
+            "of the newest run]"
         ),
     ] = None,
     teacher: Annotated[
@@ -224,6 +225,8 @@ def compare_command(
                     for d in differences
                 ],
             )
+            for text in facts.get("warnings", ()):
+                note(f"warning: {text}")
             note(
                 f"A {model_a}, B {model_b}, set {manifest.name}: {facts['pairs']} pairs, intervals "
                 f"over resampled {facts['resampled']}"
@@ -289,6 +292,8 @@ def print_evaluation(evaluation: Evaluation) -> None:
         ("top-5", "top_5"),
         ("rank-1", "rank_1"),
         ("rank-5", "rank_5"),
+        ("mean margin", "margin"),
+        ("spread", "spread"),
     ):
         value = getattr(evaluation, name)
         if value is not None and not (name == "rank_1" and evaluation.accuracy is not None):
@@ -353,7 +358,9 @@ def _interval(interval: Any, sign: str = "") -> str | None:
 
 
 def print_notes(evaluation: Evaluation) -> None:
-    """What was counted on the way, a line each."""
+    """What was noticed and counted on the way, a line each."""
+    if evaluation.collapse:
+        note(f"warning: {evaluation.collapse}")
     for rates, unit, trials in (
         (evaluation.tar_at_far, "FAR", f"{evaluation.impostors} impostor pairs"),
         (evaluation.tpir_at_fpir, "FPIR", f"{evaluation.non_mated} non-mated probes"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from persona.cli.commands import Commands
 from persona.cli.output import (
     CacheOption,
     Column,
@@ -26,7 +27,7 @@ from persona.progress import progress_bar
 if TYPE_CHECKING:
     from persona.gallery import Enrolled, Gallery, Store
 
-gallery_app = typer.Typer(help="The people who are enrolled.", no_args_is_help=True)
+gallery_app = Commands(help="The people who are enrolled.", no_args_is_help=True)
 
 StoreOption = Annotated[
     str | None,
@@ -41,8 +42,8 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="NAME",
-        help="Model ID, teacher or onnx:FILE.  [default: the gallery's; a new one's: the newest "
-        "student]",
+        help="Model ID, teacher or onnx:FILE.  [default: the gallery's; a new one's: the best "
+        "of the newest run]",
     ),
 ]
 PassphraseOption = Annotated[

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from persona.cli.distill import launcher_options, parse_option
+from persona.cli.commands import Commands
+from persona.cli.distill import with_values
 from persona.cli.output import (
     CacheOption,
     Column,
@@ -22,17 +21,18 @@ from persona.cli.output import (
     print_json,
     print_table,
 )
+from persona.cli.started import is_first, launcher_options
 from persona.errors import PersonaError, unknown
 from persona.workspace import Workspace
 
 FIRST = ("auc", "eer")
 
-learn_app = typer.Typer(
+learn_app = Commands(
     help="Teach a student new people without losing the old ones.", invoke_without_command=True
 )
 
 StudentOption = Annotated[
-    str | None, typer.Option("--student", help="Model ID.  [default: newest]")
+    str | None, typer.Option("--student", help="Model ID.  [default: the best of the newest run]")
 ]
 OnOption = Annotated[
     str | None, typer.Option("--on", metavar="SET", help="The set of those who are to be learned.")
@@ -142,9 +142,8 @@ def learn_command(
         "checkpoint_steps": checkpoint_steps,
         "tracker": tracker,
         "cache": None if cache is None else str(cache),
-        **dict(map(parse_option, option or [])),
     }
-    given = {name: value for name, value in given.items() if value is not None}
+    given = with_values(given, option)
     from persona.models.cards import find_model
 
     if resume is not None:
@@ -155,8 +154,6 @@ def learn_command(
                 raise PersonaError(f"give --{name}: see persona learn --help")
         given["student"] = find_model(student, place.models).id
         config = build_config(given)
-    quiet_others()
-
     from persona.learning.run import learn
 
     card = find_model(learn(config, place, resume), place.models)
@@ -236,11 +233,8 @@ def benchmark_command(
         "mixed_precision": mixed_precision,
         "tracker": "none",
         "cache": None if cache is None else str(cache),
-        **dict(map(parse_option, option or [])),
     }
-    config = build_config({name: value for name, value in given.items() if value is not None})
-
-    quiet_others()
+    config = build_config(with_values(given, option))
 
     from persona.learning.benchmark import benchmark, draw
 
@@ -352,14 +346,3 @@ def read_run(run: str, given: dict[str, Any], place: Workspace) -> Any:
             "options, or start a new run"
         )
     return replace(config, cache=given.get("cache", config.cache))
-
-
-def is_first() -> bool:
-    """Whether this is the process that speaks."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def quiet_others() -> None:
-    """One voice: the other processes would say everything again."""
-    if not is_first():
-        logging.getLogger("persona").setLevel(logging.ERROR)

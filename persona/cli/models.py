@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from persona.cli.commands import Commands
 from persona.cli.output import (
     Column,
     JsonFlag,
+    ModelArgument,
     ModelsOption,
     human_bytes,
     note,
@@ -18,7 +20,7 @@ from persona.cli.output import (
     workspace,
 )
 
-models_app = typer.Typer(help="The model store.", no_args_is_help=True)
+models_app = Commands(help="The model store.", no_args_is_help=True)
 
 
 @models_app.command("list")
@@ -53,7 +55,7 @@ def models_list(models: ModelsOption = None, json: JsonFlag = False) -> None:
                 card.teacher,
                 card.temperature,
                 card.epochs,
-                None if card.score is None else f"{card.score:.4f}",
+                card.told_score,
                 card.created,
             ]
             for card in cards
@@ -63,7 +65,7 @@ def models_list(models: ModelsOption = None, json: JsonFlag = False) -> None:
 
 @models_app.command("show")
 def models_show(
-    model: Annotated[str | None, typer.Argument(help="Model ID.  [default: newest]")] = None,
+    model: ModelArgument = None,
     models: ModelsOption = None,
     json: JsonFlag = False,
 ) -> None:

@@ -31,6 +31,9 @@ CacheOption = Annotated[
     Path | None,
     typer.Option("--cache", help="Folder that keeps the files of sets named by a URL."),
 ]
+ModelArgument = Annotated[
+    str | None, typer.Argument(help="Model ID.  [default: the best of the newest run]")
+]
 ModelsOption = Annotated[
     Path | None, typer.Option("--models", help="Folder of models.  [default: models]")
 ]

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from persona.cli.commands import Commands
 from persona.cli.output import (
     Column,
     JsonFlag,
@@ -17,7 +18,7 @@ from persona.cli.output import (
     workspace,
 )
 
-app = typer.Typer(help="Triplet sets: anchor, positive, negative.", no_args_is_help=True)
+app = Commands(help="Triplet sets: anchor, positive, negative.", no_args_is_help=True)
 
 
 @app.command("make")

@@ -34,6 +34,7 @@ from persona.deploy.public import public_name
 from persona.deploy.quantise import Kept, Quantised, open_session, quantise_graph
 from persona.deploy.trace import trace_onnx
 from persona.errors import PersonaError, unknown
+from persona.evaluation.spread import has_collapsed, spread, tell_collapse
 from persona.files import write_atomically
 from persona.models.cards import Card
 from persona.models.onnx import SETTINGS_KEY
@@ -128,7 +129,8 @@ def export_onnx(
         facts: more for its metadata.
 
     Raises:
-        PersonaError: no logits to give, packages missing, or the file's embeddings differ.
+        PersonaError: no logits to give, packages missing, the student has collapsed, or the file's
+            embeddings differ.
     """
     options = options or ExportOptions()
     wanted_NE = _check(student, card, faces_NHWC, path, ".onnx", options, calibration_NHWC)
@@ -192,7 +194,14 @@ def _check(
         raise PersonaError("an export is checked on faces, and there is none")
     if options.precision == "int8" and (calibration_NHWC is None or not len(calibration_NHWC)):
         raise PersonaError("int8 is calibrated on faces, and there is none")
-    return torch.cat(list(_embeddings(student, faces_NHWC)))
+    wanted_NE = torch.cat(list(_embeddings(student, faces_NHWC)))
+    # The check below compares directions: a student that has but one passes it with any file. No
+    # two photos of one person are as near as people are after a collapse, so each counts as one.
+    found = spread(wanted_NE.numpy(), np.arange(len(wanted_NE)))
+    if has_collapsed(found):
+        told = tell_collapse(f"model {card.id}", found, f"the {len(wanted_NE)} faces of the check")
+        raise PersonaError(f"{told}; nothing was written")
+    return wanted_NE
 
 
 def _write(

@@ -28,6 +28,7 @@ from persona.evaluation.metrics import Bools, Floats, Ints, resolves, roc_auc
 from persona.evaluation.pairs import PairScores
 from persona.evaluation.protocols.base import Options, Subject, check_measure
 from persona.evaluation.protocols.verification import Verification, pair_scores
+from persona.evaluation.spread import has_collapsed, tell_collapse
 from persona.evaluation.statistics import (
     RESAMPLES,
     Interval,
@@ -74,11 +75,13 @@ def compare(
     """
     for named in networks:
         check_measure(Verification.name, named, manifest, options)
-    scores = []
+    scores, collapses = [], []
     for named in networks:
         subject = Subject(named, folder, manifest, accelerator, options, batch_size, workers, quiet)
         found, facts = pair_scores(subject)
         scores.append(found)
+        if has_collapsed(subject.spread):
+            collapses.append(tell_collapse(named.name, subject.spread, f"set {manifest.name}"))
     first, second = scores
     resamples = options.resamples or RESAMPLES
     return paired_differences(first, second, options.fars, resamples), {
@@ -86,6 +89,7 @@ def compare(
         "resampled": first.units().kind,
         "permuted": swapped_together(first)[1],
         **{name: facts[name] for name in ("no_face", "absent", "no_face_policy")},
+        **({"warnings": collapses} if collapses else {}),
     }
 
 

@@ -253,14 +253,14 @@ def verification(
     )
 
 
-def matches(anchor_TE: Floats, positive_TE: Floats, negative_TE: Floats) -> Bools:
-    """(T,) whether each triplet's anchor is closer to the positive than to the negative."""
+def match_margins(anchor_TE: Floats, positive_TE: Floats, negative_TE: Floats) -> Floats:
+    """(T,) by how much each triplet's anchor is closer to the positive than to the negative."""
     genuine, impostor = cosine_scores(anchor_TE, positive_TE), cosine_scores(anchor_TE, negative_TE)
     if not (np.isfinite(genuine).all() and np.isfinite(impostor).all()):
         raise PersonaError("some scores are not finite: the network gives NaN for these faces")
-    return genuine > impostor
+    return genuine - impostor
 
 
 def match_accuracy(anchor_TE: Floats, positive_TE: Floats, negative_TE: Floats) -> float:
     """Share of triplets whose anchor is closer to the positive than to the negative."""
-    return float(np.mean(matches(anchor_TE, positive_TE, negative_TE)))
+    return float(np.mean(match_margins(anchor_TE, positive_TE, negative_TE) > 0))

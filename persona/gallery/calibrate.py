@@ -17,6 +17,7 @@ from persona.data.shards import Manifest
 from persona.data.storage import SetFolder
 from persona.errors import PersonaError
 from persona.evaluation.metrics import resolves
+from persona.evaluation.spread import has_collapsed, spread, tell_collapse
 from persona.gallery.store import SAME, Templates, Threshold
 from persona.models.store import NamedNetwork
 
@@ -31,7 +32,8 @@ def calibrate(
     """The threshold for a false accept rate; its source names the set and the TAR.
 
     Raises:
-        PersonaError: the set has too few pairs, or crops of another kind than the network's.
+        PersonaError: the set has too few pairs, or crops of another kind than the network's, or the
+            network has collapsed.
     """
     from persona.evaluation.embed import embed_set
 
@@ -43,9 +45,11 @@ def calibrate(
     no_face = [key for shard in manifest.shards for key in shard.no_face]
     rows = np.flatnonzero(~np.isin(embedded.keys, no_face))
     rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_SAMPLES)).round().astype(int)]
-    value, tar, impostors = threshold_at(
-        embedded.embeddings[rows, 0], embedded.labels[rows, 0], far, manifest.name
-    )
+    embedding_NE, label_N = embedded.embeddings[rows, 0], embedded.labels[rows, 0]
+    found = spread(embedding_NE, label_N)
+    if has_collapsed(found):
+        raise PersonaError(tell_collapse(named.name, found, f"set {manifest.name}"))
+    value, tar, impostors = threshold_at(embedding_NE, label_N, far, manifest.name)
     source = f"FAR {far:g} on {manifest.name} ({impostors:,} pairs of two people), TAR {tar:.4f}"
     return Threshold(value, source, far)
 

@@ -391,7 +391,7 @@ def gallery_of(
 
 
 def load_named(network: str | None, workspace: Workspace) -> tuple[NamedNetwork, Facts]:
-    """A network by name (None: the newest student), and what a gallery keeps of it.
+    """A network by name (None: the best student of the newest run), and what a gallery keeps of it.
 
     Raises:
         PersonaError: it is not there, or untrained.

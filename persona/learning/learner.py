@@ -29,6 +29,7 @@ from persona.data.targets import TargetReader
 from persona.data.transforms import apply_views, draw_views, mix_seeds, normalise, view_landmarks
 from persona.distill import prepare
 from persona.errors import PersonaError
+from persona.evaluation.spread import spread
 from persona.learning.methods import Context, LearnBatch, build_method
 from persona.learning.methods.base import FLIP
 from persona.learning.photos import Ints, Photos
@@ -274,6 +275,11 @@ class Learner:
             return self.method.predict(embeddings, self.student.classify(features).cpu())
 
         return self.context.share(photos, name, torch.empty(0, dtype=torch.int64))
+
+    def spread(self, photos: Ints) -> float | None:
+        """Of the student's embeddings, over one photo of each identity; None: there are not two."""
+        identities, first = np.unique(self.photos.identity[photos], return_index=True)
+        return spread(self.context.embed(photos[first]).numpy(), identities)
 
     def right(self, photos: Ints) -> Tensor:
         """(N,) whether the photos' identities are named."""

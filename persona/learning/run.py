@@ -35,6 +35,7 @@ from persona.data.storage import SetFolder
 from persona.data.targets import TargetReader
 from persona.distill import agree, build_accelerator
 from persona.errors import PersonaError, resumed_by
+from persona.evaluation.spread import has_collapsed, tell_collapse
 from persona.files import folder_lock, write_atomically
 from persona.learning.learner import Learner
 from persona.learning.photos import Photos
@@ -211,11 +212,11 @@ class LearnRun:
             self.tracker = self.held.enter_context(tracker)
             log.info(
                 "run %s: %s learns set %s (%d identities) by %s, %d experience(s) of %d steps of "
-                "%d photos on %d process(es)",
+                "%d photos on %d process(es) of %d thread(s)",
                 *(self.id, self.parent.id, self.new_set.name),
                 *(sum(len(e.identities) for e in self.experiences), config.method),
                 *(len(self.experiences), config.steps, config.batch_size),
-                self.accelerator.num_processes,
+                *(self.accelerator.num_processes, torch.get_num_threads()),
             )
         return self
 
@@ -245,14 +246,26 @@ class LearnRun:
 
         self.learner.learn(experience, step=progress.batch, state=state, moment=moment)
         progress.epoch, progress.batch = progress.epoch + 1, 0
-        figures = self.measure()
+        figures, spread = self.measure(), self.spread()
+        measured = figures if spread is None else figures | {"spread": spread}
+        if measured:
+            self.record(**{f"test/{name}": value for name, value in measured.items()})
         if figures:
-            self.record(**{f"test/{name}": value for name, value in figures.items()})
             shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
             log.info("experience %d/%d: %s", progress.epoch, len(self.experiences), shown)
+        scores: dict[str, Any] = dict(figures)
+        if has_collapsed(spread):
+            scores |= {"spread": spread, "collapsed": True}
+            told = tell_collapse(self.id, spread, f"set {self.new_set.name}")
+            log.warning("warning: experience %d: %s", progress.epoch, told)
         if self.accelerator.is_main_process:
-            self.save(figures)
+            self.save(scores)
         self.checkpoint(None)
+
+    def spread(self) -> float | None:
+        """Of the embeddings of whom the student knows so far: does it still tell people apart?"""
+        known = [*self.experiences[: self.progress.epoch], *([self.old] if self.old else [])]
+        return self.learner.spread(np.concatenate([experience.train for experience in known]))
 
     def measure(self) -> dict[str, float]:
         """Accuracy on the photos that were held out: of new identities, old ones, all so far."""
@@ -270,7 +283,7 @@ class LearnRun:
 
     # --- what is kept --------------------------------------------------------------------------
 
-    def save(self, figures: dict[str, float]) -> None:
+    def save(self, scores: dict[str, Any]) -> None:
         """Puts the student, as it names faces now, into the model store."""
         config, method, parent = self.config, self.learner.method, self.parent
         student, classes = answering(self.learner)
@@ -283,8 +296,9 @@ class LearnRun:
             teacher=parent.teacher,
             temperature=parent.temperature,
             epochs=self.progress.epoch,
-            score=figures.get("accuracy"),
-            scores=figures,
+            score=scores.get("accuracy"),
+            scores=scores,
+            run=self.id,
             train_set=self.new_set.name,
             alignment=parent.alignment,
             test_set="none",

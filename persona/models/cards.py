@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import secrets
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,9 +19,13 @@ from persona import __version__
 from persona.errors import PersonaError, unknown
 from persona.files import read_json
 
+log = logging.getLogger(__name__)
+
 CARD = "card.json"
 CLASSES = "classes.txt"
 VERSION = 2
+EMA = "ema"
+"""What is added to a run's ID for the running mean of its student's weights."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Card:
     epochs: int
     """After how many epochs these weights were taken."""
     score: float | None
-    """The best test accuracy, by which these weights were kept."""
+    """The best so far on the test set, by which these weights were kept."""
     scores: dict[str, Any]
     """The evaluation behind `score`."""
     train_set: str
@@ -61,6 +66,27 @@ class Card:
     """By `persona learn`: its parent, method, memory and experiences; None: it was distilled."""
     alignment: dict[str, Any] | None = None
     """AlignSpec of the crops it was distilled from; None: an older card, which has none."""
+    chosen_by: str = "accuracy"
+    """The figure of `scores` that `score` is; older cards do not say so."""
+    run: str = ""
+    """ID of the run that made it, whatever it is called now; empty: an older card."""
+
+    @property
+    def made_in(self) -> str:
+        """ID of its run; of an older card as its own ID tells."""
+        return self.run or self.id.removesuffix(f"-{EMA}")
+
+    @property
+    def told_score(self) -> str | None:
+        """`auc 0.9160`, and whether it has collapsed; None: it was not measured."""
+        if self.score is None:
+            return None
+        return f"{self.chosen_by} {self.score:.4f}" + (" (collapsed)" if self.collapsed else "")
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether its evaluation found one embedding for all faces."""
+        return bool(self.scores.get("collapsed"))
 
     @property
     def aligned_by(self) -> str:
@@ -118,7 +144,7 @@ def list_models(models: Path) -> list[Card]:
 
 
 def find_model(model_id: str | None, models: Path) -> Card:
-    """The card of `model_id`; None: the newest.
+    """The card of `model_id`; None: the best student of the newest run, which is then told.
 
     Raises:
         PersonaError: unknown, with the known IDs.
@@ -130,10 +156,30 @@ def find_model(model_id: str | None, models: Path) -> Card:
                 f"there is no student below {models} yet: "
                 "train one with `accelerate launch -m persona.distill`"
             )
-        return cards[-1]
+        return _best_of_newest(cards)
     if not (models / model_id / CARD).is_file() or Path(model_id).name != model_id:
         raise unknown("model", model_id, [p.parent.name for p in models.glob(f"*/{CARD}")])
     return read_card(models / model_id)
+
+
+def _best_of_newest(cards: list[Card]) -> Card:
+    """Of the run that made the last card the one with the highest score on its test set.
+
+    One that has collapsed, or was not measured, comes last; of equal ones the student itself comes
+    before the running mean of its weights.
+    """
+    run = cards[-1].made_in
+    same = sorted((card for card in cards if card.made_in == run), key=lambda card: len(card.id))
+    best = max(same, key=_worth)
+    score = "" if best.told_score is None else f", {best.told_score} on {best.test_set}"
+    others = "" if len(same) == 1 else f", the best of the {len(same)} models of its run"
+    log.info("no model is named: taking the newest, %s%s%s", best.id, others, score)
+    return best
+
+
+def _worth(card: Card) -> tuple[bool, float]:
+    measured = card.score is not None and not card.collapsed
+    return measured, card.score if measured and card.score is not None else 0.0
 
 
 def encode_classes(classes: tuple[str, ...]) -> bytes:

@@ -116,15 +116,13 @@ def load_network(name: str, models: Path) -> NamedNetwork:
     Raises:
         PersonaError: unknown, or its file is missing or damaged.
     """
-    if name.startswith(onnx.PREFIX):
-        path = Path(name.removeprefix(onnx.PREFIX)).expanduser()
-        network = onnx.open_network(path)
-        return NamedNetwork(name, network, "embeddings alone", (), None, onnx.digest(path))
-    if name.startswith(litert.PREFIX):
-        path = Path(name.removeprefix(litert.PREFIX)).expanduser()
-        return NamedNetwork(
-            name, LitertNetwork(path), "embeddings alone", (), None, sha256_file(path)
+    path = find_file(name)
+    if path is not None:
+        network: FaceNetwork = (
+            onnx.open_network(path) if name.startswith(onnx.PREFIX) else LitertNetwork(path)
         )
+        digest = network_digest(name, models) or ""
+        return NamedNetwork(name, network, "embeddings alone", (), None, digest)
     if name in FACENETS:
         facenet = load_facenet(name, models)
         digest = network_digest(name, models) or ""
@@ -142,13 +140,39 @@ def load_network(name: str, models: Path) -> NamedNetwork:
 
 def network_digest(name: str, models: Path) -> str | None:
     """`NamedNetwork.digest` without loading the network; None: it is not on this machine."""
-    if name.startswith(onnx.PREFIX):
-        path = Path(name.removeprefix(onnx.PREFIX)).expanduser()
-        return onnx.digest(path) if path.is_file() else None
+    for prefix, digest in ((onnx.PREFIX, onnx.digest), (litert.PREFIX, sha256_file)):
+        if name.startswith(prefix):
+            path = Path(name.removeprefix(prefix)).expanduser()
+            return digest(path) if path.is_file() else None
     if name in FACENETS:
         found = find_weights(FACENETS[name], models)
         return sha256_file(found) if found else None
     return _card(name, models).weights_sha256 if (models / name / CARD).is_file() else None
+
+
+def check_named(name: str, models: Path) -> None:
+    """Raises PersonaError if a name stands for no network: an unknown model, a file not there.
+
+    FaceNet is known wherever its weights are.
+    """
+    if find_file(name) is None and name not in {*FACENETS, *ARCHITECTURES}:
+        _card(name, models)
+
+
+def find_file(name: str) -> Path | None:
+    """The file that a name (`onnx:FILE`, `litert:FILE`) stands for; None: it names no file.
+
+    Raises:
+        PersonaError: it is not there.
+    """
+    for prefix, kind in ((onnx.PREFIX, "ONNX"), (litert.PREFIX, "LiteRT")):
+        if name.startswith(prefix):
+            path = Path(name.removeprefix(prefix)).expanduser()
+            if not path.is_file():
+                hint = ": name one file, not a list" if f",{prefix}" in name else ""
+                raise PersonaError(f"no {kind} file at {path}{hint}")
+            return path
+    return None
 
 
 def _card(name: str, models: Path) -> Card:

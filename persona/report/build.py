@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
@@ -42,6 +43,8 @@ from persona.report.figures import (
 )
 from persona.report.history import CONFIG, History, read_history
 from persona.report.measure import (
+    MAP_PEOPLE,
+    MAP_PHOTOS,
     TIMED_FACES,
     TIMED_TURNS,
     Measured,
@@ -168,7 +171,7 @@ def build_page(
         plots=plots,
         faces=_mistakes(models, folder, manifest, people if names else None),
         made=[_made(number, entry) for number, entry in enumerate(entries)],
-        notices=_notices(entries),
+        notices=[*_collapses(models), *_notices(entries)],
         remarks=_remarks(models),
     )
 
@@ -215,7 +218,7 @@ def _headline(models: list[Measured]) -> Table:
     for far in models[0].figures.tar_at_far:
         tars = [(m.figures.tar_at_far[far], m.intervals.get(f"tar@{far}")) for m in models]
         rows.append([f"TAR at FAR {far}", *(with_interval(*tar) for tar in tars)])
-    sizes = [f"{m.parameters:,}" if m.parameters else "not told by its file" for m in models]
+    sizes = ["unknown" if m.parameters is None else f"{m.parameters:,}" for m in models]
     rows.append(["parameters", *sizes])
     rows.append(["size of the file", *(f"{m.bytes:,} bytes" for m in models)])
     rows.append(["CPU ms/face", *(f"{m.cpu_ms:.1f}" for m in models)])
@@ -235,6 +238,10 @@ def _remarks(models: list[Measured]) -> list[str]:
         f"in batches of {TIMED_FACES} on {torch.get_num_threads()} threads of {_processor()}, the "
         f"least of {TIMED_TURNS}."
     ]
+    if any(model.parameters is None for model in models):
+        remarks.append(
+            "Parameters of an ONNX file are counted where the package onnx is installed."
+        )
     if any(None in model.intervals.values() for model in models):
         remarks.append(
             "Without brackets all resamples agree, as where there are no errors: no proof of none."
@@ -281,10 +288,17 @@ def _sections(models: list[Measured], people: dict[int, str]) -> list[Section]:
             "maps",
             "Maps of embeddings",
             maps,
-            "Photos of the 20 people with the most, laid out by t-SNE: people whose photos lie in "
-            "one heap are told apart.",
+            f"{_mapped(models[0])}, laid out by t-SNE: people whose photos lie in one heap are "
+            "told apart.",
         ),
     ]
+
+
+def _mapped(model: Measured) -> str:
+    """Whose photos are in a map, and how many."""
+    people = len(np.unique(model.embedded.labels))
+    who = f"all {people} people" if people <= MAP_PEOPLE else f"the {MAP_PEOPLE} people with most"
+    return f"Photos of {who}, at most {MAP_PHOTOS} of each"
 
 
 def _mistakes(
@@ -337,6 +351,10 @@ def _mistakes(
     ]
 
 
+def _collapses(models: list[Measured]) -> list[str]:
+    return [f"Warning: {model.collapse}." for model in models if model.collapse]
+
+
 def _notices(entries: list[Entry]) -> list[str]:
     notices = []
     for entry in entries:
@@ -365,7 +383,7 @@ def _made(number: int, entry: Entry) -> Made:
             *(
                 []
                 if card.score is None
-                else [["chosen on", f"{card.test_set}, by its score of {card.score:.4f} there"]]
+                else [["chosen on", f"{card.test_set}, by {card.told_score} there"]]
             ),
             ["weights SHA-256", card.weights_sha256],
             ["created", card.created],

@@ -165,7 +165,7 @@ def cost_figure(models: list[Measured]) -> Figure:
     best = max(models, key=lambda model: model.figures.accuracy)
     return Figure(
         id="cost",
-        title="Accuracy over time",
+        title="Accuracy over CPU time per face",
         alt=f"Accuracy of {len(models)} models over their milliseconds a face on the CPU; the "
         f"most accurate is {best.name} with {best.figures.accuracy:.4f}, the fastest "
         f"{fastest.name} with {fastest.cpu_ms:.2f} ms.",

@@ -24,8 +24,11 @@ from persona.evaluation.groups import as_number, group_figures, groups_of
 from persona.evaluation.metrics import FARS, Folds, Verification
 from persona.evaluation.pairs import PairScores, score_pairs
 from persona.evaluation.protocols import Options, Subject, check_measure
+from persona.evaluation.spread import has_collapsed, tell_collapse
 from persona.evaluation.statistics import Interval, verification_intervals
 from persona.extras import missing
+from persona.models.onnx import OnnxNetwork
+from persona.models.onnx_graph import count_onnx
 from persona.models.output import FaceNetwork, for_inference
 from persona.models.store import NamedNetwork
 from persona.models.student import count_parameters
@@ -34,6 +37,8 @@ WORST = 24
 TIMED_FACES = 16
 TIMED_TURNS = 8
 MAX_GROUPS = 12
+MAP_PEOPLE, MAP_PHOTOS = 20, 30
+"""Most of each in a map of embeddings."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +66,12 @@ class Measured:
     groups: list[Group]
     embedded: Embedded
     parameters: int | None
-    """None: an ONNX file does not tell."""
+    """None: of an ONNX file, which the package `onnx` would count."""
     bytes: int
     cpu_ms: float
     """A face, on this machine's CPU, in batches of TIMED_FACES."""
+    collapse: str | None = None
+    """What is to be said if the network has collapsed; None: it has not."""
 
     @property
     def threshold(self) -> float:
@@ -133,10 +140,20 @@ def measure(
         decided=decided,
         groups=measure_groups(scores, decided, read_metas(folder, manifest), resamples),
         embedded=embedded,
-        parameters=count_parameters(named.network) or None,
+        parameters=parameters_of(named.network),
         bytes=size,
         cpu_ms=cpu_ms,
+        collapse=tell_collapse(title, subject.spread, f"set {manifest.name}")
+        if has_collapsed(subject.spread)
+        else None,
     )
+
+
+def parameters_of(network: FaceNetwork) -> int | None:
+    """As `persona bench` counts them; None: of an ONNX file, without the package `onnx`."""
+    if isinstance(network, OnnxNetwork):
+        return count_onnx(network.path)[0]
+    return count_parameters(network)
 
 
 def measure_groups(
@@ -194,7 +211,9 @@ def read_faces(folder: SetFolder, manifest: Manifest, keys: set[int]) -> dict[in
     return faces
 
 
-def embedding_map(embedded: Embedded, identities: int = 20, photos: int = 30) -> dict[str, Any]:
+def embedding_map(
+    embedded: Embedded, identities: int = MAP_PEOPLE, photos: int = MAP_PHOTOS
+) -> dict[str, Any]:
     """The people with the most photos in two dimensions: t-SNE by cosine, seeded.
 
     Returns:

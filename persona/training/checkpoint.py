@@ -30,7 +30,8 @@ class Progress:
     step: int = 0
     """Optimizer steps."""
     best: dict[str, float] = field(default_factory=dict)
-    """Best test score so far, of the student ("") and of the running mean of its weights."""
+    """Best score so far, of the student ("") and of the running mean of its weights; -inf: none
+    that counts."""
 
 
 def save_checkpoint(

@@ -136,6 +136,8 @@ def open_teacher(
     asked = bool(wanted & set(FROM_TEACHER))
     size = config.student.embedding_size
     if not asked or config.teacher == "none":
+        if config.teacher != "none":
+            store.check_named(config.teacher, workspace.models)
         check_losses(config.losses, teacher="none", has_logits=False, sizes=(0, 0))
         classes = train_set.classes if head_kind(config.losses) != "none" else ()
         return TeacherSide(None, None, folder, size or EMBEDDING_SIZE, classes)
@@ -172,7 +174,8 @@ def kept_targets(
     """The targets to train on, or None: the teacher computes them.
 
     Raises:
-        PersonaError: asked for and not there, of another teacher, or without the recipe's views.
+        PersonaError: asked for and not there, of another teacher, of a file that is not there to
+            compare, or without the recipe's views.
     """
     if config.targets == "online":
         return None
@@ -186,6 +189,8 @@ def kept_targets(
             )
         return None
     place = f"{folder}/{targets_name(config.teacher)}"
+    # They are found by the name alone, of a file by its base name, which any other file may have.
+    store.find_file(config.teacher)
     digest = store.network_digest(config.teacher, workspace.models)
     if targets.teacher != short_name(config.teacher) or digest not in {
         None,
@@ -219,13 +224,18 @@ def check_losses(
     Raises:
         PersonaError: naming the term, and what to do.
     """
+    others = [n for n, inputs in inputs_of(config).items() if "teacher_features" in inputs]
     for name, inputs in inputs_of(config).items():
         if teacher == "none" and set(inputs) & set(FROM_TEACHER):
             raise PersonaError(f"loss {name} compares with a teacher: name one with --teacher")
         if "teacher_logits" in inputs and not has_logits:
             raise PersonaError(
                 f"loss {name} wants the teacher's logits, and {teacher} gives embeddings alone: "
-                "choose a recipe of embedding losses (--config configs/embedding.yaml)"
+                + (
+                    f"leave it out, the recipe has {' and '.join(others)} too"
+                    if others
+                    else "choose a recipe of embedding losses (--config configs/embedding.yaml)"
+                )
             )
         if name in PAIRED and sizes[0] != sizes[1]:
             raise PersonaError(

@@ -11,10 +11,11 @@ from graphs import images, small_graph
 from helpers import persona_error
 from onnx_files import write_model
 
-from persona.deploy.bench import bench, count_onnx
+from persona.deploy.bench import bench
 from persona.deploy.litert import to_litert
 from persona.deploy.quantise import find_ranges, lower, quantise
 from persona.errors import PersonaError
+from persona.models.onnx_graph import count_onnx
 
 
 def test_models_are_measured_side_by_side(tmp_path: Path) -> None:

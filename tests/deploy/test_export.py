@@ -21,12 +21,13 @@ from persona.data.pack import Packed
 from persona.data.stream import build_loader
 from persona.data.transforms import normalise
 from persona.deploy import export
-from persona.deploy.bench import _count_macs, count_onnx
+from persona.deploy.bench import _count_macs
 from persona.deploy.export import ExportOptions, export_litert, export_onnx
 from persona.deploy.faces import drawn_faces, set_faces
 from persona.errors import PersonaError
 from persona.models.cards import read_card
 from persona.models.onnx import open_network
+from persona.models.onnx_graph import count_onnx
 from persona.models.store import load_model, save_model
 from persona.models.student import Student, count_parameters
 
@@ -39,10 +40,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with one student of five identities whose batch norms have seen faces."""
     folder = tmp_path_factory.mktemp("home") / "models"
     torch.manual_seed(0)
-    student = Student(StudentConfig(embedding_size=16), 5, image_size=SIDE).train()
+    config = StudentConfig(embedding_size=16, norm_momentum=0.5)
+    student = Student(config, 5, image_size=SIDE).train()
     with torch.no_grad():
-        for seed in range(3):
-            student(torch.randn(8, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed)))
+        faces = torch.from_numpy(drawn_faces(SIDE, 16)).permute(0, 3, 1, 2)
+        for _ in range(10):
+            student(normalise(faces))
     scores = {"threshold_at_far": {"0.001": 0.31241}}
     facts: dict[str, Any] = {"teacher": "onnx:/home/me/net.onnx", "temperature": None, "epochs": 1}
     facts |= {"scores": scores, "train_set": "drawn", "test_set": "drawn", "score": None}
@@ -129,6 +132,22 @@ def test_it_says_how_faces_are_cut_for_it(models: Path, faces: np.ndarray, tmp_p
         metadata = onnxruntime.InferenceSession(str(path)).get_modelmeta().custom_metadata_map
         assert ("five points" in metadata["persona.alignment"]) == turned
     assert metadata["persona.alignment"] == f"MTCNN's box with 4 px of {SIDE} around it"
+
+
+def test_a_student_that_has_collapsed_is_not_written(
+    models: Path, faces: np.ndarray, tmp_path: Path
+) -> None:
+    """Its file would be the model to the last digit, and of no use."""
+    for value in (0.0, float("nan")):
+        student, card = load(models)
+        with torch.no_grad():
+            student.last_linear.weight.fill_(value)
+            student.last_bn.bias.fill_(1.0)
+        with pytest.raises(
+            PersonaError, match=r"model small has collapsed: .* nothing was written"
+        ):
+            export_onnx(student, card, faces, tmp_path / "a.onnx")
+    assert not (tmp_path / "a.onnx").exists()
 
 
 def test_a_file_that_differs_is_not_written(

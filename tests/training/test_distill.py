@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import signal
@@ -31,11 +32,16 @@ from onnx_files import SETTINGS, write_model
 
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
-from persona.distill import build_accelerator
+from persona.distill import Run, build_accelerator
 from persona.errors import PersonaError
+from persona.evaluation.protocols import Evaluation
 from persona.models.cards import find_model
+from persona.models.store import NamedNetwork
+from persona.training.checkpoint import Progress, load_checkpoint
+from persona.workspace import Workspace
 
 TEACHER_NONE = ("--teacher", "none")
+RECIPES = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +78,7 @@ def test_a_run_leaves_config_metrics_checkpoint_and_model(home: Path, teacher: s
     assert (run_folder / "checkpoint.pt").exists()
     card = find_model(teacher, home / "models")
     assert (card.teacher, card.temperature, card.num_classes) == ("none", None, 6)
-    assert card.score == card.scores["accuracy"]
+    assert (card.score, card.chosen_by, card.run) == (card.scores["auc"], "auc", teacher)
     listed = persona("models", "list", home=home)
     keys = [
         "id",
@@ -87,6 +93,59 @@ def test_a_run_leaves_config_metrics_checkpoint_and_model(home: Path, teacher: s
     ]
     assert list(listed[0]) == keys
     assert teacher in [row["id"] for row in listed]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "kept"),
+    [
+        # (AUC, spread): the same accuracy each time, which cannot choose
+        (((0.7, 0.5), (0.8, 0.5), (0.8, 0.5), (0.75, 0.5)), 3),
+        (((0.9, 1e-7), (0.6, 0.5), (0.9, 1e-7)), 2),
+        (((0.9, 1e-7), (0.6, 1e-7)), 2),
+    ],
+)
+def test_the_best_epoch_is_the_later_of_equals_and_none_that_collapsed(
+    epochs: tuple[tuple[float, float], ...],
+    kept: int,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scripted = iter(epochs)
+
+    def evaluate(named: NamedNetwork, *_: object, **__: object) -> Evaluation:
+        auc, spread = next(scripted)
+        return Evaluation(named.name, "lfw", "verification", 0.5, auc=auc, spread=spread)
+
+    monkeypatch.setattr("persona.distill.evaluate", evaluate)
+    options = (*TEACHER_NONE, "--test-set", "lfw", "-b", "30", "-e", str(len(epochs)))
+    with caplog.at_level("INFO", "persona"):
+        student = distill_here(*options, home=home)
+    card = find_model(student, home / "models")
+    assert (card.epochs, card.score, card.chosen_by) == (kept, epochs[kept - 1][0], "auc")
+    assert card.collapsed is (epochs[kept - 1][1] < 0.01)
+    assert f"epoch {kept}/{len(epochs)}: verification accuracy 0.5000, auc 0." in caplog.text
+    assert ("the student has collapsed" in caplog.text) is (epochs[0][1] < 0.01)
+    assert (f"{student} had collapsed after every epoch" in caplog.text) is card.collapsed
+    lines = (home / "runs" / student / "metrics.jsonl").read_text().splitlines()
+    noted = [json.loads(line).get("test/kept_by_auc") for line in lines]
+    best = [place for place, value in enumerate(filter(lambda v: v is not None, noted)) if value]
+    assert best[-1] == kept - 1
+
+
+def test_a_run_that_chose_by_accuracy_goes_on_by_auc(home: Path, teacher: str) -> None:
+    """Its checkpoint holds the best accuracy, which is no AUC; the model that is kept has one."""
+    found = load_checkpoint(home / "runs" / teacher)
+    assert found is not None and found[2]["chosen_by"] == "auc"
+    old = SimpleNamespace(
+        workspace=Workspace.locate(home=home),
+        progress=Progress(best={"": 2.0, "ema": 2.0}),
+        chosen_by="auc",
+        model_id=lambda suffix: f"{teacher}-{suffix}" if suffix else teacher,
+    )
+    Run.compare_anew(old)  # type: ignore[arg-type]
+    card = find_model(teacher, home / "models")
+    assert old.progress.best == {"": card.scores["auc"], "ema": -math.inf}
 
 
 def test_distilling_from_a_model_and_evaluating_it(home: Path, teacher: str) -> None:
@@ -434,6 +493,19 @@ def test_an_onnx_teacher(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     narrow = ("-o", "student.embedding_size=64")
     distill_here(*options, "--targets", "kept", *relations, *narrow, home=home)
     assert persona_here("evaluate", "--set", "lfw", "--teacher", name, home=home)["pairs"] == 12
+    # Kept vectors are found by the file's base name: the file must be there to compare.
+    for file, refusal in (
+        ("onnx:/nowhere/net.onnx", "no ONNX file at /nowhere/net.onnx"),
+        (f"onnx:/nowhere/a.onnx,{name}", "name one file, not a list"),
+    ):
+        assert refusal in distill_error("--teacher", file, "-e", "1", *cosine, home=home)
+        arcface = ("-o", "losses={arcface: {}}")
+        assert refusal in distill_error("--teacher", file, "-e", "1", *arcface, home=home)
+    recipe = ("--config", str(RECIPES / "embedding.yaml"))
+    lacking = "--temperature is of the loss soft_targets, which "
+    assert lacking in distill_error(*options, *recipe, "--temperature", "2", home=home)
+    instead = "leave it out, the recipe has embedding_cosine too"
+    assert instead in distill_error(*options, *recipe, "--soft-weight", "1", home=home)
     wanted = "loss soft_targets wants the teacher's logits, and onnx:"
     assert wanted in distill_error(*options, "--targets", "online", home=home)
     (home / "net.yaml").write_text(SETTINGS.replace("margin", "five-point"))

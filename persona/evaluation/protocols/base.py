@@ -4,6 +4,7 @@ Another protocol is one file with one subclass, imported in this package's `__in
 
     class Clustering(Protocol):
         name = "clustering"
+        chosen_by = "accuracy"
 
         def check(self, named, manifest, options):
             ...
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,6 +31,7 @@ from persona.data.storage import SetFolder
 from persona.errors import PersonaError, unknown
 from persona.evaluation.embed import Embedded, embed_set
 from persona.evaluation.metrics import FARS
+from persona.evaluation.spread import has_collapsed, spread, tell_collapse
 from persona.evaluation.statistics import Interval
 from persona.models.store import NamedNetwork
 
@@ -122,10 +124,33 @@ class Evaluation:
     """Paths of the user's list that are no photo of the set."""
     flip: bool | None = None
     no_face_policy: str | None = None
+    margin: float | None = None
+    """Mean over triplets: how much closer the positive is to the anchor, as a cosine."""
+    spread: float | None = None
+    """Of the embeddings, see persona/evaluation/spread.py; None: the set shows one person."""
+
+    @property
+    def chosen_by(self) -> str:
+        """The figure by which the epochs of a training are compared."""
+        return _REGISTRY[self.measure].chosen_by
+
+    @property
+    def score(self) -> float:
+        """Its value."""
+        value: float = getattr(self, self.chosen_by)
+        return value
+
+    @property
+    def collapse(self) -> str | None:
+        """What is to be said if the network has collapsed; None: it has not."""
+        if not has_collapsed(self.spread):
+            return None
+        return tell_collapse(self.model, self.spread, f"set {self.set}")
 
     def to_json(self) -> dict[str, Any]:
         """The figures that apply."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        figures = {name: value for name, value in vars(self).items() if value is not None}
+        return figures | ({"collapsed": True} if self.collapse else {})
 
 
 @dataclass(frozen=True)
@@ -140,10 +165,12 @@ class Subject:
     batch_size: int = 128
     workers: int | None = None
     quiet: bool = False
+    spreads: list[float] = field(default_factory=list)
+    """Of the sets that were embedded so far."""
 
     def embed(self, folder: SetFolder, manifest: Manifest, top: int = 0) -> Embedded:
         """A set through the network, on all processes."""
-        return embed_set(
+        embedded = embed_set(
             self.named.network,
             folder,
             manifest,
@@ -154,6 +181,15 @@ class Subject:
             flip=self.options.flip,
             quiet=self.quiet,
         )
+        rows = embedded.embeddings.reshape(-1, embedded.embeddings.shape[2])
+        found = spread(rows, embedded.labels.ravel())
+        self.spreads.extend([] if found is None else [found])
+        return embedded
+
+    @property
+    def spread(self) -> float | None:
+        """The smallest so far; None: no set showed two people."""
+        return min(self.spreads, default=None)
 
 
 class Protocol(ABC):
@@ -162,6 +198,9 @@ class Protocol(ABC):
     name: ClassVar[str]
     options: ClassVar[frozenset[str]] = frozenset()
     """Of `Options`, those that mean something here beside flip and resamples."""
+    chosen_by: ClassVar[str] = "accuracy"
+    """The field of `Evaluation` by which the epochs of a training are compared: one that seldom
+    has the same value twice, as a share of few trials often has."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -260,4 +299,6 @@ def evaluate(
     subject = Subject(named, folder, manifest, accelerator, options, batch_size, workers, quiet)
     figures = _REGISTRY[measure].figures(subject)
     flip = True if options.flip else None
-    return Evaluation(named.name, manifest.name, measure, **figures, flip=flip)
+    return Evaluation(
+        *(named.name, manifest.name, measure), **figures, flip=flip, spread=subject.spread
+    )

@@ -8,7 +8,7 @@ import numpy as np
 
 from persona.data.shards import Manifest
 from persona.errors import PersonaError
-from persona.evaluation.metrics import matches
+from persona.evaluation.metrics import match_margins
 from persona.evaluation.protocols.base import Options, Protocol, Subject
 from persona.evaluation.statistics import bootstrap_interval
 from persona.models.store import NamedNetwork
@@ -18,6 +18,7 @@ class Match(Protocol):
     """Of a packed triplet set."""
 
     name = "match"
+    chosen_by = "margin"
 
     def check(self, named: NamedNetwork, manifest: Manifest, options: Options) -> None:
         """Triplets alone have it."""
@@ -27,13 +28,15 @@ class Match(Protocol):
             )
 
     def figures(self, subject: Subject) -> dict[str, Any]:
-        """Accuracy; intervals resample the anchors' identities."""
+        """Accuracy and mean margin; intervals resample the anchors' identities."""
         embedded = subject.embed(subject.folder, subject.manifest)
-        right = matches(*np.moveaxis(embedded.embeddings, 1, 0))
+        margin = match_margins(*np.moveaxis(embedded.embeddings, 1, 0))
+        right = margin > 0
         figures: dict[str, Any] = {
             "accuracy": float(right.mean()),
             "triplets": len(right),
             "no_face": subject.manifest.left_out[0],
+            "margin": float(margin.mean()),
         }
         resamples = subject.options.resamples
         if resamples:

@@ -25,6 +25,7 @@ class Verification(Protocol):
     """Of a set with pairs, or of any set by a user's list."""
 
     name = "verification"
+    chosen_by = "auc"
     options = frozenset({"pairs", "by", "trained", "scores", "overlap_names"})
 
     def check(self, named: NamedNetwork, manifest: Manifest, options: Options) -> None:

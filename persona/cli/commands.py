@@ -1,0 +1,62 @@
+"""Typer with one more habit: an option that is given twice is said to be, and which value counts.
+
+The last one counts, so that a script's options can be followed by others. Silently that would hide
+a mistake: of two teachers, two sets or two rates the first would never have been looked at.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from persona.cli.output import note
+from persona.cli.started import is_first
+
+
+class Commands(typer.Typer):
+    """A Typer application whose commands say what was given twice."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(cls=_Group, **settings)
+
+    def command(self, *arguments: Any, **settings: Any) -> Any:
+        """As Typer has it."""
+        return super().command(*arguments, **{"cls": _Command, **settings})
+
+
+class _Command(TyperCommand):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = list(args)
+        rest = super().parse_args(ctx, args)
+        _tell_repeated(self, ctx, given)
+        return rest
+
+
+class _Group(TyperGroup):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = list(args)
+        rest = super().parse_args(ctx, args)
+        _tell_repeated(self, ctx, given)
+        return rest
+
+
+def _tell_repeated(command: TyperCommand | TyperGroup, ctx: Any, given: list[str]) -> None:
+    """A line for each option of one value that is given more than once."""
+    order = command.make_parser(ctx).parse_args(args=given)[2]
+    for option, times in Counter(order).items():
+        takes_one = getattr(option, "param_type_name", "") == "option" and not (
+            getattr(option, "multiple", False) or getattr(option, "count", False)
+        )
+        # A switch that can only be turned on says the same each time.
+        switch = getattr(option, "is_flag", False) and not option.secondary_opts
+        if takes_one and times > 1 and not switch:
+            told_twice(max(option.opts, key=len), times, ctx.params.get(option.name))
+
+
+def told_twice(name: str, times: int, value: object) -> None:
+    """Says which value of an option counts; by the first process alone."""
+    if is_first():
+        note(f"note: {name} is given {times} times: the last, {value}, counts")

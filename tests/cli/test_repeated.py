@@ -1,0 +1,46 @@
+"""An option that is given twice: the last one counts, and that is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers import _here
+
+from persona.cli.app import app
+from persona.cli.distill import with_values
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("datasets", "--raw", "a", "--raw", "b"), "note: --raw is given 2 times: the last, b, "),
+        (
+            ("learn", "--on", "x", "--steps", "1", "--steps", "2", "--steps", "3"),
+            "note: --steps is given 3 times: the last, 3, counts",
+        ),
+        (
+            ("models", "list", "--models", "m", "--models=n"),
+            "--models is given 2 times: the last, n",
+        ),
+        (("datasets", "--json", "--json"), None),
+        (("datasets", "--raw", "a"), None),
+    ],
+)
+def test_which_value_counts_is_said(
+    arguments: tuple[str, ...], said: str | None, tmp_path: Path
+) -> None:
+    stderr = _here(app, arguments, tmp_path).stderr
+    assert said in stderr if said is not None else "times" not in stderr
+
+
+def test_values_of_a_recipe_named_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"optim.lr": 0.1, "epochs": 3, "seed": None}
+    assert with_values(options, ["optim.lr=0.2", "seed=4"]) == {
+        "optim.lr": 0.2,
+        "epochs": 3,
+        "seed": 4,
+    }
+    assert capsys.readouterr().err == "note: optim.lr is given 2 times: the last, 0.2, counts\n"
+    with_values({}, ["a=1", "b=2", "a=3"])
+    assert capsys.readouterr().err == "note: a is given 2 times: the last, 3, counts\n"

@@ -1,0 +1,85 @@
+"""What a process takes from whoever started it: its share of the cores above all."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import NO_ALIGN, write_vggface2
+from helpers import run
+
+from persona.cli import started
+from persona.data.pack import pack_photos
+from persona.data.raw import open_dataset
+
+ALONE = ("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no")
+LAUNCH = ("accelerate.commands.launch", *ALONE, "--dynamo_backend", "no", "-m")
+VARIABLES = ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", *started.LAUNCHED)
+
+
+def threads(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str | None:
+    """OMP_NUM_THREADS after a start in this environment, on twelve cores."""
+    monkeypatch.setattr(started, "usable_cores", lambda: 12)
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    started.share_threads()
+    return started.os.environ[started.THREADS]
+
+
+def test_a_process_gets_its_share_of_the_cores(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    launcher = {"ACCELERATE_MIXED_PRECISION": "no"}
+    assert threads(monkeypatch) == "12"
+    assert threads(monkeypatch, OMP_NUM_THREADS="1") == "1"
+    assert threads(monkeypatch, OMP_NUM_THREADS="3", **launcher) == "3"
+    assert threads(monkeypatch, LOCAL_WORLD_SIZE="5", **launcher) == "2"
+    assert threads(monkeypatch, LOCAL_WORLD_SIZE="99", **launcher) == "1"
+    # The launcher's own 1 is told from the user's by what the launcher was started with.
+    monkeypatch.setattr(started, "Path", lambda _: tmp_path)
+    for told, options, wanted in (
+        (b"A=1\0B=2\0", b"accelerate\0launch\0", "12"),
+        (b"A=1\0OMP_NUM_THREADS=1\0", b"accelerate\0launch\0", "1"),
+        (b"A=1\0", b"accelerate\0launch\0--num_cpu_threads_per_process\x001\0", "1"),
+        (b"A=1\0", b"accelerate\0launch\0--num-cpu-threads-per-process=1\0", "1"),
+    ):
+        (tmp_path / "environ").write_bytes(told)
+        (tmp_path / "cmdline").write_bytes(options)
+        assert threads(monkeypatch, OMP_NUM_THREADS="1", **launcher) == wanted
+    (tmp_path / "environ").unlink()
+    assert threads(monkeypatch, OMP_NUM_THREADS="1", **launcher) == "12"
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("50000 100000", 1), ("250000 100000", 2), ("max 100000", 8), ("", 8), ("9 0", 8)],
+)
+def test_a_quota_bounds_the_cores(
+    text: str, wanted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpu.max").write_text(text)
+    monkeypatch.setattr(started, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(started.os, "sched_getaffinity", lambda _: set(range(8)))
+    assert started.usable_cores() == wanted
+
+
+def test_alone_and_launched_it_is_the_same_run(tmp_path: Path) -> None:
+    """The same threads, so the same sums."""
+    write_vggface2(tmp_path / "raw")
+    dataset = open_dataset("vggface2", tmp_path / "raw")
+    pack_photos(dataset, tmp_path / "shards" / dataset.set_name, NO_ALIGN)
+    options = ("--teacher", "none", "-e", "1", "-b", "15", "-w", "0", "--tracker", "none")
+    found = []
+    for start in ((), LAUNCH):
+        command = (*start, "persona.distill", *options, "--test-set", "none", "--json")
+        done = run(*command, home=tmp_path, OMP_NUM_THREADS=None)
+        said = re.search(r"on 1 process\(es\) of (\d+) thread\(s\)", done.stderr)
+        assert said is not None, done.stderr
+        metrics = tmp_path / "runs" / json.loads(done.stdout)["id"] / "metrics.jsonl"
+        found.append((said[1], json.loads(metrics.read_text().splitlines()[-1])["loss"]))
+    assert found[0] == found[1]
+    assert found[0][0] == str(started.usable_cores())
