@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "persona"
 FLOOR = {
     *("errors", "workspace", "config", "files", "progress", "landmarks", "memory", "workers"),
-    "download",
+    *("download", "names"),
 }
 ROOMS = {
     "data": FLOOR,

@@ -12,8 +12,9 @@ from typing import NoReturn
 
 import typer
 
-from persona.cli.output import legible
+from persona.cli.output import LegibleFormatter
 from persona.errors import PersonaError
+from persona.names import legible
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
@@ -80,9 +81,9 @@ def run_app(app: typer.Typer) -> NoReturn:
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a path may be no text
     logging.basicConfig(
         level=logging.DEBUG if debug else logging.WARNING,
-        format="%(message)s",
         stream=sys.stderr,
     )
+    logging.getLogger().handlers[0].setFormatter(LegibleFormatter())
     logging.getLogger("persona").setLevel(logging.DEBUG if debug else logging.INFO)
     try:
         app(standalone_mode=True)

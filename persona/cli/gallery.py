@@ -21,6 +21,7 @@ from persona.cli.output import (
     workspace,
 )
 from persona.errors import PersonaError
+from persona.names import legible
 from persona.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ MatchOption = Annotated[
 KeepCropsOption = Annotated[
     bool, typer.Option("--keep-crops", help="Keep the faces too, so that `rebuild` can use them.")
 ]
-NameArgument = Annotated[str, typer.Argument(help="As enrolled.")]
+NameArgument = Annotated[str, typer.Argument(help="As enrolled, or as `gallery list` shows it.")]
 
 
 def enroll_command(
@@ -89,6 +90,7 @@ def enroll_command(
     with open_people(
         store, model, threshold, "mean", passphrase_file, models, keep_crops=keep_crops
     ) as gallery:
+        gallery.store.check_writable()  # or everybody would be refused for the same reason
         if len(people) + len(failed) == 1:
             done = [_enroll(gallery, *one, force=force) for one in people.items()]
         else:
@@ -201,15 +203,16 @@ def forget_command(
     json: JsonFlag = False,
 ) -> None:
     """Remove somebody, so that nothing of them is left in the gallery's files."""
-    from persona.gallery.store import check_name
-
-    name = check_name(name)
     with _store(store) as opened:
+        name = opened.person(name).name
         templates = opened.forget(name)
     if json:
         print_json({"forgotten": name, "templates": templates})
     else:
-        typer.echo(f"{name} is forgotten, with {templates} templates")
+        typer.echo(
+            f"{legible(name)} is forgotten: {templates} templates were removed; a second look "
+            "found none"
+        )
 
 
 @gallery_app.command("list")
@@ -245,12 +248,9 @@ def gallery_show(
     """What is kept of somebody, and how alike their photos are."""
     import numpy as np
 
-    from persona.gallery.store import check_name
-
-    name = check_name(name)
     with _store(store, passphrase_file) as opened:
         person = opened.person(name)
-        photos = [photo for _, _, photo in opened.photos(name)]
+        photos = [photo for _, _, photo in opened.photos(person.name)]
     templates_NE = np.stack([photo.template for photo in photos])
     pairs = (templates_NE @ templates_NE.T)[np.triu_indices(len(photos), 1)]
     value = {
@@ -328,6 +328,7 @@ def gallery_calibrate(
     from persona.gallery.store import Threshold
 
     with _store(store, passphrase_file, create=True) as opened:
+        opened.check_writable()
         eyes = open_eyes(opened, model, place)
         if opened_set is None:
             assert threshold is not None

@@ -126,6 +126,7 @@ class Gallery:
             PersonaError: no photo can be used, or the name cannot.
         """
         name = check_name(name)
+        self.store.check_writable()
         usable: list[tuple[str, SeenFace]] = []
         refused = []
         for place, photo in enumerate(photos):
@@ -239,7 +240,7 @@ class Gallery:
         Raises:
             NobodyError: there is nobody of that name.
         """
-        return self.store.forget(check_name(name))
+        return self.store.forget(self.store.person(name).name)
 
     def close(self) -> None:
         """Lets go of the store."""
@@ -400,6 +401,7 @@ def rebuild(store: Store, network: str, workspace: Workspace) -> int:
     """
     from persona.gallery.faces import Eyes
 
+    store.check_writable()
     facts = store.facts()
     photos = list(store.photos())
     if facts is None or not photos:

@@ -17,6 +17,7 @@ from persona.data.raw.base import IMAGE_SUFFIXES
 from persona.errors import PersonaError, SkipPhoto
 from persona.files import write_atomically
 from persona.gallery.people import Sighting
+from persona.names import legible
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -128,7 +129,7 @@ def mark_of(sighting: Sighting, box: tuple[float, float, float, float]) -> Mark:
         return box, sighting.refused.partition(":")[0], REFUSED
     if sighting.name is None:
         return box, "unknown", UNKNOWN
-    return box, f"{sighting.name} {sighting.score:.2f}", KNOWN
+    return box, f"{legible(sighting.name)} {sighting.score:.2f}", KNOWN
 
 
 def draw_marks(photo: Pixels, marks: Sequence[Mark]) -> Image.Image:

@@ -32,6 +32,7 @@ from persona.gallery.store import (
     changed_meanwhile,
     check_digest,
     nobody,
+    still_there,
     there_already,
 )
 
@@ -236,8 +237,20 @@ class PostgresStore(Store):
                     raise nobody(name, self.place)
                 count = self._db.execute("DELETE FROM photo WHERE person = %s", row).rowcount
                 self._db.execute("DELETE FROM person WHERE id = %s", row)
+                self._check_gone(name, *row)  # here it can still be undone
             self._clean()
+            self._check_gone(name, *row)
         return int(count)
+
+    def _check_gone(self, name: str, number: int) -> None:
+        """Looks for what a rule or a trigger of the database kept from being removed."""
+        left = self._db.execute(
+            "SELECT 1 FROM person WHERE id = %s OR name = %s "
+            "UNION ALL SELECT 1 FROM photo WHERE person = %s",
+            (number, name, number),
+        ).fetchone()
+        if left is not None:
+            raise still_there(name, self.place)
 
     def _clean(self) -> None:
         for table in _VECTORS:

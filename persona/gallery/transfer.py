@@ -106,7 +106,10 @@ def read_people(path: Path) -> tuple[Facts, Sequence[str], np.ndarray]:
     # What has unit length keeps its bits.
     off_N = np.abs(lengths - 1) > 1e-6
     templates[off_N] = unit(templates[off_N])
-    return facts, [check_name(name) for name in names], templates
+    try:
+        return facts, [check_name(name) for name in names], templates
+    except PersonaError as error:
+        raise PersonaError(f"{path}: {error}") from None
 
 
 def _foreign(path: Path) -> PersonaError:

@@ -30,7 +30,7 @@ from persona import __version__
 from persona.errors import PersonaError, SkipPhoto
 from persona.gallery import Gallery, TwoPeopleError
 from persona.gallery.photos import look_at
-from persona.gallery.store import NobodyError, OtherNetworkError
+from persona.gallery.store import NobodyError, OtherNetworkError, ReadOnlyError
 from persona.serve.gate import Busy, Claim, Gate, TooSlow
 from persona.serve.guard import Guard, problem
 from persona.serve.uploads import FORM, PHOTO, Form, Limits, read_form
@@ -279,6 +279,8 @@ async def _explain(_: Request, error: Exception) -> Response:
             answer = problem(404, "there is nobody of that name: see /api/people")
         case OtherNetworkError():
             answer = problem(409, "the gallery is another network's now: start persona serve anew")
+        case ReadOnlyError():
+            answer = problem(403, str(error))
         case TwoPeopleError():
             doubt = str(error).rpartition(";")[0]  # what follows is the command's remedy
             answer = problem(409, f"{doubt}; leave them out, or send force=1 if it is one person")

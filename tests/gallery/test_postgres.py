@@ -162,6 +162,16 @@ def test_forget_leaves_no_row(store: Store) -> None:
         store.forget("Wanda")
 
 
+@pytest.mark.parametrize("table", ["person", "photo"])
+def test_forget_says_so_where_something_is_left(store: Store, table: str) -> None:
+    assert isinstance(store, PostgresStore)
+    store.add({"Ann": kept(*vectors(2))}, FACTS.digest)
+    store._db.execute(f"CREATE RULE keep AS ON DELETE TO {table} DO INSTEAD NOTHING")
+    with pytest.raises(PersonaError, match="still holds something of 'Ann'|photo_person_fkey"):
+        store.forget("Ann")
+    assert [(one.name, one.photos) for one in store.people()] == [("Ann", 2)]
+
+
 def test_two_at_once_lose_nothing(url: str) -> None:
     with open_store(url, create=True) as first:
         first.adopt(FACTS)
