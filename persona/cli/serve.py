@@ -60,7 +60,7 @@ def serve_command(
     try:
         from persona.serve.api import build_app
         from persona.serve.gate import Gate
-        from persona.serve.server import build_server, is_loopback, listen, serve, url_of
+        from persona.serve.server import LEFT_S, build_server, is_loopback, listen, serve, url_of
         from persona.serve.uploads import Limits
     except ImportError as error:
         raise PersonaError(f"{error.name} is not installed: pip install 'persona[serve]'") from None
@@ -116,7 +116,13 @@ def serve_command(
         try:
             serve(server, listener, ready)
         finally:
-            gate.close()
+            ended = gate.close(LEFT_S)
+        if not ended:
+            # A decoder cannot be interrupted, and Python would wait for its thread. Nothing that it
+            # finds is kept any more, and the gallery is as after a kill: whole.
+            note("note: ended without waiting for a request that takes too long")
+            sys.stdout.flush()
+            os._exit(0)
 
 
 def read_token(path: Path) -> str:

@@ -31,6 +31,7 @@ from persona.errors import PersonaError, SkipPhoto
 from persona.gallery import Gallery, TwoPeopleError
 from persona.gallery.photos import look_at
 from persona.gallery.store import NobodyError, OtherNetworkError, ReadOnlyError
+from persona.serve.door import client_of
 from persona.serve.gate import Busy, Claim, Gate, TooSlow
 from persona.serve.guard import Guard, problem
 from persona.serve.uploads import FORM, PHOTO, Form, Limits, read_form
@@ -158,7 +159,8 @@ def build_app(
     )
 
     async def through(request: Request, photos: int, work: Callable[[Form, Claim], T]) -> T:
-        return await gate.run(partial(read_form, request, limits, photos=photos), work)
+        client = "" if request.client is None else client_of(request.client.host)
+        return await gate.run(partial(read_form, request, limits, photos=photos), work, client)
 
     @app.get("/api/health")
     async def health() -> Health:

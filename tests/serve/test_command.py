@@ -12,14 +12,13 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import environment, persona_here
 from onnx_files import SETTINGS, write_model
-from serving import ask, post
+from serving import ask, post, write_certificate
 
 from persona.cli.serve import read_token
 from persona.data.synthetic import draw_identity, draw_photo
@@ -39,27 +38,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model(folder / "face.onnx", settings=SETTINGS)
     (folder / "token").write_text("a-token-of-this-test\n")
     return folder
-
-
-def write_certificate(certificate: Path, key: Path) -> None:
-    """One that signs itself, for a day."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    secret = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    signed = (
-        x509.CertificateBuilder(name, name, secret.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .sign(secret, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    certificate.write_bytes(signed.public_bytes(pem))
-    plain = serialization.NoEncryption()
-    key.write_bytes(secret.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
 
 
 @contextmanager
