@@ -31,9 +31,9 @@ from persona.errors import PersonaError, SkipPhoto
 from persona.gallery import Gallery, TwoPeopleError
 from persona.gallery.photos import look_at
 from persona.gallery.store import NobodyError, OtherNetworkError, ReadOnlyError
-from persona.serve.door import client_of
+from persona.serve.door import Networks, client_of
 from persona.serve.gate import Busy, Claim, Gate, TooSlow
-from persona.serve.guard import Guard, problem
+from persona.serve.guard import EscapedJSON, Guard, problem
 from persona.serve.uploads import FORM, PHOTO, Form, Limits, read_form
 
 RETRY_AFTER_S = 1
@@ -137,6 +137,7 @@ def build_app(
     limits: Limits | None = None,
     names: frozenset[str] = frozenset({"localhost"}),
     token: str | None = None,
+    proxies: Networks = (),
 ) -> Guard:
     """The application.
 
@@ -146,6 +147,7 @@ def build_app(
         network: shown beside every answer, as `match` is.
         names: host names beside addresses that a request may give.
         token: wanted of every request to the API; None: of none.
+        proxies: addresses that are believed when they say what they were asked.
     """
     limits = limits or Limits()
     app = FastAPI(
@@ -154,6 +156,7 @@ def build_app(
         description="A gallery of faces: enrol, recognise, forget.",
         docs_url=None,  # these pages load their scripts from elsewhere
         redoc_url=None,
+        default_response_class=EscapedJSON,
         responses={"4XX": {"model": Problem}, "503": {"model": Problem}},
         exception_handlers=dict.fromkeys(EXPLAINED, _explain),
     )
@@ -228,7 +231,7 @@ def build_app(
         content = (resources.files("persona.serve") / file).read_bytes()
         answer = partial(Response, content, media_type=f"{kind}; charset=utf-8")
         app.add_api_route(path, _constant(answer), include_in_schema=False)
-    return Guard(app, names=names, token=token)
+    return Guard(app, names=names, token=token, proxies=proxies)
 
 
 _TEXT = {"type": "string"}

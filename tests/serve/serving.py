@@ -22,6 +22,7 @@ from persona.errors import PersonaError, SkipPhoto
 from persona.gallery import Enrolled, Person, Sighting, TwoPeopleError
 from persona.gallery.store import Threshold, nobody
 from persona.serve.api import build_app
+from persona.serve.door import Networks
 from persona.serve.gate import Claim, Gate
 from persona.serve.server import build_server, listen, run
 from persona.serve.uploads import Limits
@@ -135,12 +136,21 @@ def serving(
     names: frozenset[str] = frozenset({"localhost"}),
     certificate: Path | None = None,
     key: Path | None = None,
+    proxies: Networks = (),
 ) -> Iterator[int]:
     """The port of a server in a thread of this process."""
     limits = limits or Limits()
     gate = Gate(workers, limits.waiting, read_s=limits.read_s, work_s=limits.work_s)
-    app = build_app(gallery, gate, network="colours", limits=limits, token=token, names=names)
+    app = build_app(
+        *(gallery, gate),
+        network="colours",
+        limits=limits,
+        token=token,
+        names=names,
+        proxies=proxies,
+    )
     listener = listen("127.0.0.1", 0)
+    listener.proxies = proxies
     port = int(listener.getsockname()[1])
     server = build_server(app, certificate=certificate, key=key)
     thread = threading.Thread(target=run, args=(server, listener))

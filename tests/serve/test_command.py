@@ -103,6 +103,17 @@ def test_beyond_this_machine_it_wants_a_token(home: Path) -> None:
 
 
 @pytest.mark.heavy
+def test_behind_a_proxy_it_wants_a_token(home: Path) -> None:
+    with served(home, "--proxy", "127.0.0.1", "--allowed-host", "Faces.Example") as said:
+        port = int(said["url"].rpartition(":")[2])
+        site = {"X-Forwarded-Host": "faces.example", "X-Forwarded-Proto": "https"}
+        asked = {**site, "Origin": "https://faces.example"}
+        assert ask(port, "/api/people", **asked).status == 401
+        token = f"Bearer {said['token']}"
+        assert ask(port, "/api/people", authorization=token, **asked).status == 200
+
+
+@pytest.mark.heavy
 def test_https_and_a_token_of_ones_own(home: Path) -> None:
     write_certificate(home / "cert", home / "key")
     options = ("--certificate", str(home / "cert"), "--key", str(home / "key"))
@@ -129,6 +140,9 @@ def test_what_a_user_can_mend(home: Path, tmp_path: Path) -> None:
     fails("--certificate and --key go together", "--certificate", "cert")
     fails("no token file at", "--token-file", str(tmp_path / "none"))
     fails("has no threshold", "--port", "0")
+    fails("--proxy 'nginx' is no address: give one as 127.0.0.1", "--proxy", "nginx")
+    for name in ("https://faces.example", "faces.example:443", "*.example", "", "a b"):
+        fails("is no host name: give it without scheme, port and path", "--allowed-host", name)
     with listen("127.0.0.1", 0) as listener:
         port = str(listener.getsockname()[1])
         fails(f"port {port} is in use", "--port", port)
