@@ -33,9 +33,14 @@ _JOINERS = frozenset("\u200c\u200d")
 _VARIANTS = frozenset(map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))
 _MONGOLIAN_VARIANTS = frozenset("\u180b\u180c\u180d\u180e\u180f")
 _JOINED_SCRIPTS = frozenset(
-    "ADLAM ARABIC BALINESE BENGALI BRAHMI CHAKMA DEVANAGARI GRANTHA GUJARATI GURMUKHI HANIFI "
-    "JAVANESE KAITHI KANNADA KHMER LEPCHA LIMBU MALAYALAM MANDAIC MANICHAEAN MONGOLIAN MYANMAR "
-    "NEWA NKO ORIYA PHAGS-PA SHARADA SINHALA SOGDIAN SYRIAC TAI TAMIL TELUGU TIBETAN TIRHUTA".split()
+    (
+        *("ADLAM", "ARABIC", "BALINESE", "BENGALI", "BRAHMI", "CHAKMA"),
+        *("DEVANAGARI", "GRANTHA", "GUJARATI", "GURMUKHI", "HANIFI", "JAVANESE"),
+        *("KAITHI", "KANNADA", "KHMER", "LEPCHA", "LIMBU", "MALAYALAM"),
+        *("MANDAIC", "MANICHAEAN", "MONGOLIAN", "MYANMAR", "NEWA", "NKO"),
+        *("ORIYA", "PHAGS-PA", "SHARADA", "SINHALA", "SOGDIAN", "SYRIAC"),
+        *("TAI", "TAMIL", "TELUGU", "TIBETAN", "TIRHUTA"),
+    )
 )
 """First words of their letters' names."""
 _VIRAMA = 9
@@ -143,11 +148,18 @@ def _is_joined(character: str) -> bool:
 
 def _is_symbol(character: str) -> bool:
     """What emoji are; and U+203C and the like, which are punctuation otherwise."""
-    return bool(character) and (
-        unicodedata.category(character) in {"So", "Sm"} or character in "\u203c\u2049\u3030\u303d"
-    ) and character not in _BLANK
+    return (
+        bool(character)
+        and (
+            unicodedata.category(character) in {"So", "Sm"}
+            or character in "\u203c\u2049\u3030\u303d"
+        )
+        and character not in _BLANK
+    )
 
 
 def _is_pictured(character: str) -> bool:
     """The end of one emoji: a symbol, its selector, or a colour of skin."""
-    return _is_symbol(character) or character == "\ufe0f" or "\U0001f3fb" <= character <= "\U0001f3ff"
+    return (
+        _is_symbol(character) or character == "\ufe0f" or "\U0001f3fb" <= character <= "\U0001f3ff"
+    )

@@ -75,7 +75,12 @@ def enroll_command(
         ),
     ],
     force: Annotated[
-        bool, typer.Option("--force", help="Also where the photos look like two people.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Without asking, also where photos look like two people, or a new name like "
+            "somebody who is enrolled.",
+        ),
     ] = False,
     keep_crops: KeepCropsOption = False,
     store: StoreOption = None,
@@ -101,8 +106,16 @@ def enroll_command(
     elif done:
         print_table(
             [Column("name"), Column("photos added", right=True), Column("refused", right=True)],
-            [[one.name, one.added, len(one.refused)] for one in done],
+            # Of a folder that was enrolled before, those alone who have changed.
+            [
+                [one.name, one.added, len(one.refused)]
+                for one in done
+                if one.added or one.refused or len(done) == 1
+            ],
         )
+    old = [one.already for one in done if one.already]
+    if old:
+        note(f"{sum(old)} photos of {len(old)} people were enrolled already")
     for one in done:
         for reason in one.refused:
             note(f"refused: {one.name}: {reason}")
@@ -161,30 +174,39 @@ def _who(what: list[str]) -> tuple[dict[str, list[Path]], dict[str, str]]:
 
 
 def _enroll(gallery: Gallery, name: str, photos: list[Path], *, force: bool) -> Enrolled:
-    """Enrols somebody; asks, on a terminal, where the photos look like two people."""
-    from persona.gallery import TwoPeopleError
+    """Enrols somebody; asks, on a terminal, where there is doubt."""
+    from persona.gallery import DoubtError
     from persona.gallery.photos import iter_photos
 
     labels = [path.name for path in photos]
-    try:
-        with progress_bar("enrolling", total=len(photos), unit="photos") as advance:
-            return gallery.enroll(name, iter_photos(photos, advance), force=force, labels=labels)
-    except TwoPeopleError as error:
-        if not sys.stdin.isatty():
-            raise
-        note(str(error))
-        if not typer.confirm(f"Enrol all of them as {name}?", err=True):
-            raise PersonaError(f"{name!r} is not enrolled") from None
-    return gallery.enroll(name, iter_photos(photos), force=True, labels=labels)
+    accept: set[type[DoubtError]] = set()
+    while True:
+        try:
+            with progress_bar("enrolling", total=len(photos), unit="photos") as advance:
+                return gallery.enroll(
+                    *(name, iter_photos(photos, advance)),
+                    force=force,
+                    accept=accept,
+                    labels=labels,
+                )
+        except DoubtError as doubt:
+            if not sys.stdin.isatty():
+                raise
+            note(str(doubt).rpartition(";")[0])
+            if not typer.confirm(doubt.question.format(name=legible(name)), err=True):
+                raise PersonaError(f"{name!r} is not enrolled") from None
+            accept.add(type(doubt))
 
 
 def _enroll_all(
     gallery: Gallery, people: dict[str, list[Path]], failed: dict[str, str], *, force: bool
 ) -> list[Enrolled]:
     """Enrols everybody; `failed` gets those for whom it failed, with the reason."""
+    from persona.gallery import DoubtError
     from persona.gallery.photos import iter_photos
 
     done = []
+    doubtful = []
     total = sum(map(len, people.values()))
     with progress_bar("enrolling", total=total, unit="photos") as advance:
         for name, photos in people.items():
@@ -194,6 +216,14 @@ def _enroll_all(
                 done.append(gallery.enroll(name, seen, force=force, labels=labels))
             except PersonaError as error:
                 failed[name] = str(error)
+                if isinstance(error, DoubtError) and sys.stdin.isatty():
+                    doubtful.append(name)
+    for name in doubtful:  # when nothing else writes on the terminal
+        try:
+            done.append(_enroll(gallery, name, people[name], force=force))
+            del failed[name]
+        except PersonaError as error:
+            failed[name] = str(error)
     return done
 
 

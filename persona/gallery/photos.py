@@ -15,7 +15,7 @@ from persona.data.align.decode import MOST_PIXELS, SHRINKS, EncodedPhoto
 from persona.data.align.spec import Box
 from persona.data.raw.base import IMAGE_SUFFIXES
 from persona.errors import PersonaError, SkipPhoto
-from persona.files import write_atomically
+from persona.files import PRIVATE, write_atomically
 from persona.gallery.people import Sighting
 from persona.names import legible
 
@@ -149,7 +149,7 @@ def draw_marks(photo: Pixels, marks: Sequence[Mark]) -> Image.Image:
 
 
 def save_image(image: Image.Image, path: Path) -> None:
-    """Writes an image in the format that its name asks for.
+    """Writes an image of people and their names in the format that its name asks for.
 
     Raises:
         PersonaError: it asks for none that a photo has.
@@ -158,4 +158,4 @@ def save_image(image: Image.Image, path: Path) -> None:
         raise PersonaError(f"--annotate {path}: name it .png or .jpg")
     buffer = io.BytesIO()
     image.save(buffer, Image.registered_extensions()[path.suffix.lower()], quality=QUALITY)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue(), PRIVATE)

@@ -32,6 +32,7 @@ from persona.gallery.store import (
     changed_meanwhile,
     check_digest,
     nobody,
+    read_only,
     still_there,
     there_already,
 )
@@ -165,6 +166,17 @@ class PostgresStore(Store):
 
     def _keep_facts(self, facts: Facts) -> None:
         self._set_fact("facts", json.dumps(facts.to_json()))
+
+    def check_writable(self) -> None:
+        """Raises ReadOnlyError unless the gallery can be changed."""
+        with self._explained():
+            (writable,) = self._db.execute(
+                "SELECT current_setting('transaction_read_only') = 'off' "
+                "AND has_table_privilege('person', 'INSERT') "
+                "AND has_table_privilege('person', 'DELETE')"
+            ).fetchone()
+        if not writable:
+            raise read_only(self.place, "the database lets this user read it only")
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:

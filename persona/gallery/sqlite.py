@@ -8,13 +8,13 @@ Forgetting leaves nothing in the files: deleted content is overwritten with zero
 the file is built anew (`VACUUM`), the log is cut to nothing. Where that was interrupted, the next
 who opens the file does it. What a disk keeps of overwritten blocks is out of reach: encrypt it.
 
-A file may be a stranger's. Its whole schema must be the one that the migrations make, for a trigger,
-a view or a key without CASCADE decides what a change does; then SQLite checks all pages, before
-anything is asked of them (https://sqlite.org/security.html, untrusted database files).
+A file may be a stranger's. Its whole schema must be the one that the migrations make, for a
+trigger, a view or a key without CASCADE decides what a change does; then SQLite checks all pages,
+before anything is asked of them (https://sqlite.org/security.html, untrusted database files).
 
 A file that may not be written is read as it is. SQLite shares a log with its writers where there is
-one. Where there is none it must not leave one: the file is opened as immutable, and once more when it
-has changed.
+one. Where there is none it must not leave one: the file is opened as immutable, and once more when
+it has changed.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from pathlib import Path
 import numpy as np
 
 from persona.errors import PersonaError
+from persona.files import PRIVATE
 from persona.gallery.crypt import CHECK, SALT_BYTES, Sealer
 from persona.gallery.search import Index
 from persona.gallery.store import (
@@ -40,12 +41,12 @@ from persona.gallery.store import (
     Match,
     Person,
     Photo,
-    ReadOnlyError,
     Store,
     Templates,
     changed_meanwhile,
     check_digest,
     nobody,
+    read_only,
     still_there,
     there_already,
 )
@@ -110,7 +111,7 @@ class SqliteStore(Store):
         """Why it may only be read; None: it may be written."""
         if self._obstacle is None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            file = os.open(path, os.O_RDWR | os.O_CREAT, PRIVATE)
         else:
             file = os.open(path, os.O_RDONLY)
         self._inode = os.fstat(file).st_ino
@@ -213,7 +214,9 @@ class SqliteStore(Store):
                 "SELECT type, name, tbl_name, sql FROM sqlite_master"
             )
         }
-        foreign = min(((str(row[0]), str(row[1])) for row in there ^ schema_of(version)), default=None)
+        foreign = min(
+            ((str(row[0]), str(row[1])) for row in there ^ schema_of(version)), default=None
+        )
         if foreign is not None:
             kind, name = foreign
             raise PersonaError(
@@ -577,10 +580,7 @@ class SqliteStore(Store):
 
     def _demand_writable(self) -> None:
         if self._obstacle is not None:
-            raise ReadOnlyError(
-                f"{self.place} can be read but not changed: {self._obstacle}. Mend that, or let "
-                "its owner do it"
-            )
+            raise read_only(self.place, self._obstacle)
 
     def _damaged(self) -> PersonaError:
         return PersonaError(f"{self.place}: {DAMAGED}")

@@ -166,11 +166,12 @@ class Store(ABC):
             OtherNetworkError: its templates are another network's.
         """
 
+    @abstractmethod
     def check_writable(self) -> None:
-        """Tells what can be known before a change is worked for.
+        """Tells before a change is worked for whether it can be made.
 
         Raises:
-            ReadOnlyError: the gallery cannot be changed.
+            ReadOnlyError: the gallery may only be read.
         """
 
     @abstractmethod
@@ -342,11 +343,18 @@ def there_already(name: str, place: str) -> PersonaError:
     return PersonaError(f"{place} has somebody named {name!r} already: forget one of them")
 
 
+def read_only(place: str, why: str) -> ReadOnlyError:
+    """The error for a change of what may only be read."""
+    return ReadOnlyError(
+        f"{place} can be read but not changed: {why}. Mend that, or let its owner do it"
+    )
+
+
 def still_there(name: str, place: str) -> PersonaError:
     """The error for a forget after which something was left."""
     return PersonaError(
-        f"{place} still holds something of {name[:80]!r} after it was removed: the gallery does not "
-        "do what Persona tells it to; remove the whole of it"
+        f"{place} still holds something of {name[:80]!r} after it was removed: the gallery does "
+        "not do what Persona tells it to; remove the whole of it"
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from persona import __version__
 from persona.errors import PersonaError, unknown
-from persona.files import read_json
+from persona.files import PRIVATE, read_json
 
 CARD = "card.json"
 CLASSES = "classes.txt"
@@ -139,6 +140,11 @@ def find_model(model_id: str | None, models: Path) -> Card:
 def encode_classes(classes: tuple[str, ...]) -> bytes:
     """A class list as its file has it: one a line."""
     return "".join(f"{name}\n" for name in classes).encode()
+
+
+def mode_of_weights(classes: Collection[str]) -> int:
+    """The mode of a weights file: each row of a last layer is a template of one of the classes."""
+    return PRIVATE if classes else 0o666
 
 
 def read_classes(card: Card, models: Path) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from starlette.exceptions import HTTPException
 
 from persona import __version__
 from persona.errors import PersonaError, SkipPhoto
-from persona.gallery import Gallery, TwoPeopleError
+from persona.gallery import DoubtError, Gallery, TwoPeopleError
 from persona.gallery.photos import look_at
 from persona.gallery.store import NobodyError, OtherNetworkError, ReadOnlyError
 from persona.serve.door import Networks, client_of
@@ -111,6 +111,8 @@ class EnrolledPhotos(BaseModel):
     name: str
     added: int
     refused: list[str]
+    already: int
+    """Photos that were there."""
     looks_like: str | None
     similarity: float | None
 
@@ -286,9 +288,14 @@ async def _explain(_: Request, error: Exception) -> Response:
             answer = problem(409, "the gallery is another network's now: start persona serve anew")
         case ReadOnlyError():
             answer = problem(403, str(error))
-        case TwoPeopleError():
+        case DoubtError():
             doubt = str(error).rpartition(";")[0]  # what follows is the command's remedy
-            answer = problem(409, f"{doubt}; leave them out, or send force=1 if it is one person")
+            remedy = (
+                "leave them out, or send force=1 if it is one person"
+                if isinstance(error, TwoPeopleError)
+                else "enroll the photos under that name, or send force=1 if they are two people"
+            )
+            answer = problem(409, f"{doubt}; {remedy}")
         case PersonaError() | SkipPhoto():
             answer = problem(422, str(error))
         case TooSlow():

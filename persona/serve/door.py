@@ -1,10 +1,10 @@
 """Who is let in: a socket that listens, and keeps connections which wait for their client few.
 
 A connection waits for its client until it has sent a whole head (and before that, has agreed on
-TLS), while it does not read an answer, and until it has sent a whole body. Of those that have waited
-for SLOW_S, an address has PER_ADDRESS, and of all there are WAITING; one more makes the first of
-them go: of the address with most, a head before an answer before a body, and of these the one that
-was waited for longest. What is in work is never cut, and is bounded by the gate.
+TLS), while it does not read an answer, and until it has sent a whole body. Of those that have
+waited for SLOW_S, an address has PER_ADDRESS, and of all there are WAITING; one more makes the
+first of them go: of the address with most, a head before an answer before a body, and of these the
+one that was waited for longest. What is in work is never cut, and is bounded by the gate.
 """
 
 from __future__ import annotations

@@ -96,10 +96,14 @@ class Guard:
             return scope
         headers = MutableHeaders(raw=list(scope["headers"]))
         host, scheme, clients = (
-            [item.strip() for value in headers.getlist(f"x-forwarded-{name}") for item in value.split(",")]
+            [
+                item.strip()
+                for value in headers.getlist(f"x-forwarded-{name}")
+                for item in value.split(",")
+            ]
             for name in ("host", "proto", "for")
         )
-        # What stands last was written by the nearest proxy; before it a client may have put anything.
+        # The last was written by the nearest proxy; before it a client may have put anything.
         if host:
             headers["host"] = host[-1]
         asked = {**scope, "headers": headers.raw}

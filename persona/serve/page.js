@@ -285,11 +285,12 @@ async function enrol(force = false) {
   const fields = [["name", $("name").value], ...shots.map((shot) => ["photo", shot.blob])];
   $("send").ariaDisabled = "true";
   try {
-    const { name, added, refused, looks_like, similarity } = await call("enroll", force ? [...fields, ["force", "1"]] : fields);
+    const { name, added, refused, already, looks_like, similarity } = await call("enroll", force ? [...fields, ["force", "1"]] : fields);
     drop([]);
     $("form").reset();
     await refresh();
     say([`${name}: ${plural(added, "photo", "photos")} enrolled.`, ...refused,
+      ...(already ? [`${plural(already, "photo was", "photos were")} enrolled already.`] : []),
       ...(looks_like ? [`Looks like ${shown(looks_like)} (${similarity.toFixed(3)}).`] : [])].join("\n"));
   } catch (error) {
     if (error.status !== 409 || force) throw error;

@@ -550,7 +550,7 @@ def test_a_file_of_no_version_with_tables_is_refused(tmp_path: Path) -> None:
                 f"PRAGMA application_id = {sqlite.APPLICATION_ID}; PRAGMA user_version = {version};"
                 "CREATE TABLE IF NOT EXISTS fact (name, value); "
             )
-        with pytest.raises(PersonaError, match="not as Persona makes a gallery|is damaged"):
+        with pytest.raises(PersonaError, match=r"not as Persona makes a gallery|is damaged"):
             open_store(path, create=True)
 
 
@@ -573,7 +573,6 @@ def test_an_index_that_hides_a_photo_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "g.db"
     with new_store(path) as store:
         store.add({"Ann": kept(*vectors(2))}, FACTS.digest)
-    (script,) = sqlite.MIGRATIONS
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         # An index that leaves a row out, under the text of the one that has all.
         db.execute("DROP INDEX photo_person")

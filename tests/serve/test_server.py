@@ -110,9 +110,7 @@ def test_an_answer_that_is_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch)
         assert ask(port, "/page.js").status == 200
 
 
-SLOW_BODY = (
-    b"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 1000\r\n\r\n--b\r\n"
-)
+SLOW_BODY = b"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 1000\r\n\r\n--b\r\n"
 
 
 def is_cut(line: socket.socket) -> bool:
