@@ -17,6 +17,7 @@ from persona.cli.output import (
     print_table,
     workspace,
 )
+from persona.names import legible
 
 models_app = typer.Typer(help="The model store.", no_args_is_help=True)
 
@@ -78,7 +79,9 @@ def models_show(
         return
     import yaml
 
-    typer.echo(yaml.safe_dump(asdict(card), sort_keys=False, allow_unicode=True), nl=False)
+    text = yaml.safe_dump(asdict(card), sort_keys=False, allow_unicode=True)
+    for line in text.rstrip("\n").split("\n"):
+        typer.echo(legible(line))  # the card may be a stranger's
 
 
 @models_app.command("rename")

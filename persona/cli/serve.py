@@ -69,7 +69,8 @@ def serve_command(
 ) -> None:
     """A page and a JSON API: enrol, recognise, forget, with a camera or photos.
 
-    Ends with Ctrl-C. It logs no photo, name or score.
+    Ends with Ctrl-C. It logs no photo, name or score. A proxy before it has to send
+    X-Forwarded-Host (with the port, where that is not 443), X-Forwarded-Proto and X-Forwarded-For.
     """
     try:
         from persona.serve.api import build_app
