@@ -16,6 +16,8 @@ from typing import IO, Any, AnyStr
 
 from persona.errors import PersonaError
 
+PRIVATE = 0o600
+"""Mode of what holds people's names, templates or photos: its owner's alone."""
 LONGEST_LINE = 1 << 16
 
 

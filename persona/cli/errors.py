@@ -17,10 +17,11 @@ import typer
 from typer.main import get_command
 
 from persona.cli import signals
-from persona.cli.output import keep_brackets, legible
+from persona.cli.output import LegibleFormatter, keep_brackets
 from persona.cli.started import quiet_others, share_threads
 from persona.errors import PersonaError
 from persona.files import placed
+from persona.names import legible
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
@@ -125,9 +126,9 @@ def run_app(app: typer.Typer, name: str) -> NoReturn:
         _open_streams()
         logging.basicConfig(
             level=logging.DEBUG if debug else logging.WARNING,
-            format="%(message)s",
             stream=sys.stderr,
         )
+        logging.getLogger().handlers[0].setFormatter(LegibleFormatter())
         logging.getLogger("persona").setLevel(logging.DEBUG if debug else logging.INFO)
         quiet_others()
         share_threads()

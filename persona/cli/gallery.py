@@ -22,6 +22,7 @@ from persona.cli.output import (
     workspace,
 )
 from persona.errors import PersonaError
+from persona.names import legible
 from persona.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ MatchOption = Annotated[
 KeepCropsOption = Annotated[
     bool, typer.Option("--keep-crops", help="Keep the faces too, so that `rebuild` can use them.")
 ]
-NameArgument = Annotated[str, typer.Argument(help="As enrolled.")]
+NameArgument = Annotated[str, typer.Argument(help="As enrolled, or as `gallery list` shows it.")]
 
 
 def enroll_command(
@@ -75,7 +76,12 @@ def enroll_command(
         ),
     ],
     force: Annotated[
-        bool, typer.Option("--force", help="Also where the photos look like two people.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Without asking, also where photos look like two people, or a new name like "
+            "somebody who is enrolled.",
+        ),
     ] = False,
     keep_crops: KeepCropsOption = False,
     store: StoreOption = None,
@@ -90,6 +96,7 @@ def enroll_command(
     with open_people(
         store, model, threshold, "mean", passphrase_file, models, keep_crops=keep_crops
     ) as gallery:
+        gallery.store.check_writable()  # or everybody would be refused for the same reason
         if len(people) + len(failed) == 1:
             done = [_enroll(gallery, *one, force=force) for one in people.items()]
         else:
@@ -100,8 +107,16 @@ def enroll_command(
     elif done:
         print_table(
             [Column("name"), Column("photos added", right=True), Column("refused", right=True)],
-            [[one.name, one.added, len(one.refused)] for one in done],
+            # Of a folder that was enrolled before, those alone who have changed.
+            [
+                [one.name, one.added, len(one.refused)]
+                for one in done
+                if one.added or one.refused or len(done) == 1
+            ],
         )
+    old = [one.already for one in done if one.already]
+    if old:
+        note(f"{sum(old)} photos of {len(old)} people were enrolled already")
     for one in done:
         for reason in one.refused:
             note(f"refused: {one.name}: {reason}")
@@ -161,30 +176,39 @@ def _who(what: list[str]) -> tuple[dict[str, list[Path]], dict[str, str]]:
 
 
 def _enroll(gallery: Gallery, name: str, photos: list[Path], *, force: bool) -> Enrolled:
-    """Enrols somebody; asks, on a terminal, where the photos look like two people."""
-    from persona.gallery import TwoPeopleError
+    """Enrols somebody; asks, on a terminal, where there is doubt."""
+    from persona.gallery import DoubtError
     from persona.gallery.photos import iter_photos
 
     labels = [path.name for path in photos]
-    try:
-        with progress_bar("enrolling", total=len(photos), unit="photos") as advance:
-            return gallery.enroll(name, iter_photos(photos, advance), force=force, labels=labels)
-    except TwoPeopleError as error:
-        if not sys.stdin.isatty():
-            raise
-        note(str(error))
-        if not typer.confirm(f"Enrol all of them as {name}?", err=True):
-            raise PersonaError(f"{name!r} is not enrolled") from None
-    return gallery.enroll(name, iter_photos(photos), force=True, labels=labels)
+    accept: set[type[DoubtError]] = set()
+    while True:
+        try:
+            with progress_bar("enrolling", total=len(photos), unit="photos") as advance:
+                return gallery.enroll(
+                    *(name, iter_photos(photos, advance)),
+                    force=force,
+                    accept=accept,
+                    labels=labels,
+                )
+        except DoubtError as doubt:
+            if not sys.stdin.isatty():
+                raise
+            note(str(doubt).rpartition(";")[0])
+            if not typer.confirm(doubt.question.format(name=legible(name)), err=True):
+                raise PersonaError(f"{name!r} is not enrolled") from None
+            accept.add(type(doubt))
 
 
 def _enroll_all(
     gallery: Gallery, people: dict[str, list[Path]], failed: dict[str, str], *, force: bool
 ) -> list[Enrolled]:
     """Enrols everybody; `failed` gets those for whom it failed, with the reason."""
+    from persona.gallery import DoubtError
     from persona.gallery.photos import iter_photos
 
     done = []
+    doubtful = []
     total = sum(map(len, people.values()))
     with progress_bar("enrolling", total=total, unit="photos") as advance:
         for name, photos in people.items():
@@ -194,6 +218,14 @@ def _enroll_all(
                 done.append(gallery.enroll(name, seen, force=force, labels=labels))
             except PersonaError as error:
                 failed[name] = str(error)
+                if isinstance(error, DoubtError) and sys.stdin.isatty():
+                    doubtful.append(name)
+    for name in doubtful:  # when nothing else writes on the terminal
+        try:
+            done.append(_enroll(gallery, name, people[name], force=force))
+            del failed[name]
+        except PersonaError as error:
+            failed[name] = str(error)
     return done
 
 
@@ -203,15 +235,16 @@ def forget_command(
     json: JsonFlag = False,
 ) -> None:
     """Remove somebody, so that nothing of them is left in the gallery's files."""
-    from persona.gallery.store import check_name
-
-    name = check_name(name)
     with _store(store) as opened:
+        name = opened.person(name).name
         templates = opened.forget(name)
     if json:
         print_json({"forgotten": name, "templates": templates})
     else:
-        typer.echo(f"{name} is forgotten, with {templates} templates")
+        typer.echo(
+            f"{legible(name)} is forgotten: {templates} templates were removed; a second look "
+            "found none"
+        )
 
 
 @gallery_app.command("list")
@@ -247,12 +280,9 @@ def gallery_show(
     """What is kept of somebody, and how alike their photos are."""
     import numpy as np
 
-    from persona.gallery.store import check_name
-
-    name = check_name(name)
     with _store(store, passphrase_file) as opened:
         person = opened.person(name)
-        photos = [photo for _, _, photo in opened.photos(name)]
+        photos = [photo for _, _, photo in opened.photos(person.name)]
     templates_NE = np.stack([photo.template for photo in photos])
     pairs = (templates_NE @ templates_NE.T)[np.triu_indices(len(photos), 1)]
     value = {
@@ -330,6 +360,7 @@ def gallery_calibrate(
     from persona.gallery.store import Threshold
 
     with _store(store, passphrase_file, create=True) as opened:
+        opened.check_writable()
         eyes = open_eyes(opened, model, place)
         if opened_set is None:
             assert threshold is not None

@@ -19,6 +19,7 @@ from persona.cli.output import (
     print_table,
     workspace,
 )
+from persona.names import legible
 
 models_app = Commands(help="The model store.", no_args_is_help=True)
 
@@ -80,7 +81,9 @@ def models_show(
         return
     import yaml
 
-    typer.echo(yaml.safe_dump(asdict(card), sort_keys=False, allow_unicode=True), nl=False)
+    text = yaml.safe_dump(asdict(card), sort_keys=False, allow_unicode=True)
+    for line in text.rstrip("\n").split("\n"):
+        typer.echo(legible(line))  # the card may be a stranger's
 
 
 @models_app.command("rename")

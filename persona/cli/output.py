@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from persona.names import escape_json, legible
 from persona.workspace import Workspace
 
 WorkersOption = Annotated[
@@ -46,17 +47,17 @@ def workspace(
     return Workspace.locate(raw=raw, shards=shards, models=models)
 
 
-_ACTED_ON = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+class LegibleFormatter(logging.Formatter):
+    """The message of a record without what a terminal would act on."""
 
-
-def legible(text: str) -> str:
-    """One line without what a terminal would act on: names of files may hold anything."""
-    return _ACTED_ON.sub("\ufffd", text)
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, or several where a trace follows."""
+        return "\n".join(map(legible, super().format(record).split("\n")))
 
 
 def print_json(value: object) -> None:
-    """One document, one line end."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """One document, one line end; names of files may hold anything."""
+    sys.stdout.write(escape_json(json.dumps(value, indent=2, ensure_ascii=False)) + "\n")
 
 
 @dataclass(frozen=True)

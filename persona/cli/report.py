@@ -71,7 +71,7 @@ def report_command(
 
     from accelerate import Accelerator
 
-    from persona.files import write_atomically
+    from persona.files import PRIVATE, write_atomically
     from persona.report.build import build_page, find_entries
     from persona.report.page import render
 
@@ -93,7 +93,7 @@ def report_command(
 
         with open_browser() as browser:
             data = print_page(browser, html, form)
-    write_atomically(out, data)
+    write_atomically(out, data, PRIVATE)
     for text in page.notices:
         note(f"note: {text}")
     if json:

@@ -48,6 +48,20 @@ def serve_command(
         Path | None, typer.Option(help="PEM file, for https: cameras elsewhere want it.")
     ] = None,
     key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key.")] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Another host name that it is asked under; may be repeated."
+        ),
+    ] = None,
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="A proxy that may say what it was asked (X-Forwarded-Host, -Proto, -For): its "
+            "address or network; may be repeated. A token is wanted then, and with --allowed-host.",
+        ),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Requests in work at once.  [default: the cores]")
     ] = None,
@@ -56,12 +70,15 @@ def serve_command(
 ) -> None:
     """A page and a JSON API: enrol, recognise, forget, with a camera or photos.
 
-    Ends with Ctrl-C. It logs no photo, name or score.
+    Ends with Ctrl-C. It logs no photo, name or score. A proxy before it has to send
+    X-Forwarded-Host (with the port, where that is not 443), X-Forwarded-Proto and X-Forwarded-For.
     """
     try:
         from persona.serve.api import build_app
+        from persona.serve.door import read_networks
         from persona.serve.gate import Gate
-        from persona.serve.server import build_server, is_loopback, listen, serve, url_of
+        from persona.serve.guard import read_names
+        from persona.serve.server import LEFT_S, build_server, is_loopback, listen, serve, url_of
         from persona.serve.uploads import Limits
     except ImportError as error:
         raise missing(f"serving needs {error.name}", "serve") from None
@@ -69,6 +86,7 @@ def serve_command(
     if (certificate is None) != (key is None):
         raise PersonaError("--certificate and --key go together: give both or neither")
     token = None if token_file is None else read_token(token_file)
+    proxies, names = read_networks("--proxy", proxy or ()), read_names(allowed_host or ())
     with (
         listen(host, port) as listener,
         open_people(
@@ -78,7 +96,8 @@ def serve_command(
         import torch
 
         gallery.store.place = "the gallery"  # nobody who asks needs to know where it lies
-        is_new = token is None and not is_loopback(listener)
+        # Whoever is known by another name, or through a proxy, is reached from beyond the machine.
+        is_new = token is None and bool(proxies or names or not is_loopback(listener))
         token = secrets.token_urlsafe(32) if is_new else token
         cores = len(os.sched_getaffinity(0))
         workers = workers or cores
@@ -97,9 +116,11 @@ def serve_command(
             network=Path(gallery.eyes.named.name).name,  # of a file no folder
             match=match,
             limits=limits,
-            names=frozenset({"localhost", host.lower(), socket.gethostname().lower()}),
+            names=names | {"localhost", host.lower(), socket.gethostname().lower()},
             token=token,
+            proxies=proxies,
         )
+        listener.proxies = proxies
         server = build_server(app, certificate=certificate, key=key)
         url = url_of(listener, host, secure=certificate is not None)
 
@@ -117,7 +138,13 @@ def serve_command(
         try:
             serve(server, listener, ready)
         finally:
-            gate.close()
+            ended = gate.close(LEFT_S)
+        if not ended:
+            # A decoder cannot be interrupted, and Python would wait for its thread. Nothing that it
+            # finds is kept any more, and the gallery is as after a kill: whole.
+            note("note: ended without waiting for a request that takes too long")
+            sys.stdout.flush()
+            os._exit(0)
 
 
 def read_token(path: Path) -> str:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from persona.gallery.people import Enrolled, Gallery, Sighting, TwoPeopleError, open_gallery
+from persona.gallery.people import (
+    DoubtError,
+    DuplicateError,
+    Enrolled,
+    Gallery,
+    Sighting,
+    TwoPeopleError,
+    open_gallery,
+)
 from persona.gallery.store import Person, Store, open_store
 
 __all__ = [
+    "DoubtError",
+    "DuplicateError",
     "Enrolled",
     "Gallery",
     "Person",

@@ -2,7 +2,8 @@
 
 Enrolling: photos that show one clear face each; together with those that are there they must be of
 one person. Two photos are linked where their similarity reaches the threshold; whatever cannot be
-reached over links from the others is taken for somebody else.
+reached over links from the others is taken for somebody else. A new name must be of somebody who is
+nobody of those that are there: else there would be one person under two names.
 
 Recognising: the nearest person, if the similarity reaches the threshold; else the face is unknown.
 
@@ -11,10 +12,10 @@ Shapes: N photos, E embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -49,8 +50,26 @@ SHOWN = 10
 """Photos that a message names."""
 
 
-class TwoPeopleError(PersonaError):
-    """Photos under one name look like two people; the user may know better."""
+class DoubtError(PersonaError):
+    """Photos may not be of whom their name says; the user may know better.
+
+    The message ends in a semicolon and what to do at the command line.
+    """
+
+    question: ClassVar[str]
+    """With `{name}`; yes: they are."""
+
+
+class TwoPeopleError(DoubtError):
+    """Photos under one name look like two people."""
+
+    question = "Enrol all of them as {name}?"
+
+
+class DuplicateError(DoubtError):
+    """A new name is of somebody who looks like one who is enrolled."""
+
+    question = "Is {name} somebody else?"
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,8 @@ class Enrolled:
     """Photos."""
     refused: tuple[str, ...]
     """Photos that were not taken, each with its reason."""
+    already: int = 0
+    """Photos that were there."""
     looks_like: str | None = None
     """Somebody else who is so near that the two may be one."""
     similarity: float | None = None
@@ -109,6 +130,7 @@ class Gallery:
         photos: Iterable[Pixels | SkipPhoto],
         *,
         force: bool = False,
+        accept: Collection[type[DoubtError]] = (),
         labels: Sequence[str] | None = None,
         claim: Callable[[], None] = lambda: None,
     ) -> Enrolled:
@@ -117,15 +139,17 @@ class Gallery:
         Args:
             name: 1 to 200 characters.
             photos: (H, W, 3) uint8 upright RGB, or why one could not be read.
-            force: also where the photos look like two people.
+            force: whatever doubt there is.
+            accept: with these doubts too.
             labels: what to call the photos in reasons; by default photo 1, photo 2, ….
             claim: called last, before anything is kept; if it raises, nothing is.
 
         Raises:
-            TwoPeopleError: they do.
+            DoubtError: they look like two people, or like somebody who is there.
             PersonaError: no photo can be used, or the name cannot.
         """
         name = check_name(name)
+        self.store.check_writable()
         usable: list[tuple[str, SeenFace]] = []
         refused = []
         for place, photo in enumerate(photos):
@@ -144,7 +168,8 @@ class Gallery:
         # The first look builds an index, for which no other writer should wait.
         self.store.nearest(templates_NE[:1], self.match)
         with self.store.changing():
-            enrolled = self._add(name, labels, crops, templates_NE, refused, force=force)
+            accept = (DoubtError,) if force else tuple(accept)
+            enrolled = self._add(name, labels, crops, templates_NE, refused, accept)
             claim()
             return enrolled
 
@@ -155,22 +180,27 @@ class Gallery:
         crops: Sequence[Crop],
         templates_NE: Templates,
         refused: list[str],
-        *,
-        force: bool,
+        accept: tuple[type[DoubtError], ...],
     ) -> Enrolled:
         """Adds the photos that are not there yet; within `changing`, or two may add one photo."""
         old_NE = [photo.template for _, _, photo in self.store.photos(name)]
         fresh = _fresh(templates_NE, old_NE)
-        refused += [f"{label}: enrolled already" for label in _others(labels, fresh)]
+        already = len(labels) - len(fresh)
         if not fresh:
-            return Enrolled(name, 0, tuple(refused))
-        if not force:
+            return Enrolled(name, 0, tuple(refused), already)
+        if not issubclass(TwoPeopleError, accept):
             self._check_one_person(
                 name, [labels[n] for n in fresh], np.stack([*old_NE, *templates_NE[fresh]])
             )
         mean_1E = unit(templates_NE[fresh].mean(axis=0, keepdims=True))
         near = self.store.nearest(mean_1E, self.match, without=name)[0]
         alike = near if near is not None and near.score >= self.threshold else None
+        if alike is not None and not old_NE and not issubclass(DuplicateError, accept):
+            raise DuplicateError(
+                f"{name!r} looks like {alike.name!r}, who is enrolled (similarity "
+                f"{alike.score:.3f}); enrol the photos under that name, or --force if they are two "
+                "people"
+            )
         kept = [
             Photo(templates_NE[n], crops[n].jpeg, crops[n].landmarks_62)
             if self.keep_crops
@@ -182,6 +212,7 @@ class Gallery:
             name,
             len(kept),
             tuple(refused),
+            already,
             looks_like=None if alike is None else alike.name,
             similarity=None if alike is None else alike.score,
         )
@@ -239,7 +270,7 @@ class Gallery:
         Raises:
             NobodyError: there is nobody of that name.
         """
-        return self.store.forget(check_name(name))
+        return self.store.forget(self.store.person(name).name)
 
     def close(self) -> None:
         """Lets go of the store."""
@@ -263,10 +294,6 @@ def _fresh(new_NE: Templates, old: Sequence[Templates]) -> list[int]:
     all_NE = np.stack([*old, *new_NE])
     same_NN = all_NE @ all_NE.T >= SAME
     return [n for n in range(len(new_NE)) if not same_NN[len(old) + n, : len(old) + n].any()]
-
-
-def _others(labels: Sequence[str], places: Sequence[int]) -> list[str]:
-    return [label for place, label in enumerate(labels) if place not in places]
 
 
 def strangers(templates_NE: Templates, known: int, threshold: float) -> list[int]:
@@ -436,6 +463,7 @@ def rebuild(store: Store, network: str, workspace: Workspace) -> int:
     """
     from persona.gallery.faces import Eyes
 
+    store.check_writable()
     facts = store.facts()
     photos = list(store.photos())
     if facts is None or not photos:

@@ -15,8 +15,9 @@ from persona.data.align.bare import is_animated_gif
 from persona.data.align.decode import MOST_PIXELS, SHRINKS, EncodedPhoto
 from persona.data.align.spec import Box
 from persona.errors import PersonaError, SkipPhoto
-from persona.files import write_atomically
+from persona.files import PRIVATE, write_atomically
 from persona.gallery.people import Sighting
+from persona.names import legible
 from persona.pictures import HEAD_BYTES, IMAGE_SUFFIXES, kind_of, kind_of_suffix
 
 Pixels = npt.NDArray[np.uint8]
@@ -129,7 +130,7 @@ def mark_of(sighting: Sighting, box: tuple[float, float, float, float]) -> Mark:
         return box, sighting.refused.partition(":")[0], REFUSED
     if sighting.name is None:
         return box, "unknown", UNKNOWN
-    return box, f"{sighting.name} {sighting.score:.2f}", KNOWN
+    return box, f"{legible(sighting.name)} {sighting.score:.2f}", KNOWN
 
 
 def draw_marks(photo: Pixels, marks: Sequence[Mark]) -> Image.Image:
@@ -149,7 +150,7 @@ def draw_marks(photo: Pixels, marks: Sequence[Mark]) -> Image.Image:
 
 
 def save_image(image: Image.Image, path: Path) -> None:
-    """Writes an image in the format that its name asks for.
+    """Writes an image of people and their names in the format that its name asks for.
 
     Raises:
         PersonaError: it asks for none that a photo has.
@@ -162,7 +163,7 @@ def save_image(image: Image.Image, path: Path) -> None:
         image.save(buffer, kind.name, quality=QUALITY)
     except KeyError:  # Pillow may be without AVIF
         raise PersonaError(f"--annotate {path}: name it .png or .jpg") from None
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue(), PRIVATE)
 
 
 def copy_name(path: Path) -> str:

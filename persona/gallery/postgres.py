@@ -33,6 +33,8 @@ from persona.gallery.store import (
     changed_meanwhile,
     check_digest,
     nobody,
+    read_only,
+    still_there,
     there_already,
 )
 
@@ -164,6 +166,17 @@ class PostgresStore(Store):
     def _keep_facts(self, facts: Facts) -> None:
         self._set_fact("facts", json.dumps(facts.to_json()))
 
+    def check_writable(self) -> None:
+        """Raises ReadOnlyError unless the gallery can be changed."""
+        with self._explained():
+            (writable,) = self._db.execute(
+                "SELECT current_setting('transaction_read_only') = 'off' "
+                "AND has_table_privilege('person', 'INSERT') "
+                "AND has_table_privilege('person', 'DELETE')"
+            ).fetchone()
+        if not writable:
+            raise read_only(self.place, "the database lets this user read it only")
+
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
         """What is asked and then added in here is one transaction."""
@@ -235,8 +248,20 @@ class PostgresStore(Store):
                     raise nobody(name, self.place)
                 count = self._db.execute("DELETE FROM photo WHERE person = %s", row).rowcount
                 self._db.execute("DELETE FROM person WHERE id = %s", row)
+                self._check_gone(name, *row)  # here it can still be undone
             self._clean()
+            self._check_gone(name, *row)
         return int(count)
+
+    def _check_gone(self, name: str, number: int) -> None:
+        """Looks for what a rule or a trigger of the database kept from being removed."""
+        left = self._db.execute(
+            "SELECT 1 FROM person WHERE id = %s OR name = %s "
+            "UNION ALL SELECT 1 FROM photo WHERE person = %s",
+            (number, name, number),
+        ).fetchone()
+        if left is not None:
+            raise still_there(name, self.place)
 
     def _clean(self) -> None:
         for table in _VECTORS:

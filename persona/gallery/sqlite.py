@@ -7,11 +7,20 @@ connections wrote before each answer.
 Forgetting leaves nothing in the files: deleted content is overwritten with zeros (`secure_delete`),
 the file is built anew (`VACUUM`), the log is cut to nothing. Where that was interrupted, the next
 who opens the file does it. What a disk keeps of overwritten blocks is out of reach: encrypt it.
+
+A file may be a stranger's. Its whole schema must be the one that the migrations make, for a
+trigger, a view or a key without CASCADE decides what a change does; then SQLite checks all pages,
+before anything is asked of them (https://sqlite.org/security.html, untrusted database files).
+
+A file that may not be written is read as it is. SQLite shares a log with its writers where there is
+one. Where there is none it must not leave one: the file is opened as immutable, and once more when
+it has changed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -24,6 +33,7 @@ from pathlib import Path
 import numpy as np
 
 from persona.errors import PersonaError
+from persona.files import PRIVATE
 from persona.gallery.crypt import CHECK, SALT_BYTES, Sealer
 from persona.gallery.search import Index
 from persona.gallery.store import (
@@ -36,6 +46,8 @@ from persona.gallery.store import (
     changed_meanwhile,
     check_digest,
     nobody,
+    read_only,
+    still_there,
     there_already,
 )
 
@@ -61,6 +73,15 @@ MIGRATIONS = (
 """From version n to n + 1, in order; the version is `PRAGMA user_version`."""
 GENERATION, CLEANING = "generation", "cleaning"
 """Facts: a number that is drawn when rows go or are replaced; that the file is to be built anew."""
+UNTRUSTED = ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0")
+"""Pragmas for a file that may be a stranger's; they read nothing of it."""
+UNSOUND = (
+    "SELECT 1 FROM person WHERE typeof(name) <> 'text' OR typeof(created) <> 'text'",
+    "SELECT 1 FROM photo WHERE person NOT IN (SELECT id FROM person)",
+    "SELECT 1 FROM photo WHERE id < 1",
+    "SELECT 1 FROM sqlite_sequence WHERE typeof(seq) <> 'integer' OR seq >> 62 <> 0",
+)
+"""Rows that SQLite takes and Persona never wrote: none of these may find one."""
 POINTS_BYTES = 6 * 2 * 8
 UNIT_TOLERANCE = 1e-3
 DAMAGED = "the file is damaged: restore it from a copy"
@@ -86,22 +107,24 @@ class SqliteStore(Store):
             raise PersonaError(f"{path} is no file: choose another path for the gallery")
         if not create and not path.exists():
             raise self._none_there()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._obstacle = obstacle_to_writing(path) if path.exists() else None
+        """Why it may only be read; None: it may be written."""
+        if self._obstacle is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(path, os.O_RDWR | os.O_CREAT, PRIVATE)
+        else:
+            file = os.open(path, os.O_RDONLY)
         self._inode = os.fstat(file).st_ino
         os.close(file)
-        # An absolute path is none of the names that SQLite takes for something else, as `:memory:`.
-        try:
-            self._db = sqlite3.connect(
-                self.path, timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False
-            )
-        except sqlite3.Error as error:
-            raise self._explain(error) from error
+        self._state: tuple[object, ...] | None = None
+        """Of a file that is read as immutable: how it was when it was opened."""
+        with self._explained():
+            self._db = self._connect()
         try:
             with self._explained():
                 self._prepare(create)
                 self._sealer = self._open_seal(passphrase)
-                if self._fact(CLEANING):
+                if self._fact(CLEANING) is not None:
                     try:
                         self._clean()
                     except PersonaError as error:
@@ -110,6 +133,40 @@ class SqliteStore(Store):
             self._db.close()
             raise
 
+    def _connect(self) -> sqlite3.Connection:
+        """A connection with its settings; it has read nothing of the file yet."""
+        # An absolute path is none of the names that SQLite takes for something else, as `:memory:`.
+        place = str(self.path)
+        if self._obstacle is not None:
+            self._state = None if self._log_is_open() else self._state_of_file()
+            immutable = "" if self._state is None else "&immutable=1"
+            place = f"{self.path.as_uri()}?mode=ro{immutable}"
+        db = sqlite3.connect(
+            place,
+            timeout=BUSY_MS / 1000,
+            isolation_level=None,
+            check_same_thread=False,
+            uri=self._obstacle is not None,
+        )
+        try:
+            for setting in (*UNTRUSTED, "foreign_keys = ON", "secure_delete = ON"):
+                db.execute(f"PRAGMA {setting}")
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _log_is_open(self) -> bool:
+        """Whether something of the gallery is in a log beside the file."""
+        real = self.path.resolve()
+        logs = (real.with_name(real.name + end) for end in ("-wal", "-journal"))
+        return any(beside.exists() and beside.stat().st_size for beside in logs)
+
+    def _state_of_file(self) -> tuple[object, ...]:
+        """Differs once somebody has written to the file."""
+        known = self.path.stat()
+        return known.st_ino, known.st_mtime_ns, known.st_size, self._log_is_open()
+
     def _none_there(self) -> PersonaError:
         return PersonaError(
             f"no gallery at {self.place}: `persona enroll NAME PHOTO...` makes one, --store names "
@@ -117,21 +174,25 @@ class SqliteStore(Store):
         )
 
     def _prepare(self, create: bool) -> None:
-        """Settings of the connection, and the schema."""
-        self._execute("PRAGMA foreign_keys = ON")
-        self._execute("PRAGMA secure_delete = ON")
-        (version,), (application,) = (
-            self._execute(f"PRAGMA {name}").fetchone()
-            for name in ("user_version", "application_id")
-        )
-        tables = self._execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if application != APPLICATION_ID and (application or version or tables):
-            raise PersonaError(
-                f"{self.place} is another program's SQLite file: choose another path"
+        """Makes the schema, or sees that it is a gallery's."""
+        with self._transaction("BEGIN"):  # another process may be migrating it
+            (version,), (application,) = (
+                self._execute(f"PRAGMA {name}").fetchone()
+                for name in ("user_version", "application_id")
             )
-        if not create and not version:
-            raise self._none_there()  # an empty file
-        self._check_version(version)
+            tables = self._execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            if application != APPLICATION_ID and (application or version or tables):
+                raise PersonaError(
+                    f"{self.place} is another program's SQLite file: choose another path"
+                )
+            if not create and not version:
+                raise self._none_there()  # an empty file
+            self._check_version(version)
+            if tables:
+                self._check_schema(version)
+        if version == len(MIGRATIONS) and self._obstacle is not None:
+            return
+        self._demand_writable()
         self._execute("PRAGMA journal_mode = WAL")
         if version == len(MIGRATIONS):
             return
@@ -145,7 +206,33 @@ class SqliteStore(Store):
             self._execute(f"PRAGMA application_id = {APPLICATION_ID}")
             self._execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
+    def _check_schema(self, version: int) -> None:
+        """Nothing in the file may do what no Persona made it do, and all of it must be whole."""
+        there = {
+            (kind, name, table, _normal(sql))
+            for kind, name, table, sql in self._execute(
+                "SELECT type, name, tbl_name, sql FROM sqlite_master"
+            )
+        }
+        foreign = min(
+            ((str(row[0]), str(row[1])) for row in there ^ schema_of(version)), default=None
+        )
+        if foreign is not None:
+            kind, name = foreign
+            raise PersonaError(
+                f"{self.place} is not as Persona makes a gallery (its {kind[:20]} {name[:80]!r} "
+                "differs): enroll and forget might not do what they say; use a copy that no other "
+                "program has changed"
+            )
+        # One fault is enough: to count all of a file that was made for it could take for ever.
+        if self._execute("PRAGMA integrity_check(1)").fetchone() != ("ok",):
+            raise self._damaged()
+        if any(self._execute(f"{rows} LIMIT 1").fetchone() for rows in UNSOUND):
+            raise self._damaged()
+
     def _check_version(self, version: int) -> None:
+        if version < 0:
+            raise self._damaged()
         if version > len(MIGRATIONS):
             raise PersonaError(
                 f"{self.place} is a gallery of version {version}, this Persona knows "
@@ -207,11 +294,18 @@ class SqliteStore(Store):
     def _keep_facts(self, facts: Facts) -> None:
         self._set_fact("facts", json.dumps(facts.to_json()))
 
+    def check_writable(self) -> None:
+        """Raises ReadOnlyError unless the gallery can be changed."""
+        with self._explained():
+            self._demand_writable()
+
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
         """What is asked and then added in here is one transaction."""
-        with self._explained(), self._transaction():
-            yield
+        with self._explained():
+            self._demand_writable()
+            with self._transaction():
+                yield
 
     def people(self) -> list[Person]:
         """Everybody, by name."""
@@ -261,7 +355,7 @@ class SqliteStore(Store):
             for photo in photos
         ]
         created = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
-        with self._explained(), self._transaction():
+        with self.changing():
             check_digest(self._facts(), digest, self.place)
             self._demand_passphrase()  # another process may have set one a moment ago
             for name in people:
@@ -288,23 +382,30 @@ class SqliteStore(Store):
     def forget(self, name: str) -> int:
         """Removes somebody for good; how many templates that were."""
         with self._explained():
-            with self._transaction():
-                found = self._execute(
-                    "SELECT id, (SELECT count(*) FROM photo WHERE person = person.id) "
-                    "FROM person WHERE name = ?",
-                    (name,),
-                ).fetchone()
-                if found is None:
+            with self.changing():
+                row = self._execute("SELECT id FROM person WHERE name = ?", (name,)).fetchone()
+                if row is None:
                     raise nobody(name, self.place)
-                self._execute("DELETE FROM person WHERE id = ?", found[:1])
+                count = self._execute("DELETE FROM photo WHERE person = ?", row).rowcount
+                self._execute("DELETE FROM person WHERE id = ?", row)
                 self._taken_away()
+                self._check_gone(name, row)  # here it can still be undone
             self._clean()
-        return int(found[1])
+            self._check_gone(name, row)
+        return count
+
+    def _check_gone(self, name: str, row: tuple[int]) -> None:
+        """Looks at all rows, past the indices, for what should have been removed."""
+        people = "SELECT count(*) FROM person NOT INDEXED WHERE id = ? OR name = ?"
+        photos = "SELECT count(*) FROM photo NOT INDEXED WHERE person = ?"
+        left = self._execute(people, (*row, name)).fetchone(), self._execute(photos, row).fetchone()
+        if left != ((0,), (0,)):
+            raise still_there(name, self.place)
 
     def replace(self, facts: Facts, templates: dict[int, Templates]) -> None:
         """Puts another network's templates in the place of all that are there."""
         with self._explained():
-            with self._transaction():
+            with self.changing():
                 self._demand_passphrase()
                 owners = dict(
                     self._execute(
@@ -392,6 +493,7 @@ class SqliteStore(Store):
         return None if row is None else str(row[0])
 
     def _set_fact(self, name: str, value: str) -> None:
+        self._demand_writable()
         self._execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, value))
 
     def _begin_anew(self) -> None:
@@ -405,6 +507,7 @@ class SqliteStore(Store):
 
     def _clean(self) -> None:
         """Leaves nothing of deleted rows in the file or beside it."""
+        self._demand_writable()
         try:
             self._execute("VACUUM")
             held = self._checkpoint()
@@ -439,7 +542,7 @@ class SqliteStore(Store):
         if self._db.in_transaction:
             yield
             return
-        self._execute(begin)
+        self._execute("BEGIN" if self._obstacle is not None else begin)
         try:
             yield
             self._execute("COMMIT")
@@ -454,7 +557,13 @@ class SqliteStore(Store):
         with self._lock:
             self._check_place()
             try:
+                if self._state is not None and self._state != self._state_of_file():
+                    self._db.close()
+                    self._indices.clear()
+                    self._db = self._connect()
                 yield
+                if self._state is not None and self._state != self._state_of_file():
+                    raise PersonaError(f"{self.place} was written to while it was read: run again")
             except UnicodeDecodeError as error:  # in SQLite's own message
                 raise self._damaged() from error
             except sqlite3.Error as error:
@@ -469,6 +578,10 @@ class SqliteStore(Store):
         if not same:
             raise PersonaError(f"{self.place} was moved or replaced since it was opened: run again")
 
+    def _demand_writable(self) -> None:
+        if self._obstacle is not None:
+            raise read_only(self.place, self._obstacle)
+
     def _damaged(self) -> PersonaError:
         return PersonaError(f"{self.place}: {DAMAGED}")
 
@@ -480,8 +593,38 @@ class SqliteStore(Store):
             sqlite3.SQLITE_IOERR: "reading or writing failed: is the disk full? Nothing was lost",
             sqlite3.SQLITE_BUSY: "another process holds it: run again when that has ended",
             sqlite3.SQLITE_READONLY: "it may not be written: change its owner or choose another",
-            sqlite3.SQLITE_CANTOPEN: "it cannot be opened: is its folder writable?",
+            sqlite3.SQLITE_CANTOPEN: "it cannot be opened: is its folder writable?"
+            if self._obstacle is None
+            else "its log beside it is not whole, and may not be mended by who may only read: let "
+            "its owner run `persona gallery list`",
             sqlite3.SQLITE_NOTADB: "this is no gallery: choose another path",
             sqlite3.SQLITE_CORRUPT: DAMAGED,
         }.get(code, f"the file is damaged or no gallery ({error})")
         return PersonaError(f"{self.place}: {remedy}")
+
+
+def obstacle_to_writing(path: Path) -> str | None:
+    """Why a file and the logs that SQLite keeps beside it may not be written; None: they may."""
+    real = path.resolve()
+    if os.statvfs(real).f_flag & os.ST_RDONLY:
+        return "its file system is mounted read-only"
+    if not os.access(real, os.W_OK, effective_ids=True):
+        return "you have no permission to write the file"
+    if not os.access(real.parent, os.W_OK | os.X_OK, effective_ids=True):
+        return "you have no permission to write in its folder, where SQLite keeps its log"
+    return None
+
+
+@functools.cache
+def schema_of(version: int) -> frozenset[tuple[str, ...]]:
+    """Type, name, table and SQL of all that the first `version` migrations make."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        for script in MIGRATIONS[:version]:
+            db.executescript(script)
+        rows = db.execute("SELECT type, name, tbl_name, sql FROM sqlite_master").fetchall()
+    return frozenset((kind, name, table, _normal(sql)) for kind, name, table, sql in rows)
+
+
+def _normal(sql: object) -> str:
+    """SQL with single blanks; an index that SQLite makes by itself has none."""
+    return " ".join(str(sql or "").split())

@@ -28,6 +28,7 @@ import numpy.typing as npt
 from persona.config import from_dict
 from persona.data.align.spec import AlignSpec
 from persona.errors import PersonaError
+from persona.names import describe, hidden, legible
 
 Templates = npt.NDArray[np.float32]
 
@@ -100,8 +101,9 @@ class Facts:
             )
         except (AttributeError, KeyError, TypeError, ValueError):
             raise PersonaError(f"{where} does not say which network it was made with") from None
-        if not (facts.network + facts.digest).isprintable():
-            raise PersonaError(f"{where}: its network's name holds control characters")
+        unseen = hidden(facts.network + facts.digest)
+        if unseen is not None:
+            raise PersonaError(f"{where}: its network's name holds {describe(unseen)}")
         if facts.threshold is not None and not -1 <= facts.threshold.value <= 1:
             raise PersonaError(f"{where}: a threshold of {facts.threshold.value:g}")
         if not 8 <= facts.width <= 4096:
@@ -153,6 +155,10 @@ class OtherNetworkError(PersonaError):
     """The templates are another network's."""
 
 
+class ReadOnlyError(PersonaError):
+    """The gallery can be read, but not changed."""
+
+
 class Store(ABC):
     """A gallery's people and templates. Any number of threads and processes may use one at once."""
 
@@ -169,6 +175,14 @@ class Store(ABC):
 
         Raises:
             OtherNetworkError: its templates are another network's.
+        """
+
+    @abstractmethod
+    def check_writable(self) -> None:
+        """Tells before a change is worked for whether it can be made.
+
+        Raises:
+            ReadOnlyError: the gallery may only be read.
         """
 
     @abstractmethod
@@ -202,10 +216,11 @@ class Store(ABC):
 
     @abstractmethod
     def forget(self, name: str) -> int:
-        """Removes somebody for good; how many templates that were.
+        """Removes somebody for good, and looks whether that is so; how many templates that were.
 
         Raises:
             NobodyError: there is nobody of that name.
+            PersonaError: something of them is left.
         """
 
     @abstractmethod
@@ -242,15 +257,22 @@ class Store(ABC):
             self._keep_facts(replace(facts, threshold=threshold))
 
     def person(self, name: str) -> Person:
-        """Somebody by name.
+        """Somebody by name: as it is kept, as it is composed, or as it is shown.
+
+        An older gallery, or a stranger's, may hold names that nobody is enrolled under any more.
 
         Raises:
             NobodyError: there is nobody of that name.
         """
-        found = next((person for person in self.people() if person.name == name), None)
-        if found is None:
+        composed, people = _composed(name), self.people()
+        for form in (lambda kept: kept == name, lambda kept: kept == composed):
+            found = [person for person in people if form(person.name)]
+            if found:
+                return found[0]
+        found = [person for person in people if legible(person.name) == composed]
+        if len(found) != 1:
             raise nobody(name, self.place)
-        return found
+        return found[0]
 
     def __enter__(self) -> Store:
         return self
@@ -293,23 +315,27 @@ def check_name(name: str) -> str:
     Raises:
         PersonaError: empty, too long, or with characters that are not seen but acted on.
     """
+    name = _composed(name)
+    if len(name) > MAX_NAME:
+        raise PersonaError(f"a name of {len(name)} characters: choose at most {MAX_NAME}")
+    unseen = hidden(name)
+    if unseen is not None:
+        raise PersonaError(
+            f"a name holds {describe(unseen)}, which cannot be seen and makes it look like another "
+            "name: leave it out"
+        )
+    if not any(unicodedata.category(character)[0] in "LNPS" for character in name):
+        raise PersonaError(f"a name holds nothing: choose 1 to {MAX_NAME} characters to be read")
+    return name
+
+
+def _composed(name: str) -> str:
+    """A name in the one form of its characters (NFC), without blanks around it."""
     try:
         name.encode()
     except UnicodeEncodeError:
         raise PersonaError(f"the name {name!a} is no Unicode text") from None
-    name = unicodedata.normalize("NFC", name).strip()
-    if len(name) > MAX_NAME:
-        raise PersonaError(f"a name of {len(name)} characters: choose at most {MAX_NAME}")
-    kinds = {unicodedata.category(c) for c in name if c not in JOINERS}
-    unprintable = kinds & {"Cc", "Cf", "Co", "Zl", "Zp"}
-    if unprintable or not any(kind[0] in "LNPS" for kind in kinds):
-        what = "control characters" if unprintable else "nothing"
-        raise PersonaError(f"a name holds {what}: choose 1 to {MAX_NAME} characters to be read")
-    return name
-
-
-JOINERS = frozenset(map(chr, (0x200C, 0x200D, *range(0xE0020, 0xE0080))))
-"""Emoji and some scripts need them; what else cannot be seen makes a name look like another."""
+    return unicodedata.normalize("NFC", name).strip()
 
 
 def check_digest(facts: Facts | None, digest: str, place: str) -> None:
@@ -326,6 +352,21 @@ def check_digest(facts: Facts | None, digest: str, place: str) -> None:
 def there_already(name: str, place: str) -> PersonaError:
     """The error for a name that was to be new."""
     return PersonaError(f"{place} has somebody named {name!r} already: forget one of them")
+
+
+def read_only(place: str, why: str) -> ReadOnlyError:
+    """The error for a change of what may only be read."""
+    return ReadOnlyError(
+        f"{place} can be read but not changed: {why}. Mend that, or let its owner do it"
+    )
+
+
+def still_there(name: str, place: str) -> PersonaError:
+    """The error for a forget after which something was left."""
+    return PersonaError(
+        f"{place} still holds something of {name[:80]!r} after it was removed: the gallery does "
+        "not do what Persona tells it to; remove the whole of it"
+    )
 
 
 def changed_meanwhile(place: str) -> PersonaError:

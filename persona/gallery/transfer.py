@@ -19,7 +19,7 @@ import safetensors
 import safetensors.numpy
 
 from persona.errors import PersonaError
-from persona.files import write_atomically
+from persona.files import PRIVATE, write_atomically
 from persona.gallery.store import Facts, Photo, Store, check_name, unit
 
 FORMAT = "persona gallery 1"
@@ -45,7 +45,7 @@ def export_people(store: Store, path: Path) -> int:
         "names": json.dumps([name for name, _ in rows]),
     }
     templates_NE = np.stack([template for _, template in rows])
-    write_atomically(path, safetensors.numpy.save({"templates": templates_NE}, meta), 0o600)
+    write_atomically(path, safetensors.numpy.save({"templates": templates_NE}, meta), PRIVATE)
     return len(rows)
 
 
@@ -106,7 +106,10 @@ def read_people(path: Path) -> tuple[Facts, Sequence[str], np.ndarray]:
     # What has unit length keeps its bits.
     off_N = np.abs(lengths - 1) > 1e-6
     templates[off_N] = unit(templates[off_N])
-    return facts, [check_name(name) for name in names], templates
+    try:
+        return facts, [check_name(name) for name in names], templates
+    except PersonaError as error:
+        raise PersonaError(f"{path}: {error}") from None
 
 
 def _foreign(path: Path) -> PersonaError:

@@ -27,7 +27,7 @@ import numpy as np
 
 from persona.errors import PersonaError
 from persona.extras import missing
-from persona.files import process_name
+from persona.files import PRIVATE, process_name
 from persona.gallery.faces import Pixels, SeenFace
 from persona.gallery.people import Gallery, Sighting
 from persona.gallery.photos import MAX_WHOLE, Mark, draw_marks, mark_of
@@ -302,6 +302,7 @@ def annotate_video(seen: Seen, path: Path, out: Path) -> None:
     partial = out.with_name(f".{process_name()}.partial.mp4")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch(PRIVATE)  # before anybody's face is in it
         with av.open(str(partial), "w", format="mp4") as container:
             stream: Any = None
             for time_s, frame in reader:

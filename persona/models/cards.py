@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import logging
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 from persona import __version__
 from persona.errors import PersonaError, unknown
-from persona.files import read_json
+from persona.files import PRIVATE, read_json
 
 log = logging.getLogger(__name__)
 
@@ -185,6 +186,11 @@ def _worth(card: Card) -> tuple[bool, float]:
 def encode_classes(classes: tuple[str, ...]) -> bytes:
     """A class list as its file has it: one a line."""
     return "".join(f"{name}\n" for name in classes).encode()
+
+
+def mode_of_weights(classes: Collection[str]) -> int:
+    """The mode of a weights file: each row of a last layer is a template of one of the classes."""
+    return PRIVATE if classes else 0o666
 
 
 def read_classes(card: Card, models: Path) -> tuple[str, ...]:

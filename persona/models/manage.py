@@ -12,8 +12,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from persona.errors import PersonaError
-from persona.files import sha256_file, write_atomically, write_json
-from persona.models.cards import CARD, CLASSES, Card, find_model, list_models, read_card
+from persona.files import PRIVATE, sha256_file, write_atomically, write_json
+from persona.models.cards import (
+    CARD,
+    CLASSES,
+    Card,
+    find_model,
+    list_models,
+    mode_of_weights,
+    read_card,
+)
 from persona.models.weights import FACENETS
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -49,8 +57,10 @@ def copy_model(card: Card, source: Path, name: str, models: Path) -> Card:
         raise PersonaError(
             f"{source / card.weights} does not match the checksum in its card: restore it"
         )
-    for file in (card.weights, CLASSES):
-        write_atomically(models / name / file, (source / file).read_bytes())
+    classes = (source / CLASSES).read_bytes()
+    weights = (source / card.weights).read_bytes()
+    write_atomically(models / name / card.weights, weights, mode_of_weights(classes.splitlines()))
+    write_atomically(models / name / CLASSES, classes, PRIVATE)
     copied = replace(card, id=name, scores={**card.scores, "model": name} if card.scores else {})
     write_json(models / name / CARD, asdict(copied))
     return copied

@@ -14,7 +14,7 @@ import torch
 
 from persona.config import StudentConfig, from_dict
 from persona.errors import PersonaError, unknown
-from persona.files import sha256_file, write_atomically, write_json
+from persona.files import PRIVATE, sha256_file, write_atomically, write_json
 from persona.models import litert, onnx
 from persona.models.cards import (
     CARD,
@@ -22,6 +22,7 @@ from persona.models.cards import (
     Card,
     classes_digest,
     encode_classes,
+    mode_of_weights,
     read_card,
     read_classes,
 )
@@ -48,8 +49,8 @@ def save_model(
     data = safetensors.torch.save(state)
     digest = hashlib.sha256(data).hexdigest()
     weights = f"weights-{digest[:12]}.safetensors"
-    write_atomically(folder / weights, data)
-    write_atomically(folder / CLASSES, encode_classes(classes))
+    write_atomically(folder / weights, data, mode_of_weights(classes))
+    write_atomically(folder / CLASSES, encode_classes(classes), PRIVATE)
     card = Card(
         id=model_id,
         architecture=student.config.architecture,
@@ -194,7 +195,7 @@ def start_from_imagenet(student: Student, models: Path) -> None:
 
 def save_head(path: Path, head: ClassifierHead) -> None:
     """Keeps a last layer by itself."""
-    write_atomically(path, safetensors.torch.save(dict(head.state_dict())))
+    write_atomically(path, safetensors.torch.save(dict(head.state_dict())), PRIVATE)
 
 
 def load_head(path: Path, *, embedding_size: int, num_classes: int, kind: str) -> ClassifierHead:

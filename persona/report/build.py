@@ -30,6 +30,7 @@ from persona.models.cards import CARD, Card, read_card
 from persona.models.store import load_network
 from persona.models.student import ARCHITECTURES, count_parameters
 from persona.models.weights import FACENETS, find_weights
+from persona.names import legible
 from persona.report.figures import (
     Figure,
     cost_figure,
@@ -191,7 +192,7 @@ def weights_bytes(entry: Entry, place: Workspace, parameters: int) -> int:
 def _people(manifest: Manifest, names: bool) -> dict[int, str]:
     """What each label is called: its name, or a number."""
     return {
-        label: name if names else f"person {label + 1}"
+        label: legible(name) if names else f"person {label + 1}"
         for label, name in enumerate(manifest.classes)
     }
 

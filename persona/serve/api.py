@@ -28,11 +28,12 @@ from starlette.exceptions import HTTPException
 
 from persona import __version__
 from persona.errors import PersonaError, SkipPhoto
-from persona.gallery import Gallery, TwoPeopleError
+from persona.gallery import DoubtError, Gallery, TwoPeopleError
 from persona.gallery.photos import look_at
-from persona.gallery.store import NobodyError, OtherNetworkError
+from persona.gallery.store import NobodyError, OtherNetworkError, ReadOnlyError
+from persona.serve.door import Networks, client_of
 from persona.serve.gate import Busy, Claim, Gate, TooSlow
-from persona.serve.guard import Guard, problem
+from persona.serve.guard import EscapedJSON, Guard, problem
 from persona.serve.uploads import FORM, PHOTO, Form, Limits, read_form
 
 RETRY_AFTER_S = 1
@@ -110,6 +111,8 @@ class EnrolledPhotos(BaseModel):
     name: str
     added: int
     refused: list[str]
+    already: int
+    """Photos that were there."""
     looks_like: str | None
     similarity: float | None
 
@@ -136,6 +139,7 @@ def build_app(
     limits: Limits | None = None,
     names: frozenset[str] = frozenset({"localhost"}),
     token: str | None = None,
+    proxies: Networks = (),
 ) -> Guard:
     """The application.
 
@@ -145,6 +149,7 @@ def build_app(
         network: shown beside every answer, as `match` is.
         names: host names beside addresses that a request may give.
         token: wanted of every request to the API; None: of none.
+        proxies: addresses that are believed when they say what they were asked.
     """
     limits = limits or Limits()
     app = FastAPI(
@@ -153,12 +158,14 @@ def build_app(
         description="A gallery of faces: enrol, recognise, forget.",
         docs_url=None,  # these pages load their scripts from elsewhere
         redoc_url=None,
+        default_response_class=EscapedJSON,
         responses={"4XX": {"model": Problem}, "503": {"model": Problem}},
         exception_handlers=dict.fromkeys(EXPLAINED, _explain),
     )
 
     async def through(request: Request, photos: int, work: Callable[[Form, Claim], T]) -> T:
-        return await gate.run(partial(read_form, request, limits, photos=photos), work)
+        client = "" if request.client is None else client_of(request.client.host)
+        return await gate.run(partial(read_form, request, limits, photos=photos), work, client)
 
     @app.get("/api/health")
     async def health() -> Health:
@@ -226,7 +233,7 @@ def build_app(
         content = (resources.files("persona.serve") / file).read_bytes()
         answer = partial(Response, content, media_type=f"{kind}; charset=utf-8")
         app.add_api_route(path, _constant(answer), include_in_schema=False)
-    return Guard(app, names=names, token=token)
+    return Guard(app, names=names, token=token, proxies=proxies)
 
 
 _TEXT = {"type": "string"}
@@ -279,9 +286,16 @@ async def _explain(_: Request, error: Exception) -> Response:
             answer = problem(404, "there is nobody of that name: see /api/people")
         case OtherNetworkError():
             answer = problem(409, "the gallery is another network's now: start persona serve anew")
-        case TwoPeopleError():
+        case ReadOnlyError():
+            answer = problem(403, str(error))
+        case DoubtError():
             doubt = str(error).rpartition(";")[0]  # what follows is the command's remedy
-            answer = problem(409, f"{doubt}; leave them out, or send force=1 if it is one person")
+            remedy = (
+                "leave them out, or send force=1 if it is one person"
+                if isinstance(error, TwoPeopleError)
+                else "enroll the photos under that name, or send force=1 if they are two people"
+            )
+            answer = problem(409, f"{doubt}; {remedy}")
         case PersonaError() | SkipPhoto():
             answer = problem(422, str(error))
         case TooSlow():

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from typing import Any, TypeVar
 
 Claim = Callable[[], None]
 """Called by work before it changes anything for good.
@@ -18,7 +20,7 @@ R = TypeVar("R")
 
 
 class Busy(Exception):  # noqa: N818 - an answer, not a fault
-    """All places are taken."""
+    """All places are taken, or a client's share of them."""
 
 
 class TooSlow(Exception):  # noqa: N818
@@ -42,21 +44,28 @@ class Gate:
     ) -> None:
         """`begin` is what each thread does first."""
         self._pool = ThreadPoolExecutor(workers, "serve", begin)
-        self._places = threading.Semaphore(workers + waiting)
+        self._free = workers + waiting
+        self._share = self._free - self._free // 4
+        """Places that one client may have: the last quarter is for others."""
+        self._taken: Counter[str] = Counter()
+        """By client."""
+        self._lock = threading.Lock()
+        self._futures: set[Future[Any]] = set()
         self._read_s, self._work_s = read_s, work_s
 
-    async def run(self, read: Callable[[], Awaitable[T]], work: Callable[[T, Claim], R]) -> R:
+    async def run(
+        self, read: Callable[[], Awaitable[T]], work: Callable[[T, Claim], R], client: str = ""
+    ) -> R:
         """`work` in a thread on what `read` gives, in the order in which they were read.
 
         Raises:
-            Busy: all places are taken; nothing was read.
+            Busy: all places are taken, or the client's share of them; nothing was read.
             TooSlow: reading, or waiting and working, ran past its time; nothing that `work` has
                 not claimed is done any more. A thread that has begun keeps its place until its end.
         """
-        if not self._places.acquire(blocking=False):
-            raise Busy
+        self._take(client)
         with contextlib.ExitStack() as place:
-            place.callback(self._places.release)
+            place.callback(self._give_back, client)
             value = await self._read(read())
             decided = threading.Lock()
             """Taken once: by work that claims, or by who tells the client that it failed."""
@@ -66,14 +75,34 @@ class Gate:
                     raise _late("the answer was not ready", self._work_s)
 
             future = self._pool.submit(work, value, claim)
+            self._futures.add(future)
             place.pop_all()
-        future.add_done_callback(lambda _: self._places.release())
+        future.add_done_callback(self._futures.discard)
+        future.add_done_callback(lambda _: self._give_back(client))
         answer = asyncio.wrap_future(future)
-        await asyncio.wait({answer}, timeout=self._work_s)
+        try:
+            await asyncio.wait({answer}, timeout=self._work_s)
+        except asyncio.CancelledError:  # the server ends, and this client hears no answer
+            decided.acquire(blocking=False)
+            raise
         if not answer.done() and decided.acquire(blocking=False):
             answer.cancel()  # what has not begun never does
             raise _late("the answer was not ready", self._work_s)
         return await answer
+
+    def _take(self, client: str) -> None:
+        with self._lock:
+            if not self._free or self._taken[client] >= self._share:
+                raise Busy
+            self._free -= 1
+            self._taken[client] += 1
+
+    def _give_back(self, client: str) -> None:
+        with self._lock:
+            self._free += 1
+            self._taken[client] -= 1
+            if not self._taken[client]:
+                del self._taken[client]
 
     async def _read(self, what: Awaitable[T]) -> T:
         try:
@@ -82,9 +111,13 @@ class Gate:
         except TimeoutError:
             raise _late("the request did not arrive whole", self._read_s) from None
 
-    def close(self) -> None:
-        """Waits for the threads; nothing that waits is begun."""
-        self._pool.shutdown(cancel_futures=True)
+    def close(self, patience_s: float | None = None) -> bool:
+        """Waits for the threads (None: as long as they want); whether all have ended.
+
+        Nothing that waits is begun.
+        """
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        return not wait_for(set(self._futures), patience_s).not_done
 
 
 def _late(failing: str, seconds: float) -> TooSlow:

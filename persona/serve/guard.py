@@ -1,6 +1,8 @@
 """Who may ask: the right host, this page or no page, and where it is wanted the token.
 
 - Host is an address or a name of this machine's: a name that was rebound to it is refused
+- a proxy that ends TLS is believed what it was asked (X-Forwarded-Host, -Proto and -For), if the
+  connection comes from an address that was named as a proxy's; of anybody else these are ignored
 - Origin, where a browser sends one, is this page's, and Sec-Fetch-Site says no other site's
 - the token comes as `Authorization: Bearer`, never in a URL, and is compared in constant time
 - every answer says that nothing but the page's own files may run, and that no one may frame it
@@ -10,13 +12,21 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import json
 import logging
+import re
 import traceback
+from collections.abc import Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from persona.errors import PersonaError
+from persona.names import escape_json, legible
+from persona.serve.door import Networks, is_among
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +46,27 @@ HEADERS = {
 }
 
 
+PORTS = {"http": 80, "https": 443}
+NAME = re.compile(r"(?!-)[a-z0-9-]{1,63}(\.[a-z0-9-]{1,63})*")
+
+
+class EscapedJSON(JSONResponse):
+    """JSON without what a terminal would act on."""
+
+    def render(self, content: Any) -> bytes:
+        """Its bytes."""
+        return escape_json(
+            json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        ).encode()
+
+
 class Guard:
     """The outermost layer of the application."""
 
-    def __init__(self, app: ASGIApp, *, names: frozenset[str], token: str | None) -> None:
-        self._app, self._names = app, names
+    def __init__(
+        self, app: ASGIApp, *, names: frozenset[str], token: str | None, proxies: Networks = ()
+    ) -> None:
+        self._app, self._names, self._proxies = app, names, proxies
         self._token = None if token is None else f"Bearer {token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,6 +80,7 @@ class Guard:
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
+        scope = self._as_asked(scope)
         refusal = self._refusal(scope)
         try:
             await (refusal or self._app)(scope, receive, answer)
@@ -62,16 +89,49 @@ class Guard:
             trace = "".join(traceback.format_tb(error.__traceback__))
             logger.error("fault in persona serve: %s\n%s", type(error).__name__, trace)
 
+    def _as_asked(self, scope: Scope) -> Scope:
+        """The request as the client sent it to the proxy; who is none is not believed."""
+        peer = scope.get("client")
+        if peer is None or not is_among(peer[0], self._proxies):
+            return scope
+        headers = MutableHeaders(raw=list(scope["headers"]))
+        host, scheme, clients = (
+            [
+                item.strip()
+                for value in headers.getlist(f"x-forwarded-{name}")
+                for item in value.split(",")
+            ]
+            for name in ("host", "proto", "for")
+        )
+        # The last was written by the nearest proxy; before it a client may have put anything.
+        if host:
+            headers["host"] = host[-1]
+        asked = {**scope, "headers": headers.raw}
+        if scheme and scheme[-1].lower() in PORTS:
+            asked["scheme"] = scheme[-1].lower()
+        others = [client for client in clients if not is_among(client, self._proxies)]
+        if others:
+            asked["client"] = (others[-1], 0)
+        return asked
+
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if not self._is_ours(host):
-            return problem(421, "the Host header names no address of this server")
+            return problem(
+                421,
+                "the Host header names no address of this server: if that is its name, start "
+                "persona serve with --allowed-host NAME",
+            )
         origin = headers.get("origin")
-        foreign = origin is not None and origin != f"{scope['scheme']}://{host}"
+        foreign = origin is not None and _site(origin) != _site(f"{scope['scheme']}://{host}")
         is_api = scope["path"].startswith(API)  # a link elsewhere may lead to the page
         if foreign or (is_api and headers.get("sec-fetch-site") in {"cross-site", "same-site"}):
-            return problem(403, "asked by another site's page")
+            return problem(
+                403,
+                "asked by another site's page; behind a proxy, have it send X-Forwarded-Host and "
+                "X-Forwarded-Proto, and start persona serve with --proxy ADDRESS",
+            )
         if self._token is None or not is_api or scope["path"] in OPEN:
             return None
         given = headers.get("authorization", "").encode()
@@ -92,6 +152,38 @@ class Guard:
         return True
 
 
+def _site(url: str) -> tuple[str, str | None, int | None] | None:
+    """Scheme, host and port; None: the text is no site."""
+    try:
+        parts = urlsplit(url)
+        if parts.path or parts.query or parts.fragment or "@" in parts.netloc:
+            return None
+        return parts.scheme, parts.hostname, parts.port or PORTS.get(parts.scheme)
+    except ValueError:
+        return None
+
+
+def read_names(texts: Sequence[str]) -> frozenset[str]:
+    """Host names as a user gives them, in the form in which browsers send them.
+
+    Raises:
+        PersonaError: one is none.
+    """
+    names = set()
+    for text in texts:
+        try:
+            name = text.lower().rstrip(".").encode("idna").decode()
+        except UnicodeError:
+            name = ""
+        if not NAME.fullmatch(name):
+            raise PersonaError(
+                f"--allowed-host {text!r} is no host name: give it without scheme, port and path, "
+                "such as faces.example.org"
+            )
+        names.add(name)
+    return frozenset(names)
+
+
 def problem(status: int, line: str, **more: object) -> JSONResponse:
     """An error as JSON with one line."""
-    return JSONResponse({"error": " ".join(line.split()), **more}, status)
+    return EscapedJSON({"error": legible(" ".join(line.split())), **more}, status)

@@ -20,6 +20,10 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
+// What cannot be seen in a name that was kept before such names were refused, as persona/names.py has it.
+const HIDDEN = /[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u2800\u3164\uffa0\ufff0-\ufff8\p{Cc}\p{Zl}\p{Zp}]|(?![\u200c\u200d\u{e0020}-\u{e007f}])\p{Cf}/gu;
+const shown = (text) => text.replace(HIDDEN, (c) => `\\u{${c.codePointAt(0).toString(16)}}`);
+
 function say(line) {
   $("status").textContent = line;
   $("status").hidden = !line;
@@ -84,20 +88,20 @@ async function refresh() {
     : "Nobody yet: enrol someone first.";
   document.querySelector("#gallery table").hidden = !people.length;
   $("people").replaceChildren(...people.map((person) => {
-    const button = make("button", { type: "button", className: "grave", ariaLabel: `Forget ${person.name}` }, "Forget");
+    const button = make("button", { type: "button", className: "grave", ariaLabel: `Forget ${shown(person.name)}` }, "Forget");
     button.addEventListener("click", () => attempt(() => forget(person)));
     return make("tr", {},
-      make("th", { scope: "row" }, person.name), make("td", {}, String(person.photos)),
+      make("th", { scope: "row", dir: "auto" }, shown(person.name)), make("td", {}, String(person.photos)),
       make("td", {}, person.created.slice(0, 10)), make("td", {}, button));
   }));
 }
 
 async function forget(person) {
-  const question = `Forget ${person.name}? ${plural(person.photos, "photo", "photos")} will be gone for good.`;
+  const question = `Forget ${shown(person.name)}? ${plural(person.photos, "photo", "photos")} will be gone for good.`;
   if (!await ask(question, "Forget")) return;
   await call("forget", [["name", person.name]]);
   await refresh();
-  say(`${person.name} is forgotten.`);
+  say(`${shown(person.name)} is forgotten.`);
   $("gallery").querySelector(".scroll").focus();
 }
 
@@ -146,12 +150,12 @@ function show(found) {
   if ($("said").textContent !== names) $("said").textContent = names; // read out once, not every frame
 }
 
-const title = (face) => face.name ?? (face.refused ? "not judged" : "unknown");
+const title = (face) => (face.name === null ? (face.refused ? "not judged" : "unknown") : shown(face.name));
 
 function describe(face, threshold) {
   if (face.refused) return `: ${face.refused}`;
   const score = face.score === null ? "nobody to compare with" : `score ${face.score.toFixed(3)}`;
-  const nearest = face.name === null && face.nearest !== null ? `, nearest ${face.nearest}` : "";
+  const nearest = face.name === null && face.nearest !== null ? `, nearest ${shown(face.nearest)}` : "";
   return make("span", { className: "score" }, `: ${score}${nearest}, threshold ${threshold.toFixed(3)}`);
 }
 
@@ -281,12 +285,13 @@ async function enrol(force = false) {
   const fields = [["name", $("name").value], ...shots.map((shot) => ["photo", shot.blob])];
   $("send").ariaDisabled = "true";
   try {
-    const { name, added, refused, looks_like, similarity } = await call("enroll", force ? [...fields, ["force", "1"]] : fields);
+    const { name, added, refused, already, looks_like, similarity } = await call("enroll", force ? [...fields, ["force", "1"]] : fields);
     drop([]);
     $("form").reset();
     await refresh();
     say([`${name}: ${plural(added, "photo", "photos")} enrolled.`, ...refused,
-      ...(looks_like ? [`Looks like ${looks_like} (${similarity.toFixed(3)}).`] : [])].join("\n"));
+      ...(already ? [`${plural(already, "photo was", "photos were")} enrolled already.`] : []),
+      ...(looks_like ? [`Looks like ${shown(looks_like)} (${similarity.toFixed(3)}).`] : [])].join("\n"));
   } catch (error) {
     if (error.status !== 409 || force) throw error;
     const doubt = error.message.slice(0, error.message.lastIndexOf(";")); // its remedy is not the page's

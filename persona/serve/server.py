@@ -2,7 +2,8 @@
 
 Uvicorn gives a request's head, and what is left of a body that was refused, all the time they want;
 here they have HEAD_S, and an answer has READ_S to be read, so that clients which send nothing, no
-end or do not listen do not use the connections up.
+end or do not listen do not use the connections up. Before that they lose them to others
+(persona/serve/door.py).
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from persona.errors import PersonaError
+from persona.serve.door import Door, Turn
 
 HEAD_S = 10.0
 READ_S = 30.0
-CONNECTIONS = 256
 GRACE_S = 10
+"""For requests that are in work when the server is told to end."""
+LEFT_S = 1.0
+"""For their threads after that; then the process ends without them."""
 
 
 class PatientProtocol(H11Protocol):
@@ -33,12 +37,24 @@ class PatientProtocol(H11Protocol):
 
     _timer: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
+    _known: object = None
+    """The request that was there when it was looked at last."""
+    _since = 0.0
+    """When the turn changed."""
+
+    @property
+    def waits_for(self) -> tuple[Turn, float] | None:
+        """What the client owes, and since when; None: it is the server's turn."""
+        if self.cycle is None or self.cycle.response_complete:
+            return Turn.HEAD, self._since
+        if self.flow.write_paused:
+            return Turn.ANSWER, self._since
+        return (Turn.BODY, self._since) if self.cycle.more_body else None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Its time runs."""
         super().connection_made(transport)
-        if len(self.connections) > 2 * CONNECTIONS:
-            transport.abort()  # before files run out; up to there it is told that there are many
+        self._since = self.loop.time()
         self._watch()
 
     def data_received(self, data: bytes) -> None:
@@ -55,6 +71,7 @@ class PatientProtocol(H11Protocol):
     def pause_writing(self) -> None:
         """An answer has READ_S to be read."""
         super().pause_writing()
+        self._since = self.loop.time()
         self._unread = self.loop.call_later(READ_S, self.transport.abort)
 
     def resume_writing(self) -> None:
@@ -65,6 +82,8 @@ class PatientProtocol(H11Protocol):
             self._unread = None
 
     def _watch(self) -> None:
+        if self.cycle is not self._known:
+            self._known, self._since = self.cycle, self.loop.time()
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop()
         elif self._timer is None:
@@ -81,7 +100,7 @@ def is_loopback(listener: socket.socket) -> bool:
     return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> Door:
     """A socket that listens; `port` 0 takes any free one.
 
     Raises:
@@ -89,7 +108,7 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family)
+        return Door(socket.create_server(address[:2], family=family))
     except socket.gaierror:
         raise PersonaError(f"--host {host} is no address: give an IP address or a name") from None
     except OSError as error:
@@ -122,6 +141,7 @@ def build_server(
     config = uvicorn.Config(
         app,
         http=PatientProtocol,
+        loop="asyncio",  # which accepts through the door
         ws="none",
         lifespan="off",
         log_config=None,
@@ -129,7 +149,6 @@ def build_server(
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=GRACE_S,
         ssl_certfile=certificate,
         ssl_keyfile=key,
@@ -143,8 +162,14 @@ def build_server(
     return uvicorn.Server(config)
 
 
-def serve(server: uvicorn.Server, listener: socket.socket, ready: Callable[[], None]) -> None:
-    """Serves until SIGINT or SIGTERM; what is in work is finished first.
+def run(server: uvicorn.Server, listener: Door) -> None:
+    """Serves until it is told to end."""
+    listener.connected = server.server_state.connections  # type: ignore[assignment]
+    server.run(sockets=[listener])
+
+
+def serve(server: uvicorn.Server, listener: Door, ready: Callable[[], None]) -> None:
+    """Serves until SIGINT or SIGTERM; what is in work has GRACE_S to be finished.
 
     Connections are taken from the start, so `ready` is called before the first is answered.
     """
@@ -156,7 +181,7 @@ def serve(server: uvicorn.Server, listener: socket.socket, ready: Callable[[], N
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         ready()
-        server.run(sockets=[listener])
+        run(server, listener)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

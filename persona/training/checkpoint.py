@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from persona.errors import PersonaError
-from persona.files import write_atomically
+from persona.files import PRIVATE, write_atomically
 
 NAME = "checkpoint.pt"
 VERSION = 3
@@ -37,12 +37,15 @@ class Progress:
 def save_checkpoint(
     folder: Path, progress: Progress, world_size: int, state: dict[str, Any]
 ) -> None:
-    """Writes `folder/checkpoint.pt`; `state` holds tensors, numbers, strings and containers."""
+    """Writes `folder/checkpoint.pt`; `state` holds tensors, numbers, strings and containers.
+
+    It is its owner's alone: a run that learns keeps names and photos in it, any other a last layer.
+    """
     buffer = io.BytesIO()
     torch.save(
         {"version": VERSION, "progress": vars(progress), "world_size": world_size, **state}, buffer
     )
-    write_atomically(folder / NAME, buffer.getvalue())
+    write_atomically(folder / NAME, buffer.getvalue(), PRIVATE)
 
 
 def load_checkpoint(folder: Path) -> tuple[Progress, int, dict[str, Any]] | None:

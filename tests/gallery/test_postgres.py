@@ -24,7 +24,7 @@ from helpers import persona_error_here
 from persona.errors import PersonaError
 from persona.gallery import Gallery
 from persona.gallery.postgres import PostgresStore
-from persona.gallery.store import Photo, Store, Threshold, open_store
+from persona.gallery.store import Photo, ReadOnlyError, Store, Threshold, open_store
 
 pytestmark = pytest.mark.heavy
 
@@ -160,6 +160,30 @@ def test_forget_leaves_no_row(store: Store) -> None:
     assert vectors(5)[0].tobytes() not in content
     with pytest.raises(PersonaError, match="has nobody named 'Wanda'"):
         store.forget("Wanda")
+
+
+def test_who_may_only_read(store: Store, url: str) -> None:
+    assert isinstance(store, PostgresStore)
+    store.add({"Ann": kept(*vectors(2))}, FACTS.digest)
+    store.check_writable()
+    with open_store(url) as reader:
+        assert isinstance(reader, PostgresStore)
+        reader._db.execute("SET default_transaction_read_only = on")
+        reader.adopt(FACTS)
+        (found,) = reader.nearest(vectors(1), "max")
+        assert found is not None
+        with pytest.raises(ReadOnlyError, match="can be read but not changed: the database lets"):
+            reader.check_writable()
+
+
+@pytest.mark.parametrize("table", ["person", "photo"])
+def test_forget_says_so_where_something_is_left(store: Store, table: str) -> None:
+    assert isinstance(store, PostgresStore)
+    store.add({"Ann": kept(*vectors(2))}, FACTS.digest)
+    store._db.execute(f"CREATE RULE keep AS ON DELETE TO {table} DO INSTEAD NOTHING")
+    with pytest.raises(PersonaError, match=r"still holds something of 'Ann'|photo_person_fkey"):
+        store.forget("Ann")
+    assert [(one.name, one.photos) for one in store.people()] == [("Ann", 2)]
 
 
 def test_two_at_once_lose_nothing(url: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -495,6 +496,147 @@ def test_a_damaged_schema(tmp_path: Path) -> None:
         open_store(path)
 
 
+BEFORE_FORGET = "CREATE TRIGGER t BEFORE DELETE ON person BEGIN SELECT RAISE(IGNORE); END"
+FOREIGN = {
+    "forget is ignored": BEFORE_FORGET,
+    "enroll deletes everybody": "CREATE TRIGGER t AFTER INSERT ON photo BEGIN "
+    "DELETE FROM person WHERE id <> new.person; END",
+    "a view for a table": "ALTER TABLE person RENAME TO people; "
+    "CREATE VIEW person AS SELECT * FROM people; "
+    "CREATE TRIGGER t INSTEAD OF DELETE ON person BEGIN SELECT 1; END",
+    "a key without CASCADE": "DROP TABLE photo; CREATE TABLE photo ("
+    "id INTEGER PRIMARY KEY AUTOINCREMENT, person INTEGER NOT NULL, "
+    "model TEXT NOT NULL, template BLOB NOT NULL, crop BLOB, landmarks BLOB); "
+    "CREATE INDEX photo_person ON photo (person)",
+    "a partial index": "DROP INDEX photo_person; "
+    "CREATE INDEX photo_person ON photo (person) WHERE id > 1",
+    "a column with a default": "ALTER TABLE photo ADD COLUMN copy BLOB DEFAULT X'00'",
+    "another table": "CREATE TABLE copies AS SELECT * FROM photo",
+    "no index": "DROP INDEX photo_person",
+}
+
+
+@pytest.mark.parametrize("change", FOREIGN.values(), ids=FOREIGN)
+def test_a_schema_that_is_not_personas_is_refused(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "g.db"
+    with new_store(path) as store:
+        store.add({"Ann": kept(*vectors(2)), "Bob": kept(*vectors(1, 1))}, FACTS.digest)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(change)
+    before = path.read_bytes()
+    for create in (False, True):
+        with pytest.raises(PersonaError, match=r"g\.db is not as Persona makes a gallery \(its "):
+            open_store(path, create=create)
+    assert path.read_bytes() == before
+
+
+def test_a_schema_is_compared_without_its_blanks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_store(tmp_path / "g.db").close()
+    (script,) = sqlite.MIGRATIONS
+    sqlite.schema_of.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite, "MIGRATIONS", (script.replace("\n", "\n\t "),))
+        open_store(tmp_path / "g.db").close()
+    sqlite.schema_of.cache_clear()
+
+
+def test_a_file_of_no_version_with_tables_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "g.db"
+    for version in (0, -1):
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            db.executescript(
+                f"PRAGMA application_id = {sqlite.APPLICATION_ID}; PRAGMA user_version = {version};"
+                "CREATE TABLE IF NOT EXISTS fact (name, value); "
+            )
+        with pytest.raises(PersonaError, match=r"not as Persona makes a gallery|is damaged"):
+            open_store(path, create=True)
+
+
+def test_pages_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "g.db"
+    with new_store(path) as store:
+        for n in range(40):
+            store.add({f"P{n}": kept(*vectors(2, n))}, FACTS.digest)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute(
+            "UPDATE sqlite_master SET rootpage = (SELECT rootpage FROM sqlite_master WHERE name = "
+            "'sqlite_autoindex_person_1') WHERE name = 'photo_person'"
+        )
+    with pytest.raises(PersonaError, match=r"g\.db: the file is damaged"):
+        open_store(path)
+
+
+def test_an_index_that_hides_a_photo_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "g.db"
+    with new_store(path) as store:
+        store.add({"Ann": kept(*vectors(2))}, FACTS.digest)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        # An index that leaves a row out, under the text of the one that has all.
+        db.execute("DROP INDEX photo_person")
+        db.execute("CREATE INDEX photo_person ON photo (person) WHERE id > 1")
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute(
+            "UPDATE sqlite_master SET sql = 'CREATE INDEX photo_person ON photo (person)' "
+            "WHERE name = 'photo_person'"
+        )
+    with pytest.raises(PersonaError, match=r"g\.db: the file is damaged"):
+        open_store(path)
+
+
+def test_pages_that_lead_round_in_a_circle_are_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "g.db"
+    with new_store(path) as store:
+        for n in range(400):
+            store.add({f"{n} {'x' * 150}": kept(*vectors(1, n))}, FACTS.digest)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA journal_mode = DELETE")
+        (root,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'person'").fetchone()
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+    data = bytearray(path.read_bytes())
+    page = memoryview(data)[(root - 1) * size : root * size]
+    assert page[0] == 5  # an interior page of a table
+    for cell in range(int.from_bytes(page[3:5])):
+        start = int.from_bytes(page[12 + 2 * cell : 14 + 2 * cell])
+        page[start : start + 4] = root.to_bytes(4)
+    page.release()
+    path.write_bytes(data)
+    with pytest.raises(PersonaError, match=r"g\.db: the file is damaged"):
+        open_store(path)
+
+
+def test_what_the_schema_allows_and_persona_never_writes(tmp_path: Path) -> None:
+    for number, change in enumerate(
+        (
+            "UPDATE person SET name = X'00'",
+            "UPDATE person SET created = X'00'",
+            "UPDATE photo SET person = 99 WHERE id = 2",
+            "UPDATE photo SET id = -1 WHERE id = 2",
+            "UPDATE sqlite_sequence SET seq = 9223372036854775807",
+        )
+    ):
+        path = tmp_path / f"g{number}.db"
+        with new_store(path) as store:
+            store.add({"Ann": kept(*vectors(2))}, FACTS.digest)
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+            db.execute(change)
+        with pytest.raises(PersonaError, match="the file is damaged"):
+            open_store(path)
+
+
+def test_forget_says_so_where_something_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "g.db"
+    with new_store(path) as store:
+        store.add({"Ann": kept(*vectors(2)), "Bob": kept(*vectors(1, 1))}, FACTS.digest)
+        with contextlib.closing(sqlite3.connect(path)) as db:  # after it was looked at
+            db.execute(BEFORE_FORGET)
+        with pytest.raises(PersonaError, match=r"g\.db still holds something of 'Ann' after"):
+            store.forget("Ann")
+        assert [(one.name, one.photos) for one in store.people()] == [("Ann", 2), ("Bob", 1)]
+
+
 @pytest.mark.parametrize("name", [":memory:", "file:g?mode=memory"])
 def test_names_that_sqlite_takes_for_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -623,6 +765,8 @@ GOOD = [
     "Zoë",
     "李小龙",
     "👩‍🚀",
+    "علی\u200cرضا",
+    "Jean\u00a0Paul",
     "Robert'); DROP TABLE person;--",
     "%s {0} <b>",
 ]
@@ -648,13 +792,16 @@ def test_names_are_composed() -> None:
         ("", "holds nothing: choose 1 to 200"),
         (" \t ", "holds nothing"),
         ("x" * 10_000, "a name of 10000 characters: choose at most 200"),
-        ("a\0b", "control characters"),
-        ("a\nb", "control characters"),
-        ("a\x1b[31mb", "control characters"),
-        ("a\u202eb", "control characters"),
-        ("a\u200bb", "control characters"),
-        ("\u00ada", "control characters"),
-        ("\u200d", "holds nothing"),
+        ("a\0b", r"a name holds U\+0000 control character, which cannot be seen"),
+        ("a\nb", r"U\+000A control character"),
+        ("a\x1b[31mb", r"U\+001B control character"),
+        ("a\u202eb", r"U\+202E RIGHT-TO-LEFT OVERRIDE"),
+        ("a\u200bb", r"U\+200B ZERO WIDTH SPACE"),
+        ("\u00ada", r"U\+00AD SOFT HYPHEN"),
+        ("a\u3164", r"U\+3164 HANGUL FILLER"),
+        ("\u2800", r"U\+2800 BRAILLE PATTERN BLANK"),
+        ("a\u200db", r"U\+200D ZERO WIDTH JOINER"),
+        ("\u200d", r"U\+200D ZERO WIDTH JOINER"),
         ("\u0301", "holds nothing"),
         ("a\ud800b", "no Unicode text"),
     ],
@@ -662,6 +809,21 @@ def test_names_are_composed() -> None:
 def test_no_names(name: str, message: str) -> None:
     with pytest.raises(PersonaError, match=message):
         check_name(name)
+
+
+def test_names_that_are_no_longer_given_are_found_as_they_are_shown(tmp_path: Path) -> None:
+    with new_store(tmp_path / "g.db") as store:
+        unseen, loose = "Ann\u200b", "Zoe\u0308"
+        for name in ("Ann", unseen, loose):
+            store.add({name: kept(*vectors(1))}, FACTS.digest)
+        assert store.person("Ann").name == "Ann"
+        assert store.person(unseen).name == unseen
+        assert store.person(r"Ann\u200b").name == unseen
+        assert store.person(loose).name == loose
+        with pytest.raises(PersonaError, match="has nobody named"):
+            store.person(r"Ann\u200c")
+        with pytest.raises(PersonaError, match="no Unicode text"):
+            store.person("bad\udcff")
 
 
 def test_opening_needs_no_torch(tmp_path: Path) -> None:
@@ -690,6 +852,7 @@ def test_facts_of_a_stranger() -> None:
         {"width": "many"},
         {"align": []},
         {"network": "net\x1b[2J"},
+        {"network": "net\u200b"},
         {"threshold": {"value": float("nan"), "source": "a set"}},
         {"threshold": {"value": 1e9, "source": "a set"}},
         {"network": None, "threshold": 1},

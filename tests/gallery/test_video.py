@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import wave
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -124,6 +125,7 @@ def test_the_copy_has_boxes_and_every_frame(known: Gallery, tmp_path: Path) -> N
     path, out = film(tmp_path / "v.mp4", both), tmp_path / "deep" / "copy.mp4"
     seen = recognise_video(known, path)
     annotate_video(seen, path, out)
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
     with av.open(str(out)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(frames) == 30

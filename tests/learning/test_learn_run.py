@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +114,8 @@ def test_a_method_makes_a_model_that_names_its_parent(
     assert card["head"] == ("cosine" if method in {"ncm", "icarl"} else "linear")
     assert set(card["scores"]) == {"accuracy", "new", "old"}
     assert persona_here("models", "show", card["id"], home=home) == card
+    for kept in (f"runs/{card['id']}/checkpoint.pt", f"models/{card['id']}/classes.txt"):
+        assert stat.S_IMODE((home / kept).stat().st_mode) == 0o600
     shown = find_model(card["id"], home / "models")
     classes = read_classes(shown, home / "models")
     assert classes[:6] == read_classes(find_model(student, home / "models"), home / "models")

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from persona.cli.app import app
 from persona.config import StudentConfig
 from persona.errors import PersonaError
-from persona.models.cards import CARD, list_models, read_card
+from persona.models.cards import CARD, CLASSES, list_models, read_card
 from persona.models.manage import import_model, remove_model, rename_model
 from persona.models.store import load_network, save_model
 from persona.models.student import Student
@@ -46,6 +46,20 @@ def test_a_renamed_model_is_the_same_under_its_new_name(models: Path) -> None:
     assert [card.id for card in list_models(models)] == ["my-teacher_1.0", "small"]
     assert load_network("my-teacher_1.0", models).digest == digest
     assert not (models / "large").exists()
+
+
+def test_names_and_last_layers_are_their_owners_alone(models: Path) -> None:
+    def private(name: str) -> dict[str, bool]:
+        files = (models / name).iterdir()
+        return {path.name.partition("-")[0]: not path.stat().st_mode & 0o077 for path in files}
+
+    expected = {"weights": True, CLASSES: True, CARD: False}
+    assert private("large") == expected
+    rename_model("large", "renamed", models)
+    assert private("renamed") == expected
+    student = Student(StudentConfig(width=0.35, embedding_size=8), 0, head="none")
+    save_model(models, student, model_id="bare", classes=(), **FACTS)
+    assert not private("bare")["weights"]  # it has nobody's template
 
 
 def test_a_rename_that_was_killed_leaves_whole_models(models: Path) -> None:

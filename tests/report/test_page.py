@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -195,6 +196,7 @@ def test_the_command_writes_one_file(home: Path) -> None:
     done = persona_here("report", "mobilenet_v3_small", "--out", str(out), "-w", "0", home=home)
     assert done["format"] == "html" and done["bytes"] == out.stat().st_size
     assert out.read_text().startswith("<!doctype html>")
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600  # it holds faces
 
 
 def test_formats() -> None:

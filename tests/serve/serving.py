@@ -10,6 +10,8 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,9 @@ from persona.errors import PersonaError, SkipPhoto
 from persona.gallery import Enrolled, Person, Sighting, TwoPeopleError
 from persona.gallery.store import Threshold, nobody
 from persona.serve.api import build_app
+from persona.serve.door import Networks
 from persona.serve.gate import Claim, Gate
-from persona.serve.server import build_server, listen
+from persona.serve.server import build_server, listen, run
 from persona.serve.uploads import Limits
 
 Photo = npt.NDArray[np.uint8]
@@ -42,6 +45,8 @@ class ColourGallery:
     seen: list[tuple[int, ...]] = field(default_factory=list)
     """Shapes of the photos that came."""
     lock: threading.Lock = field(default_factory=threading.Lock)
+    began: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    """Released by what is in work."""
 
     def enroll(
         self,
@@ -71,6 +76,7 @@ class ColourGallery:
         return Enrolled(name, len(rows), tuple(refused))
 
     def recognise(self, photo: Photo) -> tuple[Sighting, ...]:
+        self.began.release()
         time.sleep(self.pause_s)
         wanted = self._template(photo)
         with self.lock:
@@ -99,6 +105,27 @@ class ColourGallery:
         return np.asarray(colour / np.linalg.norm(colour))
 
 
+def write_certificate(certificate: Path, key: Path) -> None:
+    """One that signs itself, for a day."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    secret = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    signed = (
+        x509.CertificateBuilder(name, name, secret.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(secret, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    certificate.write_bytes(signed.public_bytes(pem))
+    plain = serialization.NoEncryption()
+    key.write_bytes(secret.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+
+
 @contextlib.contextmanager
 def serving(
     gallery: Any,
@@ -107,15 +134,26 @@ def serving(
     workers: int = 2,
     token: str | None = None,
     names: frozenset[str] = frozenset({"localhost"}),
+    certificate: Path | None = None,
+    key: Path | None = None,
+    proxies: Networks = (),
 ) -> Iterator[int]:
     """The port of a server in a thread of this process."""
     limits = limits or Limits()
     gate = Gate(workers, limits.waiting, read_s=limits.read_s, work_s=limits.work_s)
-    app = build_app(gallery, gate, network="colours", limits=limits, token=token, names=names)
+    app = build_app(
+        *(gallery, gate),
+        network="colours",
+        limits=limits,
+        token=token,
+        names=names,
+        proxies=proxies,
+    )
     listener = listen("127.0.0.1", 0)
+    listener.proxies = proxies
     port = int(listener.getsockname()[1])
-    server = build_server(app)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    server = build_server(app, certificate=certificate, key=key)
+    thread = threading.Thread(target=run, args=(server, listener))
     thread.start()
     try:
         yield port

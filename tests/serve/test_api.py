@@ -23,7 +23,9 @@ from PIL import Image
 from serving import BOUNDARY, ColourGallery, ask, form, photo, post, serving
 
 from persona.data.align.spec import AlignSpec
-from persona.gallery.store import Facts, check_digest
+from persona.gallery import DuplicateError
+from persona.gallery.store import Facts, check_digest, read_only
+from persona.names import hidden
 from persona.serve.gate import Gate
 from persona.serve.uploads import Limits
 
@@ -91,6 +93,42 @@ def test_a_gallery_that_became_another_networks(
     refused = post(port, "/api/recognise", ("photo", RED))
     assert refused.status == 409
     assert refused.error == "the gallery is another network's now: start persona serve anew"
+
+
+def test_somebody_who_is_there_under_another_name_is_asked_about(
+    port: int, monkeypatch: pytest.MonkeyPatch, gallery: ColourGallery
+) -> None:
+    def enroll(*_: object, **__: object) -> None:
+        raise DuplicateError("'A;b' looks like 'C' (similarity 0.9); enrol, or --force")
+
+    monkeypatch.setattr(gallery, "enroll", enroll)
+    asked = post(port, "/api/enroll", ("name", "A;b"), ("photo", RED))
+    assert asked.status == 409
+    remedy = "enroll the photos under that name, or send force=1 if they are two people"
+    assert asked.error == f"'A;b' looks like 'C' (similarity 0.9); {remedy}"
+
+
+def test_a_gallery_that_may_only_be_read(
+    port: int, monkeypatch: pytest.MonkeyPatch, gallery: ColourGallery
+) -> None:
+    def forget(_: str) -> None:
+        raise read_only("the gallery", "its file system is mounted read-only")
+
+    monkeypatch.setattr(gallery, "forget", forget)
+    refused = post(port, "/api/forget", ("name", "Ada"))
+    assert refused.status == 403
+    assert refused.error.startswith("the gallery can be read but not changed: its file system is")
+
+
+def test_what_cannot_be_seen_is_escaped(port: int, gallery: ColourGallery) -> None:
+    name = "An\u200bn\u3164\u202e"
+    gallery.known[name] = [np.ones(3)]
+    answer = ask(port, "/api/people")
+    assert answer.json["people"][0]["name"] == name
+    assert rb"An\u200bn\u3164\u202e" in answer.body
+    refused = post(port, "/api/enroll", ("name", name), ("photo", b"no photo"))
+    assert hidden(refused.body.decode()) is None
+    assert hidden(refused.error) is None
 
 
 NAMES = {

@@ -12,14 +12,13 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import environment, persona_here
 from onnx_files import SETTINGS, write_model
-from serving import ask, post
+from serving import ask, post, write_certificate
 
 from persona.cli.serve import read_token
 from persona.data.synthetic import draw_identity, draw_photo
@@ -39,27 +38,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model(folder / "face.onnx", settings=SETTINGS)
     (folder / "token").write_text("a-token-of-this-test\n")
     return folder
-
-
-def write_certificate(certificate: Path, key: Path) -> None:
-    """One that signs itself, for a day."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    secret = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    signed = (
-        x509.CertificateBuilder(name, name, secret.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .sign(secret, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    certificate.write_bytes(signed.public_bytes(pem))
-    plain = serialization.NoEncryption()
-    key.write_bytes(secret.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
 
 
 @contextmanager
@@ -125,6 +103,17 @@ def test_beyond_this_machine_it_wants_a_token(home: Path) -> None:
 
 
 @pytest.mark.heavy
+def test_behind_a_proxy_it_wants_a_token(home: Path) -> None:
+    with served(home, "--proxy", "127.0.0.1", "--allowed-host", "Faces.Example") as said:
+        port = int(said["url"].rpartition(":")[2])
+        site = {"X-Forwarded-Host": "faces.example", "X-Forwarded-Proto": "https"}
+        asked = {**site, "Origin": "https://faces.example"}
+        assert ask(port, "/api/people", **asked).status == 401
+        token = f"Bearer {said['token']}"
+        assert ask(port, "/api/people", authorization=token, **asked).status == 200
+
+
+@pytest.mark.heavy
 def test_https_and_a_token_of_ones_own(home: Path) -> None:
     write_certificate(home / "cert", home / "key")
     options = ("--certificate", str(home / "cert"), "--key", str(home / "key"))
@@ -151,6 +140,9 @@ def test_what_a_user_can_mend(home: Path, tmp_path: Path) -> None:
     fails("--certificate and --key go together", "--certificate", "cert")
     fails("no token file at", "--token-file", str(tmp_path / "none"))
     fails("has no threshold", "--port", "0")
+    fails("--proxy 'nginx' is no address: give one as 127.0.0.1", "--proxy", "nginx")
+    for name in ("https://faces.example", "faces.example:443", "*.example", "", "a b"):
+        fails("is no host name: give it without scheme, port and path", "--allowed-host", name)
     with listen("127.0.0.1", 0) as listener:
         port = str(listener.getsockname()[1])
         fails(f"port {port} is in use", "--port", port)

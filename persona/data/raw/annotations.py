@@ -16,6 +16,7 @@ from pathlib import Path
 from persona.data.raw.base import Index, Photo, PhotoList
 from persona.errors import PersonaError
 from persona.files import bounded_lines
+from persona.names import describe, hidden
 
 Attributes = dict[str, str | int]
 
@@ -63,6 +64,14 @@ def _read(path: Path) -> tuple[str, dict[str, Attributes]]:
             f"{','.join(header)[:80]!r}"
         )
     rows: dict[str, Attributes] = {}
+    for number, line in enumerate(lines, start=1):
+        # Not of the first column: it must say what the dataset says.
+        unseen = hidden("".join(line[1:]))
+        if unseen is not None:
+            raise PersonaError(
+                f"{path} row {number} holds {describe(unseen)}, which cannot be seen and makes one "
+                "annotation look like another: take it out"
+            )
     for number, line in enumerate(lines[1:], start=2):
         if len(line) != len(header):
             raise PersonaError(

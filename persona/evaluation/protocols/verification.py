@@ -17,7 +17,7 @@ from persona.evaluation.pair_lists import cut_folds, read_pair_list
 from persona.evaluation.pairs import PairScores, overlap, score_pairs, write_scores
 from persona.evaluation.protocols.base import Options, Protocol, Subject, default_measure
 from persona.evaluation.statistics import verification_intervals
-from persona.files import write_atomically
+from persona.files import PRIVATE, write_atomically
 from persona.models.store import NamedNetwork
 
 
@@ -89,7 +89,7 @@ def pair_scores(subject: Subject) -> tuple[PairScores, dict[str, Any]]:
         facts["overlap"] = len(common)
     if options.overlap_names is not None and subject.accelerator.is_main_process:
         names = "".join(f"{manifest.classes[place]}\n" for place in common)
-        write_atomically(options.overlap_names, names.encode())
+        write_atomically(options.overlap_names, names.encode(), PRIVATE)
     embedded = subject.embed(subject.folder, manifest)
     left_out = frozenset(common if options.trained is not None else ())
     scores = score_pairs(embedded, manifest, pairs, no_face=options.no_face, left_out=left_out)

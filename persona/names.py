@@ -1,0 +1,165 @@
+"""Text from elsewhere: which of its characters are not seen but acted on, and how it is shown.
+
+Two names that differ in such a character look the same, and one that turns the direction of writing
+makes a line read as something that it is not. What is hidden is told by the character's category in
+Unicode; a few blank characters are letters, marks or symbols there and are listed here.
+
+Some scripts and emoji are written with joiners, selectors and tags that cannot be seen. These are
+part of a name where their neighbours take them (as RFC 5892, appendix A, has it for joiners), and
+hidden anywhere else.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
+_BLANK = frozenset(
+    map(
+        chr,
+        (
+            0x034F,  # combining grapheme joiner
+            *(0x115F, 0x1160, 0x3164, 0xFFA0),  # Hangul fillers
+            *(0x17B4, 0x17B5),  # Khmer inherent vowels
+            *(0x2065, *range(0xFFF0, 0xFFF9)),  # not assigned, and never to be seen
+            0x2800,  # Braille without dots
+            0x1D159,  # a note without a head
+            0x133FC,  # a hieroglyph that is blank
+        ),
+    )
+)
+_JOINERS = frozenset("\u200c\u200d")
+_VARIANTS = frozenset(map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))
+_MONGOLIAN_VARIANTS = frozenset("\u180b\u180c\u180d\u180e\u180f")
+_JOINED_SCRIPTS = frozenset(
+    (
+        *("ADLAM", "ARABIC", "BALINESE", "BENGALI", "BRAHMI", "CHAKMA"),
+        *("DEVANAGARI", "GRANTHA", "GUJARATI", "GURMUKHI", "HANIFI", "JAVANESE"),
+        *("KAITHI", "KANNADA", "KHMER", "LEPCHA", "LIMBU", "MALAYALAM"),
+        *("MANDAIC", "MANICHAEAN", "MONGOLIAN", "MYANMAR", "NEWA", "NKO"),
+        *("ORIYA", "PHAGS-PA", "SHARADA", "SINHALA", "SOGDIAN", "SYRIAC"),
+        *("TAI", "TAMIL", "TELUGU", "TIBETAN", "TIRHUTA"),
+    )
+)
+"""First words of their letters' names."""
+_VIRAMA = 9
+"""Canonical combining class."""
+_FLAG = re.compile("\U0001f3f4[\U000e0020-\U000e007e]{1,6}\U000e007f")
+"""Of England and others: a black flag and the region in tags."""
+
+
+def hidden(text: str) -> str | None:
+    """The first character of a text that is not seen but acted on, or looks like a blank."""
+    places = _hidden_places(text)
+    return text[places[0]] if places else None
+
+
+def describe(character: str) -> str:
+    """A character as Unicode lists it, such as `U+200B ZERO WIDTH SPACE`."""
+    name = unicodedata.name(character, "control character")
+    return f"U+{ord(character):04X} {name}"
+
+
+def legible(text: str) -> str:
+    """A text in one line, with what is hidden in it escaped as Python does; tabs stay."""
+    if text.isascii() and text.isprintable():
+        return text
+    shown = list(text)
+    for place in _hidden_places(text):
+        if shown[place] != "\t":
+            shown[place] = escaped(shown[place])
+    return "".join(shown)
+
+
+def escaped(character: str) -> str:
+    r"""A character as `\u200b`."""
+    return character.encode("unicode_escape").decode()
+
+
+def escape_json(document: str) -> str:
+    """A JSON document whose strings have the same value, without what a terminal would act on."""
+    if document.isascii() and "\x7f" not in document:
+        return document
+    return "".join(
+        character if character in "\n\t" or not _is_suspect(character) else _json(character)
+        for character in document
+    )
+
+
+def _json(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
+
+
+def _hidden_places(text: str) -> list[int]:
+    if text.isascii() and text.isprintable():
+        return []
+    flags = [match.span() for match in _FLAG.finditer(text)]
+    return [
+        place
+        for place, character in enumerate(text)
+        if _is_suspect(character)
+        and not _belongs(text, place)
+        and not any(start < place < end for start, end in flags)
+    ]
+
+
+def _is_suspect(character: str) -> bool:
+    return (
+        unicodedata.category(character) in _CATEGORIES
+        or character in _BLANK
+        or character in _VARIANTS
+        or character in _MONGOLIAN_VARIANTS
+        or 0xE0000 <= ord(character) <= 0xE0FFF
+        or ord(character) & 0xFFFE == 0xFFFE  # no character in any plane
+        or 0xFDD0 <= ord(character) <= 0xFDEF
+    )
+
+
+def _belongs(text: str, place: int) -> bool:
+    """Whether its neighbours take a joiner or a selector."""
+    character, before, after = text[place], text[place - 1 : place], text[place + 1 : place + 2]
+    if not before:
+        return False
+    if character in _JOINERS:
+        if unicodedata.combining(before) == _VIRAMA or (_is_joined(before) and _is_joined(after)):
+            return True
+        return character == "\u200d" and _is_pictured(before) and _is_symbol(after)
+    if character in _MONGOLIAN_VARIANTS:
+        return _script(before) == "MONGOLIAN" and _is_letter(before)
+    if character in _VARIANTS:
+        keycap = before in "0123456789#*" and after == "\u20e3"
+        return _is_symbol(before) or keycap or _script(before) == "CJK"
+    return False
+
+
+def _script(character: str) -> str:
+    return unicodedata.name(character, "").partition(" ")[0]
+
+
+def _is_letter(character: str) -> bool:
+    return unicodedata.category(character)[0] in "LM"
+
+
+def _is_joined(character: str) -> bool:
+    return bool(character) and _is_letter(character) and _script(character) in _JOINED_SCRIPTS
+
+
+def _is_symbol(character: str) -> bool:
+    """What emoji are; and U+203C and the like, which are punctuation otherwise."""
+    return (
+        bool(character)
+        and (
+            unicodedata.category(character) in {"So", "Sm"}
+            or character in "\u203c\u2049\u3030\u303d"
+        )
+        and character not in _BLANK
+    )
+
+
+def _is_pictured(character: str) -> bool:
+    """The end of one emoji: a symbol, its selector, or a colour of skin."""
+    return (
+        _is_symbol(character) or character == "\ufe0f" or "\U0001f3fb" <= character <= "\U0001f3ff"
+    )
