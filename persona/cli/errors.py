@@ -8,12 +8,14 @@ import logging
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import NoReturn
 
 import typer
 
 from persona.cli.output import legible
 from persona.errors import PersonaError
+from persona.files import sweep
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
@@ -85,6 +87,7 @@ def run_app(app: typer.Typer) -> NoReturn:
     )
     logging.getLogger("persona").setLevel(logging.DEBUG if debug else logging.INFO)
     try:
+        sweep(Path.cwd())  # what a killed command left here, a gallery's export perhaps
         app(standalone_mode=True)
     except BaseException as error:
         if isinstance(error, SystemExit):

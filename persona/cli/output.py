@@ -31,6 +31,13 @@ CacheOption = Annotated[
     Path | None,
     typer.Option("--cache", help="Folder that keeps the files of sets named by a URL."),
 ]
+VerifyOption = Annotated[
+    bool,
+    typer.Option(
+        "--verify/--no-verify",
+        help="Check each file of a set against its checksum before its first use.",
+    ),
+]
 ModelsOption = Annotated[
     Path | None, typer.Option("--models", help="Folder of models.  [default: models]")
 ]

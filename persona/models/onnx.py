@@ -24,10 +24,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor
 
-from persona.config import from_dict
+from persona.config import LARGEST_YAML, from_dict, parse_yaml
 from persona.errors import PersonaError, unknown
 from persona.files import sha256_file
 from persona.landmarks import Floats, invert, move, similarity, template
@@ -98,7 +97,8 @@ def find_settings(path: Path) -> tuple[str, str]:
     for place in (beside, CONFIGS / f"{path.stem}.yaml"):
         if place.is_file():
             try:
-                return place.read_text(encoding="utf-8"), str(place)
+                with place.open(encoding="utf-8") as file:
+                    return file.read(LARGEST_YAML + 1), str(place)
             except (OSError, ValueError):
                 raise PersonaError(f"{place} is not valid YAML") from None
     known = ", ".join(sorted(p.name for p in CONFIGS.glob("*.yaml")))
@@ -113,10 +113,7 @@ def parse_settings(text: str, where: str) -> OnnxSettings:
     Raises:
         PersonaError: no YAML, unknown or missing names, values out of range.
     """
-    try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise PersonaError(f"{where} is not valid YAML") from None
+    values = parse_yaml(text, where)
     if not isinstance(values, dict):
         raise PersonaError(f"{where} must be a mapping of names to values")
     try:
