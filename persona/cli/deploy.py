@@ -107,6 +107,7 @@ def export_command(
     card = find_model(model, place.models)
 
     from persona.deploy.export import ExportOptions, export_litert, export_onnx
+    from persona.models.public import public_name
     from persona.models.store import load_model
 
     options = ExportOptions(precision, preprocessing, classifier)
@@ -124,7 +125,9 @@ def export_command(
             raise PersonaError("int8 is calibrated on faces: name a packed set with --calibrate")
         faces, ranges = _faces_apart(card, checked, name, place, seed, verify=verify)
         more["calibration_NHWC"] = ranges
-        more["facts"]["persona.calibration"] = f"{len(ranges)} faces of {name}, seed {seed}"
+        more["facts"]["persona.calibration"] = (
+            f"{len(ranges)} faces of {public_name(name)}, seed {seed}"
+        )
     else:
         faces = _check_faces(card, checked, place, seed, verify=verify)
     if format_ == "web":

@@ -145,6 +145,9 @@ def network_digest(name: str, models: Path) -> str | None:
     if name.startswith(onnx.PREFIX):
         path = Path(name.removeprefix(onnx.PREFIX)).expanduser()
         return onnx.digest(path) if path.is_file() else None
+    if name.startswith(litert.PREFIX):
+        path = Path(name.removeprefix(litert.PREFIX)).expanduser()
+        return sha256_file(path) if path.is_file() else None
     if name in FACENETS:
         found = find_weights(FACENETS[name], models)
         return sha256_file(found) if found else None
