@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +16,15 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from persona.errors import PersonaError, unknown
+from persona.errors import PersonaError, shown, unknown
 from persona.files import write_atomically
 
 T = TypeVar("T")
+
+LARGEST_YAML = 1 << 16
+"""Characters: a recipe has a few hundred."""
+DEEPEST_YAML = 20
+LONGEST_NUMBER = 100
 
 PRECISIONS = ("no", "fp16", "bf16")
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -33,6 +37,8 @@ PENALTIES = ("arcface", "cosface")
 TARGETS = ("auto", "kept", "online")
 COMPILERS = ("no", "inductor", "eager", "aot_eager", "cudagraphs")
 """torch.compile backends."""
+NOT_LEARNED = frozenset({"workers", "cache", "verify"})
+"""Of a config, what says how photos come and not what is learned: a run may go on with another."""
 METHODS = (
     *("finetune", "joint", "ncm", "lwf", "ewc", "replay", "replay-herding", "icarl", "der++"),
     "anchor",
@@ -366,6 +372,8 @@ class DistillConfig:
     """Loader processes of each process."""
     cache: str | None = None
     """Folder that keeps the files of sets named by a URL; none: they go when they were read."""
+    verify: bool = True
+    """Files of a set on this machine are checked against their checksums before their first use."""
     targets: str = "auto"
     """The teacher's vectors: `kept` beside the shards, computed `online`, or kept if there."""
     mixed_precision: str = "no"
@@ -436,6 +444,7 @@ class LearnConfig:
     checkpoint_steps: int = 100
     tracker: str = "wandb"
     cache: str | None = None
+    verify: bool = True
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(**LEARN_OPTIM))
     lwf: LwfConfig = field(default_factory=LwfConfig)
     ewc: EwcConfig = field(default_factory=EwcConfig)
@@ -458,13 +467,89 @@ class LearnConfig:
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:
-    if not math.isfinite(value) or not low <= value <= high:
-        raise PersonaError(f"{name} {value}: choose {low:g} to {high:g}")
+    if not low <= value <= high:  # also what is no number, and of any length
+        raise PersonaError(f"{name} {shown(value)}: choose {low:g} to {high:g}")
 
 
 def _among(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise unknown(name, value, known)
+
+
+_TOO_DEEP = f"over {DEEPEST_YAML} values inside each other"
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values without aliases, of which a few lines stand for gigabytes."""
+
+    depth = 0
+
+    def fetch_flow_collection_start(self, kind: Any) -> None:
+        """Refuses brackets before the scanner looks for a key behind all of them."""
+        if self.flow_level >= DEEPEST_YAML:
+            raise yaml.MarkedYAMLError(problem=_TOO_DEEP, problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(kind)
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Refuses what no recipe holds."""
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(
+                problem="aliases are not read: write it out", problem_mark=mark
+            )
+        self.depth += 1
+        if self.depth > DEEPEST_YAML:
+            raise yaml.MarkedYAMLError(problem=_TOO_DEEP)
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+    def construct_number(self, node: yaml.ScalarNode) -> Any:
+        """Refuses numbers that take seconds to read, as one of 30,000 digits to the base of 60."""
+        if len(node.value) > LONGEST_NUMBER:
+            raise yaml.MarkedYAMLError(problem="a very long number", problem_mark=node.start_mark)
+        whole = node.tag.endswith("int")
+        return self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
+
+
+def parse_yaml(text: str, what: str) -> Any:
+    """The one way in which YAML is read, all of which may come from a stranger.
+
+    Raises:
+        PersonaError: it is no YAML, too long or deep, or has aliases; the message begins with
+            `what`.
+    """
+    if len(text) > LARGEST_YAML:
+        raise PersonaError(f"{what} has over {LARGEST_YAML:,} characters: none is so long")
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        place = "" if error.problem_mark is None else f" (line {error.problem_mark.line + 1})"
+        refused = f": {error.problem}" if error.context is None and error.problem else ""
+        raise PersonaError(f"{what} is not valid YAML{place}{refused}") from None
+    except Exception:  # PyYAML raises whatever its conversions do: KeyError, OverflowError, …
+        raise PersonaError(f"{what} is not valid YAML") from None
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        PersonaError: it cannot be read, or see `parse_yaml`.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LARGEST_YAML + 1)
+    except OSError as error:
+        raise PersonaError(f"cannot read {what} {path}: {error.strerror}") from None
+    except ValueError:
+        raise PersonaError(f"{what} {path} is not valid YAML: it is no UTF-8") from None
+    return parse_yaml(text, f"{what} {path}")
 
 
 def load_config(
@@ -478,14 +563,7 @@ def load_config(
     """
     values: dict[str, Any] = {}
     if path is not None:
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except OSError as error:
-            raise PersonaError(f"cannot read config {path}: {error.strerror}") from None
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            line = getattr(getattr(error, "problem_mark", None), "line", None)
-            place = "" if line is None else f" (line {line + 1})"
-            raise PersonaError(f"config {path} is not valid YAML{place}") from None
+        values = read_yaml(path, "config") or {}
         if not isinstance(values, dict):
             raise PersonaError(f"config {path} must be a mapping of names to values")
     values = {**(base or {}), **values}
@@ -536,7 +614,8 @@ def from_dict(kind: type[T], values: Mapping[str, Any], *, where: str, prefix: s
     built: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:
-            raise unknown("key", f"{prefix}{name}", [prefix + k for k in known], where=where)
+            key = name if isinstance(name, str) else shown(name)
+            raise unknown("key", f"{prefix}{key}", [prefix + k for k in known], where=where)
         built[name] = _convert(hints[name], value, where=where, name=f"{prefix}{name}")
     return kind(**built)
 
@@ -555,7 +634,7 @@ def _convert(hint: Any, value: Any, *, where: str, name: str) -> Any:
         return from_dict(allowed[0], value, where=where, prefix=f"{name}.")
     if get_origin(allowed[0]) is tuple:
         if not isinstance(value, list):
-            raise PersonaError(f"{name} in {where}: expected a list, found {value!r}")
+            raise PersonaError(f"{name} in {where}: expected a list, found {shown(value)}")
         item = get_args(allowed[0])[0]
         return tuple(_convert(item, one, where=where, name=name) for one in value)
     if float in allowed and not isinstance(value, bool | float):
@@ -565,7 +644,7 @@ def _convert(hint: Any, value: Any, *, where: str, name: str) -> Any:
         return "no"  # YAML 1.1 reads a bare `no` as false
     if isinstance(value, bool) != (bool in allowed) or not isinstance(value, allowed):
         wanted = " or ".join(getattr(kind, "__name__", str(kind)) for kind in allowed)
-        raise PersonaError(f"{name} in {where}: expected {wanted}, found {value!r}")
+        raise PersonaError(f"{name} in {where}: expected {wanted}, found {shown(value)}")
     return value
 
 

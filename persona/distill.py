@@ -39,7 +39,7 @@ from accelerate.utils import (
 from torch import Tensor
 from torch.optim import Optimizer
 
-from persona.config import DistillConfig, differences, save_config, to_dict
+from persona.config import NOT_LEARNED, DistillConfig, differences, save_config, to_dict
 from persona.data.shards import Manifest, open_set
 from persona.data.storage import SetFolder
 from persona.data.stream import Batch, EpochLoader, build_loader, to_device
@@ -159,15 +159,15 @@ class Run:
         self.progress = Progress()
 
         cache = Path(config.cache) if config.cache else None
-        self.train_folder, self.train_set = open_set(config.train_set, workspace.shards, cache)
+        shards, verify = workspace.shards, config.verify
+        self.train_folder, self.train_set = open_set(config.train_set, shards, cache, verify=verify)
         self.test: tuple[SetFolder, Manifest] | None = None
         if config.test_set != "none":
-            self.test = open_set(config.test_set, workspace.shards, cache)
+            self.test = open_set(config.test_set, shards, cache, verify=verify)
         side = open_teacher(config, workspace, self.train_folder, self.train_set)
         self.targets, self.classes = side.targets, side.classes
         self.origin = {
-            # Loader processes and cache change nothing that is learned.
-            "recipe": {k: v for k, v in to_dict(config).items() if k not in {"workers", "cache"}},
+            "recipe": {k: v for k, v in to_dict(config).items() if k not in NOT_LEARNED},
             "train set": self.train_set.digest,
             "targets": "kept" if side.targets else "online",
             "teacher": side.digest,

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import reprlib
 from collections.abc import Iterable, Iterator
+
+LONGEST_NAME = 80
+"""Characters of a name or value that a message shows."""
 
 
 class PersonaError(Exception):
@@ -32,13 +36,31 @@ def resumed_by(option: str) -> Iterator[None]:
         raise KeyboardInterrupt(line) from None
 
 
+_SHOWN = reprlib.Repr()
+_SHOWN.maxlevel = 2
+_SHOWN.maxlist = _SHOWN.maxtuple = _SHOWN.maxdict = 3
+_SHOWN.maxstring = _SHOWN.maxlong = _SHOWN.maxother = LONGEST_NAME
+
+
+def shown(value: object) -> str:
+    """A value as an error shows it, perhaps a stranger's: cut before it is formatted.
+
+    >>> shown([[1] * 9] * 9)
+    '[[1, 1, 1, ...], [1, 1, 1, ...], [1, 1, 1, ...], ...]'
+    """
+    try:
+        return _SHOWN.repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        return f"a very long {type(value).__name__}"
+
+
 def unknown(kind: str, name: str, known: Iterable[str], *, where: str = "") -> PersonaError:
     """The error for a name that is not there, with the nearest known one first.
 
     >>> str(unknown("student", "mobilenet_v3_smal", ["mobilenet_v3_small"]))
     "unknown student 'mobilenet_v3_smal'; did you mean 'mobilenet_v3_small'?"
     """
-    names = sorted(known)
+    names, name = sorted(known), name[:LONGEST_NAME]
     place = f" in {where}" if where else ""
     nearest = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""

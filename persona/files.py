@@ -1,4 +1,8 @@
-"""Files that survive being killed: written under another name, then renamed into place."""
+"""Files that survive being killed: written under another name, then renamed into place.
+
+What is written has a hidden name with host and process, and its process holds a lock on it. A
+process that was killed leaves it behind; the next one that writes there sweeps it away.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,11 @@ import fcntl
 import hashlib
 import json
 import os
+import re
+import shutil
 import socket
+import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -19,6 +27,10 @@ from persona.errors import PersonaError
 PRIVATE = 0o600
 """Mode of what holds people's names, templates or photos: its owner's alone."""
 LONGEST_LINE = 1 << 16
+LARGEST_JSON = 1 << 22
+"""Bytes of a card; what names photos may be larger."""
+GAP_S = 60.0
+"""Age from which a partial file without a lock has no writer: it is locked once it is there."""
 
 
 def process_name() -> str:
@@ -41,17 +53,105 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes], mode: int = 0o66
 
     `mode` is a new file's, less the umask.
     """
+    with replacing(path, mode) as file:
+        file.writelines((data,) if isinstance(data, bytes) else data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
+    """A new file that is `path` from the end of the block on, unless that raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep_once(path.parent)
     partial = path.with_name(f".{path.name}.{process_name()}.partial")
     try:
         opened = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         with placed(path), os.fdopen(opened, "wb") as file:
-            file.writelines((data,) if isinstance(data, bytes) else data)
+            _try_lock(opened)
+            yield file
             file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+            os.fsync(opened)
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: Path, label: str) -> Iterator[Path]:
+    """A hidden folder below `parent` for the time of a block, to rename what is whole out of it."""
+    parent.mkdir(parents=True, exist_ok=True)
+    _sweep_once(parent)
+    suffix = f".{process_name()}.partial"
+    folder = Path(tempfile.mkdtemp(prefix=f".{label}.", suffix=suffix, dir=parent))
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _try_lock(opened)
+        yield folder
+    finally:
+        os.close(opened)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Removes partial files and scratch folders that processes of this host left when they died.
+
+    Another host's stay: whether their process lives cannot be told from here.
+    """
+    ours = re.compile(rf"\..*\.{re.escape(socket.gethostname())}-(\d+)\.partial", re.DOTALL)
+    with contextlib.suppress(OSError):  # a folder that is not there, or that we may not change
+        for path in folder.iterdir():
+            if (process := ours.fullmatch(path.name)) is not None:
+                _remove_if_dead(path, int(process[1]))
+
+
+_SWEPT: set[Path] = set()
+
+
+def _sweep_once(folder: Path) -> None:
+    if folder not in _SWEPT:
+        _SWEPT.add(folder)
+        sweep(folder)
+
+
+def _remove_if_dead(path: Path, process: int) -> None:
+    """Removes a partial file or folder unless its writer lives."""
+    with contextlib.suppress(OSError):  # somebody else's, or gone meanwhile
+        opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            found = os.fstat(opened)
+            held = _try_lock(opened)
+            alive = _is_alive(process)
+            if alive and held and time.time() - found.st_mtime > GAP_S:
+                alive = False  # another process has its number by now
+            if held is False or alive or found.st_uid != os.geteuid():
+                return
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+        finally:
+            os.close(opened)
+
+
+def _try_lock(opened: int) -> bool | None:
+    """Locks a file until it is closed; False: another has it, None: locks are not to be had."""
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _is_alive(process: int) -> bool:
+    """Whether this host has such a process."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def write_json(path: Path, value: object) -> None:
@@ -69,16 +169,21 @@ def _fields(value: Any) -> dict[str, Any]:
     return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
-def read_json(path: Path, *, what: str) -> Any:
-    """Reads JSON; `what` names the file's role in the error.
+def read_json(path: Path, *, what: str, limit: int = LARGEST_JSON) -> Any:
+    """Reads JSON, which may come from a stranger; `what` names the file's role in the error.
 
     Raises:
-        PersonaError: the file is not there or is no JSON.
+        PersonaError: the file is not there, over `limit` bytes, or no JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
     except FileNotFoundError:
         raise PersonaError(f"no {what} at {path}") from None
+    if len(data) > limit:
+        raise PersonaError(f"{what} {path} has over {limit / 1e6:.1f} MB: none is so large")
+    try:
+        return json.loads(data)
     except (ValueError, RecursionError) as error:  # also of numbers with too many digits
         raise PersonaError(
             f"{what} {path} is not valid JSON ({error}): restore it, or remove it and make it anew"

@@ -25,6 +25,7 @@ from accelerate import Accelerator
 
 from persona.config import AugmentConfig
 from persona.data.shards import Manifest, key_of
+from persona.data.storage import SetFolder, on_disk
 from persona.data.stream import Batch, build_loader
 from persona.data.targets import (
     CARD,
@@ -81,7 +82,7 @@ class TargetOptions:
 
 
 def make_targets(
-    folder: Path,
+    folder: SetFolder,
     manifest: Manifest,
     teacher: NamedNetwork,
     options: TargetOptions,
@@ -93,7 +94,7 @@ def make_targets(
         PersonaError: other targets of this teacher lie there, another process makes them, or the
             teacher's vectors are not finite or beyond float16.
     """
-    place = targets_folder(folder, teacher.name)
+    place = targets_folder(on_disk(folder, "keeping targets"), teacher.name)
     head = teacher.network.head() if teacher.network.num_classes else None
     plan = {
         "weights": teacher.digest,
@@ -188,7 +189,7 @@ def _claim(place: Path, plan: dict[str, object], *, write: bool) -> Targets | No
 
 
 def _embed_shard(
-    folder: Path,
+    folder: SetFolder,
     manifest: Manifest,
     teacher: NamedNetwork,
     options: TargetOptions,
@@ -196,7 +197,7 @@ def _embed_shard(
     number: int,
 ) -> Iterator[int]:
     """Fills the two files of one shard, yielding how many views were done since."""
-    place = targets_folder(folder, teacher.name)
+    place = targets_folder(on_disk(folder, "keeping targets"), teacher.name)
     final = [place / name for name in file_names(number)]
     roles, shard = photos_of(manifest), manifest.shards[number]
     photos = shard.samples * roles

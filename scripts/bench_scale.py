@@ -168,13 +168,14 @@ class Steps:
     def skips(self) -> None:
         """A manifest in which every photo is named as skipped, written and read."""
         from persona.data.shards import Skipped, open_set, read_manifest, write_manifest
+        from persona.data.storage import on_disk
 
-        folder, manifest = open_set("generated", self.place.shards)
+        folder, manifest = open_set("generated", self.place.shards, verify=False)
         skipped = tuple(
             Skipped(photo.source, "no face: the photo is smaller than 20 px")
             for photo in self.dataset.iter_photos()
         )
-        place = folder.parent / "skips"
+        place = on_disk(folder, "packing").parent / "skips"
         place.mkdir(exist_ok=True)
         write_manifest(place, replace(manifest, skipped=skipped))
         del skipped

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import time
 from pathlib import Path
 
 import pytest
@@ -135,4 +137,49 @@ def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(text)
     with pytest.raises(PersonaError, match=message):
+        load_config(path, {})
+
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in itertools.pairwise("abcdefghij")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LAUGHS + "teacher: *j\n", r"\(line 2\): aliases are not read: write it out"),
+        ("teacher: &a [*a]\n", "aliases are not read"),
+        ("x: " + "[" * 30_000, "over 20 values inside each other"),
+        ("x: " + "{a: " * 15_000, "over 20 values inside each other"),
+        ("x: 1\n" * 20_000, "has over 65,536 characters"),
+        ("- " * 30_000, "over 20 values inside each other"),
+        ("epochs: 0x" + "f" * 60_000, "a very long number"),
+        ("seed: " + "1:" * 30_000 + "1", "a very long number"),
+        ("optim: {lr: " + "1:" * 30_000 + "1.5}", "a very long number"),
+        ("epochs: 0x" + "f" * 90, "epochs [0-9.]{80}: choose 1 to 100000"),
+        (f"teacher: [{'x' * 50_000}]", "expected str, found .{,120}$"),
+        (f"? {'x' * 50_000}\n: 1", "unknown key '.{,120}"),
+        ("0x" + "f" * 90 + ": 1", "unknown key '[0-9.]{80}'"),
+        ("? [1, 2]\n: 1", "is not valid YAML"),
+        ("!!int x: 1", "is not valid YAML"),
+        ("a: !!timestamp x", "is not valid YAML"),
+        ("a: !!python/object/apply:os.system [ls]", "is not valid YAML"),
+        ("a: !!bool x", "is not valid YAML"),
+        ("a: !!int ''", "is not valid YAML"),
+        ("\x00", "is not valid YAML"),
+    ],
+)
+def test_a_recipe_of_a_stranger_is_refused_in_one_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    began_s = time.process_time()
+    with pytest.raises(PersonaError, match=message) as raised:
+        load_config(path, {})
+    assert time.process_time() - began_s < 1
+    assert len(str(raised.value)) < 400 + len(str(path)) and "\n" not in str(raised.value)
+    path.write_bytes(b"teacher: \xff\xfe")
+    with pytest.raises(PersonaError, match="it is no UTF-8"):
         load_config(path, {})

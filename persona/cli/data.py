@@ -316,7 +316,8 @@ def shards_verify(
     from persona.data.shards import open_set, verify_set
     from persona.progress import progress_bar
 
-    folder, manifest = open_set(set_, workspace(shards=shards).shards, cache)
+    # All of its files are read here: what is checked before its first use would be read twice.
+    folder, manifest = open_set(set_, workspace(shards=shards).shards, cache, verify=False)
     with progress_bar("verifying", total=len(manifest.shards), unit="shards") as advance:
         verify_set(folder, manifest, advance=advance)
     # Of a set elsewhere nobody can list the targets; they are checked when they are read.

@@ -14,6 +14,7 @@ from persona.cli.output import (
     ModelArgument,
     ModelsOption,
     ShardsOption,
+    VerifyOption,
     human_bytes,
     note,
     print_json,
@@ -90,6 +91,7 @@ def export_command(
         ),
     ] = None,
     shards: ShardsOption = None,
+    verify: VerifyOption = True,
     models: ModelsOption = None,
     json: JsonFlag = False,
 ) -> None:
@@ -106,6 +108,7 @@ def export_command(
     card = find_model(model, place.models)
 
     from persona.deploy.export import ExportOptions, export_litert, export_onnx
+    from persona.models.public import public_name
     from persona.models.store import load_model
 
     options = ExportOptions(precision, preprocessing, classifier)
@@ -121,11 +124,13 @@ def export_command(
         name = calibrate or _packed((card.train_set, card.test_set), place)
         if name is None:
             raise PersonaError("int8 is calibrated on faces: name a packed set with --calibrate")
-        faces, ranges = _faces_apart(card, checked, name, place, seed)
+        faces, ranges = _faces_apart(card, checked, name, place, seed, verify=verify)
         more["calibration_NHWC"] = ranges
-        more["facts"]["persona.calibration"] = f"{len(ranges)} faces of {name}, seed {seed}"
+        more["facts"]["persona.calibration"] = (
+            f"{len(ranges)} faces of {public_name(name)}, seed {seed}"
+        )
     else:
-        faces = _check_faces(card, checked, place, seed)
+        faces = _check_faces(card, checked, place, seed, verify=verify)
     if format_ == "web":
         from persona.deploy.web import export_web
 
@@ -158,20 +163,20 @@ def export_command(
         typer.echo(f"open it with `{serve}` at http://127.0.0.1:8000")
 
 
-def _check_faces(card: Card, set_: str | None, place: Workspace, seed: int) -> Any:
+def _check_faces(card: Card, set_: str | None, place: Workspace, seed: int, *, verify: bool) -> Any:
     """Of a set, or drawn."""
     from persona.data.shards import open_set
     from persona.deploy.export import FACES
     from persona.deploy.faces import drawn_faces, set_faces
 
     if set_ is not None:
-        return set_faces(*open_set(set_, place.shards), card.image_size, FACES, seed)
+        return set_faces(*open_set(set_, place.shards, verify=verify), card.image_size, FACES, seed)
     note("no set of this model is packed here: the file is checked on drawn faces")
     return drawn_faces(card.image_size, FACES)
 
 
 def _faces_apart(
-    card: Card, checked: str | None, calibrate: str, place: Workspace, seed: int
+    card: Card, checked: str | None, calibrate: str, place: Workspace, seed: int, *, verify: bool
 ) -> tuple[Any, Any]:
     """Faces to check on and others to calibrate on: of one set the former come first."""
     from persona.data.shards import open_set
@@ -179,13 +184,15 @@ def _faces_apart(
     from persona.deploy.faces import set_faces
 
     if checked != calibrate:
-        ranges = open_set(calibrate, place.shards)
+        ranges = open_set(calibrate, place.shards, verify=verify)
         return (
-            _check_faces(card, checked, place, seed),
+            _check_faces(card, checked, place, seed, verify=verify),
             set_faces(*ranges, card.image_size, CALIBRATION_FACES, seed),
         )
     both = FACES + CALIBRATION_FACES
-    faces = set_faces(*open_set(calibrate, place.shards), card.image_size, both, seed)
+    faces = set_faces(
+        *open_set(calibrate, place.shards, verify=verify), card.image_size, both, seed
+    )
     if len(faces) < 2:
         raise PersonaError(
             f"set {calibrate} has one face, and int8 wants one to calibrate on and another to be "

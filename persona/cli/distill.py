@@ -11,7 +11,13 @@ import typer
 
 from persona.cli.commands import Commands, told_twice
 from persona.cli.errors import run_app
-from persona.cli.output import CacheOption, ModelsOption, ShardsOption, print_json
+from persona.cli.output import (
+    CacheOption,
+    ModelsOption,
+    ShardsOption,
+    VerifyOption,
+    print_json,
+)
 from persona.cli.started import is_first, launcher_options
 from persona.errors import PersonaError, unknown
 from persona.workspace import Workspace
@@ -105,6 +111,7 @@ def distill_command(
     ] = None,
     shards: ShardsOption = None,
     cache: CacheOption = None,
+    verify: VerifyOption = True,
     models: ModelsOption = None,
     runs: Annotated[Path | None, typer.Option(help="Folder of runs.  [default: runs]")] = None,
     json: Annotated[
@@ -123,6 +130,7 @@ def distill_command(
         "batch_size": batch_size,
         "workers": workers,
         "cache": None if cache is None else str(cache),
+        "verify": None if verify else False,
         "targets": targets,
         "mixed_precision": mixed_precision,
         "gradient_accumulation_steps": gradient_accumulation_steps,
@@ -149,7 +157,9 @@ def distill_command(
         path = place.runs / resume / "config.yaml"
         resolved, wanted = load_config(path, {}), load_config(path, given)
         # How batches come here says nothing of what is in them.
-        resolved = replace(resolved, workers=wanted.workers, cache=wanted.cache)
+        resolved = replace(
+            resolved, workers=wanted.workers, cache=wanted.cache, verify=wanted.verify
+        )
         if resolved != wanted:
             differing = differences(to_dict(resolved), to_dict(wanted))
             raise PersonaError(
@@ -191,15 +201,17 @@ def with_values(options: dict[str, Any], values: list[str] | None) -> dict[str, 
 
 def parse_option(text: str) -> tuple[str, Any]:
     """`optim.lr=0.01` as name and value; the value is read as YAML."""
-    import yaml
+    from persona.config import parse_yaml
 
     name, equals, value = text.partition("=")
     if not equals or not value.strip():
         raise PersonaError(f"--option {text}: give a value, as in optim.lr=0.01")
     try:
-        return name.strip(), yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that is none
-        raise PersonaError(f"--option {text[:60]}: {value[:40]!r} is no YAML value") from None
+        return name.strip(), parse_yaml(value, "it")
+    except PersonaError as error:
+        raise PersonaError(
+            f"--option {text[:60]}: {value[:40]!r} is no YAML value ({error})"
+        ) from None
 
 
 def main() -> None:

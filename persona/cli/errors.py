@@ -20,7 +20,7 @@ from persona.cli import signals
 from persona.cli.output import LegibleFormatter, keep_brackets
 from persona.cli.started import quiet_others, share_threads
 from persona.errors import PersonaError
-from persona.files import placed
+from persona.files import placed, sweep
 from persona.names import legible
 
 EXIT_ERROR = 1
@@ -132,6 +132,7 @@ def run_app(app: typer.Typer, name: str) -> NoReturn:
         logging.getLogger("persona").setLevel(logging.DEBUG if debug else logging.INFO)
         quiet_others()
         share_threads()
+        sweep(Path.cwd())  # what a killed command left here, a gallery's export perhaps
         command = get_command(app)
         keep_brackets(command)
         # Its own `main` makes boxes of several lines of errors, and loses what an interrupt says.

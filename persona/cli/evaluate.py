@@ -13,6 +13,7 @@ from persona.cli.output import (
     JsonFlag,
     ModelsOption,
     ShardsOption,
+    VerifyOption,
     WorkersOption,
     note,
     print_json,
@@ -111,6 +112,7 @@ def evaluate_command(
     workers: WorkersOption = None,
     shards: ShardsOption = None,
     cache: CacheOption = None,
+    verify: VerifyOption = True,
     models: ModelsOption = None,
     json: JsonFlag = False,
 ) -> None:
@@ -121,8 +123,8 @@ def evaluate_command(
     if student is not None and teacher is not None:
         raise PersonaError("choose one of --student and --teacher")
     place = workspace(shards=shards, models=models)
-    folder, manifest = open_set(set_, place.shards, cache)
-    opened = None if gallery is None else open_set(gallery, place.shards, cache)
+    folder, manifest = open_set(set_, place.shards, cache, verify=verify)
+    opened = None if gallery is None else open_set(gallery, place.shards, cache, verify=verify)
     name = teacher or student or find_model(None, place.models).id
 
     from accelerate import Accelerator
@@ -180,6 +182,7 @@ def compare_command(
     workers: WorkersOption = None,
     shards: ShardsOption = None,
     cache: CacheOption = None,
+    verify: VerifyOption = True,
     models: ModelsOption = None,
     json: JsonFlag = False,
 ) -> None:
@@ -187,7 +190,7 @@ def compare_command(
     from persona.data.shards import open_set
 
     place = workspace(shards=shards, models=models)
-    folder, manifest = open_set(set_, place.shards, cache)
+    folder, manifest = open_set(set_, place.shards, cache, verify=verify)
 
     from accelerate import Accelerator
 

@@ -16,6 +16,7 @@ from persona.cli.output import (
     JsonFlag,
     ModelsOption,
     ShardsOption,
+    VerifyOption,
     note,
     print_json,
     print_table,
@@ -345,6 +346,7 @@ def gallery_calibrate(
     passphrase_file: PassphraseOption = None,
     shards: ShardsOption = None,
     cache: CacheOption = None,
+    verify: VerifyOption = True,
     models: ModelsOption = None,
     json: JsonFlag = False,
 ) -> None:
@@ -354,7 +356,7 @@ def gallery_calibrate(
     if (set_ is None) == (threshold is None):
         raise PersonaError("give one of --set SET (with --far) and --threshold X")
     place = workspace(shards=shards, models=models)
-    opened_set = None if set_ is None else open_set(set_, place.shards, cache)
+    opened_set = None if set_ is None else open_set(set_, place.shards, cache, verify=verify)
 
     from persona.gallery.people import open_eyes
     from persona.gallery.store import Threshold

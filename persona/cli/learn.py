@@ -16,6 +16,7 @@ from persona.cli.output import (
     JsonFlag,
     ModelsOption,
     ShardsOption,
+    VerifyOption,
     human_bytes,
     note,
     print_json,
@@ -113,6 +114,7 @@ def learn_command(
     ] = None,
     shards: ShardsOption = None,
     cache: CacheOption = None,
+    verify: VerifyOption = True,
     models: ModelsOption = None,
     runs: RunsOption = None,
     json: JsonFlag = False,
@@ -142,6 +144,7 @@ def learn_command(
         "checkpoint_steps": checkpoint_steps,
         "tracker": tracker,
         "cache": None if cache is None else str(cache),
+        "verify": None if verify else False,
     }
     given = with_values(given, option)
     from persona.models.cards import find_model
@@ -195,6 +198,7 @@ def benchmark_command(
     ] = None,
     shards: ShardsOption = None,
     cache: CacheOption = None,
+    verify: VerifyOption = True,
     models: ModelsOption = None,
     runs: RunsOption = None,
     json: JsonFlag = False,
@@ -233,6 +237,7 @@ def benchmark_command(
         "mixed_precision": mixed_precision,
         "tracker": "none",
         "cache": None if cache is None else str(cache),
+        "verify": None if verify else False,
     }
     config = build_config(with_values(given, option))
 
@@ -322,27 +327,29 @@ def build_config(given: dict[str, Any]) -> Any:
 
 def read_run(run: str, given: dict[str, Any], place: Workspace) -> Any:
     """The config of an earlier run, which the options may name again but not change."""
-    import yaml
-
-    from persona.config import LearnConfig, differences, from_dict
+    from persona.config import LearnConfig, differences, from_dict, read_yaml
 
     known = [path.parent.name for path in place.runs.glob("*/learn.yaml")]
     if run not in known:
         raise unknown("run of learning", run, known, where=str(place.runs))
     path = place.runs / run / "learn.yaml"
+    values = read_yaml(path, "config")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
         config = from_dict(LearnConfig, values, where=str(path))
-    except (yaml.YAMLError, AttributeError, TypeError):
+    except (AttributeError, TypeError):
         raise PersonaError(f"{path} is damaged: start a new run") from None
     fixed = {"student": config.student, "on": config.on, "method": config.method}
     wanted = asdict(build_config({**fixed, **given}))
     had = asdict(config)
-    named = {name.split(".")[0] for name in given} - {"cache"}
+    named = {name.split(".")[0] for name in given} - {"cache", "verify"}
     differing = differences({n: had[n] for n in named}, {n: wanted[n] for n in named})
     if differing:
         raise PersonaError(
             f"run {run} has another config ({'; '.join(differing)}): resume it without these "
             "options, or start a new run"
         )
-    return replace(config, cache=given.get("cache", config.cache))
+    return replace(
+        config,
+        cache=given.get("cache", config.cache),
+        verify=given.get("verify", config.verify),
+    )

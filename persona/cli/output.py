@@ -35,6 +35,13 @@ CacheOption = Annotated[
 ModelArgument = Annotated[
     str | None, typer.Argument(help="Model ID.  [default: the best of the newest run]")
 ]
+VerifyOption = Annotated[
+    bool,
+    typer.Option(
+        "--verify/--no-verify",
+        help="Check each file of a set against its checksum before its first use.",
+    ),
+]
 ModelsOption = Annotated[
     Path | None, typer.Option("--models", help="Folder of models.  [default: models]")
 ]

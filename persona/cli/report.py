@@ -12,6 +12,7 @@ from persona.cli.output import (
     JsonFlag,
     ModelsOption,
     ShardsOption,
+    VerifyOption,
     WorkersOption,
     human_bytes,
     note,
@@ -49,6 +50,7 @@ def report_command(
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 128,
     workers: WorkersOption = None,
     shards: ShardsOption = None,
+    verify: VerifyOption = True,
     models: ModelsOption = None,
     runs: Annotated[
         Path | None, typer.Option("--runs", help="Folder of runs.  [default: runs]")
@@ -63,7 +65,7 @@ def report_command(
 
     form, out = choose_format(form, out)
     place = Workspace.locate(shards=shards, models=models, runs=runs)
-    folder, manifest = open_set(set_, place.shards)
+    folder, manifest = open_set(set_, place.shards, verify=verify)
     if form != "html":
         from persona.report.browser import find_chromium
 

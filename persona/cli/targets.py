@@ -11,6 +11,7 @@ from persona.cli.output import (
     JsonFlag,
     ModelsOption,
     ShardsOption,
+    VerifyOption,
     human_bytes,
     print_json,
     workspace,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from persona.config import AugmentConfig
     from persona.data.align import AlignSpec
     from persona.data.shards import Manifest
+    from persona.data.storage import SetFolder
     from persona.data.targets import Targets
 
 
@@ -40,6 +42,7 @@ def targets_command(
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 128,
     workers: Annotated[int, typer.Option("--workers", "-w", min=0, help="Loader processes.")] = 1,
     shards: ShardsOption = None,
+    verify: VerifyOption = True,
     models: ModelsOption = None,
     json: JsonFlag = False,
 ) -> None:
@@ -55,8 +58,8 @@ def targets_command(
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     place = workspace(shards=shards, models=models)
-    found, manifest = open_set(set_, place.shards)
-    folder = on_disk(found, "keeping targets")
+    folder, manifest = open_set(set_, place.shards, verify=verify)
+    here = on_disk(folder, "keeping targets")
     augment = load_config(config, {}).augment
     targets, fresh, main = keep_targets(
         *(folder, manifest, teacher, place.models),
@@ -71,7 +74,7 @@ def targets_command(
         return
     from persona.data.targets import targets_folder
 
-    kept = targets_folder(folder, teacher)
+    kept = targets_folder(here, teacher)
     size = sum(path.stat().st_size for path in kept.iterdir())
     if json:
         row = {
@@ -113,7 +116,7 @@ def check_teacher_exists(teacher: str, models: Path, align: AlignSpec) -> None:
 
 
 def keep_targets(
-    folder: Path,
+    folder: SetFolder,
     manifest: Manifest,
     teacher: str,
     models: Path,

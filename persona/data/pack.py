@@ -65,6 +65,7 @@ from persona.data.shards import (
     tar_sample,
     write_manifest,
 )
+from persona.data.storage import SetFolder, checked
 from persona.data.triplets import ROLES, check_index, load_triplets
 from persona.errors import NoFace, PersonaError, SkipPhoto, unknown
 from persona.files import folder_lock, read_json, write_atomically, write_json
@@ -390,7 +391,7 @@ def plan_triplets(
     folder = folder or shards / set_id
     _, boxes_digest = _face_boxes(dataset, options)
 
-    def crops(alone: bool) -> tuple[Packed]:
+    def crops(alone: bool) -> tuple[SetFolder, Manifest]:
         split = _packed_split(dataset, shards, options.align, index, boxes_digest)
         if split is None and not alone:  # each machine would align the photos for itself
             raise PersonaError(
@@ -398,7 +399,8 @@ def plan_triplets(
                 f"--split {card.split}` with the same alignment first"
             )
         only = np.unique(indices).tolist()
-        return (split or pack_photos(dataset, folder / CROPS, options, index=index, only=only),)
+        found = split or pack_photos(dataset, folder / CROPS, options, index=index, only=only)
+        return checked(found.folder), found.manifest
 
     return Packing(
         folder=folder,
@@ -546,11 +548,8 @@ def _sample(task: PhotoTask, crop: Crop, *, no_face: bool = False) -> bytes:
 class TripletCopier:
     """Copies crops out of a packed set into triplet samples; built once in every worker."""
 
-    def __init__(self, crops: Packed) -> None:
-        manifest = crops.manifest
-        self.shards = [
-            open_faces(crops.folder, manifest, number) for number in range(len(manifest.shards))
-        ]
+    def __init__(self, folder: SetFolder, manifest: Manifest) -> None:
+        self.shards = [open_faces(folder, manifest, n) for n in range(len(manifest.shards))]
         counts = [len(shard.keys) for shard in self.shards]
         keys = np.concatenate([shard.numbers() for shard in self.shards])
         order = np.argsort(keys, kind="stable")

@@ -33,6 +33,7 @@ from persona.data.storage import (
     NotThereError,
     SetFolder,
     card_file,
+    checked,
     drop_file,
     is_remote,
     is_url,
@@ -287,13 +288,17 @@ def list_sets(shards: Path) -> tuple[list[Manifest], list[str]]:
     return sets, wrong
 
 
-def open_set(name: str, shards: Path, cache: Path | None = None) -> tuple[SetFolder, Manifest]:
+def open_set(
+    name: str, shards: Path, cache: Path | None = None, *, verify: bool = True
+) -> tuple[SetFolder, Manifest]:
     """Finds a packed set.
 
     Args:
         name: its name, triplet ID, folder, URL, or a dataset (whose default split it is).
         shards: where packed sets lie.
         cache: where files of a set that is elsewhere stay; None: they go when they were read.
+        verify: check each file of a set that is here before its first use; of one elsewhere it
+            always is.
 
     Raises:
         PersonaError: there is none, with what to run, or a shard is missing or cut.
@@ -301,7 +306,8 @@ def open_set(name: str, shards: Path, cache: Path | None = None) -> tuple[SetFol
     if is_url(name):
         remote = open_remote(name, cache)
         return remote, _with_samples(read_manifest(remote))
-    return _open_local(name, shards)
+    folder, manifest = _open_local(name, shards)
+    return (checked(folder) if verify else folder), manifest
 
 
 _MENDED = "restore it, or run the `persona shard` that made the set again"
@@ -499,14 +505,15 @@ def read_metas(folder: SetFolder, manifest: Manifest) -> dict[int, dict[str, Any
         for name, member in index_members(folder, manifest).items():
             if not name.endswith(".json"):
                 continue
-            path = manifest.shard_path(folder, member.shard)
             if member.shard not in streams:
+                path = manifest.shard_path(folder, member.shard)
                 streams[member.shard] = stack.enter_context(path.open("rb"))
+            stream = streams[member.shard]
             try:
-                meta = json.loads(member.read(streams[member.shard]))
+                meta = json.loads(member.read(stream))
                 metas[int(meta["key"])] = meta
             except (ValueError, TypeError, KeyError) as error:
-                raise damaged(path, f"{name}: {type(error).__name__}") from None
+                raise damaged(Path(stream.name), f"{name}: {type(error).__name__}") from None
     return metas
 
 

@@ -6,6 +6,10 @@ A file comes whole, under a lock that workers and ranks share, from the byte at 
 was cut, and has its name only once it matches its checksum. With a cache folder it stays there;
 without one it lies in a temporary folder and goes when the stream is past it. Credentials are those
 of ~/.netrc, of AWS and of Google; a URL that holds some is refused, because URLs are printed.
+
+A file of a set on this machine is read against its checksum before its first use, once a run: a
+flipped bit seldom breaks a JPEG, it changes its pixels. Whoever comes first reads it, other workers
+wait, and a mark in a temporary folder tells them all, by size, time and inode.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import atexit
 import base64
 import contextlib
 import fcntl
+import functools
 import hashlib
 import http.client
 import logging
@@ -75,7 +80,20 @@ class RemoteFolder:
         return self.url
 
 
-SetFolder = Path | RemoteFolder
+@dataclass(frozen=True)
+class CheckedFolder:
+    """A set on this machine whose files are read against their checksums before their first use."""
+
+    path: Path
+    marks: Path
+    """Folder in which this run notes what it has checked, for all its processes here."""
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+SetFolder = Path | CheckedFolder | RemoteFolder
+"""Of a plain path nothing is checked."""
 
 
 class NotThereError(PersonaError):
@@ -136,6 +154,17 @@ def open_remote(url: str, cache: Path | None) -> RemoteFolder:
     return RemoteFolder(place, cache / f"{place.rpartition('/')[2]}-{digest}", keep=True)
 
 
+def checked(folder: Path) -> CheckedFolder:
+    """The set in `folder`, whose files are checked."""
+    return CheckedFolder(folder, _marks())
+
+
+@functools.cache
+def _marks() -> Path:
+    """This run's marks; processes that it forks, or gives a folder, have the same ones."""
+    return _temporary_folder()
+
+
 def _temporary_folder() -> Path:
     """A folder that goes with this process, though not with the workers that it forks.
 
@@ -182,14 +211,14 @@ def _remove_abandoned(place: Path) -> None:
 
 
 def on_disk(folder: SetFolder, doing: str) -> Path:
-    """The folder, for what writes beside a set or reads all over it.
+    """The folder itself, for what writes beside a set or checks it.
 
     Raises:
         PersonaError: the set is elsewhere.
     """
     if isinstance(folder, RemoteFolder):
         raise PersonaError(f"{doing} wants the set on this machine: copy {folder} below shards/")
-    return folder
+    return folder.path if isinstance(folder, CheckedFolder) else folder
 
 
 def card_file(folder: SetFolder, name: str) -> Path:
@@ -203,7 +232,7 @@ def card_file(folder: SetFolder, name: str) -> Path:
         PersonaError: it cannot be read from there.
     """
     if not isinstance(folder, RemoteFolder):
-        return folder / name
+        return on_disk(folder, "reading") / name
     path = folder.local / name
     with tempfile.TemporaryFile(buffering=0) as file:
         try:
@@ -226,13 +255,15 @@ def local_file(folder: SetFolder, name: str, sha256: str, size: int | None = Non
     Args:
         folder: of the set.
         name: of the file in it.
-        sha256: what it must be; of a set on this machine it is taken as it is.
+        sha256: what it must be; only of a plain path it is taken as it is.
         size: its bytes, where they are known.
 
     Raises:
         PersonaError: it cannot be read, does not match, or there is no room for it.
     """
-    if not isinstance(folder, RemoteFolder):
+    if isinstance(folder, CheckedFolder):
+        return _check(folder, name, sha256)
+    if isinstance(folder, Path):
         return folder / name
     path = _place(folder, name, sha256)
     if path.is_file():
@@ -264,6 +295,34 @@ def local_file(folder: SetFolder, name: str, sha256: str, size: int | None = Non
                     f"{folder}/{name} does not match its checksum: upload the set again"
                 )
             began_anew = True  # an answer may have been another page, one to log in for example
+
+
+def _check(folder: CheckedFolder, name: str, sha256: str) -> Path:
+    """A file of a set on this machine, which matches its checksum or is not there."""
+    path = folder.path / name
+    try:
+        file = path.open("rb", buffering=0)
+    except FileNotFoundError:
+        return path  # who reads it says what is to be done
+    with file:
+        now = os.fstat(file.fileno())
+        told = f"{now.st_dev} {now.st_ino} {now.st_size} {now.st_mtime_ns} {sha256}"
+        mark = folder.marks / hashlib.sha256(told.encode()).hexdigest()
+        if mark.exists():
+            return path
+        # Not every network's file system can lock.
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if mark.exists():
+            return path
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise PersonaError(
+                f"{path} does not match its checksum: restore it (`persona shards verify` names "
+                "all such files), or remove it and run again what made it"
+            )
+        with contextlib.suppress(OSError):  # a disk that is full: checked again next time
+            mark.touch()
+    return path
 
 
 def _append(file: RawIOBase, data: bytes) -> None:

@@ -35,6 +35,7 @@ from persona.data.storage import (
     is_remote,
     keeps,
     local_file,
+    on_disk,
 )
 from persona.data.transforms import IDENTITY, MIRROR, VIEW, Views, draw_views
 from persona.data.triplets import ROLES
@@ -228,7 +229,8 @@ def check_targets(folder: SetFolder, manifest: Manifest, targets: Targets, *, de
             (photos, targets.views, len(VIEW)),
         )
         digests = (file.features_sha256, file.views_sha256)
-        paths = target_paths(folder, targets, number)
+        # Their bytes are checked when they are read, not all of them before the first.
+        paths = target_paths(on_disk(folder, "checking"), targets, number)
         for path, wanted, digest in zip(paths, shapes, digests, strict=True):
             shape = open_array(path).shape
             if shape[:1] != wanted[:1]:

@@ -351,7 +351,8 @@ def _index_path(path: Path) -> Path:
 def _index_head(stream: BinaryIO, suffixes: tuple[str, ...]) -> bytes:
     """What an index must begin with to be this tar's."""
     now = os.fstat(stream.fileno())
-    return f"persona 1 {now.st_size} {now.st_mtime_ns} {','.join(suffixes)}\n".encode()
+    facts = f"{now.st_size} {now.st_mtime_ns} {now.st_ino} {','.join(suffixes)}"
+    return f"persona 2 {facts}\n".encode()
 
 
 def _index_may_stay(path: Path, stream: BinaryIO) -> bool:

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from persona.errors import PersonaError
+from persona.models.graphs import open_onnx, read_onnx, within_limit
 from persona.models.onnx_graph import count_onnx
 from persona.progress import progress_bar
 
@@ -195,6 +196,8 @@ def _find(name: str, kind: str) -> Path:
         raise PersonaError(f"no {kind} file at {path}")
     if path.stat().st_size >= MAX_BYTES:
         raise PersonaError(f"{path} has 2 GB or more: no face network has")
+    if kind == "ONNX":
+        read_onnx(path)  # before it is counted, or run
     return path
 
 
@@ -240,20 +243,7 @@ def _open_torch(name: str, models: Path) -> Callable[[int], Run]:
 
 
 def _open_onnx(path: Path, threads: int) -> Callable[[int], Run]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # onnxruntime raises its own classes, one for each status
-        raise PersonaError(
-            f"{path} cannot be loaded as ONNX ({type(error).__name__}): is it whole, with the "
-            "files of external data beside it?"
-        ) from None
+    session = open_onnx(path, threads, ["CPUExecutionProvider"])
     (given, *others) = session.get_inputs()
     if others or len(given.shape) != 4:
         raise PersonaError(f"{path} is no face network: one input of four axes is wanted")
@@ -274,6 +264,7 @@ def _open_onnx(path: Path, threads: int) -> Callable[[int], Run]:
 
         return run
 
+    within_limit(f"{path}: a run", on(1))
     return on
 
 

@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 from persona import __version__
 from persona.data.transforms import PIXEL_MEAN, PIXEL_SCALE
-from persona.deploy.public import public_name
 from persona.deploy.quantise import Kept, Quantised, open_session, quantise_graph
 from persona.deploy.trace import trace_onnx
 from persona.errors import PersonaError, unknown
@@ -38,6 +37,7 @@ from persona.evaluation.spread import has_collapsed, spread, tell_collapse
 from persona.files import write_atomically
 from persona.models.cards import Card
 from persona.models.onnx import SETTINGS_KEY
+from persona.models.public import public_card
 from persona.models.student import Student
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -331,6 +331,7 @@ def _name_pooling(model: Any) -> None:
 
 def _metadata(card: Card, student: Student, options: ExportOptions) -> dict[str, str]:
     """What the file says of itself; keys of Persona's own begin with `persona.`."""
+    card = public_card(card)
     normalisation = f"(pixel - {PIXEL_MEAN}) / {PIXEL_SCALE}"
     side = student.image_size
     given = (
@@ -347,9 +348,6 @@ def _metadata(card: Card, student: Student, options: ExportOptions) -> dict[str,
         "layout": "nhwc-uint8" if options.preprocessing else "nchw",
     }
     threshold = (card.scores.get("threshold_at_far") or {}).get(FAR)
-    teacher = public_name(card.teacher)
-    config = {**card.config, **({"teacher": teacher} if "teacher" in card.config else {})}
-    parent = vars(replace(card, teacher=teacher, config=config))
     return {
         "persona.model": card.id,
         "persona.architecture": card.architecture,
@@ -363,7 +361,7 @@ def _metadata(card: Card, student: Student, options: ExportOptions) -> dict[str,
         # Upwards: a lower one would not keep its false accept rate.
         else f"{math.ceil(threshold * 1e4) / 1e4:.4f}, the cosine at FAR {FAR} on {card.test_set}",
         "persona.licence": "unknown: see the terms of its training data and of its teacher",
-        "persona.card": json.dumps(parent, sort_keys=True),
+        "persona.card": json.dumps(vars(card), sort_keys=True),
         SETTINGS_KEY: yaml.safe_dump(settings),
     }
 

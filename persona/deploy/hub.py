@@ -1,6 +1,6 @@
 """Models to and from the Hugging Face hub, through huggingface_hub.
 
-A push stages what may leave the house (persona/deploy/public.py) with a README, and uploads it in
+A push stages what may leave the house (persona/models/public.py) with a README, and uploads it in
 one commit. A pull downloads into a folder of its own and takes the model in when it is whole.
 """
 
@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from persona.deploy.model_card import model_card
-from persona.deploy.public import publish_copy
 from persona.errors import PersonaError
 from persona.extras import missing
 from persona.files import write_atomically
 from persona.models.cards import CARD, CLASSES, Card
 from persona.models.manage import check_name, import_model
+from persona.models.public import publish_copy
 
 PREFIX = "hf://"
 FILES = re.compile(rf"{re.escape(CARD)}|{re.escape(CLASSES)}|weights-[\w-]+\.safetensors")

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from persona.deploy.public import public_name
 from persona.models.cards import Card
+from persona.models.public import public_card
 
 FIGURES = {"accuracy": "accuracy", "auc": "ROC AUC", "eer": "EER"}
 CAUTION = """\
@@ -25,6 +25,7 @@ decisions that matter to a person. It is not made for surveillance."""
 
 def model_card(card: Card, licence: str) -> str:
     """The README of a published model."""
+    card = public_card(card)
     return f"---\n{yaml.safe_dump(_front(card, licence), sort_keys=False)}---\n\n{_text(card)}"
 
 
@@ -56,7 +57,7 @@ def _text(card: Card) -> str:
         ("parameters", f"{card.parameters:,}"),
         ("input", f"{card.image_size} x {card.image_size} px RGB, (pixel - 127.5) / 128"),
         ("faces", card.crops),
-        ("teacher", public_name(card.teacher)),
+        ("teacher", card.teacher),
         ("trained on", card.train_set),
         ("epochs", str(card.epochs)),
         *((title, f"{card.scores[n]:.4f}") for n, title in FIGURES.items() if n in card.scores),

@@ -2,7 +2,7 @@
 
 1. onnxruntime's two files are found (persona/deploy/web_runtime.py)
 2. the detector that its training photos went through goes with it (persona/deploy/web_detector.py)
-3. of the student goes what may leave the house (persona/deploy/public.py), as an ONNX file that
+3. of the student goes what may leave the house (persona/models/public.py), as an ONNX file that
    takes photos: the page cuts faces out of them
 4. all is laid into a folder beside the wanted one, which is then renamed
 """
@@ -22,12 +22,12 @@ import numpy.typing as npt
 from persona import __version__
 from persona.data.align.spec import AlignSpec
 from persona.deploy.export import Exported, ExportOptions, export_onnx
-from persona.deploy.public import publish_copy
 from persona.deploy.web_detector import build_detector
 from persona.deploy.web_runtime import NAME, load_runtime
 from persona.errors import PersonaError
 from persona.files import read_json, sha256_file, write_atomically, write_json
 from persona.models.cards import Card
+from persona.models.public import publish_copy
 from persona.models.store import load_model
 
 MARKER = "persona.json"

@@ -32,6 +32,7 @@ from persona.gallery.store import (
     Store,
     Templates,
     Threshold,
+    check_digest,
     check_name,
     open_store,
     unit,
@@ -371,10 +372,16 @@ def open_eyes(store: Store, network: str | None, workspace: Workspace) -> Eyes:
         PersonaError: it is not there, or the gallery is another's.
     """
     from persona.gallery.faces import Eyes
+    from persona.models.store import network_digest
 
     facts = store.facts()
-    own = None if facts is None else facts.network
-    named, fresh = load_named(network or own, workspace)
+    name = network or (None if facts is None else facts.network)
+    if facts is not None and name is not None and store.people():
+        # Before it is run: a gallery that came from elsewhere may name any file of this machine.
+        digest = network_digest(name, workspace.models)
+        if digest is not None:
+            check_digest(facts, digest, store.place)
+    named, fresh = load_named(name, workspace)
     store.adopt(fresh)
     if facts is None or facts.digest != fresh.digest:
         return Eyes(named, fresh.align)

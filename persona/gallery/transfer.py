@@ -21,6 +21,7 @@ import safetensors.numpy
 from persona.errors import PersonaError
 from persona.files import PRIVATE, write_atomically
 from persona.gallery.store import Facts, Photo, Store, check_name, unit
+from persona.models.public import public
 
 FORMAT = "persona gallery 1"
 SUFFIX = ".safetensors"
@@ -41,7 +42,7 @@ def export_people(store: Store, path: Path) -> int:
         raise PersonaError(f"{store.place} has nobody to export")
     meta = {
         "format": FORMAT,
-        "facts": json.dumps(facts.to_json()),
+        "facts": json.dumps(public(facts.to_json())),
         "names": json.dumps([name for name, _ in rows]),
     }
     templates_NE = np.stack([template for _, template in rows])

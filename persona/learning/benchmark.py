@@ -40,7 +40,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from persona.config import LearnConfig
+from persona.config import NOT_LEARNED, LearnConfig
 from persona.data.shards import Manifest, open_set
 from persona.data.storage import SetFolder
 from persona.data.targets import TargetReader
@@ -102,7 +102,7 @@ def benchmark(
     parent = find_model(config.student, workspace.models)
     cache = Path(config.cache) if config.cache else None
     new, *others = (
-        open_set(name, workspace.shards, cache)
+        open_set(name, workspace.shards, cache, verify=config.verify)
         for name in (config.on, test_set)
         if name is not None
     )
@@ -238,9 +238,10 @@ class Bench:
     def digest(self) -> str:
         """Of all that a run depends on but its method and order, in 12 hex digits."""
         config = dataclasses.asdict(self.config)
+        without = NOT_LEARNED | {"method", "tracker"}
         origin = {
             "version": VERSION,
-            "config": {k: v for k, v in config.items() if k not in {"method", "cache", "tracker"}},
+            "config": {k: v for k, v in config.items() if k not in without},
             "student": self.parent.weights_sha256,
             "set": self.new[1].digest,
             "base": self.base,

@@ -24,6 +24,7 @@ import yaml
 from accelerate import Accelerator
 
 from persona.config import (
+    NOT_LEARNED,
     DistillConfig,
     LearnConfig,
     LossesConfig,
@@ -92,7 +93,8 @@ class LearnRun:
         classes = read_classes(self.parent, workspace.models) if self.student.num_classes else ()
         cache = Path(config.cache) if config.cache else None
         names = [config.on, *([config.old] if config.old else [])]
-        sets = [open_set(name, workspace.shards, cache) for name in names]
+        shards = workspace.shards
+        sets = [open_set(name, shards, cache, verify=config.verify) for name in names]
         if len({manifest.digest for _, manifest in sets}) < len(sets):
             raise PersonaError(
                 f"--old {config.old} and --on {config.on} are the same photos: --old is a set of "
@@ -111,7 +113,7 @@ class LearnRun:
         self.old = self._old(classes)
         teacher, targets, digest = open_anchor(config, workspace, self.parent, sets[0], accelerator)
         self.origin = {
-            "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "cache"},
+            "config": {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_LEARNED},
             "student": self.parent.weights_sha256,
             "sets": [manifest.digest for _, manifest in sets],
             "teacher": digest,

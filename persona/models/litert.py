@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +19,14 @@ import numpy.typing as npt
 
 from persona.errors import PersonaError
 from persona.extras import missing
+from persona.models.graphs import within_limit
 
 PREFIX = "litert:"
+MAX_BYTES = 500_000_000
+MOST_OPERATORS = 1000
+"""Kinds of them; there are two hundred."""
+REFUSED = re.compile(r"IF|WHILE|CALL|CALL_ONCE|CUSTOM|DELEGATE|STABLEHLO_.*")
+"""Operators that run another graph, of which none may end, or code that is not in the file."""
 NCHW_TO_NHWC = (0, 2, 3, 1)
 
 
@@ -27,17 +34,27 @@ def open_litert(source: bytes | Path, threads: int = 1) -> Any:
     """LiteRT's interpreter of a file, ready for one face at a time.
 
     Raises:
-        PersonaError: the package is missing, there is no file, or it is none of a face network.
+        PersonaError: the package is missing, there is no file, it has control flow, or it is none
+            of a face network.
     """
-    if isinstance(source, Path) and not source.is_file():
-        raise PersonaError(f"no LiteRT file at {source}")
+    if isinstance(source, Path):
+        if not source.is_file():
+            raise PersonaError(f"no LiteRT file at {source}")
+        if source.stat().st_size > MAX_BYTES:
+            raise PersonaError(f"{source} is over 500 MB: no student is")
     interpreter = import_litert("interpreter").Interpreter
     kind = {"model_content": source} if isinstance(source, bytes) else {"model_path": str(source)}
     where = "this" if isinstance(source, bytes) else source
+    _check_graph(source if isinstance(source, bytes) else source.read_bytes(), where)
+
+    def start() -> Any:
+        opened = interpreter(**kind, num_threads=threads)
+        opened.allocate_tensors()
+        return opened
+
     try:
         with _without_stderr():  # it tells of its delegate there
-            opened = interpreter(**kind, num_threads=threads)
-            opened.allocate_tensors()
+            opened = within_limit(f"{where}: loading", start)
     except (ValueError, RuntimeError):
         raise PersonaError(f"{where} is no LiteRT file that can be run here") from None
     given, found = opened.get_input_details(), opened.get_output_details()
@@ -47,7 +64,39 @@ def open_litert(source: bytes | Path, threads: int = 1) -> Any:
         or len(found[0]["shape"]) != 2
     ):
         raise PersonaError(f"{where} is no face network: it must take one float32 face")
+    within_limit(f"{where}: a run", opened.invoke)
     return opened
+
+
+def _check_graph(data: bytes, where: Path | str) -> None:
+    """Looks at the operators of a file before anything of it is run.
+
+    Raises:
+        PersonaError: it is no LiteRT file, or its graph is not of one piece.
+    """
+    schema = import_litert("schema_py_generated")
+    names = {number: name for name, number in vars(schema.BuiltinOperator).items()}
+    try:
+        if data[4:8] != b"TFL3":
+            raise ValueError
+        model = schema.Model.GetRootAs(data, 0)
+        graphs, count = model.SubgraphsLength(), model.OperatorCodesLength()
+        if count > MOST_OPERATORS:
+            raise ValueError
+        codes = [model.OperatorCodes(place) for place in range(count)]
+        # Files of before 2020 have the number in the field that was then a byte.
+        numbers = {max(code.BuiltinCode(), code.DeprecatedBuiltinCode()) for code in codes}
+    except Exception:  # flatbuffers believes each offset: struct.error, TypeError, AttributeError
+        raise PersonaError(f"{where} is no LiteRT file that can be run here") from None
+    refused = sorted(
+        name for n in numbers if REFUSED.fullmatch(name := str(names.get(n, "CUSTOM")))
+    )
+    if refused or graphs != 1:
+        what = f"operator {refused[0]}" if refused else f"{graphs} graphs"
+        raise PersonaError(
+            f"{where} has control flow or code of its own ({what}), which may never end and which "
+            "no face network needs: it is refused"
+        )
 
 
 def run_litert(opened: Any, images_BCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -13,6 +13,7 @@ Shapes: B batch, C channel, H W pixels, E embedding.
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import logging
 import math
@@ -24,20 +25,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor
 
-from persona.config import from_dict
+from persona.config import LARGEST_YAML, from_dict, parse_yaml
 from persona.errors import PersonaError, unknown
 from persona.files import sha256_file
 from persona.landmarks import Floats, invert, move, similarity, template
+from persona.models.graphs import external_files, open_onnx, read_onnx, reason, within_limit
 from persona.models.output import FaceNetwork
 
 log = logging.getLogger(__name__)
 
 PREFIX = "onnx:"
 CONFIGS = Path(__file__).parents[2] / "configs" / "teachers"
-MAX_BYTES = 2_000_000_000
 PIXEL_MEAN, PIXEL_SCALE = 127.5, 128.0
 """What the crops were normalised by (persona/data/transforms.py), undone here."""
 SETTINGS_KEY = "persona.settings"
@@ -92,13 +92,14 @@ def find_settings(path: Path) -> tuple[str, str]:
     """
     beside = path.with_suffix(".yaml")
     if not beside.is_file():
-        own = _open(path).get_modelmeta().custom_metadata_map.get(SETTINGS_KEY)
+        own = read_onnx(path).metadata.get(SETTINGS_KEY)
         if own is not None:
             return own, str(path)
     for place in (beside, CONFIGS / f"{path.stem}.yaml"):
         if place.is_file():
             try:
-                return place.read_text(encoding="utf-8"), str(place)
+                with place.open(encoding="utf-8") as file:
+                    return file.read(LARGEST_YAML + 1), str(place)
             except (OSError, ValueError):
                 raise PersonaError(f"{place} is not valid YAML") from None
     known = ", ".join(sorted(p.name for p in CONFIGS.glob("*.yaml")))
@@ -113,10 +114,7 @@ def parse_settings(text: str, where: str) -> OnnxSettings:
     Raises:
         PersonaError: no YAML, unknown or missing names, values out of range.
     """
-    try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise PersonaError(f"{where} is not valid YAML") from None
+    values = parse_yaml(text, where)
     if not isinstance(values, dict):
         raise PersonaError(f"{where} must be a mapping of names to values")
     try:
@@ -133,8 +131,7 @@ def open_network(path: Path) -> OnnxNetwork:
     Raises:
         PersonaError: missing, no ONNX, or not what its settings say.
     """
-    if not path.is_file():
-        raise PersonaError(f"no ONNX file at {path}")
+    read_onnx(path)  # what is wrong with the file comes before what is wrong with its settings
     return OnnxNetwork(path, parse_settings(*find_settings(path)))
 
 
@@ -152,10 +149,11 @@ class OnnxNetwork(FaceNetwork):
     num_classes = 0
 
     def __init__(self, path: Path, settings: OnnxSettings) -> None:
-        """Loads the file and runs it once.
+        """Loads the file and runs it once, for a limited time.
 
         Raises:
-            PersonaError: no ONNX, or its input and output are not what the settings say.
+            PersonaError: no ONNX, with control flow, of input or output that are not what the
+                settings say, or too slow.
         """
         super().__init__()
         self.path, self.settings = path, settings
@@ -180,7 +178,7 @@ class OnnxNetwork(FaceNetwork):
         self._output = settings.output or outputs[0]
         if self._output not in outputs:
             raise unknown("output", self._output, outputs, where=str(path))
-        probe = self._run(np.zeros((self._batch or 2, *one), np.float32))
+        probe = self._probe(np.zeros((self._batch or 2, *one), np.float32))
         if (
             probe.ndim != 2
             or probe.shape[0] != (self._batch or 2)
@@ -257,13 +255,20 @@ class OnnxNetwork(FaceNetwork):
             parts.append(self._run(part)[: size - lacking])
         return torch.from_numpy(np.concatenate(parts))
 
-    def _run(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def _probe(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The first run of all."""
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
+        stop = functools.partial(setattr, options, "terminate", True)
+        return within_limit(f"{self.path}: a batch", lambda: self._run(images, options), stop)
+
+    def _run(self, images: npt.NDArray[np.float32], options: Any = None) -> npt.NDArray[np.float32]:
+        given = {self._input: images.astype(self._type)}
         try:
-            (found,) = self._session.run([self._output], {self._input: images.astype(self._type)})
+            (found,) = self._session.run([self._output], given, options)
         except Exception as error:  # onnxruntime raises its own classes, one for each status
-            raise self._wrong(
-                f"failed on a batch of {len(images)} ({type(error).__name__})"
-            ) from None
+            raise self._wrong(f"failed on a batch of {len(images)} ({reason(error)})") from None
         try:
             vectors = np.asarray(found, np.float32)
         except (ValueError, TypeError):
@@ -278,23 +283,10 @@ class OnnxNetwork(FaceNetwork):
 def _open(path: Path) -> Any:
     import onnxruntime
 
-    if not path.is_file():
-        raise PersonaError(f"no ONNX file at {path}")
-    if path.stat().st_size > MAX_BYTES:
-        raise PersonaError(f"{path} is over 2 GB: no face network is")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what is wrong is said below, in one line
-    # As many threads as torch: a process on each core is what a user may have asked for.
-    options.intra_op_num_threads = torch.get_num_threads()
     wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
     providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # onnxruntime raises its own classes, one for each status
-        raise PersonaError(
-            f"{path} cannot be loaded as ONNX ({type(error).__name__}): is it whole, with the "
-            "files of external data beside it?"
-        ) from None
+    # As many threads as torch: a process on each core is what a user may have asked for.
+    return open_onnx(path, torch.get_num_threads(), providers)
 
 
 def turn(pixels_BCHW: Tensor, landmarks_B62: Floats, size_px: int) -> Tensor:
@@ -323,6 +315,12 @@ def turn(pixels_BCHW: Tensor, landmarks_B62: Floats, size_px: int) -> Tensor:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of an ONNX file, and of what its settings say."""
+    """SHA-256 of an ONNX file, of what its settings say, and of its weights' own files.
+
+    Raises:
+        PersonaError: see `persona.models.graphs.read_onnx`; nothing is run.
+    """
     settings = hashlib.sha256(find_settings(path)[0].encode()).hexdigest()
-    return f"{sha256_file(path)}-{settings[:16]}"
+    own = f"{sha256_file(path)}-{settings[:16]}"
+    others = [sha256_file(file) for file in external_files(path, read_onnx(path))]
+    return f"{own}-{hashlib.sha256(''.join(others).encode()).hexdigest()[:16]}" if others else own

@@ -27,6 +27,7 @@ from persona.evaluation.protocols import check_measure
 from persona.files import sha256_file
 from persona.models import onnx
 from persona.models.cards import CARD, Card, read_card
+from persona.models.public import public, public_card, public_name
 from persona.models.store import load_network
 from persona.models.student import ARCHITECTURES, count_parameters
 from persona.models.weights import FACENETS, find_weights
@@ -71,7 +72,7 @@ class Entry:
     @property
     def title(self) -> str:
         """What the page calls it: of a file its name, not where it lies."""
-        name = Path(self.name).name if self.name.startswith(onnx.PREFIX) else self.name
+        name = public_name(self.name).removeprefix(onnx.PREFIX)
         return f"{name} (teacher)" if self.teacher else name
 
     @property
@@ -374,7 +375,7 @@ def _notices(entries: list[Entry]) -> list[str]:
 def _made(number: int, entry: Entry) -> Made:
     facts: list[list[str]] = []
     if entry.card is not None:
-        card = entry.card
+        card = public_card(entry.card)
         facts = [
             ["architecture", card.architecture],
             ["teacher", card.teacher],
@@ -398,7 +399,7 @@ def _made(number: int, entry: Entry) -> Made:
     if entry.history is not None:
         facts.append(["run", entry.history.told])
     config = entry.card.config if entry.card else entry.history.config if entry.history else {}
-    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True) if config else ""
+    text = yaml.safe_dump(public(config), sort_keys=False, allow_unicode=True) if config else ""
     curves = [] if entry.history is None else curve_figures(number, entry.title, entry.history)
     return Made(entry.title, facts, text, curves)
 
@@ -412,7 +413,7 @@ def _source(name: str) -> str:
 def _facts(manifest: Manifest) -> list[list[str]]:
     align = manifest.align
     return [
-        ["set", f"{manifest.name} ({manifest.dataset}, {manifest.split})"],
+        ["set", f"{manifest.name} ({public_name(manifest.dataset)}, {manifest.split})"],
         ["alignment", f"{align.method}, {align.image_size} px"],
         ["photos left out of the set", f"{len(manifest.skipped):,}"],
         ["made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"],

@@ -1,6 +1,6 @@
 """Metrics of a run: a JSONL file always, Weights & Biases where wanted. Main process only.
 
-Nothing but figures and the config leaves: no face, no embedding, no name.
+Nothing but figures and the config leaves: no face, no embedding, no name, no path.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from persona.errors import PersonaError
 from persona.files import write_atomically
+from persona.models.public import public
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -110,6 +111,10 @@ def _start_wandb(folder: Path, run_id: str, config: dict[str, Any]) -> Any:
         disable_code=True,
         save_code=False,
         x_disable_stats=True,
+        # The command line, the interpreter's path and the folder, and the machine's own name.
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        host=PROJECT,
         x_save_requirements=False,
     )
     try:
@@ -118,7 +123,7 @@ def _start_wandb(folder: Path, run_id: str, config: dict[str, Any]) -> Any:
             id=run_id,
             name=run_id,
             dir=folder,
-            config=config,
+            config=public(config),
             mode=mode,
             resume="allow" if mode == "online" else None,
             settings=settings,

@@ -34,7 +34,14 @@ from persona.data.pack import (
 from persona.data.raw import open_dataset
 from persona.data.raw.base import Photo
 from persona.data.raw.lfw import LFW
-from persona.data.shards import open_set, read_manifest, read_pairs, tar_sample, verify_set
+from persona.data.shards import (
+    open_set,
+    read_manifest,
+    read_pairs,
+    tar_sample,
+    verify_set,
+    write_manifest,
+)
 from persona.data.triplets import make_triplets
 from persona.errors import PersonaError
 from persona.files import folder_lock, write_atomically
@@ -392,6 +399,9 @@ def test_triplets_of_damaged_crops_are_refused(raw: Path, tmp_path: Path) -> Non
         (b"".join(names).ljust(len(without_class), b"\0"), "a key that is no number"),
     ):
         tar.write_bytes(data)
+        first = replace(crops.manifest.shards[0], sha256=hashlib.sha256(data).hexdigest())
+        others = crops.manifest.shards[1:]
+        write_manifest(crops.folder, replace(crops.manifest, shards=(first, *others)))
         with pytest.raises(PersonaError, match=rf"000000.tar is damaged \({what}\)"):
             pack_triplets(dataset, card.id, shards, NO_ALIGN)
 

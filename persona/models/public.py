@@ -1,0 +1,69 @@
+"""What of a model or a run may leave the house: no class list, no class centres, no paths.
+
+All that is pushed, exported, reported or tracked goes through `public`. A class list can hold
+people's names, each row of the last layer is a template of one of them, and a path tells who works
+where. Of every path and address the last part stays, which names the set or the teacher.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path, PurePath
+from typing import Any
+
+from persona.models.cards import Card, read_classes
+
+PRIVATE = frozenset({"cache", "unknown_photos"})
+"""Fields of configs and scores that are of this machine, or of its people, alone."""
+_KIND = re.compile(r"[a-z][\w-]+:(?!//)")
+"""What stands before a path in `onnx:FILE` or `folders:PATH`."""
+
+
+def public(value: Any) -> Any:
+    """The same value, nested as it may be, without private fields and without paths."""
+    if isinstance(value, Mapping):
+        return {public(name): public(item) for name, item in value.items() if name not in PRIVATE}
+    if isinstance(value, list | tuple):
+        return [public(item) for item in value]
+    return public_name(str(value)) if isinstance(value, str | PurePath) else value
+
+
+def public_name(text: str) -> str:
+    """A name without where it lies: `onnx:/home/ada/net.onnx` as `onnx:net.onnx`."""
+    kind = _KIND.match(text)
+    before = kind[0] if kind else ""
+    return before + re.split(r"[/\\]", text[len(before) :].rstrip("/\\"))[-1]
+
+
+def public_card(card: Card) -> Card:
+    """A card as it may leave."""
+    return replace(card, **public(vars(card)))
+
+
+def publish_copy(card: Card, models: Path, target: Path, *, with_classes: bool) -> Card:
+    """Writes a model as it may be published to `target/<ID>/`.
+
+    Args:
+        card: of the model.
+        models: its store.
+        target: another store, for the copy.
+        with_classes: keep the last layer and the class list.
+    """
+    from persona.models.store import load_model, save_model
+    from persona.models.student import Student
+
+    student = load_model(card, models)
+    classes = read_classes(card, models) if with_classes else ()
+    if not with_classes:
+        config = replace(student.config, embedding_size=student.embedding_size)
+        bare = Student(config, 0, head="none", image_size=student.image_size)
+        kept = bare.state_dict().keys()
+        bare.load_state_dict({n: v for n, v in student.state_dict().items() if n in kept})
+        student = bare
+    shown = public_card(card)
+    as_it_is = ("teacher", "temperature", "epochs", "score", "scores", "train_set", "test_set")
+    as_it_is += ("config", "learned", "alignment", "chosen_by")
+    facts: dict[str, Any] = {name: getattr(shown, name) for name in as_it_is}
+    return save_model(target, student, model_id=card.id, classes=classes, **facts)

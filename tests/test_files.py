@@ -1,0 +1,125 @@
+"""Files that survive being killed, and what is left of those who were."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from persona import files
+from persona.errors import PersonaError
+from persona.files import read_json, replacing, scratch_folder, sweep, write_atomically
+
+HOST = socket.gethostname()
+
+
+def dead() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def killed_while(code: str, folder: Path) -> None:
+    """Runs code in a process that is killed in the middle of a block."""
+    lines = "from pathlib import Path\nfrom persona.files import *\nimport os, signal\n"
+    code = lines + code + "\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, check=False)
+    assert done.returncode == -9
+
+
+def test_the_next_one_to_write_there_sweeps_what_a_killed_process_left(tmp_path: Path) -> None:
+    for place, code in (
+        ("file", "with replacing(Path('people')) as file:\n    file.write(b'templates')"),
+        ("folder", "with scratch_folder(Path(), 'pull') as f:\n    (f / 'x').write_text('y')"),
+    ):
+        folder = tmp_path / place
+        folder.mkdir()
+        killed_while(code, folder)
+        (left,) = names(folder)
+        assert left.startswith(".p") and left.endswith(".partial")
+        write_atomically(folder / "other", b"x")
+        assert names(folder) == ["other"]
+
+
+def test_the_next_command_sweeps_where_it_is_run(tmp_path: Path) -> None:
+    killed_while("with replacing(Path('people')) as file:\n    file.write(b'templates')", tmp_path)
+    subprocess.run([sys.executable, "-m", "persona", "--version"], cwd=tmp_path, check=True)
+    assert names(tmp_path) == []
+
+
+def test_what_lives_is_left_alone(tmp_path: Path) -> None:
+    gone = dead()
+    ours = os.getpid()
+    kept = {
+        "people.partial",  # to be resumed
+        ".000001.features.npy.partial",
+        "000003.tar.elsewhere-1.partial",
+        f"000003.tar.{HOST}-{gone}.partial",  # the packer takes it up
+        f".x.elsewhere-{gone}.partial",
+        f".x.{HOST}-{os.getppid()}.partial",
+        f".y.{HOST}-{gone}.partial.txt",
+        f".locked.{HOST}-{gone}.partial",  # in a container that counts its processes by itself
+    }
+    for name in (*kept, f".x.{HOST}-{gone}.partial", f".old.{HOST}-{os.getppid()}.partial"):
+        (tmp_path / name).write_bytes(b"")
+    old_s = time.time() - 2 * files.GAP_S
+    os.utime(tmp_path / f".old.{HOST}-{os.getppid()}.partial", (old_s, old_s))
+    (tmp_path / f".link.{HOST}-{gone}.partial").symlink_to(tmp_path / "people.partial")
+    with (
+        (tmp_path / f".locked.{HOST}-{gone}.partial").open("rb") as locked,
+        contextlib.ExitStack() as stack,
+    ):
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        stack.enter_context(replacing(tmp_path / "mine"))
+        scratch = stack.enter_context(scratch_folder(tmp_path, "pull"))
+        os.utime(scratch, (old_s, old_s))
+        sweep(tmp_path)
+        links = {f".link.{HOST}-{gone}.partial"}  # not followed, and nobody's
+        assert set(names(tmp_path)) - links == {
+            *kept,
+            scratch.name,
+            f".mine.{HOST}-{ours}.partial",
+        }
+    assert set(names(tmp_path)) - links == {*kept, "mine"}
+    sweep(tmp_path / "absent")
+
+
+def test_a_block_that_raises_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+    with pytest.raises(RuntimeError), replacing(path) as file:
+        file.write(b"new")
+        raise RuntimeError
+    assert (path.read_bytes(), names(tmp_path)) == (b"old", ["file"])
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"[" * 100_000, "is not valid JSON"),
+        (b'{"a": ' * 5000, "is not valid JSON"),
+        (b"9" * 5000, "is not valid JSON"),
+        (b"\xff\xfe\x00", "is not valid JSON"),
+        (b" " * 5_000_000, r"has over 4\.2 MB: none is so large"),
+    ],
+)
+def test_json_of_a_stranger_is_refused_in_one_line(tmp_path: Path, data: bytes, words: str) -> None:
+    (tmp_path / "card.json").write_bytes(data)
+    with pytest.raises(PersonaError, match=words) as raised:
+        read_json(tmp_path / "card.json", what="model card")
+    assert len(str(raised.value)) < 400 and "\n" not in str(raised.value)
+    (tmp_path / "card.json").write_text(json.dumps({"a": 1}))
+    assert read_json(tmp_path / "card.json", what="model card") == {"a": 1}
