@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import cast
 
 from persona.api.model import Model
 from persona.api.photos import PhotoLike, Pixels, to_pixels
@@ -25,7 +26,7 @@ class People:
         return self._gallery.threshold
 
     def enroll(
-        self, name: str, photos: PhotoLike | Iterable[PhotoLike], *, force: bool = False
+        self, name: str, photos: PhotoLike | Sequence[PhotoLike], *, force: bool = False
     ) -> Enrolled:
         """Adds photos of somebody, new or known.
 
@@ -37,7 +38,7 @@ class People:
         Raises:
             PersonaError: no photo can be used, they look like two people, or the name cannot be.
         """
-        several = photos if isinstance(photos, list | tuple) else [photos]
+        several = list(photos) if isinstance(photos, list | tuple) else [cast(PhotoLike, photos)]
         return self._gallery.enroll(name, _readable(several), force=force)
 
     def recognise(self, photo: PhotoLike) -> tuple[Sighting, ...]:
@@ -76,7 +77,7 @@ class People:
         self.close()
 
 
-def _readable(photos: Iterable[PhotoLike]) -> Iterator[Pixels | SkipPhoto]:
+def _readable(photos: Sequence[PhotoLike]) -> Iterator[Pixels | SkipPhoto]:
     for photo in photos:
         try:
             yield to_pixels(photo)

@@ -7,7 +7,8 @@ a mistake: of two teachers, two sets or two rates the first would never have bee
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -16,13 +17,16 @@ from persona.cli.output import note
 from persona.cli.started import is_first
 
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
 class Commands(typer.Typer):
     """A Typer application whose commands say what was given twice."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(cls=_Group, **settings)
 
-    def command(self, *arguments: Any, **settings: Any) -> Any:
+    def command(self, *arguments: Any, **settings: Any) -> Callable[[Function], Function]:
         """As Typer has it."""
         return super().command(*arguments, **{"cls": _Command, **settings})
 

@@ -63,7 +63,9 @@ def publish_copy(card: Card, models: Path, target: Path, *, with_classes: bool) 
         bare.load_state_dict({n: v for n, v in student.state_dict().items() if n in kept})
         student = bare
     shown = public_card(card)
-    as_it_is = ("teacher", "temperature", "epochs", "score", "scores", "train_set", "test_set")
-    as_it_is += ("config", "learned", "alignment", "chosen_by")
+    as_it_is = (
+        *("teacher", "temperature", "epochs", "score", "scores", "train_set", "test_set"),
+        *("config", "learned", "alignment", "chosen_by"),
+    )
     facts: dict[str, Any] = {name: getattr(shown, name) for name in as_it_is}
     return save_model(target, student, model_id=card.id, classes=classes, **facts)

@@ -44,6 +44,8 @@ class WrappedNetwork(FaceNetwork):
         """
         super().__init__()
         self.wrapped, self.image_size = network, image_size
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", _per_channel(mean, "mean"))
         self.register_buffer("std", _per_channel(std, "std"))
         training = network.training
