@@ -16,7 +16,6 @@ from typer.core import TyperCommand, TyperGroup
 from persona.cli.output import note
 from persona.cli.started import is_first
 
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
