@@ -24,15 +24,20 @@ if TYPE_CHECKING:
     from persona.api.people import open_gallery as open_gallery
     from persona.api.sets import FaceSet as FaceSet
     from persona.api.sets import load_set as open_set
+    from persona.api.training import distill_student as distill
     from persona.api.verification import Verdict as Verdict
     from persona.api.verification import verify as verify
     from persona.errors import PersonaError as PersonaError
+    from persona.training.callbacks import Callback as Callback
+    from persona.training.callbacks import Moment as Moment
 
 __version__ = "0.1.0"
 
 _PLACES = {
+    "Callback": "training.callbacks:Callback",
     "Face": "api.model:Face",
     "FaceSet": "api.sets:FaceSet",
+    "Moment": "training.callbacks:Moment",
     "Model": "api.model:Model",
     "People": "api.people:People",
     "PersonaError": "errors:PersonaError",
@@ -46,12 +51,15 @@ _PLACES = {
 """Each public name: the module that has it, and what it is called there."""
 
 __all__ = [
+    "Callback",
     "Face",
     "FaceSet",
     "Model",
+    "Moment",
     "People",
     "PersonaError",
     "Verdict",
+    "distill",
     "load",
     "open_gallery",
     "open_set",
@@ -62,6 +70,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used (PEP 562)."""
+    if name == "distill":  # the module of this name can be called, see its end
+        return importlib.import_module(f"{__name__}.distill")
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = _PLACES[name].partition(":")

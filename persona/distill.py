@@ -22,9 +22,11 @@ import dataclasses
 import logging
 import math
 import os
+import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -64,6 +66,7 @@ from persona.models.store import NamedNetwork
 from persona.models.student import Student
 from persona.progress import progress_bar
 from persona.report.plain import pair_curves
+from persona.training.callbacks import Callback, Moment, tell
 from persona.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from persona.training.losses import head_kind
 from persona.training.meter import FiniteWatch, Meter
@@ -86,13 +89,22 @@ LOG_STEPS = 20
 """Optimizer steps between metric records."""
 
 
-def distill(config: DistillConfig, workspace: Workspace, resume: str | None = None) -> str:
+def distill(
+    config: DistillConfig,
+    workspace: Workspace,
+    resume: str | None = None,
+    *,
+    teacher: NamedNetwork | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> str:
     """Trains a student and keeps the best one; returns its ID, which is the run's too.
 
     Args:
         config: the resolved config; with `resume` it is that run's.
         workspace: where sets, models and runs lie.
         resume: ID of a run to take up from its last checkpoint.
+        teacher: the network that `config.teacher` names, if it is loaded already.
+        callbacks: told of steps, epochs and evaluations; one may end the training.
 
     Raises:
         PersonaError: what a user can mend, found before the first step where it can be.
@@ -102,9 +114,9 @@ def distill(config: DistillConfig, workspace: Workspace, resume: str | None = No
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         dynamo_backend=config.compile,
     )
-    run = Run(config, workspace, accelerator, resume)
+    run = Run(config, workspace, accelerator, resume, teacher, callbacks)
     with resumed_by(f"--resume {run.id}"), run:
-        while run.progress.epoch < config.epochs:
+        while run.progress.epoch < config.epochs and not run.stopping:
             run.train_epoch()
             run.finish_epoch()
         run.tell_collapse()
@@ -152,11 +164,14 @@ class Run:
         workspace: Workspace,
         accelerator: Accelerator,
         resume: str | None,
+        teacher: NamedNetwork | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.config = config
         self.workspace = workspace
         self.accelerator = accelerator
         self.progress = Progress()
+        self.callbacks, self.stopping = callbacks, False
 
         cache = Path(config.cache) if config.cache else None
         shards, verify = workspace.shards, config.verify
@@ -164,7 +179,7 @@ class Run:
         self.test: tuple[SetFolder, Manifest] | None = None
         if config.test_set != "none":
             self.test = open_set(config.test_set, shards, cache, verify=verify)
-        side = open_teacher(config, workspace, self.train_folder, self.train_set)
+        side = open_teacher(config, workspace, self.train_folder, self.train_set, teacher)
         self.targets, self.classes = side.targets, side.classes
         self.origin = {
             "recipe": {k: v for k, v in to_dict(config).items() if k not in NOT_LEARNED},
@@ -194,9 +209,9 @@ class Run:
         total_steps = steps * config.epochs
         self.scheduler = build_scheduler(raw_optimizer, config.optim, total_steps, steps)
         wrapped, self.optimizer = prepare(accelerator, self.student, raw_optimizer)
-        teacher = side.teacher(config, accelerator.device, compile_options(accelerator))
+        asked = side.teacher(config, accelerator.device, compile_options(accelerator))
         identities = len(self.train_set.classes)
-        self.task = DistillationTask(wrapped, self.student, teacher, config.losses, identities)
+        self.task = DistillationTask(wrapped, self.student, asked, config.losses, identities)
         self.task.to(accelerator.device)
 
         self.id = resume or agree(accelerator, new_id(config.student.architecture))
@@ -307,8 +322,21 @@ class Run:
                         self.record(**meter.read())
                     if progress.step % self.config.checkpoint_steps == 0:
                         self.checkpoint()
+                    if self.callbacks:
+                        losses = {name: float(value) for name, value in terms.items()}
+                        self.tell("on_step", {"loss": float(total), **losses})
+                    if self.stopping:
+                        break
         self.watch.flush()
         self.record(**meter.read())
+        self.tell("on_epoch", {})
+
+    def tell(self, method: str, metrics: dict[str, float]) -> None:
+        """Tells the callbacks where the training stands; the main process's may end it for all."""
+        if self.callbacks:
+            moment = Moment(self.id, self.progress.step, self.progress.epoch, metrics)
+            tell(self.callbacks, method, moment)
+            self.stopping |= agree(self.accelerator, moment.stopping)
 
     def train_step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """One batch; the same with accumulation, mixed precision, one process or many."""
@@ -365,6 +393,7 @@ class Run:
         self.checkpoint()
         if figures:
             self.record(epoch=progress.epoch, **figures)
+            self.tell("on_evaluation", figures)
 
     def tell_epoch(self, evaluation: Evaluation, suffix: str, kept: bool) -> None:
         """Says what an epoch is worth, and loudly if its student has collapsed."""
@@ -630,3 +659,15 @@ def _figures(evaluation: Evaluation, prefix: str) -> dict[str, float]:
         elif isinstance(value, int | float):
             figures[f"{prefix}/{name}"] = value
     return figures
+
+
+class _CallableModule(ModuleType):
+    """`persona.distill` is this module, and the public function of the same name too."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        from persona.api.training import distill_student
+
+        return distill_student(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -10,7 +10,7 @@ from typing import cast
 from persona.api.model import Model
 from persona.api.photos import PhotoLike, Pixels, to_pixels
 from persona.errors import PersonaError, SkipPhoto
-from persona.gallery.people import Enrolled, Gallery, Sighting, gallery_of
+from persona.gallery.people import DoubtError, Enrolled, Gallery, Sighting, gallery_of
 from persona.gallery.store import Person, Threshold
 
 
@@ -33,13 +33,15 @@ class People:
         Args:
             name: 1 to 200 characters.
             photos: one or several, each showing one face.
-            force: also where the photos look like two people.
+            force: also where the photos look like two people, or like somebody who is enrolled.
 
         Raises:
-            PersonaError: no photo can be used, they look like two people, or the name cannot be.
+            PersonaError: no photo can be used, the photos look like two people or like somebody
+                else who is enrolled, or the name cannot be used.
         """
         several = list(photos) if isinstance(photos, list | tuple) else [cast(PhotoLike, photos)]
-        return self._gallery.enroll(name, _readable(several), force=force)
+        accept = (DoubtError,) if force else ()
+        return self._gallery.enroll(name, _readable(several), accept=accept)
 
     def recognise(self, photo: PhotoLike) -> tuple[Sighting, ...]:
         """Who is in a photo: every face from the left, with a name or None.

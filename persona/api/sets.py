@@ -12,6 +12,7 @@ from persona.errors import PersonaError
 from persona.workspace import Workspace
 
 if TYPE_CHECKING:
+    from persona.api.model import Model
     from persona.data.stream import EpochLoader
     from persona.data.targets import Targets
 
@@ -49,6 +50,11 @@ class FaceSet:
             f"FaceSet({self.name!r}, {len(self):,} samples, {self.manifest.identities:,} "
             f"identities, crops of {align.image_size} px by {align.method})"
         )
+
+    def place(self, workspace: Workspace) -> str:
+        """As the set is named in a run: by its name where it lies among the packed sets."""
+        own = workspace.shards / self.name
+        return self.name if str(self.folder) == str(own) else str(self.folder)
 
     def loader(
         self,
@@ -122,6 +128,31 @@ class FaceSet:
         from persona.data.targets import find_targets
 
         return find_targets(self.folder, teacher)
+
+    def keep_targets(
+        self, teacher: Model, *, views: int = 2, batch_size: int = 128, seed: int = 0
+    ) -> Targets:
+        """Keeps a teacher's embeddings beside the set; training then runs without the teacher.
+
+        Args:
+            teacher: the network; embeddings that are there already are not made again.
+            views: of each photo; the first two are the photo and its mirror image.
+            batch_size: photos a forward.
+            seed: of the views from the third on.
+
+        Raises:
+            PersonaError: the crops are not the teacher's, or targets of another teacher are there.
+        """
+        from accelerate import Accelerator
+
+        from persona.targets import TargetOptions, make_targets
+
+        network = teacher.named.network
+        self.manifest.check_crops(teacher.name, teacher.named.image_size, network.uses_landmarks)
+        network.eval()
+        options = TargetOptions(views=views, seed=seed, batch_size=batch_size)
+        targets, _ = make_targets(self.folder, self.manifest, teacher.named, options, Accelerator())
+        return targets
 
     def webdataset(self) -> Any:
         """The same set as a plain `webdataset.WebDataset`, in order and undecoded."""

@@ -124,9 +124,16 @@ class TeacherSide:
 
 
 def open_teacher(
-    config: DistillConfig, workspace: Workspace, folder: SetFolder, train_set: Manifest
+    config: DistillConfig,
+    workspace: Workspace,
+    folder: SetFolder,
+    train_set: Manifest,
+    loaded: NamedNetwork | None = None,
 ) -> TeacherSide:
     """Opens the teacher, or its kept targets, and checks that the recipe can learn from it.
+
+    `loaded` is the teacher where a program has it already; it need not have a name that can be
+    looked up.
 
     Raises:
         PersonaError: unknown, weights missing, targets of another teacher, a loss that it cannot
@@ -136,13 +143,15 @@ def open_teacher(
     asked = bool(wanted & set(FROM_TEACHER))
     size = config.student.embedding_size
     if not asked or config.teacher == "none":
-        if config.teacher != "none":
+        if config.teacher != "none" and loaded is None:
             store.check_named(config.teacher, workspace.models)
         check_losses(config.losses, teacher="none", has_logits=False, sizes=(0, 0))
         classes = train_set.classes if head_kind(config.losses) != "none" else ()
         return TeacherSide(None, None, folder, size or EMBEDDING_SIZE, classes)
-    targets = kept_targets(config, workspace, folder, train_set)
-    network = None if targets else store.load_network(config.teacher, workspace.models)
+    targets = kept_targets(config, workspace, folder, train_set, loaded)
+    network = None
+    if targets is None:
+        network = loaded or store.load_network(config.teacher, workspace.models)
     if targets is not None:
         width, count = targets.embedding_size, targets.num_classes
         trained_on, known = targets.trained_on, targets.classes
@@ -169,7 +178,11 @@ def open_teacher(
 
 
 def kept_targets(
-    config: DistillConfig, workspace: Workspace, folder: SetFolder, train_set: Manifest
+    config: DistillConfig,
+    workspace: Workspace,
+    folder: SetFolder,
+    train_set: Manifest,
+    loaded: NamedNetwork | None = None,
 ) -> Targets | None:
     """The targets to train on, or None: the teacher computes them.
 
@@ -190,8 +203,11 @@ def kept_targets(
         return None
     place = f"{folder}/{targets_name(config.teacher)}"
     # They are found by the name alone, of a file by its base name, which any other file may have.
-    store.find_file(config.teacher)
-    digest = store.network_digest(config.teacher, workspace.models)
+    if loaded is not None:
+        digest: str | None = loaded.digest
+    else:
+        store.find_file(config.teacher)
+        digest = store.network_digest(config.teacher, workspace.models)
     if targets.teacher != short_name(config.teacher) or digest not in {
         None,
         targets.weights_sha256,

@@ -152,6 +152,7 @@ def test_a_module_of_the_users_own_is_wrapped_once(lfw_set: Packed, tmp_path: Pa
     result = model.evaluate(persona.open_set("lfw", workspace=place))
     assert result.pairs == 12 and 0 <= (result.accuracy or 0) <= 1
     assert result.to_json()["model"] == "a wrapped network"
+    assert "<th>pairs</th><td>12</td>" in result._repr_html_()
     again = persona.wrap(own, image_size=SIZE_PX, workspace=place)
     other = persona.wrap(own, image_size=SIZE_PX, mean=0, workspace=place)
     assert model.named.digest == again.named.digest != other.named.digest
@@ -182,7 +183,9 @@ def test_people_are_enrolled_recognised_and_forgotten(model: persona.Model, tmp_
     with persona.open_gallery(place, model, threshold=0.2) as people:
         done = people.enroll("Ada", [drawn(1, 1), b"no photo"])
         assert done.added == 1 and "unreadable" in done.refused[0]
-        assert people.enroll("Bob", drawn(2)).added == 1
+        with pytest.raises(persona.PersonaError, match="'Bob' looks like 'Ada'"):
+            people.enroll("Bob", drawn(2))  # to this network everybody does
+        assert people.enroll("Bob", drawn(2), force=True).added == 1
         assert [person.name for person in people.list()] == ["Ada", "Bob"]
         (seen,) = people.recognise(drawn(1, 1))
         assert seen.name == "Ada" and seen.score == pytest.approx(1, abs=1e-4)
@@ -191,3 +194,76 @@ def test_people_are_enrolled_recognised_and_forgotten(model: persona.Model, tmp_
     untrained = persona.load("mobilenet_v3_small")
     with pytest.raises(persona.PersonaError, match="is untrained"):
         persona.open_gallery(tmp_path / "other.db", untrained, threshold=0.2)
+
+
+class Log(persona.Callback):
+    """Notes what it is told, and stops the run after so many steps."""
+
+    def __init__(self, steps: int = 1000) -> None:
+        self.steps, self.told = steps, list[tuple[str, int, int]]()
+        self.figures: dict[str, float] = {}
+
+    def on_step(self, moment: persona.Moment) -> None:
+        self.told.append(("step", moment.step, moment.epoch))
+        assert moment.metrics["loss"] >= 0
+        if moment.step == self.steps:
+            moment.stop()
+
+    def on_epoch(self, moment: persona.Moment) -> None:
+        self.told.append(("epoch", moment.step, moment.epoch))
+
+    def on_evaluation(self, moment: persona.Moment) -> None:
+        self.told.append(("evaluation", moment.step, moment.epoch))
+        self.figures |= moment.metrics
+
+
+def test_a_student_is_distilled_from_a_wrapped_network_and_a_callback_stops_it(
+    train_set: Packed, lfw_set: Packed, tmp_path: Path
+) -> None:
+    place = Workspace.locate(home=tmp_path)
+    own = nn.Sequential(nn.AvgPool2d(8), nn.Flatten())
+    teacher = persona.wrap(own, image_size=SIZE_PX, workspace=place)
+    train = persona.open_set("vggface2", workspace=place)
+    test = persona.open_set("lfw", workspace=place)
+    log, options = Log(), {"workers": 0, "student.width": 0.35}
+    student = persona.distill(
+        teacher=teacher,
+        train=train,
+        test=test,
+        epochs=2,
+        batch_size=10,
+        callbacks=[log],
+        options=options,
+    )
+    assert student.embedding_size == 48 and student.name.startswith("mobilenet_v3_small-")
+    steps = [("step", 1, 0), ("step", 2, 0), ("step", 3, 0), ("epoch", 3, 0), ("evaluation", 3, 1)]
+    assert log.told[:5] == steps and len(log.told) == 10
+    assert 0 <= log.figures["test/accuracy"] <= 1
+
+    # With targets kept the teacher is not asked; a callback ends the run in its second step.
+    targets = train.keep_targets(teacher, batch_size=5)
+    assert targets.views == 2 and train.targets(teacher.name) == targets
+    own.forward = None  # type: ignore[method-assign,assignment]
+    stopping = Log(steps=2)
+    stopped = persona.distill(
+        teacher=teacher,
+        train=train,
+        epochs=5,
+        batch_size=10,
+        callbacks=[stopping],
+        options=options,
+    )
+    assert [told for told in stopping.told if told[0] == "step"] == [("step", 1, 0), ("step", 2, 0)]
+    assert persona.load(stopped.name, workspace=place).name == stopped.name
+    with pytest.raises(persona.PersonaError, match="has collapsed"):  # two steps teach nothing
+        stopped.export(tmp_path / "student.onnx")
+
+
+def test_options_of_a_distillation_are_checked(
+    train_set: Packed, model: persona.Model, tmp_path: Path
+) -> None:
+    train = persona.open_set("vggface2", workspace=Workspace.locate(home=tmp_path))
+    with pytest.raises(persona.PersonaError, match="epohs"):
+        persona.distill(teacher=model, train=train, options={"epohs": 3})
+    with pytest.raises(persona.PersonaError, match="given by `teacher`"):
+        persona.distill(teacher=model, train=train, options={"teacher": "none"})

@@ -16,6 +16,7 @@ Another protocol is one file with one subclass, imported in this package's `__in
 
 from __future__ import annotations
 
+import html
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -146,6 +147,18 @@ class Evaluation:
         if not has_collapsed(self.spread):
             return None
         return tell_collapse(self.model, self.spread, f"set {self.set}")
+
+    def _repr_html_(self) -> str:
+        """The single figures as a table, for notebooks."""
+        single = {n: v for n, v in self.to_json().items() if isinstance(v, str | int | float)}
+        rows = "".join(
+            f"<tr><th>{html.escape(name.replace('_', ' '))}</th><td>{html.escape(shown)}</td></tr>"
+            for name, shown in (
+                (name, f"{value:.4f}" if isinstance(value, float) else str(value))
+                for name, value in single.items()
+            )
+        )
+        return f"<table>{rows}</table>"
 
     def to_json(self) -> dict[str, Any]:
         """The figures that apply."""
