@@ -68,6 +68,7 @@ from persona.data.triplets import ROLES, check_index, load_triplets
 from persona.errors import NoFace, PersonaError, SkipPhoto, unknown
 from persona.files import folder_lock, read_json, write_atomically, write_json
 from persona.progress import progress_bar
+from persona.workers import tell_done
 
 log = logging.getLogger(__name__)
 
@@ -490,10 +491,12 @@ class PhotoPacker:
                 no_face.append(task.place)
             elif isinstance(crop, SkipPhoto):
                 skipped.append(Skipped(task.photo.source, str(crop)))
+                tell_done(1)
                 continue
             else:
                 data.append(_sample(task, crop))
             labels.add(task.label)
+            tell_done(1)
         return Chunk(
             b"".join(data), len(data), tuple(sorted(labels)), tuple(skipped), tuple(no_face)
         )
@@ -572,6 +575,7 @@ class TripletCopier:
             # What a crop's json holds goes in as it is: made of the same canonical JSON.
             meta = b",".join(b'"%s":%s' % (k.encode(), metas[k]) for k in sorted(metas))
             data.append(tar_sample(key, {**parts, "json": b"{%s}" % meta}))
+        tell_done(len(numbered))
         return Chunk(b"".join(data), len(data), tuple(sorted(labels)), tuple(skipped))
 
     def _crop(self, at: int) -> tuple[bytes, bytes, int]:
@@ -775,8 +779,7 @@ def _run(packing: Packing, options: PackOptions, mine: Sequence[int], *, alone: 
     tasks = (ShardTask(number, packing.items(*packing.bounds(number))) for number in todo)
     title = f"packing {packing.folder.name}"
     with progress_bar(title, total=total, unit=packing.unit, done=done) as advance:
-        for result in options.build_engine()(job, tasks):
-            advance(result.items)
+        for result in options.build_engine()(job, tasks, advance):
             new = len(result.skipped) + result.no_face
             skipped += new
             if new and skipped > max(SKIPS_ALWAYS_ALLOWED, options.max_skipped * total):
