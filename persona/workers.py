@@ -58,6 +58,24 @@ def told(tell: Tell) -> Iterator[None]:
         _tell = before
 
 
+@contextlib.contextmanager
+def told_in_all() -> Iterator[Tell]:
+    """Yields `done(n)`, which tells what is lacking to `n` of all that was told since."""
+    heard, outer = 0, _tell
+
+    def hear(count: int) -> None:
+        nonlocal heard
+        heard += count
+        outer(count)
+
+    def done(count: int) -> None:
+        if count > heard:
+            hear(count - heard)
+
+    with told(hear):
+        yield done
+
+
 @dataclass(frozen=True)
 class _Part:
     """So much of a task is done: comes through the pipe before its result."""

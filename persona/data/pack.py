@@ -22,7 +22,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ from persona.data.triplets import ROLES, check_index, load_triplets
 from persona.errors import NoFace, PersonaError, SkipPhoto, unknown
 from persona.files import folder_lock, read_json, write_atomically, write_json
 from persona.progress import progress_bar
-from persona.workers import tell_done
+from persona.workers import tell_done, told_in_all
 
 log = logging.getLogger(__name__)
 
@@ -485,18 +485,16 @@ class PhotoPacker:
         skipped = []
         no_face = []
         photos = (self._photo(task) for task in tasks)
-        for task, crop in zip(tasks, self.align(photos), strict=True):
+        for task, crop in zip(tasks, _counted(self.align(photos)), strict=True):
             if isinstance(crop, NoFace) and self.keep_faceless:
                 data.append(_sample(task, centre_photo(self._photo(task), self.spec), no_face=True))
                 no_face.append(task.place)
             elif isinstance(crop, SkipPhoto):
                 skipped.append(Skipped(task.photo.source, str(crop)))
-                tell_done(1)
                 continue
             else:
                 data.append(_sample(task, crop))
             labels.add(task.label)
-            tell_done(1)
         return Chunk(
             b"".join(data), len(data), tuple(sorted(labels)), tuple(skipped), tuple(no_face)
         )
@@ -515,6 +513,14 @@ class PhotoPacker:
                     "the command again; it goes on where it was"
                 ) from None
             raise SkipPhoto(f"unreadable: {error.strerror}") from None
+
+
+def _counted(crops: Iterable[Crop | SkipPhoto]) -> Iterator[Crop | SkipPhoto]:
+    """Passes crops on and tells of each, unless the detector has before its crop came."""
+    with told_in_all() as done:
+        for number, crop in enumerate(crops, start=1):
+            done(number)
+            yield crop
 
 
 def _sample(task: PhotoTask, crop: Crop, *, no_face: bool = False) -> bytes:
