@@ -238,8 +238,8 @@ class Tars(RawDataset):
         for member in sample.others:
             if self._may_name(path, member):
                 joined.lone_texts.add(self._source(path, member))
-        if sample.others:  # what is labelled may be a picture of a kind that is not read here
-            return
+        if any(member.size > MAX_NAME for member in sample.others):
+            return  # what is labelled may be a picture of a kind that is not read here
         for label in (label for own in sample.labels.values() for label in own.values()):
             if label.suffix in PURE_LABELS:
                 joined.lone_labels.append(self._source(path, label))
