@@ -24,12 +24,63 @@ from persona.errors import PersonaError
 T = TypeVar("T")
 R = TypeVar("R")
 
+Tell = Callable[[int], None]
+
+
+def _tell_nobody(_count: int) -> None:
+    """What a function tells where nobody asked."""
+
+
+_tell: Tell = _tell_nobody
+"""Of this process."""
+
 AHEAD = 2
 """Results a worker that may wait for an earlier one; memory stays flat."""
 NOT_KNOWN = 255
 """The exit code of a worker whose server was killed as well."""
 ENDING_S = 10.0
 """What a worker that has closed its pipe has to end."""
+
+
+def tell_done(count: int) -> None:
+    """Called by a function that a pool maps: how much of its task is done, before it returns."""
+    _tell(count)
+
+
+@contextlib.contextmanager
+def told(tell: Tell) -> Iterator[None]:
+    """`tell` hears what `tell_done` is called with in this process."""
+    global _tell  # noqa: PLW0603 - a function does not know who maps it
+    before, _tell = _tell, tell
+    try:
+        yield
+    finally:
+        _tell = before
+
+
+@contextlib.contextmanager
+def told_in_all() -> Iterator[Tell]:
+    """Yields `done(n)`, which tells what is lacking to `n` of all that was told since."""
+    heard, outer = 0, _tell
+
+    def hear(count: int) -> None:
+        nonlocal heard
+        heard += count
+        outer(count)
+
+    def done(count: int) -> None:
+        if count > heard:
+            hear(count - heard)
+
+    with told(hear):
+        yield done
+
+
+@dataclass(frozen=True)
+class _Part:
+    """So much of a task is done: comes through the pipe before its result."""
+
+    count: int
 
 
 @dataclass
@@ -47,6 +98,7 @@ def worker_pool(
     workers: int,
     *,
     preload: Sequence[str] = (),
+    tell: Tell = _tell_nobody,
 ) -> Iterator[Callable[[Iterable[T]], Iterator[R]]]:
     """Yields an ordered map over tasks by `build(*arguments)`, which each worker builds once.
 
@@ -57,6 +109,7 @@ def worker_pool(
         arguments: picklable.
         workers: processes; 0 works in this one.
         preload: modules that are imported once for all workers.
+        tell: hears of parts of tasks as they are done, see `tell_done`.
 
     Raises:
         PersonaError: from the map, where a worker was killed or did not start. What a task raises
@@ -64,7 +117,8 @@ def worker_pool(
     """
     if workers == 0:
         function = build(*arguments)
-        yield lambda tasks: map(function, tasks)
+        with told(tell):
+            yield lambda tasks: map(function, tasks)
         return
     # Workers fork from a server that has imported once for all of them, and has no threads.
     context = multiprocessing.get_context("forkserver")
@@ -86,7 +140,7 @@ def worker_pool(
                 pool.append(_Worker(process, ours))
         for worker in pool:
             _send(worker, (build, tuple(arguments)))
-        yield lambda tasks: _ordered_map(pool, tasks)
+        yield lambda tasks: _ordered_map(pool, tasks, tell)
     finally:
         for worker in pool:
             worker.process.kill()
@@ -95,7 +149,7 @@ def worker_pool(
             worker.pipe.close()
 
 
-def _ordered_map(pool: Sequence[_Worker], tasks: Iterable[T]) -> Iterator[Any]:
+def _ordered_map(pool: Sequence[_Worker], tasks: Iterable[T], tell: Tell) -> Iterator[Any]:
     """Results in the order of their tasks; a worker gets its next task when it has sent a result.
 
     One task at a time a worker: it always listens when its parent sends, so that neither can wait
@@ -121,7 +175,11 @@ def _ordered_map(pool: Sequence[_Worker], tasks: Iterable[T]) -> Iterator[Any]:
             assert isinstance(pipe, Connection)
             worker = busy[pipe]
             assert worker.task is not None
-            results[worker.task], worker.task = _receive(worker), None
+            received = _receive(worker)
+            if isinstance(received, _Part):
+                tell(received.count)
+                continue
+            results[worker.task], worker.task = received, None
         if due in results:
             yield results.pop(due)
             due += 1
@@ -136,9 +194,12 @@ def _send(worker: _Worker, what: object) -> None:
 
 def _receive(worker: _Worker) -> Any:
     try:
-        result, error = worker.pipe.recv()
+        answer = worker.pipe.recv()
     except (EOFError, ConnectionResetError):
         raise _lost(worker) from None
+    if isinstance(answer, _Part):
+        return answer
+    result, error = answer
     if error is not None:
         raise error
     return result
@@ -178,7 +239,10 @@ def _serve(pipe: Connection) -> None:
     """A worker's life: build, then a result (or what was raised) for each task."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # should the server be older than this pool
     function: Callable[[Any], Any] | None = None
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+    with (
+        contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError),
+        told(lambda count: pipe.send(_Part(count))),
+    ):
         while True:
             what = pipe.recv()
             try:

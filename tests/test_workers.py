@@ -17,7 +17,7 @@ import pytest
 
 from persona.cli.errors import explain
 from persona.errors import PersonaError
-from persona.workers import AHEAD, worker_pool
+from persona.workers import AHEAD, tell_done, worker_pool
 
 
 def build_square(offset: int) -> Callable[[int], int]:
@@ -51,6 +51,35 @@ def test_results_come_in_the_order_of_their_tasks(workers: int) -> None:
         assert list(square(range(7))) == [1 + n * n for n in range(7)]
         assert list(square([])) == []
     assert not left()
+
+
+def build_teller(wait_for: str) -> Callable[[int], int]:
+    """Tells of two parts; before its result it waits until a file is there."""
+
+    def tell(number: int) -> int:
+        tell_done(1)
+        tell_done(2)
+        while wait_for and not os.path.exists(wait_for):  # noqa: PTH110
+            time.sleep(0.01)
+        return number
+
+    return tell
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_parts_of_tasks_are_told_before_their_results(workers: int, tmp_path: Path) -> None:
+    told: list[int] = []
+    seen = tmp_path / "seen"
+
+    def hear(count: int) -> None:
+        told.append(count)
+        seen.touch()
+
+    with worker_pool(build_teller, (str(seen),), workers, tell=hear) as tell:
+        assert list(tell(range(5))) == list(range(5))
+    assert sorted(told) == [1] * 5 + [2] * 5
+    tell_done(7)  # nobody listens any more
+    assert len(told) == 10
 
 
 SERVER_MASK = """

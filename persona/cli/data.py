@@ -281,14 +281,20 @@ def shards_list(shards: ShardsOption = None, json: JsonFlag = False) -> None:
     """Every packed set."""
     from persona.data.shards import list_sets
 
-    sets, wrong = list_sets(workspace(shards=shards).shards)
+    place = workspace(shards=shards).shards
+    sets, wrong = list_sets(place)
     rows = [set_row(manifest) for manifest in sets]
     names = ("name", "dataset", "split", "samples", "identities", "shards", "skipped")
     if json:
         print_json(rows)
     else:
         columns = [Column(name, right=place > 2) for place, name in enumerate(names)]
-        print_table(columns, [[row[name] for name in names] for row in rows])
+        print_table(
+            columns,
+            [[row[name] for name in names] for row in rows],
+            empty=f"no packed set below {place}: `persona shard DATASET` packs one, `persona "
+            "datasets` names them",
+        )
     if wrong:
         raise PersonaError("; ".join(wrong))
 

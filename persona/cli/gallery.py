@@ -265,6 +265,7 @@ def gallery_list(store: StoreOption = None, json: JsonFlag = False) -> None:
     print_table(
         [Column("name"), Column("photos", right=True), Column("enrolled")],
         [[person.name, person.photos, person.created] for person in people],
+        empty="nobody is enrolled: `persona enroll NAME PHOTO...` enrols somebody",
     )
     if facts is not None:
         calibrated = facts.threshold and f"{facts.threshold.value:.3f}: {facts.threshold.source}"

@@ -61,6 +61,8 @@ def models_list(models: ModelsOption = None, json: JsonFlag = False) -> None:
             ]
             for card in cards
         ],
+        empty="no model: `accelerate launch -m persona.distill` trains one, `persona models pull` "
+        "fetches one",
     )
 
 

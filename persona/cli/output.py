@@ -75,8 +75,16 @@ class Column:
     right: bool = False
 
 
-def print_table(columns: Sequence[Column], rows: Sequence[Sequence[object]]) -> None:
-    """A table on stdout; on a pipe it is as wide as it needs, so that no cell is cut."""
+def print_table(
+    columns: Sequence[Column], rows: Sequence[Sequence[object]], *, empty: str | None = None
+) -> None:
+    """A table on stdout; on a pipe it is as wide as it needs, so that no cell is cut.
+
+    `empty` is noted in its place where there is no row: what to do to get some.
+    """
+    if not rows and empty is not None:
+        note(empty)
+        return
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -87,6 +87,7 @@ def list_(shards: ShardsOption = None, json: JsonFlag = False) -> None:
     print_table(
         columns,
         [[*(row[n] for n in names[:-1]), "yes" if row["packed"] else "no"] for row in rows],
+        empty="no triplet set: `persona triplets make NUMBER DATASET` draws one",
     )
 
 

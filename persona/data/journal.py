@@ -234,6 +234,16 @@ def iter_records(folder: Path, num_shards: int) -> Iterator[tuple[int, Record | 
         yield number, read_record(folder, number)
 
 
+def count_items(folder: Path, number: int) -> int:
+    """How many items of a shard a journal tells of, whichever process of any host writes it."""
+    counts = [0]
+    for path in folder.glob(f".{shard_name(number)}.*.jsonl"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # read in the middle
+            lines = path.read_bytes().splitlines(keepends=True)
+            counts.append(sum(json.loads(line)["items"] for line in lines if line.endswith(b"\n")))
+    return max(counts)
+
+
 def read_plan(folder: Path) -> Plan:
     """The plan of a folder.
 

@@ -22,7 +22,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ from persona.data.triplets import ROLES, check_index, load_triplets
 from persona.errors import NoFace, PersonaError, SkipPhoto, unknown
 from persona.files import folder_lock, read_json, write_atomically, write_json
 from persona.progress import progress_bar
+from persona.workers import tell_done, told_in_all
 
 log = logging.getLogger(__name__)
 
@@ -488,7 +489,7 @@ class PhotoPacker:
         mended = []
         no_face = []
         photos = (self._photo(task) for task in tasks)
-        for task, crop in zip(tasks, self.align(photos), strict=True):
+        for task, crop in zip(tasks, _counted(self.align(photos)), strict=True):
             if isinstance(crop, NoFace) and self.keep_faceless:
                 kept = centre_photo(self._photo(task), self.spec)
                 data.append(_sample(task, kept, no_face=True))
@@ -525,6 +526,14 @@ class PhotoPacker:
                     "the command again; it goes on where it was"
                 ) from None
             raise SkipPhoto(f"unreadable: {error.strerror}") from None
+
+
+def _counted(crops: Iterable[Crop | SkipPhoto]) -> Iterator[Crop | SkipPhoto]:
+    """Passes crops on and tells of each, unless the detector has before its crop came."""
+    with told_in_all() as done:
+        for number, crop in enumerate(crops, start=1):
+            done(number)
+            yield crop
 
 
 def _sample(task: PhotoTask, crop: Crop, *, no_face: bool = False) -> bytes:
@@ -582,6 +591,7 @@ class TripletCopier:
             # What a crop's json holds goes in as it is: made of the same canonical JSON.
             meta = b",".join(b'"%s":%s' % (k.encode(), metas[k]) for k in sorted(metas))
             data.append(tar_sample(key, {**parts, "json": b"{%s}" % meta}))
+        tell_done(len(numbered))
         return Chunk(b"".join(data), len(data), tuple(sorted(labels)), tuple(skipped))
 
     def _crop(self, at: int) -> tuple[bytes, bytes, int]:
@@ -785,8 +795,7 @@ def _run(packing: Packing, options: PackOptions, mine: Sequence[int], *, alone: 
     tasks = (ShardTask(number, packing.items(*packing.bounds(number))) for number in todo)
     title = f"packing {packing.folder.name}"
     with progress_bar(title, total=total, unit=packing.unit, done=done) as advance:
-        for result in options.build_engine()(job, tasks):
-            advance(result.items)
+        for result in options.build_engine()(job, tasks, advance):
             new = len(result.skipped) + result.no_face
             skipped += new
             if new and skipped > max(SKIPS_ALWAYS_ALLOWED, options.max_skipped * total):

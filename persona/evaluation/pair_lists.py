@@ -26,7 +26,8 @@ SHOWN = 5
 """Unknown photos named in the error or the note."""
 MAX_UNKNOWN = 0.5
 """Share of the pairs that may name unknown photos."""
-LABELS = {"1": True, "true": True, "same": True, "0": False, "false": False, "different": False}
+LABELS = dict.fromkeys(("1", "1.0", "true", "same"), True)
+LABELS |= dict.fromkeys(("0", "0.0", "false", "different"), False)
 
 Row = tuple[int | None, bool, str, str]
 """fold, same, path, path."""

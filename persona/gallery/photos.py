@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from persona.data.align.bare import is_animated_gif
 from persona.data.align.decode import MOST_PIXELS, SHRINKS, EncodedPhoto
 from persona.data.align.spec import Box
+from persona.data.raw.base import is_litter
 from persona.errors import PersonaError, SkipPhoto
 from persona.files import PRIVATE, write_atomically
 from persona.gallery.people import Sighting
@@ -116,8 +117,8 @@ def photos_of(folder: Path) -> list[Path]:
 
 
 def folders_of(folder: Path) -> list[Path]:
-    """The folders directly in a folder, by name."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    """The folders directly in a folder, by name; what systems leave beside photos is none."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_litter(path.name))
 
 
 Mark = tuple[tuple[float, float, float, float], str, tuple[int, int, int]]

@@ -59,6 +59,26 @@ def test_the_whole_way_from_photos_to_packed_triplets(home: Path) -> None:
     assert (figures["measure"], figures["triplets"]) == ("match", 15)
 
 
+def test_what_is_empty_says_the_next_step(tmp_path: Path) -> None:
+    for command, step in (
+        (("shards", "list"), "`persona shard DATASET` packs one"),
+        (("triplets", "list"), "`persona triplets make NUMBER DATASET` draws one"),
+        (("models", "list"), "`accelerate launch -m persona.distill` trains one"),
+    ):
+        done = run("persona", *command, home=tmp_path)
+        assert done.stdout == "" and step in done.stderr
+        assert persona(*command, home=tmp_path) == []
+
+
+def test_a_dataset_that_cannot_be_listed_says_why(tmp_path: Path) -> None:
+    (tmp_path / "data" / "raw" / "AgeDB").mkdir(parents=True)
+    (tmp_path / "data" / "raw" / "AgeDB" / "1_X_3²_f.jpg").write_bytes(jpeg(1))
+    done = run("persona", "datasets", home=tmp_path)
+    assert "agedb (all): " in done.stderr and "3²_f.jpg: expected <id>_<Name>" in done.stderr
+    rows = {row["dataset"]: row for row in persona("datasets", home=tmp_path)}
+    assert rows["agedb"]["state"] == "missing"
+
+
 def test_json_is_alone_on_stdout_and_no_bar_on_a_pipe(home: Path) -> None:
     done = run("persona", "shard", "lfw", *NO_ALIGN, "--json", home=home)
     assert json.loads(done.stdout)["samples"] == 24

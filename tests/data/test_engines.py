@@ -10,9 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import NO_ALIGN, write_faces, write_vggface2
@@ -20,7 +22,8 @@ from helpers import environment, persona_error, persona_here
 
 from persona.data import journal, pack
 from persona.data.align import AlignSpec
-from persona.data.engines import Job, ShardTask, Share, pack_shard
+from persona.data.engines import Done, Job, ShardTask, Share, pack_shard
+from persona.data.engines.ray_cluster import _Running
 from persona.data.journal import Chunk, ShardWriter
 from persona.data.pack import (
     PackOptions,
@@ -29,6 +32,7 @@ from persona.data.pack import (
     pack_set,
     pack_share,
     pack_triplets,
+    packing_order,
     plan_photos,
     plan_triplets,
 )
@@ -361,6 +365,101 @@ def pack_on_ray(kind: str, options: str, root: Path, folder: Path) -> str:
     script = [sys.executable, "-c", ON_RAY, kind, options, str(root), str(folder)]
     env = environment(root, PYTHONPATH=path)
     return subprocess.run(script, env=env, capture_output=True, text=True, check=False).stderr
+
+
+class Watched(VGGFace2):
+    """Its twelfth photo in packing's order is held back until a file is there."""
+
+    def read(self, photo: Photo) -> bytes:
+        if photo.source == self.held:
+            while not (self.root / "go").exists():
+                time.sleep(0.01)
+        return super().read(photo)
+
+    held = ""
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_the_bar_advances_with_the_photos_and_on_resume(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """Not with chunks or shards; what an earlier run had packed is told as that."""
+    told: list[tuple[int, bool]] = []
+    dataset = Watched(raw / "VGGFace2")
+    index = dataset.index()
+    dataset.held = index.photos[int(packing_order(dataset, index.photos)[11])].source
+    go = dataset.root / "go"
+
+    @contextlib.contextmanager
+    def bar(*_: object, total: int, done: int = 0, **__: object) -> Iterator[Any]:
+        def advance(count: int, *, earlier: bool = False) -> None:
+            told.append((count, earlier))
+            if sum(count for count, _ in told) == 11 or workers == 2:
+                go.touch()
+
+        assert total == 30
+        told.append((done, True))
+        yield advance
+
+    monkeypatch.setattr("persona.data.pack.progress_bar", bar)
+    if workers == 0:
+        go.touch()
+    options = replace(NO_ALIGN, workers=workers, shard_size=15)
+    monkeypatch.setattr("persona.data.pack.CHUNK", 15)
+    pack_photos(dataset, tmp_path / "s", options, index=index)
+    assert told == [(0, True)] + [(1, False)] * 30
+
+    # A run that is killed in its second shard, with five photos a line of the journal.
+    monkeypatch.setattr("persona.data.pack.CHUNK", 5)
+    told.clear()
+    plan = plan_photos(dataset, tmp_path / "t", options, index=index)
+    made = ShardWriter.append
+    lines: list[int] = []
+
+    def killed(self: ShardWriter, chunk: Chunk, items: int) -> None:
+        made(self, chunk, items)
+        lines.append(items)
+        if len(lines) == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardWriter, "append", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pack_set(plan, options)
+    told.clear()
+    pack_set(plan, options)
+    assert [entry for entry in told if entry[1]] == [(15, True), (5, True)]
+    assert [entry for entry in told if not entry[1]] == [(1, False)] * 10
+
+
+def test_ray_tells_what_its_journals_tell(tmp_path: Path) -> None:
+    """Here Ray is a stand-in: its task is ready when it was waited for three times."""
+    told: list[tuple[int, bool]] = []
+
+    def advance(count: int, *, earlier: bool = False) -> None:
+        told.append((count, earlier))
+
+    def journal(*items: int) -> None:
+        lines = "".join(json.dumps({"items": count}) + "\n" for count in items)
+        (tmp_path / ".000007.tar.host-1.jsonl").write_text(lines + '{"items": 9')
+
+    class Ray:
+        turns = 0
+
+        def wait(self, tasks: list[str], **_: object) -> tuple[list[str], list[str]]:
+            self.turns += 1
+            journal(*[64] * (1 + self.turns))
+            return (tasks, []) if self.turns == 3 else ([], tasks)
+
+        def get(self, _: str) -> Done:
+            return Done(300, ())
+
+    running = _Running(Ray(), tmp_path, advance)
+    journal(64)
+    running.add("task", 7)
+    assert running.next() == Done(300, ())
+    assert told == [(64, True), (64, False), (64, False), (108, False)]
+    assert not running.tasks
 
 
 @pytest.mark.heavy

@@ -29,6 +29,7 @@ import numpy.typing as npt
 
 from persona.data.align.spec import Face
 from persona.errors import PersonaError
+from persona.workers import tell_done
 
 Array = npt.NDArray[Any]
 
@@ -213,6 +214,7 @@ class Mtcnn:
                     sums.resize(start + number, level, canvases[number])
             scores, regression = self._pnet_forward(canvases, [levels for levels, _ in some])
             maps += [(some[n][0], scores[n], regression[n]) for n in range(len(some))]
+            tell_done(len(some))  # most of the work that they are
         return maps
 
     def _pnet_forward(

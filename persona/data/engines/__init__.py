@@ -3,7 +3,7 @@
 The contract is one function, `pack_shard`, from a shard task to how it went (that of img2dataset's
 distributors). A task is deterministic, leaves a shard that is there alone, goes on where a killed
 one of its host stopped, and puts the shard in place whole. So an engine may run tasks in any order,
-anywhere, and twice.
+anywhere, and twice. What it tells a bar meanwhile need not be exact.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from persona.data.journal import Chunk, Plan, ShardWriter, read_record
 from persona.data.shards import Skipped
 from persona.errors import PersonaError
 from persona.files import whole_number
+from persona.progress import Advance
 
 ENGINES = ("local", "ray")
 
@@ -65,7 +66,8 @@ class Done:
     """Kept as centre crops."""
 
 
-Engine = Callable[[Job, Iterable[ShardTask]], Iterator[Done]]
+Engine = Callable[[Job, Iterable[ShardTask], Advance], Iterator[Done]]
+"""Tells `Advance` of items while they are made, and yields what came of them once they are kept."""
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,21 @@ from typing import Any
 
 from persona.data.engines import Done, Job, ShardTask
 from persona.data.journal import ShardWriter, shard_name
+from persona.progress import Advance
 from persona.workers import worker_pool
 
 log = logging.getLogger(__name__)
 
 
-def run_local(job: Job, tasks: Iterable[ShardTask], *, workers: int | None) -> Iterator[Done]:
+def run_local(
+    job: Job, tasks: Iterable[ShardTask], advance: Advance, *, workers: int | None
+) -> Iterator[Done]:
     """Packs shards in order, chunk by chunk; yields what came of each chunk.
 
     Args:
         job: what the tasks share.
         tasks: shards that are not there yet.
+        advance: told of items as the workers make them.
         workers: processes; 0 works in this one, None is one a core.
     """
     if job.copies:
@@ -37,6 +41,7 @@ def run_local(job: Job, tasks: Iterable[ShardTask], *, workers: int | None) -> I
             writer = ShardWriter(job.folder, task.number, job.plan)
             if writer.items:
                 log.info("going on in %s after %d", shard_name(task.number), writer.items)
+                advance(writer.items, earlier=True)
                 earlier.append(Done(writer.items, tuple(writer.skipped), len(writer.no_face)))
             if writer.items == len(task.items):  # killed before its end was written
                 with writer:
@@ -49,7 +54,9 @@ def run_local(job: Job, tasks: Iterable[ShardTask], *, workers: int | None) -> I
                 yield items
 
     try:
-        with worker_pool(job.build, job.arguments, workers, preload=job.preload) as work:
+        with worker_pool(
+            job.build, job.arguments, workers, preload=job.preload, tell=advance
+        ) as work:
             for chunk in work(chunks()):
                 items, last = due.popleft()
                 open_shards[0].append(chunk, items)

@@ -11,26 +11,37 @@ import logging
 import os
 import socket
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from persona.data.engines import Done, Job, ShardTask, pack_shard
+from persona.data.journal import count_items
 from persona.errors import PersonaError
 from persona.extras import missing
+from persona.progress import Advance
 
 RETRIES = 3
 REACH_S = 10.0
+LOOK_S = 1.0
+"""Between two looks at the journals."""
 OBJECT_STORE_BYTES = 100_000_000
 """Tasks and answers are small: the photos go through the file system."""
 
 
 def run_ray(
-    job: Job, tasks: Iterable[ShardTask], *, address: str | None, workers: int | None
+    job: Job,
+    tasks: Iterable[ShardTask],
+    advance: Advance,
+    *,
+    address: str | None,
+    workers: int | None,
 ) -> Iterator[Done]:
     """Packs shards in any order; yields what came of each.
 
     Args:
         job: what the tasks share.
         tasks: shards to pack.
+        advance: told of items as the journals of running tasks tell of them.
         address: of a running cluster; None starts one for this call.
         workers: shards at once; None is as many as the cluster has cores.
 
@@ -47,13 +58,13 @@ def run_ray(
     with _cluster(ray, address, workers):
         remote = ray.remote(num_cpus=1, max_retries=RETRIES)(pack_shard)
         shared = ray.put(job)
-        running: list[Any] = []
+        running = _Running(ray, job.folder, advance)
         for task in tasks:
-            if len(running) >= (workers or int(2 * ray.cluster_resources().get("CPU", 1))):
-                yield _next(ray, running)
-            running.append(remote.remote(shared, task))
-        while running:
-            yield _next(ray, running)
+            if len(running.tasks) >= (workers or int(2 * ray.cluster_resources().get("CPU", 1))):
+                yield running.next()
+            running.add(remote.remote(shared, task), task.number)
+        while running.tasks:
+            yield running.next()
 
 
 @contextlib.contextmanager
@@ -97,17 +108,48 @@ def _reach(address: str) -> None:
         ) from None
 
 
-def _next(ray: Any, running: list[Any]) -> Done:
-    """Waits for one of the running tasks and takes it out."""
-    (ready,), running[:] = ray.wait(running, num_returns=1)
-    try:
-        done: Done = ray.get(ready)
-    except ray.exceptions.RayTaskError as error:  # raised by pack_shard
-        raise error.cause from None
-    except ray.exceptions.RayError as error:
-        raise PersonaError(
-            f"Ray has lost a shard's worker {RETRIES + 1} times ({type(error).__name__}), perhaps "
-            "for memory: run the command again with fewer --workers or another node; it goes on "
-            "where it was"
-        ) from None
-    return done
+class _Running:
+    """Tasks on the cluster, and how much of each its journal has told of."""
+
+    def __init__(self, ray: Any, folder: Path, advance: Advance) -> None:
+        self.ray = ray
+        self.folder = folder
+        self.advance = advance
+        self.tasks: dict[Any, int] = {}
+        """The shard that each makes."""
+        self.told: dict[int, int] = {}
+        """Items of each shard."""
+
+    def add(self, task: Any, number: int) -> None:
+        """Takes a task that was started; what its shard has already, an earlier run made."""
+        self.tasks[task] = number
+        self.told[number] = count_items(self.folder, number)
+        self.advance(self.told[number], earlier=True)
+
+    def next(self) -> Done:
+        """Waits for one of the tasks and takes it out."""
+        ready: list[Any] = []
+        while not ready:
+            ready, _ = self.ray.wait(list(self.tasks), num_returns=1, timeout=LOOK_S)
+            if not ready:
+                for number in self.tasks.values():
+                    self._tell(number, count_items(self.folder, number))
+        (task,) = ready
+        try:
+            done: Done = self.ray.get(task)
+        except self.ray.exceptions.RayTaskError as error:  # raised by pack_shard
+            raise error.cause from None
+        except self.ray.exceptions.RayError as error:
+            raise PersonaError(
+                f"Ray has lost a shard's worker {RETRIES + 1} times ({type(error).__name__}), "
+                "perhaps for memory: run the command again with fewer --workers or another node; "
+                "it goes on where it was"
+            ) from None
+        self._tell(self.tasks.pop(task), done.items)
+        return done
+
+    def _tell(self, number: int, items: int) -> None:
+        fresh = items - self.told[number]
+        if fresh > 0:
+            self.told[number] = items
+            self.advance(fresh)

@@ -562,8 +562,8 @@ class IdentityFolders(RawDataset):
             return super().nothing_found()
         return PersonaError(
             f"{self.root} holds {loose:,} photos, but none in a folder of its person: expected "
-            f"{self.layout}. Move each person's photos into a folder that has their name, or, if "
-            "nobody is named, each photo into a folder of its own"
+            f"{self.layout}. Move each person's photos into a folder that has their name; photos "
+            "of nobody in particular go into a folder each"
         )
 
 
@@ -590,7 +590,7 @@ def identity_name(value: object, where: str) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, str):
-        number = whole_number(value.removeprefix("-"))
+        number = whole_number(value.removeprefix("-"), LABEL_DIGITS + 1)
         if number is not None:
             value = -number if value.startswith("-") else number
     if isinstance(value, int) and not isinstance(value, bool):

@@ -13,7 +13,7 @@ from persona.data.raw.lfw import LFWLayout
 from persona.data.raw.vggface2 import VGGFace2Layout
 from persona.files import write_atomically
 from persona.progress import progress_bar
-from persona.workers import worker_pool
+from persona.workers import tell_done, worker_pool
 
 OBTAIN = "`persona demo` draws it"
 FOLDS = 10
@@ -78,11 +78,13 @@ def draw_datasets(raw: Path, population: Population, workers: int) -> None:
     if wanted:
         chunks = [wanted[start : start + 32] for start in range(0, len(wanted), 32)]
         with (
-            worker_pool(FaceDrawer, (population.seed, population.size_px), workers) as draw,
             progress_bar("drawing faces", total=len(wanted), unit="photos") as advance,
+            worker_pool(
+                FaceDrawer, (population.seed, population.size_px), workers, tell=advance
+            ) as draw,
         ):
-            for drawn in draw(chunks):
-                advance(drawn)
+            for _ in draw(chunks):
+                pass
     for path, text in lists.items():
         write_atomically(path, text.encode())
 
@@ -94,8 +96,8 @@ class FaceDrawer:
     seed: int
     size_px: int
 
-    def __call__(self, chunk: list[tuple[Path, int, int]]) -> int:
-        """Draws (path, number of the identity, number of the photo) each; returns how many."""
+    def __call__(self, chunk: list[tuple[Path, int, int]]) -> None:
+        """Draws (path, number of the identity, number of the photo) each."""
         from persona.data.synthetic import draw_identity, draw_photo
 
         for path, number, photo in chunk:
@@ -105,7 +107,7 @@ class FaceDrawer:
             buffer = io.BytesIO()
             image.save(buffer, format="JPEG", quality=95)
             write_atomically(path, buffer.getvalue())
-        return len(chunk)
+            tell_done(1)
 
 
 def draw_pairs(people: list[str], population: Population) -> Iterator[str]:

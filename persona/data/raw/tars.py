@@ -93,10 +93,11 @@ class _Count:
 
 @dataclass
 class _Joined:
-    """How the photos of one tar came to their identities."""
+    """How photos came to their identities."""
 
-    by_label: int = 0
-    by_folder: _Count = field(default_factory=_Count)
+    by_folder: int = 0
+    texts: Counter[str] = field(default_factory=Counter)
+    """What each `txt` said that named a photo."""
     lone_labels: list[str] = field(default_factory=list)
     """`PURE_LABELS` beside no photo."""
     lone_texts: _Count = field(default_factory=_Count)
@@ -134,16 +135,17 @@ class Tars(RawDataset):
                 leave it, a photo has no identity, or it is not clear what its labels are.
         """
         names: dict[str, str] = {}
-        texts: Counter[str] = Counter()
+        joined = _Joined()
         for path in self._tars():
-            joined = _Joined()
+            by_label, by_folder = _Count(), _Count()
             try:
                 with path.open("rb") as stream:
                     for sample in self._samples(path, stream):
                         if not sample.photos:
                             self._count_lone(path, sample, joined)
                             continue
-                        for photo in self._join(path, sample, joined, texts):
+                        for photo, labelled in self._join(path, sample, joined):
+                            (by_label if labelled else by_folder).add(photo.source)
                             name = names.setdefault(photo.identity, photo.identity)
                             yield Photo(photo.source, name, photo.offset)
             except TarError as error:
@@ -151,9 +153,16 @@ class Tars(RawDataset):
                     f"{path} is no whole, uncompressed tar of plain files ({error}): restore it, "
                     "or pack it anew"
                 ) from None
-            self._look_back(path, joined)
-        if len(texts) >= FEW and len(texts) >= MOST * texts.total():
-            raise _captions(self.root, f"{len(texts):,} of its {texts.total():,} .txt differ")
+            if by_label.number and by_folder.number:
+                raise PersonaError(
+                    f"{path}: {by_label.number:,} photos have a label, {by_folder} have none, and "
+                    "would be named by their folders: label them, or take them out"
+                )
+            joined.by_folder += by_folder.number
+        self._look_back(joined)
+        differing, texts = len(joined.texts), joined.texts.total()
+        if differing >= max(FEW, MOST * texts):
+            raise _captions(self.root, f"{differing:,} of its {texts:,} .txt differ")
 
     def _tars(self) -> list[Path]:
         if not self.root.is_dir():
@@ -188,12 +197,10 @@ class Tars(RawDataset):
                 sample.others.append(member)
         yield sample
 
-    def _join(
-        self, path: Path, sample: _Sample, joined: _Joined, texts: Counter[str]
-    ) -> Iterator[Photo]:
-        """The photos of a sample with their identities."""
+    def _join(self, path: Path, sample: _Sample, joined: _Joined) -> Iterator[tuple[Photo, bool]]:
+        """The photos of a sample with their identities, and whether a label named each."""
         unread: list[_Member] = []
-        said = {part: self._said(path, own, texts, unread) for part, own in sample.labels.items()}
+        said = {part: self._said(path, own, joined, unread) for part, own in sample.labels.items()}
         parts = {photo.part for photo in sample.photos}
         of_all = {name for part, name in said.items() if name and part not in parts}
         by_folder = 0
@@ -206,11 +213,9 @@ class Tars(RawDataset):
                         f"{sample.key}.cls"
                     )
                 (identity,) = of_all
-            if identity:
-                joined.by_label += 1
-            else:
+            labelled = bool(identity)
+            if not identity:
                 by_folder += 1
-                joined.by_folder.add(photo.name)
                 identity = PurePosixPath(photo.name).parent.name
             if not identity:
                 raise PersonaError(
@@ -218,63 +223,61 @@ class Tars(RawDataset):
                     f".json (with one of {', '.join(JSON_FIELDS)}) or .txt right before or after "
                     "it, or <identity>/<photo>.jpg"
                 )
-            source = f"{path.relative_to(self._folder).as_posix()}/{photo.name}"
-            yield Photo(source=source, identity=identity, offset=photo.offset)
+            source = self._source(path, photo)
+            yield Photo(source=source, identity=identity, offset=photo.offset), labelled
         if by_folder:
             unread += (other for other in sample.others if self._may_name(path, other))
             for member in unread[:by_folder]:
-                joined.unread.add(member.name)
+                joined.unread.add(self._source(path, member))
+
+    def _source(self, path: Path, member: _Member) -> str:
+        return f"{path.relative_to(self._folder).as_posix()}/{member.name}"
 
     def _count_lone(self, path: Path, sample: _Sample, joined: _Joined) -> None:
         """Counts the labels of a sample without a photo."""
         for member in sample.others:
             if self._may_name(path, member):
-                joined.lone_texts.add(member.name)
-        if sample.others:  # what is labelled may be a picture of a kind that is not read here
-            return
+                joined.lone_texts.add(self._source(path, member))
+        if any(member.size > MAX_NAME for member in sample.others):
+            return  # what is labelled may be a picture of a kind that is not read here
         for label in (label for own in sample.labels.values() for label in own.values()):
             if label.suffix in PURE_LABELS:
-                joined.lone_labels.append(label.name)
+                joined.lone_labels.append(self._source(path, label))
             else:
-                joined.lone_texts.add(label.name)
+                joined.lone_texts.add(self._source(path, label))
 
-    def _look_back(self, path: Path, joined: _Joined) -> None:
+    def _look_back(self, joined: _Joined) -> None:
         """Takes labels without a photo for photos that are not there, where all others have one.
 
         Raises:
             PersonaError: photos were named by their folders, but there are labels too.
         """
-        named = joined.by_folder.number
+        named = joined.by_folder
         if not named:
-            place = path.relative_to(self._folder).as_posix()
-            self.missing += (f"{place}/{name}" for name in joined.lone_labels)
+            self.missing += joined.lone_labels
             return
-        folders = "and its photos would be named by their folders"
+        folders = "and photos would be named by their folders"
         lone = joined.lone_texts
         if joined.lone_labels:
             lone = _Count(len(joined.lone_labels), joined.lone_labels[0])
         if joined.lone_labels or lone.number >= max(FEW, HALF * named):
             raise PersonaError(
-                f"{path}: {lone} match no photo, {folders}: a photo and its label follow one "
+                f"{self.root}: {lone} match no photo, {folders}: a photo and its label follow one "
                 "another and share their name up to its first dot, as 000.jpg and 000.cls"
             )
         if joined.unread.number >= max(FEW, HALF * named):
             raise PersonaError(
-                f"{path}: {joined.unread} may say who is in the photos beside them, {folders}: "
-                f"call them .cls (in a .json, call the field {JSON_FIELDS[0]}), or take them out"
-            )
-        if joined.by_label:
-            raise PersonaError(
-                f"{path}: {joined.by_label:,} photos have a label, {joined.by_folder} have none, "
-                "and would be named by their folders: label them, or take them out"
+                f"{self.root}: {joined.unread} may say who is in the photos beside them, "
+                f"{folders}: call them .cls (in a .json, call the field {JSON_FIELDS[0]}), or take "
+                "them out"
             )
 
     def _said(
-        self, path: Path, labels: dict[str, _Member], texts: Counter[str], unread: list[_Member]
+        self, path: Path, labels: dict[str, _Member], joined: _Joined, unread: list[_Member]
     ) -> str | None:
         """The identity that labels of one photo name; None: no JSON among them has one.
 
-        `texts` counts what texts say; `unread` gets a JSON that may name an identity in a field
+        `unread` gets a JSON that may name an identity in a field
         of another name.
         """
         for suffix in LABEL_SUFFIXES:
@@ -290,7 +293,7 @@ class Tars(RawDataset):
             if not _reads_like_name(value):
                 raise _captions(path, f"{member.name} is no name")
             identity = identity_name(value, where)
-            texts[identity] += 1
+            joined.texts[identity] += 1
             return identity
         return None
 

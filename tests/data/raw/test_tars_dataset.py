@@ -119,7 +119,7 @@ def beside(count: int, name: str, content: str) -> dict[str, bytes]:
         ({**photos(4), **{f"l/{n}.pid": b"1" for n in range(4)}}, "l/0.pid and 3 more match no"),
         (beside(4, "p/{}.pid", "{1}"), "p/0.pid and 3 more may say who is in the photos"),
         (beside(4, "p/{}.json", '{{"person_id": {1}}}'), "p/0.json and 3 more may say who"),
-        ({**beside(4, "p/{}.cls", "{1}"), "p/9.jpg": jpeg(9)}, "4 photos have a label, p/9.jpg"),
+        ({**beside(4, "p/{}.cls", "{1}"), "p/9.jpg": jpeg(9)}, "4 photos have a label, a.tar/p/9"),
         (beside(4, "p/{}.txt", "a man {0}"), "4 of its 4 .txt differ: its .txt read as captions"),
         (beside(1, "p/{}.txt", "a photo of a man with brown hair"), "0.txt is no name"),
         (beside(4, "p/{}.json", '{{"label": null}}'), "p/0.json names null"),
@@ -133,6 +133,13 @@ def test_folders_and_captions_are_not_taken_for_people(
     with pytest.raises(PersonaError, match=re.escape(message)) as error:
         index_of(tmp_path, dict(members))
     assert "\n" not in str(error.value)
+
+
+def test_labels_in_tars_of_their_own_match_no_photo(tmp_path: Path) -> None:
+    write_tar(tmp_path / "t" / "images.tar", dict(photos(4)))
+    write_tar(tmp_path / "t" / "labels.tar", {f"p/{n}.cls": b"1" for n in range(4)})
+    with pytest.raises(PersonaError, match=r"labels.tar/p/0.cls and 3 more match no photo"):
+        open_dataset(f"tars:{tmp_path / 't'}", tmp_path).index()
 
 
 @pytest.mark.parametrize(
@@ -153,7 +160,8 @@ def test_what_stands_beside_photos_and_is_no_label_is_passed_over(
 
 def test_labels_without_a_photo_are_missing_photos(tmp_path: Path) -> None:
     """Where all photos have one; what is labelled may also be a picture of another kind."""
-    members = {**beside(3, "p/{}.cls", "{1}"), "p/7.cls": b"1", "p/8.tif": b"II*", "p/8.cls": b"1"}
+    members = {**beside(3, "p/{}.cls", "{1}"), "p/7.cls": b"1", "p/8.tif": bytes(999)}
+    members["p/8.cls"] = b"1"
     write_tar(tmp_path / "t" / "a.tar", dict(members))
     index = open_dataset(f"tars:{tmp_path / 't'}", tmp_path).index()
     assert index.classes == ("0000000", "0000001")
