@@ -21,7 +21,6 @@ import dataclasses
 import logging
 import os
 import warnings
-from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -68,7 +67,7 @@ from persona.training.optim import build_ema, build_optimizer, build_scheduler
 from persona.training.task import DistillationTask
 from persona.training.teacher import TeacherSide, open_teacher
 from persona.training.tracking import Tracker
-from persona.workspace import Workspace
+from persona.workspace import Workspace, user_path
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +155,7 @@ class Run:
         self.accelerator = accelerator
         self.progress = Progress()
 
-        cache = Path(config.cache) if config.cache else None
+        cache = user_path(config.cache) if config.cache else None
         self.train_folder, self.train_set = open_set(config.train_set, workspace.shards, cache)
         self.test: tuple[SetFolder, Manifest] | None = None
         if config.test_set != "none":

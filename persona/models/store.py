@@ -30,6 +30,7 @@ from persona.models.output import ClassifierHead, FaceNetwork
 from persona.models.student import ARCHITECTURES, Student, count_parameters, load_imagenet
 from persona.models.teacher import load_facenet, load_release
 from persona.models.weights import FACENETS, IMAGENET, find_weights
+from persona.workspace import user_path
 
 
 def save_model(
@@ -117,11 +118,11 @@ def load_network(name: str, models: Path) -> NamedNetwork:
         PersonaError: unknown, or its file is missing or damaged.
     """
     if name.startswith(onnx.PREFIX):
-        path = Path(name.removeprefix(onnx.PREFIX)).expanduser()
+        path = user_path(name.removeprefix(onnx.PREFIX))
         network = onnx.open_network(path)
         return NamedNetwork(name, network, "embeddings alone", (), None, onnx.digest(path))
     if name.startswith(litert.PREFIX):
-        path = Path(name.removeprefix(litert.PREFIX)).expanduser()
+        path = user_path(name.removeprefix(litert.PREFIX))
         return NamedNetwork(
             name, LitertNetwork(path), "embeddings alone", (), None, sha256_file(path)
         )
@@ -143,7 +144,7 @@ def load_network(name: str, models: Path) -> NamedNetwork:
 def network_digest(name: str, models: Path) -> str | None:
     """`NamedNetwork.digest` without loading the network; None: it is not on this machine."""
     if name.startswith(onnx.PREFIX):
-        path = Path(name.removeprefix(onnx.PREFIX)).expanduser()
+        path = user_path(name.removeprefix(onnx.PREFIX))
         return onnx.digest(path) if path.is_file() else None
     if name in FACENETS:
         found = find_weights(FACENETS[name], models)

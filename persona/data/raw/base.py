@@ -37,6 +37,7 @@ import orjson
 
 from persona.errors import PersonaError, unknown
 from persona.files import bounded_lines, placed
+from persona.workspace import user_path
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
@@ -360,7 +361,7 @@ def _open_path(kind: str, path: str, split: str | None, options: dict[str, int])
     dataset_class = _KINDS.get(kind)
     if dataset_class is None:
         raise unknown("kind of dataset", kind, _KINDS)
-    root = Path(path).expanduser()
+    root = user_path(path)
     if not path or not root.exists():
         raise PersonaError(
             f"{kind}:{path}: there is no such file or folder; expected {dataset_class.layout}"
