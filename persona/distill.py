@@ -109,6 +109,14 @@ def distill(config: DistillConfig, workspace: Workspace, resume: str | None = No
     return run.id
 
 
+def check_test_set(student: NamedNetwork, manifest: Manifest) -> None:
+    """Raises PersonaError if an epoch's student cannot be measured on the set."""
+    try:
+        check_measure(default_measure(manifest), student, manifest)
+    except PersonaError as error:
+        raise PersonaError(f"--test-set: {error}; `none` goes without") from None
+
+
 def build_accelerator(mixed_precision: str, **options: Any) -> Accelerator:
     """The devices and processes of a training.
 
@@ -172,7 +180,7 @@ class Run:
         set_seed(config.seed)  # here: a teacher that was loaded or not must not change the student
         self.student = build_student(config, workspace, side, self.train_set.align.image_size)
         if self.test is not None:
-            check_measure(default_measure(self.test[1]), self.named(self.student), self.test[1])
+            check_test_set(self.named(self.student), self.test[1])
         if side.network is not None and config.teacher.startswith(onnx.PREFIX):
             check_teacher(
                 side.network, *(self.test or (self.train_folder, self.train_set)), accelerator

@@ -35,6 +35,7 @@ def models_list(models: ModelsOption = None, json: JsonFlag = False) -> None:
         "temperature",
         "epochs",
         "score",
+        "scored_on",
         "created",
     )
     cards = list_models(workspace(models=models).models)
@@ -54,6 +55,7 @@ def models_list(models: ModelsOption = None, json: JsonFlag = False) -> None:
                 card.temperature,
                 card.epochs,
                 None if card.score is None else f"{card.score:.4f}",
+                card.scored_on,
                 card.created,
             ]
             for card in cards

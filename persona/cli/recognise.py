@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from persona.cli.gallery import (
+    FORMATS,
     MatchOption,
     ModelOption,
     PassphraseOption,
     StoreOption,
     ThresholdOption,
     open_people,
+    photos_in,
     threshold_facts,
 )
 from persona.cli.output import Column, JsonFlag, ModelsOption, note, print_json, print_table
@@ -49,15 +51,17 @@ def recognise_command(
     models: ModelsOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """Say who is in a photo, in each photo of a folder, or in a video and when."""
-    from persona.gallery.photos import photos_of
+    """Say who is in a photo, in each photo directly in a folder, or in a video and when."""
+    from persona.gallery.photos import folders_of
 
     if not what.exists():
         raise PersonaError(f"no photo, folder or video at {what}")
     folder = what.is_dir()
-    paths = photos_of(what) if folder else [what]
+    paths = photos_in(what) if folder else [what]
     if not paths:
-        raise PersonaError(f"{what} holds no photos: JPEG, PNG, BMP or WebP")
+        below = len(folders_of(what))
+        remedy = f"it holds {below} folder(s), name one of them" if below else FORMATS
+        raise PersonaError(f"{what} holds no photos: {remedy}")
     if annotate is not None and annotate.resolve() == what.resolve():
         raise PersonaError(f"--annotate {annotate} would overwrite what it shows: choose another")
     with open_people(
