@@ -21,6 +21,18 @@ def main() -> None:
     if len(sys.argv) != 4:
         sys.exit("usage: compare.py MODEL.onnx FIRST SECOND")
     model, *photos = sys.argv[1:]
+    try:
+        compare(model, photos)
+    except Exception as error:  # those of onnxruntime have no family of their own
+        sys.exit(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+
+
+def compare(model: str, photos: list[str]) -> None:
+    """Prints what `main` says.
+
+    Raises:
+        Exception: a file is not there, or not of its kind; which, says onnxruntime or Pillow.
+    """
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     if session.get_inputs()[0].type != "tensor(uint8)":
         sys.exit(f"{model} wants prepared faces: export it with --with-preprocessing")

@@ -25,7 +25,6 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, TypeVar
 
@@ -74,7 +73,7 @@ from persona.training.optim import build_ema, build_optimizer, build_scheduler
 from persona.training.task import DistillationTask
 from persona.training.teacher import TeacherSide, open_teacher
 from persona.training.tracking import Tracker
-from persona.workspace import Workspace
+from persona.workspace import Workspace, user_path
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +121,14 @@ def distill(
         run.tell_collapse()
         run.track_curves()
     return run.id
+
+
+def check_test_set(student: NamedNetwork, manifest: Manifest) -> None:
+    """Raises PersonaError if an epoch's student cannot be measured on the set."""
+    try:
+        check_measure(default_measure(manifest), student, manifest)
+    except PersonaError as error:
+        raise PersonaError(f"--test-set: {error}; `none` goes without") from None
 
 
 def build_accelerator(mixed_precision: str, **options: Any) -> Accelerator:
@@ -173,7 +180,7 @@ class Run:
         self.progress = Progress()
         self.callbacks, self.stopping = callbacks, False
 
-        cache = Path(config.cache) if config.cache else None
+        cache = user_path(config.cache) if config.cache else None
         shards, verify = workspace.shards, config.verify
         self.train_folder, self.train_set = open_set(config.train_set, shards, cache, verify=verify)
         self.test: tuple[SetFolder, Manifest] | None = None
@@ -190,7 +197,7 @@ class Run:
         set_seed(config.seed)  # here: a teacher that was loaded or not must not change the student
         self.student = build_student(config, workspace, side, self.train_set.align.image_size)
         if self.test is not None:
-            check_measure(default_measure(self.test[1]), self.named(self.student), self.test[1])
+            check_test_set(self.named(self.student), self.test[1])
         if side.network is not None and config.teacher.startswith(onnx.PREFIX):
             check_teacher(
                 side.network, *(self.test or (self.train_folder, self.train_set)), accelerator

@@ -128,7 +128,7 @@ def worker_pool(
     resource_tracker.ensure_running()
     pool: list[_Worker] = []
     try:
-        with _no_interrupts():  # a worker inherits that: Ctrl-C is its parent's to handle
+        with no_interrupts():  # a worker inherits that: Ctrl-C is its parent's to handle
             for _ in range(workers):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_serve, args=(theirs,), daemon=True)
@@ -226,7 +226,7 @@ def _killed() -> PersonaError:
 
 
 @contextlib.contextmanager
-def _no_interrupts() -> Iterator[None]:
+def no_interrupts() -> Iterator[None]:
     """Holds Ctrl-C back until the end; processes that start within never see it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

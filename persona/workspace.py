@@ -6,7 +6,31 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from persona.errors import PersonaError
+
 HOME_VARIABLE = "PERSONA_HOME"
+
+
+def user_path(text: str) -> Path:
+    """A path as a user writes it, also where no shell has put the home folder in for `~`.
+
+    Raises:
+        PersonaError: it begins with `~`, and there is no such folder.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise PersonaError(
+            f"{text}: this user has no home folder for `~`: write the whole path, or set HOME"
+        ) from None
+
+
+def home_folder() -> Path | None:
+    """Where programs keep what is a user's; a container's user may have none."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -35,7 +59,7 @@ class Workspace:
         runs: Path | None = None,
     ) -> Workspace:
         """Folders given by name win over `home`, which wins over $PERSONA_HOME, then `.`."""
-        base = home or Path(os.environ.get(HOME_VARIABLE) or ".").expanduser()
+        base = home or user_path(os.environ.get(HOME_VARIABLE) or ".")
         return cls(
             raw=raw or base / "data" / "raw",
             shards=shards or base / "shards",

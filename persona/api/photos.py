@@ -10,6 +10,7 @@ from PIL import Image
 
 from persona.errors import PersonaError, SkipPhoto
 from persona.gallery.photos import look_at, read_photo
+from persona.workspace import user_path
 
 Pixels = npt.NDArray[np.uint8]
 PhotoLike = str | Path | bytes | Image.Image | Pixels
@@ -31,7 +32,7 @@ def to_pixels(photo: PhotoLike, what: str = "photo") -> Pixels:
     try:
         if isinstance(photo, str | Path):
             what = f"{what} {photo}"
-            return read_photo(Path(photo).expanduser()).pixels
+            return read_photo(user_path(str(photo))).pixels
         if isinstance(photo, bytes):
             return look_at(photo).pixels
     except SkipPhoto as reason:

@@ -135,12 +135,13 @@ def demo_command(
 
 def facenet_at_hand(place: Workspace) -> bool:
     """Whether FaceNet's weights are here or can be downloaded; says so where they cannot."""
-    from persona.models.weights import FACENETS, download_weights, find_weights
+    from persona.models.weights import FACENETS, download_weights, find_weights, weight_places
 
     release = FACENETS[FACENET]
     try:
         if find_weights(release, place.models) is None:
-            download_weights(release, timeout_s=5, rounds=1)
+            target = weight_places(release, place.models)[-1]
+            download_weights(release, target, timeout_s=5, rounds=1)
     except PersonaError:
         note(
             "FaceNet's weights are neither cached nor downloadable: a mobilenet_v3_large is "

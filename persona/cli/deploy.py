@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from persona.workspace import Workspace
 
 FORMATS = ("onnx", "litert", "web")
+EXACT = 1e-6
+"""A cosine in float32 is no more exact."""
 LAYERS_SHOWN = 10
 ENDINGS = {"onnx": ".onnx", "litert": ".tflite", "web": "-web"}
 
@@ -214,7 +216,9 @@ def _print_layers(done: Exported) -> None:
     if done.layers:
         typer.echo(f"{done.layers - len(done.floats)} of {done.layers} layers in integers")
     for kept in done.floats[:LAYERS_SHOWN]:
-        typer.echo(f"  in floats: {kept.layer}, whose integers alone cost {kept.cost:.4f}")
+        # Many that cost next to nothing alone can cost too much together.
+        cost = f"{kept.cost:.1e}" if kept.cost > EXACT else "nothing that can be measured"
+        typer.echo(f"  in floats: {kept.layer}, whose integers alone take {cost} off the cosine")
     if len(done.floats) > LAYERS_SHOWN:
         typer.echo(f"  and {len(done.floats) - LAYERS_SHOWN} more: --json lists them")
 

@@ -139,7 +139,7 @@ def _who(what: list[str]) -> tuple[dict[str, list[Path]], dict[str, str]]:
     Raises:
         PersonaError: no photos, or it is not clear whose.
     """
-    from persona.gallery.photos import folders_of, photos_of
+    from persona.gallery.photos import folders_of
     from persona.gallery.store import check_name
     from persona.pictures import READ_WORDS
 
@@ -156,7 +156,7 @@ def _who(what: list[str]) -> tuple[dict[str, list[Path]], dict[str, str]]:
         for person in folders:
             try:
                 # Two folders may have one name: composed and decomposed, or with a blank.
-                people.setdefault(check_name(person.name), []).extend(photos_of(person))
+                people.setdefault(check_name(person.name), []).extend(photos_in(person))
             except PersonaError as error:
                 failed[person.name] = str(error)
         return people, failed
@@ -167,13 +167,23 @@ def _who(what: list[str]) -> tuple[dict[str, list[Path]], dict[str, str]]:
     for path in paths:
         if not path.exists():
             raise PersonaError(f"no photo or folder at {path}")
-        found = photos_of(path) if path.is_dir() else [path]
+        found = photos_in(path) if path.is_dir() else [path]
         if not found:
             several = path.is_dir() and folders_of(path)
             remedy = f"`persona enroll {path}` enrols its folders as people" if several else ""
             raise PersonaError(f"{path} holds no photos: {remedy or READ_WORDS}")
         photos += found
     return {name: photos}, {}
+
+
+def photos_in(folder: Path) -> list[Path]:
+    """The photos directly in a folder; says so where folders in it are left out."""
+    from persona.gallery.photos import folders_of, photos_of
+
+    found, below = photos_of(folder), len(folders_of(folder))
+    if found and below:
+        note(f"note: {folder} is looked into, {below} folder(s) in it are not")
+    return found
 
 
 def _enroll(gallery: Gallery, name: str, photos: list[Path], *, force: bool) -> Enrolled:

@@ -38,6 +38,7 @@ def models_list(models: ModelsOption = None, json: JsonFlag = False) -> None:
         "temperature",
         "epochs",
         "score",
+        "scored_on",
         "created",
     )
     cards = list_models(workspace(models=models).models)
@@ -57,6 +58,7 @@ def models_list(models: ModelsOption = None, json: JsonFlag = False) -> None:
                 card.temperature,
                 card.epochs,
                 card.told_score,
+                card.scored_on,
                 card.created,
             ]
             for card in cards

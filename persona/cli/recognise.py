@@ -15,6 +15,7 @@ from persona.cli.gallery import (
     StoreOption,
     ThresholdOption,
     open_people,
+    photos_in,
     threshold_facts,
 )
 from persona.cli.output import Column, JsonFlag, ModelsOption, note, print_json, print_table
@@ -49,16 +50,18 @@ def recognise_command(
     models: ModelsOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """Say who is in a photo, in each photo of a folder, or in a video and when."""
-    from persona.gallery.photos import photos_of
+    """Say who is in a photo, in each photo directly in a folder, or in a video and when."""
+    from persona.gallery.photos import folders_of
     from persona.pictures import READ_WORDS
 
     if not what.exists():
         raise PersonaError(f"no photo, folder or video at {what}")
     folder = what.is_dir()
-    paths = photos_of(what) if folder else [what]
+    paths = photos_in(what) if folder else [what]
     if not paths:
-        raise PersonaError(f"{what} holds no photos: {READ_WORDS}")
+        below = len(folders_of(what))
+        remedy = f"it holds {below} folder(s), name one of them" if below else READ_WORDS
+        raise PersonaError(f"{what} holds no photos: {remedy}")
     if annotate is not None and annotate.resolve() == what.resolve():
         raise PersonaError(f"--annotate {annotate} would overwrite what it shows: choose another")
     with open_people(

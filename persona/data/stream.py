@@ -58,6 +58,7 @@ from persona.data.tars import ShardReader, damaged
 from persona.data.transforms import IDENTITY, Views, draw_views, mix_seeds
 from persona.data.triplets import ROLES
 from persona.errors import PersonaError
+from persona.workers import no_interrupts
 
 SHUFFLE_BUFFER = 10_000
 """Samples of a window. A worker holds their places, not their bytes."""
@@ -424,6 +425,12 @@ class ShardStream(IterableDataset[Any]):
         return Decoded(memory, labels_B, keys_B, landmarks_B, views, targets)
 
 
+NO_SHARED_MEMORY = (
+    "loader processes share memory, for which /dev/shm is too small, not writable or not there: "
+    "enlarge it (in Docker --shm-size=2g), or choose --workers 0"
+)
+
+
 class Slabs:
     """Memory for batches of photos, used again once nobody looks at it: new pages cost a zeroing,
     and between processes a mapping.
@@ -506,7 +513,8 @@ class EpochLoader:
         stream = self._stream.read_into(slabs)
         if not self._workers:
             return iter(stream)
-        with warnings.catch_warnings():
+        # Ctrl-C is this process's to handle, also before a worker is ready to be asked to end.
+        with no_interrupts(), warnings.catch_warnings():
             # How many processes a machine bears is the user's to say.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             return iter(
@@ -534,10 +542,12 @@ class EpochLoader:
         """
         stream = self._stream
         photos = self.plan.batch_size * photos_of(stream.manifest)
-        # Each reading has its own: what an earlier one left half-way may still be looked at.
-        slabs = Slabs(self._workers, photos, stream.manifest.align.image_size)
         try:
-            for number, decoded in enumerate(self._start(slabs), start=stream.skip):
+            with _shared_memory():
+                # Of this reading alone: what an earlier one left half-way may still be looked at.
+                slabs = Slabs(self._workers, photos, stream.manifest.align.image_size)
+                batches = self._start(slabs)
+            for number, decoded in enumerate(batches, start=stream.skip):
                 if isinstance(decoded, Failure):
                     raise PersonaError(decoded.message)
                 images_BHWC = slabs.look(decoded.photos, len(decoded.labels))
@@ -553,6 +563,8 @@ class EpochLoader:
                 del images_BHWC  # else its slab would wait for the next batch
                 self._drop_after(number)
         except RuntimeError as error:
+            if "shared memory" in str(error):
+                raise PersonaError(NO_SHARED_MEMORY) from error
             if "DataLoader worker" in str(error):
                 raise PersonaError(
                     "a loader process was killed, perhaps for memory: run again with fewer workers"
@@ -569,6 +581,18 @@ class EpochLoader:
             done -= set(self.plan.window_shards(window + 1))
         for place in done:
             self._stream.drop(self.plan.counts[place][0])
+
+
+@contextlib.contextmanager
+def _shared_memory() -> Iterator[None]:
+    """Makes a PersonaError of what the system says where /dev/shm lacks room, or is not there.
+
+    torch says it of memory, which `EpochLoader` looks for, the system of the locks of its queues.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise PersonaError(NO_SHARED_MEMORY) from error
 
 
 def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:

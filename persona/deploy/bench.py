@@ -29,6 +29,7 @@ from persona.errors import PersonaError
 from persona.models.graphs import open_onnx, read_onnx, within_limit
 from persona.models.onnx_graph import count_onnx
 from persona.progress import progress_bar
+from persona.workspace import user_path
 
 ONNX_PREFIX, LITERT_PREFIX = "onnx:", "litert:"
 MAX_BYTES = 2_000_000_000
@@ -191,7 +192,7 @@ def _find(name: str, kind: str) -> Path:
     Raises:
         PersonaError: it is not there, or too large for a face network.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if not path.is_file():
         raise PersonaError(f"no {kind} file at {path}")
     if path.stat().st_size >= MAX_BYTES:

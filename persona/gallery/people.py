@@ -37,7 +37,7 @@ from persona.gallery.store import (
     open_store,
     unit,
 )
-from persona.workspace import Workspace
+from persona.workspace import Workspace, user_path
 
 if TYPE_CHECKING:
     from persona.gallery.faces import Eyes, Pixels, SeenFace
@@ -441,7 +441,7 @@ def load_named(network: str | None, workspace: Workspace) -> tuple[NamedNetwork,
     for prefix in (onnx.PREFIX, litert.PREFIX):
         if name.startswith(prefix):
             # The gallery is opened from other folders too.
-            name = prefix + str(Path(name.removeprefix(prefix)).expanduser().resolve())
+            name = prefix + str(user_path(name.removeprefix(prefix)).resolve())
     return named, Facts(
         network=name,
         digest=named.digest,

@@ -29,6 +29,7 @@ from persona.config import from_dict
 from persona.data.align.spec import AlignSpec
 from persona.errors import PersonaError
 from persona.names import describe, hidden, legible
+from persona.workspace import user_path
 
 Templates = npt.NDArray[np.float32]
 
@@ -306,7 +307,7 @@ def open_store(
         return PostgresStore(str(place), create=create)
     from persona.gallery.sqlite import SqliteStore
 
-    return SqliteStore(Path(place), passphrase=passphrase, create=create)
+    return SqliteStore(user_path(str(place)), passphrase=passphrase, create=create)
 
 
 def check_name(name: str) -> str:

@@ -61,7 +61,7 @@ from persona.models.student import Student
 from persona.report.plain import Curves
 from persona.training.meter import NotFiniteError
 from persona.training.teacher import Teacher
-from persona.workspace import Workspace
+from persona.workspace import Workspace, user_path
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def benchmark(
         raise PersonaError(f"base {base}: choose a share between 0 and 1")
     accelerator = build_accelerator(config.mixed_precision)
     parent = find_model(config.student, workspace.models)
-    cache = Path(config.cache) if config.cache else None
+    cache = user_path(config.cache) if config.cache else None
     new, *others = (
         open_set(name, workspace.shards, cache, verify=config.verify)
         for name in (config.on, test_set)

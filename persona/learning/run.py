@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -47,7 +46,7 @@ from persona.models.student import Student
 from persona.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from persona.training.teacher import Teacher, open_teacher
 from persona.training.tracking import Tracker
-from persona.workspace import Workspace
+from persona.workspace import Workspace, user_path
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +90,7 @@ class LearnRun:
         self.parent = find_parent(config, workspace, None if found is None else found[2])
         self.student = store.load_model(self.parent, workspace.models)
         classes = read_classes(self.parent, workspace.models) if self.student.num_classes else ()
-        cache = Path(config.cache) if config.cache else None
+        cache = user_path(config.cache) if config.cache else None
         names = [config.on, *([config.old] if config.old else [])]
         shards = workspace.shards
         sets = [open_set(name, shards, cache, verify=config.verify) for name in names]

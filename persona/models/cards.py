@@ -90,6 +90,13 @@ class Card:
         return bool(self.scores.get("collapsed"))
 
     @property
+    def scored_on(self) -> str | None:
+        """The set behind `score`: of a learnt model its own, where others have their test set."""
+        if self.score is None:
+            return None
+        return self.test_set if self.learned is None else self.train_set
+
+    @property
     def aligned_by(self) -> str:
         """The method of its crops; `unknown` of an older card."""
         return str((self.alignment or {}).get("method", "unknown"))

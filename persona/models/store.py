@@ -31,6 +31,7 @@ from persona.models.output import ClassifierHead, FaceNetwork
 from persona.models.student import ARCHITECTURES, Student, count_parameters, load_imagenet
 from persona.models.teacher import load_facenet, load_release
 from persona.models.weights import FACENETS, IMAGENET, find_weights
+from persona.workspace import user_path
 
 
 def save_model(
@@ -143,7 +144,7 @@ def network_digest(name: str, models: Path) -> str | None:
     """`NamedNetwork.digest` without loading the network; None: it is not on this machine."""
     for prefix, digest in ((onnx.PREFIX, onnx.digest), (litert.PREFIX, sha256_file)):
         if name.startswith(prefix):
-            path = Path(name.removeprefix(prefix)).expanduser()
+            path = user_path(name.removeprefix(prefix))
             return digest(path) if path.is_file() else None
     if name in FACENETS:
         found = find_weights(FACENETS[name], models)
@@ -168,7 +169,7 @@ def find_file(name: str) -> Path | None:
     """
     for prefix, kind in ((onnx.PREFIX, "ONNX"), (litert.PREFIX, "LiteRT")):
         if name.startswith(prefix):
-            path = Path(name.removeprefix(prefix)).expanduser()
+            path = user_path(name.removeprefix(prefix))
             if not path.is_file():
                 hint = ": name one file, not a list" if f",{prefix}" in name else ""
                 raise PersonaError(f"no {kind} file at {path}{hint}")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from persona.errors import PersonaError
 from persona.models.output import EMBEDDING_SIZE, ClassifierHead, FaceNetwork
-from persona.models.weights import FACENETS, Release, download_weights, find_weights
+from persona.models.weights import FACENETS, Release, download_weights, find_weights, weight_places
 
 
 class FaceNet(FaceNetwork):
@@ -77,7 +77,9 @@ def load_release(
     Raises:
         PersonaError: it cannot be had (with where to put the file), or the file is damaged.
     """
-    path = find_weights(release, models) or download_weights(release)
+    path = find_weights(release, models)
+    if path is None:  # to where all projects find it, if there is such a place
+        path = download_weights(release, weight_places(release, models)[-1])
     try:
         load(torch.load(path, map_location="cpu", weights_only=True))
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, AttributeError, TypeError):

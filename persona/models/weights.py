@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from persona.download import ROUNDS, TIMEOUT_S, Checksum, fetch
+from persona.workspace import home_folder, user_path
 
 RELEASE = "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9"
 TORCHVISION = "https://download.pytorch.org/models"
@@ -37,16 +38,21 @@ IMAGENET = {
 
 def weight_places(release: Release, models: Path) -> list[Path]:
     """Where a weights file is looked for: the model store first, then torch's own cache."""
+    cache = _torch_home()
     return [
         models / "teachers" / release.file,
-        _torch_home() / "checkpoints" / release.file,  # facenet-pytorch's own place
+        *([] if cache is None else [cache / "checkpoints" / release.file]),  # facenet-pytorch's own
     ]
 
 
-def _torch_home() -> Path:
-    """torch's cache, by torch's own rules."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    return Path(os.environ.get("TORCH_HOME") or cache / "torch").expanduser()
+def _torch_home() -> Path | None:
+    """torch's cache, by torch's own rules; None: the user has no home folder."""
+    if named := os.environ.get("TORCH_HOME"):
+        return user_path(named)
+    if caches := os.environ.get("XDG_CACHE_HOME"):
+        return user_path(caches) / "torch"
+    home = home_folder()
+    return None if home is None else home / ".cache" / "torch"
 
 
 def find_weights(release: Release, models: Path) -> Path | None:
@@ -56,13 +62,13 @@ def find_weights(release: Release, models: Path) -> Path | None:
 
 def download_weights(
     release: Release,
-    target: Path | None = None,
+    target: Path,
     *,
     base: str | None = None,
     timeout_s: float = TIMEOUT_S,
     rounds: int = ROUNDS,
 ) -> Path:
-    """Downloads a release to `target`, by default in torch's cache; see persona/download.py.
+    """Downloads a release to `target`; see persona/download.py.
 
     Args:
         release: what to download.
@@ -75,7 +81,6 @@ def download_weights(
         PersonaError: it cannot be had, with where to put the file by hand.
     """
     url = f"{(base or release.base).rstrip('/')}/{release.file}"
-    target = target or weight_places(release, Path())[-1]
     known_place = f"models/teachers/{release.file} (below --models)"
     places = str(target) if target.parent.name == "teachers" else f"{known_place} or at {target}"
     # torchvision's names end in the first digits of the file's SHA-256; FaceNet's say nothing.

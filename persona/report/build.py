@@ -56,7 +56,7 @@ from persona.report.measure import (
     time_on_cpu,
 )
 from persona.report.page import Face, FacePair, Made, Mistakes, Page, Section, Table
-from persona.workspace import Workspace
+from persona.workspace import Workspace, user_path
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def weights_bytes(entry: Entry, place: Workspace, parameters: int) -> int:
         return entry.card.bytes
     path: Path | None = None
     if entry.name.startswith(onnx.PREFIX):
-        path = Path(entry.name.removeprefix(onnx.PREFIX)).expanduser()
+        path = user_path(entry.name.removeprefix(onnx.PREFIX))
     elif entry.name in FACENETS:
         path = find_weights(FACENETS[entry.name], place.models)
     return path.stat().st_size if path else 4 * parameters
@@ -394,7 +394,7 @@ def _made(number: int, entry: Entry) -> Made:
     elif entry.history is None:
         facts = [["source", _source(entry.name)]]
         if entry.name.startswith(onnx.PREFIX):
-            path = Path(entry.name.removeprefix(onnx.PREFIX)).expanduser()
+            path = user_path(entry.name.removeprefix(onnx.PREFIX))
             facts.append(["SHA-256", sha256_file(path)])
     if entry.history is not None:
         facts.append(["run", entry.history.told])

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from persona.errors import PersonaError
 from persona.files import write_atomically
 from persona.models.public import public
+from persona.workspace import home_folder, user_path
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -89,7 +90,10 @@ def has_wandb_login() -> bool:
     """Whether W&B has a key, found without asking anybody: environment or netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    named, home = os.environ.get("NETRC"), home_folder()
+    if not named and home is None:
+        return False
+    path = user_path(named or "~/.netrc")
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].strip("/")
     try:
         return netrc.netrc(path).authenticators(host) is not None

@@ -16,6 +16,7 @@ from conftest import jpeg, write_lfw, write_vggface2
 from helpers import environment, persona, persona_error, persona_here, run
 from typer.testing import CliRunner
 
+from persona.cli import signals
 from persona.cli.app import app, name_default_teacher
 from persona.cli.errors import explain, run_app
 from persona.errors import PersonaError, resumed_by
@@ -252,8 +253,10 @@ def test_what_an_interrupt_says_is_not_lost_on_its_way_through_typer(
         raise KeyboardInterrupt("interrupted: go on so")
 
     monkeypatch.setattr(sys, "argv", ["persona"])
+    monkeypatch.setattr(signals, "raise_interrupts", lambda: None)
+    monkeypatch.setattr(signals, "end_silently", lambda: None)
     with pytest.raises(SystemExit) as ended:
-        run_app(trainer)
+        run_app(trainer, "persona")
     assert ended.value.code == 130
     assert capsys.readouterr().err.strip() == "error: interrupted: go on so"
 

@@ -134,6 +134,9 @@ def test_what_a_person_reads(place: Path) -> None:
     out, notes = tables(place, "recognise", place / "people" / "Ann", *EXACTLY, "--match", "max")
     assert "unreadable: no JPEG" in out
     assert "threshold 1.000: given by hand" in notes
+    (place / "people" / "Ann" / "more").mkdir()
+    _, notes = tables(place, "recognise", place / "people" / "Ann", *EXACTLY)
+    assert f"note: {place}/people/Ann is looked into, 1 folder(s) in it are not" in notes
     out, notes = tables(place, "gallery", "list")
     assert "Bob" in out
     assert "threshold none yet" in notes
@@ -305,7 +308,8 @@ def test_what_cannot_be_meant(place: Path) -> None:
         (("enroll", "Ann", place / "0.jpg", *model), "no photo or folder at"),
         (("recognise", place / "x.jpg"), "no photo, folder or video at"),
         (("recognise", people / "Ann"), "no gallery at"),
-        (("recognise", place / "none"), "holds no photos"),
+        (("recognise", place / "none"), "holds no photos: JPEG, PNG, BMP or WebP"),
+        (("recognise", people), "holds no photos: it holds 2 folder(s), name one of them"),
         (
             ("recognise", people / "Ann", "--annotate", people / "Ann"),
             "would overwrite what it shows",

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import errno
+import multiprocessing
+import signal
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -339,3 +342,38 @@ def test_no_photo_is_left_out_of_every_epoch_and_photos_change_ranks(raw: Path) 
         seen |= keys
         first.add(keys)
     assert len(seen) == 30 and len(first) > 6
+
+
+def test_loaders_without_shared_memory_are_one_line(
+    train_set: Packed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What torch says where /dev/shm is too small, and the system where it is not there."""
+    line = "share memory, for which /dev/shm is too small, not writable or not there: enlarge it"
+    torchs = RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_0>: No space")
+    for error in (torchs, FileNotFoundError(errno.ENOENT, "No such file or directory")):
+
+        def fail(*_: object, error: Exception = error, **__: object) -> None:
+            raise error
+
+        with monkeypatch.context() as patched, pytest.raises(PersonaError, match=line):
+            patched.setattr(torch.UntypedStorage, "_new_shared", fail)
+            loader = build_loader(
+                train_set.folder, train_set.manifest, batch_size=5, training=True, workers=1
+            )
+            next(iter(loader))
+
+
+def test_loader_processes_leave_ctrl_c_to_their_parent(train_set: Packed) -> None:
+    loader = build_loader(
+        train_set.folder, train_set.manifest, batch_size=5, training=True, workers=1
+    )
+    batches = iter(loader)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    masks = [
+        int(line.split()[1], 16)
+        for line in Path(f"/proc/{worker.pid}/status").read_text().splitlines()
+        if line.startswith("SigBlk")
+    ]
+    assert masks[0] >> (signal.SIGINT - 1) & 1
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())  # this process listens

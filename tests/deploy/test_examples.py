@@ -51,6 +51,10 @@ def test_python_without_torch_gives_personas_score(job: tuple[list[str], float])
     done = compare_py(*paths)
     assert float(done.stdout.split()[0]) == pytest.approx(wanted, abs=1e-4), done.stderr
     assert "usage" in compare_py(paths[0]).stderr
+    for wrong in ([paths[1], *paths[1:]], [paths[0], "nope.jpg", paths[1]], ["nope.onnx"] * 3):
+        done = compare_py(*wrong)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
 @pytest.mark.heavy

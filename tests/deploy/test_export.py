@@ -16,6 +16,7 @@ import torch
 from helpers import persona_error, persona_here
 from PIL import Image
 
+from persona.cli.deploy import _print_layers
 from persona.config import StudentConfig
 from persona.data.pack import Packed
 from persona.data.stream import build_loader
@@ -24,6 +25,7 @@ from persona.deploy import export
 from persona.deploy.bench import _count_macs
 from persona.deploy.export import ExportOptions, export_litert, export_onnx
 from persona.deploy.faces import drawn_faces, set_faces
+from persona.deploy.quantise import Kept
 from persona.errors import PersonaError
 from persona.models.cards import read_card
 from persona.models.onnx import open_network
@@ -304,3 +306,14 @@ def test_it_is_checked_on_other_faces_than_it_is_calibrated_on(
     assert (found["faces"], found["calibration_faces"]) == (20, 10)
     noted = onnx.load(tmp_path / "a.onnx").metadata_props
     assert "10 faces of vggface2-train, seed 0" in {entry.value for entry in noted}
+
+
+def test_the_cost_of_a_layer_is_told_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    floats = (Kept("stem", 4.26e-5), Kept("head", -1e-8))
+    done = export.Exported(Path("x"), 1, 0.9, 256, layers=3, floats=floats)
+    _print_layers(done)
+    assert capsys.readouterr().out.splitlines() == [
+        "1 of 3 layers in integers",
+        "  in floats: stem, whose integers alone take 4.3e-05 off the cosine",
+        "  in floats: head, whose integers alone take nothing that can be measured off the cosine",
+    ]

@@ -19,7 +19,7 @@ from persona.models.cards import find_model, list_models, read_classes
 from persona.models.store import load_model, load_network, save_model
 from persona.models.student import ARCHITECTURES, Student
 from persona.models.teacher import FaceNet, load_facenet
-from persona.models.weights import FACENETS, Release, download_weights
+from persona.models.weights import FACENETS, Release, download_weights, weight_places
 
 FACTS = {
     "teacher": "none",
@@ -145,7 +145,7 @@ def test_download_puts_the_file_where_torch_looks(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    path = download_weights(RELEASE, base=server)
+    path = download_weights(RELEASE, weight_places(RELEASE, tmp_path)[-1], base=server)
     assert path == tmp_path / "checkpoints" / "weights.pt"
     assert path.read_bytes() == bytes(1000)
 
@@ -156,7 +156,8 @@ def test_failed_downloads_say_where_to_put_the_file_and_leave_none(
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(PersonaError) as error:
-        download_weights(RELEASE, base=server, rounds=1)
+        target = weight_places(RELEASE, tmp_path)[-1]
+        download_weights(RELEASE, target, base=server, rounds=1)
     assert f"{server}/weights.pt" in str(error.value)
     assert "models/teachers/weights.pt" in str(error.value)
     assert not (tmp_path / "checkpoints" / "weights.pt").exists()

@@ -32,11 +32,12 @@ from onnx_files import SETTINGS, write_model
 
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
-from persona.distill import Run, build_accelerator
+from persona.data.shards import read_manifest
+from persona.distill import Run, build_accelerator, check_test_set
 from persona.errors import PersonaError
 from persona.evaluation.protocols import Evaluation
 from persona.models.cards import find_model
-from persona.models.store import NamedNetwork
+from persona.models.store import NamedNetwork, load_network
 from persona.training.checkpoint import Progress, load_checkpoint
 from persona.workspace import Workspace
 
@@ -60,6 +61,17 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def teacher(home: Path) -> str:
     """A model trained with hard labels alone."""
     return distill(*TEACHER_NONE, "-e", "2", "--test-set", "lfw", home=home)
+
+
+def test_a_test_set_that_tells_nothing(home: Path) -> None:
+    manifest = read_manifest(home / "shards" / "vggface2-train")
+    line = (
+        "--test-set: mobilenet_v3_small gives embeddings alone, no classes: class accuracy is not "
+        "for it; choose a set with pairs such as lfw, or in `persona evaluate` another --measure; "
+        "`none` goes without"
+    )
+    with pytest.raises(PersonaError, match=re.escape(line)):
+        check_test_set(load_network("mobilenet_v3_small", home), manifest)
 
 
 def weights(home: Path, model_id: str) -> dict[str, torch.Tensor]:
@@ -89,10 +101,11 @@ def test_a_run_leaves_config_metrics_checkpoint_and_model(home: Path, teacher: s
         "temperature",
         "epochs",
         "score",
+        "scored_on",
         "created",
     ]
     assert list(listed[0]) == keys
-    assert teacher in [row["id"] for row in listed]
+    assert {row["id"]: row["scored_on"] for row in listed}[teacher] == "lfw"
 
 
 @pytest.mark.parametrize(

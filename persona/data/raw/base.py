@@ -40,6 +40,7 @@ import orjson
 from persona.errors import PersonaError, unknown
 from persona.files import bounded_lines, placed, whole_number
 from persona.pictures import IMAGE_SUFFIXES
+from persona.workspace import user_path
 
 MAX_PHOTO_BYTES = 1 << 28
 """What a container says of a photo's size is believed up to here."""
@@ -405,7 +406,7 @@ def _open_path(kind: str, path: str, split: str | None, options: dict[str, int])
     dataset_class = _KINDS.get(kind)
     if dataset_class is None:
         raise unknown("kind of dataset", kind, _KINDS)
-    root = Path(path).expanduser()
+    root = user_path(path)
     if not path or not root.exists():
         raise PersonaError(
             f"{kind}:{path}: there is no such file or folder; expected {dataset_class.layout}"

@@ -11,6 +11,7 @@ from persona.evaluation.statistics import bootstrap_interval
 from persona.models.store import NamedNetwork
 
 TOP = 5
+OTHER = "choose a set with pairs such as lfw, or in `persona evaluate` another --measure"
 
 
 class Classes(Protocol):
@@ -23,7 +24,7 @@ class Classes(Protocol):
         if not named.network.num_classes:
             raise PersonaError(
                 f"{named.name} gives embeddings alone, no classes: class accuracy is not for it; "
-                "evaluate takes another --measure, or choose a set with pairs such as lfw"
+                f"{OTHER}"
             )
         if logit_places(named, manifest) is None:
             raise _unknown(named, manifest)
@@ -58,6 +59,5 @@ class Classes(Protocol):
 def _unknown(named: NamedNetwork, manifest: Manifest) -> PersonaError:
     return PersonaError(
         f"the identities of set {manifest.name} are not, or not all, among those that {named.name} "
-        f"was trained on ({named.trained_on}): class accuracy means nothing there; evaluate takes "
-        "another --measure, or choose a set with pairs such as lfw"
+        f"was trained on ({named.trained_on}): class accuracy means nothing there; {OTHER}"
     )

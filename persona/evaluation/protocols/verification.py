@@ -32,8 +32,8 @@ class Verification(Protocol):
         """There must be pairs."""
         if not manifest.pairs and options.pairs is None:
             raise PersonaError(
-                f"set {manifest.name} has no verification pairs: choose --measure "
-                f"{default_measure(manifest)}, give --pairs FILE, or choose a set like lfw"
+                f"set {manifest.name} has no verification pairs: choose a set like lfw, or in "
+                f"`persona evaluate` --measure {default_measure(manifest)} or --pairs FILE"
             )
 
     def figures(self, subject: Subject) -> dict[str, Any]:

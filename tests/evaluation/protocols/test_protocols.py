@@ -484,7 +484,9 @@ def test_options_of_another_measure_are_refused(
         measure(lfw_set, cpu, "verification", gallery=(lfw_set.folder, lfw_set.manifest))
     with pytest.raises(PersonaError, match="--by goes with --measure verification"):
         measure(lfw_set, cpu, "identification", by="age")
-    with pytest.raises(PersonaError, match="has no verification pairs: choose --measure class"):
+    with pytest.raises(
+        PersonaError, match=r"has no verification pairs: .*--measure class or --pairs"
+    ):
         measure(train_set, cpu, "verification")
     assert set(protocols()) == {"verification", "match", "class", "identification", "templates"}
 

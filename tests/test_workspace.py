@@ -1,0 +1,77 @@
+"""Where things lie: below a home folder, and for a user who has none."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from pathlib import Path
+
+import pytest
+from helpers import persona_error_here, persona_here
+
+from persona.data.raw import open_dataset
+from persona.deploy.bench import bench
+from persona.errors import PersonaError
+from persona.gallery.store import open_store
+from persona.models.store import load_network, network_digest
+from persona.models.weights import FACENETS, find_weights, weight_places
+from persona.training.tracking import has_wandb_login
+from persona.workspace import HOME_VARIABLE, Workspace, home_folder, user_path
+
+
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's arbitrary user: no entry in the passwd file, and no HOME."""
+
+    def getpwuid(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.setattr(pwd, "getpwuid", getpwuid)
+    for name in ("HOME", "NETRC", "TORCH_HOME", "XDG_CACHE_HOME", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_home_folder_is_put_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(HOME_VARIABLE, "~/persona")
+    assert Workspace.locate().shards == tmp_path / "persona" / "shards"
+    with pytest.raises(PersonaError, match=f"no ONNX file at {tmp_path}/x"):
+        load_network("onnx:~/x", tmp_path)
+
+
+@pytest.mark.usefixtures("homeless")
+def test_without_one_a_path_below_it_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = "~/x: this user has no home folder for `~`: write the whole path, or set HOME"
+    for use in (
+        lambda: user_path("~/x"),
+        lambda: load_network("onnx:~/x", tmp_path),
+        lambda: load_network("litert:~/x", tmp_path),
+        lambda: network_digest("onnx:~/x", tmp_path),
+        lambda: open_dataset("folders:~/x", tmp_path),
+        lambda: open_store("~/x", create=True),
+        lambda: bench(["onnx:~/x"], tmp_path),
+    ):
+        with pytest.raises(PersonaError) as raised:
+            use()
+        assert str(raised.value) == line
+    monkeypatch.setenv(HOME_VARIABLE, "~/x")
+    with pytest.raises(PersonaError, match="~/x: this user has no home folder"):
+        Workspace.locate()
+
+
+@pytest.mark.usefixtures("homeless")
+def test_without_one_nothing_is_looked_for_there(tmp_path: Path) -> None:
+    release = FACENETS["facenet-vggface2"]
+    assert home_folder() is None
+    assert weight_places(release, tmp_path) == [tmp_path / "teachers" / release.file]
+    assert find_weights(release, tmp_path) is None
+    assert not has_wandb_login()
+
+
+@pytest.mark.usefixtures("homeless")
+def test_without_one_commands_work(tmp_path: Path) -> None:
+    assert {row["state"] for row in persona_here("datasets", home=tmp_path)} == {"missing"}
+    assert "unknown model" in persona_error_here("bench", "nope", home=tmp_path)
+    assert os.environ.get("HOME") is None
