@@ -249,10 +249,10 @@ class PostgresStore(Store):
                     raise nobody(name, self.place)
                 count = self._db.execute("DELETE FROM photo WHERE person = %s", row).rowcount
                 self._db.execute("DELETE FROM person WHERE id = %s", row)
-                self._check_gone(name, *row, name)  # here it can still be undone
+                self._check_gone(name, row[0], name)  # here it can still be undone
             self._clean()
             # Not by name: another machine may have enrolled somebody under it meanwhile.
-            self._check_gone(name, *row, None)
+            self._check_gone(name, row[0], None)
         return int(count)
 
     def _check_gone(self, name: str, number: int, other: str | None) -> None:

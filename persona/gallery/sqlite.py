@@ -393,10 +393,10 @@ class SqliteStore(Store):
                 count = self._execute("DELETE FROM photo WHERE person = ?", row).rowcount
                 self._execute("DELETE FROM person WHERE id = ?", row)
                 self._taken_away()
-                self._check_gone(name, *row, name)  # here it can still be undone
+                self._check_gone(name, row[0], name)  # here it can still be undone
             self._clean()
             # Not by name: another process may have enrolled somebody under it meanwhile.
-            self._check_gone(name, *row, None)
+            self._check_gone(name, row[0], None)
         return count
 
     def _check_gone(self, name: str, number: int, other: str | None) -> None:
