@@ -45,6 +45,7 @@ from persona.data.tars import BLOCK, ShardReader, TarError, damaged, drop_indexe
 from persona.data.triplets import CARD
 from persona.errors import PersonaError, unknown
 from persona.files import read_json, sha256_file, write_json
+from persona.names import hidden
 
 MANIFEST = "manifest.json"
 PAIRS = "pairs.csv"
@@ -252,7 +253,7 @@ def parse_manifest(value: Any, path: Path) -> Manifest:
     texts = (manifest.name, manifest.dataset, manifest.split)
     counts = (manifest.identities, manifest.pairs or 0, align.image_size, align.margin)
     if not (
-        all(type(text) is str and text.isprintable() for text in texts)
+        all(type(text) is str and hidden(text) is None for text in texts)
         and all(type(count) is int and count >= 0 for count in counts)
     ):
         raise PersonaError(f"{path} is no manifest: remove it and pack the set again")

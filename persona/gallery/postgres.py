@@ -248,17 +248,18 @@ class PostgresStore(Store):
                     raise nobody(name, self.place)
                 count = self._db.execute("DELETE FROM photo WHERE person = %s", row).rowcount
                 self._db.execute("DELETE FROM person WHERE id = %s", row)
-                self._check_gone(name, *row)  # here it can still be undone
+                self._check_gone(name, row[0], name)  # here it can still be undone
             self._clean()
-            self._check_gone(name, *row)
+            # Not by name: another machine may have enrolled somebody under it meanwhile.
+            self._check_gone(name, row[0], None)
         return int(count)
 
-    def _check_gone(self, name: str, number: int) -> None:
+    def _check_gone(self, name: str, number: int, other: str | None) -> None:
         """Looks for what a rule or a trigger of the database kept from being removed."""
         left = self._db.execute(
             "SELECT 1 FROM person WHERE id = %s OR name = %s "
             "UNION ALL SELECT 1 FROM photo WHERE person = %s",
-            (number, name, number),
+            (number, other, number),
         ).fetchone()
         if left is not None:
             raise still_there(name, self.place)

@@ -167,6 +167,10 @@ class SqliteStore(Store):
         known = self.path.stat()
         return known.st_ino, known.st_mtime_ns, known.st_size, self._log_is_open()
 
+    def _has_changed(self) -> bool:
+        """Whether a file that is read as immutable is not."""
+        return self._state is not None and self._state != self._state_of_file()
+
     def _none_there(self) -> PersonaError:
         return PersonaError(
             f"no gallery at {self.place}: `persona enroll NAME PHOTO...` makes one, --store names "
@@ -389,17 +393,20 @@ class SqliteStore(Store):
                 count = self._execute("DELETE FROM photo WHERE person = ?", row).rowcount
                 self._execute("DELETE FROM person WHERE id = ?", row)
                 self._taken_away()
-                self._check_gone(name, row)  # here it can still be undone
+                self._check_gone(name, row[0], name)  # here it can still be undone
             self._clean()
-            self._check_gone(name, row)
+            # Not by name: another process may have enrolled somebody under it meanwhile.
+            self._check_gone(name, row[0], None)
         return count
 
-    def _check_gone(self, name: str, row: tuple[int]) -> None:
+    def _check_gone(self, name: str, number: int, other: str | None) -> None:
         """Looks at all rows, past the indices, for what should have been removed."""
-        people = "SELECT count(*) FROM person NOT INDEXED WHERE id = ? OR name = ?"
-        photos = "SELECT count(*) FROM photo NOT INDEXED WHERE person = ?"
-        left = self._execute(people, (*row, name)).fetchone(), self._execute(photos, row).fetchone()
-        if left != ((0,), (0,)):
+        left = self._execute(
+            "SELECT 1 FROM person NOT INDEXED WHERE id = ?1 OR name = ?2 "
+            "UNION ALL SELECT 1 FROM photo NOT INDEXED WHERE person = ?1",
+            (number, other),
+        ).fetchone()
+        if left is not None:
             raise still_there(name, self.place)
 
     def replace(self, facts: Facts, templates: dict[int, Templates]) -> None:
@@ -557,17 +564,18 @@ class SqliteStore(Store):
         with self._lock:
             self._check_place()
             try:
-                if self._state is not None and self._state != self._state_of_file():
+                if self._has_changed():
                     self._db.close()
                     self._indices.clear()
                     self._db = self._connect()
                 yield
-                if self._state is not None and self._state != self._state_of_file():
-                    raise PersonaError(f"{self.place} was written to while it was read: run again")
             except UnicodeDecodeError as error:  # in SQLite's own message
                 raise self._damaged() from error
             except sqlite3.Error as error:
-                raise self._explain(error) from error
+                if not self._has_changed():
+                    raise self._explain(error) from error
+            if self._has_changed():
+                raise PersonaError(f"{self.place} was written to while it was read: run again")
 
     def _check_place(self) -> None:
         """What is written to a file that was removed is lost without a word."""

@@ -266,14 +266,14 @@ class Store(ABC):
             NobodyError: there is nobody of that name.
         """
         composed, people = _composed(name), self.people()
-        for form in (lambda kept: kept == name, lambda kept: kept == composed):
-            found = [person for person in people if form(person.name)]
-            if found:
-                return found[0]
-        found = [person for person in people if legible(person.name) == composed]
-        if len(found) != 1:
-            raise nobody(name, self.place)
-        return found[0]
+        known = {person.name: person for person in people}
+        found = known.get(name) or known.get(composed)
+        if found is None:
+            shown = [person for person in people if legible(person.name) == composed]
+            if len(shown) != 1:
+                raise nobody(name, self.place)
+            found = shown[0]
+        return found
 
     def __enter__(self) -> Store:
         return self

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import logging
 import secrets
-from collections.abc import Collection
+from collections.abc import Sized
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -195,7 +195,7 @@ def encode_classes(classes: tuple[str, ...]) -> bytes:
     return "".join(f"{name}\n" for name in classes).encode()
 
 
-def mode_of_weights(classes: Collection[str]) -> int:
+def mode_of_weights(classes: Sized) -> int:
     """The mode of a weights file: each row of a last layer is a template of one of the classes."""
     return PRIVATE if classes else 0o666
 

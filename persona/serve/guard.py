@@ -124,7 +124,8 @@ class Guard:
                 "persona serve with --allowed-host NAME",
             )
         origin = headers.get("origin")
-        foreign = origin is not None and _site(origin) != _site(f"{scope['scheme']}://{host}")
+        site = _site(f"{scope['scheme']}://{host}")
+        foreign = origin is not None and (site is None or _site(origin) != site)
         is_api = scope["path"].startswith(API)  # a link elsewhere may lead to the page
         if foreign or (is_api and headers.get("sec-fetch-site") in {"cross-site", "same-site"}):
             return problem(

@@ -156,6 +156,6 @@ def test_what_is_not_claimed_is_not_kept(known: Gallery) -> None:
 
     for name in ("Ann", "Cy"):
         with pytest.raises(PersonaError, match="too late"):
-            known.enroll(name, [photo_of(near(A, 0.9))], claim=claim)
+            known.enroll(name, [photo_of(near(A, 0.9))], force=True, claim=claim)
     assert [(person.name, person.photos) for person in known.people()] == [("Ann", 1), ("Bob", 1)]
     assert known.enroll("Ann", [photo_of(near(A, 0.9))]).added == 1

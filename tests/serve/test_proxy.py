@@ -203,6 +203,7 @@ def test_ports_that_go_without_saying() -> None:
             ("faces.example", "https://evil@faces.example", 403),
             ("faces.example", "https://faces.example:no", 403),
             ("faces.example", "https://[", 403),
+            ("faces.example/x", "null", 403),
         ):
             proxied = {"x_forwarded_host": host, "x_forwarded_proto": "https", "origin": origin}
             answer = post(port, "/api/forget", ("name", "A"), **proxied)

@@ -368,6 +368,8 @@ def test_a_users_annotations(tmp_path: Path, cpu: Accelerator) -> None:
         ("name,team\nx,y\n", "expected a header of photo"),
         ("photo,team\nx\n", "row 2: 1 fields, its header has 2"),
         ("photo,team\nnobody.jpg,red\n", "none of its 1 rows is about a photo"),
+        ("photo,team\nx,r\u200bed\n", r"row 2 holds U\+200B ZERO WIDTH SPACE, which cannot be"),
+        ("photo,te\u3164am\nx,red\n", r"row 1 holds U\+3164 HANGUL FILLER"),
     ):
         with pytest.raises(PersonaError, match=message):
             annotate(index, _write(file, text))
