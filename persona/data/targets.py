@@ -40,7 +40,7 @@ from persona.data.storage import (
 from persona.data.transforms import IDENTITY, MIRROR, VIEW, Views, draw_views
 from persona.data.triplets import ROLES
 from persona.errors import PersonaError
-from persona.files import read_json, sha256_file, write_json
+from persona.files import LARGEST_LIST, read_json, sha256_file, write_json
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ def read_targets(folder: Path) -> Targets:
         PersonaError: damaged or of another version.
     """
     path = folder / CARD
-    value = read_json(path, what="card of targets")
+    value = read_json(path, what="card of targets", limit=LARGEST_LIST)
     if not isinstance(value, dict) or value.get("version") != VERSION:
         raise PersonaError(f"{path} is no card of targets of version {VERSION}: make them again")
     try:

@@ -43,7 +43,7 @@ def check_name(name: str, models: Path) -> None:
 
 
 def _is_rest(folder: Path) -> bool:
-    """Whether a folder holds nothing but files of a model that is not whole yet, or not any more."""
+    """Whether a folder holds but files of a model that is not whole yet, or not any more."""
     return folder.is_dir() and all(
         path.name == CLASSES or WEIGHTS.fullmatch(path.name) or path.name.endswith(".partial")
         for path in folder.iterdir()

@@ -64,6 +64,7 @@ def test_a_renamed_model_is_the_same_under_its_new_name(models: Path) -> None:
 KILLED_AT_EACH = """
 import itertools, os, shutil, sys
 from pathlib import Path
+from persona.files import sha256_file
 from persona.models.cards import list_models, read_card, read_classes
 from persona.models.manage import import_model, remove_model, rename_model
 
