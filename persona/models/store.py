@@ -200,6 +200,8 @@ def load_head(path: Path, *, embedding_size: int, num_classes: int, kind: str) -
         PersonaError: missing, damaged or of another shape.
     """
     try:
+        if embedding_size * num_classes * 4 > path.stat().st_size:  # it is allocated first
+            raise RuntimeError
         head = ClassifierHead(embedding_size, num_classes, kind)
         head.load_state_dict(safetensors.torch.load_file(path))
     except (OSError, RuntimeError, AssertionError, safetensors.SafetensorError):
