@@ -493,7 +493,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Refuses what no recipe holds."""
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
+            mark = self.get_mark()
             raise yaml.MarkedYAMLError(
                 problem="aliases are not read: write it out", problem_mark=mark
             )
@@ -637,6 +637,7 @@ def _convert(hint: Any, value: Any, *, where: str, name: str) -> Any:
             raise PersonaError(f"{name} in {where}: expected a list, found {shown(value)}")
         item = get_args(allowed[0])[0]
         return tuple(_convert(item, one, where=where, name=name) for one in value)
+    allowed = tuple(get_origin(kind) or kind for kind in allowed)  # of dict[str, Any]: dict
     if float in allowed and not isinstance(value, bool | float):
         with contextlib.suppress(ValueError, TypeError, OverflowError):
             return float(value)  # YAML 1.1 reads 1e-3 as a string, and 1 as an integer

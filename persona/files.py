@@ -28,7 +28,9 @@ PRIVATE = 0o600
 """Mode of what holds people's names, templates or photos: its owner's alone."""
 LONGEST_LINE = 1 << 16
 LARGEST_JSON = 1 << 22
-"""Bytes of a card; what names photos may be larger."""
+"""Bytes of a card."""
+LARGEST_LIST = 1 << 28
+"""Bytes of a card that names photos, identities or shards: of tens of millions of photos."""
 GAP_S = 60.0
 """Age from which a partial file without a lock has no writer: it is locked once it is there."""
 

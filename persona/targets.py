@@ -45,7 +45,7 @@ from persona.data.targets import (
 )
 from persona.data.transforms import VIEW, Views, apply_views, normalise, view_landmarks
 from persona.errors import PersonaError
-from persona.files import folder_lock, read_json, sha256_file, write_json
+from persona.files import LARGEST_LIST, folder_lock, read_json, sha256_file, write_json
 from persona.memory import keep_freed_memory
 from persona.models.output import freeze
 from persona.models.store import NamedNetwork, save_head
@@ -171,7 +171,7 @@ def _claim(place: Path, plan: dict[str, object], *, write: bool) -> Targets | No
     """
     known = place / PLAN
     if known.is_file():
-        earlier = read_json(known, what="plan of targets")
+        earlier = read_json(known, what="plan of targets", limit=LARGEST_LIST)
         if not isinstance(earlier, dict):
             raise PersonaError(f"{known} is damaged: remove {place} and make the targets again")
         differing = sorted(name for name in plan if earlier.get(name) != plan[name])

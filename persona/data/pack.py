@@ -68,7 +68,7 @@ from persona.data.shards import (
 from persona.data.storage import SetFolder, checked
 from persona.data.triplets import ROLES, check_index, load_triplets
 from persona.errors import NoFace, PersonaError, SkipPhoto, unknown
-from persona.files import folder_lock, read_json, write_atomically, write_json
+from persona.files import LARGEST_LIST, folder_lock, read_json, write_atomically, write_json
 from persona.progress import progress_bar
 from persona.workers import tell_done, told_in_all
 
@@ -823,7 +823,7 @@ def merge_set(folder: Path, *, may_be_empty: bool = False) -> Packed:
     """
     if (folder / MANIFEST).is_file():
         return Packed(folder, read_manifest(folder), fresh=False)
-    draft = read_json(folder / DRAFT, what="unfinished set")
+    draft = read_json(folder / DRAFT, what="unfinished set", limit=LARGEST_LIST)
     manifest = parse_manifest(draft["manifest"], folder / DRAFT)
     shards = _whole(folder, read_plan(folder), draft["shards"], draft["tasks"])
     samples = sum(record.shard.samples for record in shards)

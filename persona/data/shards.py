@@ -44,7 +44,7 @@ from persona.data.storage import (
 from persona.data.tars import BLOCK, ShardReader, TarError, damaged, drop_indexes, iter_members
 from persona.data.triplets import CARD
 from persona.errors import PersonaError, unknown
-from persona.files import read_json, sha256_file, write_json
+from persona.files import LARGEST_LIST, read_json, sha256_file, write_json
 from persona.names import hidden
 
 MANIFEST = "manifest.json"
@@ -225,7 +225,7 @@ def read_manifest(folder: SetFolder) -> Manifest:
         path = card_file(folder, MANIFEST)
     except NotThereError:
         raise PersonaError(f"no {MANIFEST} at {folder}: give the URL of a packed set") from None
-    return parse_manifest(read_json(path, what="manifest"), path)
+    return parse_manifest(read_json(path, what="manifest", limit=LARGEST_LIST), path)
 
 
 def parse_manifest(value: Any, path: Path) -> Manifest:

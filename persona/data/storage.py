@@ -39,7 +39,7 @@ from urllib.parse import quote, urlsplit
 
 from persona.errors import PersonaError
 from persona.extras import missing
-from persona.files import sha256_file, whole_number, write_atomically
+from persona.files import LARGEST_LIST, sha256_file, whole_number, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ TEMPORARY = "persona-set-"
 CHUNK = 1 << 20
 OBJECT_CHUNK = 8 << 20
 """Bytes a request to an object store."""
-LARGEST_CARD = 1 << 30
+LARGEST_CARD = LARGEST_LIST
 """Bytes of a file whose size no manifest says."""
 FINAL = {401: "refused", 403: "refused", 404: "not there", 410: "not there"}
 """HTTP answers that no second try changes."""

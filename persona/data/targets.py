@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from persona.config import AugmentConfig
+from persona.config import AugmentConfig, from_dict
 from persona.data.shards import Manifest
 from persona.data.storage import (
     NotThereError,
@@ -40,7 +40,7 @@ from persona.data.storage import (
 from persona.data.transforms import IDENTITY, MIRROR, VIEW, Views, draw_views
 from persona.data.triplets import ROLES
 from persona.errors import PersonaError
-from persona.files import read_json, sha256_file, write_json
+from persona.files import LARGEST_LIST, read_json, sha256_file, write_json
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,8 @@ CARD = "targets.json"
 HEAD = "head.safetensors"
 VERSION = 2
 MAX_VIEWS = 1000
+MAX_WIDTH = 65_536
+"""Numbers of a vector."""
 
 Features = npt.NDArray[np.float16]
 
@@ -169,20 +171,24 @@ def read_targets(folder: Path) -> Targets:
         PersonaError: damaged or of another version.
     """
     path = folder / CARD
-    value = read_json(path, what="card of targets")
+    value = read_json(path, what="card of targets", limit=LARGEST_LIST)
     if not isinstance(value, dict) or value.get("version") != VERSION:
         raise PersonaError(f"{path} is no card of targets of version {VERSION}: make them again")
     try:
-        return Targets(
-            **{
-                **value,
-                "augment": AugmentConfig(**value["augment"]),
-                "classes": None if value["classes"] is None else tuple(value["classes"]),
-                "files": tuple(TargetFile(**file) for file in value["files"]),
-            }
-        )
-    except (KeyError, TypeError, AttributeError):
+        targets = from_dict(Targets, value, where=str(path))
+    except TypeError:
         raise PersonaError(f"{path} is not complete: make the targets again") from None
+    digests = [targets.head_sha256 or "0" * 64]
+    digests += [d for file in targets.files for d in (file.features_sha256, file.views_sha256)]
+    if not (
+        2 <= targets.views <= MAX_VIEWS
+        and 1 <= targets.embedding_size <= MAX_WIDTH
+        and targets.num_classes >= 0
+        and all(file.photos >= 0 for file in targets.files)
+        and all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in digests)
+    ):
+        raise PersonaError(f"{path} contradicts itself: make the targets again")
+    return targets
 
 
 def find_targets(folder: SetFolder, teacher: str) -> Targets | None:

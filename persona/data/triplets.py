@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from persona.config import from_dict
 from persona.data.raw.base import Index
-from persona.errors import PersonaError, unknown
+from persona.errors import PersonaError, shown, unknown
 from persona.files import read_json, sha256_file, write_atomically, write_json
 
 CARD = "triplets.json"
@@ -253,15 +254,19 @@ def list_triplets(shards: Path) -> list[TripletCard]:
 
 def read_card(folder: Path) -> TripletCard:
     """Reads and checks a card."""
-    value = read_json(folder / CARD, what="triplet card")
-    try:
-        card = TripletCard(**value)
-    except TypeError:
-        raise PersonaError(f"{folder / CARD} is no triplet card of this version") from None
-    if card.version != VERSION:
+    path = folder / CARD
+    value = read_json(path, what="triplet card")
+    version = value.get("version", VERSION) if isinstance(value, dict) else VERSION
+    if version != VERSION:
         raise PersonaError(
-            f"{folder / CARD} has version {card.version}, this is version {VERSION}: make it anew"
+            f"{path} has version {shown(version)}, this is version {VERSION}: make it anew"
         )
+    try:
+        card = from_dict(TripletCard, value, where=str(path))
+    except (TypeError, AttributeError):
+        raise PersonaError(f"{path} is no triplet card of this version") from None
+    if not 0 < card.triplets <= MAX_TRIPLETS or card.photos < 0:
+        raise PersonaError(f"{path} cannot be: it counts {card.triplets:,} triplets")
     return card
 
 
@@ -278,7 +283,14 @@ def load_triplets(set_id: str, shards: Path) -> tuple[TripletCard, npt.NDArray[n
     path = shards / set_id / INDICES
     if not path.is_file() or sha256_file(path) != card.indices_sha256:
         raise PersonaError(f"{path} is missing or damaged: run `persona triplets make` again")
-    return card, np.load(path, allow_pickle=False)
+    try:
+        # Mapped first: a header that tells of more than the file holds takes no memory.
+        indices = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError):
+        indices = None
+    if indices is None or (indices.shape, indices.dtype) != ((card.triplets, 3), np.int32):
+        raise PersonaError(f"{path} is not what its card says: run `persona triplets make` again")
+    return card, np.array(indices)
 
 
 @dataclass(frozen=True)

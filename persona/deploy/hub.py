@@ -1,31 +1,37 @@
 """Models to and from the Hugging Face hub, through huggingface_hub.
 
 A push stages what may leave the house (persona/models/public.py) with a README, and uploads it in
-one commit. A pull downloads into a folder of its own and takes the model in when it is whole.
+one commit. A pull asks for the card and for the two files that it names, no more of any than it may
+have, in a folder of its own, and takes the model in when it is whole.
 """
 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import re
 import tempfile
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from urllib.parse import urlsplit
 
 from persona.deploy.model_card import model_card
 from persona.errors import PersonaError
 from persona.extras import missing
-from persona.files import write_atomically
-from persona.models.cards import CARD, CLASSES, Card
+from persona.files import LARGEST_JSON, scratch_folder, write_atomically
+from persona.models.cards import CARD, CLASSES, Card, read_card
 from persona.models.manage import check_name, import_model
 from persona.models.public import publish_copy
 
 PREFIX = "hf://"
-FILES = re.compile(rf"{re.escape(CARD)}|{re.escape(CLASSES)}|weights-[\w-]+\.safetensors")
-"""What a pull takes; nothing else that a repository holds is asked for, whatever its name."""
 MAX_BYTES = 500_000_000
-"""Of one file of a pulled model: a student has a few MB."""
+"""Of a pulled model's weights: a student has a few MB."""
+MAX_CLASSES_BYTES = 50_000_000
+CHUNK = 1 << 20
+TIMEOUT_S = 30.0
 
 
 def parse_repository(url: str) -> str:
@@ -57,16 +63,16 @@ def push(
         PersonaError: no login, no permission, no network, or the hub's own trouble.
     """
     api = _api()
-    with tempfile.TemporaryDirectory() as scratch:
-        public = publish_copy(card, models, Path(scratch), with_classes=with_classes)
-        folder = Path(scratch) / card.id
+    with scratch_folder(Path(tempfile.gettempdir()), "push") as scratch:
+        public = publish_copy(card, models, scratch, with_classes=with_classes)
+        folder = scratch / card.id
         write_atomically(folder / "README.md", model_card(public, licence).encode())
         if onnx:
             from persona.deploy.export import FACES, export_onnx
             from persona.deploy.faces import drawn_faces
             from persona.models.store import load_model
 
-            student = load_model(public, Path(scratch))
+            student = load_model(public, scratch)
             faces = drawn_faces(student.image_size, FACES)
             export_onnx(student, public, faces, folder / "model.onnx")
         with _explained(repository):
@@ -85,29 +91,77 @@ def pull(repository: str, name: str | None, models: Path) -> Card:
     """
     api = _api()
     check_name(name or repository.partition("/")[2], models)
-    models.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".pull-", dir=models) as scratch:
-        with _explained(repository):
-            sizes = {f.path: getattr(f, "size", 0) or 0 for f in api.list_repo_tree(repository)}
-            large = [path for path, size in sizes.items() if size > MAX_BYTES]
-            if CARD not in sizes:
-                raise PersonaError(f"{PREFIX}{repository} holds no model of Persona's: no {CARD}")
-            if large:
-                raise PersonaError(f"{repository} holds {large[0]} of over 500 MB: no student is")
-            wanted = [path for path in sizes if FILES.fullmatch(path)]
-            api.snapshot_download(repository, local_dir=scratch, allow_patterns=wanted)
+    with scratch_folder(models, "pull") as scratch:
         try:
-            return import_model(Path(scratch), name or repository.partition("/")[2], models)
+            with _explained(repository):
+                _fetch(api, repository, CARD, scratch, LARGEST_JSON)
+                found = read_card(scratch)
+                if found.bytes > MAX_BYTES:
+                    raise _too_large(repository, found.weights, MAX_BYTES)
+                _fetch(api, repository, CLASSES, scratch, MAX_CLASSES_BYTES)
+                _fetch(api, repository, found.weights, scratch, found.bytes)
+            return import_model(scratch, name or repository.partition("/")[2], models)
         except PersonaError as error:
-            raise PersonaError(str(error).replace(scratch, PREFIX + repository)) from None
+            raise PersonaError(str(error).replace(str(scratch), PREFIX + repository)) from None
+
+
+class _SameHost(urllib.request.HTTPRedirectHandler):
+    """Gives the login to where a hub sends on, if that is the hub itself."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        """Follows it."""
+        found = super().redirect_request(req, fp, code, msg, headers, newurl)
+        there, here = urlsplit(newurl), urlsplit(req.full_url)
+        if found is not None and (there.scheme, there.netloc) == (here.scheme, here.netloc):
+            found.unredirected_hdrs.update(req.unredirected_hdrs)
+        return found
+
+
+def _fetch(api: Any, repository: str, name: str, folder: Path, limit: int) -> None:
+    """Brings a file here; what a hub says of its size is not believed.
+
+    Raises:
+        PersonaError: it has over `limit` bytes.
+    """
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers
+
+    request = urllib.request.Request(hf_hub_url(repository, name, endpoint=api.endpoint))
+    request.add_header("Accept-Encoding", "identity")
+    for header, value in build_hf_headers(token=api.token).items():
+        request.add_unredirected_header(header, value)
+    opener = urllib.request.build_opener(_SameHost)
+    with opener.open(request, timeout=TIMEOUT_S) as answer, (folder / name).open("wb") as file:
+        came = 0
+        while data := answer.read1(CHUNK):
+            came += len(data)
+            if came > limit:
+                raise _too_large(repository, name, limit)
+            file.write(data)
+        if came < (length := int(answer.headers.get("Content-Length") or 0)):
+            raise http.client.IncompleteRead(b"", length - came)
+
+
+def _too_large(repository: str, name: str, limit: int) -> PersonaError:
+    return PersonaError(f"{PREFIX}{repository}: {name} is over {limit:,} bytes: no student is")
 
 
 def _api() -> Any:
     try:
-        from huggingface_hub import HfApi
+        from huggingface_hub import HfApi, constants
         from huggingface_hub.utils import disable_progress_bars, logging
     except ImportError:
         raise missing("the hub needs huggingface_hub", "hub") from None
+    if constants.HF_HUB_OFFLINE:
+        raise PersonaError("HF_HUB_OFFLINE is set: unset it to reach the hub")
     disable_progress_bars()
     logging.set_verbosity_error()  # what is wrong is said below, in one line
     return HfApi()
@@ -122,8 +176,16 @@ def _explained(repository: str) -> Iterator[None]:
         yield
     except LocalTokenNotFoundError:
         raise PersonaError("no login at the hub: run `hf auth login`, or set HF_TOKEN") from None
-    except HfHubHTTPError as error:
-        code = int(getattr(getattr(error, "response", None), "status_code", 0))
+    except (HfHubHTTPError, urllib.error.HTTPError) as error:
+        answer: Any = getattr(error, "response", None) or error
+        code = int(getattr(answer, "status_code", 0) or getattr(answer, "code", 0))
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+        if answer.headers.get("X-Error-Code") == "EntryNotFound":
+            name = urlsplit(str(answer.url)).path.rpartition("/")[2]
+            raise PersonaError(
+                f"{PREFIX}{repository} holds no model of Persona's: no {name}"
+            ) from None
         what = {
             401: "it asks for a login: run `hf auth login`, or set HF_TOKEN",
             403: "your login may not do that there",

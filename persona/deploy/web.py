@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -25,7 +24,7 @@ from persona.deploy.export import Exported, ExportOptions, export_onnx
 from persona.deploy.web_detector import build_detector
 from persona.deploy.web_runtime import NAME, load_runtime
 from persona.errors import PersonaError
-from persona.files import read_json, sha256_file, write_atomically, write_json
+from persona.files import read_json, scratch_folder, sha256_file, write_atomically, write_json
 from persona.models.cards import Card
 from persona.models.public import publish_copy
 from persona.models.store import load_model
@@ -73,11 +72,10 @@ def export_web(
     files = load_runtime(models, runtime) | build_detector()
     source = resources.files("persona.deploy") / "page"
     files |= {name: (source / name).read_bytes() for name in PAGE}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-        public = publish_copy(card, models, Path(scratch), with_classes=False)
-        student = load_model(public, Path(scratch))
-        page = Path(scratch) / "page"
+    with scratch_folder(folder.parent, folder.name) as scratch:
+        public = publish_copy(card, models, scratch, with_classes=False)
+        student = load_model(public, scratch)
+        page = scratch / "page"
         more: Any = {"calibration_NHWC": calibration_NHWC, "facts": facts}
         done = export_onnx(student, public, faces_NHWC, page / MODEL, options, **more)
         for name, data in files.items():
@@ -96,7 +94,7 @@ def export_web(
         write_json(page / MARKER, said)
         total = sum(path.stat().st_size for path in page.iterdir())
         if folder.exists():
-            folder.rename(Path(scratch) / "old")
+            folder.rename(scratch / "old")
         page.rename(folder)
     return replace(done, path=folder, bytes=total)
 

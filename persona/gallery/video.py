@@ -27,7 +27,7 @@ import numpy as np
 
 from persona.errors import PersonaError
 from persona.extras import missing
-from persona.files import PRIVATE, process_name
+from persona.files import PRIVATE, replacing
 from persona.gallery.faces import Pixels, SeenFace
 from persona.gallery.people import Gallery, Sighting
 from persona.gallery.photos import MAX_WHOLE, Mark, draw_marks, mark_of
@@ -299,11 +299,8 @@ def annotate_video(seen: Seen, path: Path, out: Path) -> None:
     """
     av = _av()
     reader = FrameReader(path)
-    partial = out.with_name(f".{process_name()}.partial.mp4")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch(PRIVATE)  # before anybody's face is in it
-        with av.open(str(partial), "w", format="mp4") as container:
+        with replacing(out, PRIVATE) as file, av.open(file.name, "w", format="mp4") as container:
             stream: Any = None
             for time_s, frame in reader:
                 photo = reader.pixels(frame)
@@ -320,11 +317,8 @@ def annotate_video(seen: Seen, path: Path, out: Path) -> None:
                 container.mux(stream.encode(copy))
             if stream is not None:
                 container.mux(stream.encode(None))
-        partial.replace(out)
     except av.error.FFmpegError as error:
         raise PersonaError(f"--annotate {out} cannot be written: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _marks(seen: Seen, time_s: float) -> Iterator[Mark]:

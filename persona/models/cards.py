@@ -1,7 +1,8 @@
 """Model cards: what is known of the models in `models/<ID>/`, without torch.
 
 The card names the weights file and its SHA-256 and is replaced last, so a model that is saved again
-while training goes on is at every moment the old one or the new one.
+while training goes on is at every moment the old one or the new one. A model is called as its
+folder is; a card that says another ID is of a folder that was copied, or renamed and not done yet.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import re
 import secrets
 from collections.abc import Sized
 from dataclasses import dataclass, field
@@ -17,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from persona import __version__
-from persona.errors import PersonaError, unknown
-from persona.files import PRIVATE, read_json
+from persona.config import from_dict
+from persona.errors import PersonaError, shown, unknown
+from persona.files import PRIVATE, read_json, sweep
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +30,12 @@ CLASSES = "classes.txt"
 VERSION = 2
 EMA = "ema"
 """What is added to a run's ID for the running mean of its student's weights."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""Of a model and its folder; what is hidden is no model, but on its way to be one."""
+WEIGHTS = re.compile(r"weights-[\w-]+\.safetensors")
+SIDES_PX = range(16, 1025)
+DEEPEST = 12
+"""Values inside each other."""
 
 
 @dataclass(frozen=True)
@@ -134,20 +143,73 @@ def read_card(folder: Path) -> Card:
     if not isinstance(value, dict) or value.get("version") != VERSION:
         raise PersonaError(f"{folder / CARD} is no model card of version {VERSION}")
     names = {item.name for item in dataclasses.fields(Card)}
+    known = {name: item for name, item in value.items() if name in names}
     try:
-        card = Card(**{name: item for name, item in value.items() if name in names})
+        card = from_dict(Card, known, where=str(folder / CARD))
     except TypeError as error:
         raise PersonaError(f"{folder / CARD} is not complete ({error})") from None
-    if not isinstance(card.alignment, dict | None):
-        raise PersonaError(f"{folder / CARD} is not complete (alignment)")
-    if Path(card.weights).name != card.weights:
-        raise PersonaError(f"{folder / CARD} names weights outside its folder: {card.weights!r}")
+    if not WEIGHTS.fullmatch(card.weights):
+        weights = shown(card.weights)
+        raise PersonaError(f"{folder / CARD} names weights outside its folder: {weights}")
+    wrong = _wrong_of(card)
+    if wrong is not None:
+        raise PersonaError(f"{folder / CARD} cannot be: its {wrong}")
     return card
+
+
+def _wrong_of(card: Card) -> str | None:
+    """What in a card, perhaps a stranger's, is of no model."""
+    return _wrong_size_of(card) or _wrong_values_of(card)
+
+
+def _wrong_size_of(card: Card) -> str | None:
+    if not NAME.fullmatch(card.id):
+        return f"id {shown(card.id)} is no name"
+    if card.image_size not in SIDES_PX:
+        return f"image_size is {shown(card.image_size)}"
+    if min(card.num_classes, card.parameters, card.bytes, card.epochs) < 0:
+        return "counts are negative"
+    if card.num_classes > card.bytes:  # each has some numbers in the weights
+        return f"num_classes {card.num_classes:,} are too many for {card.bytes:,} bytes"
+    return None
+
+
+def _wrong_values_of(card: Card) -> str | None:
+    thresholds = card.scores.get("threshold_at_far")
+    figures = [card.scores.get(name) for name in ("accuracy", "auc", "eer")]
+    if not isinstance(thresholds, dict | None) or not all(
+        isinstance(figure, int | float | None)
+        for figure in (*figures, *(thresholds or {}).values())
+    ):
+        return "scores hold figures that are no numbers"
+    nested = (card.student, card.scores, card.config, card.learned, card.alignment)
+    if any(_is_deeper(value, DEEPEST) for value in nested):
+        return f"values lie over {DEEPEST} deep"
+    return None
+
+
+def _is_deeper(value: Any, limit: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    return limit == 0 or any(_is_deeper(item, limit - 1) for item in items)
+
+
+def model_ids(models: Path) -> list[str]:
+    """The models of a store, by name; nothing of them is read."""
+    names = (path.parent.name for path in models.glob(f"*/{CARD}"))
+    return sorted(name for name in names if NAME.fullmatch(name))
+
+
+def stored_card(model_id: str, models: Path) -> Card:
+    """The card of a model that is in the store, under the ID of its folder."""
+    return dataclasses.replace(read_card(models / model_id), id=model_id)
 
 
 def list_models(models: Path) -> list[Card]:
     """Every model's card, newest last."""
-    cards = [read_card(path.parent) for path in models.glob(f"*/{CARD}")]
+    sweep(models)
+    cards = [stored_card(name, models) for name in model_ids(models)]
     return sorted(cards, key=lambda card: (card.created, card.id))
 
 
@@ -165,9 +227,14 @@ def find_model(model_id: str | None, models: Path) -> Card:
                 "train one with `accelerate launch -m persona.distill`"
             )
         return _best_of_newest(cards)
-    if not (models / model_id / CARD).is_file() or Path(model_id).name != model_id:
-        raise unknown("model", model_id, [p.parent.name for p in models.glob(f"*/{CARD}")])
-    return read_card(models / model_id)
+    if not is_stored(model_id, models):
+        raise unknown("model", model_id, model_ids(models))
+    return stored_card(model_id, models)
+
+
+def is_stored(model_id: str, models: Path) -> bool:
+    """Whether there is a model of this name."""
+    return NAME.fullmatch(model_id) is not None and (models / model_id / CARD).is_file()
 
 
 def _best_of_newest(cards: list[Card]) -> Card:

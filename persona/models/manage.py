@@ -1,21 +1,22 @@
 """Keeping the model store in order: show, rename, remove, import. No torch.
 
-A model exists while its card does, so a card is written last and removed first: killed at any
-moment, a model is whole or not there.
+A model comes and goes by one rename of its folder: killed at any moment, it is whole or not there,
+and the same command may be run again.
 """
 
 from __future__ import annotations
 
-import re
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from persona.errors import PersonaError
-from persona.files import PRIVATE, sha256_file, write_atomically, write_json
+from persona.errors import PersonaError, shown
+from persona.files import PRIVATE, scratch_folder, sha256_file, write_atomically, write_json
 from persona.models.cards import (
     CARD,
     CLASSES,
+    NAME,
+    WEIGHTS,
     Card,
     find_model,
     list_models,
@@ -24,7 +25,6 @@ from persona.models.cards import (
 )
 from persona.models.weights import FACENETS
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 RESERVED = frozenset({"none", "teachers", "runtimes", *FACENETS})
 
 
@@ -36,11 +36,19 @@ def check_name(name: str, models: Path) -> None:
         )
     if not NAME.fullmatch(name):
         raise PersonaError(
-            f"{name[:80]!r} is no name for a model: choose letters, digits, dots, dashes and "
+            f"{shown(name)} is no name for a model: choose letters, digits, dots, dashes and "
             "underscores, at most 100"
         )
-    if (models / name).exists():
+    if (models / name).exists() and not _is_rest(models / name):
         raise PersonaError(f"there is a {name} below {models} already: choose another name")
+
+
+def _is_rest(folder: Path) -> bool:
+    """Whether a folder holds but files of a model that is not whole yet, or not any more."""
+    return folder.is_dir() and all(
+        path.name == CLASSES or WEIGHTS.fullmatch(path.name) or path.name.endswith(".partial")
+        for path in folder.iterdir()
+    )
 
 
 def copy_model(card: Card, source: Path, name: str, models: Path) -> Card:
@@ -59,26 +67,49 @@ def copy_model(card: Card, source: Path, name: str, models: Path) -> Card:
         )
     classes = (source / CLASSES).read_bytes()
     weights = (source / card.weights).read_bytes()
-    write_atomically(models / name / card.weights, weights, mode_of_weights(classes.splitlines()))
-    write_atomically(models / name / CLASSES, classes, PRIVATE)
-    copied = replace(card, id=name, scores={**card.scores, "model": name} if card.scores else {})
-    write_json(models / name / CARD, asdict(copied))
+    with scratch_folder(models, name) as scratch:
+        mode = mode_of_weights(classes.splitlines())
+        write_atomically(scratch / name / card.weights, weights, mode)
+        write_atomically(scratch / name / CLASSES, classes, PRIVATE)
+        copied = _named(card, name)
+        write_json(scratch / name / CARD, asdict(copied))
+        _put(scratch / name, models / name)
     return copied
+
+
+def _named(card: Card, name: str) -> Card:
+    return replace(card, id=name, scores={**card.scores, "model": name} if card.scores else {})
+
+
+def _put(source: Path, target: Path) -> None:
+    """Renames a model's folder to where nothing but the rest of one may lie."""
+    if target.exists():
+        shutil.rmtree(target)
+    source.rename(target)
 
 
 def rename_model(model_id: str, name: str, models: Path) -> Card:
     """Gives a model another ID; cards that name it as their teacher go on naming the old one."""
-    card = find_model(model_id, models)
-    renamed = copy_model(card, models / model_id, name, models)
-    remove_model(model_id, models)
+    if not _is_half_renamed(model_id, name, models):
+        find_model(model_id, models)
+        check_name(name, models)
+        _put(models / model_id, models / name)
+    renamed = _named(find_model(name, models), name)
+    write_json(models / name / CARD, asdict(renamed))
     return renamed
+
+
+def _is_half_renamed(model_id: str, name: str, models: Path) -> bool:
+    """Whether a rename was killed after the folder's: its card says the old ID."""
+    there = NAME.fullmatch(name) is not None and (models / name / CARD).is_file()
+    return there and not (models / model_id).exists() and read_card(models / name).id == model_id
 
 
 def remove_model(model_id: str, models: Path) -> Card:
     """Removes a model; its run, with its checkpoints, stays."""
     card = find_model(model_id, models)
-    (models / model_id / CARD).unlink()
-    shutil.rmtree(models / model_id)
+    with scratch_folder(models, model_id) as scratch:
+        (models / model_id).rename(scratch / model_id)
     return card
 
 

@@ -22,13 +22,20 @@ from persona.models.cards import (
     Card,
     classes_digest,
     encode_classes,
+    is_stored,
     mode_of_weights,
-    read_card,
+    model_ids,
     read_classes,
+    stored_card,
 )
 from persona.models.litert_network import LitertNetwork
-from persona.models.output import ClassifierHead, FaceNetwork
-from persona.models.student import ARCHITECTURES, Student, count_parameters, load_imagenet
+from persona.models.output import EMBEDDING_SIZE, ClassifierHead, FaceNetwork
+from persona.models.student import (
+    ARCHITECTURES,
+    Student,
+    count_parameters,
+    load_imagenet,
+)
 from persona.models.teacher import load_facenet, load_release
 from persona.models.weights import FACENETS, IMAGENET, find_weights
 from persona.workspace import user_path
@@ -88,12 +95,22 @@ def load_model(card: Card, models: Path) -> Student:
     if sha256_file(path) != card.weights_sha256:
         raise PersonaError(f"{path} does not match the checksum in its card: restore it")
     config = from_dict(StudentConfig, card.student, where=str(path.parent / CARD))
+    _check_size(card, config, path)
     try:
         student = Student(config, card.num_classes, head=card.head, image_size=card.image_size)
         student.load_state_dict(safetensors.torch.load_file(path))
     except (RuntimeError, AssertionError, safetensors.SafetensorError):
         raise PersonaError(f"{path} does not hold a {card.architecture}") from None
     return student
+
+
+def _check_size(card: Card, config: StudentConfig, path: Path) -> None:
+    """Raises PersonaError if a card names more classes than its file holds, before any memory."""
+    numbers = card.num_classes * (config.embedding_size or EMBEDDING_SIZE)
+    if numbers * 4 > path.stat().st_size:
+        raise PersonaError(
+            f"{path} cannot hold a last layer of {card.num_classes:,} classes, which its card names"
+        )
 
 
 @dataclass(frozen=True)
@@ -149,7 +166,7 @@ def network_digest(name: str, models: Path) -> str | None:
     if name in FACENETS:
         found = find_weights(FACENETS[name], models)
         return sha256_file(found) if found else None
-    return _card(name, models).weights_sha256 if (models / name / CARD).is_file() else None
+    return _card(name, models).weights_sha256 if is_stored(name, models) else None
 
 
 def check_named(name: str, models: Path) -> None:
@@ -178,10 +195,10 @@ def find_file(name: str) -> Path | None:
 
 
 def _card(name: str, models: Path) -> Card:
-    known = [*FACENETS, *ARCHITECTURES, *(p.parent.name for p in models.glob(f"*/{CARD}"))]
-    if not (models / name / CARD).is_file() or Path(name).name != name:
+    known = [*FACENETS, *ARCHITECTURES, *model_ids(models)]
+    if not is_stored(name, models):
         raise unknown("model", name, [*known, "onnx:FILE"], where=str(models))
-    return read_card(models / name)
+    return stored_card(name, models)
 
 
 def start_from_imagenet(student: Student, models: Path) -> None:
@@ -206,6 +223,8 @@ def load_head(path: Path, *, embedding_size: int, num_classes: int, kind: str) -
         PersonaError: missing, damaged or of another shape.
     """
     try:
+        if embedding_size * num_classes * 4 > path.stat().st_size:  # it is allocated first
+            raise RuntimeError
         head = ClassifierHead(embedding_size, num_classes, kind)
         head.load_state_dict(safetensors.torch.load_file(path))
     except (OSError, RuntimeError, AssertionError, safetensors.SafetensorError):

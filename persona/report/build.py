@@ -26,7 +26,7 @@ from persona.errors import PersonaError, unknown
 from persona.evaluation.protocols import check_measure
 from persona.files import sha256_file
 from persona.models import onnx
-from persona.models.cards import CARD, Card, read_card
+from persona.models.cards import Card, is_stored, model_ids, stored_card
 from persona.models.public import public, public_card, public_name
 from persona.models.store import load_network
 from persona.models.student import ARCHITECTURES, count_parameters
@@ -97,9 +97,7 @@ def find_entries(names: Sequence[str], teacher: str | None, place: Workspace) ->
 
 def _find(name: str, place: Workspace) -> Entry:
     plain = Path(name).name == name
-    card = (
-        read_card(place.models / name) if plain and (place.models / name / CARD).is_file() else None
-    )
+    card = stored_card(name, place.models) if is_stored(name, place.models) else None
     run = place.runs / name
     history = None
     if plain and (run / CONFIG).is_file():
@@ -107,7 +105,7 @@ def _find(name: str, place: Workspace) -> Entry:
     known = name.startswith(onnx.PREFIX) or name in FACENETS or name in ARCHITECTURES
     if not (known or card or history):
         names = [*FACENETS, *ARCHITECTURES, "onnx:FILE"]
-        names += [path.parent.name for path in place.models.glob(f"*/{CARD}")]
+        names += model_ids(place.models)
         names += [path.parent.name for path in place.runs.glob(f"*/{CONFIG}")]
         raise unknown("run or model", name, set(names))
     return Entry(name, False, card, history)

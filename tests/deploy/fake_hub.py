@@ -25,6 +25,11 @@ class Hub(ThreadingHTTPServer):
         """Answer everything with it; 0: work."""
         self.cut = False
         """Break off in the middle of each file."""
+        self.endless = False
+        """Send each file again and again, whatever its size is said to be."""
+        self.sent = 0
+        self.asked: list[str] = []
+        """Files, in order."""
         self.tokens: set[str] = set()
 
     @property
@@ -107,9 +112,22 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send(self, files: dict[str, bytes], path: str) -> None:
         if path not in files:
-            self._answer({}, 404)
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
             return
         data = files[path]
+        self.server.asked.append(path)
+        if self.server.endless:
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(data)
+                    self.server.sent += len(data)
+            self.close_connection = True
+            return
         self.send_response(200)
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')

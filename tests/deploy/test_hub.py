@@ -147,6 +147,39 @@ def test_a_hub_that_is_not_there_or_breaks_off(
     assert list(there.iterdir()) == []
 
 
+def test_a_hub_that_sends_without_end(models: Path, tmp_path: Path, hub: Hub) -> None:
+    put(models)
+    hub.endless = True
+    there = tmp_path / "there"
+    with pytest.raises(PersonaError, match=r"card\.json is over 4,194,304 bytes: no student is"):
+        pull("me/small", None, there)
+    assert hub.sent < 20_000_000
+    assert list(there.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"bytes": 600_000_000}, "is over 500,000,000 bytes: no student is"),
+        ({"bytes": 100}, r"weights-.* is over 100 bytes: no student is"),
+        ({"weights": "../../evil"}, "names weights outside its folder: '../../evil'"),
+        ({"id": "../evil"}, "its id '../evil' is no name"),
+        ({"num_classes": 10**12}, "num_classes 1,000,000,000,000 are too many"),
+        ({"score": "high"}, "score in hf://me/small/card.json: expected float, found 'high'"),
+        ({"scores": {"accuracy": "x"}}, "its scores hold figures that are no numbers"),
+    ],
+)
+def test_a_card_that_lies(
+    models: Path, tmp_path: Path, hub: Hub, changed: dict[str, Any], words: str
+) -> None:
+    put(models)
+    files = hub.repositories["me/small"]
+    files["card.json"] = json.dumps(json.loads(files["card.json"]) | changed).encode()
+    with pytest.raises(PersonaError, match=words):
+        pull("me/small", "mine", tmp_path / "there")
+    assert list((tmp_path / "there").iterdir()) == []
+
+
 def test_only_what_a_model_is_made_of_is_asked_for(models: Path, tmp_path: Path, hub: Hub) -> None:
     put(models)
     for name in ("weights-/../../../evil.safetensors", "../evil", "weights-[!].safetensors"):
@@ -156,6 +189,7 @@ def test_only_what_a_model_is_made_of_is_asked_for(models: Path, tmp_path: Path,
     assert [model.id for model in list_models(there)] == [card.id]
     assert not [path for path in tmp_path.rglob("*") if b"evil" in path.name.encode()]
     assert all(b"evil" not in p.read_bytes() for p in there.rglob("*") if p.is_file())
+    assert hub.asked == ["card.json", "classes.txt", card.weights]
 
 
 @pytest.mark.parametrize("url", ["me/small", "hf://me", "hf://me/../x", "hf://a/b/c", "hf://a b/c"])

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +17,19 @@ from typer.testing import CliRunner
 
 from persona.cli.app import app
 from persona.config import StudentConfig
+from persona.deploy.model_card import model_card
 from persona.errors import PersonaError
-from persona.models.cards import CARD, CLASSES, list_models, read_card
+from persona.models.cards import (
+    CARD,
+    CLASSES,
+    find_model,
+    list_models,
+    read_card,
+    stored_card,
+)
 from persona.models.manage import import_model, remove_model, rename_model
-from persona.models.store import load_network, save_model
+from persona.models.public import public_card
+from persona.models.store import load_model, load_network, save_model
 from persona.models.student import Student
 
 FACTS: dict[str, Any] = {
@@ -62,15 +76,113 @@ def test_names_and_last_layers_are_their_owners_alone(models: Path) -> None:
     assert not private("bare")["weights"]  # it has nobody's template
 
 
-def test_a_rename_that_was_killed_leaves_whole_models(models: Path) -> None:
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
+KILLED_AT_EACH = """
+import itertools, os, shutil, sys
+from pathlib import Path
+from persona.files import sha256_file
+from persona.models.cards import list_models, read_card, read_classes
+from persona.models.manage import import_model, remove_model, rename_model
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("persona.models.manage.write_json", killed)
-        with pytest.raises(KeyboardInterrupt):
-            rename_model("large", "other", models)
-    assert [card.id for card in list_models(models)] == ["large", "small"]
+CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.listdir", "os.scandir")
+command, models = sys.argv[1], Path(sys.argv[2])
+theirs, before = models.parent / "theirs", models.parent / "before"
+COMMANDS = {
+    "rename": (lambda: rename_model("large", "other", models), {"other", "small"}),
+    "import": (lambda: import_model(theirs, "other", models), {"large", "other", "small"}),
+    "remove": (lambda: remove_model("large", models), {"small"}),
+}
+run, wanted = COMMANDS[command]
+
+def fork(stop):
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    count = itertools.count(1)
+    def die(event, arguments):
+        if event in CHANGES and next(count) == stop:
+            os._exit(9)
+    sys.addaudithook(die)
+    try:
+        run()
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+for stop in itertools.count(1):
+    shutil.rmtree(models)
+    shutil.copytree(before, models)
+    code = fork(stop)
+    assert code in (0, 9), (stop, code)
+    found = {card.id: card for card in list_models(models)}
+    assert set(found) in ({"large", "small"}, wanted), (stop, set(found))
+    for card in found.values():
+        assert sha256_file(models / card.id / card.weights) == card.weights_sha256
+        read_classes(card, models)
+    half = "other" in found and read_card(models / "other").id != "other"
+    if set(found) != wanted or half:
+        assert fork(-1) == 0, stop
+    assert {card.id for card in list_models(models)} == wanted, stop
+    assert "other" not in wanted or read_card(models / "other").id == "other"
+    assert {path.name for path in models.iterdir()} == wanted, stop
+    if code == 0:
+        break
+assert stop > 5
+"""
+
+
+@pytest.mark.parametrize("command", ["rename", "import", "remove"])
+def test_killed_at_any_moment_models_are_whole_and_it_runs_again(
+    models: Path, tmp_path: Path, command: str
+) -> None:
+    shutil.copytree(models / "large", tmp_path / "theirs")
+    shutil.copytree(models, tmp_path / "before")
+    script = [sys.executable, "-c", KILLED_AT_EACH, command, str(models)]
+    done = subprocess.run(script, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_hidden_is_no_model(models: Path) -> None:
+    shutil.copytree(models / "large", models / ".pull-x1y2")
+    shutil.copytree(models / "large", models / "copy")
+    assert [card.id for card in list_models(models)] == ["copy", "large", "small"]
+    with pytest.raises(PersonaError, match=r"unknown model '\.pull-x1y2'"):
+        find_model(".pull-x1y2", models)
+
+
+def test_the_rest_of_a_model_is_no_model_and_in_nobodys_way(models: Path) -> None:
+    (models / "small" / CARD).unlink()
+    assert rename_model("large", "small", models).id == "small"
+    (models / "mine").mkdir()
+    (models / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(PersonaError, match="there is a mine below"):
+        rename_model("small", "mine", models)
+
+
+HOSTILE: list[Any] = [None, True, -1, 10**30, 1e308, float("nan"), "x" * 5000, "../x", [], {}]
+HOSTILE += [[[]], {"a": {"b": 1}}, json.loads("[" * 500 + "]" * 500), ["x"] * 1000]
+
+
+def test_a_card_of_a_stranger_is_refused_in_one_line(models: Path) -> None:
+    path = models / "small" / CARD
+    card = json.loads(path.read_text())
+    places = [(name,) for name in card] + [("student", name) for name in card["student"]]
+    for place in places:
+        for value in (*HOSTILE, ...):
+            changed = copy.deepcopy(card)
+            inside = changed if len(place) == 1 else changed[place[0]]
+            if value is ...:
+                del inside[place[-1]]
+            else:
+                inside[place[-1]] = value
+            path.write_text(json.dumps(changed))
+            try:
+                found = list_models(models)[-1]
+                json.dumps(dataclasses.asdict(found))
+                model_card(found, "mit")
+                assert public_card(found).crops and found.aligned_by
+                load_model(stored_card("small", models), models)
+            except PersonaError as error:
+                assert "\n" not in str(error) and len(str(error)) < 600 + len(str(path))
 
 
 @pytest.mark.parametrize(
@@ -108,12 +220,12 @@ def test_a_model_of_another_store_is_taken_in_whole_or_not(models: Path, tmp_pat
 def test_the_commands(models: Path, tmp_path: Path) -> None:
     home = {"PERSONA_HOME": str(models.parent)}
     assert persona_here("models", "show", "large", home=models.parent)["score"] == 0.5
-    copy = shutil.copytree(models / "large", tmp_path / "copy")
+    theirs = shutil.copytree(models / "large", tmp_path / "copy")
     for arguments, words in (
         (["models", "show", "small"], "architecture: mobilenet_v3_small"),
         (["models", "rename", "large", "older"], "large is now older"),
         (["models", "rename", "older", "large"], "older is now large"),
-        (["models", "import", str(copy), "--name", "copy"], "copy: mobilenet_v3_small"),
+        (["models", "import", str(theirs), "--name", "copy"], "copy: mobilenet_v3_small"),
         (["models", "remove", "large"], "note: small learned from large"),
     ):
         result = CliRunner().invoke(app, arguments, env=home)
