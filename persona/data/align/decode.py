@@ -27,6 +27,7 @@ from persona.data.align.bare import BARE, NO_END, Bare
 from persona.data.align.jpeg import (
     JpegHeader,
     check_crop,
+    ended,
     has_all_scans,
     lacks_end,
     pixels_alone,
@@ -185,7 +186,7 @@ class EncodedPhoto:
             self._bare = Bare(pixels_alone(self.data, header))
             return None, None
         # With an end mark, simplejpeg complains of all that is lacking before it.
-        self._bare = Bare(pixels_alone(self.data, header) + b"\xff\xd9", mended=f"JPEG {NO_END}")
+        self._bare = Bare(ended(pixels_alone(self.data, header)), mended=f"JPEG {NO_END}")
         try:
             pixels = _simplejpeg(self._bare.data, header, shrink if self.shrinks else 8)
         except ValueError:
