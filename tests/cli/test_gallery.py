@@ -129,7 +129,7 @@ def test_what_a_person_reads(place: Path) -> None:
     (place / "people" / "Ann" / "3.jpg").write_text("hello")
     out, notes = tables(place, "enroll", place / "people", *model, *EXACTLY, "--force")
     assert "Ann" in out
-    assert "refused: Ann: 3.jpg: unreadable: no JPEG, PNG, BMP or WebP" in notes
+    assert "refused: Ann: 3.jpg: unreadable: no JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF" in notes
     assert "refused: Ann: 2.png: " in notes
     out, notes = tables(place, "recognise", place / "people" / "Ann", *EXACTLY, "--match", "max")
     assert "unreadable: no JPEG" in out
@@ -307,7 +307,10 @@ def test_what_cannot_be_meant(place: Path) -> None:
         (("enroll", people / "Ann" / "0.png", people), "is a file: whose photo is it? Give a name"),
         (("enroll", "Ann"), "'Ann': give a name and photos (NAME PHOTO...)"),
         (("enroll", place / "none"), "give a name and photos"),
-        (("enroll", "Ann", place / "none"), "holds no photos: JPEG, PNG, BMP or WebP"),
+        (
+            ("enroll", "Ann", place / "none"),
+            "holds no photos: JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF",
+        ),
         (("enroll", "Ann", people), f"`persona enroll {people}` enrols its folders as people"),
         (("enroll", "x" * 10_000, people / "Ann"), "a name of 10000 characters"),
         (("enroll", "Ann", place / "0.jpg", *model), "no photo or folder at"),
