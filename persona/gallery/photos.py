@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from persona.files import PRIVATE, write_atomically
 from persona.gallery.people import Sighting
 from persona.names import legible
 from persona.pictures import HEAD_BYTES, IMAGE_SUFFIXES, kind_of, kind_of_suffix
+
+log = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -44,7 +47,8 @@ class LookedAt:
     """Width and height of the whole, px."""
     shrink: int
     shift: tuple[float, float]
-    """See persona/data/align/decode.py."""
+    """See persona/data/align/decode.py, as for what follows."""
+    mended: str | None
 
     def whole(self, box: Box) -> Box:
         """A box (x, y, width, height) of `pixels` in px of the whole."""
@@ -73,7 +77,7 @@ def look_at(data: bytes, max_pixels: int = MOST_PIXELS, side_px: int | None = No
     decoded = photo.decode(shrink)
     # Only a JPEG is decoded smaller.
     image = decoded.image if decoded.shrink == shrink else decoded.image.reduce(shrink)
-    return LookedAt(np.array(image), photo.size, shrink, decoded.shift)
+    return LookedAt(np.array(image), photo.size, shrink, decoded.shift, decoded.mended)
 
 
 def read_photo(path: Path) -> LookedAt:
@@ -87,9 +91,12 @@ def read_photo(path: Path) -> LookedAt:
             raise SkipPhoto("unreadable: no file")
         if path.stat().st_size > MAX_BYTES:
             raise SkipPhoto(f"unreadable: over {MAX_BYTES // 1_000_000} MB")
-        return look_at(path.read_bytes())
+        photo = look_at(path.read_bytes())
     except OSError as error:
         raise SkipPhoto(f"unreadable: {error.strerror}") from None
+    if photo.mended is not None:
+        log.warning("%s is mended: a %s", path.name, photo.mended)
+    return photo
 
 
 def iter_photos(

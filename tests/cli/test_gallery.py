@@ -27,6 +27,8 @@ from persona.gallery.store import open_store
 EXACTLY = ("--threshold", "0.99999")
 """Photos themselves alone: the network of these tests sees colours."""
 
+HEIC = b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf" + bytes(99)
+
 
 def drawn(person: int, photo: int) -> Image.Image:
     return draw_photo(draw_identity(0, person), photo, 160).convert("RGB")
@@ -129,7 +131,7 @@ def test_what_a_person_reads(place: Path) -> None:
     (place / "people" / "Ann" / "3.jpg").write_text("hello")
     out, notes = tables(place, "enroll", place / "people", *model, *EXACTLY, "--force")
     assert "Ann" in out
-    assert "refused: Ann: 3.jpg: unreadable: no JPEG, PNG, BMP or WebP" in notes
+    assert "refused: Ann: 3.jpg: unreadable: no JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF" in notes
     assert "refused: Ann: 2.png: " in notes
     out, notes = tables(place, "recognise", place / "people" / "Ann", *EXACTLY, "--match", "max")
     assert "unreadable: no JPEG" in out
@@ -225,6 +227,53 @@ def test_a_video(place: Path) -> None:
     assert "Ann" in out
 
 
+def test_a_picture_is_never_a_video(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever its name is; but an animated GIF is."""
+    model = ("--model", f"onnx:{place}/net.onnx", *EXACTLY)
+    here(place, "enroll", "Ann", place / "people" / "Ann" / "0.png", *model)
+    frames = [drawn(0, 0), drawn(1, 0)]
+    for name in ("still.gif", "still.tiff", "still.avif", "still.jfif", "still", "still.mp4"):
+        form = {"still": "WEBP", "still.mp4": "PNG"}.get(name)
+        frames[0].save(place / name, form)
+        (one,) = here(place, "recognise", place / name, *model)["photos"]
+        assert len(one["faces"]) == 1, name
+    frames[0].save(place / "moving.gif", save_all=True, append_images=frames[1:], duration=500)
+    assert here(place, "recognise", place / "moving.gif", *model)["frames"] == 2
+    for name, data, kind in (
+        ("a.heic", HEIC, "HEIC"),
+        ("a", HEIC, "HEIC"),
+        ("a.mov", b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+    ):
+        (place / name).write_bytes(data)
+        line = error(place, "recognise", place / name, *model)
+        assert line.endswith(
+            f"{name}: unreadable: {kind}, which is not supported: convert it to JPEG"
+        )
+    jpeg = io.BytesIO()
+    frames[0].save(jpeg, "JPEG")
+    (place / "mended.jpg").write_bytes(jpeg.getvalue()[:-2])
+    assert here(place, "recognise", place / "mended.jpg", *model)["photos"][0]["faces"]
+    assert "mended.jpg is mended: a JPEG without its end mark" in caplog.messages
+
+
+def test_pictures_of_every_name_in_a_folder(place: Path) -> None:
+    model = ("--model", f"onnx:{place}/net.onnx", *EXACTLY)
+    for suffix in ("jpe", "jfif", "tif", "gif", "avif", "dib"):
+        form = {"jpe": "JPEG", "jfif": "JPEG", "dib": "BMP"}.get(suffix)
+        drawn(0, 0).save(place / "people" / "Ann" / f"x.{suffix}", form)
+    (place / "people" / "Ann" / "x.HEIC").write_bytes(HEIC)
+    done = here(place, "enroll", place / "people", *model, "--force")["enrolled"]
+    reason = "x.HEIC: unreadable: HEIC, which is not supported: convert it to JPEG"
+    assert reason in done[0]["refused"]
+    out = place / "out"
+    seen = here(place, "recognise", place / "people" / "Ann", *model, "--annotate", out)["photos"]
+    unreadable = [Path(one["photo"]).name for one in seen if "unreadable" in one]
+    assert (len(seen), unreadable) == (9, ["x.HEIC"])
+    assert {path.name for path in out.iterdir()} == {Path(one["photo"]).name for one in seen} - {
+        "x.HEIC"
+    }
+
+
 def test_export_and_import(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(crypt.SCRYPT, "n", 2**10)  # it is slow by design
     model = ("--model", f"onnx:{place}/net.onnx")
@@ -257,6 +306,7 @@ def test_bad_photos(place: Path) -> None:
     (bad / "cut.jpg").write_bytes(whole.getvalue()[:2000])
     (bad / "empty.jpg").write_bytes(b"")
     (bad / "text.jpg").write_text("no photo")
+    (bad / "phone.heic").write_bytes(HEIC)
     Image.new("1", (12_000, 12_000)).save(bad / "bomb.png")
     Image.new("RGB", (200, 200), "grey").save(bad / "nobody.png")
     Image.new("RGB", (4, 4)).save(bad / "tiny.png")
@@ -268,7 +318,8 @@ def test_bad_photos(place: Path) -> None:
     for reason in (
         "cut.jpg: unreadable",
         "empty.jpg: unreadable: empty file",
-        "text.jpg: unreadable: no JPEG, PNG, BMP or WebP",
+        "text.jpg: unreadable: no JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF",
+        "phone.heic: unreadable: HEIC, which is not supported: convert it to JPEG",
         "bomb.png: unreadable: 12000 x 12000 px is over the limit of 52 megapixels for what is",
         "nobody.png: no face",
         "tiny.png: no face",
@@ -302,7 +353,10 @@ def test_what_cannot_be_meant(place: Path) -> None:
         (("enroll", people / "Ann" / "0.png", people), "is a file: whose photo is it? Give a name"),
         (("enroll", "Ann"), "'Ann': give a name and photos (NAME PHOTO...)"),
         (("enroll", place / "none"), "give a name and photos"),
-        (("enroll", "Ann", place / "none"), "holds no photos: JPEG, PNG, BMP or WebP"),
+        (
+            ("enroll", "Ann", place / "none"),
+            "holds no photos: JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF",
+        ),
         (("enroll", "Ann", people), f"`persona enroll {people}` enrols its folders as people"),
         (("enroll", "x" * 10_000, people / "Ann"), "a name of 10000 characters"),
         (("enroll", "Ann", place / "0.jpg", *model), "no photo or folder at"),

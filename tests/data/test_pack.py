@@ -35,6 +35,7 @@ from persona.data.raw import open_dataset
 from persona.data.raw.base import Photo
 from persona.data.raw.lfw import LFW
 from persona.data.shards import (
+    Mended,
     open_set,
     read_manifest,
     read_pairs,
@@ -253,6 +254,27 @@ def test_skipped_photos_are_named_with_reasons(raw: Path, tmp_path: Path) -> Non
     assert reasons["train/n000002/0001_01.jpg"] == "unreadable: empty file"
     assert reasons["train/n000003/0002_01.jpg"].startswith("unreadable")
     assert reasons["train/n000004/0003_01.jpg"] == "listed, not on disk"
+
+
+def test_pictures_of_every_kind_are_packed_or_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "raw" / "ann"
+    folder.mkdir(parents=True)
+    for suffix in ("jpg", "jfif", "jpe", "JPG", "png", "webp", "bmp", "tiff", "gif", "avif"):
+        form = {"jfif": "JPEG", "jpe": "JPEG"}.get(suffix)
+        Image.open(io.BytesIO(jpeg(1))).save(folder / f"{suffix}.{suffix}", form)
+    (folder / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    (folder / "raw.DNG").write_bytes(b"II*\0")
+    (folder / "no_end.jpg").write_bytes(jpeg(2)[:-2])
+    (folder / "notes.txt").write_text("no picture")
+    dataset = open_dataset(f"folders:{tmp_path / 'raw'}", tmp_path)
+    manifest = pack_photos(dataset, tmp_path / "out", NO_ALIGN).manifest
+    assert manifest.samples == 11
+    assert {photo.source: photo.reason for photo in manifest.skipped} == {
+        "ann/phone.heic": "unreadable: HEIC, which is not supported: convert it to JPEG",
+        "ann/raw.DNG": "unreadable: a TIFF that is damaged",
+    }
+    assert manifest.mended == (Mended("ann/no_end.jpg", "JPEG without its end mark"),)
+    assert read_manifest(tmp_path / "out") == manifest
 
 
 def test_photos_that_cannot_be_reached_are_not_skipped(

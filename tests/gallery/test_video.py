@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import struct
 import wave
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -13,6 +14,7 @@ import av
 import numpy as np
 import pytest
 from fake_eyes import FakeEyes, gallery, photo_of
+from PIL import Image
 
 from persona.data.align.spec import Crop, Face
 from persona.errors import PersonaError
@@ -134,6 +136,94 @@ def test_the_copy_has_boxes_and_every_frame(known: Gallery, tmp_path: Path) -> N
     orange = [int((np.abs(f.astype(int) - (255, 170, 0)).sum(axis=2) < 120).sum()) for f in frames]
     assert orange[5] > SIDE > orange[20]
     assert [p.name for p in out.parent.iterdir()] == ["copy.mp4"]
+
+
+def three_tracks(path: Path, default: int, cover: bool = False) -> Path:
+    """A small grey film of one frame or all, then Ruby's, then a larger grey one."""
+    with av.open(str(path), "w") as container:
+        streams: list[Any] = []
+        for number, larger in enumerate((1, 1, 2)):
+            stream: Any = container.add_stream("mjpeg" if cover else "libx264", rate=RATE)
+            stream.width, stream.height = larger * WIDTH, larger * HEIGHT
+            stream.pix_fmt = "yuvj420p" if cover else "yuv420p"
+            kind = av.stream.Disposition
+            stream.disposition = kind.default if number == default else kind(0)
+            if cover and number != 1:
+                stream.disposition = kind.attached_pic
+            streams.append(stream)
+        for number, stream in enumerate(streams):
+            for place in range(1 if number == 0 or (cover and number == 2) else 10):
+                photo = np.full((stream.height, stream.width, 3), 90, np.uint8)
+                if number == 1:
+                    photo[40 : 40 + SIDE, 60 : 60 + SIDE] = RED
+                frame = av.VideoFrame.from_ndarray(photo, format="rgb24")
+                frame.pts, frame.time_base = place, Fraction(1, RATE)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("default", "frames", "names"),
+    [(1, 10, ["Ruby"]), (2, 10, []), (0, 10, [])],
+    ids=["the default", "the largest", "no poster"],
+)
+def test_the_main_track_is_looked_at(
+    known: Gallery, tmp_path: Path, default: int, frames: int, names: list[str]
+) -> None:
+    seen = recognise_video(known, three_tracks(tmp_path / "v.mp4", default), every_s=0.05)
+    assert seen.frames == frames
+    assert [track.sighting and track.sighting.name for track in seen.tracks] == names
+
+
+def test_a_cover_is_never_the_main_track(known: Gallery, tmp_path: Path) -> None:
+    seen = recognise_video(known, three_tracks(tmp_path / "v.mp4", 1, cover=True), every_s=0.05)
+    assert seen.frames == 10
+    assert seen.tracks[0].sighting is not None
+    assert seen.tracks[0].sighting.name == "Ruby"
+
+
+Q = 1 << 16
+MATRICES = {
+    "as it is": (Q, 0, 0, Q),
+    "left for right": (-Q, 0, 0, Q),
+    "upside down": (Q, 0, 0, -Q),
+    "half a turn": (-Q, 0, 0, -Q),
+    "a quarter turn clockwise": (0, Q, -Q, 0),
+    "a quarter turn back": (0, -Q, Q, 0),
+    "rows for columns": (0, Q, Q, 0),
+    "rows for columns, turned": (0, -Q, -Q, 0),
+    "none": (0, 0, 0, 0),
+}
+
+
+@pytest.mark.parametrize("matrix", MATRICES.values(), ids=MATRICES)
+def test_a_display_matrix_turns_and_mirrors(
+    matrix: tuple[int, int, int, int], tmp_path: Path
+) -> None:
+    """Each corner goes where the matrix takes it."""
+    data = bytearray(film(tmp_path / "v.mp4", lambda _: {RED: (0, 0)}, 0.2).read_bytes())
+    place = data.index(struct.pack(">9i", Q, 0, 0, 0, Q, 0, 0, 0, 1 << 30), data.index(b"tkhd"))
+    a, b, c, d = matrix
+    data[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    (tmp_path / "v.mp4").write_bytes(data)
+    reader = video.FrameReader(tmp_path / "v.mp4")
+    pixels = reader.pixels(next(iter(reader))[1])
+    a, b, c, d = matrix if any(matrix) else MATRICES["as it is"]
+    assert pixels.shape == ((HEIGHT, WIDTH, 3) if a else (WIDTH, HEIGHT, 3))
+    # The red corner was at the left and above: it is there where both axes point away from it.
+    right, below = (a or c) < 0, (d or b) < 0
+    rows, columns = np.nonzero(np.abs(pixels.astype(int) - RED).sum(axis=2) < 120)
+    assert (columns.mean() > pixels.shape[1] / 2) == right
+    assert (rows.mean() > pixels.shape[0] / 2) == below
+
+
+def test_a_still_picture_of_a_kind_that_only_ffmpeg_knows(known: Gallery, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"PAM")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "a")
+    with pytest.raises(PersonaError, match="a is a still picture of a kind that is not read"):
+        recognise_video(known, tmp_path / "a")
 
 
 def test_no_face(known: Gallery, tmp_path: Path) -> None:

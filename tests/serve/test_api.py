@@ -80,7 +80,9 @@ def test_two_people_under_one_name_are_asked_about(port: int, gallery: ColourGal
     assert gallery.known == {}
     forced = post(port, "/api/enroll", ("name", "Ada"), ("force", "true"), *photos)
     assert forced.json["added"] == 2
-    assert forced.json["refused"] == ["photo 1: unreadable: no JPEG, PNG, BMP or WebP"]
+    assert forced.json["refused"] == [
+        "photo 1: unreadable: no JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF"
+    ]
 
 
 def test_a_gallery_that_became_another_networks(
@@ -187,7 +189,7 @@ def sixteen_bit() -> bytes:
 
 BROKEN = {
     "empty": (b"", "unreadable: empty file"),
-    "text": (b"This is no photo.", "unreadable: no JPEG, PNG, BMP or WebP"),
+    "text": (b"This is no photo.", "unreadable: no JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF"),
     "truncated": (photo((1, 2, 3), quality=100)[:-40], "unreadable: a JPEG that is cut short"),
     "bomb": (bomb(), "unreadable: "),
     "too many pixels": (

@@ -129,8 +129,8 @@ def crop_face(photo: Decoded, face: Face, spec: AlignSpec) -> Crop:
         return Crop(encode_jpeg(crop), face, landmarks_62, photo.mended)
     region = margin_box(photo.image.size, face.box, spec)
     crop = photo.resize(region, spec.image_size)
-    landmarks_62 = in_margin_box(photo.image.size, face, spec)
-    return Crop(encode_jpeg(crop), face, landmarks_62, photo.mended)
+    points = in_margin_box(photo.image.size, face, spec)
+    return Crop(encode_jpeg(crop), face, points, photo.mended)
 
 
 class DetectedFaces:

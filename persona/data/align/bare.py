@@ -334,8 +334,8 @@ def bare_tiff(data: bytes) -> Bare:
         raise SkipPhoto(
             f"unreadable: a TIFF in {kind} compression, which is not supported: save it as JPEG"
         )
-    scans = min(data.count(b"\xff\xda"), MAX_SCANS) if compression == JPEG_COMPRESSION else 1
-    if too_many(scans, width * height):
+    scans = min(data.count(b"\xff\xda"), MAX_SCANS)  # libtiff stops there
+    if compression == JPEG_COMPRESSION and too_many(scans, width * height):
         raise SkipPhoto("unreadable: a TIFF in JPEG compression that takes too long: save it anew")
     kept = {tag: entry for tag, entry in sorted(entries.items()) if tag in PIXEL_TAGS}
     held = 0

@@ -17,6 +17,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ from persona.data.align.bare import BARE, NO_END, Bare
 from persona.data.align.jpeg import (
     JpegHeader,
     check_crop,
+    ended,
     has_all_scans,
     lacks_end,
     pixels_alone,
@@ -185,7 +187,7 @@ class EncodedPhoto:
             self._bare = Bare(pixels_alone(self.data, header))
             return None, None
         # With an end mark, simplejpeg complains of all that is lacking before it.
-        self._bare = Bare(pixels_alone(self.data, header) + b"\xff\xd9", mended=f"JPEG {NO_END}")
+        self._bare = Bare(ended(pixels_alone(self.data, header)), mended=f"JPEG {NO_END}")
         try:
             pixels = _simplejpeg(self._bare.data, header, shrink if self.shrinks else 8)
         except ValueError:
@@ -194,7 +196,7 @@ class EncodedPhoto:
             raise ValueError("truncated")
         return pixels if self.shrinks else None, self._bare.mended
 
-    def _open(self) -> Image.Image:
+    def _open(self) -> ImageFile.ImageFile:
         return Image.open(io.BytesIO(self._bare.data), formats=(self.kind,))
 
     def _decode_whole(self) -> Image.Image:
@@ -202,16 +204,14 @@ class EncodedPhoto:
         photo = self._open()
         if photo.size != self._stored:
             raise ValueError("of another size than its header says")
-        tile = photo.tile[0] if photo.tile else None
+        args: Any = photo.tile[0].args if photo.tile else ""
+        rawmode = str(args[0] if isinstance(args, tuple) else args)
         photo.load()
-        rawmode = (
-            "" if tile is None else tile.args[0] if isinstance(tile.args, tuple) else tile.args
-        )
-        if ";16" in str(rawmode) and photo.mode in {"RGB", "RGBA"}:
-            pixels = np.asarray(photo)
+        if ";16" in rawmode and photo.mode in {"RGB", "RGBA"}:
+            upper = np.asarray(photo)
             # Whoever uses the highest two bits uses all 16, and Pillow gave the upper eight.
-            if pixels.size and pixels[..., :3].max() < 1 << 6:
-                photo = Image.fromarray(self._scaled_16_bits(pixels, rawmode), photo.mode)
+            if upper[..., :3].max() < 1 << 6:
+                return _to_rgb(Image.fromarray(self._scaled_16_bits(upper, rawmode)))
         return _to_rgb(photo)
 
     def _scaled_16_bits(self, upper: Pixels, rawmode: str) -> Pixels:
@@ -223,9 +223,8 @@ class EncodedPhoto:
         photo = self._open()
         grey = rawmode.startswith("LA")  # which it knows in one order alone: as four bytes then
         other = "RGBA" if grey else rawmode[:-1] + OTHER_BYTES[rawmode[-1]]
-        args = photo.tile[0].args
         photo.tile = [
-            tile._replace(args=(other, *args[1:]) if isinstance(args, tuple) else other)
+            tile._replace(args=(other, *tile.args[1:]) if isinstance(tile.args, tuple) else other)
             for tile in photo.tile
         ]
         photo.load()
@@ -338,7 +337,7 @@ def _to_rgb(photo: Image.Image) -> Image.Image:
         return Image.fromarray((grey * (255 / top)).astype(np.uint8)).convert("RGB")
     if photo.mode in {"RGBA", "LA", "PA"} or "transparency" in photo.info:
         colours = photo.convert("RGBA")
-        if photo.format == "BMP" and colours.getextrema()[3] == (0, 0):
+        if photo.format == "BMP" and colours.getchannel("A").getextrema() == (0, 0):
             return photo.convert("RGB")  # the fourth byte is there, but nobody has filled it
         opaque = Image.new("RGBA", photo.size, "white")
         return Image.alpha_composite(opaque, colours).convert("RGB")

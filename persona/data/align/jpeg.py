@@ -194,6 +194,12 @@ def pixels_alone(data: bytes, header: JpegHeader) -> bytes:
     return b"".join((b"\xff\xd8", *parts, data[header.first_scan :]))
 
 
+def ended(data: bytes) -> bytes:
+    """The file with an end mark in place of the zeros with which disks fill up what they lost."""
+    data = data.rstrip(b"\0")
+    return data + (b"\0\xff\xd9" if data.endswith(b"\xff") else b"\xff\xd9")  # a stuffed byte
+
+
 def check_crop(data: bytes | memoryview) -> None:
     """Raises ValueError for a JPEG of a packed set that takes too long; crops have few pixels.
 

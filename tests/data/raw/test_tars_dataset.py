@@ -34,6 +34,20 @@ def index_of(tmp_path: Path, members: dict[str, bytes | tarfile.TarInfo]) -> dic
     return {photo.source: photo.identity for photo in photos}
 
 
+def test_pictures_of_kinds_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    write_tar(
+        tmp_path / "t/a.tar",
+        {"ann/1.jfif": jpeg(1), "ann/2.JPE": jpeg(2), "ann/3.heic": heic, "ann/4.jxl": b"\xff\x0a"},
+    )
+    packed = pack_photos(open_dataset(f"tars:{tmp_path / 't'}", tmp_path), tmp_path / "o", NO_ALIGN)
+    assert packed.manifest.samples == 2
+    assert [(s.source, s.reason.split(",")[0]) for s in packed.manifest.skipped] == [
+        ("a.tar/ann/3.heic", "unreadable: HEIC"),
+        ("a.tar/ann/4.jxl", "unreadable: JPEG XL"),
+    ]
+
+
 def test_plain_tars_take_the_folder_and_pack(tmp_path: Path) -> None:
     long_name = "x" * 150
     write_tar(
