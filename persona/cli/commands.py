@@ -7,13 +7,16 @@ a mistake: of two teachers, two sets or two rates the first would never have bee
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from persona.cli.launch import is_first
 from persona.cli.output import note
+from persona.cli.process import is_first
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Commands(typer.Typer):
@@ -22,7 +25,7 @@ class Commands(typer.Typer):
     def __init__(self, **settings: Any) -> None:
         super().__init__(cls=_Group, **settings)
 
-    def command(self, *arguments: Any, **settings: Any) -> Any:
+    def command(self, *arguments: Any, **settings: Any) -> Callable[[F], F]:
         """As Typer has it."""
         return super().command(*arguments, **{"cls": _Command, **settings})
 

@@ -10,8 +10,8 @@ import typer
 
 from persona.cli.commands import Commands, told_twice
 from persona.cli.errors import run_app
-from persona.cli.launch import is_first, launcher_options
 from persona.cli.output import CacheOption, ModelsOption, ShardsOption, print_json
+from persona.cli.process import is_first, launcher_options
 from persona.errors import PersonaError, unknown
 from persona.workspace import Workspace
 

@@ -12,8 +12,8 @@ from typing import NoReturn
 
 import typer
 
-from persona.cli.launch import quiet_others, share_threads
 from persona.cli.output import legible
+from persona.cli.process import quiet_others, share_threads
 from persona.errors import PersonaError
 
 EXIT_ERROR = 1

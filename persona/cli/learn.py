@@ -10,7 +10,6 @@ import typer
 
 from persona.cli.commands import Commands
 from persona.cli.distill import with_values
-from persona.cli.launch import is_first, launcher_options
 from persona.cli.output import (
     CacheOption,
     Column,
@@ -22,6 +21,7 @@ from persona.cli.output import (
     print_json,
     print_table,
 )
+from persona.cli.process import is_first, launcher_options
 from persona.errors import PersonaError, unknown
 from persona.workspace import Workspace
 

@@ -40,8 +40,10 @@ def publish_copy(card: Card, models: Path, target: Path, *, with_classes: bool) 
         kept = bare.state_dict().keys()
         bare.load_state_dict({n: v for n, v in student.state_dict().items() if n in kept})
         student = bare
-    as_it_is = ("temperature", "epochs", "score", "scores", "train_set", "test_set", "learned")
-    as_it_is += ("alignment", "chosen_by")
+    as_it_is = (
+        *("temperature", "epochs", "score", "scores", "chosen_by", "train_set", "test_set"),
+        *("learned", "alignment"),
+    )
     facts: dict[str, Any] = {name: getattr(card, name) for name in as_it_is}
     teacher = public_name(card.teacher)
     config_of_run = {**card.config, **({"teacher": teacher} if "teacher" in card.config else {})}

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 THREADS = "OMP_NUM_THREADS"
+SHARED = "PERSONA_SHARED_THREADS"
+"""What this module put there, for processes that this one starts: it is no user's."""
 LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
 """Variables of which a launcher sets at least one."""
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -49,7 +51,7 @@ def share_threads() -> None:
     """
     if not _named_by_user():
         beside = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        os.environ[THREADS] = str(max(1, usable_cores() // beside))
+        os.environ[THREADS] = os.environ[SHARED] = str(max(1, usable_cores() // beside))
 
 
 def usable_cores() -> int:
@@ -65,6 +67,8 @@ def usable_cores() -> int:
 def _named_by_user() -> bool:
     """Whether the number of threads is the user's rather than a launcher's own."""
     value = os.environ.get(THREADS)
+    if value == os.environ.get(SHARED):
+        return False
     if value != "1" or not any(name in os.environ for name in LAUNCHED):
         return bool(value)
     # One thread is what launchers set by themselves; were they told to, it stands with them.
