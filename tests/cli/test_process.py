@@ -16,7 +16,13 @@ from persona.data.raw import open_dataset
 
 ALONE = ("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no")
 LAUNCH = ("accelerate.commands.launch", *ALONE, "--dynamo_backend", "no", "-m")
-VARIABLES = (process.THREADS, process.SHARED, "LOCAL_WORLD_SIZE", *process.LAUNCHED)
+VARIABLES = (
+    process.THREADS,
+    process.SHARED,
+    process.WAITING,
+    "LOCAL_WORLD_SIZE",
+    *process.LAUNCHED,
+)
 
 
 def threads(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str | None:
@@ -35,7 +41,9 @@ def test_a_process_gets_its_share_of_the_cores(
 ) -> None:
     launcher = {"ACCELERATE_MIXED_PRECISION": "no"}
     assert threads(monkeypatch) == "12"
-    assert threads(monkeypatch, OMP_NUM_THREADS="1") == "1"
+    assert process.os.environ[process.WAITING] == "PASSIVE"
+    assert threads(monkeypatch, OMP_NUM_THREADS="1", OMP_WAIT_POLICY="ACTIVE") == "1"
+    assert process.os.environ[process.WAITING] == "ACTIVE"
     assert threads(monkeypatch, OMP_NUM_THREADS="3", **launcher) == "3"
     assert threads(monkeypatch, LOCAL_WORLD_SIZE="5", **launcher) == "2"
     assert threads(monkeypatch, LOCAL_WORLD_SIZE="99", **launcher) == "1"
