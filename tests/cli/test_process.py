@@ -16,7 +16,7 @@ from persona.data.raw import open_dataset
 
 ALONE = ("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no")
 LAUNCH = ("accelerate.commands.launch", *ALONE, "--dynamo_backend", "no", "-m")
-VARIABLES = (
+VARIABLES = ("LOCAL_WORLD_SIZE", *process.LAUNCHED)
     process.THREADS,
     process.SHARED,
     process.WAITING,
@@ -28,7 +28,7 @@ VARIABLES = (
 def threads(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str | None:
     """OMP_NUM_THREADS after a start in this environment, on twelve cores."""
     monkeypatch.setattr(process, "usable_cores", lambda: 12)
-    for name in VARIABLES:
+    for name in (*VARIABLES, process.THREADS, process.SHARED, process.WAITING):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
