@@ -17,12 +17,6 @@ from persona.data.raw import open_dataset
 ALONE = ("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no")
 LAUNCH = ("accelerate.commands.launch", *ALONE, "--dynamo_backend", "no", "-m")
 VARIABLES = ("LOCAL_WORLD_SIZE", *process.LAUNCHED)
-    process.THREADS,
-    process.SHARED,
-    process.WAITING,
-    "LOCAL_WORLD_SIZE",
-    *process.LAUNCHED,
-)
 
 
 def threads(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str | None:
