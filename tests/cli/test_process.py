@@ -23,7 +23,8 @@ def threads(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str | None:
     """OMP_NUM_THREADS after a start in this environment, on twelve cores."""
     monkeypatch.setattr(process, "usable_cores", lambda: 12)
     for name in (*VARIABLES, process.THREADS, process.SHARED, process.WAITING):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that it is put back, whatever happens to it
+        monkeypatch.delenv(name)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     process.share_threads()
