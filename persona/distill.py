@@ -468,7 +468,7 @@ class Run:
         known = {card.id: card for card in list_models(self.workspace.models)}
         for suffix in self.progress.best:
             card = known.get(self.model_id(suffix))
-            value = card.scores.get(self.chosen_by) if card is not None else None
+            value = card.scores.get(self.chosen_by or "") if card is not None else None
             self.progress.best[suffix] = -math.inf if value is None else float(value)
 
     def track_curves(self) -> None:

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from persona.cli.output import note
-from persona.cli.started import is_first
+from persona.cli.process import is_first
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

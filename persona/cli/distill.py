@@ -18,7 +18,7 @@ from persona.cli.output import (
     VerifyOption,
     print_json,
 )
-from persona.cli.started import is_first, launcher_options
+from persona.cli.process import is_first, launcher_options
 from persona.errors import PersonaError, unknown
 from persona.workspace import Workspace
 

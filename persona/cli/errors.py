@@ -18,7 +18,7 @@ from typer.main import get_command
 
 from persona.cli import signals
 from persona.cli.output import LegibleFormatter, keep_brackets
-from persona.cli.started import quiet_others, share_threads
+from persona.cli.process import quiet_others, share_threads
 from persona.errors import PersonaError
 from persona.files import placed, sweep
 from persona.names import legible

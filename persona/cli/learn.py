@@ -22,7 +22,7 @@ from persona.cli.output import (
     print_json,
     print_table,
 )
-from persona.cli.started import is_first, launcher_options
+from persona.cli.process import is_first, launcher_options
 from persona.errors import PersonaError, unknown
 from persona.workspace import Workspace
 

@@ -297,7 +297,8 @@ def _sections(models: list[Measured], people: dict[int, str]) -> list[Section]:
 def _mapped(model: Measured) -> str:
     """Whose photos are in a map, and how many."""
     people = len(np.unique(model.embedded.labels))
-    who = f"all {people} people" if people <= MAP_PEOPLE else f"the {MAP_PEOPLE} people with most"
+    most = f"the {MAP_PEOPLE} people with the most"
+    who = most if people > MAP_PEOPLE else f"all {people} people"
     return f"Photos of {who}, at most {MAP_PHOTOS} of each"
 
 

@@ -40,7 +40,7 @@ def home(lfw_set: Packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 def test_evaluate_and_compare_say_so(home: Path) -> None:
     arguments = ("evaluate", "--set", "lfw", "--student", "flat", "-w", "0", "--resamples", "0")
     figures = persona_here(*arguments, home=home)
-    assert figures["auc"] > 0.5  # the order of its similarities hides it
+    assert 0 < figures["auc"] < 1  # the order of its similarities hides it
     assert figures["collapsed"] is True and figures["spread"] < 1e-4
     said = _here(app, arguments, home).stderr
     assert "warning: flat has collapsed: it gives the people of set lfw nearly one" in said

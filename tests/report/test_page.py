@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from accelerate import Accelerator
 from helpers import persona_here
+from onnx_files import SETTINGS, write_model
 from test_history import age, write_run
 from typer.testing import CliRunner
 
@@ -23,9 +24,10 @@ from persona.data.pack import Packed
 from persona.errors import PersonaError
 from persona.evaluation.statistics import Interval
 from persona.extras import install_command
+from persona.models.onnx_graph import count_onnx
 from persona.models.store import load_network
 from persona.report.browser import find_chromium, open_browser
-from persona.report.build import build_page, find_entries
+from persona.report.build import _mapped, build_page, find_entries
 from persona.report.figures import (
     Figure,
     det_figure,
@@ -35,7 +37,7 @@ from persona.report.figures import (
     thin,
     with_interval,
 )
-from persona.report.measure import Group, measure, measure_groups
+from persona.report.measure import Group, measure, measure_groups, parameters_of
 from persona.report.page import Made, Page, Section, Table, encode_for_script, render
 from persona.workspace import Workspace
 
@@ -120,11 +122,27 @@ def test_models_side_by_side_with_faces_and_no_names(home: Path) -> None:
     assert re.fullmatch(r"0\.\d{4}\n\[0\.\d{4}, [01]\.\d{4}\]", figures["accuracy"][0])
     assert figures["TAR at FAR 0.001"] == ["not resolvable"] * 2
     assert [section.id for section in page.plots] == ["curves", "cost", "scores", "maps"]
+    texts = {section.id: section.text for section in page.plots}
+    assert texts["maps"].startswith("Photos of all 6 people, at most 30 of each, laid out by t-SNE")
+    titles = {figure.id: figure.title for section in page.plots for figure in section.figures}
+    assert titles["cost"] == "Accuracy over CPU time per face"
     assert any(mistakes.accepts or mistakes.rejects for mistakes in page.faces)
     assert all(float(cell) > 0 for cell in figures["CPU ms/face"])
     assert "Person_" not in render(page)
     named = build(home, "mobilenet_v3_small", people=True)
     assert "Person_A" in render(named)
+
+
+def test_of_more_people_the_map_says_how_many_it_shows() -> None:
+    measured = SimpleNamespace(embedded=SimpleNamespace(labels=np.arange(40)[:, None] % 25))
+    assert _mapped(measured).startswith("Photos of the 20 people with the most, at")  # type: ignore[arg-type]
+
+
+def test_parameters_are_counted_as_bench_counts_them(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "net.onnx")
+    (tmp_path / "net.yaml").write_text(SETTINGS)
+    network = load_network(f"onnx:{path}", tmp_path).network
+    assert parameters_of(network) == count_onnx(path)[0] == 27
 
 
 def test_worst_pairs_are_wrong_and_sorted(lfw_set: Packed, tmp_path: Path) -> None:

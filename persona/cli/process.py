@@ -10,6 +10,9 @@ from typing import Any
 from persona.files import whole_number
 
 THREADS = "OMP_NUM_THREADS"
+WAITING = "OMP_WAIT_POLICY"
+SHARED = "PERSONA_SHARED_THREADS"
+"""What this module put there, for processes that this one starts: it is no user's."""
 LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
 """Variables of which a launcher sets at least one."""
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -49,10 +52,15 @@ def share_threads() -> None:
     `accelerate launch` and torchrun give each process one thread where nothing is said, and torch
     by itself takes all cores: the same run then has other sums, at another speed. A number of
     threads that the user named stays.
+
+    Threads that wait for each other sleep rather than spin: where another process holds a core, a
+    training step on two spinning threads took over ten times as long as on one, and on two sleeping
+    ones as long.
     """
+    os.environ.setdefault(WAITING, "PASSIVE")
     if not _named_by_user():
         beside = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        os.environ[THREADS] = str(max(1, usable_cores() // beside))
+        os.environ[THREADS] = os.environ[SHARED] = str(max(1, usable_cores() // beside))
 
 
 def usable_cores() -> int:
@@ -68,6 +76,8 @@ def usable_cores() -> int:
 def _named_by_user() -> bool:
     """Whether the number of threads is the user's rather than a launcher's own."""
     value = os.environ.get(THREADS)
+    if value == os.environ.get(SHARED):
+        return False
     if value != "1" or not any(name in os.environ for name in LAUNCHED):
         return bool(value)
     # One thread is what launchers set by themselves; were they told to, it stands with them.

@@ -10,24 +10,25 @@ import pytest
 from conftest import NO_ALIGN, write_vggface2
 from helpers import run
 
-from persona.cli import started
+from persona.cli import process
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
 
 ALONE = ("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no")
 LAUNCH = ("accelerate.commands.launch", *ALONE, "--dynamo_backend", "no", "-m")
-VARIABLES = ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", *started.LAUNCHED)
+VARIABLES = ("LOCAL_WORLD_SIZE", *process.LAUNCHED)
 
 
 def threads(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str | None:
     """OMP_NUM_THREADS after a start in this environment, on twelve cores."""
-    monkeypatch.setattr(started, "usable_cores", lambda: 12)
-    for name in VARIABLES:
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(process, "usable_cores", lambda: 12)
+    for name in (*VARIABLES, process.THREADS, process.SHARED, process.WAITING):
+        monkeypatch.setenv(name, "")  # so that it is put back, whatever happens to it
+        monkeypatch.delenv(name)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    started.share_threads()
-    return started.os.environ[started.THREADS]
+    process.share_threads()
+    return process.os.environ[process.THREADS]
 
 
 def test_a_process_gets_its_share_of_the_cores(
@@ -35,12 +36,17 @@ def test_a_process_gets_its_share_of_the_cores(
 ) -> None:
     launcher = {"ACCELERATE_MIXED_PRECISION": "no"}
     assert threads(monkeypatch) == "12"
-    assert threads(monkeypatch, OMP_NUM_THREADS="1") == "1"
+    assert process.os.environ[process.WAITING] == "PASSIVE"
+    assert threads(monkeypatch, OMP_NUM_THREADS="1", OMP_WAIT_POLICY="ACTIVE") == "1"
+    assert process.os.environ[process.WAITING] == "ACTIVE"
     assert threads(monkeypatch, OMP_NUM_THREADS="3", **launcher) == "3"
     assert threads(monkeypatch, LOCAL_WORLD_SIZE="5", **launcher) == "2"
     assert threads(monkeypatch, LOCAL_WORLD_SIZE="99", **launcher) == "1"
+    # What this process took itself is not the user's in those that it launches.
+    shared = {process.THREADS: "12", process.SHARED: "12"}
+    assert threads(monkeypatch, LOCAL_WORLD_SIZE="2", **launcher, **shared) == "6"
     # The launcher's own 1 is told from the user's by what the launcher was started with.
-    monkeypatch.setattr(started, "Path", lambda _: tmp_path)
+    monkeypatch.setattr(process, "Path", lambda _: tmp_path)
     for told, options, wanted in (
         (b"A=1\0B=2\0", b"accelerate\0launch\0", "12"),
         (b"A=1\0OMP_NUM_THREADS=1\0", b"accelerate\0launch\0", "1"),
@@ -62,9 +68,9 @@ def test_a_quota_bounds_the_cores(
     text: str, wanted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpu.max").write_text(text)
-    monkeypatch.setattr(started, "QUOTA", tmp_path / "cpu.max")
-    monkeypatch.setattr(started.os, "sched_getaffinity", lambda _: set(range(8)))
-    assert started.usable_cores() == wanted
+    monkeypatch.setattr(process, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(process.os, "sched_getaffinity", lambda _: set(range(8)))
+    assert process.usable_cores() == wanted
 
 
 def test_alone_and_launched_it_is_the_same_run(tmp_path: Path) -> None:
@@ -82,4 +88,4 @@ def test_alone_and_launched_it_is_the_same_run(tmp_path: Path) -> None:
         metrics = tmp_path / "runs" / json.loads(done.stdout)["id"] / "metrics.jsonl"
         found.append((said[1], json.loads(metrics.read_text().splitlines()[-1])["loss"]))
     assert found[0] == found[1]
-    assert found[0][0] == str(started.usable_cores())
+    assert found[0][0] == str(process.usable_cores())
