@@ -61,6 +61,6 @@ def _raise(number: int, _frame: FrameType | None) -> NoReturn:
 
 def _unraisable(what: sys.UnraisableHookArgs) -> None:
     if isinstance(what.exc_value, KeyboardInterrupt):
-        _thread.interrupt_main(received or signal.SIGINT)
+        _thread.interrupt_main(signal.Signals(received or signal.SIGINT))
     else:
         sys.__unraisablehook__(what)
