@@ -72,7 +72,10 @@ class Model:
     ) -> None:
         self.named, self.align, self.workspace = named, align, workspace
         self.threshold = threshold
-        """The similarity from which on two faces are one person; None: `calibrate` chooses it."""
+        """The similarity from which on two faces are one person.
+
+        A student's is that of its test set; None: `calibrate` chooses one.
+        """
         self._eyes: Eyes | None = None
 
     @property
@@ -243,7 +246,8 @@ def load(name: str | None = None, *, workspace: Workspace | None = None) -> Mode
         512
     """
     from persona.gallery.people import network_align
-    from persona.models.cards import find_model
+    from persona.gallery.store import Threshold
+    from persona.models.cards import find_model, is_stored
     from persona.models.store import load_network
 
     place = workspace or Workspace.locate()
@@ -256,7 +260,13 @@ def load(name: str | None = None, *, workspace: Workspace | None = None) -> Mode
     else:
         name = _by_path(name)
     named = load_network(name, place.models)
-    return Model(named, network_align(named, place), place)
+    threshold = None
+    if is_stored(name, place.models):
+        card = find_model(name, place.models)
+        if card.threshold is not None:
+            value, far = card.threshold
+            threshold = Threshold(value, f"FAR {far:g} on {card.test_set}, its test set", far)
+    return Model(named, network_align(named, place), place, threshold)
 
 
 def wrap(

@@ -23,6 +23,7 @@ from persona.cli import (
     serve,
     targets,
     triplets,
+    verify,
 )
 from persona.cli.commands import Commands
 from persona.cli.errors import run_app
@@ -67,6 +68,8 @@ app.command("report")(report.report_command)
 app.add_typer(learn.learn_app, name="learn")
 app.command("export")(deploy.export_command)
 app.command("bench")(deploy.bench_command)
+app.command("verify")(verify.verify_command)
+app.command("embed")(verify.embed_command)
 app.command("enroll")(gallery.enroll_command)
 app.command("recognise")(recognise.recognise_command)
 app.command("forget")(gallery.forget_command)

@@ -99,6 +99,19 @@ class Card:
         return bool(self.scores.get("collapsed"))
 
     @property
+    def threshold(self) -> tuple[float, float] | None:
+        """The cosine at a false accept rate on its test set, and the rate: the lower it resolved.
+
+        None: it was not measured on pairs, or has collapsed.
+        """
+        found = self.scores.get("threshold_at_far") or {}
+        for far in ("0.001", "0.01"):
+            value = found.get(far)
+            if value is not None and not self.collapsed:
+                return float(value), float(far)
+        return None
+
+    @property
     def scored_on(self) -> str | None:
         """The set behind `score`: of a learnt model its own, where others have their test set."""
         if self.score is None:

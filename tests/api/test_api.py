@@ -10,28 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from api_faces import drawn
 from conftest import SIZE_PX
-from onnx_files import write_model
 from PIL import Image
 from torch import nn
 
 import persona
 from persona.data.pack import Packed
-from persona.data.synthetic import draw_identity, draw_photo
 from persona.workspace import Workspace
-
-SETTINGS = "input_size: 16\nalignment: margin\nmean: [10, 20, 30]\nstd: [2, 4, 5]\n"
-
-
-def drawn(person: int, photo: int = 1, size_px: int = 160) -> Image.Image:
-    return draw_photo(draw_identity(0, person), photo, size_px).convert("RGB")
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> persona.Model:
-    path = write_model(tmp_path / "net.onnx")
-    path.with_suffix(".yaml").write_text(SETTINGS)
-    return persona.load(str(path), workspace=Workspace.locate(home=tmp_path))
 
 
 def test_importing_it_imports_nothing_heavy() -> None:

@@ -1,0 +1,108 @@
+"""`persona verify`, `persona embed`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from persona.cli.output import JsonFlag, ModelsOption, ShardsOption, note, print_json, workspace
+from persona.errors import PersonaError
+from persona.progress import progress_bar
+
+SHOWN = 10
+"""Photos without an embedding that are named."""
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        help="Model ID, teacher, or onnx:FILE.  [default: the best of the newest run]",
+    ),
+]
+
+
+def verify_command(
+    a: Annotated[str, typer.Argument(metavar="A", help="A photo of one face.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other photo.")],
+    model: ModelOption = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Cosine from which on they are one person.  [default: of the model's test set]"
+        ),
+    ] = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(metavar="SET", help="Choose the threshold on all pairs of this set."),
+    ] = None,
+    far: Annotated[
+        float, typer.Option(help="False accept rate that --calibrate chooses it for.")
+    ] = 1e-3,
+    shards: ShardsOption = None,
+    models: ModelsOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Are two photos of one person? Prints the similarity, and the verdict at a threshold."""
+    if threshold is not None and calibrate is not None:
+        raise PersonaError("choose one of --threshold and --calibrate")
+    from persona.api.model import load
+    from persona.api.sets import load_set
+    from persona.api.verification import verify
+
+    place = workspace(shards=shards, models=models)
+    network = load(model, workspace=place)
+    if calibrate is not None:
+        network.calibrate(load_set(calibrate, workspace=place), far)
+    verdict = verify(a, b, model=network, threshold=threshold)
+    if json:
+        print_json(verdict.to_json())
+        return
+    said = {True: "the same person", False: "different people", None: "no verdict"}[verdict.same]
+    typer.echo(f"{said}: similarity {verdict.similarity:.4f}")
+    if verdict.threshold is None:
+        note(f"note: {verdict.model} has no threshold: give --calibrate SET, or --threshold X")
+    else:
+        note(f"threshold {verdict.threshold:.4f}: {verdict.source}")
+
+
+def embed_command(
+    what: Annotated[Path, typer.Argument(metavar="PHOTO|FOLDER")],
+    out: Annotated[Path, typer.Option("--out", help="The file to write: .npz or .parquet.")],
+    model: ModelOption = None,
+    models: ModelsOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Write the embedding of every face of a photo, or of a folder and those below it."""
+    from persona.api.embedding import check_format, embed_photos, find_photos, write_embeddings
+    from persona.api.model import load
+
+    check_format(out)
+    photos = find_photos(what)
+    network = load(model, workspace=workspace(models=models))
+    with progress_bar("embedding", total=len(photos), unit="photos") as advance:
+        found = embed_photos(network, photos, advance)
+    write_embeddings(out, found)
+    size = network.embedding_size
+    if json:
+        print_json(
+            {
+                "out": str(out),
+                "model": network.name,
+                "photos": len(photos),
+                "faces": len(found),
+                "embedding_size": size,
+                "left_out": found.left_out,
+            }
+        )
+    else:
+        typer.echo(
+            f"{len(found)} faces of {len(photos)} photos, {size} numbers each, by {network.name}: "
+            f"{out}"
+        )
+        for place, reason in list(found.left_out.items())[:SHOWN]:
+            note(f"left out: {place}: {reason}")
+        if len(found.left_out) > SHOWN:
+            note(f"left out: {len(found.left_out) - SHOWN} more; --json lists them all")

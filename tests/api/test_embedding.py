@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from api_faces import drawn
+from helpers import persona_error_here, persona_here
+from PIL import Image
+
+import persona
+from persona.api.embedding import find_photos
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two photos of a face, one of none, one that is damaged; some of them in a folder below."""
+    folder = tmp_path / "photos"
+    (folder / "below" / "@eaDir").mkdir(parents=True)
+    drawn(1).save(folder / "a.jpg", quality=95)
+    drawn(2).save(folder / "below" / "b.png")
+    drawn(3).save(folder / "below" / "@eaDir" / "b.png")
+    Image.new("RGB", (200, 200), "grey").save(folder / "empty.jpg")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff no photo")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["faces.npz", "faces.parquet"])
+def test_every_face_of_a_folder_has_a_row(
+    model: persona.Model, photos: Path, tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / name
+    said = persona_here(
+        "embed", str(photos), "--out", str(out), "--model", model.name, home=tmp_path
+    )
+    wanted = [str(photos / "a.jpg"), str(photos / "below" / "b.png")]
+    assert (said["photos"], said["faces"], said["embedding_size"]) == (4, 2, model.embedding_size)
+    assert said["left_out"][str(photos / "empty.jpg")] == "no face"
+    assert said["left_out"][str(photos / "broken.jpg")].startswith("unreadable: ")
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600  # embeddings are biometric data
+    if name.endswith(".npz"):
+        with np.load(out) as table:
+            owners, boxes, found = (table[key] for key in ("photo", "box", "embedding"))
+    else:
+        rows = pyarrow.parquet.read_table(out)
+        owners, boxes, found = (
+            np.array(rows[key].to_pylist()) for key in ("photo", "box", "embedding")
+        )
+    assert list(owners) == wanted and boxes.shape == (2, 4)
+    np.testing.assert_allclose(found, model.embed([Path(path) for path in wanted]), atol=1e-6)
+
+
+def test_what_cannot_be_embedded_is_said_before_anything_is(
+    model: persona.Model, photos: Path, tmp_path: Path
+) -> None:
+    def error(place: Path, out: str) -> str:
+        named = ("--out", out, "--model", model.name)
+        return persona_error_here("embed", str(place), *named, home=tmp_path)
+
+    assert "faces.csv: name it something.npz or something.parquet" in error(photos, "faces.csv")
+    assert "no photo or folder at" in error(tmp_path / "nowhere", "faces.npz")
+    (tmp_path / "bare").mkdir()
+    assert "bare holds no photos" in error(tmp_path / "bare", "faces.npz")
+    assert find_photos(photos / "a.jpg") == [photos / "a.jpg"]
+
+
+def test_two_photos_are_verified(model: persona.Model, photos: Path, tmp_path: Path) -> None:
+    named = (str(photos / "a.jpg"), str(photos / "below" / "b.png"), "--model", model.name)
+    verdict = persona_here("verify", *named, home=tmp_path)
+    assert set(verdict) >= {"similarity", "same", "threshold", "far"}
+    assert verdict["same"] is None and verdict["threshold"] is None
+    low, high = (
+        persona_here("verify", *named, "--threshold", str(at), home=tmp_path) for at in (-1, 1)
+    )
+    assert low["same"] is True and high["same"] is False
+    empty = (str(photos / "empty.jpg"), *named[1:])
+    assert "empty.jpg: no face was found in it" in persona_error_here(
+        "verify", *empty, home=tmp_path
+    )
+    both = ("--threshold", "0.5", "--calibrate", "lfw")
+    assert "choose one of --threshold and --calibrate" in persona_error_here(
+        "verify", *named, *both, home=tmp_path
+    )
