@@ -101,6 +101,11 @@ def open_gallery(
 
     Raises:
         PersonaError: it is another network's gallery, or there is no threshold.
+
+    Example:
+        with persona.open_gallery("gallery.db", model, threshold=0.4) as people:
+            people.enroll("Ada", ["ada-1.jpg", "ada-2.jpg"])
+            print(people.recognise("party.jpg"))
     """
     if threshold is not None and not -1 <= threshold <= 1:
         raise PersonaError(f"threshold {threshold:g}: choose -1 to 1, it is a cosine")
