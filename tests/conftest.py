@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,3 +110,18 @@ def _one_thread() -> Iterator[None]:
 
     torch.set_num_threads(1)
     yield
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> Any:
+    """A `persona.Model` of a small ONNX network at `tmp_path/net.onnx`."""
+    from onnx_files import write_model
+
+    import persona
+    from persona.workspace import Workspace
+
+    path = write_model(tmp_path / "net.onnx")
+    path.with_suffix(".yaml").write_text(
+        "input_size: 16\nalignment: margin\nmean: [10, 20, 30]\nstd: [2, 4, 5]\n"
+    )
+    return persona.load(str(path), workspace=Workspace.locate(home=tmp_path))

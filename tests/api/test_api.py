@@ -36,14 +36,14 @@ def test_every_public_name_is_there_and_documented() -> None:
         persona.lod  # noqa: B018
 
 
-def test_a_photo_comes_in_any_form(model: persona.Model, tmp_path: Path) -> None:
+def test_a_photo_comes_in_any_form(loaded: persona.Model, tmp_path: Path) -> None:
     photo = drawn(1)
     file = io.BytesIO()
     photo.save(file, "PNG")
     path = tmp_path / "photo.png"
     path.write_bytes(file.getvalue())
     forms = [path, str(path), file.getvalue(), photo, np.asarray(photo)]
-    found = [model.find(form) for form in forms]
+    found = [loaded.find(form) for form in forms]
     assert all(len(faces) == 1 for faces in found)
     assert len({faces[0].box for faces in found}) == 1
     face = found[0][0]
@@ -63,46 +63,46 @@ def test_a_photo_comes_in_any_form(model: persona.Model, tmp_path: Path) -> None
         (np.zeros((8, 8, 3)), "not (8, 8, 3) float64"),
     ],
 )
-def test_what_is_no_photo_is_said(model: persona.Model, photo: object, says: str) -> None:
+def test_what_is_no_photo_is_said(loaded: persona.Model, photo: object, says: str) -> None:
     with pytest.raises(persona.PersonaError) as error:
-        model.find(photo)  # type: ignore[arg-type]
+        loaded.find(photo)  # type: ignore[arg-type]
     assert says in str(error.value)
 
 
-def test_faces_photos_and_crops_have_the_same_embedding(model: persona.Model) -> None:
+def test_faces_photos_and_crops_have_the_same_embedding(loaded: persona.Model) -> None:
     photos = [drawn(1), drawn(2)]
-    faces = [model.find(photo)[0] for photo in photos]
-    embeddings = model.embed(faces)
-    assert embeddings.shape == (2, model.embedding_size) and embeddings.dtype == np.float32
+    faces = [loaded.find(photo)[0] for photo in photos]
+    embeddings = loaded.embed(faces)
+    assert embeddings.shape == (2, loaded.embedding_size) and embeddings.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
-    np.testing.assert_array_equal(model.embed(photos), embeddings)
-    np.testing.assert_allclose(model.embed(faces[0].crop), embeddings[:1], atol=1e-6)
-    np.testing.assert_array_equal(model.embed(faces[1]), embeddings[1:])
-    assert model.embed([]).shape == (0, model.embedding_size)
+    np.testing.assert_array_equal(loaded.embed(photos), embeddings)
+    np.testing.assert_allclose(loaded.embed(faces[0].crop), embeddings[:1], atol=1e-6)
+    np.testing.assert_array_equal(loaded.embed(faces[1]), embeddings[1:])
+    assert loaded.embed([]).shape == (0, loaded.embedding_size)
 
 
-def test_photos_without_a_face_or_with_two_are_refused(model: persona.Model) -> None:
+def test_photos_without_a_face_or_with_two_are_refused(loaded: persona.Model) -> None:
     empty = Image.new("RGB", (200, 200), "grey")
     with pytest.raises(persona.PersonaError, match="photo 2 of 2: no face was found"):
-        model.embed([drawn(1), empty])
+        loaded.embed([drawn(1), empty])
     two = Image.new("RGB", (320, 160), "grey")
     two.paste(drawn(1), (0, 0))
     two.paste(drawn(2), (160, 0))
     with pytest.raises(persona.PersonaError, match="photo: 2 faces were found"):
-        persona.verify(two, drawn(1), model=model, threshold=0.5)
+        persona.verify(two, drawn(1), model=loaded, threshold=0.5)
 
 
-def test_a_verdict_says_where_its_threshold_is_from(model: persona.Model) -> None:
+def test_a_verdict_says_where_its_threshold_is_from(loaded: persona.Model) -> None:
     one, other = drawn(1, 1), drawn(1, 2)
-    verdict = persona.verify(one, other, model=model)
+    verdict = persona.verify(one, other, model=loaded)
     assert verdict.same is None and verdict.threshold is None
     assert "model.calibrate(set)" in verdict.source
-    given = persona.verify(one, other, model=model, threshold=verdict.similarity - 0.001)
+    given = persona.verify(one, other, model=loaded, threshold=verdict.similarity - 0.001)
     assert given.same is True and given.far is None and given.source == "given by the caller"
-    assert persona.verify(one, other, model=model, threshold=1.0).same is False
-    assert persona.verify(one, one, model=model, threshold=0.99).similarity == pytest.approx(1)
+    assert persona.verify(one, other, model=loaded, threshold=1.0).same is False
+    assert persona.verify(one, one, model=loaded, threshold=0.99).similarity == pytest.approx(1)
     with pytest.raises(persona.PersonaError, match="threshold 2: choose -1 to 1"):
-        persona.verify(one, other, model=model, threshold=2)
+        persona.verify(one, other, model=loaded, threshold=2)
 
 
 @pytest.mark.filterwarnings("ignore:.*unclosed file:ResourceWarning")  # webdataset's own
@@ -162,11 +162,13 @@ def test_a_network_that_cannot_be_wrapped_is_refused(
     assert says in str(error.value)
 
 
-def test_people_are_enrolled_recognised_and_forgotten(model: persona.Model, tmp_path: Path) -> None:
+def test_people_are_enrolled_recognised_and_forgotten(
+    loaded: persona.Model, tmp_path: Path
+) -> None:
     place = tmp_path / "gallery.db"
     with pytest.raises(persona.PersonaError, match="give `threshold`"):
-        persona.open_gallery(place, model)
-    with persona.open_gallery(place, model, threshold=0.2) as people:
+        persona.open_gallery(place, loaded)
+    with persona.open_gallery(place, loaded, threshold=0.2) as people:
         done = people.enroll("Ada", [drawn(1, 1), b"no photo"])
         assert done.added == 1 and "unreadable" in done.refused[0]
         with pytest.raises(persona.PersonaError, match="'Bob' looks like 'Ada'"):
@@ -246,10 +248,10 @@ def test_a_student_is_distilled_from_a_wrapped_network_and_a_callback_stops_it(
 
 
 def test_options_of_a_distillation_are_checked(
-    train_set: Packed, model: persona.Model, tmp_path: Path
+    train_set: Packed, loaded: persona.Model, tmp_path: Path
 ) -> None:
     train = persona.open_set("vggface2", workspace=Workspace.locate(home=tmp_path))
     with pytest.raises(persona.PersonaError, match="epohs"):
-        persona.distill(teacher=model, train=train, options={"epohs": 3})
+        persona.distill(teacher=loaded, train=train, options={"epohs": 3})
     with pytest.raises(persona.PersonaError, match="given by `teacher`"):
-        persona.distill(teacher=model, train=train, options={"teacher": "none"})
+        persona.distill(teacher=loaded, train=train, options={"teacher": "none"})

@@ -30,14 +30,14 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["faces.npz", "faces.parquet"])
 def test_every_face_of_a_folder_has_a_row(
-    model: persona.Model, photos: Path, tmp_path: Path, name: str
+    loaded: persona.Model, photos: Path, tmp_path: Path, name: str
 ) -> None:
     out = tmp_path / name
     said = persona_here(
-        "embed", str(photos), "--out", str(out), "--model", model.name, home=tmp_path
+        "embed", str(photos), "--out", str(out), "--model", loaded.name, home=tmp_path
     )
     wanted = [str(photos / "a.jpg"), str(photos / "below" / "b.png")]
-    assert (said["photos"], said["faces"], said["embedding_size"]) == (4, 2, model.embedding_size)
+    assert (said["photos"], said["faces"], said["embedding_size"]) == (4, 2, loaded.embedding_size)
     assert said["left_out"][str(photos / "empty.jpg")] == "no face"
     assert said["left_out"][str(photos / "broken.jpg")].startswith("unreadable: ")
     assert stat.S_IMODE(out.stat().st_mode) == 0o600  # embeddings are biometric data
@@ -50,14 +50,14 @@ def test_every_face_of_a_folder_has_a_row(
             np.array(rows[key].to_pylist()) for key in ("photo", "box", "embedding")
         )
     assert list(owners) == wanted and boxes.shape == (2, 4)
-    np.testing.assert_allclose(found, model.embed([Path(path) for path in wanted]), atol=1e-6)
+    np.testing.assert_allclose(found, loaded.embed([Path(path) for path in wanted]), atol=1e-6)
 
 
 def test_what_cannot_be_embedded_is_said_before_anything_is(
-    model: persona.Model, photos: Path, tmp_path: Path
+    loaded: persona.Model, photos: Path, tmp_path: Path
 ) -> None:
     def error(place: Path, out: str) -> str:
-        named = ("--out", out, "--model", model.name)
+        named = ("--out", out, "--model", loaded.name)
         return persona_error_here("embed", str(place), *named, home=tmp_path)
 
     assert "faces.csv: name it something.npz or something.parquet" in error(photos, "faces.csv")
@@ -67,8 +67,8 @@ def test_what_cannot_be_embedded_is_said_before_anything_is(
     assert find_photos(photos / "a.jpg") == [photos / "a.jpg"]
 
 
-def test_two_photos_are_verified(model: persona.Model, photos: Path, tmp_path: Path) -> None:
-    named = (str(photos / "a.jpg"), str(photos / "below" / "b.png"), "--model", model.name)
+def test_two_photos_are_verified(loaded: persona.Model, photos: Path, tmp_path: Path) -> None:
+    named = (str(photos / "a.jpg"), str(photos / "below" / "b.png"), "--model", loaded.name)
     verdict = persona_here("verify", *named, home=tmp_path)
     assert set(verdict) >= {"similarity", "same", "threshold", "far"}
     assert verdict["same"] is None and verdict["threshold"] is None
