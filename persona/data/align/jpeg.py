@@ -36,8 +36,10 @@ OTHER_FRAMES = {
 }
 """Frames of which decoders know nothing."""
 FRAMES = frozenset({0xC0, 0xC1, 0xC9}) | PROGRESSIVE | OTHER_FRAMES.keys()
-_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.S)
-"""In a scan's data a marker is what no stuffed byte is, nor a restart."""
+_FILL = re.compile(rb"\xff+")
+_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.S)
+"""In a scan's data a marker is what no stuffed byte is, nor a restart. Fill bytes may stand before
+it: a pattern that takes them in is quadratic in their number."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,9 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
     at = 2
     for _ in range(MAX_SEGMENTS):
         start = at = data.index(b"\xff", at)  # a decoder passes over what lies between segments
-        while (marker := data[at]) == 0xFF:
-            at += 1
+        if fill := _FILL.match(data, at):
+            at = fill.end()
+        marker = data[at]
         at += 1
         if marker in {0, TEM} or marker in RESTARTS:
             continue

@@ -358,6 +358,11 @@ def tiff(**changes: int) -> bytes:
     ("build", "reason"),
     [
         (lambda: JPEG[:2] + segment(0xFE, b"") * 500_000 + JPEG[2:], "a JPEG of over 10,000 seg"),
+        (lambda: JPEG[:2] + b"\xff" * 30_000_000, "a JPEG that is cut short"),
+        (
+            lambda: scans(90)[:-2] + b"\xff" * 5_000_000 + b"\0",
+            "a JPEG of 4000 x 4000 px in 100 sc",
+        ),
         (lambda: PNG[:33] + chunk(b"tEXt", b"") * 500_000 + PNG[33:], "a PNG of over 200,000 ch"),
         (gif_of_blocks, "a GIF of over 200,000 blocks"),
         (bmp_in_run_lengths, "a BMP in run-length compression of over 2 megapixels or 1 MB"),
