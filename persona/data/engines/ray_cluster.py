@@ -85,7 +85,7 @@ def _cluster(ray: Any, address: str | None, workers: int | None) -> Iterator[Non
             logging_level=logging.ERROR,
             **({} if address else own),
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a plain one where a node takes too long to start
         what = str(error).partition("\n")[0]
         raise PersonaError(
             f"no Ray cluster at {address or 'this machine'} ({what}): start one with `ray start`, "
