@@ -130,8 +130,10 @@ def read_card(folder: Path) -> Card:
         card = Card(**{name: item for name, item in value.items() if name in names})
     except TypeError as error:
         raise PersonaError(f"{folder / CARD} is not complete ({error})") from None
-    if not isinstance(card.alignment, dict | None):
-        raise PersonaError(f"{folder / CARD} is not complete (alignment)")
+    kinds = {"alignment": dict | None, "scores": dict, "score": float | int | None, "run": str}
+    for name, kind in kinds.items():
+        if not isinstance(getattr(card, name), kind):
+            raise PersonaError(f"{folder / CARD} is not complete ({name})")
     if Path(card.weights).name != card.weights:
         raise PersonaError(f"{folder / CARD} names weights outside its folder: {card.weights!r}")
     return card
