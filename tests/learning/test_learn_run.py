@@ -95,6 +95,18 @@ def records(home: Path, run_id: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines]
 
 
+def test_a_student_that_collapses_is_called_so(
+    home: Path, student: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(
+        "persona.learning.learner.Learner.spread", lambda _self, photos: 1e-6 * bool(len(photos))
+    )
+    card = persona_here(*LEARN, "--student", student, "--method", "ncm", home=home)
+    assert (card["scores"]["collapsed"], card["scores"]["spread"]) == (True, 1e-6)
+    assert records(home, card["id"])[-1]["test/spread"] == 1e-6
+    assert f"warning: experience 1: {card['id']} has collapsed: it gives the people" in caplog.text
+
+
 @pytest.mark.parametrize(
     "method",
     [

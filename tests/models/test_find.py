@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from persona.errors import PersonaError
 from persona.files import write_json
 from persona.models.cards import CARD, Card, find_model, read_card
 
@@ -66,3 +67,7 @@ def test_a_card_says_by_what_its_weights_were_chosen(tmp_path: Path) -> None:
     flat = card(tmp_path, "m", 0.5, 1, chosen_by="auc", scores={"collapsed": True})
     assert flat.told_score == "auc 0.5000 (collapsed)"
     assert card(tmp_path, "m", None, 1).told_score is None
+    for name, value in (("scores", None), ("score", "high"), ("run", [1])):
+        write_json(tmp_path / "m" / CARD, asdict(flat) | {name: value})
+        with pytest.raises(PersonaError, match=rf"card\.json is not complete \({name}\)"):
+            read_card(tmp_path / "m")
