@@ -459,6 +459,7 @@ def test_damage_is_found(train_set: Packed) -> None:
         ({"version": 99}, "has version 99, this is version 3"),
         ({"samples": 31}, "contradicts itself"),
         ({"shards": "none"}, "is no manifest"),
+        ({"name": "a\u202eb"}, "is no manifest"),
         ({"kind": "sculptures"}, "contradicts itself"),
     ],
 )
@@ -467,6 +468,13 @@ def test_foreign_manifests_are_refused(train_set: Packed, change, message: str) 
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(PersonaError, match=message):
         read_manifest(train_set.folder)
+
+
+def test_a_set_may_be_called_as_people_are(train_set: Packed) -> None:
+    path = train_set.folder / "manifest.json"
+    for name in ("نیک\u200cنام", "Jean\u00a0Paul"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"name": name}))
+        assert read_manifest(train_set.folder).name == name
 
 
 @pytest.mark.parametrize(
