@@ -87,7 +87,7 @@ def run_app(app: typer.Typer) -> NoReturn:
     )
     logging.getLogger("persona").setLevel(logging.DEBUG if debug else logging.INFO)
     try:
-        sweep(Path.cwd())  # what a killed command left here, a gallery's export perhaps
+        sweep(Path())  # what a killed command left here, a gallery's export perhaps
         app(standalone_mode=True)
     except BaseException as error:
         if isinstance(error, SystemExit):
