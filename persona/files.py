@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -66,12 +67,12 @@ def replacing(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
     _sweep_once(path.parent)
     partial = path.with_name(f".{path.name}.{process_name()}.partial")
     try:
-        opened = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-        with placed(path), os.fdopen(opened, "wb") as file:
-            _try_lock(opened)
+        opener = functools.partial(os.open, mode=mode)
+        with placed(path), open(partial, "wb", opener=opener) as file:
+            _try_lock(file.fileno())
             yield file
             file.flush()
-            os.fsync(opened)
+            os.fsync(file.fileno())
             partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

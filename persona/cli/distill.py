@@ -208,10 +208,8 @@ def parse_option(text: str) -> tuple[str, Any]:
         raise PersonaError(f"--option {text}: give a value, as in optim.lr=0.01")
     try:
         return name.strip(), parse_yaml(value, "it")
-    except PersonaError as error:
-        raise PersonaError(
-            f"--option {text[:60]}: {value[:40]!r} is no YAML value ({error})"
-        ) from None
+    except PersonaError:
+        raise PersonaError(f"--option {text[:60]}: {value[:40]!r} is no YAML value") from None
 
 
 def main() -> None:

@@ -132,7 +132,7 @@ def run_app(app: typer.Typer, name: str) -> NoReturn:
         logging.getLogger("persona").setLevel(logging.DEBUG if debug else logging.INFO)
         quiet_others()
         share_threads()
-        sweep(Path.cwd())  # what a killed command left here, a gallery's export perhaps
+        sweep(Path())  # what a killed command left here, a gallery's export perhaps
         command = get_command(app)
         keep_brackets(command)
         # Its own `main` makes boxes of several lines of errors, and loses what an interrupt says.

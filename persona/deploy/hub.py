@@ -151,7 +151,10 @@ def _fetch(api: Any, repository: str, name: str, folder: Path, limit: int) -> No
 
 
 def _too_large(repository: str, name: str, limit: int) -> PersonaError:
-    return PersonaError(f"{PREFIX}{repository}: {name} is over {limit:,} bytes: no student is")
+    return PersonaError(
+        f"{PREFIX}{repository}: {name} is over {limit:,} bytes: no student is so large, or its "
+        "card says less"
+    )
 
 
 def _api() -> Any:

@@ -82,7 +82,7 @@ class _Reader:
                 size, place = _varint(data, place)
                 found, place = data[place : place + size], place + size
             else:
-                raise ValueError("a group")
+                raise ValueError("an unknown kind of field")
             if place > len(data):
                 raise ValueError("ends early")
             yield key >> 3, value, found

@@ -76,6 +76,6 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
         whole, tmp_path / "parts.onnx", save_as_external_data=True, location="w", size_threshold=0
     )
     (tmp_path / "w").unlink()
-    with pytest.raises(PersonaError, match="with the files of external data beside it"):
+    with pytest.raises(PersonaError, match="weights in another file, 'w', which is not beside it"):
         bench([f"onnx:{tmp_path}/parts.onnx"], tmp_path)
     assert "unknown model 'fac'" in persona_error("bench", "fac", home=tmp_path)
