@@ -6,6 +6,7 @@ import _thread
 import os
 import signal
 import sys
+import time
 from types import FrameType
 from typing import NoReturn
 
@@ -71,8 +72,14 @@ def _raise(number: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def _again(number: int) -> None:
+    time.sleep(0.01)
+    os.kill(os.getpid(), number)
+
+
 def _unraisable(what: sys.UnraisableHookArgs) -> None:
     if issubclass(what.exc_type, KeyboardInterrupt):
-        _thread.interrupt_main(received or signal.SIGINT)
+        # From a thread, and later: here it would be lost again.
+        _thread.start_new_thread(_again, (received or signal.SIGINT,))
     else:
         sys.__unraisablehook__(what)
