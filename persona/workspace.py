@@ -25,6 +25,14 @@ def user_path(text: str) -> Path:
         ) from None
 
 
+def check_working_directory() -> None:
+    """Raises PersonaError if it was removed: nothing could then be found or made below it."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise PersonaError("the working directory was removed: change to one that exists") from None
+
+
 def home_folder() -> Path | None:
     """Where programs keep what is a user's; a container's user may have none."""
     try:
@@ -60,6 +68,8 @@ class Workspace:
     ) -> Workspace:
         """Folders given by name win over `home`, which wins over $PERSONA_HOME, then `.`."""
         base = home or user_path(os.environ.get(HOME_VARIABLE) or ".")
+        if not base.is_absolute():
+            check_working_directory()
         return cls(
             raw=raw or base / "data" / "raw",
             shards=shards or base / "shards",

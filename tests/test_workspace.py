@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import pwd
+import tempfile
 from pathlib import Path
 
 import pytest
 from helpers import persona_error_here, persona_here
 
+from persona.cli.errors import explain
 from persona.data.raw import open_dataset
 from persona.deploy.bench import bench
 from persona.errors import PersonaError
@@ -75,3 +77,30 @@ def test_without_one_commands_work(tmp_path: Path) -> None:
     assert {row["state"] for row in persona_here("datasets", home=tmp_path)} == {"missing"}
     assert "unknown model" in persona_error_here("bench", "nope", home=tmp_path)
     assert os.environ.get("HOME") is None
+
+
+def test_a_working_directory_that_was_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    line = "the working directory was removed: change to one that exists"
+    monkeypatch.delenv(HOME_VARIABLE, raising=False)
+    with pytest.raises(PersonaError, match=line):
+        Workspace.locate()
+    assert Workspace.locate(home=tmp_path).runs == tmp_path / "runs"
+    with pytest.raises(FileNotFoundError) as raised:
+        (Path("a") / "b").mkdir()
+    assert explain(raised.value) == (line, 1)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_no_folder_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    with pytest.raises(FileNotFoundError) as raised:
+        tempfile.mkdtemp()
+    line = "no folder for temporary files can be written to: name one in TMPDIR"
+    assert explain(raised.value) == (line, 1)

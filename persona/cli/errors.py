@@ -22,6 +22,7 @@ from persona.cli.process import quiet_others, share_threads
 from persona.errors import PersonaError
 from persona.files import placed, sweep
 from persona.names import legible
+from persona.workspace import check_working_directory
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
@@ -83,11 +84,11 @@ def _line_of(error: BaseException) -> str | None:
 
 
 def _system_line(error: OSError) -> str | None:
-    if error.errno == errno.ENOENT and error.filename is None:
+    if error.errno == errno.ENOENT:
         try:
-            Path.cwd()
-        except FileNotFoundError:
-            return "the working directory was removed: change to one that exists"
+            check_working_directory()
+        except PersonaError as gone:
+            return str(gone)
         if "temporary directory" in (error.strerror or ""):  # tempfile's
             return "no folder for temporary files can be written to: name one in TMPDIR"
     place = f"{error.filename}: " if error.filename else ""
@@ -140,13 +141,15 @@ def run_app(app: typer.Typer, name: str) -> NoReturn:
             command.invoke(context)
         with placed(Path("standard output")):
             sys.stdout.flush()
+        signals.end_at_once()
     except typer.Exit as end:
         code = end.exit_code
     except SystemExit as end:
         code = end.code
     except BaseException as error:
+        signals.drop()
         code = _say(_interrupt_of(error), debug)
-    signals.end_silently()
+        signals.end_silently()
     try:
         sys.stdout.flush()
     except OSError:  # said above; the interpreter would complain once more at its exit

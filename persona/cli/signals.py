@@ -6,6 +6,7 @@ import _thread
 import os
 import signal
 import sys
+import time
 from types import FrameType
 from typing import NoReturn
 
@@ -36,20 +37,32 @@ def raise_interrupts() -> None:
     sys.unraisablehook = _unraisable
 
 
-def end_silently() -> None:
-    """From here on, with the last line said, a signal ends the process as it ends any other."""
+def drop() -> None:
+    """From here on a signal is too late: the command ends already, and is about to say why."""
     for number in _signals():
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, lambda *_: None)
 
 
-def _signals() -> tuple[signal.Signals, ...]:
+def end_silently() -> None:
+    """From here on a signal ends the process at once, and says no more than was said already."""
+    for number in _signals():
+        signal.signal(number, _end_silently)
+
+
+def _signals() -> list[signal.Signals]:
     # A launched process is terminated because another one failed, which has said why.
-    return (signal.SIGINT,) if "RANK" in os.environ else (signal.SIGINT, signal.SIGTERM)
+    meant = [signal.SIGINT] if "RANK" in os.environ else [signal.SIGINT, signal.SIGTERM]
+    # Ignored: it was started in the background, where Ctrl-C is another's.
+    return [number for number in meant if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def _end(number: int, _frame: FrameType | None) -> NoReturn:
     if int(os.environ.get("RANK", "0")) == 0:  # one voice is enough
         os.write(2, f"error: {INTERRUPTED}\n".encode())
+    os._exit(EXIT_SIGNAL + number)
+
+
+def _end_silently(number: int, _frame: FrameType | None) -> NoReturn:
     os._exit(EXIT_SIGNAL + number)
 
 
@@ -59,8 +72,14 @@ def _raise(number: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def _again(number: int) -> None:
+    time.sleep(0.01)
+    os.kill(os.getpid(), number)
+
+
 def _unraisable(what: sys.UnraisableHookArgs) -> None:
-    if isinstance(what.exc_value, KeyboardInterrupt):
-        _thread.interrupt_main(signal.Signals(received or signal.SIGINT))
+    if issubclass(what.exc_type, KeyboardInterrupt):
+        # From a thread, and later: here it would be lost again.
+        _thread.start_new_thread(_again, (received or signal.SIGINT,))
     else:
         sys.__unraisablehook__(what)

@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import multiprocessing
 import os
 import threading
 import warnings
@@ -513,6 +514,9 @@ class EpochLoader:
         stream = self._stream.read_into(slabs)
         if not self._workers:
             return iter(stream)
+        # As many as the loader makes: what lacks room for them leaves no half of a loader here.
+        for queue in [multiprocessing.Queue() for _ in range(self._workers + 1)]:
+            queue.close()
         # Ctrl-C is this process's to handle, also before a worker is ready to be asked to end.
         with no_interrupts(), warnings.catch_warnings():
             # How many processes a machine bears is the user's to say.

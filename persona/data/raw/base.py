@@ -21,7 +21,6 @@ import heapq
 import logging
 import operator
 import os
-import re
 import stat
 import tempfile
 import weakref
@@ -39,6 +38,7 @@ import orjson
 
 from persona.errors import PersonaError, unknown
 from persona.files import bounded_lines, placed, whole_number
+from persona.names import hidden
 from persona.pictures import IMAGE_SUFFIXES
 from persona.workspace import user_path
 
@@ -76,7 +76,6 @@ READ_AT_ONCE = 1 << 10
 MERGED_AT_ONCE = 64
 
 log = logging.getLogger(__name__)
-_CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """Control characters, ends of lines, and halves of characters."""
 _REGISTRY: dict[str, type[RawDataset]] = {}
 _KINDS: dict[str, type[RawDataset]] = {}
@@ -599,7 +598,7 @@ def identity_name(value: object, where: str) -> str:
             return NOBODY
         if 0 <= value <= MAX_LABEL:
             return label_name(value)
-    if isinstance(value, str) and value and len(value) <= MAX_NAME and not _CONTROLS.search(value):
+    if isinstance(value, str) and value and len(value) <= MAX_NAME and hidden(value) is None:
         return value
     raise PersonaError(
         f"{where} has the label {str(value)[:40]!r}: expected a name, a whole number from 0 to "

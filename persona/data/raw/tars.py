@@ -28,6 +28,7 @@ from persona.data.raw.base import (
 )
 from persona.data.tars import TarError, iter_members
 from persona.errors import PersonaError, SkipPhoto
+from persona.names import hidden
 from persona.pictures import IMAGE_SUFFIXES
 
 LABEL_SUFFIXES = ("cls", "label", "json", "txt")
@@ -325,7 +326,7 @@ class Tars(RawDataset):
             text = self._read(path, member.offset, member.size).decode().strip()
         except UnicodeDecodeError:
             return False
-        return text.isprintable() and _reads_like_name(text)
+        return hidden(text) is None and _reads_like_name(text)
 
     def read(self, photo: Photo) -> bytes:
         """The photo's file, out of its tar; the member's header stands before it."""
