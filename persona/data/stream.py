@@ -515,7 +515,8 @@ class EpochLoader:
         if not self._workers:
             return iter(stream)
         # As many as the loader makes: what lacks room for them leaves no half of a loader here.
-        for queue in [multiprocessing.Queue() for _ in range(self._workers + 1)]:
+        tried: list[Any] = [multiprocessing.Queue() for _ in range(self._workers + 1)]
+        for queue in tried:
             queue.close()
         # Ctrl-C is this process's to handle, also before a worker is ready to be asked to end.
         with no_interrupts(), warnings.catch_warnings():

@@ -76,7 +76,6 @@ READ_AT_ONCE = 1 << 10
 MERGED_AT_ONCE = 64
 
 log = logging.getLogger(__name__)
-"""Control characters, ends of lines, and halves of characters."""
 _REGISTRY: dict[str, type[RawDataset]] = {}
 _KINDS: dict[str, type[RawDataset]] = {}
 
