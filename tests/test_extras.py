@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -23,8 +25,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "persona").mkdir(parents=True)
     (root / "pyproject.toml").touch()
     monkeypatch.setattr(extras, "__file__", str(root / "persona" / "extras.py"))
-    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda _: None)
-    monkeypatch.setattr(extras.shutil, "which", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
     monkeypatch.setattr(sys, "executable", "/my env/bin/python")
     return root
 
@@ -35,9 +37,9 @@ def test_a_checkout_is_named_by_its_folder(checkout: Path, monkeypatch: pytest.M
     (checkout / ".tools" / "bin").mkdir(parents=True)
     (checkout / ".tools" / "bin" / "uv").touch()
     assert install_command("s3") == f"'{checkout}/.tools/bin/uv' {what}"
-    monkeypatch.setattr(extras.shutil, "which", lambda _: "/usr/bin/uv")
+    monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/uv")
     assert install_command("s3") == f"uv {what}"
-    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
     assert install_command("s3") == f"'/my env/bin/python' -m pip install -e '{checkout}[s3]'"
 
 

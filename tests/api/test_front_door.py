@@ -16,6 +16,7 @@ from PIL import Image
 from torch import nn
 
 import persona
+from persona.api.photos import PhotoLike
 from persona.data.pack import Packed
 from persona.workspace import Workspace
 
@@ -42,7 +43,7 @@ def test_a_photo_comes_in_any_form(loaded: persona.Model, tmp_path: Path) -> Non
     photo.save(file, "PNG")
     path = tmp_path / "photo.png"
     path.write_bytes(file.getvalue())
-    forms = [path, str(path), file.getvalue(), photo, np.asarray(photo)]
+    forms: list[PhotoLike] = [path, str(path), file.getvalue(), photo, np.asarray(photo)]
     found = [loaded.find(form) for form in forms]
     assert all(len(faces) == 1 for faces in found)
     assert len({faces[0].box for faces in found}) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,8 +32,8 @@ def home(lfw_set: Packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     with torch.no_grad():
         student.last_bn.weight.fill_(1e-3)
         student.last_bn.bias.fill_(1.0)
-    facts = {"teacher": "none", "temperature": None, "epochs": 1, "score": None, "scores": {}}
-    facts |= {"train_set": "drawn", "test_set": "none", "config": {}}
+    facts: dict[str, Any] = {"teacher": "none", "temperature": None, "epochs": 1, "score": None}
+    facts |= {"scores": {}, "train_set": "drawn", "test_set": "none", "config": {}}
     save_model(tmp_path / "models", student, model_id="flat", classes=(), **facts)
     return tmp_path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -19,7 +20,7 @@ LAUNCH = ("accelerate.commands.launch", *ALONE, "--dynamo_backend", "no", "-m")
 VARIABLES = ("LOCAL_WORLD_SIZE", *process.LAUNCHED)
 
 
-def threads(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str | None:
+def threads(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
     """OMP_NUM_THREADS after a start in this environment, on twelve cores."""
     monkeypatch.setattr(process, "usable_cores", lambda: 12)
     for name in (*VARIABLES, process.THREADS, process.SHARED, process.WAITING):
@@ -28,7 +29,7 @@ def threads(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str | None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     process.share_threads()
-    return process.os.environ[process.THREADS]
+    return os.environ[process.THREADS]
 
 
 def test_a_process_gets_its_share_of_the_cores(
@@ -36,9 +37,9 @@ def test_a_process_gets_its_share_of_the_cores(
 ) -> None:
     launcher = {"ACCELERATE_MIXED_PRECISION": "no"}
     assert threads(monkeypatch) == "12"
-    assert process.os.environ[process.WAITING] == "PASSIVE"
+    assert os.environ[process.WAITING] == "PASSIVE"
     assert threads(monkeypatch, OMP_NUM_THREADS="1", OMP_WAIT_POLICY="ACTIVE") == "1"
-    assert process.os.environ[process.WAITING] == "ACTIVE"
+    assert os.environ[process.WAITING] == "ACTIVE"
     assert threads(monkeypatch, OMP_NUM_THREADS="3", **launcher) == "3"
     assert threads(monkeypatch, LOCAL_WORLD_SIZE="5", **launcher) == "2"
     assert threads(monkeypatch, LOCAL_WORLD_SIZE="99", **launcher) == "1"
@@ -69,7 +70,7 @@ def test_a_quota_bounds_the_cores(
 ) -> None:
     (tmp_path / "cpu.max").write_text(text)
     monkeypatch.setattr(process, "QUOTA", tmp_path / "cpu.max")
-    monkeypatch.setattr(process.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     assert process.usable_cores() == wanted
 
 

@@ -184,8 +184,8 @@ def test_vggface2_as_it_was_handed_out(
     (root / "meta/bb_landmark/loose_bb_train.csv").write_text("n000002/0001_01,1,2,10,20\n")
     root.rename(tmp_path / "inner")
     (tmp_path / folder).mkdir()
-    for place in (tmp_path / folder, tmp_path / "inner"):
-        add_litter(place)
+    for littered in (tmp_path / folder, tmp_path / "inner"):
+        add_litter(littered)
     (tmp_path / "inner").rename(tmp_path / folder / "inner")
     dataset = open_dataset("vggface2", tmp_path)
     below = f"inner/{photos}/".replace("//", "/")

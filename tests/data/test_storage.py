@@ -23,7 +23,7 @@ from servers import Cuts, Faults, cutting_proxy, web_server
 from persona.data import storage, stream
 from persona.data.pack import Packed
 from persona.data.shards import open_set, read_pairs, verify_set
-from persona.data.storage import RemoteFolder, local_file, open_remote
+from persona.data.storage import RemoteFolder, SetFolder, local_file, open_remote
 from persona.data.stream import build_loader
 from persona.data.targets import find_targets
 from persona.errors import PersonaError
@@ -50,7 +50,7 @@ def url(tmp_path: Path, faults: Faults) -> Iterator[str]:
         yield address
 
 
-def keys_of(folder: Path | RemoteFolder, packed: Packed, **options) -> list[int]:
+def keys_of(folder: SetFolder, packed: Packed, **options) -> list[int]:
     loader = build_loader(folder, packed.manifest, **{"batch_size": 3, "training": True} | options)
     return [int(key) for batch in loader for key in batch.keys]
 

@@ -9,7 +9,8 @@ from persona.evaluation.spread import COLLAPSED, has_collapsed, spread, tell_col
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    directions: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return directions.astype(np.float32)
 
 
 def around(people: int, noise: float, width: int = 64) -> np.ndarray:

@@ -15,13 +15,14 @@ from persona.models.cards import CARD, Card, find_model, read_card
 
 def card(models: Path, model_id: str, score: float | None, created: int, **facts: Any) -> Card:
     """A card in the store; a later `created` is newer."""
-    made = Card(
+    known: dict[str, Any] = {
         **{"id": model_id, "architecture": "mobilenet_v3_small", "student": {}, "head": "none"},
         **{"num_classes": 0, "classes_sha256": "", "image_size": 32, "parameters": 1, "bytes": 4},
         **{"weights": "w", "weights_sha256": "0", "teacher": "none", "temperature": None},
         **{"epochs": 1, "score": score, "train_set": "a", "test_set": "lfw", "config": {}},
-        **{"created": f"2026-11-28T00:00:{created:02d}Z", "scores": {}, **facts},
-    )
+        **{"created": f"2026-11-28T00:00:{created:02d}Z", "scores": {}},
+    }
+    made = Card(**known | facts)
     write_json(models / model_id / CARD, asdict(made))
     return made
 

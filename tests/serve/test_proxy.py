@@ -61,7 +61,8 @@ def nginx(home: Path, behind: int, headers: str = HEADERS) -> Iterator[int]:
         port = int(probe.getsockname()[1])
     text = CONFIG.format(home=home, port=port, behind=behind, headers=headers)
     (home / "nginx.conf").write_text(text)
-    command = [NGINX, "-p", home, "-c", home / "nginx.conf", "-e", home / "error.log"]
+    command: list[str | Path] = [NGINX, "-p", home, "-c", home / "nginx.conf"]
+    command += ["-e", home / "error.log"]
     with subprocess.Popen(command) as process:
         try:
             while True:
@@ -110,7 +111,8 @@ def test_behind_a_real_nginx(tmp_path: Path) -> None:
             assert browse(tmp_path, port, "/api/forget", red, Origin=origin)[0] == 403
         # What a client pretends to the proxy is not what the proxy says.
         pretended = {"X-Forwarded-Host": "localhost", "X-Forwarded-Proto": "http"}
-        assert browse(tmp_path, port, "/api/people", Host="evil.example", **pretended)[0] == 421
+        evil = {"Host": "evil.example", **pretended}
+        assert browse(tmp_path, port, "/api/people", None, **evil)[0] == 421
         assert browse(tmp_path, port, "/api/enroll", red, **pretended)[0] == 200
 
 

@@ -242,7 +242,7 @@ def test_a_gif_of_one_frame_is_not_animated() -> None:
 def test_a_jpeg_without_its_end_mark_is_mended(
     options: dict[str, bool], mode: str, end: bytes
 ) -> None:
-    data = encode(PICTURE.convert(mode), quality=95, **options)
+    data = encode(PICTURE.convert(mode), "JPEG", quality=95, **options)
     mended = EncodedPhoto(data[:-2] + end).decode()
     assert mended.mended == "JPEG without its end mark"
     np.testing.assert_array_equal(np.asarray(mended.image), np.asarray(decode_photo(data)))
@@ -269,7 +269,7 @@ def test_a_png_without_its_end_is_mended(cut: int) -> None:
 
 def scans(count: int, side: int = 4000, **options: object) -> bytes:
     """A progressive JPEG whose last scan comes so many times more."""
-    data = encode(Image.new("RGB", (side, side)), progressive=True, **options)
+    data = encode(Image.new("RGB", (side, side)), "JPEG", progressive=True, **options)
     return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * count + data[-2:]
 
 

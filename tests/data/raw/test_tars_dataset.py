@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from persona.data.raw import open_dataset
 from persona.errors import PersonaError, SkipPhoto
 
 
-def write_tar(path: Path, members: dict[str, bytes | tarfile.TarInfo], mode: str = "w") -> Path:
+def write_tar(path: Path, members: Mapping[str, bytes | tarfile.TarInfo], mode: str = "w") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
         for name, content in members.items():
@@ -28,7 +29,7 @@ def write_tar(path: Path, members: dict[str, bytes | tarfile.TarInfo], mode: str
     return path
 
 
-def index_of(tmp_path: Path, members: dict[str, bytes | tarfile.TarInfo]) -> dict[str, str]:
+def index_of(tmp_path: Path, members: Mapping[str, bytes | tarfile.TarInfo]) -> dict[str, str]:
     write_tar(tmp_path / "t" / "a.tar", members)
     photos = open_dataset(f"tars:{tmp_path / 't'}", tmp_path).index().photos
     return {photo.source: photo.identity for photo in photos}
@@ -145,12 +146,12 @@ def test_folders_and_captions_are_not_taken_for_people(
 ) -> None:
     """Where labels are there that are of no photo, or may be of one under another name."""
     with pytest.raises(PersonaError, match=re.escape(message)) as error:
-        index_of(tmp_path, dict(members))
+        index_of(tmp_path, members)
     assert "\n" not in str(error.value)
 
 
 def test_labels_in_tars_of_their_own_match_no_photo(tmp_path: Path) -> None:
-    write_tar(tmp_path / "t" / "images.tar", dict(photos(4)))
+    write_tar(tmp_path / "t" / "images.tar", photos(4))
     write_tar(tmp_path / "t" / "labels.tar", {f"p/{n}.cls": b"1" for n in range(4)})
     with pytest.raises(PersonaError, match=r"labels.tar/p/0.cls and 3 more match no photo"):
         open_dataset(f"tars:{tmp_path / 't'}", tmp_path).index()
@@ -169,14 +170,14 @@ def test_labels_in_tars_of_their_own_match_no_photo(tmp_path: Path) -> None:
 def test_what_stands_beside_photos_and_is_no_label_is_passed_over(
     tmp_path: Path, members: dict[str, bytes]
 ) -> None:
-    assert set(index_of(tmp_path, dict(members)).values()) == {"p"}
+    assert set(index_of(tmp_path, members).values()) == {"p"}
 
 
 def test_labels_without_a_photo_are_missing_photos(tmp_path: Path) -> None:
     """Where all photos have one; what is labelled may also be a picture of another kind."""
     members = {**beside(3, "p/{}.cls", "{1}"), "p/7.cls": b"1", "p/8.tif": bytes(999)}
     members["p/8.cls"] = b"1"
-    write_tar(tmp_path / "t" / "a.tar", dict(members))
+    write_tar(tmp_path / "t" / "a.tar", members)
     index = open_dataset(f"tars:{tmp_path / 't'}", tmp_path).index()
     assert index.classes == ("0000000", "0000001")
     assert index.missing == ("a.tar/p/7.cls",)
@@ -185,7 +186,7 @@ def test_labels_without_a_photo_are_missing_photos(tmp_path: Path) -> None:
 def test_minus_one_is_nobody(tmp_path: Path) -> None:
     members = {"0.jpg": jpeg(0), "0.cls": b"-1", "1.jpg": jpeg(1), "1.cls": b"5"}
     members |= {"2.jpg": jpeg(2), "2.json": b'{"class": -1}'}
-    write_tar(tmp_path / "t" / "a.tar", dict(members))
+    write_tar(tmp_path / "t" / "a.tar", members)
     dataset = open_dataset(f"tars:{tmp_path / 't'}", tmp_path)
     index = dataset.index()
     assert index.classes == ("0000005",)
