@@ -286,7 +286,7 @@ def test_a_photo_whose_name_has_line_ends_is_told_in_one_line(tmp_path: Path) ->
     (raw / "ann" / "b\nerror: it is all lost\x1b[31m.jpg").write_bytes(b"")
     done = run("persona", "shard", f"folders:{raw}", *NO_ALIGN, home=tmp_path)
     assert [line for line in done.stderr.splitlines() if "all lost" in line] == [
-        "  ann/b\ufffderror: it is all lost\ufffd[31m.jpg: unreadable: empty file"
+        "  ann/b\\nerror: it is all lost\\x1b[31m.jpg: unreadable: empty file"
     ]
 
 

@@ -362,7 +362,7 @@ def test_what_cannot_be_meant(place: Path) -> None:
         (("enroll", "Ann", place / "0.jpg", *model), "no photo or folder at"),
         (("recognise", place / "x.jpg"), "no photo, folder or video at"),
         (("recognise", people / "Ann"), "no gallery at"),
-        (("recognise", place / "none"), "holds no photos: JPEG, PNG, BMP or WebP"),
+        (("recognise", place / "none"), "holds no photos: JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF"),
         (("recognise", people), "holds no photos: it holds 2 folder(s), name one of them"),
         (
             ("recognise", people / "Ann", "--annotate", people / "Ann"),

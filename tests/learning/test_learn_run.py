@@ -52,12 +52,20 @@ def student(home: Path) -> str:
     return save_student(home, "student", manifest.classes)
 
 
-def save_student(home: Path, name: str, classes: tuple[str, ...], seed: int = 0) -> str:
-    """An untrained student of these identities, in the store; of embeddings alone without any."""
+def save_student(
+    home: Path, name: str, classes: tuple[str, ...], seed: int = 0, batches: int = 0
+) -> str:
+    """An untrained student of these identities, in the store; of embeddings alone without any.
+
+    `batches` of noise give its batch norms statistics: without them its vectors are of 1e-6.
+    """
     torch.manual_seed(seed)
     head = "linear" if classes else "none"
     config = StudentConfig(width=0.5, embedding_size=32)
     student = Student(config, len(classes), head=head, image_size=32)
+    with torch.no_grad():
+        for _ in range(batches):
+            student.train()(torch.randn(16, 3, 32, 32))
     facts: dict[str, Any] = {
         "teacher": "none",
         "temperature": None,
@@ -124,7 +132,7 @@ def test_a_method_makes_a_model_that_names_its_parent(
     assert (card["learned"]["method"], card["learned"]["set"]) == (method, NEW)
     assert (card["num_classes"], card["train_set"]) == (12, NEW)
     assert card["head"] == ("cosine" if method in {"ncm", "icarl"} else "linear")
-    assert set(card["scores"]) == {"accuracy", "new", "old"}
+    assert set(card["scores"]) - {"collapsed", "spread"} == {"accuracy", "new", "old"}
     assert persona_here("models", "show", card["id"], home=home) == card
     for kept in (f"runs/{card['id']}/checkpoint.pt", f"models/{card['id']}/classes.txt"):
         assert stat.S_IMODE((home / kept).stat().st_mode) == 0o600
@@ -138,7 +146,10 @@ def test_a_method_makes_a_model_that_names_its_parent(
     assert torch.equal(before["last_bn.running_mean"], after["last_bn.running_mean"])
 
 
-def test_the_anchor_asks_the_original_teacher(home: Path, student: str) -> None:
+def test_the_anchor_asks_the_original_teacher(home: Path) -> None:
+    # The vectors of a bare one are too small for kept vectors, which are float16.
+    classes = read_manifest(home / "shards" / OLD).classes
+    student = save_student(home, "warm", classes, batches=20)
     options = ("--student", student, "--method", "anchor")
     error = learn_error(*LEARN, *options, home=home)
     assert error == (

@@ -18,7 +18,12 @@ def card(models: Path, model_id: str, score: float | None, created: int, **facts
     known: dict[str, Any] = {
         **{"id": model_id, "architecture": "mobilenet_v3_small", "student": {}, "head": "none"},
         **{"num_classes": 0, "classes_sha256": "", "image_size": 32, "parameters": 1, "bytes": 4},
-        **{"weights": "w", "weights_sha256": "0", "teacher": "none", "temperature": None},
+        **{
+            "weights": "weights-0.safetensors",
+            "weights_sha256": "0",
+            "teacher": "none",
+            "temperature": None,
+        },
         **{"epochs": 1, "score": score, "train_set": "a", "test_set": "lfw", "config": {}},
         **{"created": f"2026-11-28T00:00:{created:02d}Z", "scores": {}},
     }
@@ -70,5 +75,5 @@ def test_a_card_says_by_what_its_weights_were_chosen(tmp_path: Path) -> None:
     assert card(tmp_path, "m", None, 1).told_score is None
     for name, value in (("scores", None), ("score", "high"), ("run", [1])):
         write_json(tmp_path / "m" / CARD, asdict(flat) | {name: value})
-        with pytest.raises(PersonaError, match=rf"card\.json is not complete \({name}\)"):
+        with pytest.raises(PersonaError, match=rf"{name} in .*card\.json: expected"):
             read_card(tmp_path / "m")
