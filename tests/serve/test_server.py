@@ -141,7 +141,8 @@ def test_who_is_slow_loses_the_place_to_others(
             while (answer := post(port, "/api/recognise", ("photo", photo()))).status == 503:
                 time.sleep(0.1)  # until they have been slow for long enough
             assert answer.status == 200
-        assert is_cut(lines[0])
+        # Which one had to go depends on how far the server had read each of them.
+        assert any(map(is_cut, lines))
         assert not is_cut(lines[-1])
 
 
