@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import itertools
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from persona.cli import signals
 from persona.data.align import AlignSpec
 from persona.data.pack import Packed, PackOptions, pack_photos
 from persona.data.raw import open_dataset
@@ -22,6 +25,18 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 SIZE_PX = 32
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Puts back what a command that was run in this process did with signals."""
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in kinds}
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(signals, "received", signals.received)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def jpeg(seed: int, size_px: int = SIZE_PX) -> bytes:
