@@ -25,12 +25,15 @@ from persona.cli.output import (
 from persona.errors import PersonaError
 
 if TYPE_CHECKING:
-    from persona.data.pack import Packed, PackedShare
+    from persona.data.pack import Packed, PackedShare, Packing
+    from persona.data.raw import RawDataset
     from persona.data.shards import Manifest
 
 shards_app = Commands(help="Packed sets.", no_args_is_help=True)
 
 SKIPS_SHOWN = 10
+DEFAULT_SIZE = {"template": 112}
+"""Side of the crop in px by alignment, where it is not 160."""
 
 
 def datasets_command(raw: RawOption = None, json: JsonFlag = False) -> None:
@@ -108,11 +111,20 @@ def shard_command(
     align: Annotated[
         str,
         typer.Option(
-            help="mtcnn: detect; landmarks: turned to ArcFace's template; boxes: known; "
-            "none: cropped already."
+            help="mtcnn: detect; landmarks: turned to ArcFace's template; boxes: known; template: "
+            "turned to it already (most sets of 112 px); none: cropped already."
         ),
     ] = "mtcnn",
-    image_size: Annotated[int, typer.Option(help="Side of the crop, px.")] = 160,
+    image_size: Annotated[
+        int | None,
+        typer.Option(help="Side of the crop, px.  [default: 160; with --align template 112]"),
+    ] = None,
+    unlabelled: Annotated[
+        bool,
+        typer.Option(
+            "--unlabelled", help="Take photos without identities, in folders of any depth."
+        ),
+    ] = False,
     boxes: Annotated[
         Path | None,
         typer.Option(help="CSV of face boxes, for --align boxes.  [default: the dataset's own]"),
@@ -167,7 +179,7 @@ def shard_command(
     if workers is not None and workers < 1:
         raise PersonaError(f"{workers} workers: choose at least 1")
     options = PackOptions(
-        align=AlignSpec(align, image_size, margin),
+        align=AlignSpec(align, image_size or DEFAULT_SIZE.get(align, 160), margin),
         shard_size=shard_size,
         workers=workers,
         max_skipped=max_skipped,
@@ -184,7 +196,7 @@ def shard_command(
         )
     if share is not None and teacher is not None:
         raise PersonaError("--teacher wants the whole set: run `persona targets` after the merge")
-    source = open_dataset(dataset, place.raw, split)
+    source = open_dataset(dataset, place.raw, split, unlabelled=unlabelled)
     if teacher is not None:
         from persona.cli.targets import check_teacher_exists
 
@@ -196,6 +208,8 @@ def shard_command(
         index = None if annotations is None else annotate(source.index(), annotations)
         folder = out.resolve() if out else place.shards / source.set_name
         packing = plan_photos(source, folder, options, index=index)
+        if align == "template" and not packing.folder.exists():
+            _look_at(source, packing, device)
     elif annotations is not None:
         raise PersonaError("annotations go with photos: pack the split without --triplets")
     else:
@@ -212,6 +226,20 @@ def shard_command(
         place = workspace(shards=shards, models=models)
         keep_targets(packed.folder, manifest, teacher, place.models)
     _report_set(packed, json)
+
+
+def _look_at(source: RawDataset, packing: Packing, device: str) -> None:
+    """Says so where photos that are to be packed as aligned do not look aligned."""
+    from persona.data.align.aligned import LOOKED_AT, look_at
+    from persona.data.pack import sample_photos
+
+    look = look_at(sample_photos(source, packing, LOOKED_AT), device)
+    if not look.aligned:
+        note(
+            f"these photos do not look aligned: in {look.faces} of them the five points lie "
+            f"{look.distance:.2f} of the side from ArcFace's template (the median); --align "
+            "landmarks turns them to it"
+        )
 
 
 def _report_share(done: PackedShare, json: bool) -> None:
@@ -234,9 +262,10 @@ def _report_set(packed: Packed, json: bool) -> None:
         return
     verb = "packed" if packed.fresh else "was packed before:"
     size = human_bytes(sum(shard.bytes for shard in manifest.shards))
+    whom = f"of {manifest.identities} identities" if manifest.classes else "without identities"
     typer.echo(
-        f"{manifest.name} {verb} {manifest.samples} {manifest.kind} of {manifest.identities} "
-        f"identities in {len(manifest.shards)} shards ({size}) at {packed.folder}"
+        f"{manifest.name} {verb} {manifest.samples} {manifest.kind} {whom} in "
+        f"{len(manifest.shards)} shards ({size}) at {packed.folder}"
     )
     if manifest.pairs is not None:
         typer.echo(f"with {manifest.pairs} verification pairs")

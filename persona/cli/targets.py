@@ -106,7 +106,8 @@ def check_teacher_exists(teacher: str, models: Path, align: AlignSpec) -> None:
     named = load_network(teacher, models)
     if named.network.uses_landmarks and not align.has_landmarks:
         raise PersonaError(
-            f"{teacher} wants five points of each face: pack with --align mtcnn or landmarks"
+            f"{teacher} wants five points of each face: pack with --align mtcnn, landmarks "
+            "or template"
         )
     if named.image_size not in {None, align.image_size}:
         raise PersonaError(

@@ -45,9 +45,10 @@ from persona.data.journal import (
     read_record,
     shard_name,
 )
-from persona.data.raw.base import Index, Pair, Photo, RawDataset, datasets
+from persona.data.raw.base import UNLABELLED, Index, Pair, Photo, RawDataset, datasets
 from persona.data.shards import (
     MANIFEST,
+    NO_CLASS,
     OF_NOBODY,
     PAIRS,
     VERSION,
@@ -241,8 +242,10 @@ def plan_photos(
     """Plans a raw split; see `pack_photos`."""
     index = index or dataset.index()
     class_index = {identity: label for label, identity in enumerate(index.classes)}
+    if not index.classes:
+        class_index[UNLABELLED] = NO_CLASS
     boxes, boxes_digest = _face_boxes(dataset, options)
-    listed_pairs = dataset.pairs() if only is None else None
+    listed_pairs = dataset.pairs() if only is None and index.classes else None
     absent = set(index.missing) if only is None else set()
     nobody = index.nobody if only is None else ()
     boxes_alone = _boxes_without_photo(index, boxes, options) if only is None else set()
@@ -280,6 +283,7 @@ def plan_photos(
             "selection": hashlib.sha256(places.tobytes()).hexdigest(),
             "annotations": annotated,
             "version": VERSION,
+            **({} if index.classes else {"identities": None}),
         },
         draft=Manifest(
             name=folder.name,
@@ -310,9 +314,15 @@ def plan_photos(
         arguments=lambda _: (dataset, options.align, options.device, pairs is not None),
         pairs=encoded,
         needs=(dataset.root,),
-        preload=(__name__, *(("facenet_pytorch",) if options.align.has_landmarks else ())),
+        preload=(__name__, *(("facenet_pytorch",) if options.align.detects else ())),
         may_be_empty=only is not None,
     )
+
+
+def sample_photos(dataset: RawDataset, packing: Packing, count: int) -> list[RawPhoto]:
+    """The first photos that a packing of photos packs, which are a fair sample of all."""
+    tasks = packing.items(0, min(count, packing.count))
+    return [RawPhoto(functools.partial(dataset.read, task.photo)) for task in tasks]
 
 
 def _face_boxes(dataset: RawDataset, options: PackOptions) -> tuple[dict[str, Box], str | None]:
@@ -457,7 +467,8 @@ def _packed_split(
 
 @dataclass(frozen=True)
 class PhotoTask:
-    """One photo to align: its key, itself, its class index, its face box if that is known."""
+    """One photo to align: its key, itself, its class index (NO_CLASS: it has no identity), its face
+    box if that is known."""
 
     place: int
     photo: Photo
@@ -502,7 +513,8 @@ class PhotoPacker:
                 data.append(_sample(task, kept))
             if kept.mended is not None:
                 mended.append(Mended(task.photo.source, kept.mended))
-            labels.add(task.label)
+            if task.label != NO_CLASS:
+                labels.add(task.label)
         return Chunk(
             b"".join(data),
             len(data),
@@ -542,7 +554,7 @@ def _sample(task: PhotoTask, crop: Crop, *, no_face: bool = False) -> bytes:
     probability = None if face is None else face.probability
     meta = {
         "key": key_of(task.place),
-        "identity": task.photo.identity,
+        "identity": task.photo.identity or None,
         "class": task.label,
         "source": task.photo.source,
         "box": None if face is None else [round(edge, 2) for edge in face.box],
@@ -758,7 +770,8 @@ def _size(path: Path) -> int | None:
 
 def _differing(earlier: Plan, plan: Plan) -> str:
     """What sets two plans apart, in words."""
-    return ", ".join(sorted(name for name in plan if earlier.get(name) != plan[name]))
+    names = earlier.keys() | plan.keys()
+    return ", ".join(sorted(name for name in names if earlier.get(name, "") != plan.get(name, "")))
 
 
 def _run(packing: Packing, options: PackOptions, mine: Sequence[int], *, alone: bool) -> None:

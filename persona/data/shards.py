@@ -83,6 +83,8 @@ class Shard:
         )
 
 
+NO_CLASS = -1
+"""The class index of a photo without an identity."""
 FACELESS = -2
 """In place of the key of a photo that was skipped because no face was found in it."""
 OF_NOBODY = "labelled -1, which is nobody"
@@ -148,7 +150,8 @@ class Manifest:
     samples: int
     identities: int
     classes: tuple[str, ...]
-    """The dataset's full identity list, sorted; a label is a place in it."""
+    """The dataset's full identity list, sorted; a label is a place in it. Empty: the photos are
+    unlabelled, and every label is `NO_CLASS`."""
     shards: tuple[Shard, ...]
     skipped: tuple[Skipped, ...] = ()
     mended: tuple[Mended, ...] = ()
@@ -196,12 +199,21 @@ class Manifest:
         found = (self.dataset, len(self.classes))
         return (trained_on, num_classes) == found and self.split != "test"
 
+    def check_labelled(self, what: str) -> None:
+        """Raises PersonaError if the photos have no identities, which `what` wants."""
+        if not self.classes:
+            raise PersonaError(
+                f"{what} wants identities, and set {self.name} was packed without: pack it without "
+                "--unlabelled, or choose what wants embeddings alone"
+            )
+
     def check_crops(self, network: str, image_size: int | None, needs_landmarks: bool) -> None:
         """Raises PersonaError if the crops are not what a network takes; None: any size."""
         if needs_landmarks and not self.align.has_landmarks:
             raise PersonaError(
                 f"{network} wants five points of each face and set {self.name} has none "
-                f"(--align {self.align.method}): pack it with --align mtcnn or landmarks"
+                f"(--align {self.align.method}): pack it with --align mtcnn or "
+                "landmarks, or template if its photos are aligned to ArcFace's"
             )
         if image_size not in {None, self.align.image_size}:
             raise PersonaError(

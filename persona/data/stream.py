@@ -45,7 +45,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from persona.config import AugmentConfig
 from persona.data.align.jpeg import check_crop
-from persona.data.shards import Manifest, key_of
+from persona.data.shards import NO_CLASS, Manifest, key_of
 from persona.data.storage import SetFolder, drop_file, is_remote
 from persona.data.targets import (
     Features,
@@ -417,7 +417,9 @@ class ShardStream(IterableDataset[Any]):
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             shard, row = chosen[sample].tolist()
             raise window.shards[shard].damaged(row, type(error).__name__) from None
-        if labels_B.min() < 0 or labels_B.max() >= len(self.manifest.classes):
+        count = len(self.manifest.classes)
+        low, high = (0, count - 1) if count else (NO_CLASS, NO_CLASS)
+        if labels_B.min() < low or labels_B.max() > high:
             where = window.shards[int(chosen[0, 0])].path
             raise damaged(where, "a class index outside the manifest's list")
         photos_B = (places_B[:, None] * photos + np.arange(photos)).reshape(-1)

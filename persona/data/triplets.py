@@ -123,6 +123,8 @@ def draw_triplets(index: Index, num: int, seed: int) -> npt.NDArray[np.int32]:
     """
     if not 1 <= num <= MAX_TRIPLETS:
         raise PersonaError(f"{num} triplets: choose 1 to {MAX_TRIPLETS:,}")
+    if not index.classes:
+        raise PersonaError("triplets are drawn by identity, and this dataset's photos have none")
     photos_of: dict[str, array[int]] = {}
     for place, photo in enumerate(index.photos):
         photos_of.setdefault(photo.identity, array("i")).append(place)

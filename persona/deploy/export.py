@@ -341,7 +341,7 @@ def _metadata(card: Card, student: Student, options: ExportOptions) -> dict[str,
     )
     settings = {
         "input_size": side,
-        "alignment": "five-point" if card.aligned_by == "landmarks" else "margin",
+        "alignment": "five-point" if card.aligned_by in {"landmarks", "template"} else "margin",
         "mean": [PIXEL_MEAN] * 3,
         "std": [PIXEL_SCALE] * 3,
         "output": EMBEDDING,

@@ -118,7 +118,7 @@ def check_page_folder(folder: Path) -> None:
 def _alignment(card: Card) -> dict[str, str | int]:
     """How the page cuts faces out: as they were for the student; of sets of ready crops, a box."""
     spec = AlignSpec(**(card.alignment or {"image_size": card.image_size}))
-    method = "five-point" if spec.method == "landmarks" else "margin"
+    method = "five-point" if spec.of_photos.method == "landmarks" else "margin"
     return {"method": method, "size": spec.image_size, "margin": spec.margin}
 
 

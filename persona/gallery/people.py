@@ -458,7 +458,7 @@ def network_align(named: NamedNetwork, workspace: Workspace) -> AlignSpec:
     if (folder / MANIFEST).is_file():
         align = read_manifest(folder).align
         if align.has_landmarks:
-            return align
+            return align.of_photos
     return AlignSpec(image_size=named.image_size or CROP_PX)
 
 

@@ -49,6 +49,7 @@ class Photos:
         classes: list[Ints] = []
         """Of each set: its photos' places in the set's list of identities."""
         for folder, manifest in self.sets:
+            manifest.check_labelled("learning")
             _check(manifest, self.size_px)
             found = [np.empty(0, np.int64)]
             for shard in range(len(manifest.shards)):

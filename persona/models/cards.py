@@ -131,6 +131,7 @@ class Card:
             "mtcnn": f"MTCNN's box {around}",
             "boxes": f"the dataset's box {around}",
             "landmarks": "turned to ArcFace's template by five points",
+            "template": "turned to ArcFace's template by five points",
             "none": "photos as they are, resized",
         }
         return known.get(self.aligned_by, "unknown")

@@ -210,7 +210,7 @@ class OnnxNetwork(FaceNetwork):
         if self.uses_landmarks and (landmarks_B62 is None or bool(landmarks_B62.isnan().any())):
             raise PersonaError(
                 f"{self.path.name} wants five points of each face and this set has none: pack "
-                "it with --align mtcnn or landmarks"
+                "it with --align mtcnn, landmarks or template"
             )
         # The file has its own precision: autocast would only blur its pixels.
         with torch.autocast(images_BCHW.device.type, enabled=False):

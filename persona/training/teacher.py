@@ -140,6 +140,9 @@ def open_teacher(
             feed, or identities other than the set's while both logits and labels count.
     """
     wanted = {name for inputs in inputs_of(config.losses).values() for name in inputs}
+    for name, inputs in inputs_of(config.losses).items():
+        if "labels" in inputs:
+            train_set.check_labelled(f"loss {name}")
     asked = bool(wanted & set(FROM_TEACHER))
     size = config.student.embedding_size
     if not asked or config.teacher == "none":

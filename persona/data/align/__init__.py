@@ -3,17 +3,19 @@
 1. decode (`decode`): any picture of a kind that is read (persona/pictures.py) to upright 8-bit
    RGB, within limits on pixels and work
 2. find the face: `mtcnn` and `landmarks` detect it (`detect`), `boxes` has it looked up (`boxes`),
-   `none` takes the whole photo
+   `template` and `none` take the whole photo
 3. crop (`crop`): the box and its margin, as facenet-pytorch 2.5.3's `extract_face` does; with
    `landmarks`, turned and scaled so that its five points lie where ArcFace's template has them
 4. encode: JPEG, quality 95
 
 Where nothing has to be detected and the photo is far larger than the crop, it is decoded smaller;
-with `none`, a JPEG of the wanted size is kept as it is. A crop depends on its photo and nothing
-else: not on the photos it is aligned with, nor on how many processes work.
+with `template` and `none`, a JPEG of the wanted size is kept as it is. A crop depends on its photo
+and nothing else: not on the photos it is aligned with, nor on how many processes work.
 
 The five points that a detector finds go with the crop, so that a network that wants another
-alignment can make it from the crop.
+alignment can make it from the crop. With `template` the photos were aligned to ArcFace's template
+by somebody else (InsightFace's .rec and .bin files, most sets of 112 px): nothing is detected, and
+the points are the template's.
 
 Several faces in a photo: the one with the largest `area - 2 * squared distance from the centre of
 the photo` is taken (facenet-pytorch's "center_weighted_size"): datasets centre their subject.
@@ -29,7 +31,7 @@ from persona.data.align.crop import crop_landmarks, encode_jpeg, in_margin_box, 
 from persona.data.align.decode import Decoded, EncodedPhoto, decode_photo, is_crop, shrink_for
 from persona.data.align.spec import ALIGNMENTS, AlignSpec, Box, Crop, Face, RawPhoto
 from persona.errors import NoFace, SkipPhoto
-from persona.landmarks import template
+from persona.landmarks import Floats, template
 
 __all__ = [
     "ALIGNMENTS",
@@ -57,9 +59,9 @@ GROUP_PIXELS = 4_000_000
 
 def build_aligner(spec: AlignSpec, device: str = "auto") -> Aligner:
     """The chain of `spec`; a detector runs on `device`: auto, cpu or cuda."""
-    if spec.has_landmarks:
+    if spec.detects:
         return DetectedFaces(spec, device)
-    align = align_whole if spec.method == "none" else align_box
+    align = align_box if spec.method == "boxes" else align_whole
     return lambda photos: (_attempt(lambda photo: align(photo, spec), photo) for photo in photos)
 
 
@@ -71,19 +73,30 @@ def _attempt(align: Callable[[RawPhoto], Crop], photo: RawPhoto) -> Crop | SkipP
 
 
 def align_whole(photo: RawPhoto, spec: AlignSpec) -> Crop:
-    """`none`: the photo is a face already.
+    """`template` and `none`: the photo is a face already.
 
     Raises:
-        SkipPhoto: it cannot be read.
+        SkipPhoto: it cannot be read; with `template`, it is not square, so that its points cannot
+            be the template's.
     """
     data = photo.read()
     if is_crop(data, spec.image_size):
-        return Crop(data, None, None)
+        return Crop(data, None, _template_points(spec, spec.image_size))
     encoded = EncodedPhoto(data)
     width, height = encoded.size
+    if spec.method == "template" and width != height:
+        raise SkipPhoto(f"not aligned: {width} x {height} px, an aligned crop is square")
     decoded = encoded.decode(shrink_for(width, height, spec.image_size))
     jpeg = encode_jpeg(decoded.resize((0, 0, width, height), spec.image_size))
-    return Crop(jpeg, None, None, decoded.mended)
+    return Crop(jpeg, None, _template_points(spec, width), decoded.mended)
+
+
+def _template_points(spec: AlignSpec, photo_px: int) -> Floats | None:
+    """(6, 2) points and scale of a crop that a photo of `photo_px` a side became; None: `none`."""
+    if not spec.has_landmarks:
+        return None
+    scale = spec.image_size / photo_px
+    return np.vstack([template(spec.image_size), (scale, scale)])
 
 
 def align_box(photo: RawPhoto, spec: AlignSpec) -> Crop:

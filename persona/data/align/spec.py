@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from persona.errors import PersonaError, unknown
 from persona.landmarks import Floats
 
-ALIGNMENTS = ("mtcnn", "boxes", "landmarks", "none")
+ALIGNMENTS = ("mtcnn", "boxes", "landmarks", "template", "none")
 
 Box = tuple[float, float, float, float]
 """(x0, y0, x1, y1) px in the upright photo, before the margin."""
@@ -37,7 +37,17 @@ class AlignSpec:
     @property
     def has_landmarks(self) -> bool:
         """Whether every crop comes with its five points."""
+        return self.method in {"mtcnn", "landmarks", "template"}
+
+    @property
+    def detects(self) -> bool:
+        """Whether a detector looks for the face in each photo."""
         return self.method in {"mtcnn", "landmarks"}
+
+    @property
+    def of_photos(self) -> AlignSpec:
+        """What cuts such crops out of whole photos: of aligned ones, `landmarks` does."""
+        return replace(self, method="landmarks") if self.method == "template" else self
 
 
 @dataclass(frozen=True)

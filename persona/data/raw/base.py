@@ -28,7 +28,7 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -48,6 +48,8 @@ MAX_LABEL = 9_999_999
 LABEL_DIGITS = 7
 MAX_NAME = 255
 """Characters of an identity."""
+UNLABELLED = ""
+"""The identity of every photo of a set without identities."""
 NOBODY = "-1"
 """The label of a photo that shows none of the dataset's people, as many datasets write it."""
 LITTER = frozenset(
@@ -199,7 +201,8 @@ class Index:
 
     photos: Sequence[Photo]
     classes: tuple[str, ...]
-    """All identities of the split, sorted; an identity's place is its class index."""
+    """All identities of the split, sorted; an identity's place is its class index. Empty: its
+    photos are unlabelled."""
     missing: tuple[str, ...]
     """Sources that the dataset's list names but the disk does not have."""
     nobody: tuple[str, ...] = ()
@@ -208,7 +211,7 @@ class Index:
     @property
     def identities(self) -> int:
         """How many identities have a photo here."""
-        return len({photo.identity for photo in self.photos})
+        return len({photo.identity for photo in self.photos}) if self.classes else 0
 
     @cached_property
     def digest(self) -> str:
@@ -236,6 +239,8 @@ class RawDataset(ABC):
     """What is expected where, for the error that says it is not there."""
     obtain: ClassVar[str] = "put your photos there"
     """Who can be asked for it."""
+    unlabelled: bool = False
+    """Photos are taken without identities, whether or not the dataset has them."""
     blocks_at_once: int = 1
     """How many blocks a worker may hold in memory, where photos lie in blocks."""
 
@@ -260,7 +265,10 @@ class RawDataset(ABC):
 
     @abstractmethod
     def iter_photos(self) -> Iterator[Photo]:
-        """Yields every photo that is on disk, in any order; may fill `self.missing`."""
+        """Yields every photo that is on disk, in any order; may fill `self.missing`.
+
+        With `self.unlabelled` what it says of their identities does not count.
+        """
 
     def class_list(self) -> list[str] | None:
         """The dataset's own full identity list; None: the identities found."""
@@ -281,11 +289,7 @@ class RawDataset(ABC):
             OSError: it cannot be read, or is a pipe or a device, which may never end.
             SkipPhoto: the file that holds it does not give it.
         """
-        descriptor = os.open(f"{self.root}/{photo.source}", os.O_RDONLY | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise OSError(errno.EINVAL, "no regular file")
-            return file.read()
+        return read_plain(f"{self.root}/{photo.source}")
 
     def block(self, photo: Photo) -> str | None:
         """Names what must be read whole to read this photo; None: it is read by itself."""
@@ -323,6 +327,9 @@ class RawDataset(ABC):
 
         def listed_photos() -> Iterator[Photo]:
             for photo in self.iter_photos():
+                if self.unlabelled:
+                    yield replace(photo, identity=UNLABELLED)
+                    continue
                 if photo.identity == NOBODY:
                     nobody.append(photo.source)
                     continue
@@ -341,6 +348,8 @@ class RawDataset(ABC):
             raise PersonaError(
                 f"{self.name} ({self.split}): {photos.twice} is in it twice: take one of them out"
             )
+        if self.unlabelled:
+            return Index(photos, (), tuple(sorted(self.missing)))
         listed = self.class_list()
         classes = tuple(sorted(found if listed is None else set(listed)))
         strangers = sorted(found.difference(classes))
@@ -366,6 +375,15 @@ class RawDataset(ABC):
         )
 
 
+def read_plain(path: str) -> bytes:
+    """A file's bytes; raises OSError also for a pipe or a device, which may never end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "no regular file")
+        return file.read()
+
+
 def datasets() -> dict[str, type[RawDataset]]:
     """Every registered dataset by name."""
     return dict(_REGISTRY)
@@ -376,14 +394,23 @@ def kinds() -> dict[str, type[RawDataset]]:
     return dict(_KINDS)
 
 
-def open_dataset(name: str, raw: Path, split: str | None = None, **options: int) -> RawDataset:
+def open_dataset(
+    name: str, raw: Path, split: str | None = None, *, unlabelled: bool = False, **options: int
+) -> RawDataset:
     """Opens dataset `name` below the folder `raw` (or at `raw`, if that is the dataset itself).
 
-    A name `KIND:PATH` is the file or folder PATH, wherever that is.
+    A name `KIND:PATH` is the file or folder PATH, wherever that is. With `unlabelled` its photos
+    are taken without identities.
 
     Raises:
         PersonaError: the name, kind or split is unknown, or the folder is not there.
     """
+    dataset = _open(name, raw, split, options)
+    dataset.unlabelled |= unlabelled
+    return dataset
+
+
+def _open(name: str, raw: Path, split: str | None, options: dict[str, int]) -> RawDataset:
     kind, colon, path = name.partition(":")
     if colon:
         return _open_path(kind.lower(), path, split, options)
@@ -522,6 +549,16 @@ def list_folders(parent: Path) -> list[str]:
     return names
 
 
+def walk_folders(root: Path) -> Iterator[Path]:
+    """A folder and all below it, in the order of their paths; litter and links are left out."""
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        yield folder
+        below = (folder / name for name in reversed(list_folders(folder)))
+        waiting += [path for path in below if not path.is_symlink()]
+
+
 class IdentityFolders(RawDataset):
     """The plain layout: one folder of photos an identity. LFW and CASIA-WebFace have it."""
 
@@ -543,6 +580,10 @@ class IdentityFolders(RawDataset):
 
     def iter_photos(self) -> Iterator[Photo]:
         """Yields the photos of every identity folder; those beside the folders are told of."""
+        if self.unlabelled:
+            for folder in walk_folders(self.root):
+                yield from (Photo(self.relative(folder / name), "") for name in list_images(folder))
+            return
         root = self.photo_root()
         loose = len(list_images(root))
         if loose and list_folders(root):
@@ -562,7 +603,8 @@ class IdentityFolders(RawDataset):
         return PersonaError(
             f"{self.root} holds {loose:,} photos, but none in a folder of its person: expected "
             f"{self.layout}. Move each person's photos into a folder that has their name; photos "
-            "of nobody in particular go into a folder each"
+            "of nobody in particular go into a folder each, or --unlabelled packs all of them "
+            "without identities"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any
 from persona.data.raw.base import (
     MAX_PHOTO_BYTES,
     NOBODY,
+    UNLABELLED,
     Photo,
     RawDataset,
     identity_name,
@@ -34,7 +36,8 @@ MAX_BLOCKS = 16
 @dataclass(frozen=True)
 class _Columns:
     image: str
-    label: str
+    label: str | None
+    """None: photos are taken without identities."""
     names: tuple[str, ...] | None
     """What label numbers stand for."""
 
@@ -85,8 +88,8 @@ class Parquet(RawDataset):
             files = self._files()
             if not files:
                 raise self.complain(self._folder / "*.parquet")
-            with _opened(files[0]) as (_, schema):
-                self._known = _find_columns(files[0], schema)
+            with open_parquet(files[0]) as (_, schema):
+                self._known = _find_columns(files[0], schema, labelled=not self.unlabelled)
         return self._known
 
     def class_list(self) -> list[str] | None:
@@ -105,8 +108,8 @@ class Parquet(RawDataset):
         largest = 1
         for path in self._files():
             place = path.relative_to(self._folder).as_posix()
-            with _opened(path) as (file, schema):
-                if _find_columns(path, schema) != columns:
+            with open_parquet(path) as (file, schema):
+                if _find_columns(path, schema, labelled=not self.unlabelled) != columns:
                     raise PersonaError(f"{path} has other columns or names than the first file")
                 for group in range(file.num_row_groups):
                     known = file.metadata.row_group(group)
@@ -117,13 +120,18 @@ class Parquet(RawDataset):
                             "write it anew with smaller ones, row_group_size=1000"
                         )
                     largest = max(largest, size)
-                    labels = _read_column(file, group, columns.label)
-                    for row, label in enumerate(scalar.as_py() for scalar in labels):
-                        yield Photo(
-                            source=f"{place}/{group:05d}/{row:07d}",
-                            identity=self._identity(label, f"{path}: row {row} of group {group}"),
-                        )
+                    for row, identity in enumerate(self._identities(path, file, group, rows)):
+                        yield Photo(f"{place}/{group:05d}/{row:07d}", identity)
         self.blocks_at_once = max(1, min(MAX_BLOCKS, CACHE_BYTES // largest))
+
+    def _identities(self, path: Path, file: Any, group: int, rows: int) -> Iterator[str]:
+        """Those of a row group's photos."""
+        column = self._columns().label
+        if column is None:
+            yield from itertools.repeat(UNLABELLED, rows)
+            return
+        for row, label in enumerate(_read_column(file, group, column)):
+            yield self._identity(label.as_py(), f"{path}: row {row} of group {group}")
 
     def _identity(self, label: object, where: str) -> str:
         names = self._columns().names
@@ -143,7 +151,7 @@ class Parquet(RawDataset):
         rows = self._groups.get(block)
         if rows is None:
             place, _, group = block.rpartition("/")
-            with _opened(self._folder / place) as (file, _):
+            with open_parquet(self._folder / place) as (file, _):
                 rows = _read_column(file, int(group), self._columns().image)
             while len(self._groups) >= self.blocks_at_once:
                 self._groups.popitem(last=False)
@@ -161,7 +169,7 @@ class Parquet(RawDataset):
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+def open_parquet(path: Path) -> Iterator[tuple[Any, Any]]:
     """A ParquetFile and its schema; what Arrow finds wrong with it is one line."""
     try:
         import pyarrow as pa
@@ -188,7 +196,7 @@ def _read_column(file: Any, group: int, column: str) -> Any:
     return file.read_row_group(group, columns=[column]).column(column)
 
 
-def _find_columns(path: Path, schema: Any) -> _Columns:
+def _find_columns(path: Path, schema: Any, *, labelled: bool) -> _Columns:
     import pyarrow.types as pt
 
     features = _features(path, schema)
@@ -212,20 +220,24 @@ def _find_columns(path: Path, schema: Any) -> _Columns:
     texts = (pt.is_string, pt.is_large_string, pt.is_string_view)
     labels = [f.name for f in schema if holds(f.type, pt.is_integer, *texts)]
     image = _first(images, [n for n in images if feature(n) == "Image"], IMAGE_COLUMNS)
-    label = _first(labels, [n for n in labels if feature(n) == "ClassLabel"], LABEL_COLUMNS)
-    for what, column, usual in (
-        ("image column (bytes)", image, IMAGE_COLUMNS),
-        ("label column (whole numbers or text)", label, LABEL_COLUMNS),
-    ):
+    label = None
+    wanted = [("image column (bytes)", image, IMAGE_COLUMNS)]
+    if labelled:
+        label = _first(labels, [n for n in labels if feature(n) == "ClassLabel"], LABEL_COLUMNS)
+        wanted += [("label column (whole numbers or text)", label, LABEL_COLUMNS)]
+    for what, column, usual in wanted:
         if column is None:
             there = ", ".join(f"{field.name} ({field.type})" for field in schema)
             raise PersonaError(
                 f"{path} has no {what} among {there[:200]}: expected one called "
                 f"{' or '.join(usual)}"
+                + ("; --unlabelled packs photos without identities" if column is not image else "")
             )
         if schema.names.count(column) > 1:
             raise PersonaError(f"{path} has two columns called {column!r}: write it anew with one")
-    assert image is not None and label is not None
+    assert image is not None
+    if label is None:
+        return _Columns(image, None, None)
     names = features[label].get("names") if feature(label) == "ClassLabel" else None
     if names is not None and not (isinstance(names, list) and all(type(n) is str for n in names)):
         raise PersonaError(f"{path}: the class names of {label!r} are no list of names")

@@ -115,7 +115,7 @@ class RecordIO(RawDataset):
             if last is not None and key > last:
                 continue  # an identity's list of photos
             name = NOBODY
-            if head.label != int(NOBODY):
+            if head.label != int(NOBODY) and not self.unlabelled:
                 label = self._whole_number(head.label, key)
                 name = names.setdefault(label, label_name(label))
             found += 1

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 from persona.data.raw.base import (
     MAX_NAME,
     MAX_PHOTO_BYTES,
+    UNLABELLED,
     Photo,
     RandomReader,
     RawDataset,
@@ -142,8 +143,13 @@ class Tars(RawDataset):
             try:
                 with path.open("rb") as stream:
                     for sample in self._samples(path, stream):
-                        if not sample.photos:
+                        if not sample.photos and not self.unlabelled:
                             self._count_lone(path, sample, joined)
+                            continue
+                        if self.unlabelled:
+                            for member in sample.photos:
+                                source = self._source(path, member)
+                                yield Photo(source, UNLABELLED, member.offset)
                             continue
                         for photo, labelled in self._join(path, sample, joined):
                             (by_label if labelled else by_folder).add(photo.source)
@@ -222,7 +228,7 @@ class Tars(RawDataset):
                 raise PersonaError(
                     f"{path}: {photo.name} has no identity: expected a {sample.key}.cls, .label, "
                     f".json (with one of {', '.join(JSON_FIELDS)}) or .txt right before or after "
-                    "it, or <identity>/<photo>.jpg"
+                    "it, or <identity>/<photo>.jpg; --unlabelled packs photos without identities"
                 )
             source = self._source(path, photo)
             yield Photo(source=source, identity=identity, offset=photo.offset), labelled

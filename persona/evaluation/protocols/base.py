@@ -211,6 +211,8 @@ class Protocol(ABC):
     name: ClassVar[str]
     options: ClassVar[frozenset[str]] = frozenset()
     """Of `Options`, those that mean something here beside flip and resamples."""
+    needs_identities: ClassVar[bool] = True
+    """Whether it compares photos by who they show."""
     chosen_by: ClassVar[str] = "accuracy"
     """The field of `Evaluation` by which the epochs of a training are compared: one that seldom
     has the same value twice, as a share of few trials often has."""
@@ -261,6 +263,8 @@ def check_measure(
             raise PersonaError(
                 f"--{shown} goes with --measure {' or '.join(meant)}, not with {measure}"
             )
+    if protocol.needs_identities:
+        manifest.check_labelled(f"measure {measure}")
     protocol.check(named, manifest, options)
     manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
 

@@ -25,6 +25,7 @@ class Verification(Protocol):
     """Of a set with pairs, or of any set by a user's list."""
 
     name = "verification"
+    needs_identities = False
     chosen_by = "auc"
     options = frozenset({"pairs", "by", "trained", "scores", "overlap_names"})
 

@@ -1,0 +1,166 @@
+"""A list of photos, `list:FILE`: a CSV, a parquet file, or a text with a path a line.
+
+    photo,identity                       photos/0001.jpg
+    photos/0001.jpg,Tony Blair           photos/0002.jpg
+    /mnt/other/0002.jpg,Tony Blair       …
+
+Paths are below the list's own folder unless they are absolute. A list that names no identities has
+none: its photos are unlabelled.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from persona.data.raw.base import (
+    UNLABELLED,
+    Photo,
+    RawDataset,
+    identity_name,
+    iter_lines,
+    read_plain,
+)
+from persona.data.raw.parquet import open_parquet
+from persona.errors import PersonaError
+from persona.names import hidden
+
+PHOTO_COLUMNS = ("photo", "path", "file", "filename", "image")
+IDENTITY_COLUMNS = ("identity", "label", "class", "person")
+MAX_PATH = 4096
+ROWS_AT_ONCE = 10_000
+
+
+class PhotoLists(RawDataset):
+    """Photos that lie anywhere on this machine, named by a list.
+
+    Example: `persona shard list:photos.csv --align template`.
+    """
+
+    kind = "list"
+    layout = (
+        "a .csv or .parquet with a column photo (paths) and perhaps one called identity, or a text "
+        "with a path a line"
+    )
+
+    def __init__(self, root: Path, split: str | None = None, *, scan_workers: int = 8) -> None:
+        super().__init__(root.parent, split, scan_workers=scan_workers)
+        self.file = root
+        self.name = root.resolve().stem
+        if not root.is_file():
+            raise PersonaError(f"{root} is no file: expected {self.layout}")
+        if not self._has_identities():
+            self.unlabelled = True
+
+    @property
+    def spec(self) -> str:
+        """What opens it again."""
+        return f"{self.kind}:{self.file.resolve()}"
+
+    def iter_photos(self) -> Iterator[Photo]:
+        """Yields each photo of the list that is there; the others are `missing`.
+
+        Raises:
+            PersonaError: a row has no path, one that no manifest could hold, or no identity where
+                the list has a column of them.
+        """
+        for where, path, identity in self._rows():
+            source = os.path.normpath(path) if path else ""
+            if not path or len(path) > MAX_PATH or hidden(path) is not None:
+                raise PersonaError(f"{where} names no photo: expected a path")
+            if not os.path.isfile(self._path(source)):  # noqa: PTH113 - of millions of photos
+                self.missing.append(source)
+                continue
+            known = self.unlabelled or identity is None
+            yield Photo(source, UNLABELLED if known else identity_name(identity, where))
+
+    def read(self, photo: Photo) -> bytes:
+        """The photo's file; an absolute path stands for itself."""
+        return read_plain(self._path(photo.source))
+
+    def _path(self, source: str) -> str:
+        return os.path.join(self.root, source)  # noqa: PTH118 - of millions of photos
+
+    def nothing_found(self) -> PersonaError:
+        """The error for a list of which no photo is there."""
+        first = f", the first is {self.missing[0]}" if self.missing else ""
+        return PersonaError(
+            f"{self.file}: none of its {len(self.missing):,} photos is there{first}: paths are "
+            f"below {self.root} unless they are absolute"
+        )
+
+    def _has_identities(self) -> bool:
+        if self.file.suffix == ".parquet":
+            with open_parquet(self.file) as (_, schema):
+                return _column(self.file, schema.names)[1] is not None
+        first = next(iter_lines(self.file), "")
+        header = _header(first)
+        return header is not None and _column(self.file, header)[1] is not None
+
+    def _rows(self) -> Iterator[tuple[str, str, Any]]:
+        """Of each row where it is, its path, and its identity or None."""
+        if self.file.suffix == ".parquet":
+            yield from self._parquet_rows()
+            return
+        header = None
+        columns: tuple[int, int | None] = (0, None)
+        for number, line in enumerate(iter_lines(self.file), start=1):
+            if not line.strip():
+                continue
+            where = f"{self.file} line {number}"
+            if number == 1 and (header := _header(line)) is not None:
+                photo, identity = _column(self.file, header)
+                columns = header.index(photo), None if identity is None else header.index(identity)
+                continue
+            if header is None:
+                yield where, line.strip(), None
+                continue
+            row = _fields(line)
+            if len(row) != len(header):
+                raise PersonaError(f"{where}: {len(row)} fields, its header has {len(header)}")
+            photo_at, identity_at = columns
+            yield where, row[photo_at], None if identity_at is None else row[identity_at]
+
+    def _parquet_rows(self) -> Iterator[tuple[str, str, Any]]:
+        with open_parquet(self.file) as (file, schema):
+            photo, identity = _column(self.file, schema.names)
+            wanted = [photo] if identity is None else [photo, identity]
+            row = 0
+            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=wanted):
+                for values in batch.to_pylist():
+                    path = values[photo]
+                    text = path if isinstance(path, str) else ""
+                    yield f"{self.file} row {row}", text, values.get(identity)
+                    row += 1
+
+
+def _fields(line: str) -> list[str]:
+    try:
+        return [field.strip() for field in next(csv.reader([line]), [])]
+    except csv.Error:
+        return []
+
+
+def _header(line: str) -> list[str] | None:
+    """The names of the columns; None: the first line is a path like all others."""
+    names = [name.lower() for name in _fields(line)]
+    named = set(names) & {*PHOTO_COLUMNS, *IDENTITY_COLUMNS}
+    return names if named or len(names) > 1 else None
+
+
+def _column(path: Path, names: list[str]) -> tuple[str, str | None]:
+    """The columns of paths and of identities.
+
+    Raises:
+        PersonaError: there is none of paths.
+    """
+    photo = next((name for name in PHOTO_COLUMNS if name in names), None)
+    if photo is None:
+        raise PersonaError(
+            f"{path} has the columns {', '.join(names)[:80]}: expected one called "
+            f"{PHOTO_COLUMNS[0]}, with paths, and perhaps {IDENTITY_COLUMNS[0]}"
+        )
+    return photo, next((name for name in IDENTITY_COLUMNS if name in names), None)
