@@ -248,19 +248,13 @@ def load(name: str | None = None, *, workspace: Workspace | None = None) -> Mode
     from persona.gallery.people import network_align
     from persona.gallery.store import Threshold
     from persona.models.cards import find_model
-    from persona.models.sources import source_of, spell
+    from persona.models.sources import load_network, source_of, spell
 
     place = workspace or Workspace.locate()
     if name is None:
         name = find_model(None, place.models).id
-    elif name.startswith("hf://"):
-        from persona.deploy.hub import parse_repository, pull
-
-        name = pull(parse_repository(name), None, place.models).id
-    else:
-        name = spell(name)
-    source = source_of(name, place.models)
-    named, card = source.open(name, place.models), source.card(name, place.models)
+    named = load_network(spell(name), place.models)
+    card = source_of(named.name, place.models).card(named.name, place.models)
     threshold = None
     if card is not None and card.threshold is not None:
         value, far = card.threshold

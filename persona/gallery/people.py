@@ -439,7 +439,7 @@ def load_named(network: str | None, workspace: Workspace) -> tuple[NamedNetwork,
         raise PersonaError(f"{name} is untrained: it tells nobody apart; choose a trained network")
     return named, Facts(
         # The gallery is opened from other folders too.
-        network=source_of(name, workspace.models).full_name(name),
+        network=source_of(named.name, workspace.models).full_name(named.name),
         digest=named.digest,
         width=named.network.embedding_size,
         align=network_align(named, workspace),

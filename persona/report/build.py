@@ -25,9 +25,9 @@ from persona.data.storage import SetFolder
 from persona.errors import PersonaError, unknown
 from persona.evaluation.protocols import check_measure
 from persona.models.cards import Card
-from persona.models.public import public, public_card, public_name
+from persona.models.public import public, public_card
 from persona.models.sources import Source, known_names, known_source, load_network
-from persona.names import legible
+from persona.names import legible, public_name
 from persona.report.figures import (
     Figure,
     cost_figure,
