@@ -110,8 +110,8 @@ def export_command(
     card = find_model(model, place.models)
 
     from persona.deploy.export import ExportOptions, export_litert, export_onnx
-    from persona.models.public import public_name
     from persona.models.store import load_model
+    from persona.names import public_name
 
     options = ExportOptions(precision, preprocessing, classifier)
     stem = card.id if precision == "fp32" or format_ == "web" else f"{card.id}-{precision}"

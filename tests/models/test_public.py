@@ -28,9 +28,10 @@ from persona.files import write_json
 from persona.gallery.store import Facts, Photo, open_store
 from persona.gallery.transfer import export_people
 from persona.models.cards import CARD, Card, read_card
-from persona.models.public import public, public_card, public_name, publish_copy
+from persona.models.public import public, public_card, publish_copy
 from persona.models.store import load_model, save_model
 from persona.models.student import Student
+from persona.names import public_name
 from persona.report.build import build_page, find_entries
 from persona.report.page import render
 from persona.training.tracking import Tracker
