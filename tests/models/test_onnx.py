@@ -13,7 +13,7 @@ from onnx_files import SETTINGS, SIDE, write_model
 from persona.data.transforms import normalise
 from persona.errors import PersonaError
 from persona.landmarks import TEMPLATE_52
-from persona.models.onnx import CONFIGS, find_settings, parse_settings
+from persona.models.onnx import CONFIGS, find_settings, open_session, parse_settings
 from persona.models.onnx_network import OnnxNetwork, open_network
 from persona.models.sources import load_network, network_digest
 
@@ -56,6 +56,17 @@ def test_normalisation_channels_and_batches(folder: Path, channels: str, batch: 
     found = network.features(normalise(images))
     np.testing.assert_allclose(found.numpy(), by_hand(images, channels), rtol=1e-3, atol=1e-3)
     assert network(normalise(images)).logits.shape == (5, 0)
+
+
+@pytest.mark.parametrize("batch", ["batch", 1, 3])
+def test_lanes_give_the_same_vectors(folder: Path, batch: int | str) -> None:
+    write_model(folder / "net.onnx", batch=batch)
+    alone = open_session(folder / "net.onnx", 1)
+    lanes = open_session(folder / "net.onnx", 2)
+    for count in (1, 15, 16, 37):
+        images = pixels(count).numpy().astype(np.float32)
+        np.testing.assert_allclose(lanes.run(images), alone.run(images), rtol=1e-5, atol=1e-5)
+        assert lanes.run(images).shape == (count, 9)
 
 
 def test_flip_average_adds_the_mirror_image(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""A look at photos that are said to be aligned: do their faces lie where ArcFace's template says?"""
+"""A look at photos that are said to be aligned: do faces lie where ArcFace's template says?"""
 
 from __future__ import annotations
 
