@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from persona.api.people import People as People
     from persona.api.people import open_gallery as open_gallery
     from persona.api.sets import FaceSet as FaceSet
+    from persona.api.sets import draw_faces as draw_faces
     from persona.api.sets import load_set as open_set
+    from persona.api.sets import shard_dataset as shard
     from persona.api.training import distill_student as distill
     from persona.api.verification import Verdict as Verdict
     from persona.api.verification import verify as verify
@@ -42,9 +44,11 @@ _PLACES = {
     "People": "api.people:People",
     "PersonaError": "errors:PersonaError",
     "Verdict": "api.verification:Verdict",
+    "draw_faces": "api.sets:draw_faces",
     "load": "api.model:load",
     "open_gallery": "api.people:open_gallery",
     "open_set": "api.sets:load_set",
+    "shard": "api.sets:shard_dataset",
     "verify": "api.verification:verify",
     "wrap": "api.model:wrap",
 }
@@ -60,9 +64,11 @@ __all__ = [
     "PersonaError",
     "Verdict",
     "distill",
+    "draw_faces",
     "load",
     "open_gallery",
     "open_set",
+    "shard",
     "verify",
     "wrap",
 ]

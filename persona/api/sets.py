@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,6 +162,81 @@ class FaceSet:
         count = range(len(self.manifest.shards))
         paths = [str(self.manifest.shard_path(self.folder, number)) for number in count]
         return webdataset.WebDataset(paths, shardshuffle=False)
+
+
+def shard_dataset(
+    dataset: str,
+    *,
+    split: str | None = None,
+    align: str = "mtcnn",
+    image_size: int | None = None,
+    unlabelled: bool = False,
+    workers: int | None = None,
+    out: Path | None = None,
+    workspace: Workspace | None = None,
+) -> FaceSet:
+    """Aligns a raw dataset once and packs it into shards; this is `persona.shard`.
+
+    Interrupted and called again, it goes on where it was; a set that is there is opened.
+
+    Args:
+        dataset: a known dataset (`lfw`), or `KIND:PATH` for photos of your own (`folders:DIR`).
+        split: of a dataset that has several; None: the first.
+        align: `mtcnn`, `landmarks`, `template`, `boxes` or `none`, as `persona shard --align`.
+        image_size: side of the square crops, px; None: 160, or 112 with `template`.
+        unlabelled: take the photos without identities.
+        workers: processes; None: one a core, 0: this process alone.
+        out: the set's folder; None: one of the set's name below the workspace's shards.
+        workspace: where raw datasets and sets lie; None: `PERSONA_HOME`, else the current folder.
+
+    Raises:
+        PersonaError: no such dataset, nothing to pack, or the folder holds another set.
+
+    Example:
+        faces = persona.shard("folders:photos", align="landmarks", image_size=112)
+    """
+    from persona.data.align import AlignSpec, default_size
+    from persona.data.pack import PackOptions, pack_photos
+    from persona.data.raw import open_dataset
+
+    place = workspace or Workspace.locate()
+    source = open_dataset(dataset, place.raw, split, unlabelled=unlabelled)
+    spec = AlignSpec(align, image_size or default_size(align))
+    packed = pack_photos(
+        source,
+        out.resolve() if out else place.shards / source.set_name,
+        PackOptions(align=spec, workers=workers),
+    )
+    return FaceSet(packed.folder, packed.manifest)
+
+
+def draw_faces(
+    people: int = 240, *, workers: int | None = None, workspace: Workspace | None = None
+) -> tuple[str, str]:
+    """Draws faces to try Persona on; this is `persona.draw_faces`.
+
+    They are drawings: what a student learns of them says nothing of real people.
+
+    Args:
+        people: identities to train on; an eighth as many more are drawn to test on, and a quarter
+            as many, at least 20, with verification pairs as LFW has them.
+        workers: processes; None: one a core.
+        workspace: where raw datasets lie; None: `PERSONA_HOME`, else the current folder.
+
+    Returns:
+        The names of two raw datasets, to train and to test on, as `persona.shard` takes them.
+
+    Example:
+        train, test = persona.draw_faces(24)
+        faces = persona.shard(train, image_size=64)
+    """
+    from persona.data.raw.synthetic import Population, Synthetic, SyntheticLFW, draw_datasets
+
+    place = workspace or Workspace.locate()
+    tested = max(20, people // 4)
+    population = Population(people, max(2, people // 8), tested, pairs_per_fold=min(40, tested))
+    draw_datasets(place.raw, population, workers or len(os.sched_getaffinity(0)))
+    return Synthetic.name, SyntheticLFW.name
 
 
 def load_set(

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 shards_app = Commands(help="Packed sets.", no_args_is_help=True)
 
 SKIPS_SHOWN = 10
-DEFAULT_SIZE = {"template": 112}
-"""Side of the crop in px by alignment, where it is not 160."""
 
 
 def datasets_command(raw: RawOption = None, json: JsonFlag = False) -> None:
@@ -170,7 +168,7 @@ def shard_command(
     json: JsonFlag = False,
 ) -> None:
     """Align a raw dataset once and pack it into shards; interrupted and run again, it goes on."""
-    from persona.data.align import AlignSpec
+    from persona.data.align import AlignSpec, default_size
     from persona.data.engines import Share
     from persona.data.pack import PackOptions, pack_set, pack_share, plan_photos, plan_triplets
     from persona.data.raw import open_dataset
@@ -179,7 +177,7 @@ def shard_command(
     if workers is not None and workers < 1:
         raise PersonaError(f"{workers} workers: choose at least 1")
     options = PackOptions(
-        align=AlignSpec(align, image_size or DEFAULT_SIZE.get(align, 160), margin),
+        align=AlignSpec(align, image_size or default_size(align), margin),
         shard_size=shard_size,
         workers=workers,
         max_skipped=max_skipped,

@@ -233,12 +233,14 @@ class OnnxSession:
             std = np.array(self.settings.std, np.float32)[:, None, None]
             pixels = (pixels - mean) / std
         images = np.ascontiguousarray(pixels)
-        if self._lanes is not None and len(images) >= MANY * self._lanes.threads:
-            size, run = self._batch or PART, self._lanes.map
-        else:
-            size, run = self._batch or len(images), map
+        lanes = self._lanes
+        if lanes is not None and len(images) < MANY * lanes.threads:
+            lanes = None
+        size = self._batch or (PART if lanes is not None else len(images))
         parts = [images[start : start + size] for start in range(0, len(images), size)]
-        return np.concatenate(list(run(self._run_part, parts)))
+        if lanes is not None:
+            return np.concatenate(list(lanes.map(self._run_part, parts)))
+        return np.concatenate([self._run_part(part) for part in parts])
 
     def _run_part(self, images: Vectors, session: Any = None) -> Vectors:
         """Vectors of at most as many photos as a file of fixed batch takes at once."""

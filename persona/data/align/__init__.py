@@ -29,7 +29,15 @@ import numpy as np
 
 from persona.data.align.crop import crop_landmarks, encode_jpeg, in_margin_box, margin_box
 from persona.data.align.decode import Decoded, EncodedPhoto, decode_photo, is_crop, shrink_for
-from persona.data.align.spec import ALIGNMENTS, AlignSpec, Box, Crop, Face, RawPhoto
+from persona.data.align.spec import (
+    ALIGNMENTS,
+    AlignSpec,
+    Box,
+    Crop,
+    Face,
+    RawPhoto,
+    default_size,
+)
 from persona.errors import NoFace, SkipPhoto
 from persona.landmarks import Floats, template
 
@@ -45,6 +53,7 @@ __all__ = [
     "centre_photo",
     "crop_face",
     "decode_photo",
+    "default_size",
 ]
 
 Aligner = Callable[[Iterable[RawPhoto]], Iterator[Crop | SkipPhoto]]
