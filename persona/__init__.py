@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from persona.api.model import wrap as wrap
     from persona.api.people import People as People
     from persona.api.people import open_gallery as open_gallery
+    from persona.api.reporting import write_report as write_report
     from persona.api.sets import FaceSet as FaceSet
     from persona.api.sets import draw_faces as draw_faces
     from persona.api.sets import load_set as open_set
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from persona.errors import PersonaError as PersonaError
     from persona.training.callbacks import Callback as Callback
     from persona.training.callbacks import Moment as Moment
+    from persona.workspace import Workspace as Workspace
 
 __version__ = "0.1.0"
 
@@ -44,6 +46,7 @@ _PLACES = {
     "People": "api.people:People",
     "PersonaError": "errors:PersonaError",
     "Verdict": "api.verification:Verdict",
+    "Workspace": "workspace:Workspace",
     "draw_faces": "api.sets:draw_faces",
     "load": "api.model:load",
     "open_gallery": "api.people:open_gallery",
@@ -51,6 +54,7 @@ _PLACES = {
     "shard": "api.sets:shard_dataset",
     "verify": "api.verification:verify",
     "wrap": "api.model:wrap",
+    "write_report": "api.reporting:write_report",
 }
 """Each public name: the module that has it, and what it is called there."""
 
@@ -63,6 +67,7 @@ __all__ = [
     "People",
     "PersonaError",
     "Verdict",
+    "Workspace",
     "distill",
     "draw_faces",
     "load",
@@ -71,6 +76,7 @@ __all__ = [
     "shard",
     "verify",
     "wrap",
+    "write_report",
 ]
 
 

@@ -24,7 +24,7 @@ EMBEDDING_LOSSES = {"embedding_cosine": {"weight": 1.0}}
 def distill_student(
     student: str = "mobilenet_v3_small",
     *,
-    teacher: Model,
+    teacher: Model | None,
     train: FaceSet,
     test: FaceSet | None = None,
     epochs: int | None = None,
@@ -44,7 +44,8 @@ def distill_student(
 
     Args:
         student: `mobilenet_v3_small` or `mobilenet_v3_large`.
-        teacher: what it learns from; its kept targets are used where the set has them.
+        teacher: what it learns from; its kept targets are used where the set has them. None: the
+            student learns from labels alone.
         train: the set to train on.
         test: the set that chooses the best epoch; None: the last epoch is kept.
         epochs: passes over the set; None: the recipe's.
@@ -71,10 +72,11 @@ def distill_student(
             epochs=20,
         )
     """
-    place = workspace or teacher.workspace
+    place = workspace or (Workspace.locate() if teacher is None else teacher.workspace)
+    name = "none" if teacher is None else teacher.name
     given: dict[str, Any] = {
         "student.architecture": student,
-        "teacher": teacher.name,
+        "teacher": name,
         "train_set": train.place(place),
         "test_set": "none" if test is None else test.place(place),
         "epochs": epochs,
@@ -83,18 +85,24 @@ def distill_student(
         "tracker": "none",
         **(options or {}),
     }
-    base = {"losses": {name: dict(term) for name, term in EMBEDDING_LOSSES.items()}}
+    base: dict[str, Any] = {}
+    if teacher is not None:
+        base["losses"] = {term: dict(values) for term, values in EMBEDDING_LOSSES.items()}
     config = load_config(
         None if recipe is None else Path(recipe),
-        {name: value for name, value in given.items() if value is not None},
+        {key: value for key, value in given.items() if value is not None},
         base=base,
     )
-    if config.teacher != teacher.name:
+    if config.teacher != name:
         raise PersonaError("options: the teacher is given by `teacher`, leave it out here")
     from persona.distill import distill
 
     with _own_accelerator():
-        run = distill(config, place, resume, teacher=teacher.named, callbacks=callbacks)
+        run = distill(
+            *(config, place, resume),
+            teacher=None if teacher is None else teacher.named,
+            callbacks=callbacks,
+        )
     return load(run, workspace=place)
 
 

@@ -21,8 +21,6 @@ from persona.cli.output import (
 from persona.errors import PersonaError, unknown
 from persona.workspace import Workspace
 
-FORMATS = ("html", "pdf", "png")
-
 
 def report_command(
     names: Annotated[
@@ -61,47 +59,31 @@ def report_command(
 
     It holds faces of the set, so keep it as you keep the photos.
     """
+    from persona.api.reporting import write_report
+    from persona.api.sets import FaceSet
     from persona.data.shards import open_set
 
     form, out = choose_format(form, out)
     place = Workspace.locate(shards=shards, models=models, runs=runs)
     folder, manifest = open_set(set_, place.shards, verify=verify)
-    if form != "html":
-        from persona.report.browser import find_chromium
-
-        find_chromium()  # before minutes of measuring
-
-    from accelerate import Accelerator
-
-    from persona.files import PRIVATE, write_atomically
-    from persona.report.build import build_page, find_entries
-    from persona.report.page import render
-
-    accelerator = Accelerator()
-    if accelerator.num_processes > 1:
-        raise PersonaError("persona report runs on one process: start it without accelerate launch")
-    entries = find_entries(names, teacher, place)
-    page = build_page(
-        *(entries, place, folder, manifest, accelerator),
+    notices = write_report(
+        names,
+        FaceSet(folder, manifest),
+        out,
+        teacher=teacher,
         names=show_names,
+        form=form,
         batch_size=batch_size,
         workers=workers,
+        workspace=place,
     )
-    html = render(page)
-    if form == "html":
-        data = html.encode()
-    else:
-        from persona.report.browser import open_browser, print_page
-
-        with open_browser() as browser:
-            data = print_page(browser, html, form)
-    write_atomically(out, data, PRIVATE)
-    for text in page.notices:
+    for text in notices:
         note(f"note: {text}")
     if json:
-        print_json({"out": str(out), "format": form, "bytes": len(data), "notices": page.notices})
+        size = out.stat().st_size
+        print_json({"out": str(out), "format": form, "bytes": size, "notices": notices})
     else:
-        sys.stdout.write(f"{out} ({human_bytes(len(data))})\n")
+        sys.stdout.write(f"{out} ({human_bytes(out.stat().st_size)})\n")
 
 
 def choose_format(form: str | None, out: Path | None) -> tuple[str, Path]:
@@ -110,6 +92,8 @@ def choose_format(form: str | None, out: Path | None) -> tuple[str, Path]:
     Raises:
         PersonaError: unknown format.
     """
+    from persona.api.reporting import FORMATS
+
     ending = out.suffix.lstrip(".").lower() if out else ""
     form = form or (ending if ending in FORMATS else "html")
     if form not in FORMATS:

@@ -1,0 +1,93 @@
+"""Models side by side on one page: `persona.write_report`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from persona.api.model import Model
+from persona.api.sets import FaceSet
+from persona.errors import PersonaError, unknown
+from persona.workspace import Workspace
+
+FORMATS = ("html", "pdf", "png")
+
+
+def write_report(
+    models: Sequence[Model | str],
+    faces: FaceSet,
+    out: str | Path = "report.html",
+    *,
+    teacher: str | None = None,
+    names: bool = False,
+    form: str | None = None,
+    batch_size: int = 128,
+    workers: int | None = None,
+    workspace: Workspace | None = None,
+) -> list[str]:
+    """Writes one page on models side by side: curves, worst mistakes, how they were made.
+
+    The page loads nothing from anywhere. It holds faces of the set, so keep it as you keep the
+    photos.
+
+    Args:
+        models: models, or names of models and runs.
+        faces: a packed set with pairs.
+        out: the file to write.
+        teacher: the name of a network to show beside them.
+        names: show people's names beside their faces.
+        form: html, pdf or png; None: as the file's name ends, else html.
+        batch_size: photos a forward.
+        workers: loader processes; None: as many as the device wants.
+        workspace: where models and runs lie; None: `PERSONA_HOME`, else the current folder.
+
+    Returns:
+        What was noticed about the models and should be known beside their figures.
+
+    Raises:
+        PersonaError: an unknown model, a set without pairs, or PDF and PNG without a Chromium.
+
+    Example:
+        persona.write_report([student, "onnx:mobilefacenet.onnx"], persona.open_set("lfw"))
+    """
+    place = workspace or Workspace.locate()
+    path = Path(out)
+    form = form or format_of(path)
+    if form not in FORMATS:
+        raise unknown("format", form, FORMATS)
+    if form != "html":
+        from persona.report.browser import find_chromium
+
+        find_chromium()  # before minutes of measuring
+
+    from accelerate import Accelerator
+
+    from persona.files import PRIVATE, write_atomically
+    from persona.report.build import build_page, find_entries
+    from persona.report.page import render
+
+    accelerator = Accelerator()
+    if accelerator.num_processes > 1:
+        raise PersonaError("a report is made by one process: start it without accelerate launch")
+    asked = [model if isinstance(model, str) else model.name for model in models]
+    page = build_page(
+        find_entries(asked, teacher, place),
+        *(place, faces.folder, faces.manifest, accelerator),
+        names=names,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    data = render(page).encode()
+    if form != "html":
+        from persona.report.browser import open_browser, print_page
+
+        with open_browser() as browser:
+            data = print_page(browser, data.decode(), form)
+    write_atomically(path, data, PRIVATE)
+    return list(page.notices)
+
+
+def format_of(path: Path) -> str:
+    """The format that a file's name asks for; html where it asks for none."""
+    ending = path.suffix.lstrip(".").lower()
+    return ending if ending in FORMATS else "html"
