@@ -26,7 +26,7 @@ from persona.errors import PersonaError, unknown
 from persona.evaluation.protocols import check_measure
 from persona.models.cards import Card
 from persona.models.public import public, public_card
-from persona.models.sources import Source, known_names, known_source, load_network
+from persona.models.sources import Source, known_names, known_source, load_network, spell
 from persona.names import legible, public_name
 from persona.report.figures import (
     Figure,
@@ -85,7 +85,8 @@ def find_entries(names: Sequence[str], teacher: str | None, place: Workspace) ->
     Raises:
         PersonaError: unknown, or a run's or model's files are damaged.
     """
-    wanted = [name for name in dict.fromkeys(names) if name != teacher]
+    teacher = None if teacher is None else spell(teacher)
+    wanted = [name for name in dict.fromkeys(map(spell, names)) if name != teacher]
     entries = [_find(name, place) for name in wanted]
     if teacher is not None:
         found = _find(teacher, place)
