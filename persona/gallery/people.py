@@ -28,8 +28,8 @@ from persona.gallery.store import (
     Facts,
     Match,
     Person,
-    Photo,
     Store,
+    StoredPhoto,
     Templates,
     Threshold,
     check_digest,
@@ -203,9 +203,9 @@ class Gallery:
                 "people"
             )
         kept = [
-            Photo(templates_NE[n], crops[n].jpeg, crops[n].landmarks_62)
+            StoredPhoto(templates_NE[n], crops[n].jpeg, crops[n].landmarks_62)
             if self.keep_crops
-            else Photo(templates_NE[n])
+            else StoredPhoto(templates_NE[n])
             for n in fresh
         ]
         self.store.add({name: kept}, self.eyes.named.digest)

@@ -51,7 +51,7 @@ from persona.report.measure import (
     read_faces,
     time_on_cpu,
 )
-from persona.report.page import Face, FacePair, Made, Mistakes, Page, Section, Table
+from persona.report.page import FacePair, Made, Mistakes, Page, Section, ShownFace, Table
 from persona.workspace import Workspace
 
 
@@ -320,7 +320,7 @@ def _mistakes(
         labels = [int(scores.identity_a[place]), int(scores.identity_b[place])]
         names = " / ".join(dict.fromkeys(people[label] for label in labels)) if people else ""
         faces = [
-            Face(jpegs[key], f"Face of photo {key}" + (f", {people[label]}" if people else ""))
+            ShownFace(jpegs[key], f"Face of photo {key}" + (f", {people[label]}" if people else ""))
             for key, label in zip(own, labels, strict=True)
         ]
         return FacePair(faces, f"{scores.score[place]:.3f}", names)
