@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from persona.cli.output import (
+    NETWORKS,
     Column,
     JsonFlag,
     ModelArgument,
@@ -226,9 +227,7 @@ def _print_layers(done: Exported) -> None:
 def bench_command(
     names: Annotated[
         list[str],
-        typer.Argument(
-            metavar="MODEL...", help="Model IDs, onnx:FILE, litert:FILE, facenet-vggface2."
-        ),
+        typer.Argument(metavar="MODEL...", help=f"{NETWORKS}."),
     ],
     rounds: Annotated[int, typer.Option(min=1, help="Turns; medians of all are printed.")] = 10,
     runs: Annotated[int, typer.Option(min=1, help="Single faces a turn.")] = 20,

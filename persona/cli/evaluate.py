@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from persona.cli.output import (
+    NETWORKS,
     CacheOption,
     Column,
     JsonFlag,
+    ModelOption,
     ModelsOption,
     ShardsOption,
     VerifyOption,
@@ -63,21 +65,7 @@ BatchOption = Annotated[int, typer.Option("--batch-size", "-b", min=1)]
 
 def evaluate_command(
     set_: SetOption,
-    student: Annotated[
-        str | None,
-        typer.Option(
-            help="Model ID; mobilenet_v3_small or _large for an untrained one.  [default: the best "
-            "of the newest run]"
-        ),
-    ] = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            "--teacher",
-            metavar="[NAME]",
-            help=f"Evaluate a teacher, by name or onnx:FILE; without one {DEFAULT_TEACHER}.",
-        ),
-    ] = None,
+    model: ModelOption = None,
     measure: Annotated[
         str | None,
         typer.Option(
@@ -116,16 +104,14 @@ def evaluate_command(
     models: ModelsOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """Measure a student or a teacher on a packed set."""
+    """Measure a network on a packed set."""
     from persona.data.shards import open_set
     from persona.models.cards import find_model
 
-    if student is not None and teacher is not None:
-        raise PersonaError("choose one of --student and --teacher")
     place = workspace(shards=shards, models=models)
     folder, manifest = open_set(set_, place.shards, cache, verify=verify)
     opened = None if gallery is None else open_set(gallery, place.shards, cache, verify=verify)
-    name = teacher or student or find_model(None, place.models).id
+    name = model or find_model(None, place.models).id
 
     from accelerate import Accelerator
 
@@ -168,7 +154,7 @@ def evaluate_command(
 
 
 def compare_command(
-    model_a: Annotated[str, typer.Argument(metavar="A", help="Model ID, teacher or onnx:FILE.")],
+    model_a: Annotated[str, typer.Argument(metavar="A", help=f"{NETWORKS}.")],
     model_b: Annotated[str, typer.Argument(metavar="B", help="The one it is compared with.")],
     set_: SetOption,
     flip: FlipFlag = False,
@@ -247,9 +233,9 @@ def _load(name: str, models: Path, accelerator: Any) -> NamedNetwork:
     """A network on the accelerator's device."""
     import torch
 
-    from persona.models.sources import load_network
+    from persona.models.sources import load_network, spell
 
-    named = load_network(name, models)
+    named = load_network(spell(name), models)
     named.network.to(accelerator.device).to(memory_format=torch.channels_last)
     return named
 
