@@ -56,10 +56,10 @@ def _tell_repeated(command: TyperCommand | TyperGroup, ctx: Any, given: list[str
         # A switch that can only be turned on says the same each time.
         switch = getattr(option, "is_flag", False) and not option.secondary_opts
         if takes_one and times > 1 and not switch:
-            told_twice(max(option.opts, key=len), times, ctx.params.get(option.name))
+            told_twice(max(option.opts, key=len), ctx.params.get(option.name), times)
 
 
-def told_twice(name: str, times: int, value: object) -> None:
+def told_twice(name: str, value: object, times: int = 2) -> None:
     """Says which value of an option counts; by the first process alone."""
     if is_first():
         note(f"note: {name} is given {times} times: the last, {value}, counts")

@@ -12,10 +12,11 @@ import safetensors
 import safetensors.torch
 import torch
 
-from persona.config import StudentConfig, from_dict
+from persona.config import StudentConfig, from_dict, to_dict
 from persona.errors import PersonaError, unknown
 from persona.files import PRIVATE, sha256_file, write_atomically, write_json
 from persona.models import litert, onnx
+from persona.models.backbones import BACKBONES
 from persona.models.cards import (
     CARD,
     CLASSES,
@@ -30,14 +31,9 @@ from persona.models.cards import (
 )
 from persona.models.litert_network import LitertNetwork
 from persona.models.output import EMBEDDING_SIZE, ClassifierHead, FaceNetwork
-from persona.models.student import (
-    ARCHITECTURES,
-    Student,
-    count_parameters,
-    load_imagenet,
-)
-from persona.models.teacher import load_facenet, load_release
-from persona.models.weights import FACENETS, IMAGENET, find_weights
+from persona.models.student import Student, count_parameters
+from persona.models.teacher import load_facenet
+from persona.models.weights import FACENETS, find_weights
 from persona.workspace import user_path
 
 
@@ -62,7 +58,7 @@ def save_model(
     card = Card(
         id=model_id,
         architecture=student.config.architecture,
-        student=asdict(student.config),
+        student=to_dict(student.config),
         head=student.logits.kind,
         num_classes=student.num_classes,
         classes_sha256=classes_digest(classes),
@@ -88,8 +84,8 @@ def load_model(card: Card, models: Path) -> Student:
         PersonaError: the weights are missing, damaged or of another architecture.
     """
     path = models / card.id / card.weights
-    if card.architecture not in ARCHITECTURES:
-        raise unknown("architecture", card.architecture, ARCHITECTURES, where=str(path.parent))
+    if card.architecture not in BACKBONES:
+        raise unknown("architecture", card.architecture, BACKBONES, where=str(path.parent))
     if not path.is_file():
         raise PersonaError(f"model {card.id} has no weights at {path}")
     if sha256_file(path) != card.weights_sha256:
@@ -146,7 +142,7 @@ def load_network(name: str, models: Path) -> NamedNetwork:
         facenet = load_facenet(name, models)
         digest = network_digest(name, models) or ""
         return NamedNetwork(name, facenet, FACENETS[name].trained_on, None, 160, digest)
-    if name in ARCHITECTURES:
+    if name in BACKBONES:
         torch.manual_seed(0)
         student = Student(StudentConfig(name), 0, head="none")
         return NamedNetwork(name, student, "nothing", (), None)
@@ -174,7 +170,7 @@ def check_named(name: str, models: Path) -> None:
 
     FaceNet is known wherever its weights are.
     """
-    if find_file(name) is None and name not in {*FACENETS, *ARCHITECTURES}:
+    if find_file(name) is None and name not in {*FACENETS, *BACKBONES}:
         _card(name, models)
 
 
@@ -195,20 +191,10 @@ def find_file(name: str) -> Path | None:
 
 
 def _card(name: str, models: Path) -> Card:
-    known = [*FACENETS, *ARCHITECTURES, *model_ids(models)]
+    known = [*FACENETS, *BACKBONES, *model_ids(models)]
     if not is_stored(name, models):
         raise unknown("model", name, [*known, "onnx:FILE"], where=str(models))
     return stored_card(name, models)
-
-
-def start_from_imagenet(student: Student, models: Path) -> None:
-    """Loads torchvision's ImageNet weights into the convolutions, downloaded once.
-
-    Raises:
-        PersonaError: they cannot be had, with where to put the file by hand.
-    """
-    name = student.config.architecture
-    load_release(IMAGENET[name], models, name, lambda state: load_imagenet(student, state))
 
 
 def save_head(path: Path, head: ClassifierHead) -> None:

@@ -26,10 +26,11 @@ from persona.errors import PersonaError, unknown
 from persona.evaluation.protocols import check_measure
 from persona.files import sha256_file
 from persona.models import onnx
+from persona.models.backbones import BACKBONES
 from persona.models.cards import Card, is_stored, model_ids, stored_card
 from persona.models.public import public, public_card, public_name
 from persona.models.store import load_network
-from persona.models.student import ARCHITECTURES, count_parameters
+from persona.models.student import count_parameters
 from persona.models.weights import FACENETS, find_weights
 from persona.names import legible
 from persona.report.figures import (
@@ -102,9 +103,9 @@ def _find(name: str, place: Workspace) -> Entry:
     history = None
     if plain and (run / CONFIG).is_file():
         history = read_history(run, has_model=card is not None)
-    known = name.startswith(onnx.PREFIX) or name in FACENETS or name in ARCHITECTURES
+    known = name.startswith(onnx.PREFIX) or name in FACENETS or name in BACKBONES
     if not (known or card or history):
-        names = [*FACENETS, *ARCHITECTURES, "onnx:FILE"]
+        names = [*FACENETS, *BACKBONES, "onnx:FILE"]
         names += model_ids(place.models)
         names += [path.parent.name for path in place.runs.glob(f"*/{CONFIG}")]
         raise unknown("run or model", name, set(names))
