@@ -465,8 +465,8 @@ def resume_config(
         raise unknown(noun, run, known, where=str(runs))
     path = runs / run / kind.saved_as
     try:
-        was = build_config(kind, read_values(path), {}, path)
-    except TypeError:  # a value that has no default is missing
+        was = build_config(kind, read_yaml(path, "config"), {}, path)
+    except (AttributeError, TypeError):  # no mapping, or a value that has no default is missing
         raise PersonaError(f"{path} is damaged: start a new run") from None
     wanted = build_config(kind, read_values(path), overrides, path)
     free = NOT_LEARNED & {item.name for item in dataclasses.fields(kind)}
@@ -514,6 +514,8 @@ def build_config(
             target = target[group]
             if not isinstance(target, dict):
                 where = ".".join(groups[:depth])
+                if where in overrides:
+                    raise PersonaError(f"{dotted}: {where} has no such option")
                 raise PersonaError(f"{where}: expected a mapping of names to values")
         target[name] = value
     places = [*([str(path)] if path else []), *(["the command line"] if overrides else [])]

@@ -1,7 +1,12 @@
-"""Typer with one more habit: an option that is given twice is said to be, and which value counts.
+"""Typer with two more habits.
+
+An option that is given twice is said to be, and which value counts.
 
 The last one counts, so that a script's options can be followed by others. Silently that would hide
 a mistake: of two teachers, two sets or two rates the first would never have been looked at.
+
+A help text may name a registry, as `{methods}`: the registered names stand there, those of other
+packages too. They are looked up when help is asked for.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from persona.cli.output import note
 from persona.cli.process import is_first
+from persona.registry import BACKBONES, METHODS, PROTOCOLS
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -30,7 +36,15 @@ class Commands(typer.Typer):
         return super().command(*arguments, **{"cls": _Command, **settings})
 
 
+REGISTRIES = {"{backbones}": BACKBONES, "{methods}": METHODS, "{protocols}": PROTOCOLS}
+"""What help texts call them."""
+
+
 class _Command(TyperCommand):
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        _list_names(self)
+        super().format_help(ctx, formatter)
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given = list(args)
         rest = super().parse_args(ctx, args)
@@ -39,11 +53,25 @@ class _Command(TyperCommand):
 
 
 class _Group(TyperGroup):
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        _list_names(self)
+        super().format_help(ctx, formatter)
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given = list(args)
         rest = super().parse_args(ctx, args)
         _tell_repeated(self, ctx, given)
         return rest
+
+
+def _list_names(command: TyperCommand | TyperGroup) -> None:
+    """Puts the registered names into the help of a command's options."""
+    for parameter in command.params:
+        text = getattr(parameter, "help", None)
+        for placeholder, registry in REGISTRIES.items():
+            if text and placeholder in text:
+                text = text.replace(placeholder, ", ".join(registry))
+                setattr(parameter, "help", text)  # noqa: B010 - arguments have it too
 
 
 def _tell_repeated(command: TyperCommand | TyperGroup, ctx: Any, given: list[str]) -> None:

@@ -35,7 +35,7 @@ def distill_command(
     context: typer.Context,
     student: Annotated[
         str | None,
-        typer.Argument(help="mobilenet_v3_small or mobilenet_v3_large.  [default: small]"),
+        typer.Argument(help="{backbones}.  [default: mobilenet_v3_small]"),
     ] = None,
     train_set: Annotated[
         str | None, typer.Option(help="Dataset, set, its URL or triplet ID.  [default: vggface2]")

@@ -83,9 +83,7 @@ def learn_command(
     on: OnOption = None,
     method: Annotated[
         str | None,
-        typer.Option(
-            help="finetune, joint, ncm, lwf, ewc, replay, replay-herding, icarl, der++ or anchor."
-        ),
+        typer.Option(help="{methods}."),
     ] = None,
     old: Annotated[
         str | None,
