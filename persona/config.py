@@ -1,25 +1,38 @@
-"""The configuration of a distillation run: defaults < YAML file < command line, merged once.
+"""The configuration of a run, merged once: defaults < YAML file < command line.
 
 A recipe is a YAML file with some of `DistillConfig`'s names. Its `losses` are a weighted list: the
 terms it names are the terms that count, with nothing added from the defaults.
+
+Each loss, learning method and backbone has its options as a frozen dataclass in its own file, which
+the registries (persona/registry.py) import when a config names it. What a field may hold stands at
+the field:
+
+    @dataclass(frozen=True)
+    class ArcFaceConfig(Term):
+        margin: float = between(0, 3, default=0.5)
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from persona.errors import PersonaError, shown, unknown
 from persona.files import write_atomically
+from persona.registry import BACKBONES, LOSSES, METHODS
 
 T = TypeVar("T")
+RunConfig = TypeVar("RunConfig", "DistillConfig", "LearnConfig")
+Hints = Mapping[str, Callable[[], Any]]
+"""Names of values, and what gives their types."""
 
 LARGEST_YAML = 1 << 16
 """Characters: a recipe has a few hundred."""
@@ -30,182 +43,84 @@ PRECISIONS = ("no", "fp16", "bf16")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("multistep", "cosine", "constant")
 TRACKERS = ("wandb", "none")
-STUDENTS = ("mobilenet_v3_small", "mobilenet_v3_large")
 POOLINGS = ("average", "depthwise")
-ACTIVATIONS = ("default", "prelu")
-PENALTIES = ("arcface", "cosface")
 TARGETS = ("auto", "kept", "online")
 COMPILERS = ("no", "inductor", "eager", "aot_eager", "cudagraphs")
 """torch.compile backends."""
 NOT_LEARNED = frozenset({"workers", "cache", "verify"})
 """Of a config, what says how photos come and not what is learned: a run may go on with another."""
-METHODS = (
-    *("finetune", "joint", "ncm", "lwf", "ewc", "replay", "replay-herding", "icarl", "der++"),
-    "anchor",
-)
-"""Of continual learning, one file each in persona/learning/methods/."""
 
 
-# --- losses: one class a term, documented with its module in persona/training/losses/ ------------
+# --- what a field may hold ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Ranged:
-    """Numbers that must be within `_RANGES`."""
+def between(low: float, high: float, *, default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field of a number from `low` to `high`; None is let through."""
+    return field(default=default, metadata={"check": partial(_check_range, low=low, high=high)})
+
+
+def among(known: Iterable[str], *, default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field of one of the names in `known`."""
+    return field(default=default, metadata={"check": partial(_check_name, known=known)})
+
+
+def _check_range(name: str, value: float, *, low: float, high: float) -> None:
+    if not low <= value <= high:  # also what is no number, and of any length
+        raise PersonaError(f"{name} {shown(value)}: choose {low:g} to {high:g}")
+
+
+def _check_name(name: str, value: str, *, known: Iterable[str]) -> None:
+    if value not in known:
+        raise unknown(name, value, known)
+
+
+class Checked:
+    """A dataclass whose fields hold what they may, as `between` and `among` say."""
 
     def __post_init__(self) -> None:
-        for item in dataclasses.fields(self):
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, item.name)
-            if item.name in _RANGES:
-                _check(item.name, value, *_RANGES[item.name])
+            if value is not None and "check" in item.metadata:
+                item.metadata["check"](item.name, value)
 
 
-_RANGES = {
-    "weight": (0, 1e6),
-    "temperature": (0.01, 1000),
-    "margin": (0, 3),
-    "scale": (0.1, 1000),
-    "h": (0, 10),
-    "momentum": (0, 1),
-    "photos": (3, 4096),
-    "decay": (0, 1),
-    "alpha": (0, 1e6),
-    "beta": (0, 1e6),
-}
+INLINE: dict[str, Any] = {"inline": True}
+"""Metadata of a field that holds the values of others: in a file they stand beside its own."""
+
+
+# --- losses ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Term(Ranged):
-    """What every loss term has."""
+class Term(Checked):
+    """What every loss term has; a loss with more options derives from it."""
 
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class SoftTargetsConfig(Term):
-    """Hinton et al. 2015."""
-
-    temperature: float = 4.0
-
-
-@dataclass(frozen=True)
-class HardLabelsConfig(Term):
-    """Cross-entropy with the identity."""
-
-
-@dataclass(frozen=True)
-class EmbeddingCosineConfig(Term):
-    """1 - cosine of student's and teacher's embedding."""
-
-
-@dataclass(frozen=True)
-class EmbeddingL2Config(Term):
-    """Squared distance of student's and teacher's vector."""
-
-    unit: bool = False
-    """Of the embeddings (unit length), rather than of the vectors before normalisation."""
-
-
-@dataclass(frozen=True)
-class EmbeddingAngularConfig(Term):
-    """ShrinkTeaNet, Duong et al. 2019."""
-
-
-@dataclass(frozen=True)
-class RkdDistanceConfig(Term):
-    """Park et al. 2019, distances."""
-
-
-@dataclass(frozen=True)
-class RkdAngleConfig(Term):
-    """Park et al. 2019, angles."""
-
-    photos: int = 128
-    """Of a batch: the term's cost grows with their cube."""
-
-
-@dataclass(frozen=True)
-class SimilarityConfig(Term):
-    """Tung and Mori 2019."""
-
-
-@dataclass(frozen=True)
-class ArcFaceConfig(Term):
-    """Deng et al. 2019."""
-
-    margin: float = 0.5
-    scale: float = 64.0
-
-
-@dataclass(frozen=True)
-class CosFaceConfig(Term):
-    """Wang et al. 2018."""
-
-    margin: float = 0.35
-    scale: float = 64.0
-
-
-@dataclass(frozen=True)
-class AdaFaceConfig(Term):
-    """Kim et al. 2022."""
-
-    margin: float = 0.4
-    h: float = 0.333
-    scale: float = 64.0
-    momentum: float = 0.99
-
-
-@dataclass(frozen=True)
-class AdaDistillConfig(Term):
-    """Boutros et al. 2024."""
-
-    penalty: str = "arcface"
-    margin: float = 0.45
-    scale: float = 64.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _among("penalty", self.penalty, PENALTIES)
-
-
-@dataclass(frozen=True)
-class TripletConfig(Term):
-    """Schroff et al. 2015."""
-
-    margin: float = 0.2
+    weight: float = between(0, 1e6, default=1.0)
 
 
 @dataclass(frozen=True)
 class LossesConfig:
-    """The terms of the objective: those that are not None, each times its weight."""
+    """The terms of the objective, each times its weight, in the order in which they are named."""
 
-    soft_targets: SoftTargetsConfig | None = None
-    hard_labels: HardLabelsConfig | None = None
-    embedding_cosine: EmbeddingCosineConfig | None = None
-    embedding_l2: EmbeddingL2Config | None = None
-    embedding_angular: EmbeddingAngularConfig | None = None
-    rkd_distance: RkdDistanceConfig | None = None
-    rkd_angle: RkdAngleConfig | None = None
-    similarity: SimilarityConfig | None = None
-    arcface: ArcFaceConfig | None = None
-    cosface: CosFaceConfig | None = None
-    adaface: AdaFaceConfig | None = None
-    adadistill: AdaDistillConfig | None = None
-    triplet: TripletConfig | None = None
+    terms: Mapping[str, Term] = field(metadata=INLINE)
 
     def __post_init__(self) -> None:
-        if not any(term.weight for term in self.terms().values()):
-            given = ", ".join(self.terms())
+        if not any(term.weight for term in self.terms.values()):
+            given = ", ".join(self.terms)
             raise PersonaError(
                 f"the weights of {given} sum to 0: there is nothing to learn"
                 if given
                 else "the recipe names no loss: there is nothing to learn; give `losses` a term"
             )
 
-    def terms(self) -> dict[str, Term]:
-        """Name to term, of those that are there."""
-        found = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        return {name: term for name, term in found.items() if term is not None}
+    @classmethod
+    def further(cls, _values: Mapping[str, Any]) -> Hints:
+        """Every loss's options, or nothing for its defaults."""
+        return {name: partial(_options_of, name) for name in LOSSES}
+
+
+def _options_of(loss: str) -> Any:
+    return LOSSES.find(loss).config_class | None
 
 
 REFERENCE_LOSSES = {
@@ -219,137 +134,103 @@ OPTIONS = {"losses.soft_targets.temperature": "--temperature"}
 """What the command line calls an option of a loss."""
 
 
-# --- continual learning: the options of a method, documented with it ------------------------------
-
-
-@dataclass(frozen=True)
-class LwfConfig(Term):
-    """Li and Hoiem 2016."""
-
-    temperature: float = 2.0
-
-
-@dataclass(frozen=True)
-class EwcConfig(Term):
-    """Kirkpatrick et al. 2017, online: Schwarz et al. 2018."""
-
-    weight: float = 100.0
-    decay: float = 0.9
-    """Of the earlier experiences' Fisher information."""
-    photos: int = 64
-    """Of an experience that its Fisher information is estimated from, one at a time."""
-
-
-@dataclass(frozen=True)
-class DerConfig(Ranged):
-    """Buzzega et al. 2020."""
-
-    alpha: float = 0.5
-    """Of the kept logits."""
-    beta: float = 0.5
-    """Of the kept labels."""
-
-
-@dataclass(frozen=True)
-class AnchorConfig(Term):
-    """The original teacher's embedding of the new photos."""
-
-    weight: float = 10.0
-
-
 # --- the rest of a run ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class StudentConfig:
-    """The network that is trained; documented in persona/models/student.py."""
+@dataclass(frozen=True, init=False)
+class StudentConfig(Checked):
+    """The network that is trained; documented in persona/models/student.py.
 
-    architecture: str = "mobilenet_v3_small"
-    width: float = 1.0
-    """Of every layer of the convolutions, as a multiple."""
-    first_stride: int = 2
-    """1 keeps twice the resolution, at about four times the cost."""
-    last_stride: int = 2
-    """1 leaves out the last reduction: a crop of 112 px keeps 7 x 7 places in the last maps instead
-    of 4 x 4, at about 1.6 times the multiplications."""
-    pooling: str = "average"
+    The options of its backbone (`width` and the like of MobileNetV3) are given and written beside
+    the others: `StudentConfig("mobilenet_v3_small", width=0.5)`.
+    """
+
+    architecture: str
+    """A backbone, see persona/models/backbones/."""
+    backbone: Any = field(metadata=INLINE)
+    """Its options, an instance of its `config_class`."""
+    pooling: str = among(POOLINGS)
     """`depthwise`: a global depthwise convolution, which can weigh the places of a face."""
-    activation: str = "default"
-    """`prelu` in place of hard-swish and ReLU."""
-    embedding_size: int | None = None
+    embedding_size: int | None = between(8, 4096)
     """None: the teacher's, or 512 without one."""
-    norm_momentum: float = 0.1
+    norm_momentum: float = between(0.0001, 1)
     """Of batch norm's running statistics. torchvision has 0.01, TensorFlow's habit, with which a
     student of a few hundred steps is evaluated with the statistics of an earlier one."""
-    imagenet: bool = False
-    """Start from torchvision's ImageNet weights."""
 
-    def __post_init__(self) -> None:
-        _among("student", self.architecture, STUDENTS)
-        _check("width", self.width, 0.35, 1.0)
-        _check("first_stride", self.first_stride, 1, 2)
-        _check("last_stride", self.last_stride, 1, 2)
-        _among("pooling", self.pooling, POOLINGS)
-        _among("activation", self.activation, ACTIVATIONS)
-        _check("norm_momentum", self.norm_momentum, 0.0001, 1)
-        if self.embedding_size is not None:
-            _check("embedding_size", self.embedding_size, 8, 4096)
-        if self.imagenet and self.width != 1.0:
-            raise PersonaError(
-                f"ImageNet weights are of width 1.0, not {self.width:g}: leave one of them out"
-            )
+    def __init__(
+        self,
+        architecture: str = "mobilenet_v3_small",
+        *,
+        backbone: Any = None,
+        pooling: str = "average",
+        embedding_size: int | None = None,
+        norm_momentum: float = 0.1,
+        **options: Any,
+    ) -> None:
+        """`options` are the backbone's, in place of `backbone`, which holds them already.
+
+        Raises:
+            PersonaError: no such backbone, or a value out of range.
+            TypeError: an option that the backbone does not have.
+        """
+        config_class = BACKBONES.find(architecture, called="student").config_class
+        if not isinstance(backbone, config_class):
+            backbone = config_class(**(backbone or {}), **options)
+        values = {
+            "architecture": architecture,
+            "backbone": backbone,
+            "pooling": pooling,
+            "embedding_size": embedding_size,
+            "norm_momentum": norm_momentum,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        self.__post_init__()
+
+    @classmethod
+    def further(cls, values: Mapping[str, Any]) -> Hints:
+        """The options of the backbone that is named, or of the default one."""
+        name = values.get("architecture", cls().architecture)
+        if not isinstance(name, str):
+            return {}
+        return _hints(BACKBONES.find(name, called="student").config_class)
 
 
 @dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Checked):
     """The reference: Adam, its rate divided by 10 at 1/4, 1/2 and 3/4 of the steps."""
 
-    optimizer: str = "adam"
-    lr: float = 0.001
-    schedule: str = "multistep"
-    warmup_epochs: float = 0.0
+    optimizer: str = among(OPTIMIZERS, default="adam")
+    lr: float = between(1e-9, 10, default=0.001)
+    schedule: str = among(SCHEDULES, default="multistep")
+    warmup_epochs: float = between(0, 100_000, default=0.0)
     """In which the rate rises from 0."""
-    weight_decay: float = 0.0
+    weight_decay: float = between(0, 1, default=0.0)
     """Of weight matrices and kernels; never of norms and biases."""
-    momentum: float = 0.9
+    momentum: float = between(0, 0.9999, default=0.9)
     """Of sgd."""
-    clip_norm: float = 0.0
+    clip_norm: float = between(0, 1e6, default=0.0)
     """Gradients are scaled down to this norm; 0: never."""
-    ema_decay: float = 0.0
+    ema_decay: float = between(0, 0.99999, default=0.0)
     """Of the running mean of the student's weights; 0: none is kept."""
-
-    def __post_init__(self) -> None:
-        _among("optimizer", self.optimizer, OPTIMIZERS)
-        _check("lr", self.lr, 1e-9, 10)
-        _among("schedule", self.schedule, SCHEDULES)
-        _check("warmup_epochs", self.warmup_epochs, 0, 100_000)
-        _check("weight_decay", self.weight_decay, 0, 1)
-        _check("momentum", self.momentum, 0, 0.9999)
-        _check("clip_norm", self.clip_norm, 0, 1e6)
-        _check("ema_decay", self.ema_decay, 0, 0.99999)
 
 
 @dataclass(frozen=True)
-class AugmentConfig:
+class AugmentConfig(Checked):
     """How a photo is changed on its way to the networks; probabilities and strengths in [0, 1]."""
 
     flip: bool = True
     """Mirrored with probability 1/2."""
-    crop: float = 0.0
+    crop: float = between(0, 0.5, default=0.0)
     """The largest share of the side that a random crop leaves out, before scaling back."""
-    low_resolution: float = 0.0
+    low_resolution: float = between(0, 1, default=0.0)
     """Probability of being reduced two to four times and enlarged again."""
-    grey: float = 0.0
+    grey: float = between(0, 1, default=0.0)
     """Probability of losing its colour."""
-    jitter: float = 0.0
+    jitter: float = between(0, 1, default=0.0)
     """Strength: brightness, contrast and saturation are multiplied by 1 - jitter to 1 + jitter."""
-    erase: float = 0.0
+    erase: float = between(0, 1, default=0.0)
     """Probability of a grey square, a tenth to four tenths of the side, over a random place."""
-
-    def __post_init__(self) -> None:
-        _check("crop", self.crop, 0, 0.5)
-        for name in ("low_resolution", "grey", "jitter", "erase"):
-            _check(name, getattr(self, name), 0, 1)
 
     @property
     def beyond_flip(self) -> bool:
@@ -358,37 +239,41 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
-class DistillConfig:
+class DistillConfig(Checked):
     """Everything that a run depends on; written beside it."""
+
+    saved_as: ClassVar = "config.yaml"
+    called: ClassVar = "run", "recipe"
+    """What messages call a run, and its config."""
 
     teacher: str = "facenet-vggface2"
     train_set: str = "vggface2"
     test_set: str = "lfw"
     """`none`: no evaluation, the last epoch is kept."""
-    epochs: int = 20
-    batch_size: int = 128
+    epochs: int = between(1, 100_000, default=20)
+    batch_size: int = between(2, 1_000_000, default=128)  # batch norm cannot learn from one
     """Samples a step on each process."""
-    workers: int = 4
+    workers: int = between(0, 1024, default=4)
     """Loader processes of each process."""
     cache: str | None = None
     """Folder that keeps the files of sets named by a URL; none: they go when they were read."""
     verify: bool = True
     """Files of a set on this machine are checked against their checksums before their first use."""
-    targets: str = "auto"
+    targets: str = among(TARGETS, default="auto")
     """The teacher's vectors: `kept` beside the shards, computed `online`, or kept if there."""
-    mixed_precision: str = "no"
+    mixed_precision: str = among(PRECISIONS, default="no")
     """Of the student."""
-    teacher_precision: str = "auto"
+    teacher_precision: str = among(("auto", *PRECISIONS), default="auto")
     """Of an online teacher; `auto`: bf16 where the processor computes in it, else the student's."""
-    compile: str = "no"
+    compile: str = among(COMPILERS, default="no")
     """A torch.compile backend (`inductor`) for student and online teacher."""
     sync_batch_norm: bool = False
     """Batch norm over the batches of all GPUs."""
-    gradient_accumulation_steps: int = 1
-    seed: int = 0
-    checkpoint_steps: int = 500
+    gradient_accumulation_steps: int = between(1, 100_000, default=1)
+    seed: int = between(0, 2**31 - 1, default=0)
+    checkpoint_steps: int = between(1, 1_000_000_000, default=500)
     """Optimizer steps between checkpoints, beside the one at each epoch's end."""
-    tracker: str = "wandb"
+    tracker: str = among(TRACKERS, default="wandb")
     student: StudentConfig = field(default_factory=StudentConfig)
     losses: LossesConfig = field(
         default_factory=lambda: from_dict(LossesConfig, REFERENCE_LOSSES, where="the defaults")
@@ -396,84 +281,66 @@ class DistillConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
-    def __post_init__(self) -> None:
-        _check("epochs", self.epochs, 1, 100_000)
-        _check("batch_size", self.batch_size, 2, 1_000_000)  # batch norm cannot learn from one
-        _check("workers", self.workers, 0, 1024)
-        _check("gradient_accumulation_steps", self.gradient_accumulation_steps, 1, 100_000)
-        _check("seed", self.seed, 0, 2**31 - 1)
-        _check("checkpoint_steps", self.checkpoint_steps, 1, 1_000_000_000)
-        _among("mixed_precision", self.mixed_precision, PRECISIONS)
-        _among("compile", self.compile, COMPILERS)
-        _among("teacher_precision", self.teacher_precision, ("auto", *PRECISIONS))
-        _among("targets", self.targets, TARGETS)
-        _among("tracker", self.tracker, TRACKERS)
-
 
 LEARN_OPTIM: dict[str, Any] = {"lr": 0.0001, "schedule": "constant"}
 """With ten times the rate a few people's photos ruin the embedding of all others."""
 
 
 @dataclass(frozen=True)
-class LearnConfig:
+class LearnConfig(Checked):
     """Everything that a run of continual learning depends on; written beside it."""
+
+    saved_as: ClassVar = "learn.yaml"
+    called: ClassVar = "run of learning", "config"
+    """What messages call a run, and its config."""
 
     student: str
     """Model ID."""
     on: str
     """The set of those who are to be learned."""
-    method: str
+    method: str = among(METHODS)
     old: str | None = None
     """A set of those whom the student knows, for what a method keeps of them."""
     teacher: str | None = None
     """Of `anchor`; None: the one that the student was distilled from."""
-    experiences: int = 1
+    experiences: int = between(1, 10_000, default=1)
     """The set's identities come in so many groups, one after another."""
-    steps: int = 200
+    steps: int = between(1, 10_000_000, default=200)
     """Of each experience."""
-    batch_size: int = 32
+    batch_size: int = between(4, 1_000_000, default=32)  # der++ takes quarters
     """Photos a step on each process, those out of the memory included."""
-    memory: int = 200
+    memory: int = between(0, 100_000_000, default=200)
     """Photos that may be kept."""
-    memory_mb: float | None = None
+    memory_mb: float | None = between(0, 1e9, default=None)
     """10^6 bytes that these photos, and what is kept with them, may take."""
-    hold_out: float = 0.2
+    hold_out: float = between(0, 0.9, default=0.2)
     """Share of each identity's photos that is measured on and not trained on."""
-    mixed_precision: str = "no"
-    seed: int = 0
-    checkpoint_steps: int = 100
-    tracker: str = "wandb"
+    mixed_precision: str = among(PRECISIONS, default="no")
+    seed: int = between(0, 2**31 - 1, default=0)
+    checkpoint_steps: int = between(1, 1_000_000_000, default=100)
+    tracker: str = among(TRACKERS, default="wandb")
     cache: str | None = None
     verify: bool = True
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(**LEARN_OPTIM))
-    lwf: LwfConfig = field(default_factory=LwfConfig)
-    ewc: EwcConfig = field(default_factory=EwcConfig)
-    der: DerConfig = field(default_factory=DerConfig)
-    anchor: AnchorConfig = field(default_factory=AnchorConfig)
+    methods: Mapping[str, Any] = field(default_factory=dict, metadata=INLINE)
+    """The options of methods that have some, by `config_name`."""
 
     def __post_init__(self) -> None:
-        _among("method", self.method, METHODS)
-        _check("experiences", self.experiences, 1, 10_000)
-        _check("steps", self.steps, 1, 10_000_000)
-        _check("batch_size", self.batch_size, 4, 1_000_000)  # der++ takes quarters
-        _check("memory", self.memory, 0, 100_000_000)
-        if self.memory_mb is not None:
-            _check("memory_mb", self.memory_mb, 0, 1e9)
-        _check("hold_out", self.hold_out, 0, 0.9)
-        _check("seed", self.seed, 0, 2**31 - 1)
-        _check("checkpoint_steps", self.checkpoint_steps, 1, 1_000_000_000)
-        _among("mixed_precision", self.mixed_precision, PRECISIONS)
-        _among("tracker", self.tracker, TRACKERS)
+        super().__post_init__()
+        # Those of Persona's own methods stand in every config, others' where they are used.
+        wanted = [METHODS.find(name) for name in sorted({*METHODS.built_in, self.method})]
+        options = {one.config_name: one.config_class() for one in wanted if one.config_class}
+        object.__setattr__(self, "methods", {**options, **self.methods})
+
+    @classmethod
+    def further(cls, _values: Mapping[str, Any]) -> Hints:
+        """Every method's options."""
+        with_options = [one for one in METHODS.load_all().values() if one.config_class]
+        return {one.config_name: partial(_itself, one.config_class) for one in with_options}
 
 
-def _check(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:  # also what is no number, and of any length
-        raise PersonaError(f"{name} {shown(value)}: choose {low:g} to {high:g}")
-
-
-def _among(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise unknown(name, value, known)
+def _itself(value: T) -> T:
+    return value
 
 
 _TOO_DEEP = f"over {DEEPEST_YAML} values inside each other"
@@ -555,25 +422,91 @@ def read_yaml(path: Path, what: str) -> Any:
 def load_config(
     path: Path | None, overrides: Mapping[str, Any], *, base: Mapping[str, Any] | None = None
 ) -> DistillConfig:
-    """Merges defaults < `base` < the YAML file < `overrides` (dotted names), once.
+    """Merges defaults < `base` < the YAML file < `overrides` (dotted names) into a recipe.
+
+    Without losses in the file, they are the reference's; without a teacher, hard labels.
 
     Raises:
         PersonaError: no file, no YAML, an unknown key (naming the nearest), a value of another type
             or out of range.
     """
-    values: dict[str, Any] = {}
-    if path is not None:
-        values = read_yaml(path, "config") or {}
-        if not isinstance(values, dict):
-            raise PersonaError(f"config {path} must be a mapping of names to values")
-    values = {**(base or {}), **values}
+    values = {**(base or {}), **read_values(path)}
     teacher = overrides.get("teacher", values.get("teacher"))
     # Copied: the command line's values are written into it.
     reference = HARD_LOSSES if teacher == "none" else REFERENCE_LOSSES
     values.setdefault("losses", {name: dict(term) for name, term in reference.items()})
+    return build_config(DistillConfig, values, overrides, path)
+
+
+def load_learn_config(
+    overrides: Mapping[str, Any], *, base: Mapping[str, Any] | None = None
+) -> LearnConfig:
+    """Merges defaults < `base` < `overrides` (dotted names) into a config of learning.
+
+    Raises:
+        PersonaError: as `load_config`.
+    """
+    return build_config(LearnConfig, {"optim": dict(LEARN_OPTIM), **(base or {})}, overrides)
+
+
+def resume_config(
+    kind: type[RunConfig], runs: Path, run: str, overrides: Mapping[str, Any]
+) -> RunConfig:
+    """The config of an earlier run, whose values `overrides` may name again but not change.
+
+    Only how photos come (`NOT_LEARNED`) may be another than it was.
+
+    Raises:
+        PersonaError: no such run, its config is damaged, or a value would change.
+    """
+    noun, config = kind.called
+    known = [path.parent.name for path in runs.glob(f"*/{kind.saved_as}")]
+    if run not in known:
+        raise unknown(noun, run, known, where=str(runs))
+    path = runs / run / kind.saved_as
+    try:
+        was = build_config(kind, read_yaml(path, "config"), {}, path)
+    except (AttributeError, TypeError):  # no mapping, or a value that has no default is missing
+        raise PersonaError(f"{path} is damaged: start a new run") from None
+    wanted = build_config(kind, read_values(path), overrides, path)
+    free = NOT_LEARNED & {item.name for item in dataclasses.fields(kind)}
+    was = dataclasses.replace(was, **{name: getattr(wanted, name) for name in free})
+    if was != wanted:
+        differing = "; ".join(differences(to_dict(was), to_dict(wanted)))
+        raise PersonaError(
+            f"run {run} has another {config} ({differing}): resume it without these options, or "
+            "start a new run"
+        )
+    return was
+
+
+def read_values(path: Path | None) -> dict[str, Any]:
+    """The values in a config file; none without a file.
+
+    Raises:
+        PersonaError: it cannot be read, is no YAML or no mapping.
+    """
+    values = {} if path is None else read_yaml(path, "config") or {}
+    if not isinstance(values, dict):
+        raise PersonaError(f"config {path} must be a mapping of names to values")
+    return values
+
+
+def build_config(
+    kind: type[T],
+    values: dict[str, Any],
+    overrides: Mapping[str, Any],
+    path: Path | None = None,
+) -> T:
+    """A config of `values`, which come from a file or a caller, and of dotted names over them.
+
+    Raises:
+        PersonaError: an unknown key, a value of another type, missing or out of range; the message
+            names the places that it may come from.
+    """
     for dotted, value in overrides.items():
+        _check_term(dotted, values.get("losses"), overrides, path)
         *groups, name = dotted.split(".")
-        _check_term(dotted, values["losses"], overrides, path)
         target = values
         for depth, group in enumerate(groups, start=1):
             if target.get(group) is None:
@@ -581,10 +514,44 @@ def load_config(
             target = target[group]
             if not isinstance(target, dict):
                 where = ".".join(groups[:depth])
+                if where in overrides:
+                    raise PersonaError(f"{dotted}: {where} has no such option")
                 raise PersonaError(f"{where}: expected a mapping of names to values")
         target[name] = value
     places = [*([str(path)] if path else []), *(["the command line"] if overrides else [])]
-    return from_dict(DistillConfig, values, where=" and ".join(places) or "the recipe")
+    return from_dict(kind, values, where=" and ".join(places) or "the recipe")
+
+
+def read_options(
+    options: Mapping[str, Any], texts: Iterable[str], twice: Callable[[str, Any], None]
+) -> dict[str, Any]:
+    """The options of a command that are given, and those of `--option NAME=VALUE`, by dotted name.
+
+    Args:
+        options: by dotted name; None: not given.
+        texts: each `optim.lr=0.01`; the value is read as YAML.
+        twice: told of a name that is given again, and of the value that counts: the last.
+
+    Raises:
+        PersonaError: a text that is no name and value.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    for text in texts:
+        name, value = _parse_option(text)
+        if name in given:
+            twice(name, value)
+        given[name] = value
+    return given
+
+
+def _parse_option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not value.strip():
+        raise PersonaError(f"--option {text}: give a value, as in optim.lr=0.01")
+    try:
+        return name.strip(), parse_yaml(value, "it")
+    except PersonaError:
+        raise PersonaError(f"--option {text[:60]}: {value[:40]!r} is no YAML value") from None
 
 
 def _check_term(dotted: str, losses: Any, overrides: Mapping[str, Any], path: Path | None) -> None:
@@ -597,9 +564,9 @@ def _check_term(dotted: str, losses: Any, overrides: Mapping[str, Any], path: Pa
     if groups[:1] != ["losses"] or len(groups) != 2 or name == "weight":
         return
     term = ".".join(groups)
-    known = groups[1] in {item.name for item in dataclasses.fields(LossesConfig)}
     asked = {term, f"{term}.weight", "losses"} & overrides.keys()
-    if known and not asked and isinstance(losses, Mapping) and groups[1] not in losses:
+    named = not isinstance(losses, Mapping) or groups[1] in losses
+    if groups[1] in LOSSES and not asked and not named:
         raise PersonaError(
             f"{OPTIONS.get(dotted, dotted)} is of the loss {groups[1]}, which "
             f"{path or 'the recipe'} does not have: leave it out, or add the loss with -o "
@@ -607,17 +574,36 @@ def _check_term(dotted: str, losses: Any, overrides: Mapping[str, Any], path: Pa
         )
 
 
+# --- plain values to dataclasses and back ---------------------------------------------------------
+
+
 def from_dict(kind: type[T], values: Mapping[str, Any], *, where: str, prefix: str = "") -> T:
-    """Builds a config dataclass from plain values, strictly."""
-    hints = get_type_hints(kind)
-    known = {item.name for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    built: dict[str, Any] = {}
+    """Builds a config dataclass from plain values, strictly.
+
+    A dataclass with an `INLINE` field says by its class method `further` which names belong into
+    that field.
+    """
+    items = dataclasses.fields(kind)  # type: ignore[arg-type]
+    inline = next((item.name for item in items if item.metadata.get("inline")), "")
+    hints, further = _hints(kind), {}
+    if inline:
+        del hints[inline]
+        further = kind.further(values)  # type: ignore[attr-defined]
+        hints |= further
+    built: dict[str, Any] = {inline: {}} if inline else {}
     for name, value in values.items():
-        if name not in known:
+        if name not in hints:
             key = name if isinstance(name, str) else shown(name)
-            raise unknown("key", f"{prefix}{key}", [prefix + k for k in known], where=where)
-        built[name] = _convert(hints[name], value, where=where, name=f"{prefix}{name}")
+            raise unknown("key", f"{prefix}{key}", [prefix + known for known in hints], where=where)
+        target = built[inline] if name in further else built
+        target[name] = _convert(hints[name](), value, where=where, name=f"{prefix}{name}")
     return kind(**built)
+
+
+def _hints(kind: type[Any]) -> dict[str, Callable[[], Any]]:
+    """The fields of a dataclass, and what gives their types."""
+    hints = get_type_hints(kind)
+    return {item.name: partial(_itself, hints[item.name]) for item in dataclasses.fields(kind)}
 
 
 def _convert(hint: Any, value: Any, *, where: str, name: str) -> Any:
@@ -649,11 +635,21 @@ def _convert(hint: Any, value: Any, *, where: str, name: str) -> Any:
     return value
 
 
-def to_dict(config: DistillConfig) -> dict[str, Any]:
-    """Plain nested values, as `from_dict` reads them; losses that do not count are left out."""
-    values = dataclasses.asdict(config)
-    values["losses"] = {name: term for name, term in values["losses"].items() if term is not None}
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain nested values of a config dataclass, as `from_dict` reads them."""
+    values: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = _plain(getattr(config, item.name))
+        values |= value if item.metadata.get("inline") else {item.name: value}
     return values
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return value
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -675,6 +671,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def save_config(path: Path, config: DistillConfig) -> None:
+def save_config(path: Path, config: Any) -> None:
     """Writes a resolved config as YAML that `--config` takes again."""
     write_atomically(path, yaml.safe_dump(to_dict(config), sort_keys=False).encode())

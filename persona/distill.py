@@ -47,13 +47,13 @@ from persona.data.stream import Batch, EpochLoader, build_loader, to_device
 from persona.data.transforms import apply_views, normalise, view_landmarks
 from persona.errors import PersonaError, resumed_by
 from persona.evaluation.protocols import (
+    PROTOCOLS,
     Evaluation,
     Options,
     Subject,
     check_measure,
     default_measure,
     evaluate,
-    protocols,
 )
 from persona.evaluation.protocols.verification import pair_scores
 from persona.evaluation.sanity import check_teacher
@@ -461,7 +461,9 @@ class Run:
     @property
     def chosen_by(self) -> str | None:
         """The figure by which epochs are compared; None: there is no test set."""
-        return None if self.test is None else protocols()[default_measure(self.test[1])].chosen_by
+        return (
+            None if self.test is None else PROTOCOLS.find(default_measure(self.test[1])).chosen_by
+        )
 
     def compare_anew(self) -> None:
         """Takes the best so far from the figures of the models that are kept."""
@@ -502,14 +504,14 @@ class Run:
         """Puts a student into the model store."""
         config = self.config
         model_id = self.model_id(suffix)
-        soft = config.losses.soft_targets
+        soft = config.losses.terms.get("soft_targets")
         store.save_model(
             self.workspace.models,
             student,
             model_id=model_id,
             classes=self.classes,
             teacher=config.teacher,
-            temperature=soft.temperature if soft else None,
+            temperature=getattr(soft, "temperature", None),
             epochs=self.progress.epoch,
             score=evaluation.score if evaluation else None,
             chosen_by=evaluation.chosen_by if evaluation else "",
@@ -598,8 +600,7 @@ def build_student(
         head=head_kind(config.losses),
         image_size=image_size,
     )
-    if config.student.imagenet:
-        store.start_from_imagenet(student, workspace.models)
+    student.start(workspace.models)
     return student
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from persona.config import AugmentConfig
+from persona.config import PRECISIONS, AugmentConfig, Checked, among, between
 from persona.data.shards import Manifest, key_of
 from persona.data.storage import SetFolder, on_disk
 from persona.data.stream import Batch, build_loader
@@ -60,19 +60,20 @@ KINDS: tuple[type[np.floating[Any]], ...] = (np.float16, np.float32)
 
 
 @dataclass(frozen=True)
-class TargetOptions:
+class TargetOptions(Checked):
     """What a user may choose."""
 
     views: int = 2
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Of the views from the third on."""
-    seed: int = 0
-    batch_size: int = 128
+    seed: int = between(0, 2**31 - 1, default=0)
+    batch_size: int = between(1, 1_000_000, default=128)
     """Views a forward on each process."""
-    workers: int = 1
-    precision: str = "no"
+    workers: int = between(0, 1024, default=1)
+    precision: str = among(PRECISIONS, default="no")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 2 <= self.views <= MAX_VIEWS:
             raise PersonaError(f"{self.views} views: choose 2 (photo and mirror) to {MAX_VIEWS}")
         if self.views > 2 and not self.augment.beyond_flip:

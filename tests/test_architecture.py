@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "persona"
 FLOOR = {
     *("errors", "workspace", "config", "files", "pictures", "progress", "landmarks", "memory"),
-    *("workers", "download", "extras", "names"),
+    *("workers", "download", "extras", "names", "registry"),
 }
 ROOMS = {
     "data": FLOOR,

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from persona.config import STUDENTS, DistillConfig, load_config, save_config, to_dict
+from persona.config import DistillConfig, load_config, save_config, to_dict
 from persona.errors import PersonaError
+from persona.registry import BACKBONES
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -58,7 +59,7 @@ def test_named_recipes_are_valid(path: Path) -> None:
 
 
 def test_there_is_a_recipe_for_each_student() -> None:
-    for student in STUDENTS:
+    for student in BACKBONES.built_in:
         path = Path(__file__).parents[1] / "configs" / f"{student}.yaml"
         assert load_config(path, {}).student.architecture == student
 
@@ -84,9 +85,11 @@ def test_numbers_as_people_write_them(tmp_path: Path) -> None:
 def test_a_term_without_options_has_its_defaults(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("losses:\n  arcface:\n  rkd_angle: {photos: 16}\n")
-    losses = load_config(path, {"losses.arcface.margin": 0.3}).losses
-    assert losses.arcface is not None and losses.rkd_angle is not None
-    assert (losses.arcface.margin, losses.arcface.scale, losses.rkd_angle.photos) == (0.3, 64, 16)
+    losses = to_dict(load_config(path, {"losses.arcface.margin": 0.3}))["losses"]
+    assert losses == {
+        "arcface": {"weight": 1.0, "margin": 0.3, "scale": 64.0},
+        "rkd_angle": {"weight": 1.0, "photos": 16},
+    }
 
 
 def test_a_wrong_name_may_be_the_files_or_the_command_lines(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def distill_student(
     `accelerate.notebook_launcher`.
 
     Args:
-        student: `mobilenet_v3_small` or `mobilenet_v3_large`.
+        student: a backbone, as `mobilenet_v3_small` or `mobilenet_v3_large`.
         teacher: what it learns from; its kept targets are used where the set has them. None: the
             student learns from labels alone.
         train: the set to train on.

@@ -80,8 +80,7 @@ app.command("demo")(demo.demo_command)
 
 def main() -> None:
     """Console entry point."""
-    sys.argv[1:] = name_default_teacher(sys.argv[1:])
-    run_app(app, "persona")
+    run_app(app, "persona", name_default_teacher(sys.argv[1:]))
 
 
 def name_default_teacher(arguments: list[str]) -> list[str]:

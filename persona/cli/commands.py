@@ -1,11 +1,14 @@
-"""Typer with two more habits: options have hidden synonyms, and one that is given twice is named.
+"""Typer with three more habits.
 
-`--model` names the network that a command uses. `--student` and `--teacher` mean the same where a
-command has no option of that name; no help shows them.
+Options have hidden synonyms. `--model` names the network that a command uses. `--student` and
+`--teacher` mean the same where a command has no option of that name; no help shows them.
 
-The last value of an option counts, so that a script's options can be followed by others. Silently
-that would hide a mistake: of two teachers, two sets or two rates the first would never have been
-looked at.
+An option that is given twice is said to be, and which value counts. The last one does, so that a
+script's options can be followed by others. Silently that would hide a mistake: of two teachers, two
+sets or two rates the first would never have been looked at.
+
+A help text may name a registry, as `{methods}`: the registered names stand there, those of other
+packages too. They are looked up when help is asked for.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from persona.cli.output import note
 from persona.cli.process import is_first
+from persona.registry import BACKBONES, METHODS, PROTOCOLS
 
 SYNONYMS = {"--model": ("--student", "--teacher")}
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -35,11 +39,19 @@ class Commands(typer.Typer):
         return super().command(*arguments, **{"cls": _Command, **settings})
 
 
+REGISTRIES = {"{backbones}": BACKBONES, "{methods}": METHODS, "{protocols}": PROTOCOLS}
+"""What help texts call them."""
+
+
 class _Command(TyperCommand):
     def make_parser(self, ctx: Any) -> Any:
         parser = super().make_parser(ctx)
         _add_synonyms(self, parser)
         return parser
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        _list_names(self)
+        super().format_help(ctx, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given = list(args)
@@ -53,6 +65,10 @@ class _Group(TyperGroup):
         parser = super().make_parser(ctx)
         _add_synonyms(self, parser)
         return parser
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        _list_names(self)
+        super().format_help(ctx, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given = list(args)
@@ -73,6 +89,16 @@ def _add_synonyms(command: TyperCommand | TyperGroup, parser: Any) -> None:
                 )
 
 
+def _list_names(command: TyperCommand | TyperGroup) -> None:
+    """Puts the registered names into the help of a command's options."""
+    for parameter in command.params:
+        text = getattr(parameter, "help", None)
+        for placeholder, registry in REGISTRIES.items():
+            if text and placeholder in text:
+                text = text.replace(placeholder, ", ".join(registry))
+                setattr(parameter, "help", text)  # noqa: B010 - arguments have it too
+
+
 def _tell_repeated(command: TyperCommand | TyperGroup, ctx: Any, given: list[str]) -> None:
     """A line for each option of one value that is given more than once."""
     order = command.make_parser(ctx).parse_args(args=given)[2]
@@ -83,10 +109,10 @@ def _tell_repeated(command: TyperCommand | TyperGroup, ctx: Any, given: list[str
         # A switch that can only be turned on says the same each time.
         switch = getattr(option, "is_flag", False) and not option.secondary_opts
         if takes_one and times > 1 and not switch:
-            told_twice(max(option.opts, key=len), times, ctx.params.get(option.name))
+            told_twice(max(option.opts, key=len), ctx.params.get(option.name), times)
 
 
-def told_twice(name: str, times: int, value: object) -> None:
+def told_twice(name: str, value: object, times: int = 2) -> None:
     """Says which value of an option counts; by the first process alone."""
     if is_first():
         note(f"note: {name} is given {times} times: the last, {value}, counts")

@@ -39,13 +39,13 @@ def datasets_command(raw: RawOption = None, json: JsonFlag = False) -> None:
 
     A dataset of your own is named by its place, KIND:PATH, wherever a dataset is asked for.
     """
-    from persona.data.raw import datasets, kinds
+    from persona.data.raw import DATASET_KINDS, DATASETS
     from persona.data.raw.base import find_root
 
     place = workspace(raw=raw).raw
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
-    for name, dataset_class in sorted(datasets().items()):
+    for name, dataset_class in DATASETS.load_all().items():
         root = find_root(dataset_class, place)
         for split in dataset_class.splits:
             row: dict[str, Any] = {
@@ -93,7 +93,10 @@ def datasets_command(raw: RawOption = None, json: JsonFlag = False) -> None:
     )
     print_table(
         [*map(Column, ("your own", "what PATH is"))],
-        [[f"{kind}:PATH", kind_class.layout] for kind, kind_class in sorted(kinds().items())],
+        [
+            [f"{kind}:PATH", kind_class.layout]
+            for kind, kind_class in DATASET_KINDS.load_all().items()
+        ],
     )
     for line in notes:
         note(line)

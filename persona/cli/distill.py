@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from persona.cli.output import (
     print_json,
 )
 from persona.cli.process import is_first, launcher_options
-from persona.errors import PersonaError, unknown
+from persona.errors import PersonaError
 from persona.workspace import Workspace
 
 app = Commands(
@@ -34,7 +35,7 @@ def distill_command(
     context: typer.Context,
     student: Annotated[
         str | None,
-        typer.Argument(help="mobilenet_v3_small or mobilenet_v3_large.  [default: small]"),
+        typer.Argument(help="{backbones}.  [default: mobilenet_v3_small]"),
     ] = None,
     train_set: Annotated[
         str | None, typer.Option(help="Dataset, set, its URL or triplet ID.  [default: vggface2]")
@@ -143,33 +144,30 @@ def distill_command(
         "optim.lr": lr,
         "optim.schedule": {None: None, True: "multistep", False: "constant"}[lr_scheduler],
     }
-    given = with_values(options, option)
-    from persona.config import differences, load_config, to_dict
+    from persona.config import DistillConfig, load_config, read_options, resume_config
 
+    given = read_options(options, option or [], told_twice)
     if resume is None:
         resolved = load_config(config, given, base=launcher_options())
+    elif config is not None:
+        raise PersonaError("--resume takes the run's own config: leave --config out")
     else:
-        known = [path.parent.name for path in place.runs.glob("*/config.yaml")]
-        if resume not in known:
-            raise unknown("run", resume, known, where=str(place.runs))
-        if config is not None:
-            raise PersonaError("--resume takes the run's own config: leave --config out")
-        path = place.runs / resume / "config.yaml"
-        resolved, wanted = load_config(path, {}), load_config(path, given)
-        # How batches come here says nothing of what is in them.
-        resolved = replace(
-            resolved, workers=wanted.workers, cache=wanted.cache, verify=wanted.verify
-        )
-        if resolved != wanted:
-            differing = differences(to_dict(resolved), to_dict(wanted))
-            raise PersonaError(
-                f"run {resume} has another recipe ({'; '.join(differing)}): resume it without "
-                "these options, or start a new run"
-            )
+        resolved = resume_config(DistillConfig, place.runs, resume, given)
     if context.parent is not None:  # `persona distill`: it sees to the processes itself
         from persona.cli.launch import launch_on_gpus
 
-        launch_on_gpus("persona.distill", sys.argv[sys.argv.index("distill") + 1 :])
+        switches = {"--json": json, "--debug": debug or context.parent.params.get("debug")}
+        arguments = [
+            *(
+                f"--option={name}={dumps(value, ensure_ascii=False)}"
+                for name, value in given.items()
+            ),
+            *([] if config is None else [f"--config={config}"]),
+            *([] if resume is None else [f"--resume={resume}"]),
+            *(f"--shards={place.shards}", f"--models={place.models}", f"--runs={place.runs}"),
+            *(name for name, wanted in switches.items() if wanted),
+        ]
+        launch_on_gpus("persona.distill", arguments)
     from persona.distill import distill
     from persona.models.cards import find_model, list_models
 
@@ -185,33 +183,6 @@ def distill_command(
                     typer.echo(f"{card.id}: epoch {card.epochs} kept{best or ''}")
 
 
-def with_values(options: dict[str, Any], values: list[str] | None) -> dict[str, Any]:
-    """The options that are given and those of `--option` on top, by dotted name.
-
-    Where two name the same value, which one counts is said.
-    """
-    given = {name: value for name, value in options.items() if value is not None}
-    for text in values or []:
-        name, value = parse_option(text)
-        if name in given:
-            told_twice(name, 2, value)
-        given[name] = value
-    return given
-
-
-def parse_option(text: str) -> tuple[str, Any]:
-    """`optim.lr=0.01` as name and value; the value is read as YAML."""
-    from persona.config import parse_yaml
-
-    name, equals, value = text.partition("=")
-    if not equals or not value.strip():
-        raise PersonaError(f"--option {text}: give a value, as in optim.lr=0.01")
-    try:
-        return name.strip(), parse_yaml(value, "it")
-    except PersonaError:
-        raise PersonaError(f"--option {text[:60]}: {value[:40]!r} is no YAML value") from None
-
-
 def main() -> None:
     """Entry point of `python -m persona.distill`."""
-    run_app(app, "python -m persona.distill")
+    run_app(app, "python -m persona.distill", sys.argv[1:])

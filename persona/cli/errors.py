@@ -118,10 +118,10 @@ def _is_unread() -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def run_app(app: typer.Typer, name: str) -> NoReturn:
+def run_app(app: typer.Typer, name: str, arguments: list[str]) -> NoReturn:
     """Runs a Typer application with logging on stderr and errors as one line."""
     signals.raise_interrupts()
-    debug = "--debug" in sys.argv
+    debug = "--debug" in arguments
     code: int | str | None = 0
     try:
         _open_streams()
@@ -137,7 +137,7 @@ def run_app(app: typer.Typer, name: str) -> NoReturn:
         command = get_command(app)
         keep_brackets(command)
         # Its own `main` makes boxes of several lines of errors, and loses what an interrupt says.
-        with command.make_context(name, sys.argv[1:]) as context:
+        with command.make_context(name, arguments) as context:
             command.invoke(context)
         with placed(Path("standard output")):
             sys.stdout.flush()

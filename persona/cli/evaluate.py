@@ -68,10 +68,7 @@ def evaluate_command(
     model: ModelOption = None,
     measure: Annotated[
         str | None,
-        typer.Option(
-            help="verification, match, class, identification or templates.  "
-            "[default: what the set is made for]"
-        ),
+        typer.Option(help="{protocols}.  [default: what the set is made for]"),
     ] = None,
     flip: FlipFlag = False,
     no_face: NoFaceOption = "centre",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from persona.cli.commands import Commands
-from persona.cli.distill import with_values
+from persona.cli.commands import Commands, told_twice
 from persona.cli.output import (
     CacheOption,
     Column,
@@ -23,7 +22,7 @@ from persona.cli.output import (
     print_table,
 )
 from persona.cli.process import is_first, launcher_options
-from persona.errors import PersonaError, unknown
+from persona.errors import PersonaError
 from persona.workspace import Workspace
 
 FIRST = ("auc", "eer")
@@ -84,9 +83,7 @@ def learn_command(
     on: OnOption = None,
     method: Annotated[
         str | None,
-        typer.Option(
-            help="finetune, joint, ncm, lwf, ewc, replay, replay-herding, icarl, der++ or anchor."
-        ),
+        typer.Option(help="{methods}."),
     ] = None,
     old: Annotated[
         str | None,
@@ -146,17 +143,18 @@ def learn_command(
         "cache": None if cache is None else str(cache),
         "verify": None if verify else False,
     }
-    given = with_values(given, option)
+    from persona.config import LearnConfig, load_learn_config, read_options, resume_config
     from persona.models.cards import find_model
 
+    given = read_options(given, option or [], told_twice)
     if resume is not None:
-        config = read_run(resume, given, place)
+        config = resume_config(LearnConfig, place.runs, resume, given)
     else:
         for name in ("on", "method"):
             if name not in given:
                 raise PersonaError(f"give --{name}: see persona learn --help")
         given["student"] = find_model(student, place.models).id
-        config = build_config(given)
+        config = load_learn_config(given, base=launcher_options("mixed_precision"))
     from persona.learning.run import learn
 
     card = find_model(learn(config, place, resume), place.models)
@@ -208,16 +206,16 @@ def benchmark_command(
     Killed, it goes on when run again. Several processes: accelerate launch … -m persona learn …
     """
     place = Workspace.locate(shards=shards, models=models, runs=runs)
-    from persona.config import METHODS
+    from persona.config import load_learn_config, read_options
     from persona.models.cards import find_model
+    from persona.registry import METHODS
 
     if on is None:
         raise PersonaError("give --on: see persona learn benchmark --help")
     card = find_model(student, place.models)
     chosen = list(METHODS) if methods == "all" else methods.split(",")
     for name in chosen:
-        if name not in METHODS:
-            raise unknown("method", name, METHODS)
+        METHODS.find(name)
     if methods == "all" and card.teacher == "none" and teacher is None:
         chosen.remove("anchor")
         note(f"note: {card.id} had no teacher, so anchor is left out; --teacher gives it one")
@@ -239,7 +237,8 @@ def benchmark_command(
         "cache": None if cache is None else str(cache),
         "verify": None if verify else False,
     }
-    config = build_config(with_values(given, option))
+    given = read_options(given, option or [], told_twice)
+    config = load_learn_config(given, base=launcher_options("mixed_precision"))
 
     from persona.learning.benchmark import benchmark, draw
 
@@ -305,51 +304,3 @@ def show(found: dict[str, Any]) -> None:
 def mean_of(values: list[float]) -> float:
     """Their mean."""
     return sum(values) / len(values)
-
-
-def build_config(given: dict[str, Any]) -> Any:
-    """The config of dotted names."""
-    from persona.config import LEARN_OPTIM, LearnConfig, from_dict
-
-    values: dict[str, Any] = {"optim": dict(LEARN_OPTIM)}
-    if "mixed_precision" in (launched := launcher_options()):
-        values["mixed_precision"] = launched["mixed_precision"]
-    for dotted, value in given.items():
-        *groups, name = dotted.split(".")
-        target = values
-        for group in groups:
-            target = target.setdefault(group, {})
-            if not isinstance(target, dict):
-                raise PersonaError(f"{dotted}: {group} has no such option")
-        target[name] = value
-    return from_dict(LearnConfig, values, where="the command line")
-
-
-def read_run(run: str, given: dict[str, Any], place: Workspace) -> Any:
-    """The config of an earlier run, which the options may name again but not change."""
-    from persona.config import LearnConfig, differences, from_dict, read_yaml
-
-    known = [path.parent.name for path in place.runs.glob("*/learn.yaml")]
-    if run not in known:
-        raise unknown("run of learning", run, known, where=str(place.runs))
-    path = place.runs / run / "learn.yaml"
-    values = read_yaml(path, "config")
-    try:
-        config = from_dict(LearnConfig, values, where=str(path))
-    except (AttributeError, TypeError):
-        raise PersonaError(f"{path} is damaged: start a new run") from None
-    fixed = {"student": config.student, "on": config.on, "method": config.method}
-    wanted = asdict(build_config({**fixed, **given}))
-    had = asdict(config)
-    named = {name.split(".")[0] for name in given} - {"cache", "verify"}
-    differing = differences({n: had[n] for n in named}, {n: wanted[n] for n in named})
-    if differing:
-        raise PersonaError(
-            f"run {run} has another config ({'; '.join(differing)}): resume it without these "
-            "options, or start a new run"
-        )
-    return replace(
-        config,
-        cache=given.get("cache", config.cache),
-        verify=given.get("verify", config.verify),
-    )

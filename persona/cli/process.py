@@ -30,8 +30,11 @@ def quiet_others() -> None:
         logging.getLogger("persona").setLevel(logging.ERROR)
 
 
-def launcher_options() -> dict[str, Any]:
-    """What `accelerate launch` and its config file say, through the environment it sets."""
+def launcher_options(*names: str) -> dict[str, Any]:
+    """What `accelerate launch` and its config file say, through the environment it sets.
+
+    With `names`, of these values alone.
+    """
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION")
     accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
     dynamo = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
@@ -43,7 +46,7 @@ def launcher_options() -> dict[str, Any]:
     steps = whole_number(accumulation or "")
     if steps is not None and steps > 1:
         options["gradient_accumulation_steps"] = steps
-    return options
+    return {name: value for name, value in options.items() if not names or name in names}
 
 
 def share_threads() -> None:

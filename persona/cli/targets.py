@@ -20,11 +20,11 @@ from persona.cli.output import (
 from persona.errors import PersonaError
 
 if TYPE_CHECKING:
-    from persona.config import AugmentConfig
     from persona.data.align import AlignSpec
     from persona.data.shards import Manifest
     from persona.data.storage import SetFolder
     from persona.data.targets import Targets
+    from persona.targets import TargetOptions
 
 
 def targets_command(
@@ -49,26 +49,24 @@ def targets_command(
 
     On several processes: `accelerate launch -m persona targets …`.
     """
-    from persona.config import PRECISIONS, load_config
+    from persona.config import build_config, load_config, to_dict
     from persona.data.shards import open_set
     from persona.data.storage import on_disk
-    from persona.errors import unknown
+    from persona.targets import TargetOptions
 
-    if precision not in PRECISIONS:
-        raise unknown("precision", precision, PRECISIONS)
+    given = {
+        "views": views,
+        "seed": seed,
+        "precision": precision,
+        "batch_size": batch_size,
+        "workers": workers,
+    }
+    augment = to_dict(load_config(config, {}).augment)
+    options = build_config(TargetOptions, {"augment": augment}, given, config)
     place = workspace(shards=shards, models=models)
     folder, manifest = open_set(set_, place.shards, verify=verify)
     here = on_disk(folder, "keeping targets")
-    augment = load_config(config, {}).augment
-    targets, fresh, main = keep_targets(
-        *(folder, manifest, teacher, place.models),
-        views=views,
-        augment=augment,
-        seed=seed,
-        precision=precision,
-        batch_size=batch_size,
-        workers=workers,
-    )
+    targets, fresh, main = keep_targets(folder, manifest, teacher, place.models, options)
     if not main:
         return
     from persona.data.targets import targets_folder
@@ -120,17 +118,9 @@ def keep_targets(
     manifest: Manifest,
     teacher: str,
     models: Path,
-    *,
-    views: int = 2,
-    augment: AugmentConfig | None = None,
-    seed: int = 0,
-    precision: str = "no",
-    batch_size: int = 128,
-    workers: int = 1,
+    options: TargetOptions | None = None,
 ) -> tuple[Targets, bool, bool]:
     """Makes them; returns the card, whether anything was done, and whether to speak of it."""
-    from persona.config import AugmentConfig
-
     if teacher == "none":
         raise PersonaError("targets are a teacher's: name one with --teacher")
 
@@ -140,21 +130,13 @@ def keep_targets(
     from persona.models.sources import load_network
     from persona.targets import TargetOptions, make_targets
 
-    options = TargetOptions(
-        views=views,
-        augment=augment or AugmentConfig(),
-        seed=seed,
-        precision=precision,
-        batch_size=batch_size,
-        workers=workers,
-    )
     accelerator = Accelerator()
     named = load_network(teacher, models)
     manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
     named.network.eval().to(accelerator.device)
     if named.network.from_elsewhere:
         check_teacher(named, folder, manifest, accelerator)
-    targets, fresh = make_targets(folder, manifest, named, options, accelerator)
+    targets, fresh = make_targets(folder, manifest, named, options or TargetOptions(), accelerator)
     main = accelerator.is_main_process
     accelerator.wait_for_everyone()
     accelerator.end_training()

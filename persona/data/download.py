@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from persona.data.raw.base import datasets, find_root
+from persona.data.raw.base import DATASETS, find_root
 from persona.data.raw.lfw import LFW
 from persona.download import Checksum, fetch, unpack_tar
 from persona.errors import PersonaError, unknown
@@ -128,7 +128,7 @@ def _fetch(source: Source, mirrors: Sequence[str], work: Path, home: Path, round
 
 def refuse_download(name: str, raw: Path) -> PersonaError:
     """Why a dataset cannot be downloaded, who can be asked and what is expected where."""
-    dataset_class = datasets().get(name.lower())
+    dataset_class = DATASETS.get(name.lower())
     if dataset_class is None:
         return unknown("download", name, ["lfw", "teacher"])
     return PersonaError(

@@ -45,7 +45,7 @@ from persona.data.journal import (
     read_record,
     shard_name,
 )
-from persona.data.raw.base import UNLABELLED, Index, Pair, Photo, RawDataset, datasets
+from persona.data.raw.base import DATASETS, UNLABELLED, Index, Pair, Photo, RawDataset
 from persona.data.shards import (
     MANIFEST,
     NO_CLASS,
@@ -871,7 +871,7 @@ def find_unmerged(name: str, shards: Path) -> Path:
     Raises:
         PersonaError: there is none.
     """
-    dataset = datasets().get(name.lower())
+    dataset = DATASETS.get(name.lower())
     names = [name] if dataset is None else [name, f"{name.lower()}-{dataset.splits[0]}"]
     for folder in (Path(name), *(shards / each for each in names)):
         if (folder / PLAN).is_file():

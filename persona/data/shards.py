@@ -333,10 +333,10 @@ def _with_samples(manifest: Manifest) -> Manifest:
 
 
 def _open_local(name: str, shards: Path) -> tuple[Path, Manifest]:
-    from persona.data.raw import datasets
+    from persona.data.raw import DATASETS
 
     folder = Path(name) if (Path(name) / MANIFEST).is_file() else shards / name
-    dataset = datasets().get(name.lower())
+    dataset = DATASETS.get(name.lower())
     if not (folder / MANIFEST).is_file() and dataset is not None:
         split = dataset.splits[0]
         folder = shards / (dataset.name if len(dataset.splits) == 1 else f"{dataset.name}-{split}")

@@ -40,7 +40,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from persona.config import NOT_LEARNED, LearnConfig
+from persona.config import NOT_LEARNED, LearnConfig, to_dict
 from persona.data.shards import Manifest, open_set
 from persona.data.storage import SetFolder
 from persona.data.targets import TargetReader
@@ -50,7 +50,7 @@ from persona.files import folder_lock, read_json, write_atomically, write_json
 from persona.learning import metrics
 from persona.learning.learner import Learner
 from persona.learning.means import ClassMeans
-from persona.learning.methods import Context, methods
+from persona.learning.methods import METHODS, Context
 from persona.learning.outside import Outside, left_out, pairs_of_set
 from persona.learning.photos import Photos
 from persona.learning.run import open_anchor
@@ -237,7 +237,7 @@ class Bench:
 
     def digest(self) -> str:
         """Of all that a run depends on but its method and order, in 12 hex digits."""
-        config = dataclasses.asdict(self.config)
+        config = to_dict(self.config)
         without = NOT_LEARNED | {"method", "tracker"}
         origin = {
             "version": VERSION,
@@ -295,7 +295,7 @@ class Bench:
         """A learner of the method that has learned the base."""
         seed, experience = order.seed, order.stream[0]
         steps = self.steps_of(experience, order.stream)
-        if methods()[method].own_base:
+        if METHODS.find(method).own_base:
             learner = self.learner(self.student(), method, seed, steps)
             learner.learn(experience)
             # From here on by the steps of a later experience.

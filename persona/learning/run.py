@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from accelerate import Accelerator
 
 from persona.config import (
@@ -29,6 +28,8 @@ from persona.config import (
     LossesConfig,
     differences,
     from_dict,
+    save_config,
+    to_dict,
 )
 from persona.data.shards import Manifest, open_set
 from persona.data.storage import SetFolder
@@ -36,7 +37,7 @@ from persona.data.targets import TargetReader
 from persona.distill import agree, build_accelerator
 from persona.errors import PersonaError, resumed_by
 from persona.evaluation.spread import has_collapsed, tell_collapse
-from persona.files import folder_lock, write_atomically
+from persona.files import folder_lock
 from persona.learning.learner import Learner
 from persona.learning.photos import Photos
 from persona.learning.stream import Experience, build_experience, in_groups, in_order
@@ -112,7 +113,7 @@ class LearnRun:
         self.old = self._old(classes)
         teacher, targets, digest = open_anchor(config, workspace, self.parent, sets[0], accelerator)
         self.origin = {
-            "config": {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_LEARNED},
+            "config": {k: v for k, v in to_dict(config).items() if k not in NOT_LEARNED},
             "student": self.parent.weights_sha256,
             "sets": [manifest.digest for _, manifest in sets],
             "teacher": digest,
@@ -201,12 +202,11 @@ class LearnRun:
         config = self.config
         if self.accelerator.is_main_process:
             self.held.enter_context(folder_lock(self.folder, doing="learning in"))
-            text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
-            write_atomically(self.folder / CONFIG, text.encode())
+            save_config(self.folder / CONFIG, config)
             tracker = Tracker(
                 self.folder,
                 run_id=self.id,
-                config=dataclasses.asdict(config),
+                config=to_dict(config),
                 wandb=config.tracker == "wandb",
                 step=self.progress.step,
             )
@@ -303,7 +303,7 @@ class LearnRun:
             train_set=self.new_set.name,
             alignment=parent.alignment,
             test_set="none",
-            config=dataclasses.asdict(config),
+            config=to_dict(config),
             learned={
                 "run": self.id,
                 "parent": parent.id,

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from persona.config import STUDENTS, StudentConfig
+from persona.config import StudentConfig
 from persona.errors import PersonaError, unknown
 from persona.files import sha256_file
 from persona.landmarks import Floats
@@ -37,6 +37,7 @@ from persona.models import litert, onnx
 from persona.models.cards import Card, is_stored, model_ids, read_classes, stored_card
 from persona.models.onnx_graph import count_onnx
 from persona.models.weights import FACENETS, find_weights
+from persona.registry import BACKBONES
 from persona.workspace import user_path
 
 if TYPE_CHECKING:
@@ -340,10 +341,10 @@ class _Untrained(Source):
     """Students that have learned nothing, by their architecture: the floor to measure against."""
 
     def has(self, name: str, models: Path) -> bool:
-        return name in STUDENTS
+        return name in BACKBONES
 
     def names(self, models: Path) -> list[str]:
-        return [*STUDENTS]
+        return [*BACKBONES]
 
     def facts(self, name: str, models: Path) -> list[list[str]]:
         return [["source", "untrained, drawn from seed 0"]]

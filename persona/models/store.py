@@ -11,9 +11,10 @@ from typing import Any
 import safetensors
 import safetensors.torch
 
-from persona.config import StudentConfig, from_dict
+from persona.config import StudentConfig, from_dict, to_dict
 from persona.errors import PersonaError, unknown
 from persona.files import PRIVATE, sha256_file, write_atomically, write_json
+from persona.models.backbones import BACKBONES
 from persona.models.cards import (
     CARD,
     CLASSES,
@@ -23,14 +24,7 @@ from persona.models.cards import (
     mode_of_weights,
 )
 from persona.models.output import EMBEDDING_SIZE, ClassifierHead
-from persona.models.student import (
-    ARCHITECTURES,
-    Student,
-    count_parameters,
-    load_imagenet,
-)
-from persona.models.teacher import load_release
-from persona.models.weights import IMAGENET
+from persona.models.student import Student, count_parameters
 
 
 def save_model(
@@ -54,7 +48,7 @@ def save_model(
     card = Card(
         id=model_id,
         architecture=student.config.architecture,
-        student=asdict(student.config),
+        student=to_dict(student.config),
         head=student.logits.kind,
         num_classes=student.num_classes,
         classes_sha256=classes_digest(classes),
@@ -80,8 +74,8 @@ def load_model(card: Card, models: Path) -> Student:
         PersonaError: the weights are missing, damaged or of another architecture.
     """
     path = models / card.id / card.weights
-    if card.architecture not in ARCHITECTURES:
-        raise unknown("architecture", card.architecture, ARCHITECTURES, where=str(path.parent))
+    if card.architecture not in BACKBONES:
+        raise unknown("architecture", card.architecture, BACKBONES, where=str(path.parent))
     if not path.is_file():
         raise PersonaError(f"model {card.id} has no weights at {path}")
     if sha256_file(path) != card.weights_sha256:
@@ -105,14 +99,6 @@ def _check_size(card: Card, config: StudentConfig, path: Path) -> None:
         )
 
 
-def start_from_imagenet(student: Student, models: Path) -> None:
-    """Loads torchvision's ImageNet weights into the convolutions, downloaded once.
-
-    Raises:
-        PersonaError: they cannot be had, with where to put the file by hand.
-    """
-    name = student.config.architecture
-    load_release(IMAGENET[name], models, name, lambda state: load_imagenet(student, state))
 
 
 def save_head(path: Path, head: ClassifierHead) -> None:

@@ -29,12 +29,6 @@ FACENETS = {
     "facenet-casia-webface": Release("20180408-102900-casia-webface.pt", 10575, "casia-webface"),
 }
 
-# torchvision 0.29, MobileNet_V3_{Small,Large}_Weights.IMAGENET1K_V1
-IMAGENET = {
-    "mobilenet_v3_small": Release("mobilenet_v3_small-047dcff4.pth", 1000, "imagenet", TORCHVISION),
-    "mobilenet_v3_large": Release("mobilenet_v3_large-8738ca79.pth", 1000, "imagenet", TORCHVISION),
-}
-
 
 def weight_places(release: Release, models: Path) -> list[Path]:
     """Where a weights file is looked for: the model store first, then torch's own cache."""

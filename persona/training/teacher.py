@@ -26,12 +26,10 @@ from persona.errors import PersonaError
 from persona.models import sources, store
 from persona.models.output import EMBEDDING_SIZE, ClassifierHead, FaceNetwork, freeze
 from persona.models.sources import NamedNetwork
-from persona.training.losses import head_kind, inputs_of
+from persona.training.losses import LOSSES, head_kind, inputs_of
 from persona.workspace import Workspace
 
 FROM_TEACHER = ("teacher_features", "teacher_logits")
-PAIRED = ("embedding_cosine", "embedding_l2", "embedding_angular", "adadistill")
-"""Terms that compare student's and teacher's vectors number by number."""
 
 
 class Teacher:
@@ -258,7 +256,7 @@ def check_losses(
                     else "choose a recipe of embedding losses (--config configs/embedding.yaml)"
                 )
             )
-        if name in PAIRED and sizes[0] != sizes[1]:
+        if LOSSES.find(name).paired and sizes[0] != sizes[1]:
             raise PersonaError(
                 f"loss {name} compares vectors number by number: the student has {sizes[0]}, "
                 f"teacher {teacher} {sizes[1]}; leave student.embedding_size out"

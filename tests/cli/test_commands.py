@@ -259,7 +259,7 @@ def test_what_an_interrupt_says_is_not_lost_on_its_way_through_typer(
     monkeypatch.setattr(signals, "raise_interrupts", lambda: None)
     monkeypatch.setattr(signals, "end_silently", lambda: None)
     with pytest.raises(SystemExit) as ended:
-        run_app(trainer, "persona")
+        run_app(trainer, "persona", sys.argv[1:])
     assert ended.value.code == 130
     assert capsys.readouterr().err.strip() == "error: interrupted: go on so"
 

@@ -49,7 +49,7 @@ def command(how: str) -> None:
 signals.end_at_once()
 if sys.argv[1] == "import":
     os.kill(me, signal.SIGTERM)
-run_app(app, "persona")
+run_app(app, "persona", sys.argv[1:])
 """
 
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import NO_ALIGN, jpeg, write_lfw, write_vggface2
 
 from persona.data.pack import pack_photos, packing_order
-from persona.data.raw import Photo, RawDataset, datasets, open_dataset
+from persona.data.raw import DATASETS, Photo, RawDataset, open_dataset
 from persona.data.raw.base import PhotoList
 from persona.data.raw.lfw import parse_pairs
 from persona.errors import PersonaError
@@ -36,7 +36,7 @@ def test_a_new_dataset_is_a_few_lines_and_packs(tmp_path: Path) -> None:
     packed = pack_photos(open_dataset("passports", tmp_path / "raw"), tmp_path / "out", NO_ALIGN)
     assert packed.manifest.samples == 2
     assert packed.manifest.classes == ("ann", "bob")
-    assert "passports" in datasets()
+    assert "passports" in DATASETS
 
 
 def test_class_indices_come_from_the_list_not_from_the_disk(tmp_path: Path) -> None:

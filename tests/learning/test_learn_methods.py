@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from conftest import NO_ALIGN, jpeg
 
-from persona.config import EwcConfig, LearnConfig, StudentConfig
+from persona.config import LearnConfig, StudentConfig
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
 from persona.data.shards import open_set
@@ -20,10 +20,10 @@ from persona.data.transforms import normalise
 from persona.learning.learner import Learner
 from persona.learning.means import ClassMeans
 from persona.learning.memory import Exemplar
-from persona.learning.methods import METHODS, Context, LearnBatch, Method, methods
+from persona.learning.methods import METHODS, Context, LearnBatch, Method
 from persona.learning.methods.anchor import Anchor
 from persona.learning.methods.der_plus_plus import DerPlusPlus, logits_loss
-from persona.learning.methods.ewc import Ewc, penalty
+from persona.learning.methods.ewc import Ewc, EwcConfig, penalty
 from persona.learning.methods.icarl import Icarl, icarl_loss
 from persona.learning.methods.lwf import Lwf, kept_answers
 from persona.learning.methods.replay import Replay, WithMemory
@@ -154,10 +154,6 @@ def test_class_means_are_equation_4() -> None:
 # --- the methods ----------------------------------------------------------------------------------
 
 
-def test_every_method_has_a_file_and_a_name() -> None:
-    assert set(methods()) == set(METHODS)
-
-
 def test_the_head_keeps_its_rows_when_it_grows(photos: Photos, tmp_path: Path) -> None:
     learner = learner_of("finetune", photos, tmp_path)
     first, second = experiences(photos)
@@ -207,7 +203,7 @@ def test_ewc_holds_what_mattered(photos: Photos, tmp_path: Path) -> None:
 
 
 def test_fisher_information_fades_by_schwarz_s_gamma(photos: Photos, tmp_path: Path) -> None:
-    learner = learner_of("ewc", photos, tmp_path, ewc=EwcConfig(decay=0.5))
+    learner = learner_of("ewc", photos, tmp_path, methods={"ewc": EwcConfig(decay=0.5)})
     method = learner.method
     assert isinstance(method, Ewc)
     first, second = experiences(photos)
@@ -316,7 +312,7 @@ def test_the_anchor_is_the_teacher_and_not_the_student(photos: Photos, tmp_path:
     assert float(terms["labels"].detach()) == pytest.approx(float(wanted.detach()), rel=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS.built_in)
 def test_two_experiences_of_every_method(
     photos: Photos, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

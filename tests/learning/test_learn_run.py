@@ -18,7 +18,7 @@ import torch
 from conftest import NO_ALIGN, write_lfw, write_vggface2
 from helpers import TWO_PROCESSES, _here, environment, persona_here, run
 
-from persona.config import METHODS, StudentConfig
+from persona.config import StudentConfig
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
 from persona.data.shards import read_manifest
@@ -26,6 +26,7 @@ from persona.learning import metrics
 from persona.models.cards import find_model, read_classes
 from persona.models.store import save_model
 from persona.models.student import Student
+from persona.registry import METHODS
 from persona.training.checkpoint import load_checkpoint, save_checkpoint
 
 OLD, NEW = "vggface2-train", "vggface2-test"
@@ -119,7 +120,7 @@ def test_a_student_that_collapses_is_called_so(
     "method",
     [
         m if m in QUICK else pytest.param(m, marks=pytest.mark.heavy)
-        for m in METHODS
+        for m in METHODS.built_in
         if m != "anchor"
     ],
 )

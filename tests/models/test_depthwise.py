@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from persona.config import StudentConfig
 from persona.models import depthwise
+from persona.models.backbones import BACKBONES
 from persona.models.depthwise import DepthwiseConv5, speed_up_depthwise, weight_gradient
-from persona.models.student import ARCHITECTURES, Student
+from persona.models.student import Student
 
 
 def convolution(channels: int, stride: int) -> nn.Conv2d:
@@ -35,7 +36,7 @@ def test_the_gradient_is_torchs(stride: int, size: tuple[int, int]) -> None:
     torch.testing.assert_close(found, plain.weight.grad, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", BACKBONES.built_in)
 def test_a_student_learns_the_same(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     config = StudentConfig(architecture=architecture, width=0.5)

@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from facenet_pytorch import InceptionResnetV1
 
-from persona.config import STUDENTS, StudentConfig
+from persona.config import StudentConfig
 from persona.errors import PersonaError
+from persona.models.backbones import BACKBONES
 from persona.models.cards import find_model, list_models, read_classes
 from persona.models.sources import load_network
 from persona.models.store import load_model, save_model
-from persona.models.student import ARCHITECTURES, Student
+from persona.models.student import Student
 from persona.models.teacher import FaceNet, load_facenet
 from persona.models.weights import FACENETS, Release, download_weights, weight_places
 
@@ -34,11 +35,7 @@ FACTS = {
 }
 
 
-def test_the_config_knows_the_architectures() -> None:
-    assert set(STUDENTS) == set(ARCHITECTURES)
-
-
-@pytest.mark.parametrize("architecture", STUDENTS)
+@pytest.mark.parametrize("architecture", BACKBONES.built_in)
 def test_student_gives_features_and_logits_at_once(architecture: str) -> None:
     student = Student(StudentConfig(architecture), 7).eval()
     images = torch.randn(2, 3, 64, 64)

@@ -11,8 +11,9 @@ from torchvision.models import mobilenet_v3_small
 
 from persona.config import StudentConfig
 from persona.errors import PersonaError
+from persona.models.backbones.mobilenet_v3 import MobileNetV3Large, MobileNetV3Small
 from persona.models.output import COSINE_SCALE, for_inference
-from persona.models.student import Student, count_parameters, load_imagenet
+from persona.models.student import Student, count_parameters
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -110,11 +111,13 @@ def test_imagenet_weights_start_the_convolutions() -> None:
     theirs = mobilenet_v3_small(weights=None)
     for activation in ("default", "prelu"):
         student = Student(StudentConfig(activation=activation), 2)
-        load_imagenet(student, theirs.state_dict())
+        small = MobileNetV3Small(student.config.backbone)
+        small.load_imagenet(student.backbone, theirs.state_dict())
         for name, value in student.backbone.state_dict().items():
             if name in theirs.features.state_dict():
                 assert torch.equal(value, theirs.features.state_dict()[name])
     with pytest.raises(PersonaError, match="not of mobilenet_v3_large"):
-        load_imagenet(Student(StudentConfig("mobilenet_v3_large"), 2), dict(theirs.state_dict()))
+        large = MobileNetV3Large(StudentConfig("mobilenet_v3_large").backbone)
+        large.load_imagenet(large.build()[0], dict(theirs.state_dict()))
     with pytest.raises(PersonaError, match="not of mobilenet_v3_small"):
-        load_imagenet(Student(StudentConfig(), 2), {})
+        small.load_imagenet(small.build()[0], {})

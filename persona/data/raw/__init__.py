@@ -1,43 +1,21 @@
-"""Raw datasets, one file each. Importing this package registers them all."""
+"""Raw datasets, one file each; what one is stands in `base`."""
 
-from persona.data.raw import (
-    agedb,
-    bins,
-    casia,
-    lfw,
-    lists,
-    parquet,
-    recordio,
-    synthetic,
-    tars,
-    vggface2,
-)
 from persona.data.raw.base import (
+    DATASET_KINDS,
+    DATASETS,
     Index,
     Pair,
     Photo,
     RawDataset,
-    datasets,
-    kinds,
     open_dataset,
 )
 
 __all__ = [
+    "DATASETS",
+    "DATASET_KINDS",
     "Index",
     "Pair",
     "Photo",
     "RawDataset",
-    "agedb",
-    "bins",
-    "casia",
-    "datasets",
-    "kinds",
-    "lfw",
-    "lists",
     "open_dataset",
-    "parquet",
-    "recordio",
-    "synthetic",
-    "tars",
-    "vggface2",
 ]

@@ -36,10 +36,12 @@ from typing import ClassVar, NoReturn, overload
 
 import orjson
 
+from persona import registry
 from persona.errors import PersonaError, unknown
 from persona.files import bounded_lines, placed, whole_number
 from persona.names import hidden
 from persona.pictures import IMAGE_SUFFIXES
+from persona.registry import Registry
 from persona.workspace import user_path
 
 MAX_PHOTO_BYTES = 1 << 28
@@ -78,8 +80,6 @@ READ_AT_ONCE = 1 << 10
 MERGED_AT_ONCE = 64
 
 log = logging.getLogger(__name__)
-_REGISTRY: dict[str, type[RawDataset]] = {}
-_KINDS: dict[str, type[RawDataset]] = {}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -259,9 +259,9 @@ class RawDataset(ABC):
         super().__init_subclass__()
         # A class without a name of its own is a layout that several datasets share.
         if "kind" in cls.__dict__:
-            _KINDS[cls.kind] = cls
+            DATASET_KINDS.add(cls.kind, cls)
         elif "name" in cls.__dict__:
-            _REGISTRY[cls.name] = cls
+            DATASETS.add(cls.name, cls)
 
     @abstractmethod
     def iter_photos(self) -> Iterator[Photo]:
@@ -384,14 +384,9 @@ def read_plain(path: str) -> bytes:
         return file.read()
 
 
-def datasets() -> dict[str, type[RawDataset]]:
-    """Every registered dataset by name."""
-    return dict(_REGISTRY)
-
-
-def kinds() -> dict[str, type[RawDataset]]:
-    """Every kind of dataset that is named by its place, `KIND:PATH`."""
-    return dict(_KINDS)
+DATASETS: Registry[type[RawDataset]] = registry.DATASETS
+DATASET_KINDS: Registry[type[RawDataset]] = registry.DATASET_KINDS
+"""Those that are named by their place, `KIND:PATH`."""
 
 
 def open_dataset(
@@ -414,9 +409,7 @@ def _open(name: str, raw: Path, split: str | None, options: dict[str, int]) -> R
     kind, colon, path = name.partition(":")
     if colon:
         return _open_path(kind.lower(), path, split, options)
-    dataset_class = _REGISTRY.get(name.lower())
-    if dataset_class is None:
-        raise unknown("dataset", name, _REGISTRY)
+    dataset_class = DATASETS.find(name.lower())
     root = find_root(dataset_class, raw)
     if root is None:
         raise PersonaError(
@@ -428,9 +421,7 @@ def _open(name: str, raw: Path, split: str | None, options: dict[str, int]) -> R
 
 
 def _open_path(kind: str, path: str, split: str | None, options: dict[str, int]) -> RawDataset:
-    dataset_class = _KINDS.get(kind)
-    if dataset_class is None:
-        raise unknown("kind of dataset", kind, _KINDS)
+    dataset_class = DATASET_KINDS.find(kind)
     root = user_path(path)
     if not path or not root.exists():
         raise PersonaError(

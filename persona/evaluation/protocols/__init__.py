@@ -1,7 +1,7 @@
-"""What a set can be measured by, one protocol a file. Importing this package registers them."""
+"""What a set can be measured by, one protocol a file; what one is stands in `base`."""
 
-from persona.evaluation.protocols import classes, identification, match, templates, verification
 from persona.evaluation.protocols.base import (
+    PROTOCOLS,
     Evaluation,
     Options,
     Protocol,
@@ -10,22 +10,16 @@ from persona.evaluation.protocols.base import (
     default_measure,
     evaluate,
     logit_places,
-    protocols,
 )
 
 __all__ = [
+    "PROTOCOLS",
     "Evaluation",
     "Options",
     "Protocol",
     "Subject",
     "check_measure",
-    "classes",
     "default_measure",
     "evaluate",
-    "identification",
     "logit_places",
-    "match",
-    "protocols",
-    "templates",
-    "verification",
 ]

@@ -1,6 +1,6 @@
 """What a protocol is: a name, how its pairs or templates are built, which figures come out.
 
-Another protocol is one file with one subclass, imported in this package's `__init__`:
+Another protocol is one file with one subclass; defining it registers it:
 
     class Clustering(Protocol):
         name = "clustering"
@@ -27,16 +27,16 @@ import numpy as np
 import numpy.typing as npt
 from accelerate import Accelerator
 
+from persona import registry
 from persona.data.shards import Manifest
 from persona.data.storage import SetFolder
-from persona.errors import PersonaError, unknown
+from persona.errors import PersonaError
 from persona.evaluation.embed import Embedded, embed_set
 from persona.evaluation.metrics import FARS
 from persona.evaluation.spread import has_collapsed, spread, tell_collapse
 from persona.evaluation.statistics import Interval
 from persona.models.sources import NamedNetwork
-
-_REGISTRY: dict[str, Protocol] = {}
+from persona.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Evaluation:
     @property
     def chosen_by(self) -> str:
         """The figure by which the epochs of a training are compared."""
-        return _REGISTRY[self.measure].chosen_by
+        return PROTOCOLS.find(self.measure).chosen_by
 
     @property
     def score(self) -> float:
@@ -219,7 +219,7 @@ class Protocol(ABC):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        _REGISTRY[cls.name] = cls()
+        PROTOCOLS.add(cls.name, cls)
 
     @abstractmethod
     def check(self, named: NamedNetwork, manifest: Manifest, options: Options) -> None:
@@ -230,9 +230,7 @@ class Protocol(ABC):
         """Fields of `Evaluation`."""
 
 
-def protocols() -> dict[str, Protocol]:
-    """Every registered protocol by name."""
-    return dict(_REGISTRY)
+PROTOCOLS: Registry[type[Protocol]] = registry.PROTOCOLS
 
 
 def default_measure(manifest: Manifest, options: Options = Options()) -> str:
@@ -253,19 +251,17 @@ def check_measure(
     options: Options = Options(),
 ) -> None:
     """Raises PersonaError if this set cannot give this measure for this network."""
-    protocol = _REGISTRY.get(measure)
-    if protocol is None:
-        raise unknown("measure", measure, _REGISTRY)
+    protocol = PROTOCOLS.find(measure)
     for name in ("pairs", "by", "trained", "scores", "overlap_names", "gallery", "templates"):
         if getattr(options, name) is not None and name not in protocol.options:
             shown = {"trained": "exclude-overlap"}.get(name, name.replace("_", "-"))
-            meant = sorted(p.name for p in _REGISTRY.values() if name in p.options)
+            meant = [n for n, p in PROTOCOLS.load_all().items() if name in p.options]
             raise PersonaError(
                 f"--{shown} goes with --measure {' or '.join(meant)}, not with {measure}"
             )
     if protocol.needs_identities:
         manifest.check_labelled(f"measure {measure}")
-    protocol.check(named, manifest, options)
+    protocol().check(named, manifest, options)
     manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
 
 
@@ -314,7 +310,7 @@ def evaluate(
     measure = measure or default_measure(manifest, options)
     check_measure(measure, named, manifest, options)
     subject = Subject(named, folder, manifest, accelerator, options, batch_size, workers, quiet)
-    figures = _REGISTRY[measure].figures(subject)
+    figures = PROTOCOLS.find(measure)().figures(subject)
     flip = True if options.flip else None
     return Evaluation(
         *(named.name, manifest.name, measure), **figures, flip=flip, spread=subject.spread

@@ -15,19 +15,7 @@
 
 from __future__ import annotations
 
-from persona.config import METHODS
-from persona.learning.methods import (
-    anchor,
-    der_plus_plus,
-    ewc,
-    finetune,
-    icarl,
-    joint,
-    lwf,
-    ncm,
-    replay,
-)
-from persona.learning.methods.base import Context, LearnBatch, Method, methods
+from persona.learning.methods.base import METHODS, Context, LearnBatch, Method
 
 
 def build_method(context: Context) -> Method:
@@ -36,23 +24,7 @@ def build_method(context: Context) -> Method:
     Raises:
         PersonaError: the config gives it nothing to work with.
     """
-    return methods()[context.config.method](context)
+    return METHODS.find(context.config.method)(context)
 
 
-__all__ = [
-    "METHODS",
-    "Context",
-    "LearnBatch",
-    "Method",
-    "anchor",
-    "build_method",
-    "der_plus_plus",
-    "ewc",
-    "finetune",
-    "icarl",
-    "joint",
-    "lwf",
-    "methods",
-    "ncm",
-    "replay",
-]
+__all__ = ["METHODS", "Context", "LearnBatch", "Method", "build_method"]

@@ -9,16 +9,25 @@ Shapes: B batch, E embedding.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from persona.config import Term, between
 from persona.errors import PersonaError
 from persona.learning.methods.base import LearnBatch, label_loss
 from persona.learning.methods.ncm import ByMeans
 from persona.learning.photos import Ints
 from persona.training.losses.embedding_cosine import EmbeddingCosine
+
+
+@dataclass(frozen=True)
+class AnchorConfig(Term):
+    """Options of the anchor: how much the teacher's embedding of the new photos counts."""
+
+    weight: float = between(0, 1e6, default=10.0)
 
 
 class Anchor(ByMeans):
@@ -29,6 +38,8 @@ class Anchor(ByMeans):
     """
 
     name = "anchor"
+    config_class, config_name = AnchorConfig, "anchor"
+    options: AnchorConfig
     own_base = True
 
     def __init__(self, *arguments: Any) -> None:
@@ -60,7 +71,7 @@ class Anchor(ByMeans):
         kept = self.cosine(output.features, targets_BE.float())
         return {
             "labels": label_loss(output.logits[:, present], labels),
-            "anchor": self.config.anchor.weight * kept,
+            "anchor": self.options.weight * kept,
         }
 
     def state(self) -> dict[str, Any]:

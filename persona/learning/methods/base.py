@@ -1,13 +1,14 @@
 """What a method of continual learning is: three moments, and what it keeps between them.
 
-Another method is one file with one subclass, imported in this package's `__init__`, and its name in
-`METHODS` (persona/config.py):
+Another method is one file with one subclass; defining it registers it:
 
     class Slow(Finetune):
         name = "slow"
 
         def step(self, batch):
-            return {"labels": 0.1 * cross_entropy(self.forward(batch.images).logits, batch.labels)}
+            return {"labels": 0.1 * label_loss(self.forward(batch.images).logits, batch.labels)}
+
+One with options has a `config_class`, and in `self.options` what the user chose.
 
 Shapes: B batch, C channel, H W pixels, E embedding, K identities, N photos.
 """
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from persona import registry
 from persona.config import AugmentConfig, LearnConfig
 from persona.data.targets import TargetReader
 from persona.data.transforms import apply_views, draw_views, normalise
@@ -33,12 +35,11 @@ from persona.learning.memory import Exemplar, priority_of
 from persona.learning.photos import Ints, Photos, decode
 from persona.models.output import FaceOutput
 from persona.models.student import Student
+from persona.registry import Registry
 from persona.training.teacher import Teacher
 
 EMBED_BATCH = 64
 FLIP = AugmentConfig()
-
-_REGISTRY: dict[str, type[Method]] = {}
 
 
 class LearnBatch(NamedTuple):
@@ -121,18 +122,25 @@ class Method:
     """Whether it keeps anything of photos once they are learned."""
     own_base: ClassVar[bool] = False
     """Whether its loss on a first experience is another than cross-entropy."""
+    config_class: ClassVar[type[Any] | None] = None
+    """A frozen dataclass of its options, if it has some."""
+    config_name: ClassVar[str] = ""
+    """What these options are called in a config, as `ewc` in `-o ewc.weight=10`."""
+    options: Any
+    """The user's choice, of `config_class`; None where it has no options."""
 
     def __init__(self, context: Context) -> None:
         """Raises PersonaError if the config gives the method nothing to work with."""
         self.context = context
         self.config = context.config
+        self.options = self.config.methods.get(self.config_name)
         self.means: ClassMeans | None = None
         """If faces are named by the nearest class mean, not by the logits."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "name" in vars(cls):
-            _REGISTRY[cls.name] = cls
+            METHODS.add(cls.name, cls)
 
     def check(self, photos: Ints, identities: Ints) -> None:
         """Raises PersonaError if what it must keep of the photos to come does not fit.
@@ -195,9 +203,7 @@ class Method:
             yield Exemplar(priority_of(jpeg, self.config.seed), label, jpeg, row)
 
 
-def methods() -> dict[str, type[Method]]:
-    """Every method by name."""
-    return dict(_REGISTRY)
+METHODS: Registry[type[Method]] = registry.METHODS
 
 
 def label_loss(logits_BK: Tensor, labels_B: Tensor) -> Tensor:

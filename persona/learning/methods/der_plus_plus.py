@@ -7,10 +7,12 @@ Shapes: B batch, K identities.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from persona.config import Checked, between
 from persona.data.transforms import normalise
 from persona.learning.methods.base import LearnBatch, label_loss
 from persona.learning.methods.replay import WithMemory
@@ -35,14 +37,26 @@ def logits_loss(logits_BK: Tensor, kept: Sequence[Tensor]) -> Tensor:
     return torch.cat(parts).mean()
 
 
+@dataclass(frozen=True)
+class DerConfig(Checked):
+    """Options of DER++."""
+
+    alpha: float = between(0, 1e6, default=0.5)
+    """Of the kept logits."""
+    beta: float = between(0, 1e6, default=0.5)
+    """Of the kept labels."""
+
+
 class DerPlusPlus(WithMemory):
     """A quarter of each batch are photos kept for their logits, a quarter for their labels."""
 
     name = "der++"
+    config_class, config_name = DerConfig, "der"
+    options: DerConfig
 
     def step(self, batch: LearnBatch) -> dict[str, Tensor]:
         """New photos, and two draws out of the memory, in one forward pass."""
-        options, new = self.config.der, len(batch.images)
+        options, new = self.options, len(batch.images)
         rest = self.config.batch_size - new
         first = self.recall(rest // 2, *batch.seeds, 0)
         second = self.recall(rest - rest // 2, *batch.seeds, 1)

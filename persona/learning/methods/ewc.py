@@ -11,6 +11,7 @@ Shapes: B batch.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from persona.config import Term, between
 from persona.data.transforms import mix_seeds, normalise
 from persona.learning.methods.base import LearnBatch, Method, label_loss
 from persona.learning.photos import Ints
@@ -41,10 +43,23 @@ def penalty(now: Weights, then: Weights, fisher: Weights) -> Tensor:
     return torch.stack(parts).sum() / 2
 
 
+@dataclass(frozen=True)
+class EwcConfig(Term):
+    """Options of EWC."""
+
+    weight: float = between(0, 1e6, default=100.0)
+    decay: float = between(0, 1, default=0.9)
+    """Of the earlier experiences' Fisher information."""
+    photos: int = between(3, 4096, default=64)
+    """Of an experience that its Fisher information is estimated from, one at a time."""
+
+
 class Ewc(Method):
     """Cross-entropy, and the penalty."""
 
     name = "ewc"
+    config_class, config_name = EwcConfig, "ewc"
+    options: EwcConfig
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -56,16 +71,16 @@ class Ewc(Method):
         terms = {"labels": label_loss(self.forward(batch.images).logits, batch.labels)}
         if self.fisher:
             now = dict(self.context.student.named_parameters())
-            terms["penalty"] = self.config.ewc.weight * penalty(now, self.then, self.fisher)
+            terms["penalty"] = self.options.weight * penalty(now, self.then, self.fisher)
         return terms
 
     def after(self, photos: Ints, labels: Tensor) -> None:
         """Adds this experience's Fisher information to the earlier ones', which fade."""
         student = self.context.student
-        wanted = min(self.config.ewc.photos, len(photos))
+        wanted = min(self.options.photos, len(photos))
         rng = np.random.default_rng(mix_seeds(self.config.seed, len(photos)))
         chosen = np.sort(rng.permutation(len(photos))[:wanted])
-        decay = self.config.ewc.decay
+        decay = self.options.decay
         now = {name: p.detach() for name, p in student.named_parameters()}
         fisher = {name: torch.zeros_like(weight) for name, weight in now.items()}
         for name, old in self.fisher.items():

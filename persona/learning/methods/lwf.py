@@ -11,12 +11,14 @@ Shapes: B batch, K identities known before.
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from persona.config import Term, between
 from persona.learning.methods.base import LearnBatch, Method, label_loss
 from persona.learning.photos import Ints
 from persona.models.output import freeze
@@ -84,10 +86,19 @@ class WithOldNetwork(Method):
         return {"old network": sum(t.nbytes for t in self.context.student.state_dict().values())}
 
 
+@dataclass(frozen=True)
+class LwfConfig(Term):
+    """Options of LwF."""
+
+    temperature: float = between(0.01, 1000, default=2.0)
+
+
 class Lwf(WithOldNetwork):
     """Cross-entropy with the new labels, and with the old network's softened answers."""
 
     name = "lwf"
+    config_class, config_name = LwfConfig, "lwf"
+    options: LwfConfig
     remembers = False
 
     def step(self, batch: LearnBatch) -> dict[str, Tensor]:
@@ -95,7 +106,7 @@ class Lwf(WithOldNetwork):
         logits_BK = self.forward(batch.images).logits
         terms = {"labels": label_loss(logits_BK, batch.labels)}
         if self.old is not None:
-            options, old_BK = self.config.lwf, self.old_logits(batch.images)
+            options, old_BK = self.options, self.old_logits(batch.images)
             kept = kept_answers(logits_BK[:, : self.known], old_BK, options.temperature)
             terms["old answers"] = options.weight * kept
         return terms

@@ -6,20 +6,32 @@ Shapes: B batch, E embedding, K identities.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from persona.config import Term, among, between
 from persona.training.collectives import gather_batch
 from persona.training.losses.arcface import arc_margin, cosines
+from persona.training.losses.base import Loss
 from persona.training.losses.cosface import cos_margin
 
 SMALLEST = 1e-6
+PENALTIES = {"arcface": arc_margin, "cosface": cos_margin}
 
 
-class AdaDistill(nn.Module):
+@dataclass(frozen=True)
+class AdaDistillConfig(Term):
+    """Options of AdaDistill."""
+
+    penalty: str = among(PENALTIES, default="arcface")
+    margin: float = between(0, 3, default=0.45)
+    scale: float = between(0.1, 1000, default=64.0)
+
+
+class AdaDistill(Loss):
     """A margin softmax of the student against the teacher's class centres, which are learned along.
 
     A centre is a running mean of the teacher's embeddings of its identity. Its momentum is
@@ -28,7 +40,11 @@ class AdaDistill(nn.Module):
     A photo far from its own centre counts little.
     """
 
-    inputs: ClassVar = ("student_features", "teacher_features", "labels")
+    name = "adadistill"
+    inputs = ("student_features", "teacher_features", "labels")
+    paired = True
+    needs_classes = True
+    config_class = AdaDistillConfig
     centres: Tensor
     seen: Tensor
 
@@ -43,7 +59,7 @@ class AdaDistill(nn.Module):
     ) -> None:
         super().__init__()
         self.margin, self.scale = margin, scale
-        self.add_margin = {"arcface": arc_margin, "cosface": cos_margin}[penalty]
+        self.add_margin = PENALTIES[penalty]
         start = torch.randn(num_classes, embedding_size)
         self.register_buffer("centres", F.normalize(start, dim=1))
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))

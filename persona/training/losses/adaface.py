@@ -6,14 +6,16 @@ Shapes: B batch, E embedding, K identities.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from persona.config import Term, between
 from persona.training.collectives import gather_batch
 from persona.training.losses.arcface import cosines
+from persona.training.losses.base import Loss
 
 NORM_RANGE = (0.001, 100.0)
 """Norms are clipped to it, as in the authors' code."""
@@ -23,14 +25,26 @@ EDGE = 1e-3
 """Angles are kept this far from 0 and π."""
 
 
-class AdaFace(nn.Module):
+@dataclass(frozen=True)
+class AdaFaceConfig(Term):
+    """Options of AdaFace."""
+
+    margin: float = between(0, 3, default=0.4)
+    h: float = between(0, 10, default=0.333)
+    scale: float = between(0.1, 1000, default=64.0)
+    momentum: float = between(0, 1, default=0.99)
+
+
+class AdaFace(Loss):
     """A margin that follows the vector's length, the student's own measure of a photo's quality.
 
     With z the length's deviation from its running mean, times `h`, in [-1, 1], the own identity's
     logit is `scale * (cos(θ - margin * z) - (margin + margin * z))`.
     """
 
-    inputs: ClassVar = ("student_features", "class_centres", "labels")
+    name = "adaface"
+    inputs = ("student_features", "class_centres", "labels")
+    config_class = AdaFaceConfig
     mean: Tensor
     deviation: Tensor
 

@@ -6,17 +6,30 @@ Shapes: B batch, E embedding, K identities.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from persona.config import Term, between
+from persona.training.losses.base import Loss
 
 
-class ArcFace(nn.Module):
+@dataclass(frozen=True)
+class ArcFaceConfig(Term):
+    """Options of ArcFace."""
+
+    margin: float = between(0, 3, default=0.5)
+    scale: float = between(0.1, 1000, default=64.0)
+
+
+class ArcFace(Loss):
     """Cross-entropy of `scale * cos(θ)`, `margin` radians added to the own identity's angle."""
 
-    inputs: ClassVar = ("student_features", "class_centres", "labels")
+    name = "arcface"
+    inputs = ("student_features", "class_centres", "labels")
+    config_class = ArcFaceConfig
 
     def __init__(self, margin: float = 0.5, scale: float = 64.0) -> None:
         super().__init__()

@@ -6,19 +6,31 @@ Shapes: B batch, E embedding, K identities.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from persona.config import Term, between
 from persona.training.losses.arcface import cosines
+from persona.training.losses.base import Loss
 
 
-class CosFace(nn.Module):
+@dataclass(frozen=True)
+class CosFaceConfig(Term):
+    """Options of CosFace."""
+
+    margin: float = between(0, 3, default=0.35)
+    scale: float = between(0.1, 1000, default=64.0)
+
+
+class CosFace(Loss):
     """Cross-entropy of `scale * cos(θ)`, with `margin` taken off the own identity's cosine."""
 
-    inputs: ClassVar = ("student_features", "class_centres", "labels")
+    name = "cosface"
+    inputs = ("student_features", "class_centres", "labels")
+    config_class = CosFaceConfig
 
     def __init__(self, margin: float = 0.35, scale: float = 64.0) -> None:
         super().__init__()

@@ -6,21 +6,22 @@ Shapes: B batch, E embedding.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from torch import Tensor
 
-from torch import Tensor, nn
-
+from persona.training.losses.base import Loss
 from persona.training.losses.embedding_cosine import paired_cosine
 
 
-class EmbeddingAngular(nn.Module):
+class EmbeddingAngular(Loss):
     """`(1 - cos(student, teacher))²`, the mean over the batch: the paper's angular distillation.
 
     The square lets go of faces whose direction is nearly right: only the direction is taught, and
     that softly.
     """
 
-    inputs: ClassVar = ("student_features", "teacher_features")
+    name = "embedding_angular"
+    inputs = ("student_features", "teacher_features")
+    paired = True
 
     def forward(self, student_BE: Tensor, teacher_BE: Tensor) -> Tensor:
         """Vectors (B, E) of any float type and length; () float32 in [0, 4].

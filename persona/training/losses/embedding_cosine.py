@@ -5,20 +5,22 @@ Shapes: B batch, E embedding.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from persona.training.losses.base import Loss
 
 
-class EmbeddingCosine(nn.Module):
+class EmbeddingCosine(Loss):
     """`1 - cos(student, teacher)`, the mean over the batch.
 
     The cosine form of feature imitation (Romero et al. 2015, FitNets, arXiv:1412.6550, equation 2,
     on vectors of unit length, where half the squared distance is one minus the cosine).
     """
 
-    inputs: ClassVar = ("student_features", "teacher_features")
+    name = "embedding_cosine"
+    inputs = ("student_features", "teacher_features")
+    paired = True
 
     def forward(self, student_BE: Tensor, teacher_BE: Tensor) -> Tensor:
         """Vectors (B, E) of any float type and length; () float32 in [0, 2].

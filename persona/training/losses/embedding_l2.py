@@ -5,20 +5,34 @@ Shapes: B batch, E embedding.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from persona.config import Term
+from persona.training.losses.base import Loss
 
 
-class EmbeddingL2(nn.Module):
+@dataclass(frozen=True)
+class EmbeddingL2Config(Term):
+    """Options of the distance of embeddings."""
+
+    unit: bool = False
+    """Of the embeddings (unit length), rather than of the vectors before normalisation."""
+
+
+class EmbeddingL2(Loss):
     """`‖student - teacher‖² / 2`, the mean over the batch.
 
     Of the vectors before normalisation, so that the student learns their length as well, from which
     the teacher's logits come; `unit`: of the embeddings.
     """
 
-    inputs: ClassVar = ("student_features", "teacher_features")
+    name = "embedding_l2"
+    inputs = ("student_features", "teacher_features")
+    paired = True
+    config_class = EmbeddingL2Config
 
     def __init__(self, unit: bool = False) -> None:
         super().__init__()

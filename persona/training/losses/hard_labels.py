@@ -5,16 +5,17 @@ Shapes: B batch, K identities.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from persona.training.losses.base import Loss
 
 
-class HardLabels(nn.Module):
+class HardLabels(Loss):
     """`-log softmax(student)[label]`, the mean over the batch."""
 
-    inputs: ClassVar = ("student_logits", "labels")
+    name = "hard_labels"
+    inputs = ("student_logits", "labels")
 
     def forward(self, student_BK: Tensor, labels_B: Tensor) -> Tensor:
         """Logits (B, K) of any float type and labels (B,) int64 in [0, K); () float32."""

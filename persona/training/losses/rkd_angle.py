@@ -6,24 +6,37 @@ Shapes: B batch, N photos of it, E embedding.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from persona.config import Term, between
+from persona.training.losses.base import Loss
 
 NEAR = 1e-2
 """Two embeddings nearer than this have no direction worth learning from: the gradient of a cosine
 grows with one over their distance, and the same photo may come twice in a batch."""
 
 
-class RkdAngle(nn.Module):
+@dataclass(frozen=True)
+class RkdAngleConfig(Term):
+    """Options of the angles."""
+
+    photos: int = between(3, 4096, default=128)
+    """Of a batch: the term's cost grows with their cube."""
+
+
+class RkdAngle(Loss):
     """`huber(ψ(student), ψ(teacher))` over all triples (i, j, k), ψ the cosine of the angle at j.
 
     Of the embeddings of the batch's first `photos`, because there are N³ triples. The mean runs
     over all of them, also those with a photo twice (0 or 1 in both), as in the authors' code.
     """
 
-    inputs: ClassVar = ("student_features", "teacher_features")
+    name = "rkd_angle"
+    inputs = ("student_features", "teacher_features")
+    config_class = RkdAngleConfig
 
     def __init__(self, photos: int = 128) -> None:
         super().__init__()

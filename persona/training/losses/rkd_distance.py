@@ -6,21 +6,22 @@ Shapes: B batch, E embedding.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from persona.training.losses.base import Loss
 
 
-class RkdDistance(nn.Module):
+class RkdDistance(Loss):
     """`huber(ψ(student), ψ(teacher))` over all pairs of photos, ψ their distance over the mean one.
 
     Of the embeddings, so that student and teacher may differ in width and in length. The mean runs
     over all B² pairs, a photo with itself (0 in both) too, as in the authors' code.
     """
 
-    inputs: ClassVar = ("student_features", "teacher_features")
+    name = "rkd_distance"
+    inputs = ("student_features", "teacher_features")
 
     def forward(self, student_BE: Tensor, teacher_BE: Tensor) -> Tensor:
         """Vectors (B, Es) and (B, Et) of any float type; () float32."""

@@ -6,16 +6,17 @@ Shapes: B batch, E embedding.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from persona.training.losses.base import Loss
 
 
-class Similarity(nn.Module):
+class Similarity(Loss):
     """`‖G(student) - G(teacher)‖² / B²`, G the batch's inner products, each row of unit length."""
 
-    inputs: ClassVar = ("student_features", "teacher_features")
+    name = "similarity"
+    inputs = ("student_features", "teacher_features")
 
     def forward(self, student_BE: Tensor, teacher_BE: Tensor) -> Tensor:
         """Vectors (B, Es) and (B, Et) of any float type; () float32."""

@@ -5,15 +5,24 @@ Shapes: B batch, K identities.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from persona.config import Term, between
 from persona.errors import PersonaError
+from persona.training.losses.base import Loss
 
 
-class SoftTargets(nn.Module):
+@dataclass(frozen=True)
+class SoftTargetsConfig(Term):
+    """Options of soft targets."""
+
+    temperature: float = between(0.01, 1000, default=4.0)
+
+
+class SoftTargets(Loss):
     """`T² · KL(softmax(teacher / T) ‖ softmax(student / T))`, the mean over the batch.
 
     Equation 1 of the paper softens both by T; the cross-entropy with the soft targets differs from
@@ -21,7 +30,9 @@ class SoftTargets(nn.Module):
     factor undoes, so that the weight beside hard labels keeps its meaning when T changes.
     """
 
-    inputs: ClassVar = ("student_logits", "teacher_logits")
+    name = "soft_targets"
+    inputs = ("student_logits", "teacher_logits")
+    config_class = SoftTargetsConfig
 
     def __init__(self, temperature: float) -> None:
         super().__init__()

@@ -5,14 +5,24 @@ Shapes: B batch, E embedding.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from persona.config import Term, between
+from persona.training.losses.base import Loss
 
 
-class Triplet(nn.Module):
+@dataclass(frozen=True)
+class TripletConfig(Term):
+    """Options of the triplet loss."""
+
+    margin: float = between(0, 3, default=0.2)
+
+
+class Triplet(Loss):
     """`max(0, d(a, p) - d(a, n) + margin)`, the mean over all anchor-positive pairs of the batch.
 
     d is the squared distance of embeddings. Each pair's negative is mined in the batch: the nearest
@@ -21,7 +31,9 @@ class Triplet(nn.Module):
     A batch of triplets (three photos a sample) has positives by making; one without any gives 0.
     """
 
-    inputs: ClassVar = ("student_features", "labels")
+    name = "triplet"
+    inputs = ("student_features", "labels")
+    config_class = TripletConfig
 
     def __init__(self, margin: float = 0.2) -> None:
         super().__init__()

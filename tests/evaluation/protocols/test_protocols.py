@@ -36,7 +36,7 @@ from persona.evaluation.embed import embed_set
 from persona.evaluation.groups import group_figures
 from persona.evaluation.metrics import Folds, cosine_scores
 from persona.evaluation.pairs import PairScores
-from persona.evaluation.protocols import Options, default_measure, evaluate, protocols
+from persona.evaluation.protocols import PROTOCOLS, Options, default_measure, evaluate
 from persona.models.output import ClassifierHead, FaceNetwork
 from persona.models.sources import NamedNetwork
 
@@ -490,7 +490,7 @@ def test_options_of_another_measure_are_refused(
         PersonaError, match=r"has no verification pairs: .*--measure class or --pairs"
     ):
         measure(train_set, cpu, "verification")
-    assert set(protocols()) == {"verification", "match", "class", "identification", "templates"}
+    assert set(PROTOCOLS) == {"verification", "match", "class", "identification", "templates"}
 
 
 def test_sets_that_do_not_fit_a_measure(

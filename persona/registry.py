@@ -1,0 +1,184 @@
+"""Names and what they stand for: losses, datasets, backbones, learning methods, protocols.
+
+What a registry holds comes from three places:
+
+1. a class in a module of the registry's package. Its name is read from the module's source; the
+   module is imported when the name is first asked for, so listing names needs no torch
+2. an entry point of another package, in the registry's group, under the registered name
+3. a class that a program or notebook defines: its class statement registers it
+
+    [project.entry-points."persona.losses"]
+    huber = "my_package.losses:Huber"
+
+This module stands below the packages that it names, and imports none of them by itself.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import logging
+import pkgutil
+from collections.abc import Iterator
+from functools import cached_property
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from persona.errors import PersonaError, unknown
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """What can be named, of one kind. Iterating gives the names, sorted, and imports nothing."""
+
+    def __init__(self, kind: str, package: str, group: str, *, attribute: str = "name") -> None:
+        """Nothing is looked up yet.
+
+        Args:
+            kind: what messages call it, as "loss".
+            package: where Persona's own are, one or more in a module.
+            group: of the entry points by which other packages add theirs.
+            attribute: of a class, its name.
+        """
+        self.kind, self.package, self.group, self.attribute = kind, package, group, attribute
+        self._items: dict[str, T] = {}
+
+    def add(self, name: str, item: T) -> None:
+        """Registers an item; a base class calls this from `__init_subclass__`.
+
+        Raises:
+            PersonaError: the name is that of one of Persona's own.
+        """
+        module = getattr(item, "__module__", "")
+        if module != self.built_in.get(name, module):
+            raise PersonaError(
+                f"{self.kind} {name!r} of {module} has the name of one of Persona's own: "
+                "choose another"
+            )
+        self._items[name] = item
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted({*self._items, *self.built_in, *self._entry_points}))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._items or name in self.built_in or name in self._entry_points
+
+    def find(self, name: str, *, called: str = "", where: str = "") -> T:
+        """What a name stands for, imported now if it was not before.
+
+        Args:
+            name: the registered name.
+            called: what the message calls it in place of the registry's kind.
+            where: the place that the message names.
+
+        Raises:
+            PersonaError: the name is unknown, naming the nearest one, or the package that adds it
+                is broken.
+        """
+        if name not in self:
+            raise unknown(called or self.kind, name, self, where=where)
+        if name not in self._items:
+            if name in self.built_in:
+                importlib.import_module(self.built_in[name])
+            else:
+                self._load_entry_point(self._entry_points[name])
+        return self._items[name]
+
+    def get(self, name: str) -> T | None:
+        """What a name stands for; None: nothing has that name."""
+        return self.find(name) if name in self else None
+
+    def load_all(self) -> dict[str, T]:
+        """Everything by name; what a broken package adds is left out with a warning."""
+        found = {}
+        for name in self:
+            try:
+                found[name] = self.find(name)
+            except PersonaError as error:
+                if name not in self._entry_points:
+                    raise
+                log.warning("warning: %s", error)
+        return found
+
+    @cached_property
+    def built_in(self) -> dict[str, str]:
+        """Persona's own: name to module."""
+        spec = find_spec(self.package)
+        assert spec is not None
+        found = {}
+        for module in pkgutil.iter_modules(spec.submodule_search_locations):
+            place = module.module_finder.find_spec(module.name, None)
+            loader: Any = place.loader if place is not None else None
+            for name in _declared(loader.get_source(module.name), self.attribute):
+                found[name] = f"{self.package}.{module.name}"
+        return found
+
+    @cached_property
+    def _entry_points(self) -> dict[str, EntryPoint]:
+        from importlib.metadata import entry_points
+
+        found: dict[str, EntryPoint] = {}
+        for point in entry_points(group=self.group):
+            if point.name in self.built_in or point.name in found:
+                log.warning(
+                    "warning: the %s %r of package %s is left out: %s has one of that name",
+                    *(self.kind, point.name, _package_of(point)),
+                    _package_of(found[point.name]) if point.name in found else "Persona",
+                )
+            else:
+                found[point.name] = point
+        return found
+
+    def _load_entry_point(self, point: EntryPoint) -> None:
+        package = _package_of(point)
+        try:
+            point.load()
+        except Exception as error:  # whatever a stranger's module does when it is imported
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            raise PersonaError(
+                f"the {self.kind} {point.name!r} of package {package} cannot be loaded "
+                f"({reason}): mend or remove {package}"
+            ) from error
+        if point.name not in self._items:
+            raise PersonaError(
+                f"{point.value} of package {package} defines no {self.kind} called "
+                f"{point.name!r}: mend or remove {package}"
+            )
+
+
+def _declared(source: str, attribute: str) -> list[str]:
+    """The names that a module's classes give themselves, as `name = "lfw"`; nothing is run."""
+    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+    return [
+        line.value.value
+        for line in (line for node in classes for line in node.body)
+        if isinstance(line, ast.Assign | ast.AnnAssign)
+        and isinstance(line.value, ast.Constant)
+        and isinstance(line.value.value, str)
+        and line.value.value
+        and attribute in {getattr(target, "id", "") for target in _targets(line)}
+    ]
+
+
+def _targets(line: ast.Assign | ast.AnnAssign) -> list[ast.expr]:
+    return line.targets if isinstance(line, ast.Assign) else [line.target]
+
+
+def _package_of(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else point.value
+
+
+LOSSES: Registry[Any] = Registry("loss", "persona.training.losses", "persona.losses")
+METHODS: Registry[Any] = Registry("method", "persona.learning.methods", "persona.methods")
+BACKBONES: Registry[Any] = Registry("backbone", "persona.models.backbones", "persona.backbones")
+PROTOCOLS: Registry[Any] = Registry("measure", "persona.evaluation.protocols", "persona.protocols")
+DATASETS: Registry[Any] = Registry("dataset", "persona.data.raw", "persona.datasets")
+DATASET_KINDS: Registry[Any] = Registry(
+    "kind of dataset", "persona.data.raw", "persona.dataset_kinds", attribute="kind"
+)

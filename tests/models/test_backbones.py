@@ -1,0 +1,140 @@
+"""A backbone that Persona does not know, from a recipe to an exported file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import NO_ALIGN, SIZE_PX, write_vggface2
+from helpers import distill_error, distill_here, persona_here
+from torch import nn
+
+import persona
+from persona.config import Checked, StudentConfig, among, between, from_dict, to_dict
+from persona.data.pack import pack_photos
+from persona.data.raw import open_dataset
+from persona.errors import PersonaError
+from persona.models.backbones import Backbone
+from persona.models.cards import find_model
+from persona.models.store import load_model
+from persona.models.student import Student
+from persona.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class TinyConfig(Checked):
+    channels: int = between(4, 64, default=8)
+    padding: str = among(("zeros", "reflect"), default="zeros")
+
+
+class Tiny(Backbone):
+    name, config_class = "tiny-test", TinyConfig
+
+    def build(self) -> tuple[nn.Module, int]:
+        channels = self.options.channels
+        first = nn.Conv2d(3, channels, 3, 4, 1, padding_mode=self.options.padding)
+        layers = first, nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, channels, 1)
+        return nn.Sequential(*layers), channels
+
+    def start(self, network: nn.Module, models: Path) -> None:
+        if self.options.padding == "reflect":
+            nn.init.constant_(network.get_parameter("3.bias"), 7)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    write_vggface2(folder / "raw")
+    dataset = open_dataset("vggface2", folder / "raw")
+    pack_photos(dataset, folder / "shards" / dataset.set_name, NO_ALIGN)
+    return folder
+
+
+def test_it_is_distilled_saved_loaded_and_exported(home: Path) -> None:
+    options = ("-o", "student.channels=12", "-o", "student.pooling=depthwise")
+    model_id = distill_here("tiny-test", "--teacher", "none", "-e", "1", *options, home=home)
+    card = find_model(model_id, home / "models")
+    assert model_id.startswith("tiny-test-") and card.architecture == "tiny-test"
+    assert card.student == {
+        "architecture": "tiny-test",
+        "channels": 12,
+        "padding": "zeros",
+        "pooling": "depthwise",
+        "embedding_size": 512,
+        "norm_momentum": 0.1,
+    }
+    student = load_model(card, home / "models").eval()
+    assert student.pool.get_submodule("0").kernel_size == (SIZE_PX // 4, SIZE_PX // 4)
+    assert {"backbone.0.weight", "pool.0.weight", "last_linear.weight"} <= set(student.state_dict())
+    persona_here("export", model_id, "--out", str(home / "tiny.onnx"), home=home)
+    photos = np.random.default_rng(0).integers(0, 256, (4, SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
+    place = Workspace.locate(home=home)
+    ours, theirs = (
+        persona.load(name, workspace=place).embed(list(photos))
+        for name in (model_id, f"onnx:{home / 'tiny.onnx'}")
+    )
+    assert (ours * theirs).sum(axis=1).min() > 0.9999
+
+
+def test_its_options_are_its_own(home: Path) -> None:
+    assert "channels 3: choose 4 to 64" in distill_error(
+        "tiny-test", "-o", "student.channels=3", home=home
+    )
+    assert "unknown padding 'zero'; did you mean 'zeros'" in distill_error(
+        "tiny-test", "-o", "student.padding=zero", home=home
+    )
+    line = distill_error("tiny-test", "-o", "student.width=0.5", home=home)
+    assert "unknown key 'student.width'" in line and "student.channels" in line
+    assert "unknown key 'student.channels'" in distill_error(
+        "mobilenet_v3_small", "-o", "student.channels=8", home=home
+    )
+    with pytest.raises(TypeError, match="width"):
+        StudentConfig("tiny-test", width=0.5)
+
+
+def test_pretrained_weights_are_its_own_too(tmp_path: Path) -> None:
+    for padding, wanted in (("zeros", False), ("reflect", True)):
+        student = Student(StudentConfig("tiny-test", padding=padding), 0, head="none")
+        student.start(tmp_path)
+        assert bool((student.backbone.get_parameter("3.bias") == 7).all()) == wanted
+
+
+def test_a_config_is_changed_written_and_read_with_its_options() -> None:
+    config = replace(StudentConfig("tiny-test", channels=16), embedding_size=32)
+    assert config.backbone == TinyConfig(channels=16)
+    assert from_dict(StudentConfig, to_dict(config), where="a test") == config
+
+
+def test_cards_and_recipes_of_earlier_versions_are_read() -> None:
+    """Before last_stride was there, and with every option beside the others."""
+    old = {
+        "architecture": "mobilenet_v3_large",
+        "width": 0.75,
+        "first_stride": 1,
+        "pooling": "depthwise",
+        "activation": "prelu",
+        "embedding_size": 128,
+        "norm_momentum": 0.01,
+        "imagenet": False,
+    }
+    config = from_dict(StudentConfig, old, where="a card")
+    assert to_dict(config) == {**old, "last_stride": 2}
+    with pytest.raises(
+        PersonaError, match=r"unknown student 'resnet'; known: .*mobilenet_v3_small"
+    ):
+        from_dict(StudentConfig, {"architecture": "resnet"}, where="a card")
+
+
+@pytest.mark.parametrize(("architecture", "count"), [("small", 240), ("large", 308)])
+def test_the_names_of_saved_weights_stay(architecture: str, count: int) -> None:
+    torch.manual_seed(0)
+    names = Student(StudentConfig(f"mobilenet_v3_{architecture}"), 3).state_dict()
+    heads = {"logits.weight", "logits.bias", "last_linear.weight"}
+    heads |= {f"last_bn.{name}" for name in ("weight", "bias", "running_mean", "running_var")}
+    convolutions = names.keys() - heads - {"last_bn.num_batches_tracked"}
+    assert len(convolutions) == count
+    assert all(name.startswith("backbone.") for name in convolutions)
+    assert names["backbone.0.0.weight"].shape == (16, 3, 3, 3)

@@ -1,0 +1,115 @@
+"""docs/extending.md, word for word, as a package outside Persona that its commands find and use."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import jpeg
+from helpers import environment
+from plug_ins import install
+
+DOC = Path(__file__).parents[1] / "docs" / "extending.md"
+BLOCK = re.compile(r"^`([\w/.]+)`\n\n```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+USE = r"""
+import json
+from pathlib import Path
+
+from helpers import distill_here, persona_here, persona_error_here
+
+home = Path({home!r})
+flat = ("--align", "none", "--image-size", "32", "-w", "1")
+found = {{}}
+found["datasets"] = [row["dataset"] for row in persona_here("datasets", home=home)]
+found["set"] = persona_here("shard", "passports", *flat, home=home)
+found["kind"] = persona_here("shard", "folders-jpg:" + {raw!r}, *flat, home=home)
+common = ("-e", "1", "--train-set", "passports")
+teacher = distill_here("plain", "--teacher", "none", *common, home=home)
+options = ("-o", "losses.huber.weight=1", "-o", "losses.huber.delta=0.5")
+student = distill_here(
+    *("plain", "-o", "student.channels=16", "--teacher", teacher, *common, *options), home=home
+)
+found["card"] = persona_here("models", "show", student, home=home)
+found["learned"] = persona_here(
+    *("learn", "--student", student, "--on", "passports", "--method", "slow", "--steps", "2"),
+    *("-b", "4", "--tracker", "none", "-o", "slow.weight=0.01"),
+    home=home,
+)
+found["evaluation"] = persona_here(
+    *("evaluate", "--set", "passports", "--student", student, "--measure", "nearest"), home=home
+)
+found["range"] = persona_error_here("distill", "plain", "-o", "student.channels=4", home=home)
+found["key"] = persona_error_here("distill", "plain", "-o", "student.width=1", home=home)
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the commands gave with the package of the documentation on the path."""
+    home = tmp_path_factory.mktemp("home")
+    site = home / "site"
+    blocks = dict(BLOCK.findall(DOC.read_text()))
+    project = tomllib.loads(blocks.pop("pyproject.toml"))["project"]
+    for name, text in blocks.items():
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text(text)
+    install(site, project["name"], project["entry-points"])
+    for number in range(12):
+        path = home / "data" / "raw" / "Passports" / f"person{number // 4}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(number))
+    code = USE.format(home=str(home), raw=str(home / "data" / "raw" / "Passports"))
+    tests = Path(__file__).parent
+    path = f"{site}:{tests}:{tests.parent}"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment(home, PYTHONPATH=path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def test_every_example_is_in_a_file_of_the_package() -> None:
+    text = DOC.read_text()
+    blocks = BLOCK.findall(text)
+    assert len(blocks) == text.count("```") / 2 == 6
+    assert all(len(body.splitlines()) < 30 for _, body in blocks)
+
+
+def test_a_dataset_and_a_kind_of_ones_own_are_packed(found: dict[str, Any]) -> None:
+    assert "passports" in found["datasets"]
+    assert found["set"]["samples"] == found["kind"]["samples"] == 12
+
+
+def test_a_backbone_and_a_loss_of_ones_own_are_trained(found: dict[str, Any]) -> None:
+    card = found["card"]
+    assert (card["architecture"], card["student"]["channels"]) == ("plain", 16)
+    assert card["config"]["losses"]["huber"] == {"weight": 1, "delta": 0.5}
+    assert card["parameters"] < 20_000 + 512 * 16 + 3 * 513
+
+
+def test_a_method_of_ones_own_learns(found: dict[str, Any]) -> None:
+    assert found["learned"]["learned"]["method"] == "slow"
+    assert found["learned"]["config"]["slow"] == {"weight": 0.01}
+
+
+def test_a_protocol_of_ones_own_measures(found: dict[str, Any]) -> None:
+    assert found["evaluation"]["measure"] == "nearest"
+    assert 0 <= found["evaluation"]["rank_1"] <= 1
+
+
+def test_their_options_are_checked_as_personas_own(found: dict[str, Any]) -> None:
+    assert "channels 4: choose 8 to 512" in found["range"]
+    assert "unknown key 'student.width'" in found["key"]
