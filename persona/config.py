@@ -37,6 +37,10 @@ PENALTIES = ("arcface", "cosface")
 TARGETS = ("auto", "kept", "online")
 COMPILERS = ("no", "inductor", "eager", "aot_eager", "cudagraphs")
 """torch.compile backends."""
+EPOCHS = 20
+"""Length of a distillation for which nothing else is asked."""
+LENGTHS = {"epochs": 100_000, "steps": 1_000_000_000, "photos": 10**12}
+"""What the length of a distillation is counted in, and the most of it."""
 NOT_LEARNED = frozenset({"workers", "cache", "verify"})
 """Of a config, what says how photos come and not what is learned: a run may go on with another."""
 METHODS = (
@@ -365,7 +369,14 @@ class DistillConfig:
     train_set: str = "vggface2"
     test_set: str = "lfw"
     """`none`: no evaluation, the last epoch is kept."""
-    epochs: int = 20
+    epochs: int | None = None
+    """Length of the run; 20 where none of `epochs`, `steps` and `photos` is given."""
+    steps: int | None = None
+    """Length of the run in optimizer steps."""
+    photos: int | None = None
+    """Length of the run in photos seen by all processes; each counts whenever it is seen."""
+    evaluate_steps: int | None = None
+    """Optimizer steps between evaluations; None: one after each epoch."""
     batch_size: int = 128
     """Samples a step on each process."""
     workers: int = 4
@@ -397,7 +408,18 @@ class DistillConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
-        _check("epochs", self.epochs, 1, 100_000)
+        lengths = {name: getattr(self, name) for name in LENGTHS}
+        given = [name for name, value in lengths.items() if value is not None]
+        if len(given) > 1:
+            raise PersonaError(
+                f"{' and '.join(given)} are lengths of the same run: give one of them"
+            )
+        if not given:
+            object.__setattr__(self, "epochs", EPOCHS)
+        for name in given:
+            _check(name, lengths[name], 1, LENGTHS[name])
+        if self.evaluate_steps is not None:
+            _check("evaluate_steps", self.evaluate_steps, 1, 1_000_000_000)
         _check("batch_size", self.batch_size, 2, 1_000_000)  # batch norm cannot learn from one
         _check("workers", self.workers, 0, 1024)
         _check("gradient_accumulation_steps", self.gradient_accumulation_steps, 1, 100_000)
@@ -567,6 +589,8 @@ def load_config(
         if not isinstance(values, dict):
             raise PersonaError(f"config {path} must be a mapping of names to values")
     values = {**(base or {}), **values}
+    if any(overrides.get(name) is not None for name in LENGTHS):  # in whatever the file counts
+        values = {name: value for name, value in values.items() if name not in LENGTHS}
     teacher = overrides.get("teacher", values.get("teacher"))
     # Copied: the command line's values are written into it.
     reference = HARD_LOSSES if teacher == "none" else REFERENCE_LOSSES

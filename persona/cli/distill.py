@@ -50,7 +50,20 @@ def distill_command(
             "labels alone).  [default: facenet-vggface2]"
         ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", "-e", help="[default: 20]")] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", "-e", help="Length of the run in epochs.  [default: 20]"),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Length of the run in optimizer steps, in place of epochs.")
+    ] = None,
+    photos: Annotated[
+        int | None, typer.Option(help="Length of the run in photos seen, in place of epochs.")
+    ] = None,
+    evaluate_steps: Annotated[
+        int | None,
+        typer.Option(help="Optimizer steps between evaluations.  [default: those of an epoch]"),
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option("--temperature", "-t", help="[default: 4]")
     ] = None,
@@ -127,6 +140,9 @@ def distill_command(
         "train_set": train_set,
         "test_set": test_set,
         "epochs": epochs,
+        "steps": steps,
+        "photos": photos,
+        "evaluate_steps": evaluate_steps,
         "batch_size": batch_size,
         "workers": workers,
         "cache": None if cache is None else str(cache),
