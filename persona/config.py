@@ -29,7 +29,8 @@ LONGEST_NUMBER = 100
 PRECISIONS = ("no", "fp16", "bf16")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("multistep", "cosine", "constant")
-TRACKERS = ("wandb", "none")
+TRACKERS = ("wandb", "tensorboard", "mlflow", "comet_ml", "aim")
+"""Beside the JSONL file; opened in persona/training/tracking.py."""
 STUDENTS = ("mobilenet_v3_small", "mobilenet_v3_large")
 POOLINGS = ("average", "depthwise")
 ACTIVATIONS = ("default", "prelu")
@@ -400,6 +401,7 @@ class DistillConfig:
     checkpoint_steps: int = 500
     """Optimizer steps between checkpoints, beside the one at each epoch's end."""
     tracker: str = "wandb"
+    """Names of trackers with commas between, or `none`; metrics.jsonl is always written."""
     student: StudentConfig = field(default_factory=StudentConfig)
     losses: LossesConfig = field(
         default_factory=lambda: from_dict(LossesConfig, REFERENCE_LOSSES, where="the defaults")
@@ -429,7 +431,7 @@ class DistillConfig:
         _among("compile", self.compile, COMPILERS)
         _among("teacher_precision", self.teacher_precision, ("auto", *PRECISIONS))
         _among("targets", self.targets, TARGETS)
-        _among("tracker", self.tracker, TRACKERS)
+        tracker_names(self.tracker)
 
 
 LEARN_OPTIM: dict[str, Any] = {"lr": 0.0001, "schedule": "constant"}
@@ -485,7 +487,7 @@ class LearnConfig:
         _check("seed", self.seed, 0, 2**31 - 1)
         _check("checkpoint_steps", self.checkpoint_steps, 1, 1_000_000_000)
         _among("mixed_precision", self.mixed_precision, PRECISIONS)
-        _among("tracker", self.tracker, TRACKERS)
+        tracker_names(self.tracker)
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:
@@ -496,6 +498,23 @@ def _check(name: str, value: float, low: float, high: float) -> None:
 def _among(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise unknown(name, value, known)
+
+
+def tracker_names(trackers: str) -> tuple[str, ...]:
+    """`wandb,tensorboard` as names; none of `none`.
+
+    Raises:
+        PersonaError: an unknown name, or one that is given twice.
+    """
+    names = tuple(name.strip() for name in trackers.split(","))
+    if names == ("none",):
+        return ()
+    for name in names:
+        known = TRACKERS if len(names) > 1 else (*TRACKERS, "none")
+        _among("tracker", name, known)
+    if len(set(names)) < len(names):
+        raise PersonaError(f"tracker {trackers}: each of them once")
+    return names
 
 
 _TOO_DEEP = f"over {DEEPEST_YAML} values inside each other"

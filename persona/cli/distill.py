@@ -15,6 +15,7 @@ from persona.cli.output import (
     CacheOption,
     ModelsOption,
     ShardsOption,
+    TrackerOption,
     VerifyOption,
     print_json,
 )
@@ -115,7 +116,7 @@ def distill_command(
             help="Any value of a recipe, as `-o optim.schedule=cosine`.  Repeatable.",
         ),
     ] = None,
-    tracker: Annotated[str | None, typer.Option(help="wandb or none.  [default: wandb]")] = None,
+    tracker: TrackerOption = None,
     config: Annotated[
         Path | None, typer.Option(help="A YAML recipe, see configs/; options win over it.")
     ] = None,

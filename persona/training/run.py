@@ -27,7 +27,7 @@ from persona.models.cards import new_id
 from persona.training.callbacks import Callback, Moment, tell
 from persona.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from persona.training.devices import agree
-from persona.training.tracking import Tracker
+from persona.training.tracking import Tracker, check_trackers
 from persona.workspace import Workspace
 
 LOG_STEPS = 20
@@ -118,8 +118,9 @@ class Run:
 
         Raises:
             PersonaError: the checkpoint is of another origin, or was written inside an epoch by
-                another number of processes.
+                another number of processes; or a tracker's package is not installed.
         """
+        check_trackers(trackers)
         self.kind, self.accelerator = kind, accelerator
         self.config, self.trackers = config, trackers
         self.origin = dict(origin)
@@ -157,7 +158,7 @@ class Run:
                 self.folder,
                 run_id=self.id,
                 config=self.config,
-                wandb=self.trackers == "wandb",
+                trackers=self.trackers,
                 step=self.progress.step,
             )
             self.tracker = self._held.enter_context(tracker)
