@@ -18,7 +18,7 @@ ROOMS = {
     "training": FLOOR | {"data", "models"},
     "evaluation": FLOOR | {"data", "models"},
     "report": FLOOR | {"data", "models", "training", "evaluation"},
-    "targets": FLOOR | {"data", "models"},
+    "targets": FLOOR | {"data", "models", "evaluation"},
     "deploy": FLOOR | {"data", "models", "evaluation"},
     "gallery": FLOOR | {"data", "models", "evaluation"},
     "distill": FLOOR | {"data", "models", "training", "evaluation", "report"},

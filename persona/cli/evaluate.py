@@ -129,6 +129,7 @@ def evaluate_command(
 
     from accelerate import Accelerator
 
+    from persona.evaluation.overlap import trained_identities
     from persona.evaluation.protocols import Options, evaluate
 
     trained = None
@@ -195,6 +196,7 @@ def compare_command(
     from accelerate import Accelerator
 
     from persona.evaluation.compare import compare
+    from persona.evaluation.overlap import trained_identities
     from persona.evaluation.protocols import Options
 
     trained = None
@@ -252,29 +254,6 @@ def _load(name: str, models: Path, accelerator: Any) -> NamedNetwork:
     named = load_network(name, models)
     named.network.to(accelerator.device).to(memory_format=torch.channels_last)
     return named
-
-
-def trained_identities(name: str, shards: Path, models: Path) -> tuple[str, ...]:
-    """The identities that a model was trained on, or that a packed set has.
-
-    Raises:
-        PersonaError: it is neither, or a model whose identities are not known by name.
-    """
-    from persona.data.shards import open_set
-    from persona.models.cards import CARD, find_model, read_classes
-    from persona.models.weights import FACENETS
-
-    if name in FACENETS:
-        raise PersonaError(
-            f"the release of {name} does not name the people it was trained on: give a packed "
-            f"{FACENETS[name].trained_on} set to --exclude-overlap"
-        )
-    if (models / name / CARD).is_file():
-        return read_classes(find_model(name, models), models)
-    try:
-        return open_set(name, shards)[1].classes
-    except PersonaError as error:
-        raise PersonaError(f"--exclude-overlap: no model {name!r}, and {error}") from None
 
 
 def print_evaluation(evaluation: Evaluation) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -16,14 +16,6 @@ from persona.cli.output import (
     print_json,
     workspace,
 )
-from persona.errors import PersonaError
-
-if TYPE_CHECKING:
-    from persona.config import AugmentConfig
-    from persona.data.align import AlignSpec
-    from persona.data.shards import Manifest
-    from persona.data.storage import SetFolder
-    from persona.data.targets import Targets
 
 
 def targets_command(
@@ -61,8 +53,10 @@ def targets_command(
     folder, manifest = open_set(set_, place.shards, verify=verify)
     here = on_disk(folder, "keeping targets")
     augment = load_config(config, {}).augment
-    targets, fresh, main = keep_targets(
-        *(folder, manifest, teacher, place.models),
+
+    from persona.targets import TargetOptions, keep_targets
+
+    options = TargetOptions(
         views=views,
         augment=augment,
         seed=seed,
@@ -70,6 +64,7 @@ def targets_command(
         batch_size=batch_size,
         workers=workers,
     )
+    targets, fresh, main = keep_targets(folder, manifest, teacher, place.models, options)
     if not main:
         return
     from persona.data.targets import targets_folder
@@ -95,68 +90,3 @@ def targets_command(
         f"{manifest.name} {verb} {targets.views} views of {sum(f.photos for f in targets.files)} "
         f"photos, {targets.embedding_size} numbers each ({human_bytes(size)}) at {kept}"
     )
-
-
-def check_teacher_exists(teacher: str, models: Path, align: AlignSpec) -> None:
-    """Raises PersonaError, before hours of packing, if there is no such teacher for these crops."""
-    from persona.models.store import load_network
-
-    if teacher == "none":
-        raise PersonaError("targets are a teacher's: name one with --teacher")
-    named = load_network(teacher, models)
-    if named.network.uses_landmarks and not align.has_landmarks:
-        raise PersonaError(
-            f"{teacher} wants five points of each face: pack with --align mtcnn or landmarks"
-        )
-    if named.image_size not in {None, align.image_size}:
-        raise PersonaError(
-            f"{teacher} was trained on {named.image_size} px: pack with --image-size "
-            f"{named.image_size}"
-        )
-
-
-def keep_targets(
-    folder: SetFolder,
-    manifest: Manifest,
-    teacher: str,
-    models: Path,
-    *,
-    views: int = 2,
-    augment: AugmentConfig | None = None,
-    seed: int = 0,
-    precision: str = "no",
-    batch_size: int = 128,
-    workers: int = 1,
-) -> tuple[Targets, bool, bool]:
-    """Makes them; returns the card, whether anything was done, and whether to speak of it."""
-    from persona.config import AugmentConfig
-
-    if teacher == "none":
-        raise PersonaError("targets are a teacher's: name one with --teacher")
-
-    from accelerate import Accelerator
-
-    from persona.evaluation.sanity import check_teacher
-    from persona.models import onnx
-    from persona.models.store import load_network
-    from persona.targets import TargetOptions, make_targets
-
-    options = TargetOptions(
-        views=views,
-        augment=augment or AugmentConfig(),
-        seed=seed,
-        precision=precision,
-        batch_size=batch_size,
-        workers=workers,
-    )
-    accelerator = Accelerator()
-    named = load_network(teacher, models)
-    manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
-    named.network.eval().to(accelerator.device)
-    if teacher.startswith(onnx.PREFIX):
-        check_teacher(named, folder, manifest, accelerator)
-    targets, fresh = make_targets(folder, manifest, named, options, accelerator)
-    main = accelerator.is_main_process
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    return targets, fresh, main

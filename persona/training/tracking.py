@@ -151,6 +151,9 @@ class Accelerated:
 
     def __init__(self, tracker: Any, start: Start | None = None) -> None:
         """`start` is given where the config is stored as flat values."""
+        from accelerate.state import PartialState
+
+        PartialState()  # its trackers ask for it; in a training it is there
         if hasattr(tracker, "start"):  # older versions of Accelerate start it when it is made
             tracker.start()
         self.tracker = tracker
