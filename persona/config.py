@@ -42,11 +42,16 @@ LONGEST_NUMBER = 100
 PRECISIONS = ("no", "fp16", "bf16")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("multistep", "cosine", "constant")
-TRACKERS = ("wandb", "none")
+TRACKERS = ("wandb", "tensorboard", "mlflow", "comet_ml", "aim")
+"""Beside the JSONL file; opened in persona/training/tracking.py."""
 POOLINGS = ("average", "depthwise")
 TARGETS = ("auto", "kept", "online")
 COMPILERS = ("no", "inductor", "eager", "aot_eager", "cudagraphs")
 """torch.compile backends."""
+EPOCHS = 20
+"""Length of a distillation for which nothing else is asked."""
+LENGTHS = {"epochs": 100_000, "steps": 1_000_000_000, "photos": 10**12}
+"""What the length of a distillation is counted in, and the most of it."""
 NOT_LEARNED = frozenset({"workers", "cache", "verify"})
 """Of a config, what says how photos come and not what is learned: a run may go on with another."""
 
@@ -64,6 +69,11 @@ def among(known: Iterable[str], *, default: Any = dataclasses.MISSING) -> Any:
     return field(default=default, metadata={"check": partial(_check_name, known=known)})
 
 
+def checked(check: Callable[[str, Any], object], *, default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field that `check` is called with, by name and value; None is let through."""
+    return field(default=default, metadata={"check": check})
+
+
 def _check_range(name: str, value: float, *, low: float, high: float) -> None:
     if not low <= value <= high:  # also what is no number, and of any length
         raise PersonaError(f"{name} {shown(value)}: choose {low:g} to {high:g}")
@@ -72,6 +82,27 @@ def _check_range(name: str, value: float, *, low: float, high: float) -> None:
 def _check_name(name: str, value: str, *, known: Iterable[str]) -> None:
     if value not in known:
         raise unknown(name, value, known)
+
+
+def tracker_names(trackers: str) -> tuple[str, ...]:
+    """`wandb,tensorboard` as names; none of `none`.
+
+    Raises:
+        PersonaError: an unknown name, or one that is given twice.
+    """
+    names = tuple(name.strip() for name in trackers.split(","))
+    if names == ("none",):
+        return ()
+    for name in names:
+        known = TRACKERS if len(names) > 1 else (*TRACKERS, "none")
+        _check_name("tracker", name, known=known)
+    if len(set(names)) < len(names):
+        raise PersonaError(f"tracker {trackers}: each of them once")
+    return names
+
+
+def _check_trackers(_name: str, value: str) -> None:
+    tracker_names(value)
 
 
 class Checked:
@@ -250,7 +281,14 @@ class DistillConfig(Checked):
     train_set: str = "vggface2"
     test_set: str = "lfw"
     """`none`: no evaluation, the last epoch is kept."""
-    epochs: int = between(1, 100_000, default=20)
+    epochs: int | None = between(1, LENGTHS["epochs"], default=None)
+    """Length of the run; 20 where none of `epochs`, `steps` and `photos` is given."""
+    steps: int | None = between(1, LENGTHS["steps"], default=None)
+    """Length of the run in optimizer steps."""
+    photos: int | None = between(1, LENGTHS["photos"], default=None)
+    """Length of the run in photos seen by all processes; each counts whenever it is seen."""
+    evaluate_steps: int | None = between(1, 1_000_000_000, default=None)
+    """Optimizer steps between evaluations; None: one after each epoch."""
     batch_size: int = between(2, 1_000_000, default=128)  # batch norm cannot learn from one
     """Samples a step on each process."""
     workers: int = between(0, 1024, default=4)
@@ -273,13 +311,24 @@ class DistillConfig(Checked):
     seed: int = between(0, 2**31 - 1, default=0)
     checkpoint_steps: int = between(1, 1_000_000_000, default=500)
     """Optimizer steps between checkpoints, beside the one at each epoch's end."""
-    tracker: str = among(TRACKERS, default="wandb")
+    tracker: str = checked(_check_trackers, default="wandb")
+    """Names of trackers with commas between, or `none`; metrics.jsonl is always written."""
     student: StudentConfig = field(default_factory=StudentConfig)
     losses: LossesConfig = field(
         default_factory=lambda: from_dict(LossesConfig, REFERENCE_LOSSES, where="the defaults")
     )
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [name for name in LENGTHS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise PersonaError(
+                f"{' and '.join(given)} are lengths of the same run: give one of them"
+            )
+        if not given:
+            object.__setattr__(self, "epochs", EPOCHS)
 
 
 LEARN_OPTIM: dict[str, Any] = {"lr": 0.0001, "schedule": "constant"}
@@ -318,7 +367,7 @@ class LearnConfig(Checked):
     mixed_precision: str = among(PRECISIONS, default="no")
     seed: int = between(0, 2**31 - 1, default=0)
     checkpoint_steps: int = between(1, 1_000_000_000, default=100)
-    tracker: str = among(TRACKERS, default="wandb")
+    tracker: str = checked(_check_trackers, default="wandb")
     cache: str | None = None
     verify: bool = True
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(**LEARN_OPTIM))
@@ -431,6 +480,8 @@ def load_config(
             or out of range.
     """
     values = {**(base or {}), **read_values(path)}
+    if any(overrides.get(name) is not None for name in LENGTHS):  # in whatever the file counts
+        values = {name: value for name, value in values.items() if name not in LENGTHS}
     teacher = overrides.get("teacher", values.get("teacher"))
     # Copied: the command line's values are written into it.
     reference = HARD_LOSSES if teacher == "none" else REFERENCE_LOSSES

@@ -24,6 +24,7 @@ import torch
 from accelerate import Accelerator
 
 from persona.config import PRECISIONS, AugmentConfig, Checked, among, between
+from persona.data.align.spec import AlignSpec
 from persona.data.shards import Manifest, key_of
 from persona.data.storage import SetFolder, on_disk
 from persona.data.stream import Batch, build_loader
@@ -45,10 +46,11 @@ from persona.data.targets import (
 )
 from persona.data.transforms import VIEW, Views, apply_views, normalise, view_landmarks
 from persona.errors import PersonaError
+from persona.evaluation.sanity import check_teacher
 from persona.files import LARGEST_LIST, folder_lock, read_json, sha256_file, write_json
 from persona.memory import keep_freed_memory
 from persona.models.output import freeze
-from persona.models.sources import NamedNetwork
+from persona.models.sources import NamedNetwork, load_network
 from persona.models.store import save_head
 from persona.progress import progress_bar
 
@@ -81,6 +83,57 @@ class TargetOptions(Checked):
                 f"{self.views} views of a recipe that only mirrors: name one with `augment` by "
                 "--config, or leave --views out"
             )
+
+
+def check_teacher_exists(teacher: str, models: Path, align: AlignSpec) -> None:
+    """Raises PersonaError, before hours of packing, if there is no such teacher for these crops."""
+    _check_is_teacher(teacher)
+    named = load_network(teacher, models)
+    if named.network.uses_landmarks and not align.has_landmarks:
+        raise PersonaError(
+            f"{teacher} wants five points of each face: pack with --align mtcnn, landmarks "
+            "or template"
+        )
+    if named.image_size not in {None, align.image_size}:
+        raise PersonaError(
+            f"{teacher} was trained on {named.image_size} px: pack with --image-size "
+            f"{named.image_size}"
+        )
+
+
+def keep_targets(
+    folder: SetFolder,
+    manifest: Manifest,
+    teacher: str,
+    models: Path,
+    options: TargetOptions | None = None,
+) -> tuple[Targets, bool, bool]:
+    """Makes the targets of a teacher that is given by name, on all processes of the launcher.
+
+    Returns:
+        The card, whether anything was done, and whether this is the process that speaks of it.
+
+    Raises:
+        PersonaError: there is no such teacher for these crops, it does not tell the people of the
+            set apart, or see `make_targets`.
+    """
+    _check_is_teacher(teacher)
+    accelerator = Accelerator()
+    named = load_network(teacher, models)
+    manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
+    named.network.eval().to(accelerator.device)
+    if named.network.from_elsewhere:
+        check_teacher(named, folder, manifest, accelerator)
+    targets, fresh = make_targets(folder, manifest, named, options or TargetOptions(), accelerator)
+    main = accelerator.is_main_process
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return targets, fresh, main
+
+
+def _check_is_teacher(teacher: str) -> None:
+    if teacher == "none":
+        raise PersonaError("targets are a teacher's: name one with --teacher")
 
 
 def make_targets(

@@ -116,12 +116,12 @@ def main() -> None:
 
     from accelerate import Accelerator
 
-    from persona.cli.targets import keep_targets
     from persona.config import AugmentConfig
     from persona.data.shards import open_set
     from persona.distill import distill
     from persona.evaluation.protocols import evaluate
     from persona.models.sources import load_network
+    from persona.targets import TargetOptions, keep_targets
 
     lfw = open_set("lfw", place.shards)
 
@@ -161,7 +161,8 @@ def main() -> None:
     for views in filter(None, VIEWS.values()):
         folder, manifest = open_set(f"views-{views}", place.shards)
         augment = AugmentConfig(**STRONG) if views > 2 else AugmentConfig()
-        keep_targets(folder, manifest, teacher, place.models, views=views, augment=augment)
+        options = TargetOptions(views=views, augment=augment)
+        keep_targets(folder, manifest, teacher, place.models, options)
     if "teacher" not in results:
         note("teacher", measure(teacher), 0)
     if "untrained student" not in results:

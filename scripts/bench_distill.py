@@ -256,7 +256,8 @@ def build_run(home: Path, arguments: argparse.Namespace, targets: str) -> Any:
     from accelerate import Accelerator
 
     from persona.config import load_config
-    from persona.distill import DDP_OPTIONS, Run
+    from persona.distill.recipe import Distillation
+    from persona.training.devices import DDP_OPTIONS
     from persona.workspace import Workspace
 
     options = {
@@ -275,14 +276,14 @@ def build_run(home: Path, arguments: argparse.Namespace, targets: str) -> Any:
         kwargs_handlers=[DDP_OPTIONS],
         cpu=arguments.device == "cpu",
     )
-    return Run(config, Workspace.locate(home=home), accelerator, None)
+    return Distillation(config, Workspace.locate(home=home), accelerator, None)
 
 
 def run_steps(run: Any, *, resident: bool = False) -> Iterator[Callable[[], int]]:
     """This project's steps, through its loader or on one batch over and over."""
     from persona.data.stream import to_device
 
-    run.task.train()
+    run.trainer.task.train()
     epoch, config = 0, run.config
     while True:
         run.config = replace(config, workers=0) if resident else config  # one batch: no process
@@ -290,7 +291,7 @@ def run_steps(run: Any, *, resident: bool = False) -> Iterator[Callable[[], int]
             while True:
 
                 def step(batch: Any = batch) -> int:
-                    total, _ = run.train_step(batch)
+                    total, _ = run.trainer.train_step(batch, 0)
                     total.item()
                     return len(batch.images)
 

@@ -1,6 +1,6 @@
 """Training from a program: `persona.distill`.
 
-The recipe is persona/distill.py, which `accelerate launch -m persona.distill` runs too.
+The recipe is persona/distill/recipe.py, which `accelerate launch -m persona.distill` runs too.
 """
 
 from __future__ import annotations

@@ -199,7 +199,7 @@ def shard_command(
         raise PersonaError("--teacher wants the whole set: run `persona targets` after the merge")
     source = open_dataset(dataset, place.raw, split, unlabelled=unlabelled)
     if teacher is not None:
-        from persona.cli.targets import check_teacher_exists
+        from persona.targets import check_teacher_exists
 
         place_of_teacher = workspace(shards=shards, models=models)
         check_teacher_exists(teacher, place_of_teacher.models, options.align)
@@ -222,7 +222,7 @@ def shard_command(
     packed = pack_set(packing, options)
     manifest = packed.manifest
     if teacher is not None:
-        from persona.cli.targets import keep_targets
+        from persona.targets import keep_targets
 
         place = workspace(shards=shards, models=models)
         keep_targets(packed.folder, manifest, teacher, place.models)

@@ -16,6 +16,7 @@ from persona.cli.output import (
     CacheOption,
     ModelsOption,
     ShardsOption,
+    TrackerOption,
     VerifyOption,
     print_json,
 )
@@ -51,7 +52,20 @@ def distill_command(
             "labels alone).  [default: facenet-vggface2]"
         ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", "-e", help="[default: 20]")] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", "-e", help="Length of the run in epochs.  [default: 20]"),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Length of the run in optimizer steps, in place of epochs.")
+    ] = None,
+    photos: Annotated[
+        int | None, typer.Option(help="Length of the run in photos seen, in place of epochs.")
+    ] = None,
+    evaluate_steps: Annotated[
+        int | None,
+        typer.Option(help="Optimizer steps between evaluations.  [default: those of an epoch]"),
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option("--temperature", "-t", help="[default: 4]")
     ] = None,
@@ -103,7 +117,7 @@ def distill_command(
             help="Any value of a recipe, as `-o optim.schedule=cosine`.  Repeatable.",
         ),
     ] = None,
-    tracker: Annotated[str | None, typer.Option(help="wandb or none.  [default: wandb]")] = None,
+    tracker: TrackerOption = None,
     config: Annotated[
         Path | None, typer.Option(help="A YAML recipe, see configs/; options win over it.")
     ] = None,
@@ -128,6 +142,9 @@ def distill_command(
         "train_set": train_set,
         "test_set": test_set,
         "epochs": epochs,
+        "steps": steps,
+        "photos": photos,
+        "evaluate_steps": evaluate_steps,
         "batch_size": batch_size,
         "workers": workers,
         "cache": None if cache is None else str(cache),

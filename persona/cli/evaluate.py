@@ -22,7 +22,6 @@ from persona.cli.output import (
     print_table,
     workspace,
 )
-from persona.errors import PersonaError
 
 if TYPE_CHECKING:
     from persona.evaluation.protocols import Evaluation
@@ -112,6 +111,7 @@ def evaluate_command(
 
     from accelerate import Accelerator
 
+    from persona.evaluation.overlap import trained_identities
     from persona.evaluation.protocols import Options, evaluate
 
     trained = None
@@ -178,6 +178,7 @@ def compare_command(
     from accelerate import Accelerator
 
     from persona.evaluation.compare import compare
+    from persona.evaluation.overlap import trained_identities
     from persona.evaluation.protocols import Options
 
     trained = None
@@ -235,24 +236,6 @@ def _load(name: str, models: Path, accelerator: Any) -> NamedNetwork:
     named = load_network(spell(name), models)
     named.network.to(accelerator.device).to(memory_format=torch.channels_last)
     return named
-
-
-def trained_identities(name: str, shards: Path, models: Path) -> tuple[str, ...]:
-    """The identities that a model was trained on, or that a packed set has.
-
-    Raises:
-        PersonaError: it is neither, or a model whose identities are not known by name.
-    """
-    from persona.data.shards import open_set
-    from persona.models.sources import known_source
-
-    source = known_source(name, models)
-    if source is not None:
-        return source.identities(name, models)
-    try:
-        return open_set(name, shards)[1].classes
-    except PersonaError as error:
-        raise PersonaError(f"--exclude-overlap: no model {name!r}, and {error}") from None
 
 
 def print_evaluation(evaluation: Evaluation) -> None:

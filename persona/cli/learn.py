@@ -15,6 +15,7 @@ from persona.cli.output import (
     JsonFlag,
     ModelsOption,
     ShardsOption,
+    TrackerOption,
     VerifyOption,
     human_bytes,
     note,
@@ -105,7 +106,7 @@ def learn_command(
         int | None, typer.Option(help="Steps between checkpoints.  [default: 100]")
     ] = None,
     option: ValueOption = None,
-    tracker: Annotated[str | None, typer.Option(help="wandb or none.  [default: wandb]")] = None,
+    tracker: TrackerOption = None,
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Take up a run from its last checkpoint.")
     ] = None,

@@ -46,6 +46,14 @@ ModelOption = Annotated[
 ModelArgument = Annotated[
     str | None, typer.Argument(help="Model ID.  [default: the best of the newest run]")
 ]
+TrackerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tracker",
+        help="wandb, tensorboard, mlflow, comet_ml or aim, several with commas between, or none; "
+        "metrics.jsonl is always written.  [default: wandb]",
+    ),
+]
 VerifyOption = Annotated[
     bool,
     typer.Option(

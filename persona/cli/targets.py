@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -17,14 +17,6 @@ from persona.cli.output import (
     print_json,
     workspace,
 )
-from persona.errors import PersonaError
-
-if TYPE_CHECKING:
-    from persona.data.align import AlignSpec
-    from persona.data.shards import Manifest
-    from persona.data.storage import SetFolder
-    from persona.data.targets import Targets
-    from persona.targets import TargetOptions
 
 
 def targets_command(
@@ -66,6 +58,8 @@ def targets_command(
     place = workspace(shards=shards, models=models)
     folder, manifest = open_set(set_, place.shards, verify=verify)
     here = on_disk(folder, "keeping targets")
+    from persona.targets import keep_targets
+
     targets, fresh, main = keep_targets(folder, manifest, teacher, place.models, options)
     if not main:
         return
@@ -92,52 +86,3 @@ def targets_command(
         f"{manifest.name} {verb} {targets.views} views of {sum(f.photos for f in targets.files)} "
         f"photos, {targets.embedding_size} numbers each ({human_bytes(size)}) at {kept}"
     )
-
-
-def check_teacher_exists(teacher: str, models: Path, align: AlignSpec) -> None:
-    """Raises PersonaError, before hours of packing, if there is no such teacher for these crops."""
-    from persona.models.sources import load_network
-
-    if teacher == "none":
-        raise PersonaError("targets are a teacher's: name one with --teacher")
-    named = load_network(teacher, models)
-    if named.network.uses_landmarks and not align.has_landmarks:
-        raise PersonaError(
-            f"{teacher} wants five points of each face: pack with --align mtcnn, landmarks "
-            "or template"
-        )
-    if named.image_size not in {None, align.image_size}:
-        raise PersonaError(
-            f"{teacher} was trained on {named.image_size} px: pack with --image-size "
-            f"{named.image_size}"
-        )
-
-
-def keep_targets(
-    folder: SetFolder,
-    manifest: Manifest,
-    teacher: str,
-    models: Path,
-    options: TargetOptions | None = None,
-) -> tuple[Targets, bool, bool]:
-    """Makes them; returns the card, whether anything was done, and whether to speak of it."""
-    if teacher == "none":
-        raise PersonaError("targets are a teacher's: name one with --teacher")
-
-    from accelerate import Accelerator
-
-    from persona.evaluation.sanity import check_teacher
-    from persona.models.sources import load_network
-    from persona.targets import TargetOptions, make_targets
-
-    accelerator = Accelerator()
-    named = load_network(teacher, models)
-    manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
-    named.network.eval().to(accelerator.device)
-    if named.network.from_elsewhere:
-        check_teacher(named, folder, manifest, accelerator)
-    targets, fresh = make_targets(folder, manifest, named, options or TargetOptions(), accelerator)
-    main = accelerator.is_main_process
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    return targets, fresh, main

@@ -44,7 +44,6 @@ from persona.config import NOT_LEARNED, LearnConfig, to_dict
 from persona.data.shards import Manifest, open_set
 from persona.data.storage import SetFolder
 from persona.data.targets import TargetReader
-from persona.distill import agree, build_accelerator
 from persona.errors import PersonaError
 from persona.files import folder_lock, read_json, write_atomically, write_json
 from persona.learning import metrics
@@ -59,6 +58,7 @@ from persona.models import store
 from persona.models.cards import Card, find_model
 from persona.models.student import Student
 from persona.report.plain import Curves
+from persona.training.devices import agree, build_accelerator
 from persona.training.meter import NotFiniteError
 from persona.training.teacher import Teacher
 from persona.workspace import Workspace, user_path

@@ -27,7 +27,6 @@ from torch import Tensor
 from persona.config import LearnConfig
 from persona.data.targets import TargetReader
 from persona.data.transforms import apply_views, draw_views, mix_seeds, normalise, view_landmarks
-from persona.distill import prepare
 from persona.errors import PersonaError
 from persona.evaluation.spread import spread
 from persona.learning.methods import Context, LearnBatch, build_method
@@ -36,13 +35,14 @@ from persona.learning.photos import Ints, Photos
 from persona.learning.stream import Experience, draw_batch
 from persona.models.student import Student
 from persona.progress import progress_bar
+from persona.training.devices import finite_lag, prepare
 from persona.training.meter import REMEDY, FiniteWatch, Meter, NotFiniteError
 from persona.training.optim import build_optimizer, build_scheduler
+from persona.training.run import LOG_STEPS
 from persona.training.teacher import Teacher
 
 log = logging.getLogger(__name__)
 
-LOG_STEPS = 20
 Moment = Callable[[int, dict[str, float]], None]
 
 
@@ -189,7 +189,7 @@ class Learner:
         accelerator = self.accelerator
         meter = Meter(accelerator.num_processes, accelerator.device)
         source = self._source(experience)
-        self.watch = FiniteWatch(self.folder, lag=4 if accelerator.device.type == "cuda" else 0)
+        self.watch = FiniteWatch(self.folder, lag=finite_lag(accelerator))
         with (
             warnings.catch_warnings(),
             progress_bar(

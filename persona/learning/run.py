@@ -4,17 +4,14 @@
 2. each experience: learn it, measure, save the model, note where the run stands
 3. killed at any moment, it goes on from its last checkpoint to the same weights
 
-    runs/<ID>/learn.yaml      the config
-    runs/<ID>/metrics.jsonl   losses and accuracies
-    runs/<ID>/checkpoint.pt   weights, optimizer, and what the method keeps: exemplars as JPEG bytes
+The run's folder, lock, tracker and checkpoints are persona/training/run.py. A checkpoint holds
+weights, optimizer, and what the method keeps: exemplars as JPEG bytes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -26,32 +23,27 @@ from persona.config import (
     DistillConfig,
     LearnConfig,
     LossesConfig,
-    differences,
     from_dict,
-    save_config,
     to_dict,
 )
 from persona.data.shards import Manifest, open_set
 from persona.data.storage import SetFolder
 from persona.data.targets import TargetReader
-from persona.distill import agree, build_accelerator
 from persona.errors import PersonaError, resumed_by
 from persona.evaluation.spread import has_collapsed, tell_collapse
-from persona.files import folder_lock
 from persona.learning.learner import Learner
 from persona.learning.photos import Photos
 from persona.learning.stream import Experience, build_experience, in_groups, in_order
 from persona.models import store
-from persona.models.cards import Card, find_model, list_models, new_id, read_classes
+from persona.models.cards import Card, find_model, list_models, read_classes
 from persona.models.student import Student
-from persona.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from persona.training.checkpoint import Progress, load_checkpoint
+from persona.training.devices import build_accelerator
+from persona.training.run import LEARNING, Run, Stored, find_stored
 from persona.training.teacher import Teacher, open_teacher
-from persona.training.tracking import Tracker
 from persona.workspace import Workspace, user_path
 
 log = logging.getLogger(__name__)
-
-CONFIG = "learn.yaml"
 
 
 def learn(config: LearnConfig, workspace: Workspace, resume: str | None = None) -> str:
@@ -66,15 +58,16 @@ def learn(config: LearnConfig, workspace: Workspace, resume: str | None = None) 
         PersonaError: what a user can mend, found before the first step where it can be.
     """
     accelerator = build_accelerator(config.mixed_precision)
-    run = LearnRun(config, workspace, accelerator, resume)
-    with resumed_by(f"--resume {run.id}"), run:
-        while run.progress.epoch < len(run.experiences):
-            run.learn_next()
-    return run.id
+    learning = Learning(config, workspace, accelerator, resume)
+    with resumed_by(f"--resume {learning.run.id}"), learning.run:
+        learning.announce()
+        while learning.progress.epoch < len(learning.experiences):
+            learning.learn_next()
+    return learning.run.id
 
 
-class LearnRun:
-    """A run of learning: what it holds and what it does."""
+class Learning:
+    """A student, a method and the experiences that it learns one after another."""
 
     def __init__(
         self,
@@ -84,11 +77,8 @@ class LearnRun:
         resume: str | None,
     ) -> None:
         self.config, self.workspace, self.accelerator = config, workspace, accelerator
-        self.progress = Progress()
-        """Its epochs are experiences, its batches the steps of one."""
-        self.held = contextlib.ExitStack()
-        found = load_checkpoint(workspace.runs / resume) if resume else None
-        self.parent = find_parent(config, workspace, None if found is None else found[2])
+        stored = find_stored(workspace, resume)
+        self.parent = find_parent(config, workspace, None if stored is None else stored.state)
         self.student = store.load_model(self.parent, workspace.models)
         classes = read_classes(self.parent, workspace.models) if self.student.num_classes else ()
         cache = user_path(config.cache) if config.cache else None
@@ -112,31 +102,42 @@ class LearnRun:
         ]
         self.old = self._old(classes)
         teacher, targets, digest = open_anchor(config, workspace, self.parent, sets[0], accelerator)
-        self.origin = {
+        origin = {
             "config": {k: v for k, v in to_dict(config).items() if k not in NOT_LEARNED},
             "student": self.parent.weights_sha256,
             "sets": [manifest.digest for _, manifest in sets],
             "teacher": digest,
         }
-        self.id = resume or agree(accelerator, new_id(self.parent.architecture))
-        self.folder = workspace.runs / self.id
+        self.run = Run(
+            *(LEARNING, workspace, accelerator),
+            architecture=self.parent.architecture,
+            config=dataclasses.asdict(config),
+            trackers=config.tracker,
+            origin=origin,
+            resume=resume,
+            stored=stored,
+        )
         self.learner = Learner(
             config,
             self.student,
             classes,
             self.photos,
             accelerator,
-            folder=self.folder,
+            folder=self.run.folder,
             teacher=teacher,
             targets=targets,
         )
         self.state: dict[str, Any] | None = None
-        if found is None:
+        if stored is None:
             self._begin()
             self.learner.check(self.experiences)
         else:
-            self._restore(*found)
-        self.tracker: Tracker | None = None
+            self._restore(stored)
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands: its epochs are experiences, its batches the steps of one."""
+        return self.run.progress
 
     def _old(self, classes: tuple[str, ...]) -> Experience | None:
         """The photos of whom the student knows already, and what is to be said of them."""
@@ -197,40 +198,17 @@ class LearnRun:
                 else ", and the new model names those of the set alone",
             )
 
-    def __enter__(self) -> LearnRun:
-        """Takes the run's folder and tells what it is about to do; the main process alone."""
+    def announce(self) -> None:
+        """Logs what the run is about to do."""
         config = self.config
-        if self.accelerator.is_main_process:
-            self.held.enter_context(folder_lock(self.folder, doing="learning in"))
-            save_config(self.folder / CONFIG, config)
-            tracker = Tracker(
-                self.folder,
-                run_id=self.id,
-                config=to_dict(config),
-                wandb=config.tracker == "wandb",
-                step=self.progress.step,
-            )
-            self.tracker = self.held.enter_context(tracker)
-            log.info(
-                "run %s: %s learns set %s (%d identities) by %s, %d experience(s) of %d steps of "
-                "%d photos on %d process(es) of %d thread(s)",
-                *(self.id, self.parent.id, self.new_set.name),
-                *(sum(len(e.identities) for e in self.experiences), config.method),
-                *(len(self.experiences), config.steps, config.batch_size),
-                *(self.accelerator.num_processes, torch.get_num_threads()),
-            )
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.held.__exit__(kind, error, trace)
-        if kind is None:
-            self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
+        log.info(
+            "run %s: %s learns set %s (%d identities) by %s, %d experience(s) of %d steps of "
+            "%d photos on %d process(es) of %d thread(s)",
+            *(self.run.id, self.parent.id, self.new_set.name),
+            *(sum(len(e.identities) for e in self.experiences), config.method),
+            *(len(self.experiences), config.steps, config.batch_size),
+            *(self.accelerator.num_processes, torch.get_num_threads()),
+        )
 
     def learn_next(self) -> None:
         """Learns an experience, or what is left of it, measures, and saves the model."""
@@ -240,7 +218,7 @@ class LearnRun:
         def moment(step: int, figures: dict[str, float]) -> None:
             progress.batch, progress.step = step, progress.step + 1
             if figures:
-                self.record(**figures)
+                self.run.record(**figures)
             if step % self.config.checkpoint_steps == 0 and step < self.config.steps:
                 self.learner.watch.flush()  # what is not finite must not be kept
                 self.checkpoint(self.learner.training_state())
@@ -250,14 +228,14 @@ class LearnRun:
         figures, spread = self.measure(), self.spread()
         measured = figures if spread is None else figures | {"spread": spread}
         if measured:
-            self.record(**{f"test/{name}": value for name, value in measured.items()})
+            self.run.record(**{f"test/{name}": value for name, value in measured.items()})
         if figures:
             shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
             log.info("experience %d/%d: %s", progress.epoch, len(self.experiences), shown)
         scores: dict[str, Any] = dict(figures)
         if has_collapsed(spread):
             scores |= {"spread": spread, "collapsed": True}
-            told = tell_collapse(self.id, spread, f"set {self.new_set.name}")
+            told = tell_collapse(self.run.id, spread, f"set {self.new_set.name}")
             log.warning("warning: experience %d: %s", progress.epoch, told)
         if self.accelerator.is_main_process:
             self.save(scores)
@@ -277,11 +255,6 @@ class LearnRun:
         right = {"accuracy": torch.cat(list(right.values())), **right}
         return {name: float(of.double().mean()) for name, of in right.items() if len(of)}
 
-    def record(self, **figures: float) -> None:
-        """Notes figures at this step."""
-        if self.tracker is not None:
-            self.tracker.log(self.progress.step, epoch=self.progress.epoch, **figures)
-
     # --- what is kept --------------------------------------------------------------------------
 
     def save(self, scores: dict[str, Any]) -> None:
@@ -292,20 +265,20 @@ class LearnRun:
         store.save_model(
             self.workspace.models,
             student,
-            model_id=self.id,
+            model_id=self.run.id,
             classes=classes,
             teacher=parent.teacher,
             temperature=parent.temperature,
             epochs=self.progress.epoch,
             score=scores.get("accuracy"),
             scores=scores,
-            run=self.id,
+            run=self.run.id,
             train_set=self.new_set.name,
             alignment=parent.alignment,
             test_set="none",
             config=to_dict(config),
             learned={
-                "run": self.id,
+                "run": self.run.id,
                 "parent": parent.id,
                 "parent_sha256": parent.weights_sha256,
                 "method": config.method,
@@ -322,32 +295,19 @@ class LearnRun:
 
     def checkpoint(self, training: dict[str, Any] | None) -> None:
         """Writes where the run stands; `training` inside an experience."""
-        if self.accelerator.is_main_process:
-            state = {
+        self.run.checkpoint(
+            {
                 "student": self.student.state_dict(),
                 "head": (self.student.num_classes, self.student.logits.kind),
                 "classes": self.learner.classes,
                 "method": self.learner.method.state(),
                 "training": training,
-                "origin": self.origin,
             }
-            world_size = self.accelerator.num_processes
-            save_checkpoint(self.folder, self.progress, world_size, state)
-        self.accelerator.wait_for_everyone()
+        )
 
-    def _restore(self, progress: Progress, world_size: int, state: dict[str, Any]) -> None:
-        differing = differences(state["origin"], self.origin)
-        if differing:
-            raise PersonaError(
-                f"run {self.id} was made with another config, student, set or teacher "
-                f"({'; '.join(differing)}): restore it, or start a new run"
-            )
-        if progress.batch and world_size != self.accelerator.num_processes:
-            raise PersonaError(
-                f"run {self.id} stopped inside an experience on {world_size} process(es): "
-                f"resume it on as many, not {self.accelerator.num_processes}"
-            )
-        self.progress, self.state = progress, state["training"]
+    def _restore(self, stored: Stored) -> None:
+        state = stored.state
+        self.state = state["training"]
         self.learner.classes = list(state["classes"])
         self._load_student(state)
         self.learner.method.load(state["method"])

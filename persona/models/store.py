@@ -99,8 +99,6 @@ def _check_size(card: Card, config: StudentConfig, path: Path) -> None:
         )
 
 
-
-
 def save_head(path: Path, head: ClassifierHead) -> None:
     """Keeps a last layer by itself."""
     write_atomically(path, safetensors.torch.save(dict(head.state_dict())), PRIVATE)

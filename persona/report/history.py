@@ -12,6 +12,8 @@ from typing import Any
 from persona.config import DistillConfig, load_config, to_dict
 from persona.errors import PersonaError
 from persona.files import is_locked
+from persona.training.checkpoint import Progress, load_progress
+from persona.training.length import Length
 from persona.training.meter import NOT_FINITE
 from persona.training.tracking import METRICS
 
@@ -74,15 +76,18 @@ def _state(
     folder: Path, config: DistillConfig, records: list[dict[str, Any]], has_model: bool
 ) -> tuple[str, str]:
     """Where a run stands; nothing but its files is asked."""
-    reached = int(max((record.get("epoch", 0) for record in records), default=0))
+    reached = _reached(folder, records)
+    length = Length(config.epochs, config.steps, config.photos)
     saved = "" if has_model else " It saved no model yet."
-    place = f"epoch {min(reached + 1, config.epochs)} of {config.epochs}"
+    if length.epochs is None:
+        place = f"step {reached.step}"
+    else:
+        place = f"epoch {min(reached.epoch + 1, length.epochs)} of {length.epochs}"
     if (folder / NOT_FINITE).is_file():
         text = f"It stopped in {place}: the loss was not finite.{saved}"
         return "stopped: the loss was not finite", text
-    # Without a test set nothing is recorded after the last epoch, but its checkpoint is.
-    if reached >= config.epochs or _checkpoint_epoch(folder) >= config.epochs:
-        return "finished", f"It finished all {config.epochs} epochs."
+    if length.reached(reached):
+        return "finished", f"It finished all {length.counted}."
     if is_locked(folder):
         return "still going", f"It is still going, in {place}; figures may change.{saved}"
     written = [path.stat().st_mtime for path in folder.iterdir() if path.is_file()]
@@ -93,13 +98,23 @@ def _state(
     return "stopped", text
 
 
-def _checkpoint_epoch(folder: Path) -> int:
-    from persona.training.checkpoint import load_epoch
+def _reached(folder: Path, records: list[dict[str, Any]]) -> Progress:
+    """The furthest place that the metrics or the checkpoint tell of.
 
+    Without a test set nothing is recorded after the last epoch, but its checkpoint is.
+    """
+    found = _checkpoint(folder)
+    for record in records:
+        found.epoch = max(found.epoch, int(record.get("epoch", 0)))
+        found.step = max(found.step, record["step"])
+    return found
+
+
+def _checkpoint(folder: Path) -> Progress:
     try:
-        return load_epoch(folder)
+        return load_progress(folder)
     except PersonaError:
-        return 0
+        return Progress()
 
 
 def _ago(time_s: float) -> str:

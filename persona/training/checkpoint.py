@@ -29,6 +29,8 @@ class Progress:
     """Batches of this epoch that each rank consumed."""
     step: int = 0
     """Optimizer steps."""
+    photos: int = 0
+    """Photos seen by all processes; of a distillation."""
     best: dict[str, float] = field(default_factory=dict)
     """Best score so far, of the student ("") and of the running mean of its weights; -inf: none
     that counts."""
@@ -65,17 +67,21 @@ def load_checkpoint(folder: Path) -> tuple[Progress, int, dict[str, Any]] | None
         raise _damaged(folder / NAME) from None
 
 
-def load_epoch(folder: Path) -> int:
-    """Whole epochs of the newest checkpoint, of any version; 0 without one. Reads no tensor.
+def load_progress(folder: Path) -> Progress:
+    """Where the newest checkpoint stands, of any version; at 0 without one. Reads no tensor.
 
     Raises:
         PersonaError: it is damaged.
     """
     state = _read(folder / NAME, mmap=True)
+    found = Progress()
     try:
-        return 0 if state is None else int(state["progress"]["epoch"])
-    except (KeyError, TypeError, ValueError):
+        if state is not None:
+            found.epoch, found.step = (int(state["progress"][name]) for name in ("epoch", "step"))
+            found.photos = int(state["progress"].get("photos", 0))
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise _damaged(folder / NAME) from None
+    return found
 
 
 def _read(path: Path, *, mmap: bool = False) -> Any:

@@ -31,9 +31,10 @@ class Meter:
     def __init__(self, num_processes: int, device: torch.device) -> None:
         self.num_processes = num_processes
         self.device = device
-        self._start()
+        self.restart()
 
-    def _start(self) -> None:
+    def restart(self) -> None:
+        """Forgets what was counted: the time until now was spent on something else."""
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.images = 0
@@ -77,7 +78,7 @@ class Meter:
         figures["data_wait"] = self.waited_s / took_s
         if self.device.type == "cuda":
             figures["gpu_memory_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
-        self._start()
+        self.restart()
         return figures
 
 

@@ -325,7 +325,7 @@ def test_one_identity_and_one_photo(home: Path, student: str) -> None:
 KILLED = """
 import os, signal, sys
 from persona.cli.app import main
-from persona.learning import run
+from persona.training import run
 
 write, left = run.save_checkpoint, [int(sys.argv.pop(1))]
 

@@ -139,7 +139,7 @@ def test_what_is_tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(sys, "argv", [f"/home/ada/{SECRET}/run.py", f"--cache={PATHS[0]}"])
     monkeypatch.setattr("socket.gethostname", lambda: f"{SECRET}-host")
     config = secretive(to_dict(DistillConfig()))
-    with Tracker(folder, run_id="one", config=config, wandb=True, step=0) as tracker:
+    with Tracker(folder, run_id="one", config=config, trackers="wandb", step=0) as tracker:
         tracker.log(1, loss=0.5)
     (run,) = (folder / "wandb").glob("offline-run-*")
     sent = [path for path in run.rglob("*") if path.is_file() and "logs" not in path.parts]

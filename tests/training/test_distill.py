@@ -33,12 +33,13 @@ from onnx_files import SETTINGS, write_model
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
 from persona.data.shards import read_manifest
-from persona.distill import Run, build_accelerator, check_test_set
+from persona.distill.selection import Selection, check_test_set
 from persona.errors import PersonaError
 from persona.evaluation.protocols import Evaluation
 from persona.models.cards import find_model
 from persona.models.sources import NamedNetwork, load_network
 from persona.training.checkpoint import Progress, load_checkpoint
+from persona.training.devices import build_accelerator
 from persona.workspace import Workspace
 
 TEACHER_NONE = ("--teacher", "none")
@@ -130,7 +131,7 @@ def test_the_best_epoch_is_the_later_of_equals_and_none_that_collapsed(
         auc, spread = next(scripted)
         return Evaluation(named.name, "lfw", "verification", 0.5, auc=auc, spread=spread)
 
-    monkeypatch.setattr("persona.distill.evaluate", evaluate)
+    monkeypatch.setattr("persona.distill.selection.evaluate", evaluate)
     options = (*TEACHER_NONE, "--test-set", "lfw", "-b", "30", "-e", str(len(epochs)))
     with caplog.at_level("INFO", "persona"):
         student = distill_here(*options, home=home)
@@ -150,15 +151,16 @@ def test_a_run_that_chose_by_accuracy_goes_on_by_auc(home: Path, teacher: str) -
     """Its checkpoint holds the best accuracy, which is no AUC; the model that is kept has one."""
     found = load_checkpoint(home / "runs" / teacher)
     assert found is not None and found[2]["chosen_by"] == "auc"
+    progress = Progress(best={"": 2.0, "ema": 2.0})
     old = SimpleNamespace(
+        run=SimpleNamespace(progress=progress),
         workspace=Workspace.locate(home=home),
-        progress=Progress(best={"": 2.0, "ema": 2.0}),
         chosen_by="auc",
         model_id=lambda suffix: f"{teacher}-{suffix}" if suffix else teacher,
     )
-    Run.compare_anew(old)  # type: ignore[arg-type]
+    Selection.compare_anew(old)  # type: ignore[arg-type]
     card = find_model(teacher, home / "models")
-    assert old.progress.best == {"": card.scores["auc"], "ema": -math.inf}
+    assert progress.best == {"": card.scores["auc"], "ema": -math.inf}
 
 
 def test_distilling_from_a_model_and_evaluating_it(home: Path, teacher: str) -> None:
@@ -626,7 +628,7 @@ def test_facenet_without_weights_offline(home: Path, tmp_path: Path) -> None:
 def test_processes_that_no_gpu_is_there_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     alone = SimpleNamespace(device=torch.device("cpu"), num_processes=1)
-    monkeypatch.setattr("persona.distill.Accelerator", lambda **_: alone)
-    monkeypatch.setattr("persona.distill.keep_freed_memory", lambda: None)
+    monkeypatch.setattr("persona.training.devices.Accelerator", lambda **_: alone)
+    monkeypatch.setattr("persona.training.devices.keep_freed_memory", lambda: None)
     with pytest.raises(PersonaError, match="2 processes were launched and there is no GPU"):
         build_accelerator("no")

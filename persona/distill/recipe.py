@@ -1,0 +1,309 @@
+"""Distils a student from a teacher: `accelerate launch -m persona.distill --temperature 4`.
+
+1. open the sets and the teacher; what a user can get wrong is found here, before the first step
+2. student and optimizer go through Accelerate; the frozen teacher only to the device
+3. each epoch: stream batches, one train step each, checkpoints on the way
+4. after each epoch, or every so many steps: evaluate on all processes, keep the best student
+
+The run itself (folder, lock, tracker, checkpoints) is persona/training/run.py, the train step
+persona/training/trainer.py, the objective persona/training/task.py, and the choice of the best
+student persona/distill/selection.py. The config is persona/config.py, the command line
+persona/cli/distill.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, set_seed
+from torch import Tensor
+
+from persona.config import NOT_LEARNED, DistillConfig, to_dict
+from persona.data.shards import open_set
+from persona.data.stream import EpochLoader, build_loader, to_device
+from persona.distill.selection import Selection, TestSet
+from persona.errors import PersonaError, resumed_by
+from persona.evaluation.sanity import check_teacher
+from persona.models.sources import NamedNetwork
+from persona.models.student import Student
+from persona.progress import progress_bar
+from persona.training.callbacks import Callback
+from persona.training.devices import build_accelerator, rng_state, set_rng_state
+from persona.training.length import Length
+from persona.training.losses import head_kind
+from persona.training.meter import Meter
+from persona.training.run import DISTILLING, LOG_STEPS, Run, Stored, find_stored
+from persona.training.teacher import TeacherSide, open_teacher
+from persona.training.trainer import Trainer
+from persona.workspace import Workspace, user_path
+
+log = logging.getLogger(__name__)
+
+
+def distill(
+    config: DistillConfig,
+    workspace: Workspace,
+    resume: str | None = None,
+    *,
+    teacher: NamedNetwork | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> str:
+    """Trains a student and keeps the best one; returns its ID, which is the run's too.
+
+    Args:
+        config: the resolved config; with `resume` it is that run's.
+        workspace: where sets, models and runs lie.
+        resume: ID of a run to take up from its last checkpoint.
+        teacher: the network that `config.teacher` names, if it is loaded already.
+        callbacks: told of steps, epochs and evaluations; one may end the training.
+
+    Raises:
+        PersonaError: what a user can mend, found before the first step where it can be.
+    """
+    accelerator = build_accelerator(
+        config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        dynamo_backend=config.compile,
+    )
+    training = Distillation(config, workspace, accelerator, resume, teacher, callbacks)
+    with resumed_by(f"--resume {training.run.id}"), training.run:
+        training.announce()
+        while not training.ends:
+            training.train_epoch()
+            training.end_epoch()
+        training.selection.tell_collapse()
+        training.selection.track_curves(training.trainer.student)
+    return training.run.id
+
+
+class Distillation:
+    """A student, its teacher and its sets, ready for the first step or the next one."""
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        workspace: Workspace,
+        accelerator: Accelerator,
+        resume: str | None = None,
+        teacher: NamedNetwork | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        """Opens what the config names and takes up the checkpoint of `resume`."""
+        self.config, self.accelerator = config, accelerator
+        stored = find_stored(workspace, resume)
+
+        cache = user_path(config.cache) if config.cache else None
+        shards, verify = workspace.shards, config.verify
+        train = open_set(config.train_set, shards, cache, verify=verify)
+        self.train_folder, self.train_set = train
+        test: TestSet | None = None
+        if config.test_set != "none":
+            test = open_set(config.test_set, shards, cache, verify=verify)
+        side = open_teacher(config, workspace, *train, teacher)
+        self.targets = side.targets
+
+        origin = {
+            "recipe": {k: v for k, v in to_dict(config).items() if k not in NOT_LEARNED},
+            "train set": self.train_set.digest,
+            "targets": "kept" if side.targets else "online",
+            "teacher": side.digest,
+        }
+        self.run = Run(
+            *(DISTILLING, workspace, accelerator),
+            architecture=config.student.architecture,
+            config=to_dict(config),
+            trackers=config.tracker,
+            origin=origin,
+            resume=resume,
+            stored=stored,
+            callbacks=callbacks,
+        )
+        set_seed(config.seed)  # here: a teacher that was loaded or not must not change the student
+        student = build_student(config, workspace, side, self.train_set.align.image_size)
+        self.selection = Selection(self.run, config, workspace, self.train_set, side.classes, test)
+        self.selection.check(student)
+        if side.network is not None and side.network.network.from_elsewhere:
+            check_teacher(side.network, *(test or train), accelerator)
+
+        self.length = Length(config.epochs, config.steps, config.photos)
+        accumulated = config.gradient_accumulation_steps
+        self.step_photos = config.batch_size * accumulated * accelerator.num_processes
+        epoch_steps = self.loader(epoch=0).plan.batches // accumulated
+        self.total_steps = self.length.total_steps(epoch_steps, self.step_photos)
+        self.trainer = Trainer(
+            *(config, student, side, accelerator),
+            identities=len(self.train_set.classes),
+            total_steps=self.total_steps,
+            epoch_steps=epoch_steps,
+            folder=self.run.folder,
+        )
+        self.evaluated: int | None = None
+        """The step of the last evaluation of this process's."""
+        if stored is not None:
+            self._restore(stored)
+
+    def announce(self) -> None:
+        """Logs what the run is about to do."""
+        config, train, plan = self.config, self.train_set, self.loader(epoch=0).plan
+        length = self.length.counted + (" in epochs" if self.length.epochs is None else "")
+        log.info(
+            "run %s: %s, teacher %s (%s), set %s (%d samples, %d identities), %s of %d batches of "
+            "%d on %d process(es) of %d thread(s), %d samples an epoch left out by the last batch",
+            *(self.run.id, config.student.architecture, config.teacher, self.targets_are),
+            *(train.name, train.samples, train.identities, length, plan.batches),
+            *(config.batch_size, plan.world_size, torch.get_num_threads(), plan.dropped),
+        )
+
+    @property
+    def targets_are(self) -> str:
+        """Where the teacher's vectors come from, for a person."""
+        teacher = self.trainer.task.teacher
+        if self.targets is not None:
+            return f"{self.targets.views} kept views a photo"
+        if teacher is None:
+            return "not asked"
+        return f"online, {teacher.dtype or torch.float32}".replace("torch.", "")
+
+    def loader(self, epoch: int, skip: int = 0) -> EpochLoader:
+        """This rank's batches of an epoch, from batch `skip` on."""
+        return build_loader(
+            self.train_folder,
+            self.train_set,
+            batch_size=self.config.batch_size,
+            training=True,
+            seed=self.config.seed,
+            epoch=epoch,
+            skip=skip,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            workers=self.config.workers,
+            multiple=self.config.gradient_accumulation_steps,
+            augment=self.config.augment,
+            targets=self.targets,
+        )
+
+    # --- an epoch ------------------------------------------------------------------------------
+
+    @property
+    def ends(self) -> bool:
+        """Whether the run is as long as it should be, or a callback ended it."""
+        return self.length.reached(self.run.progress) or self.run.stopping
+
+    def train_epoch(self) -> None:
+        """Trains on what is left of the epoch, or of the run."""
+        progress, accelerator = self.run.progress, self.accelerator
+        loader = self.loader(progress.epoch, skip=progress.batch)
+        meter = Meter(accelerator.num_processes, accelerator.device)
+        self.trainer.task.train()
+        with progress_bar(
+            self.length.title(progress.epoch + 1),
+            total=loader.plan.batches,
+            done=progress.batch,
+            unit="batches",
+            enabled=accelerator.is_main_process,
+        ) as advance:
+            for batch in meter.waiting_for(to_device(loader, accelerator.device)):
+                measured = (progress.step + 1) % LOG_STEPS == 0
+                total, terms = self.trainer.train_step(batch, progress.step, measure_norm=measured)
+                meter.add(len(batch.images), total, terms)
+                progress.batch += 1
+                advance(1)
+                if accelerator.sync_gradients:
+                    progress.step += 1
+                    progress.photos += self.step_photos
+                    self.after_step(meter, total, terms)
+                    if self.ends:
+                        break
+        self.trainer.watch.flush()
+        self.record(**meter.read())
+        self.run.tell("on_epoch", {})
+
+    def after_step(self, meter: Meter, total: Tensor, terms: dict[str, Tensor]) -> None:
+        """Records, evaluates, keeps a checkpoint and tells the callbacks, each when it is due."""
+        step, config = self.run.progress.step, self.config
+        evaluates = config.evaluate_steps is not None and step % config.evaluate_steps == 0
+        if step % LOG_STEPS == 0 or evaluates:
+            self.record(**meter.read())
+        # Of the last step, the end of the epoch keeps both: until then the run has not ended.
+        if evaluates and not self.ends:
+            self.evaluate()
+            self.trainer.task.train()
+            meter.restart()  # its figures are of training alone
+        elif step % config.checkpoint_steps == 0 and not self.ends:
+            self.checkpoint()
+        if self.run.callbacks:
+            losses = {name: float(value) for name, value in terms.items()}
+            self.run.tell("on_step", {"loss": float(total), **losses})
+
+    def end_epoch(self) -> None:
+        """Notes the epoch as done and evaluates it, unless evaluations go by steps."""
+        progress = self.run.progress
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+        by_steps = self.config.evaluate_steps is not None
+        if self.evaluated != progress.step and (self.ends or not by_steps):
+            self.evaluate()
+        else:
+            self.checkpoint()
+
+    def evaluate(self) -> None:
+        """Evaluates the student and its EMA, and keeps those that are the best so far."""
+        progress = self.run.progress
+        figures = self.selection.choose(self.trainer.students(), self.place)
+        self.evaluated = progress.step
+        self.checkpoint()
+        self.record(**figures)
+        if figures:
+            self.run.tell("on_evaluation", figures)
+
+    @property
+    def place(self) -> str:
+        """How far the run is, for a person."""
+        progress = self.run.progress
+        if progress.batch or self.length.epochs is None:
+            return f"step {progress.step}/{self.total_steps}"
+        return f"epoch {progress.epoch}/{self.length.epochs}"
+
+    # --- what is kept --------------------------------------------------------------------------
+
+    def record(self, **figures: float) -> None:
+        """Notes figures at this step, with the learning rate."""
+        if figures:
+            self.run.record(**figures, lr=self.trainer.learning_rate)
+
+    def checkpoint(self) -> None:
+        """Writes where the run stands; processes differ in nothing but their RNG."""
+        state = self.trainer.state()
+        state |= {"rng": gather_object([rng_state()]), "chosen_by": self.selection.chosen_by}
+        self.run.checkpoint(state)
+
+    def _restore(self, stored: Stored) -> None:
+        """Takes up a checkpoint."""
+        if "chosen_by" not in stored.state:  # an older run, which compared epochs by accuracy
+            self.selection.compare_anew()
+        try:
+            self.trainer.load(stored.state)
+        except (RuntimeError, TypeError, AttributeError, KeyError, ValueError):
+            raise PersonaError(
+                f"the checkpoint of run {self.run.id} is of another student or optimizer than its "
+                f"{DISTILLING.config} says: restore one of them, or start a new run"
+            ) from None
+        if stored.world_size == self.accelerator.num_processes:
+            set_rng_state(stored.state["rng"][self.accelerator.process_index])
+
+
+def build_student(
+    config: DistillConfig, workspace: Workspace, side: TeacherSide, image_size: int
+) -> Student:
+    """The student, with as many numbers a face as its teacher unless the recipe says otherwise."""
+    student = Student(
+        dataclasses.replace(config.student, embedding_size=side.embedding_size),
+        len(side.classes),
+        head=head_kind(config.losses),
+        image_size=image_size,
+    )
+    student.start(workspace.models)
+    return student

@@ -1,0 +1,112 @@
+"""The devices and processes of a training, through Accelerate."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from torch import Tensor
+from torch.optim import Optimizer
+
+from persona.errors import PersonaError
+from persona.memory import keep_freed_memory
+from persona.models.student import Student
+
+T = TypeVar("T")
+
+DDP_OPTIONS = DistributedDataParallelKwargs(
+    broadcast_buffers=False,  # batch norm's statistics are the main process's, sent when they count
+    gradient_as_bucket_view=True,
+)
+
+
+def build_accelerator(mixed_precision: str, **options: Any) -> Accelerator:
+    """Asks Accelerate for devices, precision, accumulation and gradients, but not for data.
+
+    Batches come ready for each rank, and the training steps the schedule itself.
+
+    Raises:
+        PersonaError: the device does not have this precision, or cannot do one of the options.
+    """
+    try:
+        accelerator = Accelerator(
+            mixed_precision=mixed_precision,
+            step_scheduler_with_optimizer=False,
+            kwargs_handlers=[DDP_OPTIONS],
+            **options,
+        )
+    except ValueError as error:
+        raise PersonaError(f"this device cannot do it: {error}") from None
+    if accelerator.device.type == "cpu":
+        if mixed_precision == "fp16":  # Accelerate takes it, and trains in float32
+            raise PersonaError("mixed_precision fp16 works on GPUs alone: choose bf16 or no here")
+        keep_freed_memory()
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > accelerator.num_processes:  # each would train a student of its own
+        raise PersonaError(
+            f"{launched} processes were launched and there is no GPU for them: launch one "
+            "(--num_processes 1), or on the CPU set ACCELERATE_USE_CPU=true"
+        )
+    return accelerator
+
+
+def prepare(
+    accelerator: Accelerator, student: Student, optimizer: Optimizer
+) -> tuple[torch.nn.Module, Any]:
+    """Student (on the device, in DDP where there are several processes) and its optimizer."""
+    with warnings.catch_warnings():
+        # torch 2.15 renamed an option that Accelerate 1.15 knows by its old name alone.
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers.* is deprecated")
+        prepared: Any = accelerator.prepare(student, optimizer)
+    return prepared[0], prepared[1]
+
+
+def with_sync_batch_norm(student: Student, accelerator: Accelerator) -> Student:
+    """Makes batch norm take its statistics over the batches of all processes.
+
+    Raises:
+        PersonaError: the device is no GPU.
+    """
+    if accelerator.device.type != "cuda":
+        raise PersonaError("sync_batch_norm works on GPUs alone: leave it out here")
+    convert: Any = torch.nn.SyncBatchNorm.convert_sync_batchnorm
+    converted: Student = convert(student)
+    return converted
+
+
+def compile_options(accelerator: Accelerator) -> dict[str, Any] | None:
+    """What Accelerate compiles the student with; None: it does not."""
+    plugin: Any = accelerator.state.dynamo_plugin
+    return dict(plugin.to_kwargs()) if plugin.backend.value != "NO" else None
+
+
+def finite_lag(accelerator: Accelerator) -> int:
+    """Steps after which a loss is looked at: by then a GPU has computed it, and nobody waits."""
+    return 4 if accelerator.device.type == "cuda" else 0
+
+
+def agree(accelerator: Accelerator, value: T) -> T:
+    """The main process's value, on every process."""
+    values = [value]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(values)
+    return values[0]
+
+
+def rng_state() -> dict[str, Tensor]:
+    """The state of this process's torch generators."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Tensor]) -> None:
+    """Restores `rng_state`."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

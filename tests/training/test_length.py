@@ -1,0 +1,195 @@
+"""Runs measured in steps or photos, and evaluated every so many steps."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from conftest import NO_ALIGN, write_lfw, write_vggface2
+from helpers import DISTILL, distill, distill_error, distill_here, environment
+
+from persona.config import DistillConfig, load_config
+from persona.data.pack import pack_photos
+from persona.data.raw import open_dataset
+from persona.errors import PersonaError
+from persona.models.cards import find_model
+from persona.report.history import read_history
+from persona.training.checkpoint import Progress, load_checkpoint
+from persona.training.length import Length
+
+LABELS = ("--teacher", "none", "--test-set", "lfw")
+"""The train set has 30 photos: 6 steps of 5 an epoch."""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a packed train set of 30 photos, and a packed LFW."""
+    folder = tmp_path_factory.mktemp("home")
+    write_vggface2(folder / "raw")
+    write_lfw(folder / "raw")
+    for name in ("vggface2", "lfw"):
+        dataset = open_dataset(name, folder / "raw")
+        pack_photos(dataset, folder / "shards" / dataset.set_name, NO_ALIGN)
+    return folder
+
+
+def weights(home: Path, model_id: str) -> dict[str, torch.Tensor]:
+    card = find_model(model_id, home / "models")
+    return safetensors.torch.load_file(home / "models" / model_id / card.weights)
+
+
+def evaluations(home: Path, run_id: str) -> list[tuple[int, float, float]]:
+    """(step, AUC, whether kept) of each, and the EMA's figures beside them."""
+    lines = (home / "runs" / run_id / "metrics.jsonl").read_text().splitlines()
+    found = [record for record in map(json.loads, lines) if "test/auc" in record]
+    return [(r["step"], r["test/auc"], r["test/kept_by_auc"]) for r in found]
+
+
+def progress_of(home: Path, run_id: str) -> Progress:
+    stored = load_checkpoint(home / "runs" / run_id)
+    assert stored is not None
+    return stored[0]
+
+
+@pytest.mark.parametrize(
+    ("length", "total", "ended"),
+    [
+        (Length(epochs=3), 18, Progress(epoch=3)),
+        (Length(None, steps=8), 8, Progress(step=8)),
+        (Length(None, photos=41), 9, Progress(photos=45)),
+    ],
+)
+def test_a_length(length: Length, total: int, ended: Progress) -> None:
+    assert length.total_steps(epoch_steps=6, step_photos=5) == total
+    assert length.reached(ended) and not length.reached(Progress(2, 3, 7, 40))
+
+
+def test_exactly_one_length(tmp_path: Path) -> None:
+    assert DistillConfig().epochs == 20 and DistillConfig().steps is None
+    assert DistillConfig(photos=7).epochs is None
+    with pytest.raises(PersonaError, match="epochs and steps are lengths of the same run"):
+        DistillConfig(epochs=2, steps=3)
+    with pytest.raises(PersonaError, match="photos 0: choose 1 to"):
+        DistillConfig(photos=0)
+    with pytest.raises(PersonaError, match="evaluate_steps 0: choose 1 to"):
+        DistillConfig(evaluate_steps=0)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("epochs: 7\nteacher: none\n")
+    # A recipe counts in epochs; the command line may count in something else.
+    assert load_config(recipe, {}).epochs == 7
+    config = load_config(recipe, {"steps": 5})
+    assert (config.epochs, config.steps) == (None, 5)
+    with pytest.raises(PersonaError, match="steps and photos are lengths"):
+        load_config(recipe, {"steps": 5, "photos": 7})
+
+
+def test_steps_and_photos_of_whole_epochs_are_epochs(home: Path) -> None:
+    """The same weights, whatever the length is counted in: the schedule has as many steps."""
+    epochs = distill_here(*LABELS, "-e", "2", home=home)
+    for option in (("--steps", "12"), ("--photos", "56")):
+        other = distill_here(*LABELS, *option, home=home)
+        one, two = weights(home, epochs), weights(home, other)
+        assert all(torch.equal(one[name], two[name]) for name in one)
+        found = progress_of(home, other)
+        assert (found.epoch, found.batch, found.step, found.photos) == (2, 0, 12, 60)
+        assert [step for step, *_ in evaluations(home, other)] == [6, 12]
+
+
+def test_a_run_may_end_inside_an_epoch(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "persona"):
+        run_id = distill_here(*LABELS, "--steps", "8", home=home)
+    found = progress_of(home, run_id)
+    assert (found.epoch, found.batch, found.step, found.photos) == (2, 0, 8, 40)
+    assert [step for step, *_ in evaluations(home, run_id)] == [6, 8]
+    assert "8 steps in epochs of 6 batches of 5" in caplog.text
+    assert "step 8/8: verification accuracy" in caplog.text
+    history = read_history(home / "runs" / run_id, has_model=True)
+    assert (history.state, history.told) == ("finished", "It finished all 8 steps.")
+    done = weights(home, run_id)
+    assert distill_here("--resume", run_id, "--test-set", "lfw", home=home) == run_id
+    again = weights(home, run_id)
+    assert all(torch.equal(done[name], again[name]) for name in done)
+    refused = distill_error("--resume", run_id, "--test-set", "lfw", "--photos", "90", home=home)
+    assert "has another recipe (photos: None is now 90; steps: 8 is now None)" in refused
+
+
+def test_evaluation_every_so_many_steps(home: Path) -> None:
+    """Best by figure among them all, of the EMA too, and once at the end whatever it falls on."""
+    options = (*LABELS, "-e", "2", "--evaluate-steps", "4", "-o", "optim.ema_decay=0.9")
+    run_id = distill_here(*options, home=home)
+    found = evaluations(home, run_id)
+    assert [step for step, *_ in found] == [4, 8, 12]
+    kept = [auc for _, auc, kept in found if kept]
+    assert kept == sorted(kept) and kept[0] == found[0][1]
+    lines = (home / "runs" / run_id / "metrics.jsonl").read_text().splitlines()
+    assert sum("test-ema/auc" in line for line in lines) == 3
+    seven = distill_here(*LABELS, "--steps", "7", "--evaluate-steps", "3", home=home)
+    assert [step for step, *_ in evaluations(home, seven)] == [3, 6, 7]
+    # Evaluating has no say in what is learned.
+    config = yaml.safe_load((home / "runs" / run_id / "config.yaml").read_text())
+    assert (config["epochs"], config["steps"], config["evaluate_steps"]) == (2, None, 4)
+    plain = distill_here(*LABELS, "-e", "2", "-o", "optim.ema_decay=0.9", home=home)
+    last = [load_checkpoint(home / "runs" / name) for name in (run_id, plain)]
+    states = [stored[2]["student"] for stored in last if stored is not None]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
+
+
+KILLED = """
+import os, signal, sys
+from persona.cli.distill import main
+from persona.training import run
+
+write, left = run.save_checkpoint, [int(sys.argv.pop(1))]
+
+def write_and_die(*arguments):
+    write(*arguments)
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run.save_checkpoint = write_and_die
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "place"),
+    [
+        (3, (0, 3, 3)),  # the first evaluation's
+        pytest.param(7, (1, 0, 6), marks=pytest.mark.heavy),  # the end of an epoch's
+        pytest.param(8, (1, 1, 7), marks=pytest.mark.heavy),
+    ],
+)
+def test_killed_in_the_middle_it_ends_in_the_same_weights(
+    home: Path, checkpoints: int, place: tuple[int, int, int]
+) -> None:
+    options = (*DISTILL, *LABELS, "--photos", "52", "--evaluate-steps", "3")
+    options += ("--checkpoint-steps", "1", "-o", "optim.ema_decay=0.9", "--json")
+    whole = distill(*options, home=home)
+    before = set((home / "runs").iterdir())
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(checkpoints), *options],
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (folder,) = set((home / "runs").iterdir()) - before
+    found = progress_of(home, folder.name)
+    assert (found.epoch, found.batch, found.step) == place
+    assert distill("--resume", folder.name, "--test-set", "lfw", home=home) == folder.name
+    assert progress_of(home, folder.name) == progress_of(home, whole)
+    wanted = [entry for entry in evaluations(home, whole) if entry[0] > place[2]]
+    assert [entry for entry in evaluations(home, folder.name) if entry[0] > place[2]] == wanted
+    assert [step for step, *_ in wanted][-1] == 11
+    for suffix in ("", "-ema"):
+        one, two = weights(home, whole + suffix), weights(home, folder.name + suffix)
+        assert all(torch.equal(one[name], two[name]) for name in one)
