@@ -480,8 +480,6 @@ def load_config(
             or out of range.
     """
     values = {**(base or {}), **read_values(path)}
-    if any(overrides.get(name) is not None for name in LENGTHS):  # in whatever the file counts
-        values = {name: value for name, value in values.items() if name not in LENGTHS}
     teacher = overrides.get("teacher", values.get("teacher"))
     # Copied: the command line's values are written into it.
     reference = HARD_LOSSES if teacher == "none" else REFERENCE_LOSSES
@@ -555,6 +553,9 @@ def build_config(
         PersonaError: an unknown key, a value of another type, missing or out of range; the message
             names the places that it may come from.
     """
+    if issubclass(kind, DistillConfig) and any(overrides.get(name) is not None for name in LENGTHS):
+        # In whatever the file counts the length of the run.
+        values = {name: value for name, value in values.items() if name not in LENGTHS}
     for dotted, value in overrides.items():
         _check_term(dotted, values.get("losses"), overrides, path)
         *groups, name = dotted.split(".")

@@ -132,7 +132,7 @@ def test_a_wrong_name_may_be_the_files_or_the_command_lines(tmp_path: Path) -> N
         ("epochs: -1", "epochs -1: choose 1 to"),
         ("seed: -1", "seed -1: choose 0 to"),
         ("mixed_precision: fp8", "unknown mixed_precision 'fp8'"),
-        ("tracker: tensorboard", "unknown tracker 'tensorboard'"),
+        ("tracker: wandbb", "unknown tracker 'wandbb'"),
         ("optim: {schedule: cosin}", "unknown schedule 'cosin'.*'cosine'"),
     ],
 )
