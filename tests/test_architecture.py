@@ -25,7 +25,8 @@ ROOMS = {
     "serve": FLOOR | {"data", "gallery"},
     "learning": FLOOR | {"data", "models", "training", "evaluation", "report"},
     "api": FLOOR
-    | {"data", "models", "training", "evaluation", "deploy", "gallery", "targets", "distill"},
+    | {"data", "models", "training", "evaluation", "report", "deploy", "gallery", "targets"}
+    | {"distill"},
     "cli": FLOOR
     | {"data", "models", "evaluation", "report", "targets", "distill", "deploy"}
     | {"gallery", "learning", "serve", "api"},
