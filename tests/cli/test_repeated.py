@@ -8,7 +8,8 @@ import pytest
 from helpers import _here
 
 from persona.cli.app import app
-from persona.cli.distill import with_values
+from persona.cli.commands import told_twice
+from persona.config import read_options
 
 
 @pytest.mark.parametrize(
@@ -40,11 +41,11 @@ def test_which_value_counts_is_said(
 
 def test_values_of_a_recipe_named_twice(capsys: pytest.CaptureFixture[str]) -> None:
     options = {"optim.lr": 0.1, "epochs": 3, "seed": None}
-    assert with_values(options, ["optim.lr=0.2", "seed=4"]) == {
+    assert read_options(options, ["optim.lr=0.2", "seed=4"], told_twice) == {
         "optim.lr": 0.2,
         "epochs": 3,
         "seed": 4,
     }
     assert capsys.readouterr().err == "note: optim.lr is given 2 times: the last, 0.2, counts\n"
-    with_values({}, ["a=1", "b=2", "a=3"])
+    read_options({}, ["a=1", "b=2", "a=3"], told_twice)
     assert capsys.readouterr().err == "note: a is given 2 times: the last, 3, counts\n"
