@@ -180,6 +180,7 @@ class Selection:
             teacher=config.teacher,
             temperature=soft.temperature if soft else None,
             epochs=self.run.progress.epoch,
+            steps=self.run.progress.step,
             score=evaluation.score if evaluation else None,
             chosen_by=evaluation.chosen_by if evaluation else "",
             run=self.run.id,

@@ -136,8 +136,11 @@ def test_evaluation_every_so_many_steps(home: Path, monkeypatch: pytest.MonkeyPa
     assert evaluations(home, run_id) == [(4, 0.7, 1.0), (8, 0.9, 1.0), (12, 0.8, 0.0)]
     student, ema = (find_model(name, home / "models") for name in (run_id, f"{run_id}-ema"))
     assert (student.score, ema.score) == (0.9, 0.8)
+    assert (student.taken_after, ema.taken_after) == ("step 8", "step 12")
     seven = distill_here(*LABELS, "--steps", "7", "--evaluate-steps", "3", home=home)
     assert [step for step, *_ in evaluations(home, seven)] == [3, 6, 7]
+    plain = find_model(distill_here(*LABELS, "-e", "1", home=home), home / "models")
+    assert (plain.epochs, plain.steps, plain.taken_after) == (1, 6, "epoch 1")
     config = yaml.safe_load((home / "runs" / run_id / "config.yaml").read_text())
     assert (config["epochs"], config["steps"], config["evaluate_steps"]) == (2, None, 4)
 
