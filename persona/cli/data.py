@@ -39,44 +39,10 @@ def datasets_command(raw: RawOption = None, json: JsonFlag = False) -> None:
 
     A dataset of your own is named by its place, KIND:PATH, wherever a dataset is asked for.
     """
-    from persona.data.raw import DATASET_KINDS, DATASETS
-    from persona.data.raw.base import find_root
+    from persona.data.raw import DATASET_KINDS
+    from persona.data.raw.survey import survey
 
-    place = workspace(raw=raw).raw
-    rows: list[dict[str, Any]] = []
-    notes: list[str] = []
-    for name, dataset_class in DATASETS.load_all().items():
-        root = find_root(dataset_class, place)
-        for split in dataset_class.splits:
-            row: dict[str, Any] = {
-                "dataset": name,
-                "split": split,
-                "path": str(root or place / dataset_class.folder),
-                "state": "missing",
-                "identities": 0,
-                "photos": 0,
-                "detail": f"expected {dataset_class.layout}; {dataset_class.obtain}",
-            }
-            if root is not None:
-                try:
-                    dataset = dataset_class(root, split)
-                    index = dataset.index()
-                    row |= {"identities": index.identities, "photos": len(index.photos)}
-                    lacking = len(index.classes) - index.identities
-                    row["state"], row["detail"] = "complete", ""
-                    if lacking or index.missing:
-                        row["state"] = "partial"
-                        row["detail"] = (
-                            f"{lacking} identities and {len(index.missing)} photos of its list "
-                            "are not there"
-                        )
-                    dataset.pairs()
-                except PersonaError as error:
-                    row["state"] = "partial" if row["photos"] else "missing"
-                    row["detail"] = str(error)
-                if row["detail"]:
-                    notes.append(f"{name} ({split}): {row['detail']}")
-            rows.append(row)
+    rows = survey(workspace(raw=raw).raw)
     if json:
         print_json(rows)
         return
@@ -98,8 +64,9 @@ def datasets_command(raw: RawOption = None, json: JsonFlag = False) -> None:
             for kind, kind_class in DATASET_KINDS.load_all().items()
         ],
     )
-    for line in notes:
-        note(line)
+    for row in rows:
+        if row["detail"]:
+            note(f"{row['dataset']} ({row['split']}): {row['detail']}")
 
 
 def shard_command(

@@ -197,7 +197,7 @@ def distill_command(
             for card in list_models(place.models):
                 if card.made_in == model_id:
                     best = card.told_score and f", the best on {card.test_set}: {card.told_score}"
-                    typer.echo(f"{card.id}: epoch {card.epochs} kept{best or ''}")
+                    typer.echo(f"{card.id}: {card.taken_after} kept{best or ''}")
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from torch import Tensor
 from persona.config import NOT_LEARNED, DistillConfig, to_dict
 from persona.data.shards import open_set
 from persona.data.stream import EpochLoader, build_loader, to_device
+from persona.data.targets import photos_of
 from persona.distill.selection import Selection, TestSet
 from persona.errors import PersonaError, resumed_by
 from persona.evaluation.sanity import check_teacher
@@ -131,7 +132,8 @@ class Distillation:
 
         self.length = Length(config.epochs, config.steps, config.photos)
         accumulated = config.gradient_accumulation_steps
-        self.step_photos = config.batch_size * accumulated * accelerator.num_processes
+        batches = accumulated * accelerator.num_processes
+        self.step_photos = config.batch_size * photos_of(self.train_set) * batches
         epoch_steps = self.loader(epoch=0).plan.batches // accumulated
         self.total_steps = self.length.total_steps(epoch_steps, self.step_photos)
         self.trainer = Trainer(

@@ -182,6 +182,7 @@ class Selection:
             teacher=config.teacher,
             temperature=getattr(soft, "temperature", None),
             epochs=self.run.progress.epoch,
+            steps=self.run.progress.step,
             score=evaluation.score if evaluation else None,
             chosen_by=evaluation.chosen_by if evaluation else "",
             run=self.run.id,

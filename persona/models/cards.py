@@ -80,11 +80,21 @@ class Card:
     """The figure of `scores` that `score` is; older cards do not say so."""
     run: str = ""
     """ID of the run that made it, whatever it is called now; empty: an older card."""
+    steps: int = 0
+    """After how many optimizer steps these weights were taken; 0: an older card, or a learned
+    model's, whose steps are in `learned`."""
 
     @property
     def made_in(self) -> str:
         """ID of its run; of an older card as its own ID tells."""
         return self.run or self.id.removesuffix(f"-{EMA}")
+
+    @property
+    def taken_after(self) -> str:
+        """When its weights were taken, for a person: `epoch 3`, or `step 500` of a run that is
+        counted or evaluated in steps."""
+        by_steps = self.config.get("evaluate_steps") or self.config.get("epochs") is None
+        return f"step {self.steps}" if self.steps and by_steps else f"epoch {self.epochs}"
 
     @property
     def told_score(self) -> str | None:
@@ -181,7 +191,7 @@ def _wrong_size_of(card: Card) -> str | None:
         return f"id {shown(card.id)} is no name"
     if card.image_size not in SIDES_PX:
         return f"image_size is {shown(card.image_size)}"
-    if min(card.num_classes, card.parameters, card.bytes, card.epochs) < 0:
+    if min(card.num_classes, card.parameters, card.bytes, card.epochs, card.steps) < 0:
         return "counts are negative"
     if card.num_classes > card.bytes:  # each has some numbers in the weights
         return f"num_classes {card.num_classes:,} are too many for {card.bytes:,} bytes"

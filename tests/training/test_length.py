@@ -19,7 +19,10 @@ from persona.config import DistillConfig, load_config
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
 from persona.errors import PersonaError
+from persona.evaluation.protocols import Evaluation
+from persona.evaluation.protocols.verification import VerificationFigures
 from persona.models.cards import find_model
+from persona.models.store import NamedNetwork
 from persona.report.history import read_history
 from persona.training.checkpoint import Progress, load_checkpoint
 from persona.training.length import Length
@@ -46,7 +49,7 @@ def weights(home: Path, model_id: str) -> dict[str, torch.Tensor]:
 
 
 def evaluations(home: Path, run_id: str) -> list[tuple[int, float, float]]:
-    """(step, AUC, whether kept) of each, and the EMA's figures beside them."""
+    """(step, AUC, whether it was kept) of each evaluation of the student."""
     lines = (home / "runs" / run_id / "metrics.jsonl").read_text().splitlines()
     found = [record for record in map(json.loads, lines) if "test/auc" in record]
     return [(r["step"], r["test/auc"], r["test/kept_by_auc"]) for r in found]
@@ -120,26 +123,36 @@ def test_a_run_may_end_inside_an_epoch(home: Path, caplog: pytest.LogCaptureFixt
     assert "has another recipe (photos: None is now 90; steps: 8 is now None)" in refused
 
 
-def test_evaluation_every_so_many_steps(home: Path) -> None:
+def test_evaluation_every_so_many_steps(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Best by figure among them all, of the EMA too, and once at the end whatever it falls on."""
+    scripted = iter((0.7, 0.6, 0.9, 0.7, 0.8, 0.8))  # student and EMA in turns
+
+    def evaluate(named: NamedNetwork, *_: object, **__: object) -> Evaluation:
+        figures = {"accuracy": 0.5, "auc": next(scripted), "spread": 0.5}
+        return VerificationFigures(named.name, "lfw", "verification", **figures)
+
     options = (*LABELS, "-e", "2", "--evaluate-steps", "4", "-o", "optim.ema_decay=0.9")
-    run_id = distill_here(*options, home=home)
-    found = evaluations(home, run_id)
-    assert [step for step, *_ in found] == [4, 8, 12]
-    kept = [auc for _, auc, kept in found if kept]
-    assert kept[0] == found[0][1]
-    assert find_model(run_id, home / "models").score == kept[-1]
-    lines = (home / "runs" / run_id / "metrics.jsonl").read_text().splitlines()
-    assert sum("test-ema/auc" in line for line in lines) == 3
+    with monkeypatch.context() as patched:
+        patched.setattr("persona.distill.selection.evaluate", evaluate)
+        run_id = distill_here(*options, home=home)
+    assert evaluations(home, run_id) == [(4, 0.7, 1.0), (8, 0.9, 1.0), (12, 0.8, 0.0)]
+    student, ema = (find_model(name, home / "models") for name in (run_id, f"{run_id}-ema"))
+    assert (student.score, ema.score) == (0.9, 0.8)
+    assert (student.taken_after, ema.taken_after) == ("step 8", "step 12")
     seven = distill_here(*LABELS, "--steps", "7", "--evaluate-steps", "3", home=home)
     assert [step for step, *_ in evaluations(home, seven)] == [3, 6, 7]
-    # Evaluating has no say in what is learned.
+    plain = find_model(distill_here(*LABELS, "-e", "1", home=home), home / "models")
+    assert (plain.epochs, plain.steps, plain.taken_after) == (1, 6, "epoch 1")
     config = yaml.safe_load((home / "runs" / run_id / "config.yaml").read_text())
     assert (config["epochs"], config["steps"], config["evaluate_steps"]) == (2, None, 4)
-    plain = distill_here(*LABELS, "-e", "2", "-o", "optim.ema_decay=0.9", home=home)
-    last = [load_checkpoint(home / "runs" / name) for name in (run_id, plain)]
-    states = [stored[2]["student"] for stored in last if stored is not None]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
+
+
+def test_evaluating_has_no_say_in_what_is_learned(home: Path) -> None:
+    often = distill_here(*LABELS, "-e", "2", "--evaluate-steps", "2", home=home)
+    plain = distill_here(*LABELS, "-e", "2", home=home)
+    stored = [load_checkpoint(home / "runs" / name) for name in (often, plain)]
+    one, two = (found[2]["student"] for found in stored if found is not None)
+    assert all(torch.equal(one[name], two[name]) for name in two)
 
 
 KILLED = """
