@@ -464,12 +464,19 @@ class Run:
         return None if self.test is None else protocols()[default_measure(self.test[1])].chosen_by
 
     def compare_anew(self) -> None:
-        """Takes the best so far from the figures of the models that are kept."""
+        """Measures the kept models again, by what epochs are compared by now; by all processes.
+
+        One that is not there any more, or cannot be read, gives way to the next epoch's.
+        """
         known = {card.id: card for card in list_models(self.workspace.models)}
         for suffix in self.progress.best:
             card = known.get(self.model_id(suffix))
-            value = card.scores.get(self.chosen_by or "") if card is not None else None
-            self.progress.best[suffix] = -math.inf if value is None else float(value)
+            worth = -math.inf
+            if card is not None:
+                with contextlib.suppress(PersonaError):
+                    kept = store.load_model(card, self.workspace.models)
+                    worth = worth_of(self.evaluate(kept.to(self.accelerator.device)))
+            self.progress.best[suffix] = worth
 
     def track_curves(self) -> None:
         """Gives W&B the last student's ROC and scores on the test pairs; by all processes."""
@@ -560,7 +567,7 @@ class Run:
                 f"resume it on as many, not {self.accelerator.num_processes}"
             )
         self.progress = progress
-        if "chosen_by" not in state:  # an older run, which compared epochs by accuracy
+        if state.get("chosen_by", "accuracy") != self.chosen_by:  # an older run
             self.compare_anew()
         try:
             self.student.load_state_dict(state["student"])

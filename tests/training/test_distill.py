@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,10 +27,12 @@ from helpers import (
     environment,
     persona,
     persona_here,
+    reset_accelerate,
     run,
 )
 from onnx_files import SETTINGS, write_model
 
+from persona.config import load_config
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
 from persona.data.shards import read_manifest
@@ -38,7 +41,7 @@ from persona.errors import PersonaError
 from persona.evaluation.protocols import Evaluation
 from persona.models.cards import find_model
 from persona.models.store import NamedNetwork, load_network
-from persona.training.checkpoint import Progress, load_checkpoint
+from persona.training.checkpoint import load_checkpoint, save_checkpoint
 from persona.workspace import Workspace
 
 TEACHER_NONE = ("--teacher", "none")
@@ -146,19 +149,37 @@ def test_the_best_epoch_is_the_later_of_equals_and_none_that_collapsed(
     assert best[-1] == kept - 1
 
 
-def test_a_run_that_chose_by_accuracy_goes_on_by_auc(home: Path, teacher: str) -> None:
-    """Its checkpoint holds the best accuracy, which is no AUC; the model that is kept has one."""
-    found = load_checkpoint(home / "runs" / teacher)
+@pytest.mark.parametrize("before", ["accuracy", "margin"])
+def test_a_run_that_chose_by_another_figure_goes_on_by_auc(
+    home: Path, teacher: str, tmp_path: Path, before: str
+) -> None:
+    """Its checkpoint holds the best of a figure that no AUC can be compared with."""
+    for place in ("runs", "models"):
+        shutil.copytree(home / place / teacher, tmp_path / place / teacher)
+    for name in ("shards", "raw"):
+        (tmp_path / name).symlink_to(home / name)
+    folder = tmp_path / "runs" / teacher
+    found = load_checkpoint(folder)
     assert found is not None and found[2]["chosen_by"] == "auc"
-    old = SimpleNamespace(
-        workspace=Workspace.locate(home=home),
-        progress=Progress(best={"": 2.0, "ema": 2.0}),
-        chosen_by="auc",
-        model_id=lambda suffix: f"{teacher}-{suffix}" if suffix else teacher,
-    )
-    Run.compare_anew(old)  # type: ignore[arg-type]
-    card = find_model(teacher, home / "models")
-    assert old.progress.best == {"": card.scores["auc"], "ema": -math.inf}
+    progress, world_size, state = found
+    auc = progress.best[""]
+    state |= {"chosen_by": before}
+    if before == "accuracy":
+        del state["chosen_by"]  # as it was then
+    save_checkpoint(folder, replace(progress, best={"": 2.0, "gone": 2.0}), world_size, state)
+    run = resumed(tmp_path, teacher)
+    assert run.progress.best == {"": pytest.approx(auc), "gone": -math.inf}
+    save_checkpoint(folder, progress, world_size, state)
+    next((tmp_path / "models" / teacher).glob("*.safetensors")).write_bytes(b"damaged")
+    assert resumed(tmp_path, teacher).progress.best == {"": -math.inf}
+
+
+def resumed(home: Path, run: str) -> Run:
+    """A run as `--resume` takes it up."""
+    workspace = Workspace.locate(home=home)
+    config = load_config(workspace.runs / run / "config.yaml", {})
+    reset_accelerate()
+    return Run(config, workspace, build_accelerator("no"), run)
 
 
 def test_distilling_from_a_model_and_evaluating_it(home: Path, teacher: str) -> None:
