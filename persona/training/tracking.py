@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from persona.errors import PersonaError
-from persona.files import write_atomically
+from persona.files import placed, write_atomically
 from persona.models.public import public
 from persona.workspace import home_folder, user_path
 
@@ -41,7 +41,7 @@ class Tracker:
         step: int,
     ) -> None:
         """Opens the run's metrics; records beyond `step`, left by a killed run, are taken out."""
-        path = folder / METRICS
+        self._path = path = folder / METRICS
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
         write_atomically(path, "".join(line + "\n" for line in kept).encode())
         self._file = path.open("a", encoding="utf-8")
@@ -56,14 +56,22 @@ class Tracker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=0 if kind is None else 1)
+        try:
+            with placed(self._path):
+                self._file.close()
+        except OSError:
+            if kind is None:
+                raise
+            # What ended the run tells why: a full disk, on which what is left cannot be written.
+        finally:
+            if self._wandb is not None:
+                self._wandb.finish(exit_code=0 if kind is None else 1)
 
     def log(self, step: int, **figures: float | int) -> None:
         """Records figures at an optimizer step."""
-        self._file.write(json.dumps({"step": step, **figures}) + "\n")
-        self._file.flush()
+        with placed(self._path):
+            self._file.write(json.dumps({"step": step, **figures}) + "\n")
+            self._file.flush()
         if self._wandb is not None:
             self._wandb.log(figures, step=step)
 

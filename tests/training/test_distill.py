@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -42,6 +45,7 @@ from persona.evaluation.protocols import Evaluation
 from persona.models.cards import find_model
 from persona.models.store import NamedNetwork, load_network
 from persona.training.checkpoint import load_checkpoint, save_checkpoint
+from persona.training.tracking import METRICS, Tracker
 from persona.workspace import Workspace
 
 TEACHER_NONE = ("--teacher", "none")
@@ -180,6 +184,49 @@ def resumed(home: Path, run: str) -> Run:
     config = load_config(workspace.runs / run / "config.yaml", {})
     reset_accelerate()
     return Run(config, workspace, build_accelerator("no"), run)
+
+
+@pytest.mark.parametrize("what", ["checkpoint.pt", "metrics.jsonl"])
+def test_a_full_disk_loses_nothing(
+    home: Path, what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("shards", "raw"):
+        (tmp_path / name).symlink_to(home / name)
+    arguments = (*TEACHER_NONE, "-e", "3", "-b", "30", "--test-set", "lfw")
+    written = itertools.count()
+    fsync, log_figures = os.fsync, Tracker.log
+
+    def full(number: int) -> None:
+        if (
+            what != METRICS
+            and what in str(Path(f"/proc/self/fd/{number}").readlink())
+            and next(written) == 1
+        ):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(number)
+
+    def log_on_a_full_disk(self: Tracker, step: int, **figures: float) -> None:
+        if what == METRICS and next(written) == 1:
+            self._file.close()
+            self._file = Path("/dev/full").open("a")  # noqa: SIM115 - the tracker closes it
+        log_figures(self, step, **figures)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        patched.setattr(Tracker, "log", log_on_a_full_disk)
+        line = distill_error(*arguments, home=tmp_path)
+    (folder,) = (tmp_path / "runs").iterdir()
+    told = "the disk is full: make room and run again; it goes on where it was"
+    assert line == f"{folder / what}: {told}"
+    assert not list(folder.glob(".*.partial"))
+    student = distill_here("--resume", folder.name, home=tmp_path)
+    whole = distill_here(*arguments, home=tmp_path)
+    torch.testing.assert_close(weights(tmp_path, student), weights(tmp_path, whole), rtol=0, atol=0)
+    metrics = [
+        [json.loads(line)["step"] for line in (tmp_path / "runs" / run / "metrics.jsonl").open()]
+        for run in (student, whole)
+    ]
+    assert metrics[0] == metrics[1]
 
 
 def test_distilling_from_a_model_and_evaluating_it(home: Path, teacher: str) -> None:
