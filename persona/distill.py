@@ -397,9 +397,11 @@ class Run:
                 figures |= _figures(evaluation, prefix)
                 figures[f"{prefix}/kept_by_{evaluation.chosen_by}"] = float(kept)
                 self.tell_epoch(evaluation, suffix, kept)
+        if figures:
+            # Before the checkpoint: a resumed run records anew what it finds after the last one.
+            self.record(epoch=progress.epoch, **figures)
         self.checkpoint()
         if figures:
-            self.record(epoch=progress.epoch, **figures)
             self.tell("on_evaluation", figures)
 
     def tell_epoch(self, evaluation: Evaluation, suffix: str, kept: bool) -> None:

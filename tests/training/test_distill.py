@@ -192,7 +192,8 @@ def test_a_full_disk_loses_nothing(
 ) -> None:
     for name in ("shards", "raw"):
         (tmp_path / name).symlink_to(home / name)
-    arguments = (*TEACHER_NONE, "-e", "3", "-b", "30", "--test-set", "lfw")
+    recipe = ("-b", "30", "--test-set", "lfw")
+    arguments = (*TEACHER_NONE, "-e", "3", *recipe)
     written = itertools.count()
     fsync, log_figures = os.fsync, Tracker.log
 
@@ -219,14 +220,15 @@ def test_a_full_disk_loses_nothing(
     told = "the disk is full: make room and run again; it goes on where it was"
     assert line == f"{folder / what}: {told}"
     assert not list(folder.glob(".*.partial"))
-    student = distill_here("--resume", folder.name, home=tmp_path)
+    student = distill_here("--resume", folder.name, *recipe, home=tmp_path)
     whole = distill_here(*arguments, home=tmp_path)
     torch.testing.assert_close(weights(tmp_path, student), weights(tmp_path, whole), rtol=0, atol=0)
     metrics = [
-        [json.loads(line)["step"] for line in (tmp_path / "runs" / run / "metrics.jsonl").open()]
+        (tmp_path / "runs" / run / "metrics.jsonl").read_text().splitlines()
         for run in (student, whole)
     ]
-    assert metrics[0] == metrics[1]
+    steps = [[json.loads(line)["step"] for line in lines] for lines in metrics]
+    assert steps[0] == steps[1]
 
 
 def test_distilling_from_a_model_and_evaluating_it(home: Path, teacher: str) -> None:
