@@ -62,18 +62,23 @@ def distill(*arguments: str, home: Path, processes: int = 1, **more: str | None)
     return str(json.loads(done.stdout)["id"])
 
 
+def reset_accelerate() -> None:
+    """Accelerate keeps the first run's device and precision for the whole process."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
 def _here(app: Any, arguments: tuple[str, ...], home: Path) -> Any:
     """Invokes a command line in this process, where torch has been imported once."""
-    from accelerate.state import AcceleratorState, GradientState, PartialState
     from typer.testing import CliRunner
 
     fixed = {"PERSONA_HOME": str(home), "ACCELERATE_USE_CPU": "true"}
     try:
         return CliRunner().invoke(app, arguments, env=fixed)
     finally:
-        # Accelerate keeps the first run's device and precision for the whole process.
-        for state in (AcceleratorState, GradientState, PartialState):
-            state._reset_state()
+        reset_accelerate()
 
 
 def distill_here(*arguments: str, home: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -131,6 +132,7 @@ def enroll_command(
     if failed:
         everybody = len(done) + len(failed)
         raise PersonaError(f"{len(failed)} of {everybody} people are not enrolled")
+    note(f"`{_command('recognise PHOTO|FOLDER|VIDEO', store)}` tells who is on a photo")
 
 
 def _who(what: list[str]) -> tuple[dict[str, list[Path]], dict[str, str]]:
@@ -275,7 +277,7 @@ def gallery_list(store: StoreOption = None, json: JsonFlag = False) -> None:
     print_table(
         [Column("name"), Column("photos", right=True), Column("enrolled")],
         [[person.name, person.photos, person.created] for person in people],
-        empty="nobody is enrolled: `persona enroll NAME PHOTO...` enrols somebody",
+        empty=nobody_enrolled(store),
     )
     if facts is not None:
         calibrated = facts.threshold and f"{facts.threshold.value:.3f}: {facts.threshold.source}"
@@ -404,6 +406,17 @@ def gallery_rebuild(
     with _store(store, passphrase_file) as opened:
         count = rebuild(opened, model, workspace(models=models))
     note(f"{count} templates are made anew; choose their threshold: `persona gallery calibrate`")
+
+
+def _command(words: str, store: str | None) -> str:
+    """What to type for a command on the same gallery; the URL of one may hold a password."""
+    place = "" if not store else f" --store {'URL' if '://' in store else shlex.quote(store)}"
+    return f"persona {words}{place}"
+
+
+def nobody_enrolled(store: str | None) -> str:
+    """What to say of an empty gallery."""
+    return f"nobody is enrolled: `{_command('enroll NAME PHOTO...', store)}` enrols somebody"
 
 
 def threshold_facts(gallery: Gallery) -> dict[str, Any]:

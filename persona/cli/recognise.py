@@ -14,6 +14,7 @@ from persona.cli.gallery import (
     PassphraseOption,
     StoreOption,
     ThresholdOption,
+    nobody_enrolled,
     open_people,
     photos_in,
     threshold_facts,
@@ -74,7 +75,7 @@ def recognise_command(
                 for path in paths:
                     answers.append((path, _recognise(gallery, path, annotate, folder)))
                     up(1)
-        threshold_line = threshold_facts(gallery)
+        threshold_line, empty = threshold_facts(gallery), not gallery.store.people()
     if json:
         if seen is not None:
             print_json({**_video_json(what, seen, nearest), **threshold_line})
@@ -87,6 +88,8 @@ def recognise_command(
     if seen is not None and seen.cut_off:
         note(f"note: {what} is cut off after {seen.seconds:.1f} s")
     note("threshold {threshold:.3f}: {threshold_source}".format_map(threshold_line))
+    if empty:
+        note(nobody_enrolled(store))
 
 
 def _recognise(

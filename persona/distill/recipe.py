@@ -256,8 +256,9 @@ class Distillation:
         progress = self.run.progress
         figures = self.selection.choose(self.trainer.students(), self.place)
         self.evaluated = progress.step
-        self.checkpoint()
+        # Before the checkpoint: a resumed run records anew what it finds after the last one.
         self.record(**figures)
+        self.checkpoint()
         if figures:
             self.run.tell("on_evaluation", figures)
 
@@ -284,7 +285,8 @@ class Distillation:
 
     def _restore(self, stored: Stored) -> None:
         """Takes up a checkpoint."""
-        if "chosen_by" not in stored.state:  # an older run, which compared epochs by accuracy
+        # An older run may have compared its students by another figure, at first by accuracy.
+        if stored.state.get("chosen_by", "accuracy") != self.selection.chosen_by:
             self.selection.compare_anew()
         try:
             self.trainer.load(stored.state)

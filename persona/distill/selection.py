@@ -7,6 +7,7 @@ long as there is no other.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -120,13 +121,20 @@ class Selection:
         )
 
     def compare_anew(self) -> None:
-        """Takes the best so far from the figures of the models that are kept."""
+        """Measures the kept models again, by what students are compared by now; by all processes.
+
+        One that is not there any more, or cannot be read, gives way to the next one.
+        """
         best = self.run.progress.best
         known = {card.id: card for card in list_models(self.workspace.models)}
         for suffix in best:
             card = known.get(self.model_id(suffix))
-            value = card.scores.get(self.chosen_by or "") if card is not None else None
-            best[suffix] = -math.inf if value is None else float(value)
+            worth = -math.inf
+            if card is not None:
+                with contextlib.suppress(PersonaError):
+                    kept = store.load_model(card, self.workspace.models)
+                    worth = worth_of(self.evaluate(kept.to(self.accelerator.device)))
+            best[suffix] = worth
 
     def tell_collapse(self) -> None:
         """Says at the end which of the kept models has collapsed."""

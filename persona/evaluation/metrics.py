@@ -232,14 +232,26 @@ def verification(
     )
 
 
-def match_margins(anchor_TE: Floats, positive_TE: Floats, negative_TE: Floats) -> Floats:
-    """(T,) by how much each triplet's anchor is closer to the positive than to the negative."""
+def match_scores(
+    anchor_TE: Floats, positive_TE: Floats, negative_TE: Floats
+) -> tuple[Floats, Floats]:
+    """(T,) cosines of each triplet's anchor with its positive, and (T,) with its negative.
+
+    Raises:
+        PersonaError: the network gives NaN or infinity for some faces.
+    """
     genuine, impostor = cosine_scores(anchor_TE, positive_TE), cosine_scores(anchor_TE, negative_TE)
     if not (np.isfinite(genuine).all() and np.isfinite(impostor).all()):
         raise PersonaError("some scores are not finite: the network gives NaN for these faces")
-    return genuine - impostor
+    return genuine, impostor
 
 
-def match_accuracy(anchor_TE: Floats, positive_TE: Floats, negative_TE: Floats) -> float:
-    """Share of triplets whose anchor is closer to the positive than to the negative."""
-    return float(np.mean(match_margins(anchor_TE, positive_TE, negative_TE) > 0))
+def match_auc(genuine_T: Floats, impostor_T: Floats) -> float:
+    """Area under the ROC curve of all triplets' genuine against all their impostor scores.
+
+    It depends on the order of the scores alone, so networks whose similarities lie closer together
+    compare fairly with others, and has a step for each of T * T comparisons, where the share of
+    triplets that are right has T.
+    """
+    same = np.repeat([True, False], len(genuine_T))
+    return roc_auc(np.concatenate([genuine_T, impostor_T]), same)

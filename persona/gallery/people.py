@@ -368,6 +368,9 @@ def open_gallery(
 def open_eyes(store: Store, network: str | None, workspace: Workspace) -> Eyes:
     """The network of a gallery; one without photos becomes the network's.
 
+    A name that leads to the same network is kept where the gallery's own does not lead there any
+    more: a gallery that came from another machine names a file of that machine.
+
     Raises:
         PersonaError: it is not there, or the gallery is another's.
     """
@@ -385,7 +388,19 @@ def open_eyes(store: Store, network: str | None, workspace: Workspace) -> Eyes:
     store.adopt(fresh)
     if facts is None or facts.digest != fresh.digest:
         return Eyes(named, fresh.align)
+    if facts.network != fresh.network and not _leads_to(facts, workspace):
+        store.take_name(fresh.network)
     return Eyes(named, facts.align)
+
+
+def _leads_to(facts: Facts, workspace: Workspace) -> bool:
+    """Whether the network's name stands for it on this machine."""
+    from persona.models.sources import network_digest
+
+    try:
+        return network_digest(facts.network, workspace.models) == facts.digest
+    except (PersonaError, OSError):
+        return False
 
 
 def gallery_of(

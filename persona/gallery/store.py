@@ -13,6 +13,7 @@ Shapes: E embedding, P probes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import unicodedata
 from abc import ABC, abstractmethod
@@ -258,6 +259,16 @@ class Store(ABC):
             facts = self.facts()
             assert facts is not None
             self._keep_facts(replace(facts, threshold=threshold))
+
+    def take_name(self, network: str) -> None:
+        """Keeps another name of the network that made the templates, to be found by from now on.
+
+        A gallery that may only be read keeps the name it has.
+        """
+        with contextlib.suppress(ReadOnlyError), self.changing():
+            facts = self.facts()
+            if facts is not None and facts.network != network:
+                self._keep_facts(replace(facts, network=network))
 
     def person(self, name: str) -> Person:
         """Somebody by name: as it is kept, as it is composed, or as it is shown.

@@ -26,7 +26,7 @@ import numpy as np
 
 from persona.config import tracker_names
 from persona.errors import PersonaError
-from persona.files import write_atomically
+from persona.files import placed, write_atomically
 from persona.models.public import public
 from persona.workspace import home_folder, user_path
 
@@ -92,7 +92,7 @@ class Tracker:
         Raises:
             PersonaError: a tracker cannot be opened.
         """
-        path = folder / METRICS
+        self._path = path = folder / METRICS
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
         write_atomically(path, "".join(line + "\n" for line in kept).encode())
         start = Start(folder, run_id, public(config), step)
@@ -114,13 +114,21 @@ class Tracker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
-        self._close(failed=kind is not None)
+        try:
+            with placed(self._path):
+                self._file.close()
+        except OSError:
+            if kind is None:
+                raise
+            # What ended the run tells why: a full disk, on which what is left cannot be written.
+        finally:
+            self._close(failed=kind is not None)
 
     def log(self, step: int, **figures: float | int) -> None:
         """Records figures at an optimizer step."""
-        self._file.write(json.dumps({"step": step, **figures}) + "\n")
-        self._file.flush()
+        with placed(self._path):
+            self._file.write(json.dumps({"step": step, **figures}) + "\n")
+            self._file.flush()
         self._each(lambda sink: sink.log(step, figures))
 
     def log_curve(

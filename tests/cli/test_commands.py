@@ -56,7 +56,8 @@ def test_the_whole_way_from_photos_to_packed_triplets(home: Path) -> None:
     assert [list(row) for row in listed] == [keys, keys]
     assert persona("shards", "verify", card["id"], home=home)["verified"] is True
     figures = persona("evaluate", "--set", card["id"], "--model", "mobilenet_v3_small", home=home)
-    assert list(figures)[:6] == ["model", "set", "measure", "accuracy", "triplets", "no_face"]
+    names = ["model", "set", "measure", "accuracy", "auc", "triplets", "no_face"]
+    assert list(figures)[:7] == names
     assert (figures["measure"], figures["triplets"]) == ("match", 15)
 
 

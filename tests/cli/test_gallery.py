@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from PIL import Image, ImageFilter
 from typer.testing import CliRunner
 
 from persona.cli.app import app
+from persona.cli.gallery import nobody_enrolled
 from persona.data.align.detect import Mtcnn
 from persona.data.synthetic import draw_identity, draw_photo
 from persona.gallery import crypt, faces
@@ -160,7 +162,58 @@ def test_a_second_time_is_one_line(place: Path) -> None:
     out, notes = tables(place, "enroll", place / "people", *model)
     assert "Ann" not in out
     assert "Bob" in out
-    assert notes.splitlines() == ["4 photos of 2 people were enrolled already"]
+    assert notes.splitlines() == [
+        "4 photos of 2 people were enrolled already",
+        "`persona recognise PHOTO|FOLDER|VIDEO` tells who is on a photo",
+    ]
+
+
+def test_what_comes_next_is_told(place: Path) -> None:
+    photo = place / "people" / "Ann" / "0.png"
+    store = ("--store", f"{place}/my people.db")
+    model = ("--model", f"onnx:{place}/net.onnx", *EXACTLY)
+    _, notes = tables(place, "enroll", "Ann", photo, *store, *model)
+    assert notes.splitlines()[-1] == (
+        f"`persona recognise PHOTO|FOLDER|VIDEO --store '{place}/my people.db'` tells who is on a "
+        "photo"
+    )
+    tables(place, "forget", "Ann", *store)
+    arguments = ["recognise", str(photo), *store, *model, "--json"]
+    result = CliRunner().invoke(app, arguments, env=env(place))
+    assert json.loads(result.stdout)["photos"][0]["faces"][0]["name"] is None
+    assert result.stderr.splitlines()[-1] == (
+        f"nobody is enrolled: `persona enroll NAME PHOTO... --store '{place}/my people.db'` enrols "
+        "somebody"
+    )
+    assert nobody_enrolled("postgresql://me:secret@there/db").count("secret") == 0
+
+
+def test_an_imported_gallery_learns_where_its_network_is(place: Path) -> None:
+    model = ("--model", f"onnx:{place}/net.onnx")
+    here(place, "enroll", "Ann", place / "people" / "Ann" / "0.png", *model, *EXACTLY)
+    tables(place, "gallery", "export", place / "g.safetensors")
+    there = place / "there"
+    (there / "networks").mkdir(parents=True)
+    for name in ("net.onnx", "net.yaml"):
+        if (place / name).is_file():
+            (place / name).rename(there / "networks" / name)
+    tables(there, "gallery", "import", place / "g.safetensors")
+    photo, moved = place / "people" / "Ann" / "0.png", f"onnx:{there}/networks/net.onnx"
+    assert "net.onnx" in error(there, "recognise", photo, *EXACTLY)
+    other = onnx_files.write_model(place / "o.onnx", width=12, settings=onnx_files.SETTINGS)
+    assert "another network" in error(
+        there, "recognise", photo, *EXACTLY, "--model", f"onnx:{other}"
+    )
+    assert here(there, "gallery", "list")["model"] == "onnx:net.onnx"
+    here(there, "recognise", photo, *EXACTLY, "--model", moved)
+    assert here(there, "gallery", "list")["model"] == moved
+    (one,) = here(there, "recognise", photo, *EXACTLY)["photos"]
+    assert one["faces"][0]["name"] == "Ann"
+    # Another name of it is not kept where the first leads to it still.
+    copy = there / "copy.onnx"
+    shutil.copy(there / "networks" / "net.onnx", copy)
+    here(there, "recognise", photo, *EXACTLY, "--model", f"onnx:{copy}")
+    assert here(there, "gallery", "list")["model"] == moved
 
 
 def test_somebody_who_is_there_is_asked_about(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

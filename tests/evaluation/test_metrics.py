@@ -12,7 +12,8 @@ from persona.evaluation.metrics import (
     decide_folds,
     equal_error_rate,
     listed_scores,
-    match_accuracy,
+    match_auc,
+    match_scores,
     roc,
     roc_auc,
     tar_at_far,
@@ -112,17 +113,35 @@ def test_threshold_lies_in_the_gap() -> None:
     assert decided.thresholds == pytest.approx([0.5, 0.5])
 
 
-def test_cosine_and_match() -> None:
+def test_cosines() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 50, 8))
     expected = [x @ y / np.linalg.norm(x) / np.linalg.norm(y) for x, y in zip(a, b, strict=True)]
     np.testing.assert_allclose(cosine_scores(a, b), expected)
-    assert match_accuracy(a, a * 2, b) == 1.0
     first, second = rng.integers(50, size=(2, 40_000))  # more than a block
     np.testing.assert_array_equal(
         listed_scores(a, first, second), cosine_scores(a[first], a[second])
     )
-    assert match_accuracy(a, b, a * 2) == 0.0
+
+
+def test_triplets_are_scored_by_order_alone() -> None:
+    rng = np.random.default_rng(0)
+    anchor, negative = rng.normal(size=(2, 200, 8))
+    positive = anchor + rng.normal(size=(200, 8))
+    genuine, impostor = match_scores(anchor, positive, negative)
+    np.testing.assert_allclose(genuine, cosine_scores(anchor, positive))
+    np.testing.assert_allclose(impostor, cosine_scores(anchor, negative))
+    same = np.repeat([True, False], 200)
+    auc = match_auc(genuine, impostor)
+    assert auc == pytest.approx(roc_auc_score(same, np.append(genuine, impostor)))
+    assert match_auc(impostor, genuine) == pytest.approx(1 - auc)
+    assert 0.5 < auc < 1
+    for scale in (0.5, 2.0**-10, 4.0):  # distances so many times as large
+        assert match_auc(1 - scale * (1 - genuine), 1 - scale * (1 - impostor)) == pytest.approx(
+            auc
+        )
+    far = np.linspace(-1.0, -0.9, 200)
+    assert match_auc(far + 1, far) == match_auc(far / 100 + 1, far / 100) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -141,6 +160,6 @@ def test_what_cannot_be_measured_is_said(scores, same, folds, message: str) -> N
 def test_what_no_figure_is_made_of() -> None:
     broken = np.full((2, 3), np.nan)
     with pytest.raises(PersonaError, match="some scores are not finite: the network gives NaN"):
-        match_accuracy(np.ones((2, 3)), np.ones((2, 3)), broken)
+        match_scores(np.ones((2, 3)), np.ones((2, 3)), broken)
     with pytest.raises(ValueError, match=r"scores \(2,\) and labels \(3,\) must be \(P,\) alike"):
         roc(np.ones(2), np.ones(3, bool))

@@ -45,6 +45,7 @@ def attempt(work):
 def use(create):
     with open_store(sys.argv[1], create=create) as store:
         store.adopt(facts)
+        store.take_name("onnx:/elsewhere.onnx")
         found = store.nearest(ann[None], "mean")[0]
         return {
             "people": [person.name for person in store.people()],

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import math
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,21 +30,26 @@ from helpers import (
     environment,
     persona,
     persona_here,
+    reset_accelerate,
     run,
 )
 from onnx_files import SETTINGS, write_model
 
+from persona.config import load_config
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
 from persona.data.shards import read_manifest
-from persona.distill.selection import Selection, check_test_set
+from persona.distill.recipe import Distillation
+from persona.distill.selection import check_test_set
 from persona.errors import PersonaError
 from persona.evaluation.protocols import Evaluation
 from persona.evaluation.protocols.verification import VerificationFigures
 from persona.models.cards import find_model
 from persona.models.sources import NamedNetwork, load_network
-from persona.training.checkpoint import Progress, load_checkpoint
+from persona.training.checkpoint import load_checkpoint, save_checkpoint
 from persona.training.devices import build_accelerator
+from persona.training.run import Run
+from persona.training.tracking import METRICS, Tracker
 from persona.workspace import Workspace
 
 TEACHER_NONE = ("--teacher", "none")
@@ -148,20 +157,82 @@ def test_the_best_epoch_is_the_later_of_equals_and_none_that_collapsed(
     assert best[-1] == kept - 1
 
 
-def test_a_run_that_chose_by_accuracy_goes_on_by_auc(home: Path, teacher: str) -> None:
-    """Its checkpoint holds the best accuracy, which is no AUC; the model that is kept has one."""
-    found = load_checkpoint(home / "runs" / teacher)
+@pytest.mark.parametrize("before", ["accuracy", "margin"])
+def test_a_run_that_chose_by_another_figure_goes_on_by_auc(
+    home: Path, teacher: str, tmp_path: Path, before: str
+) -> None:
+    """Its checkpoint holds the best of a figure that no AUC can be compared with."""
+    for place in ("runs", "models"):
+        shutil.copytree(home / place / teacher, tmp_path / place / teacher)
+    for name in ("shards", "raw"):
+        (tmp_path / name).symlink_to(home / name)
+    folder = tmp_path / "runs" / teacher
+    found = load_checkpoint(folder)
     assert found is not None and found[2]["chosen_by"] == "auc"
-    progress = Progress(best={"": 2.0, "ema": 2.0})
-    old = SimpleNamespace(
-        run=SimpleNamespace(progress=progress),
-        workspace=Workspace.locate(home=home),
-        chosen_by="auc",
-        model_id=lambda suffix: f"{teacher}-{suffix}" if suffix else teacher,
-    )
-    Selection.compare_anew(old)  # type: ignore[arg-type]
-    card = find_model(teacher, home / "models")
-    assert progress.best == {"": card.scores["auc"], "ema": -math.inf}
+    progress, world_size, state = found
+    auc = progress.best[""]
+    state |= {"chosen_by": before}
+    if before == "accuracy":
+        del state["chosen_by"]  # as it was then
+    save_checkpoint(folder, replace(progress, best={"": 2.0, "gone": 2.0}), world_size, state)
+    run = resumed(tmp_path, teacher)
+    assert run.progress.best == {"": pytest.approx(auc), "gone": -math.inf}
+    save_checkpoint(folder, progress, world_size, state)
+    next((tmp_path / "models" / teacher).glob("*.safetensors")).write_bytes(b"damaged")
+    assert resumed(tmp_path, teacher).progress.best == {"": -math.inf}
+
+
+def resumed(home: Path, run: str) -> Run:
+    """A run as `--resume` takes it up."""
+    workspace = Workspace.locate(home=home)
+    config = load_config(workspace.runs / run / "config.yaml", {})
+    reset_accelerate()
+    return Distillation(config, workspace, build_accelerator("no"), run).run
+
+
+@pytest.mark.parametrize("what", ["checkpoint.pt", "metrics.jsonl"])
+def test_a_full_disk_loses_nothing(
+    home: Path, what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("shards", "raw"):
+        (tmp_path / name).symlink_to(home / name)
+    recipe = ("-b", "30", "--test-set", "lfw")
+    arguments = (*TEACHER_NONE, "-e", "3", *recipe)
+    written = itertools.count()
+    fsync, log_figures = os.fsync, Tracker.log
+
+    def full(number: int) -> None:
+        if (
+            what != METRICS
+            and what in str(Path(f"/proc/self/fd/{number}").readlink())
+            and next(written) == 1
+        ):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(number)
+
+    def log_on_a_full_disk(self: Tracker, step: int, **figures: float) -> None:
+        if what == METRICS and next(written) == 1:
+            self._file.close()
+            self._file = Path("/dev/full").open("a")  # noqa: SIM115 - the tracker closes it
+        log_figures(self, step, **figures)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        patched.setattr(Tracker, "log", log_on_a_full_disk)
+        line = distill_error(*arguments, home=tmp_path)
+    (folder,) = (tmp_path / "runs").iterdir()
+    told = "the disk is full: make room and run again; it goes on where it was"
+    assert line == f"{folder / what}: {told}"
+    assert not list(folder.glob(".*.partial"))
+    student = distill_here("--resume", folder.name, *recipe, home=tmp_path)
+    whole = distill_here(*arguments, home=tmp_path)
+    torch.testing.assert_close(weights(tmp_path, student), weights(tmp_path, whole), rtol=0, atol=0)
+    metrics = [
+        (tmp_path / "runs" / run / "metrics.jsonl").read_text().splitlines()
+        for run in (student, whole)
+    ]
+    steps = [[json.loads(line)["step"] for line in lines] for lines in metrics]
+    assert steps[0] == steps[1]
 
 
 def test_distilling_from_a_model_and_evaluating_it(home: Path, teacher: str) -> None:

@@ -4,7 +4,8 @@ Texts, profiles and EXIF are looked at for the orientation alone, so that a larg
 costs no pixels and no time; of an animation the first frame is kept, of a TIFF the first page. What
 would take a decoder too long is refused here, before it sees the file.
 
-JPEGs have a file of their own, `jpeg`: their metadata hurt no decoder but Pillow's.
+JPEGs have a file of their own, `jpeg`: their metadata hurt no decoder but Pillow's. `avif` reads
+how large the pictures in an AVIF are.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from persona.data.align.avif import decoded_pixels
 from persona.data.align.jpeg import MAX_SCANS, too_many
 from persona.data.align.orientation import ORIENTATION, exif_orientation, xmp_orientation
 from persona.errors import SkipPhoto
@@ -35,6 +37,8 @@ class Bare:
     orientation: int = 1
     mended: str | None = None
     """What is wrong with the file if all its pixels are there, for the decoder to find out."""
+    decoded_pixels: int = 0
+    """That a decoder makes on the way, where that is not what the size says."""
 
 
 # --- PNG (W3C, Portable Network Graphics, 3rd edition) ---------------------------------------
@@ -368,7 +372,8 @@ def bare_avif(data: bytes) -> Bare:
     """The same file, its metadata items under types that are passed over.
 
     Raises:
-        ValueError: it is cut short or damaged.
+        ValueError, KeyError, IndexError, struct.error: it is cut short or damaged, or of another
+            size than its boxes claim.
     """
     at = 0
     for _ in range(MAX_PARTS):
@@ -381,7 +386,8 @@ def bare_avif(data: bytes) -> Bare:
     head = data[at : at + size]
     for kind, other in HIDDEN:
         head = head.replace(kind, other)
-    return Bare(data[:at] + head + data[at + size :])
+    hidden = data[:at] + head + data[at + size :]
+    return Bare(hidden, decoded_pixels=decoded_pixels(hidden))
 
 
 RLE8, RLE4 = 1, 2

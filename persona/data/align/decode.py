@@ -129,6 +129,7 @@ class EncodedPhoto:
                 self._bare = BARE[self.kind](data)
                 size = self._bare.size or self._open().size
                 self._check_size(size, max_pixels, max_whole)
+                self._check_work(min(max_pixels, max_whole))
                 self.orientation = self._bare.orientation
                 if self.kind == "AVIF":  # its own boxes say so, Pillow reads them
                     self.orientation = self._open().getexif().get(ORIENTATION, 1)
@@ -149,6 +150,18 @@ class EncodedPhoto:
             raise SkipPhoto(
                 f"unreadable: {size[0]} x {size[1]} px is over the limit of {limit / 1e6:g} "
                 f"megapixels{' for what is no RGB or grey JPEG' if whole else ''}"
+            )
+
+    def _check_work(self, limit: int) -> None:
+        """Raises SkipPhoto if the picture is made of far more pixels than it may have.
+
+        Twice as many are: a picture may have transparency, and tiles reach over its borders.
+        """
+        pixels = self._bare.decoded_pixels
+        if pixels > 2 * limit:
+            raise SkipPhoto(
+                f"unreadable: an {self.kind} that is made of {pixels / 1e6:.0f} megapixels takes "
+                "too long: save it anew"
             )
 
     def decode(self, shrink: int = 1) -> Decoded:

@@ -9,7 +9,7 @@ import numpy as np
 
 from persona.data.shards import Manifest
 from persona.errors import PersonaError
-from persona.evaluation.metrics import match_margins
+from persona.evaluation.metrics import match_auc, match_scores
 from persona.evaluation.protocols.base import Evaluation, Options, Protocol, Subject
 from persona.evaluation.statistics import Interval, bootstrap_interval
 from persona.models.sources import NamedNetwork
@@ -50,7 +50,7 @@ class Match(Protocol):
 
     name = "match"
     result = MatchFigures
-    chosen_by = "margin"
+    chosen_by = "auc"
 
     def check(self, named: NamedNetwork, manifest: Manifest, options: Options) -> None:
         """Triplets alone have it."""
@@ -60,15 +60,16 @@ class Match(Protocol):
             )
 
     def figures(self, subject: Subject) -> dict[str, Any]:
-        """Accuracy and mean margin; intervals resample the anchors' identities."""
+        """Accuracy, AUC and mean margin; intervals resample the anchors' identities."""
         embedded = subject.embed(subject.folder, subject.manifest)
-        margin = match_margins(*np.moveaxis(embedded.embeddings, 1, 0))
-        right = margin > 0
+        genuine, impostor = match_scores(*np.moveaxis(embedded.embeddings, 1, 0))
+        right = genuine > impostor
         figures: dict[str, Any] = {
             "accuracy": float(right.mean()),
+            "auc": match_auc(genuine, impostor),
             "triplets": len(right),
             "no_face": subject.manifest.left_out[0],
-            "margin": float(margin.mean()),
+            "margin": float((genuine - impostor).mean()),
         }
         resamples = subject.options.resamples
         if resamples:
