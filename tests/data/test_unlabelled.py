@@ -27,7 +27,7 @@ from persona.data.triplets import draw_triplets
 from persona.errors import PersonaError, SkipPhoto
 from persona.evaluation.protocols import check_measure
 from persona.landmarks import template
-from persona.models.store import load_network
+from persona.models.sources import load_network
 from persona.training.teacher import open_teacher
 from persona.workspace import Workspace
 

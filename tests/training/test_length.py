@@ -22,7 +22,7 @@ from persona.errors import PersonaError
 from persona.evaluation.protocols import Evaluation
 from persona.evaluation.protocols.verification import VerificationFigures
 from persona.models.cards import find_model
-from persona.models.store import NamedNetwork
+from persona.models.sources import NamedNetwork
 from persona.report.history import read_history
 from persona.training.checkpoint import Progress, load_checkpoint
 from persona.training.length import Length
