@@ -168,7 +168,8 @@ class _Items:
             method = table.take(2) & 15 if version else 0
             table.take(2)
             base = table.take(base_size) + (idat if method == 1 else 0)
-            extents = self._places[number] = []
+            extents: list[tuple[int, int]] = []
+            self._places[number] = extents
             for _ in table.entries(2):
                 table.take(index_size if version else 0)
                 offset, length = table.take(offset_size), table.take(length_size)
