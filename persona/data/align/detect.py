@@ -364,7 +364,7 @@ class _AreaSums:
         return self.networks.take(self._sums_P3, places)
 
     def _means(self, sums: Any, heights: Array, widths: Array) -> Any:
-        """Sums over so many rows and columns, divided in turns in float32, as the reference does."""
+        """Sums over so many rows and columns, divided in turns as the reference does; float32."""
         means = self.networks.floats(sums)
         means /= self.networks.to(heights.astype(np.float32))
         means /= self.networks.to(widths.astype(np.float32))

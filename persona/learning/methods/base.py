@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from persona.config import AugmentConfig, LearnConfig
 from persona.data.targets import TargetReader
-from persona.data.transforms import apply_views, draw_views, normalise
+from persona.data.transforms import apply_views, normalise
+from persona.data.views import draw_views
 from persona.evaluation.embed import gather_rows
 from persona.learning.means import ClassMeans
 from persona.learning.memory import Exemplar, priority_of
