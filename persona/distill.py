@@ -59,9 +59,9 @@ from persona.evaluation.protocols.verification import pair_scores
 from persona.evaluation.sanity import check_teacher
 from persona.files import folder_lock
 from persona.memory import keep_freed_memory
-from persona.models import onnx, store
+from persona.models import store
 from persona.models.cards import EMA, list_models, new_id
-from persona.models.store import NamedNetwork
+from persona.models.sources import NamedNetwork
 from persona.models.student import Student
 from persona.progress import progress_bar
 from persona.report.plain import pair_curves
@@ -198,7 +198,7 @@ class Run:
         self.student = build_student(config, workspace, side, self.train_set.align.image_size)
         if self.test is not None:
             check_test_set(self.named(self.student), self.test[1])
-        if side.network is not None and config.teacher.startswith(onnx.PREFIX):
+        if side.network is not None and side.network.network.from_elsewhere:
             check_teacher(
                 side.network, *(self.test or (self.train_folder, self.train_set)), accelerator
             )

@@ -27,6 +27,8 @@ TEMPLATE_52 = np.array(
     ]
 )
 """Where ArcFace puts them in a crop of 112 px (insightface, utils/face_align.py, arcface_dst)."""
+SAME_PX = 0.05
+"""Crops whose points lie this near their places already are not turned again."""
 MIRRORED = [1, 0, 2, 4, 3]
 """The order of the points in the mirror image."""
 
@@ -67,3 +69,64 @@ def move(points_N52: Floats, matrix_N23: Floats) -> Floats:
     """(N, 5, 2) points where a transform takes them."""
     turned = points_N52 @ np.swapaxes(matrix_N23[..., :2], -1, -2)
     return np.asarray(turned + np.swapaxes(matrix_N23[..., 2:], -1, -2))
+
+
+def crop_to_template(landmarks_N62: Floats, size_px: int) -> Floats:
+    """(N, 2, 3) from px of a crop whose points lie as ArcFace's to px of each crop at hand."""
+    # In px of the photo, where a face has its own proportions.
+    scale_N12 = landmarks_N62[:, 5:]
+    there_N23 = similarity(landmarks_N62[:, :5] / scale_N12, template(size_px))
+    return np.asarray(invert(there_N23) * scale_N12.transpose(0, 2, 1))
+
+
+def is_aligned(side_px: int, landmarks_N62: Floats, size_px: int) -> bool:
+    """Whether crops of this side have their points where ArcFace's template of `size_px` does."""
+    if side_px != size_px:
+        return False
+    points_N52 = landmarks_N62[:, :5] / landmarks_N62[:, 5:]
+    there_N23 = similarity(points_N52, template(size_px))
+    return np.allclose(landmarks_N62[:, :5], move(points_N52, there_N23), atol=SAME_PX)
+
+
+def warp(pixels_NCHW: Floats, landmarks_N62: Floats, size_px: int) -> Floats:
+    """(N, C, size, size) float32 crops turned and cut so that their points lie as ArcFace's.
+
+    Bilinear; beyond the edge of a crop its last pixel counts.
+    """
+    height, width = pixels_NCHW.shape[2:]
+    back_N23 = crop_to_template(landmarks_N62, size_px)
+    y, x = np.mgrid[:size_px, :size_px].reshape(2, -1)
+    places_N2P = back_N23 @ np.stack([x, y, np.ones_like(x)])
+    x_NP = places_N2P[:, 0].clip(0, width - 1)
+    y_NP = places_N2P[:, 1].clip(0, height - 1)
+    left, top = np.floor(x_NP).astype(int), np.floor(y_NP).astype(int)
+    right, bottom = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
+    across, down = (x_NP - left)[:, None], (y_NP - top)[:, None]
+    flat = pixels_NCHW.reshape(*pixels_NCHW.shape[:2], -1)
+
+    def at(row: Floats, column: Floats) -> Floats:
+        return np.take_along_axis(flat, (row * width + column)[:, None], axis=2)
+
+    above = at(top, left) * (1 - across) + at(top, right) * across
+    below = at(bottom, left) * (1 - across) + at(bottom, right) * across
+    found = (above * (1 - down) + below * down).astype(np.float32)
+    return np.asarray(found.reshape(*found.shape[:2], size_px, size_px))
+
+
+def resize(pixels_NCHW: Floats, size_px: int) -> Floats:
+    """(N, C, size, size) float32 of square crops: bilinear, with antialiasing as torch has it."""
+    side = pixels_NCHW.shape[2]
+    if side == size_px:
+        return pixels_NCHW
+    scale = side / size_px
+    reach = max(scale, 1.0)
+    centre = (np.arange(size_px)[:, None] + 0.5) * scale
+    weight = np.maximum(0, 1 - np.abs(np.arange(side) + 0.5 - centre) / reach)
+    weight = (weight / weight.sum(axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(weight @ pixels_NCHW.astype(np.float32) @ weight.T)
+
+
+def unit(vectors_NE: Floats) -> Floats:
+    """(N, E) float32 of unit length; a vector of zeros stays one."""
+    length_N1 = np.linalg.norm(vectors_NE, axis=1, keepdims=True)
+    return np.asarray(vectors_NE / np.maximum(length_N1, 1e-12), np.float32)

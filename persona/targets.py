@@ -49,7 +49,8 @@ from persona.errors import PersonaError
 from persona.files import LARGEST_LIST, folder_lock, read_json, sha256_file, write_json
 from persona.memory import keep_freed_memory
 from persona.models.output import freeze
-from persona.models.store import NamedNetwork, save_head
+from persona.models.sources import NamedNetwork
+from persona.models.store import save_head
 from persona.progress import progress_bar
 
 log = logging.getLogger(__name__)

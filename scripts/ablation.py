@@ -121,7 +121,7 @@ def main() -> None:
     from persona.data.shards import open_set
     from persona.distill import distill
     from persona.evaluation.protocols import evaluate
-    from persona.models.store import load_network
+    from persona.models.sources import load_network
 
     lfw = open_set("lfw", place.shards)
 

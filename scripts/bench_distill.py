@@ -396,7 +396,7 @@ def compare(home: Path, plain: Plain, arguments: argparse.Namespace) -> dict[str
     import torch
 
     from persona.data.shards import open_set
-    from persona.models.store import load_network
+    from persona.models.sources import load_network
     from persona.models.weights import FACENETS
 
     folder, manifest = open_set("vggface2", home / "shards")

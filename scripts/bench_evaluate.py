@@ -114,7 +114,7 @@ def bench(home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     from persona.evaluation.protocols import Options, evaluate
     from persona.memory import keep_freed_memory
     from persona.models.output import FaceNetwork, for_inference
-    from persona.models.store import load_network
+    from persona.models.sources import load_network
 
     faces = 1_280 if arguments.quick else FACES
     write_lfw(home / "raw", faces)

@@ -11,7 +11,7 @@ from persona.data.align import AlignSpec, Face
 from persona.data.align.crop import crop_landmarks, in_margin_box, margin_box
 from persona.data.align.decode import Decoded
 from persona.landmarks import TEMPLATE_52, invert, move, similarity, template
-from persona.models.onnx import turn
+from persona.models.onnx_network import turn
 
 
 def turned(

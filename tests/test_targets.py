@@ -40,7 +40,8 @@ from persona.data.triplets import make_triplets
 from persona.data.views import IDENTITY, MIRROR
 from persona.errors import PersonaError
 from persona.models.output import ClassifierHead, FaceNetwork
-from persona.models.store import NamedNetwork, load_head
+from persona.models.sources import NamedNetwork
+from persona.models.store import load_head
 from persona.models.student import Student
 from persona.targets import TargetOptions, make_targets
 from persona.training.task import DistillationTask

@@ -15,7 +15,7 @@ from persona.data.raw import open_dataset
 from persona.deploy.bench import bench
 from persona.errors import PersonaError
 from persona.gallery.store import open_store
-from persona.models.store import load_network, network_digest
+from persona.models.sources import load_network, network_digest
 from persona.models.weights import FACENETS, find_weights, weight_places
 from persona.training.tracking import has_wandb_login
 from persona.workspace import HOME_VARIABLE, Workspace, home_folder, user_path

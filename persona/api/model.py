@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from persona.evaluation.protocols import Evaluation
     from persona.gallery.faces import Eyes, SeenFace
     from persona.gallery.store import Threshold
-    from persona.models.store import NamedNetwork
+    from persona.models.sources import NamedNetwork
 
 Embeddings = npt.NDArray[np.float32]
 
@@ -247,8 +247,8 @@ def load(name: str | None = None, *, workspace: Workspace | None = None) -> Mode
     """
     from persona.gallery.people import network_align
     from persona.gallery.store import Threshold
-    from persona.models.cards import find_model, is_stored
-    from persona.models.store import load_network
+    from persona.models.cards import find_model
+    from persona.models.sources import source_of, spell
 
     place = workspace or Workspace.locate()
     if name is None:
@@ -258,14 +258,13 @@ def load(name: str | None = None, *, workspace: Workspace | None = None) -> Mode
 
         name = pull(parse_repository(name), None, place.models).id
     else:
-        name = _by_path(name)
-    named = load_network(name, place.models)
+        name = spell(name)
+    source = source_of(name, place.models)
+    named, card = source.open(name, place.models), source.card(name, place.models)
     threshold = None
-    if is_stored(name, place.models):
-        card = find_model(name, place.models)
-        if card.threshold is not None:
-            value, far = card.threshold
-            threshold = Threshold(value, f"FAR {far:g} on {card.test_set}, its test set", far)
+    if card is not None and card.threshold is not None:
+        value, far = card.threshold
+        threshold = Threshold(value, f"FAR {far:g} on {card.test_set}, its test set", far)
     return Model(named, network_align(named, place), place, threshold)
 
 
@@ -301,7 +300,7 @@ def wrap(
         >>> persona.wrap(own, image_size=112, alignment="landmarks").embedding_size
         147
     """
-    from persona.models.store import NamedNetwork
+    from persona.models.sources import NamedNetwork
     from persona.models.wrapped import WrappedNetwork
 
     wrapped = WrappedNetwork(network, image_size, mean, std)
@@ -309,14 +308,6 @@ def wrap(
     trained_on = "a network of the user's own"
     named = NamedNetwork(name, wrapped, trained_on, (), image_size, wrapped.digest())
     return Model(named, AlignSpec(alignment, image_size, margin), workspace or Workspace.locate())
-
-
-def _by_path(name: str) -> str:
-    """A file's path with the prefix of its kind."""
-    for suffix, prefix in ((".onnx", "onnx:"), (".tflite", "litert:")):
-        if name.lower().endswith(suffix) and not name.startswith(prefix):
-            return prefix + name
-    return name
 
 
 def _face(seen: SeenFace) -> Face:

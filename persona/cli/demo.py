@@ -158,7 +158,7 @@ def size_of(name: str, place: Workspace) -> dict[str, int]:
     if (place.models / name / CARD).is_file():
         card = read_card(place.models / name)
         return {"parameters": card.parameters, "bytes": card.bytes}
-    from persona.models.store import load_network
+    from persona.models.sources import load_network
     from persona.models.student import count_parameters
 
     parameters = count_parameters(load_network(name, place.models).network)

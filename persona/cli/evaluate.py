@@ -24,7 +24,7 @@ from persona.errors import PersonaError
 
 if TYPE_CHECKING:
     from persona.evaluation.protocols import Evaluation
-    from persona.models.store import NamedNetwork
+    from persona.models.sources import NamedNetwork
 
 DEFAULT_TEACHER = "facenet-vggface2"
 NOT_RESOLVABLE = "not resolvable"
@@ -247,7 +247,7 @@ def _load(name: str, models: Path, accelerator: Any) -> NamedNetwork:
     """A network on the accelerator's device."""
     import torch
 
-    from persona.models.store import load_network
+    from persona.models.sources import load_network
 
     named = load_network(name, models)
     named.network.to(accelerator.device).to(memory_format=torch.channels_last)
@@ -261,16 +261,11 @@ def trained_identities(name: str, shards: Path, models: Path) -> tuple[str, ...]
         PersonaError: it is neither, or a model whose identities are not known by name.
     """
     from persona.data.shards import open_set
-    from persona.models.cards import CARD, find_model, read_classes
-    from persona.models.weights import FACENETS
+    from persona.models.sources import known_source
 
-    if name in FACENETS:
-        raise PersonaError(
-            f"the release of {name} does not name the people it was trained on: give a packed "
-            f"{FACENETS[name].trained_on} set to --exclude-overlap"
-        )
-    if (models / name / CARD).is_file():
-        return read_classes(find_model(name, models), models)
+    source = known_source(name, models)
+    if source is not None:
+        return source.identities(name, models)
     try:
         return open_set(name, shards)[1].classes
     except PersonaError as error:

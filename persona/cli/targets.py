@@ -99,7 +99,7 @@ def targets_command(
 
 def check_teacher_exists(teacher: str, models: Path, align: AlignSpec) -> None:
     """Raises PersonaError, before hours of packing, if there is no such teacher for these crops."""
-    from persona.models.store import load_network
+    from persona.models.sources import load_network
 
     if teacher == "none":
         raise PersonaError("targets are a teacher's: name one with --teacher")
@@ -137,8 +137,7 @@ def keep_targets(
     from accelerate import Accelerator
 
     from persona.evaluation.sanity import check_teacher
-    from persona.models import onnx
-    from persona.models.store import load_network
+    from persona.models.sources import load_network
     from persona.targets import TargetOptions, make_targets
 
     options = TargetOptions(
@@ -153,7 +152,7 @@ def keep_targets(
     named = load_network(teacher, models)
     manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
     named.network.eval().to(accelerator.device)
-    if teacher.startswith(onnx.PREFIX):
+    if named.network.from_elsewhere:
         check_teacher(named, folder, manifest, accelerator)
     targets, fresh = make_targets(folder, manifest, named, options, accelerator)
     main = accelerator.is_main_process

@@ -1,7 +1,7 @@
 """What models cost on this machine, side by side: `persona bench MODEL...`.
 
-1. each model through PyTorch, and through onnxruntime as `persona export` writes it; an ONNX file
-   through onnxruntime alone, a LiteRT file through LiteRT
+1. each model through PyTorch, and through onnxruntime as `persona export` writes it; a file
+   through its own runtime alone
 2. in turns, round by round, so that a machine whose speed wanders slows all of them alike
 3. peak memory in a process of its own, which loads the model and embeds one face after another
 
@@ -26,13 +26,9 @@ from typing import Any
 import numpy as np
 
 from persona.errors import PersonaError
-from persona.models.graphs import open_onnx, read_onnx, within_limit
-from persona.models.onnx_graph import count_onnx
+from persona.models.sources import ONNX, source_of
 from persona.progress import progress_bar
-from persona.workspace import user_path
 
-ONNX_PREFIX, LITERT_PREFIX = "onnx:", "litert:"
-MAX_BYTES = 2_000_000_000
 BATCH = 32
 WARM_UP = 5
 Run = Callable[[], object]
@@ -47,7 +43,7 @@ class Subject:
     runtime: str
     """`torch`, `onnxruntime` or `litert`."""
     source: str
-    """A model's name, or the path of a file."""
+    """The name under which it is opened."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ def bench(names: Sequence[str], models: Path, *, rounds: int = 10, runs: int = 2
     """Measures every model, in the order given.
 
     Args:
-        names: model IDs, `onnx:FILE`, `litert:FILE`, or a teacher's name.
+        names: of networks, see persona/models/sources.py.
         models: the model store.
         rounds: turns.
         runs: single faces a turn; a tenth as many batches.
@@ -158,48 +154,29 @@ def _prepare(
     name: str, models: Path, scratch: Path
 ) -> list[tuple[Subject, int | None, int | None, int]]:
     """Subjects of a name, each with parameters, MACs and bytes of its file."""
-    if name.startswith(ONNX_PREFIX):
-        path = _find(name.removeprefix(ONNX_PREFIX), "ONNX")
-        _open_onnx(path, threads=1)  # says what is wrong with it
-        parameters, macs = count_onnx(path)
-        return [(Subject(name, "onnxruntime", str(path)), parameters, macs, path.stat().st_size)]
-    if name.startswith(LITERT_PREFIX):
-        path = _find(name.removeprefix(LITERT_PREFIX), "LiteRT")
-        return [(Subject(name, "litert", str(path)), None, None, path.stat().st_size)]
-    from persona.models.cards import CARD, read_card
-    from persona.models.store import load_network
-    from persona.models.student import Student, count_parameters
+    source = source_of(name, models)
+    runner = source.open_runner(name, models, threads=1)  # says what is wrong with the file
+    if runner is not None:
+        file = source.file(name, models)
+        parameters, macs = source.costs(name, models)
+        size = 0 if file is None else file.stat().st_size
+        return [(Subject(name, runner.runtime, name), parameters, macs, size)]
+    from persona.models.student import Student
 
-    network = load_network(name, models).network
-    parameters, macs = count_parameters(network), _count_macs(network)
-    size = 4 * parameters
+    network, card = source.open(name, models).network, source.card(name, models)
+    parameters, macs = network.count_parameters(), _count_macs(network)
+    size = 4 * (parameters or 0)
     subjects = []
-    if isinstance(network, Student) and (models / name / CARD).is_file():
+    if isinstance(network, Student) and card is not None:
         from persona.deploy.export import build_graph
 
-        card = read_card(models / name)
         size = card.bytes
         data = build_graph(network, card)
         path = scratch / f"{name}.onnx"
         path.write_bytes(data)
-        subjects.append((Subject(name, "onnxruntime", str(path)), parameters, macs, len(data)))
+        exported = ONNX.prefix + str(path)
+        subjects.append((Subject(name, "onnxruntime", exported), parameters, macs, len(data)))
     return [(Subject(name, "torch", name), parameters, macs, size), *subjects]
-
-
-def _find(name: str, kind: str) -> Path:
-    """The file of a name.
-
-    Raises:
-        PersonaError: it is not there, or too large for a face network.
-    """
-    path = user_path(name)
-    if not path.is_file():
-        raise PersonaError(f"no {kind} file at {path}")
-    if path.stat().st_size >= MAX_BYTES:
-        raise PersonaError(f"{path} has 2 GB or more: no face network has")
-    if kind == "ONNX":
-        read_onnx(path)  # before it is counted, or run
-    return path
 
 
 def _count_macs(network: Any) -> int:
@@ -217,18 +194,17 @@ def _open(subject: Subject, models: Path, threads: int) -> Callable[[int], Run]:
     """From a batch size to a run on that many random faces."""
     if subject.runtime == "torch":
         return _open_torch(subject.source, models)
-    if subject.runtime == "litert":
-        return _open_litert(Path(subject.source), threads)
-    return _open_onnx(Path(subject.source), threads)
+    runner = source_of(subject.source, models).open_runner(subject.source, models, threads)
+    assert runner is not None
+    return runner.on
 
 
 def _open_torch(name: str, models: Path) -> Callable[[int], Run]:
     import torch
 
     from persona.models.output import for_inference
-    from persona.models.store import load_network
 
-    network = for_inference(load_network(name, models).network)
+    network = for_inference(source_of(name, models).open(name, models).network)
     side = getattr(network, "image_size", 160)
 
     def on(count: int) -> Run:
@@ -239,45 +215,6 @@ def _open_torch(name: str, models: Path) -> Callable[[int], Run]:
                 return network.embed(images)
 
         return run
-
-    return on
-
-
-def _open_onnx(path: Path, threads: int) -> Callable[[int], Run]:
-    session = open_onnx(path, threads, ["CPUExecutionProvider"])
-    (given, *others) = session.get_inputs()
-    if others or len(given.shape) != 4:
-        raise PersonaError(f"{path} is no face network: one input of four axes is wanted")
-    kinds = {"tensor(uint8)": np.uint8, "tensor(float16)": np.float16}
-    # Free sides are of files that take photos of any size.
-    shape = [n if isinstance(n, int) else 160 for n in given.shape[1:]]
-    fixed = given.shape[0] if isinstance(given.shape[0], int) else None
-
-    def on(count: int) -> Run:
-        size = fixed or count
-        images = np.random.default_rng(0).random((size, *shape), np.float32)
-        images = images.astype(kinds.get(given.type, np.float32))
-
-        def run() -> object:
-            for _ in range(-(-count // size)):
-                session.run(None, {given.name: images})
-            return None
-
-        return run
-
-    within_limit(f"{path}: a run", on(1))
-    return on
-
-
-def _open_litert(path: Path, threads: int) -> Callable[[int], Run]:
-    from persona.models.litert import open_litert, run_litert
-
-    opened = open_litert(path, threads)
-    _, *shape = (int(n) for n in opened.get_input_details()[0]["shape"])
-
-    def on(count: int) -> Run:
-        faces = np.random.default_rng(0).random((count, shape[2], *shape[:2]), np.float32)
-        return lambda: run_litert(opened, faces)
 
     return on
 

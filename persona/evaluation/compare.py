@@ -38,7 +38,7 @@ from persona.evaluation.statistics import (
     permutation_p,
     resample_figures,
 )
-from persona.models.store import NamedNetwork
+from persona.models.sources import NamedNetwork
 
 MIN_CLUSTERS = 10
 """Two-sided, so many swaps reach p = 0.002."""

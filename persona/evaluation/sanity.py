@@ -24,9 +24,10 @@ from persona.data.stream import build_loader
 from persona.data.transforms import normalise
 from persona.errors import PersonaError
 from persona.evaluation.metrics import roc_auc
-from persona.models.onnx import OnnxNetwork, OnnxSettings, find_settings
+from persona.models.onnx import OnnxSettings, find_settings
+from persona.models.onnx_network import OnnxNetwork
 from persona.models.output import FaceNetwork
-from persona.models.store import NamedNetwork
+from persona.models.sources import NamedNetwork
 
 log = logging.getLogger(__name__)
 

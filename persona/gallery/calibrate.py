@@ -19,7 +19,7 @@ from persona.errors import PersonaError
 from persona.evaluation.metrics import resolves
 from persona.evaluation.spread import has_collapsed, spread, tell_collapse
 from persona.gallery.store import SAME, Templates, Threshold
-from persona.models.store import NamedNetwork
+from persona.models.sources import NamedNetwork
 
 MAX_SAMPLES = 20_000
 """200 million pairs; of a larger set as many, evenly spread over it."""

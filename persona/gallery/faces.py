@@ -29,7 +29,7 @@ from persona.gallery import quality
 from persona.gallery.store import Templates
 from persona.landmarks import Floats
 from persona.models.output import for_inference
-from persona.models.store import NamedNetwork
+from persona.models.sources import NamedNetwork
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -37,11 +37,11 @@ from persona.gallery.store import (
     open_store,
     unit,
 )
-from persona.workspace import Workspace, user_path
+from persona.workspace import Workspace
 
 if TYPE_CHECKING:
     from persona.gallery.faces import Eyes, Pixels, SeenFace
-    from persona.models.store import NamedNetwork
+    from persona.models.sources import NamedNetwork
 
 CROP_PX = 160
 """Side of the crops of a network that takes any, as packed sets have them."""
@@ -372,7 +372,7 @@ def open_eyes(store: Store, network: str | None, workspace: Workspace) -> Eyes:
         PersonaError: it is not there, or the gallery is another's.
     """
     from persona.gallery.faces import Eyes
-    from persona.models.store import network_digest
+    from persona.models.sources import network_digest
 
     facts = store.facts()
     name = network or (None if facts is None else facts.network)
@@ -430,20 +430,16 @@ def load_named(network: str | None, workspace: Workspace) -> tuple[NamedNetwork,
     Raises:
         PersonaError: it is not there, or untrained.
     """
-    from persona.models import litert, onnx
     from persona.models.cards import find_model
-    from persona.models.store import load_network
+    from persona.models.sources import load_network, source_of
 
     name = network or find_model(None, workspace.models).id
     named = load_network(name, workspace.models)
     if not named.digest:
         raise PersonaError(f"{name} is untrained: it tells nobody apart; choose a trained network")
-    for prefix in (onnx.PREFIX, litert.PREFIX):
-        if name.startswith(prefix):
-            # The gallery is opened from other folders too.
-            name = prefix + str(user_path(name.removeprefix(prefix)).resolve())
     return named, Facts(
-        network=name,
+        # The gallery is opened from other folders too.
+        network=source_of(name, workspace.models).full_name(name),
         digest=named.digest,
         width=named.network.embedding_size,
         align=network_align(named, workspace),

@@ -10,7 +10,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,17 @@ import numpy.typing as npt
 
 from persona.errors import PersonaError
 from persona.extras import missing
+from persona.landmarks import Floats, resize, unit
 from persona.models.graphs import within_limit
 
-PREFIX = "litert:"
 MAX_BYTES = 500_000_000
 MOST_OPERATORS = 1000
 """Kinds of them; there are two hundred."""
 REFUSED = re.compile(r"IF|WHILE|CALL|CALL_ONCE|CUSTOM|DELEGATE|STABLEHLO_.*")
 """Operators that run another graph, of which none may end, or code that is not in the file."""
 NCHW_TO_NHWC = (0, 2, 3, 1)
+PIXEL_MEAN, PIXEL_SCALE = 127.5, 128.0
+"""Crops are normalised by these, as in training (persona/data/transforms.py)."""
 
 
 def open_litert(source: bytes | Path, threads: int = 1) -> Any:
@@ -109,6 +111,53 @@ def run_litert(opened: Any, images_BCHW: npt.NDArray[np.float32]) -> npt.NDArray
         opened.invoke()
         found.append(opened.get_tensor(wanted)[0])
     return np.stack(found)
+
+
+class LitertSession:
+    """A LiteRT file of `persona export` that embeds crops."""
+
+    uses_landmarks = False
+
+    def __init__(self, path: Path, threads: int) -> None:
+        """Opens the file.
+
+        Raises:
+            PersonaError: missing, or no face network.
+        """
+        self._opened = open_litert(path, threads)
+        self.side_px = int(self._opened.get_input_details()[0]["shape"][1])
+        self.embedding_size = int(self._opened.get_output_details()[0]["shape"][1])
+
+    def embed(
+        self, crops_BHW3: npt.NDArray[np.uint8], landmarks_B62: Floats | None = None
+    ) -> npt.NDArray[np.float32]:
+        """(B, E) float32 embeddings of unit length of square uint8 RGB crops."""
+        pixels = crops_BHW3.transpose(0, 3, 1, 2).astype(np.float32)
+        return unit(self.run(resize((pixels - PIXEL_MEAN) / PIXEL_SCALE, self.side_px)))
+
+    def run(self, images_BCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """(B, E) embeddings of normalised crops of its own side."""
+        return run_litert(self._opened, images_BCHW)
+
+
+class LitertRunner:
+    """A LiteRT file, fed with random faces as it takes them: what it costs."""
+
+    runtime = "litert"
+
+    def __init__(self, path: Path, threads: int) -> None:
+        """Opens the file.
+
+        Raises:
+            PersonaError: missing, or no face network.
+        """
+        self._opened = open_litert(path, threads)
+
+    def on(self, count: int) -> Callable[[], object]:
+        """A function that embeds so many faces."""
+        _, *shape = (int(n) for n in self._opened.get_input_details()[0]["shape"])
+        faces = np.random.default_rng(0).random((count, shape[2], *shape[:2]), np.float32)
+        return lambda: run_litert(self._opened, faces)
 
 
 def import_litert(name: str) -> Any:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from persona.models.litert import open_litert, run_litert
+from persona.models.litert import LitertSession
 from persona.models.output import FaceNetwork
 
 
@@ -19,6 +19,7 @@ class LitertNetwork(FaceNetwork):
     """It takes faces as training normalises them, one a run."""
 
     num_classes = 0
+    computes_itself = True
 
     def __init__(self, path: Path) -> None:
         """Opens the file.
@@ -27,18 +28,19 @@ class LitertNetwork(FaceNetwork):
             PersonaError: missing, or no face network.
         """
         super().__init__()
-        self._opened = open_litert(path, torch.get_num_threads())
-        self._side = int(self._opened.get_input_details()[0]["shape"][1])
-        self.embedding_size = int(self._opened.get_output_details()[0]["shape"][1])
+        self._file = LitertSession(path, torch.get_num_threads())
+        self.embedding_size = self._file.embedding_size
+
+    def count_parameters(self) -> int | None:
+        """None: its graph is in integers and folded, so a count would tell little."""
+        return None
 
     def features(self, images_BCHW: Tensor, landmarks_B62: Tensor | None = None) -> Tensor:
         """(B, E), of unit length already."""
-        images = images_BCHW.float()
-        if images.shape[2] != self._side:
-            images = F.interpolate(
-                images, (self._side, self._side), mode="bilinear", antialias=True
-            )
-        found = run_litert(self._opened, images.cpu().numpy())
+        images, side = images_BCHW.float(), self._file.side_px
+        if images.shape[2] != side:
+            images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
+        found = self._file.run(images.cpu().numpy())
         return torch.from_numpy(found).to(images_BCHW.device)
 
     def classify(self, features_BE: Tensor) -> Tensor:

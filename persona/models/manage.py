@@ -23,14 +23,14 @@ from persona.models.cards import (
     mode_of_weights,
     read_card,
 )
-from persona.models.weights import FACENETS
+from persona.models.sources import is_reserved
 
-RESERVED = frozenset({"none", "teachers", "runtimes", *FACENETS})
+RESERVED = frozenset({"none", "teachers", "runtimes"})
 
 
 def check_name(name: str, models: Path) -> None:
     """Raises PersonaError if a model cannot be called so."""
-    if name in RESERVED:
+    if name in RESERVED or is_reserved(name, models):
         raise PersonaError(
             f"{name} is no name for a model, it means something else: choose another"
         )

@@ -1,4 +1,4 @@
-"""A teacher from an ONNX file: any face network, with a few settings beside it.
+"""A face network in an ONNX file, with a few settings beside it. No torch.
 
 `onnx:FILE` reads FILE, and its settings from the YAML file of the same name beside it, or else from
 its own metadata (files of `persona export` have them there), or else from configs/teachers/
@@ -12,39 +12,32 @@ Shapes: B batch, C channel, H W pixels, E embedding.
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
-import logging
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from persona.config import LARGEST_YAML, from_dict, parse_yaml
 from persona.errors import PersonaError, unknown
 from persona.files import sha256_file
-from persona.landmarks import Floats, invert, move, similarity, template
+from persona.landmarks import Floats, is_aligned, resize, unit, warp
 from persona.models.graphs import external_files, open_onnx, read_onnx, reason, within_limit
-from persona.models.output import FaceNetwork
-
-log = logging.getLogger(__name__)
 
 PREFIX = "onnx:"
 CONFIGS = Path(__file__).parents[2] / "configs" / "teachers"
-PIXEL_MEAN, PIXEL_SCALE = 127.5, 128.0
-"""What the crops were normalised by (persona/data/transforms.py), undone here."""
 SETTINGS_KEY = "persona.settings"
 """Of a file's metadata: its settings as YAML."""
 LAYOUTS = ("nchw", "nhwc-uint8")
-SAME_PX = 0.05
-"""Crops whose points lie this near their places already are not turned again."""
+ON_CPU = ("CPUExecutionProvider",)
+FREE_SIDE_PX = 160
+Pixels = npt.NDArray[np.uint8]
+Vectors = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -125,16 +118,6 @@ def parse_settings(text: str, where: str) -> OnnxSettings:
         raise PersonaError(f"{error} ({where})") from None
 
 
-def open_network(path: Path) -> OnnxNetwork:
-    """An ONNX file with its own settings.
-
-    Raises:
-        PersonaError: missing, no ONNX, or not what its settings say.
-    """
-    read_onnx(path)  # what is wrong with the file comes before what is wrong with its settings
-    return OnnxNetwork(path, parse_settings(*find_settings(path)))
-
-
 _TYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -143,21 +126,26 @@ _TYPES: dict[str, type[np.generic]] = {
 """Of inputs, by onnxruntime's names."""
 
 
-class OnnxNetwork(FaceNetwork):
-    """An ONNX file as a FaceNetwork; it runs in onnxruntime, on CUDA where that has it."""
+class OnnxSession:
+    """An ONNX file that embeds faces in onnxruntime, as its settings say."""
 
-    num_classes = 0
-
-    def __init__(self, path: Path, settings: OnnxSettings) -> None:
+    def __init__(
+        self, path: Path, settings: OnnxSettings, threads: int, providers: Sequence[str] = ON_CPU
+    ) -> None:
         """Loads the file and runs it once, for a limited time.
+
+        Args:
+            path: the file.
+            settings: how it wants its faces.
+            threads: of onnxruntime.
+            providers: where it may run, by onnxruntime's names, the first one that can.
 
         Raises:
             PersonaError: no ONNX, with control flow, of input or output that are not what the
                 settings say, or too slow.
         """
-        super().__init__()
         self.path, self.settings = path, settings
-        self._session = _open(path)
+        self._session = open_onnx(path, threads, providers)
         given = self._session.get_inputs()
         side = settings.input_size
         if len(given) != 1 or len(given[0].shape) != 4:
@@ -188,63 +176,56 @@ class OnnxNetwork(FaceNetwork):
         self.embedding_size = probe.shape[1]
 
     @property
-    def uses_landmarks(self) -> bool:  # type: ignore[override]
+    def uses_landmarks(self) -> bool:
         """Whether it wants its faces turned to the five points."""
         return self.settings.alignment == "five-point"
 
-    def with_settings(self, settings: OnnxSettings) -> OnnxNetwork:
-        """The same file, fed in another way."""
-        other = copy.copy(self)
-        other.settings = settings
-        return other
-
-    def _wrong(self, what: str) -> PersonaError:
-        return PersonaError(f"{self.path} does not fit its settings: it has {what}")
-
-    def features(self, images_BCHW: Tensor, landmarks_B62: Tensor | None = None) -> Tensor:
-        """(B, E) before normalisation.
-
-        Raises:
-            PersonaError: it wants the five points and a crop has none.
-        """
-        if self.uses_landmarks and (landmarks_B62 is None or bool(landmarks_B62.isnan().any())):
+    def check_landmarks(self, landmarks_B62: Floats | None) -> None:
+        """Raises PersonaError if it wants the five points and a crop has none."""
+        if self.uses_landmarks and (landmarks_B62 is None or np.isnan(landmarks_B62).any()):
             raise PersonaError(
                 f"{self.path.name} wants five points of each face and this set has none: pack "
                 "it with --align mtcnn or landmarks"
             )
-        # The file has its own precision: autocast would only blur its pixels.
-        with torch.autocast(images_BCHW.device.type, enabled=False):
-            return self._features(images_BCHW.float(), landmarks_B62)
 
-    def _features(self, images_BCHW: Tensor, landmarks_B62: Tensor | None) -> Tensor:
-        pixels = images_BCHW * PIXEL_SCALE + PIXEL_MEAN
+    def embed(self, crops_BHW3: Pixels, landmarks_B62: Floats | None = None) -> Vectors:
+        """(B, E) float32 embeddings of unit length of square RGB crops.
+
+        Args:
+            crops_BHW3: uint8 crops.
+            landmarks_B62: the five points and the scale of each crop, see persona/landmarks.py.
+
+        Raises:
+            PersonaError: it wants the five points and a crop has none.
+        """
+        self.check_landmarks(landmarks_B62)
+        pixels = crops_BHW3.transpose(0, 3, 1, 2).astype(np.float32)
         side = self.settings.input_size
         if self.uses_landmarks:
             assert landmarks_B62 is not None
-            pixels = turn(pixels, landmarks_B62.cpu().numpy(), side)
-        elif pixels.shape[2] != side:
-            pixels = F.interpolate(
-                pixels, (side, side), mode="bilinear", antialias=True, align_corners=False
-            )
-        vectors = self._embed(pixels)
-        if self.settings.flip_average:
-            vectors = vectors + self._embed(pixels.flip(3))
-        return vectors.to(images_BCHW.device)
-
-    def classify(self, features_BE: Tensor) -> Tensor:
-        """(B, 0): it has no identities."""
-        return features_BE.new_zeros(len(features_BE), 0)
-
-    def _embed(self, pixels: Tensor) -> Tensor:
-        if self.settings.channels == "bgr":
-            pixels = pixels.flip(1)
-        if self.settings.layout == "nhwc-uint8":
-            pixels = pixels.round().clamp(0, 255).permute(0, 2, 3, 1)
+            if not is_aligned(pixels.shape[2], landmarks_B62, side):
+                pixels = warp(pixels, landmarks_B62, side)
         else:
-            mean = torch.tensor(self.settings.mean, device=pixels.device)[:, None, None]
-            std = torch.tensor(self.settings.std, device=pixels.device)[:, None, None]
+            pixels = resize(pixels, side)
+        return unit(self.run(pixels))
+
+    def run(self, pixels_BCHW: Vectors) -> Vectors:
+        """(B, E) before normalisation of crops of its own side: float32 RGB, 0 to 255."""
+        vectors = self._embed(pixels_BCHW)
+        if self.settings.flip_average:
+            vectors = vectors + self._embed(pixels_BCHW[:, :, :, ::-1])
+        return vectors
+
+    def _embed(self, pixels: Vectors) -> Vectors:
+        if self.settings.channels == "bgr":
+            pixels = pixels[:, ::-1]
+        if self.settings.layout == "nhwc-uint8":
+            pixels = pixels.round().clip(0, 255).transpose(0, 2, 3, 1)
+        else:
+            mean = np.array(self.settings.mean, np.float32)[:, None, None]
+            std = np.array(self.settings.std, np.float32)[:, None, None]
             pixels = (pixels - mean) / std
-        images = pixels.cpu().contiguous().numpy()
+        images = np.ascontiguousarray(pixels)
         size = self._batch or len(images)
         parts = []
         for start in range(0, len(images), size):
@@ -253,9 +234,9 @@ class OnnxNetwork(FaceNetwork):
             if lacking:  # a file of fixed batch: fill the last one up
                 part = np.concatenate([part, np.zeros((lacking, *part.shape[1:]), part.dtype)])
             parts.append(self._run(part)[: size - lacking])
-        return torch.from_numpy(np.concatenate(parts))
+        return np.concatenate(parts)
 
-    def _probe(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def _probe(self, images: Vectors) -> Vectors:
         """The first run of all."""
         import onnxruntime
 
@@ -263,7 +244,8 @@ class OnnxNetwork(FaceNetwork):
         stop = functools.partial(setattr, options, "terminate", True)
         return within_limit(f"{self.path}: a batch", lambda: self._run(images, options), stop)
 
-    def _run(self, images: npt.NDArray[np.float32], options: Any = None) -> npt.NDArray[np.float32]:
+    def _run(self, images: Vectors, options: Any = None) -> Vectors:
+        assert self._type is not None
         given = {self._input: images.astype(self._type)}
         try:
             (found,) = self._session.run([self._output], given, options)
@@ -279,39 +261,52 @@ class OnnxNetwork(FaceNetwork):
             )
         return vectors
 
-
-def _open(path: Path) -> Any:
-    import onnxruntime
-
-    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
-    providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
-    # As many threads as torch: a process on each core is what a user may have asked for.
-    return open_onnx(path, torch.get_num_threads(), providers)
+    def _wrong(self, what: str) -> PersonaError:
+        return PersonaError(f"{self.path} does not fit its settings: it has {what}")
 
 
-def turn(pixels_BCHW: Tensor, landmarks_B62: Floats, size_px: int) -> Tensor:
-    """(B, 3, size, size) crops turned, scaled and cut so that their points lie as ArcFace's."""
-    side = pixels_BCHW.shape[2]
-    # In px of the photo, where a face has its own proportions.
-    scale_B12 = landmarks_B62[:, 5:]
-    points_B52 = landmarks_B62[:, :5] / scale_B12
-    there_B23 = similarity(points_B52, template(size_px))
-    if side == size_px and np.allclose(
-        landmarks_B62[:, :5], move(points_B52, there_B23), atol=SAME_PX
-    ):
-        return pixels_BCHW
-    back_B23 = invert(there_B23) * scale_B12.transpose(0, 2, 1)
-    # From px, centres at whole numbers, to grid_sample's [-1, 1] from edge to edge, on both sides.
-    theta = np.empty_like(back_B23)
-    theta[..., :2] = back_B23[..., :2] * (size_px / side)
-    middle = back_B23[..., :2] @ np.full(2, (size_px - 1) / 2) + back_B23[..., 2]
-    theta[..., 2] = (2 * middle + 1) / side - 1
-    grid = F.affine_grid(
-        torch.from_numpy(theta).float().to(pixels_BCHW.device),
-        [len(pixels_BCHW), 3, size_px, size_px],
-        align_corners=False,
-    )
-    return F.grid_sample(pixels_BCHW, grid, padding_mode="border", align_corners=False)
+def open_session(path: Path, threads: int, providers: Sequence[str] = ON_CPU) -> OnnxSession:
+    """An ONNX file with its own settings.
+
+    Raises:
+        PersonaError: missing, no ONNX, or not what its settings say.
+    """
+    read_onnx(path)  # what is wrong with the file comes before what is wrong with its settings
+    return OnnxSession(path, parse_settings(*find_settings(path)), threads, providers)
+
+
+class OnnxRunner:
+    """An ONNX file in onnxruntime, fed with random faces as it takes them: what it costs."""
+
+    runtime = "onnxruntime"
+
+    def __init__(self, path: Path, threads: int) -> None:
+        """Loads the file and runs it once; it needs no settings.
+
+        Raises:
+            PersonaError: no ONNX, or it does not take one image.
+        """
+        self._session = open_onnx(path, threads, ON_CPU)
+        (given, *others) = self._session.get_inputs()
+        if others or len(given.shape) != 4:
+            raise PersonaError(f"{path} is no face network: one input of four axes is wanted")
+        self._given = given
+        within_limit(f"{path}: a run", self.on(1))
+
+    def on(self, count: int) -> Callable[[], object]:
+        """A function that embeds so many faces."""
+        # Free sides are of files that take photos of any size.
+        shape = [n if isinstance(n, int) else FREE_SIDE_PX for n in self._given.shape[1:]]
+        size = self._given.shape[0] if isinstance(self._given.shape[0], int) else count
+        images = np.random.default_rng(0).random((size, *shape), np.float32)
+        images = images.astype(_TYPES.get(self._given.type, np.float32))
+
+        def run() -> object:
+            for _ in range(-(-count // size)):
+                self._session.run(None, {self._given.name: images})
+            return None
+
+        return run
 
 
 def digest(path: Path) -> str:

@@ -68,6 +68,10 @@ class FaceNetwork(nn.Module):
     embedding_size: int
     uses_landmarks = False
     """Whether `features` wants the five points of each crop."""
+    computes_itself = False
+    """Whether another runtime than torch computes it: torch's precisions mean nothing to it."""
+    from_elsewhere = False
+    """Whether its settings may be wrong for its weights: persona/evaluation/sanity.py looks."""
 
     def features(self, images_BCHW: Tensor, landmarks_B62: Tensor | None = None) -> Tensor:
         """(B, E) before normalisation, without the cost of the logits.
@@ -90,6 +94,10 @@ class FaceNetwork(nn.Module):
     def classify(self, features_BE: Tensor) -> Tensor:
         """(B, K) logits of features."""
         raise NotImplementedError
+
+    def count_parameters(self) -> int | None:
+        """Parameters that an embedding costs and those of the last layer; None: not known."""
+        return sum(parameter.numel() for parameter in self.parameters())
 
     def forward(self, images_BCHW: Tensor) -> FaceOutput:
         """Features and logits at once."""

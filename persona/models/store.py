@@ -1,44 +1,36 @@
-"""The model store: students to and from `models/<ID>/`, and any network by its name."""
+"""The model store: students to and from `models/<ID>/`. Any network by its name: sources.py."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 
 from persona.config import StudentConfig, from_dict
 from persona.errors import PersonaError, unknown
 from persona.files import PRIVATE, sha256_file, write_atomically, write_json
-from persona.models import litert, onnx
 from persona.models.cards import (
     CARD,
     CLASSES,
     Card,
     classes_digest,
     encode_classes,
-    is_stored,
     mode_of_weights,
-    model_ids,
-    read_classes,
-    stored_card,
 )
-from persona.models.litert_network import LitertNetwork
-from persona.models.output import EMBEDDING_SIZE, ClassifierHead, FaceNetwork
+from persona.models.output import EMBEDDING_SIZE, ClassifierHead
 from persona.models.student import (
     ARCHITECTURES,
     Student,
     count_parameters,
     load_imagenet,
 )
-from persona.models.teacher import load_facenet, load_release
-from persona.models.weights import FACENETS, IMAGENET, find_weights
-from persona.workspace import user_path
+from persona.models.teacher import load_release
+from persona.models.weights import IMAGENET
 
 
 def save_model(
@@ -111,94 +103,6 @@ def _check_size(card: Card, config: StudentConfig, path: Path) -> None:
         raise PersonaError(
             f"{path} cannot hold a last layer of {card.num_classes:,} classes, which its card names"
         )
-
-
-@dataclass(frozen=True)
-class NamedNetwork:
-    """A network, what it is called, and which class list its logits follow."""
-
-    name: str
-    network: FaceNetwork
-    trained_on: str
-    """What its classes come from, for messages."""
-    classes: tuple[str, ...] | None
-    """What its logits stand for; None: known by number and dataset alone (FaceNet's release)."""
-    image_size: int | None
-    """Of its training crops, px; None: any."""
-    digest: str = ""
-    """Of its weights: equal digests give equal vectors."""
-
-
-def load_network(name: str, models: Path) -> NamedNetwork:
-    """A network by name: FaceNet, a file (`onnx:`, `litert:`), a model, or an untrained student.
-
-    Raises:
-        PersonaError: unknown, or its file is missing or damaged.
-    """
-    path = find_file(name)
-    if path is not None:
-        network: FaceNetwork = (
-            onnx.open_network(path) if name.startswith(onnx.PREFIX) else LitertNetwork(path)
-        )
-        digest = network_digest(name, models) or ""
-        return NamedNetwork(name, network, "embeddings alone", (), None, digest)
-    if name in FACENETS:
-        facenet = load_facenet(name, models)
-        digest = network_digest(name, models) or ""
-        return NamedNetwork(name, facenet, FACENETS[name].trained_on, None, 160, digest)
-    if name in ARCHITECTURES:
-        torch.manual_seed(0)
-        student = Student(StudentConfig(name), 0, head="none")
-        return NamedNetwork(name, student, "nothing", (), None)
-    card = _card(name, models)
-    student, classes = load_model(card, models), read_classes(card, models)
-    return NamedNetwork(
-        name, student, card.train_set, classes, card.image_size, card.weights_sha256
-    )
-
-
-def network_digest(name: str, models: Path) -> str | None:
-    """`NamedNetwork.digest` without loading the network; None: it is not on this machine."""
-    for prefix, digest in ((onnx.PREFIX, onnx.digest), (litert.PREFIX, sha256_file)):
-        if name.startswith(prefix):
-            path = user_path(name.removeprefix(prefix))
-            return digest(path) if path.is_file() else None
-    if name in FACENETS:
-        found = find_weights(FACENETS[name], models)
-        return sha256_file(found) if found else None
-    return _card(name, models).weights_sha256 if is_stored(name, models) else None
-
-
-def check_named(name: str, models: Path) -> None:
-    """Raises PersonaError if a name stands for no network: an unknown model, a file not there.
-
-    FaceNet is known wherever its weights are.
-    """
-    if find_file(name) is None and name not in {*FACENETS, *ARCHITECTURES}:
-        _card(name, models)
-
-
-def find_file(name: str) -> Path | None:
-    """The file that a name (`onnx:FILE`, `litert:FILE`) stands for; None: it names no file.
-
-    Raises:
-        PersonaError: it is not there.
-    """
-    for prefix, kind in ((onnx.PREFIX, "ONNX"), (litert.PREFIX, "LiteRT")):
-        if name.startswith(prefix):
-            path = user_path(name.removeprefix(prefix))
-            if not path.is_file():
-                hint = ": name one file, not a list" if f",{prefix}" in name else ""
-                raise PersonaError(f"no {kind} file at {path}{hint}")
-            return path
-    return None
-
-
-def _card(name: str, models: Path) -> Card:
-    known = [*FACENETS, *ARCHITECTURES, *model_ids(models)]
-    if not is_stored(name, models):
-        raise unknown("model", name, [*known, "onnx:FILE"], where=str(models))
-    return stored_card(name, models)
 
 
 def start_from_imagenet(student: Student, models: Path) -> None:

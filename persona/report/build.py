@@ -1,6 +1,6 @@
 """From names of runs and models to the page.
 
-1. find each name: a run, its model, a model alone, or any network that `load_network` knows
+1. find each name: a run, its model, a model alone, or any network of persona/models/sources.py
 2. measure each network once on the set
 3. figures, worst pairs and facts go into a `Page`
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,13 +24,9 @@ from persona.data.shards import Manifest
 from persona.data.storage import SetFolder
 from persona.errors import PersonaError, unknown
 from persona.evaluation.protocols import check_measure
-from persona.files import sha256_file
-from persona.models import onnx
-from persona.models.cards import Card, is_stored, model_ids, stored_card
+from persona.models.cards import Card
 from persona.models.public import public, public_card, public_name
-from persona.models.store import load_network
-from persona.models.student import ARCHITECTURES, count_parameters
-from persona.models.weights import FACENETS, find_weights
+from persona.models.sources import Source, known_names, known_source, load_network
 from persona.names import legible
 from persona.report.figures import (
     Figure,
@@ -56,7 +52,7 @@ from persona.report.measure import (
     time_on_cpu,
 )
 from persona.report.page import Face, FacePair, Made, Mistakes, Page, Section, Table
-from persona.workspace import Workspace, user_path
+from persona.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -65,6 +61,8 @@ class Entry:
 
     name: str
     teacher: bool
+    source: Source | None
+    """Where its network comes from; None: a run that saved no model yet."""
     card: Card | None
     history: History | None
     """Of its run, where that is here."""
@@ -72,13 +70,13 @@ class Entry:
     @property
     def title(self) -> str:
         """What the page calls it: of a file its name, not where it lies."""
-        name = public_name(self.name).removeprefix(onnx.PREFIX)
+        name = self.name if self.source is None else self.source.title(self.name)
         return f"{name} (teacher)" if self.teacher else name
 
     @property
     def has_network(self) -> bool:
         """A run that saved no model yet has none."""
-        return self.history is None or self.card is not None
+        return self.source is not None
 
 
 def find_entries(names: Sequence[str], teacher: str | None, place: Workspace) -> list[Entry]:
@@ -91,24 +89,23 @@ def find_entries(names: Sequence[str], teacher: str | None, place: Workspace) ->
     entries = [_find(name, place) for name in wanted]
     if teacher is not None:
         found = _find(teacher, place)
-        entries.append(Entry(found.name, True, found.card, found.history))
+        entries.append(replace(found, teacher=True))
     return entries
 
 
 def _find(name: str, place: Workspace) -> Entry:
     plain = Path(name).name == name
-    card = stored_card(name, place.models) if is_stored(name, place.models) else None
+    source = known_source(name, place.models)
+    card = None if source is None else source.card(name, place.models)
     run = place.runs / name
     history = None
     if plain and (run / CONFIG).is_file():
         history = read_history(run, has_model=card is not None)
-    known = name.startswith(onnx.PREFIX) or name in FACENETS or name in ARCHITECTURES
-    if not (known or card or history):
-        names = [*FACENETS, *ARCHITECTURES, "onnx:FILE"]
-        names += model_ids(place.models)
+    if source is None and history is None:
+        names = known_names(place.models)
         names += [path.parent.name for path in place.runs.glob(f"*/{CONFIG}")]
         raise unknown("run or model", name, set(names))
-    return Entry(name, False, card, history)
+    return Entry(name, False, source, card, history)
 
 
 def build_page(
@@ -155,7 +152,7 @@ def build_page(
                 *(named, folder, manifest, accelerator),
                 title=entry.title,
                 teacher=entry.teacher,
-                size=weights_bytes(entry, place, count_parameters(named.network)),
+                size=weights_bytes(entry, place, named.network.count_parameters()),
                 cpu_ms=cpu_ms,
                 batch_size=batch_size,
                 workers=workers,
@@ -170,22 +167,18 @@ def build_page(
         facts=_facts(manifest),
         plots=plots,
         faces=_mistakes(models, folder, manifest, people if names else None),
-        made=[_made(number, entry) for number, entry in enumerate(entries)],
+        made=[_made(number, entry, place) for number, entry in enumerate(entries)],
         notices=[*_collapses(models), *_notices(entries)],
         remarks=_remarks(models),
     )
 
 
-def weights_bytes(entry: Entry, place: Workspace, parameters: int) -> int:
-    """Of a network's file; of an untrained student what it would take."""
+def weights_bytes(entry: Entry, place: Workspace, parameters: int | None) -> int:
+    """The size of a network's file; of an untrained student what it would take."""
     if entry.card is not None:
         return entry.card.bytes
-    path: Path | None = None
-    if entry.name.startswith(onnx.PREFIX):
-        path = user_path(entry.name.removeprefix(onnx.PREFIX))
-    elif entry.name in FACENETS:
-        path = find_weights(FACENETS[entry.name], place.models)
-    return path.stat().st_size if path else 4 * parameters
+    path = None if entry.source is None else entry.source.file(entry.name, place.models)
+    return path.stat().st_size if path else 4 * (parameters or 0)
 
 
 def _people(manifest: Manifest, names: bool) -> dict[int, str]:
@@ -240,7 +233,8 @@ def _remarks(models: list[Measured]) -> list[str]:
     ]
     if any(model.parameters is None for model in models):
         remarks.append(
-            "Parameters of an ONNX file are counted where the package onnx is installed."
+            "Parameters of an ONNX file are counted where the package onnx is installed, those of "
+            "a LiteRT file are not."
         )
     if any(None in model.intervals.values() for model in models):
         remarks.append(
@@ -371,7 +365,7 @@ def _notices(entries: list[Entry]) -> list[str]:
     return notices
 
 
-def _made(number: int, entry: Entry) -> Made:
+def _made(number: int, entry: Entry, place: Workspace) -> Made:
     facts: list[list[str]] = []
     if entry.card is not None:
         card = public_card(entry.card)
@@ -390,23 +384,14 @@ def _made(number: int, entry: Entry) -> Made:
             ["created", card.created],
             ["made by", f"persona {card.persona}"],
         ]
-    elif entry.history is None:
-        facts = [["source", _source(entry.name)]]
-        if entry.name.startswith(onnx.PREFIX):
-            path = user_path(entry.name.removeprefix(onnx.PREFIX))
-            facts.append(["SHA-256", sha256_file(path)])
+    elif entry.source is not None:
+        facts = entry.source.facts(entry.name, place.models)
     if entry.history is not None:
         facts.append(["run", entry.history.told])
     config = entry.card.config if entry.card else entry.history.config if entry.history else {}
     text = yaml.safe_dump(public(config), sort_keys=False, allow_unicode=True) if config else ""
     curves = [] if entry.history is None else curve_figures(number, entry.title, entry.history)
     return Made(entry.title, facts, text, curves)
-
-
-def _source(name: str) -> str:
-    if name.startswith(onnx.PREFIX):
-        return "an ONNX file"
-    return "facenet-pytorch's release" if name in FACENETS else "untrained, drawn from seed 0"
 
 
 def _facts(manifest: Manifest) -> list[list[str]]:

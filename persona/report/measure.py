@@ -27,11 +27,8 @@ from persona.evaluation.protocols import Options, Subject, check_measure
 from persona.evaluation.spread import has_collapsed, tell_collapse
 from persona.evaluation.statistics import Interval, verification_intervals
 from persona.extras import missing
-from persona.models.onnx import OnnxNetwork
-from persona.models.onnx_graph import count_onnx
 from persona.models.output import FaceNetwork, for_inference
-from persona.models.store import NamedNetwork
-from persona.models.student import count_parameters
+from persona.models.sources import NamedNetwork
 
 WORST = 24
 TIMED_FACES = 16
@@ -66,7 +63,7 @@ class Measured:
     groups: list[Group]
     embedded: Embedded
     parameters: int | None
-    """None: of an ONNX file, which the package `onnx` would count."""
+    """None: its file does not tell, or the package `onnx` would."""
     bytes: int
     cpu_ms: float
     """A face, on this machine's CPU, in batches of TIMED_FACES."""
@@ -140,20 +137,13 @@ def measure(
         decided=decided,
         groups=measure_groups(scores, decided, read_metas(folder, manifest), resamples),
         embedded=embedded,
-        parameters=parameters_of(named.network),
+        parameters=named.network.count_parameters(),
         bytes=size,
         cpu_ms=cpu_ms,
         collapse=tell_collapse(title, subject.spread, f"set {manifest.name}")
         if has_collapsed(subject.spread)
         else None,
     )
-
-
-def parameters_of(network: FaceNetwork) -> int | None:
-    """As `persona bench` counts them; None: of an ONNX file, without the package `onnx`."""
-    if isinstance(network, OnnxNetwork):
-        return count_onnx(network.path)[0]
-    return count_parameters(network)
 
 
 def measure_groups(

@@ -23,9 +23,9 @@ from persona.data.targets import (
     targets_name,
 )
 from persona.errors import PersonaError
-from persona.models import onnx, store
+from persona.models import sources, store
 from persona.models.output import EMBEDDING_SIZE, ClassifierHead, FaceNetwork, freeze
-from persona.models.store import NamedNetwork
+from persona.models.sources import NamedNetwork
 from persona.training.losses import head_kind, inputs_of
 from persona.workspace import Workspace
 
@@ -116,7 +116,7 @@ class TeacherSide:
         if self.network is None:
             return None
         head = self.network.network.head() if logits else None
-        precision = teacher_precision(config, device)
+        precision = teacher_precision(config, self.network.network, device)
         teacher = Teacher(self.network.network, head, precision).to(device)
         if compile_options is not None:
             teacher.compile(**compile_options)
@@ -144,14 +144,14 @@ def open_teacher(
     size = config.student.embedding_size
     if not asked or config.teacher == "none":
         if config.teacher != "none" and loaded is None:
-            store.check_named(config.teacher, workspace.models)
+            sources.check_named(config.teacher, workspace.models)
         check_losses(config.losses, teacher="none", has_logits=False, sizes=(0, 0))
         classes = train_set.classes if head_kind(config.losses) != "none" else ()
         return TeacherSide(None, None, folder, size or EMBEDDING_SIZE, classes)
     targets = kept_targets(config, workspace, folder, train_set, loaded)
     network = None
     if targets is None:
-        network = loaded or store.load_network(config.teacher, workspace.models)
+        network = loaded or sources.load_network(config.teacher, workspace.models)
     if targets is not None:
         width, count = targets.embedding_size, targets.num_classes
         trained_on, known = targets.trained_on, targets.classes
@@ -206,8 +206,10 @@ def kept_targets(
     if loaded is not None:
         digest: str | None = loaded.digest
     else:
-        store.find_file(config.teacher)
-        digest = store.network_digest(config.teacher, workspace.models)
+        source = sources.known_source(config.teacher, workspace.models)
+        if source is not None:  # of one that is known elsewhere the targets are enough
+            source.check(config.teacher, workspace.models)
+        digest = sources.network_digest(config.teacher, workspace.models)
     if targets.teacher != short_name(config.teacher) or digest not in {
         None,
         targets.weights_sha256,
@@ -260,12 +262,12 @@ def check_losses(
             )
 
 
-def teacher_precision(config: DistillConfig, device: torch.device) -> str:
+def teacher_precision(config: DistillConfig, network: FaceNetwork, device: torch.device) -> str:
     """`auto`: bf16 where the processor computes in it (4.5 times as fast), else the student's."""
     if config.teacher_precision != "auto":
         return config.teacher_precision
-    if config.teacher.startswith(onnx.PREFIX):
-        return "no"  # onnxruntime has its own
+    if network.computes_itself:
+        return "no"
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:

@@ -17,7 +17,8 @@ from persona.data.pack import Packed
 from persona.data.shards import open_set
 from persona.errors import PersonaError
 from persona.gallery.calibrate import calibrate
-from persona.models.store import load_network, save_model
+from persona.models.sources import load_network
+from persona.models.store import save_model
 from persona.models.student import Student
 from persona.report.build import build_page, find_entries
 from persona.workspace import Workspace

@@ -26,7 +26,7 @@ from persona.data.stream import build_loader
 from persona.data.targets import file_names, targets_folder
 from persona.data.triplets import make_triplets
 from persona.errors import PersonaError
-from persona.models.store import load_network
+from persona.models.sources import load_network
 from persona.targets import TargetOptions, make_targets
 
 OLD = 1_600_000_000

@@ -28,8 +28,8 @@ from persona.deploy.faces import drawn_faces, set_faces
 from persona.deploy.quantise import Kept
 from persona.errors import PersonaError
 from persona.models.cards import read_card
-from persona.models.onnx import open_network
 from persona.models.onnx_graph import count_onnx
+from persona.models.onnx_network import open_network
 from persona.models.store import load_model, save_model
 from persona.models.student import Student, count_parameters
 

@@ -19,7 +19,8 @@ from persona.deploy import hub as hub_module
 from persona.deploy.hub import parse_repository, pull, push
 from persona.errors import PersonaError
 from persona.models.cards import list_models, read_card
-from persona.models.store import load_network, save_model
+from persona.models.sources import load_network
+from persona.models.store import save_model
 from persona.models.student import Student
 
 TOKEN = "hf_" + "secret" * 5

@@ -15,7 +15,7 @@ from persona.deploy.litert import to_litert
 from persona.deploy.quantise import find_ranges, lower, open_session, quantise
 from persona.errors import PersonaError
 from persona.models.litert import open_litert, run_litert
-from persona.models.store import load_network
+from persona.models.sources import load_network
 
 
 @pytest.mark.parametrize("weights", [True, False])

@@ -16,7 +16,7 @@ from persona.data.pack import Packed, pack_photos
 from persona.data.raw import open_dataset
 from persona.errors import PersonaError
 from persona.evaluation.sanity import check_teacher
-from persona.models.store import load_network
+from persona.models.sources import load_network
 
 SETTINGS = "input_size: 32\nalignment: margin\nmean: [{0}, {0}, {0}]\nstd: [{1}, {1}, {1}]\n"
 

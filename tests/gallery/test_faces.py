@@ -18,8 +18,9 @@ from persona.errors import PersonaError
 from persona.gallery import faces
 from persona.gallery.faces import Eyes
 from persona.gallery.people import load_named
-from persona.models.onnx import OnnxNetwork, OnnxSettings
-from persona.models.store import NamedNetwork
+from persona.models.onnx import OnnxSettings
+from persona.models.onnx_network import OnnxNetwork
+from persona.models.sources import NamedNetwork
 from persona.workspace import Workspace
 
 MARGIN = OnnxSettings(16, "margin", (10, 20, 30), (2, 4, 5))

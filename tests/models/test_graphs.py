@@ -24,7 +24,8 @@ from persona.gallery.store import Facts, OtherNetworkError, Photo, open_store
 from persona.models import graphs
 from persona.models.graphs import read_onnx, within_limit
 from persona.models.litert import open_litert
-from persona.models.onnx import digest, open_network
+from persona.models.onnx import digest
+from persona.models.onnx_network import open_network
 from persona.workspace import Workspace
 
 FLAT = [
@@ -116,7 +117,7 @@ def test_a_gallery_from_elsewhere_runs_no_other_file(tmp_path: Path, monkeypatch
     with open_store(tmp_path / "g.db", create=True) as store:
         store.adopt(facts)
         store.add({"somebody": [Photo(np.eye(9, dtype=np.float32)[0])]}, facts.digest)
-        monkeypatch.setattr("persona.models.store.load_network", pytest.fail)
+        monkeypatch.setattr("persona.models.sources.load_network", pytest.fail)
         with pytest.raises(OtherNetworkError, match="were made by another network"):
             open_eyes(store, None, Workspace.locate(home=tmp_path))
 
@@ -150,7 +151,7 @@ def test_a_probe_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: An
 def test_ctrl_c_ends_a_probe(tmp_path: Path) -> None:
     path = big(tmp_path / "net.onnx")
     code = (
-        "from pathlib import Path\nfrom persona.models.onnx import open_network\n"
+        "from pathlib import Path\nfrom persona.models.onnx_network import open_network\n"
         f"print('begun', flush=True)\nopen_network(Path({str(path)!r}))"
     )
     process = subprocess.Popen(

@@ -29,7 +29,8 @@ from persona.models.cards import (
 )
 from persona.models.manage import import_model, remove_model, rename_model
 from persona.models.public import public_card
-from persona.models.store import load_model, load_network, save_model
+from persona.models.sources import load_network
+from persona.models.store import load_model, save_model
 from persona.models.student import Student
 
 FACTS: dict[str, Any] = {

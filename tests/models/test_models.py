@@ -16,7 +16,8 @@ from facenet_pytorch import InceptionResnetV1
 from persona.config import STUDENTS, StudentConfig
 from persona.errors import PersonaError
 from persona.models.cards import find_model, list_models, read_classes
-from persona.models.store import load_model, load_network, save_model
+from persona.models.sources import load_network
+from persona.models.store import load_model, save_model
 from persona.models.student import ARCHITECTURES, Student
 from persona.models.teacher import FaceNet, load_facenet
 from persona.models.weights import FACENETS, Release, download_weights, weight_places

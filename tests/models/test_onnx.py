@@ -13,8 +13,9 @@ from onnx_files import SETTINGS, SIDE, write_model
 from persona.data.transforms import normalise
 from persona.errors import PersonaError
 from persona.landmarks import TEMPLATE_52
-from persona.models.onnx import CONFIGS, OnnxNetwork, find_settings, open_network, parse_settings
-from persona.models.store import load_network, network_digest
+from persona.models.onnx import CONFIGS, find_settings, parse_settings
+from persona.models.onnx_network import OnnxNetwork, open_network
+from persona.models.sources import load_network, network_digest
 
 
 def by_hand(pixels: torch.Tensor, channels: str = "rgb") -> np.ndarray:

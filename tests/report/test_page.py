@@ -25,7 +25,7 @@ from persona.errors import PersonaError
 from persona.evaluation.statistics import Interval
 from persona.extras import install_command
 from persona.models.onnx_graph import count_onnx
-from persona.models.store import load_network
+from persona.models.sources import load_network
 from persona.report.browser import find_chromium, open_browser
 from persona.report.build import _mapped, build_page, find_entries
 from persona.report.figures import (
@@ -37,7 +37,7 @@ from persona.report.figures import (
     thin,
     with_interval,
 )
-from persona.report.measure import Group, measure, measure_groups, parameters_of
+from persona.report.measure import Group, measure, measure_groups
 from persona.report.page import Made, Page, Section, Table, encode_for_script, render
 from persona.workspace import Workspace
 
@@ -142,7 +142,7 @@ def test_parameters_are_counted_as_bench_counts_them(tmp_path: Path) -> None:
     path = write_model(tmp_path / "net.onnx")
     (tmp_path / "net.yaml").write_text(SETTINGS)
     network = load_network(f"onnx:{path}", tmp_path).network
-    assert parameters_of(network) == count_onnx(path)[0] == 27
+    assert network.count_parameters() == count_onnx(path)[0] == 27
 
 
 def test_worst_pairs_are_wrong_and_sorted(lfw_set: Packed, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from persona.distill import Run, build_accelerator, check_test_set
 from persona.errors import PersonaError
 from persona.evaluation.protocols import Evaluation
 from persona.models.cards import find_model
-from persona.models.store import NamedNetwork, load_network
+from persona.models.sources import NamedNetwork, load_network
 from persona.training.checkpoint import Progress, load_checkpoint
 from persona.workspace import Workspace
 

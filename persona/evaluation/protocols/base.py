@@ -34,7 +34,7 @@ from persona.evaluation.embed import Embedded, embed_set
 from persona.evaluation.metrics import FARS
 from persona.evaluation.spread import has_collapsed, spread, tell_collapse
 from persona.evaluation.statistics import Interval
-from persona.models.store import NamedNetwork
+from persona.models.sources import NamedNetwork
 
 _REGISTRY: dict[str, Protocol] = {}
 

@@ -8,7 +8,7 @@ from persona.data.shards import Manifest
 from persona.errors import PersonaError
 from persona.evaluation.protocols.base import Options, Protocol, Subject, logit_places
 from persona.evaluation.statistics import bootstrap_interval
-from persona.models.store import NamedNetwork
+from persona.models.sources import NamedNetwork
 
 TOP = 5
 OTHER = "choose a set with pairs such as lfw, or in `persona evaluate` another --measure"

@@ -29,7 +29,7 @@ from persona.evaluation.pairs import normalised
 from persona.evaluation.protocols.base import Options, Protocol, Subject
 from persona.evaluation.search import FPIRS, Embeddings, Search, accepted, cmc, pool, search
 from persona.evaluation.statistics import bootstrap_interval
-from persona.models.store import NamedNetwork
+from persona.models.sources import NamedNetwork
 
 RANKS = 20
 SEED = 0

@@ -11,7 +11,7 @@ from persona.errors import PersonaError
 from persona.evaluation.metrics import match_margins
 from persona.evaluation.protocols.base import Options, Protocol, Subject
 from persona.evaluation.statistics import bootstrap_interval
-from persona.models.store import NamedNetwork
+from persona.models.sources import NamedNetwork
 
 
 class Match(Protocol):

@@ -40,7 +40,7 @@ from persona.evaluation.statistics import (
     units_of,
     verification_intervals,
 )
-from persona.models.store import NamedNetwork
+from persona.models.sources import NamedNetwork
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 MAX_MISSING = 0.5

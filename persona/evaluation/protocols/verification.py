@@ -18,7 +18,7 @@ from persona.evaluation.pairs import PairScores, overlap, score_pairs, write_sco
 from persona.evaluation.protocols.base import Options, Protocol, Subject, default_measure
 from persona.evaluation.statistics import verification_intervals
 from persona.files import PRIVATE, write_atomically
-from persona.models.store import NamedNetwork
+from persona.models.sources import NamedNetwork
 
 
 class Verification(Protocol):

@@ -38,7 +38,7 @@ from persona.evaluation.metrics import Folds, cosine_scores
 from persona.evaluation.pairs import PairScores
 from persona.evaluation.protocols import Options, default_measure, evaluate, protocols
 from persona.models.output import ClassifierHead, FaceNetwork
-from persona.models.store import NamedNetwork
+from persona.models.sources import NamedNetwork
 
 
 class Pixels(FaceNetwork):

@@ -1,0 +1,130 @@
+"""An ONNX file as a torch network: a teacher or a student like any other. See onnx.py for the file.
+
+Shapes: B batch, C channel, H W pixels, E embedding.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from persona.landmarks import Floats, crop_to_template, is_aligned
+from persona.models.graphs import read_onnx
+from persona.models.onnx import OnnxSession, OnnxSettings, find_settings, parse_settings
+from persona.models.onnx_graph import count_onnx
+from persona.models.output import FaceNetwork
+
+PIXEL_MEAN, PIXEL_SCALE = 127.5, 128.0
+"""What the crops were normalised by (persona/data/transforms.py), undone here."""
+
+
+def open_network(path: Path) -> OnnxNetwork:
+    """An ONNX file with its own settings.
+
+    Raises:
+        PersonaError: missing, no ONNX, or not what its settings say.
+    """
+    read_onnx(path)  # what is wrong with the file comes before what is wrong with its settings
+    return OnnxNetwork(path, parse_settings(*find_settings(path)))
+
+
+class OnnxNetwork(FaceNetwork):
+    """An ONNX file as a FaceNetwork; it runs in onnxruntime, on CUDA where that has it."""
+
+    num_classes = 0
+    computes_itself = True
+    from_elsewhere = True
+
+    def __init__(self, path: Path, settings: OnnxSettings) -> None:
+        """Loads the file and runs it once, for a limited time.
+
+        Raises:
+            PersonaError: no ONNX, with control flow, of input or output that are not what the
+                settings say, or too slow.
+        """
+        super().__init__()
+        import onnxruntime
+
+        wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+        providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+        # As many threads as torch: a process on each core is what a user may have asked for.
+        self._file = OnnxSession(path, settings, torch.get_num_threads(), providers)
+        self.embedding_size = self._file.embedding_size
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._file.path
+
+    @property
+    def settings(self) -> OnnxSettings:
+        """How it wants its faces."""
+        return self._file.settings
+
+    @property
+    def uses_landmarks(self) -> bool:  # type: ignore[override]
+        """Whether it wants its faces turned to the five points."""
+        return self._file.uses_landmarks
+
+    def count_parameters(self) -> int | None:
+        """As its graph tells; None: the package `onnx` is not installed."""
+        return count_onnx(self.path)[0]
+
+    def with_settings(self, settings: OnnxSettings) -> OnnxNetwork:
+        """The same file, fed in another way."""
+        other = copy.copy(self)
+        other._file = copy.copy(self._file)
+        other._file.settings = settings
+        return other
+
+    def features(self, images_BCHW: Tensor, landmarks_B62: Tensor | None = None) -> Tensor:
+        """(B, E) before normalisation.
+
+        Raises:
+            PersonaError: it wants the five points and a crop has none.
+        """
+        points = None if landmarks_B62 is None else landmarks_B62.cpu().numpy()
+        self._file.check_landmarks(points)
+        # The file has its own precision: autocast would only blur its pixels.
+        with torch.autocast(images_BCHW.device.type, enabled=False):
+            return self._features(images_BCHW.float(), points)
+
+    def _features(self, images_BCHW: Tensor, landmarks_B62: Floats | None) -> Tensor:
+        pixels = images_BCHW * PIXEL_SCALE + PIXEL_MEAN
+        side = self.settings.input_size
+        if self.uses_landmarks:
+            assert landmarks_B62 is not None
+            pixels = turn(pixels, landmarks_B62, side)
+        elif pixels.shape[2] != side:
+            pixels = F.interpolate(
+                pixels, (side, side), mode="bilinear", antialias=True, align_corners=False
+            )
+        return torch.from_numpy(self._file.run(pixels.cpu().numpy())).to(images_BCHW.device)
+
+    def classify(self, features_BE: Tensor) -> Tensor:
+        """(B, 0): it has no identities."""
+        return features_BE.new_zeros(len(features_BE), 0)
+
+
+def turn(pixels_BCHW: Tensor, landmarks_B62: Floats, size_px: int) -> Tensor:
+    """(B, 3, size, size) crops turned, scaled and cut so that their points lie as ArcFace's."""
+    side = pixels_BCHW.shape[2]
+    if is_aligned(side, landmarks_B62, size_px):
+        return pixels_BCHW
+    back_B23 = crop_to_template(landmarks_B62, size_px)
+    # From px, centres at whole numbers, to grid_sample's [-1, 1] from edge to edge, on both sides.
+    theta = np.empty_like(back_B23)
+    theta[..., :2] = back_B23[..., :2] * (size_px / side)
+    middle = back_B23[..., :2] @ np.full(2, (size_px - 1) / 2) + back_B23[..., 2]
+    theta[..., 2] = (2 * middle + 1) / side - 1
+    grid = F.affine_grid(
+        torch.from_numpy(theta).float().to(pixels_BCHW.device),
+        [len(pixels_BCHW), 3, size_px, size_px],
+        align_corners=False,
+    )
+    return F.grid_sample(pixels_BCHW, grid, padding_mode="border", align_corners=False)

@@ -1,0 +1,452 @@
+"""Where networks come from: one table from a name to its network. No torch.
+
+A name is looked up in `SOURCES`, in their order; the first source that it belongs to tells whether
+the network is here, the digest of its weights, what a report shows of it, and opens it: as a torch
+`FaceNetwork`, or, where its file needs no torch, as an `Embedder`. Another source is one subclass:
+
+    class Attic(Source):
+        shown = "attic:NAME"
+
+        def has(self, name, models):
+            return name.startswith("attic:")
+
+        def open(self, name, models):
+            return NamedNetwork(name, build(name), "the attic", (), 112, self.digest(name, models))
+
+    register(Attic())
+
+Everything that takes a network's name then takes `attic:NAME`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from persona.config import STUDENTS, StudentConfig
+from persona.errors import PersonaError, unknown
+from persona.files import sha256_file
+from persona.landmarks import Floats
+from persona.models import litert, onnx
+from persona.models.cards import Card, is_stored, model_ids, read_classes, stored_card
+from persona.models.onnx_graph import count_onnx
+from persona.models.weights import FACENETS, find_weights
+from persona.workspace import user_path
+
+if TYPE_CHECKING:
+    from persona.models.output import FaceNetwork
+
+ZOO = Path(__file__).parents[1] / "zoo"
+"""The models that are shipped with Persona, a store like a user's own."""
+
+
+@dataclass(frozen=True)
+class NamedNetwork:
+    """A network, what it is called, and which class list its logits follow."""
+
+    name: str
+    network: FaceNetwork
+    trained_on: str
+    """What its classes come from, for messages."""
+    classes: tuple[str, ...] | None
+    """What its logits stand for; None: known by number and dataset alone (FaceNet's release)."""
+    image_size: int | None
+    """Side of its training crops, px; None: any."""
+    digest: str = ""
+    """Hash of its weights: equal digests give equal vectors; empty: it is untrained."""
+
+
+class Embedder(Protocol):
+    """A network that embeds crops without torch."""
+
+    embedding_size: int
+
+    @property
+    def uses_landmarks(self) -> bool:
+        """Whether `embed` wants the five points of each crop."""
+
+    def embed(
+        self, crops_BHW3: npt.NDArray[np.uint8], landmarks_B62: Floats | None = None
+    ) -> npt.NDArray[np.float32]:
+        """(B, E) float32 embeddings of unit length of square uint8 RGB crops."""
+
+
+class Runner(Protocol):
+    """A network's file in its runtime, fed with random faces: what `persona bench` measures."""
+
+    runtime: str
+
+    def on(self, count: int) -> Callable[[], object]:
+        """A function that embeds so many faces."""
+
+
+class Source(ABC):
+    """A kind of network, and the names of its networks."""
+
+    shown: ClassVar[str] = ""
+    """What an error lists for it, as `onnx:FILE`; empty: it lists `names`."""
+    from_stores = False
+    """Whether its networks are models with a card, which users may name as they like."""
+
+    @abstractmethod
+    def has(self, name: str, models: Path) -> bool:
+        """Whether the name belongs to this source; the network itself may be missing."""
+
+    @abstractmethod
+    def open(self, name: str, models: Path) -> NamedNetwork:
+        """The network, in torch.
+
+        Raises:
+            PersonaError: it is not there, or damaged.
+        """
+
+    def names(self, models: Path) -> list[str]:
+        """Names that an error lists."""
+        return [self.shown] if self.shown else []
+
+    def full_name(self, name: str) -> str:
+        """The name that means the same from any folder."""
+        return name
+
+    def spell(self, name: str) -> str:
+        """The name with the prefix of its kind, where its ending tells that it is a file's path."""
+        return name
+
+    def check(self, name: str, models: Path) -> None:  # noqa: B027 - there may be nothing to check
+        """Raises PersonaError if the network can certainly not be opened, without opening it."""
+
+    def digest(self, name: str, models: Path) -> str | None:
+        """`NamedNetwork.digest` without loading the network; None: it is not on this machine."""
+        return None
+
+    def file(self, name: str, models: Path) -> Path | None:
+        """The file of its weights; None: there is none on this machine."""
+        return None
+
+    def card(self, name: str, models: Path) -> Card | None:
+        """Its card; None: only models of Persona's have one."""
+        return None
+
+    def identities(self, name: str, models: Path) -> tuple[str, ...]:
+        """The people it was trained on.
+
+        Raises:
+            PersonaError: they are not known by name.
+        """
+        raise PersonaError(
+            f"{name} does not name the people it was trained on: give a packed set of them to "
+            "--exclude-overlap"
+        )
+
+    def title(self, name: str) -> str:
+        """What a page calls it: never where it lies."""
+        return name
+
+    def facts(self, name: str, models: Path) -> list[list[str]]:
+        """What a report tells of a network without a card: titles and values."""
+        return []
+
+    def costs(self, name: str, models: Path) -> tuple[int | None, int | None]:
+        """Parameters, and multiply-accumulates of one face, of what `open_runner` runs."""
+        return None, None
+
+    def open_embedder(self, name: str, models: Path, threads: int) -> Embedder | None:
+        """The network without torch; None: it needs torch.
+
+        Raises:
+            PersonaError: it is not there, or damaged.
+        """
+        return None
+
+    def open_runner(self, name: str, models: Path, threads: int) -> Runner | None:
+        """The network's file in its own runtime; None: its runtime is torch.
+
+        Raises:
+            PersonaError: it is not there, or damaged.
+        """
+        return None
+
+
+class _Files(Source):
+    """Networks in files that a user names by their paths."""
+
+    prefix: ClassVar[str]
+    kind: ClassVar[str]
+    described: ClassVar[str]
+    suffix: ClassVar[str]
+
+    def has(self, name: str, models: Path) -> bool:
+        return name.startswith(self.prefix)
+
+    def spell(self, name: str) -> str:
+        bare = name.lower().endswith(self.suffix) and not name.startswith(self.prefix)
+        return self.prefix + name if bare else name
+
+    def full_name(self, name: str) -> str:
+        return self.prefix + str(self.path(name).resolve())
+
+    def check(self, name: str, models: Path) -> None:
+        self.found(name)
+
+    def file(self, name: str, models: Path) -> Path | None:
+        path = self.path(name)
+        return path if path.is_file() else None
+
+    def path(self, name: str) -> Path:
+        """Where the file of a name lies."""
+        return user_path(name.removeprefix(self.prefix))
+
+    def found(self, name: str) -> Path:
+        """The file of a name.
+
+        Raises:
+            PersonaError: it is not there.
+        """
+        path = self.path(name)
+        if not path.is_file():
+            hint = ": name one file, not a list" if f",{self.prefix}" in name else ""
+            raise PersonaError(f"no {self.kind} file at {path}{hint}")
+        return path
+
+    def digest(self, name: str, models: Path) -> str | None:
+        path = self.file(name, models)
+        return None if path is None else self.hash(path)
+
+    def hash(self, path: Path) -> str:
+        """Hash of all that its vectors depend on."""
+        return sha256_file(path)
+
+    def title(self, name: str) -> str:
+        return self.path(name).name
+
+    def facts(self, name: str, models: Path) -> list[list[str]]:
+        return [["source", self.described], ["SHA-256", sha256_file(self.found(name))]]
+
+    def named(self, name: str, path: Path, network: FaceNetwork) -> NamedNetwork:
+        """What is known of a network from a file."""
+        return NamedNetwork(name, network, "embeddings alone", (), None, self.hash(path))
+
+
+class _OnnxFiles(_Files):
+    """ONNX files of any face network, with settings beside or in them."""
+
+    prefix, kind, described, suffix = "onnx:", "ONNX", "an ONNX file", ".onnx"
+    shown = "onnx:FILE"
+
+    def hash(self, path: Path) -> str:
+        return onnx.digest(path)
+
+    def open(self, name: str, models: Path) -> NamedNetwork:
+        from persona.models.onnx_network import open_network
+
+        path = self.found(name)
+        return self.named(name, path, open_network(path))
+
+    def costs(self, name: str, models: Path) -> tuple[int | None, int | None]:
+        return count_onnx(self.found(name))
+
+    def open_embedder(self, name: str, models: Path, threads: int) -> Embedder:
+        return onnx.open_session(self.found(name), threads)
+
+    def open_runner(self, name: str, models: Path, threads: int) -> Runner:
+        return onnx.OnnxRunner(self.found(name), threads)
+
+
+class _LitertFiles(_Files):
+    """LiteRT files of `persona export`."""
+
+    prefix, kind, described, suffix = "litert:", "LiteRT", "a LiteRT file", ".tflite"
+    shown = "litert:FILE"
+
+    def open(self, name: str, models: Path) -> NamedNetwork:
+        from persona.models.litert_network import LitertNetwork
+
+        path = self.found(name)
+        return self.named(name, path, LitertNetwork(path))
+
+    def open_embedder(self, name: str, models: Path, threads: int) -> Embedder:
+        return litert.LitertSession(self.found(name), threads)
+
+    def open_runner(self, name: str, models: Path, threads: int) -> Runner:
+        return litert.LitertRunner(self.found(name), threads)
+
+
+class _Facenets(Source):
+    """FaceNet with the weights that facenet-pytorch released, downloaded once."""
+
+    def has(self, name: str, models: Path) -> bool:
+        return name in FACENETS
+
+    def names(self, models: Path) -> list[str]:
+        return [*FACENETS]
+
+    def digest(self, name: str, models: Path) -> str | None:
+        found = self.file(name, models)
+        return sha256_file(found) if found else None
+
+    def file(self, name: str, models: Path) -> Path | None:
+        return find_weights(FACENETS[name], models)
+
+    def identities(self, name: str, models: Path) -> tuple[str, ...]:
+        raise PersonaError(
+            f"the release of {name} does not name the people it was trained on: give a packed "
+            f"{FACENETS[name].trained_on} set to --exclude-overlap"
+        )
+
+    def facts(self, name: str, models: Path) -> list[list[str]]:
+        return [["source", "facenet-pytorch's release"]]
+
+    def open(self, name: str, models: Path) -> NamedNetwork:
+        from persona.models.teacher import load_facenet
+
+        network = load_facenet(name, models)
+        digest = self.digest(name, models) or ""
+        return NamedNetwork(name, network, FACENETS[name].trained_on, None, 160, digest)
+
+
+class _Untrained(Source):
+    """Students that have learned nothing, by their architecture: the floor to measure against."""
+
+    def has(self, name: str, models: Path) -> bool:
+        return name in STUDENTS
+
+    def names(self, models: Path) -> list[str]:
+        return [*STUDENTS]
+
+    def facts(self, name: str, models: Path) -> list[list[str]]:
+        return [["source", "untrained, drawn from seed 0"]]
+
+    def open(self, name: str, models: Path) -> NamedNetwork:
+        import torch
+
+        from persona.models.student import Student
+
+        torch.manual_seed(0)
+        return NamedNetwork(name, Student(StudentConfig(name), 0, head="none"), "nothing", (), None)
+
+
+class _Stores(Source):
+    """Models with a card."""
+
+    from_stores = True
+
+    @abstractmethod
+    def store(self, models: Path) -> Path:
+        """The folder in which they lie."""
+
+    def has(self, name: str, models: Path) -> bool:
+        return is_stored(name, self.store(models))
+
+    def names(self, models: Path) -> list[str]:
+        return model_ids(self.store(models))
+
+    def card(self, name: str, models: Path) -> Card:
+        return stored_card(name, self.store(models))
+
+    def digest(self, name: str, models: Path) -> str | None:
+        return self.card(name, models).weights_sha256
+
+    def file(self, name: str, models: Path) -> Path | None:
+        path = self.store(models) / name / self.card(name, models).weights
+        return path if path.is_file() else None
+
+    def identities(self, name: str, models: Path) -> tuple[str, ...]:
+        return read_classes(self.card(name, models), self.store(models))
+
+    def open(self, name: str, models: Path) -> NamedNetwork:
+        from persona.models.store import load_model
+
+        card = self.card(name, models)
+        student = load_model(card, self.store(models))
+        classes = self.identities(name, models)
+        return NamedNetwork(
+            name, student, card.train_set, classes, card.image_size, card.weights_sha256
+        )
+
+
+class _OwnModels(_Stores):
+    """Students that were trained, pulled or imported here."""
+
+    def store(self, models: Path) -> Path:
+        return models
+
+
+class _Zoo(_Stores):
+    """Students that are shipped with Persona."""
+
+    def store(self, models: Path) -> Path:
+        return ZOO
+
+
+ONNX = _OnnxFiles()
+SOURCES: list[Source] = [ONNX, _LitertFiles(), _Facenets(), _Untrained(), _OwnModels(), _Zoo()]
+"""In the order in which they are asked."""
+
+
+def register(source: Source) -> None:
+    """Adds a source, which is asked before all others."""
+    SOURCES.insert(0, source)
+
+
+def spell(name: str) -> str:
+    """A name as a user may write it, as the table has it: `net.onnx` is `onnx:net.onnx`."""
+    for source in SOURCES:
+        name = source.spell(name)
+    return name
+
+
+def known_source(name: str, models: Path) -> Source | None:
+    """The source that a name belongs to; None: it is no network's."""
+    return next((source for source in SOURCES if source.has(name, models)), None)
+
+
+def source_of(name: str, models: Path) -> Source:
+    """The source that a name belongs to.
+
+    Raises:
+        PersonaError: it is no network's, with the nearest name that is.
+    """
+    found = known_source(name, models)
+    if found is None:
+        raise unknown("model", name, known_names(models), where=str(models))
+    return found
+
+
+def known_names(models: Path) -> list[str]:
+    """What a network may be called here."""
+    return [name for source in SOURCES for name in source.names(models)]
+
+
+def is_reserved(name: str, models: Path) -> bool:
+    """Whether a name means a network that is no model of the store."""
+    found = known_source(name, models)
+    return found is not None and not found.from_stores
+
+
+def load_network(name: str, models: Path) -> NamedNetwork:
+    """A network by name, in torch.
+
+    Raises:
+        PersonaError: unknown, or its file is missing or damaged.
+    """
+    return source_of(name, models).open(name, models)
+
+
+def network_digest(name: str, models: Path) -> str | None:
+    """`NamedNetwork.digest` without loading the network; None: it is not on this machine."""
+    source = known_source(name, models)
+    return None if source is None else source.digest(name, models)
+
+
+def check_named(name: str, models: Path) -> None:
+    """Raises PersonaError if a name stands for no network: an unknown model, a file not there.
+
+    FaceNet is known wherever its weights are.
+    """
+    source_of(name, models).check(name, models)
