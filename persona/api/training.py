@@ -94,7 +94,7 @@ def distill_student(
     from persona.distill import distill
 
     with _own_accelerator():
-        run = distill(config, place, resume, teacher=teacher.named, callbacks=callbacks)
+        run = distill(config, place, resume, teacher=teacher.in_torch(), callbacks=callbacks)
     return load(run, workspace=place)
 
 

@@ -27,6 +27,7 @@ from persona.config import LARGEST_YAML, from_dict, parse_yaml
 from persona.errors import PersonaError, unknown
 from persona.files import sha256_file
 from persona.landmarks import Floats, is_aligned, resize, unit, warp
+from persona.models.embedder import Embedder
 from persona.models.graphs import external_files, open_onnx, read_onnx, reason, within_limit
 
 PREFIX = "onnx:"
@@ -126,7 +127,7 @@ _TYPES: dict[str, type[np.generic]] = {
 """Of inputs, by onnxruntime's names."""
 
 
-class OnnxSession:
+class OnnxSession(Embedder):
     """An ONNX file that embeds faces in onnxruntime, as its settings say."""
 
     def __init__(
@@ -176,7 +177,7 @@ class OnnxSession:
         self.embedding_size = probe.shape[1]
 
     @property
-    def uses_landmarks(self) -> bool:
+    def uses_landmarks(self) -> bool:  # type: ignore[override]
         """Whether it wants its faces turned to the five points."""
         return self.settings.alignment == "five-point"
 
@@ -263,6 +264,14 @@ class OnnxSession:
 
     def _wrong(self, what: str) -> PersonaError:
         return PersonaError(f"{self.path} does not fit its settings: it has {what}")
+
+
+def providers() -> list[str]:
+    """Where onnxruntime may run a network here, the fastest first."""
+    import onnxruntime
+
+    there = onnxruntime.get_available_providers()
+    return [name for name in ("CUDAExecutionProvider", *ON_CPU) if name in there]
 
 
 def open_session(path: Path, threads: int, providers: Sequence[str] = ON_CPU) -> OnnxSession:

@@ -64,7 +64,7 @@ def test_what_is_fetched_late_is_not_left_behind(
             super().run()
 
     monkeypatch.setattr(samples, "SHUFFLE_BUFFER", 10)
-    monkeypatch.setattr(stream, "threading", SimpleNamespace(Thread=Late))
+    monkeypatch.setattr(samples, "threading", SimpleNamespace(Thread=Late))
     folder, _ = open_set(f"{url}/vggface2-train", tmp_path, None)
     assert isinstance(folder, RemoteFolder)
     keys_of(folder, train_set)

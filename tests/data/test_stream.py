@@ -18,8 +18,8 @@ from torch import Tensor
 from persona.data import samples, stream
 from persona.data.pack import Packed, pack_photos, pack_triplets
 from persona.data.raw import open_dataset
-from persona.data.shards import tar_end, tar_sample
 from persona.data.samples import EpochPlan, read_batches
+from persona.data.shards import tar_end, tar_sample
 from persona.data.stream import SLABS, EpochLoader, build_loader
 from persona.data.tars import ShardReader
 from persona.data.transforms import normalise
@@ -151,7 +151,7 @@ def test_resuming_opens_no_shard_that_is_consumed(
             opened.append(path.name)
             super().__init__(path, *arguments)
 
-    monkeypatch.setattr(stream, "ShardReader", Watched)
+    monkeypatch.setattr(samples, "ShardReader", Watched)
     options = {"batch_size": 2, "training": True}
     keys_of(train_set, **options)
     order = list(opened)

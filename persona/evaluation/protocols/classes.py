@@ -8,7 +8,7 @@ from persona.data.shards import Manifest
 from persona.errors import PersonaError
 from persona.evaluation.protocols.base import Options, Protocol, Subject, logit_places
 from persona.evaluation.statistics import bootstrap_interval
-from persona.models.sources import NamedNetwork
+from persona.models.sources import Named
 
 TOP = 5
 OTHER = "choose a set with pairs such as lfw, or in `persona evaluate` another --measure"
@@ -19,7 +19,7 @@ class Classes(Protocol):
 
     name = "class"
 
-    def check(self, named: NamedNetwork, manifest: Manifest, options: Options) -> None:
+    def check(self, named: Named, manifest: Manifest, options: Options) -> None:
         """Each of the set's identities must have a logit."""
         if not named.network.num_classes:
             raise PersonaError(
@@ -56,7 +56,7 @@ class Classes(Protocol):
         return figures
 
 
-def _unknown(named: NamedNetwork, manifest: Manifest) -> PersonaError:
+def _unknown(named: Named, manifest: Manifest) -> PersonaError:
     return PersonaError(
         f"the identities of set {manifest.name} are not, or not all, among those that {named.name} "
         f"was trained on ({named.trained_on}): class accuracy means nothing there; {OTHER}"

@@ -29,7 +29,7 @@ from persona.evaluation.pairs import normalised
 from persona.evaluation.protocols.base import Options, Protocol, Subject
 from persona.evaluation.search import FPIRS, Embeddings, Search, accepted, cmc, pool, search
 from persona.evaluation.statistics import bootstrap_interval
-from persona.models.sources import NamedNetwork
+from persona.models.sources import Named
 
 RANKS = 20
 SEED = 0
@@ -41,7 +41,7 @@ class Identification(Protocol):
     name = "identification"
     options = frozenset({"gallery"})
 
-    def check(self, named: NamedNetwork, manifest: Manifest, options: Options) -> None:
+    def check(self, named: Named, manifest: Manifest, options: Options) -> None:
         """Photos are needed, and crops of the same kind in the gallery."""
         if manifest.kind != "photos":
             raise PersonaError(f"set {manifest.name} holds triplets: identification needs photos")

@@ -11,7 +11,7 @@ from persona.errors import PersonaError
 from persona.evaluation.metrics import match_margins
 from persona.evaluation.protocols.base import Options, Protocol, Subject
 from persona.evaluation.statistics import bootstrap_interval
-from persona.models.sources import NamedNetwork
+from persona.models.sources import Named
 
 
 class Match(Protocol):
@@ -20,7 +20,7 @@ class Match(Protocol):
     name = "match"
     chosen_by = "margin"
 
-    def check(self, named: NamedNetwork, manifest: Manifest, options: Options) -> None:
+    def check(self, named: Named, manifest: Manifest, options: Options) -> None:
         """Triplets alone have it."""
         if manifest.kind != "triplets":
             raise PersonaError(

@@ -18,7 +18,7 @@ from persona.evaluation.pairs import PairScores, overlap, score_pairs, write_sco
 from persona.evaluation.protocols.base import Options, Protocol, Subject, default_measure
 from persona.evaluation.statistics import verification_intervals
 from persona.files import PRIVATE, write_atomically
-from persona.models.sources import NamedNetwork
+from persona.models.sources import Named
 
 
 class Verification(Protocol):
@@ -28,7 +28,7 @@ class Verification(Protocol):
     chosen_by = "auc"
     options = frozenset({"pairs", "by", "trained", "scores", "overlap_names"})
 
-    def check(self, named: NamedNetwork, manifest: Manifest, options: Options) -> None:
+    def check(self, named: Named, manifest: Manifest, options: Options) -> None:
         """There must be pairs."""
         if not manifest.pairs and options.pairs is None:
             raise PersonaError(
