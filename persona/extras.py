@@ -35,6 +35,14 @@ def missing_for_training(error: BaseException, what: str) -> PersonaError | None
     return missing(f"{what} needs {name}", "train")
 
 
+def check_training(what: str) -> None:
+    """Raises PersonaError if the extra `train` is not installed, before `what` begins its work."""
+    with needing(what):
+        for name in sorted(IN_TRAIN):
+            if importlib.util.find_spec(name) is None:
+                raise ModuleNotFoundError(name=name)
+
+
 @contextlib.contextmanager
 def needing(what: str) -> Iterator[None]:
     """In which `what` imports packages of the extra `train`.

@@ -20,6 +20,7 @@ from persona.cli.output import (
 )
 from persona.cli.process import is_first, launcher_options
 from persona.errors import PersonaError, unknown
+from persona.extras import check_training
 from persona.workspace import Workspace
 
 app = Commands(
@@ -166,6 +167,7 @@ def distill_command(
                 f"run {resume} has another recipe ({'; '.join(differing)}): resume it without "
                 "these options, or start a new run"
             )
+    check_training("distilling")
     if context.parent is not None:  # `persona distill`: it sees to the processes itself
         from persona.cli.launch import launch_on_gpus
 

@@ -31,7 +31,8 @@ from persona.models.embedder import Embedder
 from persona.models.graphs import external_files, open_onnx, read_onnx, reason, within_limit
 
 PREFIX = "onnx:"
-CONFIGS = Path(__file__).parents[2] / "configs" / "teachers"
+CONFIGS = Path(__file__).parent / "teachers"
+"""A link to configs/teachers/, so that a wheel has them."""
 SETTINGS_KEY = "persona.settings"
 """Of a file's metadata: its settings as YAML."""
 LAYOUTS = ("nchw", "nhwc-uint8")
@@ -98,7 +99,7 @@ def find_settings(path: Path) -> tuple[str, str]:
                 raise PersonaError(f"{place} is not valid YAML") from None
     known = ", ".join(sorted(p.name for p in CONFIGS.glob("*.yaml")))
     raise PersonaError(
-        f"{path} has no settings: copy the one of configs/teachers/ that fits ({known}) to {beside}"
+        f"{path} has no settings: copy the one that fits of {CONFIGS} ({known}) to {beside}"
     )
 
 

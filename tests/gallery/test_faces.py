@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from persona.data.align import AlignSpec
 from persona.data.align.spec import Crop
 from persona.data.synthetic import draw_identity, draw_photo
 from persona.errors import PersonaError
-from persona.gallery import faces
 from persona.gallery.faces import Eyes
 from persona.gallery.people import load_named
 from persona.models.onnx import OnnxSettings
@@ -24,18 +22,6 @@ from persona.models.sources import NamedNetwork
 from persona.workspace import Workspace
 
 MARGIN = OnnxSettings(16, "margin", (10, 20, 30), (2, 4, 5))
-
-
-@functools.cache
-def detector(device: str) -> Any:
-    from persona.data.align.detect import Mtcnn
-
-    return Mtcnn(device)
-
-
-@pytest.fixture(autouse=True)
-def _one_detector(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faces, "Mtcnn", detector)
 
 
 def eyes(folder: Path, settings: OnnxSettings = MARGIN, size_px: int = 160) -> Eyes:
