@@ -14,6 +14,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+_KIND = re.compile(r"[a-z][\w-]+:(?!//)")
+"""What stands before a path in `onnx:FILE` or `folders:PATH`."""
 _CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
 _BLANK = frozenset(
     map(
@@ -163,3 +165,10 @@ def _is_pictured(character: str) -> bool:
     return (
         _is_symbol(character) or character == "\ufe0f" or "\U0001f3fb" <= character <= "\U0001f3ff"
     )
+
+
+def public_name(text: str) -> str:
+    """A name without where it lies: `onnx:/home/ada/net.onnx` as `onnx:net.onnx`."""
+    kind = _KIND.match(text)
+    before = kind[0] if kind else ""
+    return before + re.split(r"[/\\]", text[len(before) :].rstrip("/\\"))[-1]

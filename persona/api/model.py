@@ -270,14 +270,8 @@ def load(name: str | None = None, *, workspace: Workspace | None = None) -> Mode
     place = workspace or Workspace.locate()
     if name is None:
         name = find_model(None, place.models).id
-    elif name.startswith("hf://"):
-        from persona.deploy.hub import parse_repository, pull
-
-        name = pull(parse_repository(name), None, place.models).id
-    else:
-        name = spell(name)
-    card = source_of(name, place.models).card(name, place.models)
-    named = load_embedder(name, place.models)
+    named = load_embedder(spell(name), place.models)
+    card = source_of(named.name, place.models).card(named.name, place.models)
     threshold = None
     if card is not None and card.threshold is not None:
         value, far = card.threshold

@@ -1,7 +1,11 @@
-"""Typer with one more habit: an option that is given twice is said to be, and which value counts.
+"""Typer with two more habits: options have hidden synonyms, and one that is given twice is named.
 
-The last one counts, so that a script's options can be followed by others. Silently that would hide
-a mistake: of two teachers, two sets or two rates the first would never have been looked at.
+`--model` names the network that a command uses. `--student` and `--teacher` mean the same where a
+command has no option of that name; no help shows them.
+
+The last value of an option counts, so that a script's options can be followed by others. Silently
+that would hide a mistake: of two teachers, two sets or two rates the first would never have been
+looked at.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from typer.core import TyperCommand, TyperGroup
 from persona.cli.output import note
 from persona.cli.process import is_first
 
+SYNONYMS = {"--model": ("--student", "--teacher")}
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -31,6 +36,11 @@ class Commands(typer.Typer):
 
 
 class _Command(TyperCommand):
+    def make_parser(self, ctx: Any) -> Any:
+        parser = super().make_parser(ctx)
+        _add_synonyms(self, parser)
+        return parser
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given = list(args)
         rest = super().parse_args(ctx, args)
@@ -39,11 +49,28 @@ class _Command(TyperCommand):
 
 
 class _Group(TyperGroup):
+    def make_parser(self, ctx: Any) -> Any:
+        parser = super().make_parser(ctx)
+        _add_synonyms(self, parser)
+        return parser
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given = list(args)
         rest = super().parse_args(ctx, args)
         _tell_repeated(self, ctx, given)
         return rest
+
+
+def _add_synonyms(command: TyperCommand | TyperGroup, parser: Any) -> None:
+    """Has a parser take an option's other names too, unless the command has options of those."""
+    own = {name for parameter in command.params for name in parameter.opts}
+    for parameter in command.params:
+        for name in parameter.opts:
+            others = [other for other in SYNONYMS.get(name, ()) if other not in own]
+            if others:
+                parser.add_option(
+                    obj=parameter, opts=others, dest=parameter.name, action="store", nargs=1
+                )
 
 
 def _tell_repeated(command: TyperCommand | TyperGroup, ctx: Any, given: list[str]) -> None:

@@ -87,9 +87,9 @@ def demo_command(
     )
 
     models = {
-        "teacher": ("--teacher", teacher),
-        "distilled student": ("--student", student),
-        "untrained student": ("--student", "mobilenet_v3_small"),
+        "teacher": ("--model", teacher),
+        "distilled student": ("--model", student),
+        "untrained student": ("--model", "mobilenet_v3_small"),
     }
     figures = commands.side_by_side(
         [

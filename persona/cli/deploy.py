@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from persona.cli.output import (
+    NETWORKS,
     Column,
     JsonFlag,
     ModelArgument,
@@ -110,8 +111,8 @@ def export_command(
     card = find_model(model, place.models)
 
     from persona.deploy.export import ExportOptions, export_litert, export_onnx
-    from persona.models.public import public_name
     from persona.models.store import load_model
+    from persona.names import public_name
 
     options = ExportOptions(precision, preprocessing, classifier)
     stem = card.id if precision == "fp32" or format_ == "web" else f"{card.id}-{precision}"
@@ -226,9 +227,7 @@ def _print_layers(done: Exported) -> None:
 def bench_command(
     names: Annotated[
         list[str],
-        typer.Argument(
-            metavar="MODEL...", help="Model IDs, onnx:FILE, litert:FILE, facenet-vggface2."
-        ),
+        typer.Argument(metavar="MODEL...", help=f"{NETWORKS}."),
     ],
     rounds: Annotated[int, typer.Option(min=1, help="Turns; medians of all are printed.")] = 10,
     runs: Annotated[int, typer.Option(min=1, help="Single faces a turn.")] = 20,

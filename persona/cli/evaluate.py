@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from persona.cli.output import (
+    NETWORKS,
     CacheOption,
     Column,
     JsonFlag,
+    ModelOption,
     ModelsOption,
     ShardsOption,
     VerifyOption,
@@ -63,21 +65,7 @@ BatchOption = Annotated[int, typer.Option("--batch-size", "-b", min=1)]
 
 def evaluate_command(
     set_: SetOption,
-    student: Annotated[
-        str | None,
-        typer.Option(
-            help="Model ID; mobilenet_v3_small or _large for an untrained one.  [default: the best "
-            "of the newest run]"
-        ),
-    ] = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            "--teacher",
-            metavar="[NAME]",
-            help=f"Evaluate a teacher, by name or onnx:FILE; without one {DEFAULT_TEACHER}.",
-        ),
-    ] = None,
+    model: ModelOption = None,
     measure: Annotated[
         str | None,
         typer.Option(
@@ -116,25 +104,23 @@ def evaluate_command(
     models: ModelsOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """Measure a student or a teacher on a packed set."""
+    """Measure a network on a packed set."""
     from persona.data.shards import open_set
     from persona.models.cards import find_model
 
-    if student is not None and teacher is not None:
-        raise PersonaError("choose one of --student and --teacher")
     place = workspace(shards=shards, models=models)
     folder, manifest = open_set(set_, place.shards, cache, verify=verify)
     opened = None if gallery is None else open_set(gallery, place.shards, cache, verify=verify)
-    name = teacher or student or find_model(None, place.models).id
+    name = model or find_model(None, place.models).id
 
     from persona.evaluation.processes import join_processes
     from persona.evaluation.protocols import Options, evaluate
-    from persona.models.sources import load_embedder
+    from persona.models.sources import load_embedder, spell
 
     trained = None
     if exclude_overlap is not None:
         trained = trained_identities(exclude_overlap, place.shards, place.models)
-    named = load_embedder(name, place.models)
+    named = load_embedder(spell(name), place.models)
     processes = join_processes(named.network)
     options = Options(
         flip=flip,
@@ -169,7 +155,7 @@ def evaluate_command(
 
 
 def compare_command(
-    model_a: Annotated[str, typer.Argument(metavar="A", help="Model ID, teacher or onnx:FILE.")],
+    model_a: Annotated[str, typer.Argument(metavar="A", help=f"{NETWORKS}.")],
     model_b: Annotated[str, typer.Argument(metavar="B", help="The one it is compared with.")],
     set_: SetOption,
     flip: FlipFlag = False,
@@ -196,13 +182,13 @@ def compare_command(
     from persona.evaluation.compare import compare
     from persona.evaluation.processes import join_processes
     from persona.evaluation.protocols import Options
-    from persona.models.sources import load_embedder
+    from persona.models.sources import load_embedder, spell
 
     trained = None
     if exclude_overlap is not None:
         trained = trained_identities(exclude_overlap, place.shards, place.models)
     options = Options(flip=flip, no_face=no_face, pairs=pairs, trained=trained, resamples=resamples)
-    first, second = (load_embedder(name, place.models) for name in (model_a, model_b))
+    first, second = (load_embedder(spell(name), place.models) for name in (model_a, model_b))
     processes = join_processes(first.network, second.network)
     both = (_placed(first, processes), _placed(second, processes))
     differences, facts = compare(

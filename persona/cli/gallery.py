@@ -11,6 +11,7 @@ import typer
 
 from persona.cli.commands import Commands
 from persona.cli.output import (
+    NETWORKS,
     CacheOption,
     Column,
     JsonFlag,
@@ -44,8 +45,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="NAME",
-        help="Model ID, teacher or onnx:FILE.  [default: the gallery's; a new one's: the best "
-        "of the newest run]",
+        help=f"{NETWORKS}.  [default: the gallery's; a new one's: the best of the newest run]",
     ),
 ]
 PassphraseOption = Annotated[
@@ -392,9 +392,7 @@ def gallery_calibrate(
 
 @gallery_app.command("rebuild")
 def gallery_rebuild(
-    model: Annotated[
-        str, typer.Option("--model", metavar="NAME", help="Model ID, teacher or onnx:FILE.")
-    ],
+    model: Annotated[str, typer.Option("--model", metavar="NAME", help=f"{NETWORKS}.")],
     store: StoreOption = None,
     passphrase_file: PassphraseOption = None,
     models: ModelsOption = None,

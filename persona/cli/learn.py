@@ -33,7 +33,7 @@ learn_app = Commands(
 )
 
 StudentOption = Annotated[
-    str | None, typer.Option("--student", help="Model ID.  [default: the best of the newest run]")
+    str | None, typer.Option("--model", help="Model ID.  [default: the best of the newest run]")
 ]
 OnOption = Annotated[
     str | None, typer.Option("--on", metavar="SET", help="The set of those who are to be learned.")

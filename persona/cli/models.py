@@ -150,8 +150,9 @@ def models_push(
     models: ModelsOption = None,
 ) -> None:
     """Publish a student on the Hugging Face hub: weights, ONNX file, model card."""
-    from persona.deploy.hub import parse_repository, push
+    from persona.deploy.hub import push
     from persona.models.cards import find_model
+    from persona.models.hub import parse_repository
 
     repository = parse_repository(to)
     place = workspace(models=models).models
@@ -173,7 +174,7 @@ def models_pull(
     models: ModelsOption = None,
 ) -> None:
     """Take in a student from the Hugging Face hub."""
-    from persona.deploy.hub import parse_repository, pull
+    from persona.models.hub import parse_repository, pull
 
     card = pull(parse_repository(source), name, workspace(models=models).models)
     typer.echo(f"{card.id}: {card.architecture}, {human_bytes(card.bytes)}")

@@ -32,6 +32,17 @@ CacheOption = Annotated[
     Path | None,
     typer.Option("--cache", help="Folder that keeps the files of sets named by a URL."),
 ]
+NETWORKS = (
+    "Model ID, onnx:FILE, litert:FILE, hf://OWNER/NAME, facenet-vggface2, or mobilenet_v3_small "
+    "for an untrained one"
+)
+"""What a network may be called, see persona/models/sources.py."""
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="NAME", help=f"{NETWORKS}.  [default: the best of the newest run]"
+    ),
+]
 ModelArgument = Annotated[
     str | None, typer.Argument(help="Model ID.  [default: the best of the newest run]")
 ]

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from persona.cli.output import (
+    NETWORKS,
     JsonFlag,
     ModelsOption,
     ShardsOption,
@@ -29,7 +30,7 @@ def report_command(
         list[str],
         typer.Argument(
             metavar="RUN_OR_MODEL...",
-            help="IDs of runs or models; onnx:FILE; mobilenet_v3_small for an untrained one.",
+            help=f"Run ID, or of a network: {NETWORKS}.",
         ),
     ],
     set_: Annotated[str, typer.Option("--set", help="A packed set with pairs.")] = "lfw",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from persona.cli.output import (
+    NETWORKS,
     JsonFlag,
     ModelsOption,
     ShardsOption,
@@ -28,9 +29,7 @@ if TYPE_CHECKING:
 
 def targets_command(
     set_: Annotated[str, typer.Argument(metavar="SET", help="A packed set.")],
-    teacher: Annotated[
-        str, typer.Option(help="facenet-vggface2, facenet-casia-webface, onnx:FILE or a model ID.")
-    ],
+    teacher: Annotated[str, typer.Option(metavar="NAME", help=f"{NETWORKS}.")],
     views: Annotated[
         int, typer.Option(help="Kept of each photo: itself, its mirror image, then drawn ones.")
     ] = 2,

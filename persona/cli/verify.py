@@ -7,21 +7,20 @@ from typing import Annotated
 
 import typer
 
-from persona.cli.output import JsonFlag, ModelsOption, ShardsOption, note, print_json, workspace
+from persona.cli.output import (
+    JsonFlag,
+    ModelOption,
+    ModelsOption,
+    ShardsOption,
+    note,
+    print_json,
+    workspace,
+)
 from persona.errors import PersonaError
 from persona.progress import progress_bar
 
 SHOWN = 10
 """Photos without an embedding that are named."""
-
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        metavar="NAME",
-        help="Model ID, teacher, or onnx:FILE.  [default: the best of the newest run]",
-    ),
-]
 
 
 def verify_command(

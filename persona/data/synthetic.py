@@ -136,7 +136,7 @@ def draw_identity(seed: int, index: int) -> FaceIdentity:
 
 
 @dataclass(frozen=True)
-class Photo:
+class Circumstances:
     """What differs from photo to photo of a person."""
 
     roll: float
@@ -165,7 +165,7 @@ class Photo:
     background: tuple[Colour, Colour]
 
 
-def _draw_circumstances(rng: np.random.Generator) -> Photo:
+def _draw_circumstances(rng: np.random.Generator) -> Circumstances:
     def between(low: float, high: float) -> float:
         return float(rng.uniform(low, high))
 
@@ -173,7 +173,7 @@ def _draw_circumstances(rng: np.random.Generator) -> Photo:
         return (between(low, high), between(low, high), between(low, high))
 
     angle = between(0, 2 * np.pi)
-    return Photo(
+    return Circumstances(
         roll=between(-0.15, 0.15),
         yaw=between(-0.3, 0.3),
         pitch=between(-0.15, 0.15),
@@ -199,7 +199,7 @@ def _draw_circumstances(rng: np.random.Generator) -> Photo:
 class _Canvas:
     """Pixels, and where each of them lies on the face."""
 
-    def __init__(self, size_px: int, photo: Photo) -> None:
+    def __init__(self, size_px: int, photo: Circumstances) -> None:
         self.size_px = size_px
         self.photo = photo
         self.unit_px = photo.scale * size_px
@@ -454,7 +454,7 @@ def _mouth(canvas: _Canvas, face: FaceIdentity) -> None:
     canvas.ellipse(0, v + 0.13 + gap, width * 0.6, 0.03, shadow, depth=0.28, opacity=0.5, soft=0.06)
 
 
-def _camera(rgb: Array, photo: Photo, rng: np.random.Generator) -> Image.Image:
+def _camera(rgb: Array, photo: Circumstances, rng: np.random.Generator) -> Image.Image:
     gain = np.asarray(photo.cast, np.float32) * np.float32(photo.exposure)
     exposed = 1 - np.exp(-1.6 * rgb * gain)  # a soft shoulder instead of clipped highlights
     grey = exposed.mean(axis=2, keepdims=True)

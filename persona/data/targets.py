@@ -41,6 +41,7 @@ from persona.data.triplets import ROLES
 from persona.data.views import IDENTITY, MIRROR, VIEW, Views, draw_views
 from persona.errors import PersonaError
 from persona.files import LARGEST_LIST, read_json, sha256_file, write_json
+from persona.names import public_name
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +92,7 @@ class Targets:
 
 def short_name(teacher: str) -> str:
     """A teacher's name without the folders of its file: `onnx:FILE` from wherever it lies."""
-    prefix, _, file = teacher.partition(":")
-    return f"onnx:{Path(file).name}" if prefix == "onnx" else teacher
+    return public_name(teacher)
 
 
 def targets_name(teacher: str) -> str:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from persona.errors import PersonaError
-from persona.models.sources import ONNX, source_of
+from persona.models.sources import ONNX, source_of, spell
 from persona.progress import progress_bar
 
 BATCH = 32
@@ -81,7 +81,7 @@ def bench(names: Sequence[str], models: Path, *, rounds: int = 10, runs: int = 2
         PersonaError: unknown, or a file that does not load.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        facts = [_prepare(name, models, Path(scratch)) for name in names]
+        facts = [_prepare(spell(name), models, Path(scratch)) for name in names]
         subjects = [subject for found in facts for subject in found]
         built = [_open(subject, models, threads=1) for subject, *_ in subjects]
         wide = [_open(subject, models, threads=_cores()) for subject, *_ in subjects]

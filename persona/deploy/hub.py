@@ -1,50 +1,19 @@
-"""Models to and from the Hugging Face hub, through huggingface_hub.
+"""Models to the Hugging Face hub, through huggingface_hub. From it: persona/models/hub.py.
 
 A push stages what may leave the house (persona/models/public.py) with a README, and uploads it in
-one commit. A pull asks for the card and for the two files that it names, no more of any than it may
-have, in a folder of its own, and takes the model in when it is whole.
+one commit.
 """
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import re
 import tempfile
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
-from urllib.parse import urlsplit
 
 from persona.deploy.model_card import model_card
-from persona.errors import PersonaError
-from persona.extras import missing
-from persona.files import LARGEST_JSON, scratch_folder, write_atomically
-from persona.models.cards import CARD, CLASSES, Card, read_card
-from persona.models.manage import check_name, import_model
+from persona.files import scratch_folder, write_atomically
+from persona.models import hub
+from persona.models.cards import Card
 from persona.models.public import publish_copy
-
-PREFIX = "hf://"
-MAX_BYTES = 500_000_000
-"""Of a pulled model's weights: a student has a few MB."""
-MAX_CLASSES_BYTES = 50_000_000
-CHUNK = 1 << 20
-TIMEOUT_S = 30.0
-
-
-def parse_repository(url: str) -> str:
-    """`hf://OWNER/NAME` to `OWNER/NAME`.
-
-    Raises:
-        PersonaError: it is something else.
-    """
-    name = url.removeprefix(PREFIX)
-    part = r"[A-Za-z0-9][\w.-]{0,95}"
-    if not url.startswith(PREFIX) or not re.fullmatch(f"{part}/{part}", name):
-        raise PersonaError(f"{url[:100]!r}: expected hf://OWNER/NAME")
-    return name
 
 
 def push(
@@ -62,7 +31,7 @@ def push(
     Raises:
         PersonaError: no login, no permission, no network, or the hub's own trouble.
     """
-    api = _api()
+    api = hub.open_hub()
     with scratch_folder(Path(tempfile.gettempdir()), "push") as scratch:
         public = publish_copy(card, models, scratch, with_classes=with_classes)
         folder = scratch / card.id
@@ -75,130 +44,9 @@ def push(
             student = load_model(public, scratch)
             faces = drawn_faces(student.image_size, FACES)
             export_onnx(student, public, faces, folder / "model.onnx")
-        with _explained(repository):
+        with hub.explained(repository):
             api.create_repo(repository, private=private, exist_ok=True)
             commit = api.upload_folder(
                 repo_id=repository, folder_path=folder, commit_message=f"persona: {card.id}"
             )
     return str(commit.commit_url)
-
-
-def pull(repository: str, name: str | None, models: Path) -> Card:
-    """Downloads a model into the store.
-
-    Raises:
-        PersonaError: not there, no permission, no network, no model of Persona's, or damaged.
-    """
-    api = _api()
-    check_name(name or repository.partition("/")[2], models)
-    with scratch_folder(models, "pull") as scratch:
-        try:
-            with _explained(repository):
-                _fetch(api, repository, CARD, scratch, LARGEST_JSON)
-                found = read_card(scratch)
-                if found.bytes > MAX_BYTES:
-                    raise _too_large(repository, found.weights, MAX_BYTES)
-                _fetch(api, repository, CLASSES, scratch, MAX_CLASSES_BYTES)
-                _fetch(api, repository, found.weights, scratch, found.bytes)
-            return import_model(scratch, name or repository.partition("/")[2], models)
-        except PersonaError as error:
-            raise PersonaError(str(error).replace(str(scratch), PREFIX + repository)) from None
-
-
-class _SameHost(urllib.request.HTTPRedirectHandler):
-    """Gives the login to where a hub sends on, if that is the hub itself."""
-
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
-        """Follows it."""
-        found = super().redirect_request(req, fp, code, msg, headers, newurl)
-        there, here = urlsplit(newurl), urlsplit(req.full_url)
-        if found is not None and (there.scheme, there.netloc) == (here.scheme, here.netloc):
-            found.unredirected_hdrs.update(req.unredirected_hdrs)
-        return found
-
-
-def _fetch(api: Any, repository: str, name: str, folder: Path, limit: int) -> None:
-    """Brings a file here; what a hub says of its size is not believed.
-
-    Raises:
-        PersonaError: it has over `limit` bytes.
-    """
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers
-
-    request = urllib.request.Request(hf_hub_url(repository, name, endpoint=api.endpoint))
-    request.add_header("Accept-Encoding", "identity")
-    for header, value in build_hf_headers(token=api.token).items():
-        request.add_unredirected_header(header, value)
-    opener = urllib.request.build_opener(_SameHost)
-    with opener.open(request, timeout=TIMEOUT_S) as answer, (folder / name).open("wb") as file:
-        came = 0
-        while data := answer.read1(CHUNK):
-            came += len(data)
-            if came > limit:
-                raise _too_large(repository, name, limit)
-            file.write(data)
-        if came < (length := int(answer.headers.get("Content-Length") or 0)):
-            raise http.client.IncompleteRead(b"", length - came)
-
-
-def _too_large(repository: str, name: str, limit: int) -> PersonaError:
-    return PersonaError(
-        f"{PREFIX}{repository}: {name} is over {limit:,} bytes: no student is so large, or its "
-        "card says less"
-    )
-
-
-def _api() -> Any:
-    try:
-        from huggingface_hub import HfApi, constants
-        from huggingface_hub.utils import disable_progress_bars, logging
-    except ImportError:
-        raise missing("the hub needs huggingface_hub", "hub") from None
-    if constants.HF_HUB_OFFLINE:
-        raise PersonaError("HF_HUB_OFFLINE is set: unset it to reach the hub")
-    disable_progress_bars()
-    logging.set_verbosity_error()  # what is wrong is said below, in one line
-    return HfApi()
-
-
-@contextlib.contextmanager
-def _explained(repository: str) -> Iterator[None]:
-    """The hub's and the network's errors as one line, without what was sent."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
-
-    try:
-        yield
-    except LocalTokenNotFoundError:
-        raise PersonaError("no login at the hub: run `hf auth login`, or set HF_TOKEN") from None
-    except (HfHubHTTPError, urllib.error.HTTPError) as error:
-        answer: Any = getattr(error, "response", None) or error
-        code = int(getattr(answer, "status_code", 0) or getattr(answer, "code", 0))
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()
-        if answer.headers.get("X-Error-Code") == "EntryNotFound":
-            name = urlsplit(str(answer.url)).path.rpartition("/")[2]
-            raise PersonaError(
-                f"{PREFIX}{repository} holds no model of Persona's: no {name}"
-            ) from None
-        what = {
-            401: "it asks for a login: run `hf auth login`, or set HF_TOKEN",
-            403: "your login may not do that there",
-            404: "there is no such repository, or your login may not see it",
-        }.get(code, "the hub has trouble: try again later")
-        raise PersonaError(f"hf://{repository}: {what} ({code})") from None
-    except PersonaError:
-        raise
-    except Exception as error:  # httpx, OSError and the hub's own, by version
-        raise PersonaError(
-            f"hf://{repository}: the transfer failed ({type(error).__name__}): check the network "
-            "and run it again"
-        ) from None

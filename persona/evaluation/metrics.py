@@ -112,14 +112,8 @@ def _highest(fars: Floats, tars: Floats, far: float) -> float:
     return float(tars[np.searchsorted(fars, far, side="right") - 1])
 
 
-def threshold_at_far(scores_P: Floats, same_P: Bools, far: float) -> float | None:
-    """The lowest threshold whose FAR is at most `far`; None: as in `tar_at_far`."""
-    fars, _, thresholds = roc(scores_P, same_P)
-    return _lowest(fars, thresholds, far) if resolves(far, int((~same_P).sum())) else None
-
-
 def _lowest(fars: Floats, thresholds: Floats, far: float) -> float:
-    """Just above the first score at which too many are accepted, as a gallery's is."""
+    """The lowest threshold whose FAR is at most `far`: just above the first score that is too many."""
     over = int(np.searchsorted(fars, far, side="right"))
     return float(np.nextafter(thresholds[over], np.inf) if over < len(fars) else thresholds[-1])
 
@@ -129,17 +123,11 @@ def resolves(rate: float, trials: int) -> bool:
     return rate * trials >= 1 - 1e-9
 
 
-def best_threshold(scores_P: Floats, same_P: Bools) -> float:
-    """The threshold of highest accuracy; of equally good ones the middle one.
+def _best_threshold(scores: Floats, same: Bools) -> float:
+    """The threshold of highest accuracy of sorted pairs; of equally good ones the middle one.
 
     Candidates lie half-way between neighbouring scores, so that none depends on one photo's digits.
     """
-    order = np.argsort(scores_P, kind="stable")
-    return _best_threshold(scores_P[order], same_P[order])
-
-
-def _best_threshold(scores: Floats, same: Bools) -> float:
-    """Of pairs in the order of their scores, lowest first."""
     # Accepting from place i on is right for the impostors before it and wrong for the genuine ones.
     right = np.append(0, np.cumsum(np.where(same, -1, 1)))
     right[1:-1][np.diff(scores) == 0] = -len(scores) - 1  # equal scores cannot be told apart
@@ -181,15 +169,6 @@ def decide_folds(scores_P: Floats, same_P: Bools, folds_P: Ints) -> Folds:
         right_P[test] = (scores_P[test] >= thresholds[-1]) == same_P[test]
         accuracies.append(float(np.mean(right_P[test])))
     return Folds(numbers_K, np.array(thresholds), np.array(accuracies), right_P)
-
-
-def fold_accuracies(scores_P: Floats, same_P: Bools, folds_P: Ints) -> Floats:
-    """Accuracy on each fold, with the threshold chosen on all the others.
-
-    Raises:
-        PersonaError: fewer than two folds.
-    """
-    return decide_folds(scores_P, same_P, folds_P).accuracies
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from persona.gallery.store import (
     Facts,
     Match,
     Person,
-    Photo,
     Store,
+    StoredPhoto,
     Templates,
     Threshold,
     check_digest,
@@ -203,9 +203,9 @@ class Gallery:
                 "people"
             )
         kept = [
-            Photo(templates_NE[n], crops[n].jpeg, crops[n].landmarks_62)
+            StoredPhoto(templates_NE[n], crops[n].jpeg, crops[n].landmarks_62)
             if self.keep_crops
-            else Photo(templates_NE[n])
+            else StoredPhoto(templates_NE[n])
             for n in fresh
         ]
         self.store.add({name: kept}, self.eyes.named.digest)
@@ -372,10 +372,10 @@ def open_eyes(store: Store, network: str | None, workspace: Workspace) -> Eyes:
         PersonaError: it is not there, or the gallery is another's.
     """
     from persona.gallery.faces import Eyes
-    from persona.models.sources import network_digest
+    from persona.models.sources import network_digest, spell
 
     facts = store.facts()
-    name = network or (None if facts is None else facts.network)
+    name = spell(network) if network else None if facts is None else facts.network
     if facts is not None and name is not None and store.people():
         # Before it is run: a gallery that came from elsewhere may name any file of this machine.
         digest = network_digest(name, workspace.models)
@@ -431,15 +431,15 @@ def load_named(network: str | None, workspace: Workspace) -> tuple[Named, Facts]
         PersonaError: it is not there, or untrained.
     """
     from persona.models.cards import find_model
-    from persona.models.sources import load_embedder, source_of
+    from persona.models.sources import load_embedder, source_of, spell
 
-    name = network or find_model(None, workspace.models).id
+    name = spell(network) if network else find_model(None, workspace.models).id
     named = load_embedder(name, workspace.models)
     if not named.digest:
         raise PersonaError(f"{name} is untrained: it tells nobody apart; choose a trained network")
     return named, Facts(
         # The gallery is opened from other folders too.
-        network=source_of(name, workspace.models).full_name(name),
+        network=source_of(named.name, workspace.models).full_name(named.name),
         digest=named.digest,
         width=named.network.embedding_size,
         align=network_align(named, workspace),

@@ -27,8 +27,8 @@ from persona.gallery.store import (
     Facts,
     Match,
     Person,
-    Photo,
     Store,
+    StoredPhoto,
     Templates,
     changed_meanwhile,
     check_digest,
@@ -193,7 +193,7 @@ class PostgresStore(Store):
             ).fetchall()
         return [Person(*row) for row in rows]
 
-    def photos(self, name: str | None = None) -> Iterator[tuple[str, int, Photo]]:
+    def photos(self, name: str | None = None) -> Iterator[tuple[str, int, StoredPhoto]]:
         """Name, number and photo: of one person, or of everybody in the order of enrolment."""
         with self._explained():
             rows = self._db.execute(
@@ -203,9 +203,15 @@ class PostgresStore(Store):
             ).fetchall()
         for owner, number, template, crop, landmarks in rows:
             points = None if landmarks is None else np.frombuffer(landmarks, "<f8").reshape(6, 2)
-            yield owner, number, Photo(np.array(json.loads(template), np.float32), crop, points)
+            yield (
+                owner,
+                number,
+                StoredPhoto(np.array(json.loads(template), np.float32), crop, points),
+            )
 
-    def add(self, people: Mapping[str, Sequence[Photo]], digest: str, *, new: bool = False) -> None:
+    def add(
+        self, people: Mapping[str, Sequence[StoredPhoto]], digest: str, *, new: bool = False
+    ) -> None:
         """Adds photos of people, all of them or, where that fails, none."""
         created = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         with self._explained(), self._db.transaction(), self._db.cursor() as cursor:
@@ -347,5 +353,5 @@ def _text(vector_E: Templates) -> str:
     return "[" + ",".join(map(repr, map(float, vector_E))) + "]"
 
 
-def _points(photo: Photo) -> bytes | None:
+def _points(photo: StoredPhoto) -> bytes | None:
     return None if photo.landmarks_62 is None else photo.landmarks_62.astype("<f8").tobytes()

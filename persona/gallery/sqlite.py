@@ -40,8 +40,8 @@ from persona.gallery.store import (
     Facts,
     Match,
     Person,
-    Photo,
     Store,
+    StoredPhoto,
     Templates,
     changed_meanwhile,
     check_digest,
@@ -320,7 +320,7 @@ class SqliteStore(Store):
             ).fetchall()
         return [Person(*row) for row in rows]
 
-    def photos(self, name: str | None = None) -> Iterator[tuple[str, int, Photo]]:
+    def photos(self, name: str | None = None) -> Iterator[tuple[str, int, StoredPhoto]]:
         """Name, number and photo: of one person, or of everybody in the order of enrolment."""
         with self._explained(), self._transaction("BEGIN"):
             self._demand_passphrase()
@@ -340,14 +340,16 @@ class SqliteStore(Store):
             yield (
                 owner,
                 number,
-                Photo(
+                StoredPhoto(
                     template_E,
                     None if crop is None else self._unseal(crop, owner),
                     None if points is None else np.frombuffer(points, "<f8").reshape(6, 2),
                 ),
             )
 
-    def add(self, people: Mapping[str, Sequence[Photo]], digest: str, *, new: bool = False) -> None:
+    def add(
+        self, people: Mapping[str, Sequence[StoredPhoto]], digest: str, *, new: bool = False
+    ) -> None:
         """Adds photos of people, all of them or, where that fails, none."""
         sealed = [
             (
@@ -375,7 +377,7 @@ class SqliteStore(Store):
                 ((*row, digest) for row in sealed),
             )
 
-    def _crop(self, photo: Photo, name: str) -> tuple[bytes | None, bytes | None]:
+    def _crop(self, photo: StoredPhoto, name: str) -> tuple[bytes | None, bytes | None]:
         if photo.crop is None:
             return None, None
         points = photo.landmarks_62

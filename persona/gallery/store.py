@@ -128,7 +128,7 @@ class Person:
 
 
 @dataclass(frozen=True)
-class Photo:
+class StoredPhoto:
     """What is kept of a photo."""
 
     template: Templates
@@ -198,11 +198,13 @@ class Store(ABC):
         """Everybody, by name."""
 
     @abstractmethod
-    def photos(self, name: str | None = None) -> Iterator[tuple[str, int, Photo]]:
+    def photos(self, name: str | None = None) -> Iterator[tuple[str, int, StoredPhoto]]:
         """Name, number and photo: of one person, or of everybody in the order of enrolment."""
 
     @abstractmethod
-    def add(self, people: Mapping[str, Sequence[Photo]], digest: str, *, new: bool = False) -> None:
+    def add(
+        self, people: Mapping[str, Sequence[StoredPhoto]], digest: str, *, new: bool = False
+    ) -> None:
         """Adds photos of people, all of them or, where that fails, none.
 
         Args:

@@ -20,7 +20,7 @@ import safetensors.numpy
 
 from persona.errors import PersonaError
 from persona.files import PRIVATE, write_atomically
-from persona.gallery.store import Facts, Photo, Store, check_name, unit
+from persona.gallery.store import Facts, Store, StoredPhoto, check_name, unit
 from persona.models.public import public
 
 FORMAT = "persona gallery 1"
@@ -60,9 +60,9 @@ def import_people(store: Store, path: Path) -> dict[str, int]:
     """
     facts, names, templates_NE = read_people(path)
     store.adopt(replace(facts, threshold=None))
-    people: dict[str, list[Photo]] = defaultdict(list)
+    people: dict[str, list[StoredPhoto]] = defaultdict(list)
     for name, template in zip(names, templates_NE, strict=True):
-        people[name].append(Photo(template))
+        people[name].append(StoredPhoto(template))
     store.add(people, facts.digest, new=True)
     return dict(Counter(names))
 

@@ -7,18 +7,16 @@ where. Of every path and address the last part stays, which names the set or the
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
 from persona.models.cards import Card, read_classes
+from persona.names import public_name
 
 PRIVATE = frozenset({"cache", "unknown_photos"})
 """Fields of configs and scores that are of this machine, or of its people, alone."""
-_KIND = re.compile(r"[a-z][\w-]+:(?!//)")
-"""What stands before a path in `onnx:FILE` or `folders:PATH`."""
 
 
 def public(value: Any) -> Any:
@@ -28,13 +26,6 @@ def public(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [public(item) for item in value]
     return public_name(str(value)) if isinstance(value, str | PurePath) else value
-
-
-def public_name(text: str) -> str:
-    """A name without where it lies: `onnx:/home/ada/net.onnx` as `onnx:net.onnx`."""
-    kind = _KIND.match(text)
-    before = kind[0] if kind else ""
-    return before + re.split(r"[/\\]", text[len(before) :].rstrip("/\\"))[-1]
 
 
 def public_card(card: Card) -> Card:

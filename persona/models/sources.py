@@ -267,6 +267,32 @@ class _LitertFiles(_Files):
         return litert.LitertRunner(self.found(name), threads)
 
 
+class _Hub(Source):
+    """Students on the Hugging Face hub, which come into the store under their NAME."""
+
+    shown = "hf://OWNER/NAME"
+    prefix = "hf://"
+
+    def has(self, name: str, models: Path) -> bool:
+        return name.startswith(self.prefix)
+
+    def check(self, name: str, models: Path) -> None:
+        from persona.models.hub import parse_repository
+
+        parse_repository(name)
+
+    def title(self, name: str) -> str:
+        return name.rpartition("/")[2]
+
+    def facts(self, name: str, models: Path) -> list[list[str]]:
+        return [["source", name]]
+
+    def open(self, name: str, models: Path) -> NamedNetwork:
+        from persona.models.hub import parse_repository, pull_once
+
+        return OWN.open(pull_once(parse_repository(name), models).id, models)
+
+
 class _Facenets(Source):
     """FaceNet with the weights that facenet-pytorch released, downloaded once."""
 
@@ -374,8 +400,8 @@ class _Zoo(_Stores):
         return ZOO
 
 
-ONNX = _OnnxFiles()
-SOURCES: list[Source] = [ONNX, _LitertFiles(), _Facenets(), _Untrained(), _OwnModels(), _Zoo()]
+ONNX, OWN = _OnnxFiles(), _OwnModels()
+SOURCES: list[Source] = [ONNX, _LitertFiles(), _Hub(), _Facenets(), _Untrained(), OWN, _Zoo()]
 """In the order in which they are asked."""
 
 

@@ -25,9 +25,9 @@ from persona.data.storage import SetFolder
 from persona.errors import PersonaError, unknown
 from persona.evaluation.protocols import check_measure
 from persona.models.cards import Card
-from persona.models.public import public, public_card, public_name
-from persona.models.sources import Source, known_names, known_source, load_network
-from persona.names import legible
+from persona.models.public import public, public_card
+from persona.models.sources import Source, known_names, known_source, load_network, spell
+from persona.names import legible, public_name
 from persona.report.figures import (
     Figure,
     cost_figure,
@@ -51,7 +51,7 @@ from persona.report.measure import (
     read_faces,
     time_on_cpu,
 )
-from persona.report.page import Face, FacePair, Made, Mistakes, Page, Section, Table
+from persona.report.page import FacePair, Made, Mistakes, Page, Section, ShownFace, Table
 from persona.workspace import Workspace
 
 
@@ -85,7 +85,8 @@ def find_entries(names: Sequence[str], teacher: str | None, place: Workspace) ->
     Raises:
         PersonaError: unknown, or a run's or model's files are damaged.
     """
-    wanted = [name for name in dict.fromkeys(names) if name != teacher]
+    teacher = None if teacher is None else spell(teacher)
+    wanted = [name for name in dict.fromkeys(map(spell, names)) if name != teacher]
     entries = [_find(name, place) for name in wanted]
     if teacher is not None:
         found = _find(teacher, place)
@@ -319,7 +320,7 @@ def _mistakes(
         labels = [int(scores.identity_a[place]), int(scores.identity_b[place])]
         names = " / ".join(dict.fromkeys(people[label] for label in labels)) if people else ""
         faces = [
-            Face(jpegs[key], f"Face of photo {key}" + (f", {people[label]}" if people else ""))
+            ShownFace(jpegs[key], f"Face of photo {key}" + (f", {people[label]}" if people else ""))
             for key, label in zip(own, labels, strict=True)
         ]
         return FacePair(faces, f"{scores.score[place]:.3f}", names)

@@ -36,7 +36,7 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Face:
+class ShownFace:
     """A photo in the page."""
 
     jpeg: bytes
@@ -52,7 +52,7 @@ class Face:
 class FacePair:
     """A pair that was decided wrongly."""
 
-    faces: list[Face]
+    faces: list[ShownFace]
     score: str
     names: str = ""
 

@@ -40,13 +40,13 @@ def home(lfw_set: Packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 def test_evaluate_and_compare_say_so(home: Path) -> None:
-    arguments = ("evaluate", "--set", "lfw", "--student", "flat", "-w", "0", "--resamples", "0")
+    arguments = ("evaluate", "--set", "lfw", "--model", "flat", "-w", "0", "--resamples", "0")
     figures = persona_here(*arguments, home=home)
     assert 0 < figures["auc"] < 1  # the order of its similarities hides it
     assert figures["collapsed"] is True and figures["spread"] < 1e-4
     said = _here(app, arguments, home).stderr
     assert "warning: flat has collapsed: it gives the people of set lfw nearly one" in said
-    arguments = ("evaluate", "--set", "lfw", "--student", "mobilenet_v3_small", *arguments[5:])
+    arguments = ("evaluate", "--set", "lfw", "--model", "mobilenet_v3_small", *arguments[5:])
     figures = persona_here(*arguments, home=home)
     assert "collapsed" not in figures and figures["spread"] > 0.1
     both = ("compare", "flat", "mobilenet_v3_small", "--set", "lfw", "-w", "0")

@@ -55,7 +55,7 @@ def test_the_whole_way_from_photos_to_packed_triplets(home: Path) -> None:
     listed = persona("shards", "list", home=home)
     assert [list(row) for row in listed] == [keys, keys]
     assert persona("shards", "verify", card["id"], home=home)["verified"] is True
-    figures = persona("evaluate", "--set", card["id"], "--student", "mobilenet_v3_small", home=home)
+    figures = persona("evaluate", "--set", card["id"], "--model", "mobilenet_v3_small", home=home)
     assert list(figures)[:6] == ["model", "set", "measure", "accuracy", "triplets", "no_face"]
     assert (figures["measure"], figures["triplets"]) == ("match", 15)
 
@@ -139,7 +139,10 @@ def test_a_teacher_without_a_name_is_facenet() -> None:
         (("shards", "verify", "nope"), "unknown set 'nope'"),
         (("evaluate", "--set", "nope"), "unknown set 'nope'"),
         (("evaluate", "--set", "casia-webface"), "run `persona shard casia-webface`"),
-        (("evaluate", "--set", "x", "--student", "a", "--teacher", "b"), "choose one of"),
+        (("verify", "x", "y", "--model", "b"), "unknown model 'b'"),
+        (("verify", "x", "y", "--student", "b"), "unknown model 'b'"),
+        (("verify", "x", "y", "--teacher", "b.onnx"), "no ONNX file at b.onnx"),
+        (("bench", "b.tflite"), "no LiteRT file at b.tflite"),
     ],
 )
 def test_bad_input_is_explained(home: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -163,7 +166,7 @@ def test_evaluating_what_a_set_cannot_give(home: Path) -> None:
         ("class", "mobilenet_v3_small gives embeddings alone, no classes: class accuracy"),
         ("beauty", "unknown measure 'beauty'"),
     ):
-        arguments = ["evaluate", "--set", "lfw", "--student", "mobilenet_v3_small"]
+        arguments = ["evaluate", "--set", "lfw", "--model", "mobilenet_v3_small"]
         result = CliRunner().invoke(
             app, [*arguments, "--measure", measure], env={"PERSONA_HOME": str(home)}
         )
@@ -180,7 +183,7 @@ def test_comparing_two_models_and_bad_options_of_evaluation(home: Path) -> None:
     auc = found["differences"]["auc"]
     assert list(auc) == ["a", "b", "difference", "interval", "p"]
     assert auc["difference"] == pytest.approx(auc["a"] - auc["b"])
-    student = ("evaluate", "--student", models[0], *known[:4])
+    student = ("evaluate", "--model", models[0], *known[:4])
     for arguments, message in (
         ((*student, "--exclude-overlap", "nobody"), "--exclude-overlap: no model 'nobody'"),
         ((*student, "--exclude-overlap", "facenet-vggface2"), "does not name the people"),
@@ -202,7 +205,7 @@ def test_a_person_reads_intervals_and_what_cannot_be_resolved(home: Path) -> Non
     rows += [f"Person_A/Person_A_000{i}.jpg,Person_B/Person_B_000{j}.jpg,0" for i, j in PLACES]
     rows += [rows[0], "Nobody/1.jpg,Nobody/2.jpg,0"]
     pairs.write_text("\n".join(["a,b,label", *rows]) + "\n")
-    arguments = ("evaluate", "--set", "lfw", "--student", "mobilenet_v3_small", "-w", "0")
+    arguments = ("evaluate", "--set", "lfw", "--model", "mobilenet_v3_small", "-w", "0")
     done = run("persona", *arguments, "--pairs", str(pairs), home=home)
     assert "95 % interval" in done.stdout and "not resolvable" in done.stdout
     for line in (

@@ -90,3 +90,10 @@ def test_it_is_alone_on_stderr_and_without_a_command_the_help_is_shown(tmp_path:
     done = subprocess.run(command, **options, check=False)
     assert (done.returncode, done.stderr) == (2, "")
     assert "distill" in done.stdout
+
+
+def test_one_option_names_the_network() -> None:
+    for name in ("evaluate", "verify", "embed", "enroll", "recognise", "serve", "learn"):
+        options = {option for p in PLAIN[(name,)].params for option in p.opts}
+        assert "--model" in options and "--student" not in options
+        assert ("--teacher" in options) == (name == "learn")  # there it is another network

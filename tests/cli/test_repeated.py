@@ -23,6 +23,10 @@ from persona.cli.distill import with_values
             ("models", "list", "--models", "m", "--models=n"),
             "--models is given 2 times: the last, n",
         ),
+        (
+            ("learn", "--student", "a", "--on", "x", "--model", "b"),
+            "note: --model is given 2 times: the last, b, counts",
+        ),
         (("datasets", "--json", "--json"), None),
         (("datasets", "--raw", "a"), None),
     ],

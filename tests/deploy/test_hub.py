@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 
 from persona.cli.app import app
 from persona.config import StudentConfig
-from persona.deploy import hub as hub_module
-from persona.deploy.hub import parse_repository, pull, push
+from persona.deploy.hub import push
 from persona.errors import PersonaError
+from persona.models import hub as hub_module
 from persona.models.cards import list_models, read_card
+from persona.models.hub import parse_repository, pull
 from persona.models.sources import load_network
 from persona.models.store import save_model
 from persona.models.student import Student
@@ -54,7 +55,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
     with run_hub() as server:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(hub_module, "_api", lambda: HfApi(server.url, token=TOKEN))
+        monkeypatch.setattr(hub_module, "open_hub", lambda: HfApi(server.url, token=TOKEN))
         yield server
 
 
@@ -214,3 +215,17 @@ def test_the_commands(
         )
         assert result.exit_code == 0 and words in result.output, result.output
     assert "model.onnx" in hub.repositories["me/small"]
+
+
+def test_the_hub_is_a_source_of_networks(models: Path, tmp_path: Path, hub: Hub) -> None:
+    put(models)
+    there = tmp_path / "there"
+    named = load_network("hf://me/small", there)
+    assert (named.name, named.digest) == ("small", read_card(there / "small").weights_sha256)
+    hub.asked.clear()
+    assert load_network("hf://me/small", there).digest == named.digest
+    assert hub.asked == ["card.json"]  # what is here is not downloaded again
+    with pytest.raises(PersonaError, match="there is a small"):
+        load_network("hf://me/small", models)  # another of this name, with a last layer
+    with pytest.raises(PersonaError, match="expected hf://OWNER/NAME"):
+        load_network("hf://me", there)

@@ -8,16 +8,14 @@ from sklearn.metrics import accuracy_score, roc_auc_score, roc_curve
 
 from persona.errors import PersonaError
 from persona.evaluation.metrics import (
-    best_threshold,
     cosine_scores,
+    decide_folds,
     equal_error_rate,
-    fold_accuracies,
     listed_scores,
     match_accuracy,
     roc,
     roc_auc,
     tar_at_far,
-    threshold_at_far,
     verification,
 )
 
@@ -69,14 +67,14 @@ def test_folds_agree_with_the_procedure_written_out(seed: int, decimals: int) ->
         best = np.flatnonzero(np.isclose(accuracy, max(accuracy)))
         threshold = candidates[best[len(best) // 2]]
         expected.append(accuracy_score(same[test], scores[test] >= threshold))
-    np.testing.assert_allclose(fold_accuracies(scores, same, folds), expected)
+    np.testing.assert_allclose(decide_folds(scores, same, folds).accuracies, expected)
 
 
 def test_the_threshold_never_sees_the_test_fold() -> None:
     scores, same, folds = random_pairs(0)
-    before = fold_accuracies(scores, same, folds)
+    before = decide_folds(scores, same, folds).accuracies
     flipped = np.where(folds == 3, ~same, same)
-    after = fold_accuracies(scores, flipped, folds)
+    after = decide_folds(scores, flipped, folds).accuracies
     assert after[3] == pytest.approx(1 - before[3])
 
 
@@ -96,20 +94,22 @@ def test_a_perfect_and_a_useless_network() -> None:
 @pytest.mark.parametrize("far", [1.0, 0.5, 0.1, 0.02])
 @pytest.mark.parametrize("decimals", [1, 3])
 def test_the_threshold_at_a_far_is_the_lowest_that_keeps_it(far: float, decimals: int) -> None:
-    scores, same, _ = random_pairs(1, decimals=decimals)
+    scores, same, folds = random_pairs(1, decimals=decimals)
     scores[~same & (scores == scores[~same].max())] = 1.0  # above every genuine pair
-    threshold = threshold_at_far(scores, same, far)
+    found = verification(scores, same, folds, (far, 1e-4)).threshold_at_far
+    threshold = found[f"{far:g}"]
     assert threshold is not None
     assert np.mean(scores[~same] >= threshold) <= far
     lower = np.nextafter(threshold, -np.inf)
     assert far == 1.0 or np.mean(scores[~same] >= lower) > far
     assert np.mean(scores[same] >= threshold) == tar_at_far(scores, same, far)
-    assert threshold_at_far(scores, same, 1e-4) is None
+    assert found["0.0001"] is None
 
 
 def test_threshold_lies_in_the_gap() -> None:
-    scores = np.array([0.1, 0.2, 0.8, 0.9])
-    assert best_threshold(scores, scores > 0.5) == pytest.approx(0.5)
+    scores = np.tile([0.1, 0.2, 0.8, 0.9], 2)
+    decided = decide_folds(scores, scores > 0.5, np.repeat([0, 1], 4))
+    assert decided.thresholds == pytest.approx([0.5, 0.5])
 
 
 def test_cosine_and_match() -> None:

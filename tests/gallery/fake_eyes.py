@@ -17,7 +17,7 @@ from PIL import Image
 from persona.data.align.spec import AlignSpec, Crop, Face
 from persona.gallery.faces import SeenFace
 from persona.gallery.people import Gallery
-from persona.gallery.store import Facts, Photo, Store, Templates, Threshold, open_store, unit
+from persona.gallery.store import Facts, Store, StoredPhoto, Templates, Threshold, open_store, unit
 
 WIDTH = 8
 FACTS = Facts("net", "digest", WIDTH, AlignSpec())
@@ -74,8 +74,8 @@ def gallery(path: Path, threshold: float = 0.5, **options: Any) -> Gallery:
     return Gallery(new_store(path), eyes, Threshold(threshold, "test"), **options)
 
 
-def kept(*templates: Templates) -> list[Photo]:
-    return [Photo(template) for template in templates]
+def kept(*templates: Templates) -> list[StoredPhoto]:
+    return [StoredPhoto(template) for template in templates]
 
 
 def jpeg_of(image: Image.Image) -> bytes:

@@ -24,7 +24,7 @@ from helpers import persona_error_here
 from persona.errors import PersonaError
 from persona.gallery import Gallery
 from persona.gallery.postgres import PostgresStore
-from persona.gallery.store import Photo, ReadOnlyError, Store, Threshold, open_store
+from persona.gallery.store import ReadOnlyError, Store, StoredPhoto, Threshold, open_store
 
 pytestmark = pytest.mark.heavy
 
@@ -98,7 +98,7 @@ def store(url: str) -> Iterator[Store]:
 def test_people_come_back(store: Store, url: str) -> None:
     a, b, c = vectors(3)
     points = np.arange(12.0).reshape(6, 2)
-    store.add({"Zoë '); DROP": [Photo(a, b"\0jpeg", points)], "👩‍🚀": kept(b)}, FACTS.digest)
+    store.add({"Zoë '); DROP": [StoredPhoto(a, b"\0jpeg", points)], "👩‍🚀": kept(b)}, FACTS.digest)
     store.add({"👩‍🚀": kept(c)}, FACTS.digest)
     store.set_threshold(Threshold(0.3, "a set"))
     with open_store(url) as other:

@@ -29,7 +29,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from persona.cli.errors import explain
-from persona.gallery.store import Facts, Photo, Threshold, open_store
+from persona.gallery.store import Facts, StoredPhoto, Threshold, open_store
 from persona.gallery.transfer import export_people
 
 facts = Facts.from_text(sys.argv[3], "test")
@@ -52,7 +52,7 @@ def use(create):
             "nearest": found and found.name,
             "export": export_people(store, Path(sys.argv[2])),
             "early": attempt(store.check_writable),
-            "add": attempt(lambda: store.add({"Cy": [Photo(ann)]}, facts.digest)),
+            "add": attempt(lambda: store.add({"Cy": [StoredPhoto(ann)]}, facts.digest)),
             "forget": attempt(lambda: store.forget("Ann")),
             "adopt": attempt(lambda: store.set_threshold(Threshold(0.5, "a set"))),
         }

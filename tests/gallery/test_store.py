@@ -23,7 +23,7 @@ from helpers import environment
 from persona.errors import PersonaError
 from persona.gallery import crypt, sqlite
 from persona.gallery.sqlite import SqliteStore
-from persona.gallery.store import MAX_NAME, Facts, Photo, Threshold, check_name, open_store
+from persona.gallery.store import MAX_NAME, Facts, StoredPhoto, Threshold, check_name, open_store
 
 PASSPHRASE = b"correct horse"
 
@@ -38,11 +38,11 @@ def script(body: str, *arguments: object) -> list[str]:
     head = """
         import sys
         import numpy as np
-        from persona.gallery.store import Photo, open_store
+        from persona.gallery.store import StoredPhoto, open_store
         path, *rest = sys.argv[1:]
         store = open_store(path)
         def photos(n):
-            return [Photo(np.eye(8, dtype=np.float32)[n % 8]) for _ in range(3)]
+            return [StoredPhoto(np.eye(8, dtype=np.float32)[n % 8]) for _ in range(3)]
     """
     code = textwrap.dedent(head) + textwrap.dedent(body)
     return [sys.executable, "-c", code, *map(str, arguments)]
@@ -52,7 +52,7 @@ def test_people_come_back(tmp_path: Path) -> None:
     a, b, c = vectors(3)
     points = np.arange(12.0).reshape(6, 2)
     with new_store(tmp_path / "g.db") as store:
-        store.add({"Ann": [Photo(a, b"jpeg", points)], "Bob": kept(b)}, FACTS.digest)
+        store.add({"Ann": [StoredPhoto(a, b"jpeg", points)], "Bob": kept(b)}, FACTS.digest)
         store.add({"Ann": kept(c)}, FACTS.digest)
     with open_store(tmp_path / "g.db") as store:
         assert [(p.name, p.photos) for p in store.people()] == [("Ann", 2), ("Bob", 1)]
@@ -118,7 +118,7 @@ def test_forget_leaves_no_byte(tmp_path: Path, crops: bool) -> None:
         for number in range(30):
             store.add({f"Somebody {number}": kept(*vectors(3, seed=number))}, FACTS.digest)
         # In between, so that its cells are moved about.
-        store.add({"Wanda Wanished": [Photo(t, crop) for t in gone]}, FACTS.digest)
+        store.add({"Wanda Wanished": [StoredPhoto(t, crop) for t in gone]}, FACTS.digest)
         for number in range(30, 60):
             store.add({f"Somebody {number}": kept(*vectors(3, seed=number))}, FACTS.digest)
         before = files_of(path)
@@ -298,7 +298,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
         pages = store._execute("PRAGMA page_count").fetchone()[0]
         store._execute(f"PRAGMA max_page_count = {pages + 2}")
         with pytest.raises(PersonaError, match=r"g\.db: the disk is full: make room and run again"):
-            store.add({"Bob": [Photo(vectors(1)[0], os.urandom(100_000))]}, FACTS.digest)
+            store.add({"Bob": [StoredPhoto(vectors(1)[0], os.urandom(100_000))]}, FACTS.digest)
         assert [person.name for person in store.people()] == ["Ann"]
         store._execute("PRAGMA max_page_count = 1000000")
         store.add({"Bob": kept(*vectors(1))}, FACTS.digest)
@@ -312,7 +312,8 @@ def test_a_file_limit_is_one_line(tmp_path: Path) -> None:
     body = """
         from persona.errors import PersonaError
         try:
-            store.add({"Bob": [Photo(np.eye(8, dtype=np.float32)[0], bytes(500_000))]}, "digest")
+            photo = StoredPhoto(np.eye(8, dtype=np.float32)[0], bytes(500_000))
+            store.add({"Bob": [photo]}, "digest")
         except PersonaError as error:
             print(error)
     """
@@ -710,7 +711,7 @@ def test_a_passphrase_hides_all_but_names(tmp_path: Path, monkeypatch: pytest.Mo
     template = vectors(1)[0]
     crop = os.urandom(200)
     with new_store(path, passphrase=PASSPHRASE) as store:
-        store.add({"Ann": [Photo(template, crop)], "Bob": kept(*vectors(1, 1))}, FACTS.digest)
+        store.add({"Ann": [StoredPhoto(template, crop)], "Bob": kept(*vectors(1, 1))}, FACTS.digest)
         assert template.tobytes() not in files_of(path)
         assert crop not in files_of(path)
         (found,) = store.nearest(template[None], "mean")

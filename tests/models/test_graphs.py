@@ -20,7 +20,7 @@ from onnx_files import SETTINGS, SIDE, write_model
 from persona.data.align.spec import AlignSpec
 from persona.errors import PersonaError
 from persona.gallery.people import open_eyes
-from persona.gallery.store import Facts, OtherNetworkError, Photo, open_store
+from persona.gallery.store import Facts, OtherNetworkError, StoredPhoto, open_store
 from persona.models import graphs
 from persona.models.graphs import read_onnx, within_limit
 from persona.models.litert import open_litert
@@ -116,7 +116,7 @@ def test_a_gallery_from_elsewhere_runs_no_other_file(tmp_path: Path, monkeypatch
     facts = Facts(f"onnx:{path}", "d" * 64, 9, AlignSpec())
     with open_store(tmp_path / "g.db", create=True) as store:
         store.adopt(facts)
-        store.add({"somebody": [Photo(np.eye(9, dtype=np.float32)[0])]}, facts.digest)
+        store.add({"somebody": [StoredPhoto(np.eye(9, dtype=np.float32)[0])]}, facts.digest)
         monkeypatch.setattr("persona.models.sources.load_network", pytest.fail)
         with pytest.raises(OtherNetworkError, match="were made by another network"):
             open_eyes(store, None, Workspace.locate(home=tmp_path))

@@ -25,12 +25,13 @@ from persona.deploy.export import EMBEDDING, build_graph
 from persona.deploy.litert import to_litert
 from persona.deploy.model_card import model_card
 from persona.files import write_json
-from persona.gallery.store import Facts, Photo, open_store
+from persona.gallery.store import Facts, StoredPhoto, open_store
 from persona.gallery.transfer import export_people
 from persona.models.cards import CARD, Card, read_card
-from persona.models.public import public, public_card, public_name, publish_copy
+from persona.models.public import public, public_card, publish_copy
 from persona.models.store import load_model, save_model
 from persona.models.student import Student
+from persona.names import public_name
 from persona.report.build import build_page, find_entries
 from persona.report.page import render
 from persona.training.tracking import Tracker
@@ -151,7 +152,7 @@ def test_what_a_gallery_exports(tmp_path: Path) -> None:
     facts = Facts(f"onnx:/home/ada/{SECRET}/net.onnx", "d" * 64, 8, AlignSpec())
     with open_store(tmp_path / "g.sqlite", create=True) as store:
         store.adopt(facts)
-        store.add({"b": [Photo(np.eye(8, dtype=np.float32)[0])]}, facts.digest)
+        store.add({"b": [StoredPhoto(np.eye(8, dtype=np.float32)[0])]}, facts.digest)
         export_people(store, tmp_path / "out.safetensors")
     clean((tmp_path / "out.safetensors").read_bytes())
 
