@@ -38,7 +38,7 @@ def missing_for_training(error: BaseException, what: str) -> PersonaError | None
 def check_training(what: str) -> None:
     """Raises PersonaError if the extra `train` is not installed, before `what` begins its work."""
     with needing(what):
-        for name in sorted(IN_TRAIN):
+        for name in ("torch", *sorted(IN_TRAIN)):
             if importlib.util.find_spec(name) is None:
                 raise ModuleNotFoundError(name=name)
 

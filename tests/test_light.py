@@ -119,7 +119,7 @@ def test_what_needs_torch_says_what_to_install(without_training: None) -> None:
         needing("exporting"),
     ):
         raise absent
-    with pytest.raises(PersonaError, match=r"the demo needs accelerate: .*\[train\]"):
+    with pytest.raises(PersonaError, match=r"the demo needs torch: .*\[train\]"):
         check_training("the demo")
 
 

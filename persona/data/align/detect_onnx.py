@@ -76,6 +76,7 @@ def _open(model: bytes) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     # One thread: processes share the cores better, and sums never depend on their number.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False  # one would be kept for each size of photo
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
