@@ -79,20 +79,17 @@ def main() -> None:
     os.environ["PERSONA_HOME"] = str(Path.cwd())
     draw_datasets(Path("raw"), Population(2, 2, 20, 3, 2, 120), 1)
     photos = sorted(Path("raw/SyntheticLFW").rglob("*.jpg"))[:3]
+    model = ("--model", network)
 
-    verdict = persona(
-        "verify", *map(str, photos[:2]), "--model", network, "--threshold", "0.5", "--json"
-    )
+    verdict = persona("verify", *map(str, photos[:2]), *model, "--threshold", "0.5", "--json")
     assert verdict["same"] is True, verdict
-    embedded = persona(
-        "embed", str(photos[0].parent), "--out", "e.npz", "--model", network, "--json"
-    )
+    embedded = persona("embed", str(photos[0].parent), "--out", "e.npz", *model, "--json")
     assert embedded["embedding_size"] == 64 and embedded["faces"] >= 2, embedded
     persona("shard", "synthetic-lfw", "--raw", "raw", "--workers", "1")
     figures = persona("evaluate", "--set", "synthetic-lfw", *model, "--json")
     assert figures["pairs"] == 40, figures
     gallery = ("--store", "people.db")
-    chosen = ("--model", network, "--threshold", "0.5", *gallery)
+    chosen = (*model, "--threshold", "0.5", *gallery)
     persona("enroll", "Ada", *map(str, photos[:2]), *chosen)
     seen = persona("recognise", str(photos[2]), *gallery, "--threshold", "0.5", "--json")
     assert seen["photos"][0]["faces"][0]["name"] == "Ada", seen
