@@ -5,6 +5,10 @@
 2. what has come lies in `.download/` beside the target; the next request asks for the rest, on
    condition that the file is the same one (Range and If-Range)
 3. the whole is compared with its length and checksum, then renamed
+
+Every request over HTTP that Persona makes goes through `open_url` and `read_blocks`: those of a
+packed set's files (persona/data/storage.py) and of the hub (persona/models/hub.py) too, which have
+their own rules of what a partial file is and when to try again.
 """
 
 from __future__ import annotations
@@ -21,10 +25,10 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from persona.errors import PersonaError
@@ -72,6 +76,74 @@ class _RefusalError(_CutError):
 
 class _BeyondError(_CutError):
     """There is nothing beyond what has come; the message is the length of the whole."""
+
+
+class _SameHost(urllib.request.HTTPRedirectHandler):
+    """Gives a login to where a server sends on, if that is the same server."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        """Follows it."""
+        found = super().redirect_request(req, fp, code, msg, headers, newurl)
+        there, here = urlsplit(newurl), urlsplit(req.full_url)
+        if found is not None and (there.scheme, there.netloc) == (here.scheme, here.netloc):
+            found.unredirected_hdrs.update(req.unredirected_hdrs)
+        return found
+
+
+def open_url(
+    url: str,
+    *,
+    start: int = 0,
+    version: str = "",
+    login: Mapping[str, str] | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> Any:
+    """The answer to one request for a file as it lies there, through the user's proxies.
+
+    Args:
+        url: an http(s) address.
+        start: the first byte that is wanted; a server that knows no ranges begins with the first.
+        version: of the bytes that are here already: of another one all of it is sent.
+        login: headers that no other server is told, whatever this one redirects to.
+        timeout_s: without a byte.
+
+    Raises:
+        OSError, http.client.HTTPException: no answer, or an error (`urllib.error.HTTPError`).
+        ValueError: this is no address.
+    """
+    request = urllib.request.Request(
+        url, headers={"User-Agent": "persona", "Accept-Encoding": "identity"}
+    )
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+        if version:
+            request.add_header("If-Range", version)
+    for name, value in (login or {}).items():
+        request.add_unredirected_header(name, value)
+    return urllib.request.build_opener(_SameHost).open(request, timeout=timeout_s)
+
+
+def read_blocks(response: Any, *, whole: bool = False) -> Iterator[bytes]:
+    """The body of an answer, as it comes.
+
+    Raises:
+        OSError, http.client.HTTPException: the connection broke; with `whole`, it ended early.
+    """
+    came = 0
+    while block := response.read1(BLOCK):  # `read` would lose what came before a reset
+        came += len(block)
+        yield block
+    length = whole_number(response.headers.get("Content-Length") or "", MOST_DIGITS) or 0
+    if whole and came < length:
+        raise http.client.IncompleteRead(b"", length - came)
 
 
 def fetch(
@@ -223,13 +295,9 @@ def _ask(
     same = partial.url == url and partial.version
     if start and not same and checksum is None:
         start = 0  # nothing would tell if this mirror's file were another one
-    headers = {"User-Agent": "persona", "Accept-Encoding": "identity"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-        if same:
-            headers["If-Range"] = partial.version
+    version = partial.version if same else ""
     try:
-        size, total = _receive(url, headers, partial, start, timeout_s, bar)
+        size, total = _receive(url, version, partial, start, timeout_s, bar)
     except _BeyondError as length:  # killed between the last byte and the renaming, or damaged
         if str(length) != str(start) or (checksum is None and partial.total != start):
             partial.clear()
@@ -245,10 +313,10 @@ def _ask(
 
 
 def _receive(
-    url: str, headers: dict[str, str], partial: _Partial, start: int, timeout_s: float, bar: _Bar
+    url: str, version: str, partial: _Partial, start: int, timeout_s: float, bar: _Bar
 ) -> tuple[int, int]:
     """Appends what one request gives; bytes that are here and of the whole, 0 if unknown."""
-    with _response(url, headers, timeout_s) as response:
+    with _response(url, start, version, timeout_s) as response:
         total = _begin(response, url, partial, start)
         size = partial.size
         bar(size, total)
@@ -284,12 +352,10 @@ def _begin(response: Any, url: str, partial: _Partial, start: int) -> int:
 
 
 @contextlib.contextmanager
-def _response(url: str, headers: dict[str, str], timeout_s: float) -> Iterator[Any]:
+def _response(url: str, start: int, version: str, timeout_s: float) -> Iterator[Any]:
     """An answer with the file or the wanted part of it."""
     try:
-        response = urllib.request.urlopen(
-            urllib.request.Request(url, headers=headers), timeout=timeout_s
-        )
+        response = open_url(url, start=start, version=version, timeout_s=timeout_s)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:
@@ -310,9 +376,10 @@ def _response(url: str, headers: dict[str, str], timeout_s: float) -> Iterator[A
 
 def _blocks(response: Any) -> Iterator[bytes]:
     """The body; writing it to disk may fail in other ways than reading it."""
+    blocks = read_blocks(response)
     while True:
         try:
-            block = response.read1(BLOCK)
+            block = next(blocks, b"")
         except (OSError, http.client.HTTPException) as error:
             raise _CutError(_reason(error)) from None
         if not block:

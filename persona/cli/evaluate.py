@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from persona.models.sources import Named
 
 DEFAULT_TEACHER = "facenet-vggface2"
-NOT_RESOLVABLE = "not resolvable"
-UNKNOWN_SHOWN = 10
 
 SetOption = Annotated[
     str,
@@ -149,7 +147,8 @@ def evaluate_command(
             print_json(evaluation.to_json())
         else:
             print_evaluation(evaluation)
-        print_notes(evaluation)
+        for line in evaluation.notes():
+            note(line)
     processes.wait_for_everyone()
     processes.end_training()
 
@@ -182,6 +181,7 @@ def compare_command(
     from persona.evaluation.compare import compare
     from persona.evaluation.processes import join_processes
     from persona.evaluation.protocols import Options
+    from persona.evaluation.statistics import interval_text
     from persona.models.sources import load_embedder, spell
 
     trained = None
@@ -210,7 +210,7 @@ def compare_command(
                         d.figure,
                         *(f"{value:.4f}" for value in (d.a, d.b)),
                         f"{d.difference:+.4f}",
-                        _interval(d.interval, sign="+"),
+                        interval_text(d.interval, sign="+"),
                         None if d.p is None else f"{d.p:.3f}",
                     ]
                     for d in differences
@@ -261,123 +261,10 @@ def trained_identities(name: str, shards: Path, models: Path) -> tuple[str, ...]
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    """Figures with their intervals, then groups."""
-    intervals = evaluation.intervals or {}
-    rows: list[list[str | None]] = []
-
-    def add(title: str, value: float | None, name: str, spread: float | None = None) -> None:
-        shown = NOT_RESOLVABLE if value is None else f"{value:.4f}"
-        if spread is not None:
-            shown += f" ± {spread:.4f}"
-        rows.append([title, shown, _interval(intervals.get(name))])
-
-    for title, name in (
-        ("rank-1" if evaluation.cmc else "accuracy", "accuracy"),
-        ("AUC", "auc"),
-        ("EER", "eer"),
-        ("top-5", "top_5"),
-        ("rank-1", "rank_1"),
-        ("rank-5", "rank_5"),
-        ("mean margin", "margin"),
-        ("spread", "spread"),
-    ):
-        value = getattr(evaluation, name)
-        if value is not None and not (name == "rank_1" and evaluation.accuracy is not None):
-            add(title, value, name, evaluation.accuracy_std if name == "accuracy" else None)
-    for far, tar in (evaluation.tar_at_far or {}).items():
-        add(f"TAR @ FAR {far}", tar, f"tar@{far}")
-    for fpir, tpir in (evaluation.tpir_at_fpir or {}).items():
-        add(f"TPIR @ FPIR {fpir}", tpir, f"tpir@{fpir}")
-    counted = (
-        "pairs",
-        "triplets",
-        "photos",
-        "gallery",
-        "probes",
-        "non_mated",
-        "no_face",
-        "absent",
-        "overlap",
-    )
-    for name in counted:
-        count = getattr(evaluation, name)
-        if count is not None:
-            rows.append([name.replace("_", " "), str(count), None])
+    """The protocol's own tables."""
     note(f"{evaluation.model} on {evaluation.set}, {evaluation.measure}")
-    columns = [Column("figure"), Column("value", right=True)]
-    if intervals:
-        columns.append(Column("95 % interval", right=True))
-    print_table(columns, [row[: len(columns)] for row in rows])
-    if evaluation.groups is not None:
-        _print_groups(evaluation)
-
-
-def _print_groups(evaluation: Evaluation) -> None:
-    assert evaluation.groups is not None
-    titles = (
-        *(evaluation.by or "", "pairs", "impostor", "accuracy", "95 % interval"),
-        *("FAR", "FRR", "AUC", "EER"),
-    )
-    rows = []
-    for name, group in evaluation.groups.items():
-        interval = _interval(group.get("intervals", {}).get("accuracy"))
-        figures = ("far", "frr", "auc", "eer")
-        shown = (None if group[n] is None else f"{group[n]:.4f}" for n in figures)
-        counts = (group["pairs"], group["impostors"])
-        rows.append([name, *counts, f"{group['accuracy']:.4f}", interval, *shown])
-    print_table([Column(title, right=place > 0) for place, title in enumerate(titles)], rows)
-    note("FAR, FRR and their mean, the accuracy, are at the thresholds of all pairs")
-    if evaluation.gap is not None:
-        note(f"between the best and the worst group: {evaluation.gap:.4f} of accuracy")
-    if evaluation.ungrouped:
-        gap = (evaluation.by or "").endswith("-gap")
-        note(
-            f"note: {evaluation.ungrouped} pairs are {'' if gap else 'of two groups or '}"
-            "not annotated"
-        )
-
-
-def _interval(interval: Any, sign: str = "") -> str | None:
-    if interval is None:
-        return None
-    return f"{interval[0]:{sign}.4f} to {interval[1]:{sign}.4f}"
-
-
-def print_notes(evaluation: Evaluation) -> None:
-    """What was noticed and counted on the way, a line each."""
-    if evaluation.collapse:
-        note(f"warning: {evaluation.collapse}")
-    for rates, unit, trials in (
-        (evaluation.tar_at_far, "FAR", f"{evaluation.impostors} impostor pairs"),
-        (evaluation.tpir_at_fpir, "FPIR", f"{evaluation.non_mated} non-mated probes"),
-    ):
-        unresolved = [rate for rate, value in (rates or {}).items() if value is None]
-        if unresolved:
-            note(f"note: {trials} cannot resolve {unit} {', '.join(unresolved)}")
-    if evaluation.intervals and evaluation.intervals.get("accuracy", ...) is None:
-        note("note: no interval where all resamples agree: no errors are no proof of none")
-    unit = "triplets" if evaluation.triplets else "pairs" if evaluation.pairs else "photos"
-    fate = "counted as wrong" if evaluation.no_face_policy == "fail" else "left out"
-    if evaluation.no_face:
-        found = {"photos": "show no face", "triplets": "lack a photo"}.get(
-            unit, "have a photo without a face"
-        )
-        centre = "the middle of the photo stands in for the face"
-        what = centre if evaluation.no_face_policy == "centre" else fate
-        note(f"note: {evaluation.no_face} {unit} {found}: {what}")
-    if evaluation.absent:
-        found = "are absent" if unit == "photos" else "have a photo that the set does not hold"
-        note(f"note: {evaluation.absent} {unit} {found}: {fate}")
-    if evaluation.duplicates:
-        note(f"note: {evaluation.duplicates} pairs are listed more than once and count each time")
-    if evaluation.overlap:
-        left = evaluation.overlap_pairs
-        fate_of = "are measured" if left is None else f"are left out ({left})"
-        note(f"note: {evaluation.overlap} people of the set were trained on; their pairs {fate_of}")
-    strangers = evaluation.unknown_photos or []
-    if strangers:
-        note(f"note: {len(strangers)} paths are no photo of the set; their pairs are left out:")
-        for path in strangers[:UNKNOWN_SHOWN]:
-            note(f"  {path}")
-        if len(strangers) > UNKNOWN_SHOWN:
-            note(f"  … {len(strangers) - UNKNOWN_SHOWN} more")
+    for table in evaluation.tables():
+        columns = [Column(title, right=place > 0) for place, title in enumerate(table.titles)]
+        print_table(columns, table.rows)
+        for line in table.notes:
+            note(line)

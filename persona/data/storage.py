@@ -28,7 +28,6 @@ import shutil
 import tempfile
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -37,9 +36,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from persona.download import open_url, read_blocks
 from persona.errors import PersonaError
 from persona.extras import missing
-from persona.files import LARGEST_LIST, sha256_file, whole_number, write_atomically
+from persona.files import LARGEST_LIST, sha256_file, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,6 @@ BACKOFF_S = 0.5
 """Wait before the second try; doubled for each one after it."""
 TEMPORARY = "persona-set-"
 """What the names of temporary folders begin with."""
-CHUNK = 1 << 20
 OBJECT_CHUNK = 8 << 20
 """Bytes a request to an object store."""
 LARGEST_CARD = LARGEST_LIST
@@ -429,14 +428,10 @@ def _chunks(url: str, start: int, size: int | None) -> Iterator[bytes]:
 
 
 def _http(url: str, start: int) -> Iterator[bytes]:
-    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"})
-    if start:
-        request.add_header("Range", f"bytes={start}-")
     credentials = _credentials(urlsplit(url).hostname or "")
-    if credentials:  # not sent on to where the server may redirect
-        request.add_unredirected_header("Authorization", credentials)
+    login = {"Authorization": credentials} if credentials else {}
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+        response = open_url(url, start=start, login=login, timeout_s=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         if error.code in FINAL or error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             error.close()
@@ -446,15 +441,12 @@ def _http(url: str, start: int) -> Iterator[bytes]:
     with response:
         # A server that knows no ranges begins anew.
         passed = start if response.status != http.HTTPStatus.PARTIAL_CONTENT else 0
-        length = whole_number(response.headers.get("Content-Length") or "", 18) or 0
         came = 0
-        while data := response.read1(CHUNK):  # `read` would lose what came before a reset
+        for data in read_blocks(response, whole=True):
             came += len(data)
             fresh = data[max(0, len(data) - (came - passed)) :] if came > passed else b""
             if fresh:
                 yield fresh
-        if came < length:
-            raise http.client.IncompleteRead(b"", length - came)
 
 
 def _credentials(host: str) -> str | None:

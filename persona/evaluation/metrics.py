@@ -113,7 +113,7 @@ def _highest(fars: Floats, tars: Floats, far: float) -> float:
 
 
 def _lowest(fars: Floats, thresholds: Floats, far: float) -> float:
-    """The lowest threshold whose FAR is at most `far`: just above the first score that is too many."""
+    """The lowest threshold whose FAR is at most `far`: just above the first of too many."""
     over = int(np.searchsorted(fars, far, side="right"))
     return float(np.nextafter(thresholds[over], np.inf) if over < len(fars) else thresholds[-1])
 

@@ -239,3 +239,10 @@ def permutation_p(
         swapped_P = rng.random(int(place_P.max()) + 1)[place_P] < 0.5
         extreme += abs(swap_figure(swapped_P)) >= abs(observed) - 1e-12
     return (extreme + 1) / (resamples + 1)
+
+
+def interval_text(interval: Interval | None, sign: str = "") -> str | None:
+    """An interval as a table has it: `0.9001 to 0.9502`; with sign `+` each end has its own."""
+    if interval is None:
+        return None
+    return f"{interval[0]:{sign}.4f} to {interval[1]:{sign}.4f}"

@@ -7,15 +7,14 @@ folder of its own, and takes the model in when it is whole.
 from __future__ import annotations
 
 import contextlib
-import http.client
 import re
 import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import urlsplit
 
+from persona.download import open_url, read_blocks
 from persona.errors import PersonaError
 from persona.extras import missing
 from persona.files import LARGEST_JSON, scratch_folder
@@ -26,8 +25,6 @@ PREFIX = "hf://"
 MAX_BYTES = 500_000_000
 """Of a pulled model's weights: a student has a few MB."""
 MAX_CLASSES_BYTES = 50_000_000
-CHUNK = 1 << 20
-TIMEOUT_S = 30.0
 
 
 def parse_repository(url: str) -> str:
@@ -81,26 +78,6 @@ def pull_once(repository: str, models: Path) -> Card:
     return pull(repository, None, models)
 
 
-class _SameHost(urllib.request.HTTPRedirectHandler):
-    """Gives the login to where a hub sends on, if that is the hub itself."""
-
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
-        """Follows it."""
-        found = super().redirect_request(req, fp, code, msg, headers, newurl)
-        there, here = urlsplit(newurl), urlsplit(req.full_url)
-        if found is not None and (there.scheme, there.netloc) == (here.scheme, here.netloc):
-            found.unredirected_hdrs.update(req.unredirected_hdrs)
-        return found
-
-
 def _fetch(api: Any, repository: str, name: str, folder: Path, limit: int) -> None:
     """Brings a file here; what a hub says of its size is not believed.
 
@@ -110,20 +87,17 @@ def _fetch(api: Any, repository: str, name: str, folder: Path, limit: int) -> No
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers
 
-    request = urllib.request.Request(hf_hub_url(repository, name, endpoint=api.endpoint))
-    request.add_header("Accept-Encoding", "identity")
-    for header, value in build_hf_headers(token=api.token).items():
-        request.add_unredirected_header(header, value)
-    opener = urllib.request.build_opener(_SameHost)
-    with opener.open(request, timeout=TIMEOUT_S) as answer, (folder / name).open("wb") as file:
-        came = 0
-        while data := answer.read1(CHUNK):
+    url, login = (
+        hf_hub_url(repository, name, endpoint=api.endpoint),
+        build_hf_headers(token=api.token),
+    )
+    came = 0
+    with open_url(url, login=login) as answer, (folder / name).open("wb") as file:
+        for data in read_blocks(answer, whole=True):
             came += len(data)
             if came > limit:
                 raise _too_large(repository, name, limit)
             file.write(data)
-        if came < (length := int(answer.headers.get("Content-Length") or 0)):
-            raise http.client.IncompleteRead(b"", length - came)
 
 
 def _too_large(repository: str, name: str, limit: int) -> PersonaError:

@@ -36,6 +36,7 @@ from persona.data.shards import read_manifest
 from persona.distill import Run, build_accelerator, check_test_set
 from persona.errors import PersonaError
 from persona.evaluation.protocols import Evaluation
+from persona.evaluation.protocols.verification import VerificationFigures
 from persona.models.cards import find_model
 from persona.models.sources import NamedNetwork, load_network
 from persona.training.checkpoint import Progress, load_checkpoint
@@ -128,7 +129,7 @@ def test_the_best_epoch_is_the_later_of_equals_and_none_that_collapsed(
 
     def evaluate(named: NamedNetwork, *_: object, **__: object) -> Evaluation:
         auc, spread = next(scripted)
-        return Evaluation(named.name, "lfw", "verification", 0.5, auc=auc, spread=spread)
+        return VerificationFigures(named.name, "lfw", "verification", 0.5, auc=auc, spread=spread)
 
     monkeypatch.setattr("persona.distill.evaluate", evaluate)
     options = (*TEACHER_NONE, "--test-set", "lfw", "-b", "30", "-e", str(len(epochs)))

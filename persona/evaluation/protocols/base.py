@@ -2,8 +2,16 @@
 
 Another protocol is one file with one subclass, imported in this package's `__init__`:
 
+    @dataclass(frozen=True)
+    class ClusteringFigures(Evaluation):
+        model: str
+        ...
+        shown = (("purity", "accuracy"), ("spread", "spread"))
+        counted = ("photos", "no_face", "absent")
+
     class Clustering(Protocol):
         name = "clustering"
+        result = ClusteringFigures
         chosen_by = "accuracy"
 
         def check(self, named, manifest, options):
@@ -33,9 +41,10 @@ from persona.evaluation.embed import Embedded, embed_set
 from persona.evaluation.metrics import FARS
 from persona.evaluation.processes import Processes
 from persona.evaluation.spread import has_collapsed, spread, tell_collapse
-from persona.evaluation.statistics import Interval
+from persona.evaluation.statistics import Interval, interval_text
 from persona.models.sources import Named
 
+NOT_RESOLVABLE = "not resolvable"
 _REGISTRY: dict[str, Protocol] = {}
 
 
@@ -67,66 +76,45 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """The figures of one network on one set; what does not apply is None."""
+class Table:
+    """Rows as a command prints them; the first column names what the others are of."""
 
+    titles: tuple[str, ...]
+    rows: list[list[str | None]]
+    notes: tuple[str, ...] = ()
+    """Lines about them."""
+
+
+class Evaluation:
+    """The figures of one network on one set. Each protocol has its own dataclass of them.
+
+    A figure that was not measured is None and is neither printed nor written. JSON has the fields
+    in the order of the dataclass, which gives `flip`, `spread` and whichever it fills of the fields
+    below; they mean the same in all.
+    """
+
+    shown: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Title and field of each figure of a table, in its order."""
+    rates: ClassVar[tuple[tuple[str, str, str], ...]] = ()
+    """Title, field and name in `intervals` of figures by rate, as "TAR @ FAR" of `tar_at_far`."""
+    counted: ClassVar[tuple[str, ...]] = ()
+    """Fields that are counts, which end the table."""
+    unit: ClassVar[str] = "photos"
+    """What is counted where something lacks a face."""
     model: str
     set: str
     measure: str
     accuracy: float | None = None
-    accuracy_std: float | None = None
-    auc: float | None = None
-    eer: float | None = None
-    tar_at_far: dict[str, float | None] | None = None
-    """None in it: the impostor pairs are too few to resolve that FAR."""
-    pairs: int | None = None
-    """Pairs measured."""
-    triplets: int | None = None
-    photos: int | None = None
     no_face: int | None = None
     """Pairs with a photo that shows no face; photos, and triplets for any reason, left out."""
     absent: int | None = None
     """Pairs with a photo that the set does not hold; photos that it should hold."""
-    impostors: int | None = None
-    folds: list[float] | None = None
-    """Accuracy on each."""
-    threshold_at_far: dict[str, float | None] | None = None
-    """Of the cosine, the lowest with that FAR."""
-    top_5: float | None = None
-    rank_1: float | None = None
-    rank_5: float | None = None
-    cmc: list[float] | None = None
-    """Share found among the first 1, 2, … answers."""
-    tpir_at_fpir: dict[str, float | None] | None = None
-    """None in it: the non-mated probes are too few to resolve that FPIR."""
-    gallery: int | None = None
-    """Templates in the gallery."""
-    probes: int | None = None
-    """Mated probes: their identity is in the gallery."""
-    non_mated: int | None = None
-    """Non-mated probes of the open-set search."""
     intervals: dict[str, Interval | None] | None = None
     """95 % intervals, by figure; None: resamples cannot tell, as where there are no errors."""
     resampled: str | None = None
     """What the intervals were resampled over."""
-    by: str | None = None
-    groups: dict[str, dict[str, Any]] | None = None
-    ungrouped: int | None = None
-    """Pairs of two groups, or not annotated."""
-    gap: float | None = None
-    """Accuracy of the best group less that of the worst, of those with pairs of both kinds."""
-    overlap: int | None = None
-    """Identities of the set that were trained on."""
-    overlap_pairs: int | None = None
-    """Pairs left out for them."""
-    duplicates: int | None = None
-    """Pairs listed more than once; each counts as often as it is listed."""
-    unknown_photos: list[str] | None = None
-    """Paths of the user's list that are no photo of the set."""
     flip: bool | None = None
     no_face_policy: str | None = None
-    margin: float | None = None
-    """Mean over triplets: how much closer the positive is to the anchor, as a cosine."""
     spread: float | None = None
     """Of the embeddings, see persona/evaluation/spread.py; None: the set shows one person."""
 
@@ -147,6 +135,61 @@ class Evaluation:
         if not has_collapsed(self.spread):
             return None
         return tell_collapse(self.model, self.spread, f"set {self.set}")
+
+    def tables(self) -> list[Table]:
+        """The figures with their intervals, then what more there is to print."""
+        intervals = self.intervals or {}
+        rows: list[list[str | None]] = []
+
+        def add(title: str, value: float | None, name: str, deviation: float | None = None) -> None:
+            shown = NOT_RESOLVABLE if value is None else f"{value:.4f}"
+            if deviation is not None:
+                shown += f" ± {deviation:.4f}"
+            rows.append([title, shown, interval_text(intervals.get(name))])
+
+        for title, name in self.shown:
+            if (value := getattr(self, name)) is not None:
+                add(title, value, name, getattr(self, f"{name}_std", None))
+        for title, name, short in self.rates:
+            for rate, value in (getattr(self, name) or {}).items():
+                add(f"{title} {rate}", value, f"{short}@{rate}")
+        for name in self.counted:
+            if (count := getattr(self, name)) is not None:
+                rows.append([name.replace("_", " "), str(count), None])
+        titles = ("figure", "value", *(("95 % interval",) if intervals else ()))
+        return [Table(titles, [row[: len(titles)] for row in rows])]
+
+    def notes(self) -> list[str]:
+        """What was noticed and counted on the way, a line each."""
+        lines = [f"warning: {self.collapse}"] if self.collapse else []
+        for title, name, _ in self.rates:
+            rates = getattr(self, name) or {}
+            unresolved = [rate for rate, value in rates.items() if value is None]
+            if unresolved:
+                kind = title.rpartition(" ")[2]
+                trials = self.trials(kind)
+                lines.append(f"note: {trials} cannot resolve {kind} {', '.join(unresolved)}")
+        if self.intervals and self.intervals.get("accuracy", ...) is None:
+            lines.append(
+                "note: no interval where all resamples agree: no errors are no proof of none"
+            )
+        fate = "counted as wrong" if self.no_face_policy == "fail" else "left out"
+        if self.no_face:
+            found = {"photos": "show no face", "triplets": "lack a photo"}.get(
+                self.unit, "have a photo without a face"
+            )
+            centre = "the middle of the photo stands in for the face"
+            what = centre if self.no_face_policy == "centre" else fate
+            lines.append(f"note: {self.no_face} {self.unit} {found}: {what}")
+        if self.absent:
+            photos = self.unit == "photos"
+            found = "are absent" if photos else "have a photo that the set does not hold"
+            lines.append(f"note: {self.absent} {self.unit} {found}: {fate}")
+        return lines
+
+    def trials(self, rate: str) -> str:
+        """How many trials a rate (`FAR`) was to be resolved by, in words."""
+        return "too few trials"
 
     def _repr_html_(self) -> str:
         """The single figures as a table, for notebooks."""
@@ -209,10 +252,12 @@ class Protocol(ABC):
     """One way to measure a network on a set."""
 
     name: ClassVar[str]
+    result: ClassVar[type[Any]]
+    """The dataclass of its figures, an `Evaluation`; it begins with `model`, `set`, `measure`."""
     options: ClassVar[frozenset[str]] = frozenset()
     """Of `Options`, those that mean something here beside flip and resamples."""
     chosen_by: ClassVar[str] = "accuracy"
-    """The field of `Evaluation` by which the epochs of a training are compared: one that seldom
+    """The field of `result` by which the epochs of a training are compared: one that seldom
     has the same value twice, as a share of few trials often has."""
 
     def __init_subclass__(cls) -> None:
@@ -225,7 +270,7 @@ class Protocol(ABC):
 
     @abstractmethod
     def figures(self, subject: Subject) -> dict[str, Any]:
-        """Fields of `Evaluation`."""
+        """Fields of `result`."""
 
 
 def protocols() -> dict[str, Protocol]:
@@ -310,8 +355,10 @@ def evaluate(
     measure = measure or default_measure(manifest, options)
     check_measure(measure, named, manifest, options)
     subject = Subject(named, folder, manifest, accelerator, options, batch_size, workers, quiet)
-    figures = _REGISTRY[measure].figures(subject)
+    protocol = _REGISTRY[measure]
+    figures = protocol.figures(subject)
     flip = True if options.flip else None
-    return Evaluation(
+    evaluation: Evaluation = protocol.result(
         *(named.name, manifest.name, measure), **figures, flip=flip, spread=subject.spread
     )
+    return evaluation

@@ -2,22 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from persona.data.shards import Manifest
 from persona.errors import PersonaError
-from persona.evaluation.protocols.base import Options, Protocol, Subject, logit_places
-from persona.evaluation.statistics import bootstrap_interval
+from persona.evaluation.protocols.base import (
+    Evaluation,
+    Options,
+    Protocol,
+    Subject,
+    logit_places,
+)
+from persona.evaluation.statistics import Interval, bootstrap_interval
 from persona.models.sources import Named
 
 TOP = 5
 OTHER = "choose a set with pairs such as lfw, or in `persona evaluate` another --measure"
 
 
+@dataclass(frozen=True)
+class ClassFigures(Evaluation):
+    """How often the identity is the highest logit, or among the five highest."""
+
+    model: str
+    set: str
+    measure: str
+    accuracy: float | None = None
+    photos: int | None = None
+    no_face: int | None = None
+    absent: int | None = None
+    top_5: float | None = None
+    intervals: dict[str, Interval | None] | None = None
+    resampled: str | None = None
+    flip: bool | None = None
+    no_face_policy: str | None = None
+    spread: float | None = None
+
+    shown = (("accuracy", "accuracy"), ("top-5", "top_5"), ("spread", "spread"))
+    counted = ("photos", "no_face", "absent")
+
+
 class Classes(Protocol):
     """Of a set whose identities the network was trained on, and perhaps others."""
 
     name = "class"
+    result = ClassFigures
 
     def check(self, named: Named, manifest: Manifest, options: Options) -> None:
         """Each of the set's identities must have a logit."""

@@ -17,6 +17,7 @@ Shapes: N photos, F enrolled photos, G gallery templates, E embedding, K identit
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,19 +27,58 @@ from persona.data.storage import SetFolder
 from persona.errors import PersonaError
 from persona.evaluation.metrics import Ints
 from persona.evaluation.pairs import normalised
-from persona.evaluation.protocols.base import Options, Protocol, Subject
+from persona.evaluation.protocols.base import Evaluation, Options, Protocol, Subject
 from persona.evaluation.search import FPIRS, Embeddings, Search, accepted, cmc, pool, search
-from persona.evaluation.statistics import bootstrap_interval
+from persona.evaluation.statistics import Interval, bootstrap_interval
 from persona.models.sources import Named
 
 RANKS = 20
 SEED = 0
 
 
+@dataclass(frozen=True)
+class IdentificationFigures(Evaluation):
+    """How often a probe is answered rightly, in the closed and in the open search."""
+
+    model: str
+    set: str
+    measure: str
+    accuracy: float | None = None
+    no_face: int | None = None
+    absent: int | None = None
+    rank_1: float | None = None
+    """As `accuracy`."""
+    rank_5: float | None = None
+    cmc: list[float] | None = None
+    """Share found among the first 1, 2, … answers."""
+    tpir_at_fpir: dict[str, float | None] | None = None
+    """None in it: the non-mated probes are too few to resolve that FPIR."""
+    gallery: int | None = None
+    """Templates in the gallery."""
+    probes: int | None = None
+    """Mated probes: their identity is in the gallery."""
+    non_mated: int | None = None
+    """Non-mated probes of the open-set search."""
+    intervals: dict[str, Interval | None] | None = None
+    resampled: str | None = None
+    flip: bool | None = None
+    no_face_policy: str | None = None
+    spread: float | None = None
+
+    shown = (("rank-1", "accuracy"), ("rank-5", "rank_5"), ("spread", "spread"))
+    rates = (("TPIR @ FPIR", "tpir_at_fpir", "tpir"),)
+    counted = ("gallery", "probes", "non_mated", "no_face", "absent")
+
+    def trials(self, rate: str) -> str:
+        """The strangers among the probes."""
+        return f"{self.non_mated} non-mated probes"
+
+
 class Identification(Protocol):
     """Of a set of photos, by itself or against a gallery set."""
 
     name = "identification"
+    result = IdentificationFigures
     options = frozenset({"gallery"})
 
     def check(self, named: Named, manifest: Manifest, options: Options) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,46 @@ import numpy as np
 from persona.data.shards import Manifest
 from persona.errors import PersonaError
 from persona.evaluation.metrics import match_margins
-from persona.evaluation.protocols.base import Options, Protocol, Subject
-from persona.evaluation.statistics import bootstrap_interval
+from persona.evaluation.protocols.base import Evaluation, Options, Protocol, Subject
+from persona.evaluation.statistics import Interval, bootstrap_interval
 from persona.models.sources import Named
+
+
+@dataclass(frozen=True)
+class MatchFigures(Evaluation):
+    """How often, and by how much, the anchor is closer to the positive."""
+
+    model: str
+    set: str
+    measure: str
+    accuracy: float | None = None
+    auc: float | None = None
+    triplets: int | None = None
+    no_face: int | None = None
+    absent: int | None = None
+    intervals: dict[str, Interval | None] | None = None
+    resampled: str | None = None
+    flip: bool | None = None
+    no_face_policy: str | None = None
+    margin: float | None = None
+    """Mean over triplets: how much closer the positive is to the anchor, as a cosine."""
+    spread: float | None = None
+
+    shown = (
+        ("accuracy", "accuracy"),
+        ("AUC", "auc"),
+        ("mean margin", "margin"),
+        ("spread", "spread"),
+    )
+    counted = ("triplets", "no_face", "absent")
+    unit = "triplets"
 
 
 class Match(Protocol):
     """Of a packed triplet set."""
 
     name = "match"
+    result = MatchFigures
     chosen_by = "margin"
 
     def check(self, named: Named, manifest: Manifest, options: Options) -> None:

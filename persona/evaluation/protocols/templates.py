@@ -32,10 +32,11 @@ from persona.evaluation.metrics import (
     roc_auc,
     tar_at_far,
 )
-from persona.evaluation.protocols.base import Options, Protocol, Subject
+from persona.evaluation.protocols.base import Evaluation, Options, Protocol, Subject
 from persona.evaluation.search import FPIRS, Embeddings, accepted, cmc, pool, search
 from persona.evaluation.statistics import (
     Curve,
+    Interval,
     bootstrap_interval,
     units_of,
     verification_intervals,
@@ -63,10 +64,61 @@ class Lists:
     probe: tuple[Ints, Ints] | None
 
 
+@dataclass(frozen=True)
+class TemplateFigures(Evaluation):
+    """Verification of templates, and their identification where the lists have it."""
+
+    model: str
+    set: str
+    measure: str
+    auc: float | None = None
+    eer: float | None = None
+    tar_at_far: dict[str, float | None] | None = None
+    """None in it: the impostor pairs are too few to resolve that FAR."""
+    pairs: int | None = None
+    photos: int | None = None
+    no_face: int | None = None
+    absent: int | None = None
+    impostors: int | None = None
+    rank_1: float | None = None
+    rank_5: float | None = None
+    cmc: list[float] | None = None
+    """Share found among the first 1, 2, … answers."""
+    tpir_at_fpir: dict[str, float | None] | None = None
+    """None in it: the non-mated probes are too few to resolve that FPIR."""
+    gallery: int | None = None
+    probes: int | None = None
+    non_mated: int | None = None
+    intervals: dict[str, Interval | None] | None = None
+    resampled: str | None = None
+    flip: bool | None = None
+    no_face_policy: str | None = None
+    spread: float | None = None
+
+    shown = (
+        ("AUC", "auc"),
+        ("EER", "eer"),
+        ("rank-1", "rank_1"),
+        ("rank-5", "rank_5"),
+        ("spread", "spread"),
+    )
+    rates = (("TAR @ FAR", "tar_at_far", "tar"), ("TPIR @ FPIR", "tpir_at_fpir", "tpir"))
+    counted = ("pairs", "photos", "gallery", "probes", "non_mated", "no_face", "absent")
+    unit = "pairs"
+
+    def trials(self, rate: str) -> str:
+        """Impostor pairs, or the strangers among the probes."""
+        if rate == "FAR":
+            return f"{self.impostors} impostor pairs"
+        return f"{self.non_mated} non-mated probes"
+
+
 class Templates(Protocol):
     """Of a packed set of IJB's photos and the folder of its lists."""
 
     name = "templates"
+    result = TemplateFigures
+    chosen_by = "auc"
     options = frozenset({"templates"})
 
     def check(self, named: Named, manifest: Manifest, options: Options) -> None:

@@ -5,7 +5,7 @@ AgeDB-30, CFP-FP, CALFW and CPLFW are measured alike; a user's list by `--pairs`
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,16 +15,125 @@ from persona.errors import PersonaError
 from persona.evaluation.groups import group_figures, groups_of
 from persona.evaluation.pair_lists import cut_folds, read_pair_list
 from persona.evaluation.pairs import PairScores, overlap, score_pairs, write_scores
-from persona.evaluation.protocols.base import Options, Protocol, Subject, default_measure
-from persona.evaluation.statistics import verification_intervals
+from persona.evaluation.protocols.base import (
+    Evaluation,
+    Options,
+    Protocol,
+    Subject,
+    Table,
+    default_measure,
+)
+from persona.evaluation.statistics import Interval, interval_text, verification_intervals
 from persona.files import PRIVATE, write_atomically
 from persona.models.sources import Named
+
+UNKNOWN_SHOWN = 10
+"""Paths of a user's list that are named."""
+
+
+@dataclass(frozen=True)
+class VerificationFigures(Evaluation):
+    """How well genuine and impostor pairs are told apart, in all and by group."""
+
+    model: str
+    set: str
+    measure: str
+    accuracy: float | None = None
+    accuracy_std: float | None = None
+    auc: float | None = None
+    eer: float | None = None
+    tar_at_far: dict[str, float | None] | None = None
+    """None in it: the impostor pairs are too few to resolve that FAR."""
+    pairs: int | None = None
+    """Pairs measured."""
+    no_face: int | None = None
+    absent: int | None = None
+    impostors: int | None = None
+    folds: list[float] | None = None
+    """Accuracy on each."""
+    threshold_at_far: dict[str, float | None] | None = None
+    """Of the cosine, the lowest with that FAR."""
+    intervals: dict[str, Interval | None] | None = None
+    resampled: str | None = None
+    by: str | None = None
+    groups: dict[str, dict[str, Any]] | None = None
+    ungrouped: int | None = None
+    """Pairs of two groups, or not annotated."""
+    gap: float | None = None
+    """Accuracy of the best group less that of the worst, of those with pairs of both kinds."""
+    overlap: int | None = None
+    """Identities of the set that were trained on."""
+    overlap_pairs: int | None = None
+    """Pairs left out for them."""
+    duplicates: int | None = None
+    """Pairs listed more than once; each counts as often as it is listed."""
+    unknown_photos: list[str] | None = None
+    """Paths of the user's list that are no photo of the set."""
+    flip: bool | None = None
+    no_face_policy: str | None = None
+    spread: float | None = None
+
+    shown = (("accuracy", "accuracy"), ("AUC", "auc"), ("EER", "eer"), ("spread", "spread"))
+    rates = (("TAR @ FAR", "tar_at_far", "tar"),)
+    counted = ("pairs", "no_face", "absent", "overlap")
+    unit = "pairs"
+
+    def trials(self, rate: str) -> str:
+        """Impostor pairs."""
+        return f"{self.impostors} impostor pairs"
+
+    def tables(self) -> list[Table]:
+        """The figures, then those of each group."""
+        tables = super().tables()
+        if self.groups is None:
+            return tables
+        titles = (
+            *(self.by or "", "pairs", "impostor", "accuracy", "95 % interval"),
+            *("FAR", "FRR", "AUC", "EER"),
+        )
+        rows: list[list[str | None]] = []
+        for name, group in self.groups.items():
+            interval = interval_text(group.get("intervals", {}).get("accuracy"))
+            figures = ("far", "frr", "auc", "eer")
+            shown = (None if group[n] is None else f"{group[n]:.4f}" for n in figures)
+            counts = (str(group["pairs"]), str(group["impostors"]))
+            rows.append([name, *counts, f"{group['accuracy']:.4f}", interval, *shown])
+        notes = ["FAR, FRR and their mean, the accuracy, are at the thresholds of all pairs"]
+        if self.gap is not None:
+            notes.append(f"between the best and the worst group: {self.gap:.4f} of accuracy")
+        if self.ungrouped:
+            of_two = "" if (self.by or "").endswith("-gap") else "of two groups or "
+            notes.append(f"note: {self.ungrouped} pairs are {of_two}not annotated")
+        return [*tables, Table(titles, rows, tuple(notes))]
+
+    def notes(self) -> list[str]:
+        """What else was noticed about the pairs."""
+        lines = super().notes()
+        if self.duplicates:
+            lines.append(
+                f"note: {self.duplicates} pairs are listed more than once and count each time"
+            )
+        if self.overlap:
+            left = self.overlap_pairs
+            fate = "are measured" if left is None else f"are left out ({left})"
+            lines.append(
+                f"note: {self.overlap} people of the set were trained on; their pairs {fate}"
+            )
+        strangers = self.unknown_photos or []
+        if strangers:
+            count = len(strangers)
+            lines.append(f"note: {count} paths are no photo of the set; their pairs are left out:")
+            lines += [f"  {path}" for path in strangers[:UNKNOWN_SHOWN]]
+            if count > UNKNOWN_SHOWN:
+                lines.append(f"  … {count - UNKNOWN_SHOWN} more")
+        return lines
 
 
 class Verification(Protocol):
     """Of a set with pairs, or of any set by a user's list."""
 
     name = "verification"
+    result = VerificationFigures
     chosen_by = "auc"
     options = frozenset({"pairs", "by", "trained", "scores", "overlap_names"})
 

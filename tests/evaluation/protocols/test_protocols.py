@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from persona.evaluation.embed import embed_set
 from persona.evaluation.groups import group_figures
 from persona.evaluation.metrics import Folds, cosine_scores
 from persona.evaluation.pairs import PairScores
-from persona.evaluation.protocols import Options, default_measure, evaluate, protocols
+from persona.evaluation.protocols import Options, base, default_measure, evaluate, protocols
 from persona.models.output import ClassifierHead, FaceNetwork
 from persona.models.sources import NamedNetwork
 
@@ -625,3 +625,42 @@ def test_bad_lists_of_templates(ijb: tuple[Packed, Path], cpu: Accelerator) -> N
     media.unlink()
     with pytest.raises(PersonaError, match=r"has 0 files \*_face_tid_mid\.txt, expected one"):
         measure(packed, cpu, templates=folder)
+
+
+def test_a_protocol_owns_its_figures_and_their_rows(
+    lfw_set: Packed, cpu: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another protocol is printed without a change to the command."""
+    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+
+    @dataclass(frozen=True)
+    class Purity(base.Evaluation):
+        model: str
+        set: str
+        measure: str
+        purity: float | None = None
+        photos: int | None = None
+        flip: bool | None = None
+        spread: float | None = None
+
+        shown = (("purity", "purity"),)
+        counted = ("photos",)
+
+    class Clustering(base.Protocol):
+        name = "clustering"
+        result = Purity
+        chosen_by = "purity"
+
+        def check(self, *_: object) -> None:
+            """Any set will do."""
+
+        def figures(self, subject: base.Subject) -> dict[str, Any]:
+            return {"purity": 0.75, "photos": 3}
+
+    here = (pixels(), lfw_set.folder, lfw_set.manifest, cpu)
+    found = evaluate(*here, measure="clustering", quiet=True)
+    (table,) = found.tables()
+    assert table.titles == ("figure", "value")
+    assert table.rows == [["purity", "0.7500"], ["photos", "3"]]
+    assert found.notes() == [] and found.score == 0.75
+    assert list(found.to_json()) == ["model", "set", "measure", "purity", "photos"]
