@@ -83,7 +83,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used (PEP 562)."""
     if name == "distill":  # the module of this name can be called, see its end
-        return importlib.import_module(f"{__name__}.distill")
+        from persona.extras import needing
+
+        with needing("distilling"):
+            return importlib.import_module(f"{__name__}.distill")
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = _PLACES[name].partition(":")

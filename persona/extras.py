@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from persona.errors import PersonaError
@@ -17,6 +19,44 @@ DISTRIBUTION = "persona-faces"
 def missing(need: str, extra: str) -> PersonaError:
     """The error for a package that is not installed: what needs it, and how to install it."""
     return PersonaError(f"{need}: {install_command(extra)}")
+
+
+IN_TRAIN = frozenset(
+    {"accelerate", "facenet_pytorch", "torch", "torchvision", "wandb", "webdataset"}
+)
+"""Packages of the extra `train`, by the names under which they are imported."""
+
+
+def missing_for_training(error: BaseException, what: str) -> PersonaError | None:
+    """The error to show where an import failed because the extra `train` is not installed."""
+    name = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+    if name not in IN_TRAIN or importlib.util.find_spec(name) is not None:
+        return None
+    return missing(f"{what} needs {name}", "train")
+
+
+def check_training(what: str) -> None:
+    """Raises PersonaError if the extra `train` is not installed, before `what` begins its work."""
+    with needing(what):
+        for name in ("torch", *sorted(IN_TRAIN)):
+            if importlib.util.find_spec(name) is None:
+                raise ModuleNotFoundError(name=name)
+
+
+@contextlib.contextmanager
+def needing(what: str) -> Iterator[None]:
+    """In which `what` imports packages of the extra `train`.
+
+    Raises:
+        PersonaError: one is not installed, with the command that installs it.
+    """
+    try:
+        yield
+    except ImportError as error:
+        told = missing_for_training(error, what)
+        if told is None:
+            raise
+        raise told from None
 
 
 def install_command(extra: str) -> str:

@@ -44,7 +44,8 @@ from persona.data.targets import (
     targets_folder,
     write_targets,
 )
-from persona.data.transforms import VIEW, Views, apply_views, normalise, view_landmarks
+from persona.data.transforms import apply_views, normalise, view_landmarks
+from persona.data.views import VIEW, Views
 from persona.errors import PersonaError
 from persona.evaluation.sanity import check_teacher
 from persona.files import LARGEST_LIST, folder_lock, read_json, sha256_file, write_json

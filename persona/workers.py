@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, TypeVar
 
 from persona.errors import PersonaError
@@ -40,6 +42,18 @@ NOT_KNOWN = 255
 """The exit code of a worker whose server was killed as well."""
 ENDING_S = 10.0
 """What a worker that has closed its pipe has to end."""
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Microseconds of processor time in a period, and the period; `max`: no bound."""
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, by its affinity and its control group's quota."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = QUOTA.read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError, ZeroDivisionError):  # no such file, or `max`
+        return cores
 
 
 def tell_done(count: int) -> None:

@@ -35,7 +35,7 @@ from bench import commit
 from persona.data.align import AlignSpec, crop_face
 from persona.data.align.decode import EncodedPhoto
 from persona.data.align.detect import Mtcnn
-from persona.data.stream import decode_into
+from persona.data.samples import decode_into
 from persona.data.transforms import normalise
 from persona.deploy.faces import drawn_faces
 from persona.deploy.web import export_web

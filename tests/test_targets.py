@@ -35,8 +35,9 @@ from persona.data.targets import (
     short_name,
     targets_folder,
 )
-from persona.data.transforms import IDENTITY, MIRROR, apply_views, normalise
+from persona.data.transforms import apply_views, normalise
 from persona.data.triplets import make_triplets
+from persona.data.views import IDENTITY, MIRROR
 from persona.errors import PersonaError
 from persona.models.output import ClassifierHead, FaceNetwork
 from persona.models.sources import NamedNetwork

@@ -18,6 +18,7 @@ from PIL import Image
 from persona.api.photos import PhotoLike, Pixels, to_pixels
 from persona.data.align.spec import AlignSpec, Box, Crop
 from persona.errors import PersonaError
+from persona.extras import needing
 from persona.gallery import quality
 from persona.landmarks import Floats, template
 from persona.workspace import Workspace
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from persona.evaluation.protocols import Evaluation
     from persona.gallery.faces import Eyes, SeenFace
     from persona.gallery.store import Threshold
-    from persona.models.sources import NamedNetwork
+    from persona.models.sources import Named, NamedNetwork
 
 Embeddings = npt.NDArray[np.float32]
 
@@ -65,7 +66,7 @@ class Model:
 
     def __init__(
         self,
-        named: NamedNetwork,
+        named: Named,
         align: AlignSpec,
         workspace: Workspace,
         threshold: Threshold | None = None,
@@ -157,13 +158,14 @@ class Model:
         Raises:
             PersonaError: the set cannot give the measure, or its crops are not the model's.
         """
+        from persona.evaluation.processes import join_processes
         from persona.evaluation.protocols import Options, evaluate
 
         return evaluate(
             self.named,
             faces.folder,
             faces.manifest,
-            _accelerator(),
+            join_processes(self.named.network),
             measure=measure,
             options=Options(**options),
             quiet=True,
@@ -175,9 +177,11 @@ class Model:
         Raises:
             PersonaError: the set has too few pairs for this rate, or crops of another kind.
         """
+        from persona.evaluation.processes import join_processes
         from persona.gallery.calibrate import calibrate
 
-        self.threshold = calibrate(self.named, faces.folder, faces.manifest, _accelerator(), far)
+        processes = join_processes(self.named.network)
+        self.threshold = calibrate(self.named, faces.folder, faces.manifest, processes, far)
         return self.threshold
 
     def export(self, path: str | Path, **options: Any) -> Path:
@@ -190,7 +194,8 @@ class Model:
         Raises:
             PersonaError: it is no student, or the file does not give the model's embeddings.
         """
-        from persona.deploy.export import ExportOptions, export_onnx
+        with needing("exporting"):
+            from persona.deploy.export import ExportOptions, export_onnx
         from persona.deploy.faces import drawn_faces
         from persona.models.cards import find_model
         from persona.models.store import load_model
@@ -201,6 +206,18 @@ class Model:
         student = load_model(card, self.workspace.models)
         export_onnx(student, card, faces, target, ExportOptions(**options))
         return target
+
+    def in_torch(self) -> NamedNetwork:
+        """The network as a torch module, for training and targets.
+
+        Raises:
+            PersonaError: torch is not installed.
+        """
+        from persona.models.sources import NamedNetwork, load_network
+
+        if isinstance(self.named, NamedNetwork):
+            return self.named
+        return load_network(self.name, self.workspace.models)
 
     @property
     def sight(self) -> Eyes:
@@ -248,12 +265,12 @@ def load(name: str | None = None, *, workspace: Workspace | None = None) -> Mode
     from persona.gallery.people import network_align
     from persona.gallery.store import Threshold
     from persona.models.cards import find_model
-    from persona.models.sources import load_network, source_of, spell
+    from persona.models.sources import load_embedder, source_of, spell
 
     place = workspace or Workspace.locate()
     if name is None:
         name = find_model(None, place.models).id
-    named = load_network(spell(name), place.models)
+    named = load_embedder(spell(name), place.models)
     card = source_of(named.name, place.models).card(named.name, place.models)
     threshold = None
     if card is not None and card.threshold is not None:
@@ -295,7 +312,9 @@ def wrap(
         147
     """
     from persona.models.sources import NamedNetwork
-    from persona.models.wrapped import WrappedNetwork
+
+    with needing("a wrapped network"):
+        from persona.models.wrapped import WrappedNetwork
 
     wrapped = WrappedNetwork(network, image_size, mean, std)
     margin = 0 if alignment == "landmarks" else AlignSpec().margin
@@ -315,9 +334,3 @@ def _face(seen: SeenFace) -> Face:
 def _side(box: Box) -> float:
     x0, y0, x1, y1 = box
     return min(x1 - x0, y1 - y0)
-
-
-def _accelerator() -> Any:
-    from accelerate import Accelerator
-
-    return Accelerator()

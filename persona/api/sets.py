@@ -10,6 +10,7 @@ from persona.data.shards import Manifest, PairTable, open_set, read_metas, read_
 from persona.data.shards import verify_set as verify_shards
 from persona.data.storage import SetFolder
 from persona.errors import PersonaError
+from persona.extras import needing
 from persona.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ class FaceSet:
         Raises:
             PersonaError: there is not one batch for every rank.
         """
-        from persona.data.stream import build_loader
+        with needing("a loader of batches"):
+            from persona.data.stream import build_loader
 
         return build_loader(
             self.folder,
@@ -144,20 +146,22 @@ class FaceSet:
         Raises:
             PersonaError: the crops are not the teacher's, or targets of another teacher are there.
         """
-        from accelerate import Accelerator
+        with needing("keeping targets"):
+            from accelerate import Accelerator
 
-        from persona.targets import TargetOptions, make_targets
+            from persona.targets import TargetOptions, make_targets
 
-        network = teacher.named.network
-        self.manifest.check_crops(teacher.name, teacher.named.image_size, network.uses_landmarks)
-        network.eval()
+        named = teacher.in_torch()
+        self.manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
+        named.network.eval()
         options = TargetOptions(views=views, seed=seed, batch_size=batch_size)
-        targets, _ = make_targets(self.folder, self.manifest, teacher.named, options, Accelerator())
+        targets, _ = make_targets(self.folder, self.manifest, named, options, Accelerator())
         return targets
 
     def webdataset(self) -> Any:
         """The same set as a plain `webdataset.WebDataset`, in order and undecoded."""
-        import webdataset
+        with needing("a plain webdataset"):
+            import webdataset
 
         count = range(len(self.manifest.shards))
         paths = [str(self.manifest.shard_path(self.folder, number)) for number in count]

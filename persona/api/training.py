@@ -100,7 +100,7 @@ def distill_student(
     with _own_accelerator():
         run = distill(
             *(config, place, resume),
-            teacher=None if teacher is None else teacher.named,
+            teacher=None if teacher is None else teacher.in_torch(),
             callbacks=callbacks,
         )
     return load(run, workspace=place)

@@ -17,6 +17,7 @@ import typer
 
 from persona.cli.output import Column, JsonFlag, human_bytes, note, print_json, print_table
 from persona.errors import PersonaError
+from persona.extras import check_training
 from persona.workspace import HOME_VARIABLE, Workspace
 
 FACENET = "facenet-vggface2"
@@ -47,6 +48,7 @@ def demo_command(
     json: JsonFlag = False,
 ) -> None:
     """Draw faces, pack them, distil a student and compare it: a few minutes, nothing downloaded."""
+    check_training("the demo")
     from persona.data.raw.synthetic import Population, Synthetic, SyntheticLFW, draw_datasets
 
     commands = Commands(home)

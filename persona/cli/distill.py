@@ -22,6 +22,7 @@ from persona.cli.output import (
 )
 from persona.cli.process import is_first, launcher_options
 from persona.errors import PersonaError
+from persona.extras import check_training
 from persona.workspace import Workspace
 
 app = Commands(
@@ -170,6 +171,7 @@ def distill_command(
         raise PersonaError("--resume takes the run's own config: leave --config out")
     else:
         resolved = resume_config(DistillConfig, place.runs, resume, given)
+    check_training("distilling")
     if context.parent is not None:  # `persona distill`: it sees to the processes itself
         from persona.cli.launch import launch_on_gpus
 

@@ -20,6 +20,7 @@ from persona.cli import signals
 from persona.cli.output import LegibleFormatter, keep_brackets
 from persona.cli.process import quiet_others, share_threads
 from persona.errors import PersonaError
+from persona.extras import missing_for_training
 from persona.files import placed, sweep
 from persona.names import legible
 from persona.workspace import check_working_directory
@@ -69,6 +70,7 @@ def explain(error: BaseException) -> tuple[str, int] | None:
 
 
 def _line_of(error: BaseException) -> str | None:
+    error = missing_for_training(error, "this") or error
     if isinstance(error, PersonaError):
         return str(error)
     if isinstance(error, typer.Abort):  # the input ended where an answer was wanted

@@ -25,7 +25,7 @@ from persona.cli.output import (
 
 if TYPE_CHECKING:
     from persona.evaluation.protocols import Evaluation
-    from persona.models.sources import NamedNetwork
+    from persona.models.sources import Named
 
 DEFAULT_TEACHER = "facenet-vggface2"
 
@@ -107,15 +107,16 @@ def evaluate_command(
     opened = None if gallery is None else open_set(gallery, place.shards, cache, verify=verify)
     name = model or find_model(None, place.models).id
 
-    from accelerate import Accelerator
-
     from persona.evaluation.overlap import trained_identities
+    from persona.evaluation.processes import join_processes
     from persona.evaluation.protocols import Options, evaluate
+    from persona.models.sources import load_embedder, spell
 
     trained = None
     if exclude_overlap is not None:
         trained = trained_identities(exclude_overlap, place.shards, place.models)
-    accelerator = Accelerator()
+    named = load_embedder(spell(name), place.models)
+    processes = join_processes(named.network)
     options = Options(
         flip=flip,
         no_face=no_face,
@@ -129,24 +130,24 @@ def evaluate_command(
         templates=templates,
     )
     evaluation = evaluate(
-        _load(name, place.models, accelerator),
+        _placed(named, processes),
         folder,
         manifest,
-        accelerator,
+        processes,
         measure=measure,
         options=options,
         batch_size=batch_size,
         workers=workers,
     )
-    if accelerator.is_main_process:
+    if processes.is_main_process:
         if json:
             print_json(evaluation.to_json())
         else:
             print_evaluation(evaluation)
         for line in evaluation.notes():
             note(line)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    processes.wait_for_everyone()
+    processes.end_training()
 
 
 def compare_command(
@@ -174,23 +175,24 @@ def compare_command(
     place = workspace(shards=shards, models=models)
     folder, manifest = open_set(set_, place.shards, cache, verify=verify)
 
-    from accelerate import Accelerator
-
     from persona.evaluation.compare import compare
     from persona.evaluation.overlap import trained_identities
+    from persona.evaluation.processes import join_processes
     from persona.evaluation.protocols import Options
     from persona.evaluation.statistics import interval_text
+    from persona.models.sources import load_embedder, spell
 
     trained = None
     if exclude_overlap is not None:
         trained = trained_identities(exclude_overlap, place.shards, place.models)
-    accelerator = Accelerator()
     options = Options(flip=flip, no_face=no_face, pairs=pairs, trained=trained, resamples=resamples)
-    both = (_load(model_a, place.models, accelerator), _load(model_b, place.models, accelerator))
+    first, second = (load_embedder(spell(name), place.models) for name in (model_a, model_b))
+    processes = join_processes(first.network, second.network)
+    both = (_placed(first, processes), _placed(second, processes))
     differences, facts = compare(
-        both, folder, manifest, accelerator, options, batch_size=batch_size, workers=workers
+        both, folder, manifest, processes, options, batch_size=batch_size, workers=workers
     )
-    if accelerator.is_main_process:
+    if processes.is_main_process:
         if json:
             rows = {
                 d.figure: {k: v for k, v in vars(d).items() if k != "figure"} for d in differences
@@ -223,18 +225,18 @@ def compare_command(
                     "note: nearly all pairs hang together by the people they share, so p may be "
                     "too low: trust the intervals"
                 )
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    processes.wait_for_everyone()
+    processes.end_training()
 
 
-def _load(name: str, models: Path, accelerator: Any) -> NamedNetwork:
-    """A network on the accelerator's device."""
-    import torch
+def _placed(named: Named, processes: Any) -> Named:
+    """The network, if it is one in torch on the processes' device."""
+    from persona.models.embedder import Embedder
 
-    from persona.models.sources import load_network, spell
+    if not isinstance(named.network, Embedder):
+        import torch
 
-    named = load_network(spell(name), models)
-    named.network.to(accelerator.device).to(memory_format=torch.channels_last)
+        named.network.to(processes.device).to(memory_format=torch.channels_last)
     return named
 
 

@@ -381,11 +381,10 @@ def gallery_calibrate(
             assert threshold is not None
             chosen = Threshold(threshold, "set by hand")
         else:
-            from accelerate import Accelerator
-
+            from persona.evaluation.processes import join_processes
             from persona.gallery.calibrate import calibrate
 
-            chosen = calibrate(eyes.named, *opened_set, Accelerator(), far)
+            chosen = calibrate(eyes.named, *opened_set, join_processes(eyes.named.network), far)
         opened.set_threshold(chosen)
     if json:
         print_json({"threshold": chosen.value, "threshold_source": chosen.source})

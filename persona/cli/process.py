@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from persona.files import whole_number
+from persona.workers import usable_cores
 
 THREADS = "OMP_NUM_THREADS"
 WAITING = "OMP_WAIT_POLICY"
@@ -15,8 +16,6 @@ SHARED = "PERSONA_SHARED_THREADS"
 """What this module put there, for processes that this one starts: it is no user's."""
 LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
 """Variables of which a launcher sets at least one."""
-QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""Microseconds of processor time in a period, and the period; `max`: no bound."""
 
 
 def is_first() -> bool:
@@ -64,16 +63,6 @@ def share_threads() -> None:
     if not _named_by_user():
         beside = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         os.environ[THREADS] = os.environ[SHARED] = str(max(1, usable_cores() // beside))
-
-
-def usable_cores() -> int:
-    """Cores that this process may use, by its affinity and its control group's quota."""
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = QUOTA.read_text().split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError, ZeroDivisionError):  # no such file, or `max`
-        return cores
 
 
 def _named_by_user() -> bool:

@@ -93,8 +93,6 @@ def serve_command(
             *(store, model, threshold, match, passphrase_file, models), keep_crops=keep_crops
         ) as gallery,
     ):
-        import torch
-
         gallery.store.place = "the gallery"  # nobody who asks needs to know where it lies
         # Whoever is known by another name, or through a proxy, is reached from beyond the machine.
         is_new = token is None and bool(proxies or names or not is_loopback(listener))
@@ -108,7 +106,7 @@ def serve_command(
             read_s=limits.read_s,
             work_s=limits.work_s,
             # Requests beside one another use two cores better than one request does.
-            begin=partial(torch.set_num_threads, max(1, cores // workers)),
+            begin=partial(_take_threads, max(1, cores // workers)),
         )
         app = build_app(
             gallery,
@@ -145,6 +143,13 @@ def serve_command(
             note("note: ended without waiting for a request that takes too long")
             sys.stdout.flush()
             os._exit(0)
+
+
+def _take_threads(count: int) -> None:
+    """Bounds torch's threads of this thread, where a network in torch is served."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(count)
 
 
 def read_token(path: Path) -> str:

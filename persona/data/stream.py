@@ -1,19 +1,5 @@
-"""Shards to batches, per rank and worker.
-
-1. order: shards are shuffled by (seed, epoch), alike on all ranks
-2. cut: the samples, strung together in that order, are cut into one equal span a rank, so that any
-   number of ranks has its share of any number of shards; what does not fill equal batches is
-   dropped in training and counted
-3. windows: a rank's span is cut into windows of about SHUFFLE_BUFFER samples, of whole batches,
-   each shuffled by (seed, epoch, rank, window)
-4. fetch: a window's shards are opened, and of a remote set brought here, the next one ahead of time
-5. read: each worker reads the samples of its own batches where they lie in the tars
-6. draw: each photo's view; with kept targets one of the kept views and the teacher's vector of it
-7. decode: JPEG to uint8, straight into the batch
-
-A batch is a function of (seed, epoch, rank, world size, batch size) and nothing else: workers take
-the batches in turns, however many they are, and a resumed epoch begins with any batch. It stays
-uint8 until it is on the device, where views are applied (persona.data.transforms).
+"""Shards to batches of tensors, by processes beside this one; what is read is
+persona.data.samples' matter.
 
 Shapes: B batch, R roles (1 for photos, 3 for triplets), C channel, H W pixels, V numbers of a view,
 E embedding.
@@ -22,53 +8,33 @@ E embedding.
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import multiprocessing
 import os
-import threading
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import orjson
-import simplejpeg
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from persona.config import AugmentConfig
-from persona.data.align.jpeg import check_crop
-from persona.data.shards import NO_CLASS, Manifest, key_of
-from persona.data.storage import SetFolder, drop_file, is_remote
-from persona.data.targets import (
-    Features,
-    TargetReader,
-    Targets,
-    drop_targets,
-    photos_of,
-    target_paths,
-)
-from persona.data.tars import ShardReader, damaged
-from persona.data.transforms import IDENTITY, Views, draw_views, mix_seeds
-from persona.data.triplets import ROLES
+from persona.data.samples import Decoded, Failure, ShardStream, plan_epoch
+from persona.data.shards import Manifest
+from persona.data.storage import SetFolder
+from persona.data.targets import Targets, photos_of
 from persona.errors import PersonaError
 from persona.workers import no_interrupts
 
-SHUFFLE_BUFFER = 10_000
-"""Samples of a window. A worker holds their places, not their bytes."""
 SLABS = 4
 """Batches of photos a worker that may be on their way or looked at before new memory is taken."""
 ALIGNMENT, ASIDE = 32, 16
 """libjpeg-turbo writes rows at multiples of 32 bytes past the cache, which takes a fifteenth longer
 to decode: photos begin 16 bytes beside."""
-NO_LANDMARKS = [[math.nan, math.nan]] * 6
 
 
 class Batch(NamedTuple):
@@ -88,344 +54,14 @@ class Batch(NamedTuple):
     """(B * R, E) float16: the teacher's vectors of these views, where they are kept."""
 
 
-class Decoded(NamedTuple):
-    """A batch as its worker gives it away: arrays, because tensors would each go by a file."""
-
-    photos: int | Tensor
-    """The slab that holds them, or where none was free (B * R, H, W, 3)."""
-    labels: npt.NDArray[np.int64]
-    keys: npt.NDArray[np.int64]
-    landmarks: npt.NDArray[np.float32]
-    views: Views
-    targets: Features | None
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A worker's error as a value: raised, it would arrive wrapped in the worker's trace."""
-
-    message: str
-
-
-def shard_order(num_shards: int, *, seed: int, epoch: int) -> list[int]:
-    """The epoch's order of shards, the same on every rank."""
-    rng = np.random.default_rng([seed, epoch])
-    return [int(number) for number in rng.permutation(num_shards)]
-
-
-@dataclass(frozen=True)
-class EpochPlan:
-    """Who reads what in one epoch."""
-
-    counts: tuple[tuple[int, int], ...]
-    """(shard, samples) in the epoch's order."""
-    batch_size: int
-    rank: int
-    world_size: int
-    training: bool
-    multiple: int = 1
-    """In training, batches a rank come in multiples of this (gradient accumulation)."""
-
-    @cached_property
-    def samples(self) -> int:
-        """Samples in the set."""
-        return sum(samples for _, samples in self.counts)
-
-    @cached_property
-    def batches(self) -> int:
-        """Batches of this rank; in training the same on all."""
-        if self.training:
-            step = self.world_size * self.batch_size * self.multiple
-            return self.samples // step * self.multiple
-        start, stop = self.rank_range()
-        return -(-(stop - start) // self.batch_size)
+class _Stream(ShardStream, IterableDataset[Any]):
+    """What a DataLoader's workers iterate."""
 
     @property
-    def dropped(self) -> int:
-        """Samples that no rank sees this epoch."""
-        if not self.training:
-            return 0
-        return self.samples - self.batches * self.world_size * self.batch_size
-
-    def rank_range(self) -> tuple[int, int]:
-        """This rank's samples [start, stop) in the epoch's order."""
-        if self.training:
-            share = self.batches * self.batch_size
-            return self.rank * share, (self.rank + 1) * share
-        # Cut between batches: a batch then holds the same samples on any number of ranks, and
-        # the network gives the same digits.
-        whole = -(-self.samples // self.batch_size)
-        first, last = (whole * rank // self.world_size for rank in (self.rank, self.rank + 1))
-        return first * self.batch_size, min(last * self.batch_size, self.samples)
-
-    @cached_property
-    def _bounds(self) -> npt.NDArray[np.int64]:
-        """Where each shard begins in the epoch's order, and where the last one ends."""
-        return np.cumsum([0, *(samples for _, samples in self.counts)])
-
-    @cached_property
-    def windows(self) -> int:
-        """Windows of this rank: of whole batches, equal to one batch."""
-        return -(-self.batches * self.batch_size // SHUFFLE_BUFFER)
-
-    def window_of(self, batch: int) -> int:
-        """The window that holds this rank's batch number `batch`."""
-        return ((batch + 1) * self.windows - 1) // self.batches
-
-    def first_batch(self, window: int) -> int:
-        """The first batch of a window."""
-        return window * self.batches // self.windows
-
-    def _window_range(self, window: int) -> tuple[int, int]:
-        start, stop = self.rank_range()
-        first, last = (self.first_batch(number) for number in (window, window + 1))
-        return start + first * self.batch_size, min(start + last * self.batch_size, stop)
-
-    def window_shards(self, window: int) -> range:
-        """The shards of a window, as places in the epoch's order."""
-        first, last = self._window_range(window)
-        begin, end = np.searchsorted(self._bounds, (first, last - 1), side="right") - 1
-        return range(int(begin), int(end) + 1)
-
-    def window_samples(self, window: int, *seeds: int) -> npt.NDArray[np.int64]:
-        """(samples, 2) shard and place in it, in the order in which they are seen."""
-        flat = np.arange(*self._window_range(window))
-        if self.training:
-            np.random.default_rng(mix_seeds(*seeds, self.rank, window)).shuffle(flat)
-        place = np.searchsorted(self._bounds, flat, side="right") - 1
-        shards, samples = np.array(self.counts).T
-        within = flat - self._bounds[place]
-        if self.training:
-            # A shard begins anywhere: the tail that is dropped, and what falls to a rank, are
-            # others each epoch, also where one shard is the whole set.
-            begin = np.array(
-                [mix_seeds(*seeds, shard) % max(count, 1) for shard, count in self.counts]
-            )
-            within = (within + begin[place]) % samples[place]
-        return np.stack([shards[place], within], axis=1)
-
-    def samples_of(self, place: int) -> int:
-        """How many samples of the shard at this place of the order this rank may read."""
-        if self.training:
-            return self.counts[place][1]
-        _, stop = self.rank_range()
-        return int(min(stop, self._bounds[place + 1]) - self._bounds[place])
-
-
-class Window:
-    """The shards of one window, opened."""
-
-    def __init__(self, stream: ShardStream, number: int, before: Window | None) -> None:
-        """Opens what `before` has not opened already."""
-        plan = stream.plan
-        self.number = number
-        self.samples = plan.window_samples(number, *stream.seeds)
-        self.first_batch = plan.first_batch(number)
-        self.shards: dict[int, ShardReader] = {}
-        places = list(plan.window_shards(number))
-        # Workers that all walk shards for the first time begin at different ones.
-        turn = stream.worker[0] % max(len(places), 1)
-        for place in places[turn:] + places[:turn]:
-            shard, _ = plan.counts[place]
-            reader = before.shards.get(shard) if before else None
-            self.shards[shard] = reader or ShardReader(
-                stream.fetch(shard),
-                stream.suffixes,
-                plan.samples_of(place),
-                stream.left_out(shard),
-            )
-
-    def batch(self, number: int, batch_size: int) -> npt.NDArray[np.int64]:
-        """(B, 2) shard and sample in it of this rank's batch number `number`."""
-        start = (number - self.first_batch) * batch_size
-        return self.samples[start : start + batch_size]
-
-    def read(
-        self, chosen: npt.NDArray[np.int64]
-    ) -> tuple[list[list[memoryview]], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Samples' members, (B,) keys, and (B,) places in their shards, what is left out counted.
-
-        Raises:
-            PersonaError: a shard is damaged, naming it.
-        """
-        members: list[list[memoryview]] = [[]] * len(chosen)
-        keys, places = np.empty((2, len(chosen)), np.int64)
-        for shard in np.unique(chosen[:, 0]).tolist():
-            here = np.flatnonzero(chosen[:, 0] == shard)
-            reader, rows = self.shards[shard], chosen[here, 1]
-            keys[here] = reader.numbers(rows)
-            places[here] = reader.places[rows]
-            for place, found in zip(here.tolist(), reader.read(rows), strict=True):
-                members[place] = found
-        return members, keys, places
-
-
-class ShardStream(IterableDataset[Any]):
-    """One epoch of one rank as batches; what a DataLoader's workers iterate."""
-
-    slabs: Slabs
-
-    def __init__(
-        self,
-        folder: SetFolder,
-        manifest: Manifest,
-        plan: EpochPlan,
-        seeds: tuple[int, int],
-        skip: int,
-        augment: AugmentConfig | None,
-        targets: Targets | None,
-    ) -> None:
-        """`seeds` are (seed, epoch); `skip` batches of this rank were consumed before."""
-        self.folder = folder
-        self.manifest = manifest
-        self.plan = plan
-        self.seeds = seeds
-        self.skip = skip
-        self.augment = augment
-        self.targets = targets
-
-    def read_into(self, slabs: Slabs) -> ShardStream:
-        """The same stream for one reading, which puts its photos there."""
-        stream = copy.copy(self)
-        stream.slabs = slabs
-        return stream
-
-    @property
-    def worker(self) -> tuple[int, int]:
+    def worker(self) -> tuple[int, int]:  # type: ignore[override]
         """The number of this worker, and how many there are; (0, 1) in the process itself."""
         info = get_worker_info()
         return (info.id, info.num_workers) if info else (0, 1)
-
-    @property
-    def suffixes(self) -> list[str]:
-        """Of a sample's members: photos, then what is known of them."""
-        photos = photos_of(self.manifest)
-        return [*(f"{role}.jpg" for role in ROLES), "json"] if photos > 1 else ["jpg", "json"]
-
-    def __iter__(self) -> Iterator[Decoded | Failure]:
-        """Yields this worker's batches; a damaged shard ends it with a Failure."""
-        place, workers = self.worker
-        try:
-            reader = TargetReader(self.folder, self.targets) if self.targets else None
-            window: Window | None = None
-            ahead = threading.Thread()
-            # The loader asks its workers in turns, the first one first.
-            for number in range(self.skip + place, self.plan.batches, workers):
-                wanted = self.plan.window_of(number)
-                if window is None or window.number != wanted:
-                    ahead = self._fetch_ahead(wanted)
-                    window = Window(self, wanted, window)
-                    if reader is not None:
-                        reader.keep(window.shards)
-                decoded = self._decode(window, number, reader)
-                # After a window's last batch its shards are dropped: nothing may bring them again.
-                if ahead.is_alive() and self.plan.window_of(number + workers) != wanted:
-                    ahead.join()
-                yield decoded
-        except PersonaError as error:
-            yield Failure(str(error))
-
-    def left_out(self, shard: int) -> frozenset[bytes]:
-        """Keys that are not read: in training, centre crops of photos without a face."""
-        if not self.plan.training:
-            return frozenset()
-        return frozenset(key_of(key).encode() for key in self.manifest.shards[shard].no_face)
-
-    def fetch(self, shard: int) -> Path:
-        """The tar of a shard, on this machine, and beside it the targets that are read along."""
-        if self.targets is not None:
-            target_paths(self.folder, self.targets, shard)
-        return self.manifest.shard_path(self.folder, shard)
-
-    def drop(self, shard: int) -> None:
-        """Lets go of what `fetch` brought."""
-        known = self.manifest.shards[shard]
-        drop_file(self.folder, known.name, known.sha256)
-        if self.targets is not None:
-            drop_targets(self.folder, self.targets, shard)
-
-    def _fetch_ahead(self, window: int) -> threading.Thread:
-        """Begins to fetch what follows the window; workers share the shards among themselves."""
-        open_now = self.plan.window_shards(window)
-        following = self.plan.window_shards(self.plan.windows - 1).stop
-        place, workers = self.worker
-        mine = [
-            self.plan.counts[other][0]
-            for other in range(open_now.start, min(open_now.stop + 1, following))
-            if other % workers == place
-        ]
-
-        def fetch() -> None:
-            with contextlib.suppress(PersonaError):  # said where the shard is opened
-                for shard in mine:
-                    self.fetch(shard)
-
-        thread = threading.Thread(target=fetch, daemon=True)
-        if is_remote(self.folder):
-            thread.start()
-        return thread
-
-    def _views(
-        self,
-        shards: npt.NDArray[np.int64],
-        photos: npt.NDArray[np.int64],
-        number: int,
-        reader: TargetReader | None,
-    ) -> tuple[Views, Features | None]:
-        """Each photo's view in batch `number`, and the teacher's vector of it where kept.
-
-        `photos` are places in their `shards`.
-        """
-        if self.augment is None:
-            return np.tile(IDENTITY, (len(photos), 1)), None
-        seeds = (*self.seeds, self.plan.rank, number)
-        views = draw_views(self.augment, len(photos), *seeds)
-        if reader is None or self.targets is None:
-            return views, None
-        if self.augment.beyond_flip:
-            rng = np.random.default_rng(mix_seeds(*seeds))
-            mirrors = 0 if self.augment.flip else 1  # view 1, which a recipe may not want
-            chosen = rng.integers(self.targets.views - mirrors, size=len(photos))
-            chosen += mirrors * (chosen >= 1)
-        else:
-            chosen = views[:, 0].astype(np.int64)  # the same coins as without kept targets
-        vectors, views = reader.read(shards, photos, chosen)
-        return views, vectors
-
-    def _decode(self, window: Window, number: int, reader: TargetReader | None) -> Decoded:
-        chosen = window.batch(number, self.plan.batch_size)
-        photos = photos_of(self.manifest)
-        # One thing at a time for all of them: decoding is fastest when nothing comes between.
-        members, keys_B, places_B = window.read(chosen)
-        memory, images_BHWC = self.slabs.take(self.worker[0], len(chosen) * photos)
-        labels: list[int] = []
-        landmarks: list[Any] = []
-        jpegs: list[memoryview] = []
-        sample = 0
-        try:
-            for sample, (*found, text) in enumerate(members):  # noqa: B007 - the error names it
-                meta = orjson.loads(text)
-                for photo in [meta[role] for role in ROLES] if photos > 1 else (meta,):
-                    labels.append(int(photo["class"]))
-                    landmarks.append(photo["landmarks"] or NO_LANDMARKS)
-                jpegs += found
-            labels_B = np.array(labels, dtype=np.int64)
-            landmarks_B = np.array(landmarks, dtype=np.float32).reshape(-1, 6, 2)
-            for place, image_HWC in enumerate(images_BHWC):
-                sample = place // photos
-                decode_into(jpegs[place], image_HWC)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            shard, row = chosen[sample].tolist()
-            raise window.shards[shard].damaged(row, type(error).__name__) from None
-        count = len(self.manifest.classes)
-        low, high = (0, count - 1) if count else (NO_CLASS, NO_CLASS)
-        if labels_B.min() < low or labels_B.max() > high:
-            where = window.shards[int(chosen[0, 0])].path
-            raise damaged(where, "a class index outside the manifest's list")
-        photos_B = (places_B[:, None] * photos + np.arange(photos)).reshape(-1)
-        shards_B = chosen[:, 0].repeat(photos)
-        views, targets = self._views(shards_B, photos_B, number, reader)
-        return Decoded(memory, labels_B, keys_B, landmarks_B, views, targets)
 
 
 NO_SHARED_MEMORY = (
@@ -483,14 +119,6 @@ class Slabs:
         return torch.from_numpy(seen)
 
 
-def decode_into(jpeg: bytes | memoryview, image_HWC: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
-    """Decodes a crop into (H, W, 3) uint8 RGB; ValueError if it is not of that size."""
-    check_crop(jpeg)  # a set may come from a stranger
-    decoded = simplejpeg.decode_jpeg(jpeg, buffer=image_HWC)  # refuses what is larger
-    if decoded.shape != image_HWC.shape:
-        raise ValueError("crop of another size")
-
-
 def as_it_is(decoded: Any) -> Any:
     """In place of torch's collate, which would make tensors of the arrays."""
     return decoded
@@ -505,7 +133,7 @@ def step_back(_worker: int) -> None:
 class EpochLoader:
     """The batches of one epoch on this rank."""
 
-    def __init__(self, stream: ShardStream, workers: int) -> None:
+    def __init__(self, stream: _Stream, workers: int) -> None:
         self.plan = stream.plan
         self.remaining = max(0, stream.plan.batches - stream.skip)
         self._stream = stream
@@ -568,7 +196,7 @@ class EpochLoader:
                     None if decoded.targets is None else torch.from_numpy(decoded.targets),
                 )
                 del images_BHWC  # else its slab would wait for the next batch
-                self._drop_after(number)
+                stream.drop_after(number)
         except RuntimeError as error:
             if "shared memory" in str(error):
                 raise PersonaError(NO_SHARED_MEMORY) from error
@@ -577,17 +205,6 @@ class EpochLoader:
                     "a loader process was killed, perhaps for memory: run again with fewer workers"
                 ) from error
             raise
-
-    def _drop_after(self, batch: int) -> None:
-        """Lets go of the shards that were fetched for this batch and are not wanted any more."""
-        window = self.plan.window_of(batch)
-        if not is_remote(self._stream.folder) or batch + 1 != self.plan.first_batch(window + 1):
-            return
-        done = set(self.plan.window_shards(window))
-        if window + 1 < self.plan.windows:
-            done -= set(self.plan.window_shards(window + 1))
-        for place in done:
-            self._stream.drop(self.plan.counts[place][0])
 
 
 @contextlib.contextmanager
@@ -674,23 +291,17 @@ def build_loader(
     Raises:
         PersonaError: not one batch for every rank.
     """
-    if batch_size < 1:
-        raise PersonaError(f"batch size {batch_size}: choose at least 1")
     if workers < 0:
         raise PersonaError(f"{workers} workers: choose 0 or more")
-    numbers = list(range(len(manifest.shards)))
-    order = shard_order(len(numbers), seed=seed, epoch=epoch) if training else numbers
-    counts = tuple(
-        (number, manifest.shards[number].samples - training * len(manifest.shards[number].no_face))
-        for number in order
+    plan = plan_epoch(
+        manifest,
+        batch_size=batch_size,
+        training=training,
+        seed=seed,
+        epoch=epoch,
+        rank=rank,
+        world_size=world_size,
+        multiple=multiple,
     )
-    plan = EpochPlan(counts, batch_size, rank, world_size, training, multiple)
-    if training and not plan.batches:
-        raise PersonaError(
-            f"set {manifest.name} has {plan.samples} samples, fewer than one step's "
-            f"{batch_size} on each of {world_size} processes"
-            + (f" times {multiple} accumulated" if multiple > 1 else "")
-            + ": choose a smaller --batch-size"
-        )
-    stream = ShardStream(folder, manifest, plan, (seed, epoch), skip, augment, targets)
+    stream = _Stream(folder, manifest, plan, (seed, epoch), skip, augment, targets)
     return EpochLoader(stream, workers)

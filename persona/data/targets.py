@@ -37,8 +37,8 @@ from persona.data.storage import (
     local_file,
     on_disk,
 )
-from persona.data.transforms import IDENTITY, MIRROR, VIEW, Views, draw_views
 from persona.data.triplets import ROLES
+from persona.data.views import IDENTITY, MIRROR, VIEW, Views, draw_views
 from persona.errors import PersonaError
 from persona.files import LARGEST_LIST, read_json, sha256_file, write_json
 from persona.names import public_name

@@ -29,7 +29,7 @@ import yaml
 from torch import Tensor, nn
 
 from persona import __version__
-from persona.data.transforms import PIXEL_MEAN, PIXEL_SCALE
+from persona.data.views import PIXEL_MEAN, PIXEL_SCALE
 from persona.deploy.quantise import Kept, Quantised, open_session, quantise_graph
 from persona.deploy.trace import trace_onnx
 from persona.errors import PersonaError, unknown

@@ -1,30 +1,14 @@
-"""MTCNN for the page: facenet-pytorch's three networks as ONNX files.
+"""MTCNN for the page: the three networks that Persona runs itself, as ONNX files.
 
 They take whole pixels as they are; the rest of the detector is `page/detect.js`.
 """
 
 from __future__ import annotations
 
+from importlib import resources
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from persona.deploy.trace import trace_onnx
-
-PIXELS = "pixels"
-
-
-class _Network(nn.Module):
-    """One of the three, with its normalisation (facenet-pytorch 2.5.3, `imresample`'s callers)."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network.eval()
-
-    def forward(self, pixels: Tensor) -> Any:
-        """(N, H, W, 3) float32 of 0 to 255 to regression, points (O-Net alone) and scores."""
-        return self.network((pixels.permute(0, 3, 1, 2) - 127.5) * 0.0078125)
+from persona.extras import missing
 
 
 def build_detector() -> dict[str, bytes]:
@@ -34,18 +18,31 @@ def build_detector() -> dict[str, bytes]:
     Raises:
         PersonaError: packages are missing.
     """
-    from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
+    try:
+        import onnx
+        from onnx import compose
+    except ImportError:
+        raise missing("exporting needs onnx and onnxscript", "export") from None
+    folder = resources.files("persona.data.align") / "mtcnn"
 
-    free = torch.export.Dim.DYNAMIC
-    pnet = trace_onnx(
-        _Network(PNet()), torch.zeros(1, 40, 52, 3), {1: free, 2: free}, PIXELS, ("moves", "scores")
-    )
-    rnet, onet = (
-        trace_onnx(_Network(network), torch.zeros(2, side, side, 3), {0: free}, PIXELS, outputs)
-        for network, side, outputs in (
-            (RNet(), 24, ("moves", "scores")),
-            (ONet(), 48, ("moves", "points", "scores")),
-        )
-    )
-    models = {"pnet.onnx": pnet, "rnet.onnx": rnet, "onet.onnx": onet}
-    return {name: model.SerializeToString() for name, model in models.items()}
+    def read(name: str) -> bytes:
+        return (folder / f"{name}.onnx").read_bytes()
+
+    # The page has one pyramid's level on a canvas, whose borders need no mending between the two.
+    halves = (onnx.load_model_from_string(read(f"pnet_{part}")) for part in ("first", "rest"))
+    first, rest = (compose.add_prefix(half, f"{place}_") for place, half in enumerate(halves))
+    pnet: Any = compose.merge_models(first, rest, io_map=[("0_maps", "1_maps")])
+    _rename(pnet, {"0_pixels": "pixels", "1_moves": "moves", "1_scores": "scores"})
+    return {
+        "pnet.onnx": pnet.SerializeToString(),
+        **{f"{name}.onnx": read(name) for name in ("rnet", "onet")},
+    }
+
+
+def _rename(model: Any, names: dict[str, str]) -> None:
+    """Gives values of a graph, its inputs and outputs among them, other names."""
+    for value in (*model.graph.input, *model.graph.output):
+        value.name = names.get(value.name, value.name)
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from accelerate import Accelerator
 
 from persona.data.shards import Manifest
 from persona.data.storage import SetFolder
 from persona.evaluation.metrics import Bools, Floats, Ints, resolves, roc_auc
 from persona.evaluation.pairs import PairScores
+from persona.evaluation.processes import Processes
 from persona.evaluation.protocols.base import Options, Subject, check_measure
 from persona.evaluation.protocols.verification import Verification, pair_scores
 from persona.evaluation.spread import has_collapsed, tell_collapse
@@ -38,7 +38,7 @@ from persona.evaluation.statistics import (
     permutation_p,
     resample_figures,
 )
-from persona.models.sources import NamedNetwork
+from persona.models.sources import Named
 
 MIN_CLUSTERS = 10
 """Two-sided, so many swaps reach p = 0.002."""
@@ -58,10 +58,10 @@ class Difference:
 
 
 def compare(
-    networks: tuple[NamedNetwork, NamedNetwork],
+    networks: tuple[Named, Named],
     folder: SetFolder,
     manifest: Manifest,
-    accelerator: Accelerator,
+    accelerator: Processes,
     options: Options = Options(),  # noqa: B008 - frozen
     *,
     batch_size: int = 128,

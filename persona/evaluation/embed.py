@@ -1,4 +1,4 @@
-"""A packed set through a network, on all processes, each sample once.
+"""A packed set through a network, on all processes, each sample once. No torch: see embed_torch.
 
 Shapes: B batch, R roles (1 for photos, 3 for triplets), C channel, H W pixels, N samples,
 E embedding,
@@ -7,34 +7,45 @@ T classes kept of each photo.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
-from accelerate import Accelerator
-from torch import Tensor
 
+from persona.data.samples import read_batches
 from persona.data.shards import Manifest
 from persona.data.storage import SetFolder
-from persona.data.stream import Batch, build_loader
-from persona.data.transforms import MIRROR, normalise, view_landmarks
+from persona.data.views import mirror_landmarks
 from persona.errors import PersonaError
+from persona.evaluation.processes import Processes, gather_arrays
+from persona.landmarks import unit
 from persona.memory import keep_freed_memory
-from persona.models.output import FaceNetwork, for_inference
+from persona.models.embedder import Embedder, own_threads
 from persona.progress import progress_bar
 
-MAX_LANES = 4
-"""Batches under way at once on the CPU: each has activations of its own."""
+if TYPE_CHECKING:
+    from persona.models.output import FaceNetwork
+
+T = TypeVar("T")
+
 CORES_A_WORKER = 8
 """One core decodes about as many faces as eight embed with the small student."""
-GPU_WORKERS = 4
+
+
+class EmbeddedBatch(NamedTuple):
+    """What comes of a batch, before its process's batches are put together."""
+
+    keys: npt.NDArray[np.int64]
+    """(B,)."""
+    labels: npt.NDArray[np.int64]
+    """(B * R,)."""
+    embeddings: npt.NDArray[np.float32]
+    """(B * R, E), of unit length."""
+    predicted: npt.NDArray[np.int64]
+    """(B * R, T)."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +67,11 @@ class Embedded:
         return np.where(self.keys[place] == keys_P, place, -1)
 
 
-@torch.inference_mode()
 def embed_set(
-    network: FaceNetwork,
+    network: FaceNetwork | Embedder,
     folder: SetFolder,
     manifest: Manifest,
-    accelerator: Accelerator,
+    processes: Processes,
     *,
     batch_size: int = 128,
     workers: int | None = None,
@@ -75,9 +85,10 @@ def embed_set(
         network: in any mode; it is put into eval mode, and back after.
         folder: where the packed set lies.
         manifest: its manifest.
-        accelerator: device and processes.
+        processes: of Accelerate, with their device; `Alone` for a network that needs no torch.
         batch_size: samples a forward on each process.
-        workers: loader processes of each process; None: as many as the device wants.
+        workers: loader processes of each process; None: as many as the device wants. For a network
+            that needs no torch a thread reads ahead, if there are any.
         top: how many classes of each photo to keep in `predicted`.
         flip: the sum of the embeddings of a photo and of its mirror image, of unit length.
         quiet: no progress bar.
@@ -85,53 +96,43 @@ def embed_set(
     Raises:
         PersonaError: a damaged shard, or embeddings that are not finite.
     """
-    loader = build_loader(
-        folder,
-        manifest,
-        batch_size=batch_size,
-        training=False,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        workers=_fitting_workers(accelerator.device) if workers is None else workers,
-    )
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
-    was_training = network.training
-    folded = for_inference(network)
     roles = 3 if manifest.kind == "triplets" else 1
-    keys = [torch.empty(0, dtype=torch.int64)]
-    embeddings = [torch.empty(0, roles, network.embedding_size)]
-    labels = [torch.empty(0, roles, dtype=torch.int64)]
     top = min(top, network.num_classes)
-    predicted = [torch.empty(0, roles, top, dtype=torch.int64)]
-    work = partial(_embed_batch, folded, device=accelerator.device, top=top, flip=flip)
-    # A network of another runtime, which has no parameters here, has threads of its own.
-    spread = accelerator.device.type == "cpu" and any(True for _ in network.parameters())
-    lanes = min(torch.get_num_threads(), MAX_LANES) if spread else 1
-    show = accelerator.is_main_process and not quiet
+    options: Any = {"batch_size": batch_size, "workers": workers, "flip": flip}
+    if isinstance(network, Embedder):
+        batches = _embed(network, folder, manifest, processes, **options)
+    else:
+        from persona.evaluation.embed_torch import embed_in_torch
+
+        batches = embed_in_torch(network, folder, manifest, processes, top=top, **options)
+    keys = [np.zeros(0, np.int64)]
+    embeddings = [np.zeros((0, roles, network.embedding_size), np.float32)]
+    labels = [np.zeros((0, roles), np.int64)]
+    predicted = [np.zeros((0, roles, top), np.int64)]
+    show = processes.is_main_process and not quiet
     title = f"evaluating on {manifest.name}"
     with progress_bar(title, total=manifest.samples, unit="samples", enabled=show) as advance:
-        for batch, (embedding, best) in _in_lanes(loader, work, lanes):
+        for batch in batches:
+            count = len(batch.keys)
             keys.append(batch.keys)
-            labels.append(batch.labels.view(-1, roles))
-            embeddings.append(embedding.view(len(batch.keys), roles, -1))
-            predicted.append(best.view(len(batch.keys), roles, top))
-            advance(len(batch.keys) * accelerator.num_processes)
-    network.train(was_training)
+            labels.append(batch.labels.reshape(-1, roles))
+            embeddings.append(batch.embeddings.reshape(count, roles, -1))
+            predicted.append(batch.predicted.reshape(count, roles, top))
+            advance(count * processes.num_processes)
 
-    all_keys = gather_rows(torch.cat(keys), accelerator)
-    order = torch.argsort(all_keys)
-    if len(all_keys) != manifest.samples or bool((all_keys[order].diff() == 0).any()):
+    all_keys = gather_arrays(np.concatenate(keys), processes)
+    order = np.argsort(all_keys, kind="stable")
+    if len(all_keys) != manifest.samples or (np.diff(all_keys[order]) == 0).any():
         raise PersonaError(
             f"set {manifest.name} gave {len(all_keys)} samples with {len(set(all_keys.tolist()))} "
             f"keys, its manifest says {manifest.samples}: pack it again"
         )
     all_predicted = (
-        gather_rows(torch.cat(predicted), accelerator)[order]
+        gather_arrays(np.concatenate(predicted), processes)[order]
         if top
-        else torch.empty(len(order), roles, 0, dtype=torch.int64)
+        else np.zeros((len(order), roles, 0), np.int64)
     )
-    embedding_NRE = gather_rows(torch.cat(embeddings), accelerator)[order].numpy()
+    embedding_NRE = gather_arrays(np.concatenate(embeddings), processes)[order]
     broken = int((~np.isfinite(embedding_NRE).all(axis=(1, 2))).sum())
     if broken:
         raise PersonaError(
@@ -139,78 +140,47 @@ def embed_set(
             "network's weights or its precision are at fault"
         )
     return Embedded(
-        keys=all_keys[order].numpy(),
+        keys=all_keys[order],
         embeddings=embedding_NRE,
-        labels=gather_rows(torch.cat(labels), accelerator)[order].numpy(),
-        predicted=all_predicted.numpy(),
+        labels=gather_arrays(np.concatenate(labels), processes)[order],
+        predicted=all_predicted,
     )
 
 
-@torch.inference_mode()
-def _embed_batch(
-    network: FaceNetwork, batch: Batch, *, device: torch.device, top: int, flip: bool
-) -> tuple[Tensor, Tensor]:
-    """(B * R, E) embeddings and (B * R, T) predicted classes."""
-    images = normalise(batch.images.to(device, non_blocking=True))
-    features = network.features(images, batch.landmarks).float()
-    embedding = F.normalize(features, dim=1)
-    if flip:
-        embedding = F.normalize(embedding + _mirrored(network, images, batch), dim=1)
-    if not top:
-        return embedding.cpu(), torch.empty(len(embedding), 0, dtype=torch.int64)
-    return embedding.cpu(), network.classify(features).topk(top, dim=1).indices.cpu()
+def _embed(
+    network: Embedder,
+    folder: SetFolder,
+    manifest: Manifest,
+    processes: Processes,
+    *,
+    batch_size: int,
+    workers: int | None,
+    flip: bool,
+) -> Iterator[EmbeddedBatch]:
+    """Yields this process's batches, in order."""
+    keep_freed_memory()
+    side_px = manifest.align.image_size
+    batches = read_batches(
+        folder,
+        manifest,
+        batch_size=batch_size,
+        rank=processes.process_index,
+        world_size=processes.num_processes,
+    )
+    beside = own_threads() // CORES_A_WORKER if workers is None else workers
+    for batch in _one_ahead(batches) if beside else batches:
+        embedding = network.embed(batch.photos, batch.landmarks)
+        if flip:
+            points = mirror_landmarks(batch.landmarks, side_px)
+            embedding = unit(embedding + network.embed(batch.photos[:, :, ::-1], points))
+        none = np.zeros((len(embedding), 0), np.int64)
+        yield EmbeddedBatch(batch.keys, batch.labels, embedding, none)
 
 
-def _in_lanes(
-    batches: Iterable[Batch], work: Callable[[Batch], tuple[Tensor, Tensor]], lanes: int
-) -> Iterator[tuple[Batch, tuple[Tensor, Tensor]]]:
-    """Yields each batch with what comes of it, in order, so many of them under way at once.
-
-    On the CPU a lane is a thread with its share of torch's threads: threads that share a batch wait
-    for each other at every layer, and a loader that wants a core for a moment then holds up all.
-    """
-    if lanes == 1:
-        for batch in batches:
-            yield batch, work(batch)
-        return
-    threads = torch.get_num_threads()
-    take_share = partial(torch.set_num_threads, threads // lanes)
-    try:
-        with ThreadPoolExecutor(lanes, "lane", initializer=take_share) as pool:
-            under_way: deque[tuple[Batch, Future[tuple[Tensor, Tensor]]]] = deque()
-            for batch in batches:
-                under_way.append((batch, pool.submit(work, batch)))
-                if len(under_way) > lanes:
-                    first, done = under_way.popleft()
-                    yield first, done.result()
-                    del first, done  # their memory is the loader's
-            for first, done in under_way:
-                yield first, done.result()
-    finally:
-        torch.set_num_threads(threads)  # what a lane set is what threads to come start from
-
-
-def _fitting_workers(device: torch.device) -> int:
-    """Loader processes that keep up; decoding in this one runs beside the lanes."""
-    return torch.get_num_threads() // CORES_A_WORKER if device.type == "cpu" else GPU_WORKERS
-
-
-def _mirrored(network: FaceNetwork, images_BCHW: Tensor, batch: Batch) -> Tensor:
-    """(B, E) embeddings of the mirror images."""
-    side = images_BCHW.shape[3]
-    mirror = np.tile(MIRROR, (len(images_BCHW), 1))
-    landmarks = view_landmarks(batch.landmarks, mirror, side)
-    return network.embed(images_BCHW.flip(3), landmarks)
-
-
-def gather_rows(rows: Tensor, accelerator: Accelerator) -> Tensor:
-    """Every process's rows, strung together by rank; their numbers may differ."""
-    if accelerator.num_processes == 1:
-        return rows
-    gather: Any = accelerator.gather
-    counts = gather(torch.tensor([len(rows)], device=accelerator.device)).tolist()
-    padded = torch.zeros(max(counts), *rows.shape[1:], dtype=rows.dtype)
-    padded[: len(rows)] = rows
-    gathered = gather(padded.to(accelerator.device)).cpu()
-    parts = gathered.split(max(counts)) if max(counts) else ()
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+def _one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items; a thread gets the next one while this one is looked at."""
+    with ThreadPoolExecutor(1, "ahead") as pool:
+        following = pool.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = pool.submit(next, items, None)
+            yield item

@@ -9,17 +9,18 @@ Shapes: N samples, E embedding, P pairs.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from persona.data.shards import Manifest
 from persona.data.storage import SetFolder
 from persona.errors import PersonaError
 from persona.evaluation.metrics import resolves
+from persona.evaluation.processes import Processes
 from persona.evaluation.spread import has_collapsed, spread, tell_collapse
 from persona.gallery.store import SAME, Templates, Threshold
-from persona.models.sources import NamedNetwork
+from persona.models.sources import Named
 
 MAX_SAMPLES = 20_000
 """200 million pairs; of a larger set as many, evenly spread over it."""
@@ -27,7 +28,7 @@ BLOCK = 512
 
 
 def calibrate(
-    named: NamedNetwork, folder: SetFolder, manifest: Manifest, accelerator: Any, far: float
+    named: Named, folder: SetFolder, manifest: Manifest, processes: Processes, far: float
 ) -> Threshold:
     """The threshold for a false accept rate; its source names the set and the TAR.
 
@@ -40,7 +41,7 @@ def calibrate(
     if manifest.kind != "photos":
         raise PersonaError(f"set {manifest.name} holds triplets: choose a set of photos")
     manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
-    embedded = embed_set(named.network, folder, manifest, accelerator)
+    embedded = embed_set(named.network, folder, manifest, processes)
     # Photos without a face stand in the set as centre crops; a gallery has no such thing.
     no_face = [key for shard in manifest.shards for key in shard.no_face]
     rows = np.flatnonzero(~np.isin(embedded.keys, no_face))
@@ -55,7 +56,7 @@ def calibrate(
 
 
 def threshold_at(
-    embeddings_NE: Templates, labels_N: np.ndarray[Any, Any], far: float, where: str
+    embeddings_NE: Templates, labels_N: npt.NDArray[np.int64], far: float, where: str
 ) -> tuple[float, float, int]:
     """The threshold, the TAR there, and how many impostor pairs it was chosen on.
 

@@ -16,20 +16,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from persona.data.align import crop_face
 from persona.data.align.decode import Decoded
 from persona.data.align.detect import MIN_FACE_PX, Mtcnn
+from persona.data.align.detect_onnx import OnnxNetworks
 from persona.data.align.spec import AlignSpec, Box, Crop, Face
-from persona.data.transforms import normalise
 from persona.errors import PersonaError, SkipPhoto
 from persona.gallery import quality
 from persona.gallery.store import Templates
 from persona.landmarks import Floats
-from persona.models.output import for_inference
-from persona.models.sources import NamedNetwork
+from persona.models.embedder import Embedder
+from persona.models.sources import Named
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -49,10 +48,12 @@ class SeenFace:
 class Eyes:
     """A detector and a network; any number of threads may use them."""
 
-    def __init__(self, named: NamedNetwork, align: AlignSpec) -> None:
+    def __init__(self, named: Named, align: AlignSpec) -> None:
         self.named, self.align = named, align
-        self.network = for_inference(named.network)
-        self._find = Mtcnn("cpu")
+        self.network = _embedder(named)
+        # In onnxruntime also where torch is installed: importing torch takes far longer than
+        # looking at a photo.
+        self._find = Mtcnn(networks=OnnxNetworks())
 
     def find(self, photo: Pixels) -> list[SeenFace]:
         """Every face of an upright (H, W, 3) uint8 RGB photo, from the left."""
@@ -95,10 +96,17 @@ class Eyes:
             if image.width != size_px:  # kept for another network
                 image = image.resize((size_px, size_px), Image.Resampling.BILINEAR)
             images.append(np.asarray(image))
-        landmarks = torch.from_numpy(np.stack(points)) if self.network.uses_landmarks else None
-        with torch.inference_mode():
-            pixels = normalise(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
-            return self.network.embed(pixels, landmarks).numpy().astype(np.float32)
+        landmarks = np.stack(points) if self.network.uses_landmarks else None
+        return self.network.embed(np.stack(images), landmarks)
+
+
+def _embedder(named: Named) -> Embedder:
+    """What embeds crops: the network itself where it needs no torch."""
+    if isinstance(named.network, Embedder):
+        return named.network
+    from persona.evaluation.torch_embedder import TorchEmbedder
+
+    return TorchEmbedder(named.network)
 
 
 def _resized(landmarks_62: Floats | None, factor: float) -> Floats:

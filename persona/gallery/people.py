@@ -41,7 +41,7 @@ from persona.workspace import Workspace
 
 if TYPE_CHECKING:
     from persona.gallery.faces import Eyes, Pixels, SeenFace
-    from persona.models.sources import NamedNetwork
+    from persona.models.sources import Named
 
 CROP_PX = 160
 """Side of the crops of a network that takes any, as packed sets have them."""
@@ -439,17 +439,17 @@ def gallery_of(
     return Gallery(store, eyes, chosen, keep_crops=keep_crops)
 
 
-def load_named(network: str | None, workspace: Workspace) -> tuple[NamedNetwork, Facts]:
+def load_named(network: str | None, workspace: Workspace) -> tuple[Named, Facts]:
     """A network by name (None: the best student of the newest run), and what a gallery keeps of it.
 
     Raises:
         PersonaError: it is not there, or untrained.
     """
     from persona.models.cards import find_model
-    from persona.models.sources import load_network, source_of, spell
+    from persona.models.sources import load_embedder, source_of, spell
 
     name = spell(network) if network else find_model(None, workspace.models).id
-    named = load_network(name, workspace.models)
+    named = load_embedder(name, workspace.models)
     if not named.digest:
         raise PersonaError(f"{name} is untrained: it tells nobody apart; choose a trained network")
     return named, Facts(
@@ -461,7 +461,7 @@ def load_named(network: str | None, workspace: Workspace) -> tuple[NamedNetwork,
     )
 
 
-def network_align(named: NamedNetwork, workspace: Workspace) -> AlignSpec:
+def network_align(named: Named, workspace: Workspace) -> AlignSpec:
     """How a network's faces are cut: as its training set's, where that is here."""
     from persona.data.shards import MANIFEST, read_manifest
 

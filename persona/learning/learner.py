@@ -26,7 +26,8 @@ from torch import Tensor
 
 from persona.config import LearnConfig
 from persona.data.targets import TargetReader
-from persona.data.transforms import apply_views, draw_views, mix_seeds, normalise, view_landmarks
+from persona.data.transforms import apply_views, normalise, view_landmarks
+from persona.data.views import draw_views, mix_seeds
 from persona.errors import PersonaError
 from persona.evaluation.spread import spread
 from persona.learning.methods import Context, LearnBatch, build_method

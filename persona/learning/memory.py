@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persona.data.transforms import mix_seeds
+from persona.data.views import mix_seeds
 from persona.errors import PersonaError
 from persona.learning.photos import Ints
 

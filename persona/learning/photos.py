@@ -18,9 +18,9 @@ import orjson
 import torch
 from torch import Tensor
 
+from persona.data.samples import NO_LANDMARKS, decode_into
 from persona.data.shards import Manifest, open_faces
 from persona.data.storage import SetFolder
-from persona.data.stream import NO_LANDMARKS, decode_into
 from persona.data.tars import ShardReader, damaged
 from persona.errors import PersonaError
 

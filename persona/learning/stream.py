@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from persona.data.transforms import mix_seeds
+from persona.data.views import mix_seeds
 from persona.errors import PersonaError
 from persona.learning.photos import Ints, Photos, group
 

@@ -10,6 +10,7 @@ import importlib
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from persona.errors import PersonaError
 from persona.extras import missing
 from persona.landmarks import Floats, resize, unit
+from persona.models.embedder import Embedder
 from persona.models.graphs import within_limit
 
 MAX_BYTES = 500_000_000
@@ -113,10 +115,8 @@ def run_litert(opened: Any, images_BCHW: npt.NDArray[np.float32]) -> npt.NDArray
     return np.stack(found)
 
 
-class LitertSession:
+class LitertSession(Embedder):
     """A LiteRT file of `persona export` that embeds crops."""
-
-    uses_landmarks = False
 
     def __init__(self, path: Path, threads: int) -> None:
         """Opens the file.
@@ -125,6 +125,7 @@ class LitertSession:
             PersonaError: missing, or no face network.
         """
         self._opened = open_litert(path, threads)
+        self._lock = threading.Lock()  # the interpreter has one input
         self.side_px = int(self._opened.get_input_details()[0]["shape"][1])
         self.embedding_size = int(self._opened.get_output_details()[0]["shape"][1])
 
@@ -137,7 +138,8 @@ class LitertSession:
 
     def run(self, images_BCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """(B, E) embeddings of normalised crops of its own side."""
-        return run_litert(self._opened, images_BCHW)
+        with self._lock:
+            return run_litert(self._opened, images_BCHW)
 
 
 class LitertRunner:

@@ -28,10 +28,12 @@ from persona.config import LARGEST_YAML, from_dict, parse_yaml
 from persona.errors import PersonaError, unknown
 from persona.files import sha256_file
 from persona.landmarks import Floats, is_aligned, resize, unit, warp
+from persona.models.embedder import Embedder
 from persona.models.graphs import external_files, open_onnx, read_onnx, reason, within_limit
 
 PREFIX = "onnx:"
-CONFIGS = Path(__file__).parents[2] / "configs" / "teachers"
+CONFIGS = Path(__file__).parent / "teachers"
+"""A link to configs/teachers/, so that a wheel has them."""
 SETTINGS_KEY = "persona.settings"
 """Of a file's metadata: its settings as YAML."""
 LAYOUTS = ("nchw", "nhwc-uint8")
@@ -101,7 +103,7 @@ def find_settings(path: Path) -> tuple[str, str]:
                 raise PersonaError(f"{place} is not valid YAML") from None
     known = ", ".join(sorted(p.name for p in CONFIGS.glob("*.yaml")))
     raise PersonaError(
-        f"{path} has no settings: copy the one of configs/teachers/ that fits ({known}) to {beside}"
+        f"{path} has no settings: copy the one that fits of {CONFIGS} ({known}) to {beside}"
     )
 
 
@@ -130,7 +132,7 @@ _TYPES: dict[str, type[np.generic]] = {
 """Of inputs, by onnxruntime's names."""
 
 
-class OnnxSession:
+class OnnxSession(Embedder):
     """An ONNX file that embeds faces in onnxruntime, as its settings say."""
 
     def __init__(
@@ -183,7 +185,7 @@ class OnnxSession:
         self.embedding_size = probe.shape[1]
 
     @property
-    def uses_landmarks(self) -> bool:
+    def uses_landmarks(self) -> bool:  # type: ignore[override]
         """Whether it wants its faces turned to the five points."""
         return self.settings.alignment == "five-point"
 
@@ -300,6 +302,14 @@ class _Lanes:
     @functools.cached_property
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.threads, "onnx")
+
+
+def providers() -> list[str]:
+    """Where onnxruntime may run a network here, the fastest first."""
+    import onnxruntime
+
+    there = onnxruntime.get_available_providers()
+    return [name for name in ("CUDAExecutionProvider", *ON_CPU) if name in there]
 
 
 def open_session(path: Path, threads: int, providers: Sequence[str] = ON_CPU) -> OnnxSession:

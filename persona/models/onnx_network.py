@@ -15,7 +15,13 @@ from torch import Tensor
 
 from persona.landmarks import Floats, crop_to_template, is_aligned
 from persona.models.graphs import read_onnx
-from persona.models.onnx import OnnxSession, OnnxSettings, find_settings, parse_settings
+from persona.models.onnx import (
+    OnnxSession,
+    OnnxSettings,
+    find_settings,
+    parse_settings,
+    providers,
+)
 from persona.models.onnx_graph import count_onnx
 from persona.models.output import FaceNetwork
 
@@ -48,12 +54,8 @@ class OnnxNetwork(FaceNetwork):
                 settings say, or too slow.
         """
         super().__init__()
-        import onnxruntime
-
-        wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
-        providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
         # As many threads as torch: a process on each core is what a user may have asked for.
-        self._file = OnnxSession(path, settings, torch.get_num_threads(), providers)
+        self._file = OnnxSession(path, settings, torch.get_num_threads(), providers())
         self.embedding_size = self._file.embedding_size
 
     @property

@@ -26,15 +26,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from persona.config import StudentConfig
 from persona.errors import PersonaError, unknown
+from persona.extras import needing
 from persona.files import sha256_file
-from persona.landmarks import Floats
 from persona.models import litert, onnx
 from persona.models.cards import Card, is_stored, model_ids, read_classes, stored_card
+from persona.models.embedder import Embedder, own_threads
 from persona.models.onnx_graph import count_onnx
 from persona.models.weights import FACENETS, find_weights
 from persona.registry import BACKBONES
@@ -48,11 +46,11 @@ ZOO = Path(__file__).parents[1] / "zoo"
 
 
 @dataclass(frozen=True)
-class NamedNetwork:
+class Named:
     """A network, what it is called, and which class list its logits follow."""
 
     name: str
-    network: FaceNetwork
+    network: FaceNetwork | Embedder
     trained_on: str
     """What its classes come from, for messages."""
     classes: tuple[str, ...] | None
@@ -63,19 +61,11 @@ class NamedNetwork:
     """Hash of its weights: equal digests give equal vectors; empty: it is untrained."""
 
 
-class Embedder(Protocol):
-    """A network that embeds crops without torch."""
+@dataclass(frozen=True)
+class NamedNetwork(Named):
+    """A network in torch."""
 
-    embedding_size: int
-
-    @property
-    def uses_landmarks(self) -> bool:
-        """Whether `embed` wants the five points of each crop."""
-
-    def embed(
-        self, crops_BHW3: npt.NDArray[np.uint8], landmarks_B62: Floats | None = None
-    ) -> npt.NDArray[np.float32]:
-        """(B, E) float32 embeddings of unit length of square uint8 RGB crops."""
+    network: FaceNetwork
 
 
 class Runner(Protocol):
@@ -253,7 +243,7 @@ class _OnnxFiles(_Files):
         return count_onnx(self.found(name))
 
     def open_embedder(self, name: str, models: Path, threads: int) -> Embedder:
-        return onnx.open_session(self.found(name), threads)
+        return onnx.open_session(self.found(name), threads, onnx.providers())
 
     def open_runner(self, name: str, models: Path, threads: int) -> Runner:
         return onnx.OnnxRunner(self.found(name), threads)
@@ -462,7 +452,24 @@ def load_network(name: str, models: Path) -> NamedNetwork:
     Raises:
         PersonaError: unknown, or its file is missing or damaged.
     """
-    return source_of(name, models).open(name, models)
+    source = source_of(name, models)
+    with needing(name):
+        return source.open(name, models)
+
+
+def load_embedder(name: str, models: Path) -> Named:
+    """A network by name, for embedding alone: without torch where its file needs none.
+
+    Raises:
+        PersonaError: unknown, its file is missing or damaged, or it needs torch and that is not
+            installed.
+    """
+    source = source_of(name, models)
+    embedder = source.open_embedder(name, models, own_threads())
+    if embedder is None:
+        return load_network(name, models)
+    digest = source.digest(name, models) or ""
+    return Named(name, embedder, "embeddings alone", (), None, digest)
 
 
 def network_digest(name: str, models: Path) -> str | None:

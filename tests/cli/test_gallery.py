@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import os
@@ -21,9 +20,8 @@ from typer.testing import CliRunner
 
 from persona.cli.app import app
 from persona.cli.gallery import nobody_enrolled
-from persona.data.align.detect import Mtcnn
 from persona.data.synthetic import draw_identity, draw_photo
-from persona.gallery import crypt, faces
+from persona.gallery import crypt
 from persona.gallery.store import open_store
 
 EXACTLY = ("--threshold", "0.99999")
@@ -34,17 +32,6 @@ HEIC = b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf" + bytes(99)
 
 def drawn(person: int, photo: int) -> Image.Image:
     return draw_photo(draw_identity(0, person), photo, 160).convert("RGB")
-
-
-@pytest.fixture(autouse=True)
-def _one_detector(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its networks are loaded once for all commands of this file."""
-    monkeypatch.setattr(faces, "Mtcnn", detector)
-
-
-@functools.cache
-def detector(device: str) -> Mtcnn:
-    return Mtcnn(device)
 
 
 @pytest.fixture

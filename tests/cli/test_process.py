@@ -11,6 +11,7 @@ import pytest
 from conftest import NO_ALIGN, write_vggface2
 from helpers import run
 
+from persona import workers
 from persona.cli import process
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
@@ -69,7 +70,7 @@ def test_a_quota_bounds_the_cores(
     text: str, wanted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpu.max").write_text(text)
-    monkeypatch.setattr(process, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(workers, "QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     assert process.usable_cores() == wanted
 

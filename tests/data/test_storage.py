@@ -20,7 +20,7 @@ import pytest
 from helpers import persona_error
 from servers import Cuts, Faults, cutting_proxy, web_server
 
-from persona.data import storage, stream
+from persona.data import samples, storage
 from persona.data.pack import Packed
 from persona.data.shards import open_set, read_pairs, verify_set
 from persona.data.storage import RemoteFolder, SetFolder, local_file, open_remote
@@ -63,8 +63,8 @@ def test_what_is_fetched_late_is_not_left_behind(
             time.sleep(0.2)
             super().run()
 
-    monkeypatch.setattr(stream, "SHUFFLE_BUFFER", 10)
-    monkeypatch.setattr(stream, "threading", SimpleNamespace(Thread=Late))
+    monkeypatch.setattr(samples, "SHUFFLE_BUFFER", 10)
+    monkeypatch.setattr(samples, "threading", SimpleNamespace(Thread=Late))
     folder, _ = open_set(f"{url}/vggface2-train", tmp_path, None)
     assert isinstance(folder, RemoteFolder)
     keys_of(folder, train_set)
@@ -110,7 +110,7 @@ def test_cut_connections_lose_and_double_nothing(
     ranges: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stream, "SHUFFLE_BUFFER", 10)
+    monkeypatch.setattr(samples, "SHUFFLE_BUFFER", 10)
     here = keys_of(train_set.folder, train_set)
     faults.cuts, faults.ranges = 4, ranges
     folder, manifest = open_set(
@@ -152,7 +152,7 @@ def test_refusals_are_one_line(
     tries: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stream.ShardStream, "_fetch_ahead", lambda *_: None)
+    monkeypatch.setattr(samples.ShardStream, "_fetch_ahead", lambda *_: None)
     faults.status = status
     folder, _ = open_set(f"{url}/vggface2-train", tmp_path)
     with pytest.raises(PersonaError, match=rf"cannot read http://\S+\.tar: {message}") as error:

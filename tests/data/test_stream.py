@@ -15,11 +15,12 @@ from conftest import NO_ALIGN, SIZE_PX
 from PIL import Image
 from torch import Tensor
 
-from persona.data import stream
+from persona.data import samples, stream
 from persona.data.pack import Packed, pack_photos, pack_triplets
 from persona.data.raw import open_dataset
+from persona.data.samples import EpochPlan, read_batches
 from persona.data.shards import tar_end, tar_sample
-from persona.data.stream import SLABS, EpochLoader, EpochPlan, build_loader
+from persona.data.stream import SLABS, EpochLoader, build_loader
 from persona.data.tars import ShardReader
 from persona.data.transforms import normalise
 from persona.data.triplets import make_triplets
@@ -80,10 +81,23 @@ def test_evaluation_drops_and_doubles_nothing(
     assert set(seen.values()) == {1}
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 40])
+def test_batches_without_torch_are_those_with(train_set: Packed, world_size: int) -> None:
+    for rank in range(world_size):
+        options = {"batch_size": 4, "rank": rank, "world_size": world_size}
+        known = (train_set.folder, train_set.manifest)
+        expected = build_loader(*known, training=False, **options)
+        for batch, found in zip(expected, read_batches(*known, **options), strict=True):
+            np.testing.assert_array_equal(batch.images.permute(0, 2, 3, 1).numpy(), found.photos)
+            np.testing.assert_array_equal(batch.keys.numpy(), found.keys)
+            np.testing.assert_array_equal(batch.labels.numpy(), found.labels)
+            np.testing.assert_array_equal(batch.landmarks.numpy(), found.landmarks)
+
+
 @pytest.fixture
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three windows an epoch, each over several shards."""
-    monkeypatch.setattr(stream, "SHUFFLE_BUFFER", 10)
+    monkeypatch.setattr(samples, "SHUFFLE_BUFFER", 10)
 
 
 def test_order_is_a_function_of_seed_epoch_rank_and_world(train_set: Packed) -> None:
@@ -137,7 +151,7 @@ def test_resuming_opens_no_shard_that_is_consumed(
             opened.append(path.name)
             super().__init__(path, *arguments)
 
-    monkeypatch.setattr(stream, "ShardReader", Watched)
+    monkeypatch.setattr(samples, "ShardReader", Watched)
     options = {"batch_size": 2, "training": True}
     keys_of(train_set, **options)
     order = list(opened)
@@ -154,7 +168,7 @@ def test_windows_are_whole_batches_of_like_size() -> None:
     assert firsts[-1] == plan.batches
     sizes = np.diff(firsts)
     assert sizes.max() - sizes.min() <= 1
-    assert sizes.max() * 128 <= stream.SHUFFLE_BUFFER + 128
+    assert sizes.max() * 128 <= samples.SHUFFLE_BUFFER + 128
     for batch in range(plan.batches):
         window = plan.window_of(batch)
         assert firsts[window] <= batch < firsts[window + 1]

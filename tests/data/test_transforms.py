@@ -7,16 +7,8 @@ import pytest
 import torch
 
 from persona.config import AugmentConfig
-from persona.data.transforms import (
-    IDENTITY,
-    MIRROR,
-    VIEW,
-    apply_views,
-    draw_views,
-    mix_seeds,
-    normalise,
-    view_landmarks,
-)
+from persona.data.transforms import apply_views, normalise, view_landmarks
+from persona.data.views import IDENTITY, MIRROR, VIEW, draw_views, mirror_landmarks, mix_seeds
 
 STRONG = AugmentConfig(crop=0.3, low_resolution=0.5, grey=0.3, jitter=0.4, erase=0.5)
 
@@ -151,3 +143,9 @@ def test_normalise_is_facenets() -> None:
 def test_seeds_do_not_collide() -> None:
     mixed = {mix_seeds(a, b, c) for a in range(8) for b in range(8) for c in range(8)}
     assert len(mixed) == 512
+
+
+def test_the_points_of_a_mirror_image_are_those_of_its_view() -> None:
+    points = torch.rand(5, 6, 2, generator=torch.Generator().manual_seed(0)) * 32
+    view = view_landmarks(points, np.tile(MIRROR, (5, 1)), 32)
+    np.testing.assert_allclose(mirror_landmarks(points.numpy(), 32), view.numpy(), atol=1e-5)

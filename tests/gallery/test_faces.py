@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import functools
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from fake_eyes import jpeg_of
 from onnx_files import write_model
 from PIL import Image
@@ -15,32 +14,18 @@ from persona.data.align import AlignSpec
 from persona.data.align.spec import Crop
 from persona.data.synthetic import draw_identity, draw_photo
 from persona.errors import PersonaError
-from persona.gallery import faces
 from persona.gallery.faces import Eyes
 from persona.gallery.people import load_named
-from persona.models.onnx import OnnxSettings
-from persona.models.onnx_network import OnnxNetwork
-from persona.models.sources import NamedNetwork
+from persona.models.onnx import OnnxSession, OnnxSettings
+from persona.models.sources import Named
 from persona.workspace import Workspace
 
 MARGIN = OnnxSettings(16, "margin", (10, 20, 30), (2, 4, 5))
 
 
-@functools.cache
-def detector(device: str) -> Any:
-    from persona.data.align.detect import Mtcnn
-
-    return Mtcnn(device)
-
-
-@pytest.fixture(autouse=True)
-def _one_detector(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faces, "Mtcnn", detector)
-
-
 def eyes(folder: Path, settings: OnnxSettings = MARGIN, size_px: int = 160) -> Eyes:
-    network = OnnxNetwork(write_model(folder / "net.onnx"), settings)
-    named = NamedNetwork("net", network, "nothing", (), None, "digest")
+    network = OnnxSession(write_model(folder / "net.onnx"), settings, threads=1)
+    named = Named("net", network, "nothing", (), None, "digest")
     return Eyes(named, AlignSpec(image_size=size_px))
 
 
@@ -97,21 +82,21 @@ def test_crops_of_another_size_are_brought_to_this_one(
     points = np.array([[60, 60], [100, 60], [80, 85], [65, 105], [95, 105], [1.5, 1.2]])
     seen: list[Any] = []
 
-    def embed(pixels: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
+    def embed(pixels: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
         seen.append((pixels.shape, landmarks))
-        return torch.eye(1, 9)
+        return np.eye(1, 9, dtype=np.float32)
 
     monkeypatch.setattr(some.network, "embed", embed)
     some.embed([Crop(jpeg_of(drawn(0)), None, points)])
     ((shape, landmarks),) = seen
-    assert shape == (1, 3, 80, 80)
+    assert shape == (1, 80, 80, 3)
     assert landmarks[0, 0].tolist() == [29.75, 29.75]  # (60 + 0.5) / 2 - 0.5
     assert landmarks[0, 5].tolist() == [0.75, 0.6]
 
 
 def test_a_network_without_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     some = eyes(tmp_path)
-    monkeypatch.setattr(some.network, "embed", lambda *_: torch.full((1, 9), torch.nan))
+    monkeypatch.setattr(some.network, "embed", lambda *_: np.full((1, 9), np.nan, np.float32))
     with pytest.raises(PersonaError, match="net gives no finite numbers for these faces"):
         some.embed([Crop(jpeg_of(drawn(0)), None, None)])
 
@@ -129,3 +114,20 @@ def test_what_a_gallery_keeps_of_a_network(tmp_path: Path, monkeypatch: pytest.M
         load_named("mobilenet_v3_small", workspace)
     with pytest.raises(PersonaError, match="there is no student below"):
         load_named(None, workspace)
+
+
+def test_a_network_in_torch_gives_its_own_embeddings(tmp_path: Path) -> None:
+    import torch
+
+    from persona.data.transforms import normalise
+    from persona.models.sources import load_network
+
+    named = load_network("mobilenet_v3_small", tmp_path)
+    crop = drawn(0)
+    some = Eyes(named, AlignSpec(image_size=160))
+    found = some.embed([Crop(jpeg_of(crop), None, None)])
+    pixels = np.asarray(Image.open(io.BytesIO(jpeg_of(crop))).convert("RGB"))
+    with torch.inference_mode():
+        images = normalise(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])
+        expected = named.network.eval().embed(images).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)

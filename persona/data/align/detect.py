@@ -1,7 +1,8 @@
 """MTCNN (Zhang et al. 2016, https://arxiv.org/abs/1604.02878), many photos of any sizes at once.
 
 The weights, thresholds and arithmetic are facenet-pytorch 2.5.3's; what differs is how the pixels
-get to the three networks:
+get to the three networks. They run in torch (`detect_torch`) or in onnxruntime (`detect_onnx`): all
+else is the same code.
 
 1. every photo is summed up once: the area average of any rectangle, which is how the reference
    resizes, is then four look-ups. The sums are integers, so nothing is lost.
@@ -17,18 +18,19 @@ Shapes: P pixels, N candidates, H W pixels of a level.
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
-import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from persona.data.align.spec import Face
-from persona.errors import PersonaError
+from persona.extras import missing
 from persona.workers import tell_done
 
 Array = npt.NDArray[Any]
@@ -47,6 +49,8 @@ BLOCK = 64
 GPU_CANVASES, GPU_BLOCK = 32, 1024
 BAND_PX, GPU_BAND_PX = 1 << 22, 1 << 26
 """Of a canvas or a photo that is worked on at once: P-Net takes 100 bytes a pixel."""
+NMS_ROWS = 256
+"""Candidates that are compared with all others at once."""
 
 
 @dataclass(frozen=True)
@@ -129,31 +133,70 @@ class _Found:
         return self.face(_largest_central(self.boxes, width, height))
 
 
+class Networks(Protocol):
+    """MTCNN's three networks in a library, and what that library's arrays do in other words."""
+
+    on_gpu: bool
+
+    def running(self) -> AbstractContextManager[Any]:
+        """In which everything is done."""
+
+    def to(self, array: Array) -> Any:
+        """An array where the networks are."""
+
+    def zeros(self, *shape: int, whole: bool = False) -> Any:
+        """float32, or int32 where `whole`."""
+
+    def sum_up(self, photo_HWC: Array, sums_HWC: Any) -> None:
+        """Fills in, for each pixel, the sum of all above and left of it, itself included; int32."""
+
+    def take(self, rows: Any, places: Array) -> Any:
+        """(*places.shape, columns) of (rows, columns)."""
+
+    def floats(self, array: Any) -> Any:
+        """The same numbers as float32."""
+
+    def pnet_first(self, pixels_NHWC: Any) -> Any:
+        """P-Net's first layer, of pixels of 0 to 255: (N, 10, H - 2, W - 2), which may be written
+        to."""
+
+    def pnet_rest(self, maps_NCHW: Any) -> tuple[Array, Array]:
+        """(N, 4, H, W) regression and (N, 2, H, W) scores, from what `pnet_first` gave."""
+
+    def rnet(self, pixels_NHWC: Any) -> Sequence[Array]:
+        """(N, 4) regression and (N, 2) scores of windows of 24 px."""
+
+    def onet(self, pixels_NHWC: Any) -> Sequence[Array]:
+        """(N, 4) regression, (N, 10) points and (N, 2) scores of windows of 48 px."""
+
+
+def _choose_networks(device: str) -> Networks:
+    """torch's where it is installed, else onnxruntime's on the CPU.
+
+    Raises:
+        PersonaError: a GPU is wanted that is not there, or without torch.
+    """
+    if importlib.util.find_spec("torch") and importlib.util.find_spec("facenet_pytorch"):
+        from persona.data.align.detect_torch import TorchNetworks
+
+        return TorchNetworks(device)
+    if device == "cuda":
+        raise missing("--device cuda needs torch", "train")
+    from persona.data.align.detect_onnx import OnnxNetworks
+
+    return OnnxNetworks()
+
+
 class Mtcnn:
     """Finds the face in each of many photos: "center_weighted_size" of those it detects."""
 
-    def __init__(self, device: str = "auto") -> None:
-        """Loads the networks; `device` is auto, cpu or cuda.
+    def __init__(self, device: str = "auto", networks: Networks | None = None) -> None:
+        """Loads the networks, unless they are given, on a `device`: auto, cpu or cuda.
 
         Raises:
             PersonaError: there is no GPU.
         """
-        import torch
-        from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
-
-        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if device == "cuda" and not gpus:
-            raise PersonaError("--device cuda: torch sees no GPU here; --device cpu does the same")
-        self.on_gpu = gpus > 0 and device != "cpu"
-        # Worker processes spread over the GPUs.
-        self.device = torch.device("cuda", os.getpid() % gpus) if self.on_gpu else "cpu"
-        # One thread: processes share the cores better, and sums never depend on their number.
-        torch.set_num_threads(1)
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        self._pnet, self._rnet, self._onet = (
-            network().eval().to(self.device, memory_format=torch.channels_last)
-            for network in (PNet, RNet, ONet)
-        )
+        self.networks = networks or _choose_networks(device)
 
     def __call__(self, photos: Sequence[Array]) -> list[Face | None]:
         """The chosen face of each photo, (H, W, 3) uint8 of at least 20 px; None: it has none."""
@@ -167,25 +210,23 @@ class Mtcnn:
         ]
 
     def _detect(self, photos: Sequence[Array]) -> Iterator[tuple[Array, _Found]]:
-        import torch
-
-        with torch.inference_mode():
+        with self.networks.running():
             return zip(photos, self._find(photos) if photos else [], strict=True)
 
     def _find(self, photos: Sequence[Array]) -> list[_Found]:
-        sums = _AreaSums(photos, self.device)
+        sums = _AreaSums(photos, self.networks)
         found = [_from_pnet(*maps) for maps in self._run_pnet(sums)]
         owner = np.repeat(np.arange(len(photos)), [len(boxes) for boxes in found])
         boxes = _to_squares(np.concatenate(found))
         # R-Net
         owner, boxes, windows = sums.within(owner, boxes)
-        regression, scores = self._run(self._rnet, sums, owner, windows, 24)
+        regression, scores = self._run(self.networks.rnet, sums, owner, windows, 24)
         passed = np.flatnonzero(scores[:, 1] > THRESHOLDS[1])
         passed = passed[_suppress_each(owner[passed], boxes[passed], scores[passed, 1])]
         owner, boxes = owner[passed], _to_squares(_refine(boxes[passed], regression[passed]))
         # O-Net
         owner, boxes, windows = sums.within(owner, boxes)
-        regression, points, scores = self._run(self._onet, sums, owner, windows, 48)
+        regression, points, scores = self._run(self.networks.onet, sums, owner, windows, 48)
         passed = np.flatnonzero(scores[:, 1] > THRESHOLDS[2])
         owner, boxes, points = owner[passed], boxes[passed], points[passed]
         side = boxes[:, 2:] - boxes[:, :2] + 1
@@ -200,15 +241,13 @@ class Mtcnn:
 
     def _run_pnet(self, sums: _AreaSums) -> list[tuple[tuple[_Level, ...], Array, Array]]:
         """Levels, scores (H, W) and regression (4, H, W) of each photo's canvas."""
-        import torch
-
         pyramids = [_pyramid(*size) for size in sums.sizes]
-        stack = GPU_CANVASES if self.on_gpu else 1
+        stack = GPU_CANVASES if self.networks.on_gpu else 1
         maps = []
         for start in range(0, len(pyramids), stack):
             some = pyramids[start : start + stack]
             height, width = (max(canvas[axis] for _, canvas in some) for axis in (0, 1))
-            canvases = torch.zeros(len(some), height, width, 3, device=self.device)
+            canvases = self.networks.zeros(len(some), height, width, 3)
             for number, (levels, _) in enumerate(some):
                 for level in levels:
                     sums.resize(start + number, level, canvases[number])
@@ -222,9 +261,8 @@ class Mtcnn:
     ) -> tuple[Array, Array]:
         """P-Net over canvases: (N, H, W) scores and (N, 4, H, W) regression."""
         count, height, width, _ = canvases_NHWC.shape
-        canvases_NHWC = canvases_NHWC.sub_(127.5).mul_(0.0078125)
         rows = (height - 2) // 2 - 4
-        step = max(1, (GPU_BAND_PX if self.on_gpu else BAND_PX) // (2 * count * width))
+        step = max(1, (GPU_BAND_PX if self.networks.on_gpu else BAND_PX) // (2 * count * width))
         bands = []
         for first in range(0, rows, step):
             last = min(first + step, rows)
@@ -238,8 +276,7 @@ class Mtcnn:
         self, band_NHWC: Any, first: int, levels: Sequence[Sequence[_Level]]
     ) -> tuple[Array, Array]:
         """P-Net over rows of canvases, the first of which is row `first`, an even one."""
-        net = self._pnet
-        hidden = _prelu(net.conv1(band_NHWC.permute(0, 3, 1, 2)), net.prelu1.weight)
+        hidden = self.networks.pnet_first(band_NHWC)
         for number, some in enumerate(levels):
             for level in some:
                 # The pool's last window may be cut by the level's border: what is beyond the
@@ -251,16 +288,14 @@ class Mtcnn:
                     hidden[number, :, rows, right] = hidden[number, :, rows, right - 1]
                 if level.height % 2 and 0 < bottom < hidden.shape[2]:
                     hidden[number, :, bottom, columns] = hidden[number, :, bottom - 1, columns]
-        hidden = _prelu(net.conv2(_pool(hidden)), net.prelu2.weight)
-        hidden = _prelu(net.conv3(hidden), net.prelu3.weight)
-        scores = net.softmax4_1(net.conv4_1(hidden))[:, 1]
-        return scores.cpu().numpy(), net.conv4_2(hidden).cpu().numpy()
+        regression, scores = self.networks.pnet_rest(hidden)
+        return scores[:, 1], regression
 
     def _run(
         self, network: Any, sums: _AreaSums, owner: Array, windows: Array, side_px: int
     ) -> list[Array]:
         """A network over windows of the photos; its outputs, one row a window."""
-        block = GPU_BLOCK if self.on_gpu else BLOCK
+        block = GPU_BLOCK if self.networks.on_gpu else BLOCK
         rows = len(windows)
         # An empty block gives every output its width where there is no window at all.
         padding = -rows % block or (block if not rows else 0)
@@ -270,55 +305,28 @@ class Mtcnn:
         outputs = []
         for start in range(0, len(windows), block):
             part = slice(start, start + block)
-            crops = sums.sample(owner[part], windows[part], side_px).sub_(127.5).mul_(0.0078125)
-            outputs.append([out.cpu().numpy() for out in network(crops.permute(0, 3, 1, 2))])
+            outputs.append(network(sums.sample(owner[part], windows[part], side_px)))
         return [np.concatenate(out)[:rows] for out in zip(*outputs, strict=True)]
-
-
-def _prelu(maps_NCHW: Any, slope_C: Any) -> Any:
-    """PReLU of channels-last maps: over whole rows, where torch would go ten channels at a time."""
-    from torch.nn.functional import prelu
-
-    count, channels, height, width = maps_NCHW.shape
-    rows = maps_NCHW.permute(0, 2, 3, 1).reshape(count * height, width * channels)
-    rows = prelu(rows, slope_C.repeat(width))
-    return rows.view(count, height, width, channels).permute(0, 3, 1, 2)
-
-
-def _pool(maps_NCHW: Any) -> Any:
-    """The maximum of 2x2 px of channels-last maps of even size; over whole rows too."""
-    import torch
-
-    count, channels, height, width = maps_NCHW.shape
-    rows = maps_NCHW.permute(0, 2, 3, 1).reshape(count, height // 2, 2, width * channels)
-    rows = torch.maximum(rows[:, :, 0], rows[:, :, 1])
-    pairs = rows.view(count, height // 2, width // 2, 2, channels)
-    return torch.maximum(pairs[..., 0, :], pairs[..., 1, :]).permute(0, 3, 1, 2)
 
 
 class _AreaSums:
     """Photos, each as the sums of all pixels above and left of every corner."""
 
-    def __init__(self, photos: Sequence[Array], device: Any) -> None:
-        import torch
-
-        self.device = device
+    def __init__(self, photos: Sequence[Array], networks: Networks) -> None:
+        self.networks = networks
         self.sizes: list[tuple[int, int]] = [photo.shape[:2] for photo in photos]
         """Height and width."""
         corners = [(height + 1) * (width + 1) for height, width in self.sizes]
         self._starts = np.cumsum([0, *corners])
         # int32 may overflow in large photos; the difference of two sums is right all the same.
-        self._sums_P3 = torch.zeros(int(self._starts[-1]), 3, dtype=torch.int32, device=device)
+        self._sums_P3 = networks.zeros(int(self._starts[-1]), 3, whole=True)
         for number, photo in enumerate(photos):
-            pixels = torch.from_numpy(np.array(photo)).to(device)
-            inner = self._photo(number)[1:, 1:]
-            torch.cumsum(pixels, 0, dtype=torch.int32, out=inner)
-            inner.cumsum_(1)
+            networks.sum_up(photo, self._photo(number)[1:, 1:])
 
     def _photo(self, number: int) -> Any:
         height, width = self.sizes[number]
         part = self._sums_P3[self._starts[number] : self._starts[number + 1]]
-        return part.view(height + 1, width + 1, 3)
+        return part.reshape(height + 1, width + 1, 3)
 
     def resize(self, number: int, level: _Level, canvas_HWC: Any) -> None:
         """Puts a photo at the level's size onto its place on the canvas."""
@@ -331,11 +339,10 @@ class _AreaSums:
         for first in range(0, level.height, step):
             band = slice(first, first + step)
             above, below = y0[band], y1[band]
-            rows = photo[self._to(below)] - photo[self._to(above)]
-            sums = rows[:, self._to(x1)] - rows[:, self._to(x0)]
-            # The reference divides in this order, in float32.
-            means = sums / self._to((below - above)[:, None, None]) / self._to((x1 - x0)[:, None])
-            part[band] = means
+            to = self.networks.to
+            rows = photo[to(below)] - photo[to(above)]
+            sums = rows[:, to(x1)] - rows[:, to(x0)]
+            part[band] = self._means(sums, (below - above)[:, None, None], (x1 - x0)[:, None])
 
     def sample(self, owner: Array, windows: Array, side_px: int) -> Any:
         """(N, side_px, side_px, 3) float32 area averages of windows, (N, 4) int px."""
@@ -351,17 +358,17 @@ class _AreaSums:
         sums -= self._at(below + before)
         sums -= self._at(above + behind)
         sums += self._at(above + before)
-        sums = sums / self._to((y1 - y0)[:, :, None, None])
-        return sums / self._to((x1 - x0)[:, None, :, None])
+        return self._means(sums, (y1 - y0)[:, :, None, None], (x1 - x0)[:, None, :, None])
 
     def _at(self, places: Array) -> Any:
-        found = self._sums_P3.index_select(0, self._to(places.ravel()))
-        return found.view(*places.shape, 3)
+        return self.networks.take(self._sums_P3, places)
 
-    def _to(self, array: Array) -> Any:
-        import torch
-
-        return torch.from_numpy(array).to(self.device)
+    def _means(self, sums: Any, heights: Array, widths: Array) -> Any:
+        """Sums over so many rows and columns, divided in turns as the reference does; float32."""
+        means = self.networks.floats(sums)
+        means /= self.networks.to(heights.astype(np.float32))
+        means /= self.networks.to(widths.astype(np.float32))
+        return means
 
     def within(self, owner: Array, boxes: Array) -> tuple[Array, Array, Array]:
         """Those boxes that touch their photo, and the whole px of it that they cover, (N, 4)."""
@@ -403,14 +410,26 @@ def _from_pnet(levels: Sequence[_Level], scores_HW: Array, regression_4HW: Array
 
 
 def _suppress(boxes: Array, scores: Array, overlap: float) -> Array:
-    """Places of the boxes, best first, that overlap no better one (intersection over union)."""
-    if len(boxes) < 2:
-        return np.arange(len(boxes))
-    import torch
-    from torchvision.ops import nms
+    """Places of the boxes, best first, that overlap no better one (intersection over union).
 
-    kept: Array = nms(torch.from_numpy(boxes), torch.from_numpy(scores), overlap).numpy()
-    return kept
+    In float32, compared with `overlap` as a double, as torchvision's `nms` does it.
+    """
+    order = np.argsort(-scores, kind="stable")
+    boxes = boxes[order]
+    area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    alive = np.ones(len(boxes), bool)
+    for start in range(0, len(boxes), NMS_ROWS):
+        some = slice(start, start + NMS_ROWS)
+        low = np.maximum(boxes[some, None, :2], boxes[None, start:, :2])
+        high = np.minimum(boxes[some, None, 2:], boxes[None, start:, 2:])
+        common = np.prod(np.maximum(high - low, 0), axis=2)
+        with np.errstate(invalid="ignore"):  # two boxes without area
+            shares = common / (area[some, None] + area[start:] - common)
+        apart = ~(shares > np.float64(overlap))
+        for place, row in enumerate(apart):
+            if alive[start + place]:
+                alive[start + place + 1 :] &= row[place + 1 :]
+    return order[alive]
 
 
 def _suppress_each(owner: Array, boxes: Array, scores: Array) -> Array:

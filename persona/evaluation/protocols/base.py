@@ -33,7 +33,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from accelerate import Accelerator
 
 from persona import registry
 from persona.data.shards import Manifest
@@ -41,9 +40,10 @@ from persona.data.storage import SetFolder
 from persona.errors import PersonaError
 from persona.evaluation.embed import Embedded, embed_set
 from persona.evaluation.metrics import FARS
+from persona.evaluation.processes import Processes
 from persona.evaluation.spread import has_collapsed, spread, tell_collapse
 from persona.evaluation.statistics import Interval, interval_text
-from persona.models.sources import NamedNetwork
+from persona.models.sources import Named
 from persona.registry import Registry
 
 NOT_RESOLVABLE = "not resolvable"
@@ -214,10 +214,10 @@ class Evaluation:
 class Subject:
     """A network on a set, as a protocol sees it."""
 
-    named: NamedNetwork
+    named: Named
     folder: SetFolder
     manifest: Manifest
-    accelerator: Accelerator
+    accelerator: Processes
     options: Options
     batch_size: int = 128
     workers: int | None = None
@@ -268,7 +268,7 @@ class Protocol(ABC):
         PROTOCOLS.add(cls.name, cls)
 
     @abstractmethod
-    def check(self, named: NamedNetwork, manifest: Manifest, options: Options) -> None:
+    def check(self, named: Named, manifest: Manifest, options: Options) -> None:
         """Raises PersonaError if this set cannot give these figures for this network."""
 
     @abstractmethod
@@ -292,7 +292,7 @@ def default_measure(manifest: Manifest, options: Options = Options()) -> str:
 
 def check_measure(
     measure: str,
-    named: NamedNetwork,
+    named: Named,
     manifest: Manifest,
     options: Options = Options(),
 ) -> None:
@@ -311,7 +311,7 @@ def check_measure(
     manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
 
 
-def logit_places(named: NamedNetwork, manifest: Manifest) -> npt.NDArray[np.int64] | None:
+def logit_places(named: Named, manifest: Manifest) -> npt.NDArray[np.int64] | None:
     """(K,) which logit stands for each of the set's classes, -1 where none does.
 
     They are the same list, or identities are found by name; None: too few are for all that the
@@ -326,10 +326,10 @@ def logit_places(named: NamedNetwork, manifest: Manifest) -> npt.NDArray[np.int6
 
 
 def evaluate(
-    named: NamedNetwork,
+    named: Named,
     folder: SetFolder,
     manifest: Manifest,
-    accelerator: Accelerator,
+    accelerator: Processes,
     *,
     measure: str | None = None,
     options: Options = Options(),
@@ -343,7 +343,7 @@ def evaluate(
         named: the network, on the accelerator's device.
         folder: the packed set's folder.
         manifest: its manifest.
-        accelerator: device and processes.
+        accelerator: processes and their device, see `join_processes`.
         measure: a protocol's name; None: the set's own.
         options: what else the user chose.
         batch_size: samples a forward on each process.

@@ -15,7 +15,7 @@ from persona.evaluation.protocols.base import (
     logit_places,
 )
 from persona.evaluation.statistics import Interval, bootstrap_interval
-from persona.models.sources import NamedNetwork
+from persona.models.sources import Named
 
 TOP = 5
 OTHER = "choose a set with pairs such as lfw, or in `persona evaluate` another --measure"
@@ -49,7 +49,7 @@ class Classes(Protocol):
     name = "class"
     result = ClassFigures
 
-    def check(self, named: NamedNetwork, manifest: Manifest, options: Options) -> None:
+    def check(self, named: Named, manifest: Manifest, options: Options) -> None:
         """Each of the set's identities must have a logit."""
         if not named.network.num_classes:
             raise PersonaError(
@@ -86,7 +86,7 @@ class Classes(Protocol):
         return figures
 
 
-def _unknown(named: NamedNetwork, manifest: Manifest) -> PersonaError:
+def _unknown(named: Named, manifest: Manifest) -> PersonaError:
     return PersonaError(
         f"the identities of set {manifest.name} are not, or not all, among those that {named.name} "
         f"was trained on ({named.trained_on}): class accuracy means nothing there; {OTHER}"

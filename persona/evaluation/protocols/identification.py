@@ -30,7 +30,7 @@ from persona.evaluation.pairs import normalised
 from persona.evaluation.protocols.base import Evaluation, Options, Protocol, Subject
 from persona.evaluation.search import FPIRS, Embeddings, Search, accepted, cmc, pool, search
 from persona.evaluation.statistics import Interval, bootstrap_interval
-from persona.models.sources import NamedNetwork
+from persona.models.sources import Named
 
 RANKS = 20
 SEED = 0
@@ -81,7 +81,7 @@ class Identification(Protocol):
     result = IdentificationFigures
     options = frozenset({"gallery"})
 
-    def check(self, named: NamedNetwork, manifest: Manifest, options: Options) -> None:
+    def check(self, named: Named, manifest: Manifest, options: Options) -> None:
         """Photos are needed, and crops of the same kind in the gallery."""
         if manifest.kind != "photos":
             raise PersonaError(f"set {manifest.name} holds triplets: identification needs photos")

@@ -12,7 +12,7 @@ from persona.errors import PersonaError
 from persona.evaluation.metrics import match_auc, match_scores
 from persona.evaluation.protocols.base import Evaluation, Options, Protocol, Subject
 from persona.evaluation.statistics import Interval, bootstrap_interval
-from persona.models.sources import NamedNetwork
+from persona.models.sources import Named
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Match(Protocol):
     result = MatchFigures
     chosen_by = "auc"
 
-    def check(self, named: NamedNetwork, manifest: Manifest, options: Options) -> None:
+    def check(self, named: Named, manifest: Manifest, options: Options) -> None:
         """Triplets alone have it."""
         if manifest.kind != "triplets":
             raise PersonaError(

@@ -41,7 +41,7 @@ from persona.evaluation.statistics import (
     units_of,
     verification_intervals,
 )
-from persona.models.sources import NamedNetwork
+from persona.models.sources import Named
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 MAX_MISSING = 0.5
@@ -121,7 +121,7 @@ class Templates(Protocol):
     chosen_by = "auc"
     options = frozenset({"templates"})
 
-    def check(self, named: NamedNetwork, manifest: Manifest, options: Options) -> None:
+    def check(self, named: Named, manifest: Manifest, options: Options) -> None:
         """The lists must be given."""
         if options.templates is None:
             raise PersonaError("templates are read from IJB's lists: give --templates DIR")

@@ -25,7 +25,7 @@ from persona.evaluation.protocols.base import (
 )
 from persona.evaluation.statistics import Interval, interval_text, verification_intervals
 from persona.files import PRIVATE, write_atomically
-from persona.models.sources import NamedNetwork
+from persona.models.sources import Named
 
 UNKNOWN_SHOWN = 10
 """Paths of a user's list that are named."""
@@ -138,7 +138,7 @@ class Verification(Protocol):
     chosen_by = "auc"
     options = frozenset({"pairs", "by", "trained", "scores", "overlap_names"})
 
-    def check(self, named: NamedNetwork, manifest: Manifest, options: Options) -> None:
+    def check(self, named: Named, manifest: Manifest, options: Options) -> None:
         """There must be pairs."""
         if not manifest.pairs and options.pairs is None:
             raise PersonaError(

@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from persona import registry
 from persona.config import AugmentConfig, LearnConfig
 from persona.data.targets import TargetReader
-from persona.data.transforms import apply_views, draw_views, normalise
-from persona.evaluation.embed import gather_rows
+from persona.data.transforms import apply_views, normalise
+from persona.data.views import draw_views
+from persona.evaluation.embed_torch import gather_rows
 from persona.learning.means import ClassMeans
 from persona.learning.memory import Exemplar, priority_of
 from persona.learning.photos import Ints, Photos, decode

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from persona.config import Term, between
-from persona.data.transforms import mix_seeds, normalise
+from persona.data.transforms import normalise
+from persona.data.views import mix_seeds
 from persona.learning.methods.base import LearnBatch, Method, label_loss
 from persona.learning.photos import Ints
 

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from persona.data.align.bare import is_animated_gif
 from persona.data.align.decode import EncodedPhoto, decode_photo, is_crop
-from persona.data.stream import decode_into
+from persona.data.samples import decode_into
 from persona.errors import SkipPhoto
 
 ORIENTATION = 0x0112

@@ -10,11 +10,14 @@ import pytest
 import torch
 from facenet_pytorch import MTCNN
 from PIL import Image
+from torchvision.ops import nms
 
 from persona.data.align import AlignSpec, detect
 from persona.data.align.crop import margin_box
 from persona.data.align.decode import Decoded
-from persona.data.align.detect import Mtcnn, _AreaSums, _Level, _pyramid
+from persona.data.align.detect import Mtcnn, Networks, _AreaSums, _Level, _pyramid, _suppress
+from persona.data.align.detect_onnx import OnnxNetworks
+from persona.data.align.detect_torch import TorchNetworks
 from persona.data.align.spec import Face
 from persona.data.synthetic import draw_identity, draw_photo
 from persona.errors import PersonaError
@@ -22,9 +25,33 @@ from persona.errors import PersonaError
 SPEC = AlignSpec()
 
 
+RUNTIMES = {"torch": lambda: TorchNetworks("cpu"), "onnxruntime": OnnxNetworks}
+chosen_runtime = ["torch"]
+
+
+@pytest.fixture(autouse=True, params=RUNTIMES)
+def runtime(request: pytest.FixtureRequest) -> str:
+    """What the networks run in: every test holds for both."""
+    chosen_runtime[0] = request.param
+    return str(request.param)
+
+
 @functools.cache
+def networks_of(runtime: str) -> Networks:
+    return RUNTIMES[runtime]()
+
+
+@functools.cache
+def detector_of(runtime: str) -> Mtcnn:
+    return Mtcnn(networks=networks_of(runtime))
+
+
 def detector() -> Mtcnn:
-    return Mtcnn("cpu")
+    return detector_of(chosen_runtime[0])
+
+
+def networks() -> Networks:
+    return networks_of(chosen_runtime[0])
 
 
 @functools.cache
@@ -134,7 +161,7 @@ def test_stacked_canvases_give_the_same_faces(monkeypatch: pytest.MonkeyPatch) -
     """As on a GPU, but on the CPU."""
     photos = drawn(8)
     expected = find(*photos)
-    monkeypatch.setattr(detector(), "on_gpu", True)
+    monkeypatch.setattr(networks(), "on_gpu", True)
     for face, found in zip(expected, find(*photos), strict=True):
         assert (face is None) == (found is None)
         if face is not None and found is not None:
@@ -161,17 +188,17 @@ def test_levels_do_not_overlap_on_their_canvas(size: tuple[int, int]) -> None:
 def test_area_sums_resize_as_torch_does() -> None:
     rng = np.random.default_rng(0)
     photo = rng.integers(0, 256, (83, 61, 3), dtype=np.uint8)
-    sums = _AreaSums([photo[:40, :30], photo], "cpu")
+    sums = _AreaSums([photo[:40, :30], photo], networks())
     pixels = torch.from_numpy(photo.copy()).permute(2, 0, 1)[None].float()
 
     def reduced(part: torch.Tensor, *size: int) -> np.ndarray:
         return torch.nn.functional.interpolate(part, size, mode="area")[0].permute(1, 2, 0).numpy()
 
-    canvas = torch.zeros(60, 50, 3)
+    canvas = networks().zeros(60, 50, 3)
     sums.resize(1, _Level(0.6, 50, 37, 4, 6), canvas)
-    np.testing.assert_array_equal(canvas[4:54, 6:43], reduced(pixels, 50, 37))
+    np.testing.assert_array_equal(np.asarray(canvas)[4:54, 6:43], reduced(pixels, 50, 37))
     windows = np.array([[3, 5, 50, 80], [10, 70, 17, 83], [0, 0, 61, 83]])
-    crops = sums.sample(np.array([1, 1, 1]), windows, 24).numpy()
+    crops = np.asarray(sums.sample(np.array([1, 1, 1]), windows, 24))
     for (left, top, right, bottom), crop_HWC in zip(windows, crops, strict=True):
         expected = reduced(pixels[:, :, top:bottom, left:right], 24, 24)
         np.testing.assert_array_equal(crop_HWC, expected)
@@ -180,7 +207,7 @@ def test_area_sums_resize_as_torch_does() -> None:
 def test_sums_that_overflow_do_no_harm() -> None:
     photo = np.full((3000, 3000, 3), 255, np.uint8)
     windows = np.array([[2900, 2900, 3000, 3000]])
-    assert (_AreaSums([photo], "cpu").sample(np.array([0]), windows, 24) == 255).all()
+    assert (_AreaSums([photo], networks()).sample(np.array([0]), windows, 24) == 255).all()
 
 
 def test_of_two_faces_the_large_central_one_is_taken() -> None:
@@ -244,3 +271,14 @@ def test_all_faces_of_a_photo() -> None:
     assert nobody is None
     assert chosen is not None
     assert chosen.box in [face.box for face in found]
+
+
+@pytest.mark.parametrize("count", [0, 1, 40, 700])
+def test_suppression_is_torchvisions(count: int) -> None:
+    rng = np.random.default_rng(count)
+    corners = rng.integers(0, 60, (count, 2))
+    boxes = np.hstack([corners, corners + rng.integers(1, 40, (count, 2))]).astype(np.float32)
+    scores = rng.integers(0, 50, count).astype(np.float32) / 50  # with ties
+    for overlap in (0.5, 0.7):
+        expected = nms(torch.from_numpy(boxes), torch.from_numpy(scores), overlap).numpy()
+        np.testing.assert_array_equal(_suppress(boxes, scores, overlap), expected)

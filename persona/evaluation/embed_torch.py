@@ -1,0 +1,139 @@
+"""A packed set through a network in torch: what persona/evaluation/embed.py asks for.
+
+Shapes: B batch, R roles (1 for photos, 3 for triplets), C channel, H W pixels, E embedding,
+T classes kept of each photo.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from persona.data.shards import Manifest
+from persona.data.storage import SetFolder
+from persona.data.stream import Batch, build_loader
+from persona.data.transforms import normalise, view_landmarks
+from persona.data.views import MIRROR
+from persona.evaluation.embed import CORES_A_WORKER, EmbeddedBatch
+from persona.memory import keep_freed_memory
+from persona.models.output import FaceNetwork, for_inference
+
+MAX_LANES = 4
+"""Batches under way at once on the CPU: each has activations of its own."""
+GPU_WORKERS = 4
+
+
+def embed_in_torch(
+    network: FaceNetwork,
+    folder: SetFolder,
+    manifest: Manifest,
+    accelerator: Any,
+    *,
+    batch_size: int,
+    workers: int | None,
+    top: int,
+    flip: bool,
+) -> Iterator[EmbeddedBatch]:
+    """Yields this process's batches, in order; the options are `embed_set`'s."""
+    loader = build_loader(
+        folder,
+        manifest,
+        batch_size=batch_size,
+        training=False,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        workers=_fitting_workers(accelerator.device) if workers is None else workers,
+    )
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    was_training = network.training
+    folded = for_inference(network)
+    work = partial(_embed_batch, folded, device=accelerator.device, top=top, flip=flip)
+    # A network of another runtime, which has no parameters here, has threads of its own.
+    spread = accelerator.device.type == "cpu" and any(True for _ in network.parameters())
+    lanes = min(torch.get_num_threads(), MAX_LANES) if spread else 1
+    try:
+        for batch, (embedding, best) in _in_lanes(loader, work, lanes):
+            yield EmbeddedBatch(
+                *(batch.keys.numpy(), batch.labels.numpy(), embedding.numpy(), best.numpy())
+            )
+    finally:
+        network.train(was_training)
+
+
+@torch.inference_mode()
+def _embed_batch(
+    network: FaceNetwork, batch: Batch, *, device: torch.device, top: int, flip: bool
+) -> tuple[Tensor, Tensor]:
+    """(B * R, E) embeddings and (B * R, T) predicted classes."""
+    images = normalise(batch.images.to(device, non_blocking=True))
+    features = network.features(images, batch.landmarks).float()
+    embedding = F.normalize(features, dim=1)
+    if flip:
+        embedding = F.normalize(embedding + _mirrored(network, images, batch), dim=1)
+    if not top:
+        return embedding.cpu(), torch.empty(len(embedding), 0, dtype=torch.int64)
+    return embedding.cpu(), network.classify(features).topk(top, dim=1).indices.cpu()
+
+
+def _in_lanes(
+    batches: Iterable[Batch], work: Callable[[Batch], tuple[Tensor, Tensor]], lanes: int
+) -> Iterator[tuple[Batch, tuple[Tensor, Tensor]]]:
+    """Yields each batch with what comes of it, in order, so many of them under way at once.
+
+    On the CPU a lane is a thread with its share of torch's threads: threads that share a batch wait
+    for each other at every layer, and a loader that wants a core for a moment then holds up all.
+    """
+    if lanes == 1:
+        for batch in batches:
+            yield batch, work(batch)
+        return
+    threads = torch.get_num_threads()
+    take_share = partial(torch.set_num_threads, threads // lanes)
+    try:
+        with ThreadPoolExecutor(lanes, "lane", initializer=take_share) as pool:
+            under_way: deque[tuple[Batch, Future[tuple[Tensor, Tensor]]]] = deque()
+            for batch in batches:
+                under_way.append((batch, pool.submit(work, batch)))
+                if len(under_way) > lanes:
+                    first, done = under_way.popleft()
+                    yield first, done.result()
+                    del first, done  # their memory is the loader's
+            for first, done in under_way:
+                yield first, done.result()
+    finally:
+        torch.set_num_threads(threads)  # what a lane set is what threads to come start from
+
+
+def _fitting_workers(device: torch.device) -> int:
+    """Loader processes that keep up; decoding in this one runs beside the lanes."""
+    return torch.get_num_threads() // CORES_A_WORKER if device.type == "cpu" else GPU_WORKERS
+
+
+def _mirrored(network: FaceNetwork, images_BCHW: Tensor, batch: Batch) -> Tensor:
+    """(B, E) embeddings of the mirror images."""
+    side = images_BCHW.shape[3]
+    mirror = np.tile(MIRROR, (len(images_BCHW), 1))
+    landmarks = view_landmarks(batch.landmarks, mirror, side)
+    return network.embed(images_BCHW.flip(3), landmarks)
+
+
+def gather_rows(rows: Tensor, accelerator: Any) -> Tensor:
+    """Every process's rows, strung together by rank; their numbers may differ."""
+    if accelerator.num_processes == 1:
+        return rows
+    gather: Any = accelerator.gather
+    counts = gather(torch.tensor([len(rows)], device=accelerator.device)).tolist()
+    padded = torch.zeros(max(counts), *rows.shape[1:], dtype=rows.dtype)
+    padded[: len(rows)] = rows
+    gathered = gather(padded.to(accelerator.device)).cpu()
+    parts = gathered.split(max(counts)) if max(counts) else ()
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
