@@ -27,7 +27,7 @@ import yaml
 
 from persona.errors import PersonaError, shown, unknown
 from persona.files import write_atomically
-from persona.registry import BACKBONES, LOSSES, METHODS
+from persona.registry import BACKBONES, LOSSES, METHODS, TRACKERS
 
 T = TypeVar("T")
 RunConfig = TypeVar("RunConfig", "DistillConfig", "LearnConfig")
@@ -42,8 +42,6 @@ LONGEST_NUMBER = 100
 PRECISIONS = ("no", "fp16", "bf16")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("multistep", "cosine", "constant")
-TRACKERS = ("wandb", "tensorboard", "mlflow", "comet_ml", "aim")
-"""Beside the JSONL file; opened in persona/training/tracking.py."""
 POOLINGS = ("average", "depthwise")
 TARGETS = ("auto", "kept", "online")
 COMPILERS = ("no", "inductor", "eager", "aot_eager", "cudagraphs")
@@ -94,7 +92,7 @@ def tracker_names(trackers: str) -> tuple[str, ...]:
     if names == ("none",):
         return ()
     for name in names:
-        known = TRACKERS if len(names) > 1 else (*TRACKERS, "none")
+        known = [*TRACKERS, *(["none"] if len(names) == 1 else [])]
         _check_name("tracker", name, known=known)
     if len(set(names)) < len(names):
         raise PersonaError(f"tracker {trackers}: each of them once")

@@ -1,4 +1,4 @@
-"""Names and what they stand for: losses, datasets, backbones, learning methods, protocols.
+"""Names and what they stand for: losses, datasets, backbones, methods, protocols, trackers.
 
 What a registry holds comes from three places:
 
@@ -178,6 +178,7 @@ LOSSES: Registry[Any] = Registry("loss", "persona.training.losses", "persona.los
 METHODS: Registry[Any] = Registry("method", "persona.learning.methods", "persona.methods")
 BACKBONES: Registry[Any] = Registry("backbone", "persona.models.backbones", "persona.backbones")
 PROTOCOLS: Registry[Any] = Registry("measure", "persona.evaluation.protocols", "persona.protocols")
+TRACKERS: Registry[Any] = Registry("tracker", "persona.training.trackers", "persona.trackers")
 DATASETS: Registry[Any] = Registry("dataset", "persona.data.raw", "persona.datasets")
 DATASET_KINDS: Registry[Any] = Registry(
     "kind of dataset", "persona.data.raw", "persona.dataset_kinds", attribute="kind"

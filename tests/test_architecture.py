@@ -75,9 +75,9 @@ def test_imports_point_down(path: Path) -> None:
             assert room in rooms
 
 
-def test_only_tracking_imports_wandb() -> None:
+def test_one_file_imports_wandb() -> None:
     having = [path.name for path in FILES if "wandb" in imports(path)]
-    assert having == ["tracking.py"]
+    assert having == ["weights_and_biases.py"]
 
 
 def test_the_library_does_not_print() -> None:

@@ -32,10 +32,11 @@ found["set"] = persona_here("shard", "passports", *flat, home=home)
 found["kind"] = persona_here("shard", "folders-jpg:" + {raw!r}, *flat, home=home)
 common = ("-e", "1", "--train-set", "passports")
 teacher = distill_here("plain", "--teacher", "none", *common, home=home)
-options = ("-o", "losses.huber.weight=1", "-o", "losses.huber.delta=0.5")
+options = ("-o", "losses.huber.weight=1", "-o", "losses.huber.delta=0.5", "--tracker", "lines")
 student = distill_here(
     *("plain", "-o", "student.channels=16", "--teacher", teacher, *common, *options), home=home
 )
+found["lines"] = (home / "runs" / student / "lines.txt").read_text()
 found["card"] = persona_here("models", "show", student, home=home)
 found["learned"] = persona_here(
     *("learn", "--student", student, "--on", "passports", "--method", "slow", "--steps", "2"),
@@ -84,8 +85,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_every_example_is_in_a_file_of_the_package() -> None:
     text = DOC.read_text()
     blocks = BLOCK.findall(text)
-    assert len(blocks) == text.count("```") / 2 == 6
-    assert all(len(body.splitlines()) < 30 for _, body in blocks)
+    assert len(blocks) == text.count("```") / 2 == 7
+    assert all(len(body.splitlines()) < 35 for _, body in blocks)
 
 
 def test_a_dataset_and_a_kind_of_ones_own_are_packed(found: dict[str, Any]) -> None:
@@ -98,6 +99,10 @@ def test_a_backbone_and_a_loss_of_ones_own_are_trained(found: dict[str, Any]) ->
     assert (card["architecture"], card["student"]["channels"]) == ("plain", 16)
     assert card["config"]["losses"]["huber"] == {"weight": 1, "delta": 0.5}
     assert card["parameters"] < 20_000 + 512 * 16 + 3 * 513
+
+
+def test_a_tracker_of_ones_own_gets_the_figures(found: dict[str, Any]) -> None:
+    assert "'loss'" in found["lines"] and "images_per_s" in found["lines"]
 
 
 def test_a_method_of_ones_own_learns(found: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from persona.errors import PersonaError
 from persona.gallery.store import open_store
 from persona.models.sources import load_network, network_digest
 from persona.models.weights import FACENETS, find_weights, weight_places
-from persona.training.tracking import has_wandb_login
+from persona.training.trackers.weights_and_biases import has_wandb_login
 from persona.workspace import HOME_VARIABLE, Workspace, home_folder, user_path
 
 

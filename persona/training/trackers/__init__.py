@@ -1,0 +1,1 @@
+"""Trackers, one file each; what one is stands in `base`."""

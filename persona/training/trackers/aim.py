@@ -1,0 +1,42 @@
+"""Aim."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from persona.training.trackers.base import Accelerated, Sink, Start, starting
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Aim(Accelerated):
+    """A repository below the run's folder."""
+
+    name = "aim"
+    modules = ("aim",)
+    package = "aim"
+
+    @classmethod
+    def open(cls, start: Start) -> Sink:
+        """Keeps an Aim repository in `aim/` in the run's folder."""
+        from accelerate.tracking import AimTracker
+
+        (start.folder / "aim").mkdir(exist_ok=True)
+        with starting("Aim"):
+            return cls(
+                AimTracker(
+                    start.run_id,
+                    start.folder / "aim",
+                    system_tracking_interval=None,
+                    log_system_params=False,
+                    capture_terminal_logs=False,
+                ),
+                start,
+            )
+
+    def log_curve(
+        self, step: int, name: str, columns: list[str], rows: list[list[float]], image: Image
+    ) -> None:
+        """Takes the image."""
+        self.tracker.log_images({name: image}, step=step)
