@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from persona.config import from_dict
 from persona.data.align.spec import AlignSpec, Crop
 from persona.errors import PersonaError, SkipPhoto, unknown
 from persona.gallery import quality
@@ -462,14 +463,20 @@ def load_named(network: str | None, workspace: Workspace) -> tuple[Named, Facts]
 
 
 def network_align(named: Named, workspace: Workspace) -> AlignSpec:
-    """How a network's faces are cut: as its training set's, where that is here."""
+    """How a network's faces are cut out of photos: as those that it was trained on.
+
+    A model's card says how. An older card does not: then the training set does, where it is here.
+    """
     from persona.data.shards import MANIFEST, read_manifest
 
     folder = workspace.shards / named.trained_on
-    if (folder / MANIFEST).is_file():
+    align = None
+    if named.alignment is not None:
+        align = from_dict(AlignSpec, named.alignment, where=f"the card of {named.name}")
+    elif (folder / MANIFEST).is_file():
         align = read_manifest(folder).align
-        if align.has_landmarks:
-            return align.of_photos
+    if align is not None and align.has_landmarks:
+        return align.of_photos
     return AlignSpec(image_size=named.image_size or CROP_PX)
 
 

@@ -21,10 +21,10 @@ Everything that takes a network's name then takes `attic:NAME`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from persona.config import StudentConfig
 from persona.errors import PersonaError, unknown
@@ -59,6 +59,8 @@ class Named:
     """Side of its training crops, px; None: any."""
     digest: str = ""
     """Hash of its weights: equal digests give equal vectors; empty: it is untrained."""
+    alignment: Mapping[str, Any] | None = None
+    """How its training crops were cut, as its card has it; None: unknown, or it has no card."""
 
 
 @dataclass(frozen=True)
@@ -383,7 +385,8 @@ class _Stores(Source):
         student = load_model(card, self.store(models))
         classes = self.identities(name, models)
         return NamedNetwork(
-            name, student, card.train_set, classes, card.image_size, card.weights_sha256
+            *(name, student, card.train_set, classes, card.image_size, card.weights_sha256),
+            alignment=card.alignment,
         )
 
 

@@ -7,9 +7,14 @@ import numpy as np
 import pytest
 from fake_eyes import enroll_at_once, gallery, near, photo_of, vectors
 
+from persona.config import StudentConfig
+from persona.data.align.spec import AlignSpec
 from persona.errors import PersonaError
 from persona.gallery import DuplicateError, Gallery, TwoPeopleError
-from persona.gallery.people import strangers
+from persona.gallery.people import network_align, strangers
+from persona.models.sources import NamedNetwork
+from persona.models.student import Student
+from persona.workspace import Workspace
 
 A, B = (np.eye(8, dtype=np.float32)[n] for n in (0, 1))
 
@@ -159,3 +164,30 @@ def test_what_is_not_claimed_is_not_kept(known: Gallery) -> None:
             known.enroll(name, [photo_of(near(A, 0.9))], force=True, claim=claim)
     assert [(person.name, person.photos) for person in known.people()] == [("Ann", 1), ("Bob", 1)]
     assert known.enroll("Ann", [photo_of(near(A, 0.9))]).added == 1
+
+
+@pytest.mark.parametrize(
+    ("alignment", "wanted"),
+    [
+        ({"method": "landmarks", "image_size": 112, "margin": 14}, AlignSpec("landmarks", 112)),
+        # Trained on crops that others had aligned: here the photos are whole.
+        ({"method": "template", "image_size": 112, "margin": 14}, AlignSpec("landmarks", 112)),
+        ({"method": "mtcnn", "image_size": 64, "margin": 8}, AlignSpec("mtcnn", 64, 8)),
+        ({"method": "none", "image_size": 64, "margin": 8}, AlignSpec("mtcnn", 64)),
+        (None, AlignSpec("mtcnn", 64)),
+    ],
+)
+def test_faces_are_cut_as_the_models_card_says(
+    tmp_path: Path, alignment: dict[str, object] | None, wanted: AlignSpec
+) -> None:
+    """Also where the set that it was trained on is not here, as of a model from elsewhere."""
+    student = Student(StudentConfig(width=0.35), 0, head="none", image_size=64)
+    named = NamedNetwork("m", student, "elsewhere", (), 64, alignment=alignment)
+    assert network_align(named, Workspace.locate(home=tmp_path)) == wanted
+
+
+def test_a_card_with_another_alignment_is_refused(tmp_path: Path) -> None:
+    student = Student(StudentConfig(width=0.35), 0, head="none", image_size=64)
+    named = NamedNetwork("m", student, "elsewhere", (), 64, alignment={"angle": 3})
+    with pytest.raises(PersonaError, match="unknown key 'angle'"):
+        network_align(named, Workspace.locate(home=tmp_path))
