@@ -1,17 +1,17 @@
 """Raw photos to shards, or a packed set's photos to triplet shards.
 
-1. plan: the photos in a fixed order, cut into shards; nothing here depends on the number of
-   workers or machines, so neither do the bytes
+1. plan: the photos in a fixed order, cut into shards. The plan does not depend on the number of
+   workers or machines, so neither do the bytes of the set
 2. make: a chunk of photos becomes tar bytes, or a chunk of triplets is copied
-3. pack: an engine (persona.data.engines) runs the shards that are not there yet; each is written
+3. pack: an engine (persona.data.engines) runs the shards that do not exist yet. Each is written
    whole, with a record beside it (persona.data.journal)
-4. merge: plan and records make the manifest, which makes the set exist
+4. merge: the plan and the records make the manifest, and with it the set exists
 
-Killed at any moment and run again, it goes on to the same bytes. Photos are packed in the order of
-a hash of their source: every shard is then a fair sample of the set, which training needs from its
-shuffle buffer. Photos that can only be read in blocks (the row groups of parquet) are mixed within
-a window of blocks, and the blocks are in the order of a hash: a shard of many windows is nearly as
-fair.
+A packing that was killed at any moment can be run again and gives the same bytes. Photos are packed
+in the order of a hash of their source. Every shard is then a fair sample of the set, which the
+shuffle buffer of training needs. Photos that can only be read in blocks (the row groups of parquet)
+are mixed within a window of blocks, and the blocks are in the order of a hash. A shard of many
+windows is nearly as fair.
 """
 
 from __future__ import annotations
@@ -76,17 +76,17 @@ from persona.workers import tell_done, told_in_all
 log = logging.getLogger(__name__)
 
 DRAFT = ".packing-set.json"
-"""The manifest but for the shards, and how many there will be."""
+"""Name of the file with the manifest, without its shards, and the number of shards."""
 CROPS = ".crops"
-"""Below a triplet set: its photos, until it is packed."""
+"""Folder below a triplet set that holds its photos until the set is packed."""
 CHUNK = 64
-"""Photos a task: a second of MTCNN, which is what a kill can lose a worker."""
+"""Photos per task. They take MTCNN one second, which is what a killed worker can lose."""
 BYTES_PER_SHARD = 100_000_000
 BYTES_PER_PIXEL = 0.4
-"""Of a face crop as JPEG at quality 95 (measured: 0.3 to 0.45)."""
+"""Size of a face crop as JPEG at quality 95, in bytes per pixel (measured: 0.3 to 0.45)."""
 SKIPS_ALWAYS_ALLOWED = 20
 NAMED = 10
-"""Shards that an error names."""
+"""How many shards an error names."""
 OUT_OF_REACH = frozenset(
     {
         errno.ESTALE,
@@ -100,28 +100,28 @@ OUT_OF_REACH = frozenset(
         errno.ENOMEM,
     }
 )
-"""What says nothing of a photo, only of a network's disk or of this machine."""
+"""Errors of a network disk or of this machine, which say nothing about a photo."""
 DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
 class PackOptions:
-    """What a user may choose about packing."""
+    """The options of packing that a user can choose."""
 
     align: AlignSpec = field(default_factory=AlignSpec)
     shard_size: int | None = None
-    """Samples a shard; None: about 100 MB."""
+    """Samples per shard. None makes shards of about 100 MB."""
     workers: int | None = 1
-    """Processes, or shards at once on a cluster; 0 works in this one, None: all there is."""
+    """Processes, or concurrent shards on a cluster. 0 works in this process, None uses all CPUs."""
     max_skipped: float = 0.5
-    """Share of photos that may be skipped before packing stops."""
+    """Fraction of the photos that may be skipped before packing stops."""
     engine: str = "local"
     address: str | None = None
-    """Of a Ray cluster; None starts one."""
+    """Address of a Ray cluster. None starts one."""
     boxes: Path | None = None
-    """CSV of face boxes; None: the dataset's own."""
+    """CSV of face boxes. None uses the dataset's own boxes."""
     device: str = "auto"
-    """Where faces are detected: auto, cpu or cuda."""
+    """Device of the face detector: auto, cpu or cuda."""
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -140,12 +140,12 @@ class PackOptions:
             raise unknown("device", self.device, DEVICES)
 
     def samples_per_shard(self, photos_per_sample: int) -> int:
-        """`shard_size`, or what makes about 100 MB."""
+        """`shard_size`, or the number of samples that makes about 100 MB."""
         crop_bytes = BYTES_PER_PIXEL * self.align.image_size**2
         return self.shard_size or max(1, int(BYTES_PER_SHARD / crop_bytes / photos_per_sample))
 
     def build_engine(self) -> Engine:
-        """What runs the shards."""
+        """Builds the engine that runs the shards."""
         if self.engine == "ray":
             from persona.data.engines.ray_cluster import run_ray
 
@@ -157,12 +157,12 @@ class PackOptions:
 
 @dataclass(frozen=True)
 class Packed:
-    """A finished set and where it lies."""
+    """A finished set and its folder."""
 
     folder: Path
     manifest: Manifest
     fresh: bool
-    """False: it had been there already."""
+    """False if the set existed already."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class PackedShare:
     folder: Path
     share: Share
     shards: int
-    """In this share."""
+    """Number of shards in this share."""
     of_shards: int
 
 
@@ -181,20 +181,21 @@ class PackedShare:
 
 @dataclass(frozen=True)
 class Packing:
-    """What is to be packed where: shard `n` holds items `n * size` to `(n + 1) * size`."""
+    """A set to be packed: shard `n` holds items `n * size` to `(n + 1) * size`."""
 
     folder: Path
     plan: Plan
     draft: Manifest
-    """But for the shards and what is counted in them."""
+    """The manifest without the shards and the counts that depend on them."""
     items: Callable[[int, int], Sequence[Any]]
-    """Items [start, stop), made when they are wanted: millions are not held at once."""
+    """Makes items [start, stop) on demand, so that millions need not be held at once."""
     count: int
     size: int
     unit: str
     build: Callable[..., Pack]
     arguments: Callable[[bool], tuple[Any, ...]]
-    """Of `build`, made once the folder is ours; told whether this process packs the whole set."""
+    """Makes the arguments of `build`, once the folder is claimed. It is told whether this process
+    packs the whole set."""
     pairs: bytes | None = None
     needs: tuple[Path, ...] = ()
     preload: tuple[str, ...] = ()
@@ -203,25 +204,25 @@ class Packing:
 
     @property
     def num_shards(self) -> int:
-        """How many shards it makes."""
+        """Number of shards of the set."""
         return -(-self.count // self.size)
 
     def bounds(self, number: int) -> tuple[int, int]:
-        """Items [start, stop) of a shard."""
+        """The items [start, stop) of a shard."""
         return number * self.size, min((number + 1) * self.size, self.count)
 
 
 def packing_order(dataset: RawDataset, photos: Sequence[Photo]) -> npt.NDArray[np.int64]:
-    """Places in the index, in the order of a hash of their source: a shuffle that never changes.
+    """(N,) positions in the index, sorted by a hash of the photo's source: a fixed shuffle.
 
-    Of photos in blocks, as many blocks as a worker holds go before the next ones.
+    Photos in blocks are sorted by window first. A window has as many blocks as a worker holds.
     """
     blocks = {block for photo in photos if (block := dataset.block(photo)) is not None}
     window_of: dict[str | None, int] = {
         block: number // dataset.blocks_at_once
         for number, block in enumerate(sorted(blocks, key=_shuffled))
     }
-    keys = bytearray()  # an eighth of what a list of them takes
+    keys = bytearray()  # takes an eighth of the memory of a list
     for photo in photos:
         keys += window_of.get(dataset.block(photo), 0).to_bytes(4, "big") + _shuffled(photo.source)
     return np.argsort(np.frombuffer(keys, "S20"), kind="stable")
@@ -239,7 +240,7 @@ def plan_photos(
     index: Index | None = None,
     only: Sequence[int] | None = None,
 ) -> Packing:
-    """Plans a raw split; see `pack_photos`."""
+    """Plans the packing of a raw split. See `pack_photos`."""
     index = index or dataset.index()
     class_index = {identity: label for label, identity in enumerate(index.classes)}
     if not index.classes:
@@ -320,16 +321,16 @@ def plan_photos(
 
 
 def sample_photos(dataset: RawDataset, packing: Packing, count: int) -> list[RawPhoto]:
-    """The first photos that a packing of photos packs, which are a fair sample of all."""
+    """The first photos in packing order, which are a fair sample of the set."""
     tasks = packing.items(0, min(count, packing.count))
     return [RawPhoto(functools.partial(dataset.read, task.photo)) for task in tasks]
 
 
 def _face_boxes(dataset: RawDataset, options: PackOptions) -> tuple[dict[str, Box], str | None]:
-    """Source to face box, and a digest of them all; neither where boxes are not used.
+    """The face box of each source, and a digest of all boxes. Empty and None without `boxes`.
 
     Raises:
-        PersonaError: there are none, or their file is wrong.
+        PersonaError: If there are no boxes, or their file is not valid.
     """
     if options.align.method != "boxes":
         return {}, None
@@ -346,12 +347,12 @@ def _face_boxes(dataset: RawDataset, options: PackOptions) -> tuple[dict[str, Bo
 
 
 def _boxes_without_photo(index: Index, boxes: dict[str, Box], options: PackOptions) -> set[str]:
-    """Sources of boxes for photos that are not there.
+    """Sources of boxes for photos that do not exist.
 
-    A dataset's own file names all of it: of that, only folders that are on disk count.
+    A dataset's own box file covers the whole dataset. Of that file only the folders on disk count.
 
     Raises:
-        PersonaError: they are more than `max_skipped` of the boxes.
+        PersonaError: If they are more than `max_skipped` of the boxes.
     """
     absent = set(boxes).difference(photo.source for photo in index.photos)
     if options.boxes is None:
@@ -368,10 +369,10 @@ def _boxes_without_photo(index: Index, boxes: dict[str, Box], options: PackOptio
 
 
 def _key_pairs(index: Index, pairs: Sequence[Pair], limit: float) -> tuple[list[KeyPair], set[str]]:
-    """The pairs by key, and the sources they name that are no photo of the dataset.
+    """The pairs by key, and the sources in them that are no photo of the dataset.
 
     Raises:
-        PersonaError: more than `limit` of the pairs name such a photo.
+        PersonaError: If more than `limit` of the pairs name such a photo.
     """
     named = {source for p in pairs for source in (p.a, p.b)}
     place_of = {p.source: place for place, p in enumerate(index.photos) if p.source in named}
@@ -389,7 +390,7 @@ def _key_pairs(index: Index, pairs: Sequence[Pair], limit: float) -> tuple[list[
 def plan_triplets(
     dataset: RawDataset, set_id: str, shards: Path, options: PackOptions, folder: Path | None = None
 ) -> Packing:
-    """Plans a triplet set; see `pack_triplets`."""
+    """Plans the packing of a triplet set. See `pack_triplets`."""
     card, indices = load_triplets(set_id, shards)
     if (card.dataset, card.split) != (dataset.spec, dataset.split):
         raise PersonaError(
@@ -404,7 +405,7 @@ def plan_triplets(
 
     def crops(alone: bool) -> tuple[SetFolder, Manifest]:
         split = _packed_split(dataset, shards, options.align, index, boxes_digest)
-        if split is None and not alone:  # each machine would align the photos for itself
+        if split is None and not alone:  # otherwise each machine would align all the photos
             raise PersonaError(
                 f"triplets are copied from the packed split: run `persona shard {card.dataset} "
                 f"--split {card.split}` with the same alignment first"
@@ -450,7 +451,7 @@ def plan_triplets(
 def _packed_split(
     dataset: RawDataset, shards: Path, align: AlignSpec, index: Index, boxes_digest: str | None
 ) -> Packed | None:
-    """The split's own packed set, if its crops are the ones wanted."""
+    """The split's own packed set, if it exists and has these crops."""
     folder = shards / dataset.set_name
     plan = folder / PLAN
     if not ((folder / MANIFEST).is_file() and plan.is_file()):
@@ -467,8 +468,10 @@ def _packed_split(
 
 @dataclass(frozen=True)
 class PhotoTask:
-    """One photo to align: its key, itself, its class index (NO_CLASS: it has no identity), its face
-    box if that is known."""
+    """One photo to align. The key is its place in the index.
+
+    The label is its class index, or NO_CLASS without an identity. The box is None if unknown.
+    """
 
     place: int
     photo: Photo
@@ -477,7 +480,7 @@ class PhotoTask:
 
 
 class PhotoPacker:
-    """Aligns chunks of photos; built once in every worker."""
+    """Aligns chunks of photos. Each worker builds one."""
 
     def __init__(
         self,
@@ -486,14 +489,14 @@ class PhotoPacker:
         device: str = "auto",
         keep_faceless: bool = False,
     ) -> None:
-        """`keep_faceless`: a photo without a face becomes its centre, for evaluation to count."""
+        """With `keep_faceless`, a photo without a face becomes a centre crop for evaluation."""
         self.dataset = dataset
         self.spec = spec
         self.keep_faceless = keep_faceless
         self.align = build_aligner(spec, device)
 
     def __call__(self, tasks: Sequence[PhotoTask]) -> Chunk:
-        """Turns photos into the tar bytes of their samples."""
+        """Aligns photos and packs each as the tar bytes of its sample."""
         data: list[bytes] = []
         labels: set[int] = set()
         skipped = []
@@ -541,7 +544,7 @@ class PhotoPacker:
 
 
 def _counted(crops: Iterable[Crop | SkipPhoto]) -> Iterator[Crop | SkipPhoto]:
-    """Passes crops on and tells of each, unless the detector has before its crop came."""
+    """Passes crops on and reports each as done, unless the detector has already reported it."""
     with told_in_all() as done:
         for number, crop in enumerate(crops, start=1):
             done(number)
@@ -549,7 +552,7 @@ def _counted(crops: Iterable[Crop | SkipPhoto]) -> Iterator[Crop | SkipPhoto]:
 
 
 def _sample(task: PhotoTask, crop: Crop, *, no_face: bool = False) -> bytes:
-    """The tar bytes of a crop and what is known of it."""
+    """The tar bytes of a crop and its metadata."""
     face, points = crop.face, crop.landmarks_62
     probability = None if face is None else face.probability
     meta = {
@@ -567,7 +570,7 @@ def _sample(task: PhotoTask, crop: Crop, *, no_face: bool = False) -> bytes:
 
 
 class TripletCopier:
-    """Copies crops out of a packed set into triplet samples; built once in every worker."""
+    """Copies crops from a packed set into triplet samples. Each worker builds one."""
 
     def __init__(self, folder: SetFolder, manifest: Manifest) -> None:
         self.shards = [open_faces(folder, manifest, n) for n in range(len(manifest.shards))]
@@ -575,12 +578,12 @@ class TripletCopier:
         keys = np.concatenate([shard.numbers() for shard in self.shards])
         order = np.argsort(keys, kind="stable")
         self.keys = keys[order]
-        """Places in the index that have a crop, sorted."""
+        """Places in the index of the photos that have a crop, sorted."""
         self.shard = np.repeat(np.arange(len(counts), dtype=np.int32), counts)[order]
         self.row = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])[order]
 
     def __call__(self, numbered: Sequence[tuple[int, list[int]]]) -> Chunk:
-        """Turns `(number, three places)` into the tar bytes of their samples."""
+        """Packs each `(number, three places)` as the tar bytes of a sample."""
         data: list[bytes] = []
         labels: set[int] = set()
         skipped = []
@@ -600,14 +603,14 @@ class TripletCopier:
             for role, at in zip(ROLES, found, strict=True):
                 parts[f"{role}.jpg"], metas[role], label = self._crop(at)
                 labels.add(label)
-            # What a crop's json holds goes in as it is: made of the same canonical JSON.
+            # A crop's JSON is copied without parsing: it is already canonical.
             meta = b",".join(b'"%s":%s' % (k.encode(), metas[k]) for k in sorted(metas))
             data.append(tar_sample(key, {**parts, "json": b"{%s}" % meta}))
         tell_done(len(numbered))
         return Chunk(b"".join(data), len(data), tuple(sorted(labels)), tuple(skipped))
 
     def _crop(self, at: int) -> tuple[bytes, bytes, int]:
-        """A crop's JPEG, its json and its class index."""
+        """A crop's JPEG, JSON and class index."""
         shard = self.shards[self.shard[at]]
         jpeg, meta = shard.read_one(self.row[at])
         try:
@@ -627,17 +630,19 @@ def pack_photos(
     index: Index | None = None,
     only: Sequence[int] | None = None,
 ) -> Packed:
-    """Aligns and packs a raw split into `folder`; run again, it goes on where it was.
+    """Aligns and packs a raw split into `folder`. Run it again to continue after an interruption.
 
     Args:
-        dataset: an opened raw dataset.
-        folder: where the set goes; its name is the set's.
-        options: alignment, shard size, workers, engine.
-        index: the dataset's index, if the caller has it.
-        only: places in the index to pack, rather than all; the pairs are then left out.
+        dataset: An opened raw dataset.
+        folder: Folder of the set. Its name becomes the name of the set.
+        options: Alignment, shard size, workers, engine.
+        index: The dataset's index, if the caller has it.
+        only: Places in the index of the photos to pack. None packs all photos. With a selection the
+            pairs are left out.
 
     Raises:
-        PersonaError: nothing to pack, too many skips, or the folder holds something else.
+        PersonaError: If there is nothing to pack, too many photos are skipped, or the folder holds
+            something else.
     """
     return pack_set(plan_photos(dataset, folder, options, index=index, only=only), options)
 
@@ -647,17 +652,18 @@ def pack_triplets(
 ) -> Packed:
     """Packs triplet set `set_id`: anchor, positive and negative in one sample.
 
-    The crops come from the packed split if it is there with the same alignment; else the photos
-    that the triplets name are aligned first, each once.
+    The crops are copied from the packed split if it exists with the same alignment. Otherwise each
+    photo that the triplets name is first aligned once.
 
     Raises:
-        PersonaError: unknown ID, another dataset, or raw photos that have changed.
+        PersonaError: If the ID is unknown, the triplets are of another dataset, or the raw photos
+            have changed.
     """
     return pack_set(plan_triplets(dataset, set_id, shards, options, folder), options)
 
 
 def pack_set(packing: Packing, options: PackOptions) -> Packed:
-    """Packs what is not there yet, and merges."""
+    """Packs the shards that do not exist yet, and merges."""
     folder = packing.folder
     with folder_lock(folder, doing="packing into"):
         finished = _claim(packing, share=None)
@@ -672,25 +678,25 @@ def pack_set(packing: Packing, options: PackOptions) -> Packed:
 
 
 def pack_share(packing: Packing, options: PackOptions, share: Share) -> PackedShare:
-    """Packs one share of a set and knows of no other: `merge_set` makes the set of them.
+    """Packs one share of a set, independently of the others. `merge_set` makes the set of them.
 
     Raises:
-        PersonaError: as `pack_photos`; triplets of a split that is not packed.
+        PersonaError: As in `pack_photos`, and if the split of a triplet set is not packed.
     """
     mine = share.of_shards(packing.num_shards)
-    if _claim(packing, share) is None:  # else it has been merged, and needs no share any more
+    if _claim(packing, share) is None:  # otherwise the set is merged already
         _run(packing, options, mine, alone=False)
     return PackedShare(packing.folder, share, len(mine), packing.num_shards)
 
 
 def _claim(packing: Packing, share: Share | None) -> Manifest | None:
-    """Makes the folder this plan's: a finished set of the same plan, or an unfinished one, or new.
+    """Claims the folder for this plan. Returns the manifest if the same plan has finished in it.
 
     Raises:
-        PersonaError: it holds a set of another plan, or files of somebody else's.
+        PersonaError: If it holds a set of another plan, or unrelated files.
     """
     folder, plan = packing.folder, packing.plan
-    # Looked for before the plan, which another task may write in between.
+    # Listed before the plan is read, because another task may write the plan in between.
     others = sorted(path.name for path in (*folder.glob("[0-9]*.tar"), *folder.glob(PAIRS)))
     if (folder / PLAN).is_file():
         differing = _differing(read_plan(folder), plan)
@@ -730,10 +736,10 @@ def _claim(packing: Packing, share: Share | None) -> Manifest | None:
 
 
 def _restore(packing: Packing, options: PackOptions, manifest: Manifest, *, alone: bool) -> None:
-    """Packs again what a finished set has lost.
+    """Packs the lost shards of a finished set again.
 
     Raises:
-        PersonaError: it does not come out as it was.
+        PersonaError: If a shard's bytes differ from the manifest.
     """
     folder = packing.folder
     if packing.pairs is not None:
@@ -764,21 +770,21 @@ def _restore(packing: Packing, options: PackOptions, manifest: Manifest, *, alon
 
 
 def _size(path: Path) -> int | None:
-    """Bytes of a file; None: it is not there."""
+    """Size of a file in bytes. None if it does not exist."""
     return path.stat().st_size if path.is_file() else None
 
 
 def _differing(earlier: Plan, plan: Plan) -> str:
-    """What sets two plans apart, in words."""
+    """The names of the settings in which two plans differ."""
     names = earlier.keys() | plan.keys()
     return ", ".join(sorted(name for name in names if earlier.get(name, "") != plan.get(name, "")))
 
 
 def _run(packing: Packing, options: PackOptions, mine: Sequence[int], *, alone: bool) -> None:
-    """Runs every shard of `mine` that is not there yet.
+    """Runs every shard of `mine` that does not exist yet.
 
     Raises:
-        PersonaError: too many photos were skipped.
+        PersonaError: If too many photos are skipped.
     """
     todo = []
     total = done = skipped = 0
@@ -812,7 +818,7 @@ def _run(packing: Packing, options: PackOptions, mine: Sequence[int], *, alone: 
             new = len(result.skipped) + result.no_face
             skipped += new
             if new and skipped > max(SKIPS_ALWAYS_ALLOWED, options.max_skipped * total):
-                # Mostly not faces: better to stop now than after all day.
+                # The photos are mostly not faces: stopping now saves hours.
                 last = result.skipped[-1] if result.skipped else None
                 which = (
                     f"the last is {last.source} ({last.reason})" if last else "they show no face"
@@ -828,11 +834,11 @@ def _run(packing: Packing, options: PackOptions, mine: Sequence[int], *, alone: 
 
 
 def merge_set(folder: Path, *, may_be_empty: bool = False) -> Packed:
-    """Makes the manifest of a folder whose shards are all there.
+    """Writes the manifest of a folder in which all shards exist.
 
     Raises:
-        PersonaError: there is nothing to merge, shards are missing or of another plan, or no photo
-            could be packed.
+        PersonaError: If there is nothing to merge, shards are missing or of another plan, or no
+            photo could be packed.
     """
     if (folder / MANIFEST).is_file():
         return Packed(folder, read_manifest(folder), fresh=False)
@@ -860,16 +866,16 @@ def merge_set(folder: Path, *, may_be_empty: bool = False) -> Packed:
         mended=tuple(mended),
     )
     write_manifest(folder, manifest)
-    (folder / DRAFT).unlink(missing_ok=True)  # another merge may have ended just before
+    (folder / DRAFT).unlink(missing_ok=True)  # a concurrent merge may have removed it
     clear_journals(folder, len(shards))
     return Packed(folder, manifest, fresh=True)
 
 
 def find_unmerged(name: str, shards: Path) -> Path:
-    """The folder of a set that tasks have packed, by name, folder or dataset (its default split).
+    """Finds the folder of an unmerged set by name, folder or dataset (its default split).
 
     Raises:
-        PersonaError: there is none.
+        PersonaError: If there is none.
     """
     dataset = DATASETS.get(name.lower())
     names = [name] if dataset is None else [name, f"{name.lower()}-{dataset.splits[0]}"]
@@ -884,7 +890,7 @@ def _whole(folder: Path, plan: Plan, num_shards: int, tasks: int | None) -> list
     """The records of all shards, in order.
 
     Raises:
-        PersonaError: some are missing or of another plan, with what to run.
+        PersonaError: If some are missing or of another plan. The message says what to run.
     """
     records = []
     missing: list[int] = []
@@ -908,7 +914,7 @@ def _whole(folder: Path, plan: Plan, num_shards: int, tasks: int | None) -> list
 
 
 def _command(shards: Sequence[int], tasks: int | None) -> str:
-    """Which command makes these shards."""
+    """The command that makes these shards, for an error message."""
     if tasks is None:
         return "the same `persona shard`"
     shares = sorted({number % tasks + 1 for number in shards})

@@ -1,20 +1,21 @@
 """Shards to decoded batches, per rank and worker. No torch.
 
-1. order: shards are shuffled by (seed, epoch), alike on all ranks
-2. cut: the samples, strung together in that order, are cut into one equal span a rank, so that any
-   number of ranks has its share of any number of shards; what does not fill equal batches is
-   dropped in training and counted
-3. windows: a rank's span is cut into windows of about SHUFFLE_BUFFER samples, of whole batches,
-   each shuffled by (seed, epoch, rank, window)
-4. fetch: a window's shards are opened, and of a remote set brought here, the next one ahead of time
-5. read: each worker reads the samples of its own batches where they lie in the tars
-6. draw: each photo's view; with kept targets one of the kept views and the teacher's vector of it
-7. decode: JPEG to uint8, straight into the batch
+1. order: shards are shuffled by (seed, epoch), in the same way on all ranks
+2. cut: the samples in that order are cut into one equal span per rank, so that any number of ranks
+   can share any number of shards. In training, the samples that do not fill equal batches are
+   dropped and counted
+3. windows: a rank's span is cut into windows of whole batches, of about SHUFFLE_BUFFER samples.
+   Each is shuffled by (seed, epoch, rank, window)
+4. fetch: a window's shards are opened. Shards of a remote set are downloaded, one shard ahead
+5. read: each worker reads the samples of its own batches at their positions in the tars
+6. draw: a view of each photo is drawn. With kept targets it is one of the kept views, and the
+   teacher's embedding of that view is read
+7. decode: the JPEG is decoded to uint8, straight into the batch
 
-A batch is a function of (seed, epoch, rank, world size, batch size) and nothing else: workers take
-the batches in turns, however many they are, and a resumed epoch begins with any batch. It stays
-uint8 until it is on the device, where views are applied (persona.data.transforms). Batches as
-tensors, read by processes beside this one: persona.data.stream.
+A batch depends on (seed, epoch, rank, world size, batch size) alone. Any number of workers take
+the batches in turns, and a resumed epoch can begin with any batch. Photos stay uint8 until they are
+on the device, where the views are applied (persona.data.transforms). persona.data.stream makes
+tensors of the batches, in loader processes.
 
 Shapes: B batch, R roles (1 for photos, 3 for triplets), C channel, H W pixels, V numbers of a view,
 E embedding.
@@ -55,34 +56,34 @@ from persona.data.views import IDENTITY, Views, draw_views, mix_seeds
 from persona.errors import PersonaError
 
 SHUFFLE_BUFFER = 10_000
-"""Samples of a window. A worker holds their places, not their bytes."""
+"""Samples per window. A worker holds their positions, not their bytes."""
 NO_LANDMARKS = [[math.nan, math.nan]] * 6
 
 
 class Memory(Protocol):
-    """Where decoded photos are put."""
+    """Allocates the memory that photos are decoded into."""
 
     def take(self, worker: int, count: int) -> tuple[Any, npt.NDArray[np.uint8]]:
-        """What to give away, and in it (count, side, side, 3) to fill."""
+        """(what `Decoded.photos` holds, an array (count, side, side, 3) uint8 to fill)."""
 
 
 @dataclass(frozen=True)
 class NewMemory:
-    """For each batch an array of its own, which is what is given away."""
+    """Allocates a new array for each batch."""
 
     side_px: int
 
     def take(self, worker: int, count: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        """(count, side, side, 3) to fill, twice."""
+        """The same array (count, side, side, 3) twice: to give away, and to fill."""
         photos = np.empty((count, self.side_px, self.side_px, 3), np.uint8)
         return photos, photos
 
 
 class Decoded(NamedTuple):
-    """A batch as its worker gives it away: arrays, because tensors would each go by a file."""
+    """A batch as a worker sends it. It holds arrays, because each tensor would travel by a file."""
 
     photos: Any
-    """As the memory gives them away: the array (B * R, H, W, 3), or which slab holds them."""
+    """What the memory gave away: an array (B * R, H, W, 3), or the number of a slab."""
     labels: npt.NDArray[np.int64]
     keys: npt.NDArray[np.int64]
     landmarks: npt.NDArray[np.float32]
@@ -92,38 +93,38 @@ class Decoded(NamedTuple):
 
 @dataclass(frozen=True)
 class Failure:
-    """A worker's error as a value: raised, it would arrive wrapped in the worker's trace."""
+    """A worker's error, sent as a value. A raised error would arrive wrapped in its traceback."""
 
     message: str
 
 
 def shard_order(num_shards: int, *, seed: int, epoch: int) -> list[int]:
-    """The epoch's order of shards, the same on every rank."""
+    """The order of the shards in one epoch, the same on every rank."""
     rng = np.random.default_rng([seed, epoch])
     return [int(number) for number in rng.permutation(num_shards)]
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """Who reads what in one epoch."""
+    """Decides which rank reads which samples in one epoch, and in which batches."""
 
     counts: tuple[tuple[int, int], ...]
-    """(shard, samples) in the epoch's order."""
+    """(shard, samples) pairs in the epoch's order."""
     batch_size: int
     rank: int
     world_size: int
     training: bool
     multiple: int = 1
-    """In training, batches a rank come in multiples of this (gradient accumulation)."""
+    """In training, the number of batches per rank is a multiple of this (gradient accumulation)."""
 
     @cached_property
     def samples(self) -> int:
-        """Samples in the set."""
+        """Number of samples in the set."""
         return sum(samples for _, samples in self.counts)
 
     @cached_property
     def batches(self) -> int:
-        """Batches of this rank; in training the same on all."""
+        """Number of batches of this rank. In training it is the same on all ranks."""
         if self.training:
             step = self.world_size * self.batch_size * self.multiple
             return self.samples // step * self.multiple
@@ -132,30 +133,30 @@ class EpochPlan:
 
     @property
     def dropped(self) -> int:
-        """Samples that no rank sees this epoch."""
+        """Number of samples that no rank sees this epoch."""
         if not self.training:
             return 0
         return self.samples - self.batches * self.world_size * self.batch_size
 
     def rank_range(self) -> tuple[int, int]:
-        """This rank's samples [start, stop) in the epoch's order."""
+        """The span [start, stop) of this rank's samples in the epoch's order."""
         if self.training:
             share = self.batches * self.batch_size
             return self.rank * share, (self.rank + 1) * share
-        # Cut between batches: a batch then holds the same samples on any number of ranks, and
-        # the network gives the same digits.
+        # The cut is between batches. A batch then holds the same samples on any number of ranks,
+        # and the network gives bit-identical embeddings.
         whole = -(-self.samples // self.batch_size)
         first, last = (whole * rank // self.world_size for rank in (self.rank, self.rank + 1))
         return first * self.batch_size, min(last * self.batch_size, self.samples)
 
     @cached_property
     def _bounds(self) -> npt.NDArray[np.int64]:
-        """Where each shard begins in the epoch's order, and where the last one ends."""
+        """Start of each shard in the epoch's order, and the end of the last one."""
         return np.cumsum([0, *(samples for _, samples in self.counts)])
 
     @cached_property
     def windows(self) -> int:
-        """Windows of this rank: of whole batches, equal to one batch."""
+        """Number of windows of this rank. Their sizes differ by at most one batch."""
         return -(-self.batches * self.batch_size // SHUFFLE_BUFFER)
 
     def window_of(self, batch: int) -> int:
@@ -163,7 +164,7 @@ class EpochPlan:
         return ((batch + 1) * self.windows - 1) // self.batches
 
     def first_batch(self, window: int) -> int:
-        """The first batch of a window."""
+        """The number of the first batch of a window."""
         return window * self.batches // self.windows
 
     def _window_range(self, window: int) -> tuple[int, int]:
@@ -172,13 +173,13 @@ class EpochPlan:
         return start + first * self.batch_size, min(start + last * self.batch_size, stop)
 
     def window_shards(self, window: int) -> range:
-        """The shards of a window, as places in the epoch's order."""
+        """The shards of a window, as positions in the epoch's order."""
         first, last = self._window_range(window)
         begin, end = np.searchsorted(self._bounds, (first, last - 1), side="right") - 1
         return range(int(begin), int(end) + 1)
 
     def window_samples(self, window: int, *seeds: int) -> npt.NDArray[np.int64]:
-        """(samples, 2) shard and place in it, in the order in which they are seen."""
+        """(samples, 2) shard and position in it, in the order in which the samples are seen."""
         flat = np.arange(*self._window_range(window))
         if self.training:
             np.random.default_rng(mix_seeds(*seeds, self.rank, window)).shuffle(flat)
@@ -186,8 +187,8 @@ class EpochPlan:
         shards, samples = np.array(self.counts).T
         within = flat - self._bounds[place]
         if self.training:
-            # A shard begins anywhere: the tail that is dropped, and what falls to a rank, are
-            # others each epoch, also where one shard is the whole set.
+            # Each shard is read from a drawn start. Otherwise a set of one shard would drop the
+            # same tail, and give each rank the same samples, in every epoch.
             begin = np.array(
                 [mix_seeds(*seeds, shard) % max(count, 1) for shard, count in self.counts]
             )
@@ -195,7 +196,7 @@ class EpochPlan:
         return np.stack([shards[place], within], axis=1)
 
     def samples_of(self, place: int) -> int:
-        """How many samples of the shard at this place of the order this rank may read."""
+        """How many samples of the shard at position `place` of the order this rank may read."""
         if self.training:
             return self.counts[place][1]
         _, stop = self.rank_range()
@@ -203,17 +204,17 @@ class EpochPlan:
 
 
 class Window:
-    """The shards of one window, opened."""
+    """The opened shards of one window."""
 
     def __init__(self, stream: ShardStream, number: int, before: Window | None) -> None:
-        """Opens what `before` has not opened already."""
+        """Opens the shards of window `number`. Shards that `before` has open are taken over."""
         plan = stream.plan
         self.number = number
         self.samples = plan.window_samples(number, *stream.seeds)
         self.first_batch = plan.first_batch(number)
         self.shards: dict[int, ShardReader] = {}
         places = list(plan.window_shards(number))
-        # Workers that all walk shards for the first time begin at different ones.
+        # Workers that all open shards for the first time begin at different ones.
         turn = stream.worker[0] % max(len(places), 1)
         for place in places[turn:] + places[:turn]:
             shard, _ = plan.counts[place]
@@ -226,17 +227,19 @@ class Window:
             )
 
     def batch(self, number: int, batch_size: int) -> npt.NDArray[np.int64]:
-        """(B, 2) shard and sample in it of this rank's batch number `number`."""
+        """(B, 2) shard and position in it, for batch `number` of this rank."""
         start = (number - self.first_batch) * batch_size
         return self.samples[start : start + batch_size]
 
     def read(
         self, chosen: npt.NDArray[np.int64]
     ) -> tuple[list[list[memoryview]], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Samples' members, (B,) keys, and (B,) places in their shards, what is left out counted.
+        """Reads samples: their members, (B,) keys, and (B,) positions in their shards.
+
+        The positions count the samples that are left out.
 
         Raises:
-            PersonaError: a shard is damaged, naming it.
+            PersonaError: If a shard is damaged. The message names it.
         """
         members: list[list[memoryview]] = [[]] * len(chosen)
         keys, places = np.empty((2, len(chosen)), np.int64)
@@ -251,11 +254,11 @@ class Window:
 
 
 class ShardStream:
-    """One epoch of one rank as batches."""
+    """Iterates one epoch of one rank as decoded batches."""
 
     memory: Memory
     worker = (0, 1)
-    """The number of this worker, and how many there are."""
+    """(number of this worker, number of workers)."""
 
     def __init__(
         self,
@@ -267,7 +270,7 @@ class ShardStream:
         augment: AugmentConfig | None,
         targets: Targets | None,
     ) -> None:
-        """`seeds` are (seed, epoch); `skip` batches of this rank were consumed before."""
+        """`seeds` are (seed, epoch). `skip` batches of this rank were consumed before."""
         self.folder = folder
         self.manifest = manifest
         self.plan = plan
@@ -277,25 +280,25 @@ class ShardStream:
         self.targets = targets
 
     def read_into(self, memory: Memory) -> Self:
-        """The same stream for one reading, which puts its photos there."""
+        """A copy of the stream for one reading, which decodes photos into `memory`."""
         stream = copy.copy(self)
         stream.memory = memory
         return stream
 
     @property
     def suffixes(self) -> list[str]:
-        """Of a sample's members: photos, then what is known of them."""
+        """Suffixes of a sample's members: the photos, then the JSON."""
         photos = photos_of(self.manifest)
         return [*(f"{role}.jpg" for role in ROLES), "json"] if photos > 1 else ["jpg", "json"]
 
     def __iter__(self) -> Iterator[Decoded | Failure]:
-        """Yields this worker's batches; a damaged shard ends it with a Failure."""
+        """Yields this worker's batches. A damaged shard ends it with a Failure."""
         place, workers = self.worker
         try:
             reader = TargetReader(self.folder, self.targets) if self.targets else None
             window: Window | None = None
             ahead = threading.Thread()
-            # The loader asks its workers in turns, the first one first.
+            # The loader asks its workers in turns, beginning with the first.
             for number in range(self.skip + place, self.plan.batches, workers):
                 wanted = self.plan.window_of(number)
                 if window is None or window.number != wanted:
@@ -304,7 +307,8 @@ class ShardStream:
                     if reader is not None:
                         reader.keep(window.shards)
                 decoded = self._decode(window, number, reader)
-                # After a window's last batch its shards are dropped: nothing may bring them again.
+                # After its last batch a window's shards are dropped, and a late fetch would
+                # bring them back.
                 if ahead.is_alive() and self.plan.window_of(number + workers) != wanted:
                     ahead.join()
                 yield decoded
@@ -312,26 +316,26 @@ class ShardStream:
             yield Failure(str(error))
 
     def left_out(self, shard: int) -> frozenset[bytes]:
-        """Keys that are not read: in training, centre crops of photos without a face."""
+        """Keys that are not read: in training, those of centre crops without a face."""
         if not self.plan.training:
             return frozenset()
         return frozenset(key_of(key).encode() for key in self.manifest.shards[shard].no_face)
 
     def fetch(self, shard: int) -> Path:
-        """The tar of a shard, on this machine, and beside it the targets that are read along."""
+        """Makes a shard's tar and its targets local if they are remote. Returns the tar's path."""
         if self.targets is not None:
             target_paths(self.folder, self.targets, shard)
         return self.manifest.shard_path(self.folder, shard)
 
     def drop(self, shard: int) -> None:
-        """Lets go of what `fetch` brought."""
+        """Deletes the local copies that `fetch` made, unless a cache keeps them."""
         known = self.manifest.shards[shard]
         drop_file(self.folder, known.name, known.sha256)
         if self.targets is not None:
             drop_targets(self.folder, self.targets, shard)
 
     def drop_after(self, batch: int) -> None:
-        """Lets go of the shards that were fetched for this batch and are not wanted any more."""
+        """Deletes the local copies of shards that no batch after this one needs."""
         window = self.plan.window_of(batch)
         if not is_remote(self.folder) or batch + 1 != self.plan.first_batch(window + 1):
             return
@@ -342,7 +346,7 @@ class ShardStream:
             self.drop(self.plan.counts[place][0])
 
     def _fetch_ahead(self, window: int) -> threading.Thread:
-        """Begins to fetch what follows the window; workers share the shards among themselves."""
+        """Fetches what follows the window, in a thread. Workers share the shards among them."""
         open_now = self.plan.window_shards(window)
         following = self.plan.window_shards(self.plan.windows - 1).stop
         place, workers = self.worker
@@ -353,7 +357,7 @@ class ShardStream:
         ]
 
         def fetch() -> None:
-            with contextlib.suppress(PersonaError):  # said where the shard is opened
+            with contextlib.suppress(PersonaError):  # reported when the shard is opened
                 for shard in mine:
                     self.fetch(shard)
 
@@ -369,9 +373,9 @@ class ShardStream:
         number: int,
         reader: TargetReader | None,
     ) -> tuple[Views, Features | None]:
-        """Each photo's view in batch `number`, and the teacher's vector of it where kept.
+        """Each photo's view in batch `number`, and the teacher's embedding of it if it is kept.
 
-        `photos` are places in their `shards`.
+        `photos` are positions in their `shards`.
         """
         if self.augment is None:
             return np.tile(IDENTITY, (len(photos), 1)), None
@@ -381,18 +385,18 @@ class ShardStream:
             return views, None
         if self.augment.beyond_flip:
             rng = np.random.default_rng(mix_seeds(*seeds))
-            mirrors = 0 if self.augment.flip else 1  # view 1, which a recipe may not want
+            mirrors = 0 if self.augment.flip else 1  # view 1 is the mirror image
             chosen = rng.integers(self.targets.views - mirrors, size=len(photos))
             chosen += mirrors * (chosen >= 1)
         else:
-            chosen = views[:, 0].astype(np.int64)  # the same coins as without kept targets
+            chosen = views[:, 0].astype(np.int64)  # the same coin flips as without kept targets
         vectors, views = reader.read(shards, photos, chosen)
         return views, vectors
 
     def _decode(self, window: Window, number: int, reader: TargetReader | None) -> Decoded:
         chosen = window.batch(number, self.plan.batch_size)
         photos = photos_of(self.manifest)
-        # One thing at a time for all of them: decoding is fastest when nothing comes between.
+        # Each stage runs over the whole batch: decoding is fastest when nothing comes between.
         members, keys_B, places_B = window.read(chosen)
         photos_memory, images_BHWC = self.memory.take(self.worker[0], len(chosen) * photos)
         labels: list[int] = []
@@ -426,9 +430,13 @@ class ShardStream:
 
 
 def decode_into(jpeg: bytes | memoryview, image_HWC: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
-    """Decodes a crop into (H, W, 3) uint8 RGB; ValueError if it is not of that size."""
-    check_crop(jpeg)  # a set may come from a stranger
-    decoded = simplejpeg.decode_jpeg(jpeg, buffer=image_HWC)  # refuses what is larger
+    """Decodes a JPEG crop into `image_HWC`, (H, W, 3) uint8 RGB.
+
+    Raises:
+        ValueError: If the crop has another size.
+    """
+    check_crop(jpeg)  # the file is not trusted
+    decoded = simplejpeg.decode_jpeg(jpeg, buffer=image_HWC)  # refuses a larger crop
     if decoded.shape != image_HWC.shape:
         raise ValueError("crop of another size")
 
@@ -444,10 +452,10 @@ def plan_epoch(
     world_size: int = 1,
     multiple: int = 1,
 ) -> EpochPlan:
-    """Who reads what of a set in one epoch; the options are `persona.data.stream.build_loader`'s.
+    """Plans one epoch. The options are those of `persona.data.stream.build_loader`.
 
     Raises:
-        PersonaError: the batch size is none, or there is not one batch for every rank.
+        PersonaError: If the batch size is below 1, or there is not one batch for every rank.
     """
     if batch_size < 1:
         raise PersonaError(f"batch size {batch_size}: choose at least 1")
@@ -471,10 +479,10 @@ def plan_epoch(
 def read_batches(
     folder: SetFolder, manifest: Manifest, *, batch_size: int, rank: int = 0, world_size: int = 1
 ) -> Iterator[Decoded]:
-    """Yields the batches of a set in order, each sample as it is; `Decoded.photos` are arrays.
+    """Yields the batches of a set in order, without augmentation. `Decoded.photos` are arrays.
 
     Raises:
-        PersonaError: a shard is damaged, naming it.
+        PersonaError: If a shard is damaged. The message names it.
     """
     plan = plan_epoch(manifest, batch_size=batch_size, rank=rank, world_size=world_size)
     stream = ShardStream(folder, manifest, plan, (0, 0), 0, None, None)

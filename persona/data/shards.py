@@ -3,11 +3,11 @@
     shards/lfw/
         000000.tar      00000042.jpg 00000042.json 00000007.jpg …
         manifest.json   what the set holds, with a SHA-256 a shard
-        targets/        a teacher's vectors of these crops, see targets.py
+        targets/        a teacher's embeddings of these crops, see targets.py
         pairs.csv       fold,same,a,b (keys), where the dataset has verification pairs
 
 A sample of a triplet set holds `anchor.jpg`, `positive.jpg`, `negative.jpg` and one `json`.
-Shards open with plain `webdataset.WebDataset`.
+Plain `webdataset.WebDataset` can read the shards.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ KINDS = ("photos", "triplets")
 
 
 def key_of(place: int) -> str:
-    """A sample's key: digits alone, because webdataset splits keys at the first dot."""
+    """A sample's key. It has digits alone, because webdataset splits keys at the first dot."""
     return f"{place:0{KEY_DIGITS}d}"
 
 
@@ -69,11 +69,16 @@ class Shard:
     bytes: int
     sha256: str
     no_face: tuple[int, ...] = ()
-    """Keys of photos without a face, kept as centre crops for evaluation; no training sees them."""
+    """Keys of photos in which no face was found. They are kept as centre crops for evaluation;
+    training leaves them out."""
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Shard:
-        """What JSON stands for; raises KeyError, TypeError or ValueError where it is none."""
+        """The shard that a JSON object describes.
+
+        Raises:
+            KeyError, TypeError, ValueError: If the object does not describe a shard.
+        """
         return cls(
             name=str(value["name"]),
             samples=int(value["samples"]),
@@ -84,16 +89,16 @@ class Shard:
 
 
 NO_CLASS = -1
-"""The class index of a photo without an identity."""
+"""Class index of a photo without an identity."""
 FACELESS = -2
-"""In place of the key of a photo that was skipped because no face was found in it."""
+"""Stands in for the key of a photo that was skipped because no face was found in it."""
 OF_NOBODY = "labelled -1, which is nobody"
-"""Why a photo is skipped that shows none of the dataset's people."""
+"""Reason for skipping a photo that shows none of the dataset's identities."""
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A photo that was not packed, and why."""
+    """A photo that was not packed, and the reason."""
 
     source: str
     reason: str
@@ -101,7 +106,7 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Mended:
-    """A photo that was packed although its file has a fault, and which."""
+    """A photo that was packed although its file has a fault, and the fault."""
 
     source: str
     reason: str
@@ -109,24 +114,24 @@ class Mended:
 
 @dataclass(frozen=True)
 class KeyPair:
-    """A verification pair by sample keys."""
+    """A verification pair, given by sample keys."""
 
     fold: int
     same: bool
     a: int | None
     b: int | None
-    """None: the dataset does not have that photo."""
+    """`a` or `b` is None if the dataset does not have that photo."""
 
 
 @dataclass(frozen=True)
 class PairTable:
-    """Verification pairs as columns: ten million of them are 240 MB."""
+    """Verification pairs as columns. Ten million pairs take 240 MB."""
 
     fold: npt.NDArray[np.int64]
     same: npt.NDArray[np.bool_]
     a: npt.NDArray[np.int64]
     b: npt.NDArray[np.int64]
-    """(P,) keys; -1: the dataset does not have that photo; FACELESS: the set left it out."""
+    """(P,) keys. -1: the dataset does not have that photo. FACELESS: the set left it out."""
 
     def __len__(self) -> int:
         return len(self.fold)
@@ -139,7 +144,7 @@ class PairTable:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a packed set holds. Equal input gives an equal manifest: it has no date."""
+    """What a packed set holds. It has no date, so that equal input gives an equal manifest."""
 
     name: str
     kind: str
@@ -150,8 +155,8 @@ class Manifest:
     samples: int
     identities: int
     classes: tuple[str, ...]
-    """The dataset's full identity list, sorted; a label is a place in it. Empty: the photos are
-    unlabelled, and every label is `NO_CLASS`."""
+    """The dataset's full identity list, sorted. A label is an index into it. It is empty if the
+    photos are unlabelled; every label is then `NO_CLASS`."""
     shards: tuple[Shard, ...]
     skipped: tuple[Skipped, ...] = ()
     mended: tuple[Mended, ...] = ()
@@ -160,18 +165,18 @@ class Manifest:
     version: int = field(default=VERSION)
 
     def shard_path(self, folder: SetFolder, number: int) -> Path:
-        """The path of shard `number`, brought here first where the set is elsewhere."""
+        """The local path of shard `number`. A remote shard is downloaded first."""
         shard = self.shards[number]
         return local_file(folder, shard.name, shard.sha256, shard.bytes)
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the shards': equal digests, equal photos in equal order."""
+        """SHA-256 over the shards' checksums. Equal digests mean equal photos in equal order."""
         return hashlib.sha256("".join(s.sha256 for s in self.shards).encode()).hexdigest()
 
     @property
     def no_face(self) -> tuple[int, ...]:
-        """Keys of the centre crops, sorted."""
+        """Keys of the photos without a face (kept as centre crops), sorted."""
         return tuple(sorted(key for shard in self.shards for key in shard.no_face))
 
     @property
@@ -181,9 +186,10 @@ class Manifest:
 
     @property
     def left_out(self) -> tuple[int, int]:
-        """How many skipped photos show no face, and how many are absent or could not be packed.
+        """Two counts of skipped photos: without a face, and absent or impossible to pack.
 
-        Photos of nobody are neither. A triplet is among the first, whatever its photo lacks.
+        Photos labelled as nobody are in neither count. A skipped triplet is in the first count,
+        whatever the reason.
         """
         reasons = [photo.reason for photo in self.skipped if photo.reason != OF_NOBODY]
         faceless = sum(reason.startswith(("no face", "no crop")) for reason in reasons)
@@ -192,7 +198,7 @@ class Manifest:
     def knows(self, trained_on: str, num_classes: int, classes: tuple[str, ...] | None) -> bool:
         """Whether a network's logits stand for this set's identities, in the same order.
 
-        `classes` None: its classes are known by number and raw dataset alone.
+        With `classes` None, only the raw dataset's name and the number of classes are compared.
         """
         if classes is not None:
             return classes == self.classes
@@ -200,7 +206,7 @@ class Manifest:
         return (trained_on, num_classes) == found and self.split != "test"
 
     def check_labelled(self, what: str) -> None:
-        """Raises PersonaError if the photos have no identities, which `what` wants."""
+        """Raises PersonaError if the photos have no identities; `what` names what needs them."""
         if not self.classes:
             raise PersonaError(
                 f"{what} wants identities, and set {self.name} was packed without: pack it without "
@@ -208,7 +214,13 @@ class Manifest:
             )
 
     def check_crops(self, network: str, image_size: int | None, needs_landmarks: bool) -> None:
-        """Raises PersonaError if the crops are not what a network takes; None: any size."""
+        """Raises PersonaError if a network cannot take the crops.
+
+        Args:
+            network: The network's name, for the message.
+            image_size: Side of the crops in px that it takes. None means any size.
+            needs_landmarks: Whether it needs the five-point landmarks.
+        """
         if needs_landmarks and not self.align.has_landmarks:
             raise PersonaError(
                 f"{network} wants five points of each face and set {self.name} has none "
@@ -223,15 +235,16 @@ class Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes the manifest: the set exists from this moment on."""
+    """Writes the manifest. The set exists from this moment on."""
     write_json(folder / MANIFEST, manifest)
 
 
 def read_manifest(folder: SetFolder) -> Manifest:
-    """Reads and checks a manifest, which may come from a stranger.
+    """Reads and checks a manifest. The file is not trusted.
 
     Raises:
-        PersonaError: missing, damaged, of another version, or naming files outside its folder.
+        PersonaError: If the manifest is missing, damaged, of another version, or names files
+            outside its folder.
     """
     try:
         path = card_file(folder, MANIFEST)
@@ -241,7 +254,11 @@ def read_manifest(folder: SetFolder) -> Manifest:
 
 
 def parse_manifest(value: Any, path: Path) -> Manifest:
-    """The manifest that JSON `value`, read from `path`, stands for; raises as `read_manifest`."""
+    """The manifest in the JSON `value`, which was read from `path`.
+
+    Raises:
+        PersonaError: If the value is not a valid manifest of this version.
+    """
     version = value.get("version") if isinstance(value, dict) else None
     if version != VERSION:
         raise PersonaError(
@@ -277,7 +294,7 @@ def parse_manifest(value: Any, path: Path) -> Manifest:
     if not all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in digests):
         raise PersonaError(f"{path} has checksums that are none: remove it and pack the set again")
     for shard in manifest.shards:
-        # A sample is two members at least, and each of them a header and a block.
+        # A sample has at least two members, and each takes a header and a block.
         if not 0 <= shard.samples * 4 * BLOCK <= shard.bytes or min(shard.no_face, default=0) < 0:
             raise PersonaError(
                 f"{path}: {shard.samples:,} samples cannot be in {shard.bytes:,} bytes of "
@@ -291,7 +308,7 @@ def parse_manifest(value: Any, path: Path) -> Manifest:
 
 
 def list_sets(shards: Path) -> tuple[list[Manifest], list[str]]:
-    """Every packed set below `shards`, by folder name, and what is wrong with the others."""
+    """Every readable packed set below `shards`, by folder name, and the errors of the others."""
     sets, wrong = [], []
     for path in sorted(shards.glob(f"*/{MANIFEST}")):
         try:
@@ -304,17 +321,18 @@ def list_sets(shards: Path) -> tuple[list[Manifest], list[str]]:
 def open_set(
     name: str, shards: Path, cache: Path | None = None, *, verify: bool = True
 ) -> tuple[SetFolder, Manifest]:
-    """Finds a packed set.
+    """Opens a packed set.
 
     Args:
-        name: its name, triplet ID, folder, URL, or a dataset (whose default split it is).
-        shards: where packed sets lie.
-        cache: where files of a set that is elsewhere stay; None: they go when they were read.
-        verify: check each file of a set that is here before its first use; of one elsewhere it
-            always is.
+        name: The set's name, triplet ID, folder or URL, or a dataset's name (its default split).
+        shards: Folder that holds the packed sets.
+        cache: Folder in which files of a remote set are kept. None deletes them after reading.
+        verify: Check each file of a local set before its first use. Files of a remote set are
+            always checked.
 
     Raises:
-        PersonaError: there is none, with what to run, or a shard is missing or cut.
+        PersonaError: If there is no such set (the message says what to run), or if a shard is
+            missing or cut.
     """
     if is_url(name):
         remote = open_remote(name, cache)
@@ -371,10 +389,10 @@ def _open_local(name: str, shards: Path) -> tuple[Path, Manifest]:
 def verify_set(
     folder: SetFolder, manifest: Manifest, *, advance: Callable[[int], None] = lambda _: None
 ) -> None:
-    """Re-reads every shard and the pairs against their checksums.
+    """Re-reads every shard and the pairs and compares their checksums.
 
     Raises:
-        PersonaError: naming every file that does not match.
+        PersonaError: If files do not match. The message names all of them.
     """
     if is_remote(folder):
         _fetch_all(folder, manifest, advance)
@@ -400,7 +418,7 @@ def verify_set(
 
 
 def _fetch_all(folder: SetFolder, manifest: Manifest, advance: Callable[[int], None]) -> None:
-    """Brings every file of a set here, which checks it."""
+    """Downloads every file of a remote set, which checks its checksum."""
     for number, shard in enumerate(manifest.shards):
         manifest.shard_path(folder, number)
         drop_file(folder, shard.name, shard.sha256)
@@ -410,14 +428,17 @@ def _fetch_all(folder: SetFolder, manifest: Manifest, advance: Callable[[int], N
 
 
 def tar_member(name: str, data: bytes) -> bytes:
-    """One tar member with fixed owner, mode and time: same name and data, same bytes."""
+    """One tar member with fixed owner, mode and time: equal name and data give equal bytes."""
     padding = -len(data) % BLOCK
     return _tar_header(name.encode("ascii"), len(data)) + data + bytes(padding)
 
 
 @functools.cache
 def _empty_header() -> tuple[bytes, int]:
-    """A header without name, size and checksum, and the sum of its bytes: eight blanks for that."""
+    """A tar header without name, size and checksum, and the sum of its bytes.
+
+    The checksum field counts as eight blanks, as the tar format says.
+    """
     info = tarfile.TarInfo()
     info.mode = 0o644
     header = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
@@ -427,7 +448,7 @@ def _empty_header() -> tuple[bytes, int]:
 
 
 def _tar_header(name: bytes, size: int) -> bytes:
-    """What `TarInfo.tobuf` gives for a short name, in a fraction of its time."""
+    """The same bytes as `TarInfo.tobuf` for a short name, in a fraction of the time."""
     assert 0 < len(name) <= 100
     empty, total = _empty_header()
     digits = b"%011o" % size
@@ -437,12 +458,12 @@ def _tar_header(name: bytes, size: int) -> bytes:
 
 
 def tar_sample(key: str, parts: dict[str, bytes]) -> bytes:
-    """The members of one sample, in the order of their suffixes."""
+    """The tar members of one sample, sorted by suffix."""
     return b"".join(tar_member(f"{key}.{suffix}", parts[suffix]) for suffix in sorted(parts))
 
 
 def tar_end(size: int) -> bytes:
-    """What ends a tar of `size` bytes: two empty blocks, filled up to a whole record."""
+    """The end of a tar of `size` bytes: two empty blocks, and zeros up to a whole record."""
     end = 2 * BLOCK
     return bytes(end + -(size + end) % tarfile.RECORDSIZE)
 
@@ -451,26 +472,26 @@ _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=
 
 
 def encode_json(value: object) -> bytes:
-    """Compact canonical JSON for a sample's metadata."""
+    """Encodes a sample's metadata as compact canonical JSON."""
     return _ENCODER.encode(value).encode()
 
 
 @dataclass(frozen=True)
 class Member:
-    """Where one file of a shard lies."""
+    """The position of one file in a shard, in bytes."""
 
     shard: int
     offset: int
     size: int
 
     def read(self, stream: BinaryIO) -> bytes:
-        """Its bytes, from the open shard."""
+        """Reads the file from the open shard."""
         stream.seek(self.offset)
         return stream.read(self.size)
 
 
 def index_members(folder: SetFolder, manifest: Manifest) -> dict[str, Member]:
-    """Member name to place, from the tar headers alone: no image is read."""
+    """Maps each member name to its position. It reads the tar headers alone, no images."""
     members: dict[str, Member] = {}
     for number in range(len(manifest.shards)):
         path = manifest.shard_path(folder, number)
@@ -484,10 +505,10 @@ def index_members(folder: SetFolder, manifest: Manifest) -> dict[str, Member]:
 
 
 def open_faces(folder: SetFolder, manifest: Manifest, number: int) -> ShardReader:
-    """JPEG and json of the samples of a shard of photos, but for those without a face.
+    """Opens the JPEG and JSON members of a shard of photos, without the photos that show no face.
 
     Raises:
-        PersonaError: the shard is damaged.
+        PersonaError: If the shard is damaged.
     """
     shard = manifest.shards[number]
     no_face = frozenset(key_of(key).encode() for key in shard.no_face)
@@ -496,7 +517,7 @@ def open_faces(folder: SetFolder, manifest: Manifest, number: int) -> ShardReade
 
 
 def encode_pairs(pairs: list[KeyPair]) -> bytes:
-    """What `pairs.csv` holds."""
+    """The bytes of `pairs.csv`."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["fold", "same", "a", "b"])
@@ -507,10 +528,10 @@ def encode_pairs(pairs: list[KeyPair]) -> bytes:
 
 
 def read_metas(folder: SetFolder, manifest: Manifest) -> dict[int, dict[str, Any]]:
-    """Every sample's json by key, from the tars; no image is read.
+    """Reads every sample's JSON from the tars, by key. It reads no images.
 
     Raises:
-        PersonaError: a damaged shard.
+        PersonaError: If a shard is damaged.
     """
     metas: dict[int, dict[str, Any]] = {}
     streams: dict[int, BinaryIO] = {}
@@ -531,10 +552,10 @@ def read_metas(folder: SetFolder, manifest: Manifest) -> dict[int, dict[str, Any
 
 
 def read_pairs(folder: SetFolder, manifest: Manifest) -> PairTable:
-    """The set's verification pairs.
+    """Reads the set's verification pairs.
 
     Raises:
-        PersonaError: the set has none, or the file does not match the manifest.
+        PersonaError: If the set has no pairs, or the file does not match the manifest.
     """
     if manifest.pairs is None or manifest.pairs_sha256 is None:
         raise PersonaError(f"set {manifest.name} has no verification pairs")

@@ -1,5 +1,6 @@
-"""Shards to batches of tensors, by processes beside this one; what is read is
-persona.data.samples' matter.
+"""Reads shards as batches of tensors, in loader processes.
+
+persona.data.samples decides what each batch holds and decodes it.
 
 Shapes: B batch, R roles (1 for photos, 3 for triplets), C channel, H W pixels, V numbers of a view,
 E embedding.
@@ -31,35 +32,35 @@ from persona.errors import PersonaError
 from persona.workers import no_interrupts
 
 SLABS = 4
-"""Batches of photos a worker that may be on their way or looked at before new memory is taken."""
+"""Slabs per worker: batches in transit or in use before new memory is allocated."""
 ALIGNMENT, ASIDE = 32, 16
-"""libjpeg-turbo writes rows at multiples of 32 bytes past the cache, which takes a fifteenth longer
-to decode: photos begin 16 bytes beside."""
+"""Bytes. libjpeg-turbo writes rows at multiples of 32 bytes past the cache, which makes decoding
+about 7 % slower. The photos therefore begin 16 bytes off such a multiple."""
 
 
 class Batch(NamedTuple):
-    """Samples on their way to the device."""
+    """A batch of samples."""
 
     images: Tensor
-    """(B * R, 3, H, W) uint8 RGB, channels last in memory; a triplet's three photos in a row."""
+    """(B * R, 3, H, W) uint8 RGB, channels last in memory. A triplet has three photos in a row."""
     labels: Tensor
     """(B * R,) int64 class indices."""
     keys: Tensor
     """(B,) int64 sample keys."""
     landmarks: Tensor
-    """(B * R, 6, 2) float32 points and scale (persona/landmarks.py); NaN where there are none."""
+    """(B * R, 6, 2) float32 points and scale (persona/landmarks.py). NaN where a crop has none."""
     views: Tensor
-    """(B * R, V) float32: what is to be done to each photo."""
+    """(B * R, V) float32 views: the augmentation of each photo."""
     targets: Tensor | None
-    """(B * R, E) float16: the teacher's vectors of these views, where they are kept."""
+    """(B * R, E) float16 teacher embeddings of these views. None if no targets are kept."""
 
 
 class _Stream(ShardStream, IterableDataset[Any]):
-    """What a DataLoader's workers iterate."""
+    """The dataset that the DataLoader's workers iterate."""
 
     @property
     def worker(self) -> tuple[int, int]:  # type: ignore[override]
-        """The number of this worker, and how many there are; (0, 1) in the process itself."""
+        """(number of this worker, number of workers); (0, 1) in the main process."""
         info = get_worker_info()
         return (info.id, info.num_workers) if info else (0, 1)
 
@@ -71,39 +72,40 @@ NO_SHARED_MEMORY = (
 
 
 class Slabs:
-    """Memory for batches of photos, used again once nobody looks at it: new pages cost a zeroing,
-    and between processes a mapping.
+    """A pool of memory for batches of photos. A slab is used again once no tensor refers to it.
 
-    Each worker has slabs of its own. It alone takes them, and only who reads the batches gives them
-    back, so that a byte a slab is all they share.
+    New pages must be zeroed, and between processes also mapped; reuse saves both.
+
+    Each worker has its own slabs. Only the worker takes them, and only the reader of the batches
+    gives them back. The processes therefore share one byte of state per slab and need no lock.
     """
 
     def __init__(self, workers: int, photos: int, side: int) -> None:
-        """Slabs of `photos` photos each; 0 workers: for this process alone."""
+        """Slabs of `photos` photos each. With 0 workers the memory belongs to this process."""
         self._shared = workers > 0
         self._memory = self._photos(max(workers, 1) * SLABS, photos, side, side, 3)
         self._busy = self._new(max(workers, 1) * SLABS).zero_()
 
     def _new(self, size: int) -> Tensor:
-        """uint8 of any content; pages that are never touched cost nothing."""
-        if not self._shared:  # numpy's is of huge pages, torch's is not
+        """Uninitialised uint8 memory. Pages that are never touched cost nothing."""
+        if not self._shared:  # numpy allocates huge pages, torch does not
             return torch.from_numpy(np.empty(size, np.uint8))
         share: Any = torch.UntypedStorage._new_shared  # as torch's own collate does
         storage: torch.UntypedStorage = share(size, device="cpu")
         return torch.empty(0, dtype=torch.uint8).set_(storage)
 
     def _photos(self, *shape: int) -> Tensor:
-        """Memory that is written fast."""
+        """Memory with the alignment that decodes fastest."""
         size = math.prod(shape)
         memory = self._new(size + ALIGNMENT)
         start = (ASIDE - memory.data_ptr()) % ALIGNMENT
         return memory[start : start + size].view(shape)
 
     def take(self, worker: int, count: int) -> tuple[int | Tensor, npt.NDArray[np.uint8]]:
-        """What to give away, and in it (count, side, side, 3) to fill."""
+        """(the slab's number or a tensor, an array (count, side, side, 3) uint8 to fill)."""
         mine = self._busy[worker * SLABS : (worker + 1) * SLABS].numpy()
         free = np.flatnonzero(mine == 0)
-        if not len(free):  # the reader keeps many
+        if not len(free):  # the reader keeps many batches
             more = self._photos(count, *self._memory.shape[2:])
             return more, more.numpy()
         mine[free[0]] = 1
@@ -111,7 +113,7 @@ class Slabs:
         return slab, self._memory[slab, :count].numpy()
 
     def look(self, photos: int | Tensor, count: int) -> Tensor:
-        """What a worker gave away, (count, side, side, 3); its slab is free when it goes."""
+        """A slab's photos, (count, side, side, 3). It is free again once they are deleted."""
         if isinstance(photos, Tensor):
             return photos
         seen = self._memory[photos, :count].numpy().view()  # lives as long as any tensor of it
@@ -120,18 +122,21 @@ class Slabs:
 
 
 def as_it_is(decoded: Any) -> Any:
-    """In place of torch's collate, which would make tensors of the arrays."""
+    """Replaces torch's collate function, which would turn the arrays into tensors."""
     return decoded
 
 
 def step_back(_worker: int) -> None:
-    """Lets the training process go first where both want a core: batches are loaded ahead."""
+    """Lowers a worker's priority, so that the training process gets the core first.
+
+    Batches are loaded ahead, so a worker can wait.
+    """
     with contextlib.suppress(OSError):
         os.nice(5)
 
 
 class EpochLoader:
-    """The batches of one epoch on this rank."""
+    """Iterates the batches of one epoch on this rank."""
 
     def __init__(self, stream: _Stream, workers: int) -> None:
         self.plan = stream.plan
@@ -144,13 +149,13 @@ class EpochLoader:
         stream = self._stream.read_into(slabs)
         if not self._workers:
             return iter(stream)
-        # As many as the loader makes: what lacks room for them leaves no half of a loader here.
+        # As many queues as the loader makes. Failing here leaves no half-started loader behind.
         tried: list[Any] = [multiprocessing.Queue() for _ in range(self._workers + 1)]
         for queue in tried:
             queue.close()
-        # Ctrl-C is this process's to handle, also before a worker is ready to be asked to end.
+        # Ctrl-C belongs to this process, also while a worker is starting.
         with no_interrupts(), warnings.catch_warnings():
-            # How many processes a machine bears is the user's to say.
+            # The user decides how many processes the machine can bear.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             return iter(
                 DataLoader(
@@ -160,26 +165,26 @@ class EpochLoader:
                     prefetch_factor=2,
                     worker_init_fn=step_back,
                     collate_fn=as_it_is,
-                    # Its own: starting workers must not move the global one.
+                    # Its own generator: starting workers must not advance the global one.
                     generator=torch.Generator(),
                 )
             )
 
     def __len__(self) -> int:
-        """Batches still to come, on this rank."""
+        """The number of batches still to come on this rank."""
         return self.remaining
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields batches.
 
         Raises:
-            PersonaError: a shard is damaged, naming it, or a worker process was killed.
+            PersonaError: If a shard is damaged (the message names it), or a worker was killed.
         """
         stream = self._stream
         photos = self.plan.batch_size * photos_of(stream.manifest)
         try:
             with _shared_memory():
-                # Of this reading alone: what an earlier one left half-way may still be looked at.
+                # New slabs for each reading: batches of an earlier one may still be in use.
                 slabs = Slabs(self._workers, photos, stream.manifest.align.image_size)
                 batches = self._start(slabs)
             for number, decoded in enumerate(batches, start=stream.skip):
@@ -187,7 +192,7 @@ class EpochLoader:
                     raise PersonaError(decoded.message)
                 images_BHWC = slabs.look(decoded.photos, len(decoded.labels))
                 yield Batch(
-                    # A permuted view is channels-last memory: what convolutions want, at no cost.
+                    # A permuted view has the channels-last layout that convolutions want.
                     images_BHWC.permute(0, 3, 1, 2),
                     torch.from_numpy(decoded.labels),
                     torch.from_numpy(decoded.keys),
@@ -195,7 +200,7 @@ class EpochLoader:
                     torch.from_numpy(decoded.views),
                     None if decoded.targets is None else torch.from_numpy(decoded.targets),
                 )
-                del images_BHWC  # else its slab would wait for the next batch
+                del images_BHWC  # otherwise its slab would stay busy until the next batch
                 stream.drop_after(number)
         except RuntimeError as error:
             if "shared memory" in str(error):
@@ -209,9 +214,10 @@ class EpochLoader:
 
 @contextlib.contextmanager
 def _shared_memory() -> Iterator[None]:
-    """Makes a PersonaError of what the system says where /dev/shm lacks room, or is not there.
+    """Turns the system's errors about /dev/shm into a PersonaError.
 
-    torch says it of memory, which `EpochLoader` looks for, the system of the locks of its queues.
+    The operating system reports missing room for the locks of the queues. torch reports missing
+    room for memory; `EpochLoader` handles that.
     """
     try:
         yield
@@ -222,8 +228,8 @@ def _shared_memory() -> Iterator[None]:
 def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     """Yields batches whose photos, labels and targets are on the device, one batch ahead.
 
-    On CUDA the copies run on a stream of their own, beside the step that is under way; views, keys
-    and landmarks stay on the CPU, where they are looked at.
+    On CUDA the copies run on their own stream, beside the current optimizer step. Views, keys and
+    landmarks stay on the CPU, where they are used.
     """
     if device.type != "cuda":
         yield from batches
@@ -233,7 +239,7 @@ def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
     def send(batch: Batch) -> Batch:
         with torch.cuda.stream(side):
             return batch._replace(
-                # Pinned here, not in a worker: its slab is free again at once.
+                # Pinned here, not in a worker, so that the worker's slab is free again at once.
                 images=batch.images.pin_memory().to(device, non_blocking=True),
                 labels=batch.labels.to(device, non_blocking=True),
                 targets=None
@@ -248,7 +254,7 @@ def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
             yield waiting
         torch.cuda.current_stream(device).wait_stream(side)
         for tensor in (sent.images, sent.labels, sent.targets):
-            if tensor is not None:  # its memory is not reused before the step is done with it
+            if tensor is not None:  # keeps its memory from being reused before the step is done
                 tensor.record_stream(torch.cuda.current_stream(device))
         waiting = sent
     if waiting is not None:
@@ -271,25 +277,26 @@ def build_loader(
     augment: AugmentConfig | None = None,
     targets: Targets | None = None,
 ) -> EpochLoader:
-    """The batches of one epoch, from batch `skip` on.
+    """Builds a loader for the batches of one epoch, starting at batch `skip`.
 
     Args:
-        folder: where the packed set lies.
-        manifest: its manifest.
-        batch_size: samples a batch on each rank.
-        training: shuffle and drop the tail; else keep order and everything.
-        seed: of the shuffling.
-        epoch: its number.
-        skip: batches that this rank consumed before; what only they held is not read.
-        rank: this process.
-        world_size: how many processes there are.
-        workers: loader processes of this rank; 0 decodes in this one.
-        multiple: in training, a rank's batches come in multiples of this.
-        augment: how views are drawn; None: every photo as it is.
-        targets: kept targets to read along, already checked against the set.
+        folder: Folder of the packed set.
+        manifest: The set's manifest.
+        batch_size: Samples per batch on each rank.
+        training: Shuffle, and drop the samples that do not fill a batch on every rank. Otherwise
+            keep the order and all samples.
+        seed: Seed of the shuffling.
+        epoch: Number of the epoch.
+        skip: Batches that this rank consumed before. Shards that only they need are not read.
+        rank: Rank of this process.
+        world_size: Number of processes.
+        workers: Loader processes of this rank. 0 decodes in this process.
+        multiple: In training, the number of batches per rank is a multiple of this.
+        augment: How views are drawn. None leaves every photo as it is.
+        targets: Kept targets to read along, already checked against the set.
 
     Raises:
-        PersonaError: not one batch for every rank.
+        PersonaError: If there is not one batch for every rank.
     """
     if workers < 0:
         raise PersonaError(f"{workers} workers: choose 0 or more")

@@ -1,15 +1,15 @@
-"""A teacher's vectors of a packed set, kept beside its shards: it runs once, not each epoch.
+"""A teacher's embeddings of a packed set, kept beside its shards, so that the teacher runs once.
 
     shards/lfw/targets/<teacher>/
         targets.json        the teacher, a hash of its weights, the views, a SHA-256 a file
-        head.safetensors    the teacher's last layer, once: the vectors give back every logit
+        head.safetensors    the teacher's last layer, which turns the embeddings into logits
         000000.features.npy (photos, views, E) float16: before normalisation, in the shard's order
         000000.views.npy    (photos, views, V) float32: what was done to it, see transforms.py
 
-View 0 is the photo, view 1 its mirror image; the others are drawn by `augment`, for each photo its
-own. A student is shown one of the views an epoch, replayed from its row: teacher and student then
-see the same picture (Beyer et al. 2022, arXiv:2106.05237; reinforced as in Faghri et al. 2023,
-arXiv:2303.08983). A triplet is three photos in a row.
+View 0 is the photo and view 1 its mirror image. `augment` draws the others, different ones for each
+photo. In an epoch the student is shown one of the kept views of each photo, replayed from its row.
+Teacher and student then see the same image (Beyer et al. 2022, arXiv:2106.05237; reinforced as in
+Faghri et al. 2023, arXiv:2303.08983). A triplet is three photos in a row.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ HEAD = "head.safetensors"
 VERSION = 2
 MAX_VIEWS = 1000
 MAX_WIDTH = 65_536
-"""Numbers of a vector."""
+"""Largest embedding size that is accepted."""
 
 Features = npt.NDArray[np.float16]
 
 
 @dataclass(frozen=True)
 class TargetFile:
-    """The vectors of one shard."""
+    """The kept embeddings of one shard."""
 
     shard_sha256: str
     photos: int
@@ -68,48 +68,48 @@ class TargetFile:
 
 @dataclass(frozen=True)
 class Targets:
-    """What is kept of one teacher for one set."""
+    """The card of one teacher's targets for one set."""
 
     teacher: str
     weights_sha256: str
-    """Of what the teacher's vectors depend on: another hash is another teacher."""
+    """SHA-256 of everything that the embeddings depend on. Another hash is another teacher."""
     embedding_size: int
     head: str
-    """Kind of the last layer; `none`: embeddings alone."""
+    """Kind of the last layer. `none` means that only embeddings are kept."""
     num_classes: int
     trained_on: str
     classes: tuple[str, ...] | None
-    """What the logits stand for; None: known by number and dataset alone."""
+    """The identities of the logits. None means that only their number and dataset are known."""
     views: int
     augment: AugmentConfig
-    """Of the views from the third on."""
+    """The augmentation that drew the views from the third on."""
     seed: int
     files: tuple[TargetFile, ...]
     head_sha256: str | None = None
-    """Of the last layer's file, where there is one."""
+    """SHA-256 of the last layer's file, if there is one."""
     version: int = field(default=VERSION)
 
 
 def short_name(teacher: str) -> str:
-    """A teacher's name without the folders of its file: `onnx:FILE` from wherever it lies."""
+    """A teacher's name without the folders of its file: `onnx:FILE` wherever the file is."""
     return public_name(teacher)
 
 
 def targets_name(teacher: str) -> str:
-    """Where the targets of a teacher lie in the set's folder, by a name that any storage takes."""
+    """Path of a teacher's targets in the set's folder. Any storage can hold such a name."""
     return f"{FOLDER}/" + re.sub(r"[^\w.-]+", "-", short_name(teacher)).strip("-.")[-100:]
 
 
 def targets_folder(folder: Path, teacher: str) -> Path:
-    """The same on this machine."""
+    """The local folder of a teacher's targets."""
     return folder / targets_name(teacher)
 
 
 def head_path(folder: SetFolder, targets: Targets) -> Path:
-    """The file of the teacher's last layer, brought here first where the set is elsewhere.
+    """The local path of the teacher's last layer. A remote file is downloaded first.
 
     Raises:
-        PersonaError: missing, or not the one that was kept.
+        PersonaError: If the file is missing or does not match its checksum.
     """
     name = f"{targets_name(targets.teacher)}/{HEAD}"
     known = targets.head_sha256
@@ -123,18 +123,18 @@ def head_path(folder: SetFolder, targets: Targets) -> Path:
 
 
 def target_paths(folder: SetFolder, targets: Targets, shard: int) -> list[Path]:
-    """Vectors and views of a shard, brought here first where the set is elsewhere."""
+    """The local paths of a shard's embeddings and views. Remote files are downloaded first."""
     return [local_file(folder, *named) for named in _named_files(targets, shard)]
 
 
 def drop_targets(folder: SetFolder, targets: Targets, shard: int) -> None:
-    """Lets go of what `target_paths` brought."""
+    """Deletes the local copies that `target_paths` made, unless a cache keeps them."""
     for named in _named_files(targets, shard):
         drop_file(folder, *named)
 
 
 def _named_files(targets: Targets, shard: int) -> list[tuple[str, str]]:
-    """Name in the set's folder and checksum of both files of a shard."""
+    """Name in the set's folder and checksum of each of a shard's two files."""
     file, place = targets.files[shard], targets_name(targets.teacher)
     features, views = file_names(shard)
     return [
@@ -144,31 +144,34 @@ def _named_files(targets: Targets, shard: int) -> list[tuple[str, str]]:
 
 
 def photos_of(manifest: Manifest) -> int:
-    """Photos in a sample."""
+    """Number of photos per sample: 3 for triplets, otherwise 1."""
     return len(ROLES) if manifest.kind == "triplets" else 1
 
 
 def file_names(number: int) -> tuple[str, str]:
-    """Of shard `number`: vectors and views."""
+    """File names of shard `number`: its embeddings and its views."""
     return f"{number:06d}.features.npy", f"{number:06d}.views.npy"
 
 
 def photo_views(augment: AugmentConfig, views: int, seed: int, key: int, role: int) -> Views:
-    """(views, V) of one photo: itself, its mirror image, then drawn ones; by seed and key alone."""
+    """(views, V) float32 views of one photo: the photo, its mirror image, then drawn views.
+
+    They depend on the arguments alone.
+    """
     drawn = draw_views(augment, max(views - 2, 0), seed, key, role)
     return np.concatenate([IDENTITY[None], MIRROR[None], drawn])[:views]
 
 
 def write_targets(folder: Path, targets: Targets) -> None:
-    """Writes the card: the targets exist from this moment on."""
+    """Writes the card. The targets exist from this moment on."""
     write_json(folder / CARD, asdict(targets))
 
 
 def read_targets(folder: Path) -> Targets:
-    """Reads and checks the card, which may come from a stranger.
+    """Reads and checks the card. The file is not trusted.
 
     Raises:
-        PersonaError: damaged or of another version.
+        PersonaError: If the card is damaged or of another version.
     """
     path = folder / CARD
     value = read_json(path, what="card of targets", limit=LARGEST_LIST)
@@ -194,7 +197,8 @@ def read_targets(folder: Path) -> Targets:
 def find_targets(folder: SetFolder, teacher: str) -> Targets | None:
     """The finished targets of a teacher, if the set has them.
 
-    A set that is kept here goes on without them while nobody answers where it is from.
+    If the remote source of a set cannot be reached and the set is kept in a local cache, the
+    function warns and returns None.
     """
     try:
         card = card_file(folder, f"{targets_name(teacher)}/{CARD}")
@@ -212,13 +216,14 @@ def check_targets(folder: SetFolder, manifest: Manifest, targets: Targets, *, de
     """Compares the kept files with the set's shards and with their own card.
 
     Args:
-        folder: of the set.
-        manifest: its manifest.
-        targets: the card.
-        deep: re-read every file against its checksum.
+        folder: The set's folder.
+        manifest: The set's manifest.
+        targets: The card.
+        deep: Re-read every file and compare its checksum.
 
     Raises:
-        PersonaError: made for other crops, photos are missing, of another width, or changed.
+        PersonaError: If the targets were made for other crops, lack photos, have another embedding
+            size, or were changed.
     """
     place = f"{folder}/{targets_name(targets.teacher)}"
     remedy = f"remove {place} and run `persona targets {manifest.name} --teacher {targets.teacher}`"
@@ -235,7 +240,7 @@ def check_targets(folder: SetFolder, manifest: Manifest, targets: Targets, *, de
             (photos, targets.views, len(VIEW)),
         )
         digests = (file.features_sha256, file.views_sha256)
-        # Their bytes are checked when they are read, not all of them before the first.
+        # Their checksums are compared when they are read, so that the first read need not wait.
         paths = target_paths(on_disk(folder, "checking"), targets, number)
         for path, wanted, digest in zip(paths, shapes, digests, strict=True):
             shape = open_array(path).shape
@@ -252,10 +257,10 @@ def check_targets(folder: SetFolder, manifest: Manifest, targets: Targets, *, de
 
 
 def open_array(path: Path) -> npt.NDArray[Any]:
-    """A kept array, mapped into memory rather than read.
+    """Maps a kept array into memory, without reading it.
 
     Raises:
-        PersonaError: missing, cut or no array of plain numbers.
+        PersonaError: If the file is missing, cut, or no array of float16 or float32.
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -273,7 +278,7 @@ def open_array(path: Path) -> npt.NDArray[Any]:
 
 
 class TargetReader:
-    """One view of a photo after another, from the files of one set; made anew in each worker."""
+    """Reads one kept view of each photo, from the files of one set. Each worker makes its own."""
 
     def __init__(self, folder: SetFolder, targets: Targets) -> None:
         self.folder = folder
@@ -281,7 +286,7 @@ class TargetReader:
         self._open: dict[int, tuple[Features, Views]] = {}
 
     def keep(self, shards: Collection[int]) -> None:
-        """Lets go of the files of all other shards."""
+        """Closes the files of all shards but these."""
         self._open = {shard: files for shard, files in self._open.items() if shard in shards}
 
     def _files(self, shard: int) -> tuple[Features, Views]:
@@ -307,15 +312,15 @@ class TargetReader:
         photos: npt.NDArray[np.int64],
         chosen: npt.NDArray[np.int64],
     ) -> tuple[Features, Views]:
-        """The teacher's vectors (B, E) float16 and the views' rows (B, V) float32.
+        """Reads the teacher's embeddings (B, E) float16 and the views (B, V) float32.
 
         Args:
-            shards: (B,) of each photo.
-            photos: (B,) its place among those of its shard.
-            chosen: (B,) which of its kept views.
+            shards: (B,) the shard of each photo.
+            photos: (B,) the photo's position in its shard.
+            chosen: (B,) which of its kept views to read.
 
         Raises:
-            PersonaError: a vector is not finite.
+            PersonaError: If an embedding is not finite.
         """
         features = np.empty((len(photos), self.targets.embedding_size), np.float16)
         views = np.empty((len(photos), len(VIEW)), np.float32)

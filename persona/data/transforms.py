@@ -1,8 +1,7 @@
-"""What happens to a batch on the device: a view of each photo, then normalisation.
+"""Applies a view to each photo of a batch on the device, and normalises the pixels.
 
-A view is a row of numbers (persona/data/views.py). Rows are applied in batches on any device;
-applied again, a row gives the same pixels. So a teacher's vector can be kept beside the row it was
-computed for.
+A view is a row of numbers (persona/data/views.py). Rows are applied in batches on any device. The
+same row always gives the same pixels, so a teacher's embedding can be kept beside its row.
 
 1. crop a square and scale it back, 2. mirror, 3. reduce and enlarge, 4. brightness, contrast,
 saturation, grey, 5. erase a square
@@ -23,18 +22,18 @@ from persona.data.views import PIXEL_MEAN, PIXEL_SCALE, VIEW, Views
 from persona.landmarks import MIRRORED
 
 LUMA = (0.299, 0.587, 0.114)
-"""Of RGB: ITU-R BT.601."""
+"""Weights of R, G and B in the grey value (ITU-R BT.601)."""
 
 
 def normalise(images_BCHW: Tensor) -> Tensor:
-    """`(pixel - 127.5) / 128`: (B, 3, H, W), uint8 or float, to float32 in [-0.997, 0.997]."""
-    # In this order, and in place: half the time, and 128 being a power of two the same numbers.
+    """`(pixel - 127.5) / 128`: (B, 3, H, W) uint8 or float to float32 in [-0.997, 0.997]."""
+    # Dividing first and in place takes half the time. 128 is a power of two: the result is equal.
     images = images_BCHW.to(torch.float32, copy=True)
     return images.div_(PIXEL_SCALE).sub_(PIXEL_MEAN / PIXEL_SCALE)
 
 
 def apply_views(images_BCHW: Tensor, views_BV: Views) -> Tensor:
-    """(B, 3, H, W) photos as uint8, on any device, to float32 views in [0, 255] on the same one."""
+    """Applies views: (B, 3, H, W) uint8 photos to float32 in [0, 255], on the same device."""
     images = images_BCHW.float()
     column = dict(zip(VIEW, views_BV.T, strict=True))
     if (column["side"] != 1).any():
@@ -55,7 +54,7 @@ def apply_views(images_BCHW: Tensor, views_BV: Views) -> Tensor:
 
 
 def _crop(images: Tensor, column: dict[str, Any]) -> Tensor:
-    """The square of each view, scaled to the whole by bilinear sampling."""
+    """Crops the square of each view and scales it to the full size, by bilinear sampling."""
     theta_B23 = np.zeros((len(images), 2, 3), np.float32)
     theta_B23[:, 0, 0] = theta_B23[:, 1, 1] = column["side"]
     theta_B23[:, 0, 2] = 2 * column["left"] + column["side"] - 1
@@ -72,8 +71,10 @@ def _reduce(images: Tensor, times: int) -> Tensor:
 
 
 def _colour(images: Tensor, factors_3B: Tensor) -> Tensor:
-    """Brightness, contrast about the mean grey, saturation about each pixel's grey, as torchvision
-    blends them (transforms/_functional_tensor.py)."""
+    """Changes brightness, contrast about the mean grey, and saturation about each pixel's grey.
+
+    The blending is torchvision's (transforms/_functional_tensor.py).
+    """
     brightness, contrast, saturation = factors_3B[:, :, None, None, None]
     images = (images * brightness).clamp(0, 255)
     luma = torch.tensor(LUMA, device=images.device)[None, :, None, None]
@@ -85,7 +86,7 @@ def _colour(images: Tensor, factors_3B: Tensor) -> Tensor:
 
 
 def _erase(images: Tensor, column: dict[str, Any]) -> Tensor:
-    """A square of mid-grey."""
+    """Fills a square of each photo with mid-grey."""
     height, width = images.shape[2:]
     covered = []
     for name, size in (("erase_top", height), ("erase_left", width)):
@@ -98,7 +99,7 @@ def _erase(images: Tensor, column: dict[str, Any]) -> Tensor:
 
 
 def view_landmarks(landmarks_B62: Tensor, views_BV: Views, size_px: int) -> Tensor:
-    """(B, 6, 2) a photo's points and scale (persona/landmarks.py) in its view."""
+    """Landmarks in the views: (B, 6, 2) points and scale (persona/landmarks.py) of each photo."""
     column = dict(zip(VIEW, torch.from_numpy(views_BV).T, strict=True))
     corner_B2 = torch.stack([column["left"], column["top"]], dim=1)
     side_B11 = column["side"][:, None, None]

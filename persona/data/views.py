@@ -1,6 +1,6 @@
-"""Views of a photo as rows of numbers, drawn from seeds. No torch.
+"""Random views of photos, as rows of numbers drawn from seeds. No torch.
 
-A view is a photo and what is done to it, written down as a row of numbers (`VIEW`). Rows are drawn
+A view is an augmentation of one photo. Its parameters are a row of numbers (`VIEW`). Rows are drawn
 on the CPU and applied in batches on any device (persona/data/transforms.py).
 
 Shapes: B batch, V numbers of a view.
@@ -20,24 +20,24 @@ PIXEL_SCALE = 128.0
 
 VIEW = (
     "flip",  # 0 or 1
-    "left", "top", "side",  # the crop, in shares of the photo's side
-    "reduce",  # 1, or how many times the photo is reduced
+    "left", "top", "side",  # the crop, as fractions of the photo's side
+    "reduce",  # factor by which the photo is reduced; 1 keeps it
     "brightness", "contrast", "saturation",  # factors
-    "erase_left", "erase_top", "erase_side",  # in shares of the side; side 0: nothing
+    "erase_left", "erase_top", "erase_side",  # as fractions of the side; side 0 erases nothing
 )  # fmt: skip
 IDENTITY = np.array([0, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0], dtype=np.float32)
 MIRROR = np.array([1, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0], dtype=np.float32)
 MAX_REDUCE = 4
 ERASE = (0.1, 0.4)
-"""Shares of the side."""
+"""Smallest and largest erased square, as fractions of the photo's side."""
 Views = npt.NDArray[np.float32]
 
 
 def draw_views(config: AugmentConfig, count: int, *seeds: int) -> Views:
-    """(count, V) float32 random views, decided by `config` and `seeds` alone."""
+    """(count, V) float32 random views. They depend on `config` and `seeds` alone."""
     rng = np.random.default_rng(mix_seeds(*seeds))
     views = np.tile(IDENTITY, (count, 1))
-    # The coins of mirroring are tossed first: no other option changes them.
+    # Mirroring is drawn first, so that no other option changes it.
     flip = rng.random(count) < 0.5
     if config.flip:
         views[:, VIEW.index("flip")] = flip
@@ -58,14 +58,14 @@ def draw_views(config: AugmentConfig, count: int, *seeds: int) -> Views:
 
 
 def mirror_landmarks(landmarks_B62: Floats, size_px: int) -> Floats:
-    """(B, 6, 2) points and scale (persona/landmarks.py) of crops, in their mirror images."""
+    """Landmarks of the mirror images: (B, 6, 2) points and scale (persona/landmarks.py)."""
     points = landmarks_B62[:, :5][:, MIRRORED]
     points[..., 0] = size_px - 1 - points[..., 0]
     return np.concatenate([points, landmarks_B62[:, 5:]], axis=1)
 
 
 def mix_seeds(*seeds: int) -> int:
-    """One 63-bit seed from several, in this order, by the mixing steps of splitmix64."""
+    """Mixes several seeds, in this order, into one 63-bit seed, by the steps of splitmix64."""
     state = 0
     for seed in seeds:
         state = (state ^ seed) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF

@@ -1,24 +1,25 @@
 """Raw photos to aligned crops.
 
-1. decode (`decode`): any picture of a kind that is read (persona/pictures.py) to upright 8-bit
-   RGB, within limits on pixels and work
-2. find the face: `mtcnn` and `landmarks` detect it (`detect`), `boxes` has it looked up (`boxes`),
+1. decode (`decode`): a picture of a supported kind (persona/pictures.py) becomes upright 8-bit RGB,
+   within limits on pixels and work
+2. find the face: `mtcnn` and `landmarks` detect it (`detect`), `boxes` looks it up (`boxes`),
    `template` and `none` take the whole photo
-3. crop (`crop`): the box and its margin, as facenet-pytorch 2.5.3's `extract_face` does; with
-   `landmarks`, turned and scaled so that its five points lie where ArcFace's template has them
+3. crop (`crop`): the box and its margin, as in facenet-pytorch 2.5.3's `extract_face`. `landmarks`
+   warps the face so that its five points lie where ArcFace's template has them
 4. encode: JPEG, quality 95
 
-Where nothing has to be detected and the photo is far larger than the crop, it is decoded smaller;
-with `template` and `none`, a JPEG of the wanted size is kept as it is. A crop depends on its photo
-and nothing else: not on the photos it is aligned with, nor on how many processes work.
+If nothing has to be detected and the photo is far larger than the crop, it is decoded at a smaller
+size. With `template` and `none`, a JPEG of the requested size is kept as it is. A crop depends on
+its photo alone: not on the other photos of the batch, nor on the number of processes.
 
-The five points that a detector finds go with the crop, so that a network that wants another
-alignment can make it from the crop. With `template` the photos were aligned to ArcFace's template
-by somebody else (InsightFace's .rec and .bin files, most sets of 112 px): nothing is detected, and
-the points are the template's.
+The detected five-point landmarks are stored with the crop. A network that needs another alignment
+can warp the crop accordingly. With `template` the photos have already been aligned to ArcFace's
+template (InsightFace's .rec and .bin files, most sets of 112 px). Nothing is detected then, and the
+landmarks are the template's.
 
-Several faces in a photo: the one with the largest `area - 2 * squared distance from the centre of
-the photo` is taken (facenet-pytorch's "center_weighted_size"): datasets centre their subject.
+If a photo shows several faces, the one with the largest `area - 2 * squared distance from the
+centre of the photo` is taken (facenet-pytorch's "center_weighted_size"), because datasets centre
+their subject.
 """
 
 from __future__ import annotations
@@ -57,17 +58,17 @@ __all__ = [
 ]
 
 Aligner = Callable[[Iterable[RawPhoto]], Iterator[Crop | SkipPhoto]]
-"""Photos to crops, in order; a photo that has none gives the reason."""
+"""Turns photos into crops, in order. A photo that has no crop gives the reason."""
 
 CENTRE_CUT = 0.0625
-"""Of a centre crop, on each side: insightface's `preprocess` (src/common/face_preprocess.py) cuts
-as much where it has no box."""
+"""Fraction that a centre crop cuts off each side. insightface's `preprocess`
+(src/common/face_preprocess.py) cuts the same if it has no box."""
 GROUP_PIXELS = 4_000_000
-"""Photos that are in memory together, a chunk of 64 at 250 px: 12 bytes a pixel, and 3."""
+"""Pixels that are detected together: a chunk of 64 photos of 250 px. A pixel takes 12 + 3 bytes."""
 
 
 def build_aligner(spec: AlignSpec, device: str = "auto") -> Aligner:
-    """The chain of `spec`; a detector runs on `device`: auto, cpu or cuda."""
+    """Builds the aligner of `spec`. A detector runs on `device`: auto, cpu or cuda."""
     if spec.detects:
         return DetectedFaces(spec, device)
     align = align_box if spec.method == "boxes" else align_whole
@@ -82,11 +83,11 @@ def _attempt(align: Callable[[RawPhoto], Crop], photo: RawPhoto) -> Crop | SkipP
 
 
 def align_whole(photo: RawPhoto, spec: AlignSpec) -> Crop:
-    """`template` and `none`: the photo is a face already.
+    """Resizes the whole photo, for `template` and `none`.
 
     Raises:
-        SkipPhoto: it cannot be read; with `template`, it is not square, so that its points cannot
-            be the template's.
+        SkipPhoto: If it cannot be read, or if with `template` it is not square, because its points
+            cannot then be the template's.
     """
     data = photo.read()
     if is_crop(data, spec.image_size):
@@ -101,7 +102,7 @@ def align_whole(photo: RawPhoto, spec: AlignSpec) -> Crop:
 
 
 def _template_points(spec: AlignSpec, photo_px: int) -> Floats | None:
-    """(6, 2) points and scale of a crop that a photo of `photo_px` a side became; None: `none`."""
+    """(6, 2) points and scale in a crop made from a photo of side `photo_px`. None for `none`."""
     if not spec.has_landmarks:
         return None
     scale = spec.image_size / photo_px
@@ -109,10 +110,10 @@ def _template_points(spec: AlignSpec, photo_px: int) -> Floats | None:
 
 
 def align_box(photo: RawPhoto, spec: AlignSpec) -> Crop:
-    """`boxes`: where the face is, is known.
+    """Crops a known face box, for `boxes`.
 
     Raises:
-        SkipPhoto: it cannot be read, has no box, or one without area or outside the photo.
+        SkipPhoto: If the photo cannot be read, has no box, or its box is empty or outside it.
     """
     if photo.box is None:
         raise NoFace("no face: the box file does not name this photo")
@@ -124,12 +125,12 @@ def align_box(photo: RawPhoto, spec: AlignSpec) -> Crop:
 
 
 def centre_photo(photo: RawPhoto, spec: AlignSpec) -> Crop:
-    """What stands in for the face where none was found: the middle of the photo.
+    """The centre crop that replaces the face if none was found.
 
-    Its points are where a centred face would have them, so that every network takes the crop.
+    It gets the landmarks of a centred face, so that every network takes the crop.
 
     Raises:
-        SkipPhoto: it cannot be read.
+        SkipPhoto: If the photo cannot be read.
     """
     decoded = EncodedPhoto(photo.read()).decode()
     width, height = decoded.image.size
@@ -141,10 +142,10 @@ def centre_photo(photo: RawPhoto, spec: AlignSpec) -> Crop:
 
 
 def crop_face(photo: Decoded, face: Face, spec: AlignSpec) -> Crop:
-    """Cuts a face that was found out of its photo.
+    """Crops a detected face.
 
     Raises:
-        SkipPhoto: its box lies outside the photo.
+        SkipPhoto: If its box lies outside the photo.
     """
     if spec.method == "landmarks" and face.landmarks_52 is not None:
         crop, landmarks_62 = crop_landmarks(photo.image, face.landmarks_52, spec)
@@ -156,7 +157,7 @@ def crop_face(photo: Decoded, face: Face, spec: AlignSpec) -> Crop:
 
 
 class DetectedFaces:
-    """`mtcnn`, `landmarks`: the face is looked for, in many photos at once."""
+    """Detects and crops faces in many photos at once, for `mtcnn` and `landmarks`."""
 
     def __init__(self, spec: AlignSpec, device: str = "auto") -> None:
         from persona.data.align.detect import Mtcnn
@@ -165,7 +166,7 @@ class DetectedFaces:
         self.find = Mtcnn(device)
 
     def __call__(self, photos: Iterable[RawPhoto]) -> Iterator[Crop | SkipPhoto]:
-        """Crops in order, found in groups of as many photos as memory should hold."""
+        """Yields crops in order. Photos are detected in groups of about GROUP_PIXELS pixels."""
         group: list[Decoded | SkipPhoto] = []
         pixels = 0
         for photo in photos:

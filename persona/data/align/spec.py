@@ -1,4 +1,4 @@
-"""What goes into alignment and what comes out of it."""
+"""The types that go into alignment and come out of it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Box = tuple[float, float, float, float]
 
 
 def default_size(method: str) -> int:
-    """Side of the crop in px where nobody says: that of FaceNet, and of most aligned sets."""
+    """Default side of the crop in px: 112 for `template` (most aligned sets), 160 for FaceNet."""
     return 112 if method == "template" else 160
 
 
 @dataclass(frozen=True)
 class AlignSpec:
-    """How a set is aligned; part of its manifest."""
+    """How a set is aligned. It is part of the set's manifest."""
 
     method: str = "mtcnn"
     image_size: int = 160
-    """Side of the square crop, px. Aligned photos have 112 px as a rule, see `default_size`."""
+    """Side of the square crop in px. Photos that are already aligned mostly have 112 px."""
     margin: int = 14
-    """Added around the box, in px of the crop, both sides together."""
+    """Margin around the box in px of the crop, both sides together."""
 
     def __post_init__(self) -> None:
         if self.method not in ALIGNMENTS:
@@ -41,7 +41,7 @@ class AlignSpec:
 
     @property
     def has_landmarks(self) -> bool:
-        """Whether every crop comes with its five points."""
+        """Whether every crop has five-point landmarks."""
         return self.method in {"mtcnn", "landmarks", "template"}
 
     @property
@@ -51,39 +51,39 @@ class AlignSpec:
 
     @property
     def of_photos(self) -> AlignSpec:
-        """What cuts such crops out of whole photos: of aligned ones, `landmarks` does."""
+        """The spec that makes equal crops from whole photos: `landmarks` in place of `template`."""
         return replace(self, method="landmarks") if self.method == "template" else self
 
 
 @dataclass(frozen=True)
 class RawPhoto:
-    """A photo that is still to be read."""
+    """A photo that has not been read yet."""
 
     read: Callable[[], bytes]
-    """Its file; may raise SkipPhoto."""
+    """Reads the bytes of its file. It may raise SkipPhoto."""
     box: Box | None = None
-    """Where its face is, as far as is known before it is looked at."""
+    """The face box, if it is known before the photo is read."""
 
 
 @dataclass(frozen=True)
 class Face:
-    """Where a face is in its upright photo."""
+    """A face in its upright photo."""
 
     box: Box
     probability: float | None = None
-    """The detector's, in [0, 1]; None where nothing was detected."""
+    """The detector's probability in [0, 1]. None if nothing was detected."""
     landmarks_52: Floats | None = None
-    """(5, 2) px."""
+    """(5, 2) five-point landmarks in px."""
 
 
 @dataclass(frozen=True)
 class Crop:
-    """An aligned face."""
+    """An aligned crop."""
 
     jpeg: bytes
     face: Face | None
-    """None: the whole photo."""
+    """The face. None if the crop shows the whole photo."""
     landmarks_62: Floats | None
-    """(6, 2) points and scale in the crop, see persona/landmarks.py."""
+    """(6, 2) points and scale in the crop, see persona/landmarks.py. None if it has none."""
     mended: str | None = None
-    """What was wrong with the photo, though its pixels were all there."""
+    """The fault of a photo whose pixels are nevertheless all there."""

@@ -1,6 +1,6 @@
-"""What a raw dataset is: a name, splits, and an iterator over its photos.
+"""The base class of raw datasets: a name, splits, and an iterator over the photos.
 
-A new dataset is one subclass; defining it registers it:
+A new dataset is one subclass. Defining the class registers it:
 
     class Passports(RawDataset):
         name = "passports"
@@ -10,7 +10,7 @@ A new dataset is one subclass; defining it registers it:
             for path in self.root.glob("*/*.jpg"):
                 yield Photo(identity=path.parent.name, source=self.relative(path))
 
-One that the user names by its place, `KIND:PATH`, has a `kind` in place of name and folder.
+A dataset that the user gives as `KIND:PATH` has a `kind` in place of `name` and `folder`.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ from persona.registry import Registry
 from persona.workspace import user_path
 
 MAX_PHOTO_BYTES = 1 << 28
-"""What a container says of a photo's size is believed up to here."""
+"""Largest size in bytes of a photo in a container. A larger claimed size is taken for damage."""
 MAX_LABEL = 9_999_999
 LABEL_DIGITS = 7
 MAX_NAME = 255
-"""Characters of an identity."""
+"""Longest name of an identity, in characters."""
 UNLABELLED = ""
-"""The identity of every photo of a set without identities."""
+"""Identity of every photo of an unlabelled set."""
 NOBODY = "-1"
-"""The label of a photo that shows none of the dataset's people, as many datasets write it."""
+"""Label of a photo that shows none of the dataset's identities. Many datasets use it."""
 LITTER = frozenset(
     {
         "__macosx",
@@ -69,13 +69,13 @@ LITTER = frozenset(
         "lost+found",
     }
 )
-"""Folders, in small letters, that systems leave beside photos: thumbnails, recycle bins."""
+"""Folders that systems create beside photos (thumbnails, recycle bins), in lower case."""
 MAX_NESTED = 4
-"""Folders that archives may add around the ones that are wanted."""
+"""How many nested folders an archive may add around the folders of the dataset."""
 SEEN = 4
-"""Names of files that an error gives."""
+"""How many file names an error gives."""
 SORTED_AT_ONCE = 1 << 14
-"""Photos: what listing a split holds as objects."""
+"""Photos that are held as objects while a split is listed."""
 READ_AT_ONCE = 1 << 10
 MERGED_AT_ONCE = 64
 
@@ -90,36 +90,37 @@ class Photo:
     """Path below the dataset's root, with forward slashes."""
     identity: str
     offset: int = field(default=0, compare=False)
-    """Byte at which it starts in the file that holds it, where many lie in one file."""
+    """Byte offset in the file that holds the photo, if one file holds many."""
     attributes: tuple[tuple[str, str | int], ...] = field(default=(), compare=False)
-    """Annotations by name, such as `("age", 35)`: they go into the sample's json."""
+    """Annotations by name, such as `("age", 35)`. They are written to the sample's JSON."""
 
 
 class PhotoList(Sequence[Photo]):
-    """Photos in a file without a name, in the order of their sources: 8 bytes of each are held.
+    """A list of photos in an unlinked temporary file, sorted by source.
 
-    The file lies in the system's folder for temporary files (`TMPDIR`), about 60 bytes a photo.
+    The file takes about 60 bytes per photo in the system's temporary folder (`TMPDIR`). 8 bytes per
+    photo stay in memory.
     """
 
     def __init__(self) -> None:
         self._starts = array("q", [0])
-        """Of each photo in the file, and its end."""
+        """Byte offset of each photo in the file, and the end of the last one."""
         self.twice: str | None = None
-        """A source that more than one photo has."""
+        """A source that more than one photo has, or None."""
         self._last = ""
         self._file, path = tempfile.mkstemp(prefix="persona-")
-        os.unlink(path)  # noqa: PTH108 - gone with this process, however that ends
+        os.unlink(path)  # noqa: PTH108 - the file then disappears with this process
         weakref.finalize(self, os.close, self._file)
 
     @classmethod
     def gather(cls, photos: Iterable[Photo]) -> PhotoList:
-        """Sorts photos that come in any order; of equal ones the first stays first."""
+        """Sorts photos that come in any order. Among equal photos the first stays first."""
         lists: list[PhotoList] = []
         last = None
         left = iter(photos)
         while run := sorted(islice(left, SORTED_AT_ONCE)):
-            if last is None or run[0] < last:  # most datasets are listed in order: one list
-                if len(lists) == MERGED_AT_ONCE:  # each is an open file
+            if last is None or run[0] < last:  # most datasets come in order and need one list
+                if len(lists) == MERGED_AT_ONCE:  # each list is an open file
                     lists = [cls._merged(lists)]
                 lists.append(cls())
             lists[-1]._extend(run)
@@ -186,36 +187,36 @@ class PhotoList(Sequence[Photo]):
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two photos and whether they show one person."""
+    """A verification pair: two photos, and whether they show the same person."""
 
     fold: int
     same: bool
     a: str
     b: str
-    """`a` and `b` are `Photo.source`s."""
+    """`a` and `b` are values of `Photo.source`."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """Every photo of a split in source order; a photo's key is its place in this order."""
+    """All photos of a split, sorted by source. A photo's key is its place in this order."""
 
     photos: Sequence[Photo]
     classes: tuple[str, ...]
-    """All identities of the split, sorted; an identity's place is its class index. Empty: its
-    photos are unlabelled."""
+    """All identities of the split, sorted. The class index is the position in it. It is empty if
+    the photos are unlabelled."""
     missing: tuple[str, ...]
-    """Sources that the dataset's list names but the disk does not have."""
+    """Sources that the dataset's list names but that are not on disk."""
     nobody: tuple[str, ...] = ()
-    """Sources of photos that are labelled `NOBODY`: they have no key."""
+    """Sources of photos labelled `NOBODY`. They have no key."""
 
     @property
     def identities(self) -> int:
-        """How many identities have a photo here."""
+        """Number of identities that have a photo."""
         return len({photo.identity for photo in self.photos}) if self.classes else 0
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over the sources in order."""
+        """SHA-256 over the sources, in order."""
         digest = hashlib.sha256()
         for photo in self.photos:
             digest.update(photo.source.encode() + b"\0")
@@ -223,29 +224,29 @@ class Index:
 
 
 class RawDataset(ABC):
-    """Photos as their dataset ships them, below `root`."""
+    """A dataset's original photos, below the folder `root`."""
 
     name: str
-    """What the command line calls it; of a kind, the name of its file or folder."""
+    """Name on the command line. A dataset with a `kind` is named after its file or folder."""
     kind: ClassVar[str] = ""
-    """What stands before the colon, for datasets of the user's own."""
+    """The part before the colon in `KIND:PATH`, for datasets that the user gives by path."""
     folder: ClassVar[str]
-    """Its folder below `data/raw`, found in any letter case, with or without punctuation."""
+    """Name of the folder below `data/raw`. Letter case and punctuation do not matter."""
     aliases: ClassVar[frozenset[str]] = frozenset()
-    """Other names of that folder, as archives have them: small letters and digits alone."""
+    """Other names of that folder, as in archives: lower-case letters and digits alone."""
     splits: ClassVar[tuple[str, ...]] = ("all",)
-    """The first is the default."""
+    """Names of the splits. The first is the default."""
     layout: ClassVar[str] = "one folder of photos an identity"
-    """What is expected where, for the error that says it is not there."""
+    """The expected files, for the error that they are missing."""
     obtain: ClassVar[str] = "put your photos there"
-    """Who can be asked for it."""
+    """How to obtain the dataset, for the same error."""
     unlabelled: bool = False
-    """Photos are taken without identities, whether or not the dataset has them."""
+    """Ignore identities, whether or not the dataset has them."""
     blocks_at_once: int = 1
-    """How many blocks a worker may hold in memory, where photos lie in blocks."""
+    """Number of blocks that a worker may hold in memory, if the photos lie in blocks."""
 
     def __init__(self, root: Path, split: str | None = None, *, scan_workers: int = 8) -> None:
-        """`scan_workers` threads list folders at once: what network disks need."""
+        """`scan_workers` is the number of threads that list folders, for slow network disks."""
         self.root = root
         if self.kind:
             self.name = self.path_name()
@@ -265,61 +266,61 @@ class RawDataset(ABC):
 
     @abstractmethod
     def iter_photos(self) -> Iterator[Photo]:
-        """Yields every photo that is on disk, in any order; may fill `self.missing`.
+        """Yields every photo on disk, in any order. It may append to `self.missing`.
 
-        With `self.unlabelled` what it says of their identities does not count.
+        With `self.unlabelled` the identities of the photos are ignored.
         """
 
     def class_list(self) -> list[str] | None:
-        """The dataset's own full identity list; None: the identities found."""
+        """The dataset's own full identity list. None means the identities that are found."""
         return None
 
     def pairs(self) -> list[Pair] | None:
-        """The dataset's verification pairs, if it has any."""
+        """The dataset's verification pairs, or None if it has none."""
         return None
 
     def boxes(self) -> dict[str, tuple[float, float, float, float]] | None:
-        """The dataset's own face boxes, source to (x0, y0, x1, y1) px, if it has any."""
+        """The dataset's own face boxes, source to (x0, y0, x1, y1) px, or None if it has none."""
         return None
 
     def read(self, photo: Photo) -> bytes:
-        """The photo's file as it is.
+        """Reads the bytes of the photo's file.
 
         Raises:
-            OSError: it cannot be read, or is a pipe or a device, which may never end.
-            SkipPhoto: the file that holds it does not give it.
+            OSError: If it cannot be read, or is a pipe or a device, which may never end.
+            SkipPhoto: If the file that holds the photo does not yield it.
         """
         return read_plain(f"{self.root}/{photo.source}")
 
     def block(self, photo: Photo) -> str | None:
-        """Names what must be read whole to read this photo; None: it is read by itself."""
+        """Name of the block that must be read to read this photo. None: it is read by itself."""
         return None
 
     def path_name(self) -> str:
-        """The name of a dataset that is known by its place: its folder's, its file's stem."""
+        """Name of a dataset given by path: the folder's name or the file's stem."""
         place = self.root.resolve()
         return (place.name if place.is_dir() else place.stem) or "root"
 
     @property
     def spec(self) -> str:
-        """What opens it again."""
+        """The name with which `open_dataset` opens this dataset again."""
         return f"{self.kind}:{self.root.resolve()}" if self.kind else self.name
 
     @property
     def set_name(self) -> str:
-        """What the packed set is called."""
+        """Name of the packed set."""
         return self.name if len(self.splits) == 1 else f"{self.name}-{self.split}"
 
     def relative(self, path: Path) -> str:
-        """`path` below the root, as a `Photo.source`."""
+        """`path` relative to the root, as a `Photo.source`."""
         return path.relative_to(self.root).as_posix()
 
     def index(self) -> Index:
         """Lists the split once.
 
         Raises:
-            PersonaError: no photo, one that is there twice, or an identity that the class list
-                does not name.
+            PersonaError: If there is no photo, a photo occurs twice, or an identity is not in the
+                class list.
         """
         self.missing.clear()
         found: set[str] = set()
@@ -361,14 +362,14 @@ class RawDataset(ABC):
         return Index(photos, classes, tuple(sorted(self.missing)), tuple(sorted(nobody)))
 
     def nothing_found(self) -> PersonaError:
-        """The error for a split without a photo."""
+        """The error for a split without photos."""
         return PersonaError(
             f"{self.name} ({self.split}) has no photo below {self.root}, which holds "
             f"{seen(self.root)}: expected {self.layout}; {self.obtain}"
         )
 
     def complain(self, wanted: Path) -> PersonaError:
-        """The error for a part that is not there."""
+        """The error for a missing part of the dataset."""
         return PersonaError(
             f"{self.name} ({self.split}) is not complete: {wanted} is missing, {self.root} holds "
             f"{seen(self.root)}; expected {self.layout}; {self.obtain}"
@@ -376,7 +377,7 @@ class RawDataset(ABC):
 
 
 def read_plain(path: str) -> bytes:
-    """A file's bytes; raises OSError also for a pipe or a device, which may never end."""
+    """Reads a file. Raises OSError also for a pipe or a device, which may never end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -386,7 +387,7 @@ def read_plain(path: str) -> bytes:
 
 DATASETS: Registry[type[RawDataset]] = registry.DATASETS
 DATASET_KINDS: Registry[type[RawDataset]] = registry.DATASET_KINDS
-"""Those that are named by their place, `KIND:PATH`."""
+"""Datasets that the user gives by path, `KIND:PATH`."""
 
 
 def open_dataset(
@@ -394,11 +395,11 @@ def open_dataset(
 ) -> RawDataset:
     """Opens dataset `name` below the folder `raw` (or at `raw`, if that is the dataset itself).
 
-    A name `KIND:PATH` is the file or folder PATH, wherever that is. With `unlabelled` its photos
-    are taken without identities.
+    A name `KIND:PATH` opens the file or folder PATH. With `unlabelled` the identities of the photos
+    are ignored.
 
     Raises:
-        PersonaError: the name, kind or split is unknown, or the folder is not there.
+        PersonaError: If the name, kind or split is unknown, or the folder does not exist.
     """
     dataset = _open(name, raw, split, options)
     dataset.unlabelled |= unlabelled
@@ -431,7 +432,7 @@ def _open_path(kind: str, path: str, split: str | None, options: dict[str, int])
 
 
 def find_root(dataset_class: type[RawDataset], raw: Path) -> Path | None:
-    """The dataset's folder below `raw`, in any spelling; `raw` itself if it has that name."""
+    """The dataset's folder below `raw`, in any spelling. `raw` itself if it has that name."""
     if not raw.is_dir():
         return None
     folder = dataset_class.folder.lower()
@@ -450,12 +451,12 @@ def find_root(dataset_class: type[RawDataset], raw: Path) -> Path | None:
 
 
 def _plain_name(name: str) -> str:
-    """A folder's name in small letters and digits alone: `VGG-Face2` is `vggface2`."""
+    """A folder's name in lower-case letters and digits alone: `VGG-Face2` is `vggface2`."""
     return "".join(character for character in name.lower() if character.isalnum())
 
 
 def seen(folder: Path) -> str:
-    """What is in a folder, for the error that something else was expected there."""
+    """The first files in a folder, for the error that something else was expected there."""
     if not folder.is_dir():
         return "nothing, for it is no folder"
     with os.scandir(folder) as entries:
@@ -471,9 +472,9 @@ def seen(folder: Path) -> str:
 
 
 def list_images(folder: Path) -> list[str]:
-    """Names of the image files in a folder, of kinds that are not read too; an absent one has none.
+    """Sorted names of the image files in a folder. A folder that does not exist has none.
 
-    Sorted. What cannot be read is counted when it is packed.
+    Files of kinds that cannot be decoded are included. Packing counts them as skipped.
     """
     try:
         with os.scandir(folder) as entries:
@@ -490,7 +491,7 @@ def list_images(folder: Path) -> list[str]:
 
 
 def _check_names(folder: Path, names: list[str]) -> None:
-    """Raises PersonaError for a name that a manifest could not hold."""
+    """Raises PersonaError if a name is not UTF-8, because a manifest could not hold it."""
     for name in names:
         if not name.isascii():
             try:
@@ -502,10 +503,10 @@ def _check_names(folder: Path, names: list[str]) -> None:
 
 
 def iter_lines(path: Path) -> Iterator[str]:
-    """Lines of a list file; the mark that some editors put before UTF-8 is taken off.
+    """Yields the lines of a list file. A byte order mark before UTF-8 is removed.
 
     Raises:
-        PersonaError: it is no text.
+        PersonaError: If the file is not UTF-8 text.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -517,7 +518,7 @@ def iter_lines(path: Path) -> Iterator[str]:
 def list_image_folders(
     parent: Path, names: Iterable[str], workers: int
 ) -> Iterator[tuple[str, list[str]]]:
-    """`(name, image files)` of each folder below `parent`, listed by several threads at once."""
+    """Yields `(name, image files)` of each folder below `parent`. Several threads list them."""
     ordered = list(names)
     with ThreadPoolExecutor(max(1, workers)) as pool:
         yield from zip(
@@ -526,12 +527,12 @@ def list_image_folders(
 
 
 def is_litter(name: str) -> bool:
-    """Whether a file or folder is hidden, or one of those that systems leave beside photos."""
+    """Whether a file or folder is hidden, or one that systems create beside photos."""
     return name.startswith(".") or name.lower() in LITTER
 
 
 def list_folders(parent: Path) -> list[str]:
-    """Names of the folders in `parent`, sorted; hidden ones and litter are left out."""
+    """Sorted names of the folders in `parent`, without hidden ones and litter."""
     if not parent.is_dir():
         return []
     with os.scandir(parent) as entries:
@@ -541,7 +542,7 @@ def list_folders(parent: Path) -> list[str]:
 
 
 def walk_folders(root: Path) -> Iterator[Path]:
-    """A folder and all below it, in the order of their paths; litter and links are left out."""
+    """Yields a folder and all below it, sorted by path, without litter and links."""
     waiting = [root]
     while waiting:
         folder = waiting.pop()
@@ -551,12 +552,13 @@ def walk_folders(root: Path) -> Iterator[Path]:
 
 
 class IdentityFolders(RawDataset):
-    """The plain layout: one folder of photos an identity. LFW and CASIA-WebFace have it."""
+    """The plain layout of one folder of photos per identity, as in LFW and CASIA-WebFace."""
 
     def photo_root(self) -> Path:
-        """The folder that holds the identity folders, some levels deeper where archives add them.
+        """The folder that holds the identity folders. Archives may nest it some levels deeper.
 
-        A folder is looked into if no folder beside it holds photos, and it alone holds folders.
+        The search goes into a folder if no folder beside it holds photos, and it alone holds
+        folders.
         """
         root = self.root
         for _ in range(MAX_NESTED):
@@ -570,7 +572,7 @@ class IdentityFolders(RawDataset):
         return self.root
 
     def iter_photos(self) -> Iterator[Photo]:
-        """Yields the photos of every identity folder; those beside the folders are told of."""
+        """Yields the photos of every identity folder. Photos outside them cause a warning."""
         if self.unlabelled:
             for folder in walk_folders(self.root):
                 yield from (Photo(self.relative(folder / name), "") for name in list_images(folder))
@@ -583,11 +585,11 @@ class IdentityFolders(RawDataset):
             )
         below = "" if root == self.root else f"{self.relative(root)}/"
         for identity, names in list_image_folders(root, list_folders(root), self.scan_workers):
-            for name in names:  # no Path a photo: it would take as long as all else
+            for name in names:  # a Path per photo would double the time
                 yield Photo(identity=identity, source=f"{below}{identity}/{name}")
 
     def nothing_found(self) -> PersonaError:
-        """The error for a split without a photo; photos that are in no folder are told of."""
+        """The error for a split without photos. It counts photos outside identity folders."""
         loose = len(list_images(self.root))
         if not loose:
             return super().nothing_found()
@@ -600,24 +602,24 @@ class IdentityFolders(RawDataset):
 
 
 class Folders(IdentityFolders):
-    """`folders:DIR`: any folder in the plain layout."""
+    """`folders:DIR`: a folder of the user's own, in the plain layout."""
 
     kind = "folders"
     layout = "a folder with <identity>/<photo>.jpg"
 
 
 def label_name(label: int) -> str:
-    """A numbered identity's name; names sort as their numbers do."""
+    """Name of a numbered identity. The names sort like the numbers."""
     return f"{label:0{LABEL_DIGITS}d}"
 
 
 def identity_name(value: object, where: str) -> str:
-    """An identity from a label: text as it is, a whole number as `label_name` writes it.
+    """The identity of a label: text as it is, a whole number in the form of `label_name`.
 
-    The label -1, as a number or as text, is `NOBODY`.
+    The label -1, as a number or as text, gives `NOBODY`.
 
     Raises:
-        PersonaError: it is neither.
+        PersonaError: If the label is neither.
     """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -639,10 +641,10 @@ def identity_name(value: object, where: str) -> str:
 
 
 class RandomReader:
-    """Reads parts of files, which stay open; a copy in another process opens its own."""
+    """Reads parts of files and keeps the files open. A copy in another process opens its own."""
 
     def __init__(self, limit: int = 64) -> None:
-        """`limit`: files open at once."""
+        """`limit` is the largest number of files that are open at once."""
         self.limit = limit
         self._open: dict[Path, int] = {}
 
@@ -654,7 +656,7 @@ class RandomReader:
             os.close(self._open.popitem()[1])
 
     def __call__(self, path: Path, offset: int, size: int) -> bytes:
-        """At most `size` bytes from `offset`: fewer where the file ends."""
+        """At most `size` bytes from `offset`. It returns fewer bytes at the end of the file."""
         descriptor = self._open.get(path)
         if descriptor is None:
             if len(self._open) == self.limit:
