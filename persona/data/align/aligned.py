@@ -1,4 +1,4 @@
-"""A look at photos that are said to be aligned: do faces lie where ArcFace's template says?"""
+"""Checks a few photos that should be aligned: do their faces lie on ArcFace's template?"""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from persona.errors import SkipPhoto
 from persona.landmarks import template
 
 LOOKED_AT = 64
-"""Photos: two seconds of MTCNN on one core."""
+"""Photos that are checked. They take MTCNN two seconds on one core."""
 FAR = 0.1
-"""Of a crop's side: how far a face's five points may lie from the template's in the mean."""
+"""Largest mean distance of a face's five points from the template's, as a fraction of the side."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a detector saw of some photos."""
+    """What a detector found in some photos."""
 
     faces: int
-    """In which a face was found."""
+    """Number of photos in which a face was found."""
     distance: float
-    """Of the median face: the mean distance of its five points from the template's, as a share of
-    the crop's side. Sets that were aligned by MTCNN have 0.036 to 0.082, LFW's photographs as they
-    come 0.126."""
+    """Mean distance of a face's five points from the template's, as a fraction of the crop's side;
+    the median over the faces. Sets that were aligned by MTCNN have 0.036 to 0.082. LFW's original
+    photos have 0.126."""
 
     @property
     def aligned(self) -> bool:
-        """Whether the photos may be aligned; nothing is said where no face was found."""
+        """Whether the photos may be aligned. It is also True if no face was found."""
         return not self.faces or self.distance < FAR
 
 
 def look_at(photos: Iterable[RawPhoto], device: str = "auto") -> Look:
-    """Detects the faces of photos and compares their points with the template.
+    """Detects the faces in photos and compares their landmarks with the template.
 
     Args:
-        photos: some of a set, as `LOOKED_AT` of them; those that cannot be read are passed over.
-        device: where MTCNN runs: auto, cpu or cuda.
+        photos: Some photos of a set, about `LOOKED_AT`. Unreadable ones are ignored.
+        device: Device of MTCNN: auto, cpu or cuda.
     """
     from persona.data.align.detect import MIN_FACE_PX, Mtcnn
 

@@ -1,9 +1,10 @@
-"""A plain CSV of face boxes, for any dataset.
+"""A CSV file of face boxes, for any dataset.
 
     source,x,y,width,height
     Aaron_Eckhart/Aaron_Eckhart_0001.jpg,68.5,71,114,132
 
-`source` is the photo's path below the dataset's folder; the others are px of the upright photo.
+`source` is the photo's path below the dataset's folder. The other columns are px of the upright
+photo.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ COLUMNS = ["source", "x", "y", "width", "height"]
 
 
 def read_boxes(path: Path) -> dict[str, Box]:
-    """Source to box. A box without area is kept: it costs its photo, not the run.
+    """Reads the boxes by source. A box without area is kept: its photo is skipped later.
 
     Raises:
-        PersonaError: the file is not there, or a line is not what it should be.
+        PersonaError: If the file does not exist, or a line is not valid.
     """
     boxes: dict[str, Box] = {}
     try:

@@ -1,4 +1,4 @@
-"""Where a face is cut out of its photo, and how it becomes a square."""
+"""Cuts a face out of its photo and makes a square crop of it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ JPEG_QUALITY = 95
 
 
 def margin_box(size: tuple[int, int], box: Box, spec: AlignSpec) -> tuple[int, int, int, int]:
-    """`box` with its margin: left, top, right and bottom px, within a photo of `size`.
+    """`box` with its margin: left, top, right and bottom in px, within a photo of `size`.
 
     The arithmetic and truncation are those of `extract_face` in facenet-pytorch 2.5.3,
     models/utils/detect_face.py.
 
     Raises:
-        SkipPhoto: it lies outside the photo or has no area.
+        SkipPhoto: If the box lies outside the photo or has no area.
     """
     x0, y0, x1, y1 = box
     if all(map(math.isfinite, box)):
@@ -36,7 +36,7 @@ def margin_box(size: tuple[int, int], box: Box, spec: AlignSpec) -> tuple[int, i
 
 
 def in_margin_box(size: tuple[int, int], face: Face, spec: AlignSpec) -> Floats | None:
-    """(6, 2) the face's points, and the scale, in the crop that is made of its margin box."""
+    """(6, 2) landmarks and scale of the face, in the crop that is made of its margin box."""
     if face.landmarks_52 is None:
         return None
     left, top, right, bottom = margin_box(size, face.box, spec)
@@ -47,13 +47,13 @@ def in_margin_box(size: tuple[int, int], face: Face, spec: AlignSpec) -> Floats 
 def crop_landmarks(
     photo: Image.Image, landmarks_52: Floats, spec: AlignSpec
 ) -> tuple[Image.Image, Floats]:
-    """Turns, scales and cuts the face so that its points come nearest to ArcFace's template.
+    """Warps the face so that its five points come nearest to ArcFace's template.
 
-    insightface's `norm_crop` (utils/face_align.py), but for faces far larger than the crop, which
-    are first reduced: bilinear sampling alone would skip pixels.
+    This is insightface's `norm_crop` (utils/face_align.py), with one addition: a face far larger
+    than the crop is reduced first, because bilinear sampling alone would skip pixels.
 
     Returns:
-        The crop, black beyond the photo, and its points and scale, (6, 2).
+        The crop, black beyond the photo, and its (6, 2) points and scale.
     """
     matrix_23 = similarity(landmarks_52, template(spec.image_size))
     shrink = math.floor(1 / max(float(np.hypot(*matrix_23[:, 0])), 1e-6))
@@ -62,7 +62,7 @@ def crop_landmarks(
         landmarks_52 = (landmarks_52 + 0.5) / shrink - 0.5
         matrix_23 = similarity(landmarks_52, template(spec.image_size))
     back_23 = invert(matrix_23)
-    # Pillow counts from the corner of the first pixel.
+    # Pillow measures from the corner of the first pixel, the landmarks from its centre.
     back_23[:, 2] += 0.5 - back_23[:, :2] @ (0.5, 0.5)
     side = (spec.image_size, spec.image_size)
     crop = photo.transform(
@@ -73,7 +73,7 @@ def crop_landmarks(
 
 
 def encode_jpeg(image: Image.Image) -> bytes:
-    """JPEG at quality 95, the bytes a function of the pixels alone."""
+    """Encodes a JPEG at quality 95. The bytes depend on the pixels alone."""
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()

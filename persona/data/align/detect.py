@@ -1,16 +1,17 @@
-"""MTCNN (Zhang et al. 2016, https://arxiv.org/abs/1604.02878), many photos of any sizes at once.
+"""MTCNN (Zhang et al. 2016, https://arxiv.org/abs/1604.02878) on many photos of any sizes at once.
 
-The weights, thresholds and arithmetic are facenet-pytorch 2.5.3's; what differs is how the pixels
-get to the three networks. They run in torch (`detect_torch`) or in onnxruntime (`detect_onnx`): all
-else is the same code.
+The weights, thresholds and arithmetic are facenet-pytorch 2.5.3's. Only the way differs in which
+the pixels get to the three networks. The networks run in torch (`detect_torch`) or in onnxruntime
+(`detect_onnx`); all else is shared code.
 
-1. every photo is summed up once: the area average of any rectangle, which is how the reference
-   resizes, is then four look-ups. The sums are integers, so nothing is lost.
-2. P-Net: all levels of a photo's pyramid lie side by side on one canvas. The networks' windows
-   reach over a border only where the result is not used, so a photo has the same result on any
-   canvas. On a GPU canvases are stacked; on the CPU one at a time stays in the cache.
-3. R-Net and O-Net: the candidates of all photos, in blocks of one size whoever is in them: the
-   same kernels then run for every face, and its result has the same bits in any company.
+1. area sums: every photo is summed up once. The area average of any rectangle, which is how the
+   reference resizes, then takes four look-ups. The sums are integers and therefore exact.
+2. P-Net: all levels of a photo's image pyramid lie side by side on one canvas. The networks'
+   windows reach over a level's border only where the result is not used, so a photo has the same
+   result on any canvas. On a GPU canvases are stacked. On the CPU they run one at a time, which
+   stays in the cache.
+3. R-Net and O-Net: the candidates of all photos run in blocks of a fixed size. The same kernels
+   then run for every face, so a face has the same result, bit by bit, in any block.
 
 Boxes are numpy arrays on the CPU: (N, 4) float32, x0, y0, x1, y1 px of the upright photo.
 Shapes: P pixels, N candidates, H W pixels of a level.
@@ -36,26 +37,26 @@ from persona.workers import tell_done
 Array = npt.NDArray[Any]
 
 MIN_FACE_PX = 20
-"""The smallest face that is looked for; the image pyramid of a smaller photo is empty."""
+"""Side of the smallest face that is detected. The image pyramid of a smaller photo is empty."""
 CELL_PX = 12
-"""P-Net's window."""
+"""Side of P-Net's window."""
 STRIDE_PX = 2
 FACTOR = 0.709
-"""Between two levels of the pyramid."""
+"""Scale between two levels of the image pyramid."""
 THRESHOLDS = (0.6, 0.7, 0.7)
 CENTRE_WEIGHT = 2.0
 BLOCK = 64
-"""Candidates that go through R-Net or O-Net together: what stays in the cache of one core."""
+"""Candidates per run of R-Net or O-Net. They fit into the cache of one core."""
 GPU_CANVASES, GPU_BLOCK = 32, 1024
 BAND_PX, GPU_BAND_PX = 1 << 22, 1 << 26
-"""Of a canvas or a photo that is worked on at once: P-Net takes 100 bytes a pixel."""
+"""Pixels of a canvas or photo that are processed at once. P-Net takes 100 bytes per pixel."""
 NMS_ROWS = 256
-"""Candidates that are compared with all others at once."""
+"""Candidates that are compared with all others at once in non-maximum suppression."""
 
 
 @dataclass(frozen=True)
 class _Level:
-    """A photo at one scale, and where it lies on its canvas (even px)."""
+    """A photo at one scale, and its position on its canvas in px (even)."""
 
     scale: float
     height: int
@@ -65,7 +66,7 @@ class _Level:
 
     @property
     def cells(self) -> tuple[slice, slice]:
-        """Its part of P-Net's output."""
+        """The level's part of P-Net's output."""
         # conv 3x3, pool 2x2 with a last half window, twice conv 3x3
         height, width = ((side - 1) // 2 - 4 for side in (self.height, self.width))
         top, left = self.top // 2, self.left // 2
@@ -74,9 +75,10 @@ class _Level:
 
 @lru_cache(maxsize=256)
 def _pyramid(height: int, width: int) -> tuple[tuple[_Level, ...], tuple[int, int]]:
-    """The levels of a photo and the height and width of its canvas, both even.
+    """The levels of a photo, and the height and width of its canvas, both even.
 
-    A level goes into the first column of a shelf that has room, else starts a column, else a shelf.
+    A level goes into the first column of a shelf that has room. Otherwise it starts a new column,
+    or else a new shelf.
     """
     scale, least = CELL_PX / MIN_FACE_PX, min(height, width) * (CELL_PX / MIN_FACE_PX)
     levels: list[_Level] = []
@@ -113,68 +115,69 @@ def _pyramid(height: int, width: int) -> tuple[tuple[_Level, ...], tuple[int, in
 
 @dataclass(frozen=True)
 class _Found:
-    """The faces of a photo, the surest first."""
+    """The detected faces of a photo, by decreasing score."""
 
     boxes: Array
     scores: Array
     landmarks: Array
-    """(N, 2, 5)."""
+    """(N, 2, 5) five-point landmarks in px."""
 
     def face(self, place: int) -> Face:
-        """One of them."""
+        """The face at position `place`."""
         x0, y0, x1, y1 = map(float, self.boxes[place])
         points_52 = self.landmarks[place].T.astype(float)
         return Face((x0, y0, x1, y1), float(self.scores[place]), points_52)
 
     def chosen(self, height: int, width: int) -> Face | None:
-        """The large central one; None: there is none."""
+        """The large central face, or None if there is no face."""
         if not len(self.boxes):
             return None
         return self.face(_largest_central(self.boxes, width, height))
 
 
 class Networks(Protocol):
-    """MTCNN's three networks in a library, and what that library's arrays do in other words."""
+    """MTCNN's three networks in one library, with the array operations that the libraries name
+    differently."""
 
     on_gpu: bool
 
     def running(self) -> AbstractContextManager[Any]:
-        """In which everything is done."""
+        """The context in which all the other methods are called."""
 
     def to(self, array: Array) -> Any:
-        """An array where the networks are."""
+        """Moves an array to the device of the networks."""
 
     def zeros(self, *shape: int, whole: bool = False) -> Any:
-        """float32, or int32 where `whole`."""
+        """Zeros as float32, or as int32 with `whole`."""
 
     def sum_up(self, photo_HWC: Array, sums_HWC: Any) -> None:
-        """Fills in, for each pixel, the sum of all above and left of it, itself included; int32."""
+        """Fills `sums_HWC` (int32) with the sum of all pixels above and left, itself included."""
 
     def take(self, rows: Any, places: Array) -> Any:
-        """(*places.shape, columns) of (rows, columns)."""
+        """Selects rows of (rows, columns): (*places.shape, columns)."""
 
     def floats(self, array: Any) -> Any:
-        """The same numbers as float32."""
+        """The array as float32."""
 
     def pnet_first(self, pixels_NHWC: Any) -> Any:
-        """P-Net's first layer, of pixels of 0 to 255: (N, 10, H - 2, W - 2), which may be written
-        to."""
+        """P-Net's first layer, from pixels in [0, 255]: (N, 10, H - 2, W - 2), which the caller
+        may overwrite."""
 
     def pnet_rest(self, maps_NCHW: Any) -> tuple[Array, Array]:
-        """(N, 4, H, W) regression and (N, 2, H, W) scores, from what `pnet_first` gave."""
+        """(N, 4, H, W) box regression and (N, 2, H, W) scores, from the maps of `pnet_first`."""
 
     def rnet(self, pixels_NHWC: Any) -> Sequence[Array]:
-        """(N, 4) regression and (N, 2) scores of windows of 24 px."""
+        """(N, 4) box regression and (N, 2) scores of windows of 24 px."""
 
     def onet(self, pixels_NHWC: Any) -> Sequence[Array]:
-        """(N, 4) regression, (N, 10) points and (N, 2) scores of windows of 48 px."""
+        """(N, 4) box regression, (N, 10) landmarks and (N, 2) scores of windows of 48 px."""
 
 
 def _choose_networks(device: str) -> Networks:
-    """torch's where it is installed, else onnxruntime's on the CPU.
+    """Chooses torch if it is installed, otherwise onnxruntime on the CPU.
 
     Raises:
-        PersonaError: a GPU is wanted that is not there, or without torch.
+        PersonaError: If a GPU is requested and there is none, or torch is not installed.
     """
     if importlib.util.find_spec("torch") and importlib.util.find_spec("facenet_pytorch"):
         from persona.data.align.detect_torch import TorchNetworks
@@ -188,22 +191,22 @@ def _choose_networks(device: str) -> Networks:
 
 
 class Mtcnn:
-    """Finds the face in each of many photos: "center_weighted_size" of those it detects."""
+    """Detects the face in each of many photos. Of several it takes the "center_weighted_size"."""
 
     def __init__(self, device: str = "auto", networks: Networks | None = None) -> None:
-        """Loads the networks, unless they are given, on a `device`: auto, cpu or cuda.
+        """Loads the networks on `device` (auto, cpu or cuda), unless they are given.
 
         Raises:
-            PersonaError: there is no GPU.
+            PersonaError: If a GPU is requested and there is none.
         """
         self.networks = networks or _choose_networks(device)
 
     def __call__(self, photos: Sequence[Array]) -> list[Face | None]:
-        """The chosen face of each photo, (H, W, 3) uint8 of at least 20 px; None: it has none."""
+        """The chosen face of each photo, (H, W, 3) uint8 of at least 20 px. None if it has none."""
         return [found.chosen(*photo.shape[:2]) for photo, found in self._detect(photos)]
 
     def find_all(self, photos: Sequence[Array]) -> list[list[Face]]:
-        """Every face of each photo, (H, W, 3) uint8 of at least 20 px, the surest first."""
+        """Every face of each photo, (H, W, 3) uint8 of at least 20 px, by decreasing score."""
         return [
             [found.face(place) for place in range(len(found.boxes))]
             for _, found in self._detect(photos)
@@ -240,7 +243,7 @@ class Mtcnn:
         return faces
 
     def _run_pnet(self, sums: _AreaSums) -> list[tuple[tuple[_Level, ...], Array, Array]]:
-        """Levels, scores (H, W) and regression (4, H, W) of each photo's canvas."""
+        """Levels, scores (H, W) and box regression (4, H, W) of each photo's canvas."""
         pyramids = [_pyramid(*size) for size in sums.sizes]
         stack = GPU_CANVASES if self.networks.on_gpu else 1
         maps = []
@@ -253,20 +256,20 @@ class Mtcnn:
                     sums.resize(start + number, level, canvases[number])
             scores, regression = self._pnet_forward(canvases, [levels for levels, _ in some])
             maps += [(some[n][0], scores[n], regression[n]) for n in range(len(some))]
-            tell_done(len(some))  # most of the work that they are
+            tell_done(len(some))  # P-Net is most of the work on a photo
         return maps
 
     def _pnet_forward(
         self, canvases_NHWC: Any, levels: Sequence[Sequence[_Level]]
     ) -> tuple[Array, Array]:
-        """P-Net over canvases: (N, H, W) scores and (N, 4, H, W) regression."""
+        """P-Net over canvases: (N, H, W) scores and (N, 4, H, W) box regression."""
         count, height, width, _ = canvases_NHWC.shape
         rows = (height - 2) // 2 - 4
         step = max(1, (GPU_BAND_PX if self.networks.on_gpu else BAND_PX) // (2 * count * width))
         bands = []
         for first in range(0, rows, step):
             last = min(first + step, rows)
-            # Two rows of the canvas a row of the output, and what the windows reach beyond them.
+            # Two rows of the canvas per row of the output, and the reach of the windows.
             band = canvases_NHWC[:, 2 * first : 2 * last + 10]
             bands.append(self._pnet_band(band, 2 * first, levels))
         scores, regression = zip(*bands, strict=True)
@@ -275,12 +278,12 @@ class Mtcnn:
     def _pnet_band(
         self, band_NHWC: Any, first: int, levels: Sequence[Sequence[_Level]]
     ) -> tuple[Array, Array]:
-        """P-Net over rows of canvases, the first of which is row `first`, an even one."""
+        """P-Net over a band of canvases. `first` is the number of its first row and is even."""
         hidden = self.networks.pnet_first(band_NHWC)
         for number, some in enumerate(levels):
             for level in some:
-                # The pool's last window may be cut by the level's border: what is beyond the
-                # border repeats what is before it, and the maximum is that of the cut window.
+                # A level's border may cut the last window of the pooling. Repeating the last row
+                # or column beyond the border gives the maximum of the cut window.
                 top, left = level.top - first, level.left
                 bottom, right = top + level.height - 2, left + level.width - 2
                 rows, columns = slice(max(top, 0), max(bottom, 0)), slice(left, right + 1)
@@ -294,10 +297,10 @@ class Mtcnn:
     def _run(
         self, network: Any, sums: _AreaSums, owner: Array, windows: Array, side_px: int
     ) -> list[Array]:
-        """A network over windows of the photos; its outputs, one row a window."""
+        """Runs a network over windows of the photos. Its outputs have one row per window."""
         block = GPU_BLOCK if self.networks.on_gpu else BLOCK
         rows = len(windows)
-        # An empty block gives every output its width where there is no window at all.
+        # Without windows an empty block still gives every output its width.
         padding = -rows % block or (block if not rows else 0)
         owner = np.concatenate([owner, np.zeros(padding, owner.dtype)])
         whole = np.tile(np.array([[0, 0, 1, 1]], windows.dtype), (padding, 1))
@@ -310,15 +313,15 @@ class Mtcnn:
 
 
 class _AreaSums:
-    """Photos, each as the sums of all pixels above and left of every corner."""
+    """Summed-area tables of photos: the sum of all pixels above and left of every corner."""
 
     def __init__(self, photos: Sequence[Array], networks: Networks) -> None:
         self.networks = networks
         self.sizes: list[tuple[int, int]] = [photo.shape[:2] for photo in photos]
-        """Height and width."""
+        """Height and width of each photo in px."""
         corners = [(height + 1) * (width + 1) for height, width in self.sizes]
         self._starts = np.cumsum([0, *corners])
-        # int32 may overflow in large photos; the difference of two sums is right all the same.
+        # int32 may overflow in large photos, but the difference of two sums stays exact.
         self._sums_P3 = networks.zeros(int(self._starts[-1]), 3, whole=True)
         for number, photo in enumerate(photos):
             networks.sum_up(photo, self._photo(number)[1:, 1:])
@@ -329,7 +332,7 @@ class _AreaSums:
         return part.reshape(height + 1, width + 1, 3)
 
     def resize(self, number: int, level: _Level, canvas_HWC: Any) -> None:
-        """Puts a photo at the level's size onto its place on the canvas."""
+        """Resizes a photo to the level's size, at its position on the canvas."""
         height, width = self.sizes[number]
         (y0, y1), (x0, x1) = _edges(height, level.height), _edges(width, level.width)
         photo = self._photo(number)
@@ -345,7 +348,7 @@ class _AreaSums:
             part[band] = self._means(sums, (below - above)[:, None, None], (x1 - x0)[:, None])
 
     def sample(self, owner: Array, windows: Array, side_px: int) -> Any:
-        """(N, side_px, side_px, 3) float32 area averages of windows, (N, 4) int px."""
+        """(N, side_px, side_px, 3) float32 area averages of the windows, (N, 4) int px."""
         left, top, right, bottom = windows.T
         y0, y1 = (edges + top[:, None] for edges in _edges(bottom - top, side_px))
         x0, x1 = (edges + left[:, None] for edges in _edges(right - left, side_px))
@@ -364,14 +367,14 @@ class _AreaSums:
         return self.networks.take(self._sums_P3, places)
 
     def _means(self, sums: Any, heights: Array, widths: Array) -> Any:
-        """Sums over so many rows and columns, divided in turns as the reference does; float32."""
+        """Mean of sums over the heights and widths, float32, divided in the reference's order."""
         means = self.networks.floats(sums)
         means /= self.networks.to(heights.astype(np.float32))
         means /= self.networks.to(widths.astype(np.float32))
         return means
 
     def within(self, owner: Array, boxes: Array) -> tuple[Array, Array, Array]:
-        """Those boxes that touch their photo, and the whole px of it that they cover, (N, 4)."""
+        """The boxes that touch their photo, and the (N, 4) whole px of it that they cover."""
         sizes = np.array(self.sizes)[owner][:, ::-1]
         whole = np.trunc(boxes).astype(np.int64)
         start = np.maximum(whole[:, :2], 1) - 1
@@ -381,13 +384,13 @@ class _AreaSums:
 
 
 def _edges(length: Any, parts: int) -> tuple[Array, Array]:
-    """Where each of `parts` windows over `length` px starts and ends, as area resizing has it."""
+    """Start and end of each of `parts` windows over `length` px, as in area resizing."""
     steps = np.arange(parts) * np.asarray(length)[..., None]
     return steps // parts, -(-(steps + np.asarray(length)[..., None]) // parts)
 
 
 def _from_pnet(levels: Sequence[_Level], scores_HW: Array, regression_4HW: Array) -> Array:
-    """A photo's candidates: what P-Net takes for faces, less what overlaps a better one."""
+    """A photo's candidates: P-Net's detections after non-maximum suppression."""
     boxes, scores, regressions = [], [], []
     for level in levels:
         cells = level.cells
@@ -410,9 +413,12 @@ def _from_pnet(levels: Sequence[_Level], scores_HW: Array, regression_4HW: Array
 
 
 def _suppress(boxes: Array, scores: Array, overlap: float) -> Array:
-    """Places of the boxes, best first, that overlap no better one (intersection over union).
+    """Non-maximum suppression by intersection over union.
 
-    In float32, compared with `overlap` as a double, as torchvision's `nms` does it.
+    Like torchvision's `nms`, it computes in float32 and compares with `overlap` as a double.
+
+    Returns:
+        The positions of the boxes that are kept, best first.
     """
     order = np.argsort(-scores, kind="stable")
     boxes = boxes[order]
@@ -423,7 +429,7 @@ def _suppress(boxes: Array, scores: Array, overlap: float) -> Array:
         low = np.maximum(boxes[some, None, :2], boxes[None, start:, :2])
         high = np.minimum(boxes[some, None, 2:], boxes[None, start:, 2:])
         common = np.prod(np.maximum(high - low, 0), axis=2)
-        with np.errstate(invalid="ignore"):  # two boxes without area
+        with np.errstate(invalid="ignore"):  # 0 / 0 of two boxes without area
             shares = common / (area[some, None] + area[start:] - common)
         apart = ~(shares > np.float64(overlap))
         for place, row in enumerate(apart):
@@ -433,14 +439,18 @@ def _suppress(boxes: Array, scores: Array, overlap: float) -> Array:
 
 
 def _suppress_each(owner: Array, boxes: Array, scores: Array) -> Array:
-    """`_suppress` within each photo; `owner` is sorted."""
+    """`_suppress` within each photo. `owner` must be sorted."""
     edges = np.append(np.flatnonzero(np.diff(owner, prepend=-1)), len(owner))
     kept = [a + _suppress(boxes[a:b], scores[a:b], 0.7) for a, b in itertools.pairwise(edges)]
     return np.concatenate([np.zeros(0, np.int64), *kept])
 
 
 def _suppress_contained(boxes: Array, scores: Array) -> Array:
-    """Places of the boxes that have less than 0.7 of themselves, or of it, in a better one."""
+    """Non-maximum suppression by intersection over the smaller area, at 0.7.
+
+    Returns:
+        The positions of the boxes that are kept, best first.
+    """
     area = np.prod(boxes[:, 2:] - boxes[:, :2] + 1, axis=1)
     left = np.argsort(scores)[::-1]
     kept = []
@@ -455,14 +465,14 @@ def _suppress_contained(boxes: Array, scores: Array) -> Array:
 
 
 def _refine(boxes: Array, regression: Array) -> Array:
-    """Moves each edge by its share of the box's size."""
+    """Moves each edge by the box regression, which is in fractions of the box's size."""
     side = boxes[:, 2:] - boxes[:, :2] + 1
     moved: Array = boxes + regression * np.tile(side, 2)
     return moved
 
 
 def _to_squares(boxes: Array) -> Array:
-    """The squares around the boxes' centres that hold them."""
+    """The smallest squares around the boxes' centres that contain them."""
     side = boxes[:, 2:] - boxes[:, :2]
     longest = side.max(axis=1, keepdims=True)
     corner = boxes[:, :2] + side * np.float32(0.5) - longest * np.float32(0.5)

@@ -1,6 +1,6 @@
 """MTCNN's three networks in onnxruntime, on one core; see persona/data/align/detect.py. No torch.
 
-The files lie in `mtcnn/`, written by scripts/mtcnn.py from facenet-pytorch's weights.
+The model files lie in `mtcnn/`. scripts/mtcnn.py made them from facenet-pytorch's weights.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from persona.data.align.detect import Array
 
 
 class OnnxNetworks:
-    """The shipped files; any number of threads may use them."""
+    """Runs the model files that come with the package. Any number of threads may use them."""
 
     on_gpu = False
 
@@ -29,28 +29,28 @@ class OnnxNetworks:
         )
 
     def running(self) -> AbstractContextManager[Any]:
-        """Nothing has to be switched."""
+        """An empty context: onnxruntime needs no mode for inference."""
         return contextlib.nullcontext()
 
     def to(self, array: Array) -> Array:
-        """The array itself."""
+        """Returns the array itself."""
         return array
 
     def zeros(self, *shape: int, whole: bool = False) -> Array:
-        """float32, or int32 where `whole`."""
+        """Zeros as float32, or as int32 with `whole`."""
         return np.zeros(shape, np.int32 if whole else np.float32)
 
     def sum_up(self, photo_HWC: Array, sums_HWC: Array) -> None:
-        """Fills in, for each pixel, the sum of all above and left of it, itself included."""
+        """Fills `sums_HWC` with the sum of all pixels above and left of each, itself included."""
         np.cumsum(photo_HWC, 0, dtype=np.int32, out=sums_HWC)
         np.cumsum(sums_HWC, 1, out=sums_HWC)
 
     def take(self, rows: Array, places: Array) -> Array:
-        """(*places.shape, columns) of (rows, columns)."""
+        """Selects rows of (rows, columns): (*places.shape, columns)."""
         return rows[places]
 
     def floats(self, array: Array) -> Array:
-        """The same numbers as float32."""
+        """The array as float32."""
         return array.astype(np.float32)
 
     def pnet_first(self, pixels_NHWC: Array) -> Array:
@@ -59,24 +59,24 @@ class OnnxNetworks:
         return maps
 
     def pnet_rest(self, maps_NCHW: Array) -> tuple[Array, Array]:
-        """P-Net's other layers: regression and scores."""
+        """P-Net's other layers: box regression and scores."""
         regression, scores = _run(self._rest, maps=maps_NCHW)
         return regression, scores
 
     def rnet(self, pixels_NHWC: Array) -> list[Array]:
-        """R-Net: regression and scores."""
+        """R-Net: box regression and scores."""
         return _run(self._rnet, pixels=pixels_NHWC)
 
     def onet(self, pixels_NHWC: Array) -> list[Array]:
-        """O-Net: regression, points and scores."""
+        """O-Net: box regression, landmarks and scores."""
         return _run(self._onet, pixels=pixels_NHWC)
 
 
 def _open(model: bytes) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    # One thread: processes share the cores better, and sums never depend on their number.
+    # With one thread processes share the cores better, and sums do not depend on their number.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.enable_mem_pattern = False  # one would be kept for each size of photo
+    options.enable_mem_pattern = False  # a pattern would be kept for each size of photo
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

@@ -16,13 +16,13 @@ from persona.errors import PersonaError
 
 
 class TorchNetworks:
-    """facenet-pytorch's networks, channels last in memory."""
+    """Runs facenet-pytorch's networks, with channels last in memory."""
 
     def __init__(self, device: str = "auto") -> None:
-        """Loads them; `device` is auto, cpu or cuda.
+        """Loads the networks on `device`: auto, cpu or cuda.
 
         Raises:
-            PersonaError: there is no GPU.
+            PersonaError: If a GPU is requested and there is none.
         """
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if device == "cuda" and not gpus:
@@ -30,7 +30,7 @@ class TorchNetworks:
         self.on_gpu = gpus > 0 and device != "cpu"
         # Worker processes spread over the GPUs.
         self.device = torch.device("cuda", os.getpid() % gpus) if self.on_gpu else "cpu"
-        # One thread: processes share the cores better, and sums never depend on their number.
+        # With one thread processes share the cores better, and sums do not depend on their number.
         torch.set_num_threads(1)
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         self._pnet, self._rnet, self._onet = (
@@ -39,30 +39,30 @@ class TorchNetworks:
         )
 
     def running(self) -> AbstractContextManager[Any]:
-        """Without gradients."""
+        """A context without gradients."""
         return torch.inference_mode()
 
     def to(self, array: Array) -> Any:
-        """A tensor on the device."""
+        """Moves the array to a tensor on the device."""
         return torch.from_numpy(array).to(self.device)
 
     def zeros(self, *shape: int, whole: bool = False) -> Any:
-        """float32, or int32 where `whole`."""
+        """Zeros as float32, or as int32 with `whole`."""
         return torch.zeros(
             *shape, dtype=torch.int32 if whole else torch.float32, device=self.device
         )
 
     def sum_up(self, photo_HWC: Array, sums_HWC: Any) -> None:
-        """Fills in, for each pixel, the sum of all above and left of it, itself included."""
+        """Fills `sums_HWC` with the sum of all pixels above and left of each, itself included."""
         torch.cumsum(self.to(np.array(photo_HWC)), 0, dtype=torch.int32, out=sums_HWC)
         sums_HWC.cumsum_(1)
 
     def take(self, rows: Any, places: Array) -> Any:
-        """(*places.shape, columns) of (rows, columns)."""
+        """Selects rows of (rows, columns): (*places.shape, columns)."""
         return rows.index_select(0, self.to(places.ravel())).view(*places.shape, -1)
 
     def floats(self, array: Any) -> Any:
-        """The same numbers as float32."""
+        """The tensor as float32."""
         return array.float()
 
     def pnet_first(self, pixels_NHWC: Any) -> Any:
@@ -71,7 +71,7 @@ class TorchNetworks:
         return _prelu(maps, self._pnet.prelu1.weight)
 
     def pnet_rest(self, maps_NCHW: Any) -> tuple[Array, Array]:
-        """P-Net's other layers: regression and scores."""
+        """P-Net's other layers: box regression and scores."""
         net = self._pnet
         hidden = _prelu(net.conv2(_pool(maps_NCHW)), net.prelu2.weight)
         hidden = _prelu(net.conv3(hidden), net.prelu3.weight)
@@ -79,11 +79,11 @@ class TorchNetworks:
         return net.conv4_2(hidden).cpu().numpy(), scores.cpu().numpy()
 
     def rnet(self, pixels_NHWC: Any) -> list[Array]:
-        """R-Net: regression and scores."""
+        """R-Net: box regression and scores."""
         return [found.cpu().numpy() for found in self._rnet(_normalise(pixels_NHWC))]
 
     def onet(self, pixels_NHWC: Any) -> list[Array]:
-        """O-Net: regression, points and scores."""
+        """O-Net: box regression, landmarks and scores."""
         return [found.cpu().numpy() for found in self._onet(_normalise(pixels_NHWC))]
 
 
@@ -92,7 +92,7 @@ def _normalise(pixels_NHWC: Any) -> Any:
 
 
 def _prelu(maps_NCHW: Any, slope_C: Any) -> Any:
-    """PReLU of channels-last maps: over whole rows, where torch would go ten channels at a time."""
+    """PReLU of channels-last maps over whole rows. torch would process ten channels at a time."""
     count, channels, height, width = maps_NCHW.shape
     rows = maps_NCHW.permute(0, 2, 3, 1).reshape(count * height, width * channels)
     rows = prelu(rows, slope_C.repeat(width))
@@ -100,7 +100,7 @@ def _prelu(maps_NCHW: Any, slope_C: Any) -> Any:
 
 
 def _pool(maps_NCHW: Any) -> Any:
-    """The maximum of 2x2 px of channels-last maps of even size; over whole rows too."""
+    """2x2 max pooling of channels-last maps of even size, also over whole rows."""
     count, channels, height, width = maps_NCHW.shape
     rows = maps_NCHW.permute(0, 2, 3, 1).reshape(count, height // 2, 2, width * channels)
     rows = torch.maximum(rows[:, :, 0], rows[:, :, 1])

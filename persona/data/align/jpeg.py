@@ -1,9 +1,9 @@
-"""The segments of a JPEG (ITU-T T.81, annex B), walked without decoding.
+"""Reads the segments of a JPEG (ITU-T T.81, annex B) without decoding it.
 
-A decoder does what a file asks for: each scan of a progressive JPEG walks the whole picture again,
-and a scan takes a dozen bytes. So what a file would cost is known before a decoder sees it.
-Metadata (APP and COM segments) are looked at for the orientation alone: nothing that is wrong with
-them costs the picture.
+A decoder does all the work that a file asks for. Each scan of a progressive JPEG walks the whole
+picture again, and a scan takes only a dozen bytes. The cost of a file is therefore computed before
+a decoder sees it. Metadata (APP and COM segments) is read for the orientation alone, so that faulty
+metadata never costs the picture.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from persona.data.align.orientation import exif_orientation, xmp_orientation
 from persona.errors import SkipPhoto
 
 MAX_SCANS = 100
-"""A sound progressive JPEG has about ten; one for each bit of each coefficient is conceivable."""
+"""Largest number of scans. A normal progressive JPEG has about ten. One scan for each bit of each
+coefficient would be valid, too."""
 MAX_SCANNED_PIXELS = 1_500_000_000
-"""Scans times pixels: a scan takes about a nanosecond a pixel, whatever is in it."""
+"""Largest product of scans and pixels. A scan takes about 1 ns per pixel, whatever it holds."""
 MAX_SEGMENTS = 10_000
-"""Before the first scan. Extended XMP of 100 MB has 1,600."""
+"""Largest number of segments before the first scan. Extended XMP of 100 MB has 1,600."""
 MAX_EXIF = 1 << 20
 MAX_CROP_BYTES = 1 << 25
 
@@ -34,35 +35,35 @@ OTHER_FRAMES = {
     **dict.fromkeys((0xC5, 0xC6, 0xCD, 0xCE), "hierarchical JPEG"),
     0xF7: "JPEG-LS",
 }
-"""Frames of which decoders know nothing."""
+"""Frame types that the decoders do not support."""
 FRAMES = frozenset({0xC0, 0xC1, 0xC9}) | PROGRESSIVE | OTHER_FRAMES.keys()
 _FILL = re.compile(rb"\xff+")
 _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.S)
-"""In a scan's data a marker is what no stuffed byte is, nor a restart. Fill bytes may stand before
-it: a pattern that takes them in is quadratic in their number."""
+"""A marker in a scan's data: neither a stuffed byte nor a restart. The pattern leaves out fill
+bytes before the marker, because matching them takes quadratic time."""
 
 
 @dataclass(frozen=True)
 class JpegHeader:
-    """What a JPEG says of itself before its first scan."""
+    """The facts that a JPEG states before its first scan."""
 
     size: tuple[int, int]
-    """Width and height as stored, px."""
+    """Width and height as stored, in px."""
     components: int
     orientation: int
     progressive: bool
     first_scan: int
-    """The byte at which its first scan's marker begins."""
+    """Byte offset of the first scan's marker."""
     needed: tuple[tuple[int, int], ...] = field(repr=False)
-    """(start, end) of the segments before it that carry pixels."""
+    """(start, end) in bytes of the segments before it that are needed for the pixels."""
 
 
 def read_header(data: bytes) -> JpegHeader:
-    """Walks the segments up to the first scan, and counts the scans.
+    """Reads the segments up to the first scan, and counts the scans.
 
     Raises:
-        SkipPhoto: no such JPEG is decoded, or it would take too long.
-        ValueError, IndexError: it is cut short or damaged.
+        SkipPhoto: If such a JPEG is not supported, or decoding would take too long.
+        ValueError, IndexError: If it is cut short or damaged.
     """
     frame, kind = b"", 0
     exif, xmp = b"", b""
@@ -99,10 +100,10 @@ def read_header(data: bytes) -> JpegHeader:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """Marker, where it begins, its content and its end, of all segments up to the first scan's."""
+    """Yields marker, start, content start and end of all segments up to the first scan's."""
     at = 2
     for _ in range(MAX_SEGMENTS):
-        start = at = data.index(b"\xff", at)  # a decoder passes over what lies between segments
+        start = at = data.index(b"\xff", at)  # decoders skip bytes between segments
         if fill := _FILL.match(data, at):
             at = fill.end()
         marker = data[at]
@@ -122,9 +123,9 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _check_scans(data: bytes, first_scan: int, size: tuple[int, int]) -> None:
-    """Raises SkipPhoto where all scans together take too long."""
+    """Raises SkipPhoto if decoding all scans takes too long."""
     pixels = size[0] * size[1]
-    scans = data.count(b"\xff\xda", first_scan)  # at most: what comes after the end counts too
+    scans = data.count(b"\xff\xda", first_scan)  # an upper bound: bytes after the end count, too
     if too_many(scans, pixels):
         scans = len(_scans(data, first_scan, MAX_SCANS + 1)[0])
     if too_many(scans, pixels):
@@ -136,12 +137,12 @@ def _check_scans(data: bytes, first_scan: int, size: tuple[int, int]) -> None:
 
 
 def too_many(scans: int, pixels: int) -> bool:
-    """Whether so many scans of so many pixels take too long."""
+    """Whether decoding so many scans of so many pixels takes too long."""
     return scans > MAX_SCANS or scans * pixels > MAX_SCANNED_PIXELS
 
 
 def _check_kind(marker: int, bits: int) -> None:
-    """Raises SkipPhoto for a kind of JPEG that is not decoded."""
+    """Raises SkipPhoto if this kind of JPEG is not supported."""
     if marker in OTHER_FRAMES:
         kind = OTHER_FRAMES[marker]
     elif bits != 8:
@@ -152,7 +153,7 @@ def _check_kind(marker: int, bits: int) -> None:
 
 
 def _scans(data: bytes, at: int, limit: int) -> tuple[list[bytes], bool]:
-    """The headers of up to `limit` scans from byte `at` on, and whether the end mark is there."""
+    """The headers of up to `limit` scans from byte `at` on, and whether the end mark was found."""
     found: list[bytes] = []
     while len(found) < limit and (marker := _MARKER.search(data, at)):
         at = marker.end()
@@ -169,15 +170,15 @@ def _scans(data: bytes, at: int, limit: int) -> tuple[list[bytes], bool]:
 
 
 def lacks_end(data: bytes, header: JpegHeader) -> bool:
-    """Whether its end mark is missing."""
+    """Whether the end mark is missing."""
     return not _scans(data, header.first_scan, MAX_SCANS + 1)[1]
 
 
 def has_all_scans(data: bytes, header: JpegHeader) -> bool:
-    """Whether the scans give every bit of every coefficient: else a progressive JPEG is cut short.
+    """Whether the scans give every bit of every coefficient. Otherwise the JPEG is cut short.
 
-    A scan's header (T.81, B.2.3) has its components, first and last coefficient, and in its last
-    half byte the lowest bit that it gives.
+    A scan's header (T.81, B.2.3) has its components and its first and last coefficient. The last
+    half byte is the lowest bit that the scan gives.
     """
     lowest: dict[int, list[int]] = {}
     for scan in _scans(data, header.first_scan, MAX_SCANS + 1)[0]:
@@ -198,15 +199,16 @@ def pixels_alone(data: bytes, header: JpegHeader) -> bytes:
 
 
 def ended(data: bytes) -> bytes:
-    """The file with an end mark in place of the zeros with which disks fill up what they lost."""
+    """The file with an end mark in place of the zeros that a disk puts where data was lost."""
     data = data.rstrip(b"\0")
     return data + (b"\0\xff\xd9" if data.endswith(b"\xff") else b"\xff\xd9")  # a stuffed byte
 
 
 def check_crop(data: bytes | memoryview) -> None:
-    """Raises ValueError for a JPEG of a packed set that takes too long; crops have few pixels.
+    """Raises ValueError if a crop of a packed set takes too long to decode.
 
-    It is asked before every crop that a training decodes, so it takes a microsecond.
+    Crops have few pixels, so the bytes and scans are limited alone. Training calls this function
+    before it decodes a crop; it takes about 1 µs.
     """
     if len(data) > MAX_CROP_BYTES or bytes(data).count(b"\xff\xda") > MAX_SCANS:
         raise ValueError("too many scans")

@@ -1,4 +1,4 @@
-"""How a picture is to be turned, from its metadata; those that are damaged say nothing."""
+"""The orientation of a picture in its EXIF or XMP metadata. Damaged metadata is ignored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ XMP = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
 
 
 def exif_orientation(exif: bytes) -> int | None:
-    """The orientation, 1 to 8, in a TIFF's first directory; None: it has none, or is damaged."""
+    """The orientation, 1 to 8, in a TIFF's first directory. None if it is missing or damaged."""
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     if order is None:
         return None
@@ -29,6 +29,6 @@ def exif_orientation(exif: bytes) -> int | None:
 
 
 def xmp_orientation(xmp: bytes) -> int | None:
-    """The orientation that XMP gives; None: none."""
+    """The orientation, 1 to 8, in XMP metadata. None if it is missing."""
     found = XMP.search(xmp)
     return None if found is None else int(found[1])
