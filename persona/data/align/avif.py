@@ -1,11 +1,11 @@
-"""How much a decoder has to do for an AVIF, read from the AV1 bit stream itself.
+"""How much work a decoder has to do for an AVIF, computed from the AV1 bit stream itself.
 
-The size that an AVIF's boxes give is a claim: a decoder goes by the AV1 headers, decodes as many
-pixels as those say, and only then scales them to the claimed size. So the headers are read here,
-of each picture that is decoded for the one that is shown: the primary item, the tiles of a grid,
-transparency, and of a sequence the first sample of each track.
+The size in an AVIF's boxes is only a claim. A decoder follows the AV1 headers, decodes as many
+pixels as they say, and only then scales them to the claimed size. The headers are therefore read
+here, for each picture that is decoded for the one that is shown: the primary item, the tiles of a
+grid, transparency, and in a sequence the first sample of each track.
 
-Boxes: ISO/IEC 14496-12 and 23008-12; OBUs: AV1 Bitstream & Decoding Process Specification, 5.3 to
+Boxes: ISO/IEC 14496-12 and 23008-12. OBUs: AV1 Bitstream & Decoding Process Specification, 5.3 to
 5.9.
 """
 
@@ -16,30 +16,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 MAX_BOXES = 5_000
-"""Inside another box. What follows bounds the time that reading takes here, too."""
+"""Largest number of boxes inside another box. The limits below also bound the time of reading."""
 MAX_ENTRIES = 20_000
-"""Of a table."""
+"""Largest number of entries of a table."""
 MAX_TRACKS = 16
 MAX_TILES = 2_500
 MAX_OBUS = 200
-"""Of one picture."""
+"""Largest number of OBUs of one picture."""
 MAX_FRAMES = 32
-"""Of one picture, which has one frame, or one for each of its layers."""
+"""Largest number of frames of one picture. A picture has one frame, or one per layer."""
 MAX_LARGER = 4
-"""How many times the claimed pixels a picture may have: it may be shown smaller than it is."""
+"""How many times the claimed pixels a picture may have. It may be shown smaller than it is."""
 
 SEQUENCE_HEADER, FRAME_HEADER, FRAME = 1, 3, 6
 KEY_FRAME, SWITCH_FRAME = 0, 3
 SELECTED = 2
-"""A tool that each frame switches on or off."""
+"""Value of a tool that each frame switches on or off."""
 
 
 def decoded_pixels(data: bytes) -> int:
-    """How many pixels a decoder makes on the way to the picture.
+    """The number of pixels that a decoder makes for the picture.
 
     Raises:
-        ValueError, KeyError, IndexError, struct.error: it is cut short or damaged, or its boxes
-            claim another size than its pictures have.
+        ValueError, KeyError, IndexError, struct.error: If the file is cut short or damaged, or its
+            boxes claim another size than its pictures have.
     """
     found: dict[bytes, tuple[int, int]] = {}
     for name, *inside in _boxes(data, 0, len(data)):
@@ -54,11 +54,11 @@ def decoded_pixels(data: bytes) -> int:
         if len(places) > MAX_TRACKS:
             raise ValueError("too many tracks")
         tracks = sum(_track_pixels(data, *place) for place in places)
-    return max(items, tracks)  # a decoder takes the one or the other
+    return max(items, tracks)  # a decoder reads one of the two
 
 
 def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Name of each box, and where its content starts and ends."""
+    """Yields the name of each box, and where its content starts and ends, in bytes."""
     for _ in range(MAX_BOXES):
         if start + 8 > end:
             return
@@ -76,7 +76,7 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]
 
 
 def _find(data: bytes, start: int, end: int, *path: bytes) -> tuple[int, int]:
-    """Where the first box of a path of names has its content."""
+    """Start and end of the content of the first box at a path of names."""
     for name in path:
         start, end = next(
             ((a, b) for found, a, b in _boxes(data, start, end) if found == name), (0, 0)
@@ -87,7 +87,7 @@ def _find(data: bytes, start: int, end: int, *path: bytes) -> tuple[int, int]:
 
 
 def _check(size: tuple[int, int], pixels: int) -> None:
-    """Raises ValueError if a picture is far larger than its boxes claim."""
+    """Raises ValueError if a picture has far more pixels than its boxes claim."""
     if pixels > MAX_LARGER * size[0] * size[1]:
         raise ValueError("of another size than its header says")
 
@@ -96,23 +96,23 @@ def _check(size: tuple[int, int], pixels: int) -> None:
 
 
 class _Table:
-    """Numbers of a box, one after another."""
+    """Reads the numbers of a box, one after another."""
 
     def __init__(self, data: bytes, at: int) -> None:
         self._data, self._at, self._entries = data, at, 0
 
     def take(self, size: int) -> int:
-        """The next `size` bytes."""
+        """Reads the next `size` bytes as a number."""
         self._at += size
         if self._at > len(self._data):
             raise ValueError("truncated")
         return int.from_bytes(self._data[self._at - size : self._at], "big")
 
     def entries(self, size: int) -> range:
-        """As many as the next `size` bytes say.
+        """Reads a count from the next `size` bytes and returns a range of that length.
 
         Raises:
-            ValueError: with those before more than any table has.
+            ValueError: If this table has too many entries in total.
         """
         count = self.take(size)
         self._entries += count
@@ -122,16 +122,16 @@ class _Table:
 
 
 class _Items:
-    """What a `meta` box says about the pictures in a file."""
+    """The pictures in a file, as its `meta` box describes them."""
 
     def __init__(self, data: bytes, start: int, end: int) -> None:
         self._data = data
         self._kinds: dict[int, bytes] = {}
         self._places: dict[int, list[tuple[int, int]]] = {}
-        """Where each item's bytes lie: start and length, 0: to the end of the file."""
+        """Start and length of each item's bytes. Length 0 reaches to the end of the file."""
         self._sizes: dict[int, tuple[int, int]] = {}
         self._parts: dict[int, list[int]] = {}
-        """Tiles of a grid, and the transparency of a picture."""
+        """Items that are decoded along with an item: tiles of a grid, transparency."""
         self._primary: int | None = None
         found = {name: (a, b) for name, a, b in _boxes(data, start + 4, end)}
         if b"pitm" in found:
@@ -148,7 +148,7 @@ class _Items:
             self._read_parts(*found[b"iref"])
 
     def _read_kinds(self, start: int, end: int) -> None:
-        """Takes in the entries of an `iinf` box."""
+        """Reads the entries of an `iinf` box."""
         for name, at, _ in _boxes(self._data, start, end):
             version = self._data[at]
             if name == b"infe" and version >= 2:
@@ -157,7 +157,7 @@ class _Items:
                 self._kinds[number] = kind
 
     def _read_places(self, start: int, idat: int) -> None:
-        """Takes in an `iloc` box; what lies in `idat` is counted from there."""
+        """Reads an `iloc` box. `idat` is the offset of the items that lie in the `idat` box."""
         version = self._data[start]
         table = _Table(self._data, start + 4)
         sizes = table.take(2)
@@ -176,7 +176,7 @@ class _Items:
                 extents.append((base + offset, length))
 
     def _read_sizes(self, start: int, end: int) -> None:
-        """Takes in the sizes that an `iprp` box gives items."""
+        """Reads the sizes of items from an `iprp` box."""
         properties = list(_boxes(self._data, *_find(self._data, start, end, b"ipco")))
         for name, at, _ in _boxes(self._data, start, end):
             if name != b"ipma":
@@ -192,7 +192,7 @@ class _Items:
                         self._sizes.setdefault(number, (size.take(4), size.take(4)))
 
     def _read_parts(self, start: int, end: int) -> None:
-        """Takes in an `iref` box."""
+        """Reads an `iref` box."""
         wide = 4 if self._data[start] else 2
         for name, at, _ in _boxes(self._data, start + 4, end):
             table = _Table(self._data, at)
@@ -205,7 +205,7 @@ class _Items:
                     self._parts.setdefault(other, []).append(number)
 
     def pixels(self) -> int:
-        """Of the primary item and all that is decoded with it."""
+        """Number of pixels of the primary item and all that is decoded along with it."""
         waiting = [] if self._primary is None else [self._primary]
         seen: set[int] = set()
         pixels = held = 0
@@ -233,7 +233,7 @@ class _Items:
 
 
 def _track_pixels(data: bytes, start: int, end: int) -> int:
-    """Of the first sample of a track; 0 if it is no AV1."""
+    """Number of pixels of the first sample of a track. 0 if it is not AV1."""
     at, after = _find(data, start, end, b"mdia", b"minf", b"stbl")
     entry, _ = _find(data, at, after, b"stsd")
     if data[entry + 12 : entry + 16] != b"av01":
@@ -259,20 +259,20 @@ def _track_pixels(data: bytes, start: int, end: int) -> int:
 
 
 class _Bits:
-    """A reader of single bits, highest first."""
+    """Reads single bits, the highest first."""
 
     def __init__(self, data: bytes) -> None:
         self._value, self._left = int.from_bytes(data, "big"), 8 * len(data)
 
     def take(self, count: int = 1) -> int:
-        """The next bits as a number."""
+        """Reads the next bits as a number."""
         self._left -= count
         if self._left < 0:
             raise ValueError("truncated")
         return self._value >> self._left & (1 << count) - 1
 
     def skip_variable(self) -> None:
-        """Passes over a number of variable length (uvlc)."""
+        """Skips a number of variable length (uvlc)."""
         zeros = 0
         while not self.take():
             zeros += 1
@@ -281,25 +281,25 @@ class _Bits:
 
 @dataclass(frozen=True)
 class _Sequence:
-    """What of a sequence header says how large frames are."""
+    """The parts of a sequence header that the size of a frame depends on."""
 
     reduced: bool
-    """A still picture's short header: all frames have the one size."""
+    """True for a still picture's short header. All frames then have the same size."""
     size: tuple[int, int]
     largest: tuple[int, int]
-    """That a frame can give itself."""
+    """Largest size that a frame can state for itself."""
     time_bits: int
-    """Of the time that shown frames carry; 0: they carry none."""
+    """Bits of the time that a shown frame carries. 0 if it carries none."""
     id_bits: int
     screen_tools: int
     whole_vectors: int
 
 
 def coded_pixels(data: bytes) -> int:
-    """The pixels of all frames in a picture's OBUs, as their headers have them.
+    """Number of pixels of all frames in a picture's OBUs, according to their headers.
 
     Raises:
-        ValueError: no picture, or more frames than one has.
+        ValueError: If there is no picture, or there are more frames than one picture has.
     """
     sequence: _Sequence | None = None
     pixels = frames = at = 0
@@ -330,7 +330,7 @@ def coded_pixels(data: bytes) -> int:
 
 
 def _leb128(data: bytes, at: int) -> tuple[int, int]:
-    """A length of up to eight bytes, and where it ends."""
+    """Reads a length of up to eight bytes. Returns it and the offset at which it ends."""
     value = 0
     for place in range(8):
         byte = data[at + place]
@@ -341,7 +341,7 @@ def _leb128(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _read_sequence(bits: _Bits) -> _Sequence:
-    """A sequence header up to the tools that precede a frame's size."""
+    """Reads a sequence header up to the tools that precede a frame's size."""
     bits.take(4)
     reduced = bool(bits.take())
     time_bits = 0
@@ -369,7 +369,7 @@ def _read_sequence(bits: _Bits) -> _Sequence:
 
 
 def _skip_timing(bits: _Bits) -> int:
-    """Passes over timing and operating points; how many bits the time of a shown frame has."""
+    """Skips timing and operating points. Returns the number of bits of a shown frame's time."""
     delay_bits = time_bits = 0
     if bits.take():
         bits.take(64)
@@ -394,10 +394,10 @@ def _skip_timing(bits: _Bits) -> int:
 
 
 def _frame_size(bits: _Bits, sequence: _Sequence) -> tuple[int, int]:
-    """Of a frame: the sequence's, or the largest that it can give itself if it says its own."""
+    """Size of a frame: the sequence's, or the largest possible if the frame states its own."""
     if sequence.reduced:
         return sequence.size
-    if bits.take():  # one that was decoded before is shown
+    if bits.take():  # a frame that was decoded before is shown
         return 0, 0
     kind, shown = bits.take(2), bits.take()
     if shown:

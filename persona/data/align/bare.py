@@ -1,11 +1,11 @@
-"""What of a picture's file carries pixels: nothing else of it reaches a decoder.
+"""Reduces a picture's file to the parts that carry pixels. Only they reach a decoder.
 
-Texts, profiles and EXIF are looked at for the orientation alone, so that a large or damaged one
-costs no pixels and no time; of an animation the first frame is kept, of a TIFF the first page. What
-would take a decoder too long is refused here, before it sees the file.
+Texts, profiles and EXIF are read for the orientation alone, so that large or damaged metadata costs
+neither pixels nor time. An animation is reduced to its first frame, a TIFF to its first page. A
+file that takes a decoder too long is refused here, before the decoder sees it.
 
-JPEGs have a file of their own, `jpeg`: their metadata hurt no decoder but Pillow's. `avif` reads
-how large the pictures in an AVIF are.
+JPEGs are handled in `jpeg`; their metadata hurts no decoder but Pillow's. `avif` computes the size
+of the pictures in an AVIF.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from persona.data.align.orientation import ORIENTATION, exif_orientation, xmp_or
 from persona.errors import SkipPhoto
 
 MAX_PARTS = 200_000
-"""Chunks, blocks or strips: a file of more was made to be slow."""
+"""Largest number of chunks, blocks or strips. A file with more was made to be slow."""
 MAX_TEXT = 1 << 20
-"""Bytes of unpacked metadata that are looked through."""
+"""Largest number of bytes of unpacked metadata that are searched."""
 NO_END = "without its end mark"
 
 
 @dataclass(frozen=True)
 class Bare:
-    """A picture without what is not needed for its pixels."""
+    """A picture without the parts that are not needed for its pixels."""
 
     data: bytes
     size: tuple[int, int] | None = None
-    """Width and height as stored, px, where opening the file would cost more than reading them."""
+    """Width and height as stored, in px. None if opening the file is a cheap way to get them."""
     orientation: int = 1
     mended: str | None = None
-    """What is wrong with the file if all its pixels are there, for the decoder to find out."""
+    """The fault of a file whose pixels are perhaps all there. The decoder finds that out."""
     decoded_pixels: int = 0
-    """That a decoder makes on the way, where that is not what the size says."""
+    """Pixels that a decoder makes, if they differ from the size. Otherwise 0."""
 
 
 # --- PNG (W3C, Portable Network Graphics, 3rd edition) ---------------------------------------
@@ -49,11 +49,11 @@ PNG_XMP = b"XML:com.adobe.xmp"
 
 
 def bare_png(data: bytes) -> Bare:
-    """Header, palette, transparency and data, as one chunk; of an APNG that is the still picture.
+    """Keeps header, palette, transparency and data (as one chunk). An APNG becomes a still picture.
 
     Raises:
-        SkipPhoto: more chunks than any picture has.
-        ValueError, KeyError, struct.error: it is cut short or damaged.
+        SkipPhoto: If it has more chunks than any real picture.
+        ValueError, KeyError, struct.error: If it is cut short or damaged.
     """
     if not data.startswith(PNG_MAGIC):
         raise ValueError("no PNG")
@@ -73,7 +73,7 @@ def bare_png(data: bytes) -> Bare:
             ended = True
             break
         elif not sound:
-            continue  # as decoders do with what is not needed
+            continue  # decoders also ignore a damaged chunk that is not needed
         elif name == b"tRNS" and not pixels:
             kept[name] = content
         elif name == b"eXIf":
@@ -92,7 +92,10 @@ def bare_png(data: bytes) -> Bare:
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
-    """Name, content and whether the checksum is right (not looked at for pixels), while whole."""
+    """Yields name, content and whether the checksum is right, up to the first incomplete chunk.
+
+    The checksum of pixels is not computed.
+    """
     at = len(PNG_MAGIC)
     for _ in range(MAX_PARTS):
         if at + 8 > len(data):
@@ -116,7 +119,7 @@ def _png_chunk(name: bytes, content: bytes) -> bytes:
 
 
 def _png_text(name: bytes, content: bytes) -> tuple[bytes, bytes]:
-    """A text's keyword, and so much of the text as is looked through; empty where it is broken."""
+    """The keyword of a text chunk, and the text up to MAX_TEXT bytes. Broken text is empty."""
     keyword, _, rest = content.partition(b"\0")
     if keyword not in {RAW_EXIF, PNG_XMP}:
         return keyword, b""
@@ -134,7 +137,7 @@ def _png_text(name: bytes, content: bytes) -> tuple[bytes, bytes]:
 
 
 def _raw_profile(text: bytes) -> bytes:
-    """The EXIF that ImageMagick writes as a text: a name, its length, then hexadecimal digits."""
+    """Decodes EXIF that ImageMagick wrote as text: a name, a length, then hexadecimal digits."""
     digits = b"".join(text.split()[2:])
     try:
         return bytes.fromhex(digits.decode("ascii")).removeprefix(b"Exif\0\0")
@@ -149,10 +152,10 @@ WEBP_PIXELS = (b"ANMF", b"VP8 ", b"VP8L")
 
 
 def bare_webp(data: bytes) -> Bare:
-    """The picture's own chunks; of an animation the first frame on its canvas.
+    """Keeps the picture's own chunks. An animation becomes its first frame on its canvas.
 
     Raises:
-        ValueError, struct.error: it is cut short or damaged.
+        ValueError, struct.error: If it is cut short or damaged.
     """
     chunks = _webp_chunks(data)
     exif = exif_orientation(chunks.get(b"EXIF", b"").removeprefix(b"Exif\0\0"))
@@ -200,7 +203,7 @@ def _riff(name: bytes, content: bytes) -> bytes:
 
 
 def _vp8_size(name: bytes, content: bytes) -> tuple[int, int]:
-    """Width and height of a picture without a canvas."""
+    """Width and height in px of a picture without a canvas."""
     if name == b"VP8L":
         bits = int.from_bytes(content[1:5], "little")
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
@@ -214,17 +217,17 @@ GRAPHIC_CONTROL = 0xF9
 
 
 def bare_gif(data: bytes) -> Bare:
-    """The first frame, with its palette and what is transparent.
+    """Keeps the first frame, with its palette and transparency.
 
     Raises:
-        SkipPhoto: more blocks than any picture has.
-        ValueError, IndexError: it is cut short or damaged.
+        SkipPhoto: If it has more blocks than any real picture.
+        ValueError, IndexError: If it is cut short or damaged.
     """
     start = _after_table(data, 13, data[10])
     at, control = start, b""
     while data[at] == ord("!"):
         if data[at + 1] == GRAPHIC_CONTROL and data[at + 2] == 4:
-            shown = data[at + 3] & 1  # transparent or not; what comes after it does not matter
+            shown = data[at + 3] & 1  # transparent or not; how the next frame follows is dropped
             control = bytes((0x21, GRAPHIC_CONTROL, 4, shown, 0, 0, data[at + 6], 0))
         at = _after_blocks(data, at + 2)
     if data[at] != ord(","):
@@ -237,7 +240,7 @@ def bare_gif(data: bytes) -> Bare:
 
 
 def is_animated_gif(data: bytes) -> bool:
-    """Whether a GIF has a second frame; one that is damaged has none."""
+    """Whether a GIF has a second frame. A damaged GIF has none."""
     try:
         at = _after_table(data, 13, data[10])
         frames = 0
@@ -255,12 +258,12 @@ def is_animated_gif(data: bytes) -> bool:
 
 
 def _after_table(data: bytes, at: int, flags: int) -> int:
-    """Where a colour table that the flags promise ends."""
+    """Offset of the end of a colour table, if the flags say that there is one."""
     return at + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
 
 
 def _after_blocks(data: bytes, at: int) -> int:
-    """Where a chain of sub-blocks ends."""
+    """Offset of the end of a chain of sub-blocks."""
     for _ in range(MAX_PARTS):
         size = data[at]
         at += 1 + size
@@ -281,7 +284,7 @@ PIXEL_TAGS = frozenset(
         *(529, 530, 531, 532),
     }
 )
-"""What says where pixels lie and how they are to be read."""
+"""Tags that say where the pixels lie and how to read them."""
 COMPRESSIONS = {
     2: "CCITT",
     3: "CCITT",
@@ -297,18 +300,18 @@ COMPRESSIONS = {
 }
 JPEG_COMPRESSION = 7
 READ_COMPRESSIONS = frozenset({1, 5, JPEG_COMPRESSION, 8, 32773, 32946})
-"""None, LZW, JPEG, Deflate (both numbers) and PackBits."""
+"""Supported compressions: none, LZW, JPEG, Deflate (both numbers) and PackBits."""
 UNITS = {1: "B", 2: "s", 3: "H", 4: "I", 5: "II", 6: "b", 7: "s", 8: "h", 9: "i", 10: "ii"}
 UNITS |= {11: "f", 12: "d", 13: "I"}
 MAX_TILE_PIXELS = 1 << 22
 
 
 def bare_tiff(data: bytes) -> Bare:
-    """The first page under a directory of its own, which has only what its pixels need.
+    """Keeps the first page, under a new directory that has only the tags of its pixels.
 
     Raises:
-        SkipPhoto: a raw photo, or a compression that is not read.
-        ValueError, KeyError, struct.error: it is cut short or damaged.
+        SkipPhoto: If it is a camera raw photo, or its compression is not supported.
+        ValueError, KeyError, struct.error: If it is cut short or damaged.
     """
     order = "<" if data[:2] == b"II" else ">"
     (start,) = struct.unpack_from(order + "I", data, 4)
@@ -365,15 +368,16 @@ def bare_tiff(data: bytes) -> Bare:
 # --- AVIF (AV1 Image File Format) and BMP ----------------------------------------------------
 
 HIDDEN = ((b"Exif", b"skip"), (b"application/rdf+xml", b"application/rdf_xml"))
-"""The types of metadata items, and what no decoder looks for. AVIF's own boxes say how to turn."""
+"""Types of metadata items, and types that no decoder looks for. The orientation of an AVIF is in
+its own boxes."""
 
 
 def bare_avif(data: bytes) -> Bare:
-    """The same file, its metadata items under types that are passed over.
+    """Hides the metadata items from decoders, by changing their types.
 
     Raises:
-        ValueError, KeyError, IndexError, struct.error: it is cut short or damaged, or of another
-            size than its boxes claim.
+        ValueError, KeyError, IndexError, struct.error: If it is cut short or damaged, or has
+            another size than its boxes claim.
     """
     at = 0
     for _ in range(MAX_PARTS):
@@ -393,15 +397,15 @@ def bare_avif(data: bytes) -> Bare:
 RLE8, RLE4 = 1, 2
 MAX_RLE_BYTES = 1_000_000
 MAX_RLE_PIXELS = 2_000_000
-"""Pillow unpacks run lengths in Python: about a second for these."""
+"""Pillow unpacks run-length compression in Python. These limits take it about one second."""
 
 
 def bare_bmp(data: bytes) -> Bare:
-    """The file as it is: it has no metadata.
+    """Returns the file as it is, because a BMP has no metadata.
 
     Raises:
-        SkipPhoto: run lengths that take too long.
-        struct.error: it is cut short.
+        SkipPhoto: If its run-length compression takes too long to unpack.
+        struct.error: If it is cut short.
     """
     (header,) = struct.unpack_from("<I", data, 14)
     if header >= 40:
@@ -423,4 +427,4 @@ BARE: dict[str, Callable[[bytes], Bare]] = {
     "AVIF": bare_avif,
     "BMP": bare_bmp,
 }
-"""By the kind's name."""
+"""Functions by the name of the picture's kind."""

@@ -1,10 +1,10 @@
-"""An untrusted file to upright 8-bit RGB, at the size that is needed.
+"""Decodes an untrusted file to upright 8-bit RGB, at the size that is needed.
 
-1. its kind (`persona.pictures`), by its first bytes: no other decoder than that kind's sees it
-2. its bare pixels (`jpeg`, `bare`): metadata cost none, and what would take too long is refused
-3. decoded: a JPEG by simplejpeg, which gives the pixels that Pillow gives in less time; Pillow
-   decodes everything else, and what simplejpeg complains about
-4. turned upright, and brought to 8-bit RGB
+1. kind (`persona.pictures`): the first bytes decide it. No other decoder sees the file
+2. bare pixels (`jpeg`, `bare`): metadata is removed, and files that take too long are refused
+3. decode: simplejpeg decodes a JPEG, to Pillow's pixels in less time. Pillow decodes everything
+   else, and the JPEGs that simplejpeg reports as faulty
+4. turn upright, and convert to 8-bit RGB
 
 A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size at a fraction of the cost: its blocks are then
 transformed to 4x4, 2x2 or 1x1 pixels.
@@ -40,12 +40,13 @@ from persona.errors import SkipPhoto
 from persona.pictures import HEAD_BYTES, kind_of, not_read
 
 MAX_PIXELS = 100_000_000
-"""A 100-megapixel photo is 300 MB decoded: more is refused as a decompression bomb."""
+"""Largest photo in pixels. 100 megapixels take 300 MB decoded; a larger photo is refused as a
+decompression bomb."""
 MOST_PIXELS = 250_000_000
-"""Of a photo that is to be decoded smaller."""
+"""Largest photo in pixels if it is decoded at a smaller size."""
 SHRINKS = (8, 4, 2)
 OVERSAMPLING = 2
-"""A photo is decoded smaller only where the part that is wanted stays this many times the crop."""
+"""A photo is decoded smaller only if the needed part still has this many times the crop's side."""
 
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -56,35 +57,35 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation to what undoes it."""
+"""Maps an EXIF orientation to the operation that undoes it."""
 REVERSED = {2: (1, 0), 3: (1, 1), 4: (0, 1), 6: (1, 0), 7: (1, 1), 8: (0, 1)}
-"""EXIF orientation to whether upright x and y run against a stored axis."""
+"""Maps an EXIF orientation to whether upright x and y run against a stored axis."""
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
-Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # Pillow's own net is twice as wide
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # Pillow itself raises an error at twice this limit
 
 DEPTHS = (8, 10, 12, 14, 16)
-"""Bits that sensors and scanners give: samples are scaled by the fewest that hold them all."""
+"""Bit depths of sensors and scanners. Samples are scaled by the smallest that holds them all."""
 OTHER_BYTES = {"B": "L", "L": "B", "N": "B"}
-"""The byte order of 16-bit samples to the one under which their lower bytes are read."""
+"""Maps the byte order of 16-bit samples to the order under which Pillow reads the lower bytes."""
 
 Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """An upright photo, perhaps decoded smaller than it is."""
+    """An upright photo, perhaps decoded at a smaller size."""
 
     image: Image.Image
     shrink: int = 1
     shift: tuple[float, float] = (0.0, 0.0)
-    """Where the photo's corner is in `image`, px: a last block that is not full comes first when
-    the photo is turned."""
+    """Position of the photo's corner in `image` in px. It is not 0 if the photo was turned and its
+    last block is not full: that block then comes first."""
     mended: str | None = None
-    """What was wrong with the file, though its pixels are all there."""
+    """The fault of a file whose pixels are nevertheless all there."""
 
     def resize(self, box: Box, side_px: int) -> Image.Image:
-        """The part `box`, given in px of the whole photo, as a square."""
+        """Resizes the part `box`, in px of the whole photo, to a square of `side_px`."""
         side = (side_px, side_px)
         if self.shrink == 1:
             whole = tuple(map(int, box))
@@ -96,7 +97,7 @@ class Decoded:
 
 
 class EncodedPhoto:
-    """A photo whose header has been read and whose pixels have not."""
+    """A photo whose header has been read and whose pixels have not been decoded."""
 
     def __init__(
         self, data: bytes, max_pixels: int = MAX_PIXELS, max_whole: int = MAX_PIXELS
@@ -104,12 +105,12 @@ class EncodedPhoto:
         """Reads the header.
 
         Args:
-            data: the file.
-            max_pixels: that it may have.
-            max_whole: that it may have if it can only be decoded whole.
+            data: The file.
+            max_pixels: Largest number of pixels.
+            max_whole: Largest number of pixels if the photo cannot be decoded at a smaller size.
 
         Raises:
-            SkipPhoto: empty, too large, no image, or one that would take too long.
+            SkipPhoto: If the file is empty, too large, no image, or would take too long.
         """
         if not data:
             raise SkipPhoto("unreadable: empty file")
@@ -119,7 +120,7 @@ class EncodedPhoto:
         self.data = data
         self.kind = kind.name
         self._header: JpegHeader | None = None
-        """Of a JPEG; else there is a `_bare`."""
+        """Header of a JPEG. Other kinds have a `_bare` instead."""
         with self._skipping():
             if self.kind == "JPEG":
                 self._header = read_header(data)
@@ -131,16 +132,16 @@ class EncodedPhoto:
                 self._check_size(size, max_pixels, max_whole)
                 self._check_work(min(max_pixels, max_whole))
                 self.orientation = self._bare.orientation
-                if self.kind == "AVIF":  # its own boxes say so, Pillow reads them
+                if self.kind == "AVIF":  # the orientation is in AVIF's boxes, which Pillow reads
                     self.orientation = self._open().getexif().get(ORIENTATION, 1)
         self._stored = size
-        """Width and height as stored, px."""
+        """Width and height as stored, in px."""
         self.size: tuple[int, int] = size[::-1] if self.orientation in {5, 6, 7, 8} else size
-        """Width and height of the upright photo, px."""
+        """Width and height of the upright photo, in px."""
 
     @property
     def shrinks(self) -> bool:
-        """Whether it can be decoded smaller: grey and colour JPEGs, but not CMYK."""
+        """Whether it can be decoded at a smaller size: grey and colour JPEGs can, CMYK cannot."""
         return self._header is not None and self._header.components in {1, 3}
 
     def _check_size(self, size: tuple[int, int], max_pixels: int, max_whole: int) -> None:
@@ -153,9 +154,10 @@ class EncodedPhoto:
             )
 
     def _check_work(self, limit: int) -> None:
-        """Raises SkipPhoto if the picture is made of far more pixels than it may have.
+        """Raises SkipPhoto if decoding makes far more pixels than the photo may have.
 
-        Twice as many are: a picture may have transparency, and tiles reach over its borders.
+        Twice the limit is allowed, because a picture may have transparency and tiles may reach over
+        its borders.
         """
         pixels = self._bare.decoded_pixels
         if pixels > 2 * limit:
@@ -165,10 +167,13 @@ class EncodedPhoto:
             )
 
     def decode(self, shrink: int = 1) -> Decoded:
-        """Upright 8-bit RGB; `shrink` is a wish that only a JPEG can grant.
+        """Decodes to upright 8-bit RGB.
+
+        Args:
+            shrink: Factor by which a JPEG is decoded smaller. Other kinds ignore it.
 
         Raises:
-            SkipPhoto: truncated or broken.
+            SkipPhoto: If the photo is truncated or broken.
         """
         with self._skipping():
             if self._header is None:
@@ -189,9 +194,10 @@ class EncodedPhoto:
         return Decoded(image, shrink, (x, y), mended)
 
     def _decode_jpeg(self, header: JpegHeader, shrink: int) -> tuple[Pixels | None, str | None]:
-        """(H, W, 3) uint8 as it is stored, and what was mended.
+        """(H, W, 3) uint8 as stored, and the fault that was mended.
 
-        No pixels: Pillow has to decode it, or to judge what simplejpeg sees as a fault.
+        The pixels are None if Pillow has to decode the JPEG, or has to judge a fault that
+        simplejpeg reports.
         """
         if self.shrinks:
             with contextlib.suppress(ValueError):
@@ -199,7 +205,7 @@ class EncodedPhoto:
         if not lacks_end(self.data, header):
             self._bare = Bare(pixels_alone(self.data, header))
             return None, None
-        # With an end mark, simplejpeg complains of all that is lacking before it.
+        # With an end mark, simplejpeg reports everything that is missing before it.
         self._bare = Bare(ended(pixels_alone(self.data, header)), mended=f"JPEG {NO_END}")
         try:
             pixels = _simplejpeg(self._bare.data, header, shrink if self.shrinks else 8)
@@ -213,7 +219,7 @@ class EncodedPhoto:
         return Image.open(io.BytesIO(self._bare.data), formats=(self.kind,))
 
     def _decode_whole(self) -> Image.Image:
-        """What Pillow makes of it, as 8-bit RGB."""
+        """Decodes with Pillow and converts to 8-bit RGB."""
         photo = self._open()
         if photo.size != self._stored:
             raise ValueError("of another size than its header says")
@@ -222,19 +228,19 @@ class EncodedPhoto:
         photo.load()
         if ";16" in rawmode and photo.mode in {"RGB", "RGBA"}:
             upper = np.asarray(photo)
-            # Whoever uses the highest two bits uses all 16, and Pillow gave the upper eight.
+            # Pillow gave the upper bytes. They suffice if the samples use the highest two bits.
             if upper[..., :3].max() < 1 << 6:
                 return _to_rgb(Image.fromarray(self._scaled_16_bits(upper, rawmode)))
         return _to_rgb(photo)
 
     def _scaled_16_bits(self, upper: Pixels, rawmode: str) -> Pixels:
-        """Colours of 16 bits whose upper bytes these are, scaled by the bits that they use.
+        """Scales 16-bit colours by the bits that they use; `upper` has their upper bytes.
 
-        Pillow has no such colours, but it gives the lower bytes where it is told that the bytes
-        stand in the other order.
+        Pillow has no mode for such colours. It gives the lower bytes if it is told that the bytes
+        are in the other order.
         """
         photo = self._open()
-        grey = rawmode.startswith("LA")  # which it knows in one order alone: as four bytes then
+        grey = rawmode.startswith("LA")  # Pillow has it in one order, so it is read as four bytes
         other = "RGBA" if grey else rawmode[:-1] + OTHER_BYTES[rawmode[-1]]
         photo.tile = [
             tile._replace(args=(other, *tile.args[1:]) if isinstance(tile.args, tuple) else other)
@@ -251,22 +257,22 @@ class EncodedPhoto:
 
     @contextlib.contextmanager
     def _skipping(self) -> Iterator[None]:
-        """Turns whatever a broken file makes decoders raise into SkipPhoto."""
+        """Turns whatever decoders raise for a broken file into SkipPhoto."""
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # oddities; a bomb is refused by its size
+                warnings.simplefilter("ignore")  # oddities; the size check refuses bombs
                 yield
-        except (SkipPhoto, MemoryError):  # the same photo is sound where there is memory
+        except (SkipPhoto, MemoryError):  # with more memory the same photo may be sound
             raise
         except Image.DecompressionBombError:
             raise SkipPhoto("unreadable: its pixels are over the limit") from None
-        except Exception as error:  # Pillow raises whatever a broken file makes it raise
+        except Exception as error:  # a broken file can make Pillow raise anything
             if "out of memory" in str(error):
                 raise MemoryError from None
             raise SkipPhoto(f"unreadable: {self._fault(error)}") from None
 
     def _fault(self, error: Exception) -> str:
-        """What is wrong with a file that does not decode; nothing of what is in it."""
+        """What is wrong with a file that does not decode. The text holds nothing from the file."""
         if self.kind == "AVIF" and not features.check("avif"):
             return "AVIF, which this Pillow cannot read: pip install --upgrade pillow"
         data = self.data
@@ -283,7 +289,7 @@ class EncodedPhoto:
 
 
 def _simplejpeg(data: bytes, header: JpegHeader, shrink: int) -> Pixels:
-    """(H, W, 3) uint8, or (H, W, 4) of CMYK; ValueError where it sees any fault."""
+    """Decodes to (H, W, 3) uint8 RGB, or (H, W, 4) CMYK. Raises ValueError for any fault."""
     width, height = header.size
     if simplejpeg.decode_jpeg_header(data)[:2] != (height, width):
         raise ValueError("of another size than its header says")
@@ -298,7 +304,7 @@ def _simplejpeg(data: bytes, header: JpegHeader, shrink: int) -> Pixels:
 
 
 def is_crop(data: bytes, side_px: int) -> bool:
-    """Whether it is an upright 8-bit colour JPEG of that size, whole and without a fault."""
+    """Whether it is an upright 8-bit colour JPEG of that size, complete and without a fault."""
     if not data.startswith(b"\xff\xd8"):
         return False
     try:
@@ -307,8 +313,8 @@ def is_crop(data: bytes, side_px: int) -> bool:
             return False
         if header.orientation in UPRIGHT:
             return False
-        check_crop(data)  # as whoever trains on it does
-        # Reads every bit of it; the pixels are not wanted, so one of 64 will do.
+        check_crop(data)  # as training does
+        # This reads the whole file. One of 64 pixels is enough, because they are not used.
         simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8)
     except (ValueError, IndexError, SkipPhoto):
         return False
@@ -316,22 +322,22 @@ def is_crop(data: bytes, side_px: int) -> bool:
 
 
 def decode_photo(data: bytes) -> Image.Image:
-    """An untrusted photo as upright 8-bit RGB, at its own size.
+    """Decodes an untrusted photo to upright 8-bit RGB, at its own size.
 
     Raises:
-        SkipPhoto: empty, truncated, too large or no image.
+        SkipPhoto: If it is empty, truncated, too large or no image.
     """
     return EncodedPhoto(data).decode().image
 
 
 def shrink_for(width: float, height: float, side_px: int) -> int:
-    """How many times smaller a part of that size may be decoded for a crop of `side_px`."""
+    """The factor by which a part of that size can be decoded smaller for a crop of `side_px`."""
     room = min(width, height) / (OVERSAMPLING * side_px)
     return next((shrink for shrink in SHRINKS if shrink <= room), 1)
 
 
 def _scale(samples: npt.NDArray[np.uint16]) -> Pixels:
-    """8 bits of samples of 16, scaled by the bits that they use: not clipped, nor left dark."""
+    """Scales 16-bit samples to 8 bits by the bits that they use: not clipped, nor left dark."""
     most = int(samples.max(initial=0))
     bits = next(bits for bits in DEPTHS if most < 1 << bits)
     return (samples.astype(np.float32) * (255 / ((1 << bits) - 1))).round().astype(np.uint8)
@@ -341,7 +347,7 @@ def _to_rgb(photo: Image.Image) -> Image.Image:
     if photo.mode.startswith("I;16"):
         return Image.fromarray(_scale(np.asarray(photo, np.uint16))).convert("RGB")
     if photo.mode in {"I", "F"}:
-        # Whole numbers are as 16 bits are; of floats white is 1, 255 or the most there is.
+        # Integers are scaled like 16-bit samples. The white of floats is 1, 255 or the maximum.
         grey = np.nan_to_num(np.asarray(photo, np.float32)).clip(0)
         most = float(grey.max(initial=0))
         white = [1.0] if photo.mode == "F" else []
@@ -351,7 +357,7 @@ def _to_rgb(photo: Image.Image) -> Image.Image:
     if photo.mode in {"RGBA", "LA", "PA"} or "transparency" in photo.info:
         colours = photo.convert("RGBA")
         if photo.format == "BMP" and colours.getchannel("A").getextrema() == (0, 0):
-            return photo.convert("RGB")  # the fourth byte is there, but nobody has filled it
+            return photo.convert("RGB")  # the alpha channel exists, but was never written
         opaque = Image.new("RGBA", photo.size, "white")
         return Image.alpha_composite(opaque, colours).convert("RGB")
     return photo if photo.mode == "RGB" else photo.convert("RGB")
