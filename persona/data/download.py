@@ -1,7 +1,7 @@
-"""LFW from where it can be had.
+"""Downloads LFW from its mirrors.
 
-Everything is made in `.lfw/` below the raw folder, which is renamed to `LFW` when it is whole; a
-run that was killed goes on from the archive, or the part of it, that lies there.
+Everything is made in `.lfw/` below the raw folder, which is renamed to `LFW` when it is complete. A
+run that was killed continues with the archive, or the part of it, that lies there.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ MAX_UNPACKED_FILES = 50_000
 
 @dataclass(frozen=True)
 class Source:
-    """A file and its mirrors."""
+    """A file, its mirrors and its checksum."""
 
     file: str
     mirrors: tuple[str, ...]
     checksum: Checksum
 
 
-# Checksums: torchvision 0.26, datasets/lfw.py. Mirrors: the site, scikit-learn's (_lfw.py), the
-# copy of pairs.txt in davidsandberg/facenet.
+# Checksums: torchvision 0.26, datasets/lfw.py. Mirrors: LFW's site, scikit-learn's (_lfw.py), and
+# the copy of pairs.txt in davidsandberg/facenet.
 ARCHIVE = Source(
     "lfw.tgz",
     (
@@ -62,18 +62,21 @@ def download_lfw(
     pairs: Source = PAIRS,
     rounds: int = 5,
 ) -> tuple[Path, bool]:
-    """LFW's folder below `raw`, and whether anything had to be downloaded for it.
+    """Downloads LFW, unless it exists below `raw`.
 
     Args:
-        raw: the folder of raw datasets.
-        mirror: address of a folder with lfw.tgz and pairs.txt (or of lfw.tgz), asked alone for
-            the archive and first for the pairs.
-        archive: the photos.
-        pairs: the verification pairs.
-        rounds: how often all mirrors are asked in vain.
+        raw: Folder of the raw datasets.
+        mirror: URL of a folder with lfw.tgz and pairs.txt (or of lfw.tgz). It is the only source
+            of the archive and the first source of the pairs.
+        archive: The photos.
+        pairs: The verification pairs.
+        rounds: How often all mirrors are tried before giving up.
+
+    Returns:
+        LFW's folder, and whether anything was downloaded.
 
     Raises:
-        PersonaError: it cannot be downloaded, or what is there is no LFW.
+        PersonaError: If it cannot be downloaded, or the files are not LFW.
     """
     root = find_root(LFW, raw)
     if root is not None and any(root.iterdir()):
@@ -82,23 +85,23 @@ def download_lfw(
     work = raw / WORK
     with folder_lock(work, doing="downloading into"):
         if target.is_dir() and any(target.iterdir()):
-            return target, False  # another process has just ended
-        # What takes long first: pairs.txt is small.
+            return target, False  # another process has just finished
+        # The archive comes first because it takes long: pairs.txt is small.
         packed = _fetch(archive, _mirrors(archive, mirror, alone=True), work, target, rounds)
         _fetch(pairs, _mirrors(pairs, mirror), work, target, rounds)
         made = work / "unpacked"
         if made.exists():
-            shutil.rmtree(made)  # half of it, from a run that was killed
+            shutil.rmtree(made)  # left incomplete by a run that was killed
         unpack_tar(packed, made, max_bytes=MAX_UNPACKED_BYTES, max_files=MAX_UNPACKED_FILES)
         shutil.copyfile(work / pairs.file, made / pairs.file)
-        LFW(made).index()  # raises where there is no photo
+        LFW(made).index()  # raises PersonaError if there is no photo
         made.replace(target)
         shutil.rmtree(work)
     return target, True
 
 
 def _complete(root: Path, mirror: str | None, pairs: Source, rounds: int) -> bool:
-    """Checks an LFW that is there and gets its pairs.txt if that alone is missing."""
+    """Checks an existing LFW and downloads pairs.txt if only that is missing."""
     dataset = LFW(root)
     dataset.index()
     if dataset.pairs_path(dataset.photo_root()) is not None:
@@ -127,7 +130,7 @@ def _fetch(source: Source, mirrors: Sequence[str], work: Path, home: Path, round
 
 
 def refuse_download(name: str, raw: Path) -> PersonaError:
-    """Why a dataset cannot be downloaded, who can be asked and what is expected where."""
+    """The error for a dataset that cannot be downloaded, with how to obtain it."""
     dataset_class = DATASETS.get(name.lower())
     if dataset_class is None:
         return unknown("download", name, ["lfw", "teacher"])

@@ -1,11 +1,13 @@
-"""One shard on its way to disk, on any machine.
+"""Writes one shard so that a killed process can be continued, on any machine.
 
-1. take up: what a killed process of this host left of the shard goes on where its journal ends
+1. take up: a partial shard that a killed process of this host left is continued where its journal
+   ends
 2. append: a chunk goes to `000003.tar.<host>-<pid>.partial`, then a line to the journal beside it
-3. finish: a record of the shard, `.000003.json`, then the tar is renamed into place
+3. finish: a record of the shard, `.000003.json`, is written, then the tar is renamed into place
 
-A shard is there if its tar is, as its record says. Names hold host and process, and equal tasks
-make equal bytes: two machines that write one shard leave one whole shard, whoever is last.
+A shard exists if its tar exists with the size in its record. Names hold host and process, and equal
+tasks make equal bytes. Two machines that write the same shard therefore leave one whole shard,
+whichever is last.
 """
 
 from __future__ import annotations
@@ -27,39 +29,39 @@ from persona.errors import PersonaError
 from persona.files import placed, process_name, read_json, write_atomically
 
 PLAN = ".packing.json"
-"""What a folder is packed by; every record holds it too."""
+"""File with the plan by which a folder is packed. Every record holds the plan, too."""
 
 Plan = dict[str, Any]
-"""Plain JSON values: two shards of equal plans belong to one set."""
+"""Plain JSON values. Shards with equal plans belong to one set."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """What a worker made of its samples."""
+    """The result of a worker for some samples."""
 
     data: bytes
     samples: int
     identities: tuple[int, ...]
     skipped: tuple[Skipped, ...]
     no_face: tuple[int, ...] = ()
-    """Keys of its centre crops."""
+    """Keys of the photos without a face, kept as centre crops."""
     mended: tuple[Mended, ...] = ()
 
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a shard that is there."""
+    """The record of a finished shard."""
 
     shard: Shard
     identities: tuple[int, ...]
-    """Labels in it, sorted."""
+    """Labels in the shard, sorted."""
     skipped: tuple[Skipped, ...]
     mended: tuple[Mended, ...]
     plan: Plan
 
 
 def shard_name(number: int) -> str:
-    """The file of shard `number`."""
+    """File name of shard `number`."""
     return f"{number:06d}.tar"
 
 
@@ -68,7 +70,7 @@ def _record_path(folder: Path, number: int) -> Path:
 
 
 def read_record(folder: Path, number: int) -> Record | None:
-    """The record of a shard; None where it, or the tar as it says, is not there."""
+    """The record of a shard. None if the record, or a tar of the size in it, does not exist."""
     try:
         value = json.loads(_record_path(folder, number).read_bytes())
         record = Record(
@@ -85,7 +87,7 @@ def read_record(folder: Path, number: int) -> Record | None:
 
 
 def clear_journals(folder: Path, num_shards: int) -> None:
-    """Removes what only an unfinished set needs."""
+    """Removes the files that only an unfinished set needs."""
     for number in range(num_shards):
         _record_path(folder, number).unlink(missing_ok=True)
     for pattern in ("[0-9]*.tar.*.partial", ".[0-9]*.tar.*.jsonl"):
@@ -94,14 +96,14 @@ def clear_journals(folder: Path, num_shards: int) -> None:
 
 
 class ShardWriter:
-    """Writes one shard; made again after a kill, it has what the journal tells of."""
+    """Writes one shard. It continues from the journal of a killed process, if there is one."""
 
     def __init__(self, folder: Path, number: int, plan: Plan) -> None:
         self.folder = folder
         self.number = number
         self.plan = plan
         self.items = 0
-        """Of the task, packed or skipped so far."""
+        """Number of the task's items that were packed or skipped so far."""
         self.samples = 0
         self.identities: set[int] = set()
         self.skipped: list[Skipped] = []
@@ -121,19 +123,19 @@ class ShardWriter:
         self.close()
 
     def close(self) -> None:
-        """Lets go of the files; an unfinished shard can be taken up from now on."""
+        """Closes the files. Another writer can now continue an unfinished shard."""
         for file in (self._tar, self._journal):
-            with contextlib.suppress(OSError):  # what no journal tells of may be lost
+            with contextlib.suppress(OSError):  # data that is not in the journal may be lost
                 file.close()
 
     def _take_up(self) -> IO[bytes] | None:
-        """A partial shard of this host that no living process holds, under this one's name.
+        """Takes over a partial shard of this host that no living process holds, and renames it.
 
-        Another host's are left alone: whether their process lives cannot be told from here.
+        Shards of other hosts are left alone, because their processes may be alive.
         """
         pattern = f"{shard_name(self.number)}.{glob.escape(socket.gethostname())}-*.partial"
         for found in sorted(self.folder.glob(pattern)):
-            with contextlib.suppress(FileNotFoundError):  # another took it up first
+            with contextlib.suppress(FileNotFoundError):  # another process took it first
                 file = found.open("r+b")
                 if _lock(file):
                     with contextlib.suppress(FileNotFoundError):
@@ -145,7 +147,7 @@ class ShardWriter:
         return None
 
     def _replay(self, file: IO[bytes]) -> None:
-        """Cuts file and journal back to the last line that both bear out."""
+        """Cuts the file and its journal back to the last line on which they agree."""
         held = os.fstat(file.fileno()).st_size
         path = _journal_of(self._path)
         kept = 0
@@ -161,7 +163,7 @@ class ShardWriter:
                 self._count(chunk, entry["items"])
                 self._size = entry["size"]
             except (ValueError, KeyError, TypeError):
-                break  # half a line, or none of ours
+                break  # half a line, or a line of another program
             kept += len(line)
         os.truncate(path, kept)
         file.truncate(self._size)
@@ -178,7 +180,7 @@ class ShardWriter:
         self.mended.extend(chunk.mended)
 
     def append(self, chunk: Chunk, items: int) -> None:
-        """Appends what came of the next `items` of the task, then says so in the journal."""
+        """Appends the result of the next `items` of the task, then adds a line to the journal."""
         with placed(self.folder):
             self._tar.write(chunk.data)
             self._tar.flush()
@@ -199,7 +201,7 @@ class ShardWriter:
             self._journal.flush()
 
     def finish(self) -> Record:
-        """Ends the tar and puts it in place."""
+        """Ends the tar and renames it into place."""
         end = tar_end(self._size)
         with placed(self.folder):
             self._tar.write(end)
@@ -220,7 +222,7 @@ class ShardWriter:
         try:
             self._path.replace(self.folder / name)
         except FileNotFoundError:
-            # Another machine had packed this shard as well, and the set was merged meanwhile.
+            # Another machine has packed this shard too, and the set was merged meanwhile.
             if not (self.folder / name).is_file():
                 raise
         self.close()
@@ -229,26 +231,26 @@ class ShardWriter:
 
 
 def iter_records(folder: Path, num_shards: int) -> Iterator[tuple[int, Record | None]]:
-    """Every shard's record in order; None where the shard is not there."""
+    """Yields every shard's number and record in order. The record is None for a missing shard."""
     for number in range(num_shards):
         yield number, read_record(folder, number)
 
 
 def count_items(folder: Path, number: int) -> int:
-    """How many items of a shard a journal tells of, whichever process of any host writes it."""
+    """Number of a shard's items in its longest journal, whichever process of any host writes it."""
     counts = [0]
     for path in folder.glob(f".{shard_name(number)}.*.jsonl"):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # read in the middle
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it may be in writing
             lines = path.read_bytes().splitlines(keepends=True)
             counts.append(sum(json.loads(line)["items"] for line in lines if line.endswith(b"\n")))
     return max(counts)
 
 
 def read_plan(folder: Path) -> Plan:
-    """The plan of a folder.
+    """Reads the plan of a folder.
 
     Raises:
-        PersonaError: there is none, or it is damaged.
+        PersonaError: If there is none, or it is damaged.
     """
     plan = read_json(folder / PLAN, what="packing plan")
     if not isinstance(plan, dict):
@@ -261,7 +263,7 @@ def _journal_of(partial: Path) -> Path:
 
 
 def _lock(file: IO[bytes]) -> bool:
-    """Marks a file as held by this process; False: another does, or locks are not to be had."""
+    """Locks a file for this process. False if another process has the lock, or locking fails."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -1,15 +1,16 @@
-"""Where a set lies: a folder of this machine, or a URL whose files are brought here when wanted.
+"""Access to the files of a set, in a local folder or behind a URL.
 
     https://host/vggface2-train     s3://bucket/vggface2-train     gs://bucket/vggface2-train
 
-A file comes whole, under a lock that workers and ranks share, from the byte at which the last try
-was cut, and has its name only once it matches its checksum. With a cache folder it stays there;
-without one it lies in a temporary folder and goes when the stream is past it. Credentials are those
-of ~/.netrc, of AWS and of Google; a URL that holds some is refused, because URLs are printed.
+A remote file is downloaded whole on demand, under a lock that workers and ranks share. An
+interrupted download continues at the byte where it stopped. The file gets its name only once it
+matches its checksum. With a cache folder it is kept there. Without one it lies in a temporary
+folder and is deleted when the stream has read it. Credentials come from ~/.netrc, or from where the
+tools of AWS and Google keep them. A URL with credentials is refused, because URLs are printed.
 
-A file of a set on this machine is read against its checksum before its first use, once a run: a
-flipped bit seldom breaks a JPEG, it changes its pixels. Whoever comes first reads it, other workers
-wait, and a mark in a temporary folder tells them all, by size, time and inode.
+A local file is compared with its checksum before its first use in a run, because a flipped bit
+seldom breaks a JPEG: it changes pixels. The first process to come reads the file and other workers
+wait. A mark in a temporary folder, named by size, time and inode, tells all of them the result.
 """
 
 from __future__ import annotations
@@ -44,36 +45,36 @@ from persona.files import LARGEST_LIST, sha256_file, write_atomically
 log = logging.getLogger(__name__)
 
 OBJECT_STORES = {"s3": "s3", "gs": "gcs"}
-"""Scheme and the extra of this package that reads it."""
+"""URL scheme to the extra of this package that can read it."""
 OBJECT_OPTIONS: dict[str, dict[str, Any]] = {
-    "s3": {"config_kwargs": {"retries": {"max_attempts": 0}}}  # tried again here
+    "s3": {"config_kwargs": {"retries": {"max_attempts": 0}}}  # retries are done in this file
 }
 TRIES_OF_STORES = {"gs": 6}
-"""Of readers that try again by themselves, for half a minute, and cannot be told not to."""
+"""Tries of readers that retry by themselves, for half a minute, and cannot be told not to."""
 SCHEMES = ("http", "https", *OBJECT_STORES)
 TIMEOUT_S = 30.0
 RETRIES = 5
-"""Tries in a row that bring nothing."""
+"""Number of consecutive tries that may bring no data."""
 BACKOFF_S = 0.5
-"""Wait before the second try; doubled for each one after it."""
+"""Wait in seconds before the second try. It doubles with each further try."""
 TEMPORARY = "persona-set-"
-"""What the names of temporary folders begin with."""
+"""Prefix of the names of temporary folders."""
 OBJECT_CHUNK = 8 << 20
-"""Bytes a request to an object store."""
+"""Bytes per request to an object store."""
 LARGEST_CARD = LARGEST_LIST
-"""Bytes of a file whose size no manifest says."""
+"""Largest size in bytes of a file whose size no manifest states."""
 FINAL = {401: "refused", 403: "refused", 404: "not there", 410: "not there"}
-"""HTTP answers that no second try changes."""
+"""HTTP status codes that no retry changes."""
 
 
 @dataclass(frozen=True)
 class RemoteFolder:
-    """A set behind a URL, and where its files are put on this machine."""
+    """A set behind a URL, and the local folder of its files."""
 
     url: str
     local: Path
     keep: bool
-    """Whether files stay in `local`."""
+    """Whether files stay in `local` after they were read."""
 
     def __str__(self) -> str:
         return self.url
@@ -81,56 +82,56 @@ class RemoteFolder:
 
 @dataclass(frozen=True)
 class CheckedFolder:
-    """A set on this machine whose files are read against their checksums before their first use."""
+    """A local set whose files are compared with their checksums before their first use."""
 
     path: Path
     marks: Path
-    """Folder in which this run notes what it has checked, for all its processes here."""
+    """Folder of the marks of checked files, for all processes of this run on this machine."""
 
     def __str__(self) -> str:
         return str(self.path)
 
 
 SetFolder = Path | CheckedFolder | RemoteFolder
-"""Of a plain path nothing is checked."""
+"""Files below a plain path are not checked."""
 
 
 class NotThereError(PersonaError):
-    """The storage says that there is no such file."""
+    """The storage answers that there is no such file."""
 
 
 class UnreachableError(PersonaError):
-    """The storage does not answer, or not with what is asked for, however often it is tried."""
+    """The storage gives no useful answer after all retries."""
 
 
 class _Final(Exception):  # noqa: N818 - an answer, of which the caller makes an error
-    """The storage answered, and no second try changes it."""
+    """An answer of the storage that no retry changes."""
 
 
 class _GivenUp(_Final):
-    """Its reader tried often enough."""
+    """The reader of the storage has retried often enough by itself."""
 
 
 def is_url(name: str) -> bool:
-    """Whether a set's name is a place elsewhere."""
+    """Whether a set's name is a URL."""
     return "://" in name
 
 
 def is_remote(folder: SetFolder) -> bool:
-    """Whether a set's files must be brought here."""
+    """Whether a set's files must be downloaded."""
     return isinstance(folder, RemoteFolder)
 
 
 def keeps(folder: SetFolder) -> bool:
-    """Whether a set that is elsewhere has a cache, from which it may go on."""
+    """Whether a remote set has a cache, from which it can be read while it is unreachable."""
     return isinstance(folder, RemoteFolder) and folder.keep
 
 
 def open_remote(url: str, cache: Path | None) -> RemoteFolder:
-    """A set by its URL; nothing is read yet.
+    """Opens a set by its URL, without reading anything yet.
 
     Raises:
-        PersonaError: of an unknown scheme, or with credentials in it.
+        PersonaError: If the scheme is unknown or the URL holds credentials.
     """
     try:
         parts = urlsplit(url.rstrip("/"))
@@ -154,25 +155,25 @@ def open_remote(url: str, cache: Path | None) -> RemoteFolder:
 
 
 def checked(folder: Path) -> CheckedFolder:
-    """The set in `folder`, whose files are checked."""
+    """The set in `folder`, with its files checked before their first use."""
     return CheckedFolder(folder, _marks())
 
 
 @functools.cache
 def _marks() -> Path:
-    """This run's marks; processes that it forks, or gives a folder, have the same ones."""
+    """The folder of this run's marks. Forked processes, and those given a folder, share it."""
     return _temporary_folder()
 
 
 def _temporary_folder() -> Path:
-    """A folder that goes with this process, though not with the workers that it forks.
+    """Creates a temporary folder that is deleted when this process ends, not when its workers do.
 
-    If the process is killed, the next one that makes such a folder removes it.
+    If the process is killed, the next one that creates such a folder deletes it.
     """
     _remove_abandoned(Path(tempfile.gettempdir()))
     owner = os.getpid()
     while _hold(folder := Path(tempfile.mkdtemp(prefix=TEMPORARY))) is None:
-        pass  # another process took it for abandoned before it was held
+        pass  # another process deleted it as abandoned before it was locked
 
     def remove() -> None:
         if os.getpid() == owner:
@@ -183,10 +184,10 @@ def _temporary_folder() -> Path:
 
 
 def _hold(folder: Path) -> int | None:
-    """A handle that locks a folder until this process and what it forks end.
+    """Locks a folder until this process and all that it forks end.
 
     Returns:
-        None: the folder is gone, or another process holds it.
+        The handle, or None if the folder is gone or another process holds it.
     """
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -201,7 +202,7 @@ def _hold(folder: Path) -> int | None:
 
 
 def _remove_abandoned(place: Path) -> None:
-    """Removes the temporary folders below `place` of this user's processes that are no more."""
+    """Deletes temporary folders below `place` that this user's ended processes left behind."""
     for folder in place.glob(f"{TEMPORARY}*"):
         with contextlib.suppress(OSError):
             if folder.lstat().st_uid == os.geteuid() and (handle := _hold(folder)) is not None:
@@ -210,10 +211,10 @@ def _remove_abandoned(place: Path) -> None:
 
 
 def on_disk(folder: SetFolder, doing: str) -> Path:
-    """The folder itself, for what writes beside a set or checks it.
+    """The local folder of a set, for functions that write beside a set or check it.
 
     Raises:
-        PersonaError: the set is elsewhere.
+        PersonaError: If the set is remote.
     """
     if isinstance(folder, RemoteFolder):
         raise PersonaError(f"{doing} wants the set on this machine: copy {folder} below shards/")
@@ -221,14 +222,14 @@ def on_disk(folder: SetFolder, doing: str) -> Path:
 
 
 def card_file(folder: SetFolder, name: str) -> Path:
-    """A small file of a set, fetched anew each time where it is elsewhere.
+    """The local path of a small file of a set. A remote file is downloaded anew each time.
 
-    Where nobody answers there, a cache has it as it was when it was fetched last.
+    If the storage is unreachable, the copy in the cache is used.
 
     Raises:
-        NotThereError: there is no such file elsewhere.
-        UnreachableError: nobody answers, and no cache has it.
-        PersonaError: it cannot be read from there.
+        NotThereError: If the remote set has no such file.
+        UnreachableError: If the storage is unreachable and the cache has no copy.
+        PersonaError: If the file cannot be read.
     """
     if not isinstance(folder, RemoteFolder):
         return on_disk(folder, "reading") / name
@@ -249,16 +250,16 @@ def card_file(folder: SetFolder, name: str) -> Path:
 
 
 def local_file(folder: SetFolder, name: str, sha256: str, size: int | None = None) -> Path:
-    """A file of a set, brought here first where it is elsewhere.
+    """The local path of a file of a set. A remote file is downloaded first.
 
     Args:
-        folder: of the set.
-        name: of the file in it.
-        sha256: what it must be; only of a plain path it is taken as it is.
-        size: its bytes, where they are known.
+        folder: The set's folder.
+        name: The file's name in it.
+        sha256: The file's checksum. It is not compared if `folder` is a plain path.
+        size: The file's size in bytes, if known.
 
     Raises:
-        PersonaError: it cannot be read, does not match, or there is no room for it.
+        PersonaError: If the file cannot be read, does not match, or there is no room for it.
     """
     if isinstance(folder, CheckedFolder):
         return _check(folder, name, sha256)
@@ -278,7 +279,7 @@ def local_file(folder: SetFolder, name: str, sha256: str, size: int | None = Non
             fcntl.flock(file, fcntl.LOCK_EX)
             if path.is_file():
                 return path
-            if not _is_still(file, partial):  # its last holder gave it up
+            if not _is_still(file, partial):  # its last holder deleted or renamed it
                 continue
             if size is not None and file.tell() > size:
                 _empty(file)
@@ -293,23 +294,23 @@ def local_file(folder: SetFolder, name: str, sha256: str, size: int | None = Non
                 raise PersonaError(
                     f"{folder}/{name} does not match its checksum: upload the set again"
                 )
-            began_anew = True  # an answer may have been another page, one to log in for example
+            began_anew = True  # the first answer may have been another page, such as a login
 
 
 def _check(folder: CheckedFolder, name: str, sha256: str) -> Path:
-    """A file of a set on this machine, which matches its checksum or is not there."""
+    """The path of a local file, after comparing its checksum. A missing file is not an error."""
     path = folder.path / name
     try:
         file = path.open("rb", buffering=0)
     except FileNotFoundError:
-        return path  # who reads it says what is to be done
+        return path  # the reader of the file reports that it is missing
     with file:
         now = os.fstat(file.fileno())
         told = f"{now.st_dev} {now.st_ino} {now.st_size} {now.st_mtime_ns} {sha256}"
         mark = folder.marks / hashlib.sha256(told.encode()).hexdigest()
         if mark.exists():
             return path
-        # Not every network's file system can lock.
+        # Some network file systems cannot lock.
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         if mark.exists():
@@ -319,13 +320,13 @@ def _check(folder: CheckedFolder, name: str, sha256: str) -> Path:
                 f"{path} does not match its checksum: restore it (`persona shards verify` names "
                 "all such files), or remove it and run again what made it"
             )
-        with contextlib.suppress(OSError):  # a disk that is full: checked again next time
+        with contextlib.suppress(OSError):  # if the disk is full, it is checked again next time
             mark.touch()
     return path
 
 
 def _append(file: RawIOBase, data: bytes) -> None:
-    """Writes all of it; what is on a disk that is full by then makes room again."""
+    """Writes all of `data`. If the disk is full, the file is emptied to make room again."""
     rest = memoryview(data)
     try:
         while rest:
@@ -341,13 +342,13 @@ def _empty(file: RawIOBase) -> None:
 
 
 def drop_file(folder: SetFolder, name: str, sha256: str) -> None:
-    """Lets go of a file that was brought here for a while."""
+    """Deletes the local copy of a remote file, unless it is kept in a cache."""
     if isinstance(folder, RemoteFolder) and not folder.keep:
         _place(folder, name, sha256).unlink(missing_ok=True)
 
 
 def _place(folder: RemoteFolder, name: str, sha256: str) -> Path:
-    """Named by what it holds: a set that was packed anew is never mixed with what it was."""
+    """Path of a file, named by its checksum: files of a set that was packed again never mix."""
     path = folder.local / name
     return path.with_name(f"{path.stem}-{sha256[:16]}{path.suffix}")
 
@@ -360,7 +361,7 @@ def _is_still(file: RawIOBase, path: Path) -> bool:
 
 @contextlib.contextmanager
 def _writing(folder: RemoteFolder) -> Iterator[None]:
-    """Says what is wrong with the place where files are put."""
+    """Turns an OSError while writing into a PersonaError that names the local folder."""
     try:
         yield
     except OSError as error:
@@ -373,7 +374,7 @@ def _writing(folder: RemoteFolder) -> Iterator[None]:
 
 
 def _download(folder: RemoteFolder, name: str, file: RawIOBase, size: int | None) -> None:
-    """Appends what `file` lacks yet, in as many tries as it takes while each brings something."""
+    """Appends the rest of a remote file. It retries as long as each try brings data."""
     url = f"{folder.url}/{quote(name)}"
     tries = 0
     while True:
@@ -396,7 +397,7 @@ def _download(folder: RemoteFolder, name: str, file: RawIOBase, size: int | None
             raise kind(f"cannot read {url}: {answer}; {_ADVICE}") from None
         except (OSError, http.client.HTTPException) as error:
             problem = _reason(error)
-        if size is None:  # no byte of it is known to be right
+        if size is None:  # without a size no byte of it is known to be right
             _empty(file)
         tries = 0 if file.tell() > before else tries + 1
         if tries > RETRIES:
@@ -409,7 +410,7 @@ _ADVICE = "check the URL, the right to read it, and the server"
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, in words that hold no header and no signed address."""
+    """Describes an error without headers or signed URLs."""
     if isinstance(error, urllib.error.HTTPError):
         error.close()
         return f"the server answers {error.code}"
@@ -422,7 +423,7 @@ def _reason(error: Exception) -> str:
 
 
 def _chunks(url: str, start: int, size: int | None) -> Iterator[bytes]:
-    """A file's bytes from `start` on; what can be tried again is an OSError or HTTPException."""
+    """Yields a file's bytes from `start` on. OSError and HTTPException mean: try again."""
     scheme = urlsplit(url).scheme
     return _objects(url, start, size) if scheme in OBJECT_STORES else _http(url, start)
 
@@ -439,7 +440,7 @@ def _http(url: str, start: int) -> Iterator[bytes]:
             raise _Final(FINAL.get(error.code, shorter)) from None
         raise
     with response:
-        # A server that knows no ranges begins anew.
+        # A server without range requests starts at byte 0.
         passed = start if response.status != http.HTTPStatus.PARTIAL_CONTENT else 0
         came = 0
         for data in read_blocks(response, whole=True):
@@ -450,7 +451,7 @@ def _http(url: str, start: int) -> Iterator[bytes]:
 
 
 def _credentials(host: str) -> str | None:
-    """What ~/.netrc has for a host, as HTTP takes it."""
+    """The HTTP authorization header of a host's entry in ~/.netrc."""
     with contextlib.suppress(OSError, netrc.NetrcParseError):
         found = netrc.netrc().authenticators(host)
         if found is not None:
@@ -469,8 +470,8 @@ def _objects(url: str, start: int, size: int | None) -> Iterator[bytes]:
             raise _Final(FINAL[404]) from None
         except PermissionError:
             raise _Final(FINAL[403]) from None
-        except Exception as error:  # the stores' own families have no base in common
-            code = getattr(error, "code", None)  # of gcsfs's HttpError
+        except Exception as error:  # the stores' exceptions have no common base class
+            code = getattr(error, "code", None)  # the attribute of gcsfs's HttpError
             problem = f"the server answers {code}" if code else _reason(error)
             answer = _answer_of(error, code)
             if answer is None and scheme in TRIES_OF_STORES:
@@ -487,25 +488,25 @@ def _objects(url: str, start: int, size: int | None) -> Iterator[bytes]:
 
 
 def _object_store(scheme: str) -> Any:
-    """The reader of an object store.
+    """Opens the reader of an object store.
 
     Raises:
-        PersonaError: it is not installed.
+        PersonaError: If it is not installed.
     """
     import fsspec
 
-    # gcsfs reads it on import: over gRPC, which it would ask about buckets, a fork may hang.
+    # gcsfs reads this on import. It would ask about buckets over gRPC, where a fork may hang.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs the trace of each refusal
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs a traceback per refusal
     try:
-        # Made anew in each process: its connections do not survive a fork.
+        # Each process makes its own: connections do not survive a fork.
         return fsspec.filesystem(scheme, **OBJECT_OPTIONS.get(scheme, {}))
     except ImportError:
         raise missing(f"{scheme}:// needs a reader", OBJECT_STORES[scheme]) from None
 
 
 def _answer_of(error: Exception, code: object) -> str | None:
-    """What a store's own exception says that no second try changes."""
+    """The final answer in a store's own exception, or None if it may be tried again."""
     if "Credential" in type(error).__name__:
         return "no credentials"
     if isinstance(error, OSError) and str(error).startswith("Forbidden"):  # gcsfs's 403

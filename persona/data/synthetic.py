@@ -1,15 +1,15 @@
-"""Drawn faces: an identity is a vector of proportions and colours, a photo adds everything else.
+"""Drawn faces. An identity is a set of proportions and colours; a photo adds everything else.
 
-1. the identity: proportions, skin, hair, eyes, brows, beard, glasses, drawn once
-2. the pose: where each pixel lies on the face, after roll, yaw, pitch, scale and shift
-3. layers from back to front, each a soft shape in face coordinates filled with a colour
-4. the camera: light direction, colour cast, exposure, blur, sensor noise, JPEG
+1. identity: proportions, skin, hair, eyes, brows, beard, glasses are drawn once
+2. pose: the position of each pixel on the face, after roll, yaw, pitch, scale and shift
+3. layers from back to front: each is a soft shape in face coordinates, filled with a colour
+4. camera: light direction, colour cast, exposure, blur, sensor noise, JPEG
 
-Good enough for a face detector to find, far too plain to resemble anybody. Nothing but numpy and
-Pillow, and no state: the same numbers give the same pixels.
+A face detector finds these faces, and they are too plain to resemble anybody. The module needs only
+numpy and Pillow and has no state: equal arguments give equal pixels.
 
-Face coordinates: u to the right and v down, the chin at v = 1, the crown at v = -1, u = 0 the
-middle. Shapes: H W pixels, last axis RGB in [0, 1].
+Face coordinates: u points right and v down. The chin is at v = 1, the crown at v = -1, the middle
+at u = 0. Shapes: H W pixels, the last axis is RGB in [0, 1].
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ WHITE: Colour = (0.96, 0.95, 0.93)
 
 @dataclass(frozen=True)
 class FaceIdentity:
-    """What stays the same in every photo of a person. Lengths in half face heights."""
+    """The features that all photos of an identity share. Lengths are in half face heights."""
 
     face_width: float
     jaw: float
-    """How square the lower half is: 2 an ellipse, 3 a box."""
+    """Exponent of the lower half of the outline: 2 is an ellipse, 3 nearly a box."""
     eye_spacing: float
     eye_height: float
     eye_size: float
@@ -72,10 +72,10 @@ class FaceIdentity:
     lip_fullness: float
     hair_line: float
     hair_length: float
-    """How far down the hair falls beside the face; negative: short."""
+    """How far down the hair falls beside the face. Negative means short hair."""
     hair_volume: float
     beard: float
-    """0 none to 1 full."""
+    """Density of the beard, from 0 (none) to 1 (full)."""
     glasses: bool
     mole: tuple[float, float] | None
     skin: Colour
@@ -84,7 +84,7 @@ class FaceIdentity:
 
 
 def _mix(rng: np.random.Generator, palette: tuple[Colour, ...]) -> Colour:
-    """A colour between two neighbours of a palette."""
+    """Draws a colour between two neighbours of a palette."""
     place = rng.uniform(0, len(palette) - 1)
     low = int(place)
     share = place - low
@@ -96,14 +96,14 @@ def _mix(rng: np.random.Generator, palette: tuple[Colour, ...]) -> Colour:
 
 
 def draw_identity(seed: int, index: int) -> FaceIdentity:
-    """Identity `index` of population `seed`."""
+    """Draws identity `index` of population `seed`."""
     rng = np.random.default_rng([seed, index])
 
     def between(low: float, high: float) -> float:
         return float(rng.uniform(low, high))
 
     skin, hair = _mix(rng, SKINS), _mix(rng, HAIRS)
-    # Hair is darker than the skin: detectors have seen little else.
+    # Hair is darker than the skin, because detectors have seen little else.
     hair = _shade(hair, min(1.0, 0.62 * sum(skin) / sum(hair)))
     has_beard = rng.random() < 0.3
     has_mole = rng.random() < 0.3
@@ -137,14 +137,14 @@ def draw_identity(seed: int, index: int) -> FaceIdentity:
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What differs from photo to photo of a person."""
+    """The features that differ between the photos of an identity."""
 
     roll: float
     yaw: float
-    """Radians; a feature that stands out of the face by z moves by yaw * z."""
+    """In radians. A feature that stands out of the face by z moves by yaw * z."""
     pitch: float
     scale: float
-    """Pixels a unit of face coordinates, as a share of the photo's side."""
+    """Pixels per unit of face coordinates, as a fraction of the photo's side."""
     centre: tuple[float, float]
     smile: float
     mouth_open: float
@@ -152,14 +152,14 @@ class Circumstances:
     brow_raise: float
     gaze: float
     light: tuple[float, float]
-    """Direction that the light comes from, on the face's u and v."""
+    """Direction from which the light comes, along the face's u and v."""
     contrast: float
     exposure: float
     cast: Colour
     saturation: float
-    """Near 0 a black-and-white photo: skin and hair then tell no more than how light they are."""
+    """Near 0 gives a black-and-white photo, which shows only the lightness of skin and hair."""
     hair_down: float
-    """Share of the hair's length that hangs down: people tie it up."""
+    """Fraction of the hair's length that hangs down, because people tie it up."""
     glasses_on: bool
     clothes: Colour
     background: tuple[Colour, Colour]
@@ -197,7 +197,7 @@ def _draw_circumstances(rng: np.random.Generator) -> Circumstances:
 
 
 class _Canvas:
-    """Pixels, and where each of them lies on the face."""
+    """The pixels of a photo, and their positions in face coordinates."""
 
     def __init__(self, size_px: int, photo: Circumstances) -> None:
         self.size_px = size_px
@@ -212,7 +212,7 @@ class _Canvas:
         self.v: Array = -self.sin * x + self.cos * y
 
     def near(self, u: float, v: float, radius: float) -> tuple[slice, slice]:
-        """The pixels around a point: small features need not touch the whole photo."""
+        """Slices of the pixels around a point, so that small features do not touch the photo."""
         u *= float(np.cos(self.photo.yaw))
         x = self.cos * u - self.sin * v + self.photo.centre[0] / self.photo.scale
         y = self.sin * u + self.cos * v + self.photo.centre[1] / self.photo.scale
@@ -238,9 +238,10 @@ class _Canvas:
         soft: float = 0.02,
         above: float | None = None,
     ) -> None:
-        """Fills an ellipse; `depth` makes it move with yaw and pitch, `soft` is its edge's width.
+        """Fills an ellipse.
 
-        `above` keeps only the part with smaller v.
+        `depth` makes it move with yaw and pitch. `soft` is the width of its edge. `above` keeps
+        only the part with a smaller v.
         """
         u, v = u + self.photo.yaw * depth, v + self.photo.pitch * depth
         where = self.near(u, v, max(ru, rv) + soft)
@@ -255,18 +256,18 @@ class _Canvas:
         self.blend(where, mask * opacity, colour)
 
     def edge(self, distance: Array, soft: float) -> Array:
-        """1 inside, 0 outside, and a ramp of at least a pixel between."""
+        """A mask: 1 inside, 0 outside, and a ramp of at least one pixel in between."""
         width = max(soft, 1.2 / self.unit_px)
         return np.asarray(np.clip(0.5 - distance / np.float32(width), 0, 1), np.float32)
 
     def blend(self, where: tuple[slice, slice], mask: Array, colour: Colour | Array) -> None:
-        """Mixes a colour in where the mask says."""
+        """Blends a colour into the pixels, by the mask."""
         part = self.rgb[where]
         part += mask[..., None] * (np.asarray(colour, np.float32) - part)
 
     @property
     def everywhere(self) -> tuple[slice, slice]:
-        """All pixels."""
+        """Slices of all pixels."""
         return slice(None), slice(None)
 
 
@@ -307,7 +308,7 @@ def _head(canvas: _Canvas, face: FaceIdentity) -> None:
         ear = side * (face.face_width + 0.01) - photo.yaw * 0.25
         canvas.ellipse(ear, 0.02, 0.075, 0.17, _shade(face.skin, 0.85), soft=0.03)
     u, v = canvas.u / face.face_width, canvas.v
-    # A superellipse below the eyes, an ellipse above: the jaw is what tells faces apart.
+    # A superellipse below the eyes, an ellipse above: the jaw distinguishes faces most.
     power: Array = np.where(v > 0, np.float32(face.jaw), np.float32(2.0))
     taper = 1 + 0.12 * np.clip(v, 0, 1)
     radius = (np.abs(u * taper) ** power + np.abs(v) ** power) ** (1 / power)
@@ -350,7 +351,7 @@ def _eye(canvas: _Canvas, face: FaceIdentity, side: int) -> None:
     )
     if (
         face.glasses and photo.glasses_on
-    ):  # under the eye: a frame, and a lens that takes all but its rim back
+    ):  # under the eye: a dark frame, then a skin-coloured lens that leaves only its rim
         for scale, colour, opacity in ((1.75, DARK, 0.85), (1.58, _shade(face.skin, 0.8), 0.95)):
             radii = (size * scale, size * scale * 0.8)
             canvas.ellipse(u, v, *radii, colour, depth=depth, opacity=opacity)
@@ -465,7 +466,7 @@ def _camera(rgb: Array, photo: Circumstances, rng: np.random.Generator) -> Image
     pixels = (np.clip(exposed / 0.8 + noise, 0, 1) * 255).astype(np.uint8)
     image = Image.fromarray(pixels)
     if rng.random() < 0.4:
-        # Shrinking and growing again is what a photo from the web has gone through.
+        # Photos from the web have often been reduced and enlarged.
         small = int(image.width * rng.uniform(0.45, 0.8))
         image = image.resize((small, small), Image.Resampling.BILINEAR).resize(
             image.size, Image.Resampling.BILINEAR
@@ -476,10 +477,10 @@ def _camera(rgb: Array, photo: Circumstances, rng: np.random.Generator) -> Image
 
 
 def draw_photo(identity: FaceIdentity, seed: int, size_px: int = 200) -> Image.Image:
-    """Photo `seed` of a person: a (size_px, size_px) RGB image.
+    """Draws photo `seed` of an identity: a (size_px, size_px) RGB image.
 
-    Every photo of one `seed` has the same circumstances, whoever is in it; pass different seeds
-    for different people.
+    All photos with the same `seed` have the same circumstances, whoever they show. Use different
+    seeds for different identities.
     """
     rng = np.random.default_rng([seed, 0xFACE])
     photo = _draw_circumstances(rng)

@@ -1,8 +1,8 @@
-"""Reading shards: the headers of a tar are walked once, then any sample is read where it lies.
+"""Random access to the samples of shards. The headers of a tar are walked only once.
 
-What is understood is what this project and webdataset write: ustar members, GNU long names and pax
-headers. Everything else that tar can hold is refused or passed over, and no size is believed
-beyond the end of its file.
+The reader supports what this project and webdataset write: ustar members, GNU long names and pax
+headers. All else in a tar is refused or skipped. No stated size is trusted beyond the end of the
+file.
 """
 
 from __future__ import annotations
@@ -26,27 +26,28 @@ from persona.files import write_atomically
 
 BLOCK = 512
 READ_AHEAD = 1 << 20
-"""Bytes read at once while headers are walked."""
+"""Bytes per read while the headers are walked."""
 LONGEST_HEADER = 1 << 16
-"""Bytes that a long name or a pax header may take."""
+"""Largest size in bytes of a long name or a pax header."""
 INDEXES = ".index"
-"""Folder beside the shards for what walks found."""
+"""Folder beside the shards with the indexes that walks have made."""
 SETTLED_S = 2.0
-"""Age from which a change of a tar shows in its time."""
+"""Age in seconds of a tar from which its modification time shows any further change."""
 END = "end"
 EARLY = "it ends early"
 FILES = b"0\07"
 LONG_NAMES = b"Lx"
 PASSED_OVER = b"123456Kg"
-"""Links, devices, folders, names of links, and what holds for all members, such as a comment."""
+"""Types of members that are skipped: links, devices, folders, names of links, and global headers
+such as comments."""
 
 
 class TarError(ValueError):
-    """What is wrong with a tar, in a few words."""
+    """The fault of a tar, in a few words."""
 
 
 def damaged(path: Path, what: str) -> PersonaError:
-    """The error for a shard that does not read as its manifest says."""
+    """The error for a shard that does not match its manifest."""
     return PersonaError(
         f"shard {path} is damaged ({what}): check the set with `persona shards verify` "
         "and restore it, or remove it and run the `persona shard` that made the set again"
@@ -56,14 +57,15 @@ def damaged(path: Path, what: str) -> PersonaError:
 def iter_members(
     stream: BinaryIO, passed_over: bytes = PASSED_OVER, read_ahead: int = READ_AHEAD
 ) -> Iterator[tuple[bytes, int, int]]:
-    """Yields name, offset and size of each file of a tar, in order; only headers are looked at.
+    """Yields name, offset and size in bytes of each file of a tar, in order. It reads headers only.
 
     Raises:
-        TarError: no tar, cut short, or with members that are neither files nor `passed_over`.
+        TarError: If it is no tar, is cut short, or has members that are neither files nor of the
+            types in `passed_over`.
     """
     end = stream.seek(0, os.SEEK_END)
     place = 0
-    long_name = b""  # of the next member, from a header of its own
+    long_name = b""  # of the next member; it has a header of its own
     while True:
         stream.seek(place)
         data = stream.read(read_ahead)
@@ -102,9 +104,9 @@ def iter_members(
 
 
 def _find_headers(data: bytes, rest: int) -> tuple[list[int], list[int], str]:
-    """Where the headers in a piece of a tar begin, the sizes that they name, and what ends it.
+    """Starts of the headers in a piece of a tar, the sizes that they state, and what ends it.
 
-    `rest` is how much of the tar there is from the piece's beginning.
+    `rest` is the number of bytes of the tar from the beginning of the piece on.
     """
     starts: list[int] = []
     sizes: list[int] = []
@@ -124,8 +126,8 @@ def _find_headers(data: bytes, rest: int) -> tuple[list[int], list[int], str]:
 
 
 def _count_good(headers: npt.NDArray[np.uint8]) -> int:
-    """How many headers, from the first one on, match their checksums: the sum of their bytes."""
-    # A byte of zeros or spaces ends the six digits; the field itself counts as eight spaces.
+    """How many headers, counted from the first, match their checksums (the sum of their bytes)."""
+    # Six digits, then a zero byte or a space. The field itself counts as eight spaces.
     digits = headers[:, 148:154].astype(np.int64) - ord("0")
     wanted = digits @ (8 ** np.arange(5, -1, -1))
     found = headers.sum(axis=1, dtype=np.uint32) - headers[:, 148:156].sum(axis=1, dtype=np.uint32)
@@ -134,14 +136,14 @@ def _count_good(headers: npt.NDArray[np.uint8]) -> int:
 
 
 def _prefix_of(header: bytes) -> bytes:
-    """What stands before a long name in a ustar header."""
+    """The prefix of a long name in a ustar header."""
     if header[257:263] != b"ustar\0" or not header[345]:
         return b""
     return header[345:500].rstrip(b"\0") + b"/"
 
 
 def _pax_name(data: bytes) -> bytes:
-    """The name that a pax header gives; times and owners say nothing here."""
+    """The name in a pax header. Its times and owners are ignored."""
     name = b""
     while data:
         length, _, rest = data.partition(b" ")
@@ -158,17 +160,18 @@ def _pax_name(data: bytes) -> bytes:
 
 
 class Samples(NamedTuple):
-    """Where the samples of a shard lie."""
+    """The positions of a shard's samples."""
 
     keys: npt.NDArray[np.bytes_]
-    """(samples,)."""
+    """(samples,) keys."""
     rows: npt.NDArray[np.int64]
-    """Of each sample: where its members begin, and their length from there; then of each member
-    where it begins from there, and its size, -1 where the sample has none."""
+    """(samples, 2 + 2 * suffixes) in bytes. First the offset of the sample's members in the tar and
+    their total length. Then for each suffix the member's offset from there and its size, or -1 if
+    the sample has no such member."""
 
 
 class ShardReader:
-    """Any sample of one shard, in any order. What is held is a few numbers a sample."""
+    """Reads the samples of one shard in any order. It holds a few numbers per sample."""
 
     def __init__(
         self,
@@ -180,13 +183,13 @@ class ShardReader:
         """Finds the first `samples` samples.
 
         Args:
-            path: of the tar.
-            suffixes: of the members that `read` gives.
-            samples: how many are wanted; what follows them is not looked at.
-            without: keys that are passed over.
+            path: Path of the tar.
+            suffixes: Suffixes of the members that `read` yields.
+            samples: Number of samples. Later ones are ignored.
+            without: Keys of samples that are left out.
 
         Raises:
-            PersonaError: the tar is damaged or has fewer samples, naming it.
+            PersonaError: If the tar is damaged or has fewer samples. The message names it.
         """
         self.path = path
         self._suffixes = tuple(suffixes)
@@ -197,9 +200,9 @@ class ShardReader:
         if len(places) < samples:
             raise damaged(path, EARLY)
         self.places = places[:samples]
-        """Of each sample: its place in the shard, counting those that are passed over."""
+        """(samples,) position of each sample in the shard, counting those that are left out."""
         self.keys = keys[self.places]
-        """Of each sample."""
+        """(samples,) key of each sample."""
         self._rows = rows[self.places]
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
@@ -207,7 +210,7 @@ class ShardReader:
         """Yields the bytes of each sample's members, in the order of the suffixes.
 
         Raises:
-            PersonaError: one lacks a member, or the file has become shorter since.
+            PersonaError: If a sample lacks a member, or the file has become shorter.
         """
         known = self._rows[rows]
         missing = np.argwhere(known[:, 2::2] < 0)
@@ -216,26 +219,26 @@ class ShardReader:
             raise self.damaged(rows[sample], f"no {self._suffixes[member]}")
         file, read = self._file, os.pread
         for first, length, *places in known.tolist():
-            # A sample's members are neighbours: one read for all.
+            # A sample's members are neighbours, so one read gets all of them.
             data = memoryview(read(file, length, first))
             if len(data) != length:
                 raise damaged(self.path, EARLY)
             yield [data[at : at + size] for at, size in zip(places[::2], places[1::2], strict=True)]
 
     def read_one(self, row: int) -> list[memoryview]:
-        """As `read`, of one sample."""
+        """Reads one sample, like `read`."""
         return next(self.read(np.array([row])))
 
     def damaged(self, row: int, what: str) -> PersonaError:
-        """The error for a sample."""
+        """The error for a damaged sample."""
         key = self.keys[row][:20].decode(errors="replace")
         return damaged(self.path, f"sample {key}: {what}")
 
     def numbers(self, rows: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int64]:
-        """The keys of these samples, or of all, as the numbers that they are in packed sets.
+        """The keys of these samples, or of all, as int64. Keys of packed sets are numbers.
 
         Raises:
-            PersonaError: a key is no number, naming the shard.
+            PersonaError: If a key is no number. The message names the shard.
         """
         try:
             return (self.keys if rows is None else self.keys[rows]).astype(np.int64)
@@ -243,15 +246,15 @@ class ShardReader:
             raise damaged(self.path, "a key that is no number") from None
 
     def sizes(self, suffix: str) -> npt.NDArray[np.int64]:
-        """(samples,) bytes of each sample's member; -1: it lacks it."""
+        """(samples,) size in bytes of each sample's member. -1 if a sample lacks it."""
         sizes_N: npt.NDArray[np.int64] = self._rows[:, 3 + 2 * self._suffixes.index(suffix)]
         return sizes_N
 
     def iter_member(self, suffix: str) -> Iterator[bytes]:
-        """Yields one member of each sample, in order; the others are not read.
+        """Yields one member of each sample, in order. The other members are not read.
 
         Raises:
-            PersonaError: a sample lacks it, or the file has become shorter since.
+            PersonaError: If a sample lacks it, or the file has become shorter.
         """
         column = 2 + 2 * self._suffixes.index(suffix)
         first_N, at_N, size_N = self._rows[:, [0, column, column + 1]].T
@@ -266,7 +269,7 @@ class ShardReader:
             yield data
 
     def close(self) -> None:
-        """Gives the file back."""
+        """Closes the file."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -277,15 +280,18 @@ class ShardReader:
 
 
 def _find_samples(path: Path, suffixes: tuple[str, ...], samples: int) -> Samples:
-    """The first `samples` samples of a shard, or all if it has fewer: from its index where it has
-    one, else by a walk, which leaves an index for the next epoch and for the other workers."""
+    """The first `samples` samples of a shard, or all if it has fewer.
+
+    They come from the shard's index if it has one. Otherwise the tar is walked, which writes an
+    index for the next epoch and the other workers.
+    """
     with path.open("rb", buffering=0) as stream:
         found = _read_index(path, stream, suffixes)
         if found is not None:
             return found
         if not _index_may_stay(path, stream):
             return _walk(path, stream, suffixes, samples)[0]
-        # Whoever comes first walks; the others wait. Not every network's file system can lock.
+        # The first process walks and the others wait. Some network file systems cannot lock.
         with contextlib.suppress(OSError):
             fcntl.flock(stream, fcntl.LOCK_EX)
         found = _read_index(path, stream, suffixes)
@@ -300,7 +306,7 @@ def _find_samples(path: Path, suffixes: tuple[str, ...], samples: int) -> Sample
 def _walk(
     path: Path, stream: BinaryIO, suffixes: tuple[str, ...], samples: int
 ) -> tuple[Samples, bool]:
-    """The first `samples` samples, and whether these are all."""
+    """Walks a tar. Returns the first `samples` samples, and whether they are all."""
     keys: list[bytes] = []
     rows = array("q")
     width = 2 + 2 * len(suffixes)
@@ -309,7 +315,7 @@ def _walk(
     last, start, whole = None, -width, True
     try:
         for name, offset, size in iter_members(stream):
-            # As webdataset does: a key ends at the first dot of the file's name.
+            # As in webdataset, a key ends at the first dot of the file's name.
             dot = name.find(b".", name.rfind(b"/") + 1)
             key, suffix = (name[:dot], name[dot + 1 :].lower()) if dot >= 0 else (name, b"")
             if key != last:
@@ -334,13 +340,13 @@ def _walk(
     return Samples(np.array(keys, bytes), table.reshape(-1, width)), whole
 
 
-# An index: what a walk found, for each epoch and each worker after the first. It can be lost or
-# removed at any time, and is not believed where the tar is another than it was. Verifying a set
-# drops it, so that what is read follows from the bytes that were verified.
+# An index holds what a walk found, for later epochs and other workers. It can be lost or deleted at
+# any time, and is ignored if the tar has changed. Verifying a set deletes it, so that reading
+# depends on the verified bytes alone.
 
 
 def drop_indexes(folder: Path) -> None:
-    """Forgets what walks of a folder's tars have found."""
+    """Deletes the indexes of a folder's tars."""
     shutil.rmtree(folder / INDEXES, ignore_errors=True)
 
 
@@ -349,14 +355,14 @@ def _index_path(path: Path) -> Path:
 
 
 def _index_head(stream: BinaryIO, suffixes: tuple[str, ...]) -> bytes:
-    """What an index must begin with to be this tar's."""
+    """The bytes with which an index of this tar begins."""
     now = os.fstat(stream.fileno())
     facts = f"{now.st_size} {now.st_mtime_ns} {now.st_ino} {','.join(suffixes)}"
     return f"persona 2 {facts}\n".encode()
 
 
 def _index_may_stay(path: Path, stream: BinaryIO) -> bool:
-    """Whether an index of this tar could be kept, and could be told from that of another one."""
+    """Whether an index of this tar can be written, and would show later changes of the tar."""
     settled = time.time() - os.fstat(stream.fileno()).st_mtime > SETTLED_S
     return settled and os.access(path.parent, os.W_OK)
 
@@ -365,7 +371,7 @@ def _write_index(path: Path, stream: BinaryIO, suffixes: tuple[str, ...], found:
     sizes = np.array([len(found.keys), found.keys.itemsize], "<i8").tobytes()
     body = sizes + found.keys.tobytes() + found.rows.astype("<i8").tobytes()
     head = _index_head(stream, suffixes) + zlib.crc32(body).to_bytes(4, "little")
-    with contextlib.suppress(OSError):  # a disk that is full: walked again next time
+    with contextlib.suppress(OSError):  # if the disk is full, the tar is walked again next time
         write_atomically(_index_path(path), head + body)
 
 
@@ -389,7 +395,7 @@ def _read_index(path: Path, stream: BinaryIO, suffixes: tuple[str, ...]) -> Samp
     if len(keys) != count or rows.min(initial=0) < -1 or rows.max(initial=0) > size:
         return None
     first, length = rows[:, 0], rows[:, 1]
-    whole = (rows[:, 2:] >= 0).all(axis=1)  # others are refused when they are read
+    whole = (rows[:, 2:] >= 0).all(axis=1)  # incomplete samples are refused when they are read
     inside = (first >= 0) & (first + length <= size)
     inside &= (rows[:, 2::2] + rows[:, 3::2]).max(axis=1) <= length
     return Samples(keys, rows) if inside[whole].all() else None

@@ -1,11 +1,11 @@
-"""Triplets: anchor and positive show one person in two photos, the negative shows another.
+"""Triplets: anchor and positive are two photos of one identity, the negative shows another one.
 
-1. one pass over the index groups photos by identity
-2. anchors go round all identities that have two photos, in a shuffled order
-3. negatives go round all identities, starting where the anchors have not been
-4. each identity deals its photos like a shuffled deck, so that none comes twice before all came
+1. one pass over the index groups the photos by identity
+2. anchors cycle through all identities that have two photos, in a shuffled order
+3. negatives cycle through all identities, starting with those that the anchors come to last
+4. each identity deals its photos like a shuffled deck: no photo comes twice before all came once
 
-A set has an ID made of its content, and lies in `shards/<ID>/` before and after it is packed.
+The ID of a set is made of its content. The set lies in `shards/<ID>/` before and after packing.
 """
 
 from __future__ import annotations
@@ -38,32 +38,32 @@ Triplet = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class TripletCard:
-    """What is known of a triplet set."""
+    """The metadata of a triplet set."""
 
     id: str
     dataset: str
-    """What opens it: a name or KIND:PATH."""
+    """The name that opens the dataset: a registered name or KIND:PATH."""
     split: str
     seed: int
     triplets: int
     photos: int
-    """Photos in the raw index that the indices point into."""
+    """Number of photos in the raw index that the indices refer to."""
     index_sha256: str
-    """Of the raw index: packing refuses another one."""
+    """Digest of the raw index. Packing refuses another index."""
     indices_sha256: str
     version: int = VERSION
 
 
 class _Drawn:
-    """Triplets in the order of drawing, none twice: 20 to 28 bytes of each."""
+    """A list of distinct triplets in the order of drawing. It takes 20 to 28 bytes per triplet."""
 
     def __init__(self, num: int) -> None:
         self._rows = array("i")
         self._slots = array("i", [-1]) * (1 << (2 * num - 1).bit_length())
-        """Open addressing: the triplet's number stands where its hash says, or behind that."""
+        """Hash table with open addressing. A slot holds the triplet's number, or -1."""
 
     def _slot(self, triplet: Triplet) -> int:
-        """Where the triplet stands, or would."""
+        """The slot that holds the triplet, or the free slot for it."""
         mask = len(self._slots) - 1
         slot = hash(triplet) & mask
         while (start := 3 * self._slots[slot]) >= 0:
@@ -79,17 +79,17 @@ class _Drawn:
         return self._slots[self._slot(triplet)] >= 0
 
     def add(self, triplet: Triplet) -> None:
-        """Appends one that is not there yet."""
+        """Appends a triplet that is not in the list."""
         self._slots[self._slot(triplet)] = len(self)
         self._rows.extend(triplet)
 
     def rows(self) -> npt.NDArray[np.int32]:
-        """(N, 3): all of them."""
+        """(N, 3) int32: all triplets."""
         return np.frombuffer(self._rows, np.int32).reshape(-1, 3)
 
 
 class _Deck:
-    """Deals the photos of one identity: shuffled anew whenever all were dealt."""
+    """Deals the photos of one identity. It shuffles them whenever all have been dealt."""
 
     __slots__ = ("cards", "position", "rng")
 
@@ -113,13 +113,13 @@ class _Deck:
 
 
 def draw_triplets(index: Index, num: int, seed: int) -> npt.NDArray[np.int32]:
-    """Draws `num` different triplets; each costs O(1) after one pass over the index.
+    """Draws `num` distinct triplets. Each costs O(1) after one pass over the index.
 
     Returns:
-        (num, 3) int32: anchor, positive and negative as places in `index.photos`.
+        (num, 3) int32: anchor, positive and negative as positions in `index.photos`.
 
     Raises:
-        PersonaError: `num` is out of range, or the index cannot give that many.
+        PersonaError: If `num` is out of range, or the index has fewer triplets.
     """
     if not 1 <= num <= MAX_TRIPLETS:
         raise PersonaError(f"{num} triplets: choose 1 to {MAX_TRIPLETS:,}")
@@ -151,10 +151,10 @@ def draw_triplets(index: Index, num: int, seed: int) -> npt.NDArray[np.int32]:
         anchor = decks[anchor_id].deal()
         triplet = (anchor, decks[anchor_id].deal(unlike=anchor), decks[negative_id].deal())
         if triplet in drawn:
-            # Decks repeat where the photos are few: any pick that is new will do.
+            # With few photos the decks repeat. Any new triplet of this identity is taken then.
             fresh = _fresh(triplet, photos_of[anchor_id], index, drawn, rng)
             if fresh is None:
-                continue  # this anchor identity is used up
+                continue  # all triplets of this anchor identity are drawn
             triplet = fresh
         drawn.add(triplet)
     return drawn.rows()
@@ -163,10 +163,10 @@ def draw_triplets(index: Index, num: int, seed: int) -> npt.NDArray[np.int32]:
 def _rounds(
     photos_of: dict[str, array[int]], rng: random.Random
 ) -> tuple[list[str], Iterator[str]]:
-    """The anchors' round, and the negatives' endless one.
+    """The order of the anchor identities, and an endless iterator over the negative ones.
 
-    Both walk one shuffled order. The negatives take the identities that can be no anchor first and
-    then start half-way, so that no identity comes twice in any role before each came once.
+    Both follow one shuffled order. The negatives begin with the identities that have one photo,
+    then start half-way. No identity then comes twice in any role before each came once.
     """
     order = sorted(photos_of)
     rng.shuffle(order)
@@ -185,7 +185,7 @@ def _rounds(
 def _fresh(
     triplet: Triplet, own: array[int], index: Index, drawn: _Drawn, rng: random.Random
 ) -> Triplet | None:
-    """A triplet of the same anchor identity that was not drawn yet; None if there is none."""
+    """A new triplet of the same anchor identity. None if all are drawn."""
     total = len(index.photos)
     for _ in range(64):
         anchor, positive = rng.sample(own, 2)
@@ -193,7 +193,7 @@ def _fresh(
         identity = index.photos[anchor].identity
         if candidate not in drawn and index.photos[candidate[2]].identity != identity:
             return candidate
-    # Nearly used up, so the set is small: look at all of them.
+    # Few triplets are left, so the set is small: search all of them.
     identity = index.photos[triplet[0]].identity
     others = [p for p in range(total) if index.photos[p].identity != identity]
     for anchor in own:
@@ -207,16 +207,16 @@ def _fresh(
 def make_triplets(
     index: Index, num: int, *, dataset: str, split: str, seed: int, shards: Path, name: str = ""
 ) -> TripletCard:
-    """Draws triplets and stores them in `shards/<ID>/`; the same call gives the same ID.
+    """Draws triplets and stores them in `shards/<ID>/`. Equal arguments give an equal ID.
 
     Args:
-        index: the raw photos.
-        num: how many triplets.
-        dataset: what opens the raw dataset again.
-        split: its split.
-        seed: another seed, another set.
-        shards: where the set goes.
-        name: the dataset's in the ID, if that is not `dataset`.
+        index: The index of the raw photos.
+        num: Number of triplets.
+        dataset: The name that opens the raw dataset again.
+        split: Its split.
+        seed: Seed of the drawing.
+        shards: Folder in which the set's folder is made.
+        name: The dataset's name in the ID. Empty means `dataset`.
     """
     name = name or dataset
     indices = draw_triplets(index, num, seed)
@@ -225,7 +225,7 @@ def make_triplets(
     digest.update(indices.data)
     set_id = f"{name}-{split}-t{num}-{digest.hexdigest()[:8]}"
     folder = shards / set_id
-    # Stored without pickle, so that an untrusted file can at worst be refused.
+    # Stored without pickle, so that loading an untrusted file cannot run code.
     write_atomically(folder / INDICES, _npy_bytes(indices))
     card = TripletCard(
         id=set_id,
@@ -250,12 +250,12 @@ def _npy_bytes(array: npt.NDArray[np.int32]) -> bytes:
 
 
 def list_triplets(shards: Path) -> list[TripletCard]:
-    """Every triplet set below `shards`, by ID."""
+    """The cards of all triplet sets below `shards`, by ID."""
     return [read_card(path.parent) for path in sorted(shards.glob(f"*/{CARD}"))]
 
 
 def read_card(folder: Path) -> TripletCard:
-    """Reads and checks a card."""
+    """Reads and checks a card. The file is not trusted."""
     path = folder / CARD
     value = read_json(path, what="triplet card")
     version = value.get("version", VERSION) if isinstance(value, dict) else VERSION
@@ -273,10 +273,10 @@ def read_card(folder: Path) -> TripletCard:
 
 
 def load_triplets(set_id: str, shards: Path) -> tuple[TripletCard, npt.NDArray[np.int32]]:
-    """Card and (N, 3) int32 indices of a set.
+    """Reads the card and the (N, 3) int32 indices of a set.
 
     Raises:
-        PersonaError: unknown ID (with the known ones), or a damaged file.
+        PersonaError: If the ID is unknown (the message lists the known ones), or a file is damaged.
     """
     known = [path.parent.name for path in shards.glob(f"*/{CARD}")]
     if set_id not in known:
@@ -286,7 +286,7 @@ def load_triplets(set_id: str, shards: Path) -> tuple[TripletCard, npt.NDArray[n
     if not path.is_file() or sha256_file(path) != card.indices_sha256:
         raise PersonaError(f"{path} is missing or damaged: run `persona triplets make` again")
     try:
-        # Mapped first: a header that tells of more than the file holds takes no memory.
+        # Mapped first, so that a false size in the header allocates no memory.
         indices = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError):
         indices = None
@@ -297,18 +297,18 @@ def load_triplets(set_id: str, shards: Path) -> tuple[TripletCard, npt.NDArray[n
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of a raw split a triplet set touches."""
+    """The fraction of a raw split that a triplet set uses."""
 
     id: str
     triplets: int
     class_coverage: float
-    """Identities in any role, of those with photos."""
+    """Fraction of the identities with photos that occur in any role."""
     image_coverage: float
-    """Photos in any role, of all."""
+    """Fraction of all photos that occur in any role."""
 
 
 def coverage(card: TripletCard, indices: npt.NDArray[np.int32], index: Index) -> Coverage:
-    """Measures a set against the raw index it was drawn from."""
+    """Measures a triplet set against the raw index that it was drawn from."""
     check_index(card, index)
     used = np.zeros(len(index.photos), bool)
     used[indices.ravel()] = True
@@ -322,7 +322,7 @@ def coverage(card: TripletCard, indices: npt.NDArray[np.int32], index: Index) ->
 
 
 def check_index(card: TripletCard, index: Index) -> None:
-    """Raises PersonaError if the raw photos are not those the set was drawn from."""
+    """Raises PersonaError if the raw photos differ from those that the set was drawn from."""
     if index.digest != card.index_sha256:
         raise PersonaError(
             f"{card.id} was drawn from {card.photos} photos of {card.dataset} ({card.split}); "

@@ -1,9 +1,10 @@
-"""Where shards are packed: in worker processes here, or on a Ray cluster.
+"""Engines that pack shards: worker processes on this machine, or a Ray cluster.
 
-The contract is one function, `pack_shard`, from a shard task to how it went (that of img2dataset's
-distributors). A task is deterministic, leaves a shard that is there alone, goes on where a killed
-one of its host stopped, and puts the shard in place whole. So an engine may run tasks in any order,
-anywhere, and twice. What it tells a bar meanwhile need not be exact.
+The contract is one function, `pack_shard`, which packs one shard task and returns what came of it
+(as in img2dataset's distributors). A task is deterministic. It does nothing if the shard exists, it
+continues where a killed task of the same host stopped, and it puts the shard in place whole. An
+engine may therefore run tasks in any order, anywhere, and more than once. Its progress reports need
+not be exact.
 """
 
 from __future__ import annotations
@@ -29,28 +30,28 @@ Pack = Callable[[Sequence[Any]], Chunk]
 
 @dataclass(frozen=True)
 class Job:
-    """What all shard tasks of a set share; picklable."""
+    """What all shard tasks of a set have in common. It can be pickled."""
 
     folder: Path
     plan: Plan
     build: Callable[..., Pack]
-    """Of a module's top level; built once in every worker."""
+    """A function at a module's top level. Each worker calls it once."""
     arguments: tuple[Any, ...]
     chunk: int
-    """Items a call and a line of the journal."""
+    """Items per call, and per line of the journal."""
     needs: tuple[Path, ...] = ()
-    """What every machine must have at the same place."""
+    """Paths that every machine must have."""
     preload: tuple[str, ...] = ()
-    """Modules that take long to import."""
+    """Modules that are imported before workers are forked, because they take long."""
     copies: bool = False
-    """Copying alone: one process is as fast as the disk."""
+    """Whether the job only copies. One process is then as fast as the disk."""
     directory: Path = field(default_factory=Path.cwd)
-    """What relative paths start from."""
+    """The folder that relative paths start from."""
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard: its number, and what goes into it in order."""
+    """One shard: its number, and its items in order."""
 
     number: int
     items: Sequence[Any]
@@ -58,24 +59,25 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class Done:
-    """What came of some items of a task."""
+    """The result of some items of a task."""
 
     items: int
     skipped: tuple[Skipped, ...]
     no_face: int = 0
-    """Kept as centre crops."""
+    """Number of photos without a face that were kept as centre crops."""
 
 
 Engine = Callable[[Job, Iterable[ShardTask], Advance], Iterator[Done]]
-"""Tells `Advance` of items while they are made, and yields what came of them once they are kept."""
+"""Runs tasks. It reports items to `Advance` while they are made, and yields results once they are
+on disk."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """Every `of`-th shard from the `number`-th on: one task of a Slurm array."""
+    """Every `of`-th shard from the `number`-th on: the share of one task of a Slurm array."""
 
     number: int
-    """From 1."""
+    """Number of the share, from 1."""
     of: int
 
     def __str__(self) -> str:
@@ -83,10 +85,10 @@ class Share:
 
     @classmethod
     def parse(cls, text: str) -> Share:
-        """Reads `3/8`.
+        """Parses a share such as `3/8`.
 
         Raises:
-            PersonaError: it is no such share.
+            PersonaError: If the text is not a valid share.
         """
         first, slash, second = text.partition("/")
         number, of = whole_number(first), whole_number(second)
@@ -99,7 +101,7 @@ class Share:
         return share
 
     def of_shards(self, num_shards: int) -> range:
-        """The shards of this share."""
+        """The numbers of the shards in this share."""
         return range(self.number - 1, num_shards, self.of)
 
 
@@ -107,12 +109,12 @@ _built: dict[str, Pack] = {}
 
 
 def pack_shard(job: Job, task: ShardTask) -> Done:
-    """Packs one shard in this process, unless it is there.
+    """Packs one shard in this process, unless it exists.
 
     Raises:
-        PersonaError: this machine does not see the files.
+        PersonaError: If this machine cannot see the files.
     """
-    with contextlib.suppress(OSError):  # where it is not there, all paths had better be absolute
+    with contextlib.suppress(OSError):  # without this folder only absolute paths work
         os.chdir(job.directory)
     for path in job.needs:
         if not path.exists():
@@ -131,7 +133,7 @@ def pack_shard(job: Job, task: ShardTask) -> Done:
 
 
 def _builder(job: Job) -> Pack:
-    """The job's function, kept between tasks: detectors and boxes load slowly."""
+    """The job's function. It is kept between tasks, because detectors and boxes load slowly."""
     key = f"{job.folder} {job.plan}"
     if key not in _built:
         _built.clear()

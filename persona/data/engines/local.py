@@ -1,4 +1,4 @@
-"""Worker processes of this machine: they make chunks, this process alone writes them."""
+"""Packs shards with worker processes on this machine. They make chunks; this process writes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ log = logging.getLogger(__name__)
 def run_local(
     job: Job, tasks: Iterable[ShardTask], advance: Advance, *, workers: int | None
 ) -> Iterator[Done]:
-    """Packs shards in order, chunk by chunk; yields what came of each chunk.
+    """Packs shards in order, chunk by chunk, and yields the result of each chunk.
 
     Args:
-        job: what the tasks share.
-        tasks: shards that are not there yet.
-        advance: told of items as the workers make them.
-        workers: processes; 0 works in this one, None is one a core.
+        job: What the tasks have in common.
+        tasks: The shards that do not exist yet.
+        advance: Receives the number of items as the workers make them.
+        workers: Number of processes. 0 works in this process, None starts one per core.
     """
     if job.copies:
         workers = 0
@@ -33,7 +33,7 @@ def run_local(
         workers = len(os.sched_getaffinity(0))
     open_shards: deque[ShardWriter] = deque()
     due: deque[tuple[int, bool]] = deque()
-    """Of each chunk on its way: items, and whether it is its shard's last."""
+    """(items, whether it is the shard's last chunk) of each chunk that is in work."""
     earlier: deque[Done] = deque()
 
     def chunks() -> Iterator[Sequence[Any]]:

@@ -1,7 +1,7 @@
-"""A Ray cluster, one task a shard: an existing one by its address, or one on this machine.
+"""Packs shards on a Ray cluster, one task per shard. It uses a running cluster or starts one here.
 
-Raw photos and the packed set lie on a file system that every node has at the same place, and
-persona is installed on every node. Ray runs a task again when its worker or node is lost.
+Raw photos and the packed set must lie on a file system that every node has at the same path, and
+persona must be installed on every node. Ray runs a task again if its worker or node is lost.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from persona.progress import Advance
 RETRIES = 3
 REACH_S = 10.0
 LOOK_S = 1.0
-"""Between two looks at the journals."""
+"""Seconds between two reads of the journals."""
 OBJECT_STORE_BYTES = 100_000_000
-"""Tasks and answers are small: the photos go through the file system."""
+"""Size in bytes. Tasks and results are small, because photos go through the file system."""
 
 
 def run_ray(
@@ -36,18 +36,19 @@ def run_ray(
     address: str | None,
     workers: int | None,
 ) -> Iterator[Done]:
-    """Packs shards in any order; yields what came of each.
+    """Packs shards in any order and yields the result of each.
 
     Args:
-        job: what the tasks share.
-        tasks: shards to pack.
-        advance: told of items as the journals of running tasks tell of them.
-        address: of a running cluster; None starts one for this call.
-        workers: shards at once; None is as many as the cluster has cores.
+        job: What the tasks have in common.
+        tasks: The shards to pack.
+        advance: Receives the number of items, as read from the journals of running tasks.
+        address: Address of a running cluster. None starts one for this call.
+        workers: Number of concurrent shards. None takes as many as the cluster has cores.
 
     Raises:
-        PersonaError: Ray is not there, or has lost a shard's worker too often.
+        PersonaError: If Ray is not installed or cannot be reached, or has lost a worker too often.
     """
+    # Ray reads both on import. The first turns its usage reports off.
     # Ray reads both on import. Nobody is told of what is packed here.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -69,9 +70,9 @@ def run_ray(
 
 @contextlib.contextmanager
 def _cluster(ray: Any, address: str | None, workers: int | None) -> Iterator[None]:
-    """Connects to a cluster, or starts one of this machine that only this machine can reach."""
+    """Connects to a cluster, or starts one that only this machine can reach."""
     if address is not None and address != "auto":
-        _reach(address)  # Ray itself tries for two minutes
+        _reach(address)  # Ray itself would try for two minutes
     own = {
         "num_cpus": workers,
         "include_dashboard": False,
@@ -85,7 +86,7 @@ def _cluster(ray: Any, address: str | None, workers: int | None) -> Iterator[Non
             logging_level=logging.ERROR,
             **({} if address else own),
         )
-    except Exception as error:  # a plain one where a node takes too long to start
+    except Exception as error:  # Ray raises a plain one if a node takes too long to start
         what = str(error).partition("\n")[0]
         raise PersonaError(
             f"no Ray cluster at {address or 'this machine'} ({what}): start one with `ray start`, "
@@ -109,25 +110,25 @@ def _reach(address: str) -> None:
 
 
 class _Running:
-    """Tasks on the cluster, and how much of each its journal has told of."""
+    """The running tasks of the cluster, and how many items of each were reported."""
 
     def __init__(self, ray: Any, folder: Path, advance: Advance) -> None:
         self.ray = ray
         self.folder = folder
         self.advance = advance
         self.tasks: dict[Any, int] = {}
-        """The shard that each makes."""
+        """Number of the shard that each task makes."""
         self.told: dict[int, int] = {}
-        """Items of each shard."""
+        """Number of reported items of each shard."""
 
     def add(self, task: Any, number: int) -> None:
-        """Takes a task that was started; what its shard has already, an earlier run made."""
+        """Adds a started task. Items that its shard already has count as made earlier."""
         self.tasks[task] = number
         self.told[number] = count_items(self.folder, number)
         self.advance(self.told[number], earlier=True)
 
     def next(self) -> Done:
-        """Waits for one of the tasks and takes it out."""
+        """Waits until a task ends, removes it and returns its result."""
         ready: list[Any] = []
         while not ready:
             ready, _ = self.ray.wait(list(self.tasks), num_returns=1, timeout=LOOK_S)

@@ -1,4 +1,4 @@
-"""Raw datasets, one file each; what one is stands in `base`."""
+"""Raw datasets, one file each. `base` defines what a raw dataset is."""
 
 from persona.data.raw.base import (
     DATASET_KINDS,
