@@ -1,14 +1,14 @@
-"""Files from the internet: resumed, retried, verified, in place only when whole.
+"""Downloads files. A download is resumed, retried, verified, and put in place only when complete.
 
-1. every mirror that has not refused is asked in turn, round after round, longer and longer waits
-   between them; a round that brought it further does not count
-2. what has come lies in `.download/` beside the target; the next request asks for the rest, on
-   condition that the file is the same one (Range and If-Range)
-3. the whole is compared with its length and checksum, then renamed
+1. Every mirror that has not refused is asked in turn, in rounds with longer and longer waits. Only
+   rounds that bring no data count
+2. The data so far lies in `.download/` beside the target. The next request asks for the rest, on
+   the condition that the file is still the same (Range and If-Range)
+3. The whole is compared with its length and checksum, then renamed
 
-Every request over HTTP that Persona makes goes through `open_url` and `read_blocks`: those of a
-packed set's files (persona/data/storage.py) and of the hub (persona/models/hub.py) too, which have
-their own rules of what a partial file is and when to try again.
+All HTTP requests of Persona go through `open_url` and `read_blocks`. Those for the files of a
+packed set (persona/data/storage.py) and of the hub (persona/models/hub.py) have their own rules for
+partial files and retries.
 """
 
 from __future__ import annotations
@@ -38,48 +38,48 @@ from persona.progress import progress_bar
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 30.0
-"""Without a byte, before a mirror is given up for this round."""
+"""Seconds without data after which a mirror is left for this round."""
 ROUNDS = 5
 WAIT_S = 1.0
-"""Before the second round; twice as long before each further one."""
+"""Wait in seconds before the second round. It doubles with each further round."""
 MAX_BYTES = 20 << 30
 MOST_DIGITS = 18
-"""Of a length that a server promises."""
+"""Largest number of digits of a length that a server states."""
 BLOCK = 1 << 18
 FOLDER = ".download"
 FINAL_STATUS = frozenset({400, 401, 403, 404, 405, 410, 451})
-"""A mirror that answers so is not asked again."""
+"""HTTP status codes after which a mirror is not asked again."""
 
 
 @dataclass(frozen=True)
 class Checksum:
-    """What a whole file hashes to."""
+    """The checksum of a file."""
 
     algorithm: str
     digits: str
-    """Hex, or as many digits of it as are known."""
+    """Hex digits of the hash, or as many of the first ones as are known."""
 
     def fits(self, path: Path) -> bool:
-        """Whether the file is the one."""
+        """Whether the file has this checksum."""
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, lambda: hashlib.new(self.algorithm))
         return digest.hexdigest().startswith(self.digits)
 
 
 class _CutError(Exception):
-    """Why a mirror gave less than the whole file."""
+    """A mirror gave less than the whole file. The message says why."""
 
 
 class _RefusalError(_CutError):
-    """A mirror that need not be asked again."""
+    """A mirror refused, and need not be asked again."""
 
 
 class _BeyondError(_CutError):
-    """There is nothing beyond what has come; the message is the length of the whole."""
+    """The server has no data beyond the bytes that are here. The message is its length."""
 
 
 class _SameHost(urllib.request.HTTPRedirectHandler):
-    """Gives a login to where a server sends on, if that is the same server."""
+    """Follows redirects, and sends the login only to the same server."""
 
     def redirect_request(
         self,
@@ -90,7 +90,7 @@ class _SameHost(urllib.request.HTTPRedirectHandler):
         headers: http.client.HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
-        """Follows it."""
+        """Builds the redirected request."""
         found = super().redirect_request(req, fp, code, msg, headers, newurl)
         there, here = urlsplit(newurl), urlsplit(req.full_url)
         if found is not None and (there.scheme, there.netloc) == (here.scheme, here.netloc):
@@ -106,18 +106,20 @@ def open_url(
     login: Mapping[str, str] | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> Any:
-    """The answer to one request for a file as it lies there, through the user's proxies.
+    """Sends one request for a file, without compression, through the user's proxies.
 
     Args:
-        url: an http(s) address.
-        start: the first byte that is wanted; a server that knows no ranges begins with the first.
-        version: of the bytes that are here already: of another one all of it is sent.
-        login: headers that no other server is told, whatever this one redirects to.
-        timeout_s: without a byte.
+        url: An http(s) URL.
+        start: First byte to send. A server without range requests starts at byte 0.
+        version: ETag or date of the bytes that are here. If the file has another one, the server
+            sends all of it.
+        login: Headers that are not sent to any other server after a redirect.
+        timeout_s: Seconds without data after which the request fails.
 
     Raises:
-        OSError, http.client.HTTPException: no answer, or an error (`urllib.error.HTTPError`).
-        ValueError: this is no address.
+        OSError, http.client.HTTPException: If there is no answer, or it is an error
+            (`urllib.error.HTTPError`).
+        ValueError: If the URL is not valid.
     """
     request = urllib.request.Request(
         url, headers={"User-Agent": "persona", "Accept-Encoding": "identity"}
@@ -132,13 +134,14 @@ def open_url(
 
 
 def read_blocks(response: Any, *, whole: bool = False) -> Iterator[bytes]:
-    """The body of an answer, as it comes.
+    """Yields the body of an answer as it arrives.
 
     Raises:
-        OSError, http.client.HTTPException: the connection broke; with `whole`, it ended early.
+        OSError, http.client.HTTPException: If the connection broke, or with `whole` if the body
+            ended early.
     """
     came = 0
-    while block := response.read1(BLOCK):  # `read` would lose what came before a reset
+    while block := response.read1(BLOCK):  # `read` would lose data that came before a reset
         came += len(block)
         yield block
     length = whole_number(response.headers.get("Content-Length") or "", MOST_DIGITS) or 0
@@ -156,19 +159,19 @@ def fetch(
     rounds: int = ROUNDS,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Path:
-    """Downloads one file to `target`; one that is there is left, half a one is gone on with.
+    """Downloads one file to `target`. It keeps an existing file and continues a partial one.
 
     Args:
-        mirrors: http(s) addresses of the same file.
-        target: where it goes; its folder is made.
-        checksum: of the whole file, where it is known.
-        by_hand: what to do without internet, for the error.
-        timeout_s: without a byte, before a mirror is given up.
-        rounds: without a byte from any mirror, before all is given up.
-        sleep: waits between rounds.
+        mirrors: http(s) URLs of the same file.
+        target: Path of the file. Its folder is created.
+        checksum: Checksum of the whole file, if known.
+        by_hand: What to do without internet access, for the error.
+        timeout_s: Seconds without data after which a mirror is left for this round.
+        rounds: Number of consecutive rounds without data before the download fails.
+        sleep: Function that waits between rounds.
 
     Raises:
-        PersonaError: no mirror has it whole, or another process is downloading it.
+        PersonaError: If no mirror has the whole file, or another process is downloading it.
     """
     for url in mirrors:
         if urlsplit(url).scheme not in {"http", "https"}:
@@ -177,7 +180,7 @@ def fetch(
         return _kept(target, checksum)
     work = target.parent / FOLDER
     with folder_lock(work, doing="downloading into"):
-        if target.exists():  # another process has just ended
+        if target.exists():  # another process has just finished
             return _kept(target, checksum)
         partial = _Partial(work, target.name)
         _fill(partial, mirrors, checksum, by_hand, timeout_s, rounds, sleep)
@@ -198,14 +201,14 @@ def _kept(target: Path, checksum: Checksum | None) -> Path:
 
 
 class _Partial:
-    """What has come of a file, and from which version of it."""
+    """The part of a file that is here, and the version of the file that it belongs to."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.path = folder / f"{name}.partial"
         self.card = folder / f"{name}.json"
         self.url = self.version = ""
         self.total = 0
-        """Promised bytes of the whole; 0: nobody knows."""
+        """Length of the whole file in bytes, as the server stated. 0 if it is not known."""
         if self.path.is_file() and self.card.is_file():
             with contextlib.suppress(ValueError, AttributeError):
                 known = json.loads(self.card.read_bytes())
@@ -214,17 +217,17 @@ class _Partial:
 
     @property
     def size(self) -> int:
-        """Bytes that have come."""
+        """Number of bytes that are here."""
         return self.path.stat().st_size if self.path.is_file() else 0
 
     def begin(self, url: str, version: str, total: int) -> None:
-        """Throws away what there is: the file starts anew, in this version."""
+        """Deletes the partial file and starts anew with this version of the file."""
         self.path.unlink(missing_ok=True)
         self.url, self.version, self.total = url, version, total
         write_json(self.card, {"url": url, "version": version, "total": total})
 
     def clear(self) -> None:
-        """Leaves nothing."""
+        """Deletes the partial file and its card."""
         self.path.unlink(missing_ok=True)
         self.card.unlink(missing_ok=True)
 
@@ -238,7 +241,7 @@ def _fill(
     rounds: int,
     sleep: Callable[[float], None],
 ) -> None:
-    """Asks mirrors until the file is whole."""
+    """Asks the mirrors until the file is complete."""
     asked = list(dict.fromkeys(mirrors))
     reasons: dict[str, str] = {}
     vain, most = 0, partial.size
@@ -257,7 +260,7 @@ def _fill(
                         asked.remove(url)
                     continue
                 return
-            # The most so far, not the last: a file that starts over again and again must end too.
+            # Compared with the largest size so far: a file that always starts over must end, too.
             vain = 0 if partial.size > most else vain + 1
             most = max(most, partial.size)
     told = "; ".join(f"{_shown(url)}: {why}" for url, why in reasons.items())
@@ -265,7 +268,7 @@ def _fill(
 
 
 class _Bar:
-    """A progress bar that starts when the length is known, and may start over."""
+    """A progress bar that appears when the length is known, and may go back."""
 
     def __init__(self, stack: contextlib.ExitStack, partial: _Partial) -> None:
         self._stack = stack
@@ -274,7 +277,7 @@ class _Bar:
         self._at = 0
 
     def __call__(self, done: int, total: int) -> None:
-        """Shows that `done` bytes of `total` are here; 0: nobody knows."""
+        """Shows that `done` bytes of `total` are here. A total of 0 is not known."""
         if self._advance is None:
             bar = progress_bar(self._title, total=total, unit="bytes", done=done)
             self._advance = self._stack.enter_context(bar)
@@ -286,15 +289,15 @@ class _Bar:
 def _ask(
     url: str, partial: _Partial, checksum: Checksum | None, timeout_s: float, bar: _Bar
 ) -> None:
-    """Gets what is missing from one mirror, to the end.
+    """Downloads the rest of the file from one mirror.
 
     Raises:
-        _CutError: it did not come, or is not what it should be.
+        _CutError: If the data did not all come, or does not match.
     """
     start = partial.size
     same = partial.url == url and partial.version
     if start and not same and checksum is None:
-        start = 0  # nothing would tell if this mirror's file were another one
+        start = 0  # without a checksum, bytes of two different files could be joined unnoticed
     version = partial.version if same else ""
     try:
         size, total = _receive(url, version, partial, start, timeout_s, bar)
@@ -307,7 +310,7 @@ def _ask(
         raise _CutError(f"{size:,} of {total:,} bytes came")
     if checksum is not None and not checksum.fits(partial.path):
         partial.clear()
-        # What came in one piece is another file, and would be the next time.
+        # A file that came in one piece would be the wrong one again the next time.
         kind = _CutError if start else _RefusalError
         raise kind(f"its {checksum.algorithm} is not {checksum.digits}")
 
@@ -315,7 +318,7 @@ def _ask(
 def _receive(
     url: str, version: str, partial: _Partial, start: int, timeout_s: float, bar: _Bar
 ) -> tuple[int, int]:
-    """Appends what one request gives; bytes that are here and of the whole, 0 if unknown."""
+    """Appends the data of one request. Returns the size so far and of the whole, 0 if unknown."""
     with _response(url, start, version, timeout_s) as response:
         total = _begin(response, url, partial, start)
         size = partial.size
@@ -331,7 +334,7 @@ def _receive(
 
 
 def _begin(response: Any, url: str, partial: _Partial, start: int) -> int:
-    """Makes the partial file end where the answer begins; the length of the whole, 0 if unknown."""
+    """Prepares the partial file for the answer. Returns the length of the whole, 0 if unknown."""
     headers = response.headers
     if response.status == 206:
         promise = (headers.get("Content-Range") or "").removeprefix("bytes ")
@@ -353,7 +356,7 @@ def _begin(response: Any, url: str, partial: _Partial, start: int) -> int:
 
 @contextlib.contextmanager
 def _response(url: str, start: int, version: str, timeout_s: float) -> Iterator[Any]:
-    """An answer with the file or the wanted part of it."""
+    """Yields an answer that holds the file, or the requested part of it."""
     try:
         response = open_url(url, start=start, version=version, timeout_s=timeout_s)
     except urllib.error.HTTPError as error:
@@ -364,7 +367,7 @@ def _response(url: str, start: int, version: str, timeout_s: float) -> Iterator[
         kind = _RefusalError if error.code in FINAL_STATUS else _CutError
         raise kind(f"HTTP {error.code} {error.reason}") from None
     except (OSError, http.client.HTTPException) as error:  # URLErrors and time-outs are OSErrors
-        # A name that nobody knows or a port where nobody listens: waiting mends neither.
+        # An unknown host or a closed port: waiting does not help.
         reason = getattr(error, "reason", error)
         nowhere = isinstance(reason, socket.gaierror | ConnectionRefusedError)
         raise (_RefusalError if nowhere else _CutError)(_reason(error)) from None
@@ -375,7 +378,7 @@ def _response(url: str, start: int, version: str, timeout_s: float) -> Iterator[
 
 
 def _blocks(response: Any) -> Iterator[bytes]:
-    """The body; writing it to disk may fail in other ways than reading it."""
+    """Yields the body. Its read errors become _CutError, unlike errors of writing to disk."""
     blocks = read_blocks(response)
     while True:
         try:
@@ -393,19 +396,19 @@ def _reason(error: BaseException) -> str:
 
 
 def _shown(url: str) -> str:
-    """An address without what may be secret in it."""
+    """A URL without parts that may be secret."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def unpack_tar(archive: Path, folder: Path, *, max_bytes: int, max_files: int) -> None:
-    """Unpacks a tar, compressed or not, into a folder that is not there yet.
+    """Unpacks a tar, compressed or not, into a folder that does not exist yet.
 
-    Only names and contents are taken: no owner, mode or time.
+    Owners, modes and times are ignored.
 
     Raises:
-        PersonaError: it is damaged, too large, holds anything but files and folders, or a name
-            that leaves the folder.
+        PersonaError: If the tar is damaged, too large, holds anything but files and folders, or a
+            name points outside the folder.
     """
     files = size = 0
     folder.mkdir(parents=True)
@@ -439,7 +442,7 @@ def unpack_tar(archive: Path, folder: Path, *, max_bytes: int, max_files: int) -
                     raise _unsafe(archive, member, "is in it twice") from None
                 advance(1)
     except (tarfile.TarError, zlib.error, EOFError, ValueError, OSError) as error:
-        # A broken gzip stream is an OSError too; the disk's have a number.
+        # A broken gzip stream is an OSError, too. Errors of the disk have a number.
         if isinstance(error, OSError) and error.errno:
             raise
         raise PersonaError(f"{archive} is damaged ({error}): remove it and run again") from None

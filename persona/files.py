@@ -1,7 +1,7 @@
-"""Files that survive being killed: written under another name, then renamed into place.
+"""Writes files so that a killed process leaves no half files: under another name, then renamed.
 
-What is written has a hidden name with host and process, and its process holds a lock on it. A
-process that was killed leaves it behind; the next one that writes there sweeps it away.
+While a file is written it has a hidden name with host and process, and its process holds a lock on
+it. A killed process leaves it behind. The next process that writes to the same folder deletes it.
 """
 
 from __future__ import annotations
@@ -26,24 +26,26 @@ from typing import IO, Any, AnyStr
 from persona.errors import PersonaError
 
 PRIVATE = 0o600
-"""Mode of what holds people's names, templates or photos: its owner's alone."""
+"""File mode for people's names, templates or photos: only the owner can read them."""
 LONGEST_LINE = 1 << 16
 LARGEST_JSON = 1 << 22
-"""Bytes of a card."""
+"""Largest size in bytes of a card."""
 LARGEST_LIST = 1 << 28
-"""Bytes of a card that names photos, identities or shards: of tens of millions of photos."""
+"""Largest size in bytes of a card that lists photos, identities or shards. It is enough for tens of
+millions of photos."""
 GAP_S = 60.0
-"""Age from which a partial file without a lock has no writer: it is locked once it is there."""
+"""Age in seconds from which a partial file without a lock has no writer. A writer locks its file
+right after creating it."""
 
 
 def process_name() -> str:
-    """This process among those of all machines that share a file system."""
+    """A name of this process that is unique among all machines that share a file system."""
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
 @contextlib.contextmanager
 def placed(path: Path) -> Iterator[None]:
-    """Gives `path` to an error of the system that names no file: a full disk is told with where."""
+    """Adds `path` to an OSError that names no file: the error of a full disk then says where."""
     try:
         yield
     except OSError as error:
@@ -54,7 +56,7 @@ def placed(path: Path) -> Iterator[None]:
 def write_atomically(path: Path, data: bytes | Iterable[bytes], mode: int = 0o666) -> None:
     """Writes `data` to `path` so that a reader sees the old file or the new one, never half.
 
-    `mode` is a new file's, less the umask.
+    `mode` is the mode of a new file, before the umask.
     """
     with replacing(path, mode) as file:
         file.writelines((data,) if isinstance(data, bytes) else data)
@@ -62,7 +64,7 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes], mode: int = 0o66
 
 @contextlib.contextmanager
 def replacing(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
-    """A new file that is `path` from the end of the block on, unless that raises."""
+    """Yields a new file that replaces `path` at the end of the block, unless the block raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep_once(path.parent)
     partial = path.with_name(f".{path.name}.{process_name()}.partial")
@@ -80,7 +82,8 @@ def replacing(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def scratch_folder(parent: Path, label: str) -> Iterator[Path]:
-    """A hidden folder below `parent` for the time of a block, to rename what is whole out of it."""
+    """Yields a hidden folder below `parent` for the time of the block. Rename finished work out of
+    it."""
     parent.mkdir(parents=True, exist_ok=True)
     _sweep_once(parent)
     suffix = f".{process_name()}.partial"
@@ -95,12 +98,12 @@ def scratch_folder(parent: Path, label: str) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Removes partial files and scratch folders that processes of this host left when they died.
+    """Deletes partial files and scratch folders that killed processes of this host left behind.
 
-    Another host's stay: whether their process lives cannot be told from here.
+    Those of other hosts stay, because their processes may be alive.
     """
     ours = re.compile(rf"\..*\.{re.escape(socket.gethostname())}-(\d+)\.partial", re.DOTALL)
-    with contextlib.suppress(OSError):  # a folder that is not there, or that we may not change
+    with contextlib.suppress(OSError):  # a folder that does not exist or may not be changed
         for path in folder.iterdir():
             if (process := ours.fullmatch(path.name)) is not None:
                 _remove_if_dead(path, int(process[1]))
@@ -116,15 +119,15 @@ def _sweep_once(folder: Path) -> None:
 
 
 def _remove_if_dead(path: Path, process: int) -> None:
-    """Removes a partial file or folder unless its writer lives."""
-    with contextlib.suppress(OSError):  # somebody else's, or gone meanwhile
+    """Deletes a partial file or folder unless its writer is alive."""
+    with contextlib.suppress(OSError):  # it belongs to another user, or is gone meanwhile
         opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             found = os.fstat(opened)
             held = _try_lock(opened)
             alive = _is_alive(process)
             if alive and held and time.time() - found.st_mtime > GAP_S:
-                alive = False  # another process has its number by now
+                alive = False  # another process has the same number by now
             if held is False or alive or found.st_uid != os.geteuid():
                 return
             if path.is_dir():
@@ -136,7 +139,7 @@ def _remove_if_dead(path: Path, process: int) -> None:
 
 
 def _try_lock(opened: int) -> bool | None:
-    """Locks a file until it is closed; False: another has it, None: locks are not to be had."""
+    """Locks a file until it is closed. False: another process holds it. None: locking fails."""
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -147,7 +150,7 @@ def _try_lock(opened: int) -> bool | None:
 
 
 def _is_alive(process: int) -> bool:
-    """Whether this host has such a process."""
+    """Whether this host has a process with that number."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
@@ -158,25 +161,25 @@ def _is_alive(process: int) -> bool:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes canonical JSON (sorted keys, two spaces), atomically: same value, same bytes.
+    """Writes canonical JSON (sorted keys, two spaces), atomically. Equal values give equal bytes.
 
-    Dataclasses are written as their fields.
+    A dataclass is written as an object of its fields.
     """
     encoder = json.JSONEncoder(indent=2, sort_keys=True, ensure_ascii=False, default=_fields)
-    # Piece by piece: the manifest may name millions of photos.
+    # Encoded piece by piece, because a manifest may name millions of photos.
     write_atomically(path, (piece.encode() for piece in chain(encoder.iterencode(value), "\n")))
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    """What JSON holds of a dataclass."""
+    """The JSON object of a dataclass."""
     return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def read_json(path: Path, *, what: str, limit: int = LARGEST_JSON) -> Any:
-    """Reads JSON, which may come from a stranger; `what` names the file's role in the error.
+    """Reads an untrusted JSON file. `what` names the file's role in the error.
 
     Raises:
-        PersonaError: the file is not there, over `limit` bytes, or no JSON.
+        PersonaError: If the file does not exist, is over `limit` bytes, or is not JSON.
     """
     try:
         with path.open("rb") as file:
@@ -187,17 +190,17 @@ def read_json(path: Path, *, what: str, limit: int = LARGEST_JSON) -> Any:
         raise PersonaError(f"{what} {path} has over {limit / 1e6:.1f} MB: none is so large")
     try:
         return json.loads(data)
-    except (ValueError, RecursionError) as error:  # also of numbers with too many digits
+    except (ValueError, RecursionError) as error:  # ValueError also for a number of too many digits
         raise PersonaError(
             f"{what} {path} is not valid JSON ({error}): restore it, or remove it and make it anew"
         ) from None
 
 
 def bounded_lines(file: IO[AnyStr], path: Path) -> Iterator[AnyStr]:
-    """Lines of an open list, which may come from a stranger: none is read whole that is too long.
+    """Yields the lines of an untrusted list file. An overlong line is not read whole.
 
     Raises:
-        PersonaError: a line is.
+        PersonaError: If a line is longer than LONGEST_LINE.
     """
     number = 1
     while line := file.readline(LONGEST_LINE + 1):
@@ -210,26 +213,26 @@ def bounded_lines(file: IO[AnyStr], path: Path) -> Iterator[AnyStr]:
 
 
 def whole_number(text: str, most_digits: int = 9) -> int | None:
-    """The number that a few of the digits 0 to 9 write; None: it is something else.
+    """The number in a text of at most `most_digits` digits 0 to 9. None for any other text.
 
-    `str.isdigit` holds for `²` too, which `int` refuses, as it does thousands of digits.
+    `str.isdigit` also accepts `²`, which `int` refuses; `int` also refuses thousands of digits.
     """
     plain = text.isascii() and text.isdigit() and len(text) <= most_digits
     return int(text) if plain else None
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file as 64 hex digits."""
+    """The SHA-256 of a file as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
 def folder_lock(folder: Path, *, doing: str) -> Iterator[IO[bytes]]:
-    """Holds `folder` for one process; the kernel lets go of it however the process ends.
+    """Locks `folder` for one process. The kernel releases the lock however the process ends.
 
     Raises:
-        PersonaError: another process holds it.
+        PersonaError: If another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("ab") as file:
@@ -243,7 +246,7 @@ def folder_lock(folder: Path, *, doing: str) -> Iterator[IO[bytes]]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process holds `folder_lock`."""
+    """Whether a process holds the `folder_lock` of a folder."""
     try:
         with (folder / ".lock").open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,10 +1,10 @@
-"""Five points of a face: eyes, tip of the nose, corners of the mouth, from the left of the image.
+"""Five-point landmarks: eyes, tip of the nose, corners of the mouth, from the left of the image.
 
-With a crop they come as six rows, `landmarks_62`: the points in px of the crop, and how many px of
-the crop a px of the photo became, across and down. A margin crop stretches a face that is taller
-than wide to a square; turning it to a template has to undo that.
+A crop stores them as six rows, `landmarks_62`: the points in px of the crop, then the scale in px
+of the crop per px of the photo, across and down. A margin crop stretches a face that is taller than
+wide to a square. A warp to a template has to undo that.
 
-Pixel (0, 0) is the centre of the first pixel. Shapes: N faces.
+Pixel (0, 0) is the centre of the first pixel. Shapes: N faces, C channel, P output pixels.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ TEMPLATE_52 = np.array(
         [70.7299, 92.2041],
     ]
 )
-"""Where ArcFace puts them in a crop of 112 px (insightface, utils/face_align.py, arcface_dst)."""
+"""ArcFace's template in px of a 112 px crop (insightface, utils/face_align.py, arcface_dst)."""
 SAME_PX = 0.05
-"""Crops whose points lie this near their places already are not turned again."""
+"""Crops whose points are this close to the template, in px, are not warped again."""
 MIRRORED = [1, 0, 2, 4, 3]
-"""The order of the points in the mirror image."""
+"""Order of the points in the mirror image."""
 
 
 def template(size_px: int) -> Floats:
-    """(5, 2) ArcFace's places in a crop of another size."""
+    """(5, 2) ArcFace's template in px of a crop of side `size_px`."""
     return (TEMPLATE_52 + 0.5) * (size_px / TEMPLATE_SIZE) - 0.5
 
 
 def similarity(source_N52: npt.ArrayLike, target_52: npt.ArrayLike) -> Floats:
-    """(N, 2, 3) the rotation, scale and shift that bring each face's points nearest to `target_52`.
+    """(N, 2, 3) similarity transforms that bring each face's points nearest to `target_52`.
 
-    Least squares (Umeyama 1991, equations 40 to 42, without reflection), which in the plane is one
-    complex factor: `a = Σ conj(z) w / Σ |z|²` of the centred points z and w.
+    This is the least-squares solution (Umeyama 1991, equations 40 to 42, without reflection). In
+    the plane it is one complex factor: `a = Σ conj(z) w / Σ |z|²` of the centred points z and w.
     """
     source, target = np.asarray(source_N52, float), np.asarray(target_52, float)
     z_N5 = source[..., 0] + 1j * source[..., 1]
@@ -60,27 +60,27 @@ def similarity(source_N52: npt.ArrayLike, target_52: npt.ArrayLike) -> Floats:
 
 
 def invert(matrix_N23: Floats) -> Floats:
-    """(N, 2, 3) the transform back."""
+    """(N, 2, 3) inverse of affine transforms."""
     linear = np.linalg.inv(matrix_N23[..., :2])
     return np.concatenate([linear, -linear @ matrix_N23[..., 2:]], axis=-1)
 
 
 def move(points_N52: Floats, matrix_N23: Floats) -> Floats:
-    """(N, 5, 2) points where a transform takes them."""
+    """(N, 5, 2) points after affine transforms."""
     turned = points_N52 @ np.swapaxes(matrix_N23[..., :2], -1, -2)
     return np.asarray(turned + np.swapaxes(matrix_N23[..., 2:], -1, -2))
 
 
 def crop_to_template(landmarks_N62: Floats, size_px: int) -> Floats:
-    """(N, 2, 3) from px of a crop whose points lie as ArcFace's to px of each crop at hand."""
-    # In px of the photo, where a face has its own proportions.
+    """(N, 2, 3) transforms from px of a crop on ArcFace's template to px of each given crop."""
+    # The fit is in px of the photo, where a face has its own proportions.
     scale_N12 = landmarks_N62[:, 5:]
     there_N23 = similarity(landmarks_N62[:, :5] / scale_N12, template(size_px))
     return np.asarray(invert(there_N23) * scale_N12.transpose(0, 2, 1))
 
 
 def is_aligned(side_px: int, landmarks_N62: Floats, size_px: int) -> bool:
-    """Whether crops of this side have their points where ArcFace's template of `size_px` does."""
+    """Whether crops of this side have their points on ArcFace's template of `size_px`."""
     if side_px != size_px:
         return False
     points_N52 = landmarks_N62[:, :5] / landmarks_N62[:, 5:]
@@ -89,9 +89,9 @@ def is_aligned(side_px: int, landmarks_N62: Floats, size_px: int) -> bool:
 
 
 def warp(pixels_NCHW: Floats, landmarks_N62: Floats, size_px: int) -> Floats:
-    """(N, C, size, size) float32 crops turned and cut so that their points lie as ArcFace's.
+    """Warps crops so that their points lie on ArcFace's template: (N, C, size, size) float32.
 
-    Bilinear; beyond the edge of a crop its last pixel counts.
+    Sampling is bilinear. Beyond the edge of a crop its last pixel is repeated.
     """
     height, width = pixels_NCHW.shape[2:]
     back_N23 = crop_to_template(landmarks_N62, size_px)
@@ -114,7 +114,7 @@ def warp(pixels_NCHW: Floats, landmarks_N62: Floats, size_px: int) -> Floats:
 
 
 def resize(pixels_NCHW: Floats, size_px: int) -> Floats:
-    """(N, C, size, size) float32 of square crops: bilinear, with antialiasing as torch has it."""
+    """Resizes square crops to (N, C, size, size) float32: bilinear, antialiased as in torch."""
     side = pixels_NCHW.shape[2]
     if side == size_px:
         return pixels_NCHW
@@ -127,6 +127,6 @@ def resize(pixels_NCHW: Floats, size_px: int) -> Floats:
 
 
 def unit(vectors_NE: Floats) -> Floats:
-    """(N, E) float32 of unit length; a vector of zeros stays one."""
+    """Normalises embeddings to unit length, (N, E) float32. A zero vector stays zero."""
     length_N1 = np.linalg.norm(vectors_NE, axis=1, keepdims=True)
     return np.asarray(vectors_NE / np.maximum(length_N1, 1e-12), np.float32)

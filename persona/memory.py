@@ -1,4 +1,4 @@
-"""The C library's memory, set up for training on the CPU."""
+"""Sets up the C library's memory allocator for training on the CPU."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import ctypes
 import sys
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
-"""malloc.h of glibc."""
+"""Parameters of `mallopt`, from glibc's malloc.h."""
 LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Makes glibc keep what is freed for the next step instead of giving it back to the kernel.
+    """Makes glibc keep freed memory for the next optimizer step, instead of returning it.
 
-    By default every tensor of more than a few MB is mapped afresh, and its pages are zeroed by the
-    kernel at first touch, again and again: a third of a training step on the CPU
-    (docs/measurements.md).
+    By default every tensor of more than a few MB is mapped anew, and the kernel zeroes its pages at
+    first touch. This takes a third of a training step on the CPU (docs/measurements.md).
 
-    Returns whether this is a glibc.
+    Returns:
+        Whether the C library is glibc and accepted the settings.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,12 +1,11 @@
-"""Text from elsewhere: which of its characters are not seen but acted on, and how it is shown.
+"""Finds and escapes hidden characters in text from elsewhere.
 
-Two names that differ in such a character look the same, and one that turns the direction of writing
-makes a line read as something that it is not. What is hidden is told by the character's category in
-Unicode; a few blank characters are letters, marks or symbols there and are listed here.
+Two names that differ in a hidden character look the same. A character that turns the writing
+direction makes a line read as something that it is not. A character counts as hidden by its Unicode
+category. Unicode lists a few blank characters as letters, marks or symbols; they are listed here.
 
-Some scripts and emoji are written with joiners, selectors and tags that cannot be seen. These are
-part of a name where their neighbours take them (as RFC 5892, appendix A, has it for joiners), and
-hidden anywhere else.
+Some scripts and emoji use invisible joiners, selectors and tags. These belong to a name if their
+neighbours use them (for joiners as in RFC 5892, appendix A), and are hidden anywhere else.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import re
 import unicodedata
 
 _KIND = re.compile(r"[a-z][\w-]+:(?!//)")
-"""What stands before a path in `onnx:FILE` or `folders:PATH`."""
+"""The kind before a path, as in `onnx:FILE` or `folders:PATH`."""
 _CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
 _BLANK = frozenset(
     map(
@@ -24,10 +23,10 @@ _BLANK = frozenset(
             0x034F,  # combining grapheme joiner
             *(0x115F, 0x1160, 0x3164, 0xFFA0),  # Hangul fillers
             *(0x17B4, 0x17B5),  # Khmer inherent vowels
-            *(0x2065, *range(0xFFF0, 0xFFF9)),  # not assigned, and never to be seen
-            0x2800,  # Braille without dots
-            0x1D159,  # a note without a head
-            0x133FC,  # a hieroglyph that is blank
+            *(0x2065, *range(0xFFF0, 0xFFF9)),  # unassigned and invisible
+            0x2800,  # Braille pattern without dots
+            0x1D159,  # musical note without a head
+            0x133FC,  # blank hieroglyph
         ),
     )
 )
@@ -44,27 +43,27 @@ _JOINED_SCRIPTS = frozenset(
         *("TAI", "TAMIL", "TELUGU", "TIBETAN", "TIRHUTA"),
     )
 )
-"""First words of their letters' names."""
+"""First words of the Unicode names of letters in scripts that use joiners."""
 _VIRAMA = 9
-"""Canonical combining class."""
+"""Canonical combining class of a virama."""
 _FLAG = re.compile("\U0001f3f4[\U000e0020-\U000e007e]{1,6}\U000e007f")
-"""Of England and others: a black flag and the region in tags."""
+"""Flags such as England's: a black flag, then the region in tag characters."""
 
 
 def hidden(text: str) -> str | None:
-    """The first character of a text that is not seen but acted on, or looks like a blank."""
+    """The first hidden character of a text, which is invisible or looks blank. None if none is."""
     places = _hidden_places(text)
     return text[places[0]] if places else None
 
 
 def describe(character: str) -> str:
-    """A character as Unicode lists it, such as `U+200B ZERO WIDTH SPACE`."""
+    """The code point and Unicode name of a character, such as `U+200B ZERO WIDTH SPACE`."""
     name = unicodedata.name(character, "control character")
     return f"U+{ord(character):04X} {name}"
 
 
 def legible(text: str) -> str:
-    """A text in one line, with what is hidden in it escaped as Python does; tabs stay."""
+    """A text in one line, with hidden characters escaped as in Python. Tabs are kept."""
     if text.isascii() and text.isprintable():
         return text
     shown = list(text)
@@ -75,12 +74,12 @@ def legible(text: str) -> str:
 
 
 def escaped(character: str) -> str:
-    r"""A character as `\u200b`."""
+    r"""The escape sequence of a character, such as `\u200b`."""
     return character.encode("unicode_escape").decode()
 
 
 def escape_json(document: str) -> str:
-    """A JSON document whose strings have the same value, without what a terminal would act on."""
+    """An equal JSON document in which characters that could control a terminal are escaped."""
     if document.isascii() and "\x7f" not in document:
         return document
     return "".join(
@@ -114,13 +113,13 @@ def _is_suspect(character: str) -> bool:
         or character in _VARIANTS
         or character in _MONGOLIAN_VARIANTS
         or 0xE0000 <= ord(character) <= 0xE0FFF
-        or ord(character) & 0xFFFE == 0xFFFE  # no character in any plane
+        or ord(character) & 0xFFFE == 0xFFFE  # the two noncharacters at the end of each plane
         or 0xFDD0 <= ord(character) <= 0xFDEF
     )
 
 
 def _belongs(text: str, place: int) -> bool:
-    """Whether its neighbours take a joiner or a selector."""
+    """Whether a joiner or selector belongs to its neighbours."""
     character, before, after = text[place], text[place - 1 : place], text[place + 1 : place + 2]
     if not before:
         return False
@@ -149,7 +148,7 @@ def _is_joined(character: str) -> bool:
 
 
 def _is_symbol(character: str) -> bool:
-    """What emoji are; and U+203C and the like, which are punctuation otherwise."""
+    """Whether it may begin an emoji: a symbol, or punctuation such as U+203C."""
     return (
         bool(character)
         and (
@@ -161,14 +160,14 @@ def _is_symbol(character: str) -> bool:
 
 
 def _is_pictured(character: str) -> bool:
-    """The end of one emoji: a symbol, its selector, or a colour of skin."""
+    """Whether it may end an emoji: a symbol, its selector, or a skin tone."""
     return (
         _is_symbol(character) or character == "\ufe0f" or "\U0001f3fb" <= character <= "\U0001f3ff"
     )
 
 
 def public_name(text: str) -> str:
-    """A name without where it lies: `onnx:/home/ada/net.onnx` as `onnx:net.onnx`."""
+    """A name without its folder: `onnx:/home/ada/net.onnx` becomes `onnx:net.onnx`."""
     kind = _KIND.match(text)
     before = kind[0] if kind else ""
     return before + re.split(r"[/\\]", text[len(before) :].rstrip("/\\"))[-1]

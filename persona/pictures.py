@@ -1,7 +1,7 @@
-"""Which kinds of pictures there are, by name and by first bytes, and which of them are read.
+"""The kinds of pictures: their file suffixes, their first bytes, and which of them are supported.
 
-This is the one list: folders, tars, galleries and the decoder ask here. A file that looks like a
-picture of a kind that is not read is never passed over: whoever reads it counts and names it.
+This is the only such list; folders, tars, galleries and the decoder use it. A file of an
+unsupported kind is never ignored silently: its reader counts and names it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import re
 from dataclasses import dataclass
 
 HEAD_BYTES = 512
-"""Bytes of a file that tell its kind."""
+"""Number of bytes at the start of a file that decide its kind."""
 MAX_BRANDS_BYTES = 200
-"""Of an ISO file's list of brands, as much as is looked at."""
+"""Largest number of bytes that are read of an ISO file's list of brands."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Kind:
     name: str
     suffixes: tuple[str, ...]
     begins: bytes = b"(?!)"
-    """A pattern that its first bytes match."""
+    """Regular expression that the first bytes match."""
     brands: frozenset[bytes] = frozenset()
-    """Or, of an ISO base media file, one of its brands."""
+    """Brands of an ISO base media file. One of them is enough."""
     read: bool = False
 
 
@@ -33,7 +33,7 @@ def _brands(text: str) -> frozenset[bytes]:
 
 
 KINDS = (
-    # AVIF stands before HEIC: its files may have HEIF's general brands too.
+    # AVIF comes before HEIC, because its files may have HEIF's general brands, too.
     Kind(
         "JPEG", (".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".mpo"), rb"\xff\xd8", read=True
     ),
@@ -88,30 +88,30 @@ KINDS = (
 )
 
 VIDEO_BRANDS = re.compile(rb"iso.|mp4.|qt  |M4. |avc1|3g..|f4v |dash|MSNV|XAVC|nd..")
-"""Major brands of films: what else such a file is compatible with makes it no picture."""
+"""Major brands of videos. Such a file is no picture, whatever its compatible brands are."""
 
 _BY_SUFFIX = {suffix: kind for kind in KINDS for suffix in kind.suffixes}
 IMAGE_SUFFIXES = frozenset(_BY_SUFFIX)
-"""Ends of the names of all pictures, read or not, in lower case."""
+"""File suffixes of all pictures, supported or not, in lower case."""
 _BEGINNINGS = tuple(
     (re.compile(kind.begins, re.S), kind)
-    # What is not read is asked first: some raw photos begin as a TIFF does, and go on.
+    # Unsupported kinds are tested first: some camera raw files begin like a TIFF.
     for kind in sorted(KINDS, key=lambda kind: kind.read)
 )
 _OTHERS = ((re.compile(rb"\s*<(!doctype )?html", re.I), "HTML"), (re.compile(rb"%PDF"), "PDF"))
 
 READ = tuple(kind.name for kind in KINDS if kind.read)
 READ_WORDS = f"{', '.join(READ[:-1])} or {READ[-1]}"
-"""What is read, for messages."""
+"""The supported kinds, for messages."""
 
 
 def kind_of_suffix(suffix: str) -> Kind | None:
-    """The kind of picture that the end of a file's name promises; None: no picture."""
+    """The kind of picture by file suffix. None if it is not a picture's."""
     return _BY_SUFFIX.get(suffix.lower())
 
 
 def kind_of(head: bytes) -> Kind | None:
-    """The kind of picture that a file's first bytes tell; None: no picture that is known."""
+    """The kind of picture by the first bytes of a file. None if they are of no known picture."""
     if head[4:8] == b"ftyp":
         brands = _brands_of(head)
         return next((kind for kind in KINDS if kind.brands & brands), None)
@@ -119,7 +119,7 @@ def kind_of(head: bytes) -> Kind | None:
 
 
 def _brands_of(head: bytes) -> frozenset[bytes]:
-    """The brands of an ISO base media file (ISO/IEC 14496-12) that is no film."""
+    """The brands of an ISO base media file (ISO/IEC 14496-12). A video has none here."""
     if VIDEO_BRANDS.match(head, 8):
         return frozenset()
     end = min(int.from_bytes(head[:4], "big"), MAX_BRANDS_BYTES, len(head))
@@ -127,7 +127,7 @@ def _brands_of(head: bytes) -> frozenset[bytes]:
 
 
 def not_read(head: bytes) -> str:
-    """Why a file that is no picture of a kind that is read is refused, and what to do."""
+    """Why a file that is no supported picture is refused, and what to do."""
     kind = kind_of(head)
     if kind is not None:
         return f"{kind.name}, which is not supported: convert it to JPEG"

@@ -1,4 +1,4 @@
-"""A progress bar with rate and time left: on a terminal only, always on stderr."""
+"""A progress bar with rate and time left. It is shown on terminals only, and always on stderr."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Protocol
 
 
 class Advance(Protocol):
-    """Tells a bar of units that are done."""
+    """Reports finished units to a progress bar."""
 
     def __call__(self, count: int, /, *, earlier: bool = False) -> None:
-        """`earlier`: an earlier run had done them, so they do not count as speed."""
+        """Reports `count` units. With `earlier` they are an earlier run's and not in the rate."""
 
 
 def _silent(_count: int, *, earlier: bool = False) -> None:
-    """What stands in for a bar where nobody watches."""
+    """Replaces the progress bar if it is not shown."""
 
 
 @contextlib.contextmanager
 def progress_bar(
     title: str, *, total: int, unit: str, done: int = 0, enabled: bool = True
 ) -> Iterator[Advance]:
-    """Yields `advance(n)`; `done`, which an earlier run had finished, does not count as speed.
+    """Yields `advance(n)`. The `done` units of an earlier run are not part of the rate.
 
-    The rate is what was done over the time that it took: units come in lots, as from worker
-    processes, and a rate over the last few of them would be that of lots that come together.
+    The rate is the number of units over the whole time. Units come in lots, as from worker
+    processes, so a rate over the last few units would be that of lots that come together.
     """
     if not enabled or not sys.stderr.isatty():
         yield _silent
@@ -43,20 +43,20 @@ def progress_bar(
     from rich.text import Text
 
     def rate(task: Task) -> float:
-        """Units a second; 0: not known yet."""
+        """Units per second. 0 if it is not known yet."""
         ended = task.finished_time if task.total else None  # without a total it never ends
         seconds = task.elapsed if ended is None else ended
         return (task.completed - task.fields["earlier"]) / seconds if seconds else 0.0
 
     class RateColumn(ProgressColumn):
-        """Units a second."""
+        """Shows units per second."""
 
         def render(self, task: Task) -> Text:
             speed = rate(task)
             return Text(f"{speed:,.1f} {unit}/s" if speed else f"– {unit}/s")
 
     class TimeLeftColumn(ProgressColumn):
-        """Hours, minutes and seconds, at the rate so far."""
+        """Shows the remaining time at the rate so far, as h:mm:ss."""
 
         max_refresh = 0.5
 

@@ -1,9 +1,9 @@
-"""Worker processes that map over tasks in order, and end with whoever asked for them.
+"""Worker processes that map a function over tasks, in order.
 
-The one that asks has no helper thread and shares no lock with its workers: it sends each a task
-through a pipe of its own and waits for the pipes. Ctrl-C is therefore never met by anything but
-that wait, and stopping is killing, which is safe because workers write nothing that matters.
-A worker whose parent is gone finds its pipe closed and ends.
+The parent has no helper thread and shares no lock with its workers. It sends each worker a task
+through the worker's own pipe, and waits for the pipes. Ctrl-C therefore only ever interrupts that
+wait. Stopping the workers means killing them, which is safe because they write nothing that
+matters. A worker whose parent has ended finds its pipe closed and ends, too.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ Tell = Callable[[int], None]
 
 
 def _tell_nobody(_count: int) -> None:
-    """What a function tells where nobody asked."""
+    """Ignores reports. It is used if nobody asks for them."""
 
 
 _tell: Tell = _tell_nobody
-"""Of this process."""
+"""The receiver of reports in this process."""
 
 AHEAD = 2
-"""Results a worker that may wait for an earlier one; memory stays flat."""
+"""Results per worker that may wait for an earlier result. It bounds the memory."""
 NOT_KNOWN = 255
-"""The exit code of a worker whose server was killed as well."""
+"""Exit code of a worker whose fork server was killed as well."""
 ENDING_S = 10.0
-"""What a worker that has closed its pipe has to end."""
+"""Seconds that a worker may take to end after its pipe was closed."""
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""Microseconds of processor time in a period, and the period; `max`: no bound."""
+"""File with the CPU quota in µs and its period in µs. A quota of `max` means no limit."""
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, by its affinity and its control group's quota."""
+    """Number of cores that this process may use, by its affinity and its control group's quota."""
     cores = len(os.sched_getaffinity(0))
     try:
         quota, period = QUOTA.read_text().split()
@@ -57,14 +57,17 @@ def usable_cores() -> int:
 
 
 def tell_done(count: int) -> None:
-    """Called by a function that a pool maps: how much of its task is done, before it returns."""
+    """Reports that `count` more units of the current task are done.
+
+    A function that a pool maps calls it before it returns.
+    """
     _tell(count)
 
 
 @contextlib.contextmanager
 def told(tell: Tell) -> Iterator[None]:
-    """`tell` hears what `tell_done` is called with in this process."""
-    global _tell  # noqa: PLW0603 - a function does not know who maps it
+    """Within the block, `tell` receives the reports of `tell_done` in this process."""
+    global _tell  # noqa: PLW0603 - a function does not know which pool maps it
     before, _tell = _tell, tell
     try:
         yield
@@ -74,7 +77,7 @@ def told(tell: Tell) -> Iterator[None]:
 
 @contextlib.contextmanager
 def told_in_all() -> Iterator[Tell]:
-    """Yields `done(n)`, which tells what is lacking to `n` of all that was told since."""
+    """Yields `done(n)`, which reports as many units as are missing to a total of `n` since then."""
     heard, outer = 0, _tell
 
     def hear(count: int) -> None:
@@ -92,7 +95,7 @@ def told_in_all() -> Iterator[Tell]:
 
 @dataclass(frozen=True)
 class _Part:
-    """So much of a task is done: comes through the pipe before its result."""
+    """A report that units of a task are done. It travels through the pipe before the result."""
 
     count: int
 
@@ -102,7 +105,7 @@ class _Worker:
     process: BaseProcess
     pipe: Connection
     task: int | None = None
-    """Number of the task it works on."""
+    """Number of the task that it works on. None if it is idle."""
 
 
 @contextlib.contextmanager
@@ -114,41 +117,42 @@ def worker_pool(
     preload: Sequence[str] = (),
     tell: Tell = _tell_nobody,
 ) -> Iterator[Callable[[Iterable[T]], Iterator[R]]]:
-    """Yields an ordered map over tasks by `build(*arguments)`, which each worker builds once.
+    """Yields an ordered map over tasks by the function `build(*arguments)`.
 
-    One map at a time, to its end: one that is left early ends with the pool.
+    Each worker builds the function once. Only one map may run at a time, and to its end. A map that
+    is left early ends with the pool.
 
     Args:
-        build: a function of a module's top level.
-        arguments: picklable.
-        workers: processes; 0 works in this one.
-        preload: modules that are imported once for all workers.
-        tell: hears of parts of tasks as they are done, see `tell_done`.
+        build: A function at a module's top level.
+        arguments: Its arguments, which must be picklable.
+        workers: Number of processes. 0 works in this process.
+        preload: Modules that are imported once for all workers.
+        tell: Receives the reports of `tell_done`.
 
     Raises:
-        PersonaError: from the map, where a worker was killed or did not start. What a task raises
-            is raised here.
+        PersonaError: If a worker was killed or did not start. The map raises it, and also any
+            exception of a task.
     """
     if workers == 0:
         function = build(*arguments)
         with told(tell):
             yield lambda tasks: map(function, tasks)
         return
-    # Workers fork from a server that has imported once for all of them, and has no threads.
+    # Workers fork from a server that has imported the modules once and has no threads.
     context = multiprocessing.get_context("forkserver")
     if preload:
         context.set_forkserver_preload(list(preload))
-    # First: starting it lets Ctrl-C through again, to a server that is about to import.
+    # This comes first: starting it unblocks Ctrl-C, also for a server that is about to import.
     resource_tracker.ensure_running()
     pool: list[_Worker] = []
     try:
-        with no_interrupts():  # a worker inherits that: Ctrl-C is its parent's to handle
+        with no_interrupts():  # workers inherit the blocked signal: Ctrl-C belongs to the parent
             for _ in range(workers):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_serve, args=(theirs,), daemon=True)
                 try:
                     process.start()
-                except (EOFError, ConnectionError):  # the server has been killed
+                except (EOFError, ConnectionError):  # the fork server was killed
                     raise _killed() from None
                 theirs.close()
                 pool.append(_Worker(process, ours))
@@ -164,10 +168,10 @@ def worker_pool(
 
 
 def _ordered_map(pool: Sequence[_Worker], tasks: Iterable[T], tell: Tell) -> Iterator[Any]:
-    """Results in the order of their tasks; a worker gets its next task when it has sent a result.
+    """Yields results in the order of the tasks. A worker gets its next task after its result.
 
-    One task at a time a worker: it always listens when its parent sends, so that neither can wait
-    for the other with a full pipe.
+    A worker has one task at a time. It is always listening when its parent sends, so that the two
+    can never wait for each other with full pipes.
     """
     numbered = iter(enumerate(tasks))
     results: dict[int, Any] = {}
@@ -220,7 +224,7 @@ def _receive(worker: _Worker) -> Any:
 
 
 def _lost(worker: _Worker) -> PersonaError:
-    """The error for a worker whose pipe is closed: the kernel killed it, or it ended by itself."""
+    """The error for a worker with a closed pipe: it was killed, or ended by itself."""
     worker.process.join(ENDING_S)
     code = worker.process.exitcode
     if code is not None and 0 < code < NOT_KNOWN:
@@ -241,7 +245,7 @@ def _killed() -> PersonaError:
 
 @contextlib.contextmanager
 def no_interrupts() -> Iterator[None]:
-    """Holds Ctrl-C back until the end; processes that start within never see it."""
+    """Blocks Ctrl-C within the block. Processes that start within it never receive Ctrl-C."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -250,8 +254,8 @@ def no_interrupts() -> Iterator[None]:
 
 
 def _serve(pipe: Connection) -> None:
-    """A worker's life: build, then a result (or what was raised) for each task."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # should the server be older than this pool
+    """The main loop of a worker: build the function, then send a result or error per task."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for a fork server that is older than the pool
     function: Callable[[Any], Any] | None = None
     with (
         contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError),
