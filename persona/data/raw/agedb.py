@@ -1,4 +1,4 @@
-"""AgeDB (Moschoglou et al. 2017): 16,488 photos of 568 people, annotated with age and gender."""
+"""AgeDB (Moschoglou et al. 2017): 16,488 photos of 568 identities with age and gender."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from persona.files import whole_number
 GAP_YEARS = 30
 FOLDS = 10
 PER_FOLD = 300
-"""Genuine pairs of AgeDB-30, and as many impostor pairs."""
+"""Genuine pairs per fold of AgeDB-30. There are as many impostor pairs."""
 SEED = 0
 
 
 class AgeDB(RawDataset):
-    """One folder of `<id>_<Name>_<age>_<gender>.jpg`; the faces are cropped already."""
+    """AgeDB's folder of `<id>_<Name>_<age>_<gender>.jpg`. The faces are already cropped."""
 
     name = "agedb"
     folder = "AgeDB"
@@ -33,7 +33,7 @@ class AgeDB(RawDataset):
     obtain = "ask its authors (Imperial College London, iBUG) for access"
 
     def photo_root(self) -> Path:
-        """The folder that holds the photos, some levels deeper where archives add them."""
+        """The folder that holds the photos. Archives may nest it some levels deeper."""
         root = self.root
         for _ in range(MAX_NESTED):
             if list_images(root):
@@ -46,7 +46,7 @@ class AgeDB(RawDataset):
         return self.root
 
     def iter_photos(self) -> Iterator[Photo]:
-        """Yields every photo; the identity is the name field."""
+        """Yields every photo. The identity is the name in the file name."""
         root = self.photo_root()
         below = "" if root == self.root else f"{self.relative(root)}/"
         for name in list_images(root):
@@ -62,17 +62,20 @@ class AgeDB(RawDataset):
             yield Photo(identity=fields[0], source=f"{below}{name}", attributes=attributes)
 
     def pairs(self) -> list[Pair] | None:
-        """Pairs 30 years apart, drawn as the paper's section 4 describes; not its own list.
+        """Pairs that are 30 years apart, drawn as in the paper's section 4. It is not its own list.
 
-        Ten folds that share no person, each of at most 300 genuine and as many impostor pairs;
-        between the two photos of every pair lie exactly 30 years, and those of an impostor pair
-        have one gender. The same photos give the same pairs. None: too few photos for two folds.
+        The pairs are in ten folds that share no identity. Each has at most 300 genuine and as many
+        impostor pairs. The two photos of every pair are exactly 30 years apart, and those of an
+        impostor pair have the same gender. Equal photos give equal pairs.
+
+        Returns:
+            The pairs, or None if there are too few photos for two folds.
         """
         return draw_age_pairs(list(self.iter_photos()))
 
 
 def draw_age_pairs(photos: list[Photo]) -> list[Pair] | None:
-    """`AgeDB.pairs` of these photos."""
+    """Draws the pairs of `AgeDB.pairs` from these photos."""
     rng = random.Random(SEED)
     by_identity: dict[str, list[Photo]] = {}
     for photo in sorted(photos):
@@ -83,7 +86,7 @@ def draw_age_pairs(photos: list[Photo]) -> list[Pair] | None:
     folds = min(FOLDS, len(genuine) // 2)
     if folds < 2:
         return None
-    # The person with most pairs first, each to the fold with fewest: folds of like size.
+    # Identities with many pairs come first, each to the smallest fold: the sizes become similar.
     people: list[list[str]] = [[] for _ in range(folds)]
     sizes = [0] * folds
     for name in sorted(genuine, key=lambda name: (-len(genuine[name]), name)):
@@ -101,7 +104,7 @@ def draw_age_pairs(photos: list[Photo]) -> list[Pair] | None:
 
 
 def _apart(photos: list[Photo], *, same: bool) -> list[tuple[str, str]]:
-    """Sources of photos GAP_YEARS apart: of one person, or of two of one gender."""
+    """Pairs of sources that are GAP_YEARS apart: of one identity, or of two of the same gender."""
     by_look: dict[tuple[int, str], list[Photo]] = {}
     for photo in photos:
         by_look.setdefault(_look(photo), []).append(photo)

@@ -1,9 +1,9 @@
-"""A user's annotations: a CSV whose first column, `photo` or `identity`, says whose they are.
+"""Reads a user's annotations: a CSV whose first column is `photo` or `identity`.
 
     photo,pose,glasses                  identity,gender
     Tony_Blair/Tony_Blair_0001.jpg,…    Tony_Blair,m
 
-`photo` is a path below the dataset's folder. What is left empty is not annotated.
+`photo` is a path below the dataset's folder. An empty field is no annotation.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Attributes = dict[str, str | int]
 
 
 def annotate(index: Index, path: Path) -> Index:
-    """The index with what the CSV says of its photos, which wins over the dataset's own.
+    """Adds the CSV's annotations to an index. They replace the dataset's own of the same name.
 
     Raises:
-        PersonaError: no CSV of that layout, or none of its rows is about a photo of the index.
+        PersonaError: If it is no CSV of that layout, or no row is about a photo of the index.
     """
     kind, rows = _read(path)
     used: set[str] = set()
@@ -65,7 +65,7 @@ def _read(path: Path) -> tuple[str, dict[str, Attributes]]:
         )
     rows: dict[str, Attributes] = {}
     for number, line in enumerate(lines, start=1):
-        # Not of the first column: it must say what the dataset says.
+        # The first column is not checked, because it must equal a name in the dataset.
         unseen = hidden("".join(line[1:]))
         if unseen is not None:
             raise PersonaError(

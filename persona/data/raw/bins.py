@@ -1,13 +1,14 @@
-"""InsightFace's verification files: lfw.bin, agedb_30.bin, cfp_fp.bin, calfw.bin, cplfw.bin.
+"""Reads InsightFace's verification files: lfw.bin, agedb_30.bin, cfp_fp.bin, calfw.bin, cplfw.bin.
 
-A pickle of any protocol of `(photos, issame)`: photos 2i and 2i+1 are pair i. A photo is the bytes
-of its file, as bytes, bytearray, numpy's bytes, or a uint8 array of them with one axis that is
-longer than 1; a (height, width, 3) array is RGB pixels, a (height, width) one grey. Truths are
-Python's or numpy's, or an array of them. Accuracy is measured over ten folds of consecutive pairs.
+A file is a pickle of any protocol of `(photos, issame)`. Photos 2i and 2i+1 are pair i. A photo is
+the bytes of its file, as bytes, bytearray, numpy's bytes, or a uint8 array in which one axis is
+longer than 1. A (height, width, 3) array holds RGB pixels, a (height, width) array grey ones. The
+labels of the pairs are Python's or numpy's truth values, or an array of them. Accuracy is measured
+over ten folds of consecutive pairs.
 
-Nothing that a pickle names is imported or called: it is read by an unpickler that knows the
-opcodes of plain values alone, and for the few names that bytes and arrays need it has stand-ins
-that only keep their arguments.
+Nothing that a pickle names is imported or called. The unpickler knows only the opcodes of plain
+values. For the few names that bytes and arrays need it has stand-ins, which only keep their
+arguments.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ MAX_BYTES = 8 << 30
 MAX_PHOTOS = 2_000_000
 MAX_AXES = 4
 PLAIN_TYPE = re.compile(r"b1|[iu][1248]|f[248]|[SV][0-9]{1,9}")
-"""Element types, without their byte order: truth values, numbers, and bytes of one length."""
+"""Element types without their byte order: truth values, numbers, and bytes of a fixed length."""
 OBJECTS = re.compile(r"O[48]?")
 
 _OPCODES = (
@@ -88,17 +89,17 @@ _OPCODES = (
     pickle.REDUCE,
     pickle.BUILD,
 )
-"""Plain values, and the names that `find_class` gives."""
+"""Opcodes of plain values, and of the names that `find_class` gives."""
 
 
 class _RefusedError(Exception):
-    """Why a pickle is not read."""
+    """A pickle is refused. The message says why."""
 
 
 class _Array:
-    """A numpy array or scalar: a view of the bytes that the pickle holds, or a list of objects.
+    """A numpy array or scalar: a view of bytes in the pickle, or a list of objects.
 
-    Nothing is copied, for a pickle may name the same bytes often.
+    Nothing is copied, because a pickle may refer to the same bytes many times.
     """
 
     def __init__(self) -> None:
@@ -109,10 +110,10 @@ class _Array:
         self.fill(data, dtype, shape, "F" if fortran else "C")
 
     def fill(self, data: object, dtype: object, shape: object, order: object) -> None:
-        """Takes the elements.
+        """Sets the elements.
 
         Raises:
-            _RefusedError: they are not those of the type and shape.
+            _RefusedError: If they do not fit the type and shape.
         """
         order = order.decode("latin1") if isinstance(order, bytes) else order
         if (
@@ -134,7 +135,7 @@ class _Array:
 
 
 class _Dtype:
-    """An element type."""
+    """A numpy element type."""
 
     def __init__(self, name: object) -> None:
         text = name.decode("latin1") if isinstance(name, bytes) else name
@@ -146,18 +147,18 @@ class _Dtype:
         self.plain = np.dtype(text)
 
     def __setstate__(self, state: Any) -> None:
-        """The second of a state is the byte order; all else says nothing here."""
+        """Takes the byte order, which is the second item of the state. The others are ignored."""
         order = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
         if order in {"<", ">"} and not self.holds_objects:
             self.plain = self.plain.newbyteorder("<" if order == "<" else ">")
 
 
 File = bytes | npt.NDArray[Any]
-"""A photo's file, or an array of its bytes or pixels."""
+"""A photo's file as bytes, or an array of its bytes or pixels."""
 
 
 class _Name:
-    """Stands for a function or type that a pickle names."""
+    """Stands in for a function or type that a pickle names."""
 
     __slots__ = ("_call",)
 
@@ -174,7 +175,7 @@ class _Name:
 
 
 class _Encoder:
-    """How Python 3 writes bytes in old protocols: as text, each once."""
+    """Decodes bytes that Python 3 wrote in old protocols, as text. It limits their total size."""
 
     def __init__(self, limit: int) -> None:
         self.left = limit
@@ -189,7 +190,8 @@ class _Encoder:
 
 
 class _Bytearray:
-    """A bytearray of bytes, or of a text as Python 2 writes it; here it is never changed."""
+    """Stands in for bytearray, made from bytes or from text as Python 2 writes it. It gives bytes,
+    because nothing changes it here."""
 
     def __init__(self, encoder: _Encoder) -> None:
         self.encode = encoder
@@ -205,7 +207,7 @@ def _from_buffer(
     data: object, dtype: object, shape: object, order: object = "C", axes: object = None
 ) -> _Array:
     array = _Array()
-    if axes is not None:  # neither C's nor Fortran's order: one that no such file has
+    if axes is not None:  # an axis order other than C's and Fortran's, which no real file has
         raise _RefusedError("an array in an order of its own")
     array.fill(data, dtype, shape, order)
     return array
@@ -218,7 +220,7 @@ def _scalar(dtype: object, data: object = b"") -> _Array:
 
 
 def _names(size: int) -> dict[tuple[str, str], _Name]:
-    """The stand-ins, for a file of `size` bytes."""
+    """The stand-ins by module and name, for a file of `size` bytes."""
     encoder = _Encoder(size)
     array = _Name(lambda *_: _Array())
     names = {
@@ -226,7 +228,7 @@ def _names(size: int) -> dict[tuple[str, str], _Name]:
         ("numpy", "ndarray"): _Name(None),
         ("numpy", "dtype"): _Name(lambda name, *_: _Dtype(name)),
     }
-    for module in ("builtins", "__builtin__"):  # Python 3's and 2's
+    for module in ("builtins", "__builtin__"):  # of Python 3 and 2
         names[module, "bytearray"] = _Name(_Bytearray(encoder))
     for core in ("numpy.core", "numpy._core"):
         names[f"{core}.multiarray", "_reconstruct"] = array
@@ -235,7 +237,7 @@ def _names(size: int) -> dict[tuple[str, str], _Name]:
     return names
 
 
-class _Unpickler(pickle._Unpickler):  # in Python: memory follows the file, not what it claims
+class _Unpickler(pickle._Unpickler):  # in Python: memory follows the file, not a claimed size
     read: Callable[[int], bytes]
     stack: list[Any]
     dispatch: ClassVar[dict[int, Callable[..., None]]] = {
@@ -243,7 +245,7 @@ class _Unpickler(pickle._Unpickler):  # in Python: memory follows the file, not 
     }
 
     def load_bytearray8(self) -> None:
-        """A bytearray as bytes: Python's own makes room for what is claimed before it reads."""
+        """Loads a bytearray as bytes. Python's own method allocates the claimed size first."""
         (length,) = struct.unpack("<Q", self.read(8))
         data = self.read(length)
         if len(data) != length:
@@ -257,7 +259,7 @@ class _Unpickler(pickle._Unpickler):  # in Python: memory follows the file, not 
         self._names = _names(len(file))
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        """A stand-in."""
+        """Returns the stand-in of a name."""
         found = self._names.get((module_name, global_name))
         if found is None:
             raise _RefusedError(f"the name {f'{module_name}.{global_name}'[:60]!r}")
@@ -265,10 +267,10 @@ class _Unpickler(pickle._Unpickler):  # in Python: memory follows the file, not 
 
 
 def load_bin(path: Path) -> tuple[list[File], list[bool]]:
-    """Photos (two a pair) and whether each pair shows one person.
+    """Reads the photos (two per pair), and whether each pair shows one identity.
 
     Raises:
-        PersonaError: it is cut short, or holds anything but photos and truth values.
+        PersonaError: If the file is cut short, or holds anything but photos and truth values.
     """
     expected = "expected (list of photos, list of bool) as InsightFace writes it"
     if path.stat().st_size > MAX_BYTES:
@@ -281,7 +283,7 @@ def load_bin(path: Path) -> tuple[list[File], list[bool]]:
         raise PersonaError(f"{path} is refused, it holds {what}: {expected}") from None
     except OSError:
         raise
-    except Exception as error:  # a broken pickle raises whatever it makes Python raise
+    except Exception as error:  # a broken pickle can make Python raise anything
         raise PersonaError(
             f"{path} is no whole pickle of plain values ({type(error).__name__}): {expected}"
         ) from None
@@ -292,7 +294,7 @@ def _checked(value: Any) -> tuple[list[File], list[bool]]:
         raise _RefusedError("something else than two lists")
     photos, same = (held.value if type(held) is _Array else held for held in value)
     if isinstance(same, np.ndarray):
-        same = same.reshape(-1)  # (n, 1) or (1, n) as well
+        same = same.reshape(-1)  # the shape may also be (n, 1) or (1, n)
     if not all(isinstance(held, tuple | list | np.ndarray) for held in (photos, same)) or (
         isinstance(photos, np.ndarray) and not photos.ndim
     ):
@@ -303,7 +305,7 @@ def _checked(value: Any) -> tuple[list[File], list[bool]]:
 
 
 def _file(item: object) -> File:
-    """A photo, whose bytes are looked at when it is read."""
+    """Checks the type of a photo. Its bytes are checked when it is read."""
     held = item.value if type(item) is _Array else item
     if isinstance(held, np.ndarray) and (held.dtype.kind in "SV" or held.dtype == np.uint8):
         return held
@@ -324,7 +326,7 @@ def _truth(item: object) -> bool:
 
 
 class Bins(RawDataset):
-    """A verification file; the file does not say who is who, so an identity is a pair's."""
+    """A verification file. It names no identities, so each pair gets its own."""
 
     kind = "bin"
     layout = "an InsightFace verification file, for example lfw.bin or agedb_30.bin"
@@ -344,14 +346,14 @@ class Bins(RawDataset):
         return self._loaded
 
     def iter_photos(self) -> Iterator[Photo]:
-        """Yields the photos by number; both of a genuine pair have the first one's number."""
+        """Yields the photos by number. In a genuine pair both have the first one's identity."""
         for place, same in enumerate(self._load()[1]):
             a, b = _source(2 * place), _source(2 * place + 1)
             yield Photo(source=a, identity=a)
             yield Photo(source=b, identity=a if same else b)
 
     def pairs(self) -> list[Pair]:
-        """Consecutive photos, in ten folds of consecutive pairs."""
+        """The pairs of consecutive photos, in ten folds of consecutive pairs."""
         same = self._load()[1]
         return [
             Pair(place * FOLDS // len(same), truth, _source(2 * place), _source(2 * place + 1))
@@ -359,11 +361,11 @@ class Bins(RawDataset):
         ]
 
     def read(self, photo: Photo) -> bytes:
-        """The photo's file; pixels become one."""
+        """Reads the photo's file. Pixels are encoded as BMP."""
         stored = self._load()[0][int(photo.source)]
         if isinstance(stored, bytes):
             return stored
-        if stored.dtype.kind == "S":  # numpy fills what is shorter with zeros
+        if stored.dtype.kind == "S":  # numpy pads shorter items with zeros
             return stored.tobytes().rstrip(b"\0")
         if stored.size == max(stored.shape, default=1):
             return stored.tobytes()

@@ -1,4 +1,4 @@
-"""CASIA-WebFace (Yi et al. 2014): 494,414 photos of 10,575 people."""
+"""CASIA-WebFace (Yi et al. 2014): 494,414 photos of 10,575 identities."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from persona.data.raw.base import IdentityFolders
 
 
 class CasiaWebFace(IdentityFolders):
-    """`0000045/001.jpg`: one folder an identity."""
+    """CASIA-WebFace's layout of one folder per identity: `0000045/001.jpg`."""
 
     name = "casia-webface"
     folder = "CASIA-WebFace"

@@ -1,4 +1,4 @@
-"""Labeled Faces in the Wild (Huang et al. 2008): 13,233 photos, 5,749 people, 6,000 pairs."""
+"""Labeled Faces in the Wild (Huang et al. 2008): 13,233 photos, 5,749 identities, 6,000 pairs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ IMPOSTOR_FIELDS = 4
 
 
 class LFWLayout(IdentityFolders):
-    """`Name/Name_0001.jpg` (also some folders deeper) and `pairs.txt`."""
+    """LFW's layout: `Name/Name_0001.jpg` (perhaps nested some folders deeper) and `pairs.txt`."""
 
     layout = "<Name>/<Name>_0001.jpg and pairs.txt"
 
     def pairs(self) -> list[Pair]:
-        """The verification pairs of `pairs.txt` (the site's "view 2").
+        """The verification pairs in `pairs.txt` (the site's "view 2").
 
-        A pair may name a photo that is not on disk: packing counts those.
+        A pair may name a photo that is not on disk. Packing counts such photos.
 
         Raises:
-            PersonaError: no file, or a malformed line.
+            PersonaError: If there is no file, or a line is malformed.
         """
         root = self.photo_root()
         path = self.pairs_path(root)
@@ -32,14 +32,14 @@ class LFWLayout(IdentityFolders):
         return parse_pairs(path, prefix="" if root == self.root else f"{self.relative(root)}/")
 
     def pairs_path(self, root: Path) -> Path | None:
-        """`pairs.txt` in the dataset's folder, in `root` or in one between them, if it is there."""
+        """Path of `pairs.txt` in the dataset's folder, in `root` or between them, if it exists."""
         between = [folder for folder in root.parents if folder.is_relative_to(self.root)]
         places = (folder / "pairs.txt" for folder in (*reversed(between), root))
         return next((place for place in places if place.is_file()), None)
 
 
 class LFW(LFWLayout):
-    """The dataset that face verification is compared on."""
+    """LFW, the standard benchmark of face verification."""
 
     name = "lfw"
     folder = "LFW"
@@ -50,11 +50,11 @@ class LFW(LFWLayout):
 def parse_pairs(path: Path, prefix: str = "") -> list[Pair]:
     """Reads LFW's pairs format.
 
-    The header gives `folds<TAB>n`; each fold then has n lines `name i j` (one person) and n lines
-    `name i name j` (two). A header of one number is one fold.
+    The header is `folds<TAB>n`. Each fold has n lines `name i j` (one identity), then n lines
+    `name i name j` (two identities). A header of one number means one fold.
 
     Raises:
-        PersonaError: a malformed line, with its number.
+        PersonaError: If a line is malformed. The message has its number.
     """
     lines = [line.rstrip("\r\n") for line in iter_lines(path)]
     while lines and not lines[-1].strip():

@@ -1,11 +1,11 @@
-"""A list of photos, `list:FILE`: a CSV, a parquet file, or a text with a path a line.
+"""A list of photos, `list:FILE`: a CSV, a parquet file, or a text file with one path per line.
 
     photo,identity                       photos/0001.jpg
     photos/0001.jpg,Tony Blair           photos/0002.jpg
     /mnt/other/0002.jpg,Tony Blair       …
 
-Paths are below the list's own folder unless they are absolute. A list that names no identities has
-none: its photos are unlabelled.
+Paths are relative to the list's own folder, or absolute. The photos of a list without identities
+are unlabelled.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ROWS_AT_ONCE = 10_000
 
 
 class PhotoLists(RawDataset):
-    """Photos that lie anywhere on this machine, named by a list.
+    """Photos anywhere on this machine, given by a list.
 
     Example: `persona shard list:photos.csv --align template`.
     """
@@ -57,15 +57,15 @@ class PhotoLists(RawDataset):
 
     @property
     def spec(self) -> str:
-        """What opens it again."""
+        """The name with which `open_dataset` opens the list again."""
         return f"{self.kind}:{self.file.resolve()}"
 
     def iter_photos(self) -> Iterator[Photo]:
-        """Yields each photo of the list that is there; the others are `missing`.
+        """Yields each listed photo that exists. The others are `missing`.
 
         Raises:
-            PersonaError: a row has no path, one that no manifest could hold, or no identity where
-                the list has a column of them.
+            PersonaError: If a row has no path, a path that a manifest cannot hold, or no identity
+                although the list has a column of identities.
         """
         for where, path, identity in self._rows():
             source = os.path.normpath(path) if path else ""
@@ -78,14 +78,14 @@ class PhotoLists(RawDataset):
             yield Photo(source, UNLABELLED if known else identity_name(identity, where))
 
     def read(self, photo: Photo) -> bytes:
-        """The photo's file; an absolute path stands for itself."""
+        """Reads the photo's file. The source may be an absolute path."""
         return read_plain(self._path(photo.source))
 
     def _path(self, source: str) -> str:
         return os.path.join(self.root, source)  # noqa: PTH118 - of millions of photos
 
     def nothing_found(self) -> PersonaError:
-        """The error for a list of which no photo is there."""
+        """The error for a list of which no photo exists."""
         first = f", the first is {self.missing[0]}" if self.missing else ""
         return PersonaError(
             f"{self.file}: none of its {len(self.missing):,} photos is there{first}: paths are "
@@ -101,7 +101,7 @@ class PhotoLists(RawDataset):
         return header is not None and _column(self.file, header)[1] is not None
 
     def _rows(self) -> Iterator[tuple[str, str, Any]]:
-        """Of each row where it is, its path, and its identity or None."""
+        """Yields each row's place in the file, its path, and its identity or None."""
         if self.file.suffix == ".parquet":
             yield from self._parquet_rows()
             return
@@ -145,17 +145,17 @@ def _fields(line: str) -> list[str]:
 
 
 def _header(line: str) -> list[str] | None:
-    """The names of the columns; None: the first line is a path like all others."""
+    """The column names in lower case. None if the first line is a path like all others."""
     names = [name.lower() for name in _fields(line)]
     named = set(names) & {*PHOTO_COLUMNS, *IDENTITY_COLUMNS}
     return names if named or len(names) > 1 else None
 
 
 def _column(path: Path, names: list[str]) -> tuple[str, str | None]:
-    """The columns of paths and of identities.
+    """The names of the columns of paths and of identities (or None).
 
     Raises:
-        PersonaError: there is none of paths.
+        PersonaError: If there is no column of paths.
     """
     photo = next((name for name in PHOTO_COLUMNS if name in names), None)
     if photo is None:

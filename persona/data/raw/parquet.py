@@ -1,4 +1,4 @@
-"""Parquet files of photos, in the layout of Hugging Face's datasets. Needs the extra `parquet`."""
+"""Reads photos from parquet files in the layout of Hugging Face's datasets (extra `parquet`)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LABEL_COLUMNS = ("label", "identity", "class", "cls", "labels")
 MAX_GROUP_BYTES = 1 << 29
 MAX_GROUP_ROWS = 1_000_000
 CACHE_BYTES = 1 << 28
-"""Of row groups that a worker holds; one is held in any case."""
+"""Size in bytes of the row groups that a worker holds. It always holds at least one."""
 MAX_BLOCKS = 16
 
 
@@ -37,17 +37,18 @@ MAX_BLOCKS = 16
 class _Columns:
     image: str
     label: str | None
-    """None: photos are taken without identities."""
+    """Name of the label column. None if the photos are taken without identities."""
     names: tuple[str, ...] | None
-    """What label numbers stand for."""
+    """Identity of each label number. None if the labels name themselves."""
 
 
 class Parquet(RawDataset):
-    """An image column, struct of bytes and path or bytes alone, and a label column.
+    """Parquet files with an image column and a label column.
 
-    `ClassLabel` names come from the metadata that the datasets library writes; else a label names
-    itself. A row group is read whole: packing takes a few of them at a time. A split is the files
-    whose names begin with it; `all` is every file.
+    The image column is bytes, or a struct of bytes and path. The names of a `ClassLabel` come from
+    the metadata that the datasets library writes; otherwise a label names itself. A row group is
+    read whole, so packing holds a few of them at a time. A split is the files whose names begin
+    with it; `all` is every file.
     """
 
     kind = "parquet"
@@ -61,14 +62,14 @@ class Parquet(RawDataset):
         super().__init__(root, split, scan_workers=scan_workers)
         self._known: _Columns | None = None
         self._groups: OrderedDict[str, Any] = OrderedDict()
-        """Arrow's arrays, which hold a value that comes often once."""
+        """Columns of row groups as Arrow arrays, which store a frequent value only once."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_groups": OrderedDict()}
 
     @property
     def set_name(self) -> str:
-        """The name alone for the whole of it."""
+        """Name of the packed set. The split `all` adds nothing to the dataset's name."""
         return self.name if self.split == "all" else super().set_name
 
     @property
@@ -83,7 +84,7 @@ class Parquet(RawDataset):
         return [p for p in own if self.split == "all" or p.name.startswith(self.split)]
 
     def _columns(self) -> _Columns:
-        """The columns of the first file; every other must have the same."""
+        """The columns of the first file. All other files must have the same."""
         if self._known is None:
             files = self._files()
             if not files:
@@ -93,16 +94,16 @@ class Parquet(RawDataset):
         return self._known
 
     def class_list(self) -> list[str] | None:
-        """The names of the `ClassLabel`, if it has any."""
+        """The names of the `ClassLabel`, if the labels are one."""
         names = self._columns().names
         return None if names is None else list(names)
 
     def iter_photos(self) -> Iterator[Photo]:
-        """Yields a photo a row; only labels are read.
+        """Yields one photo per row. It reads the labels only.
 
         Raises:
-            PersonaError: no parquet file, columns that are not there, a label that is none, or a
-                row group too large to be held in memory.
+            PersonaError: If there is no parquet file, a column is missing, a label is not valid, or
+                a row group is too large for memory.
         """
         columns = self._columns()
         largest = 1
@@ -125,7 +126,7 @@ class Parquet(RawDataset):
         self.blocks_at_once = max(1, min(MAX_BLOCKS, CACHE_BYTES // largest))
 
     def _identities(self, path: Path, file: Any, group: int, rows: int) -> Iterator[str]:
-        """Those of a row group's photos."""
+        """Yields the identities of a row group's photos."""
         column = self._columns().label
         if column is None:
             yield from itertools.repeat(UNLABELLED, rows)
@@ -142,11 +143,11 @@ class Parquet(RawDataset):
         return names[label]
 
     def block(self, photo: Photo) -> str:
-        """The file and the row group."""
+        """The file and row group that hold the photo."""
         return photo.source.rpartition("/")[0]
 
     def read(self, photo: Photo) -> bytes:
-        """The photo's file, out of its row group."""
+        """Reads the photo's file from its row group."""
         block, _, row = photo.source.rpartition("/")
         rows = self._groups.get(block)
         if rows is None:
@@ -170,14 +171,15 @@ class Parquet(RawDataset):
 
 @contextlib.contextmanager
 def open_parquet(path: Path) -> Iterator[tuple[Any, Any]]:
-    """A ParquetFile and its schema; what Arrow finds wrong with it is one line."""
+    """Yields a ParquetFile and its schema. Errors of Arrow become a PersonaError."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
         raise missing("parquet files need pyarrow", "parquet") from None
     try:
-        # As it is stored: a value that comes a million times takes no more memory than the file.
+        # Read as stored, so that a value that occurs a million times takes no more memory than on
+        # disk.
         with pq.ParquetFile(path) as plain:
             schema, known = plain.schema_arrow, plain.metadata
         texts = [column.path for column in known.schema if column.physical_type == "BYTE_ARRAY"]
@@ -192,7 +194,7 @@ def open_parquet(path: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def _read_column(file: Any, group: int, column: str) -> Any:
-    """A column of one row group, as Arrow has it."""
+    """A column of one row group, as an Arrow array."""
     return file.read_row_group(group, columns=[column]).column(column)
 
 
@@ -206,7 +208,7 @@ def _find_columns(path: Path, schema: Any, *, labelled: bool) -> _Columns:
         return value.get("_type") if isinstance(value, dict) else None
 
     def holds(kind: Any, *these: Callable[[Any], bool]) -> bool:
-        """Whether its values are of one of these types, whether or not each is kept once."""
+        """Whether the values have one of these types, also if they are dictionary-encoded."""
         plain = kind.value_type if pt.is_dictionary(kind) else kind
         return any(is_this(plain) for is_this in these)
 
@@ -251,12 +253,12 @@ def _find_columns(path: Path, schema: Any, *, labelled: bool) -> _Columns:
 
 
 def _first(found: list[str], marked: list[str], usual: tuple[str, ...]) -> str | None:
-    """What the metadata marks, else what has a usual name."""
+    """The first column that the metadata marks, otherwise the first with a usual name."""
     return next(iter([*marked, *(name for name in usual if name in found)]), None)
 
 
 def _features(path: Path, schema: Any) -> dict[str, Any]:
-    """What the datasets library says of the columns."""
+    """The features that the datasets library wrote into the metadata."""
     written = (schema.metadata or {}).get(b"huggingface")
     if written is None:
         return {}

@@ -1,18 +1,18 @@
-"""InsightFace's training sets: MXNet RecordIO, as in faces_emore, ms1m-retinaface, glint360k.
+"""Reads InsightFace's training sets (MXNet RecordIO): faces_emore, ms1m-retinaface, glint360k.
 
-`train.idx` has a line `key<TAB>offset` a record. A record in `train.rec` (dmlc recordio.h, mxnet
-recordio.py) is little-endian:
+`train.idx` has one line `key<TAB>offset` per record. A record in `train.rec` (dmlc recordio.h,
+mxnet recordio.py) is little-endian:
 
     uint32 magic 0xced7230a, uint32 (part << 29 | length), data, padded to 4 bytes
 
-A record whose data holds the magic at a multiple of 4 is cut there and the magic left out: part 1
-is its start, 2 its middle, 3 its end; 0 is a whole record. The data of a photo is
+A record whose data holds the magic at a multiple of 4 is cut there, and the magic is left out. Part
+1 is its start, 2 a middle piece, 3 its end; 0 is a whole record. The data of a photo is
 
     uint32 flag, float32 label, uint64 id, uint64 id2, float32 labels[flag], the photo's file
 
-Where record 0 has a flag it is a header: labels[0] is one more than the last photo's key, and the
-records from there on list each identity's photos; they are not needed here. Without one, every
-record is a photo. Only headers are read to list the photos.
+If record 0 has a flag it is a header. Its labels[0] is one more than the last photo's key. The
+records from there on list each identity's photos and are not needed here. Without such a header,
+every record is a photo. Listing the photos reads headers only.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ FRAME = struct.Struct("<II")
 HEADER = struct.Struct("<IfQQ")
 WHOLE, START, MIDDLE, END = range(4)
 MAX_FLAG = 1024
-"""Labels a record: InsightFace has at most two."""
+"""Largest number of labels per record. InsightFace has at most two."""
 
 
 class _DamagedError(Exception):
-    """What is wrong with a record."""
+    """A record is damaged. The message says how."""
 
 
 class _Head(NamedTuple):
-    """The beginning of a record."""
+    """The header of a record."""
 
     flag: int
     label: float
     size: int
-    """Bytes of the photo, or of its first part."""
+    """Size in bytes of the photo's file."""
 
 
 class RecordIO(RawDataset):
-    """A `.rec` and its `.idx`; `property` beside it, if there, says how many identities it has."""
+    """A `.rec` and its `.idx`. A `property` file beside them gives the number of identities."""
 
     kind = "recordio"
     layout = "a folder with train.rec and train.idx, or the .rec file with its .idx beside it"
@@ -73,13 +73,13 @@ class RecordIO(RawDataset):
         self._size = self.rec.stat().st_size
 
     def path_name(self) -> str:
-        """The folder's name for `train.rec`, which says nothing, else the file's."""
+        """Name of the folder if the file is the generic `train.rec`, otherwise of the file."""
         place = self.root.resolve()
         generic = place.is_file() and place.stem == "train"
         return place.parent.name if generic else super().path_name()
 
     def class_list(self) -> list[str] | None:
-        """Every label below the number that `property` (`classes,height,width`) begins with."""
+        """All labels below the first number in `property` (`classes,height,width`)."""
         path = self.rec.parent / "property"
         if not path.is_file():
             return None
@@ -91,10 +91,10 @@ class RecordIO(RawDataset):
         return [label_name(label) for label in range(int(first))]
 
     def iter_photos(self) -> Iterator[Photo]:
-        """Yields a photo a record, in the order of the idx; its label is its identity.
+        """Yields one photo per record, in the order of the idx. The label is the identity.
 
         Raises:
-            PersonaError: the rec is cut short or damaged, or the idx does not fit it.
+            PersonaError: If the rec is cut short or damaged, or the idx does not fit it.
         """
         names: dict[int, str] = {}
         last = promised = None
@@ -113,7 +113,7 @@ class RecordIO(RawDataset):
                 promised = last = int(self._whole_number(head.label, key)) - 1
                 continue
             if last is not None and key > last:
-                continue  # an identity's list of photos
+                continue  # the record lists the photos of an identity
             name = NOBODY
             if head.label != int(NOBODY) and not self.unlabelled:
                 label = self._whole_number(head.label, key)
@@ -132,7 +132,7 @@ class RecordIO(RawDataset):
             )
 
     def _lines(self) -> Iterator[tuple[int, int]]:
-        """(key, offset) of each line of the idx."""
+        """Yields (key, offset in bytes) of each line of the idx."""
         with self.idx.open("rb") as lines:
             for number, line in enumerate(bounded_lines(lines, self.idx), start=1):
                 fields = line.split()
@@ -170,12 +170,12 @@ class RecordIO(RawDataset):
         return part, length
 
     def _head(self, offset: int) -> _Head:
-        """What a record says of itself, without its photo."""
+        """Reads the header of a record, without its photo."""
         data = self._read(self.rec, offset, FRAME.size + HEADER.size + 8)
         part, length = self._frame(data, offset)
         if part not in {WHOLE, START}:
             raise _DamagedError("it begins in the middle of another")
-        if part == START:  # the cut may go through the header
+        if part == START:  # the header itself may be cut
             data = self._record(offset)
             length = len(data)
         else:
@@ -184,7 +184,7 @@ class RecordIO(RawDataset):
         return _Head(flag, label, length - HEADER.size - 4 * flag)
 
     def _flag(self, data: bytes, length: int) -> tuple[int, float]:
-        """Number of labels and the first one."""
+        """The number of labels, and the first label."""
         if length < HEADER.size:
             raise _DamagedError(f"{length} bytes are too few")
         flag, label, _, _ = HEADER.unpack_from(data)
@@ -195,7 +195,7 @@ class RecordIO(RawDataset):
         return flag, label
 
     def _record(self, offset: int) -> bytes:
-        """The data of a record, its parts put together again."""
+        """Reads the data of a record and joins its parts."""
         parts: list[bytes] = []
         size = 0
         while True:
@@ -211,7 +211,7 @@ class RecordIO(RawDataset):
             offset += FRAME.size + length + -length % 4
 
     def _end(self, offset: int) -> int:
-        """Where the record that begins there ends."""
+        """Offset at which the record that begins at `offset` ends."""
         while True:
             part, length = self._frame(self._read(self.rec, offset, FRAME.size), offset)
             offset += FRAME.size + length + -length % 4
@@ -219,7 +219,7 @@ class RecordIO(RawDataset):
                 return offset
 
     def read(self, photo: Photo) -> bytes:
-        """The photo's file, out of its record."""
+        """Reads the photo's file from its record."""
         try:
             data = self._record(photo.offset)
             flag, _ = self._flag(data, len(data))

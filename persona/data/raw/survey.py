@@ -1,4 +1,4 @@
-"""What of the known raw datasets is on this machine."""
+"""Lists which of the known raw datasets are on this machine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def survey(place: Path) -> list[dict[str, Any]]:
 
 
 def _state(kind: type[RawDataset], root: Path | None, split: str) -> dict[str, Any]:
-    """What is there of one split."""
+    """State, counts and details of one split."""
     row: dict[str, Any] = {
         "state": "missing",
         "identities": 0,

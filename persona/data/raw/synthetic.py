@@ -1,4 +1,4 @@
-"""Drawn faces (persona.data.synthetic) as raw datasets, in the layouts of VGGFace2 and LFW."""
+"""Drawn faces (persona.data.synthetic) as raw datasets in the layouts of VGGFace2 and LFW."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ class SyntheticLFW(LFWLayout):
 
 @dataclass(frozen=True)
 class Population:
-    """How many faces to draw. Identities are numbered through, so the three parts share none."""
+    """How many faces to draw. Identities are numbered consecutively: the three parts share none."""
 
     train_identities: int = 240
     test_identities: int = 30
     lfw_identities: int = 60
     photos: int = 5
-    """Photos an identity."""
+    """Photos per identity."""
     pairs_per_fold: int = 40
-    """Genuine ones, and as many impostor pairs."""
+    """Genuine pairs per fold. There are as many impostor pairs."""
     size_px: int = 200
     seed: int = 0
 
 
 def draw_datasets(raw: Path, population: Population, workers: int) -> None:
-    """Draws what is not there yet below `raw`, then writes the list files, which are its end."""
+    """Draws the photos that do not exist below `raw`, then writes the list files."""
     synthetic, lfw = raw / Synthetic.folder, raw / SyntheticLFW.folder
     photos: dict[Path, tuple[int, int]] = {}
     lists: dict[Path, str] = {}
@@ -91,13 +91,13 @@ def draw_datasets(raw: Path, population: Population, workers: int) -> None:
 
 @dataclass(frozen=True)
 class FaceDrawer:
-    """Draws chunks of photos to files."""
+    """Draws photos and writes them to files."""
 
     seed: int
     size_px: int
 
     def __call__(self, chunk: list[tuple[Path, int, int]]) -> None:
-        """Draws (path, number of the identity, number of the photo) each."""
+        """Draws each (path, number of the identity, number of the photo)."""
         from persona.data.synthetic import draw_identity, draw_photo
 
         for path, number, photo in chunk:
@@ -111,7 +111,7 @@ class FaceDrawer:
 
 
 def draw_pairs(people: list[str], population: Population) -> Iterator[str]:
-    """Lines of a `pairs.txt`: as LFW's, every fold has people of its own."""
+    """Yields the lines of a `pairs.txt`. As in LFW's, the folds share no identity."""
     rng = random.Random(population.seed)
     order = rng.sample(people, len(people))
     yield f"{FOLDS}\t{population.pairs_per_fold}\n"

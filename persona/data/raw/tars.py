@@ -1,10 +1,10 @@
-"""Tars of photos: webdataset's (`000.jpg`, `000.cls`) and plain ones (`<identity>/<photo>.jpg`).
+"""Reads photos from tars: webdataset's (`000.jpg`, `000.cls`) and plain (`<identity>/<photo>.jpg`).
 
-1. walk: members that follow one another and share their key are a sample; as in webdataset, a key
-   ends at the first dot of the base name (`000.face.jpg` and `000.cls` are both of `000`)
-2. join: a photo's identity is what a label of its sample says, else the folder part of its name
-3. look back: labels that met no photo, and texts that are no names, stop the run, because folders
-   or captions would have been taken for people
+1. walk: consecutive members with the same key are a sample. As in webdataset, a key ends at the
+   first dot of the base name (`000.face.jpg` and `000.cls` both have the key `000`)
+2. join: a photo's identity comes from a label of its sample, otherwise from the folder in its name
+3. look back: labels without a photo, and texts that are no names, stop the run. Otherwise folders
+   or captions would become identities
 """
 
 from __future__ import annotations
@@ -33,33 +33,33 @@ from persona.names import hidden
 from persona.pictures import IMAGE_SUFFIXES
 
 LABEL_SUFFIXES = ("cls", "label", "json", "txt")
-"""The first that names an identity counts."""
+"""Suffixes of labels. The first one that gives an identity counts."""
 PURE_LABELS = frozenset({"cls", "label"})
-"""Those that are nothing but labels; a `json` or `txt` may also be a readme."""
+"""Suffixes that can only be labels. A `json` or `txt` may also be a readme."""
 JSON_FIELDS = ("identity", "class", "label", "cls")
 TELLING = ("ident", "class", "label", "cls", "person", "people", "subject", "target", "pid")
-"""A JSON field that holds one of these, and is none of `JSON_FIELDS`, may name an identity too."""
+"""Words in the names of JSON fields that may give an identity, besides `JSON_FIELDS`."""
 MAX_LABEL_BYTES = 1 << 20
 MAX_NAME_WORDS = 6
-"""A text of more is a caption."""
+"""Largest number of words in a name. A longer text is a caption."""
 FEW = 3
-"""Of fewer, nothing can be said."""
+"""Smallest number of members on which a decision is based."""
 MOST = 0.8
-"""From this share of photos on, a text for each is a caption."""
+"""If the fraction of distinct texts is at least this large, they are captions."""
 HALF = 0.5
-"""From this share of photos on, members that may be labels are."""
+"""If members that may be labels are at least this fraction of the photos, they count as labels."""
 READ_AHEAD = 1 << 14
-"""Photos are large: more would be read for nothing while the headers are walked."""
+"""Bytes per read of the headers. Photos are large, so a longer read would mostly be wasted."""
 FOLDERS = b"5g"
-"""Kinds of members that are passed over, with pax headers that hold for all."""
+"""Types of members that are skipped: folders, and pax headers that hold for all members."""
 
 
 class _Member(NamedTuple):
-    """A file of a tar."""
+    """A file in a tar."""
 
     name: str
     part: str
-    """What stands between the key and the suffix: `face` of `000.face.jpg`."""
+    """The part of the name between key and suffix: `face` in `000.face.jpg`."""
     suffix: str
     offset: int
     size: int
@@ -67,24 +67,24 @@ class _Member(NamedTuple):
 
 @dataclass
 class _Sample:
-    """Members that follow one another and share their key."""
+    """Consecutive members with the same key."""
 
     key: str = ""
     photos: list[_Member] = field(default_factory=list)
     labels: dict[str, dict[str, _Member]] = field(default_factory=dict)
-    """By their part and suffix."""
+    """Labels by part, then by suffix."""
     others: list[_Member] = field(default_factory=list)
 
 
 @dataclass
 class _Count:
-    """Members of one sort, over all tars."""
+    """Counts members of one sort over all tars, and keeps the first one's name."""
 
     number: int = 0
     first: str = ""
 
     def add(self, where: str) -> None:
-        """Counts one."""
+        """Counts one member."""
         self.number += 1
         self.first = self.first or where
 
@@ -95,24 +95,24 @@ class _Count:
 
 @dataclass
 class _Joined:
-    """How photos came to their identities."""
+    """Statistics of how photos got their identities."""
 
     by_folder: int = 0
     texts: Counter[str] = field(default_factory=Counter)
-    """What each `txt` said that named a photo."""
+    """How often each text of a `txt` label gave an identity."""
     lone_labels: list[str] = field(default_factory=list)
-    """`PURE_LABELS` beside no photo."""
+    """Labels in `PURE_LABELS` without a photo."""
     lone_texts: _Count = field(default_factory=_Count)
-    """Other labels beside no photo."""
+    """Other labels without a photo."""
     unread: _Count = field(default_factory=_Count)
-    """Members beside photos that are named by their folder, and may themselves name somebody."""
+    """Members that may be labels, beside photos whose identity comes from their folder."""
 
 
 class Tars(RawDataset):
-    """Every tar of a folder, read at random where it lies.
+    """All tars of a folder, read at random without unpacking.
 
-    Where a sample has several photos, each is named by the label that shares its part, such as
-    `000.left.jpg` by `000.left.cls`, else by the sample's own.
+    If a sample has several photos, each gets the label with the same part (`000.left.cls` for
+    `000.left.jpg`), otherwise the sample's own label.
     """
 
     kind = "tars"
@@ -130,11 +130,11 @@ class Tars(RawDataset):
         return self.root if self.root.is_dir() else self.root.parent
 
     def iter_photos(self) -> Iterator[Photo]:
-        """Yields the photos of every tar; members of other kinds are passed over.
+        """Yields the photos of every tar. Members of other kinds are skipped.
 
         Raises:
-            PersonaError: a tar is damaged, cut short or compressed, holds links or names that
-                leave it, a photo has no identity, or it is not clear what its labels are.
+            PersonaError: If a tar is damaged, cut short or compressed, holds links or names that
+                point outside it, a photo has no identity, or the labels are ambiguous.
         """
         names: dict[str, str] = {}
         joined = _Joined()
@@ -174,7 +174,7 @@ class Tars(RawDataset):
     def _tars(self) -> list[Path]:
         if not self.root.is_dir():
             return [self.root]
-        found = (path for path in self.root.rglob("*.tar") if path.is_file())  # no pipe
+        found = (path for path in self.root.rglob("*.tar") if path.is_file())  # a pipe never ends
         return sorted(p for p in found if not any(map(is_litter, p.relative_to(self.root).parts)))
 
     def _samples(self, path: Path, stream: BinaryIO) -> Iterator[_Sample]:
@@ -205,7 +205,7 @@ class Tars(RawDataset):
         yield sample
 
     def _join(self, path: Path, sample: _Sample, joined: _Joined) -> Iterator[tuple[Photo, bool]]:
-        """The photos of a sample with their identities, and whether a label named each."""
+        """Yields a sample's photos with their identities, and whether each has a label."""
         unread: list[_Member] = []
         said = {part: self._said(path, own, joined, unread) for part, own in sample.labels.items()}
         parts = {photo.part for photo in sample.photos}
@@ -246,7 +246,7 @@ class Tars(RawDataset):
             if self._may_name(path, member):
                 joined.lone_texts.add(self._source(path, member))
         if any(member.size > MAX_NAME for member in sample.others):
-            return  # what is labelled may be a picture of a kind that is not read here
+            return  # the sample may hold a picture of an unsupported kind
         for label in (label for own in sample.labels.values() for label in own.values()):
             if label.suffix in PURE_LABELS:
                 joined.lone_labels.append(self._source(path, label))
@@ -254,10 +254,10 @@ class Tars(RawDataset):
                 joined.lone_texts.add(self._source(path, label))
 
     def _look_back(self, joined: _Joined) -> None:
-        """Takes labels without a photo for photos that are not there, where all others have one.
+        """Counts labels without a photo as missing photos, if all other photos have a label.
 
         Raises:
-            PersonaError: photos were named by their folders, but there are labels too.
+            PersonaError: If photos got their identities from folders although there are labels.
         """
         named = joined.by_folder
         if not named:
@@ -282,10 +282,9 @@ class Tars(RawDataset):
     def _said(
         self, path: Path, labels: dict[str, _Member], joined: _Joined, unread: list[_Member]
     ) -> str | None:
-        """The identity that labels of one photo name; None: no JSON among them has one.
+        """The identity in the labels of one photo. None if there is none.
 
-        `unread` gets a JSON that may name an identity in a field
-        of another name.
+        A JSON that may give an identity in another field is added to `unread`.
         """
         for suffix in LABEL_SUFFIXES:
             member = labels.get(suffix)
@@ -305,7 +304,7 @@ class Tars(RawDataset):
         return None
 
     def _value(self, path: Path, member: _Member, unread: list[_Member]) -> Any:
-        """What a label member says; None: it is a JSON that names nobody."""
+        """The value of a label. None if it is a JSON without an identity."""
         if member.size > MAX_LABEL_BYTES:
             raise PersonaError(f"{path}: {member.name} has {member.size:,} bytes, too many")
         try:
@@ -325,7 +324,7 @@ class Tars(RawDataset):
         return found
 
     def _may_name(self, path: Path, member: _Member) -> bool:
-        """Whether a member that is no label could be one under another suffix."""
+        """Whether a member that is no label could be a label with another suffix."""
         if not 0 < member.size <= MAX_NAME:
             return False
         try:
@@ -335,7 +334,7 @@ class Tars(RawDataset):
         return hidden(text) is None and _reads_like_name(text)
 
     def read(self, photo: Photo) -> bytes:
-        """The photo's file, out of its tar; the member's header stands before it."""
+        """Reads the photo's file from its tar. The member's header lies right before it."""
         path = self._tar_of(photo)
         block = tarfile.BLOCKSIZE
         try:
@@ -358,7 +357,7 @@ class Tars(RawDataset):
 
 
 def _reads_like_name(text: str) -> bool:
-    """Whether a text may name an identity: a few words or a number, but no list of numbers."""
+    """Whether a text may be a name: a few words or one number, but not a list of numbers."""
     words = text.split(maxsplit=MAX_NAME_WORDS)
     numbers = all(word.strip("-+.,;").replace(".", "", 1).isdecimal() for word in words)
     return 0 < len(words) <= MAX_NAME_WORDS and (len(words) == 1 or not numbers)

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class VGGFace2Layout(RawDataset):
-    """`train/`, `test/` and their list files: the layout that VGGFace2 is distributed in."""
+    """The layout in which VGGFace2 is distributed: `train/`, `test/` and their list files."""
 
     splits = ("train", "test")
     layout = (
@@ -32,11 +32,11 @@ class VGGFace2Layout(RawDataset):
 
     @property
     def list_path(self) -> Path:
-        """The split's list: every identity and photo, whether on disk or not."""
+        """Path of the split's list of all identities and photos, whether on disk or not."""
         return self._find(f"{self.split}_list.txt")
 
     def _find(self, name: str) -> Path:
-        """A part of the dataset: in its folder, in `data` or `meta`, or where archives nest it."""
+        """Path of a part: in the dataset's folder, in `data` or `meta`, or in a nested folder."""
         root = self.root
         for _ in range(MAX_NESTED):
             for folder in (root, root / "data", root / "meta"):
@@ -49,10 +49,10 @@ class VGGFace2Layout(RawDataset):
         return self.root / name
 
     def _listed(self) -> dict[str, list[str]]:
-        """Identity to photo names, as the list file has them."""
+        """The photo names of each identity, in the order of the list file."""
         if not self.list_path.is_file():
             raise self.complain(self.list_path)
-        # As keys: a line that comes twice is one photo.
+        # A dictionary, so that a line that occurs twice counts once.
         listed: dict[str, dict[str, None]] = {}
         for number, line in enumerate(iter_lines(self.list_path), start=1):
             entry = line.strip()
@@ -65,20 +65,22 @@ class VGGFace2Layout(RawDataset):
                     f"{self.list_path} line {number}: expected <identity>/<photo>.jpg, "
                     f"found {entry[:80]!r}"
                 )
-            listed.setdefault(identity, {})[sys.intern(name)] = None  # many identities share it
+            listed.setdefault(identity, {})[sys.intern(name)] = None  # identities share many names
         if not listed:
             raise PersonaError(f"{self.list_path} is empty: expected <identity>/<photo>.jpg lines")
         return {identity: list(names) for identity, names in listed.items()}
 
     def class_list(self) -> list[str]:
-        """All identities of the list file, so that a part of the set keeps its class indices."""
+        """All identities of the list file. A part of the set then keeps the class indices."""
         return sorted(self._listed())
 
     def iter_photos(self) -> Iterator[Photo]:
-        """Yields listed photos on disk; those of a present identity that are not are `missing`.
+        """Yields the listed photos that are on disk.
+
+        Photos of an identity that is on disk are `missing` if they are not.
 
         Raises:
-            PersonaError: no list, no folder, or an identity folder that the list does not name.
+            PersonaError: If there is no list or no folder, or the list lacks an identity folder.
         """
         listed = self._listed()
         split_root = self._find(self.split)
@@ -95,7 +97,7 @@ class VGGFace2Layout(RawDataset):
         below = self.relative(split_root)
         for identity, found in list_image_folders(split_root, listed, self.scan_workers):
             if not found:
-                continue  # an identity that is absent as a whole: a part of the set, not a fault
+                continue  # a whole identity may be absent: this is a part of the set, not a fault
             on_disk = set(found)
             unlisted += len(on_disk.difference(listed[identity]))
             for name in listed[identity]:
@@ -112,7 +114,7 @@ class VGGFace2Layout(RawDataset):
 
 
 class VGGFace2(VGGFace2Layout):
-    """The dataset that FaceNet was trained on."""
+    """VGGFace2, the dataset that FaceNet was trained on."""
 
     name = "vggface2"
     folder = "VGGFace2"
@@ -122,7 +124,10 @@ class VGGFace2(VGGFace2Layout):
     )
 
     def boxes(self) -> dict[str, tuple[float, float, float, float]] | None:
-        """`bb_landmark/loose_bb_<split>.csv`: NAME_ID,X,Y,W,H with NAME_ID without `.jpg`."""
+        """Reads the face boxes in `bb_landmark/loose_bb_<split>.csv`.
+
+        Its columns are NAME_ID, X, Y, W, H in px. NAME_ID is a photo's name without `.jpg`.
+        """
         path = self._find(f"bb_landmark/loose_bb_{self.split}.csv")
         below = self.relative(self._find(self.split))
         if not path.is_file():
@@ -135,7 +140,7 @@ class VGGFace2(VGGFace2Layout):
                 continue
             try:
                 name, x, y, width, height = row[0], *map(float, row[1:5])
-                # What is not finite, or far beyond any photo, is no place.
+                # NaN, infinity and values far beyond any photo are no coordinates.
                 if not all(abs(edge) < 1e6 for edge in (x, y, width, height)):
                     raise ValueError
             except (IndexError, ValueError):
