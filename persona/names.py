@@ -148,7 +148,7 @@ def _is_joined(character: str) -> bool:
 
 
 def _is_symbol(character: str) -> bool:
-    """Whether it may begin an emoji: a symbol, or punctuation such as U+203C."""
+    """Whether it may be an emoji: a symbol, or one of a few punctuation marks such as U+203C."""
     return (
         bool(character)
         and (

@@ -1,1 +1,1 @@
-"""Raw photos to aligned shards to batches: raw, align, triplets, shards, pack, stream."""
+"""The data pipeline, from raw photos to aligned shards to batches of tensors."""

@@ -104,7 +104,7 @@ class UnreachableError(PersonaError):
     """The storage gives no useful answer after all retries."""
 
 
-class _Final(Exception):  # noqa: N818 - an answer, of which the caller makes an error
+class _Final(Exception):  # noqa: N818 - the caller turns it into an error
     """An answer of the storage that no retry changes."""
 
 

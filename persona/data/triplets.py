@@ -104,7 +104,7 @@ class _Deck:
             self.position = 0
         card = self.cards[self.position]
         if card == unlike and len(self.cards) > 1:
-            # The deck was shuffled between the two photos of a pair: swap the repeat away.
+            # The deck was shuffled between the two photos of a pair, so swap the repeat away.
             other = (self.position + 1) % len(self.cards)
             self.cards[self.position], self.cards[other] = self.cards[other], card
             card = self.cards[self.position]

@@ -1,7 +1,7 @@
 """MTCNN (Zhang et al. 2016, https://arxiv.org/abs/1604.02878) on many photos of any sizes at once.
 
-The weights, thresholds and arithmetic are facenet-pytorch 2.5.3's. Only the way differs in which
-the pixels get to the three networks. The networks run in torch (`detect_torch`) or in onnxruntime
+The weights, thresholds and arithmetic are facenet-pytorch 2.5.3's. Only the way in which pixels reach
+the three networks differs. The networks run in torch (`detect_torch`) or in onnxruntime
 (`detect_onnx`); all else is shared code.
 
 1. area sums: every photo is summed up once. The area average of any rectangle, which is how the
@@ -221,13 +221,11 @@ class Mtcnn:
         found = [_from_pnet(*maps) for maps in self._run_pnet(sums)]
         owner = np.repeat(np.arange(len(photos)), [len(boxes) for boxes in found])
         boxes = _to_squares(np.concatenate(found))
-        # R-Net
         owner, boxes, windows = sums.within(owner, boxes)
         regression, scores = self._run(self.networks.rnet, sums, owner, windows, 24)
         passed = np.flatnonzero(scores[:, 1] > THRESHOLDS[1])
         passed = passed[_suppress_each(owner[passed], boxes[passed], scores[passed, 1])]
         owner, boxes = owner[passed], _to_squares(_refine(boxes[passed], regression[passed]))
-        # O-Net
         owner, boxes, windows = sums.within(owner, boxes)
         regression, points, scores = self._run(self.networks.onet, sums, owner, windows, 48)
         passed = np.flatnonzero(scores[:, 1] > THRESHOLDS[2])

@@ -42,7 +42,7 @@ class Job:
     needs: tuple[Path, ...] = ()
     """Paths that every machine must have."""
     preload: tuple[str, ...] = ()
-    """Modules that are imported before workers are forked, because they take long."""
+    """Modules that take long to import. Local workers fork from a server that has imported them."""
     copies: bool = False
     """Whether the job only copies. One process is then as fast as the disk."""
     directory: Path = field(default_factory=Path.cwd)

@@ -33,7 +33,7 @@ def run_local(
         workers = len(os.sched_getaffinity(0))
     open_shards: deque[ShardWriter] = deque()
     due: deque[tuple[int, bool]] = deque()
-    """(items, whether it is the shard's last chunk) of each chunk that is in work."""
+    """(items, whether it is the shard's last chunk) of each chunk in progress."""
     earlier: deque[Done] = deque()
 
     def chunks() -> Iterator[Sequence[Any]]:

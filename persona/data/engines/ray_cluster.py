@@ -49,7 +49,6 @@ def run_ray(
         PersonaError: If Ray is not installed or cannot be reached, or has lost a worker too often.
     """
     # Ray reads both on import. The first turns its usage reports off.
-    # Ray reads both on import. Nobody is told of what is packed here.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:

@@ -45,7 +45,7 @@ from persona.registry import Registry
 from persona.workspace import user_path
 
 MAX_PHOTO_BYTES = 1 << 28
-"""Largest size in bytes of a photo in a container. A larger claimed size is taken for damage."""
+"""Largest size in bytes that a container may state for a photo."""
 MAX_LABEL = 9_999_999
 LABEL_DIGITS = 7
 MAX_NAME = 255
@@ -84,7 +84,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, order=True)
 class Photo:
-    """One raw photo."""
+    """A raw photo of a dataset."""
 
     source: str
     """Path below the dataset's root, with forward slashes."""

@@ -71,7 +71,7 @@ class PhotoLists(RawDataset):
             source = os.path.normpath(path) if path else ""
             if not path or len(path) > MAX_PATH or hidden(path) is not None:
                 raise PersonaError(f"{where} names no photo: expected a path")
-            if not os.path.isfile(self._path(source)):  # noqa: PTH113 - of millions of photos
+            if not os.path.isfile(self._path(source)):  # noqa: PTH113 - a Path per photo is slow
                 self.missing.append(source)
                 continue
             known = self.unlabelled or identity is None
@@ -82,7 +82,7 @@ class PhotoLists(RawDataset):
         return read_plain(self._path(photo.source))
 
     def _path(self, source: str) -> str:
-        return os.path.join(self.root, source)  # noqa: PTH118 - of millions of photos
+        return os.path.join(self.root, source)  # noqa: PTH118 - a Path per photo is slow
 
     def nothing_found(self) -> PersonaError:
         """The error for a list of which no photo exists."""

@@ -28,7 +28,7 @@ class Synthetic(VGGFace2Layout):
 
 
 class SyntheticLFW(LFWLayout):
-    """Other drawn faces in LFW's layout, with pairs."""
+    """Drawn faces of other identities in LFW's layout, with verification pairs."""
 
     name = "synthetic-lfw"
     folder = "SyntheticLFW"
