@@ -468,9 +468,10 @@ def _packed_split(
 
 @dataclass(frozen=True)
 class PhotoTask:
-    """One photo to align. The key is its place in the index.
+    """One photo to align.
 
-    The label is its class index, or NO_CLASS without an identity. The box is None if unknown.
+    `place` is its place in the index, which is its key. `label` is its class index, or NO_CLASS if
+    it has no identity. `box` is its face box, or None if that is not known.
     """
 
     place: int
@@ -603,7 +604,7 @@ class TripletCopier:
             for role, at in zip(ROLES, found, strict=True):
                 parts[f"{role}.jpg"], metas[role], label = self._crop(at)
                 labels.add(label)
-            # A crop's JSON is copied without parsing: it is already canonical.
+            # A crop's JSON is copied as it is, because it is canonical already.
             meta = b",".join(b'"%s":%s' % (k.encode(), metas[k]) for k in sorted(metas))
             data.append(tar_sample(key, {**parts, "json": b"{%s}" % meta}))
         tell_done(len(numbered))

@@ -64,7 +64,7 @@ class Memory(Protocol):
     """Allocates the memory that photos are decoded into."""
 
     def take(self, worker: int, count: int) -> tuple[Any, npt.NDArray[np.uint8]]:
-        """(what `Decoded.photos` holds, an array (count, side, side, 3) uint8 to fill)."""
+        """Returns what `Decoded.photos` holds, and an array (count, side, side, 3) uint8 to fill."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class NewMemory:
     side_px: int
 
     def take(self, worker: int, count: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        """The same array (count, side, side, 3) twice: to give away, and to fill."""
+        """Returns the same (count, side, side, 3) uint8 array twice: to give away, and to fill."""
         photos = np.empty((count, self.side_px, self.side_px, 3), np.uint8)
         return photos, photos
 

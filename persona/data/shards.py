@@ -198,7 +198,8 @@ class Manifest:
     def knows(self, trained_on: str, num_classes: int, classes: tuple[str, ...] | None) -> bool:
         """Whether a network's logits stand for this set's identities, in the same order.
 
-        With `classes` None, only the raw dataset's name and the number of classes are compared.
+        With `classes` None, the raw dataset's name and the number of classes must be equal, and the
+        split must not be `test`.
         """
         if classes is not None:
             return classes == self.classes

@@ -374,7 +374,7 @@ def _writing(folder: RemoteFolder) -> Iterator[None]:
 
 
 def _download(folder: RemoteFolder, name: str, file: RawIOBase, size: int | None) -> None:
-    """Appends the rest of a remote file. It retries as long as each try brings data."""
+    """Appends the rest of a remote file. More than RETRIES tries in a row without data fail."""
     url = f"{folder.url}/{quote(name)}"
     tries = 0
     while True:

@@ -77,7 +77,7 @@ class Slabs:
     New pages must be zeroed, and between processes also mapped; reuse saves both.
 
     Each worker has its own slabs. Only the worker takes them, and only the reader of the batches
-    gives them back. The processes therefore share one byte of state per slab and need no lock.
+    gives them back. The processes therefore share only one byte of state per slab.
     """
 
     def __init__(self, workers: int, photos: int, side: int) -> None:
@@ -102,7 +102,7 @@ class Slabs:
         return memory[start : start + size].view(shape)
 
     def take(self, worker: int, count: int) -> tuple[int | Tensor, npt.NDArray[np.uint8]]:
-        """(the slab's number or a tensor, an array (count, side, side, 3) uint8 to fill)."""
+        """Returns a slab's number or a new tensor, and its (count, side, side, 3) uint8 to fill."""
         mine = self._busy[worker * SLABS : (worker + 1) * SLABS].numpy()
         free = np.flatnonzero(mine == 0)
         if not len(free):  # the reader keeps many batches
@@ -216,8 +216,8 @@ class EpochLoader:
 def _shared_memory() -> Iterator[None]:
     """Turns the system's errors about /dev/shm into a PersonaError.
 
-    The operating system reports missing room for the locks of the queues. torch reports missing
-    room for memory; `EpochLoader` handles that.
+    The operating system reports that there is no room for the locks of the queues. torch reports
+    that there is no room for memory, which `EpochLoader` handles.
     """
     try:
         yield

@@ -1,8 +1,8 @@
 """MTCNN (Zhang et al. 2016, https://arxiv.org/abs/1604.02878) on many photos of any sizes at once.
 
-The weights, thresholds and arithmetic are facenet-pytorch 2.5.3's. Only the way in which pixels reach
-the three networks differs. The networks run in torch (`detect_torch`) or in onnxruntime
-(`detect_onnx`); all else is shared code.
+The weights, thresholds and arithmetic are facenet-pytorch 2.5.3's. Only the way in which pixels
+reach the three networks differs. The networks run in torch (`detect_torch`) or in onnxruntime
+(`detect_onnx`). All else is shared code.
 
 1. area sums: every photo is summed up once. The area average of any rectangle, which is how the
    reference resizes, then takes four look-ups. The sums are integers and therefore exact.
