@@ -64,7 +64,7 @@ class Memory(Protocol):
     """Allocates the memory that photos are decoded into."""
 
     def take(self, worker: int, count: int) -> tuple[Any, npt.NDArray[np.uint8]]:
-        """Returns what `Decoded.photos` holds, and an array (count, side, side, 3) uint8 to fill."""
+        """Returns what `Decoded.photos` holds, and its (count, side, side, 3) uint8 to fill."""
 
 
 @dataclass(frozen=True)
