@@ -286,7 +286,8 @@ class DistillConfig(Checked):
     """The config of a distillation, saved in the run's folder.
 
     Raises:
-        PersonaError: more than one of `epochs`, `steps` and `photos` is given.
+        PersonaError: a value is out of range, or more than one of `epochs`, `steps` and `photos`
+            is given.
     """
 
     saved_as: ClassVar = "config.yaml"
@@ -630,10 +631,12 @@ def _parse_option(text: str) -> tuple[str, Any]:
 
 
 def _check_term(dotted: str, losses: Any, overrides: Mapping[str, Any], path: Path | None) -> None:
-    """An option of a loss is no wish for that loss; its weight, or the loss itself, is.
+    """Refuses an option of a loss that the config does not have.
+
+    Giving such an option does not add the loss. Giving its weight, or the loss itself, does.
 
     Raises:
-        PersonaError: nothing names the loss that an option is of.
+        PersonaError: neither the config nor another override names the loss.
     """
     *groups, name = dotted.split(".")
     if groups[:1] != ["losses"] or len(groups) != 2 or name == "weight":
