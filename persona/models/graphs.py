@@ -276,9 +276,7 @@ def open_onnx(path: Path, threads: int, providers: Sequence[str]) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are reported below, in one line
     options.intra_op_num_threads = threads
-    options.add_session_config_entry(
-        "session.load_model_format", "ONNX"
-    )  # the format that was checked
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # the checked format
     session = functools.partial(
         onnxruntime.InferenceSession, str(path), options, providers=list(providers)
     )
