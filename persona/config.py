@@ -515,7 +515,8 @@ def load_learn_config(
     """Merges defaults < `base` < `overrides` (dotted names) into a config of continual learning.
 
     Raises:
-        PersonaError: as `load_config`.
+        PersonaError: a key is unknown (the message names the nearest), or a value has the wrong
+            type or is out of range.
     """
     return build_config(LearnConfig, {"optim": dict(LEARN_OPTIM), **(base or {})}, overrides)
 

@@ -187,9 +187,10 @@ class Selection:
 
     @property
     def _workers(self) -> int | None:
-        """Loader processes for evaluation. On the CPU, None: evaluation uses as few as it can.
+        """Number of loader processes for evaluation. None lets evaluation choose it.
 
-        A forked loader process gradually copies the memory of the training process.
+        On the CPU it is None, because evaluation chooses few. Each forked loader process gradually
+        copies the memory of the training process.
         """
         return None if self.accelerator.device.type == "cpu" else self.config.workers
 

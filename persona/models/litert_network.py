@@ -32,7 +32,7 @@ class LitertNetwork(FaceNetwork):
         self.embedding_size = self._file.embedding_size
 
     def count_parameters(self) -> int | None:
-        """None. The graph is folded and may be quantised, so a count would mean little."""
+        """Returns None: the graph is folded and may be quantised, so a count would mean little."""
         return None
 
     def features(self, images_BCHW: Tensor, landmarks_B62: Tensor | None = None) -> Tensor:

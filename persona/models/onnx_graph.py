@@ -1,4 +1,7 @@
-"""Counts parameters and operations in the graph of an ONNX file, without running it or torch."""
+"""Counts parameters and operations in the graph of an ONNX file.
+
+It does not run the file and does not import torch.
+"""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def save_model(
     classes: tuple[str, ...],
     **facts: Any,
 ) -> Card:
-    """Saves a student.
+    """Saves a student and returns its card.
 
     Args:
         models: the folder of the store.

@@ -23,7 +23,7 @@ class Moment:
     """Whether a callback has called `stop`."""
 
     def stop(self) -> None:
-        """Ends the training after this step. The student is then evaluated as usual."""
+        """Ends the training after this step. The student is then evaluated and saved as usual."""
         self.stopping = True
 
 

@@ -114,8 +114,8 @@ class Run:
             architecture: the student's architecture. The ID of a new run begins with it.
             config: plain values for the config file and the trackers.
             trackers: names of the trackers, see `persona.training.tracking`.
-            origin: all that the result of a run depends on. A checkpoint of another origin is
-                refused.
+            origin: facts that must be the same when the run is resumed, such as the recipe and the
+                digest of the train set. A checkpoint of another origin is refused.
             resume: ID of the run to continue.
             stored: the checkpoint of that run.
             callbacks: called after steps, epochs and evaluations. A callback may end the training.

@@ -37,7 +37,8 @@ class AdaDistill(Loss):
     A class centre is a running mean of the teacher's embeddings of one identity. Its momentum is
     `cos(student, teacher) * cos(centre, teacher)`. While the student is far from the teacher, the
     centre follows the current photo, which is easy to match. Later the centre stays with the
-    identity, which is harder to match. A photo moves its centre more the less it resembles it.
+    identity, which is harder to match. The less a photo resembles its centre, the further it moves
+    the centre.
     """
 
     name = "adadistill"
