@@ -1,11 +1,11 @@
 """The configuration of a run, merged once: defaults < YAML file < command line.
 
-A recipe is a YAML file with some of `DistillConfig`'s names. Its `losses` are a weighted list: the
-terms it names are the terms that count, with nothing added from the defaults.
+A recipe is a YAML file that sets some fields of `DistillConfig`. Its `losses` are a weighted list.
+If a recipe has `losses`, only the terms that it names count; the defaults add none.
 
-Each loss, learning method and backbone has its options as a frozen dataclass in its own file, which
-the registries (persona/registry.py) import when a config names it. What a field may hold stands at
-the field:
+Each loss, learning method and backbone declares its options as a frozen dataclass in its own file.
+The registries (persona/registry.py) import the file when a config names it. A field's declaration
+states the values that the field accepts:
 
     @dataclass(frozen=True)
     class ArcFaceConfig(Term):
@@ -32,12 +32,14 @@ from persona.registry import BACKBONES, LOSSES, METHODS, TRACKERS
 T = TypeVar("T")
 RunConfig = TypeVar("RunConfig", "DistillConfig", "LearnConfig")
 Hints = Mapping[str, Callable[[], Any]]
-"""Names of values, and what gives their types."""
+"""Names of values, each with a function that returns the value's type."""
 
 LARGEST_YAML = 1 << 16
-"""Characters: a recipe has a few hundred."""
+"""Most characters in a YAML file. A recipe has a few hundred."""
 DEEPEST_YAML = 20
+"""Most levels of nesting in a YAML file."""
 LONGEST_NUMBER = 100
+"""Most characters of a number in a YAML file."""
 
 PRECISIONS = ("no", "fp16", "bf16")
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -45,35 +47,35 @@ SCHEDULES = ("multistep", "cosine", "constant")
 POOLINGS = ("average", "depthwise")
 TARGETS = ("auto", "kept", "online")
 COMPILERS = ("no", "inductor", "eager", "aot_eager", "cudagraphs")
-"""torch.compile backends."""
+"""Backends of torch.compile."""
 EPOCHS = 20
-"""Length of a distillation for which nothing else is asked."""
+"""Default length of a distillation, in epochs."""
 LENGTHS = {"epochs": 100_000, "steps": 1_000_000_000, "photos": 10**12}
-"""What the length of a distillation is counted in, and the most of it."""
+"""Units in which the length of a distillation may be given, and the largest value of each."""
 NOT_LEARNED = frozenset({"workers", "cache", "verify"})
-"""Of a config, what says how photos come and not what is learned: a run may go on with another."""
+"""Fields that say how photos are read, not what is learned. A resumed run may change them."""
 
 
 # --- what a field may hold ------------------------------------------------------------------------
 
 
 def between(low: float, high: float, *, default: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field of a number from `low` to `high`; None is let through."""
+    """A dataclass field that holds a number from `low` to `high`, or None."""
     return field(default=default, metadata={"check": partial(_check_range, low=low, high=high)})
 
 
 def among(known: Iterable[str], *, default: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field of one of the names in `known`."""
+    """A dataclass field that holds one of the names in `known`, or None."""
     return field(default=default, metadata={"check": partial(_check_name, known=known)})
 
 
 def checked(check: Callable[[str, Any], object], *, default: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field that `check` is called with, by name and value; None is let through."""
+    """A dataclass field whose name and value are passed to `check`, unless the value is None."""
     return field(default=default, metadata={"check": check})
 
 
 def _check_range(name: str, value: float, *, low: float, high: float) -> None:
-    if not low <= value <= high:  # also what is no number, and of any length
+    if not low <= value <= high:  # NaN fails this comparison too; `shown` shortens long numbers
         raise PersonaError(f"{name} {shown(value)}: choose {low:g} to {high:g}")
 
 
@@ -83,10 +85,10 @@ def _check_name(name: str, value: str, *, known: Iterable[str]) -> None:
 
 
 def tracker_names(trackers: str) -> tuple[str, ...]:
-    """`wandb,tensorboard` as names; none of `none`.
+    """Splits `wandb,tensorboard` into names. `none` gives an empty tuple.
 
     Raises:
-        PersonaError: an unknown name, or one that is given twice.
+        PersonaError: a name is unknown or given twice.
     """
     names = tuple(name.strip() for name in trackers.split(","))
     if names == ("none",):
@@ -104,7 +106,7 @@ def _check_trackers(_name: str, value: str) -> None:
 
 
 class Checked:
-    """A dataclass whose fields hold what they may, as `between` and `among` say."""
+    """A dataclass that checks its fields as `between`, `among` and `checked` declare."""
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):  # type: ignore[arg-type]
@@ -114,7 +116,7 @@ class Checked:
 
 
 INLINE: dict[str, Any] = {"inline": True}
-"""Metadata of a field that holds the values of others: in a file they stand beside its own."""
+"""Metadata of a field whose values stand in a config file beside the other fields, not below it."""
 
 
 # --- losses ---------------------------------------------------------------------------------------
@@ -122,14 +124,21 @@ INLINE: dict[str, Any] = {"inline": True}
 
 @dataclass(frozen=True)
 class Term(Checked):
-    """What every loss term has; a loss with more options derives from it."""
+    """Options that every loss term has. A loss with more options derives a class from this one."""
 
     weight: float = between(0, 1e6, default=1.0)
+    """Factor of the term in the total loss. 0 switches the term off."""
 
 
 @dataclass(frozen=True)
 class LossesConfig:
-    """The terms of the objective, each times its weight, in the order in which they are named."""
+    """The terms of the objective, in the order in which the config names them.
+
+    The total loss is the sum of the terms, each times its weight.
+
+    Raises:
+        PersonaError: no term is named, or all weights are 0.
+    """
 
     terms: Mapping[str, Term] = field(metadata=INLINE)
 
@@ -144,7 +153,7 @@ class LossesConfig:
 
     @classmethod
     def further(cls, _values: Mapping[str, Any]) -> Hints:
-        """Every loss's options, or nothing for its defaults."""
+        """The options of every loss. A loss without options in the file has its defaults."""
         return {name: partial(_options_of, name) for name in LOSSES}
 
 
@@ -156,11 +165,11 @@ REFERENCE_LOSSES = {
     "soft_targets": {"weight": 0.9, "temperature": 4.0},
     "hard_labels": {"weight": 0.1},
 }
-"""`0.9 * T² * KL + 0.1 * CE`, the reference recipe."""
+"""The losses of the reference recipe: `0.9 * T² * KL + 0.1 * CE`."""
 HARD_LOSSES = {"hard_labels": {"weight": 1.0}}
-"""Without a teacher."""
+"""The losses of a training without a teacher."""
 OPTIONS = {"losses.soft_targets.temperature": "--temperature"}
-"""What the command line calls an option of a loss."""
+"""Names of loss options on the command line."""
 
 
 # --- the rest of a run ----------------------------------------------------------------------------
@@ -168,23 +177,24 @@ OPTIONS = {"losses.soft_targets.temperature": "--temperature"}
 
 @dataclass(frozen=True, init=False)
 class StudentConfig(Checked):
-    """The network that is trained; documented in persona/models/student.py.
+    """Options of the student, the network that is trained (persona/models/student.py).
 
-    The options of its backbone (`width` and the like of MobileNetV3) are given and written beside
-    the others: `StudentConfig("mobilenet_v3_small", width=0.5)`.
+    The options of the backbone, such as `width` of MobileNetV3, stand beside the other fields:
+    `StudentConfig("mobilenet_v3_small", width=0.5)`.
     """
 
     architecture: str
-    """A backbone, see persona/models/backbones/."""
+    """Name of the backbone, see persona/models/backbones/."""
     backbone: Any = field(metadata=INLINE)
-    """Its options, an instance of its `config_class`."""
+    """Options of the backbone, an instance of its `config_class`."""
     pooling: str = among(POOLINGS)
-    """`depthwise`: a global depthwise convolution, which can weigh the places of a face."""
+    """`average`, or `depthwise`: a global depthwise convolution that learns to weigh positions."""
     embedding_size: int | None = between(8, 4096)
-    """None: the teacher's, or 512 without one."""
+    """Dimensions of the embedding. None means the teacher's, or 512 without a teacher."""
     norm_momentum: float = between(0.0001, 1)
-    """Of batch norm's running statistics. torchvision has 0.01, TensorFlow's habit, with which a
-    student of a few hundred steps is evaluated with the statistics of an earlier one."""
+    """Momentum of batch norm's running statistics. torchvision's MobileNetV3 uses 0.01, as
+    TensorFlow does. That is too slow for a training of a few hundred steps: the student would be
+    evaluated with outdated statistics."""
 
     def __init__(
         self,
@@ -196,11 +206,11 @@ class StudentConfig(Checked):
         norm_momentum: float = 0.1,
         **options: Any,
     ) -> None:
-        """`options` are the backbone's, in place of `backbone`, which holds them already.
+        """Takes the options of the backbone as keywords (`options`) or as `backbone`.
 
         Raises:
-            PersonaError: no such backbone, or a value out of range.
-            TypeError: an option that the backbone does not have.
+            PersonaError: the backbone is unknown, or a value is out of range.
+            TypeError: the backbone does not have one of the options.
         """
         config_class = BACKBONES.find(architecture, called="student").config_class
         if not isinstance(backbone, config_class):
@@ -218,7 +228,7 @@ class StudentConfig(Checked):
 
     @classmethod
     def further(cls, values: Mapping[str, Any]) -> Hints:
-        """The options of the backbone that is named, or of the default one."""
+        """The options of the backbone that `values` name, or of the default backbone."""
         name = values.get("architecture", cls().architecture)
         if not isinstance(name, str):
             return {}
@@ -227,90 +237,102 @@ class StudentConfig(Checked):
 
 @dataclass(frozen=True)
 class OptimConfig(Checked):
-    """The reference: Adam, its rate divided by 10 at 1/4, 1/2 and 3/4 of the steps."""
+    """Options of the optimizer and its schedule.
+
+    The defaults are the reference recipe: Adam with a learning rate that is divided by 10 at 1/4,
+    1/2 and 3/4 of the steps.
+    """
 
     optimizer: str = among(OPTIMIZERS, default="adam")
     lr: float = between(1e-9, 10, default=0.001)
     schedule: str = among(SCHEDULES, default="multistep")
     warmup_epochs: float = between(0, 100_000, default=0.0)
-    """In which the rate rises from 0."""
+    """Epochs in which the learning rate rises linearly from 0."""
     weight_decay: float = between(0, 1, default=0.0)
-    """Of weight matrices and kernels; never of norms and biases."""
+    """Weight decay of weight matrices and kernels. Norm layers and biases have none."""
     momentum: float = between(0, 0.9999, default=0.9)
-    """Of sgd."""
+    """Momentum of SGD."""
     clip_norm: float = between(0, 1e6, default=0.0)
-    """Gradients are scaled down to this norm; 0: never."""
+    """Largest L2 norm of the gradient; larger ones are scaled down. 0 means no clipping."""
     ema_decay: float = between(0, 0.99999, default=0.0)
-    """Of the running mean of the student's weights; 0: none is kept."""
+    """Decay of the EMA of the student's weights. 0 means that no EMA is kept."""
 
 
 @dataclass(frozen=True)
 class AugmentConfig(Checked):
-    """How a photo is changed on its way to the networks; probabilities and strengths in [0, 1]."""
+    """Augmentation of the training photos. Probabilities and strengths are in [0, 1]."""
 
     flip: bool = True
-    """Mirrored with probability 1/2."""
+    """Whether a photo is mirrored with probability 1/2."""
     crop: float = between(0, 0.5, default=0.0)
-    """The largest share of the side that a random crop leaves out, before scaling back."""
+    """Largest share of the side that a random crop removes. The crop is scaled to full size."""
     low_resolution: float = between(0, 1, default=0.0)
-    """Probability of being reduced two to four times and enlarged again."""
+    """Probability that a photo is reduced by a factor of 2 to 4 and enlarged again."""
     grey: float = between(0, 1, default=0.0)
-    """Probability of losing its colour."""
+    """Probability that a photo is turned to greyscale."""
     jitter: float = between(0, 1, default=0.0)
-    """Strength: brightness, contrast and saturation are multiplied by 1 - jitter to 1 + jitter."""
+    """Brightness, contrast and saturation are each multiplied by 1 - jitter to 1 + jitter."""
     erase: float = between(0, 1, default=0.0)
-    """Probability of a grey square, a tenth to four tenths of the side, over a random place."""
+    """Probability that a grey square of 0.1 to 0.4 of the side covers a random place."""
 
     @property
     def beyond_flip(self) -> bool:
-        """Whether anything but mirroring happens."""
+        """Whether there is any augmentation besides mirroring."""
         return any((self.crop, self.low_resolution, self.grey, self.jitter, self.erase))
 
 
 @dataclass(frozen=True)
 class DistillConfig(Checked):
-    """Everything that a run depends on; written beside it."""
+    """The config of a distillation, saved in the run's folder.
+
+    Raises:
+        PersonaError: a value is out of range, or more than one of `epochs`, `steps` and `photos`
+            is given.
+    """
 
     saved_as: ClassVar = "config.yaml"
     called: ClassVar = "run", "recipe"
-    """What messages call a run, and its config."""
+    """Names of a run and of its config in messages."""
 
     teacher: str = "facenet-vggface2"
     train_set: str = "vggface2"
     test_set: str = "lfw"
-    """`none`: no evaluation, the last epoch is kept."""
+    """Set that chooses the best student. `none` means no evaluation: the last student is kept."""
     epochs: int | None = between(1, LENGTHS["epochs"], default=None)
-    """Length of the run; 20 where none of `epochs`, `steps` and `photos` is given."""
+    """Length of the run in epochs; 20 if none of `epochs`, `steps` and `photos` is given."""
     steps: int | None = between(1, LENGTHS["steps"], default=None)
     """Length of the run in optimizer steps."""
     photos: int | None = between(1, LENGTHS["photos"], default=None)
-    """Length of the run in photos seen by all processes; each counts whenever it is seen."""
+    """Length of the run in photos that all processes see. A photo counts each time it is seen."""
     evaluate_steps: int | None = between(1, 1_000_000_000, default=None)
-    """Optimizer steps between evaluations; None: one after each epoch."""
-    batch_size: int = between(2, 1_000_000, default=128)  # batch norm cannot learn from one
-    """Samples a step on each process."""
+    """Optimizer steps between evaluations. None means one evaluation after each epoch."""
+    batch_size: int = between(2, 1_000_000, default=128)  # batch norm cannot learn from one sample
+    """Samples in a batch of one process."""
     workers: int = between(0, 1024, default=4)
-    """Loader processes of each process."""
+    """Loader processes of each training process."""
     cache: str | None = None
-    """Folder that keeps the files of sets named by a URL; none: they go when they were read."""
+    """Folder that keeps downloaded shards. None means that they are deleted after reading."""
     verify: bool = True
-    """Files of a set on this machine are checked against their checksums before their first use."""
+    """Whether files of a local set are checked against their checksums before first use."""
     targets: str = among(TARGETS, default="auto")
-    """The teacher's vectors: `kept` beside the shards, computed `online`, or kept if there."""
+    """Where the teacher's embeddings come from: `kept` beside the shards, computed `online`, or
+    `auto`: kept if they are there, else online."""
     mixed_precision: str = among(PRECISIONS, default="no")
-    """Of the student."""
+    """Precision of the student's forward pass."""
     teacher_precision: str = among(("auto", *PRECISIONS), default="auto")
-    """Of an online teacher; `auto`: bf16 where the processor computes in it, else the student's."""
+    """Precision of an online teacher. `auto` is bf16 where the device computes in it, otherwise the
+    student's precision."""
     compile: str = among(COMPILERS, default="no")
-    """A torch.compile backend (`inductor`) for student and online teacher."""
+    """torch.compile backend for the student and an online teacher, as `inductor`."""
     sync_batch_norm: bool = False
-    """Batch norm over the batches of all GPUs."""
+    """Whether batch norm uses the statistics of all GPUs' batches."""
     gradient_accumulation_steps: int = between(1, 100_000, default=1)
+    """Batches per optimizer step on each process."""
     seed: int = between(0, 2**31 - 1, default=0)
     checkpoint_steps: int = between(1, 1_000_000_000, default=500)
-    """Optimizer steps between checkpoints, beside the one at each epoch's end."""
+    """Optimizer steps between checkpoints. The end of each epoch writes another one."""
     tracker: str = checked(_check_trackers, default="wandb")
-    """Names of trackers with commas between, or `none`; metrics.jsonl is always written."""
+    """Names of trackers, separated by commas, or `none`. metrics.jsonl is always written."""
     student: StudentConfig = field(default_factory=StudentConfig)
     losses: LossesConfig = field(
         default_factory=lambda: from_dict(LossesConfig, REFERENCE_LOSSES, where="the defaults")
@@ -330,38 +352,39 @@ class DistillConfig(Checked):
 
 
 LEARN_OPTIM: dict[str, Any] = {"lr": 0.0001, "schedule": "constant"}
-"""With ten times the rate a few people's photos ruin the embedding of all others."""
+"""Optimizer options of continual learning. With ten times this learning rate, the photos of a few
+people ruin the embeddings of all others."""
 
 
 @dataclass(frozen=True)
 class LearnConfig(Checked):
-    """Everything that a run of continual learning depends on; written beside it."""
+    """The config of a run of continual learning, saved in the run's folder."""
 
     saved_as: ClassVar = "learn.yaml"
     called: ClassVar = "run of learning", "config"
-    """What messages call a run, and its config."""
+    """Names of a run and of its config in messages."""
 
     student: str
-    """Model ID."""
+    """ID of the model that learns."""
     on: str
-    """The set of those who are to be learned."""
+    """Set of the new identities to learn."""
     method: str = among(METHODS)
     old: str | None = None
-    """A set of those whom the student knows, for what a method keeps of them."""
+    """Set of identities that the student already knows, from which a method keeps exemplars."""
     teacher: str | None = None
-    """Of `anchor`; None: the one that the student was distilled from."""
+    """Teacher of the method `anchor`. None means the one that the student was distilled from."""
     experiences: int = between(1, 10_000, default=1)
-    """The set's identities come in so many groups, one after another."""
+    """Number of groups into which the set's identities are split. They are learned in turn."""
     steps: int = between(1, 10_000_000, default=200)
-    """Of each experience."""
+    """Optimizer steps of each experience."""
     batch_size: int = between(4, 1_000_000, default=32)  # der++ takes quarters
-    """Photos a step on each process, those out of the memory included."""
+    """Photos in a batch of one process, replayed photos of the memory included."""
     memory: int = between(0, 100_000_000, default=200)
-    """Photos that may be kept."""
+    """Most photos in the memory."""
     memory_mb: float | None = between(0, 1e9, default=None)
-    """10^6 bytes that these photos, and what is kept with them, may take."""
+    """Largest size of the memory in MB (10^6 bytes): photos and all that is kept with them."""
     hold_out: float = between(0, 0.9, default=0.2)
-    """Share of each identity's photos that is measured on and not trained on."""
+    """Share of each identity's photos that is kept for evaluation and not trained on."""
     mixed_precision: str = among(PRECISIONS, default="no")
     seed: int = between(0, 2**31 - 1, default=0)
     checkpoint_steps: int = between(1, 1_000_000_000, default=100)
@@ -370,18 +393,18 @@ class LearnConfig(Checked):
     verify: bool = True
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(**LEARN_OPTIM))
     methods: Mapping[str, Any] = field(default_factory=dict, metadata=INLINE)
-    """The options of methods that have some, by `config_name`."""
+    """Options of the methods that have any, by `config_name`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # Those of Persona's own methods stand in every config, others' where they are used.
+        # Every config holds the options of all built-in methods; of others, only the one in use.
         wanted = [METHODS.find(name) for name in sorted({*METHODS.built_in, self.method})]
         options = {one.config_name: one.config_class() for one in wanted if one.config_class}
         object.__setattr__(self, "methods", {**options, **self.methods})
 
     @classmethod
     def further(cls, _values: Mapping[str, Any]) -> Hints:
-        """Every method's options."""
+        """The options of every method."""
         with_options = [one for one in METHODS.load_all().values() if one.config_class]
         return {one.config_name: partial(_itself, one.config_class) for one in with_options}
 
@@ -394,18 +417,18 @@ _TOO_DEEP = f"over {DEEPEST_YAML} values inside each other"
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values without aliases, of which a few lines stand for gigabytes."""
+    """A YAML loader of plain values. It refuses aliases: a few lines can expand to gigabytes."""
 
     depth = 0
 
     def fetch_flow_collection_start(self, kind: Any) -> None:
-        """Refuses brackets before the scanner looks for a key behind all of them."""
+        """Refuses deep brackets here, before the scanner looks for a key behind all of them."""
         if self.flow_level >= DEEPEST_YAML:
             raise yaml.MarkedYAMLError(problem=_TOO_DEEP, problem_mark=self.get_mark())
         super().fetch_flow_collection_start(kind)
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Refuses what no recipe holds."""
+        """Refuses aliases and values that are nested too deeply."""
         if self.check_event(yaml.AliasEvent):
             mark = self.get_mark()
             raise yaml.MarkedYAMLError(
@@ -420,7 +443,7 @@ class _Loader(yaml.SafeLoader):
             self.depth -= 1
 
     def construct_number(self, node: yaml.ScalarNode) -> Any:
-        """Refuses numbers that take seconds to read, as one of 30,000 digits to the base of 60."""
+        """Refuses long numbers: one of 30,000 digits in base 60 takes seconds to read."""
         if len(node.value) > LONGEST_NUMBER:
             raise yaml.MarkedYAMLError(problem="a very long number", problem_mark=node.start_mark)
         whole = node.tag.endswith("int")
@@ -432,11 +455,11 @@ for _kind in ("int", "float"):
 
 
 def parse_yaml(text: str, what: str) -> Any:
-    """The one way in which YAML is read, all of which may come from a stranger.
+    """Parses untrusted YAML. All YAML is read by this function.
 
     Raises:
-        PersonaError: it is no YAML, too long or deep, or has aliases; the message begins with
-            `what`.
+        PersonaError: the text is no YAML, too long or too deep, or has aliases. The message begins
+            with `what`.
     """
     if len(text) > LARGEST_YAML:
         raise PersonaError(f"{what} has over {LARGEST_YAML:,} characters: none is so long")
@@ -451,10 +474,10 @@ def parse_yaml(text: str, what: str) -> Any:
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """What a YAML file holds.
+    """Reads and parses a YAML file.
 
     Raises:
-        PersonaError: it cannot be read, or see `parse_yaml`.
+        PersonaError: the file cannot be read, is no UTF-8, or `parse_yaml` refuses it.
     """
     try:
         with path.open(encoding="utf-8") as file:
@@ -471,15 +494,16 @@ def load_config(
 ) -> DistillConfig:
     """Merges defaults < `base` < the YAML file < `overrides` (dotted names) into a recipe.
 
-    Without losses in the file, they are the reference's; without a teacher, hard labels.
+    If the file names no losses, they are those of the reference recipe, or hard labels if the
+    teacher is `none`.
 
     Raises:
-        PersonaError: no file, no YAML, an unknown key (naming the nearest), a value of another type
-            or out of range.
+        PersonaError: the file is missing or no YAML, a key is unknown (the message names the
+            nearest), or a value has the wrong type or is out of range.
     """
     values = {**(base or {}), **read_values(path)}
     teacher = overrides.get("teacher", values.get("teacher"))
-    # Copied: the command line's values are written into it.
+    # Copied, because `build_config` writes the command line's values into it.
     reference = HARD_LOSSES if teacher == "none" else REFERENCE_LOSSES
     values.setdefault("losses", {name: dict(term) for name, term in reference.items()})
     return build_config(DistillConfig, values, overrides, path)
@@ -488,10 +512,11 @@ def load_config(
 def load_learn_config(
     overrides: Mapping[str, Any], *, base: Mapping[str, Any] | None = None
 ) -> LearnConfig:
-    """Merges defaults < `base` < `overrides` (dotted names) into a config of learning.
+    """Merges defaults < `base` < `overrides` (dotted names) into a config of continual learning.
 
     Raises:
-        PersonaError: as `load_config`.
+        PersonaError: a key is unknown (the message names the nearest), or a value has the wrong
+            type or is out of range.
     """
     return build_config(LearnConfig, {"optim": dict(LEARN_OPTIM), **(base or {})}, overrides)
 
@@ -499,12 +524,12 @@ def load_learn_config(
 def resume_config(
     kind: type[RunConfig], runs: Path, run: str, overrides: Mapping[str, Any]
 ) -> RunConfig:
-    """The config of an earlier run, whose values `overrides` may name again but not change.
+    """Loads the config of an earlier run that is resumed.
 
-    Only how photos come (`NOT_LEARNED`) may be another than it was.
+    `overrides` may repeat its values, but may change only the fields in `NOT_LEARNED`.
 
     Raises:
-        PersonaError: no such run, its config is damaged, or a value would change.
+        PersonaError: there is no such run, its config is damaged, or a value would change.
     """
     noun, config = kind.called
     known = [path.parent.name for path in runs.glob(f"*/{kind.saved_as}")]
@@ -513,7 +538,7 @@ def resume_config(
     path = runs / run / kind.saved_as
     try:
         was = build_config(kind, read_yaml(path, "config"), {}, path)
-    except (AttributeError, TypeError):  # no mapping, or a value that has no default is missing
+    except (AttributeError, TypeError):  # no mapping, or a required value is missing
         raise PersonaError(f"{path} is damaged: start a new run") from None
     wanted = build_config(kind, read_values(path), overrides, path)
     free = NOT_LEARNED & {item.name for item in dataclasses.fields(kind)}
@@ -528,10 +553,10 @@ def resume_config(
 
 
 def read_values(path: Path | None) -> dict[str, Any]:
-    """The values in a config file; none without a file.
+    """Reads the values of a config file. Without a file they are empty.
 
     Raises:
-        PersonaError: it cannot be read, is no YAML or no mapping.
+        PersonaError: the file cannot be read, is no YAML or no mapping.
     """
     values = {} if path is None else read_yaml(path, "config") or {}
     if not isinstance(values, dict):
@@ -545,14 +570,16 @@ def build_config(
     overrides: Mapping[str, Any],
     path: Path | None = None,
 ) -> T:
-    """A config of `values`, which come from a file or a caller, and of dotted names over them.
+    """Builds a config from `values` and the `overrides` (dotted names), which take precedence.
+
+    `values` come from the file at `path` or from a caller.
 
     Raises:
-        PersonaError: an unknown key, a value of another type, missing or out of range; the message
-            names the places that it may come from.
+        PersonaError: a key is unknown, or a value is missing, out of range or of the wrong type.
+            The message names the places that the value may come from.
     """
     if issubclass(kind, DistillConfig) and any(overrides.get(name) is not None for name in LENGTHS):
-        # In whatever the file counts the length of the run.
+        # The command line's length replaces the file's, also where their units differ.
         values = {name: value for name, value in values.items() if name not in LENGTHS}
     for dotted, value in overrides.items():
         _check_term(dotted, values.get("losses"), overrides, path)
@@ -575,15 +602,15 @@ def build_config(
 def read_options(
     options: Mapping[str, Any], texts: Iterable[str], twice: Callable[[str, Any], None]
 ) -> dict[str, Any]:
-    """The options of a command that are given, and those of `--option NAME=VALUE`, by dotted name.
+    """Collects the options of a command and of its `--option NAME=VALUE`, by dotted name.
 
     Args:
-        options: by dotted name; None: not given.
-        texts: each `optim.lr=0.01`; the value is read as YAML.
-        twice: told of a name that is given again, and of the value that counts: the last.
+        options: options by dotted name. None means that the option is not given.
+        texts: texts like `optim.lr=0.01`. The value is read as YAML.
+        twice: called with a name that is given again, and with its last value, which counts.
 
     Raises:
-        PersonaError: a text that is no name and value.
+        PersonaError: a text is not a name and a value.
     """
     given = {name: value for name, value in options.items() if value is not None}
     for text in texts:
@@ -605,10 +632,12 @@ def _parse_option(text: str) -> tuple[str, Any]:
 
 
 def _check_term(dotted: str, losses: Any, overrides: Mapping[str, Any], path: Path | None) -> None:
-    """An option of a loss is no wish for that loss; its weight, or the loss itself, is.
+    """Refuses an option of a loss that the config does not have.
+
+    Giving such an option does not add the loss. Giving its weight, or the loss itself, does.
 
     Raises:
-        PersonaError: nothing names the loss that an option is of.
+        PersonaError: neither the config nor another override names the loss.
     """
     *groups, name = dotted.split(".")
     if groups[:1] != ["losses"] or len(groups) != 2 or name == "weight":
@@ -630,8 +659,12 @@ def _check_term(dotted: str, losses: Any, overrides: Mapping[str, Any], path: Pa
 def from_dict(kind: type[T], values: Mapping[str, Any], *, where: str, prefix: str = "") -> T:
     """Builds a config dataclass from plain values, strictly.
 
-    A dataclass with an `INLINE` field says by its class method `further` which names belong into
-    that field.
+    The class method `further` of a dataclass with an `INLINE` field lists the names of that field.
+
+    Raises:
+        PersonaError: a key is unknown (the message names the nearest), or a value has the wrong
+            type or is out of range.
+        TypeError: a value without a default is missing.
     """
     items = dataclasses.fields(kind)  # type: ignore[arg-type]
     inline = next((item.name for item in items if item.metadata.get("inline")), "")
@@ -651,7 +684,7 @@ def from_dict(kind: type[T], values: Mapping[str, Any], *, where: str, prefix: s
 
 
 def _hints(kind: type[Any]) -> dict[str, Callable[[], Any]]:
-    """The fields of a dataclass, and what gives their types."""
+    """The fields of a dataclass, each with a function that returns its type."""
     hints = get_type_hints(kind)
     return {item.name: partial(_itself, hints[item.name]) for item in dataclasses.fields(kind)}
 
@@ -662,7 +695,7 @@ def _convert(hint: Any, value: Any, *, where: str, name: str) -> Any:
     if value is None and NoneType in allowed:
         if not nested:
             return None
-        value = {}  # a term that is named, without options: all its defaults
+        value = {}  # a term that is named without options has its defaults
     allowed = tuple(kind for kind in allowed if kind is not NoneType)
     if nested:
         if not isinstance(value, Mapping):
@@ -673,7 +706,7 @@ def _convert(hint: Any, value: Any, *, where: str, name: str) -> Any:
             raise PersonaError(f"{name} in {where}: expected a list, found {shown(value)}")
         item = get_args(allowed[0])[0]
         return tuple(_convert(item, one, where=where, name=name) for one in value)
-    allowed = tuple(get_origin(kind) or kind for kind in allowed)  # of dict[str, Any]: dict
+    allowed = tuple(get_origin(kind) or kind for kind in allowed)  # dict[str, Any] becomes dict
     if float in allowed and not isinstance(value, bool | float):
         with contextlib.suppress(ValueError, TypeError, OverflowError):
             return float(value)  # YAML 1.1 reads 1e-3 as a string, and 1 as an integer
@@ -686,7 +719,7 @@ def _convert(hint: Any, value: Any, *, where: str, name: str) -> Any:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain nested values of a config dataclass, as `from_dict` reads them."""
+    """Converts a config dataclass to plain nested values, which `from_dict` reads."""
     values: dict[str, Any] = {}
     for item in dataclasses.fields(config):
         value = _plain(getattr(config, item.name))
@@ -703,7 +736,7 @@ def _plain(value: Any) -> Any:
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two nested mappings, for a person: `optim.lr: 0.001 is now 0.5`."""
+    """Lists the differences of two nested mappings as text: `optim.lr: 0.001 is now 0.5`."""
     before, after = _flat(was), _flat(now)
     return [
         f"{name}: {before.get(name)} is now {after.get(name)}"
@@ -713,7 +746,7 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted name."""
+    """Flattens nested values to dotted names."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         nested = isinstance(value, Mapping)
@@ -722,5 +755,5 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def save_config(path: Path, config: Any) -> None:
-    """Writes a resolved config as YAML that `--config` takes again."""
+    """Writes a resolved config as YAML, which `--config` can read."""
     write_atomically(path, yaml.safe_dump(to_dict(config), sort_keys=False).encode())

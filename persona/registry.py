@@ -1,16 +1,16 @@
-"""Names and what they stand for: losses, datasets, backbones, methods, protocols, trackers.
+"""Registries, from names to classes: losses, datasets, backbones, methods, protocols, trackers.
 
-What a registry holds comes from three places:
+The classes of a registry come from three places:
 
-1. a class in a module of the registry's package. Its name is read from the module's source; the
-   module is imported when the name is first asked for, so listing names needs no torch
-2. an entry point of another package, in the registry's group, under the registered name
-3. a class that a program or notebook defines: its class statement registers it
+1. A class in a module of the registry's package. Its name is read from the module's source. The
+   module is imported when the name is first looked up, so listing names needs no torch.
+2. An entry point of another package, in the registry's group, under the registered name.
+3. A class that a program or notebook defines. Its class statement registers it.
 
     [project.entry-points."persona.losses"]
     huber = "my_package.losses:Huber"
 
-This module stands below the packages that it names, and imports none of them by itself.
+This module imports none of the packages that it names until a name is looked up.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """What can be named, of one kind. Iterating gives the names, sorted, and imports nothing."""
+    """The named classes of one kind. Iterating gives the sorted names and imports nothing."""
 
     def __init__(self, kind: str, package: str, group: str, *, attribute: str = "name") -> None:
-        """Nothing is looked up yet.
+        """Creates a registry. Names are looked up later.
 
         Args:
-            kind: what messages call it, as "loss".
-            package: where Persona's own are, one or more in a module.
-            group: of the entry points by which other packages add theirs.
-            attribute: of a class, its name.
+            kind: the kind of its classes in messages, as "loss".
+            package: package of Persona's own classes. A module may hold several.
+            group: group of the entry points with which other packages add classes.
+            attribute: the class attribute that holds the registered name.
         """
         self.kind, self.package, self.group, self.attribute = kind, package, group, attribute
         self._items: dict[str, T] = {}
 
     def add(self, name: str, item: T) -> None:
-        """Registers an item; a base class calls this from `__init_subclass__`.
+        """Registers an item. A base class calls this from `__init_subclass__`.
 
         Raises:
-            PersonaError: the name is that of one of Persona's own.
+            PersonaError: one of Persona's own classes has that name.
         """
         module = getattr(item, "__module__", "")
         if module != self.built_in.get(name, module):
@@ -70,16 +70,16 @@ class Registry(Generic[T]):
         return name in self._items or name in self.built_in or name in self._entry_points
 
     def find(self, name: str, *, called: str = "", where: str = "") -> T:
-        """What a name stands for, imported now if it was not before.
+        """Looks up a name and imports its module if needed.
 
         Args:
             name: the registered name.
-            called: what the message calls it in place of the registry's kind.
-            where: the place that the message names.
+            called: the kind in the error message, if not the registry's.
+            where: the place that the error message names.
 
         Raises:
-            PersonaError: the name is unknown, naming the nearest one, or the package that adds it
-                is broken.
+            PersonaError: the name is unknown (the message gives the nearest one), or the package
+                that adds it is broken.
         """
         if name not in self:
             raise unknown(called or self.kind, name, self, where=where)
@@ -91,11 +91,15 @@ class Registry(Generic[T]):
         return self._items[name]
 
     def get(self, name: str) -> T | None:
-        """What a name stands for; None: nothing has that name."""
+        """Looks up a name. None means that nothing has that name.
+
+        Raises:
+            PersonaError: the package that adds the name is broken.
+        """
         return self.find(name) if name in self else None
 
     def load_all(self) -> dict[str, T]:
-        """Everything by name; what a broken package adds is left out with a warning."""
+        """Imports everything, by name. What a broken package adds is left out with a warning."""
         found = {}
         for name in self:
             try:
@@ -108,7 +112,7 @@ class Registry(Generic[T]):
 
     @cached_property
     def built_in(self) -> dict[str, str]:
-        """Persona's own: name to module."""
+        """The names of Persona's own classes, each with its module."""
         spec = find_spec(self.package)
         assert spec is not None
         found = {}
@@ -139,7 +143,7 @@ class Registry(Generic[T]):
         package = _package_of(point)
         try:
             point.load()
-        except Exception as error:  # whatever a stranger's module does when it is imported
+        except Exception as error:  # importing another package's module may raise anything
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             raise PersonaError(
                 f"the {self.kind} {point.name!r} of package {package} cannot be loaded "
@@ -153,7 +157,7 @@ class Registry(Generic[T]):
 
 
 def _declared(source: str, attribute: str) -> list[str]:
-    """The names that a module's classes give themselves, as `name = "lfw"`; nothing is run."""
+    """The names that the classes of a module declare, as `name = "lfw"`, without running it."""
     classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
     return [
         line.value.value

@@ -1,9 +1,9 @@
-"""Keeps a teacher's vectors beside a packed set: `persona targets SET --teacher NAME`.
+"""Writes a teacher's embeddings beside a packed set: `persona targets SET --teacher NAME`.
 
-1. each process takes every n-th shard that has no finished files yet
-2. its photos stream through the teacher, view by view, into arrays mapped to disk; how far they are
-   is noted after each batch, and a killed run goes on from there
-3. the main process hashes the files and writes the card, which makes the targets exist
+1. Each of n processes takes every n-th shard. Shards with finished files are skipped.
+2. The teacher embeds all views of the shard's photos, into memory-mapped arrays on disk. Progress
+   is noted after each batch, so that a killed run can continue from there.
+3. The main process hashes the files and writes the card. Without the card there are no targets.
 
 The format is in persona/data/targets.py. On several processes: `accelerate launch -m persona
 targets …`.
@@ -59,19 +59,21 @@ log = logging.getLogger(__name__)
 
 PLAN = ".plan.json"
 KINDS: tuple[type[np.floating[Any]], ...] = (np.float16, np.float32)
-"""Of the two files of a shard: vectors, views."""
+"""Dtypes of the two files of a shard: embeddings and views."""
 
 
 @dataclass(frozen=True)
 class TargetOptions(Checked):
-    """What a user may choose."""
+    """Options of the targets."""
 
     views: int = 2
+    """Views per photo. The first two are the photo and its mirror image."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """Of the views from the third on."""
+    """Augmentation of the third and further views."""
     seed: int = between(0, 2**31 - 1, default=0)
+    """Seed of the third and further views."""
     batch_size: int = between(1, 1_000_000, default=128)
-    """Views a forward on each process."""
+    """Views per forward pass of one process."""
     workers: int = between(0, 1024, default=1)
     precision: str = among(PRECISIONS, default="no")
 
@@ -87,7 +89,11 @@ class TargetOptions(Checked):
 
 
 def check_teacher_exists(teacher: str, models: Path, align: AlignSpec) -> None:
-    """Raises PersonaError, before hours of packing, if there is no such teacher for these crops."""
+    """Checks, before hours of packing, that a teacher exists and fits the crops.
+
+    Raises:
+        PersonaError: there is no such teacher, or it needs other crops.
+    """
     _check_is_teacher(teacher)
     named = load_network(teacher, models)
     if named.network.uses_landmarks and not align.has_landmarks:
@@ -109,14 +115,14 @@ def keep_targets(
     models: Path,
     options: TargetOptions | None = None,
 ) -> tuple[Targets, bool, bool]:
-    """Makes the targets of a teacher that is given by name, on all processes of the launcher.
+    """Makes the targets of a teacher given by name. All processes of the launcher call it.
 
     Returns:
-        The card, whether anything was done, and whether this is the process that speaks of it.
+        The card, whether anything was done, and whether this is the main process.
 
     Raises:
-        PersonaError: there is no such teacher for these crops, it does not tell the people of the
-            set apart, or see `make_targets`.
+        PersonaError: there is no such teacher, it needs other crops, it does not tell the people of
+            the set apart, or `make_targets` fails.
     """
     _check_is_teacher(teacher)
     accelerator = Accelerator()
@@ -144,11 +150,11 @@ def make_targets(
     options: TargetOptions,
     accelerator: Accelerator,
 ) -> tuple[Targets, bool]:
-    """Computes what is not kept yet; returns the card and whether anything had to be done.
+    """Computes the targets that are missing; returns the card and whether anything was done.
 
     Raises:
-        PersonaError: other targets of this teacher lie there, another process makes them, or the
-            teacher's vectors are not finite or beyond float16.
+        PersonaError: there are other targets of this teacher, another process is making them, or
+            an embedding is not finite in float16.
     """
     place = targets_folder(on_disk(folder, "keeping targets"), teacher.name)
     head = teacher.network.head() if teacher.network.num_classes else None
@@ -209,7 +215,7 @@ def make_targets(
                 TargetFile(shard.sha256, photos, sha256_file(features), sha256_file(views))
             )
         targets = replace(targets, files=tuple(files), head_sha256=head_sha256)
-        # Files of an earlier run may have been changed since: what is not whole gets no card.
+        # Files of an earlier run may have changed since. Incomplete targets must get no card.
         check_targets(folder, manifest, targets, deep=False)
         write_targets(place, targets)
         for lock in place.glob("rank-*/.lock"):
@@ -220,10 +226,10 @@ def make_targets(
 
 
 def _claim(place: Path, plan: dict[str, object], *, write: bool) -> Targets | None:
-    """The finished targets of this plan, or None and the folder is the plan's.
+    """Returns the targets of this plan if they are finished, else reserves the folder for the plan.
 
     Raises:
-        PersonaError: it holds targets of another plan.
+        PersonaError: the folder holds targets of another plan.
     """
     known = place / PLAN
     if known.is_file():
@@ -252,7 +258,7 @@ def _embed_shard(
     accelerator: Accelerator,
     number: int,
 ) -> Iterator[int]:
-    """Fills the two files of one shard, yielding how many views were done since."""
+    """Fills the two files of one shard; yields the number of views done since the last yield."""
     place = targets_folder(on_disk(folder, "keeping targets"), teacher.name)
     final = [place / name for name in file_names(number)]
     roles, shard = photos_of(manifest), manifest.shards[number]
@@ -271,7 +277,7 @@ def _embed_shard(
         for path, kind, shape in zip(partial, KINDS, shapes, strict=True):
             _reserve(path, kind, shape)
     features, views = (np.lib.format.open_memmap(path, mode="r+") for path in partial)
-    # A batch of so many photos that their views fill one forward.
+    # As many samples as fill one forward pass with their views.
     size = max(1, options.batch_size // (options.views * roles))
     skip = done // (size * roles) if done < photos else shard.samples
     row = min(skip * size * roles, photos)
@@ -305,9 +311,10 @@ def _embed_shard(
 
 
 def _reserve(path: Path, kind: type[np.floating[Any]], shape: tuple[int, ...]) -> None:
-    """An array of zeros on disk, its space taken at once.
+    """Creates an array of zeros on disk and allocates all its space.
 
-    A disk that fills under a mapped file is a SIGBUS, which nobody can catch; here an OSError.
+    If the disk filled up under a memory-mapped file, SIGBUS would kill the process. Allocating the
+    space first raises an OSError instead.
     """
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False}
     with path.open("wb") as file:
@@ -317,7 +324,7 @@ def _reserve(path: Path, kind: type[np.floating[Any]], shape: tuple[int, ...]) -
 
 
 def _resume(partial: list[Path], shapes: tuple[tuple[int, ...], ...], journal: Path) -> int:
-    """Photos that a killed run had done of this shard."""
+    """The number of photos of this shard that a killed run had finished."""
     try:
         done = int(journal.read_text())
         kept = [np.load(path, mmap_mode="r", allow_pickle=False).shape for path in partial]
@@ -327,7 +334,7 @@ def _resume(partial: list[Path], shapes: tuple[tuple[int, ...], ...], journal: P
 
 
 def alone(manifest: Manifest, number: int) -> Manifest:
-    """A manifest of one shard, to stream it by itself."""
+    """A manifest of one shard only, to stream it alone."""
     shard = manifest.shards[number]
     return Manifest(**{**vars(manifest), "shards": (shard,), "samples": shard.samples})
 
@@ -340,7 +347,10 @@ def _vectors(
     accelerator: Accelerator,
     options: TargetOptions,
 ) -> Features:
-    """(photos, views, E) float16 of a batch's photos, in forwards of at most `batch_size`."""
+    """Computes the features of a batch's photos, (photos, views, E) float16.
+
+    A forward pass has at most `batch_size` views.
+    """
     photos, views = views_PVN.shape[:2]
     images = batch.images.to(accelerator.device).repeat_interleave(views, dim=0)
     rows = np.ascontiguousarray(views_PVN.reshape(photos * views, -1))
@@ -350,7 +360,7 @@ def _vectors(
     parts = []
     for start in range(0, len(images), options.batch_size):
         part = slice(start, start + options.batch_size)
-        # In float32, as training applies them: the student must see the same picture.
+        # In float32, as in training: student and teacher must see the same pixels.
         pixels = normalise(apply_views(images[part], rows[part]))
         with torch.autocast(accelerator.device.type, dtype=dtype, enabled=dtype is not None):
             parts.append(teacher.network.features(pixels, landmarks[part]).float().cpu())

@@ -1,7 +1,7 @@
-"""Distillation: a module that can be called, and nothing else that takes time to import.
+"""Distillation, as a callable module that is fast to import.
 
-`persona.distill(…)` is persona/api/training.py; `from persona.distill import distill` and
-`python -m persona.distill` are the recipe, persona/distill/recipe.py.
+`persona.distill(…)` runs persona/api/training.py. `from persona.distill import distill` and
+`python -m persona.distill` run the recipe, persona/distill/recipe.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ __all__ = ["distill"]
 
 
 class _Callable(ModuleType):
-    """The import system binds `persona.distill` to this module, so it must be the function too."""
+    """A module that can be called.
+
+    The import system binds `persona.distill` to this module, but users call it as a function.
+    """
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         from persona.api.training import distill_student
@@ -29,7 +32,7 @@ sys.modules[__name__].__class__ = _Callable
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the recipe, and torch with it, when it is first used (PEP 562)."""
+    """Imports the recipe, and with it torch, on first use (PEP 562)."""
     if name == "distill":
         from persona.distill.recipe import distill
 

@@ -1,9 +1,10 @@
 """Distils a student from a teacher: `accelerate launch -m persona.distill --temperature 4`.
 
-1. open the sets and the teacher; what a user can get wrong is found here, before the first step
-2. student and optimizer go through Accelerate; the frozen teacher only to the device
-3. each epoch: stream batches, one train step each, checkpoints on the way
-4. after each epoch, or every so many steps: evaluate on all processes, keep the best student
+1. Open the sets and the teacher. Mistakes of the user are found here, before the first step.
+2. Accelerate prepares student and optimizer. The frozen teacher is only moved to the device.
+3. In each epoch: stream the batches, take a train step on each, and write checkpoints.
+4. After each epoch, or every `evaluate_steps` steps: evaluate on all processes and keep the best
+   student.
 
 The run itself (folder, lock, tracker, checkpoints) is persona/training/run.py, the train step
 persona/training/trainer.py, the objective persona/training/task.py, and the choice of the best
@@ -53,17 +54,17 @@ def distill(
     teacher: NamedNetwork | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> str:
-    """Trains a student and keeps the best one; returns its ID, which is the run's too.
+    """Trains a student and saves the best one; returns its ID, which is also the ID of the run.
 
     Args:
-        config: the resolved config; with `resume` it is that run's.
-        workspace: where sets, models and runs lie.
-        resume: ID of a run to take up from its last checkpoint.
-        teacher: the network that `config.teacher` names, if it is loaded already.
-        callbacks: told of steps, epochs and evaluations; one may end the training.
+        config: the resolved config. With `resume` it is the config of that run.
+        workspace: the folders of sets, models and runs.
+        resume: ID of the run to continue from its last checkpoint.
+        teacher: the network that `config.teacher` names, if it is already loaded.
+        callbacks: called after steps, epochs and evaluations. A callback may end the training.
 
     Raises:
-        PersonaError: what a user can mend, found before the first step where it can be.
+        PersonaError: an error that the user can mend, raised before the first step where possible.
     """
     accelerator = build_accelerator(
         config.mixed_precision,
@@ -93,7 +94,7 @@ class Distillation:
         teacher: NamedNetwork | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        """Opens what the config names and takes up the checkpoint of `resume`."""
+        """Opens the sets and the teacher of the config and restores the checkpoint of `resume`."""
         self.config, self.accelerator = config, accelerator
         stored = find_stored(workspace, resume)
 
@@ -123,7 +124,7 @@ class Distillation:
             stored=stored,
             callbacks=callbacks,
         )
-        set_seed(config.seed)  # here: a teacher that was loaded or not must not change the student
+        set_seed(config.seed)  # here, so that loading a teacher does not change the student
         student = build_student(config, workspace, side, self.train_set.align.image_size)
         self.selection = Selection(self.run, config, workspace, self.train_set, side.classes, test)
         self.selection.check(student)
@@ -144,12 +145,12 @@ class Distillation:
             folder=self.run.folder,
         )
         self.evaluated: int | None = None
-        """The step of the last evaluation of this process's."""
+        """The step of the last evaluation in this process."""
         if stored is not None:
             self._restore(stored)
 
     def announce(self) -> None:
-        """Logs what the run is about to do."""
+        """Logs the student, the teacher, the train set and the length of the run."""
         config, train, plan = self.config, self.train_set, self.loader(epoch=0).plan
         length = self.length.counted + (" in epochs" if self.length.epochs is None else "")
         log.info(
@@ -162,7 +163,7 @@ class Distillation:
 
     @property
     def targets_are(self) -> str:
-        """Where the teacher's vectors come from, for a person."""
+        """Where the teacher's embeddings come from, as text for the log."""
         teacher = self.trainer.task.teacher
         if self.targets is not None:
             return f"{self.targets.views} kept views a photo"
@@ -171,7 +172,7 @@ class Distillation:
         return f"online, {teacher.dtype or torch.float32}".replace("torch.", "")
 
     def loader(self, epoch: int, skip: int = 0) -> EpochLoader:
-        """This rank's batches of an epoch, from batch `skip` on."""
+        """The batches of this rank in an epoch, beginning with batch `skip`."""
         return build_loader(
             self.train_folder,
             self.train_set,
@@ -192,11 +193,11 @@ class Distillation:
 
     @property
     def ends(self) -> bool:
-        """Whether the run is as long as it should be, or a callback ended it."""
+        """Whether the run has reached its length or a callback has ended it."""
         return self.length.reached(self.run.progress) or self.run.stopping
 
     def train_epoch(self) -> None:
-        """Trains on what is left of the epoch, or of the run."""
+        """Trains until the epoch or the run ends."""
         progress, accelerator = self.run.progress, self.accelerator
         loader = self.loader(progress.epoch, skip=progress.batch)
         meter = Meter(accelerator.num_processes, accelerator.device)
@@ -225,16 +226,16 @@ class Distillation:
         self.run.tell("on_epoch", {})
 
     def after_step(self, meter: Meter, total: Tensor, terms: dict[str, Tensor]) -> None:
-        """Records, evaluates, keeps a checkpoint and tells the callbacks, each when it is due."""
+        """Records metrics, evaluates, writes a checkpoint and calls the callbacks, where due."""
         step, config = self.run.progress.step, self.config
         evaluates = config.evaluate_steps is not None and step % config.evaluate_steps == 0
         if step % LOG_STEPS == 0 or evaluates:
             self.record(**meter.read())
-        # Of the last step, the end of the epoch keeps both: until then the run has not ended.
+        # After the last step of the run, `end_epoch` evaluates and writes the checkpoint.
         if evaluates and not self.ends:
             self.evaluate()
             self.trainer.task.train()
-            meter.restart()  # its figures are of training alone
+            meter.restart()  # the time of an evaluation is no training time
         elif step % config.checkpoint_steps == 0 and not self.ends:
             self.checkpoint()
         if self.run.callbacks:
@@ -242,7 +243,10 @@ class Distillation:
             self.run.tell("on_step", {"loss": float(total), **losses})
 
     def end_epoch(self) -> None:
-        """Notes the epoch as done and evaluates it, unless evaluations go by steps."""
+        """Counts the epoch as done, then evaluates or only writes a checkpoint.
+
+        With `evaluate_steps` the end of an epoch is not evaluated, but the end of the run is.
+        """
         progress = self.run.progress
         progress.epoch, progress.batch = progress.epoch + 1, 0
         by_steps = self.config.evaluate_steps is not None
@@ -252,11 +256,11 @@ class Distillation:
             self.checkpoint()
 
     def evaluate(self) -> None:
-        """Evaluates the student and its EMA, and keeps those that are the best so far."""
+        """Evaluates the student and its EMA, and saves each that is the best of its kind so far."""
         progress = self.run.progress
         figures = self.selection.choose(self.trainer.students(), self.place)
         self.evaluated = progress.step
-        # Before the checkpoint: a resumed run records anew what it finds after the last one.
+        # Before the checkpoint: a resumed run records again whatever follows its checkpoint.
         self.record(**figures)
         self.checkpoint()
         if figures:
@@ -264,7 +268,7 @@ class Distillation:
 
     @property
     def place(self) -> str:
-        """How far the run is, for a person."""
+        """How far the run has come, as text for the log: `epoch 3/20` or `step 500/2000`."""
         progress = self.run.progress
         if progress.batch or self.length.epochs is None:
             return f"step {progress.step}/{self.total_steps}"
@@ -273,19 +277,19 @@ class Distillation:
     # --- what is kept --------------------------------------------------------------------------
 
     def record(self, **figures: float) -> None:
-        """Notes figures at this step, with the learning rate."""
+        """Records figures at the current step, together with the learning rate."""
         if figures:
             self.run.record(**figures, lr=self.trainer.learning_rate)
 
     def checkpoint(self) -> None:
-        """Writes where the run stands; processes differ in nothing but their RNG."""
+        """Writes a checkpoint. Only the RNG state differs between processes, so each is kept."""
         state = self.trainer.state()
         state |= {"rng": gather_object([rng_state()]), "chosen_by": self.selection.chosen_by}
         self.run.checkpoint(state)
 
     def _restore(self, stored: Stored) -> None:
-        """Takes up a checkpoint."""
-        # An older run may have compared its students by another figure, at first by accuracy.
+        """Restores the training from a checkpoint."""
+        # An older run may have compared its students by another figure; the oldest used accuracy.
         if stored.state.get("chosen_by", "accuracy") != self.selection.chosen_by:
             self.selection.compare_anew()
         try:
@@ -302,7 +306,11 @@ class Distillation:
 def build_student(
     config: DistillConfig, workspace: Workspace, side: TeacherSide, image_size: int
 ) -> Student:
-    """The student, with as many numbers a face as its teacher unless the recipe says otherwise."""
+    """Builds the student. Its embedding size is `side.embedding_size`.
+
+    Raises:
+        PersonaError: pretrained weights of the backbone cannot be had.
+    """
     student = Student(
         dataclasses.replace(config.student, embedding_size=side.embedding_size),
         len(side.classes),

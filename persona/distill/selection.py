@@ -1,8 +1,8 @@
-"""Which of a run's students is kept: evaluated on the test set, the best so far is saved.
+"""Chooses the best student of a run: evaluates on the test set and saves the best so far.
 
-The figure that decides is the test set's protocol's (persona/evaluation/protocols/). Of equally
-good students the later is kept. One that has collapsed is worse than any other: it is kept only as
-long as there is no other.
+The protocol of the test set names the figure that decides (persona/evaluation/protocols/). If two
+students are equally good, the later one is kept. A collapsed student ranks below all others and is
+kept only while there is no other.
 """
 
 from __future__ import annotations
@@ -43,7 +43,11 @@ TestSet = tuple[SetFolder, Manifest]
 
 
 def check_test_set(student: NamedNetwork, manifest: Manifest) -> None:
-    """Raises PersonaError if a student of the run cannot be measured on the set."""
+    """Checks that a student of the run can be evaluated on a test set.
+
+    Raises:
+        PersonaError: it cannot.
+    """
     try:
         check_measure(default_measure(manifest), student, manifest)
     except PersonaError as error:
@@ -51,7 +55,7 @@ def check_test_set(student: NamedNetwork, manifest: Manifest) -> None:
 
 
 class Selection:
-    """Measures the students of a run and keeps the best of each kind."""
+    """Evaluates the student of a run and its EMA, and saves the best of each."""
 
     def __init__(
         self,
@@ -62,32 +66,47 @@ class Selection:
         classes: tuple[str, ...],
         test: TestSet | None,
     ) -> None:
-        """`classes` are the identities of the students' logits; without `test` the last is kept."""
+        """Prepares the selection.
+
+        Args:
+            run: the run, whose progress holds the best scores.
+            config: the recipe.
+            workspace: the folders, among them the model store.
+            train_set: the manifest of the train set.
+            classes: identities of the students' logits, in order.
+            test: the test set. None means that the last student is kept.
+        """
         self.run, self.config, self.workspace = run, config, workspace
         self.train_set, self.classes, self.test = train_set, classes, test
         self.accelerator = run.accelerator
 
     def check(self, student: Student) -> None:
-        """Raises PersonaError if the student cannot be measured on the test set."""
+        """Checks that the student can be evaluated on the test set, if there is one.
+
+        Raises:
+            PersonaError: it cannot.
+        """
         if self.test is not None:
             check_test_set(self._named(student), self.test[1])
 
     @property
     def chosen_by(self) -> str | None:
-        """The figure by which students are compared; None: there is no test set."""
+        """Name of the figure by which students are compared; None without a test set."""
         if self.test is None:
             return None
         return PROTOCOLS.find(default_measure(self.test[1])).chosen_by
 
     def choose(self, students: Mapping[str, Student], place: str) -> dict[str, float]:
-        """Evaluates students and saves each that is the best so far; by all processes.
+        """Evaluates students and saves each that is the best of its kind so far.
+
+        All processes must call it.
 
         Args:
-            students: by what is added to the run's ID to name the model.
-            place: how far the run is, for a person.
+            students: the students, by the suffix to the run's ID that names their model.
+            place: how far the run has come, as text for the log.
 
         Returns:
-            Figures as `test/accuracy`, of a student with a suffix as `test-ema/accuracy`.
+            The figures, named `test/accuracy` or, with suffix `ema`, `test-ema/accuracy`.
         """
         best, figures = self.run.progress.best, dict[str, float]()
         for suffix, student in students.items():
@@ -106,10 +125,10 @@ class Selection:
         return figures
 
     def evaluate(self, student: Student) -> Evaluation | None:
-        """Measures a student on the test set, by all processes; None without a test set."""
+        """Evaluates a student on the test set; None without one. All processes must call it."""
         if self.test is None:
             return None
-        # Each rank's batch norm has its own running statistics; the main process's are kept.
+        # Batch norm's running statistics differ between ranks. Those of the main process are saved.
         for buffer in student.buffers():
             broadcast(buffer, from_process=0)
         return evaluate(
@@ -121,9 +140,9 @@ class Selection:
         )
 
     def compare_anew(self) -> None:
-        """Measures the kept models again, by what students are compared by now; by all processes.
+        """Evaluates the saved models again by the present figure. All processes must call it.
 
-        One that is not there any more, or cannot be read, gives way to the next one.
+        A model that is missing or cannot be read counts as worst, so the next one replaces it.
         """
         best = self.run.progress.best
         known = {card.id: card for card in list_models(self.workspace.models)}
@@ -137,7 +156,7 @@ class Selection:
             best[suffix] = worth
 
     def tell_collapse(self) -> None:
-        """Says at the end which of the kept models has collapsed."""
+        """Warns at the end of a run of each saved model that has collapsed."""
         for card in list_models(self.workspace.models):
             if card.made_in == self.run.id and card.collapsed:
                 log.warning(
@@ -147,7 +166,10 @@ class Selection:
                 )
 
     def track_curves(self, student: Student) -> None:
-        """Gives the trackers the ROC and the scores on the test pairs; by all processes."""
+        """Passes the ROC and score curves of the test pairs to the trackers.
+
+        All processes must call it.
+        """
         if self.config.tracker == "none" or self.test is None or not self.test[1].pairs:
             return
         named, size = self._named(student), self.config.batch_size
@@ -160,16 +182,20 @@ class Selection:
                 tracker.log_curve(step, f"test/{curves.title}", *curves.rows(), image)
 
     def model_id(self, suffix: str) -> str:
-        """What a student of the run is called in the model store."""
+        """The ID of a student of the run in the model store."""
         return f"{self.run.id}-{suffix}" if suffix else self.run.id
 
     @property
     def _workers(self) -> int | None:
-        """On the CPU as few as will do: to fork one is to copy what training holds, bit by bit."""
+        """Number of loader processes for evaluation. None lets evaluation choose it.
+
+        On the CPU it is None, because evaluation chooses few. Each forked loader process gradually
+        copies the memory of the training process.
+        """
         return None if self.accelerator.device.type == "cpu" else self.config.workers
 
     def _named(self, student: Student) -> NamedNetwork:
-        """A student as evaluation takes it."""
+        """The student as a NamedNetwork, for evaluation."""
         return NamedNetwork(
             name="the student",
             network=student,
@@ -179,7 +205,7 @@ class Selection:
         )
 
     def _save(self, student: Student, suffix: str, evaluation: Evaluation | None) -> None:
-        """Puts a student into the model store."""
+        """Saves a student in the model store."""
         config, model_id = self.config, self.model_id(suffix)
         soft = config.losses.terms.get("soft_targets")
         store.save_model(
@@ -203,15 +229,15 @@ class Selection:
 
 
 def worth_of(evaluation: Evaluation | None) -> float:
-    """What a student is compared by; the lowest value if nothing measured it, or if it has
-    collapsed."""
+    """The value by which students are compared. It is -inf without an evaluation or after a
+    collapse."""
     if evaluation is None or evaluation.collapse:
         return -math.inf
     return evaluation.score
 
 
 def _tell(evaluation: Evaluation, suffix: str, kept: bool, place: str) -> None:
-    """Says what a student is worth, and loudly if it has collapsed."""
+    """Logs the scores of a student, and a warning if it has collapsed."""
     by = evaluation.chosen_by
     shown = {"accuracy": evaluation.accuracy, by: evaluation.score}
     log.info(
@@ -226,10 +252,10 @@ def _tell(evaluation: Evaluation, suffix: str, kept: bool, place: str) -> None:
 
 
 def _figures(evaluation: Evaluation, prefix: str) -> dict[str, float]:
-    """An evaluation as flat figures: `test/accuracy` and so on."""
+    """Flattens an evaluation to figures such as `test/accuracy`."""
     figures: dict[str, float] = {}
     for name, value in evaluation.to_json().items():
-        if name == "tar_at_far":  # without those that the set cannot resolve
+        if name == "tar_at_far":  # None where the set cannot resolve the FAR
             named = {f"{prefix}/{name}/{far}": tar for far, tar in value.items()}
             figures |= {key: tar for key, tar in named.items() if tar is not None}
         elif isinstance(value, int | float):

@@ -1,1 +1,1 @@
-"""Teacher, students, and the store they are kept in."""
+"""The teacher, the students and the model store."""

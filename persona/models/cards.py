@@ -1,8 +1,8 @@
-"""Model cards: what is known of the models in `models/<ID>/`, without torch.
+"""Model cards: the metadata of the models in `models/<ID>/`. This module does not import torch.
 
-The card names the weights file and its SHA-256 and is replaced last, so a model that is saved again
-while training goes on is at every moment the old one or the new one. A model is called as its
-folder is; a card that says another ID is of a folder that was copied, or renamed and not done yet.
+The card names the weights file and its SHA-256, and it is written last. A model that training saves
+again is therefore at any moment either the old or the new one. The name of the folder is the
+model's ID. The ID in the card differs if the folder was copied, or while it is being renamed.
 """
 
 from __future__ import annotations
@@ -29,43 +29,46 @@ CARD = "card.json"
 CLASSES = "classes.txt"
 VERSION = 2
 EMA = "ema"
-"""What is added to a run's ID for the running mean of its student's weights."""
+"""Suffix to a run's ID for the model that holds the EMA of the student's weights."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-"""Of a model and its folder; what is hidden is no model, but on its way to be one."""
+"""Pattern of a model's ID. Hidden folders, whose models are still being written, do not match."""
 WEIGHTS = re.compile(r"weights-[\w-]+\.safetensors")
 SIDES_PX = range(16, 1025)
+"""Accepted sides of the crops, in px."""
 DEEPEST = 12
-"""Values inside each other."""
+"""Most levels of nesting in a card's values."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of a model."""
+    """The metadata of a model."""
 
     id: str
     architecture: str
     student: dict[str, Any]
-    """Its StudentConfig."""
+    """Plain values of its StudentConfig."""
     head: str
-    """Of the logits: linear, cosine or none."""
+    """Kind of its last layer: linear, cosine or none."""
     num_classes: int
     classes_sha256: str
-    """Of the class list: a set with another list has other labels."""
+    """SHA-256 of the class list. A set with another list has other labels."""
     image_size: int
+    """Side of its crops in px."""
     parameters: int
     bytes: int
-    """Of the weights file."""
+    """Size of the weights file in bytes."""
     weights: str
+    """Name of the weights file."""
     weights_sha256: str
     teacher: str
-    """`none`: trained from hard labels alone."""
+    """Name of its teacher. `none` means that it was trained without a teacher."""
     temperature: float | None
     epochs: int
-    """After how many epochs these weights were taken."""
+    """Number of epochs after which these weights were saved."""
     score: float | None
-    """The best so far on the test set, by which these weights were kept."""
+    """The figure on the test set by which these weights were chosen. None means not measured."""
     scores: dict[str, Any]
-    """The evaluation behind `score`."""
+    """The whole evaluation that `score` is a part of."""
     train_set: str
     test_set: str
     config: dict[str, Any]
@@ -73,46 +76,50 @@ class Card:
     persona: str = __version__
     version: int = field(default=VERSION)
     learned: dict[str, Any] | None = None
-    """By `persona learn`: its parent, method, memory and experiences; None: it was distilled."""
+    """Parent, method, memory and experiences of a model that `persona learn` made. None means that
+    the model was distilled."""
     alignment: dict[str, Any] | None = None
-    """AlignSpec of the crops it was distilled from; None: an older card, which has none."""
+    """AlignSpec of the crops that it was distilled from. Older cards have None."""
     chosen_by: str = "accuracy"
-    """The figure of `scores` that `score` is; older cards do not say so."""
+    """Name of the figure in `scores` that `score` holds. Older cards do not have this field."""
     run: str = ""
-    """ID of the run that made it, whatever it is called now; empty: an older card."""
+    """ID of the run that made it, which stays if the model is renamed. Empty in older cards."""
     steps: int = 0
-    """After how many optimizer steps these weights were taken; 0: an older card, or a learned
-    model's, whose steps are in `learned`."""
+    """Number of optimizer steps after which these weights were saved. 0 in older cards and in those
+    of `persona learn`, whose steps are in `learned`."""
 
     @property
     def made_in(self) -> str:
-        """ID of its run; of an older card as its own ID tells."""
+        """ID of the run that made it. For an older card it is derived from the model's ID."""
         return self.run or self.id.removesuffix(f"-{EMA}")
 
     @property
     def taken_after(self) -> str:
-        """When its weights were taken, for a person: `epoch 3`, or `step 500` of a run that is
-        counted or evaluated in steps."""
+        """When its weights were saved, as text: `epoch 3`, or `step 500`.
+
+        The step is given if the run's length or its evaluations are not counted in epochs.
+        """
         by_steps = self.config.get("evaluate_steps") or self.config.get("epochs") is None
         return f"step {self.steps}" if self.steps and by_steps else f"epoch {self.epochs}"
 
     @property
     def told_score(self) -> str | None:
-        """`auc 0.9160`, and whether it has collapsed; None: it was not measured."""
+        """The score as text: `auc 0.9160` or `auc 0.5000 (collapsed)`. None means not measured."""
         if self.score is None:
             return None
         return f"{self.chosen_by} {self.score:.4f}" + (" (collapsed)" if self.collapsed else "")
 
     @property
     def collapsed(self) -> bool:
-        """Whether its evaluation found one embedding for all faces."""
+        """Whether its evaluation found that all faces have the same embedding."""
         return bool(self.scores.get("collapsed"))
 
     @property
     def threshold(self) -> tuple[float, float] | None:
-        """The cosine at a false accept rate on its test set, and the rate: the lower it resolved.
+        """The cosine threshold and the false accept rate (FAR) that it has on the test set.
 
-        None: it was not measured on pairs, or has collapsed.
+        The FAR is 0.001 if the test set can resolve it, otherwise 0.01. None means that the model
+        was not measured on pairs, or has collapsed.
         """
         found = self.scores.get("threshold_at_far") or {}
         for far in ("0.001", "0.01"):
@@ -123,19 +130,23 @@ class Card:
 
     @property
     def scored_on(self) -> str | None:
-        """The set behind `score`: of a learnt model its own, where others have their test set."""
+        """The set on which `score` was measured.
+
+        It is the test set of a distilled model, and the train set of one that `persona learn` made.
+        None means that the model was not measured.
+        """
         if self.score is None:
             return None
         return self.test_set if self.learned is None else self.train_set
 
     @property
     def aligned_by(self) -> str:
-        """The method of its crops; `unknown` of an older card."""
+        """The alignment method of its crops, or `unknown` for an older card."""
         return str((self.alignment or {}).get("method", "unknown"))
 
     @property
     def crops(self) -> str:
-        """How a face is to be cut for it, for a person."""
+        """How a face must be cropped for this model, as text."""
         around = f"with {(self.alignment or {}).get('margin')} px of {self.image_size} around it"
         known = {
             "mtcnn": f"MTCNN's box {around}",
@@ -148,12 +159,12 @@ class Card:
 
 
 def new_id(architecture: str) -> str:
-    """A fresh model ID; its run has the same."""
+    """Creates a new ID, which a run and its model share."""
     return f"{architecture}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def classes_digest(classes: tuple[str, ...]) -> str:
-    """SHA-256 of a class list in order."""
+    """SHA-256 of a class list. It depends on the order."""
     return hashlib.sha256("\n".join(classes).encode()).hexdigest()
 
 
@@ -161,7 +172,7 @@ def read_card(folder: Path) -> Card:
     """Reads and checks a card.
 
     Raises:
-        PersonaError: missing, damaged or of another version.
+        PersonaError: the card is missing, damaged or of another version.
     """
     value = read_json(folder / CARD, what="model card")
     if not isinstance(value, dict) or value.get("version") != VERSION:
@@ -182,7 +193,7 @@ def read_card(folder: Path) -> Card:
 
 
 def _wrong_of(card: Card) -> str | None:
-    """What in a card, perhaps a stranger's, is of no model."""
+    """What is impossible in a card, as text; None if nothing is. The card may be untrusted."""
     return _wrong_size_of(card) or _wrong_values_of(card)
 
 
@@ -193,7 +204,7 @@ def _wrong_size_of(card: Card) -> str | None:
         return f"image_size is {shown(card.image_size)}"
     if min(card.num_classes, card.parameters, card.bytes, card.epochs, card.steps) < 0:
         return "counts are negative"
-    if card.num_classes > card.bytes:  # each has some numbers in the weights
+    if card.num_classes > card.bytes:  # each class has weights in the file
         return f"num_classes {card.num_classes:,} are too many for {card.bytes:,} bytes"
     return None
 
@@ -220,28 +231,32 @@ def _is_deeper(value: Any, limit: int) -> bool:
 
 
 def model_ids(models: Path) -> list[str]:
-    """The models of a store, by name; nothing of them is read."""
+    """The IDs of the models in a store, sorted. No card is read."""
     names = (path.parent.name for path in models.glob(f"*/{CARD}"))
     return sorted(name for name in names if NAME.fullmatch(name))
 
 
 def stored_card(model_id: str, models: Path) -> Card:
-    """The card of a model that is in the store, under the ID of its folder."""
+    """Reads the card of a model in the store. Its `id` is the name of the folder.
+
+    Raises:
+        PersonaError: the card is missing, damaged or of another version.
+    """
     return dataclasses.replace(read_card(models / model_id), id=model_id)
 
 
 def list_models(models: Path) -> list[Card]:
-    """Every model's card, newest last."""
+    """The cards of all models in a store, the newest last."""
     sweep(models)
     cards = [stored_card(name, models) for name in model_ids(models)]
     return sorted(cards, key=lambda card: (card.created, card.id))
 
 
 def find_model(model_id: str | None, models: Path) -> Card:
-    """The card of `model_id`; None: the best student of the newest run, which is then told.
+    """Finds the card of `model_id`. None means the best student of the newest run, which is logged.
 
     Raises:
-        PersonaError: unknown, with the known IDs.
+        PersonaError: the model is unknown (the message names known IDs), or there is none yet.
     """
     if model_id is None:
         cards = list_models(models)
@@ -257,15 +272,15 @@ def find_model(model_id: str | None, models: Path) -> Card:
 
 
 def is_stored(model_id: str, models: Path) -> bool:
-    """Whether there is a model of this name."""
+    """Whether the store has a model with this ID."""
     return NAME.fullmatch(model_id) is not None and (models / model_id / CARD).is_file()
 
 
 def _best_of_newest(cards: list[Card]) -> Card:
-    """Of the run that made the last card the one with the highest score on its test set.
+    """Chooses among the models of the newest run the one with the highest score on its test set.
 
-    One that has collapsed, or was not measured, comes last; of equal ones the student itself comes
-    before the running mean of its weights.
+    A model that has collapsed or was not measured ranks last. If the scores are equal, the student
+    itself is preferred to the EMA of its weights.
     """
     run = cards[-1].made_in
     same = sorted((card for card in cards if card.made_in == run), key=lambda card: len(card.id))
@@ -282,21 +297,28 @@ def _worth(card: Card) -> tuple[bool, float]:
 
 
 def encode_classes(classes: tuple[str, ...]) -> bytes:
-    """A class list as its file has it: one a line."""
+    """Encodes a class list as the content of its file: one name per line."""
     return "".join(f"{name}\n" for name in classes).encode()
 
 
 def mode_of_weights(classes: Sized) -> int:
-    """The mode of a weights file: each row of a last layer is a template of one of the classes."""
+    """The file mode of a weights file. It is private if the model has classes.
+
+    Each row of the last layer is then a biometric template of one identity.
+    """
     return PRIVATE if classes else 0o666
 
 
 def read_classes(card: Card, models: Path) -> tuple[str, ...]:
-    """The identities that a model's logits stand for."""
+    """Reads the identities of a model's logits, in order.
+
+    Raises:
+        PersonaError: the class list is missing or does not match the card.
+    """
     path = models / card.id / CLASSES
     if not path.is_file():
         raise PersonaError(f"model {card.id} has no class list at {path}")
-    # Not splitlines: a name may hold one of the other separators that it knows.
+    # splitlines would also split at other separators, which a name may hold.
     classes = tuple(path.read_text(encoding="utf-8").split("\n")[:-1])
     if classes_digest(classes) != card.classes_sha256:
         raise PersonaError(f"{path} does not match the checksum in its card: restore it")

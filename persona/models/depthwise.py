@@ -1,13 +1,15 @@
-"""Depthwise 5 x 5 convolutions whose weights learn faster on the CPU; else they are torch's.
+"""Depthwise 5 x 5 convolutions with a faster gradient of the weights on the CPU.
 
-oneDNN's gradient of depthwise weights is fast where a kernel has three columns, and several times
-slower where it has five (torch 2.15). Here five columns come from kernels of three. Neighbouring
-columns, put side by side as twice the channels, which in channels-last memory is a mere view, make
-pairs: pair u holds the columns 2u + s, s = 0 and 1, so that steps of one pair are two columns.
+Everything else about them is torch's. oneDNN's gradient of depthwise weights is fast for kernels of
+three columns and several times slower for five (torch 2.15). This module computes the gradient of
+five columns with kernels of three. Two neighbouring columns of a map form a pair: they are put side
+by side as twice the channels, which is only a view in channels-last memory. Pair u holds the
+columns 2u + s, for s = 0 and 1, so a step of one pair is a step of two columns.
 
-- stride 1: pairs of the input against pairs of the gradient give the offsets -2, 0 and 2, each as a
-  sum over s; the maps as they are give -1, 0 and 1
-- stride 2: the output w meets the columns 2w + j, j from -2 to 2: the pair w + u, where j = 2u + s
+- stride 1: pairs of the input with pairs of the gradient give the offsets -2, 0 and 2, each as a
+  sum over s. The maps without pairs give the offsets -1, 0 and 1.
+- stride 2: output column w meets the input columns 2w + j, j from -2 to 2. They lie in the pairs
+  w + u, where j = 2u + s.
 
 The sums are those of the convolution's own gradient, in another order.
 
@@ -24,15 +26,15 @@ from torch.autograd.function import once_differentiable
 
 SIDE, PAD = 5, 2
 COLUMNS = 3
-"""Of the kernels that are fast."""
+"""Width of the kernels that are fast."""
 
 
 class DepthwiseConv5(nn.Conv2d):
-    """One channel each, 5 x 5, padded to keep its size or half of it."""
+    """A depthwise 5 x 5 convolution of stride 1 or 2 with padding 2."""
 
     def _conv_forward(self, images_BCHW: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         quick = (
-            self.training  # graphs for export and compilers are torch's own
+            self.training  # export and compilers need torch's own operator
             and not torch.compiler.is_compiling()
             and images_BCHW.device.type == "cpu"
             and images_BCHW.dtype == torch.float32
@@ -47,7 +49,10 @@ class DepthwiseConv5(nn.Conv2d):
 
 
 def speed_up_depthwise(network: nn.Module) -> None:
-    """Makes those convolutions of a network that are such ones learn faster; they keep weights."""
+    """Turns each depthwise 5 x 5 convolution of a network into a DepthwiseConv5, in place.
+
+    Weights and results stay the same.
+    """
     for module in network.modules():
         if (
             type(module) is nn.Conv2d
@@ -62,7 +67,7 @@ def speed_up_depthwise(network: nn.Module) -> None:
 
 
 class _Convolution(torch.autograd.Function):
-    """torch's, but for the gradient of the weights."""
+    """torch's convolution with another computation of the weights' gradient."""
 
     @staticmethod
     def forward(ctx: Any, images_BCHW: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -85,12 +90,12 @@ class _Convolution(torch.autograd.Function):
 
 
 def weight_gradient(images_BCHW: Tensor, grad_BCHW: Tensor, stride: int) -> Tensor:
-    """(C, 1, 5, 5) gradient of the weights.
+    """Computes the gradient of the weights, (C, 1, 5, 5).
 
     Args:
-        images_BCHW: what is convolved, channels last.
-        grad_BCHW: gradient of what comes out, channels last.
-        stride: 1 or 2, down and across.
+        images_BCHW: input of the convolution, channels last.
+        grad_BCHW: gradient of its output, channels last.
+        stride: 1 or 2, vertically and horizontally.
     """
     channels = images_BCHW.shape[1]
     found = images_BCHW.new_empty(channels, 1, SIDE, SIDE)
@@ -106,7 +111,7 @@ def weight_gradient(images_BCHW: Tensor, grad_BCHW: Tensor, stride: int) -> Tens
 
 
 def _pairs(maps_BCHW: Tensor) -> Tensor:
-    """(B, 2 C, H, W / 2) columns in pairs; an odd last one stands beside zeros."""
+    """Puts columns in pairs, (B, 2 C, H, W / 2). An odd last column is paired with zeros."""
     maps_BHWC = maps_BCHW.permute(0, 2, 3, 1)
     batch, height, width, channels = maps_BHWC.shape
     if width % 2:
@@ -115,7 +120,7 @@ def _pairs(maps_BCHW: Tensor) -> Tensor:
 
 
 def _three_columns(images_BCHW: Tensor, grad_BCHW: Tensor, stride: int) -> Tensor:
-    """(C, 1, 5, 3) gradient of such a kernel; its stride across is 1."""
+    """Computes the gradient of a 5 x 3 kernel, (C, 1, 5, 3). Its horizontal stride is 1."""
     weight = images_BCHW.new_empty(images_BCHW.shape[1], 1, SIDE, COLUMNS)
     return _backward(grad_BCHW, images_BCHW, weight, (stride, 1), (PAD, 1), of_weights=True)[1]
 
@@ -129,7 +134,7 @@ def _backward(
     *,
     of_weights: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """torch's own gradients of a depthwise convolution: of the images, or of the weights."""
+    """Computes torch's own gradient of a depthwise convolution: of the images or of the weights."""
     wanted = [not of_weights, of_weights, False]
     found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
         grad_BCHW,

@@ -1,4 +1,6 @@
-"""A network as galleries, evaluation and programs use it: arrays in, arrays out. No torch.
+"""The interface to embed crops with NumPy arrays, for galleries, evaluation and programs.
+
+This module does not import torch.
 
 Shapes: B batch, H W pixels, E embedding.
 """
@@ -17,30 +19,31 @@ from persona.workers import usable_cores
 
 
 class Embedder(ABC):
-    """A network that embeds crops. Any number of threads may use one."""
+    """A network that embeds crops. Several threads may use the same one."""
 
     embedding_size: int
+    """Dimensions of the embedding."""
     num_classes = 0
-    """Identities that it has logits of; only networks in torch have any."""
+    """Number of identities of the logits. Only networks in torch have any."""
     uses_landmarks = False
-    """Whether `embed` wants the five points of each crop."""
+    """Whether `embed` needs the five landmarks of each crop."""
 
     @abstractmethod
     def embed(
         self, crops_BHW3: npt.NDArray[np.uint8], landmarks_B62: Floats | None = None
     ) -> npt.NDArray[np.float32]:
-        """(B, E) float32 embeddings of unit length.
+        """Computes embeddings of unit length, (B, E) float32.
 
         Args:
             crops_BHW3: square uint8 RGB crops.
-            landmarks_B62: the five points and the scale of each, see persona/landmarks.py; NaN
-                where a crop has none. Needed only where `uses_landmarks`.
+            landmarks_B62: the five landmarks and the scale of each crop, see persona/landmarks.py.
+                They are NaN where a crop has none. Only networks with `uses_landmarks` need them.
 
         Raises:
-            PersonaError: it wants the five points and a crop has none.
+            PersonaError: the network needs landmarks and a crop has none.
         """
 
 
 def own_threads() -> int:
-    """Threads that a network may use: what OMP_NUM_THREADS says, else the cores of this process."""
+    """Number of threads of a network: OMP_NUM_THREADS, or else the cores of this process."""
     return whole_number(os.environ.get("OMP_NUM_THREADS", "")) or usable_cores()

@@ -1,8 +1,8 @@
-"""What an ONNX file holds, read before anything of it is run, and opening it. No torch, no onnx.
+"""Inspects an ONNX file before it is run, and opens it. It imports neither torch nor onnx.
 
-A file may come from a stranger. Its operators, settings and files of external data are found by a
-walk over protobuf's fields, which goes into nothing else and believes no length beyond its end. A
-network of faces needs no control flow, so a graph with any is refused: a loop may never end.
+A file may be untrusted. A walk over its protobuf fields finds its operators, its settings and its
+external data files. The walk enters no other fields and trusts no length beyond the end of the
+file. A face network needs no control flow, so a graph with any is refused: a loop may never end.
 
 Format: onnx.proto (github.com/onnx/onnx/blob/main/onnx/onnx.proto), protobuf's wire format.
 """
@@ -23,15 +23,15 @@ from persona.errors import PersonaError, shown
 T = TypeVar("T")
 
 MOST_FIELDS = 500_000
-"""A graph of 5,000 nodes has a quarter of them."""
+"""Most protobuf fields in a file. A graph of 5,000 nodes has a quarter of them."""
 MAX_BYTES = 2_000_000_000
 RUN_LIMIT_S = 60.0
-"""That opening a file and its first batch may take, on a busy machine."""
+"""Time limit in seconds for opening a file, and for its first batch, also on a busy machine."""
 
 LONGEST_REASON = 160
-"""Characters of what onnxruntime says."""
+"""Most characters of an onnxruntime message that an error repeats."""
 
-# Numbers of fields in onnx.proto.
+# Field numbers in onnx.proto.
 _MODEL_IR, _MODEL_GRAPH, _MODEL_OPSET, _MODEL_METADATA, _MODEL_FUNCTION = 1, 7, 8, 14, 25
 _GRAPH_NODE, _GRAPH_TENSOR, _GRAPH_SPARSE, _FUNCTION_NODE = 1, 5, 15, 7
 _NODE_OPERATOR, _NODE_ATTRIBUTE = 4, 5
@@ -43,29 +43,29 @@ _TENSOR_EXTERNAL = 13
 
 @dataclass
 class OnnxFile:
-    """What a file says of itself."""
+    """The result of inspecting an ONNX file."""
 
     opset: int = 0
-    """Of the standard operators."""
+    """Opset version of the standard operators."""
     metadata: dict[str, str] = field(default_factory=dict)
     external: set[str] = field(default_factory=set)
-    """Where weights lie that are in files of their own."""
+    """Paths of external weights files, as the file names them."""
     control_flow: str | None = None
-    """An operator that holds a graph of its own."""
+    """Name of an operator that contains a graph, if there is any."""
     has_graph: bool = False
 
 
 class _Reader:
-    """Fields of protobuf messages, of which there may be so many in all."""
+    """Reads the fields of protobuf messages, at most `MOST_FIELDS` in all."""
 
     def __init__(self) -> None:
         self.left = MOST_FIELDS
 
     def fields(self, data: memoryview) -> Iterator[tuple[int, int, memoryview]]:
-        """Yields number, value of a whole number, and bytes of each field.
+        """Yields the number of each field, its value if that is an integer, and its bytes.
 
         Raises:
-            ValueError: this is no protobuf message, or of too many fields.
+            ValueError: this is no protobuf message, or there are too many fields.
         """
         place, empty = 0, data[:0]
         while place < len(data):
@@ -101,11 +101,11 @@ def _varint(data: memoryview, place: int) -> tuple[int, int]:
 
 
 def read_onnx(path: Path) -> OnnxFile:
-    """What is in an ONNX file, none of which has been run.
+    """Inspects an ONNX file without running it.
 
     Raises:
-        PersonaError: it is missing, too large, no ONNX, has control flow, or weights in files that
-            are not there or not in its folder.
+        PersonaError: the file is missing, too large, no ONNX or has control flow, or an external
+            weights file is missing or outside its folder.
     """
     if not path.is_file():
         raise PersonaError(f"no ONNX file at {path}")
@@ -132,10 +132,10 @@ def read_onnx(path: Path) -> OnnxFile:
 
 
 def external_files(path: Path, found: OnnxFile) -> list[Path]:
-    """The files of weights beside an ONNX file, sorted.
+    """The external weights files of an ONNX file, sorted.
 
     Raises:
-        PersonaError: one is not there, or not in the file's folder.
+        PersonaError: one of them is missing or outside the file's folder.
     """
     return [_find_external(path, name) for name in sorted(found.external)]
 
@@ -217,7 +217,7 @@ def _read_tensor(reader: _Reader, data: memoryview, found: OnnxFile) -> None:
 
 
 def _entry(reader: _Reader, data: memoryview) -> tuple[str, str]:
-    """Key and value of a StringStringEntryProto."""
+    """Reads key and value of a StringStringEntryProto."""
     texts = {1: "", 2: ""}
     for number, _, value in reader.fields(data):
         if number in texts:
@@ -226,17 +226,18 @@ def _entry(reader: _Reader, data: memoryview) -> tuple[str, str]:
 
 
 def within_limit(what: str, work: Callable[[], T], stop: Callable[[], None] = lambda: None) -> T:
-    """What `work` gives, which a stranger's file may keep from ever ending.
+    """Runs `work` for at most `RUN_LIMIT_S` seconds; an untrusted file may keep it from ending.
 
-    It runs in a thread, so that Ctrl-C is heard; a thread that is given up ends with the process.
+    It runs in a daemon thread, so that Ctrl-C works. A thread that takes too long is abandoned and
+    ends with the process.
 
     Args:
-        what: for the error.
-        work: what is waited for, so many seconds at most.
-        stop: called where it is given up.
+        what: description of the work, for the error message.
+        work: the function to run. Its result is returned, and its errors are raised.
+        stop: called if the work takes too long or is interrupted.
 
     Raises:
-        PersonaError: it took too long. What `work` raises is raised here.
+        PersonaError: the work took too long.
     """
     answers: list[T] = []
     errors: list[BaseException] = []
@@ -263,18 +264,19 @@ def within_limit(what: str, work: Callable[[], T], stop: Callable[[], None] = la
 
 
 def open_onnx(path: Path, threads: int, providers: Sequence[str]) -> Any:
-    """An onnxruntime session of a file without control flow.
+    """Opens an onnxruntime session, after `read_onnx` has checked the file.
 
     Raises:
-        PersonaError: see `read_onnx`; or the runtime cannot load it, which says why.
+        PersonaError: `read_onnx` refuses the file, or onnxruntime cannot load it. The message gives
+            the reason.
     """
     import onnxruntime
 
     file = read_onnx(path)
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what is wrong is said below, in one line
+    options.log_severity_level = 4  # errors are reported below, in one line
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.load_model_format", "ONNX")  # what was looked at
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # the checked format
     session = functools.partial(
         onnxruntime.InferenceSession, str(path), options, providers=list(providers)
     )
@@ -282,7 +284,7 @@ def open_onnx(path: Path, threads: int, providers: Sequence[str]) -> Any:
         return within_limit(f"{path}: loading", session)
     except PersonaError:
         raise
-    except Exception as error:  # onnxruntime raises its own classes, one for each status
+    except Exception as error:  # onnxruntime has an error class for each status
         told, version = reason(error), onnxruntime.__version__
         advice = "is it whole?"
         if re.search(r"registered|opset import for domain", told):
@@ -296,7 +298,7 @@ def open_onnx(path: Path, threads: int, providers: Sequence[str]) -> Any:
 
 
 def reason(error: Exception) -> str:
-    """What onnxruntime says, without its source files and the path that the line names already."""
+    """The message of an onnxruntime error, without its source files and the path of the model."""
     text = " ".join(str(error).split())
     for noise in (
         r"\[ONNXRuntimeError\] : \d+ : \w+ : ",

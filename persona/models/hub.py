@@ -1,7 +1,7 @@
-"""Models from the Hugging Face hub, through huggingface_hub. No torch. See also deploy/hub.py.
+"""Pulls models from the Hugging Face hub with huggingface_hub. It does not import torch.
 
-A pull asks for the card and for the two files that it names, no more of any than it may have, in a
-folder of its own, and takes the model in when it is whole.
+A pull downloads the card, the class list and the weights that the card names, each up to a size
+limit, into a temporary folder. The model is imported once it is complete. See also deploy/hub.py.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from persona.models.manage import check_name, import_model
 
 PREFIX = "hf://"
 MAX_BYTES = 500_000_000
-"""Of a pulled model's weights: a student has a few MB."""
+"""Largest weights file of a pulled model, in bytes. A student has a few MB."""
 MAX_CLASSES_BYTES = 50_000_000
+"""Largest class list of a pulled model, in bytes."""
 
 
 def parse_repository(url: str) -> str:
-    """`hf://OWNER/NAME` to `OWNER/NAME`.
+    """Returns `OWNER/NAME` of `hf://OWNER/NAME`.
 
     Raises:
-        PersonaError: it is something else.
+        PersonaError: the URL has another form.
     """
     name = url.removeprefix(PREFIX)
     part = r"[A-Za-z0-9][\w.-]{0,95}"
@@ -44,7 +45,8 @@ def pull(repository: str, name: str | None, models: Path) -> Card:
     """Downloads a model into the store.
 
     Raises:
-        PersonaError: not there, no permission, no network, no model of Persona's, or damaged.
+        PersonaError: the repository does not exist or is not permitted, the network fails, or the
+            model is not one of Persona's, damaged or too large.
     """
     api = open_hub()
     check_name(name or repository.partition("/")[2], models)
@@ -63,10 +65,10 @@ def pull(repository: str, name: str | None, models: Path) -> Card:
 
 
 def pull_once(repository: str, models: Path) -> Card:
-    """The model of a repository, which is downloaded unless the store has it under its NAME.
+    """Returns the model of a repository. It is downloaded unless the store has it under its NAME.
 
     Raises:
-        PersonaError: see `pull`; or another model is called so here.
+        PersonaError: `pull` fails, or another model in the store has that name.
     """
     name = repository.partition("/")[2]
     if is_stored(name, models):
@@ -79,10 +81,10 @@ def pull_once(repository: str, models: Path) -> Card:
 
 
 def _fetch(api: Any, repository: str, name: str, folder: Path, limit: int) -> None:
-    """Brings a file here; what a hub says of its size is not believed.
+    """Downloads a file. Its bytes are counted, because the size that a hub states may be wrong.
 
     Raises:
-        PersonaError: it has over `limit` bytes.
+        PersonaError: the file has more than `limit` bytes.
     """
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers
@@ -108,10 +110,10 @@ def _too_large(repository: str, name: str, limit: int) -> PersonaError:
 
 
 def open_hub() -> Any:
-    """The hub's client, as the user is logged in.
+    """Opens the hub's client with the login of the user.
 
     Raises:
-        PersonaError: the package is missing, or told to stay off line.
+        PersonaError: huggingface_hub is not installed, or HF_HUB_OFFLINE is set.
     """
     try:
         from huggingface_hub import HfApi, constants
@@ -121,13 +123,17 @@ def open_hub() -> Any:
     if constants.HF_HUB_OFFLINE:
         raise PersonaError("HF_HUB_OFFLINE is set: unset it to reach the hub")
     disable_progress_bars()
-    logging.set_verbosity_error()  # what is wrong is said below, in one line
+    logging.set_verbosity_error()  # `explained` reports errors in one line
     return HfApi()
 
 
 @contextlib.contextmanager
 def explained(repository: str) -> Iterator[None]:
-    """The hub's and the network's errors as one line, without what was sent."""
+    """Turns errors of the hub and the network into a PersonaError of one line, without the request.
+
+    Raises:
+        PersonaError: the transfer failed.
+    """
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
     try:
@@ -152,7 +158,7 @@ def explained(repository: str) -> Iterator[None]:
         raise PersonaError(f"hf://{repository}: {what} ({code})") from None
     except PersonaError:
         raise
-    except Exception as error:  # httpx, OSError and the hub's own, by version
+    except Exception as error:  # httpx, OSError or the hub's own errors, depending on its version
         raise PersonaError(
             f"hf://{repository}: the transfer failed ({type(error).__name__}): check the network "
             "and run it again"

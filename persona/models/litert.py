@@ -1,4 +1,4 @@
-"""Running a LiteRT (TensorFlow Lite) file of `persona export`; no torch.
+"""Runs a LiteRT (TensorFlow Lite) file of `persona export`. This module does not import torch.
 
 Shapes: B batch, C channel, H W pixels, E embedding.
 """
@@ -26,20 +26,22 @@ from persona.models.graphs import within_limit
 
 MAX_BYTES = 500_000_000
 MOST_OPERATORS = 1000
-"""Kinds of them; there are two hundred."""
+"""Most kinds of operators in a file. About 200 kinds exist."""
 REFUSED = re.compile(r"IF|WHILE|CALL|CALL_ONCE|CUSTOM|DELEGATE|STABLEHLO_.*")
-"""Operators that run another graph, of which none may end, or code that is not in the file."""
+"""Operators that run another graph, which may never end, or code from outside the file."""
 NCHW_TO_NHWC = (0, 2, 3, 1)
 PIXEL_MEAN, PIXEL_SCALE = 127.5, 128.0
-"""Crops are normalised by these, as in training (persona/data/transforms.py)."""
+"""Normalisation of the crops, as in training (persona/data/transforms.py)."""
 
 
 def open_litert(source: bytes | Path, threads: int = 1) -> Any:
-    """LiteRT's interpreter of a file, ready for one face at a time.
+    """Opens a file in LiteRT's interpreter, which takes one face at a time.
+
+    The file may be untrusted. It is checked first and runs under a time limit.
 
     Raises:
-        PersonaError: the package is missing, there is no file, it has control flow, or it is none
-            of a face network.
+        PersonaError: the package or the file is missing, or the file has control flow, is too large
+            or too slow, or holds no face network.
     """
     if isinstance(source, Path):
         if not source.is_file():
@@ -57,7 +59,7 @@ def open_litert(source: bytes | Path, threads: int = 1) -> Any:
         return opened
 
     try:
-        with _without_stderr():  # it tells of its delegate there
+        with _without_stderr():  # LiteRT writes about its delegate to stderr
             opened = within_limit(f"{where}: loading", start)
     except (ValueError, RuntimeError):
         raise PersonaError(f"{where} is no LiteRT file that can be run here") from None
@@ -73,10 +75,10 @@ def open_litert(source: bytes | Path, threads: int = 1) -> Any:
 
 
 def _check_graph(data: bytes, where: Path | str) -> None:
-    """Looks at the operators of a file before anything of it is run.
+    """Checks the operators of a file before it is run.
 
     Raises:
-        PersonaError: it is no LiteRT file, or its graph is not of one piece.
+        PersonaError: this is no LiteRT file, or it has control flow or custom code.
     """
     schema = import_litert("schema_py_generated")
     names = {number: name for name, number in vars(schema.BuiltinOperator).items()}
@@ -88,9 +90,9 @@ def _check_graph(data: bytes, where: Path | str) -> None:
         if count > MOST_OPERATORS:
             raise ValueError
         codes = [model.OperatorCodes(place) for place in range(count)]
-        # Files of before 2020 have the number in the field that was then a byte.
+        # Files from before 2020 have the number in an older field of one byte.
         numbers = {max(code.BuiltinCode(), code.DeprecatedBuiltinCode()) for code in codes}
-    except Exception:  # flatbuffers believes each offset: struct.error, TypeError, AttributeError
+    except Exception:  # flatbuffers trusts all offsets: struct.error, TypeError, AttributeError
         raise PersonaError(f"{where} is no LiteRT file that can be run here") from None
     refused = sorted(
         name for n in numbers if REFUSED.fullmatch(name := str(names.get(n, "CUSTOM")))
@@ -104,7 +106,7 @@ def _check_graph(data: bytes, where: Path | str) -> None:
 
 
 def run_litert(opened: Any, images_BCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """(B, E) embeddings of normalised faces."""
+    """Computes embeddings, (B, E), of normalised faces (B, 3, H, W) float32."""
     given = opened.get_input_details()[0]["index"]
     wanted = opened.get_output_details()[0]["index"]
     found = []
@@ -116,34 +118,34 @@ def run_litert(opened: Any, images_BCHW: npt.NDArray[np.float32]) -> npt.NDArray
 
 
 class LitertSession(Embedder):
-    """A LiteRT file of `persona export` that embeds crops."""
+    """A LiteRT file of `persona export` as an Embedder."""
 
     def __init__(self, path: Path, threads: int) -> None:
         """Opens the file.
 
         Raises:
-            PersonaError: missing, or no face network.
+            PersonaError: the file is missing or holds no face network.
         """
         self._opened = open_litert(path, threads)
-        self._lock = threading.Lock()  # the interpreter has one input
+        self._lock = threading.Lock()  # the interpreter has only one input buffer
         self.side_px = int(self._opened.get_input_details()[0]["shape"][1])
         self.embedding_size = int(self._opened.get_output_details()[0]["shape"][1])
 
     def embed(
         self, crops_BHW3: npt.NDArray[np.uint8], landmarks_B62: Floats | None = None
     ) -> npt.NDArray[np.float32]:
-        """(B, E) float32 embeddings of unit length of square uint8 RGB crops."""
+        """Computes embeddings of unit length, (B, E) float32, of square uint8 RGB crops."""
         pixels = crops_BHW3.transpose(0, 3, 1, 2).astype(np.float32)
         return unit(self.run(resize((pixels - PIXEL_MEAN) / PIXEL_SCALE, self.side_px)))
 
     def run(self, images_BCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """(B, E) embeddings of normalised crops of its own side."""
+        """Computes embeddings, (B, E), of normalised crops with sides of `side_px`."""
         with self._lock:
             return run_litert(self._opened, images_BCHW)
 
 
 class LitertRunner:
-    """A LiteRT file, fed with random faces as it takes them: what it costs."""
+    """A LiteRT file that is run on random faces, to measure its speed."""
 
     runtime = "litert"
 
@@ -151,22 +153,22 @@ class LitertRunner:
         """Opens the file.
 
         Raises:
-            PersonaError: missing, or no face network.
+            PersonaError: the file is missing or holds no face network.
         """
         self._opened = open_litert(path, threads)
 
     def on(self, count: int) -> Callable[[], object]:
-        """A function that embeds so many faces."""
+        """Returns a function that embeds `count` faces."""
         _, *shape = (int(n) for n in self._opened.get_input_details()[0]["shape"])
         faces = np.random.default_rng(0).random((count, shape[2], *shape[:2]), np.float32)
         return lambda: run_litert(self._opened, faces)
 
 
 def import_litert(name: str) -> Any:
-    """A module of ai_edge_litert.
+    """Imports a module of ai_edge_litert.
 
     Raises:
-        PersonaError: the package is missing.
+        PersonaError: the package is not installed.
     """
     try:
         return importlib.import_module(f"ai_edge_litert.{name}")
@@ -176,7 +178,7 @@ def import_litert(name: str) -> Any:
 
 @contextlib.contextmanager
 def _without_stderr() -> Iterator[None]:
-    """Silences what native code writes."""
+    """Silences the stderr of native code."""
     sys.stderr.flush()
     kept = os.dup(2)
     null = os.open(os.devnull, os.O_WRONLY)

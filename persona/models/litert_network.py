@@ -1,4 +1,4 @@
-"""A LiteRT file of `persona export` as a network, to evaluate it: `litert:FILE`.
+"""A LiteRT file of `persona export` as a torch network, for evaluation: `litert:FILE`.
 
 Shapes: B batch, C channel, H W pixels, E embedding.
 """
@@ -16,7 +16,7 @@ from persona.models.output import FaceNetwork
 
 
 class LitertNetwork(FaceNetwork):
-    """It takes faces as training normalises them, one a run."""
+    """A LiteRT file as a FaceNetwork. It takes faces normalised as in training, one per run."""
 
     num_classes = 0
     computes_itself = True
@@ -25,18 +25,18 @@ class LitertNetwork(FaceNetwork):
         """Opens the file.
 
         Raises:
-            PersonaError: missing, or no face network.
+            PersonaError: the file is missing or holds no face network.
         """
         super().__init__()
         self._file = LitertSession(path, torch.get_num_threads())
         self.embedding_size = self._file.embedding_size
 
     def count_parameters(self) -> int | None:
-        """None: its graph is in integers and folded, so a count would tell little."""
+        """Returns None: the graph is folded and may be quantised, so a count would mean little."""
         return None
 
     def features(self, images_BCHW: Tensor, landmarks_B62: Tensor | None = None) -> Tensor:
-        """(B, E), of unit length already."""
+        """Computes embeddings, (B, E). They already have unit length."""
         images, side = images_BCHW.float(), self._file.side_px
         if images.shape[2] != side:
             images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
@@ -44,5 +44,5 @@ class LitertNetwork(FaceNetwork):
         return torch.from_numpy(found).to(images_BCHW.device)
 
     def classify(self, features_BE: Tensor) -> Tensor:
-        """(B, 0): it has no identities."""
+        """Returns logits of shape (B, 0), because the file has no identities."""
         return features_BE.new_zeros(len(features_BE), 0)

@@ -1,7 +1,7 @@
-"""Keeping the model store in order: show, rename, remove, import. No torch.
+"""Manages the model store: copies, renames, removes and imports models. It does not import torch.
 
-A model comes and goes by one rename of its folder: killed at any moment, it is whole or not there,
-and the same command may be run again.
+A model is added or removed by one rename of its folder. If a command is killed, the model is
+complete or absent, and the same command can be run again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ RESERVED = frozenset({"none", "teachers", "runtimes"})
 
 
 def check_name(name: str, models: Path) -> None:
-    """Raises PersonaError if a model cannot be called so."""
+    """Checks the name of a new model.
+
+    Raises:
+        PersonaError: the name is reserved, malformed or taken.
+    """
     if name in RESERVED or is_reserved(name, models):
         raise PersonaError(
             f"{name} is no name for a model, it means something else: choose another"
@@ -44,7 +48,7 @@ def check_name(name: str, models: Path) -> None:
 
 
 def _is_rest(folder: Path) -> bool:
-    """Whether a folder holds but files of a model that is not whole yet, or not any more."""
+    """Whether a folder holds only the remains of an incomplete model, without a card."""
     return folder.is_dir() and all(
         path.name == CLASSES or WEIGHTS.fullmatch(path.name) or path.name.endswith(".partial")
         for path in folder.iterdir()
@@ -52,10 +56,10 @@ def _is_rest(folder: Path) -> bool:
 
 
 def copy_model(card: Card, source: Path, name: str, models: Path) -> Card:
-    """Copies a model's files from `source` to `models/<name>/`, under that ID.
+    """Copies a model's files from `source` to `models/<name>/`. Its ID becomes `name`.
 
     Raises:
-        PersonaError: the name is taken, or the files are not those of the card.
+        PersonaError: the name cannot be used, or the files do not match the card.
     """
     check_name(name, models)
     for file in (card.weights, CLASSES):
@@ -82,14 +86,18 @@ def _named(card: Card, name: str) -> Card:
 
 
 def _put(source: Path, target: Path) -> None:
-    """Renames a model's folder to where nothing but the rest of one may lie."""
+    """Moves a model's folder to `target`. Remains of an incomplete model there are removed."""
     if target.exists():
         shutil.rmtree(target)
     source.rename(target)
 
 
 def rename_model(model_id: str, name: str, models: Path) -> Card:
-    """Gives a model another ID; cards that name it as their teacher go on naming the old one."""
+    """Changes the ID of a model. Cards that name it as their teacher keep the old ID.
+
+    Raises:
+        PersonaError: there is no such model, or the name cannot be used.
+    """
     if not _is_half_renamed(model_id, name, models):
         find_model(model_id, models)
         check_name(name, models)
@@ -100,13 +108,17 @@ def rename_model(model_id: str, name: str, models: Path) -> Card:
 
 
 def _is_half_renamed(model_id: str, name: str, models: Path) -> bool:
-    """Whether a rename was killed after the folder's: its card says the old ID."""
+    """Whether an earlier rename was killed after the folder was renamed, before its card."""
     there = NAME.fullmatch(name) is not None and (models / name / CARD).is_file()
     return there and not (models / model_id).exists() and read_card(models / name).id == model_id
 
 
 def remove_model(model_id: str, models: Path) -> Card:
-    """Removes a model; its run, with its checkpoints, stays."""
+    """Removes a model. Its run and the run's checkpoint stay.
+
+    Raises:
+        PersonaError: there is no such model.
+    """
     card = find_model(model_id, models)
     with scratch_folder(models, model_id) as scratch:
         (models / model_id).rename(scratch / model_id)
@@ -114,10 +126,11 @@ def remove_model(model_id: str, models: Path) -> Card:
 
 
 def import_model(folder: Path, name: str | None, models: Path) -> Card:
-    """Takes a model in from another store's folder.
+    """Imports a model from a folder of another store. Without a `name` it keeps its ID.
 
     Raises:
-        PersonaError: no model there, another version, or files that do not match its card.
+        PersonaError: the folder holds no model or one of another version, its files do not match
+            its card, or the name cannot be used.
     """
     if not (folder / CARD).is_file():
         raise PersonaError(f"{folder} holds no model: expected {CARD}, its weights and {CLASSES}")
@@ -126,5 +139,5 @@ def import_model(folder: Path, name: str | None, models: Path) -> Card:
 
 
 def students_of(model_id: str, models: Path) -> list[str]:
-    """IDs of the models that learned from it."""
+    """The IDs of the models whose teacher is `model_id`."""
     return [card.id for card in list_models(models) if card.teacher == model_id]

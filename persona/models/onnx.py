@@ -1,11 +1,14 @@
-"""A face network in an ONNX file, with a few settings beside it. No torch.
+"""A face network in an ONNX file with its settings. This module does not import torch.
 
-`onnx:FILE` reads FILE, and its settings from the YAML file of the same name beside it, or else from
-its own metadata (files of `persona export` have them there), or else from configs/teachers/
-(`mobilefacenet.onnx`: `configs/teachers/mobilefacenet.yaml`). It gives embeddings and no logits.
+`onnx:FILE` reads FILE and its settings. It gives embeddings and no logits. The settings come from
+the first of these that exists:
 
-A network that wants its faces turned to five points gets them so, from the crop and the points that
-come with it: the set itself may be aligned in another way.
+1. the YAML file of the same name beside it
+2. the file's own metadata, where `persona export` writes them
+3. configs/teachers/, as `configs/teachers/mobilefacenet.yaml` for `mobilefacenet.onnx`
+
+If a network needs faces aligned to five landmarks, the crops are warped by their landmarks. The set
+itself may be aligned in another way.
 
 Shapes: B batch, C channel, H W pixels, E embedding.
 """
@@ -33,39 +36,43 @@ from persona.models.graphs import external_files, open_onnx, read_onnx, reason, 
 
 PREFIX = "onnx:"
 CONFIGS = Path(__file__).parent / "teachers"
-"""A link to configs/teachers/, so that a wheel has them."""
+"""A link to configs/teachers/, so that a wheel includes them."""
 SETTINGS_KEY = "persona.settings"
-"""Of a file's metadata: its settings as YAML."""
+"""Key in a file's metadata under which its settings stand as YAML."""
 LAYOUTS = ("nchw", "nhwc-uint8")
 ON_CPU = ("CPUExecutionProvider",)
 FREE_SIDE_PX = 160
+"""Side of the faces in a benchmark of a file that takes any size, in px."""
 PART, MANY = 4, 8
-"""Photos that a lane takes at once where the file leaves it free, and how many a lane make it worth
-to open the lanes."""
+"""Photos that a lane takes at once if the file has no fixed batch, and the fewest photos per lane
+for which lanes are used."""
 Pixels = npt.NDArray[np.uint8]
 Vectors = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class OnnxSettings:
-    """How a network wants its faces."""
+    """The faces that a network needs: size, alignment and normalisation."""
 
     input_size: int
-    """Side, px."""
+    """Side of the input in px."""
     alignment: str
-    """`five-point`: ArcFace's template; `margin`: the crop as it is, resized."""
+    """`five-point` (ArcFace's template) or `margin` (the crop as it is, resized)."""
     mean: tuple[float, ...]
-    """Of each channel, in pixels of 0 to 255, in the order of `channels`."""
+    """Mean of each channel for pixels of 0 to 255, in the order of `channels`."""
     std: tuple[float, ...]
+    """Standard deviation of each channel, likewise."""
     channels: str = "rgb"
+    """Order of the channels: `rgb` or `bgr`."""
     output: str | None = None
-    """Name of the embedding; None: the only output."""
+    """Name of the output that is the embedding. None means that there is only one output."""
     flip_average: bool = False
-    """Add the mirror image's vector, as is usual in evaluation."""
+    """Whether the embedding of the mirror image is added, as is usual in evaluation."""
     layout: str = "nchw"
-    """`nhwc-uint8`: it takes (B, H, W, 3) uint8 and normalises by itself."""
+    """`nchw`, or `nhwc-uint8`: the network takes (B, H, W, 3) uint8 and normalises by itself."""
     checked: bool = False
-    """Whoever wrote this is sure of it: persona/evaluation/sanity.py does not look."""
+    """Whether the settings are known to be right. persona/evaluation/sanity.py then skips its
+    check."""
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -84,10 +91,13 @@ class OnnxSettings:
 
 
 def find_settings(path: Path) -> tuple[str, str]:
-    """The settings of an ONNX file as YAML, and where they were found.
+    """Finds the settings of an ONNX file.
+
+    Returns:
+        The settings as YAML, and the file that holds them.
 
     Raises:
-        PersonaError: there are none.
+        PersonaError: there are no settings, or they cannot be read.
     """
     beside = path.with_suffix(".yaml")
     if not beside.is_file():
@@ -108,10 +118,10 @@ def find_settings(path: Path) -> tuple[str, str]:
 
 
 def parse_settings(text: str, where: str) -> OnnxSettings:
-    """Settings from YAML.
+    """Parses settings from YAML.
 
     Raises:
-        PersonaError: no YAML, unknown or missing names, values out of range.
+        PersonaError: the text is no YAML, a name is unknown or missing, or a value is out of range.
     """
     values = parse_yaml(text, where)
     if not isinstance(values, dict):
@@ -129,11 +139,11 @@ _TYPES: dict[str, type[np.generic]] = {
     "tensor(float16)": np.float16,
     "tensor(uint8)": np.uint8,
 }
-"""Of inputs, by onnxruntime's names."""
+"""Dtypes of inputs, by onnxruntime's names."""
 
 
 class OnnxSession(Embedder):
-    """An ONNX file that embeds faces in onnxruntime, as its settings say."""
+    """An ONNX file with its settings as an Embedder. It runs in onnxruntime."""
 
     def __init__(
         self, path: Path, settings: OnnxSettings, threads: int, providers: Sequence[str] = ON_CPU
@@ -142,13 +152,13 @@ class OnnxSession(Embedder):
 
         Args:
             path: the file.
-            settings: how it wants its faces.
-            threads: of onnxruntime.
-            providers: where it may run, by onnxruntime's names, the first one that can.
+            settings: its settings.
+            threads: number of onnxruntime's threads.
+            providers: onnxruntime's providers that may run it, in order of preference.
 
         Raises:
-            PersonaError: no ONNX, with control flow, of input or output that are not what the
-                settings say, or too slow.
+            PersonaError: the file is no ONNX, has control flow, is too slow, or has an input or
+                output that does not fit the settings.
         """
         self.path, self.settings = path, settings
         self._session = open_onnx(path, threads, providers)
@@ -186,11 +196,15 @@ class OnnxSession(Embedder):
 
     @property
     def uses_landmarks(self) -> bool:  # type: ignore[override]
-        """Whether it wants its faces turned to the five points."""
+        """Whether it needs faces aligned to the five landmarks."""
         return self.settings.alignment == "five-point"
 
     def check_landmarks(self, landmarks_B62: Floats | None) -> None:
-        """Raises PersonaError if it wants the five points and a crop has none."""
+        """Checks that each crop has landmarks, if the network needs them.
+
+        Raises:
+            PersonaError: a crop has none.
+        """
         if self.uses_landmarks and (landmarks_B62 is None or np.isnan(landmarks_B62).any()):
             raise PersonaError(
                 f"{self.path.name} wants five points of each face and this set has none: pack "
@@ -198,14 +212,14 @@ class OnnxSession(Embedder):
             )
 
     def embed(self, crops_BHW3: Pixels, landmarks_B62: Floats | None = None) -> Vectors:
-        """(B, E) float32 embeddings of unit length of square RGB crops.
+        """Computes embeddings of unit length, (B, E) float32.
 
         Args:
-            crops_BHW3: uint8 crops.
-            landmarks_B62: the five points and the scale of each crop, see persona/landmarks.py.
+            crops_BHW3: square uint8 RGB crops.
+            landmarks_B62: the five landmarks and the scale of each crop, see persona/landmarks.py.
 
         Raises:
-            PersonaError: it wants the five points and a crop has none.
+            PersonaError: the network needs landmarks and a crop has none.
         """
         self.check_landmarks(landmarks_B62)
         pixels = crops_BHW3.transpose(0, 3, 1, 2).astype(np.float32)
@@ -219,7 +233,10 @@ class OnnxSession(Embedder):
         return unit(self.run(pixels))
 
     def run(self, pixels_BCHW: Vectors) -> Vectors:
-        """(B, E) before normalisation of crops of its own side: float32 RGB, 0 to 255."""
+        """Computes embeddings before normalisation, (B, E).
+
+        The crops are float32 RGB of 0 to 255 with sides of `input_size`.
+        """
         vectors = self._embed(pixels_BCHW)
         if self.settings.flip_average:
             vectors = vectors + self._embed(pixels_BCHW[:, :, :, ::-1])
@@ -245,15 +262,15 @@ class OnnxSession(Embedder):
         return np.concatenate([self._run_part(part) for part in parts])
 
     def _run_part(self, images: Vectors, session: Any = None) -> Vectors:
-        """Vectors of at most as many photos as a file of fixed batch takes at once."""
+        """Computes the embeddings of one part, which fits into a file's fixed batch, if any."""
         lacking = (self._batch or len(images)) - len(images)
-        if lacking:  # of a file of fixed batch the last one is filled up
+        if lacking:  # a file of fixed batch needs the last part filled up
             images = np.concatenate([images, np.zeros((lacking, *images.shape[1:]), images.dtype)])
         vectors = self._run(images, session=session)
         return vectors[: len(vectors) - lacking]
 
     def _probe(self, images: Vectors) -> Vectors:
-        """The first run of all."""
+        """Runs the file for the first time, with a time limit."""
         import onnxruntime
 
         options = onnxruntime.RunOptions()
@@ -265,7 +282,7 @@ class OnnxSession(Embedder):
         given = {self._input: images.astype(self._type)}
         try:
             (found,) = (session or self._session).run([self._output], given, options)
-        except Exception as error:  # onnxruntime raises its own classes, one for each status
+        except Exception as error:  # onnxruntime has an error class for each status
             raise self._wrong(f"failed on a batch of {len(images)} ({reason(error)})") from None
         try:
             vectors = np.asarray(found, np.float32)
@@ -282,17 +299,18 @@ class OnnxSession(Embedder):
 
 
 class _Lanes:
-    """The same file once more, for many photos: each part of a batch runs on one thread.
+    """A second session of the same file for many photos: each part of a batch runs on one thread.
 
-    Threads that share a forward wait for each other at every layer. MobileFaceNet's file of batch 1
-    embeds 1.1 to 1.9 times as many faces a second on two cores in this way, to the same bits.
+    Threads that share a forward pass wait for each other at every layer. With lanes on two cores,
+    MobileFaceNet's file of batch 1 embeds 1.1 to 1.9 times as many faces per second. The results
+    are the same to the bit.
     """
 
     def __init__(self, path: Path, threads: int) -> None:
         self.path, self.threads = path, threads
 
     def map(self, work: Callable[..., Vectors], parts: Sequence[Vectors]) -> Iterator[Vectors]:
-        """`work(part, session)` of each part, in order; the session is opened at the first call."""
+        """Yields `work(part, session)` of each part, in order. The first call opens the session."""
         return self._pool.map(functools.partial(work, session=self._session), parts)
 
     @functools.cached_property
@@ -305,7 +323,7 @@ class _Lanes:
 
 
 def providers() -> list[str]:
-    """Where onnxruntime may run a network here, the fastest first."""
+    """The onnxruntime providers that can run a network on this machine, the fastest first."""
     import onnxruntime
 
     there = onnxruntime.get_available_providers()
@@ -313,25 +331,25 @@ def providers() -> list[str]:
 
 
 def open_session(path: Path, threads: int, providers: Sequence[str] = ON_CPU) -> OnnxSession:
-    """An ONNX file with its own settings.
+    """Opens an ONNX file with its own settings.
 
     Raises:
-        PersonaError: missing, no ONNX, or not what its settings say.
+        PersonaError: the file is missing, no ONNX, or does not fit its settings.
     """
-    read_onnx(path)  # what is wrong with the file comes before what is wrong with its settings
+    read_onnx(path)  # so that errors of the file are reported before those of its settings
     return OnnxSession(path, parse_settings(*find_settings(path)), threads, providers)
 
 
 class OnnxRunner:
-    """An ONNX file in onnxruntime, fed with random faces as it takes them: what it costs."""
+    """An ONNX file that onnxruntime runs on random faces, to measure its speed."""
 
     runtime = "onnxruntime"
 
     def __init__(self, path: Path, threads: int) -> None:
-        """Loads the file and runs it once; it needs no settings.
+        """Loads the file and runs it once. It needs no settings.
 
         Raises:
-            PersonaError: no ONNX, or it does not take one image.
+            PersonaError: the file is no ONNX, or its input is not one image.
         """
         self._session = open_onnx(path, threads, ON_CPU)
         (given, *others) = self._session.get_inputs()
@@ -341,8 +359,8 @@ class OnnxRunner:
         within_limit(f"{path}: a run", self.on(1))
 
     def on(self, count: int) -> Callable[[], object]:
-        """A function that embeds so many faces."""
-        # Free sides are of files that take photos of any size.
+        """Returns a function that embeds `count` faces, rounded up to whole batches."""
+        # Files that take photos of any size have no sides of their own.
         shape = [n if isinstance(n, int) else FREE_SIDE_PX for n in self._given.shape[1:]]
         size = self._given.shape[0] if isinstance(self._given.shape[0], int) else count
         images = np.random.default_rng(0).random((size, *shape), np.float32)
@@ -357,10 +375,10 @@ class OnnxRunner:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of an ONNX file, of what its settings say, and of its weights' own files.
+    """A hash of an ONNX file, its settings and its external weights files. Nothing is run.
 
     Raises:
-        PersonaError: see `persona.models.graphs.read_onnx`; nothing is run.
+        PersonaError: `persona.models.graphs.read_onnx` refuses the file, or it has no settings.
     """
     settings = hashlib.sha256(find_settings(path)[0].encode()).hexdigest()
     own = f"{sha256_file(path)}-{settings[:16]}"

@@ -1,4 +1,7 @@
-"""What the graph of an ONNX file says of its cost, without running it and without torch."""
+"""Counts parameters and operations in the graph of an ONNX file.
+
+It does not run the file and does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,14 @@ from pathlib import Path
 
 
 def count_onnx(path: Path) -> tuple[int | None, int | None]:
-    """Parameters of an ONNX file and MACs of one face; None: onnx is missing, or a shape unknown.
+    """Counts the parameters of an ONNX file and the multiply-accumulates (MACs) of one face.
 
-    Batch norm is folded by most exporters, so there are slightly fewer parameters than in training.
-    Scales and zero points of quantised tensors are none.
+    Most exporters fold batch norm, so there are slightly fewer parameters than in training. Scales
+    and zero points of quantised tensors do not count as parameters.
+
+    Returns:
+        Parameters and MACs. Both are None if `onnx` is not installed. MACs are None if a shape is
+        unknown or no operation was found.
     """
     try:
         import onnx
@@ -37,7 +44,7 @@ def count_onnx(path: Path) -> tuple[int | None, int | None]:
         if node.op_type not in ("Conv", "Gemm", "MatMul"):
             continue
         given, weight, found = (shapes.get(n, []) for n in (*node.input[:2], node.output[0]))
-        # What each number that comes out is a sum of.
+        # Each value of the output is a sum of this many products.
         terms = weight[1:] if node.op_type == "Conv" else given[-1:]
         if not terms or not found:
             return parameters, None

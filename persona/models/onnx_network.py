@@ -1,4 +1,4 @@
-"""An ONNX file as a torch network: a teacher or a student like any other. See onnx.py for the file.
+"""An ONNX file as a torch network, which can be a teacher like any other; see also onnx.py.
 
 Shapes: B batch, C channel, H W pixels, E embedding.
 """
@@ -26,21 +26,21 @@ from persona.models.onnx_graph import count_onnx
 from persona.models.output import FaceNetwork
 
 PIXEL_MEAN, PIXEL_SCALE = 127.5, 128.0
-"""What the crops were normalised by (persona/data/transforms.py), undone here."""
+"""Normalisation of the crops (persona/data/transforms.py), undone here."""
 
 
 def open_network(path: Path) -> OnnxNetwork:
-    """An ONNX file with its own settings.
+    """Opens an ONNX file with its own settings.
 
     Raises:
-        PersonaError: missing, no ONNX, or not what its settings say.
+        PersonaError: the file is missing, no ONNX, or does not fit its settings.
     """
-    read_onnx(path)  # what is wrong with the file comes before what is wrong with its settings
+    read_onnx(path)  # so that errors of the file are reported before those of its settings
     return OnnxNetwork(path, parse_settings(*find_settings(path)))
 
 
 class OnnxNetwork(FaceNetwork):
-    """An ONNX file as a FaceNetwork; it runs in onnxruntime, on CUDA where that has it."""
+    """An ONNX file as a FaceNetwork. It runs in onnxruntime, on CUDA if that is available."""
 
     num_classes = 0
     computes_itself = True
@@ -50,49 +50,49 @@ class OnnxNetwork(FaceNetwork):
         """Loads the file and runs it once, for a limited time.
 
         Raises:
-            PersonaError: no ONNX, with control flow, of input or output that are not what the
-                settings say, or too slow.
+            PersonaError: the file is no ONNX, has control flow, is too slow, or has an input or
+                output that does not fit the settings.
         """
         super().__init__()
-        # As many threads as torch: a process on each core is what a user may have asked for.
+        # As many threads as torch, because the user may run one process per core.
         self._file = OnnxSession(path, settings, torch.get_num_threads(), providers())
         self.embedding_size = self._file.embedding_size
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """The path of the file."""
         return self._file.path
 
     @property
     def settings(self) -> OnnxSettings:
-        """How it wants its faces."""
+        """The settings of the file."""
         return self._file.settings
 
     @property
     def uses_landmarks(self) -> bool:  # type: ignore[override]
-        """Whether it wants its faces turned to the five points."""
+        """Whether it needs faces aligned to the five landmarks."""
         return self._file.uses_landmarks
 
     def count_parameters(self) -> int | None:
-        """As its graph tells; None: the package `onnx` is not installed."""
+        """The number of parameters in the graph; None if the package `onnx` is not installed."""
         return count_onnx(self.path)[0]
 
     def with_settings(self, settings: OnnxSettings) -> OnnxNetwork:
-        """The same file, fed in another way."""
+        """Returns the same network with other settings. Both share one session."""
         other = copy.copy(self)
         other._file = copy.copy(self._file)
         other._file.settings = settings
         return other
 
     def features(self, images_BCHW: Tensor, landmarks_B62: Tensor | None = None) -> Tensor:
-        """(B, E) before normalisation.
+        """Computes the embeddings before normalisation, (B, E).
 
         Raises:
-            PersonaError: it wants the five points and a crop has none.
+            PersonaError: the network needs landmarks and a crop has none.
         """
         points = None if landmarks_B62 is None else landmarks_B62.cpu().numpy()
         self._file.check_landmarks(points)
-        # The file has its own precision: autocast would only blur its pixels.
+        # The file has its own precision. Autocast would only round its pixels.
         with torch.autocast(images_BCHW.device.type, enabled=False):
             return self._features(images_BCHW.float(), points)
 
@@ -109,17 +109,18 @@ class OnnxNetwork(FaceNetwork):
         return torch.from_numpy(self._file.run(pixels.cpu().numpy())).to(images_BCHW.device)
 
     def classify(self, features_BE: Tensor) -> Tensor:
-        """(B, 0): it has no identities."""
+        """Returns logits of shape (B, 0), because the file has no identities."""
         return features_BE.new_zeros(len(features_BE), 0)
 
 
 def turn(pixels_BCHW: Tensor, landmarks_B62: Floats, size_px: int) -> Tensor:
-    """(B, 3, size, size) crops turned, scaled and cut so that their points lie as ArcFace's."""
+    """Warps crops so that their landmarks lie on ArcFace's template, (B, 3, size_px, size_px)."""
     side = pixels_BCHW.shape[2]
     if is_aligned(side, landmarks_B62, size_px):
         return pixels_BCHW
     back_B23 = crop_to_template(landmarks_B62, size_px)
-    # From px, centres at whole numbers, to grid_sample's [-1, 1] from edge to edge, on both sides.
+    # crop_to_template is in px, with pixel centres at whole numbers. grid_sample uses [-1, 1] from
+    # edge to edge, for input and output.
     theta = np.empty_like(back_B23)
     theta[..., :2] = back_B23[..., :2] * (size_px / side)
     middle = back_B23[..., :2] @ np.full(2, (size_px - 1) / 2) + back_B23[..., 2]

@@ -1,4 +1,4 @@
-"""What every face network returns: nothing depends on a hidden "classify" switch.
+"""The interface of face networks, and what a forward pass returns: features and logits.
 
 Shapes: B batch, C channel, H W pixels, E embedding (512), K identities.
 """
@@ -16,31 +16,35 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from persona.errors import PersonaError
 
 EMBEDDING_SIZE = 512
-"""FaceNet's, and a student's unless its recipe says otherwise."""
+"""Embedding size of FaceNet, and of a student unless its recipe sets another."""
 COSINE_SCALE = 64.0
-"""Of a cosine head's logits: the margin losses' usual scale."""
+"""Scale of a cosine head's logits, the usual scale of margin losses."""
 HEADS = ("linear", "cosine", "none")
 
 
 class FaceOutput(NamedTuple):
-    """One forward pass."""
+    """The result of a forward pass."""
 
     features: Tensor
-    """(B, E): the vector before L2 normalisation; logits are linear in it."""
+    """Embeddings before L2 normalisation, (B, E)."""
     logits: Tensor
-    """(B, K)."""
+    """Logits, (B, K)."""
 
     @property
     def embedding(self) -> Tensor:
-        """(B, E) of unit length: what faces are compared by."""
+        """Embeddings of unit length, (B, E), by which faces are compared."""
         return F.normalize(self.features, dim=1)
 
 
 class ClassifierHead(nn.Module):
-    """The last layer: from a vector before normalisation to the logits of K identities.
+    """The last layer: it maps embeddings before normalisation to the logits of K identities.
 
-    `linear`: `W x + b`. `cosine`: 64 times the cosine with the identity's centre, a row of W, as
-    margin losses train it. `none`: no identities, for students of embeddings alone.
+    Kinds:
+
+    - `linear`: `W x + b`
+    - `cosine`: 64 times the cosine with the identity's class centre, which is a row of W. Margin
+      losses train this kind.
+    - `none`: no logits
     """
 
     def __init__(self, embedding_size: int, num_classes: int, kind: str) -> None:
@@ -52,7 +56,7 @@ class ClassifierHead(nn.Module):
             self.weight, self.bias = drawn.weight, drawn.bias
 
     def forward(self, features_BE: Tensor) -> Tensor:
-        """(B, K) logits; (B, 0) without identities."""
+        """Computes the logits, (B, K), or (B, 0) for kind `none`."""
         if self.kind == "none":
             return features_BE.new_zeros(len(features_BE), 0)
         if self.kind == "linear":
@@ -61,66 +65,67 @@ class ClassifierHead(nn.Module):
 
 
 class FaceNetwork(nn.Module):
-    """A network from normalised crops (B, 3, H, W) float32 to a FaceOutput."""
+    """A network that maps normalised crops, (B, 3, H, W) float32 in [-1, 1], to a FaceOutput."""
 
     num_classes: int
-    """0: it gives embeddings and no logits."""
+    """Number of identities of the logits. 0 means that there are no logits."""
     embedding_size: int
+    """Dimensions of the embedding."""
     uses_landmarks = False
-    """Whether `features` wants the five points of each crop."""
+    """Whether `features` needs the five landmarks of each crop."""
     computes_itself = False
-    """Whether another runtime than torch computes it: torch's precisions mean nothing to it."""
+    """Whether a runtime other than torch computes it. torch's precisions then have no effect."""
     from_elsewhere = False
-    """Whether its settings may be wrong for its weights: persona/evaluation/sanity.py looks."""
+    """Whether its settings may not fit its weights, so that persona/evaluation/sanity.py checks."""
 
     def features(self, images_BCHW: Tensor, landmarks_B62: Tensor | None = None) -> Tensor:
-        """(B, E) before normalisation, without the cost of the logits.
+        """Computes the embeddings before normalisation, (B, E), without the cost of the logits.
 
         Args:
             images_BCHW: normalised crops.
-            landmarks_B62: (B, 6, 2) points and scale of each, see persona/landmarks.py; needed only
-                where `uses_landmarks`.
+            landmarks_B62: (B, 6, 2) landmarks and scale of each crop, see persona/landmarks.py.
+                Only networks with `uses_landmarks` need them.
         """
         raise NotImplementedError
 
     def head(self) -> ClassifierHead:
-        """The last layer by itself.
+        """The last layer.
 
         Raises:
-            PersonaError: this network has none.
+            PersonaError: this network has no last layer.
         """
         raise PersonaError(f"{type(self).__name__} gives embeddings and no logits")
 
     def classify(self, features_BE: Tensor) -> Tensor:
-        """(B, K) logits of features."""
+        """Computes the logits, (B, K), of features."""
         raise NotImplementedError
 
     def count_parameters(self) -> int | None:
-        """Parameters that an embedding costs and those of the last layer; None: not known."""
+        """The number of parameters, the last layer included. None means that it is not known."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def forward(self, images_BCHW: Tensor) -> FaceOutput:
-        """Features and logits at once."""
+        """Computes features and logits."""
         features_BE = self.features(images_BCHW)
         return FaceOutput(features_BE, self.classify(features_BE))
 
     def embed(self, images_BCHW: Tensor, landmarks_B62: Tensor | None = None) -> Tensor:
-        """(B, E) embeddings of unit length."""
+        """Computes embeddings of unit length, (B, E) float32."""
         return F.normalize(self.features(images_BCHW, landmarks_B62).float(), dim=1)
 
 
 def freeze(network: FaceNetwork) -> FaceNetwork:
-    """For inference alone: eval mode, no gradients, channels last in memory."""
+    """Prepares a network for inference in place: eval mode, no gradients, channels last."""
     network.eval().requires_grad_(False)
     return network.to(memory_format=torch.channels_last)
 
 
 def for_inference(network: FaceNetwork) -> FaceNetwork:
-    """A copy in eval mode, each batch norm folded into the convolution before it.
+    """Returns a copy in eval mode with each batch norm folded into the convolution before it.
 
-    The embeddings are the same within float32 rounding, for a fifth less time on the CPU. Only
-    inside `nn.Sequential` does one module certainly follow another, so nothing else is folded; a
-    network without such a pair (FaceNet, ONNX) comes back as it is, in eval mode.
+    The embeddings are the same within float32 rounding, and take a fifth less time on the CPU.
+    Pairs are folded only inside `nn.Sequential`, where one module certainly follows the other. A
+    network without such a pair (FaceNet, ONNX) is itself returned, in eval mode.
     """
     network.eval()
     if not any(_foldable(module) for module in network.modules()):
@@ -135,7 +140,7 @@ def for_inference(network: FaceNetwork) -> FaceNetwork:
 
 
 def _foldable(block: nn.Module) -> list[tuple[int, nn.Conv2d, nn.BatchNorm2d]]:
-    """The place of each convolution with a batch norm right after it, and both."""
+    """The index of each convolution with a batch norm right after it, with both modules."""
     if not isinstance(block, nn.Sequential):
         return []
     pairs = zip(block, list(block)[1:], strict=False)

@@ -1,8 +1,9 @@
-"""What of a model or a run may leave the house: no class list, no class centres, no paths.
+"""Removes what must not be published of a model or a run: class list, class centres and paths.
 
-All that is pushed, exported, reported or tracked goes through `public`. A class list can hold
-people's names, each row of the last layer is a template of one of them, and a path tells who works
-where. Of every path and address the last part stays, which names the set or the teacher.
+Everything that is pushed, exported, reported or tracked goes through `public`. A class list can
+hold people's names, each row of the last layer is a biometric template of one identity, and a path
+can show a user's name. Only the last part of each path and address is kept. It names the set or the
+teacher.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from persona.models.cards import Card, read_classes
 from persona.names import public_name
 
 PRIVATE = frozenset({"cache", "unknown_photos"})
-"""Fields of configs and scores that are of this machine, or of its people, alone."""
+"""Fields of configs and scores that are about this machine or its people only."""
 
 
 def public(value: Any) -> Any:
-    """The same value, nested as it may be, without private fields and without paths."""
+    """Returns a nested value without private fields and without paths."""
     if isinstance(value, Mapping):
         return {public(name): public(item) for name, item in value.items() if name not in PRIVATE}
     if isinstance(value, list | tuple):
@@ -29,7 +30,7 @@ def public(value: Any) -> Any:
 
 
 def public_card(card: Card) -> Card:
-    """A card as it may leave."""
+    """Returns the card as it may be published."""
     return replace(card, **public(vars(card)))
 
 
@@ -37,10 +38,10 @@ def publish_copy(card: Card, models: Path, target: Path, *, with_classes: bool) 
     """Writes a model as it may be published to `target/<ID>/`.
 
     Args:
-        card: of the model.
-        models: its store.
+        card: the card of the model.
+        models: the store of the model.
         target: another store, for the copy.
-        with_classes: keep the last layer and the class list.
+        with_classes: whether to keep the last layer and the class list.
     """
     from persona.models.store import load_model, save_model
     from persona.models.student import Student

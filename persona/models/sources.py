@@ -1,8 +1,8 @@
-"""Where networks come from: one table from a name to its network. No torch.
+"""Sources of networks: finds and opens a network by its name. This module does not import torch.
 
-A name is looked up in `SOURCES`, in their order; the first source that it belongs to tells whether
-the network is here, the digest of its weights, what a report shows of it, and opens it: as a torch
-`FaceNetwork`, or, where its file needs no torch, as an `Embedder`. Another source is one subclass:
+`SOURCES` is asked in order. The first source that a name belongs to knows whether the network is on
+this machine, the digest of its weights and what a report shows of it. It opens the network as a
+torch `FaceNetwork` or, if the file needs no torch, as an `Embedder`. A new source is one subclass:
 
     class Attic(Source):
         shown = "attic:NAME"
@@ -15,7 +15,7 @@ the network is here, the digest of its weights, what a report shows of it, and o
 
     register(Attic())
 
-Everything that takes a network's name then takes `attic:NAME`.
+Then `attic:NAME` works wherever the name of a network does.
 """
 
 from __future__ import annotations
@@ -42,95 +42,101 @@ if TYPE_CHECKING:
     from persona.models.output import FaceNetwork
 
 ZOO = Path(__file__).parents[1] / "zoo"
-"""The models that are shipped with Persona, a store like a user's own."""
+"""Folder of the models that are shipped with Persona, a model store like the user's own."""
 
 
 @dataclass(frozen=True)
 class Named:
-    """A network, what it is called, and which class list its logits follow."""
+    """A network with its name, its classes and how its training crops were made."""
 
     name: str
     network: FaceNetwork | Embedder
     trained_on: str
-    """What its classes come from, for messages."""
+    """The dataset of its classes, for messages."""
     classes: tuple[str, ...] | None
-    """What its logits stand for; None: known by number and dataset alone (FaceNet's release)."""
+    """Identities of its logits, in order. None means that only their number and dataset are known,
+    as of FaceNet's release."""
     image_size: int | None
-    """Side of its training crops, px; None: any."""
+    """Side of its training crops in px. None means that any size is accepted."""
     digest: str = ""
-    """Hash of its weights: equal digests give equal vectors; empty: it is untrained."""
+    """Hash of its weights. Equal digests give equal embeddings. Empty means untrained."""
     alignment: Mapping[str, Any] | None = None
-    """How its training crops were cut, as its card has it; None: unknown, or it has no card."""
+    """Alignment of its training crops, from its card. None means that it is unknown."""
 
 
 @dataclass(frozen=True)
 class NamedNetwork(Named):
-    """A network in torch."""
+    """A torch network with its name, its classes and how its training crops were made."""
 
     network: FaceNetwork
 
 
 class Runner(Protocol):
-    """A network's file in its runtime, fed with random faces: what `persona bench` measures."""
+    """A network's file in its own runtime. `persona bench` measures it with random faces."""
 
     runtime: str
+    """Name of the runtime."""
 
     def on(self, count: int) -> Callable[[], object]:
-        """A function that embeds so many faces."""
+        """Returns a function that embeds `count` faces."""
 
 
 class Source(ABC):
-    """A kind of network, and the names of its networks."""
+    """A kind of networks: it knows their names and opens them."""
 
     shown: ClassVar[str] = ""
-    """What an error lists for it, as `onnx:FILE`; empty: it lists `names`."""
+    """Pattern of its names for messages, as `onnx:FILE`. Empty means that they list `names`."""
     from_stores = False
-    """Whether its networks are models with a card, which users may name as they like."""
+    """Whether its networks are models with a card, whose names users may choose."""
 
     @abstractmethod
     def has(self, name: str, models: Path) -> bool:
-        """Whether the name belongs to this source; the network itself may be missing."""
+        """Whether the name belongs to this source. The network itself may be missing."""
 
     @abstractmethod
     def open(self, name: str, models: Path) -> NamedNetwork:
-        """The network, in torch.
+        """Opens the network in torch.
 
         Raises:
-            PersonaError: it is not there, or damaged.
+            PersonaError: the network is missing or damaged.
         """
 
     def names(self, models: Path) -> list[str]:
-        """Names that an error lists."""
+        """The names that error messages list."""
         return [self.shown] if self.shown else []
 
     def full_name(self, name: str) -> str:
-        """The name that means the same from any folder."""
+        """The name with an absolute path, which means the same from any working folder."""
         return name
 
     def spell(self, name: str) -> str:
-        """The name with the prefix of its kind, where its ending tells that it is a file's path."""
+        """The name with the source's prefix added, if its suffix is that of the source's files."""
         return name
 
     def check(self, name: str, models: Path) -> None:  # noqa: B027 - there may be nothing to check
-        """Raises PersonaError if the network can certainly not be opened, without opening it."""
+        """Checks the network without opening it.
+
+        Raises:
+            PersonaError: the network can certainly not be opened.
+        """
 
     def digest(self, name: str, models: Path) -> str | None:
-        """`NamedNetwork.digest` without loading the network; None: it is not on this machine."""
+        """The network's digest, without loading it. None means that it is not on this machine."""
         return None
 
     def file(self, name: str, models: Path) -> Path | None:
-        """The file of its weights; None: there is none on this machine."""
+        """The file of its weights. None means that there is none on this machine."""
         return None
 
     def card(self, name: str, models: Path) -> Card | None:
-        """Its card; None: only models of Persona's have one."""
+        """Its card. None means that it has none: only Persona's own models have cards."""
         return None
 
     def identities(self, name: str, models: Path) -> tuple[str, ...]:
-        """The people it was trained on.
+        """The identities it was trained on.
 
         Raises:
-            PersonaError: they are not known by name.
+            PersonaError: their names are not known.
         """
         raise PersonaError(
             f"{name} does not name the people it was trained on: give a packed set of them to "
@@ -138,36 +144,39 @@ class Source(ABC):
         )
 
     def title(self, name: str) -> str:
-        """What a page calls it: never where it lies."""
+        """The title of the network on a report page, without the folder that it lies in."""
         return name
 
     def facts(self, name: str, models: Path) -> list[list[str]]:
-        """What a report tells of a network without a card: titles and values."""
+        """Facts for the report of a network without a card, as pairs of title and value."""
         return []
 
     def costs(self, name: str, models: Path) -> tuple[int | None, int | None]:
-        """Parameters, and multiply-accumulates of one face, of what `open_runner` runs."""
+        """Parameters and multiply-accumulates per face of the network that `open_runner` runs.
+
+        None means that a number is not known.
+        """
         return None, None
 
     def open_embedder(self, name: str, models: Path, threads: int) -> Embedder | None:
-        """The network without torch; None: it needs torch.
+        """Opens the network without torch. None means that it needs torch.
 
         Raises:
-            PersonaError: it is not there, or damaged.
+            PersonaError: the network is missing or damaged.
         """
         return None
 
     def open_runner(self, name: str, models: Path, threads: int) -> Runner | None:
-        """The network's file in its own runtime; None: its runtime is torch.
+        """Opens the network's file in its own runtime. None means that its runtime is torch.
 
         Raises:
-            PersonaError: it is not there, or damaged.
+            PersonaError: the network is missing or damaged.
         """
         return None
 
 
 class _Files(Source):
-    """Networks in files that a user names by their paths."""
+    """Networks in files, which a user names by their paths."""
 
     prefix: ClassVar[str]
     kind: ClassVar[str]
@@ -192,14 +201,14 @@ class _Files(Source):
         return path if path.is_file() else None
 
     def path(self, name: str) -> Path:
-        """Where the file of a name lies."""
+        """The path in a name, whether or not there is a file."""
         return user_path(name.removeprefix(self.prefix))
 
     def found(self, name: str) -> Path:
-        """The file of a name.
+        """The existing file of a name.
 
         Raises:
-            PersonaError: it is not there.
+            PersonaError: there is no such file.
         """
         path = self.path(name)
         if not path.is_file():
@@ -212,7 +221,7 @@ class _Files(Source):
         return None if path is None else self.hash(path)
 
     def hash(self, path: Path) -> str:
-        """Hash of all that its vectors depend on."""
+        """Hash of everything that the embeddings depend on."""
         return sha256_file(path)
 
     def title(self, name: str) -> str:
@@ -222,12 +231,12 @@ class _Files(Source):
         return [["source", self.described], ["SHA-256", sha256_file(self.found(name))]]
 
     def named(self, name: str, path: Path, network: FaceNetwork) -> NamedNetwork:
-        """What is known of a network from a file."""
+        """Builds the NamedNetwork of a network from a file, of which no classes are known."""
         return NamedNetwork(name, network, "embeddings alone", (), None, self.hash(path))
 
 
 class _OnnxFiles(_Files):
-    """ONNX files of any face network, with settings beside or in them."""
+    """ONNX files of any face network, with their settings inside or beside them."""
 
     prefix, kind, described, suffix = "onnx:", "ONNX", "an ONNX file", ".onnx"
     shown = "onnx:FILE"
@@ -252,7 +261,7 @@ class _OnnxFiles(_Files):
 
 
 class _LitertFiles(_Files):
-    """LiteRT files of `persona export`."""
+    """LiteRT files that `persona export` wrote."""
 
     prefix, kind, described, suffix = "litert:", "LiteRT", "a LiteRT file", ".tflite"
     shown = "litert:FILE"
@@ -271,7 +280,7 @@ class _LitertFiles(_Files):
 
 
 class _Hub(Source):
-    """Students on the Hugging Face hub, which come into the store under their NAME."""
+    """Students on the Hugging Face hub, which are pulled into the store under their NAME."""
 
     shown = "hf://OWNER/NAME"
     prefix = "hf://"
@@ -330,7 +339,7 @@ class _Facenets(Source):
 
 
 class _Untrained(Source):
-    """Students that have learned nothing, by their architecture: the floor to measure against."""
+    """Untrained students, named by their architecture, as a baseline for evaluation."""
 
     def has(self, name: str, models: Path) -> bool:
         return name in BACKBONES
@@ -351,13 +360,13 @@ class _Untrained(Source):
 
 
 class _Stores(Source):
-    """Models with a card."""
+    """Models with a card, in a model store."""
 
     from_stores = True
 
     @abstractmethod
     def store(self, models: Path) -> Path:
-        """The folder in which they lie."""
+        """The folder of the model store."""
 
     def has(self, name: str, models: Path) -> bool:
         return is_stored(name, self.store(models))
@@ -391,7 +400,7 @@ class _Stores(Source):
 
 
 class _OwnModels(_Stores):
-    """Students that were trained, pulled or imported here."""
+    """Students in the user's store, which were trained, pulled or imported here."""
 
     def store(self, models: Path) -> Path:
         return models
@@ -406,23 +415,23 @@ class _Zoo(_Stores):
 
 ONNX, OWN = _OnnxFiles(), _OwnModels()
 SOURCES: list[Source] = [ONNX, _LitertFiles(), _Hub(), _Facenets(), _Untrained(), OWN, _Zoo()]
-"""In the order in which they are asked."""
+"""All sources, in the order in which they are asked."""
 
 
 def register(source: Source) -> None:
-    """Adds a source, which is asked before all others."""
+    """Adds a source. It is asked before all others."""
     SOURCES.insert(0, source)
 
 
 def spell(name: str) -> str:
-    """A name as a user may write it, as the table has it: `net.onnx` is `onnx:net.onnx`."""
+    """Completes a name as a user may write it: `net.onnx` becomes `onnx:net.onnx`."""
     for source in SOURCES:
         name = source.spell(name)
     return name
 
 
 def known_source(name: str, models: Path) -> Source | None:
-    """The source that a name belongs to; None: it is no network's."""
+    """The source that a name belongs to. None means that it names no network."""
     return next((source for source in SOURCES if source.has(name, models)), None)
 
 
@@ -430,7 +439,7 @@ def source_of(name: str, models: Path) -> Source:
     """The source that a name belongs to.
 
     Raises:
-        PersonaError: it is no network's, with the nearest name that is.
+        PersonaError: the name is unknown. The message gives the nearest known name.
     """
     found = known_source(name, models)
     if found is None:
@@ -439,21 +448,21 @@ def source_of(name: str, models: Path) -> Source:
 
 
 def known_names(models: Path) -> list[str]:
-    """What a network may be called here."""
+    """The names of all networks on this machine, and the patterns of others, for messages."""
     return [name for source in SOURCES for name in source.names(models)]
 
 
 def is_reserved(name: str, models: Path) -> bool:
-    """Whether a name means a network that is no model of the store."""
+    """Whether a name belongs to a network outside the model stores."""
     found = known_source(name, models)
     return found is not None and not found.from_stores
 
 
 def load_network(name: str, models: Path) -> NamedNetwork:
-    """A network by name, in torch.
+    """Opens a network by name, in torch.
 
     Raises:
-        PersonaError: unknown, or its file is missing or damaged.
+        PersonaError: the name is unknown, or the network's file is missing or damaged.
     """
     source = source_of(name, models)
     with needing(name):
@@ -461,11 +470,11 @@ def load_network(name: str, models: Path) -> NamedNetwork:
 
 
 def load_embedder(name: str, models: Path) -> Named:
-    """A network by name, for embedding alone: without torch where its file needs none.
+    """Opens a network by name for embedding only, without torch if its file does not need it.
 
     Raises:
-        PersonaError: unknown, its file is missing or damaged, or it needs torch and that is not
-            installed.
+        PersonaError: the name is unknown, the network's file is missing or damaged, or the network
+            needs torch and torch is not installed.
     """
     source = source_of(name, models)
     embedder = source.open_embedder(name, models, own_threads())
@@ -476,14 +485,17 @@ def load_embedder(name: str, models: Path) -> Named:
 
 
 def network_digest(name: str, models: Path) -> str | None:
-    """`NamedNetwork.digest` without loading the network; None: it is not on this machine."""
+    """A network's digest, without loading it. None means that it is not on this machine."""
     source = known_source(name, models)
     return None if source is None else source.digest(name, models)
 
 
 def check_named(name: str, models: Path) -> None:
-    """Raises PersonaError if a name stands for no network: an unknown model, a file not there.
+    """Checks that a name stands for a network, without opening it.
 
-    FaceNet is known wherever its weights are.
+    FaceNet passes also if its weights are not downloaded yet.
+
+    Raises:
+        PersonaError: the model is unknown or its file is missing.
     """
     source_of(name, models).check(name, models)

@@ -1,4 +1,7 @@
-"""The model store: students to and from `models/<ID>/`. Any network by its name: sources.py."""
+"""The model store: saves students to `models/<ID>/` and loads them.
+
+sources.py opens any network by its name.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,15 @@ def save_model(
     classes: tuple[str, ...],
     **facts: Any,
 ) -> Card:
-    """Saves a student; `facts` are the remaining fields of its card."""
+    """Saves a student and returns its card.
+
+    Args:
+        models: the folder of the store.
+        student: the student.
+        model_id: its ID. A model with this ID is replaced.
+        classes: identities of its logits, in order.
+        facts: the remaining fields of its card.
+    """
     folder = models / model_id
     state = {
         name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()
@@ -68,10 +79,11 @@ def save_model(
 
 
 def load_model(card: Card, models: Path) -> Student:
-    """The student of a card.
+    """Loads the student of a card.
 
     Raises:
-        PersonaError: the weights are missing, damaged or of another architecture.
+        PersonaError: the architecture is unknown, or the weights are missing, damaged or of another
+            architecture.
     """
     path = models / card.id / card.weights
     if card.architecture not in BACKBONES:
@@ -91,7 +103,11 @@ def load_model(card: Card, models: Path) -> Student:
 
 
 def _check_size(card: Card, config: StudentConfig, path: Path) -> None:
-    """Raises PersonaError if a card names more classes than its file holds, before any memory."""
+    """Checks, before memory is allocated, that the file can hold the classes of the card.
+
+    Raises:
+        PersonaError: the file is too small.
+    """
     numbers = card.num_classes * (config.embedding_size or EMBEDDING_SIZE)
     if numbers * 4 > path.stat().st_size:
         raise PersonaError(
@@ -100,18 +116,18 @@ def _check_size(card: Card, config: StudentConfig, path: Path) -> None:
 
 
 def save_head(path: Path, head: ClassifierHead) -> None:
-    """Keeps a last layer by itself."""
+    """Saves a last layer to a file of its own."""
     write_atomically(path, safetensors.torch.save(dict(head.state_dict())), PRIVATE)
 
 
 def load_head(path: Path, *, embedding_size: int, num_classes: int, kind: str) -> ClassifierHead:
-    """A last layer that was kept.
+    """Loads a last layer that `save_head` saved.
 
     Raises:
-        PersonaError: missing, damaged or of another shape.
+        PersonaError: the file is missing, damaged or of another shape.
     """
     try:
-        if embedding_size * num_classes * 4 > path.stat().st_size:  # it is allocated first
+        if embedding_size * num_classes * 4 > path.stat().st_size:  # before the head is allocated
             raise RuntimeError
         head = ClassifierHead(embedding_size, num_classes, kind)
         head.load_state_dict(safetensors.torch.load_file(path))

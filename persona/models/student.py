@@ -1,12 +1,12 @@
-"""Students: a backbone's convolutions (persona/models/backbones/) with FaceNet's head.
+"""Students: the convolutions of a backbone (persona/models/backbones/) with FaceNet's head.
 
 The default is the reference: MobileNetV3's convolutions, average pooling, Linear(-> 512, no bias),
-batch norm. For faces, by option:
+batch norm. Options for faces:
 
-- `pooling: depthwise`: a global depthwise convolution in place of the average (Chen et al. 2018,
-  MobileFaceNets, arXiv:1804.07573, section 3.1: the average weighs the face's corners like its
-  centre). It fixes the size of the crops.
-- `embedding_size`: fewer numbers a face
+- `pooling: depthwise`: a global depthwise convolution instead of the average, which weighs the
+  corners of a face like its centre (Chen et al. 2018, MobileFaceNets, arXiv:1804.07573,
+  section 3.1). It fixes the size of the crops.
+- `embedding_size`: dimensions of the embedding, 512 by default
 
 Shapes: B batch, C channel, H W pixels, E embedding, K identities.
 """
@@ -24,11 +24,12 @@ from persona.models.backbones import BACKBONES
 from persona.models.output import EMBEDDING_SIZE, ClassifierHead, FaceNetwork
 
 BATCH_NORM_EPS = 0.001
-"""As in FaceNet's last_bn (facenet-pytorch 2.5.3, models/inception_resnet_v1.py)."""
+"""Epsilon of batch norm, as in FaceNet's last_bn (facenet-pytorch 2.5.3,
+models/inception_resnet_v1.py)."""
 
 
 class Student(FaceNetwork):
-    """Convolutions, pooling, Linear(-> E, no bias), batch norm, logits."""
+    """A student: convolutions, pooling, Linear(-> E, no bias), batch norm, logits."""
 
     def __init__(
         self,
@@ -38,16 +39,16 @@ class Student(FaceNetwork):
         head: str = "linear",
         image_size: int = 160,
     ) -> None:
-        """Seed torch first: the weights are drawn here.
+        """Draws the weights at random. Seed torch first to make them reproducible.
 
         Args:
-            config: what kind of student.
-            num_classes: identities of the logits; 0 only with head `none`.
-            head: of the logits: `linear`, `cosine` or `none`.
-            image_size: of the crops, px; only depthwise pooling depends on it.
+            config: the options of the student.
+            num_classes: number of identities of the logits; 0 only with head `none`.
+            head: kind of the last layer: `linear`, `cosine` or `none`.
+            image_size: side of the crops in px. Only depthwise pooling depends on it.
 
         Raises:
-            PersonaError: no identities for the head.
+            PersonaError: the head has no identities.
         """
         super().__init__()
         if head != "none" and num_classes < 1:
@@ -68,34 +69,35 @@ class Student(FaceNetwork):
                 module.momentum = config.norm_momentum
 
     def start(self, models: Path) -> None:
-        """Loads the backbone's pretrained weights, where its options ask for them.
+        """Loads the backbone's pretrained weights if its options ask for them.
 
         Raises:
-            PersonaError: they cannot be had, with where to put the file by hand.
+            PersonaError: the weights cannot be had. The message says where to put the file by hand.
         """
         backbone = BACKBONES.find(self.config.architecture)(self.config.backbone)
         backbone.start(self.backbone, models)
 
     def features(self, images_BCHW: Tensor, landmarks_B62: Tensor | None = None) -> Tensor:
-        """(B, E) before normalisation."""
+        """Computes the embeddings before normalisation, (B, E)."""
         pooled = torch.flatten(self.pool(self.backbone(images_BCHW)), 1)
         features_BE: Tensor = self.last_bn(self.last_linear(pooled))
         return features_BE
 
     def classify(self, features_BE: Tensor) -> Tensor:
-        """(B, K) logits."""
+        """Computes the logits, (B, K), of features."""
         logits_BK: Tensor = self.logits(features_BE)
         return logits_BK
 
     def head(self) -> ClassifierHead:
-        """The last layer by itself."""
+        """The last layer."""
         return self.logits if self.num_classes else super().head()
 
     def resize_head(self, num_classes: int, kind: str | None = None) -> None:
-        """Gives the logits another number of identities: old ones keep their rows, in order.
+        """Changes the number of identities of the logits. The first rows keep their weights.
 
-        New rows are drawn: seed torch first. `kind` None: as it is; linear where there is none. A
-        head of another kind is drawn anew.
+        New rows are drawn at random, so seed torch first. If `kind` is None, the kind of head stays
+        the same, and a student without a head gets a linear one. A head of another kind is drawn
+        anew.
         """
         same = kind in {None, self.logits.kind}
         kind = kind or ("linear" if self.logits.kind == "none" else self.logits.kind)
@@ -110,8 +112,8 @@ class Student(FaceNetwork):
 
 
 def _maps_side(backbone: nn.Module, image_size: int) -> int:
-    """Places along a side of the maps that a crop of this size gives, found by trying."""
-    backbone.eval()  # batch norm keeps its statistics
+    """The side of the backbone's last feature map, in cells, measured with an empty crop."""
+    backbone.eval()  # so that batch norm's statistics do not change
     with torch.no_grad():
         maps = backbone(torch.zeros(1, 3, image_size, image_size))
     backbone.train()
@@ -119,7 +121,7 @@ def _maps_side(backbone: nn.Module, image_size: int) -> int:
 
 
 def _depthwise_pooling(channels: int, side: int) -> nn.Module:
-    """A depthwise convolution as large as the last map."""
+    """Builds a depthwise convolution as large as the last feature map, with batch norm."""
     return nn.Sequential(
         nn.Conv2d(channels, channels, side, groups=channels, bias=False),
         nn.BatchNorm2d(channels, eps=BATCH_NORM_EPS),
@@ -127,5 +129,5 @@ def _depthwise_pooling(channels: int, side: int) -> nn.Module:
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Parameters, without buffers."""
+    """The number of parameters, without buffers."""
     return sum(parameter.numel() for parameter in network.parameters())

@@ -1,7 +1,7 @@
 """FaceNet as a teacher: InceptionResnetV1 of facenet-pytorch 2.5.3 with its released weights.
 
-Schroff et al. 2015 (arXiv:1503.03832) for the embedding, David Sandberg for the weights. The logits
-are linear in the 512-vector before L2 normalisation: `logits(last_bn(...))`.
+The embedding is by Schroff et al. 2015 (arXiv:1503.03832), the weights are by David Sandberg. The
+logits are linear in the 512-d embedding before L2 normalisation: `logits(last_bn(...))`.
 
 Shapes: B batch, C channel, H W pixels, E embedding (512), K identities.
 """
@@ -22,7 +22,7 @@ from persona.models.weights import FACENETS, Release, download_weights, find_wei
 
 
 class FaceNet(FaceNetwork):
-    """InceptionResnetV1 that returns features and logits from one forward."""
+    """An InceptionResnetV1 that returns features and logits from one forward pass."""
 
     def __init__(self, num_classes: int) -> None:
         from facenet_pytorch import InceptionResnetV1
@@ -32,25 +32,25 @@ class FaceNet(FaceNetwork):
         self.embedding_size = EMBEDDING_SIZE
         self.network: Any = InceptionResnetV1(classify=True, num_classes=num_classes)
         self._head = ClassifierHead(EMBEDDING_SIZE, num_classes, "linear")
-        # Its own forward ends in the logits; without them it ends in the features.
+        # facenet-pytorch's forward ends in the logits. Without that layer it ends in the features.
         self.network.logits = nn.Identity()
 
     def features(self, images_BCHW: Tensor, landmarks_B62: Tensor | None = None) -> Tensor:
-        """(B, E) before normalisation."""
+        """Computes the embeddings before normalisation, (B, E)."""
         features_BE: Tensor = self.network(images_BCHW)
         return features_BE
 
     def classify(self, features_BE: Tensor) -> Tensor:
-        """(B, K) logits."""
+        """Computes the logits, (B, K), of features."""
         logits_BK: Tensor = self._head(features_BE)
         return logits_BK
 
     def head(self) -> ClassifierHead:
-        """The last layer by itself."""
+        """The last layer."""
         return self._head
 
     def load_release(self, state: dict[str, Tensor]) -> None:
-        """Loads a state dict under facenet-pytorch's names."""
+        """Loads a state dict that has facenet-pytorch's names."""
         head = {name: value for name, value in state.items() if name.startswith("logits.")}
         rest = {name: value for name, value in state.items() if name not in head}
         self._head.load_state_dict({name[len("logits.") :]: value for name, value in head.items()})
@@ -58,10 +58,11 @@ class FaceNet(FaceNetwork):
 
 
 def load_facenet(name: str, models: Path) -> FaceNet:
-    """FaceNet with released weights, from a local file or downloaded once.
+    """Loads FaceNet with its released weights, from a local file or downloaded once.
 
     Raises:
-        PersonaError: they cannot be had (with where to put the file), or the file is damaged.
+        PersonaError: the weights cannot be had (the message says where to put the file), or the
+            file is damaged.
     """
     release = FACENETS[name]
     network = FaceNet(release.num_classes)
@@ -72,13 +73,13 @@ def load_facenet(name: str, models: Path) -> FaceNet:
 def load_release(
     release: Release, models: Path, name: str, load: Callable[[dict[str, Tensor]], None]
 ) -> None:
-    """Hands the state dict of a release to `load`.
+    """Passes the state dict of a release to `load`. The file is downloaded if it is not here.
 
     Raises:
-        PersonaError: it cannot be had (with where to put the file), or the file is damaged.
+        PersonaError: the file cannot be had (the message says where to put it), or is damaged.
     """
     path = find_weights(release, models)
-    if path is None:  # to where all projects find it, if there is such a place
+    if path is None:  # the last place is shared by all projects, if there is one
         path = download_weights(release, weight_places(release, models)[-1])
     try:
         load(torch.load(path, map_location="cpu", weights_only=True))

@@ -1,4 +1,4 @@
-"""Weights released by others, FaceNet's and torchvision's: finding and downloading. No torch."""
+"""Finds and downloads released weights, of FaceNet and torchvision. It does not import torch."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ TORCHVISION = "https://download.pytorch.org/models"
 
 @dataclass(frozen=True)
 class Release:
-    """Weights that can be downloaded."""
+    """A file of released weights that can be downloaded."""
 
     file: str
     num_classes: int
     trained_on: str
-    """The raw dataset whose sorted identity list its classes are."""
+    """The raw dataset whose sorted list of identities gives the classes."""
     base: str = RELEASE
+    """Address of the folder that has the file."""
 
 
 FACENETS = {
@@ -31,7 +32,7 @@ FACENETS = {
 
 
 def weight_places(release: Release, models: Path) -> list[Path]:
-    """Where a weights file is looked for: the model store first, then torch's own cache."""
+    """The places where a weights file may lie: the model store, then torch's own cache."""
     cache = _torch_home()
     return [
         models / "teachers" / release.file,
@@ -40,7 +41,7 @@ def weight_places(release: Release, models: Path) -> list[Path]:
 
 
 def _torch_home() -> Path | None:
-    """torch's cache, by torch's own rules; None: the user has no home folder."""
+    """torch's cache folder, by torch's own rules; None if the user has no home folder."""
     if named := os.environ.get("TORCH_HOME"):
         return user_path(named)
     if caches := os.environ.get("XDG_CACHE_HOME"):
@@ -50,7 +51,7 @@ def _torch_home() -> Path | None:
 
 
 def find_weights(release: Release, models: Path) -> Path | None:
-    """The weights file, if it is on this machine."""
+    """The weights file, or None if it is not on this machine."""
     return next((path for path in weight_places(release, models) if path.is_file()), None)
 
 
@@ -65,19 +66,19 @@ def download_weights(
     """Downloads a release to `target`; see persona/download.py.
 
     Args:
-        release: what to download.
-        target: the file that it becomes.
-        base: address of the folder that has it, where that is not the release's own.
-        timeout_s: without a byte, before the attempt is given up.
-        rounds: attempts without a byte before all is given up.
+        release: the release to download.
+        target: the file to write.
+        base: address of the folder that has the file, if not the release's own.
+        timeout_s: seconds without a byte after which an attempt fails.
+        rounds: attempts without a byte after which the download fails.
 
     Raises:
-        PersonaError: it cannot be had, with where to put the file by hand.
+        PersonaError: the download failed. The message says where to put the file by hand.
     """
     url = f"{(base or release.base).rstrip('/')}/{release.file}"
     known_place = f"models/teachers/{release.file} (below --models)"
     places = str(target) if target.parent.name == "teachers" else f"{known_place} or at {target}"
-    # torchvision's names end in the first digits of the file's SHA-256; FaceNet's say nothing.
+    # torchvision's file names end in the first digits of the SHA-256; FaceNet's hold no checksum.
     _, dash, digits = Path(release.file).stem.rpartition("-")
     known = dash and release.base == TORCHVISION
     return fetch(

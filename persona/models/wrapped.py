@@ -1,4 +1,4 @@
-"""A torch network of the user's own as a FaceNetwork: `persona.wrap`.
+"""A torch network of the user as a FaceNetwork: `persona.wrap`.
 
 Shapes: B batch, C channel, H W pixels, E embedding.
 """
@@ -16,11 +16,11 @@ from persona.errors import PersonaError
 from persona.models.output import FaceNetwork
 
 PIXEL_MEAN, PIXEL_SCALE = 127.5, 128.0
-"""What crops were normalised by (persona/data/transforms.py); undone before the user's own."""
+"""Normalisation of the crops (persona/data/transforms.py), undone before the user's own."""
 
 
 class WrappedNetwork(FaceNetwork):
-    """Any module from (B, 3, H, W) to (B, E); it gives embeddings and no logits."""
+    """Any module from (B, 3, H, W) to (B, E). It gives embeddings and no logits."""
 
     num_classes = 0
 
@@ -31,16 +31,17 @@ class WrappedNetwork(FaceNetwork):
         mean: float | Sequence[float],
         std: float | Sequence[float],
     ) -> None:
-        """Runs the network once to learn the length of its embeddings.
+        """Runs the network once to find its embedding size.
 
         Args:
-            network: the user's.
-            image_size: side of its crops, px.
-            mean: subtracted from pixels of 0 to 255, one number or one a channel.
-            std: what they are divided by after that.
+            network: the user's network.
+            image_size: side of its crops in px.
+            mean: mean of the pixels (0 to 255), one number or one per channel. It is subtracted.
+            std: standard deviation, likewise. The difference is divided by it.
 
         Raises:
-            PersonaError: it does not take such crops, or does not give (B, E).
+            PersonaError: the network does not take such crops or does not return (B, E), or `mean`
+                or `std` is invalid.
         """
         super().__init__()
         self.wrapped, self.image_size = network, image_size
@@ -62,7 +63,7 @@ class WrappedNetwork(FaceNetwork):
         self.embedding_size = found.shape[1]
 
     def features(self, images_BCHW: Tensor, landmarks_B62: Tensor | None = None) -> Tensor:
-        """(B, E) before normalisation.
+        """Computes the embeddings before normalisation, (B, E).
 
         Raises:
             PersonaError: the network's output has another shape.
@@ -83,11 +84,11 @@ class WrappedNetwork(FaceNetwork):
         return found
 
     def classify(self, features_BE: Tensor) -> Tensor:
-        """(B, 0): it has no identities."""
+        """Returns logits of shape (B, 0), because the network has no identities."""
         return features_BE.new_zeros(len(features_BE), 0)
 
     def digest(self) -> str:
-        """SHA-256 of its weights and normalisation: equal digests give equal embeddings."""
+        """SHA-256 of the weights and the normalisation. Equal digests give equal embeddings."""
         found = hashlib.sha256()
         for name, tensor in sorted(self.state_dict().items()):
             found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -1,1 +1,1 @@
-"""What a training step is made of: losses, task, optimizer, checkpoint, tracking."""
+"""The parts of a training: losses, task, optimizer, checkpoint, tracking."""

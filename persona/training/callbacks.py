@@ -1,4 +1,4 @@
-"""What a program is told while it trains: `persona.distill(…, callbacks=[…])`."""
+"""Callbacks, which are called during a training: `persona.distill(…, callbacks=[…])`."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Moment:
-    """Where a training stands."""
+    """The state of a training at the time of a callback."""
 
     run: str
-    """The run's ID, which is the model's too."""
+    """ID of the run, which is also the ID of its model."""
     step: int
-    """Optimizer steps done."""
+    """Number of optimizer steps done."""
     epoch: int
-    """Epochs finished."""
+    """Number of epochs finished."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """After a step: the loss and its terms. After an evaluation: its figures, as
-    `test/accuracy`; those of the EMA of the weights as `test-ema/accuracy`."""
+    """After a step: the loss and its terms. After an evaluation: its figures, as `test/accuracy`,
+    and those of the EMA of the weights, as `test-ema/accuracy`."""
     stopping: bool = False
+    """Whether a callback has called `stop`."""
 
     def stop(self) -> None:
-        """Ends the training after this step: the student is evaluated and kept as it is now."""
+        """Ends the training after this step. The student is then evaluated and saved as usual."""
         self.stopping = True
 
 
 class Callback:
-    """Override what you want to be told of.
+    """Base class of callbacks. Override the methods that you need.
 
-    Every process of a run calls it; the main process's `stop` ends the run for all.
+    Every process of a run calls them. Only a `stop` on the main process ends the run, for all.
 
     Example:
         >>> class Patience(Callback):
@@ -39,13 +40,13 @@ class Callback:
     """
 
     def on_step(self, moment: Moment) -> None:
-        """After each optimizer step, with the loss and its terms."""
+        """Is called after each optimizer step, with the loss and its terms."""
 
     def on_epoch(self, moment: Moment) -> None:
-        """After each epoch, before its evaluation."""
+        """Is called after each epoch, before its evaluation."""
 
     def on_evaluation(self, moment: Moment) -> None:
-        """After each evaluation on the test set, with its figures."""
+        """Is called after each evaluation on the test set, with its figures."""
 
 
 def tell(callbacks: Sequence[Callback], method: str, moment: Moment) -> None:

@@ -1,6 +1,6 @@
-"""Where a run stands, in one file: weights, optimizer, schedule, scaler, RNG, position.
+"""Checkpoints: weights, optimizer, schedule, scaler, RNG and progress of a run, in one file.
 
-Written under another name and renamed, so that the newest checkpoint is always whole.
+The file is written under another name and renamed, so that the newest checkpoint is always whole.
 """
 
 from __future__ import annotations
@@ -22,26 +22,27 @@ VERSION = 3
 
 @dataclass
 class Progress:
-    """The position of a run."""
+    """The progress of a run."""
 
     epoch: int = 0
     batch: int = 0
-    """Batches of this epoch that each rank consumed."""
+    """Number of batches of this epoch that each rank has trained on."""
     step: int = 0
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     photos: int = 0
-    """Photos seen by all processes; of a distillation."""
+    """Number of photos that all processes have seen. Only a distillation counts them."""
     best: dict[str, float] = field(default_factory=dict)
-    """Best score so far, of the student ("") and of the running mean of its weights; -inf: none
-    that counts."""
+    """Best score so far, of the student under "" and of the EMA of its weights under "ema". -inf
+    means that the kept model has no valid score."""
 
 
 def save_checkpoint(
     folder: Path, progress: Progress, world_size: int, state: dict[str, Any]
 ) -> None:
-    """Writes `folder/checkpoint.pt`; `state` holds tensors, numbers, strings and containers.
+    """Writes `folder/checkpoint.pt`. `state` holds tensors, numbers, strings and containers.
 
-    It is its owner's alone: a run that learns keeps names and photos in it, any other a last layer.
+    Only the owner can read the file: it holds the last layer, and names and photos of people in a
+    run of `persona learn`.
     """
     buffer = io.BytesIO()
     torch.save(
@@ -51,10 +52,10 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: Path) -> tuple[Progress, int, dict[str, Any]] | None:
-    """Progress, world size and state of the newest checkpoint; None if there is none yet.
+    """Loads progress, world size and state of the newest checkpoint; None if there is none yet.
 
     Raises:
-        PersonaError: it is damaged or of another version.
+        PersonaError: the checkpoint is damaged or of another version.
     """
     state = _read(folder / NAME)
     if state is None:
@@ -68,10 +69,12 @@ def load_checkpoint(folder: Path) -> tuple[Progress, int, dict[str, Any]] | None
 
 
 def load_progress(folder: Path) -> Progress:
-    """Where the newest checkpoint stands, of any version; at 0 without one. Reads no tensor.
+    """Loads the progress of the newest checkpoint, of any version, without reading its tensors.
+
+    Without a checkpoint all counts are 0. `batch` and `best` are not read.
 
     Raises:
-        PersonaError: it is damaged.
+        PersonaError: the checkpoint is damaged.
     """
     state = _read(folder / NAME, mmap=True)
     found = Progress()

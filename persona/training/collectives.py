@@ -1,4 +1,4 @@
-"""What processes tell one another, in one place; with one process nothing is sent.
+"""Communication between processes. With one process nothing is sent.
 
 Shapes: B batch, W processes.
 """
@@ -11,7 +11,10 @@ from torch import Tensor
 
 
 def gather_batch(rows_B: Tensor) -> Tensor:
-    """(W * B, …): the rows of all processes, by rank, without gradients; B must be alike on all."""
+    """Gathers the rows of all processes in order of rank, (W * B, …), without gradients.
+
+    B must be the same on all processes.
+    """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return rows_B
     everybody = [torch.empty_like(rows_B) for _ in range(torch.distributed.get_world_size())]

@@ -1,4 +1,4 @@
-"""The devices and processes of a training, through Accelerate."""
+"""The devices and processes of a training, managed by Accelerate."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ from persona.models.student import Student
 T = TypeVar("T")
 
 DDP_OPTIONS = DistributedDataParallelKwargs(
-    broadcast_buffers=False,  # batch norm's statistics are the main process's, sent when they count
+    broadcast_buffers=False,  # `Selection.evaluate` sends batch norm's statistics when needed
     gradient_as_bucket_view=True,
 )
 
 
 def build_accelerator(mixed_precision: str, **options: Any) -> Accelerator:
-    """Asks Accelerate for devices, precision, accumulation and gradients, but not for data.
+    """Builds the Accelerator for devices, precision, gradient accumulation and DDP.
 
-    Batches come ready for each rank, and the training steps the schedule itself.
+    Accelerate does not distribute the data, because each rank streams its own batches. The training
+    steps the schedule itself.
 
     Raises:
-        PersonaError: the device does not have this precision, or cannot do one of the options.
+        PersonaError: the device does not support the precision or one of the options, or several
+            processes were launched and there is no GPU for them.
     """
     try:
         accelerator = Accelerator(
@@ -42,7 +44,7 @@ def build_accelerator(mixed_precision: str, **options: Any) -> Accelerator:
     except ValueError as error:
         raise PersonaError(f"this device cannot do it: {error}") from None
     if accelerator.device.type == "cpu":
-        if mixed_precision == "fp16":  # Accelerate takes it, and trains in float32
+        if mixed_precision == "fp16":  # Accelerate accepts it but trains in float32
             raise PersonaError("mixed_precision fp16 works on GPUs alone: choose bf16 or no here")
         keep_freed_memory()
     launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -57,16 +59,16 @@ def build_accelerator(mixed_precision: str, **options: Any) -> Accelerator:
 def prepare(
     accelerator: Accelerator, student: Student, optimizer: Optimizer
 ) -> tuple[torch.nn.Module, Any]:
-    """Student (on the device, in DDP where there are several processes) and its optimizer."""
+    """Prepares student and optimizer: on the device, with DDP if there are several processes."""
     with warnings.catch_warnings():
-        # torch 2.15 renamed an option that Accelerate 1.15 knows by its old name alone.
+        # torch 2.15 renamed an option that Accelerate 1.15 still passes under its old name.
         warnings.filterwarnings("ignore", message=".*broadcast_buffers.* is deprecated")
         prepared: Any = accelerator.prepare(student, optimizer)
     return prepared[0], prepared[1]
 
 
 def with_sync_batch_norm(student: Student, accelerator: Accelerator) -> Student:
-    """Makes batch norm take its statistics over the batches of all processes.
+    """Converts batch norm layers so that they use the statistics of all processes' batches.
 
     Raises:
         PersonaError: the device is no GPU.
@@ -79,18 +81,21 @@ def with_sync_batch_norm(student: Student, accelerator: Accelerator) -> Student:
 
 
 def compile_options(accelerator: Accelerator) -> dict[str, Any] | None:
-    """What Accelerate compiles the student with; None: it does not."""
+    """The options with which Accelerate compiles the student; None if it does not compile it."""
     plugin: Any = accelerator.state.dynamo_plugin
     return dict(plugin.to_kwargs()) if plugin.backend.value != "NO" else None
 
 
 def finite_lag(accelerator: Accelerator) -> int:
-    """Steps after which a loss is looked at: by then a GPU has computed it, and nobody waits."""
+    """Number of train steps after which a loss is checked.
+
+    By then a GPU has computed it, so that the check does not wait for the device.
+    """
     return 4 if accelerator.device.type == "cuda" else 0
 
 
 def agree(accelerator: Accelerator, value: T) -> T:
-    """The main process's value, on every process."""
+    """Returns the main process's value on every process."""
     values = [value]
     if accelerator.num_processes > 1:
         broadcast_object_list(values)
@@ -98,7 +103,7 @@ def agree(accelerator: Accelerator, value: T) -> T:
 
 
 def rng_state() -> dict[str, Tensor]:
-    """The state of this process's torch generators."""
+    """The state of torch's random generators in this process."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
@@ -106,7 +111,7 @@ def rng_state() -> dict[str, Tensor]:
 
 
 def set_rng_state(state: dict[str, Tensor]) -> None:
-    """Restores `rng_state`."""
+    """Restores what `rng_state` returned."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

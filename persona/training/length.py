@@ -1,4 +1,4 @@
-"""How long a run is: in epochs, in optimizer steps, or in photos seen."""
+"""The length of a run in epochs, optimizer steps or photos."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from persona.training.checkpoint import Progress
 
 @dataclass(frozen=True)
 class Length:
-    """Exactly one of the three is a number.
+    """The length of a run. Exactly one of the fields is a number; the others are None.
 
     Example:
         >>> Length(epochs=None, steps=None, photos=1000).total_steps(epoch_steps=30, step_photos=64)
@@ -19,10 +19,15 @@ class Length:
     epochs: int | None
     steps: int | None = None
     photos: int | None = None
-    """Seen by all processes together; a photo counts each time that it is seen."""
+    """Photos that all processes see. A photo counts each time it is seen."""
 
     def total_steps(self, epoch_steps: int, step_photos: int) -> int:
-        """Optimizer steps of the run, given those of an epoch and the photos of one step."""
+        """Optimizer steps of the run.
+
+        Args:
+            epoch_steps: optimizer steps of one epoch.
+            step_photos: photos that all processes see in one optimizer step.
+        """
         if self.epochs is not None:
             return self.epochs * epoch_steps
         if self.steps is not None:
@@ -31,7 +36,7 @@ class Length:
         return -(-self.photos // step_photos)
 
     def reached(self, progress: Progress) -> bool:
-        """Whether a run at this position has ended."""
+        """Whether a run with this progress has reached its length."""
         if self.epochs is not None:
             return progress.epoch >= self.epochs
         if self.steps is not None:
@@ -41,11 +46,11 @@ class Length:
 
     @property
     def counted(self) -> str:
-        """For a person: `12 epochs`, `2000 steps` or `300000 photos`."""
+        """The length as text: `12 epochs`, `2000 steps` or `300000 photos`."""
         if self.epochs is not None:
             return f"{self.epochs} epochs"
         return f"{self.steps} steps" if self.steps is not None else f"{self.photos} photos"
 
     def title(self, epoch: int) -> str:
-        """What a progress bar of an epoch, counted from 1, is called."""
+        """The title of an epoch's progress bar. Epochs count from 1."""
         return f"epoch {epoch}" if self.epochs is None else f"epoch {epoch}/{self.epochs}"

@@ -1,4 +1,4 @@
-"""What a step is measured by, and the watch for losses that are not finite."""
+"""Metrics of the train steps, and the check for losses that are not finite."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ REMEDY = "a lower --lr, -o optim.clip_norm=1, or bf16 in place of fp16"
 
 
 class NotFiniteError(PersonaError):
-    """A training whose numbers are no longer finite."""
+    """The loss of a training is not finite."""
 
 
 class Meter:
-    """Means since the last reading; nothing waits for the device before that."""
+    """Averages metrics until they are read. Only reading waits for the device."""
 
     def __init__(self, num_processes: int, device: torch.device) -> None:
         self.num_processes = num_processes
@@ -34,7 +34,7 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Forgets what was counted: the time until now was spent on something else."""
+        """Discards everything counted so far and restarts the clock."""
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.images = 0
@@ -42,7 +42,7 @@ class Meter:
         self.since_s = time.perf_counter()
 
     def waiting_for(self, batches: Iterable[T]) -> Iterator[T]:
-        """Yields batches, counting the time they are waited for."""
+        """Yields batches and measures the time spent waiting for them."""
         iterator = iter(batches)
         while True:
             before_s = time.perf_counter()
@@ -54,17 +54,18 @@ class Meter:
             yield batch
 
     def add(self, images: int, total: Tensor, terms: dict[str, Tensor]) -> None:
-        """Counts one batch of so many images on this process."""
+        """Counts one batch of this process: its number of images, its loss and its terms."""
         self.images += images
         for name, value in {"loss": total, **terms}.items():
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def read(self) -> dict[str, float]:
-        """Figures since the last reading, and starts anew; empty without a batch.
+        """Returns the metrics since the last reading and restarts; empty without a batch.
 
-        `loss`, `loss/<term>`, `gradient_norm`, `images_per_s` of all processes, `data_wait` (share
-        of the time), `gpu_memory_gb` (the most that was allocated).
+        They are `loss`, `loss/<term>`, `gradient_norm`, `images_per_s` of all processes,
+        `data_wait` (share of the time in [0, 1]) and, on a GPU, `gpu_memory_gb` (peak of the
+        allocated memory in 10^9 bytes).
         """
         if not self.images:
             return {}
@@ -86,23 +87,30 @@ class FiniteWatch:
     """Stops a run whose loss is not finite, without waiting for the device at every step."""
 
     def __init__(self, folder: Path, lag: int) -> None:
-        """Losses are looked at `lag` steps later, when a GPU is done with them."""
+        """Checks each loss `lag` train steps later, when a GPU has computed it.
+
+        The keys of a batch whose loss is not finite are written into `folder`.
+        """
         self.folder = folder
         self.lag = lag
         self._waiting: deque[tuple[Tensor, Tensor, int]] = deque()
 
     def add(self, total: Tensor, keys: Tensor, step: int) -> None:
-        """Notes a loss and the keys of its batch.
+        """Queues a loss and the keys of its batch, and checks the losses that are due.
 
         Raises:
-            PersonaError: an earlier loss, or with no lag this one, is not finite.
+            NotFiniteError: an earlier loss, or without lag this loss, is not finite.
         """
         self._waiting.append((total.detach(), keys, step))
         while len(self._waiting) > self.lag:
             self._look()
 
     def flush(self) -> None:
-        """Looks at what is left, before anything is kept."""
+        """Checks all queued losses. Call it before a checkpoint is written.
+
+        Raises:
+            NotFiniteError: one of them is not finite.
+        """
         while self._waiting:
             self._look()
 

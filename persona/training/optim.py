@@ -1,4 +1,4 @@
-"""Optimizer, schedule and the running mean of the weights."""
+"""Optimizer, learning rate schedule and EMA of the weights."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from persona.config import OptimConfig
 
 DECAY = 0.1
 MILESTONES = (1 / 4, 1 / 2, 3 / 4)
-"""Shares of the run after which the rate is divided by 10: the reference recipe."""
+"""Shares of the run after which the reference recipe multiplies the learning rate by `DECAY`."""
 
 
 def build_optimizer(student: nn.Module, config: OptimConfig) -> Optimizer:
-    """Over the parameters that are trained; norms and biases are spared the weight decay.
+    """Builds the optimizer of all trainable parameters. Norms and biases have no weight decay.
 
-    Fused: one pass over all of them, a third of the time on the CPU (docs/measurements.md).
+    The optimizer is fused: it updates all parameters in one pass, which takes a third of the time
+    on the CPU (docs/measurements.md).
     """
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
@@ -38,19 +39,22 @@ def build_optimizer(student: nn.Module, config: OptimConfig) -> Optimizer:
 def build_scheduler(
     optimizer: Optimizer, config: OptimConfig, total_steps: int, steps_per_epoch: int
 ) -> LRScheduler:
-    """Stepped once an optimizer step."""
+    """Builds the learning rate schedule. It is stepped once per optimizer step."""
     warmup = round(config.warmup_epochs * steps_per_epoch)
     return LambdaLR(optimizer, rate_of(config.schedule, total_steps, warmup))
 
 
 def rate_of(schedule: str, total_steps: int, warmup_steps: int = 0) -> Callable[[int], float]:
-    """Step to share of the full rate.
+    """Returns a function from the optimizer step to the share of the full learning rate.
 
-    Linear from 0 in the warm-up. `multistep`: a tenth after each milestone; `cosine`: half a wave
-    from the end of the warm-up to 0 at the last step (Loshchilov and Hutter 2017, equation 5,
-    without restarts); `constant`.
+    In the warm-up the rate rises linearly from 0. After it:
+
+    - `multistep`: the rate is divided by 10 at each milestone
+    - `cosine`: half a cosine wave from the end of the warm-up to 0 at the last step (Loshchilov and
+      Hutter 2017, equation 5, without restarts)
+    - `constant`: the full rate
     """
-    # A round number of steps each, and never before the first.
+    # In a very short run a milestone could round to step 0, so that no step had the full rate.
     milestones = sorted({max(1, round(share * total_steps)) for share in MILESTONES})
 
     def rate(step: int) -> float:
@@ -67,10 +71,10 @@ def rate_of(schedule: str, total_steps: int, warmup_steps: int = 0) -> Callable[
 
 
 def build_ema(student: nn.Module, decay: float) -> AveragedModel:
-    """A running mean of weights and batch-norm statistics, updated after each optimizer step.
+    """Builds the EMA of weights and batch norm statistics, updated after each optimizer step.
 
-    It starts faster, with `(1 + n) / (10 + n)` at step n where that is below `decay` (Tarvainen and
-    Valpola 2017 ramp up too), so that short runs are not held by their first weights.
+    At step n the decay is `(1 + n) / (10 + n)` where that is below `decay`, so that in short runs
+    the first weights do not dominate. Tarvainen and Valpola 2017 also ramp up the decay.
     """
 
     def lean(means: Any, values: Any, count: Tensor | int) -> None:

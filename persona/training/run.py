@@ -1,11 +1,11 @@
-"""A training run: its ID and folder, lock, tracker, position, checkpoints and callbacks.
+"""A training run: its ID and folder, lock, tracker, progress, checkpoints and callbacks.
 
-`persona distill` and `persona learn` are both such a run. What is trained, and how, they know
-themselves: a run keeps their state and gives it back.
+`persona distill` and `persona learn` both use it. They define what is trained and how. The run
+saves and restores their state.
 
-    runs/<ID>/config.yaml     the config (learn.yaml where a student learns people)
+    runs/<ID>/config.yaml     the config (learn.yaml for `persona learn`)
     runs/<ID>/metrics.jsonl   losses and accuracies
-    runs/<ID>/checkpoint.pt   where the run stands
+    runs/<ID>/checkpoint.pt   the newest checkpoint
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ LOG_STEPS = 20
 
 @dataclass(frozen=True)
 class Kind:
-    """What differs between kinds of runs in their files and messages."""
+    """A kind of run: the file name and the words for messages in which kinds differ."""
 
     config: str
     """Name of the config file in the run's folder."""
     doing: str
-    """What another process does that holds the folder."""
+    """Text for what another process that has locked the folder is doing."""
     made: str
-    """How a run with another origin was made."""
+    """Text for how a run with another origin was made."""
     part: str
-    """What an epoch is called."""
+    """Name of one part of the run, as "epoch"."""
 
 
 DISTILLING = Kind(
@@ -69,11 +69,14 @@ class Stored:
     progress: Progress
     world_size: int
     state: dict[str, Any]
-    """What the training put into it, and its `origin`."""
+    """The training's own state, and the run's `origin`."""
 
 
 def find_stored(workspace: Workspace, resume: str | None) -> Stored | None:
-    """The checkpoint of the run that is resumed; None: a new run, or killed before its first.
+    """Loads the checkpoint of the run that is resumed.
+
+    Returns:
+        The checkpoint. None means that the run is new, or was killed before its first checkpoint.
 
     Raises:
         PersonaError: the checkpoint is damaged or of another version.
@@ -83,9 +86,9 @@ def find_stored(workspace: Workspace, resume: str | None) -> Stored | None:
 
 
 class Run:
-    """A run in its folder; with `with` it holds the folder and has a tracker.
+    """A run and its folder. Inside a `with` block it holds the folder's lock and a tracker.
 
-    All processes have one, and only the main process writes.
+    Every process has a `Run`, but only the main process writes.
     """
 
     def __init__(
@@ -102,23 +105,24 @@ class Run:
         stored: Stored | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        """Takes up the position of `stored`, or starts a new run.
+        """Continues from the checkpoint `stored`, or starts a new run.
 
         Args:
-            kind: what the run is called in files and messages.
-            workspace: where runs lie.
+            kind: the kind of run, for files and messages.
+            workspace: the folders, among them that of the runs.
             accelerator: device and processes.
-            architecture: the student's; the ID of a new run begins with it.
-            config: plain values, for the config file and the trackers.
-            trackers: where metrics go, see `persona.training.tracking`.
-            origin: what a run depends on; a checkpoint of another origin is refused.
-            resume: ID of the run that is taken up.
-            stored: its checkpoint.
-            callbacks: told of steps, epochs and evaluations; one may end the training.
+            architecture: the student's architecture. The ID of a new run begins with it.
+            config: plain values for the config file and the trackers.
+            trackers: names of the trackers, see `persona.training.tracking`.
+            origin: facts that must be the same when the run is resumed, such as the recipe and the
+                digest of the train set. A checkpoint of another origin is refused.
+            resume: ID of the run to continue.
+            stored: the checkpoint of that run.
+            callbacks: called after steps, epochs and evaluations. A callback may end the training.
 
         Raises:
-            PersonaError: the checkpoint is of another origin, or was written inside an epoch by
-                another number of processes; or a tracker's package is not installed.
+            PersonaError: the checkpoint has another origin, or was written inside an epoch by
+                another number of processes, or a tracker's package is not installed.
         """
         check_trackers(trackers)
         self.kind, self.accelerator = kind, accelerator
@@ -149,7 +153,7 @@ class Run:
         self.progress = stored.progress
 
     def __enter__(self) -> Run:
-        """Locks the folder, writes the config and opens the trackers; the main process alone."""
+        """Locks the folder, writes the config and opens the trackers, on the main process only."""
         if self.accelerator.is_main_process:
             self._held.enter_context(folder_lock(self.folder, doing=self.kind.doing))
             text = yaml.safe_dump(self.config, sort_keys=False)
@@ -176,20 +180,20 @@ class Run:
         self.accelerator.end_training()
 
     def record(self, **figures: float) -> None:
-        """Notes figures at this step, and which epoch it is in."""
+        """Records figures at the current step, with its epoch."""
         if self.tracker is not None and figures:
             epoch = figures.pop("epoch", self.progress.epoch)
             self.tracker.log(self.progress.step, epoch=epoch, **figures)
 
     def tell(self, method: str, metrics: Mapping[str, float]) -> None:
-        """Tells the callbacks where the training stands; the main process's may end it for all."""
+        """Calls `method` of all callbacks. Those of the main process may end the training."""
         if self.callbacks:
             moment = Moment(self.id, self.progress.step, self.progress.epoch, metrics)
             tell(self.callbacks, method, moment)
             self.stopping |= agree(self.accelerator, moment.stopping)
 
     def checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Writes position and state; all processes wait until it is on disk."""
+        """Writes progress and state to the checkpoint. All processes wait until it is on disk."""
         if self.accelerator.is_main_process:
             kept = {**state, "origin": self.origin}
             save_checkpoint(self.folder, self.progress, self.accelerator.num_processes, kept)

@@ -15,7 +15,10 @@ from persona.training.teacher import FROM_TEACHER, Teacher
 
 
 class DistillationTask(nn.Module):
-    """`total, terms = task(images, labels, …)`; with `train()` student and losses train."""
+    """Student, teacher and losses as one module: `total, terms = task(images, labels, …)`.
+
+    `train()` puts the student and the losses into training mode. The teacher stays in eval mode.
+    """
 
     def __init__(
         self,
@@ -25,9 +28,14 @@ class DistillationTask(nn.Module):
         config: LossesConfig,
         num_identities: int,
     ) -> None:
-        """`student` may be wrapped (DDP, compiled); `bare_student` is the network inside.
+        """Builds the loss terms.
 
-        `num_identities` are the labels', also where the student has no logits.
+        Args:
+            student: the network that is called; it may be wrapped (DDP, torch.compile).
+            bare_student: the network inside `student`.
+            teacher: the frozen teacher, if any.
+            config: the terms and their weights.
+            num_identities: identities of the labels, also if the student has no logits.
         """
         super().__init__()
         self.student = student
@@ -39,13 +47,13 @@ class DistillationTask(nn.Module):
         self.weights = {name: term.weight for name, term in counting(config).items()}
         self.inputs = inputs_of(config)
         self.wanted = {name for inputs in self.inputs.values() for name in inputs}
-        # In lists, where nn.Module does not look for submodules.
+        # Lists hide them from nn.Module, which would register them as submodules.
         self._teacher = [teacher]
         self._bare_student = [bare_student]
 
     @property
     def teacher(self) -> Teacher | None:
-        """The teacher, if there is one."""
+        """The teacher, or None."""
         return self._teacher[0]
 
     def forward(
@@ -55,13 +63,17 @@ class DistillationTask(nn.Module):
         targets_BE: Tensor | None = None,
         landmarks_B62: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss and its terms, unweighted.
+        """Computes the loss of a batch.
 
         Args:
-            images_BCHW: normalised views (B, 3, H, W).
+            images_BCHW: normalised views, (B, 3, H, W) float32 in [-1, 1].
             labels_B: (B,) int64.
-            targets_BE: (B, E) the teacher's vectors of these views; None: it computes them.
-            landmarks_B62: (B, 6, 2) for a teacher that wants them.
+            targets_BE: (B, E) kept features of the teacher for these views. None means that the
+                teacher computes them.
+            landmarks_B62: (B, 6, 2) landmarks and scale, for a teacher that uses them.
+
+        Returns:
+            The weighted sum of the terms, () float32, and each term without its weight, detached.
         """
         output = self.student(images_BCHW)
         found: dict[str, Tensor] = {
@@ -79,7 +91,7 @@ class DistillationTask(nn.Module):
                 found["teacher_logits"] = self.teacher.logits(targets_BE)
         total = torch.zeros((), device=images_BCHW.device)
         terms: dict[str, Tensor] = {}
-        # In float32 whatever the networks ran in: cosines and softmaxes lose too much otherwise.
+        # Losses run in float32: cosines and softmaxes lose too much precision in 16 bits.
         with torch.autocast(images_BCHW.device.type, enabled=False):
             for name, loss in self.losses.items():
                 terms[name] = loss(*(found[key] for key in self.inputs[name]))

@@ -1,4 +1,4 @@
-"""The teacher of a run: computed online, or what is kept of it beside the shards.
+"""The teacher of a run: a network that runs online, or its targets kept beside the shards.
 
 Shapes: B batch, C channel, H W pixels, E embedding, K identities.
 """
@@ -33,35 +33,41 @@ FROM_TEACHER = ("teacher_features", "teacher_logits")
 
 
 class Teacher:
-    """A frozen teacher, or what is kept of it: its vectors and its last layer.
+    """A frozen teacher: its network and last layer, or only the layer if its targets are kept.
 
-    No nn.Module, so that it is in no optimizer, no DDP wrapper and no checkpoint.
+    This is no nn.Module, so that it gets into no optimizer, DDP wrapper or checkpoint.
     """
 
     def __init__(
         self, network: FaceNetwork | None, head: ClassifierHead | None, precision: str = "no"
     ) -> None:
-        """`network` None: targets are kept. `head` None: no term wants logits."""
+        """Freezes network and head.
+
+        Args:
+            network: the teacher. None means that its targets are kept.
+            head: its last layer. None means that no loss term needs logits.
+            precision: precision of the forward pass: `no` (float32), `bf16` or `fp16`.
+        """
         self.network = freeze(network) if network is not None else None
         self.head = head.eval().requires_grad_(False) if head is not None else None
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
         self._forward: Any = network.features if network is not None else None
 
     def to(self, device: torch.device) -> Teacher:
-        """Moves what there is to the device."""
+        """Moves the network and the head to the device."""
         for module in (self.network, self.head):
             if module is not None:
                 module.to(device)
         return self
 
     def compile(self, **options: Any) -> None:
-        """Compiles the forward pass of an online teacher."""
+        """Compiles the forward pass, unless targets are kept or the teacher uses landmarks."""
         if self.network is not None and not self.network.uses_landmarks:
             self._forward = torch.compile(self.network.features, **options)
 
     @torch.no_grad()
     def features(self, images_BCHW: Tensor, landmarks_B62: Tensor | None) -> Tensor:
-        """(B, E) float32 of these views."""
+        """Computes the features of these views, (B, E) float32: embeddings before normalisation."""
         device = images_BCHW.device.type
         with torch.autocast(device, dtype=self.dtype, enabled=self.dtype is not None):
             features_BE: Tensor = self._forward(images_BCHW, landmarks_B62)
@@ -69,7 +75,7 @@ class Teacher:
 
     @torch.no_grad()
     def logits(self, features_BE: Tensor) -> Tensor:
-        """(B, K) float32 of its vectors, kept or fresh."""
+        """Computes the logits, (B, K) float32, of the teacher's features, kept or online."""
         assert self.head is not None
         with torch.autocast(features_BE.device.type, enabled=False):
             logits_BK: Tensor = self.head(features_BE.float())
@@ -78,20 +84,22 @@ class Teacher:
 
 @dataclass(frozen=True)
 class TeacherSide:
-    """What a run needs to know of its teacher, whether it is here or only its targets are."""
+    """The teacher of a run, or its kept targets, and what follows for the student."""
 
     network: NamedNetwork | None
-    """None: there is no teacher, or its targets are kept."""
+    """The teacher's network. None means that there is no teacher, or that its targets are kept."""
     targets: Targets | None
+    """The kept targets. None means that there is no teacher, or that it runs online."""
     folder: SetFolder
-    """Of the train set, beside which targets lie."""
+    """Folder of the train set. Targets lie beside its shards."""
     embedding_size: int
+    """Dimensions of the student's embedding."""
     classes: tuple[str, ...]
-    """The identities of the student's logits; empty: it gets none."""
+    """Identities of the student's logits. Empty means that the student has no logits."""
 
     @property
     def digest(self) -> str:
-        """Of the teacher's weights; empty: there is none."""
+        """Hash of the teacher's weights. Empty means that there is no teacher."""
         if self.targets is not None:
             return self.targets.weights_sha256
         return self.network.digest if self.network is not None else ""
@@ -99,7 +107,10 @@ class TeacherSide:
     def teacher(
         self, config: DistillConfig, device: torch.device, compile_options: dict[str, Any] | None
     ) -> Teacher | None:
-        """The teacher as the task asks it, on the device, compiled if `compile_options`."""
+        """Builds the teacher for the task, on the device; None if there is no teacher.
+
+        Its forward pass is compiled if `compile_options` is not None.
+        """
         logits = any("teacher_logits" in inputs for inputs in inputs_of(config.losses).values())
         if self.targets is not None:
             head = None
@@ -130,12 +141,12 @@ def open_teacher(
 ) -> TeacherSide:
     """Opens the teacher, or its kept targets, and checks that the recipe can learn from it.
 
-    `loaded` is the teacher where a program has it already; it need not have a name that can be
-    looked up.
+    `loaded` is the teacher if it is loaded already. Its name then need not be known.
 
     Raises:
-        PersonaError: unknown, weights missing, targets of another teacher, a loss that it cannot
-            feed, or identities other than the set's while both logits and labels count.
+        PersonaError: the teacher is unknown, its weights are missing, the targets are of another
+            teacher, a loss needs what the teacher does not give, or the recipe uses both labels and
+            teacher logits but the teacher's identities are not those of the set.
     """
     wanted = {name for inputs in inputs_of(config.losses).values() for name in inputs}
     for name, inputs in inputs_of(config.losses).items():
@@ -185,11 +196,12 @@ def kept_targets(
     train_set: Manifest,
     loaded: NamedNetwork | None = None,
 ) -> Targets | None:
-    """The targets to train on, or None: the teacher computes them.
+    """Finds the kept targets to train on. None means that the teacher runs online.
 
     Raises:
-        PersonaError: asked for and not there, of another teacher, of a file that is not there to
-            compare, or without the recipe's views.
+        PersonaError: the recipe asks for kept targets and there are none; or the targets are of
+            another teacher, the teacher's file is missing and cannot be compared, or the targets
+            lack the recipe's augmented views.
     """
     if config.targets == "online":
         return None
@@ -203,12 +215,13 @@ def kept_targets(
             )
         return None
     place = f"{folder}/{targets_name(config.teacher)}"
-    # They are found by the name alone, of a file by its base name, which any other file may have.
+    # Targets are found by the teacher's name alone. Of a file that is its base name, which another
+    # file may have, so the digest of the weights must match.
     if loaded is not None:
         digest: str | None = loaded.digest
     else:
         source = sources.known_source(config.teacher, workspace.models)
-        if source is not None:  # of one that is known elsewhere the targets are enough
+        if source is not None:  # the targets of an unknown teacher can still be used
             source.check(config.teacher, workspace.models)
         digest = sources.network_digest(config.teacher, workspace.models)
     if targets.teacher != short_name(config.teacher) or digest not in {
@@ -232,16 +245,16 @@ def kept_targets(
 def check_losses(
     config: LossesConfig, *, teacher: str, has_logits: bool, sizes: tuple[int, int]
 ) -> None:
-    """Refuses terms that this teacher cannot feed.
+    """Refuses loss terms that need something this teacher does not give.
 
     Args:
         config: the terms.
-        teacher: its name; `none`: there is none.
-        has_logits: whether it gives logits.
-        sizes: of student's and teacher's vectors.
+        teacher: name of the teacher, or `none`.
+        has_logits: whether the teacher gives logits.
+        sizes: embedding sizes of student and teacher.
 
     Raises:
-        PersonaError: naming the term, and what to do.
+        PersonaError: a term cannot be computed. The message names it and says what to do.
     """
     others = [n for n, inputs in inputs_of(config).items() if "teacher_features" in inputs]
     for name, inputs in inputs_of(config).items():
@@ -264,7 +277,11 @@ def check_losses(
 
 
 def teacher_precision(config: DistillConfig, network: FaceNetwork, device: torch.device) -> str:
-    """`auto`: bf16 where the processor computes in it (4.5 times as fast), else the student's."""
+    """The precision of an online teacher: `no`, `fp16` or `bf16`.
+
+    `auto` becomes bf16 if the device computes in it (4.5 times as fast), otherwise the student's
+    precision. A network with its own runtime gets `no`.
+    """
     if config.teacher_precision != "auto":
         return config.teacher_precision
     if network.computes_itself:

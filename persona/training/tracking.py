@@ -1,9 +1,11 @@
-"""Metrics of a run: a JSONL file always, and Accelerate's trackers where wanted. Main process only.
+"""Metrics of a run: always in a JSONL file, and in the trackers that the config names.
 
-1. a record goes to `metrics.jsonl`, where a resumed run takes out what lies beyond its checkpoint
-2. each tracker of `persona/training/trackers/` that the config names gets the same figures
+1. Each record is written to `metrics.jsonl`. A resumed run first removes the records that are newer
+   than its checkpoint.
+2. Each tracker of `persona/training/trackers/` that the config names gets the same figures.
 
-Nothing but figures and the config leaves: no face, no embedding, no name, no path.
+Only the main process writes. Trackers get only figures and the config: no face, no embedding, no
+name, no path.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ METRICS = "metrics.jsonl"
 
 
 class Tracker:
-    """Writes one JSON line a record, and gives the same to the trackers."""
+    """Writes each record as one JSON line and passes it to the trackers."""
 
     def __init__(
         self,
@@ -43,14 +45,14 @@ class Tracker:
         trackers: str,
         step: int,
     ) -> None:
-        """Opens the run's metrics; records beyond `step`, left by a killed run, are taken out.
+        """Opens the run's metrics and removes the records after `step`, left by a killed run.
 
         Args:
-            folder: the run's.
-            run_id: its ID.
-            config: plain values; paths in it are cut to their last part before they leave.
-            trackers: names of `TRACKERS` with commas between, or `none`.
-            step: optimizer steps done before.
+            folder: folder of the run.
+            run_id: ID of the run.
+            config: plain values. Trackers get only the last part of each path in it.
+            trackers: names of `TRACKERS`, separated by commas, or `none`.
+            step: number of optimizer steps done before.
 
         Raises:
             PersonaError: a tracker cannot be opened.
@@ -83,7 +85,7 @@ class Tracker:
         except OSError:
             if kind is None:
                 raise
-            # What ended the run tells why: a full disk, on which what is left cannot be written.
+            # The error that ended the run, such as a full disk, says more than this one.
         finally:
             self._close(failed=kind is not None)
 
@@ -97,15 +99,15 @@ class Tracker:
     def log_curve(
         self, step: int, name: str, columns: list[str], rows: list[list[float]], image: Image
     ) -> None:
-        """Gives the trackers a curve as a table and as an image; figures alone, never of a face."""
+        """Passes a curve to the trackers, as a table and as an image. It never shows a face."""
         self._each(lambda sink: sink.log_curve(step, name, columns, rows, image))
 
     def _each(self, give: Callable[[Sink], None]) -> None:
-        """Gives something to all trackers; one that fails costs its figures, not the training."""
+        """Calls `give` with each tracker. One that fails is dropped, and the training continues."""
         for name, sink in list(self._sinks.items()):
             try:
                 give(sink)
-            except Exception as error:  # each has its own, its service's and its network's errors
+            except Exception as error:  # trackers raise their own errors
                 del self._sinks[name]
                 log.warning(
                     "warning: tracker %s failed (%s) and gets no more figures of this run; all are "
@@ -118,17 +120,22 @@ class Tracker:
 
 
 def _lines(path: Path) -> list[str]:
-    """Whole lines of a metrics file: a killed run can leave half of one."""
+    """The whole lines of a metrics file. A killed run can leave an incomplete last line."""
     if not path.is_file():
         return []
     return [line[:-1] for line in path.read_text().splitlines(keepends=True) if line[-1] == "\n"]
 
 
 def check_trackers(trackers: str) -> None:
-    """Raises PersonaError, on all processes and before anything is trained, for a lacking package.
+    """Checks that the packages of the trackers are installed.
+
+    It runs on all processes, before the training starts.
 
     Args:
-        trackers: names of `TRACKERS` with commas between, or `none`.
+        trackers: names of `TRACKERS`, separated by commas, or `none`.
+
+    Raises:
+        PersonaError: a package is missing.
     """
     for name in tracker_names(trackers):
         tracker = TRACKERS.find(name)
@@ -143,5 +150,5 @@ def check_trackers(trackers: str) -> None:
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ValueError:  # it was put out of reach, as by `sys.modules[name] = None`
+    except ValueError:  # its import is blocked, as by `sys.modules[name] = None`
         return False

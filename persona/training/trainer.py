@@ -1,8 +1,9 @@
-"""A student on its way: one train step for accumulation, mixed precision, one process and many.
+"""The train step, the same for accumulation, mixed precision, one process and many.
 
-1. views are applied to a batch on the device
-2. student and teacher see them, the task weighs the losses
-3. gradients, clipped where the recipe says so; optimizer, schedule and EMA take their step
+1. Apply the views (augmentation) to the batch on the device.
+2. Run student and teacher on them and sum the weighted losses.
+3. Compute the gradients and clip them if the recipe asks for it.
+4. Step the optimizer, the schedule and the EMA of the weights.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from persona.training.teacher import TeacherSide
 
 
 class Trainer:
-    """Everything that changes while a student is distilled."""
+    """All state that changes during training: student, EMA, losses, optimizer and schedule."""
 
     def __init__(
         self,
@@ -45,21 +46,21 @@ class Trainer:
 
         Args:
             config: the recipe.
-            student: the network, on the CPU; it is trained in place.
-            side: its teacher.
+            student: the network, on the CPU. It is trained in place.
+            side: the teacher or its kept targets.
             accelerator: device and processes.
-            identities: of the train set's labels.
+            identities: number of identities of the train set's labels.
             total_steps: optimizer steps of the run, over which the schedule stretches.
             epoch_steps: optimizer steps of an epoch.
-            folder: of the run, for the keys of a loss that is not finite.
+            folder: folder of the run, where the keys of a batch with a non-finite loss are written.
 
         Raises:
-            PersonaError: an option that this device cannot do.
+            PersonaError: the device does not support an option of the recipe.
         """
         self.accelerator = accelerator
         if config.sync_batch_norm:
             student = with_sync_batch_norm(student, accelerator)
-        # Convolutions are up to twice as fast with channels last in memory, for the same sums.
+        # With channels last in memory, convolutions give the same sums up to twice as fast.
         self.student: Student = student.to(memory_format=torch.channels_last)
         self.ema = None
         if config.optim.ema_decay:
@@ -75,11 +76,11 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """The rate of the next step."""
+        """The learning rate of the next step."""
         return float(self.scheduler.get_last_lr()[0])
 
     def students(self) -> dict[str, Student]:
-        """What a run saves: the student, and under `ema` the EMA of its weights if it has one."""
+        """The networks that a run saves: the student under "", and its EMA, if any, under `ema`."""
         both = {"": self.student}
         if self.ema is not None:
             mean: Any = self.ema.module
@@ -89,18 +90,21 @@ class Trainer:
     def train_step(
         self, batch: Batch, step: int, *, measure_norm: bool = False
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Learns from one batch; an optimizer step where `accelerator.sync_gradients`.
+        """Learns from one batch.
+
+        With gradient accumulation, only the last batch of a group makes an optimizer step;
+        `accelerator.sync_gradients` then is True.
 
         Args:
             batch: photos, labels and perhaps kept targets, on the device.
-            step: optimizer steps done before, for messages.
-            measure_norm: whether the terms have the `gradient_norm` of an optimizer step.
+            step: number of optimizer steps before this one, for messages.
+            measure_norm: whether an optimizer step adds `gradient_norm` to the terms.
 
         Returns:
             The loss and its terms, detached.
 
         Raises:
-            NotFiniteError: an earlier loss, or on the CPU this one, is not finite.
+            NotFiniteError: an earlier loss, or on the CPU this loss, is not finite.
         """
         accelerator = self.accelerator
         views = batch.views.numpy()
@@ -122,7 +126,7 @@ class Trainer:
         return total.detach(), terms
 
     def _clip_gradients(self, measure_norm: bool) -> dict[str, Tensor]:
-        """Scales the gradients down where the recipe says so; their norm if it is measured."""
+        """Clips the gradients if the recipe asks for it; returns their L2 norm if it is wanted."""
         accelerator = self.accelerator
         if not accelerator.sync_gradients or not (self.clip_norm or measure_norm):
             return {}
@@ -131,8 +135,8 @@ class Trainer:
         return {"gradient_norm": norm.detach()} if measure_norm and norm is not None else {}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps; processes differ in nothing of it."""
-        self.watch.flush()  # what is not finite must not be kept
+        """The state for a checkpoint. It is the same on all processes."""
+        self.watch.flush()  # a checkpoint must not hold a state that is not finite
         scaler = self.accelerator.scaler
         return {
             "student": self.student.state_dict(),
@@ -144,11 +148,11 @@ class Trainer:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Restores `state`.
+        """Restores what `state` returned.
 
         Raises:
-            RuntimeError, TypeError, AttributeError, KeyError, ValueError: it is of another student
-                or optimizer.
+            RuntimeError, TypeError, AttributeError, KeyError, ValueError: the state belongs to
+                another student or optimizer.
         """
         self.student.load_state_dict(state["student"])
         self.task.losses.load_state_dict(state["losses"])

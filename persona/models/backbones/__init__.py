@@ -1,4 +1,4 @@
-"""Backbones: the convolutions of a student, one kind a file; what one is stands in `base`."""
+"""Backbones, the convolutions of a student, one kind per file. `base` defines what one is."""
 
 from persona.models.backbones.base import BACKBONES, Backbone, NoOptions
 

@@ -1,7 +1,7 @@
-"""What a backbone is: a name, its options, and a network from a photo to maps.
+"""The base class of backbones: a name, options, and a network from photos to feature maps.
 
-Another backbone is one file with one subclass; defining it registers it, and it can be distilled,
-saved, evaluated and exported by its name:
+A new backbone is one file with one subclass. Defining the class registers it. It can then be
+distilled, saved, evaluated and exported by its name:
 
     class Plain(Backbone):
         name = "plain"
@@ -9,8 +9,9 @@ saved, evaluated and exported by its name:
         def build(self):
             return nn.Sequential(nn.Conv2d(3, 64, 3, 4, 1), nn.BatchNorm2d(64), nn.ReLU()), 64
 
-Pooling, embedding and last layer are the student's (persona/models/student.py), alike for all.
-Saved weights are under the names of the network that `build` returns: they must stay.
+Pooling, embedding and last layer belong to the student (persona/models/student.py) and are the same
+for all backbones. Saved weights use the parameter names of the network that `build` returns, so
+these names must not change.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ class NoOptions:
 
 
 class Backbone(ABC):
-    """A kind of convolutions, with options of its own."""
+    """A kind of backbone, with its options."""
 
     name: ClassVar[str]
-    """What `student.architecture` calls it."""
+    """The name, for `student.architecture`."""
     config_class: ClassVar[type[Any]] = NoOptions
-    """A frozen dataclass of its options, which stand beside the student's own in a recipe."""
+    """A frozen dataclass of its options. In a recipe they stand beside those of the student."""
     options: Any
 
     def __init__(self, options: Any) -> None:
-        """`options` is an instance of `config_class`."""
+        """Keeps the options, an instance of `config_class`."""
         self.options = options
 
     def __init_subclass__(cls) -> None:
@@ -51,20 +52,23 @@ class Backbone(ABC):
 
     @abstractmethod
     def build(self) -> tuple[nn.Module, int]:
-        """A network from normalised photos (B, 3, H, W) to maps (B, C, h, w), and C.
+        """Builds a network from normalised photos (B, 3, H, W) to maps (B, C, h, w).
 
-        Seed torch first: the weights are drawn here.
+        The weights are drawn at random, so seed torch first.
+
+        Returns:
+            The network, and C.
         """
 
     def start(self, network: nn.Module, models: Path) -> None:  # noqa: B027 - few have some
-        """Loads pretrained weights into what `build` returned, where the options ask for them.
+        """Loads pretrained weights if the options ask for them.
 
         Args:
-            network: on the CPU.
-            models: the folder of models, where weights may lie.
+            network: the network that `build` returned, on the CPU.
+            models: the model store, which may hold the weights.
 
         Raises:
-            PersonaError: the weights cannot be had, or are of another network.
+            PersonaError: the weights cannot be had, or belong to another network.
         """
 
 

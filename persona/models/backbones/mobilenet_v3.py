@@ -1,13 +1,13 @@
-"""MobileNetV3 (Howard et al. 2019, arXiv:1905.02244), torchvision's convolutions.
+"""MobileNetV3 (Howard et al. 2019, arXiv:1905.02244) with torchvision's convolutions.
 
-The default is the reference. For faces, by option:
+The default is the reference. Options for faces:
 
-- `activation: prelu` (Chen et al. 2018, MobileFaceNets, arXiv:1804.07573, section 3.2) in place of
-  hard-swish and ReLU
+- `activation: prelu`: PReLU instead of hard-swish and ReLU (Chen et al. 2018, MobileFaceNets,
+  arXiv:1804.07573, section 3.2)
 - `first_stride: 1`: twice the resolution in every layer
-- `last_stride: 1`: twice the resolution in the last maps, which crops of 112 px need (the same
-  paper ends at 7 x 7 places, where MobileNetV3's total stride of 32 would leave 4 x 4)
-- `width`: of every layer
+- `last_stride: 1`: twice the resolution in the last maps. Crops of 112 px need it: MobileFaceNets
+  ends with maps of 7 x 7, and MobileNetV3's total stride of 32 would leave 4 x 4.
+- `width`: multiplier of the channels of every layer
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ class MobileNetV3Config(Checked):
     """Options of MobileNetV3."""
 
     width: float = between(0.35, 1.0, default=1.0)
-    """Of every layer of the convolutions, as a multiple."""
+    """Multiplier of the channels of every layer."""
     first_stride: int = between(1, 2, default=2)
-    """1 keeps twice the resolution, at about four times the cost."""
+    """Stride of the first convolution. 1 doubles the resolution at about four times the cost."""
     last_stride: int = between(1, 2, default=2)
-    """1 leaves out the last reduction: a crop of 112 px keeps 7 x 7 places in the last maps instead
-    of 4 x 4, at about 1.6 times the multiplications."""
+    """Stride of the last reduction. With 1, the last maps of a crop of 112 px are 7 x 7 instead of
+    4 x 4, at about 1.6 times the multiplications."""
     activation: str = among(ACTIVATIONS, default="default")
-    """`prelu` in place of hard-swish and ReLU."""
+    """`default` (hard-swish and ReLU) or `prelu`, which replaces both."""
     imagenet: bool = False
-    """Start from torchvision's ImageNet weights."""
+    """Whether training starts from torchvision's ImageNet weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,16 +56,16 @@ class MobileNetV3Config(Checked):
 
 
 class MobileNetV3(Backbone):
-    """What the small and the large one share."""
+    """The common base of MobileNetV3 small and large."""
 
     config_class = MobileNetV3Config
     options: MobileNetV3Config
     architecture: ClassVar[Callable[..., nn.Module]]
     imagenet: ClassVar[Release]
-    """torchvision 0.29, MobileNet_V3_{Small,Large}_Weights.IMAGENET1K_V1"""
+    """MobileNet_V3_{Small,Large}_Weights.IMAGENET1K_V1 of torchvision 0.29."""
 
     def build(self) -> tuple[nn.Module, int]:
-        """torchvision's convolutions of this width, stride and activation."""
+        """Builds torchvision's convolutions of the given width, strides and activation."""
         options = self.options
         network: Any = type(self).architecture(weights=None, width_mult=options.width)
         features: nn.Sequential = network.features
@@ -81,15 +81,19 @@ class MobileNetV3(Backbone):
         return features, convolutions[-1].out_channels
 
     def start(self, network: nn.Module, models: Path) -> None:
-        """Loads torchvision's ImageNet weights if `imagenet`; they are downloaded once."""
+        """Loads torchvision's ImageNet weights if `imagenet` is set. They are downloaded once.
+
+        Raises:
+            PersonaError: the weights cannot be had, or belong to another network.
+        """
         if self.options.imagenet:
             load_release(self.imagenet, models, self.name, partial(self.load_imagenet, network))
 
     def load_imagenet(self, network: nn.Module, state: dict[str, Tensor]) -> None:
-        """Loads a state dict of torchvision's whole network into the convolutions.
+        """Loads the state dict of torchvision's whole network into the convolutions.
 
         Raises:
-            PersonaError: it is of another network.
+            PersonaError: the state dict belongs to another network.
         """
         prefix = "features."
         features = {n[len(prefix) :]: v for n, v in state.items() if n.startswith(prefix)}
@@ -103,7 +107,7 @@ class MobileNetV3(Backbone):
 
 
 class MobileNetV3Small(MobileNetV3):
-    """The small one."""
+    """MobileNetV3 small."""
 
     name = "mobilenet_v3_small"
     architecture = staticmethod(mobilenet_v3_small)
@@ -111,7 +115,7 @@ class MobileNetV3Small(MobileNetV3):
 
 
 class MobileNetV3Large(MobileNetV3):
-    """The large one."""
+    """MobileNetV3 large."""
 
     name = "mobilenet_v3_large"
     architecture = staticmethod(mobilenet_v3_large)
@@ -119,7 +123,7 @@ class MobileNetV3Large(MobileNetV3):
 
 
 def _use_prelu(module: nn.Module) -> None:
-    """Replaces the activation that ends a convolution's block by one slope a channel."""
+    """Replaces the activation at the end of a convolution block by PReLU, one slope per channel."""
     if isinstance(module, nn.Sequential) and isinstance(module[-1], nn.Hardswish | nn.ReLU):
         norm = next(m for m in reversed(list(module)) if isinstance(m, nn.BatchNorm2d))
         module[-1] = nn.PReLU(norm.num_features)

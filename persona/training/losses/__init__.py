@@ -1,4 +1,4 @@
-"""Loss terms, one a file, each citing its source; what one is stands in `base`."""
+"""The loss terms, one per file, each with its source. `base` defines what a loss term is."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from persona.training.losses.base import LOSSES, Loss
 
 
 def inputs_of(config: LossesConfig) -> dict[str, tuple[str, ...]]:
-    """What each term that counts compares."""
+    """The inputs of each term that counts, by the term's name."""
     return {name: LOSSES.find(name).inputs for name in counting(config)}
 
 
 def counting(config: LossesConfig) -> dict[str, Term]:
-    """The terms whose weight is above 0."""
+    """The terms that count: those whose weight is above 0."""
     return {name: term for name, term in config.terms.items() if term.weight}
 
 
 def build_losses(config: LossesConfig, *, num_classes: int, embedding_size: int) -> nn.ModuleDict:
-    """The terms that count, as modules."""
+    """Builds the modules of the terms that count."""
     sizes = {"num_classes": num_classes, "embedding_size": embedding_size}
     losses = nn.ModuleDict()
     for name, term in counting(config).items():
@@ -33,7 +33,7 @@ def build_losses(config: LossesConfig, *, num_classes: int, embedding_size: int)
 
 
 def head_kind(config: LossesConfig) -> str:
-    """The student's last layer that these terms train: linear, cosine or none."""
+    """The kind of last layer that these terms train in the student: linear, cosine or none."""
     wanted = {name for inputs in inputs_of(config).values() for name in inputs}
     if "student_logits" in wanted:
         return "linear"

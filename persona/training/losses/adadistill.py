@@ -32,12 +32,13 @@ class AdaDistillConfig(Term):
 
 
 class AdaDistill(Loss):
-    """A margin softmax of the student against the teacher's class centres, which are learned along.
+    """A margin softmax of the student's embedding against the teacher's class centres.
 
-    A centre is a running mean of the teacher's embeddings of its identity. Its momentum is
-    `cos(student, teacher) * cos(centre, teacher)`: while the student is far from the teacher, the
-    centre follows the photo at hand, an easy lesson; later it stays with the identity, a hard one.
-    A photo far from its own centre counts little.
+    A class centre is a running mean of the teacher's embeddings of one identity. Its momentum is
+    `cos(student, teacher) * cos(centre, teacher)`. While the student is far from the teacher, the
+    centre follows the current photo, which is easy to match. Later the centre stays with the
+    identity, which is harder to match. The less a photo resembles its centre, the further it moves
+    the centre.
     """
 
     name = "adadistill"
@@ -66,10 +67,11 @@ class AdaDistill(Loss):
 
     @torch.no_grad()
     def update(self, student_BE: Tensor, teacher_BE: Tensor, labels_B: Tensor) -> None:
-        """Moves the centres of the batch's identities, alike on all processes.
+        """Updates the centres of the batch's identities, in the same way on all processes.
 
-        Of an identity's several photos in one batch the mean of their moves is made, which does not
-        depend on their order. A centre that never saw a photo takes the first one's embedding.
+        If a batch has several photos of an identity, its centre becomes the mean of the centres
+        that each photo gives. This does not depend on their order. The first photos of an identity
+        replace its random centre.
         """
         teacher_BE = F.normalize(teacher_BE.float(), dim=1)
         centre_BE = self.centres[labels_B]
@@ -87,16 +89,21 @@ class AdaDistill(Loss):
         self.seen[present_P] = True
 
     def forward(self, student_BE: Tensor, teacher_BE: Tensor, labels_B: Tensor) -> Tensor:
-        """Vectors (B, E) of both, of any length, and labels (B,) int64; () float32.
+        """Computes the loss, () float32.
+
+        Args:
+            student_BE: student features (B, E) of any norm.
+            teacher_BE: teacher features (B, E) of any norm.
+            labels_B: (B,) int64.
 
         Raises:
-            ValueError: the shapes differ.
+            ValueError: the shapes of the features differ.
         """
         if student_BE.shape != teacher_BE.shape:
             raise ValueError(f"vectors of shapes {student_BE.shape} and {teacher_BE.shape}")
         if self.training:
             self.update(student_BE.detach(), teacher_BE, labels_B)
-        # A copy: the next batch changes the centres before an accumulated gradient is taken.
+        # Cloned, because a later batch may change the centres in place before the backward pass.
         cosine_BK = cosines(student_BE, self.centres.clone())
         logits_BK = self.scale * self.add_margin(cosine_BK, labels_B, self.margin)
         return F.cross_entropy(logits_BK, labels_B)

@@ -18,11 +18,11 @@ from persona.training.losses.arcface import cosines
 from persona.training.losses.base import Loss
 
 NORM_RANGE = (0.001, 100.0)
-"""Norms are clipped to it, as in the authors' code."""
+"""Range to which norms are clipped, as in the authors' code."""
 FIRST_MEAN, FIRST_DEVIATION = 20.0, 100.0
-"""What the running statistics start from, as in the authors' code."""
+"""Initial values of the running statistics, as in the authors' code."""
 EDGE = 1e-3
-"""Angles are kept this far from 0 and π."""
+"""Least distance of cosines from ±1, and of angles from 0 and π (radians)."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class AdaFaceConfig(Term):
 
 
 class AdaFace(Loss):
-    """A margin that follows the vector's length, the student's own measure of a photo's quality.
+    """A softmax whose margin depends on the norm of the features, which measures photo quality.
 
-    With z the length's deviation from its running mean, times `h`, in [-1, 1], the own identity's
-    logit is `scale * (cos(θ - margin * z) - (margin + margin * z))`.
+    The logit of a photo's identity is `scale * (cos(θ - margin * z) - (margin + margin * z))`. Here
+    z is the norm, standardised by its running mean and deviation, times `h`, clipped to [-1, 1].
     """
 
     name = "adaface"
@@ -57,7 +57,13 @@ class AdaFace(Loss):
         self.register_buffer("deviation", torch.tensor(FIRST_DEVIATION))
 
     def forward(self, student_BE: Tensor, centres_KE: Tensor, labels_B: Tensor) -> Tensor:
-        """Vectors (B, E) and class centres (K, E) of any length, labels (B,) int64; () float32."""
+        """Computes the loss, () float32.
+
+        Args:
+            student_BE: student features (B, E).
+            centres_KE: class centres (K, E) of any norm.
+            labels_B: (B,) int64.
+        """
         norm_B = student_BE.detach().float().norm(dim=1).clamp(*NORM_RANGE)
         if self.training:
             everybody = gather_batch(norm_B)

@@ -25,7 +25,7 @@ class ArcFaceConfig(Term):
 
 
 class ArcFace(Loss):
-    """Cross-entropy of `scale * cos(θ)`, `margin` radians added to the own identity's angle."""
+    """Cross-entropy of `scale * cos(θ)`, with `margin` radians added to the label's angle."""
 
     name = "arcface"
     inputs = ("student_features", "class_centres", "labels")
@@ -36,24 +36,30 @@ class ArcFace(Loss):
         self.margin, self.scale = margin, scale
 
     def forward(self, student_BE: Tensor, centres_KE: Tensor, labels_B: Tensor) -> Tensor:
-        """Vectors (B, E) and class centres (K, E) of any length, labels (B,) int64; () float32."""
+        """Computes the loss, () float32.
+
+        Args:
+            student_BE: student features (B, E) of any norm.
+            centres_KE: class centres (K, E) of any norm.
+            labels_B: (B,) int64.
+        """
         cosine_BK = cosines(student_BE, centres_KE)
         return F.cross_entropy(self.scale * arc_margin(cosine_BK, labels_B, self.margin), labels_B)
 
 
 def cosines(features_BE: Tensor, centres_KE: Tensor) -> Tensor:
-    """(B, K) float32 cosines of vectors with class centres."""
+    """Computes the cosines of embeddings with class centres, (B, K) float32."""
     return F.normalize(features_BE.float(), dim=1) @ F.normalize(centres_KE.float(), dim=1).T
 
 
 def arc_margin(cosine_BK: Tensor, labels_B: Tensor, margin: float) -> Tensor:
-    """`cos(θ + margin)` at each row's label, `cos(θ)` elsewhere.
+    """Computes `cos(θ + margin)` at each row's label and `cos(θ)` elsewhere, (B, K).
 
-    Past π - margin the cosine would rise again and reward the wrong way; there, as in the authors'
-    code, `cos(θ) - margin * sin(margin)` goes on falling.
+    Where θ is beyond π - margin, `cos(θ + margin)` would rise again. There the value is
+    `cos(θ) - margin * sin(margin)`, which keeps falling, as in the authors' code.
     """
     own_B = cosine_BK.gather(1, labels_B[:, None])[:, 0]
-    # arccos has no gradient at ±1.
+    # Clamped, because arccos has no gradient at ±1.
     angle_B = own_B.clamp(-1 + 1e-7, 1 - 1e-7).acos()
     sine = torch.sin(torch.tensor(margin, dtype=cosine_BK.dtype))
     beyond_B = angle_B > torch.pi - margin

@@ -1,6 +1,6 @@
-"""What a loss term is: a name, the tensors that it compares, and its options.
+"""The base class of loss terms: a name, the tensors that the term compares, and its options.
 
-Another loss is one file with one subclass; defining it registers it, and a recipe may name it:
+A new loss is one file with one subclass. Defining the class registers it, so a recipe can name it:
 
     @dataclass(frozen=True)
     class HuberConfig(Term):
@@ -19,18 +19,18 @@ Another loss is one file with one subclass; defining it registers it, and a reci
         def forward(self, student_BE: Tensor, teacher_BE: Tensor) -> Tensor:
             return F.huber_loss(student_BE.float(), teacher_BE.float(), delta=self.delta)
 
-`inputs` names what the task (persona/training/task.py) hands to `forward`, in order:
+`inputs` names the tensors that the task (persona/training/task.py) passes to `forward`, in order:
 
-| input | what |
+| input | tensor |
 |---|---|
-| `student_features` | (B, E) the student's vectors before normalisation |
+| `student_features` | (B, E) the student's embeddings before normalisation |
 | `student_logits` | (B, K) |
-| `class_centres` | (K, E) weights of the student's last layer, for heads of cosines |
-| `teacher_features` | (B, E) the teacher's vectors before normalisation |
+| `class_centres` | (K, E) weights of the student's last layer, which is a cosine head |
+| `teacher_features` | (B, E) the teacher's embeddings before normalisation |
 | `teacher_logits` | (B, K) |
 | `labels` | (B,) int64 |
 
-Every term takes any float type and gives a () float32, the mean over the batch; the task calls it
+Every term takes any float dtype and returns its mean over the batch, () float32. The task calls it
 outside autocast.
 """
 
@@ -46,15 +46,15 @@ from persona.registry import Registry
 
 
 class Loss(nn.Module):
-    """A loss term; its constructor takes what its options hold, less the weight."""
+    """A loss term. Its constructor takes the fields of `config_class` except `weight`."""
 
     name: ClassVar[str]
     inputs: ClassVar[tuple[str, ...]]
-    """The tensors that `forward` takes, see this module."""
+    """Names of the tensors that `forward` takes; see the table in this module's docstring."""
     paired: ClassVar[bool] = False
-    """Whether it compares student's and teacher's vectors number by number."""
+    """Whether student and teacher must have the same embedding size."""
     needs_classes: ClassVar[bool] = False
-    """Whether its constructor takes `num_classes` and `embedding_size` as well."""
+    """Whether the constructor also takes `num_classes` and `embedding_size`."""
     config_class: ClassVar[type[Term]] = Term
 
     def __init_subclass__(cls, **options: Any) -> None:

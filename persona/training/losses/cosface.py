@@ -26,7 +26,7 @@ class CosFaceConfig(Term):
 
 
 class CosFace(Loss):
-    """Cross-entropy of `scale * cos(θ)`, with `margin` taken off the own identity's cosine."""
+    """Cross-entropy of `scale * cos(θ)`, with `margin` subtracted from the label's cosine."""
 
     name = "cosface"
     inputs = ("student_features", "class_centres", "labels")
@@ -37,12 +37,18 @@ class CosFace(Loss):
         self.margin, self.scale = margin, scale
 
     def forward(self, student_BE: Tensor, centres_KE: Tensor, labels_B: Tensor) -> Tensor:
-        """Vectors (B, E) and class centres (K, E) of any length, labels (B,) int64; () float32."""
+        """Computes the loss, () float32.
+
+        Args:
+            student_BE: student features (B, E) of any norm.
+            centres_KE: class centres (K, E) of any norm.
+            labels_B: (B,) int64.
+        """
         cosine_BK = cosines(student_BE, centres_KE)
         return F.cross_entropy(self.scale * cos_margin(cosine_BK, labels_B, self.margin), labels_B)
 
 
 def cos_margin(cosine_BK: Tensor, labels_B: Tensor, margin: float) -> Tensor:
-    """`cos(θ) - margin` at each row's label, `cos(θ)` elsewhere."""
+    """Computes `cos(θ) - margin` at each row's label and `cos(θ)` elsewhere, (B, K)."""
     taken_B1 = torch.full_like(labels_B[:, None], -margin, dtype=cosine_BK.dtype)
     return cosine_BK.scatter_add(1, labels_B[:, None], taken_B1)

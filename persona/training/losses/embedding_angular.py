@@ -15,8 +15,8 @@ from persona.training.losses.embedding_cosine import paired_cosine
 class EmbeddingAngular(Loss):
     """`(1 - cos(student, teacher))²`, the mean over the batch: the paper's angular distillation.
 
-    The square lets go of faces whose direction is nearly right: only the direction is taught, and
-    that softly.
+    Only the direction of the embedding is learned, not its norm. Because of the square, faces whose
+    direction is nearly right have little influence.
     """
 
     name = "embedding_angular"
@@ -24,7 +24,7 @@ class EmbeddingAngular(Loss):
     paired = True
 
     def forward(self, student_BE: Tensor, teacher_BE: Tensor) -> Tensor:
-        """Vectors (B, E) of any float type and length; () float32 in [0, 4].
+        """Computes the loss, () float32 in [0, 4], of features (B, E) of any float dtype and norm.
 
         Raises:
             ValueError: the shapes differ.

@@ -1,4 +1,4 @@
-"""Embedding distillation by cosine: the measure that faces are compared by.
+"""Embedding distillation by cosine, the measure by which faces are compared.
 
 Shapes: B batch, E embedding.
 """
@@ -14,8 +14,8 @@ from persona.training.losses.base import Loss
 class EmbeddingCosine(Loss):
     """`1 - cos(student, teacher)`, the mean over the batch.
 
-    The cosine form of feature imitation (Romero et al. 2015, FitNets, arXiv:1412.6550, equation 2,
-    on vectors of unit length, where half the squared distance is one minus the cosine).
+    This is feature imitation (Romero et al. 2015, FitNets, arXiv:1412.6550, equation 2) on
+    embeddings of unit length, where half the squared distance is one minus the cosine.
     """
 
     name = "embedding_cosine"
@@ -23,7 +23,7 @@ class EmbeddingCosine(Loss):
     paired = True
 
     def forward(self, student_BE: Tensor, teacher_BE: Tensor) -> Tensor:
-        """Vectors (B, E) of any float type and length; () float32 in [0, 2].
+        """Computes the loss, () float32 in [0, 2], of features (B, E) of any float dtype and norm.
 
         Raises:
             ValueError: the shapes differ.
@@ -32,7 +32,7 @@ class EmbeddingCosine(Loss):
 
 
 def paired_cosine(student_BE: Tensor, teacher_BE: Tensor) -> Tensor:
-    """(B,) float32 cosine of each row with the same row.
+    """Computes the cosine of each student row with the teacher row of the same photo, (B,) float32.
 
     Raises:
         ValueError: the shapes differ.

@@ -16,17 +16,17 @@ from persona.training.losses.base import Loss
 
 @dataclass(frozen=True)
 class EmbeddingL2Config(Term):
-    """Options of the distance of embeddings."""
+    """Options of the embedding distance."""
 
     unit: bool = False
-    """Of the embeddings (unit length), rather than of the vectors before normalisation."""
+    """Whether embeddings are normalised to unit length first."""
 
 
 class EmbeddingL2(Loss):
     """`‖student - teacher‖² / 2`, the mean over the batch.
 
-    Of the vectors before normalisation, so that the student learns their length as well, from which
-    the teacher's logits come; `unit`: of the embeddings.
+    By default it compares the embeddings before normalisation. The student then also learns their
+    norm, on which the teacher's logits depend. With `unit` both are normalised to unit length.
     """
 
     name = "embedding_l2"
@@ -39,7 +39,7 @@ class EmbeddingL2(Loss):
         self.unit = unit
 
     def forward(self, student_BE: Tensor, teacher_BE: Tensor) -> Tensor:
-        """Vectors (B, E) of any float type; () float32.
+        """Computes the loss, () float32, of features (B, E) of any float dtype.
 
         Raises:
             ValueError: the shapes differ.

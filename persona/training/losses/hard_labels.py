@@ -1,4 +1,4 @@
-"""Hard labels: cross-entropy with the identity.
+"""Hard labels: cross-entropy with the label of the photo.
 
 Shapes: B batch, K identities.
 """
@@ -18,5 +18,10 @@ class HardLabels(Loss):
     inputs = ("student_logits", "labels")
 
     def forward(self, student_BK: Tensor, labels_B: Tensor) -> Tensor:
-        """Logits (B, K) of any float type and labels (B,) int64 in [0, K); () float32."""
+        """Computes the loss, () float32.
+
+        Args:
+            student_BK: student logits (B, K) of any float dtype.
+            labels_B: (B,) int64 in [0, K).
+        """
         return F.cross_entropy(student_BK.float(), labels_B)

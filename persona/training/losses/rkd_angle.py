@@ -15,23 +15,24 @@ from persona.config import Term, between
 from persona.training.losses.base import Loss
 
 NEAR = 1e-2
-"""Two embeddings nearer than this have no direction worth learning from: the gradient of a cosine
-grows with one over their distance, and the same photo may come twice in a batch."""
+"""Smallest distance by which a difference of two embeddings is divided. The gradient of the cosine
+grows with 1 / distance, and a batch may hold the same photo twice."""
 
 
 @dataclass(frozen=True)
 class RkdAngleConfig(Term):
-    """Options of the angles."""
+    """Options of the angle loss."""
 
     photos: int = between(3, 4096, default=128)
-    """Of a batch: the term's cost grows with their cube."""
+    """Largest number of photos of a batch that are used. The cost grows with its cube."""
 
 
 class RkdAngle(Loss):
     """`huber(ψ(student), ψ(teacher))` over all triples (i, j, k), ψ the cosine of the angle at j.
 
-    Of the embeddings of the batch's first `photos`, because there are N³ triples. The mean runs
-    over all of them, also those with a photo twice (0 or 1 in both), as in the authors' code.
+    The triples are of the embeddings of the batch's first `photos` photos, because there are N³ of
+    them. As in the authors' code, the mean includes triples that name a photo twice. Their ψ is 0
+    or 1, the same for student and teacher.
     """
 
     name = "rkd_angle"
@@ -43,13 +44,13 @@ class RkdAngle(Loss):
         self.photos = photos
 
     def forward(self, student_BE: Tensor, teacher_BE: Tensor) -> Tensor:
-        """Vectors (B, Es) and (B, Et) of any float type; () float32."""
+        """Computes the loss, () float32, of features (B, Es) and (B, Et) of any float dtype."""
         student_NE, teacher_NE = student_BE[: self.photos], teacher_BE[: self.photos]
         return F.smooth_l1_loss(angles(student_NE), angles(teacher_NE))
 
 
 def angles(features_NE: Tensor) -> Tensor:
-    """(N, N, N) cosine of the angle at the first index between the two others."""
+    """Computes the cosine of the angle at the first photo between the two others, (N, N, N)."""
     embedding_NE = F.normalize(features_NE.float(), dim=1)
     towards_NNE = F.normalize(embedding_NE[None] - embedding_NE[:, None], dim=2, eps=NEAR)
     return towards_NNE @ towards_NNE.transpose(1, 2)

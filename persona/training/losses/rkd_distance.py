@@ -14,25 +14,26 @@ from persona.training.losses.base import Loss
 
 
 class RkdDistance(Loss):
-    """`huber(ψ(student), ψ(teacher))` over all pairs of photos, ψ their distance over the mean one.
+    """`huber(ψ(student), ψ(teacher))` over all pairs of photos, ψ the distance / mean distance.
 
-    Of the embeddings, so that student and teacher may differ in width and in length. The mean runs
-    over all B² pairs, a photo with itself (0 in both) too, as in the authors' code.
+    The distances are of embeddings of unit length, so student and teacher may differ in embedding
+    size and in norm. As in the authors' code, the mean runs over all B² pairs. They include each
+    photo with itself, where ψ is 0 for both.
     """
 
     name = "rkd_distance"
     inputs = ("student_features", "teacher_features")
 
     def forward(self, student_BE: Tensor, teacher_BE: Tensor) -> Tensor:
-        """Vectors (B, Es) and (B, Et) of any float type; () float32."""
+        """Computes the loss, () float32, of features (B, Es) and (B, Et) of any float dtype."""
         return F.smooth_l1_loss(relative_distances(student_BE), relative_distances(teacher_BE))
 
 
 def relative_distances(features_BE: Tensor) -> Tensor:
-    """(B, B) distances of the embeddings over the mean of those between different photos."""
+    """Computes the distances, (B, B), divided by the mean distance of two different photos."""
     embedding_BE = F.normalize(features_BE.float(), dim=1)
-    # From differences: 2 - 2 cos would lose near photos in its rounding. A photo's distance from
-    # itself is exactly 0, and torch gives it no gradient.
+    # Not from 2 - 2 cos, whose rounding error exceeds the distance of similar photos. Here the
+    # distance of a photo to itself is exactly 0, where torch's gradient is 0.
     exact = "donot_use_mm_for_euclid_dist"
     distance_BB = torch.cdist(embedding_BE, embedding_BE, compute_mode=exact)
     pairs = max(len(distance_BB) * (len(distance_BB) - 1), 1)

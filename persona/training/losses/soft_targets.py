@@ -25,9 +25,10 @@ class SoftTargetsConfig(Term):
 class SoftTargets(Loss):
     """`T² · KL(softmax(teacher / T) ‖ softmax(student / T))`, the mean over the batch.
 
-    Equation 1 of the paper softens both by T; the cross-entropy with the soft targets differs from
-    the divergence by a constant. The gradients of soft targets scale as 1/T² (section 2), which the
-    factor undoes, so that the weight beside hard labels keeps its meaning when T changes.
+    Both are softened by the temperature T (equation 1 of the paper). The divergence differs from
+    the paper's cross-entropy by a constant. The gradients of soft targets scale as 1/T²
+    (section 2). The factor T² cancels this, so that the weight relative to hard labels keeps its
+    meaning when T changes.
     """
 
     name = "soft_targets"
@@ -41,7 +42,7 @@ class SoftTargets(Loss):
         self.temperature = temperature
 
     def forward(self, student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
-        """Student and teacher logits (B, K) of any float type; the loss is () float32.
+        """Computes the loss, () float32, of logits (B, K) of any float dtype.
 
         Raises:
             ValueError: the shapes differ.

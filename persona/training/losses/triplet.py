@@ -25,10 +25,13 @@ class TripletConfig(Term):
 class Triplet(Loss):
     """`max(0, d(a, p) - d(a, n) + margin)`, the mean over all anchor-positive pairs of the batch.
 
-    d is the squared distance of embeddings. Each pair's negative is mined in the batch: the nearest
-    semi-hard one, further away than the positive but within the margin; where there is none, the
-    furthest one, the easiest, because the hardest ones make the network collapse early on.
-    A batch of triplets (three photos a sample) has positives by making; one without any gives 0.
+    d is the squared distance of two embeddings. For each pair, a negative is chosen from the batch:
+    the nearest semi-hard one, which is further away than the positive but within the margin. If
+    there is none, the furthest negative is chosen. It is the easiest one, and the hardest ones make
+    the network collapse early in training.
+
+    A set of triplets (three photos a sample) always has positive pairs. The loss of a batch without
+    any is 0.
     """
 
     name = "triplet"
@@ -40,7 +43,7 @@ class Triplet(Loss):
         self.margin = margin
 
     def forward(self, student_BE: Tensor, labels_B: Tensor) -> Tensor:
-        """Vectors (B, E) of any length and labels (B,) int64; () float32."""
+        """Computes the loss, () float32, of features (B, E) of any norm and labels (B,) int64."""
         embedding_BE = F.normalize(student_BE.float(), dim=1)
         distance_BB = 2 - 2 * (embedding_BE @ embedding_BE.T)
         same_BB = labels_B[:, None] == labels_B[None]

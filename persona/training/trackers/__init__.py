@@ -1,1 +1,1 @@
-"""Trackers, one file each; what one is stands in `base`."""
+"""The trackers, one per file. `base` defines what a tracker is."""

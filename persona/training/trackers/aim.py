@@ -1,4 +1,4 @@
-"""Aim."""
+"""The Aim tracker."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Aim(Accelerated):
-    """A repository below the run's folder."""
+    """Writes to an Aim repository in the run's folder."""
 
     name = "aim"
     modules = ("aim",)
@@ -19,7 +19,11 @@ class Aim(Accelerated):
 
     @classmethod
     def open(cls, start: Start) -> Sink:
-        """Keeps an Aim repository in `aim/` in the run's folder."""
+        """Opens the Aim repository `aim/` in the run's folder.
+
+        Raises:
+            PersonaError: Aim cannot start.
+        """
         from accelerate.tracking import AimTracker
 
         (start.folder / "aim").mkdir(exist_ok=True)
@@ -38,5 +42,5 @@ class Aim(Accelerated):
     def log_curve(
         self, step: int, name: str, columns: list[str], rows: list[list[float]], image: Image
     ) -> None:
-        """Takes the image."""
+        """Logs the image of a curve."""
         self.tracker.log_images({name: image}, step=step)

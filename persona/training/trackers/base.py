@@ -1,6 +1,6 @@
-"""What a tracker is: something that takes a run's figures beside `metrics.jsonl`.
+"""The base class of trackers, which receive the figures of a run besides `metrics.jsonl`.
 
-Another one is one file with one subclass; defining it registers it:
+A new tracker is one file with one subclass. Defining the class registers it:
 
     class Lines(Sink):
         name = "lines"
@@ -15,8 +15,9 @@ Another one is one file with one subclass; defining it registers it:
         def close(self, *, failed):
             print("failed" if failed else "done")
 
-Nothing but figures and the config leaves: no face, no embedding, no name, no path. What a tracker
-would send of the machine, the command line, the code and the console by itself is turned off.
+Trackers get only figures and the config: no face, no embedding, no name, no path. By default some
+trackers also send facts about the machine, the command line, the code and the console. This is
+turned off.
 """
 
 from __future__ import annotations
@@ -42,26 +43,26 @@ TRACKERS: Registry[type[Sink]] = registry.TRACKERS
 
 @dataclass(frozen=True)
 class Start:
-    """What a tracker is opened with."""
+    """The facts about a run with which a tracker is opened."""
 
     folder: Path
-    """The run's, for files of the tracker's own."""
+    """Folder of the run, where a tracker may write its own files."""
     run_id: str
     config: Mapping[str, Any]
     """Plain nested values without paths."""
     step: int
-    """Optimizer steps done: above 0 the run is resumed."""
+    """Number of optimizer steps done. Above 0, the run is resumed."""
 
 
 class Sink(ABC):
-    """Where the figures of a run go, beside the JSONL file."""
+    """A tracker, which receives the figures of a run."""
 
     name: ClassVar[str]
-    """In the config and on the command line."""
+    """Name in the config and on the command line."""
     modules: ClassVar[tuple[str, ...]] = ()
-    """Of which one must be installed; none: nothing has to be."""
+    """Modules of which at least one must be installed. Empty means that none is needed."""
     package: ClassVar[str] = ""
-    """What pip calls them."""
+    """Name of the package for pip."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -71,20 +72,20 @@ class Sink(ABC):
     @classmethod
     @abstractmethod
     def open(cls, start: Start) -> Sink:
-        """Starts a run, or takes it up.
+        """Starts or resumes a run.
 
         Raises:
-            PersonaError: it cannot start.
+            PersonaError: the tracker cannot start.
         """
 
     @abstractmethod
     def log(self, step: int, figures: Figures) -> None:
-        """Takes figures at an optimizer step."""
+        """Logs figures at an optimizer step."""
 
     def log_curve(  # noqa: B027 - not every tracker has curves
         self, step: int, name: str, columns: list[str], rows: list[list[float]], image: Image
     ) -> None:
-        """Takes a curve, as a table and drawn, where the tracker has either."""
+        """Logs a curve as a table or an image, if the tracker supports either."""
 
     @abstractmethod
     def close(self, *, failed: bool) -> None:
@@ -92,21 +93,21 @@ class Sink(ABC):
 
 
 class Accelerated(Sink):
-    """A tracker of Accelerate's, started."""
+    """A tracker that uses one of Accelerate's trackers."""
 
     def __init__(self, tracker: Any, start: Start | None = None) -> None:
-        """`start` is given where the config is stored as flat values."""
+        """Starts Accelerate's tracker. If `start` is given, its config is stored as flat values."""
         from accelerate.state import PartialState
 
-        PartialState()  # its trackers ask for it; in a training it is there
-        if hasattr(tracker, "start"):  # older versions of Accelerate start it when it is made
+        PartialState()  # Accelerate's trackers need it; outside a training it is created here
+        if hasattr(tracker, "start"):  # older versions of Accelerate start it in the constructor
             tracker.start()
         self.tracker = tracker
         if start is not None:
             tracker.store_init_configuration(dict(flat(start.config)))
 
     def log(self, step: int, figures: Figures) -> None:
-        """Takes figures at an optimizer step."""
+        """Logs figures at an optimizer step."""
         self.tracker.log(dict(figures), step=step)
 
     def close(self, *, failed: bool) -> None:
@@ -115,7 +116,7 @@ class Accelerated(Sink):
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
-    """Nested values by dotted name, as all trackers take them.
+    """Flattens nested values to dotted names, a form that all trackers accept.
 
     Example:
         >>> flat({"epochs": 2, "steps": None, "optim": {"lr": 0.1}})
@@ -134,10 +135,10 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | 
 
 @contextlib.contextmanager
 def starting(title: str, otherwise: str = "choose --tracker none") -> Iterator[None]:
-    """Makes one line of whatever a tracker cannot start for."""
+    """Turns any error of a starting tracker into a PersonaError of one line."""
     try:
         yield
-    except Exception as error:  # each raises its own, its service's and its network's errors
+    except Exception as error:  # trackers raise their own errors
         raise PersonaError(
             f"cannot start the {title} run ({type(error).__name__}): {otherwise}"
         ) from None

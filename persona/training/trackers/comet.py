@@ -1,4 +1,4 @@
-"""Comet."""
+"""The Comet tracker."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from persona.training.trackers.base import PROJECT, Accelerated, Sink, Start, st
 
 
 class Comet(Accelerated):
-    """An experiment; offline, in the run's folder, without a key."""
+    """Logs to a Comet experiment. Without an API key it is offline, in the run's folder."""
 
     name = "comet_ml"
     modules = ("comet_ml",)
@@ -14,7 +14,11 @@ class Comet(Accelerated):
 
     @classmethod
     def open(cls, start: Start) -> Sink:
-        """Starts a Comet experiment; offline, in the run's folder, without a key."""
+        """Starts a Comet experiment. Without an API key it is offline, in the run's folder.
+
+        Raises:
+            PersonaError: Comet cannot start.
+        """
         import comet_ml
         from accelerate.tracking import CometMLTracker
 

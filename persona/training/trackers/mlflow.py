@@ -1,4 +1,4 @@
-"""MLflow."""
+"""The MLflow tracker."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from persona.training.trackers.base import PROJECT, Accelerated, Sink, Start, st
 
 
 class MLflow(Accelerated):
-    """A run at MLFLOW_TRACKING_URI, or where MLflow keeps runs by itself."""
+    """Logs to an MLflow run at MLFLOW_TRACKING_URI, or in MLflow's default place."""
 
     name = "mlflow"
     modules = ("mlflow",)
@@ -14,10 +14,14 @@ class MLflow(Accelerated):
 
     @classmethod
     def open(cls, start: Start) -> Sink:
-        """Starts an MLflow run, at MLFLOW_TRACKING_URI or where MLflow keeps runs by itself."""
+        """Starts an MLflow run at MLFLOW_TRACKING_URI, or in MLflow's default place.
+
+        Raises:
+            PersonaError: MLflow cannot start.
+        """
         from accelerate.tracking import MLflowTracker
 
-        # It would send user, path of the program and its commit by itself; tags that are given win.
+        # By default MLflow sends the user, the program's path and its commit. Tags override them.
         tags = {
             "mlflow.user": PROJECT,
             "mlflow.source.name": PROJECT,

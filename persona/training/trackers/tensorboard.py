@@ -1,4 +1,4 @@
-"""TensorBoard."""
+"""The TensorBoard tracker."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class TensorBoard(Accelerated):
-    """Event files below the run's folder."""
+    """Writes event files in the run's folder."""
 
     name = "tensorboard"
     modules = ("tensorboard", "tensorboardX")
@@ -21,7 +21,13 @@ class TensorBoard(Accelerated):
 
     @classmethod
     def open(cls, start: Start) -> Sink:
-        """Writes event files to `tensorboard/` in the run's folder, without what was taken out."""
+        """Opens event files in `tensorboard/` in the run's folder.
+
+        In a resumed run, TensorBoard hides the records that are newer than the checkpoint.
+
+        Raises:
+            PersonaError: TensorBoard cannot start.
+        """
         from accelerate.tracking import TensorBoardTracker
 
         again = {"purge_step": start.step + 1} if start.step else {}
@@ -31,6 +37,6 @@ class TensorBoard(Accelerated):
     def log_curve(
         self, step: int, name: str, columns: list[str], rows: list[list[float]], image: Image
     ) -> None:
-        """Takes the image."""
+        """Logs the image of a curve."""
         pixels = np.asarray(image.convert("RGB"))[None]
         self.tracker.log_images({name: pixels}, step=step, dataformats="NHWC")

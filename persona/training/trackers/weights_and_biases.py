@@ -1,4 +1,4 @@
-"""Weights & Biases. The only place that imports wandb."""
+"""The Weights & Biases tracker. Only this module imports wandb."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class WandB(Accelerated):
-    """Figures, and curves as table and image."""
+    """Logs to Weights & Biases: figures, and curves as a table and an image."""
 
     name = "wandb"
     modules = ("wandb",)
@@ -27,19 +27,23 @@ class WandB(Accelerated):
 
     @classmethod
     def open(cls, start: Start) -> Sink:
-        """Starts or takes up a W&B run; offline without a login, and never a prompt."""
+        """Starts or resumes a W&B run. Without a login it is offline. It never prompts.
+
+        Raises:
+            PersonaError: W&B cannot start.
+        """
         import wandb
         from accelerate.tracking import WandBTracker
 
         mode: Any = os.environ.get("WANDB_MODE") or ("online" if has_wandb_login() else "offline")
         settings = wandb.Settings(
-            console="off",  # what is printed stays here
+            console="off",  # console output is not sent
             silent=True,
             disable_git=True,
             disable_code=True,
             save_code=False,
             x_disable_stats=True,
-            # The command line, the interpreter's path and the folder, and the machine's own name.
+            # Metadata is the command line, the interpreter's path, the folder and the host name.
             x_disable_meta=True,
             x_disable_machine_info=True,
             host=PROJECT,
@@ -66,7 +70,7 @@ class WandB(Accelerated):
     def log_curve(
         self, step: int, name: str, columns: list[str], rows: list[list[float]], image: Image
     ) -> None:
-        """Takes both."""
+        """Logs the table and the image of a curve."""
         import wandb
 
         table = wandb.Table(columns=columns, data=rows)
@@ -74,12 +78,12 @@ class WandB(Accelerated):
         self.tracker.log(figures, step=step)
 
     def close(self, *, failed: bool) -> None:
-        """Ends the run, with what it ended by."""
+        """Ends the run, marked as failed or finished."""
         self.tracker.tracker.finish(exit_code=1 if failed else 0)
 
 
 def has_wandb_login() -> bool:
-    """Whether W&B has a key, found without asking anybody: environment or netrc."""
+    """Whether the environment or the netrc file has an API key for W&B."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     named, home = os.environ.get("NETRC"), home_folder()
