@@ -34,7 +34,10 @@ def side_px(face: Face) -> float:
 
 
 def sharpness(crop: Image.Image) -> float:
-    """Returns the variance of the Laplacian of a crop's grey values (Pech-Pacheco et al. 2000)."""
+    """Returns the variance of the Laplacian of a crop's grey values.
+
+    This is the measure LAPV of Pech-Pacheco et al. 2000.
+    """
     small = crop.convert("L").resize((SHARPNESS_SIZE_PX, SHARPNESS_SIZE_PX), Image.Resampling.BOX)
     grey = np.asarray(small, np.float32)
     edges = 4 * grey[1:-1, 1:-1] - grey[:-2, 1:-1] - grey[2:, 1:-1]

@@ -38,7 +38,7 @@ from persona.gallery.store import Templates, unit
 GAP_S = 1.0
 """Time in s without a sighting after which a track ends."""
 CUT_S = 0.5
-"""A video that ends at least this long (s) before its stated duration counts as cut off."""
+"""A video that ends more than this long (s) before its stated duration counts as cut off."""
 OVERLAP = 0.3
 """Least intersection over union at which two boxes of neighbouring samples may be one face."""
 NEAR = 0.1
