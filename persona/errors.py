@@ -50,7 +50,7 @@ def shown(value: object) -> str:
     """
     try:
         return _SHOWN.repr(value)
-    except ValueError:  # a number of more digits than Python writes
+    except ValueError:  # an integer with more digits than Python prints
         return f"a very long {type(value).__name__}"
 
 

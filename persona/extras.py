@@ -81,6 +81,6 @@ def install_command(extra: str) -> str:
         what = f"'{DISTRIBUTION}[{extra}]'"
     if importlib.util.find_spec("pip") is not None:
         return f"{python} -m pip install {what}"
-    own = root / ".tools" / "bin" / "uv"  # scripts/env's
+    own = root / ".tools" / "bin" / "uv"  # where scripts/env puts it
     uv = str(own) if shutil.which("uv") is None and own.is_file() else "uv"
     return f"{shlex.quote(uv)} pip install --python {python} {what}"

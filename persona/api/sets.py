@@ -132,7 +132,7 @@ class FaceSet:
         verify_shards(self.folder, self.manifest)
 
     def targets(self, teacher: str) -> Targets | None:
-        """Returns a teacher's embeddings that are kept beside the set, or None if there are none."""
+        """Returns a teacher's embeddings from beside the set, or None if none are stored."""
         from persona.data.targets import find_targets
 
         return find_targets(self.folder, teacher)

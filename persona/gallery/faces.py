@@ -95,7 +95,7 @@ class Eyes:
         for crop in crops:
             image = Image.open(io.BytesIO(crop.jpeg)).convert("RGB")
             points.append(_resized(crop.landmarks_62, size_px / image.width))
-            if image.width != size_px:  # kept for another network
+            if image.width != size_px:  # stored for a network with another crop size
                 image = image.resize((size_px, size_px), Image.Resampling.BILINEAR)
             images.append(np.asarray(image))
         landmarks = np.stack(points) if self.network.uses_landmarks else None

@@ -141,7 +141,7 @@ def build_server(
     config = uvicorn.Config(
         app,
         http=PatientProtocol,
-        loop="asyncio",  # which accepts through the door
+        loop="asyncio",  # it calls Door.accept
         ws="none",
         lifespan="off",
         log_config=None,
@@ -177,7 +177,7 @@ def serve(server: uvicorn.Server, listener: Door, ready: Callable[[], None]) -> 
     def end(*_: object) -> None:
         server.should_exit = True
 
-    # Uvicorn hands the signal on to these once it has ended.
+    # Uvicorn raises the signal again for these handlers once it has ended.
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         ready()

@@ -102,7 +102,7 @@ async def read_form(request: Request, limits: Limits, *, photos: int = 0) -> For
     except MultiPartException as error:
         raise HTTPException(400, f"the form cannot be read: {error.message}") from None
     except ClientDisconnect:
-        raise HTTPException(400, "the request ended in the middle") from None  # nobody hears it
+        raise HTTPException(400, "the request ended in the middle") from None  # the client is gone
     fields = {name: value for name, value in items if isinstance(value, str)}
     files = [(name, value) for name, value in items if isinstance(value, UploadFile)]
     held = [await file.read() for name, file in files if name == PHOTO]
