@@ -1,6 +1,6 @@
-"""The one exception family: what a user can mend.
+"""The exceptions for errors that a user can mend.
 
-A message says what is wrong, where, and what to do. It never holds an embedding or a face.
+A message says what is wrong, where it is, and what to do. It never holds an embedding or a face.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import reprlib
 from collections.abc import Iterable, Iterator
 
 LONGEST_NAME = 80
-"""Characters of a name or value that a message shows."""
+"""Largest number of characters of a name or value that a message shows."""
 
 
 class PersonaError(Exception):
-    """Something the user can mend; the command line prints its message as one line."""
+    """An error that the user can mend. The command line prints its message as one line."""
 
 
 class SkipPhoto(Exception):  # noqa: N818 - it steers packing, it is not an error of the command
@@ -23,12 +23,12 @@ class SkipPhoto(Exception):  # noqa: N818 - it steers packing, it is not an erro
 
 
 class NoFace(SkipPhoto):
-    """The photo is sound, but no face was found in it."""
+    """The photo can be read, but no face was found in it."""
 
 
 @contextlib.contextmanager
 def resumed_by(option: str) -> Iterator[None]:
-    """Says of Ctrl-C within that this option, and not the same command, goes on."""
+    """Context in which Ctrl-C tells the user to continue with this option of the command."""
     try:
         yield
     except KeyboardInterrupt:
@@ -43,19 +43,19 @@ _SHOWN.maxstring = _SHOWN.maxlong = _SHOWN.maxother = LONGEST_NAME
 
 
 def shown(value: object) -> str:
-    """A value as an error shows it, perhaps a stranger's: cut before it is formatted.
+    """Returns a value as an error shows it. An untrusted value is cut before it is formatted.
 
     >>> shown([[1] * 9] * 9)
     '[[1, 1, 1, ...], [1, 1, 1, ...], [1, 1, 1, ...], ...]'
     """
     try:
         return _SHOWN.repr(value)
-    except ValueError:  # a number of more digits than Python writes
+    except ValueError:  # an integer with more digits than Python prints
         return f"a very long {type(value).__name__}"
 
 
 def unknown(kind: str, name: str, known: Iterable[str], *, where: str = "") -> PersonaError:
-    """The error for a name that is not there, with the nearest known one first.
+    """Returns the error for an unknown name. It suggests the nearest known name first.
 
     >>> str(unknown("student", "mobilenet_v3_smal", ["mobilenet_v3_small"]))
     "unknown student 'mobilenet_v3_smal'; did you mean 'mobilenet_v3_small'?"

@@ -1,4 +1,4 @@
-"""What `pip` calls this project, and the command that installs one of its extras here."""
+"""The name of this project on PyPI, and how to install its extras in this environment."""
 
 from __future__ import annotations
 
@@ -13,22 +13,30 @@ from pathlib import Path
 from persona.errors import PersonaError
 
 DISTRIBUTION = "persona-faces"
-"""On package indexes `persona` is another project."""
+"""Name of this project on package indexes, where `persona` is another project."""
 
 
 def missing(need: str, extra: str) -> PersonaError:
-    """The error for a package that is not installed: what needs it, and how to install it."""
+    """Returns the error for a package that is not installed, with the command that installs it.
+
+    Args:
+        need: what needs the package.
+        extra: the extra of this project that brings it.
+    """
     return PersonaError(f"{need}: {install_command(extra)}")
 
 
 IN_TRAIN = frozenset(
     {"accelerate", "facenet_pytorch", "torch", "torchvision", "wandb", "webdataset"}
 )
-"""Packages of the extra `train`, by the names under which they are imported."""
+"""Import names of the packages that the extra `train` installs."""
 
 
 def missing_for_training(error: BaseException, what: str) -> PersonaError | None:
-    """The error to show where an import failed because the extra `train` is not installed."""
+    """Returns the error to show if an import failed because the extra `train` is not installed.
+
+    It is None where the import failed for another reason.
+    """
     name = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
     if name not in IN_TRAIN or importlib.util.find_spec(name) is not None:
         return None
@@ -45,10 +53,10 @@ def check_training(what: str) -> None:
 
 @contextlib.contextmanager
 def needing(what: str) -> Iterator[None]:
-    """In which `what` imports packages of the extra `train`.
+    """Context in which `what` imports packages of the extra `train`.
 
     Raises:
-        PersonaError: one is not installed, with the command that installs it.
+        PersonaError: a package is not installed; the message has the command that installs it.
     """
     try:
         yield
@@ -60,10 +68,10 @@ def needing(what: str) -> Iterator[None]:
 
 
 def install_command(extra: str) -> str:
-    """The command that installs an extra into the environment that this process runs in.
+    """Returns the command that installs an extra into the environment of this process.
 
-    A checkout is named by its folder: no index can then put another project in its place. An
-    installed wheel is there already, so that installers take its name for it.
+    A checkout is named by its folder, so that no index can supply another project of its name. An
+    installed wheel is named by its distribution, which installers find in the environment.
     """
     root = Path(__file__).resolve().parents[1]
     python = shlex.quote(sys.executable)
@@ -73,6 +81,6 @@ def install_command(extra: str) -> str:
         what = f"'{DISTRIBUTION}[{extra}]'"
     if importlib.util.find_spec("pip") is not None:
         return f"{python} -m pip install {what}"
-    own = root / ".tools" / "bin" / "uv"  # scripts/env's
+    own = root / ".tools" / "bin" / "uv"  # where scripts/env puts it
     uv = str(own) if shutil.which("uv") is None and own.is_file() else "uv"
     return f"{shlex.quote(uv)} pip install --python {python} {what}"

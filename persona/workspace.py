@@ -1,4 +1,4 @@
-"""Where things lie: raw photos, shards, models, runs and the gallery, below one home folder."""
+"""The folders of raw photos, shards, models and runs, and the gallery, in one home folder."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ HOME_VARIABLE = "PERSONA_HOME"
 
 
 def user_path(text: str) -> Path:
-    """A path as a user writes it, also where no shell has put the home folder in for `~`.
+    """Returns the path that a user wrote, with `~` expanded where no shell has done it.
 
     Raises:
-        PersonaError: it begins with `~`, and there is no such folder.
+        PersonaError: the path begins with `~`, and this user has no home folder.
     """
     try:
         return Path(text).expanduser()
@@ -26,7 +26,7 @@ def user_path(text: str) -> Path:
 
 
 def check_working_directory() -> None:
-    """Raises PersonaError if it was removed: nothing could then be found or made below it."""
+    """Raises PersonaError if the working directory was removed: no relative path works then."""
     try:
         Path.cwd()
     except FileNotFoundError:
@@ -34,7 +34,7 @@ def check_working_directory() -> None:
 
 
 def home_folder() -> Path | None:
-    """Where programs keep what is a user's; a container's user may have none."""
+    """Returns the user's home folder, or None, as for some users of containers."""
     try:
         return Path.home()
     except RuntimeError:
@@ -46,15 +46,16 @@ class Workspace:
     """The folders that commands work on, and the gallery."""
 
     raw: Path
-    """Photos as their datasets ship them, one folder a dataset."""
+    """Folder of photos as their datasets ship them, with one folder per dataset."""
     shards: Path
-    """Packed sets and triplet indices, one folder a set."""
+    """Folder of packed sets and triplet indices, with one folder per set."""
     models: Path
-    """Students, one folder a model, and `teachers/` for weights put there by hand."""
+    """Folder of students, with one folder per model, and `teachers/` for weights that the user
+    puts there."""
     runs: Path
-    """One folder a training run: config, metrics, checkpoints."""
+    """Folder of training runs, with one folder per run: config, metrics and checkpoints."""
     gallery: Path
-    """The people who are enrolled, unless a command names another place."""
+    """File of the gallery, unless a command names another one."""
 
     @classmethod
     def locate(
@@ -66,7 +67,15 @@ class Workspace:
         models: Path | None = None,
         runs: Path | None = None,
     ) -> Workspace:
-        """Folders given by name win over `home`, which wins over $PERSONA_HOME, then `.`."""
+        """Finds the workspace.
+
+        A folder that is given by name comes first. The others are in `home`, or, where that is
+        None, in `PERSONA_HOME`, or, where that is not set, in the current folder.
+
+        Raises:
+            PersonaError: `PERSONA_HOME` begins with `~` and there is no home folder, or the
+                working directory was removed.
+        """
         base = home or user_path(os.environ.get(HOME_VARIABLE) or ".")
         if not base.is_absolute():
             check_working_directory()

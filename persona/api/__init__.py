@@ -1,1 +1,4 @@
-"""The public API, one file a topic. `import persona` gives its names and imports them when used."""
+"""The public API, with one file per topic.
+
+`import persona` offers its names and imports each one when it is first used.
+"""

@@ -1,7 +1,7 @@
 """The faces of many photos as one table of embeddings: `persona embed`.
 
-1. every photo is looked at, and every face in it found
-2. faces are embedded in batches; those too poor to be recognised are left out, with the reason
+1. every face of every photo is detected
+2. faces are embedded in batches; those too poor to be recognised are left out with a reason
 3. the table is written as one file, for the user's own programs
 
 Shapes: N faces, E embedding.
@@ -32,28 +32,28 @@ FORMATS = (".npz", ".parquet")
 
 @dataclass(frozen=True)
 class EmbeddedFaces:
-    """The faces that have an embedding, in the order of photos and from the left."""
+    """The faces that have an embedding, in the order of the photos and, in each, from the left."""
 
     photos: list[str]
-    """N: which photo each face is of, as it was given."""
+    """Paths, as they were given, of the photo that each of the N faces is in."""
     boxes: npt.NDArray[np.float32]
-    """(N, 4) x0, y0, x1, y1 in px of the upright photo."""
+    """(N, 4) float32 boxes: x0, y0, x1, y1 in px of the upright photo."""
     probabilities: npt.NDArray[np.float32]
-    """(N,) the detector's, in [0, 1]."""
+    """(N,) float32 probabilities from the detector, in [0, 1]; NaN where it gave none."""
     embeddings: npt.NDArray[np.float32]
-    """(N, E) of unit length."""
+    """(N, E) float32 embeddings of unit length."""
     left_out: dict[str, str]
-    """Photos and faces without an embedding, each with the reason."""
+    """Reasons by photo or face, for those without an embedding."""
 
     def __len__(self) -> int:
         return len(self.photos)
 
 
 def find_photos(place: Path) -> list[Path]:
-    """A photo, or all pictures in a folder and the folders below it, by name.
+    """Returns the photo itself, or all pictures in a folder and its subfolders, sorted by name.
 
     Raises:
-        PersonaError: there is nothing, or no picture.
+        PersonaError: there is no such file or folder, or the folder holds no picture.
     """
     if not place.is_dir():
         if not place.exists():
@@ -75,9 +75,9 @@ def embed_photos(
     """Embeds every face of every photo.
 
     Args:
-        model: what finds and embeds them.
-        photos: their files; one that cannot be read is left out.
-        advance: told of each photo.
+        model: the network that detects and embeds the faces.
+        photos: paths of the photos. A photo that cannot be read is left out.
+        advance: called with 1 after each photo.
     """
     owners: list[str] = []
     faces: list[Face] = []
@@ -120,7 +120,7 @@ def embed_photos(
 
 
 def check_format(path: Path) -> None:
-    """Raises PersonaError unless the name asks for a format that can be written here."""
+    """Raises PersonaError unless the file's suffix names a format that can be written here."""
     if path.suffix.lower() not in FORMATS:
         raise PersonaError(f"--out {path}: name it something{' or something'.join(FORMATS)}")
     if path.suffix.lower() == ".parquet":
@@ -128,13 +128,13 @@ def check_format(path: Path) -> None:
 
 
 def write_embeddings(path: Path, found: EmbeddedFaces) -> None:
-    """Writes the table for its owner's eyes alone: an embedding is biometric data.
+    """Writes the table as a file that only its owner may read: embeddings are biometric data.
 
-    npz: arrays `photo`, `box`, `probability`, `embedding`. Parquet: a row a face with the same
-    columns, the embedding as a list.
+    An npz file holds the arrays `photo`, `box`, `probability` and `embedding`. A Parquet file
+    holds one row per face with the same columns; box and embedding are lists.
 
     Raises:
-        PersonaError: another format, or pyarrow is missing.
+        PersonaError: the suffix is another one, or pyarrow is not installed.
     """
     check_format(path)
     file = io.BytesIO()

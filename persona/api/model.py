@@ -1,4 +1,4 @@
-"""A face network that finds, embeds and is measured: `persona.load`, `persona.wrap`.
+"""A face network that detects faces, embeds them and is evaluated: `persona.load`, `persona.wrap`.
 
 Shapes: N faces, E embedding, H W pixels.
 """
@@ -37,31 +37,33 @@ Embeddings = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Face:
-    """A face of a photo, as `Model.find` returns it."""
+    """A face in a photo, as `Model.find` returns it."""
 
     box: Box
-    """(x0, y0, x1, y1) px in the upright photo."""
+    """Box (x0, y0, x1, y1) in px of the upright photo."""
     landmarks: Floats | None
-    """(5, 2) px in the photo: eyes, tip of the nose, corners of the mouth, from the left."""
+    """(5, 2) landmarks in px of the photo: eyes, tip of the nose and corners of the mouth; of each
+    pair the left one in the photo comes first."""
     probability: float | None
-    """The detector's, in [0, 1]."""
+    """Probability from the detector, in [0, 1]."""
     crop: Pixels
-    """(H, W, 3) uint8 RGB: aligned as the model wants it."""
+    """(H, W, 3) uint8 RGB crop, aligned as the model needs it."""
     flaw: str | None
-    """Why the face is too poor to be recognised (small, blurred); None: it is good enough."""
+    """Why the face is too poor to be recognised (small or blurred). None means that it is good
+    enough."""
     _crop: Crop = field(repr=False, compare=False)
 
 
 CHECK_FACES = 64
-"""Drawn faces that an exported file is checked on."""
+"""Number of drawn faces on which an exported file is compared with the model."""
 
 FacesLike = Face | PhotoLike | Sequence[Face | PhotoLike]
 
 
 class Model:
-    """A face network with its alignment: finds faces, embeds them and is measured on sets.
+    """A face network with its alignment. It detects faces, embeds them and is evaluated on sets.
 
-    Make one with `persona.load` or `persona.wrap`. Any number of threads may use it.
+    Make one with `persona.load` or `persona.wrap`. Any number of threads may use it at once.
     """
 
     def __init__(
@@ -73,20 +75,20 @@ class Model:
     ) -> None:
         self.named, self.align, self.workspace = named, align, workspace
         self.threshold = threshold
-        """The similarity from which on two faces are one person.
+        """Lowest cosine similarity at which two faces count as one person.
 
-        A student's is that of its test set; None: `calibrate` chooses one.
+        A student has the threshold of its test set. Where it is None, `calibrate` chooses one.
         """
         self._eyes: Eyes | None = None
 
     @property
     def name(self) -> str:
-        """As `persona.load` and every command take it."""
+        """The model's name, as `persona.load` and every command take it."""
         return self.named.name
 
     @property
     def embedding_size(self) -> int:
-        """E: the length of an embedding."""
+        """Width E of an embedding, for example 512."""
         return self.named.network.embedding_size
 
     def __repr__(self) -> str:
@@ -96,14 +98,14 @@ class Model:
         )
 
     def find(self, photo: PhotoLike) -> list[Face]:
-        """Every face of a photo, from the left.
+        """Detects every face of a photo and returns them from left to right.
 
         Args:
             photo: a path, the bytes of an image file, a PIL image, or an upright (H, W, 3) uint8
                 RGB array.
 
         Raises:
-            PersonaError: it is no photo.
+            PersonaError: the photo cannot be read.
 
         Example:
             >>> import persona
@@ -115,24 +117,30 @@ class Model:
         return [_face(seen) for seen in self.sight.find(to_pixels(photo)) if seen.crop is not None]
 
     def embed(self, faces: FacesLike) -> Embeddings:
-        """(N, E) float32 embeddings of unit length, one a face.
+        """Embeds faces as (N, E) float32 embeddings of unit length, one per face.
 
         Args:
-            faces: one or several. A `Face` is embedded as it was cut. An array whose sides are
-                those of the model's crops is taken for an aligned crop. Everything else is a photo
-                that must show one face; of several, the one that is twice as large as any other.
+            faces: one face or a sequence of them. A `Face` is embedded from its crop. An array of
+                the size of the model's crops is taken as an aligned crop. Everything else is a
+                photo that must show one face. If it shows several, the face that is more than
+                twice as large as any other is used.
 
         Raises:
-            PersonaError: a photo cannot be read, shows no face, or shows several alike.
+            PersonaError: a photo cannot be read, shows no face, or shows several of similar size.
         """
         many = faces if isinstance(faces, list | tuple) else [faces]
         return self.sight.embed([self._crop(face, n, len(many)) for n, face in enumerate(many)])
 
     def only_face(self, photo: PhotoLike, what: str = "photo") -> Face:
-        """The face that a photo is of.
+        """Returns the one face of a photo, or the largest where the others are small.
+
+        Args:
+            photo: a photo in any form that `find` takes.
+            what: what to call the photo in an error.
 
         Raises:
-            PersonaError: it shows none, or several of which none is twice as large as the others.
+            PersonaError: the photo shows no face, or several of which none is more than twice as
+                large as every other.
         """
         found = self.find(photo)
         shown = f"{what} {photo}" if isinstance(photo, str | Path) else what
@@ -147,16 +155,17 @@ class Model:
         return max(found, key=lambda face: _side(face.box))
 
     def evaluate(self, faces: FaceSet, *, measure: str | None = None, **options: Any) -> Evaluation:
-        """The figures of `persona evaluate`.
+        """Evaluates the model on a set, as `persona evaluate` does.
 
         Args:
             faces: a packed set.
-            measure: verification, match, class, identification or templates; None: what the set is
-                made for.
-            options: those of `persona.evaluation.protocols.Options`, as `resamples=1000`.
+            measure: the protocol: verification, match, class, identification or templates. None
+                means the one that the set is made for.
+            options: fields of `persona.evaluation.protocols.Options`, for example
+                `resamples=1000`.
 
         Raises:
-            PersonaError: the set cannot give the measure, or its crops are not the model's.
+            PersonaError: the set does not fit the protocol, or its crops do not fit the model.
         """
         from persona.evaluation.processes import join_processes
         from persona.evaluation.protocols import Options, evaluate
@@ -172,10 +181,15 @@ class Model:
         )
 
     def calibrate(self, faces: FaceSet, far: float = 1e-3) -> Threshold:
-        """Chooses `threshold` on all pairs of a set, for a false accept rate.
+        """Chooses `threshold` on all pairs of a set, for a false accept rate (FAR).
+
+        Args:
+            faces: a packed set of photos.
+            far: the largest share of pairs of two people that may be accepted.
 
         Raises:
-            PersonaError: the set has too few pairs for this rate, or crops of another kind.
+            PersonaError: the set has too few pairs for this rate, or its crops do not fit the
+                model.
         """
         from persona.evaluation.processes import join_processes
         from persona.gallery.calibrate import calibrate
@@ -185,14 +199,16 @@ class Model:
         return self.threshold
 
     def export(self, path: str | Path, **options: Any) -> Path:
-        """Writes a student as an ONNX file, checked on drawn faces; where it lies.
+        """Writes a student as an ONNX file, checks it on drawn faces, and returns its path.
 
         Args:
             path: the file to write.
-            options: those of `persona.deploy.export.ExportOptions`, as `precision="fp16"`.
+            options: fields of `persona.deploy.export.ExportOptions`, for example
+                `precision="fp16"`.
 
         Raises:
-            PersonaError: it is no student, or the file does not give the model's embeddings.
+            PersonaError: the model is not a student, or the file's embeddings differ from the
+                model's.
         """
         with needing("exporting"):
             from persona.deploy.export import ExportOptions, export_onnx
@@ -208,7 +224,7 @@ class Model:
         return target
 
     def in_torch(self) -> NamedNetwork:
-        """The network as a torch module, for training and targets.
+        """Returns the network as a torch module, for training and targets.
 
         Raises:
             PersonaError: torch is not installed.
@@ -221,7 +237,7 @@ class Model:
 
     @property
     def sight(self) -> Eyes:
-        """Detector and network; made when the first photo is looked at."""
+        """The detector and the network. They are built when the first photo is read."""
         if self._eyes is None:
             from persona.gallery.faces import Eyes
 
@@ -238,7 +254,7 @@ class Model:
         return self.only_face(face, what)._crop
 
     def _aligned(self, crop: Pixels) -> Crop:
-        """A crop that the caller aligned; its points are the template's."""
+        """Wraps a crop that the caller aligned; its landmarks are those of ArcFace's template."""
         file = io.BytesIO()
         Image.fromarray(crop).save(file, "PNG")
         points = np.vstack([template(self.align.image_size), (1.0, 1.0)])
@@ -250,9 +266,10 @@ def load(name: str | None = None, *, workspace: Workspace | None = None) -> Mode
 
     Args:
         name: a model's ID, `onnx:FILE`, `litert:FILE`, `facenet-vggface2`, the path of an ONNX or
-            LiteRT file, `hf://OWNER/NAME`, or an architecture for an untrained student. None: the
-            best student that was trained here.
-        workspace: where models lie; None: `PERSONA_HOME`, else the current folder.
+            LiteRT file, `hf://OWNER/NAME`, or an architecture for an untrained student. None means
+            the best student that was trained here.
+        workspace: where models are stored. None means `PERSONA_HOME`, or the current folder where
+            it is not set.
 
     Raises:
         PersonaError: there is no such model, or its file is missing or damaged.
@@ -289,20 +306,22 @@ def wrap(
     name: str = "a wrapped network",
     workspace: Workspace | None = None,
 ) -> Model:
-    """Makes a `Model` of a torch network of the user's own.
+    """Makes a `Model` from the user's own torch network.
 
     Args:
-        network: from (B, 3, image_size, image_size) float32 RGB to (B, E) embeddings of any length.
-        image_size: side of its crops, px.
-        alignment: `mtcnn` (the detector's box with a margin), or `landmarks` (five points turned to
-            ArcFace's template).
-        mean: subtracted from pixels of 0 to 255, one number or one a channel.
-        std: what they are divided by after that.
-        name: what to call it.
-        workspace: where sets and models lie; None: `PERSONA_HOME`, else the current folder.
+        network: a module from (B, 3, image_size, image_size) float32 RGB to (B, E) embeddings,
+            which need not have unit length.
+        image_size: side of the crops in px.
+        alignment: `mtcnn` (the detector's box with a margin) or `landmarks` (five-point landmarks
+            warped to ArcFace's template).
+        mean: value subtracted from pixels in [0, 255], one for all channels or one for each.
+        std: value by which they are then divided, one for all channels or one for each.
+        name: name of the model in messages.
+        workspace: where sets and models are stored. None means `PERSONA_HOME`, or the current
+            folder where it is not set.
 
     Raises:
-        PersonaError: it does not give (B, E) embeddings.
+        PersonaError: the network does not return (B, E) embeddings.
 
     Example:
         >>> import persona

@@ -1,4 +1,4 @@
-"""People who are enrolled, and recognising them: `persona.open_gallery`."""
+"""Enrolling and recognising people: `persona.open_gallery`."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ class People:
 
     @property
     def threshold(self) -> float:
-        """The similarity from which on a face is somebody."""
+        """Lowest cosine similarity at which a face counts as an enrolled person."""
         return self._gallery.threshold
 
     def enroll(
         self, name: str, photos: PhotoLike | Sequence[PhotoLike], *, force: bool = False
     ) -> Enrolled:
-        """Adds photos of somebody, new or known.
+        """Adds photos of a person, who may be new or enrolled already.
 
         Args:
-            name: 1 to 200 characters.
-            photos: one or several, each showing one face.
-            force: also where the photos look like two people, or like somebody who is enrolled.
+            name: the person's name, 1 to 200 characters.
+            photos: one photo or several, each showing one face.
+            force: whether to enrol photos that look like two people, or like another person who
+                is enrolled.
 
         Raises:
             PersonaError: no photo can be used, the photos look like two people or like somebody
@@ -44,23 +45,23 @@ class People:
         return self._gallery.enroll(name, _readable(several), accept=accept)
 
     def recognise(self, photo: PhotoLike) -> tuple[Sighting, ...]:
-        """Who is in a photo: every face from the left, with a name or None.
+        """Recognises every face of a photo, from left to right; an unknown face has no name.
 
         Raises:
-            PersonaError: it is no photo.
+            PersonaError: the photo cannot be read.
         """
         return self._gallery.recognise(to_pixels(photo))
 
     def forget(self, name: str) -> int:
-        """Removes somebody so that nothing is left; how many photos that were.
+        """Removes a person from the gallery for good, and returns how many photos were removed.
 
         Raises:
-            PersonaError: there is nobody of that name.
+            PersonaError: nobody of that name is enrolled.
         """
         return self._gallery.forget(name)
 
     def list(self) -> list[Person]:
-        """Everybody, by name."""
+        """Everybody who is enrolled, sorted by name."""
         return self._gallery.people()
 
     def close(self) -> None:
@@ -90,17 +91,18 @@ def _readable(photos: Sequence[PhotoLike]) -> Iterator[Pixels | SkipPhoto]:
 def open_gallery(
     place: str | Path, model: Model, *, threshold: float | None = None, keep_crops: bool = False
 ) -> People:
-    """Opens a gallery, or makes it where there is none.
+    """Opens a gallery, or creates it where there is none.
 
     Args:
-        place: a file, or `postgresql://…`.
-        model: the network that knows the people; a gallery belongs to one network.
-        threshold: the similarity from which on a face is somebody; None: the gallery's own, else
-            the model's.
-        keep_crops: keep the aligned faces too, so that another network can be put in later.
+        place: a file, or a `postgresql://` URL.
+        model: the network that embeds the faces. A gallery belongs to one network.
+        threshold: lowest cosine similarity at which a face counts as an enrolled person. None
+            means the gallery's own threshold, or the model's where the gallery has none.
+        keep_crops: whether to store the aligned crops too, from which another network can make
+            its embeddings later.
 
     Raises:
-        PersonaError: it is another network's gallery, or there is no threshold.
+        PersonaError: the gallery belongs to another network, or there is no threshold.
 
     Example:
         with persona.open_gallery("gallery.db", model, threshold=0.4) as people:

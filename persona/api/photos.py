@@ -1,4 +1,4 @@
-"""A photo in any form that a program has it in."""
+"""Photos in every form that the API takes, read as arrays of pixels."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ PhotoLike = str | Path | bytes | Image.Image | Pixels
 
 
 def to_pixels(photo: PhotoLike, what: str = "photo") -> Pixels:
-    """An upright photo as (H, W, 3) uint8 RGB.
+    """Returns an upright photo as (H, W, 3) uint8 RGB.
 
-    Photos of more than 16 megapixels come at half their side, or a quarter, and so on.
+    Files of more than 16 megapixels are decoded at 1/2, 1/4 or less of their width and height.
 
     Args:
         photo: a path, the bytes of an image file, a PIL image, or an array.
         what: what to call the photo in an error.
 
     Raises:
-        PersonaError: it is no photo, is damaged, or is too large.
+        PersonaError: the photo cannot be read, is damaged, or is too large.
     """
     try:
         if isinstance(photo, str | Path):

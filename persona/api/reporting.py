@@ -1,4 +1,4 @@
-"""Models side by side on one page: `persona.write_report`."""
+"""A report that compares models on one page: `persona.write_report`."""
 
 from __future__ import annotations
 
@@ -25,27 +25,30 @@ def write_report(
     workers: int | None = None,
     workspace: Workspace | None = None,
 ) -> list[str]:
-    """Writes one page on models side by side: curves, worst mistakes, how they were made.
+    """Writes one page that compares models: their curves, worst mistakes and training.
 
-    The page loads nothing from anywhere. It holds faces of the set, so keep it as you keep the
-    photos.
+    The page loads nothing from the network. It shows faces of the set, so protect it as you
+    protect the photos.
 
     Args:
         models: models, or names of models and runs.
         faces: a packed set with pairs.
         out: the file to write.
-        teacher: the name of a network to show beside them.
-        names: show people's names beside their faces.
-        form: html, pdf or png; None: as the file's name ends, else html.
-        batch_size: photos a forward.
-        workers: loader processes; None: as many as the device wants.
-        workspace: where models and runs lie; None: `PERSONA_HOME`, else the current folder.
+        teacher: the name of a network to show beside the models.
+        names: whether to show people's names beside their faces.
+        form: html, pdf or png. None means the format of the file's suffix, or html where the
+            suffix is another one.
+        batch_size: photos per forward pass.
+        workers: loader processes. None means a number that fits the device.
+        workspace: where models and runs are stored. None means `PERSONA_HOME`, or the current
+            folder where it is not set.
 
     Returns:
-        What was noticed about the models and should be known beside their figures.
+        Warnings about the models that a reader of the figures should know.
 
     Raises:
-        PersonaError: an unknown model, a set without pairs, or PDF and PNG without a Chromium.
+        PersonaError: a model is unknown, the set has no pairs, Chromium is missing for PDF or
+            PNG, or several processes were started.
 
     Example:
         persona.write_report([student, "onnx:mobilefacenet.onnx"], persona.open_set("lfw"))
@@ -88,6 +91,6 @@ def write_report(
 
 
 def format_of(path: Path) -> str:
-    """The format that a file's name asks for; html where it asks for none."""
+    """Returns the format that a file's suffix names, or html where it names none."""
     ending = path.suffix.lstrip(".").lower()
     return ending if ending in FORMATS else "html"

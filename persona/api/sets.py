@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class FaceSet:
-    """A packed set of aligned faces: a folder of tar shards, here or behind a URL.
+    """A packed set of aligned crops: a folder of tar shards, on this machine or behind a URL.
 
     Make one with `persona.open_set`.
     """
@@ -30,17 +30,17 @@ class FaceSet:
 
     @property
     def name(self) -> str:
-        """As commands take it."""
+        """The set's name, as commands take it."""
         return self.manifest.name
 
     @property
     def digest(self) -> str:
-        """SHA-256 over its shards: equal digests mean equal photos in equal order."""
+        """SHA-256 digest over the shards: equal digests mean equal photos in equal order."""
         return self.manifest.digest
 
     @property
     def identities(self) -> tuple[str, ...]:
-        """Its people, sorted; a label is a place in this list."""
+        """The sorted names of the identities; a label is an index into this tuple."""
         return self.manifest.classes
 
     def __len__(self) -> int:
@@ -54,7 +54,11 @@ class FaceSet:
         )
 
     def place(self, workspace: Workspace) -> str:
-        """As the set is named in a run: by its name where it lies among the packed sets."""
+        """The set as a run's config names it.
+
+        That is its name where it lies among the workspace's packed sets, and its folder or URL
+        elsewhere.
+        """
         own = workspace.shards / self.name
         return self.name if str(self.folder) == str(own) else str(self.folder)
 
@@ -70,23 +74,24 @@ class FaceSet:
         world_size: int = 1,
         workers: int = 0,
     ) -> EpochLoader:
-        """The batches of one epoch.
+        """Returns a loader of the batches of one epoch.
 
-        A batch's `images` are (B, 3, H, W) uint8, channels last in memory; `labels` are (B,) int64
-        places in `identities`; `keys` say which samples they are.
+        A batch's `images` are (B, 3, H, W) uint8 tensors, channels last in memory. Its `labels`
+        are (B,) int64 indices into `identities`. Its `keys` name the samples.
 
         Args:
-            batch_size: samples a batch on each rank.
-            training: shuffle and drop the tail that fills no batch; else keep order and everything.
-            seed: of the shuffling.
-            epoch: its number; another number is another order.
-            skip: batches to leave out at the beginning, to resume an epoch.
-            rank: this process.
-            world_size: how many processes read the set together.
-            workers: loader processes; 0 decodes in this one.
+            batch_size: samples per batch on each rank.
+            training: whether to shuffle, and to drop the last samples where they do not fill a
+                batch. Otherwise every sample comes, in order.
+            seed: seed for shuffling.
+            epoch: number of the epoch. Each epoch has its own order.
+            skip: batches to skip at the beginning, to resume an epoch.
+            rank: rank of this process.
+            world_size: number of processes that read the set together.
+            workers: loader processes; with 0, this process decodes.
 
         Raises:
-            PersonaError: there is not one batch for every rank.
+            PersonaError: the set has fewer batches than there are ranks.
         """
         with needing("a loader of batches"):
             from persona.data.stream import build_loader
@@ -105,29 +110,29 @@ class FaceSet:
         )
 
     def pairs(self) -> PairTable:
-        """Its verification pairs, as columns of folds, keys and whether they are one person.
+        """Reads the verification pairs as columns: folds, keys, and whether a pair is one person.
 
         Raises:
-            PersonaError: the set has none.
+            PersonaError: the set has no pairs.
         """
         if not self.manifest.pairs:
             raise PersonaError(f"set {self.name} has no pairs: choose a set with pairs, like lfw")
         return read_pairs(self.folder, self.manifest)
 
     def metas(self) -> dict[int, dict[str, Any]]:
-        """What the set knows of each sample (identity, source, box), by key."""
+        """Reads the metadata of each sample (identity, source and box), by its key."""
         return read_metas(self.folder, self.manifest)
 
     def verify(self) -> None:
-        """Reads every byte of the set against its checksums.
+        """Reads the whole set and compares it with its checksums.
 
         Raises:
-            PersonaError: naming every file that is missing or damaged.
+            PersonaError: files are missing or damaged; the message names each of them.
         """
         verify_shards(self.folder, self.manifest)
 
     def targets(self, teacher: str) -> Targets | None:
-        """What is kept of a teacher's embeddings beside the set; None: nothing."""
+        """Returns a teacher's embeddings from beside the set, or None if none are stored."""
         from persona.data.targets import find_targets
 
         return find_targets(self.folder, teacher)
@@ -135,16 +140,17 @@ class FaceSet:
     def keep_targets(
         self, teacher: Model, *, views: int = 2, batch_size: int = 128, seed: int = 0
     ) -> Targets:
-        """Keeps a teacher's embeddings beside the set; training then runs without the teacher.
+        """Stores a teacher's embeddings beside the set, so that training can run without it.
 
         Args:
-            teacher: the network; embeddings that are there already are not made again.
-            views: of each photo; the first two are the photo and its mirror image.
-            batch_size: photos a forward.
-            seed: of the views from the third on.
+            teacher: the teacher. Embeddings that are stored already are not made again.
+            views: number of views per photo. The first two are the photo and its mirror image.
+            batch_size: photos per forward pass.
+            seed: seed for drawing the views after the first two.
 
         Raises:
-            PersonaError: the crops are not the teacher's, or targets of another teacher are there.
+            PersonaError: the crops do not fit the teacher, or the targets that are there do not
+                belong to it.
         """
         with needing("keeping targets"):
             from accelerate import Accelerator
@@ -159,7 +165,7 @@ class FaceSet:
         return targets
 
     def webdataset(self) -> Any:
-        """The same set as a plain `webdataset.WebDataset`, in order and undecoded."""
+        """Returns the set as a plain `webdataset.WebDataset`, in order and undecoded."""
         with needing("a plain webdataset"):
             import webdataset
 
@@ -179,22 +185,24 @@ def shard_dataset(
     out: Path | None = None,
     workspace: Workspace | None = None,
 ) -> FaceSet:
-    """Aligns a raw dataset once and packs it into shards; this is `persona.shard`.
+    """Aligns the photos of a raw dataset once and packs them into shards; this is `persona.shard`.
 
-    Interrupted and called again, it goes on where it was; a set that is there is opened.
+    Call it again after an interruption and it continues. A set that is complete is only opened.
 
     Args:
-        dataset: a known dataset (`lfw`), or `KIND:PATH` for photos of your own (`folders:DIR`).
-        split: of a dataset that has several; None: the first.
-        align: `mtcnn`, `landmarks`, `template`, `boxes` or `none`, as `persona shard --align`.
-        image_size: side of the square crops, px; None: 160, or 112 with `template`.
-        unlabelled: take the photos without identities.
-        workers: processes; None: one a core, 0: this process alone.
-        out: the set's folder; None: one of the set's name below the workspace's shards.
-        workspace: where raw datasets and sets lie; None: `PERSONA_HOME`, else the current folder.
+        dataset: a known dataset (`lfw`), or `KIND:PATH` for your own photos (`folders:DIR`).
+        split: one split of a dataset that has several. None means the first.
+        align: `mtcnn`, `landmarks`, `template`, `boxes` or `none`, as in `persona shard --align`.
+        image_size: side of the square crops in px. None means 160 px, or 112 px with `template`.
+        unlabelled: whether to take the photos without identities.
+        workers: worker processes. None means one per core; with 0, this process does the work.
+        out: the set's folder. None means a folder of the set's name in the workspace's shards.
+        workspace: where raw datasets and sets are stored. None means `PERSONA_HOME`, or the
+            current folder where it is not set.
 
     Raises:
-        PersonaError: no such dataset, nothing to pack, or the folder holds another set.
+        PersonaError: there is no such dataset, it holds nothing to pack, or the folder holds
+            another set.
 
     Example:
         faces = persona.shard("folders:photos", align="landmarks", image_size=112)
@@ -217,18 +225,21 @@ def shard_dataset(
 def draw_faces(
     people: int = 240, *, workers: int | None = None, workspace: Workspace | None = None
 ) -> tuple[str, str]:
-    """Draws faces to try Persona on; this is `persona.draw_faces`.
+    """Draws synthetic faces on which Persona can be tried; this is `persona.draw_faces`.
 
-    They are drawings: what a student learns of them says nothing of real people.
+    The figures of a student that was trained on them say nothing about real faces.
 
     Args:
-        people: identities to train on; an eighth as many more are drawn to test on, and a quarter
-            as many, at least 20, with verification pairs as LFW has them.
-        workers: processes; None: one a core.
-        workspace: where raw datasets lie; None: `PERSONA_HOME`, else the current folder.
+        people: number of identities for training. An eighth as many identities, at least 2, are
+            drawn for its test split, and a quarter as many, at least 20, for a set of verification
+            pairs like LFW's.
+        workers: worker processes. None means one per core.
+        workspace: where raw datasets are stored. None means `PERSONA_HOME`, or the current folder
+            where it is not set.
 
     Returns:
-        The names of two raw datasets, to train and to test on, as `persona.shard` takes them.
+        The names of two raw datasets as `persona.shard` takes them: one to train on, and one with
+        pairs to test on.
 
     Example:
         train, test = persona.draw_faces(24)
@@ -249,12 +260,14 @@ def load_set(
     """Opens a packed set; this is `persona.open_set`.
 
     Args:
-        name: its name, a dataset's name, its folder, or its URL.
-        cache: where the shards of a set behind a URL stay; None: they are deleted after reading.
-        workspace: where sets lie; None: `PERSONA_HOME`, else the current folder.
+        name: the set's name, the dataset's name, a folder, or a URL.
+        cache: folder that keeps the shards of a set behind a URL. None means that shards are
+            deleted after reading.
+        workspace: where sets are stored. None means `PERSONA_HOME`, or the current folder where it
+            is not set.
 
     Raises:
-        PersonaError: there is no such set, with the command that makes it.
+        PersonaError: there is no such set; the message names the command that makes it.
 
     Example:
         >>> import persona

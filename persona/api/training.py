@@ -1,6 +1,7 @@
 """Training from a program: `persona.distill`.
 
-The recipe is persona/distill/recipe.py, which `accelerate launch -m persona.distill` runs too.
+The steps are those of persona/distill/recipe.py, which `accelerate launch -m persona.distill` runs
+too.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from persona.training.callbacks import Callback
 from persona.workspace import Workspace
 
 EMBEDDING_LOSSES = {"embedding_cosine": {"weight": 1.0}}
-"""For teachers without logits, and sets whose people they do not know."""
+"""Losses that need neither logits from the teacher nor labels that it knows."""
 
 
 def distill_student(
@@ -38,31 +39,33 @@ def distill_student(
 ) -> Model:
     """Distils a student from a teacher; this is `persona.distill`.
 
-    Without a recipe the student learns the teacher's embedding (1 - cosine), for which the set
-    needs no labels. Several GPUs: `accelerate launch` with a script that calls this, or
-    `accelerate.notebook_launcher`.
+    Without a recipe the loss is 1 - cosine similarity of the student's and the teacher's
+    embeddings, for which the set needs no labels. To train on several GPUs, start a script that
+    calls this function with `accelerate launch`, or use `accelerate.notebook_launcher`.
 
     Args:
-        student: a backbone, as `mobilenet_v3_small` or `mobilenet_v3_large`.
-        teacher: what it learns from; its kept targets are used where the set has them. None: the
+        student: the student's backbone, for example `mobilenet_v3_small` or `mobilenet_v3_large`.
+        teacher: the teacher. Its kept targets are used where the set has them. None means that the
             student learns from labels alone.
         train: the set to train on.
-        test: the set that chooses the best epoch; None: the last epoch is kept.
-        epochs: passes over the set; None: the recipe's.
-        batch_size: samples a step on each process; None: the recipe's.
-        seed: of weights, order and views; None: the recipe's.
+        test: the set on which the best epoch is chosen. None means that the last epoch is kept.
+        epochs: passes over the set. None means the recipe's number.
+        batch_size: samples per step on each process. None means the recipe's number.
+        seed: seed for weights, order and views. None means the recipe's seed.
         recipe: a YAML file like those in `configs/`.
-        options: any value of the recipe by its dotted name, as `{"optim.lr": 0.002}`.
-        callbacks: told of steps, epochs and evaluations; one may end the training.
-        resume: ID of a run of the same recipe, to go on from its last checkpoint.
-        workspace: where models and runs go; None: the teacher's.
+        options: further values of the recipe by their dotted names, for example
+            `{"optim.lr": 0.002}`.
+        callbacks: objects that are called on steps, epochs and evaluations; one may stop the
+            training.
+        resume: ID of a run of the same recipe, to continue from its last checkpoint.
+        workspace: where models and runs are written. None means the teacher's workspace.
 
     Returns:
-        The best student, saved in the workspace's models.
+        The best student, which is saved in the workspace's models.
 
     Raises:
-        PersonaError: an unknown option, sets that do not fit, or a teacher that the recipe cannot
-            learn from; all before the first step.
+        PersonaError: an option is unknown, the sets do not fit, or the recipe needs what the
+            teacher does not give. All of this is checked before the first step.
 
     Example:
         student = persona.distill(
@@ -108,9 +111,9 @@ def distill_student(
 
 @contextlib.contextmanager
 def _own_accelerator() -> Iterator[None]:
-    """Lets the next training of this process choose its precision anew.
+    """Resets Accelerate's state, so that the next training in this process chooses its precision.
 
-    Accelerate keeps the first one's device and precision for the whole process.
+    Otherwise Accelerate keeps the device and precision of the first one for the whole process.
     """
     from accelerate.state import AcceleratorState, GradientState
 

@@ -1,4 +1,4 @@
-"""Are two photos of one person? `persona.verify`."""
+"""Whether two photos show one person: `persona.verify`."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from persona.errors import PersonaError
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `persona.verify` says of two faces."""
+    """Result of comparing two faces with `persona.verify`."""
 
     similarity: float
-    """Cosine of the two embeddings, in [-1, 1]."""
+    """Cosine similarity of the two embeddings, in [-1, 1]."""
     same: bool | None
-    """Whether `similarity` reaches `threshold`; None: the model has no threshold."""
+    """Whether `similarity` reaches `threshold`. None means that there is no threshold."""
     threshold: float | None
+    """Lowest cosine similarity at which two faces count as one person."""
     far: float | None
-    """The false accept rate that the threshold was chosen for; None: it was given as a number."""
+    """False accept rate for which the threshold was chosen. None means that the threshold was
+    given as a number, or that there is none."""
     source: str
-    """Where the threshold is from."""
+    """Where the threshold comes from."""
     model: str
+    """Name of the model that embedded the faces."""
 
     def to_json(self) -> dict[str, object]:
-        """As `persona verify --json` prints it."""
+        """Returns the fields as `persona verify --json` prints them."""
         return dict(vars(self))
 
 
@@ -39,13 +42,15 @@ def verify(
     """Compares the faces of two photos.
 
     Args:
-        a: a photo that shows one face, or a `Face` of `model.find`.
-        b: the other one.
-        model: the network that compares them; None: `persona.load()`.
-        threshold: the similarity from which on they are one person; None: the model's own.
+        a: a photo that shows one face, or a `Face` from `model.find`.
+        b: the other photo or face.
+        model: the network that embeds them. None means `persona.load()`.
+        threshold: lowest cosine similarity at which they count as one person. None means the
+            model's own threshold.
 
     Raises:
-        PersonaError: a photo cannot be read, shows no face, or shows several alike.
+        PersonaError: a photo cannot be read, shows no face, or shows several of similar size; or
+            the threshold is outside [-1, 1].
 
     Example:
         >>> import persona

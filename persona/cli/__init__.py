@@ -1,4 +1,7 @@
-"""The `persona` command: parse, call one function, print. Heavy imports happen in the commands."""
+"""The `persona` command. Each command parses its arguments, calls one function and prints.
+
+Heavy imports happen inside the commands.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from persona.cli.signals import end_at_once
 
 
 def main() -> None:
-    """Console entry point, and that of `python -m persona`."""
+    """Entry point of `persona` and of `python -m persona`."""
     end_at_once()
     from persona.cli.app import main
 

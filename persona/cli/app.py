@@ -1,4 +1,4 @@
-"""The Typer application and what all its commands share."""
+"""The Typer application, with the options that all its commands share."""
 
 from __future__ import annotations
 
@@ -79,12 +79,15 @@ app.command("demo")(demo.demo_command)
 
 
 def main() -> None:
-    """Console entry point."""
+    """Entry point of `persona`."""
     run_app(app, "persona", name_default_teacher(sys.argv[1:]))
 
 
 def name_default_teacher(arguments: list[str]) -> list[str]:
-    """`--teacher` without a name means FaceNet; Typer has no options with an optional value."""
+    """Adds FaceNet's name after a `--teacher` without one.
+
+    Typer has no options with an optional value.
+    """
     for place, argument in enumerate(arguments):
         following = arguments[place + 1 : place + 2]
         if argument == "--teacher" and (not following or following[0].startswith("-")):

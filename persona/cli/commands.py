@@ -1,14 +1,13 @@
-"""Typer with three more habits.
+"""A Typer application with three more features.
 
 Options have hidden synonyms. `--model` names the network that a command uses. `--student` and
-`--teacher` mean the same where a command has no option of that name; no help shows them.
+`--teacher` mean the same where a command has no option of that name. The help does not show them.
 
-An option that is given twice is said to be, and which value counts. The last one does, so that a
-script's options can be followed by others. Silently that would hide a mistake: of two teachers, two
-sets or two rates the first would never have been looked at.
+If an option is given twice, the last value counts, so that options can be added after those of a
+script. A note names the option and the value, because two teachers, sets or rates may be a mistake.
 
-A help text may name a registry, as `{methods}`: the registered names stand there, those of other
-packages too. They are looked up when help is asked for.
+A help text may name a registry, for example `{methods}`. It is replaced by the registered names,
+including those of other packages, when the help is shown.
 """
 
 from __future__ import annotations
@@ -29,18 +28,18 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Commands(typer.Typer):
-    """A Typer application whose commands say what was given twice."""
+    """A Typer application whose commands have the features of this module."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(cls=_Group, **settings)
 
     def command(self, *arguments: Any, **settings: Any) -> Callable[[Function], Function]:
-        """As Typer has it."""
+        """Registers a command, like `typer.Typer.command`."""
         return super().command(*arguments, **{"cls": _Command, **settings})
 
 
 REGISTRIES = {"{backbones}": BACKBONES, "{methods}": METHODS, "{protocols}": PROTOCOLS}
-"""What help texts call them."""
+"""Registries by their placeholders in help texts."""
 
 
 class _Command(TyperCommand):
@@ -78,7 +77,7 @@ class _Group(TyperGroup):
 
 
 def _add_synonyms(command: TyperCommand | TyperGroup, parser: Any) -> None:
-    """Has a parser take an option's other names too, unless the command has options of those."""
+    """Makes a parser accept an option's synonyms, unless the command has options of these names."""
     own = {name for parameter in command.params for name in parameter.opts}
     for parameter in command.params:
         for name in parameter.opts:
@@ -90,7 +89,7 @@ def _add_synonyms(command: TyperCommand | TyperGroup, parser: Any) -> None:
 
 
 def _list_names(command: TyperCommand | TyperGroup) -> None:
-    """Puts the registered names into the help of a command's options."""
+    """Replaces the placeholders of registries in the help of a command's options."""
     for parameter in command.params:
         text = getattr(parameter, "help", None)
         for placeholder, registry in REGISTRIES.items():
@@ -100,19 +99,19 @@ def _list_names(command: TyperCommand | TyperGroup) -> None:
 
 
 def _tell_repeated(command: TyperCommand | TyperGroup, ctx: Any, given: list[str]) -> None:
-    """A line for each option of one value that is given more than once."""
+    """Prints a note for each option of one value that is given more than once."""
     order = command.make_parser(ctx).parse_args(args=given)[2]
     for option, times in Counter(order).items():
         takes_one = getattr(option, "param_type_name", "") == "option" and not (
             getattr(option, "multiple", False) or getattr(option, "count", False)
         )
-        # A switch that can only be turned on says the same each time.
+        # A switch that can only be turned on means the same however often it is given.
         switch = getattr(option, "is_flag", False) and not option.secondary_opts
         if takes_one and times > 1 and not switch:
             told_twice(max(option.opts, key=len), ctx.params.get(option.name), times)
 
 
 def told_twice(name: str, value: object, times: int = 2) -> None:
-    """Says which value of an option counts; by the first process alone."""
+    """Prints which value of an option counts. Only the first process of a run prints it."""
     if is_first():
         note(f"note: {name} is given {times} times: the last, {value}, counts")

@@ -197,7 +197,7 @@ def shard_command(
 
 
 def _look_at(source: RawDataset, packing: Packing, device: str) -> None:
-    """Says so where photos that are to be packed as aligned do not look aligned."""
+    """Prints a note if photos that are to be packed as aligned do not look aligned."""
     from persona.data.align.aligned import LOOKED_AT, look_at
     from persona.data.pack import sample_photos
 
@@ -211,7 +211,7 @@ def _look_at(source: RawDataset, packing: Packing, device: str) -> None:
 
 
 def _report_share(done: PackedShare, json: bool) -> None:
-    """Says what a share is and what comes after it."""
+    """Prints what a task has packed, and the command to run after all tasks."""
     if json:
         shards = {"shards": done.shards, "of_shards": done.of_shards}
         print_json({"task": str(done.share), **shards, "path": str(done.folder)})
@@ -223,7 +223,7 @@ def _report_share(done: PackedShare, json: bool) -> None:
 
 
 def _report_set(packed: Packed, json: bool) -> None:
-    """Says what a set holds and what was skipped."""
+    """Prints what a set holds and what was skipped."""
     manifest = packed.manifest
     if json:
         print_json({**set_row(manifest), "path": str(packed.folder), "fresh": packed.fresh})
@@ -241,7 +241,7 @@ def _report_set(packed: Packed, json: bool) -> None:
 
 
 def report_skips(manifest: Manifest) -> None:
-    """Says what was mended or skipped and why; the manifest has all of it."""
+    """Prints which photos were mended or skipped and why. The manifest lists all of them."""
     if manifest.no_face:
         note(
             f"{len(manifest.no_face)} photos without a detected face are kept as centre crops for "
@@ -260,7 +260,7 @@ def report_skips(manifest: Manifest) -> None:
 
 
 def set_row(manifest: Manifest) -> dict[str, Any]:
-    """A set as `shards list --json` gives it."""
+    """Returns a set as `persona shards list --json` prints it."""
     return {
         "name": manifest.name,
         "dataset": manifest.dataset,
@@ -319,11 +319,11 @@ def shards_verify(
     from persona.data.shards import open_set, verify_set
     from persona.progress import progress_bar
 
-    # All of its files are read here: what is checked before its first use would be read twice.
+    # verify=False, because all files are read here: a check before the first use would read twice.
     folder, manifest = open_set(set_, workspace(shards=shards).shards, cache, verify=False)
     with progress_bar("verifying", total=len(manifest.shards), unit="shards") as advance:
         verify_set(folder, manifest, advance=advance)
-    # Of a set elsewhere nobody can list the targets; they are checked when they are read.
+    # The targets of a remote set cannot be listed. They are checked when they are read.
     cards = sorted(folder.glob("targets/*/targets.json")) if isinstance(folder, Path) else []
     if cards:
         from persona.data.targets import check_targets, read_targets

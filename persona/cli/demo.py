@@ -1,4 +1,4 @@
-"""`persona demo`: the main job on drawn faces, through the commands that a user has."""
+"""`persona demo`: draw faces, distil a student and evaluate it, with the commands of a user."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ TRIPLETS = 150
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the two roads of the demo differ in."""
+    """The settings in which the demo's two teachers differ."""
 
     image_size: int
     teacher_epochs: int
     student_epochs: int
     batch_size: int
     extra: tuple[str, ...]
-    """Options of the student's distillation."""
+    """Further options of the student's distillation."""
 
 
 DRAWN_TEACHER = Recipe(64, teacher_epochs=10, student_epochs=12, batch_size=32, extra=())
-# FaceNet's identities are not the drawn ones: its logits teach, the labels cannot.
+# FaceNet's identities are not the drawn ones, so only its logits can be learned from, not labels.
 FACENET_TEACHER = Recipe(160, 0, student_epochs=4, batch_size=32, extra=("--hard-weight", "0"))
 
 
@@ -73,8 +73,9 @@ def demo_command(
         ]
     )
 
-    # The best epoch is chosen on the triplets, so that the pairs are left for the verdict. Decaying
-    # the rate by ten after a quarter of so short a run would end it there.
+    # The best epoch is chosen on the triplets, so that the pairs are only used for the final
+    # evaluation. The default schedule divides the learning rate by ten after a quarter of the run,
+    # which would stop the learning of such a short run.
     common = ["--train-set", Synthetic.name, "--test-set", triplets, "-o", "optim.schedule=cosine"]
     common += ["-b", str(recipe.batch_size), "-w", "1", "--tracker", "none"]
     teacher = FACENET
@@ -136,7 +137,7 @@ def demo_command(
 
 
 def facenet_at_hand(place: Workspace) -> bool:
-    """Whether FaceNet's weights are here or can be downloaded; says so where they cannot."""
+    """Whether FaceNet's weights are here or can be downloaded; prints a note if not."""
     from persona.models.weights import FACENETS, download_weights, find_weights, weight_places
 
     release = FACENETS[FACENET]
@@ -154,7 +155,10 @@ def facenet_at_hand(place: Workspace) -> bool:
 
 
 def size_of(name: str, place: Workspace) -> dict[str, int]:
-    """Parameters and bytes on disk of a model, or of what an untrained one would take."""
+    """Returns the parameters and bytes on disk of a model.
+
+    For an untrained network the bytes are computed from its parameters.
+    """
     from persona.models.cards import CARD, read_card
 
     if (place.models / name / CARD).is_file():
@@ -168,22 +172,22 @@ def size_of(name: str, place: Workspace) -> dict[str, int]:
 
 
 class Commands:
-    """Runs commands as a user would, echoing each; what they find out comes back as JSON."""
+    """Runs and prints commands as a user would type them, and returns their JSON."""
 
     def __init__(self, home: Path) -> None:
         self.environment = os.environ | {HOME_VARIABLE: str(home)}
 
     def persona(self, *arguments: str) -> Any:
-        """`persona ARGUMENTS`."""
+        """Runs `persona ARGUMENTS` and returns its JSON."""
         return self._run(["persona", *arguments], [sys.executable, "-m", "persona", *arguments])
 
     def side_by_side(self, commands: Sequence[Sequence[str]]) -> list[Any]:
-        """Several `persona` commands, two at a time: most of their time they import torch."""
+        """Runs several `persona` commands, two at once: they mostly spend their time on imports."""
         with ThreadPoolExecutor(2) as pool:
             return list(pool.map(lambda arguments: self.persona(*arguments), commands))
 
     def distill(self, *arguments: str) -> str:
-        """`accelerate launch -m persona.distill ARGUMENTS`; returns the model's ID."""
+        """Runs `accelerate launch -m persona.distill ARGUMENTS` and returns the model's ID."""
         launch = ["launch", "--num_processes", "1", "--num_machines", "1"]
         launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "persona.distill"]
         card = self._run(

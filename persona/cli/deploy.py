@@ -1,4 +1,4 @@
-"""`persona export`, `persona bench`."""
+"""`persona export` and `persona bench`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("onnx", "litert", "web")
 EXACT = 1e-6
-"""A cosine in float32 is no more exact."""
+"""Smallest difference of cosines that is shown; float32 is not more exact."""
 LAYERS_SHOWN = 10
 ENDINGS = {"onnx": ".onnx", "litert": ".tflite", "web": "-web"}
 
@@ -167,7 +167,7 @@ def export_command(
 
 
 def _check_faces(card: Card, set_: str | None, place: Workspace, seed: int, *, verify: bool) -> Any:
-    """Of a set, or drawn."""
+    """Returns the faces to check a file on: those of a set, or drawn faces where there is none."""
     from persona.data.shards import open_set
     from persona.deploy.export import FACES
     from persona.deploy.faces import drawn_faces, set_faces
@@ -181,7 +181,10 @@ def _check_faces(card: Card, set_: str | None, place: Workspace, seed: int, *, v
 def _faces_apart(
     card: Card, checked: str | None, calibrate: str, place: Workspace, seed: int, *, verify: bool
 ) -> tuple[Any, Any]:
-    """Faces to check on and others to calibrate on: of one set the former come first."""
+    """Returns faces to check a file on, and other faces to calibrate on.
+
+    If both are from one set, the check faces are its first ones.
+    """
     from persona.data.shards import open_set
     from persona.deploy.export import CALIBRATION_FACES, FACES
     from persona.deploy.faces import set_faces
@@ -206,18 +209,18 @@ def _faces_apart(
 
 
 def _packed(sets: tuple[str, ...], place: Workspace) -> str | None:
-    """The first of the sets that is here."""
+    """Returns the first of the sets that is packed here."""
     from persona.data.shards import MANIFEST
 
     return next((name for name in sets if (place.shards / name / MANIFEST).is_file()), None)
 
 
 def _print_layers(done: Exported) -> None:
-    """Of a file in integers: what stays in floats, and why."""
+    """Prints which layers of an int8 file stay in floats, and why."""
     if done.layers:
         typer.echo(f"{done.layers - len(done.floats)} of {done.layers} layers in integers")
     for kept in done.floats[:LAYERS_SHOWN]:
-        # Many that cost next to nothing alone can cost too much together.
+        # Many layers that cost almost nothing alone can cost too much together.
         cost = f"{kept.cost:.1e}" if kept.cost > EXACT else "nothing that can be measured"
         typer.echo(f"  in floats: {kept.layer}, whose integers alone take {cost} off the cosine")
     if len(done.floats) > LAYERS_SHOWN:

@@ -1,4 +1,4 @@
-"""The command line of `python -m persona.distill`, and what `accelerate launch` runs."""
+"""The command line of `python -m persona.distill`, which `accelerate launch` runs too."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def distill_command(
     else:
         resolved = resume_config(DistillConfig, place.runs, resume, given)
     check_training("distilling")
-    if context.parent is not None:  # `persona distill`: it sees to the processes itself
+    if context.parent is not None:  # `persona distill` starts the processes itself
         from persona.cli.launch import launch_on_gpus
 
         switches = {"--json": json, "--debug": debug or context.parent.params.get("debug")}

@@ -1,4 +1,4 @@
-"""From an exception to one line and an exit code: the only place that knows both."""
+"""The one table from exceptions to a line of error and an exit code."""
 
 from __future__ import annotations
 
@@ -48,18 +48,21 @@ _OS_ERRORS = {
 _PEER_LOST = "another process of this run ended: its own line says why"
 _RUNTIME_ERRORS = {
     "out of memory": _NO_MEMORY,  # torch.OutOfMemoryError
-    "can't allocate memory": _NO_MEMORY,  # on the CPU
-    "Connection closed by peer": _PEER_LOST,  # gloo, in the processes that waited for another
+    "can't allocate memory": _NO_MEMORY,  # torch on the CPU
+    "Connection closed by peer": _PEER_LOST,  # gloo, in processes that wait for another one
     "Connection reset by peer": _PEER_LOST,
     "NCCL communicator was aborted": _PEER_LOST,
 }
 
 _UsageError = typer.BadParameter.__mro__[1]
-"""Click's, of which newer releases of Typer have a copy of their own."""
+"""Click's UsageError. Newer releases of Typer have a copy of their own."""
 
 
 def explain(error: BaseException) -> tuple[str, int] | None:
-    """The line and exit code for an error that a user can mend; None: a fault of the program."""
+    """Returns the line and exit code for an error that a user can mend.
+
+    None means that the error is a fault of the program.
+    """
     if isinstance(error, KeyboardInterrupt):
         number = signals.received or signal.SIGINT
         return str(error) or signals.INTERRUPTED, signals.EXIT_SIGNAL + number
@@ -73,7 +76,7 @@ def _line_of(error: BaseException) -> str | None:
     error = missing_for_training(error, "this") or error
     if isinstance(error, PersonaError):
         return str(error)
-    if isinstance(error, typer.Abort):  # the input ended where an answer was wanted
+    if isinstance(error, typer.Abort):  # the input ended at a question
         return "there was no answer: nothing is done"
     if isinstance(error, MemoryError):
         return _NO_MEMORY
@@ -91,7 +94,7 @@ def _system_line(error: OSError) -> str | None:
             check_working_directory()
         except PersonaError as gone:
             return str(gone)
-        if "temporary directory" in (error.strerror or ""):  # tempfile's
+        if "temporary directory" in (error.strerror or ""):  # from the module tempfile
             return "no folder for temporary files can be written to: name one in TMPDIR"
     place = f"{error.filename}: " if error.filename else ""
     line = _OS_ERRORS.get(error.errno or 0)
@@ -99,8 +102,8 @@ def _system_line(error: OSError) -> str | None:
 
 
 def _usage_line(error: Any) -> str:
-    """What is wrong with a command line, and the nearest that would be right."""
-    if type(error).__name__ == "NoArgsIsHelpError":  # the help is its text, and is printed already
+    """Returns what is wrong with a command line, and the nearest right name or where to look."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help is printed already
         return ""
     text = " ".join(error.format_message().split())
     if possible := sorted(getattr(error, "possibilities", None) or ()):
@@ -113,7 +116,7 @@ def _usage_line(error: Any) -> str:
 
 
 def _is_unread() -> bool:
-    """Whether stdout or stderr is a pipe whose reader has gone, as in `persona … | head`."""
+    """Whether stdout or stderr is a pipe whose reader has ended, as in `persona … | head`."""
     poll = select.poll()
     for number in (1, 2):
         poll.register(number, select.POLLOUT)
@@ -121,7 +124,13 @@ def _is_unread() -> bool:
 
 
 def run_app(app: typer.Typer, name: str, arguments: list[str]) -> NoReturn:
-    """Runs a Typer application with logging on stderr and errors as one line."""
+    """Runs a Typer application with logging on stderr and errors as one line; it does not return.
+
+    Args:
+        app: the application.
+        name: its name in messages.
+        arguments: the command line after the name.
+    """
     signals.raise_interrupts()
     debug = "--debug" in arguments
     code: int | str | None = 0
@@ -135,10 +144,10 @@ def run_app(app: typer.Typer, name: str, arguments: list[str]) -> NoReturn:
         logging.getLogger("persona").setLevel(logging.DEBUG if debug else logging.INFO)
         quiet_others()
         share_threads()
-        sweep(Path())  # what a killed command left here, a gallery's export perhaps
+        sweep(Path())  # temporary files that a killed command left in this folder
         command = get_command(app)
         keep_brackets(command)
-        # Its own `main` makes boxes of several lines of errors, and loses what an interrupt says.
+        # Typer's own `main` prints errors as boxes of several lines, and drops an interrupt's text.
         with command.make_context(name, arguments) as context:
             command.invoke(context)
         with placed(Path("standard output")):
@@ -154,13 +163,13 @@ def run_app(app: typer.Typer, name: str, arguments: list[str]) -> NoReturn:
         signals.end_silently()
     try:
         sys.stdout.flush()
-    except OSError:  # said above; the interpreter would complain once more at its exit
+    except OSError:  # reported above; otherwise the interpreter reports it again at its exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(code)
 
 
 def _say(error: BaseException, debug: bool) -> int:
-    """Prints the line of an error, or the trace of a fault; returns the exit code."""
+    """Prints the line of an error, or the trace of a fault, and returns the exit code."""
     explained = explain(error)
     if debug or explained is None:
         traceback.print_exception(error)
@@ -168,14 +177,14 @@ def _say(error: BaseException, debug: bool) -> int:
         return EXIT_ERROR
     line, code = explained
     if isinstance(error, KeyboardInterrupt) and int(os.environ.get("RANK", "0")) > 0:
-        line = ""  # every process of the run is interrupted, one says it
+        line = ""  # every process of the run is interrupted, and one of them prints it
     if line:
         sys.stderr.write(f"error: {legible(line)}\n")
     return code
 
 
 def _interrupt_of(error: BaseException) -> BaseException:
-    """The interrupt that an error came of, if it came of one; else the error itself."""
+    """Returns the interrupt that caused an error, if there was one, or else the error itself."""
     if signals.received is None:
         return error
     link: BaseException | None = error
@@ -185,15 +194,15 @@ def _interrupt_of(error: BaseException) -> BaseException:
 
 
 def _open_streams() -> None:
-    """Makes sure that what goes to stdout and stderr goes there, and as text that can be written.
+    """Opens closed standard streams on the null device, and makes stdout accept any text.
 
     Raises:
         PersonaError: stdout is closed.
     """
     closed = [name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None]
-    for name in closed:  # else the next file that is opened would get its number
+    for name in closed:  # otherwise the next file that is opened gets the stream's number
         setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: PTH123, SIM115
     if "stdout" in closed:
         raise PersonaError("standard output is closed: let it go to a file or to /dev/null")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a path may be no text
+        sys.stdout.reconfigure(errors="backslashreplace")  # like stderr: a path may be no text

@@ -1,4 +1,4 @@
-"""`persona evaluate`, `persona compare`."""
+"""`persona evaluate` and `persona compare`."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def compare_command(
 
 
 def _placed(named: Named, processes: Any) -> Named:
-    """The network, if it is one in torch on the processes' device."""
+    """Returns the network; a network in torch is moved to the processes' device."""
     from persona.models.embedder import Embedder
 
     if not isinstance(named.network, Embedder):
@@ -241,7 +241,7 @@ def _placed(named: Named, processes: Any) -> Named:
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    """The protocol's own tables."""
+    """Prints the tables of an evaluation's protocol."""
     note(f"{evaluation.model} on {evaluation.set}, {evaluation.measure}")
     for table in evaluation.tables():
         columns = [Column(title, right=place > 0) for place, title in enumerate(table.titles)]

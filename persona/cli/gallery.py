@@ -1,4 +1,4 @@
-"""`persona enroll`, `persona forget`, `persona gallery`, and the options of all that open one."""
+"""`persona enroll`, `persona forget`, `persona gallery`, and options of commands with a gallery."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def enroll_command(
     with open_people(
         store, model, threshold, "mean", passphrase_file, models, keep_crops=keep_crops
     ) as gallery:
-        gallery.store.check_writable()  # or everybody would be refused for the same reason
+        gallery.store.check_writable()  # one error instead of the same one for every person
         if len(people) + len(failed) == 1:
             done = [_enroll(gallery, *one, force=force) for one in people.items()]
         else:
@@ -109,7 +109,7 @@ def enroll_command(
     elif done:
         print_table(
             [Column("name"), Column("photos added", right=True), Column("refused", right=True)],
-            # Of a folder that was enrolled before, those alone who have changed.
+            # Of a folder that was enrolled before, only the people who changed are shown.
             [
                 [one.name, one.added, len(one.refused)]
                 for one in done
@@ -136,10 +136,14 @@ def enroll_command(
 
 
 def _who(what: list[str]) -> tuple[dict[str, list[Path]], dict[str, str]]:
-    """Photos by name; and of a folder of folders those whose name is none, with the reason.
+    """Reads the arguments of `persona enroll`: a name and photos, or a folder of folders.
+
+    Returns:
+        The photos by name, and, for a folder of folders, the reasons by folder for those whose
+        name cannot be used.
 
     Raises:
-        PersonaError: no photos, or it is not clear whose.
+        PersonaError: there are no photos, or it is not clear whom they show.
     """
     from persona.gallery.photos import folders_of
     from persona.gallery.store import check_name
@@ -157,7 +161,7 @@ def _who(what: list[str]) -> tuple[dict[str, list[Path]], dict[str, str]]:
         failed = {}
         for person in folders:
             try:
-                # Two folders may have one name: composed and decomposed, or with a blank.
+                # Two folders may give one name, which differ in Unicode's form or in blanks.
                 people.setdefault(check_name(person.name), []).extend(photos_in(person))
             except PersonaError as error:
                 failed[person.name] = str(error)
@@ -179,7 +183,7 @@ def _who(what: list[str]) -> tuple[dict[str, list[Path]], dict[str, str]]:
 
 
 def photos_in(folder: Path) -> list[Path]:
-    """The photos directly in a folder; says so where folders in it are left out."""
+    """Returns the photos directly in a folder, and prints a note if it has folders too."""
     from persona.gallery.photos import folders_of, photos_of
 
     found, below = photos_of(folder), len(folders_of(folder))
@@ -189,7 +193,7 @@ def photos_in(folder: Path) -> list[Path]:
 
 
 def _enroll(gallery: Gallery, name: str, photos: list[Path], *, force: bool) -> Enrolled:
-    """Enrols somebody; asks, on a terminal, where there is doubt."""
+    """Enrols a person. On a terminal it asks the user about doubts."""
     from persona.gallery import DoubtError
     from persona.gallery.photos import iter_photos
 
@@ -216,7 +220,7 @@ def _enroll(gallery: Gallery, name: str, photos: list[Path], *, force: bool) -> 
 def _enroll_all(
     gallery: Gallery, people: dict[str, list[Path]], failed: dict[str, str], *, force: bool
 ) -> list[Enrolled]:
-    """Enrols everybody; `failed` gets those for whom it failed, with the reason."""
+    """Enrols people, and adds the reasons of those who were not enrolled to `failed`."""
     from persona.gallery import DoubtError
     from persona.gallery.photos import iter_photos
 
@@ -233,7 +237,7 @@ def _enroll_all(
                 failed[name] = str(error)
                 if isinstance(error, DoubtError) and sys.stdin.isatty():
                     doubtful.append(name)
-    for name in doubtful:  # when nothing else writes on the terminal
+    for name in doubtful:  # after the progress bar, so that nothing else writes on the terminal
         try:
             done.append(_enroll(gallery, name, people[name], force=force))
             del failed[name]
@@ -408,18 +412,21 @@ def gallery_rebuild(
 
 
 def _command(words: str, store: str | None) -> str:
-    """What to type for a command on the same gallery; the URL of one may hold a password."""
+    """Returns the line to type for a command on the same gallery.
+
+    It never shows a gallery's URL, which may hold a password.
+    """
     place = "" if not store else f" --store {'URL' if '://' in store else shlex.quote(store)}"
     return f"persona {words}{place}"
 
 
 def nobody_enrolled(store: str | None) -> str:
-    """What to say of an empty gallery."""
+    """Returns the note on an empty gallery."""
     return f"nobody is enrolled: `{_command('enroll NAME PHOTO...', store)}` enrols somebody"
 
 
 def threshold_facts(gallery: Gallery) -> dict[str, Any]:
-    """What every answer is shown with."""
+    """Returns the model and the threshold, which are printed with every answer."""
     return {
         "model": gallery.eyes.named.name,
         "threshold": gallery.threshold,
@@ -451,7 +458,7 @@ def open_people(
     keep_crops: bool = False,
     create: bool = True,
 ) -> Gallery:
-    """The gallery that a command's options name, here or behind a URL."""
+    """Opens the gallery that a command's options name: a file, or a database by its URL."""
     from persona.gallery import open_gallery
 
     place = workspace(models=models)

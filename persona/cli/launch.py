@@ -1,4 +1,4 @@
-"""A training on all GPUs of this machine, started with Accelerate's own launcher."""
+"""Starting a training on all GPUs of this machine with Accelerate's launcher."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 CONFIG = Path("accelerate_config.yaml")
 LAUNCHED = ("RANK", "ACCELERATE_MIXED_PRECISION")
-"""Variables that torchrun and `accelerate launch` set for the processes that they start."""
+"""Environment variables that torchrun and `accelerate launch` set for their processes."""
 ONE_MACHINE = (
     *("--multi_gpu", "--num_machines", "1"),
     *("--mixed_precision", "no", "--dynamo_backend", "no"),
@@ -28,12 +28,14 @@ INTERRUPTED = "interrupted: run the command with --resume RUN to go on from its 
 
 
 def launch_on_gpus(module: str, arguments: Sequence[str]) -> None:
-    """Runs a module on each GPU, and ends with its exit code.
+    """Runs a module with one process per GPU, and then exits with the exit code of these.
 
-    Returns where this process does the work itself: it was launched, or there is one device for it.
+    It returns only if this process must do the work itself, because it was launched already or
+    there are fewer than two GPUs.
 
     Raises:
-        PersonaError: a process was killed. What else went wrong, that process has said.
+        PersonaError: a process was killed, or Accelerate cannot use its config file. A process
+            reports its other errors itself.
     """
     if any(name in os.environ for name in LAUNCHED):
         return
@@ -47,21 +49,21 @@ def launch_on_gpus(module: str, arguments: Sequence[str]) -> None:
     known = CONFIG.is_file()
     log.info("launching on %d GPUs%s", processes, f" as {CONFIG} says" if known else "")
     options = ["--config_file", str(CONFIG)] if known else [*ONE_MACHINE]
-    # Any port: another run may have the default one.
+    # Port 0 takes any free port: another run may use the default one.
     options += ["--num_processes", str(processes), "--main_process_port", "0"]
-    # What a process has to say, it says itself.
+    # The processes report their errors themselves.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         launch_command(launch_command_parser().parse_args([*options, "-m", module, *arguments]))
     except SignalException as stop:
         signals.received = stop.sigval
-        if stop.sigval == signal.SIGINT:  # which the processes got too
+        if stop.sigval == signal.SIGINT:  # the processes got it too, and one has printed a line
             raise typer.Exit(signals.EXIT_SIGNAL + signal.SIGINT) from None
         raise KeyboardInterrupt(INTERRUPTED) from None
     except (ValueError, TypeError, yaml.YAMLError) as error:
         reason = str(error).partition("\n")[0]
         raise PersonaError(f"Accelerate cannot launch as {CONFIG} says: {reason}") from None
-    except subprocess.CalledProcessError as error:  # its config file asks for one process
+    except subprocess.CalledProcessError as error:  # Accelerate's config file asks for one process
         raise typer.Exit(error.returncode) from None
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
@@ -75,7 +77,7 @@ def launch_on_gpus(module: str, arguments: Sequence[str]) -> None:
 
 
 def count_gpus() -> int:
-    """GPUs that may be used."""
+    """Returns the number of GPUs that may be used."""
     import torch
     from accelerate.utils.environment import parse_flag_from_env
 

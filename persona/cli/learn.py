@@ -1,4 +1,4 @@
-"""`persona learn`, `persona learn benchmark`."""
+"""`persona learn` and `persona learn benchmark`."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ def benchmark_command(
 
 
 def show(found: dict[str, Any]) -> None:
-    """The figures of a benchmark as a table."""
+    """Prints the figures of a benchmark as a table."""
     columns = ["seen", "last", "forgetting", "BWT", "FWT", "outside AUC", "outside EER"]
     names = ["incremental", "final", "forgetting", "backward", "forward"]
     names += ["outside_auc", "outside_eer"]
@@ -303,5 +303,5 @@ def show(found: dict[str, Any]) -> None:
 
 
 def mean_of(values: list[float]) -> float:
-    """Their mean."""
+    """Returns the mean of the values."""
     return sum(values) / len(values)

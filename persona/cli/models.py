@@ -87,7 +87,7 @@ def models_show(
 
     text = yaml.safe_dump(asdict(card), sort_keys=False, allow_unicode=True)
     for line in text.rstrip("\n").split("\n"):
-        typer.echo(legible(line))  # the card may be a stranger's
+        typer.echo(legible(line))  # the card may come from an untrusted source
 
 
 @models_app.command("rename")

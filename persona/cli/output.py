@@ -1,4 +1,4 @@
-"""Printing: one JSON document on stdout, or a table for a person."""
+"""Options that several commands share, and printing: a JSON document or a table on stdout."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NETWORKS = (
     "Model ID, onnx:FILE, litert:FILE, hf://OWNER/NAME, facenet-vggface2, or mobilenet_v3_small "
     "for an untrained one"
 )
-"""What a network may be called, see persona/models/sources.py."""
+"""Help text on the names of networks, see persona/models/sources.py."""
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -69,20 +69,20 @@ ModelsOption = Annotated[
 def workspace(
     raw: Path | None = None, shards: Path | None = None, models: Path | None = None
 ) -> Workspace:
-    """The folders of this command; what is not given lies below $PERSONA_HOME or `.`."""
+    """Returns the command's folders. Those that are not given are in `PERSONA_HOME` or `.`."""
     return Workspace.locate(raw=raw, shards=shards, models=models)
 
 
 class LegibleFormatter(logging.Formatter):
-    """The message of a record without what a terminal would act on."""
+    """A formatter that escapes the control characters a terminal would act on."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, or several where a trace follows."""
+        """Returns the message, which is one line unless a trace follows."""
         return "\n".join(map(legible, super().format(record).split("\n")))
 
 
 def print_json(value: object) -> None:
-    """One document, one line end; names of files may hold anything."""
+    """Prints one JSON document on stdout, with control characters escaped."""
     sys.stdout.write(escape_json(json.dumps(value, indent=2, ensure_ascii=False)) + "\n")
 
 
@@ -97,9 +97,12 @@ class Column:
 def print_table(
     columns: Sequence[Column], rows: Sequence[Sequence[object]], *, empty: str | None = None
 ) -> None:
-    """A table on stdout; on a pipe it is as wide as it needs, so that no cell is cut.
+    """Prints a table on stdout. On a pipe it is 200 characters wide, so that no cell is cut.
 
-    `empty` is noted in its place where there is no row: what to do to get some.
+    Args:
+        columns: the columns.
+        rows: the cells of each row. None is printed as a dash.
+        empty: note to print instead if there is no row, which says how to get some.
     """
     if not rows and empty is not None:
         note(empty)
@@ -113,7 +116,7 @@ def print_table(
         table.add_column(column.title, justify="right" if column.right else "left")
     for row in rows:
         table.add_row(*("–" if cell is None else legible(str(cell)) for cell in row))
-    # No markup: a path may have brackets.
+    # Without markup, because a path may have brackets.
     console = Console(highlight=False, markup=False)
     if not sys.stdout.isatty():
         console = Console(highlight=False, markup=False, width=200)
@@ -121,14 +124,14 @@ def print_table(
 
 
 def note(text: str) -> None:
-    """A line for a person, on stderr."""
+    """Prints a line on stderr."""
     sys.stderr.write(legible(text) + "\n")
 
 
 def keep_brackets(command: Any) -> None:
-    """Has the help of a command, and of those below it, print its brackets as they are.
+    """Escapes the brackets in the help of a command and its subcommands.
 
-    Rich takes `[default: 20]` for a style that it does not know, and drops it.
+    Rich takes `[default: 20]` for an unknown style and drops it.
     """
     if getattr(command, "rich_markup_mode", None) != "rich":
         return
@@ -141,7 +144,7 @@ def keep_brackets(command: Any) -> None:
 
 
 def human_bytes(count: int) -> str:
-    """1234567 as `1.2 MB`."""
+    """Returns a number of bytes for people: 1234567 is `1.2 MB`."""
     size = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:

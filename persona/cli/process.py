@@ -1,4 +1,4 @@
-"""What this process was told by whoever started it: `accelerate launch`, torchrun, or a shell."""
+"""What the starter of this process (`accelerate launch`, torchrun or a shell) told it."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ from persona.workers import usable_cores
 THREADS = "OMP_NUM_THREADS"
 WAITING = "OMP_WAIT_POLICY"
 SHARED = "PERSONA_SHARED_THREADS"
-"""What this module put there, for processes that this one starts: it is no user's."""
+"""Variable with the number of threads that this module has set. It tells processes started by this
+one that the number was not chosen by the user."""
 LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
 """Variables of which a launcher sets at least one."""
 
 
 def is_first() -> bool:
-    """Whether this is the process that speaks."""
+    """Whether this is the first process of a run, which prints messages for all."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def quiet_others() -> None:
-    """One voice: the other processes would say everything again."""
+    """Silences the log of the other processes, which would repeat every message."""
     if not is_first():
         logging.getLogger("persona").setLevel(logging.ERROR)
 
 
 def launcher_options(*names: str) -> dict[str, Any]:
-    """What `accelerate launch` and its config file say, through the environment it sets.
+    """Reads the options of `accelerate launch` and its config file from the environment.
 
-    With `names`, of these values alone.
+    Args:
+        names: options to return. Without names, all are returned.
     """
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION")
     accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
@@ -49,15 +51,15 @@ def launcher_options(*names: str) -> dict[str, Any]:
 
 
 def share_threads() -> None:
-    """Gives this process its share of the cores, however it was started; before torch is imported.
+    """Gives this process its share of the cores. It must run before torch is imported.
 
-    `accelerate launch` and torchrun give each process one thread where nothing is said, and torch
-    by itself takes all cores: the same run then has other sums, at another speed. A number of
-    threads that the user named stays.
+    By default `accelerate launch` and torchrun give each process one thread, while torch alone
+    takes all cores. The same run would then have another speed, and sums that differ in their last
+    digits. A number of threads that the user chose is kept.
 
-    Threads that wait for each other sleep rather than spin: where another process holds a core, a
-    training step on two spinning threads took over ten times as long as on one, and on two sleeping
-    ones as long.
+    Threads that wait for each other sleep instead of spinning. If another process holds a core, a
+    training step on two spinning threads took over ten times as long as on one thread. On two
+    sleeping threads it took as long as on one.
     """
     os.environ.setdefault(WAITING, "PASSIVE")
     if not _named_by_user():
@@ -66,18 +68,19 @@ def share_threads() -> None:
 
 
 def _named_by_user() -> bool:
-    """Whether the number of threads is the user's rather than a launcher's own."""
+    """Whether the user chose the number of threads, and not a launcher by itself."""
     value = os.environ.get(THREADS)
     if value == os.environ.get(SHARED):
         return False
     if value != "1" or not any(name in os.environ for name in LAUNCHED):
         return bool(value)
-    # One thread is what launchers set by themselves; were they told to, it stands with them.
+    # Launchers set one thread by themselves. If the user asked for it, it is in the launcher's own
+    # environment or command line.
     parent = Path(f"/proc/{os.getppid()}")
     try:
         told = (parent / "environ").read_bytes().split(b"\0")
         options = (parent / "cmdline").read_bytes().split(b"\0")
-    except OSError:  # no Linux
+    except OSError:  # not on Linux
         return False
     return any(entry.startswith(f"{THREADS}=".encode()) for entry in told) or any(
         b"num_cpu_threads_per_process" in option.replace(b"-", b"_") for option in options

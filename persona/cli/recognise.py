@@ -95,7 +95,7 @@ def recognise_command(
 def _recognise(
     gallery: Gallery, path: Path, annotate: Path | None, folder: bool
 ) -> tuple[Sighting, ...] | str:
-    """The faces of a photo; of a folder's unreadable photo, the reason."""
+    """Recognises the faces of a photo. For an unreadable photo of a folder, returns the reason."""
     from persona.gallery.photos import copy_name, draw_marks, mark_of, read_photo, save_image
 
     try:
@@ -113,7 +113,7 @@ def _recognise(
 
 
 def _video(gallery: Gallery, path: Path, annotate: Path | None, every: float) -> Seen | None:
-    """The tracks of a video; None: it is a photo, or what is wrong with it is a photo's matter."""
+    """Recognises the tracks of a video, or returns None if the file is treated as a photo."""
     from persona.gallery.photos import is_film
 
     if not is_film(path):
@@ -129,7 +129,7 @@ def _video(gallery: Gallery, path: Path, annotate: Path | None, every: float) ->
 
 
 def _answer(face: Sighting, nearest: bool) -> list[str | None]:
-    """Who, and how near."""
+    """Returns the two cells of a face in the table: name, and similarity."""
     if face.refused is not None:
         return [face.refused, None]
     score = None if face.score is None else f"{face.score:.3f}"

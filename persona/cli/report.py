@@ -88,10 +88,10 @@ def report_command(
 
 
 def choose_format(form: str | None, out: Path | None) -> tuple[str, Path]:
-    """The format and the file, each from the other where one is not given.
+    """Returns format and file, each derived from the other where it is not given.
 
     Raises:
-        PersonaError: unknown format.
+        PersonaError: the format is unknown, or differs from the file's suffix.
     """
     from persona.api.reporting import FORMATS
 

@@ -26,7 +26,7 @@ from persona.errors import PersonaError
 from persona.extras import missing
 
 MIN_TOKEN, MAX_TOKEN = 16, 4096
-"""Characters."""
+"""Least and largest number of characters of a token."""
 
 
 def serve_command(
@@ -93,8 +93,8 @@ def serve_command(
             *(store, model, threshold, match, passphrase_file, models), keep_crops=keep_crops
         ) as gallery,
     ):
-        gallery.store.place = "the gallery"  # nobody who asks needs to know where it lies
-        # Whoever is known by another name, or through a proxy, is reached from beyond the machine.
+        gallery.store.place = "the gallery"  # clients need not know its path
+        # A server with another host name, or behind a proxy, can be reached from other machines.
         is_new = token is None and bool(proxies or names or not is_loopback(listener))
         token = secrets.token_urlsafe(32) if is_new else token
         cores = len(os.sched_getaffinity(0))
@@ -105,13 +105,13 @@ def serve_command(
             limits.waiting,
             read_s=limits.read_s,
             work_s=limits.work_s,
-            # Requests beside one another use two cores better than one request does.
+            # Two requests at once use two cores better than one request with two threads.
             begin=partial(_take_threads, max(1, cores // workers)),
         )
         app = build_app(
             gallery,
             gate,
-            network=Path(gallery.eyes.named.name).name,  # of a file no folder
+            network=Path(gallery.eyes.named.name).name,  # a file's name without its folder
             match=match,
             limits=limits,
             names=names | {"localhost", host.lower(), socket.gethostname().lower()},
@@ -138,25 +138,25 @@ def serve_command(
         finally:
             ended = gate.close(LEFT_S)
         if not ended:
-            # A decoder cannot be interrupted, and Python would wait for its thread. Nothing that it
-            # finds is kept any more, and the gallery is as after a kill: whole.
+            # A decoder cannot be interrupted, and Python would wait for its thread. Nothing that
+            # the thread finds is stored any more. The gallery is complete, as after a kill.
             note("note: ended without waiting for a request that takes too long")
             sys.stdout.flush()
             os._exit(0)
 
 
 def _take_threads(count: int) -> None:
-    """Bounds torch's threads of this thread, where a network in torch is served."""
+    """Limits the number of torch's threads for this thread, if torch is imported."""
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(count)
 
 
 def read_token(path: Path) -> str:
-    """The token in a file, without the line's end.
+    """Reads the token in a file, without the end of its line.
 
     Raises:
-        PersonaError: it is not there, or no token.
+        PersonaError: there is no such file, or it holds no token.
     """
     try:
         with path.open(encoding="ascii") as file:

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM, from before the first import to the last line. Imports next to nothing."""
+"""Handling of Ctrl-C and SIGTERM, from before the first import to the last line of a command.
+
+This module imports very little, because it must be ready first.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +14,27 @@ from types import FrameType
 from typing import NoReturn
 
 EXIT_SIGNAL = 128
-"""To which a shell adds the number of the signal that ended a command."""
+"""Exit code of a command that a signal ended, before the signal's number is added."""
 INTERRUPTED = "interrupted: run the same command again to go on"
 
 received: int | None = None
-"""The signal that asked this command to end."""
+"""Number of the signal that asked this command to end."""
 
 
 def end_at_once() -> None:
-    """From here on a signal ends the process with one line: for imports, where nothing is open.
+    """Makes signals end the process at once with one line.
 
-    An import that is interrupted may swallow KeyboardInterrupt or make another error of it.
+    This is for imports, while no file is open. An interrupted import may swallow KeyboardInterrupt
+    or raise another error instead.
     """
     for number in _signals():
         signal.signal(number, _end)
 
 
 def raise_interrupts() -> None:
-    """From here on a signal raises KeyboardInterrupt and is noted in `received`.
+    """Makes signals raise KeyboardInterrupt, and keeps their number in `received`.
 
-    Python prints and forgets what is raised in a finaliser: there it is raised again after it.
+    Python only prints an exception from a finaliser. There it is raised again afterwards.
     """
     for number in _signals():
         signal.signal(number, _raise)
@@ -38,26 +42,27 @@ def raise_interrupts() -> None:
 
 
 def drop() -> None:
-    """From here on a signal is too late: the command ends already, and is about to say why."""
+    """Makes signals have no effect: the command is ending, and is about to print why."""
     for number in _signals():
         signal.signal(number, lambda *_: None)
 
 
 def end_silently() -> None:
-    """From here on a signal ends the process at once, and says no more than was said already."""
+    """Makes signals end the process at once without a further line."""
     for number in _signals():
         signal.signal(number, _end_silently)
 
 
 def _signals() -> list[signal.Signals]:
-    # A launched process is terminated because another one failed, which has said why.
+    # SIGTERM keeps its default in a launched process: it comes because another process failed,
+    # and that one has printed why.
     meant = [signal.SIGINT] if "RANK" in os.environ else [signal.SIGINT, signal.SIGTERM]
-    # Ignored: it was started in the background, where Ctrl-C is another's.
+    # A signal is ignored if the command was started in the background, where Ctrl-C is not for it.
     return [number for number in meant if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def _end(number: int, _frame: FrameType | None) -> NoReturn:
-    if int(os.environ.get("RANK", "0")) == 0:  # one voice is enough
+    if int(os.environ.get("RANK", "0")) == 0:  # one process of a run prints it
         os.write(2, f"error: {INTERRUPTED}\n".encode())
     os._exit(EXIT_SIGNAL + number)
 
@@ -79,7 +84,7 @@ def _again(number: int) -> None:
 
 def _unraisable(what: sys.UnraisableHookArgs) -> None:
     if issubclass(what.exc_type, KeyboardInterrupt):
-        # From a thread, and later: here it would be lost again.
+        # Raised later and from a thread, because here it would be lost again.
         _thread.start_new_thread(_again, (received or signal.SIGINT,))
     else:
         sys.__unraisablehook__(what)

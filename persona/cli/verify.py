@@ -1,4 +1,4 @@
-"""`persona verify`, `persona embed`."""
+"""`persona verify` and `persona embed`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from persona.errors import PersonaError
 from persona.progress import progress_bar
 
 SHOWN = 10
-"""Photos without an embedding that are named."""
+"""Number of photos without an embedding that are named at most."""
 
 
 def verify_command(

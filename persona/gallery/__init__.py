@@ -1,4 +1,4 @@
-"""The gallery: people who are known by their photos, without touching a network's weights."""
+"""The gallery: people are enrolled and recognised by embeddings, without training a network."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""A gallery's threshold, from all pairs of a packed set.
+"""Choosing a gallery's threshold on all pairs of a packed set.
 
-The threshold is the lowest at which at most a share `far` of the pairs of two people is accepted.
-That is the rate for one comparison; against a gallery of N people it is up to N times as high.
+The threshold is the lowest at which at most the share `far` of the impostor pairs is accepted. This
+false accept rate holds for one comparison. Against a gallery of N people it is up to N times as
+high.
 
 Shapes: N samples, E embedding, P pairs.
 """
@@ -23,14 +24,15 @@ from persona.gallery.store import SAME, Templates, Threshold
 from persona.models.sources import Named
 
 MAX_SAMPLES = 20_000
-"""200 million pairs; of a larger set as many, evenly spread over it."""
+"""Largest number of samples, which gives 200 million pairs. From a larger set, as many samples are
+taken at even distances."""
 BLOCK = 512
 
 
 def calibrate(
     named: Named, folder: SetFolder, manifest: Manifest, processes: Processes, far: float
 ) -> Threshold:
-    """The threshold for a false accept rate; its source names the set and the TAR.
+    """Chooses the threshold for a false accept rate; its source names the set and the TAR.
 
     Raises:
         PersonaError: the set has too few pairs, or crops of another kind than the network's, or the
@@ -42,7 +44,7 @@ def calibrate(
         raise PersonaError(f"set {manifest.name} holds triplets: choose a set of photos")
     manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
     embedded = embed_set(named.network, folder, manifest, processes)
-    # Photos without a face stand in the set as centre crops; a gallery has no such thing.
+    # The set has centre crops of photos without a face, but a gallery refuses such photos.
     no_face = [key for shard in manifest.shards for key in shard.no_face]
     rows = np.flatnonzero(~np.isin(embedded.keys, no_face))
     rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_SAMPLES)).round().astype(int)]
@@ -58,10 +60,19 @@ def calibrate(
 def threshold_at(
     embeddings_NE: Templates, labels_N: npt.NDArray[np.int64], far: float, where: str
 ) -> tuple[float, float, int]:
-    """The threshold, the TAR there, and how many impostor pairs it was chosen on.
+    """Chooses the threshold on embeddings.
+
+    Args:
+        embeddings_NE: (N, E) embeddings of unit length.
+        labels_N: (N,) labels of the identities.
+        far: the false accept rate.
+        where: name of the set in errors.
+
+    Returns:
+        The threshold, the TAR at it, and the number of impostor pairs.
 
     Raises:
-        PersonaError: too few impostor pairs to resolve `far`, or no genuine one.
+        PersonaError: there are too few impostor pairs to resolve `far`, or no genuine pair.
     """
     counts = np.unique(labels_N, return_counts=True)[1]
     genuine = int((counts * (counts - 1) // 2).sum())
@@ -84,10 +95,10 @@ def threshold_at(
         same = labels_N[rows, None] == labels_N
         same_P.append(scores[later & same])
         highest_P = np.concatenate([highest_P, scores[later & ~same]])
-        # Only those that can still be the threshold.
+        # Only the highest scores can still become the threshold.
         if len(highest_P) > allowed + 1:
             highest_P = np.partition(highest_P, -allowed - 1)[-allowed - 1 :]
-    # Just above the first impostor that is one too many.
+    # The threshold lies just above the highest impostor score that may not be accepted.
     first = highest_P.min() if len(highest_P) > allowed else np.float32(-1)
     threshold = float(np.nextafter(first, np.float32(2)))
     if threshold >= SAME:
@@ -100,6 +111,6 @@ def threshold_at(
 
 
 def _least(impostors: int) -> str:
-    """The lowest FAR of two digits that so many pairs resolve."""
+    """Returns the lowest FAR, in two digits, that this number of impostor pairs can resolve."""
     digits = 1 - math.floor(math.log10(1 / impostors))
     return f"{math.ceil(10**digits / impostors) / 10**digits:.2g}"

@@ -1,9 +1,9 @@
-"""Templates and crops under a passphrase.
+"""Encryption of templates and crops with a passphrase.
 
-scrypt (RFC 7914) makes a key of the passphrase, AES-256-GCM (NIST SP 800-38D) seals each value
-with a random 96-bit nonce before it and a 128-bit tag behind it. The name of the person is
-authenticated with it, so that a template that is moved to another person does not open. Names and
-dates are not encrypted: a gallery can be listed, and somebody forgotten, without the passphrase.
+scrypt (RFC 7914) derives a key from the passphrase. AES-256-GCM (NIST SP 800-38D) encrypts each
+value, with a random 96-bit nonce before it and a 128-bit tag after it. The person's name is
+authenticated too, so that a template that was moved to another person cannot be decrypted. Names
+and dates are not encrypted: listing people and removing them needs no passphrase.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from persona.extras import missing
 NONCE_BYTES = 12
 SALT_BYTES = 16
 SCRYPT = {"n": 2**17, "r": 8, "p": 1}
-"""OWASP's password storage cheat sheet: 128 MB and about half a second a guess."""
+"""Parameters from OWASP's password storage cheat sheet: 128 MB and about 0.5 s per guess."""
 MAX_PASSPHRASE = 4096
-"""Bytes."""
+"""Longest passphrase in bytes."""
 CHECK = b"persona gallery"
 
 
 class Sealer:
-    """Seals and opens values."""
+    """Encrypts (seals) and decrypts (opens) values."""
 
     def __init__(self, passphrase: bytes, salt: bytes) -> None:
-        """Derives the key.
+        """Derives the key from the passphrase.
 
         Raises:
             PersonaError: `cryptography` is not installed.
@@ -42,15 +42,15 @@ class Sealer:
         self._aes, self._invalid = AESGCM(key), InvalidTag
 
     def seal(self, value: bytes, name: str) -> bytes:
-        """Nonce, encrypted value and tag; it opens for `name` alone."""
+        """Returns nonce, encrypted value and tag, which can only be opened with the same `name`."""
         nonce = secrets.token_bytes(NONCE_BYTES)
         return nonce + self._aes.encrypt(nonce, value, name.encode())
 
     def open(self, sealed: bytes, name: str) -> bytes:
-        """The value.
+        """Decrypts a value.
 
         Raises:
-            PersonaError: another key's or name's, or changed since.
+            PersonaError: it was sealed with another key or name, or was changed since.
         """
         try:
             nonce, rest = sealed[:NONCE_BYTES], sealed[NONCE_BYTES:]
@@ -62,10 +62,12 @@ class Sealer:
 
 
 def read_passphrase(path: Path) -> bytes:
-    """The first line of a file: never an argument or the environment, which others can read.
+    """Reads a passphrase from the first line of a file.
+
+    A command's arguments and environment could be read by others.
 
     Raises:
-        PersonaError: it cannot be read, is empty or no passphrase's length.
+        PersonaError: the file cannot be read, or its first line is empty or too long.
     """
     try:
         with path.open("rb") as file:

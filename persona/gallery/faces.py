@@ -1,9 +1,10 @@
-"""From photos to templates, as packing and evaluation do it.
+"""From photos to templates, in the same way as packing and evaluation.
 
-1. every face of a photo is found (MTCNN)
-2. cut: the network's own alignment, encoded as JPEG at quality 95, as a packed set has it
-3. judged: too small or blurred faces get no template
-4. embedded: of unit length
+1. MTCNN detects every face of a photo
+2. faces are cropped with the network's alignment and encoded as JPEG at quality 95, as in a
+   packed set
+3. faces that are too small or too blurred are refused
+4. the others are embedded; a template is an embedding of unit length
 
 Shapes: N faces, C channel, H W pixels, E embedding.
 """
@@ -37,26 +38,27 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class SeenFace:
-    """A face of a photo."""
+    """A detected face of a photo, with its crop."""
 
     face: Face
     crop: Crop | None = None
+    """Aligned crop. None means that the face could not be aligned."""
     flaw: str | None = None
-    """Why it has no template."""
+    """Why the face gets no template. None means that it can be embedded."""
 
 
 class Eyes:
-    """A detector and a network; any number of threads may use them."""
+    """A detector and a network. Any number of threads may use them at once."""
 
     def __init__(self, named: Named, align: AlignSpec) -> None:
         self.named, self.align = named, align
         self.network = _embedder(named)
         # In onnxruntime also where torch is installed: importing torch takes far longer than
-        # looking at a photo.
+        # detecting the faces of a photo.
         self._find = Mtcnn(networks=OnnxNetworks())
 
     def find(self, photo: Pixels) -> list[SeenFace]:
-        """Every face of an upright (H, W, 3) uint8 RGB photo, from the left."""
+        """Detects every face of an upright (H, W, 3) uint8 RGB photo, from left to right."""
         check_pixels(photo)
         if min(photo.shape[:2]) < MIN_FACE_PX:
             return []
@@ -74,10 +76,10 @@ class Eyes:
         return SeenFace(face, crop, quality.flaw(face, Image.open(io.BytesIO(crop.jpeg))))
 
     def embed(self, crops: Sequence[Crop]) -> Templates:
-        """(N, E) templates of crops.
+        """Embeds crops as (N, E) float32 templates of unit length.
 
         Raises:
-            PersonaError: the network gives numbers that are not finite.
+            PersonaError: an embedding is not finite.
         """
         parts = [np.zeros((0, self.network.embedding_size), np.float32)]
         for start in range(0, len(crops), BATCH):
@@ -93,7 +95,7 @@ class Eyes:
         for crop in crops:
             image = Image.open(io.BytesIO(crop.jpeg)).convert("RGB")
             points.append(_resized(crop.landmarks_62, size_px / image.width))
-            if image.width != size_px:  # kept for another network
+            if image.width != size_px:  # stored for a network with another crop size
                 image = image.resize((size_px, size_px), Image.Resampling.BILINEAR)
             images.append(np.asarray(image))
         landmarks = np.stack(points) if self.network.uses_landmarks else None
@@ -101,7 +103,7 @@ class Eyes:
 
 
 def _embedder(named: Named) -> Embedder:
-    """What embeds crops: the network itself where it needs no torch."""
+    """Returns what embeds crops: the network itself if it needs no torch."""
     if isinstance(named.network, Embedder):
         return named.network
     from persona.evaluation.torch_embedder import TorchEmbedder
@@ -110,19 +112,19 @@ def _embedder(named: Named) -> Embedder:
 
 
 def _resized(landmarks_62: Floats | None, factor: float) -> Floats:
-    """A crop's points and scale when its side is so many times as long; NaN where it has none."""
+    """Returns a crop's landmarks and scale after resizing by `factor`; NaN where it has none."""
     if landmarks_62 is None:
         return np.full((6, 2), np.nan)
     return np.vstack([(landmarks_62[:5] + 0.5) * factor - 0.5, landmarks_62[5:] * factor])
 
 
 def _within(box: Box, width: int, height: int) -> Box:
-    """The part of a box that the photo shows; a detector guesses at the rest."""
+    """Returns the part of a box inside the photo; the detector only guesses the rest."""
     x0, y0, x1, y1 = box
     return max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
 
 
 def check_pixels(photo: Pixels) -> None:
-    """Raises PersonaError unless it is (H, W, 3) uint8."""
+    """Raises PersonaError unless the photo is (H, W, 3) uint8."""
     if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3:
         raise PersonaError(f"a photo is (height, width, 3) uint8, not {photo.shape} {photo.dtype}")

@@ -1,11 +1,14 @@
-"""The gallery at work: enrolling and recognising people.
+"""Enrolling people in a gallery, and recognising them.
 
-Enrolling: photos that show one clear face each; together with those that are there they must be of
-one person. Two photos are linked where their similarity reaches the threshold; whatever cannot be
-reached over links from the others is taken for somebody else. A new name must be of somebody who is
-nobody of those that are there: else there would be one person under two names.
+To enrol a person, each photo must show one clear face, and all photos of a name, old and new, must
+show one person. Two photos are linked if their similarity reaches the threshold. A photo that no
+chain of links joins to the others counts as another person. A new name must not look like anybody
+who is enrolled, or one person would be there under two names.
 
-Recognising: the nearest person, if the similarity reaches the threshold; else the face is unknown.
+A face is recognised as the nearest person if the similarity reaches the threshold. Otherwise it is
+unknown.
+
+A template is the stored embedding of one photo.
 
 Shapes: N photos, E embedding.
 """
@@ -45,69 +48,72 @@ if TYPE_CHECKING:
     from persona.models.sources import Named
 
 CROP_PX = 160
-"""Side of the crops of a network that takes any, as packed sets have them."""
+"""Side in px of the crops for a network that takes any size; packed sets have it too."""
 
 
 SHOWN = 10
-"""Photos that a message names."""
+"""Number of photos that a message names at most."""
 
 
 class DoubtError(PersonaError):
-    """Photos may not be of whom their name says; the user may know better.
+    """The photos may show another person than their name says. The user decides.
 
-    The message ends in a semicolon and what to do at the command line.
+    The message ends with a semicolon and what to do at the command line.
     """
 
     question: ClassVar[str]
-    """With `{name}`; yes: they are."""
+    """Question to the user, with `{name}`. The answer yes enrols the photos."""
 
 
 class TwoPeopleError(DoubtError):
-    """Photos under one name look like two people."""
+    """The photos under one name look like two people."""
 
     question = "Enrol all of them as {name}?"
 
 
 class DuplicateError(DoubtError):
-    """A new name is of somebody who looks like one who is enrolled."""
+    """The photos of a new name look like somebody who is enrolled."""
 
     question = "Is {name} somebody else?"
 
 
 @dataclass(frozen=True)
 class Enrolled:
-    """What came of enrolling somebody."""
+    """Result of enrolling a person."""
 
     name: str
+    """The person's name, as it is stored."""
     added: int
-    """Photos."""
+    """Number of photos that were added."""
     refused: tuple[str, ...]
-    """Photos that were not taken, each with its reason."""
+    """Photos that were refused, each with its reason."""
     already: int = 0
-    """Photos that were there."""
+    """Number of photos that were enrolled before or given twice."""
     looks_like: str | None = None
-    """Somebody else who is so near that the two may be one."""
+    """Name of another person whose similarity reaches the threshold."""
     similarity: float | None = None
+    """Cosine similarity to that person, in [-1, 1]."""
 
 
 @dataclass(frozen=True)
 class Sighting:
-    """A face of a photo."""
+    """A face in a photo, and who it is."""
 
     box: tuple[float, float, float, float]
-    """x, y, width, height, px."""
+    """Box (x, y, width, height) in px of the photo."""
     name: str | None
-    """None: unknown."""
+    """Name of the person. None means that the face is unknown."""
     nearest: str | None
-    """Whoever is nearest, also below the threshold; None: the face was not compared."""
+    """Name of the nearest person, also below the threshold. None means that the face was not
+    compared, or that nobody is enrolled."""
     score: float | None
-    """Cosine similarity to the nearest."""
+    """Cosine similarity to the nearest person, in [-1, 1]."""
     refused: str | None
-    """Why the face was not compared."""
+    """Why the face was not compared. None means that it was."""
 
 
 class Gallery:
-    """People and the network that knows them. Any number of threads may use one."""
+    """Enrolled people and the network that embeds their faces. Any number of threads may use it."""
 
     def __init__(
         self,
@@ -123,7 +129,7 @@ class Gallery:
 
     @property
     def threshold(self) -> float:
-        """From this similarity on a face is somebody."""
+        """Lowest cosine similarity at which a face counts as an enrolled person."""
         return self.calibration.value
 
     def enroll(
@@ -136,19 +142,20 @@ class Gallery:
         labels: Sequence[str] | None = None,
         claim: Callable[[], None] = lambda: None,
     ) -> Enrolled:
-        """Adds photos of somebody, new or known.
+        """Adds photos of a person, who may be new or enrolled already.
 
         Args:
-            name: 1 to 200 characters.
-            photos: (H, W, 3) uint8 upright RGB, or why one could not be read.
-            force: whatever doubt there is.
-            accept: with these doubts too.
-            labels: what to call the photos in reasons; by default photo 1, photo 2, ….
-            claim: called last, before anything is kept; if it raises, nothing is.
+            name: the person's name, 1 to 200 characters.
+            photos: upright (H, W, 3) uint8 RGB photos; for one that could not be read, the reason.
+            force: whether to enrol whatever doubt there is.
+            accept: doubts in spite of which to enrol.
+            labels: names of the photos in messages. The default is photo 1, photo 2, ….
+            claim: called last, before the transaction is committed. If it raises, nothing is
+                stored.
 
         Raises:
-            DoubtError: they look like two people, or like somebody who is there.
-            PersonaError: no photo can be used, or the name cannot.
+            DoubtError: the photos look like two people, or like somebody who is enrolled.
+            PersonaError: no photo can be used, or the name cannot be used.
         """
         name = check_name(name)
         self.store.check_writable()
@@ -167,7 +174,7 @@ class Gallery:
         crops = [seen.crop for _, seen in usable if seen.crop is not None]
         templates_NE = self.eyes.embed(crops)
         labels = [label for label, _ in usable]
-        # The first look builds an index, for which no other writer should wait.
+        # The first query builds the index. Outside the transaction no other writer waits for it.
         self.store.nearest(templates_NE[:1], self.match)
         with self.store.changing():
             accept = (DoubtError,) if force else tuple(accept)
@@ -184,7 +191,10 @@ class Gallery:
         refused: list[str],
         accept: tuple[type[DoubtError], ...],
     ) -> Enrolled:
-        """Adds the photos that are not there yet; within `changing`, or two may add one photo."""
+        """Adds the photos that are not stored yet.
+
+        It must run within `changing`: otherwise two callers may add the same photo.
+        """
         old_NE = [photo.template for _, _, photo in self.store.photos(name)]
         fresh = _fresh(templates_NE, old_NE)
         already = len(labels) - len(fresh)
@@ -220,7 +230,7 @@ class Gallery:
         )
 
     def _only_face(self, photo: Pixels | SkipPhoto) -> tuple[SeenFace | None, str | None]:
-        """The face that a photo is of, or why there is none."""
+        """Returns the one clear face of a photo, or the reason why there is none."""
         if isinstance(photo, SkipPhoto):
             return None, str(photo)
         found = self.eyes.find(photo)
@@ -232,7 +242,10 @@ class Gallery:
         return (None, largest.flaw) if largest.flaw else (largest, None)
 
     def _check_one_person(self, name: str, labels: Sequence[str], all_NE: Templates) -> None:
-        """`labels` are of the last templates; those before them are enrolled."""
+        """Raises TwoPeopleError unless all templates are of one person.
+
+        `labels` name the last templates; the templates before them are enrolled.
+        """
         known = len(all_NE) - len(labels)
         odd = strangers(all_NE, known, self.threshold)
         if odd:
@@ -244,7 +257,7 @@ class Gallery:
             )
 
     def recognise(self, photo: Pixels) -> tuple[Sighting, ...]:
-        """Every face of an upright (H, W, 3) uint8 RGB photo, from the left."""
+        """Recognises every face of an upright (H, W, 3) uint8 RGB photo, from left to right."""
         found = self.eyes.find(photo)
         crops = [seen.crop for seen in found if seen.crop is not None and seen.flaw is None]
         matches = iter(self.store.nearest(self.eyes.embed(crops), self.match) if crops else ())
@@ -256,26 +269,29 @@ class Gallery:
         return Sighting(box, None, None, None, seen.flaw) if seen.flaw else self.answer(box, match)
 
     def answer(self, box: tuple[float, float, float, float], match: Match | None) -> Sighting:
-        """What is said of a face whose nearest person is `match`; None: there is nobody."""
+        """Returns the sighting of a face whose nearest person is `match`.
+
+        None means that nobody is enrolled.
+        """
         if match is None:
             return Sighting(box, None, None, None, None)
         known = match.score >= self.threshold
         return Sighting(box, match.name if known else None, match.name, match.score, None)
 
     def people(self) -> list[Person]:
-        """Everybody, by name."""
+        """Everybody who is enrolled, sorted by name."""
         return self.store.people()
 
     def forget(self, name: str) -> int:
-        """Removes somebody for good; how many templates that were.
+        """Removes a person for good, and returns how many templates were removed.
 
         Raises:
-            NobodyError: there is nobody of that name.
+            NobodyError: nobody of that name is enrolled.
         """
         return self.store.forget(self.store.person(name).name)
 
     def close(self) -> None:
-        """Lets go of the store."""
+        """Closes the store."""
         self.store.close()
 
     def __enter__(self) -> Gallery:
@@ -286,23 +302,28 @@ class Gallery:
 
 
 def _some(items: Sequence[str], between: str) -> str:
-    """The first SHOWN, and how many more there are."""
+    """Joins the first SHOWN items and says how many more there are."""
     more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
     return between.join(items[:SHOWN]) + more
 
 
 def _fresh(new_NE: Templates, old: Sequence[Templates]) -> list[int]:
-    """Places of the templates that are neither among the old ones nor a repetition."""
+    """Returns the indices of the templates that are not among the old ones and not repeated."""
     all_NE = np.stack([*old, *new_NE])
     same_NN = all_NE @ all_NE.T >= SAME
     return [n for n in range(len(new_NE)) if not same_NN[len(old) + n, : len(old) + n].any()]
 
 
 def strangers(templates_NE: Templates, known: int, threshold: float) -> list[int]:
-    """Places, counted from behind the `known` first, of what no chain of links leads to.
+    """Returns the indices of the new templates that no chain of links joins to the others.
 
-    Links are similarities from `threshold` on. Without known ones the chain starts at the template
-    that has most.
+    Two templates are linked if their similarity reaches `threshold`. Chains start at the enrolled
+    templates, or, where there are none, at the template with the most links.
+
+    Args:
+        templates_NE: (N, E) templates of unit length, the enrolled ones first.
+        known: number of enrolled templates. Indices are counted from the first new template.
+        threshold: lowest cosine similarity of a link.
     """
     linked_NN = templates_NE @ templates_NE.T >= threshold
     reached_N = np.zeros(len(templates_NE), bool)
@@ -328,21 +349,22 @@ def open_gallery(
     keep_crops: bool = False,
     create: bool = True,
 ) -> Gallery:
-    """Opens a gallery with its network, or makes one.
+    """Opens a gallery with its network, or creates one.
 
     Args:
-        place: file, or `postgresql://` URL.
-        network: a model's ID, a teacher or `onnx:FILE`; None: the gallery's own.
-        workspace: where models lie.
-        threshold: instead of the one that the gallery was calibrated to.
-        match: `mean` or `max`.
-        passphrase: of an encrypted gallery; a new one is encrypted with it.
-        keep_crops: keep the faces of who is enrolled, for `rebuild`.
-        create: make it where there is none.
+        place: a file, or a `postgresql://` URL.
+        network: a model's ID, a teacher or `onnx:FILE`. None means the gallery's own network.
+        workspace: where models are stored.
+        threshold: cosine similarity to use instead of the gallery's calibrated threshold.
+        match: how a probe is compared with a person: with the `mean` of the templates, or with
+            each of them, of which the nearest counts (`max`).
+        passphrase: passphrase of an encrypted gallery. A new gallery is encrypted with it.
+        keep_crops: whether to store the aligned crops of new photos, for `rebuild`.
+        create: whether to create the gallery where there is none.
 
     Raises:
-        PersonaError: it cannot be opened, its templates are another network's, or there is no
-            threshold.
+        PersonaError: the gallery cannot be opened, its templates are another network's, or there
+            is no threshold.
     """
     if match not in MATCHES:
         raise unknown("match", match, MATCHES)
@@ -367,13 +389,13 @@ def open_gallery(
 
 
 def open_eyes(store: Store, network: str | None, workspace: Workspace) -> Eyes:
-    """The network of a gallery; one without photos becomes the network's.
+    """Loads the network of a gallery. A gallery without photos is adopted by the network.
 
-    A name that leads to the same network is kept where the gallery's own does not lead there any
-    more: a gallery that came from another machine names a file of that machine.
+    A gallery from another machine names a file of that machine. If its name finds nothing here,
+    the name that found the same network is stored instead.
 
     Raises:
-        PersonaError: it is not there, or the gallery is another's.
+        PersonaError: there is no such network, or the gallery belongs to another one.
     """
     from persona.gallery.faces import Eyes
     from persona.models.sources import network_digest, spell
@@ -381,7 +403,7 @@ def open_eyes(store: Store, network: str | None, workspace: Workspace) -> Eyes:
     facts = store.facts()
     name = spell(network) if network else None if facts is None else facts.network
     if facts is not None and name is not None and store.people():
-        # Before it is run: a gallery that came from elsewhere may name any file of this machine.
+        # Checked before it is run: a gallery from elsewhere may name any file of this machine.
         digest = network_digest(name, workspace.models)
         if digest is not None:
             check_digest(facts, digest, store.place)
@@ -395,7 +417,7 @@ def open_eyes(store: Store, network: str | None, workspace: Workspace) -> Eyes:
 
 
 def _leads_to(facts: Facts, workspace: Workspace) -> bool:
-    """Whether the network's name stands for it on this machine."""
+    """Whether the network's name finds the same network on this machine."""
     from persona.models.sources import network_digest
 
     try:
@@ -407,17 +429,17 @@ def _leads_to(facts: Facts, workspace: Workspace) -> bool:
 def gallery_of(
     place: Path | str, eyes: Eyes, threshold: Threshold | None, *, keep_crops: bool = False
 ) -> Gallery:
-    """Opens a gallery with a network that is loaded already, or makes one.
+    """Opens a gallery with a network that is loaded already, or creates one.
 
     Args:
-        place: file, or `postgresql://` URL.
-        eyes: the network, and how its faces are cut.
-        threshold: where the gallery has none of its own.
-        keep_crops: keep the faces of who is enrolled, for `rebuild`.
+        place: a file, or a `postgresql://` URL.
+        eyes: the network and its alignment.
+        threshold: threshold to use where the gallery has none of its own.
+        keep_crops: whether to store the aligned crops of new photos, for `rebuild`.
 
     Raises:
-        PersonaError: it cannot be opened, its templates are another network's, or there is no
-            threshold.
+        PersonaError: the gallery cannot be opened, its templates are another network's, the
+            network is untrained, or there is no threshold.
     """
     named = eyes.named
     if not named.digest:
@@ -441,10 +463,12 @@ def gallery_of(
 
 
 def load_named(network: str | None, workspace: Workspace) -> tuple[Named, Facts]:
-    """A network by name (None: the best student of the newest run), and what a gallery keeps of it.
+    """Loads a network by name, with the facts that a gallery stores about it.
+
+    None means the best student of the newest run.
 
     Raises:
-        PersonaError: it is not there, or untrained.
+        PersonaError: there is no such network, or it is untrained.
     """
     from persona.models.cards import find_model
     from persona.models.sources import load_embedder, source_of, spell
@@ -454,7 +478,7 @@ def load_named(network: str | None, workspace: Workspace) -> tuple[Named, Facts]
     if not named.digest:
         raise PersonaError(f"{name} is untrained: it tells nobody apart; choose a trained network")
     return named, Facts(
-        # The gallery is opened from other folders too.
+        # The full name, because the gallery may be opened from another folder.
         network=source_of(named.name, workspace.models).full_name(named.name),
         digest=named.digest,
         width=named.network.embedding_size,
@@ -463,9 +487,10 @@ def load_named(network: str | None, workspace: Workspace) -> tuple[Named, Facts]
 
 
 def network_align(named: Named, workspace: Workspace) -> AlignSpec:
-    """How a network's faces are cut out of photos: as those that it was trained on.
+    """Returns the alignment of a network's crops, which is that of its training photos.
 
-    A model's card says how. An older card does not: then the training set does, where it is here.
+    The model's card holds it. For an older card, which does not, it is read from the training set
+    where that is on this machine.
     """
     from persona.data.shards import MANIFEST, read_manifest
 
@@ -481,10 +506,13 @@ def network_align(named: Named, workspace: Workspace) -> AlignSpec:
 
 
 def rebuild(store: Store, network: str, workspace: Workspace) -> int:
-    """Makes all templates anew with another network, from kept crops; how many.
+    """Makes all templates anew with another network from the stored crops.
+
+    Returns:
+        The number of templates.
 
     Raises:
-        PersonaError: some photos have no crop, or the crops are not what the network takes.
+        PersonaError: nobody is enrolled, some photos have no crop, or the network cannot be used.
     """
     from persona.gallery.faces import Eyes
 

@@ -1,4 +1,4 @@
-"""Photos from files and folders that a user names, and the boxes drawn on them."""
+"""Reading photos from files and folders, and drawing boxes and names on them."""
 
 from __future__ import annotations
 
@@ -28,45 +28,49 @@ Pixels = npt.NDArray[np.uint8]
 
 MAX_BYTES = 200_000_000
 MAX_WHOLE = 52_000_000
-"""Pixels of a photo that can only be decoded whole."""
+"""Largest number of pixels of a photo that the decoder cannot downscale, or of a video's frame."""
 MAX_LOOKED_AT = 16_000_000
-"""A photo is looked at smaller until it has no more pixels: the detector takes 50 bytes a pixel."""
+"""Largest number of pixels of a decoded photo; larger ones are downscaled. The detector takes
+50 bytes per pixel."""
 KNOWN, UNKNOWN, REFUSED = (0, 200, 80), (255, 170, 0), (150, 150, 150)
-"""Colours of boxes."""
+"""RGB colours of the boxes."""
 QUALITY = 95
-"""Of an annotated JPEG or WebP."""
+"""Quality of an annotated JPEG or WebP."""
 
 
 @dataclass(frozen=True)
 class LookedAt:
-    """An upright photo, perhaps decoded smaller than it is."""
+    """An upright photo, which may be decoded at a smaller size."""
 
     pixels: Pixels
-    """(H, W, 3) RGB."""
+    """(H, W, 3) uint8 RGB."""
     size: tuple[int, int]
-    """Width and height of the whole, px."""
+    """Width and height of the original photo in px."""
     shrink: int
+    """Factor by which width and height were divided."""
     shift: tuple[float, float]
-    """See persona/data/align/decode.py, as for what follows."""
+    """Offset of the decoded pixels, see persona/data/align/decode.py."""
     mended: str | None
+    """What was wrong with the file but could be mended, see persona/data/align/decode.py."""
 
     def whole(self, box: Box) -> Box:
-        """A box (x, y, width, height) of `pixels` in px of the whole."""
+        """Converts a box (x, y, width, height) from px of `pixels` to px of the original photo."""
         x, y, width, height = box
         x, y = (at - shift for at, shift in zip((x, y), self.shift, strict=True))
         return x * self.shrink, y * self.shrink, width * self.shrink, height * self.shrink
 
 
 def look_at(data: bytes, max_pixels: int = MOST_PIXELS, side_px: int | None = None) -> LookedAt:
-    """A photo only as large as faces want it.
+    """Decodes a photo, downscaled as far as its faces allow.
 
     Args:
-        data: the file.
-        max_pixels: of the photo.
-        side_px: smaller while its shorter side stays at least this; None: not without need.
+        data: the bytes of the file.
+        max_pixels: largest number of pixels that the photo may have.
+        side_px: shorter side in px down to which the photo may be downscaled for speed. None means
+            that only photos over MAX_LOOKED_AT pixels are downscaled.
 
     Raises:
-        SkipPhoto: empty, truncated, too large or no image.
+        SkipPhoto: the file is empty, truncated, too large or no image.
     """
     photo = EncodedPhoto(data, max_pixels, MAX_WHOLE)
     width, height = photo.size
@@ -75,19 +79,20 @@ def look_at(data: bytes, max_pixels: int = MOST_PIXELS, side_px: int | None = No
     while width * height > MAX_LOOKED_AT * shrink**2:
         shrink *= 2
     decoded = photo.decode(shrink)
-    # Only a JPEG is decoded smaller.
+    # The decoder can only downscale a JPEG.
     image = decoded.image if decoded.shrink == shrink else decoded.image.reduce(shrink)
     return LookedAt(np.array(image), photo.size, shrink, decoded.shift, decoded.mended)
 
 
 def read_photo(path: Path) -> LookedAt:
-    """A photo's file.
+    """Reads and decodes a photo's file.
 
     Raises:
-        SkipPhoto: no file, or one that may not be read, is empty, truncated, too large or no image.
+        SkipPhoto: there is no such file, or it may not be read, is empty, truncated, too large or
+            no image.
     """
     try:
-        if not path.is_file():  # a pipe would be waited for, a device has no end
+        if not path.is_file():  # reading a pipe may block, and a device may never end
             raise SkipPhoto("unreadable: no file")
         if path.stat().st_size > MAX_BYTES:
             raise SkipPhoto(f"unreadable: over {MAX_BYTES // 1_000_000} MB")
@@ -102,9 +107,9 @@ def read_photo(path: Path) -> LookedAt:
 def iter_photos(
     paths: Sequence[Path], advance: Callable[[int], None] = lambda _: None
 ) -> Iterator[Pixels | SkipPhoto]:
-    """Photos one by one, or why one cannot be read: a folder may hold more than memory does.
+    """Yields photos one by one, because a folder may hold more than fits into memory.
 
-    `advance` is told of each that was looked at.
+    For a photo that cannot be read it yields the reason. `advance` is called with 1 after each.
     """
     for path in paths:
         try:
@@ -115,7 +120,10 @@ def iter_photos(
 
 
 def photos_of(folder: Path) -> list[Path]:
-    """The photos directly in a folder, by name; of kinds that are not read too, to be refused."""
+    """Returns the photos directly in a folder, sorted by name.
+
+    They include kinds of pictures that cannot be read, so that these are refused and not ignored.
+    """
     return sorted(
         path
         for path in folder.iterdir()
@@ -124,16 +132,16 @@ def photos_of(folder: Path) -> list[Path]:
 
 
 def folders_of(folder: Path) -> list[Path]:
-    """The folders directly in a folder, by name; what systems leave beside photos is none."""
+    """Returns the folders directly in a folder, sorted by name, without those of the system."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not is_litter(path.name))
 
 
 Mark = tuple[tuple[float, float, float, float], str, tuple[int, int, int]]
-"""A box (x, y, width, height), what stands at it, and its colour."""
+"""A box (x, y, width, height) in px, its text, and its RGB colour."""
 
 
 def mark_of(sighting: Sighting, box: tuple[float, float, float, float]) -> Mark:
-    """A face as it is drawn."""
+    """Returns the box, text and colour with which a face is drawn."""
     if sighting.refused is not None:
         return box, sighting.refused.partition(":")[0], REFUSED
     if sighting.name is None:
@@ -142,7 +150,7 @@ def mark_of(sighting: Sighting, box: tuple[float, float, float, float]) -> Mark:
 
 
 def draw_marks(photo: Pixels, marks: Sequence[Mark]) -> Image.Image:
-    """The photo with boxes and words on it."""
+    """Draws boxes and their texts on a copy of the photo."""
     image = Image.fromarray(photo)
     draw = ImageDraw.Draw(image)
     thick = max(1, round(min(image.size) / 200))
@@ -150,7 +158,7 @@ def draw_marks(photo: Pixels, marks: Sequence[Mark]) -> Image.Image:
     for (x, y, width, height), words, colour in marks:
         draw.rectangle((x, y, x + width, y + height), outline=colour, width=thick)
         left, top, right, bottom = draw.textbbox((x, y), words, font=font, anchor="lb")
-        down = max(0.0, -top)  # a face at the upper edge has its name inside
+        down = max(0.0, -top)  # at the upper edge of the photo the text moves into the box
         place = (left, top + down, right + 2, bottom + down)
         draw.rectangle(place, fill=colour)
         draw.text((x, y + down), words, fill="black", font=font, anchor="lb")
@@ -158,10 +166,10 @@ def draw_marks(photo: Pixels, marks: Sequence[Mark]) -> Image.Image:
 
 
 def save_image(image: Image.Image, path: Path) -> None:
-    """Writes an image of people and their names in the format that its name asks for.
+    """Writes an annotated image in the format of the file's suffix, readable by its owner alone.
 
     Raises:
-        PersonaError: it asks for none that a photo has.
+        PersonaError: the suffix names no format of photos that can be written.
     """
     kind = kind_of_suffix(path.suffix)
     buffer = io.BytesIO()
@@ -175,15 +183,16 @@ def save_image(image: Image.Image, path: Path) -> None:
 
 
 def copy_name(path: Path) -> str:
-    """The name of an annotated copy among others: the photo's, if such a file can be written."""
+    """Returns the file name of an annotated copy: the photo's, if its format can be written."""
     kind = kind_of_suffix(path.suffix)
     return path.name if kind is not None and kind.read else f"{path.name}.jpg"
 
 
 def is_film(path: Path) -> bool:
-    """Whether a file is to be taken for a video: no still picture is, whatever its kind.
+    """Whether a file is treated as a video.
 
-    Of pictures only an animated GIF is. What is neither is a photo by its name, or a video.
+    An animated GIF is a video, and no other picture is. A file of an unknown kind is a photo if its
+    suffix is that of one, and a video otherwise.
     """
     if not path.is_file():
         return False

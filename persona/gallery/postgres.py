@@ -1,11 +1,11 @@
-"""A gallery in PostgreSQL with pgvector, for a fleet of machines.
+"""A gallery in PostgreSQL with pgvector, for many machines.
 
-Everything lies in the schema `persona_gallery`; the database compares (cosine distance, through an
-HNSW index where pgvector has it), so machines need no copy. A password belongs into `~/.pgpass`
-rather than into the URL, which other users of the machine can read.
+All tables are in the schema `persona_gallery`. The database compares templates by cosine distance,
+with an HNSW index where pgvector has it, so the machines need no copy. A password belongs in
+`~/.pgpass` and not in the URL, which other users of the machine can read.
 
-Forgetting rewrites the tables without the dead rows (`VACUUM FULL`). The database's log, its
-copies and replicas are its administrator's to clear.
+A removal rewrites the tables without the dead rows (`VACUUM FULL`). The administrator of the
+database must clear its log, backups and replicas.
 
 Shapes: E embedding, P probes.
 """
@@ -40,12 +40,12 @@ from persona.gallery.store import (
 
 VERSION = 1
 LOCK = 0x50455253
-"""Held while tables are made: two machines may come at once."""
+"""Advisory lock for creating tables, which two machines may do at once."""
 INDEXED_WIDTH = 2000
-"""pgvector's HNSW takes no wider ones."""
+"""Largest width E that pgvector's HNSW index takes."""
 HNSW_SINCE = (0, 5)
 LOOKED_AT = 100
-"""Candidates of the HNSW index (`hnsw.ef_search`)."""
+"""Number of candidates in a search of the HNSW index (`hnsw.ef_search`)."""
 CONNECT_S = 10
 
 _TABLES = """
@@ -66,10 +66,10 @@ _VECTORS = {"person": "mean", "photo": "template"}
 
 
 class PostgresStore(Store):
-    """See the top of the file."""
+    """A gallery in PostgreSQL, as described at the top of this module."""
 
     def __init__(self, url: str, *, create: bool) -> None:
-        """Connects; makes the tables where there are none.
+        """Connects, and creates the tables where there are none.
 
         Raises:
             PersonaError: see `open_store`; psycopg is not installed; the database has no pgvector.
@@ -81,11 +81,11 @@ class PostgresStore(Store):
         self._error = psycopg.Error
         self._lock = threading.RLock()
         self._network: str | None = None
-        """Digest of the network whose templates are looked up."""
+        """Digest of the network whose templates are searched."""
         self.place = "the PostgreSQL gallery"
         try:
             parts = psycopg.conninfo.conninfo_to_dict(url)
-        except psycopg.Error:  # its message has the URL, which may have a password
+        except psycopg.Error:  # its message holds the URL, which may contain a password
             raise PersonaError(
                 f"{self.place}: its URL cannot be read: expected postgresql://USER@HOST/DATABASE"
             ) from None
@@ -125,14 +125,14 @@ class PostgresStore(Store):
             self._db.execute(f"SET hnsw.ef_search = {LOOKED_AT}")
 
     def _vector(self) -> tuple[int, ...]:
-        """pgvector's version; empty: the database does not have it."""
+        """Returns pgvector's version, or an empty tuple if the database does not have it."""
         row = self._db.execute(
             "SELECT extversion FROM pg_extension WHERE extname = 'vector'"
         ).fetchone()
         return () if row is None else tuple(map(int, row[0].split(".")))
 
     def facts(self) -> Facts | None:
-        """What the gallery was made with; None: it is new."""
+        """Returns the network and alignment of the gallery, or None if it is new."""
         with self._explained():
             return self._facts()
 
@@ -141,7 +141,7 @@ class PostgresStore(Store):
         return None if value is None else Facts.from_text(value, self.place)
 
     def adopt(self, facts: Facts) -> None:
-        """Makes a gallery without photos one of this network."""
+        """Assigns a gallery without photos to this network."""
         with self._explained(), self._db.transaction():
             self._db.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
             found = self._facts()
@@ -153,7 +153,7 @@ class PostgresStore(Store):
         self._network = facts.digest
 
     def _shape(self, width: int) -> None:
-        """Fixes how wide vectors are, and indexes them."""
+        """Sets the width of the templates' columns, and indexes them."""
         for table, column in _VECTORS.items():
             self._db.execute(f"DROP INDEX IF EXISTS {table}_nearest")
             self._db.execute(f"ALTER TABLE {table} ALTER {column} TYPE vector({int(width)})")
@@ -179,13 +179,13 @@ class PostgresStore(Store):
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
-        """What is asked and then added in here is one transaction."""
+        """Context in which all reads and writes are one transaction."""
         with self._explained(), self._db.transaction():
-            self._fact("facts", lock=True)  # as everybody who adds does
+            self._fact("facts", lock=True)  # every writer locks this row first
             yield
 
     def people(self) -> list[Person]:
-        """Everybody, by name."""
+        """Everybody who is enrolled, sorted by name."""
         with self._explained():
             rows = self._db.execute(
                 "SELECT name, count(photo.id), created FROM person LEFT JOIN photo "
@@ -194,7 +194,7 @@ class PostgresStore(Store):
         return [Person(*row) for row in rows]
 
     def photos(self, name: str | None = None) -> Iterator[tuple[str, int, StoredPhoto]]:
-        """Name, number and photo: of one person, or of everybody in the order of enrolment."""
+        """Yields name, number and photo, for one person or for everybody in order of enrolment."""
         with self._explained():
             rows = self._db.execute(
                 "SELECT name, photo.id, template::text, crop, landmarks FROM photo JOIN person "
@@ -212,7 +212,7 @@ class PostgresStore(Store):
     def add(
         self, people: Mapping[str, Sequence[StoredPhoto]], digest: str, *, new: bool = False
     ) -> None:
-        """Adds photos of people, all of them or, where that fails, none."""
+        """Adds photos of people. If it fails, nothing is added."""
         created = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         with self._explained(), self._db.transaction(), self._db.cursor() as cursor:
             check_digest(self._facts(lock=True), digest, self.place)
@@ -244,7 +244,7 @@ class PostgresStore(Store):
         )
 
     def forget(self, name: str) -> int:
-        """Removes somebody for good; how many templates that were."""
+        """Removes a person for good, and returns how many templates were removed."""
         with self._explained():
             with self._db.transaction():
                 row = self._db.execute(
@@ -254,14 +254,14 @@ class PostgresStore(Store):
                     raise nobody(name, self.place)
                 count = self._db.execute("DELETE FROM photo WHERE person = %s", row).rowcount
                 self._db.execute("DELETE FROM person WHERE id = %s", row)
-                self._check_gone(name, row[0], name)  # here it can still be undone
+                self._check_gone(name, row[0], name)  # an error here rolls the removal back
             self._clean()
             # Not by name: another machine may have enrolled somebody under it meanwhile.
             self._check_gone(name, row[0], None)
         return int(count)
 
     def _check_gone(self, name: str, number: int, other: str | None) -> None:
-        """Looks for what a rule or a trigger of the database kept from being removed."""
+        """Searches for rows that a rule or trigger of the database kept from being removed."""
         left = self._db.execute(
             "SELECT 1 FROM person WHERE id = %s OR name = %s "
             "UNION ALL SELECT 1 FROM photo WHERE person = %s",
@@ -275,7 +275,7 @@ class PostgresStore(Store):
             self._db.execute(f"VACUUM FULL {table}")
 
     def replace(self, facts: Facts, templates: dict[int, Templates]) -> None:
-        """Puts another network's templates in the place of all that are there."""
+        """Replaces all templates by those of another network."""
         with self._explained():
             with self._db.transaction(), self._db.cursor() as cursor:
                 self._fact("facts", lock=True)
@@ -298,7 +298,7 @@ class PostgresStore(Store):
     def nearest(
         self, probes_PE: Templates, match: str, *, without: str | None = None
     ) -> list[Match | None]:
-        """The nearest person to each probe, leaving out `without`; None: there is nobody."""
+        """Finds the nearest person to each probe, or None where there is nobody."""
         table = "person" if match == "mean" else "photo"
         vector = f"{table}.{_VECTORS[table]}"
         join = "" if match == "mean" else "JOIN photo ON photo.person = person.id"
@@ -313,12 +313,12 @@ class PostgresStore(Store):
                 ).fetchone()
                 found.append(None if row is None else Match(row[0], float(row[1])))
             if self._network is not None:
-                # After looking: another machine may have replaced them a moment before.
+                # After the search, because another machine may have replaced the templates before.
                 check_digest(self._facts(), self._network, self.place)
         return found
 
     def close(self) -> None:
-        """Lets go of the connection."""
+        """Closes the connection."""
         with self._lock:
             self._db.close()
 
@@ -336,7 +336,10 @@ class PostgresStore(Store):
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """The connection for this thread, and its errors as one line without the URL."""
+        """Context in which this thread has the connection.
+
+        Errors of the database become one line, without the URL.
+        """
         with self._lock:
             try:
                 yield
@@ -349,7 +352,7 @@ class PostgresStore(Store):
 
 
 def _text(vector_E: Templates) -> str:
-    """As pgvector reads it; float32 survives it whole."""
+    """Returns a vector as text for pgvector, which keeps every float32 exactly."""
     return "[" + ",".join(map(repr, map(float, vector_E))) + "]"
 
 

@@ -1,7 +1,8 @@
-"""Which faces are good enough to be known by, or to be compared.
+"""Which faces are good enough to be enrolled or compared.
 
-Measured on 100 photos of LFW, 50 of AT&T's and 30 drawn ones: sharp faces have a sharpness of 26 to
-504 here; blurred by a Gaussian of 2 px the median LFW face (94 px wide) has 12, of 3 px 6.
+The limits come from 100 photos of LFW, 50 of AT&T's faces and 30 drawn ones. Sharp faces have a
+sharpness of 26 to 504. The median LFW face (94 px wide) has 12 after a Gaussian blur of 2 px, and 6
+after one of 3 px.
 """
 
 from __future__ import annotations
@@ -14,24 +15,29 @@ from PIL import Image
 from persona.data.align.spec import Face
 
 MIN_SIDE_PX = 40
-"""Of a face's box; smaller ones have too few pixels for networks of 112 to 160 px."""
+"""Shortest side in px of a face's box. Smaller faces have too few pixels for networks of 112 to
+160 px."""
 MIN_SHARPNESS = 8.0
+"""Least sharpness of a face, see `sharpness`."""
 SHARPNESS_SIZE_PX = 112
-"""Side that a crop is brought to before its edges are measured."""
+"""Side in px to which a crop is resized before its sharpness is measured."""
 SURE = 0.9
-"""Probability from which on a second detection is taken for a face."""
+"""Probability of a detection from which it counts as a face of the photo."""
 SECOND = 0.5
-"""A second face at least so many times as high as the first makes a photo ambiguous."""
+"""Share of the largest face's side from which a second face makes a photo ambiguous."""
 
 
 def side_px(face: Face) -> float:
-    """The shorter side of a face's box."""
+    """Returns the shorter side of a face's box in px."""
     x0, y0, x1, y1 = face.box
     return min(x1 - x0, y1 - y0)
 
 
 def sharpness(crop: Image.Image) -> float:
-    """Variance of the Laplacian of a crop's brightness (Pech-Pacheco et al. 2000, LAPV)."""
+    """Returns the variance of the Laplacian of a crop's grey values.
+
+    This is the measure LAPV of Pech-Pacheco et al. 2000.
+    """
     small = crop.convert("L").resize((SHARPNESS_SIZE_PX, SHARPNESS_SIZE_PX), Image.Resampling.BOX)
     grey = np.asarray(small, np.float32)
     edges = 4 * grey[1:-1, 1:-1] - grey[:-2, 1:-1] - grey[2:, 1:-1]
@@ -40,7 +46,7 @@ def sharpness(crop: Image.Image) -> float:
 
 
 def flaw(face: Face, crop: Image.Image) -> str | None:
-    """Why a face cannot be used; None: it can."""
+    """Returns why a face is too poor to be used, or None if it is good enough."""
     if side_px(face) < MIN_SIDE_PX:
         return f"too small: the face is {side_px(face):.0f} px, at least {MIN_SIDE_PX} are needed"
     found = sharpness(crop)
@@ -50,7 +56,7 @@ def flaw(face: Face, crop: Image.Image) -> str | None:
 
 
 def several(faces: Sequence[Face]) -> bool:
-    """Whether it is unclear whose photo this is."""
+    """Whether a photo shows several faces of similar size, so that it is unclear whose it is."""
     sides = sorted(
         (side_px(face) for face in faces if (face.probability or 0) >= SURE), reverse=True
     )

@@ -1,8 +1,8 @@
-"""Who is nearest: a row a person (`mean`) or a template (`max`) in memory.
+"""Search for the nearest person in memory, with one row per person (`mean`) or template (`max`).
 
-Up to EXACT rows every probe is compared with all of them. Beyond, FAISS proposes: an inverted file
-over 8-bit codes names a few people, and only they are compared. What changed since FAISS was built
-is compared too, so nothing is missed because it is new.
+With up to EXACT rows, each probe is compared with all of them. With more, FAISS proposes a few
+candidates from an inverted file over 8-bit codes, and only these are compared exactly. Rows that
+changed after the FAISS index was built are always compared, so new rows are never missed.
 
 Shapes: N rows, E embedding, P probes.
 """
@@ -23,38 +23,40 @@ from persona.gallery.store import Templates, unit
 log = logging.getLogger(__name__)
 
 EXACT = 100_000
-"""Rows that are all compared."""
+"""Largest number of rows that are all compared with each probe."""
 CANDIDATES = 32
-"""Rows that FAISS proposes for a probe."""
+"""Rows that FAISS proposes for each probe."""
 LISTS_PER_ROOT, PROBED = 2, 128
-"""Of the inverted file: how many lists a square root of rows, and how many are looked through."""
+"""The inverted file has LISTS_PER_ROOT lists times the square root of the number of rows, of which
+PROBED are searched for each probe."""
 TRAINED_PER_LIST = 64
+"""Rows per list on which the inverted file is trained."""
 REBUILT_AT = 0.05
-"""FAISS is built anew when this share of rows changed since."""
+"""Share of changed rows from which the FAISS index is built anew."""
 
 
 class Index:
-    """Rows with their owners; grows, and is made anew where somebody is forgotten."""
+    """Rows and the people they belong to. It only grows: a removal needs a new index."""
 
     def __init__(self, width: int, match: str, exact: int = EXACT) -> None:
         self.match, self.exact = match, exact
         self.names: list[str] = []
-        """Of people, in the order they came."""
+        """Names of the people, in the order in which they were added."""
         self._number: dict[str, int] = {}
         self._rows: Templates = np.zeros((64, width), np.float32)
-        """Of unit length; those beyond `_count` are free."""
+        """Rows of unit length. Those after `_count` are free."""
         self._sums: npt.NDArray[np.float64] = np.zeros((64 if match == "mean" else 0, width))
         self._owner: npt.NDArray[np.int64] = np.zeros(64, np.int64)
         self._count = 0
         self._faiss: Any = None
         self._changed: set[int] = set()
-        """Rows that FAISS has not seen as they are."""
+        """Rows that changed after the FAISS index was built."""
 
     def __len__(self) -> int:
         return self._count
 
     def add(self, names: Sequence[str], templates_NE: Templates) -> None:
-        """Templates of people, new ones or such that are there."""
+        """Adds (N, E) templates with the names of their people, who may be new or known."""
         if not len(names):
             return
         for name in names:
@@ -78,7 +80,7 @@ class Index:
             self._changed.update(touched.tolist())
 
     def _reserve(self, rows: int) -> None:
-        """Room by doubling, so that enrolling one by one copies each row a few times at most."""
+        """Makes room by doubling, so that adding rows one by one copies each only a few times."""
         lacking = max(rows, 2 * len(self._rows)) - len(self._rows)
         if rows > len(self._rows):
             self._rows = np.pad(self._rows, ((0, lacking), (0, 0)))
@@ -89,7 +91,15 @@ class Index:
     def nearest(
         self, probes_PE: Templates, *, without: str | None = None
     ) -> list[tuple[str, float] | None]:
-        """Name and cosine similarity of the nearest person to each probe; None: there is nobody."""
+        """Finds the nearest person to each of the (P, E) probes.
+
+        Args:
+            probes_PE: probes of unit length.
+            without: name of a person to leave out.
+
+        Returns:
+            Name and cosine similarity for each probe, or None where there is nobody.
+        """
         if not self._count:
             return [None] * len(probes_PE)
         left_out = -1 if without is None else self._number.get(without, -1)
@@ -112,7 +122,7 @@ class Index:
         return None if score == -np.inf else (self.names[self._owner[rows_N[place]]], score)
 
     def _propose(self, probes_PE: Templates) -> list[npt.NDArray[np.int64]] | None:
-        """Rows that may be nearest to each probe; None: FAISS is not installed."""
+        """Returns candidate rows for each probe, or None if FAISS is not installed."""
         if self._faiss is None or len(self._changed) > REBUILT_AT * self._count:
             faiss = _faiss(self._count)
             if faiss is None:
@@ -124,7 +134,7 @@ class Index:
         return [np.union1d(found[found >= 0], changed) for found in found_PN]
 
     def _build(self, faiss: Any) -> Any:
-        """An inverted file over all rows as they are."""
+        """Builds an inverted file over all rows."""
         rows_NE = self._rows[: self._count]
         lists = int(LISTS_PER_ROOT * np.sqrt(self._count))
         drawn = np.random.default_rng(0).permutation(self._count)[: TRAINED_PER_LIST * lists]
@@ -138,7 +148,7 @@ class Index:
 
 @functools.cache
 def _warn(line: str) -> None:
-    """Once a process."""
+    """Logs a warning once per process."""
     log.warning(line)
 
 

@@ -1,20 +1,21 @@
 """A gallery in one SQLite file.
 
-Write-ahead log, foreign keys on; every change is one `BEGIN IMMEDIATE` transaction, for which
-other writers wait. Templates are compared in memory; the index catches up with what other
-connections wrote before each answer.
+The file has a write-ahead log and enforces foreign keys. Every change is one `BEGIN IMMEDIATE`
+transaction, for which other writers wait. Templates are compared in memory. Before each answer the
+index reads what other connections have written.
 
-Forgetting leaves nothing in the files: deleted content is overwritten with zeros (`secure_delete`),
-the file is built anew (`VACUUM`), the log is cut to nothing. Where that was interrupted, the next
-who opens the file does it. What a disk keeps of overwritten blocks is out of reach: encrypt it.
+A removal leaves nothing in the files: deleted content is overwritten with zeros (`secure_delete`),
+the file is rebuilt (`VACUUM`), and the log is truncated. If this is interrupted, the next process
+that opens the file does it. Persona cannot reach what a disk keeps of overwritten blocks: encrypt
+the disk.
 
-A file may be a stranger's. Its whole schema must be the one that the migrations make, for a
-trigger, a view or a key without CASCADE decides what a change does; then SQLite checks all pages,
-before anything is asked of them (https://sqlite.org/security.html, untrusted database files).
+A file may be untrusted. Its whole schema must be the one that the migrations make, because a
+trigger, a view or a key without CASCADE changes what a statement does. SQLite then checks all pages
+before any query (https://sqlite.org/security.html, untrusted database files).
 
-A file that may not be written is read as it is. SQLite shares a log with its writers where there is
-one. Where there is none it must not leave one: the file is opened as immutable, and once more when
-it has changed.
+A file that may not be written is only read. If there is a log, SQLite shares it with the writers.
+If there is none, reading must not leave one: the file is then opened as immutable, and opened again
+when it has changed.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ from persona.gallery.store import (
 log = logging.getLogger(__name__)
 
 APPLICATION_ID = 0x50455253
-"""`PERS`: SQLite files of other programs are left alone."""
+"""`PERS` in ASCII, which tells a gallery from the SQLite files of other programs."""
 BUSY_MS = 30_000
 MIGRATIONS = (
     """
@@ -70,45 +71,46 @@ MIGRATIONS = (
     CREATE INDEX photo_person ON photo (person);
     """,
 )
-"""From version n to n + 1, in order; the version is `PRAGMA user_version`."""
+"""SQL from schema version n to n + 1, in order. The version is stored in `PRAGMA user_version`."""
 GENERATION, CLEANING = "generation", "cleaning"
-"""Facts: a number that is drawn when rows go or are replaced; that the file is to be built anew."""
+"""Names of two facts: a random number that changes when rows are removed or replaced, and a mark
+that the file must be rebuilt."""
 UNTRUSTED = ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0")
-"""Pragmas for a file that may be a stranger's; they read nothing of it."""
+"""Pragmas for an untrusted file. They read nothing of it."""
 UNSOUND = (
     "SELECT 1 FROM person WHERE typeof(name) <> 'text' OR typeof(created) <> 'text'",
     "SELECT 1 FROM photo WHERE person NOT IN (SELECT id FROM person)",
     "SELECT 1 FROM photo WHERE id < 1",
     "SELECT 1 FROM sqlite_sequence WHERE typeof(seq) <> 'integer' OR seq >> 62 <> 0",
 )
-"""Rows that SQLite takes and Persona never wrote: none of these may find one."""
+"""Queries for rows that SQLite accepts but Persona never writes. None of them may find a row."""
 POINTS_BYTES = 6 * 2 * 8
 UNIT_TOLERANCE = 1e-3
 DAMAGED = "the file is damaged: restore it from a copy"
 
 
 class SqliteStore(Store):
-    """See the top of the file."""
+    """A gallery in one SQLite file, as described at the top of this module."""
 
     def __init__(self, path: Path, *, passphrase: bytes | None, create: bool) -> None:
-        """Opens or makes the file; it is readable by its owner alone.
+        """Opens the file, or creates one that only its owner may read.
 
         Raises:
             PersonaError: see `open_store`.
         """
         self.path, self.place = path.absolute(), str(path)
         self._lock = threading.RLock()
-        """One connection, one thread at a time on it."""
+        """Held by the one thread that uses the connection."""
         self._indices: dict[str, tuple[Index, str | None, int]] = {}
-        """By match: the index, its generation and the last photo in it."""
+        """The index, its generation and the number of its last photo, by match."""
         self._network: str | None = None
-        """Digest of the network whose templates are looked up."""
+        """Digest of the network whose templates are searched."""
         if path.exists() and not path.is_file():
             raise PersonaError(f"{path} is no file: choose another path for the gallery")
         if not create and not path.exists():
             raise self._none_there()
         self._obstacle = obstacle_to_writing(path) if path.exists() else None
-        """Why it may only be read; None: it may be written."""
+        """Why the file can only be read. None means that it can be written."""
         if self._obstacle is None:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = os.open(path, os.O_RDWR | os.O_CREAT, PRIVATE)
@@ -117,7 +119,7 @@ class SqliteStore(Store):
         self._inode = os.fstat(file).st_ino
         os.close(file)
         self._state: tuple[object, ...] | None = None
-        """Of a file that is read as immutable: how it was when it was opened."""
+        """State, when it was opened, of a file that is opened as immutable. Otherwise None."""
         with self._explained():
             self._db = self._connect()
         try:
@@ -128,14 +130,14 @@ class SqliteStore(Store):
                     try:
                         self._clean()
                     except PersonaError as error:
-                        log.warning("%s", error)  # a full disk keeps nobody from recognising
+                        log.warning("%s", error)  # recognising works with a full disk too
         except BaseException:
             self._db.close()
             raise
 
     def _connect(self) -> sqlite3.Connection:
-        """A connection with its settings; it has read nothing of the file yet."""
-        # An absolute path is none of the names that SQLite takes for something else, as `:memory:`.
+        """Opens a connection with its settings, without reading anything of the file."""
+        # SQLite gives a meaning to names such as `:memory:`, but not to an absolute path.
         place = str(self.path)
         if self._obstacle is not None:
             self._state = None if self._log_is_open() else self._state_of_file()
@@ -157,18 +159,18 @@ class SqliteStore(Store):
         return db
 
     def _log_is_open(self) -> bool:
-        """Whether something of the gallery is in a log beside the file."""
+        """Whether a log beside the file holds a part of the gallery."""
         real = self.path.resolve()
         logs = (real.with_name(real.name + end) for end in ("-wal", "-journal"))
         return any(beside.exists() and beside.stat().st_size for beside in logs)
 
     def _state_of_file(self) -> tuple[object, ...]:
-        """Differs once somebody has written to the file."""
+        """Returns a value that changes when somebody writes to the file."""
         known = self.path.stat()
         return known.st_ino, known.st_mtime_ns, known.st_size, self._log_is_open()
 
     def _has_changed(self) -> bool:
-        """Whether a file that is read as immutable is not."""
+        """Whether a file that is opened as immutable was changed."""
         return self._state is not None and self._state != self._state_of_file()
 
     def _none_there(self) -> PersonaError:
@@ -178,8 +180,8 @@ class SqliteStore(Store):
         )
 
     def _prepare(self, create: bool) -> None:
-        """Makes the schema, or sees that it is a gallery's."""
-        with self._transaction("BEGIN"):  # another process may be migrating it
+        """Creates or migrates the schema, or checks that it is that of a gallery."""
+        with self._transaction("BEGIN"):  # one consistent view: another process may migrate it
             (version,), (application,) = (
                 self._execute(f"PRAGMA {name}").fetchone()
                 for name in ("user_version", "application_id")
@@ -201,7 +203,7 @@ class SqliteStore(Store):
         if version == len(MIGRATIONS):
             return
         with self._transaction():
-            # Another process may have done it meanwhile.
+            # Read again, because another process may have migrated it meanwhile.
             (version,) = self._execute("PRAGMA user_version").fetchone()
             self._check_version(version)
             for script in MIGRATIONS[version:]:
@@ -211,7 +213,7 @@ class SqliteStore(Store):
             self._execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
     def _check_schema(self, version: int) -> None:
-        """Nothing in the file may do what no Persona made it do, and all of it must be whole."""
+        """Raises PersonaError if the schema differs from Persona's, or the file is damaged."""
         there = {
             (kind, name, table, _normal(sql))
             for kind, name, table, sql in self._execute(
@@ -228,7 +230,7 @@ class SqliteStore(Store):
                 "differs): enroll and forget might not do what they say; use a copy that no other "
                 "program has changed"
             )
-        # One fault is enough: to count all of a file that was made for it could take for ever.
+        # One fault is enough: a malicious file could hold so many that counting never ends.
         if self._execute("PRAGMA integrity_check(1)").fetchone() != ("ok",):
             raise self._damaged()
         if any(self._execute(f"{rows} LIMIT 1").fetchone() for rows in UNSOUND):
@@ -244,7 +246,10 @@ class SqliteStore(Store):
             )
 
     def _open_seal(self, passphrase: bytes | None) -> Sealer | None:
-        """What seals values; a new gallery keeps the passphrase that it is opened with."""
+        """Returns what encrypts values, or None without a passphrase.
+
+        A new gallery is encrypted with the passphrase that it is opened with.
+        """
         salt = self._fact("salt")
         if salt is None:
             if passphrase is None:
@@ -276,7 +281,7 @@ class SqliteStore(Store):
         return sealer
 
     def facts(self) -> Facts | None:
-        """What the gallery was made with; None: it is new."""
+        """Returns the network and alignment of the gallery, or None if it is new."""
         with self._explained():
             return self._facts()
 
@@ -285,7 +290,7 @@ class SqliteStore(Store):
         return None if value is None else Facts.from_text(value, self.place)
 
     def adopt(self, facts: Facts) -> None:
-        """Makes a gallery without photos one of this network."""
+        """Assigns a gallery without photos to this network."""
         with self._explained(), self._transaction():
             found = self._facts()
             if self._execute("SELECT 1 FROM photo").fetchone():
@@ -305,14 +310,14 @@ class SqliteStore(Store):
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
-        """What is asked and then added in here is one transaction."""
+        """Context in which all reads and writes are one transaction."""
         with self._explained():
             self._demand_writable()
             with self._transaction():
                 yield
 
     def people(self) -> list[Person]:
-        """Everybody, by name."""
+        """Everybody who is enrolled, sorted by name."""
         with self._explained():
             rows = self._execute(
                 "SELECT name, count(photo.id), created FROM person "
@@ -321,7 +326,7 @@ class SqliteStore(Store):
         return [Person(*row) for row in rows]
 
     def photos(self, name: str | None = None) -> Iterator[tuple[str, int, StoredPhoto]]:
-        """Name, number and photo: of one person, or of everybody in the order of enrolment."""
+        """Yields name, number and photo, for one person or for everybody in order of enrolment."""
         with self._explained(), self._transaction("BEGIN"):
             self._demand_passphrase()
             facts = self._facts()
@@ -350,7 +355,7 @@ class SqliteStore(Store):
     def add(
         self, people: Mapping[str, Sequence[StoredPhoto]], digest: str, *, new: bool = False
     ) -> None:
-        """Adds photos of people, all of them or, where that fails, none."""
+        """Adds photos of people. If it fails, nothing is added."""
         sealed = [
             (
                 name,
@@ -363,7 +368,7 @@ class SqliteStore(Store):
         created = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         with self.changing():
             check_digest(self._facts(), digest, self.place)
-            self._demand_passphrase()  # another process may have set one a moment ago
+            self._demand_passphrase()  # another process may have encrypted the gallery meanwhile
             for name in people:
                 fresh = self._execute(
                     "INSERT INTO person (name, created) VALUES (?, ?) ON CONFLICT DO NOTHING",
@@ -386,7 +391,7 @@ class SqliteStore(Store):
         )
 
     def forget(self, name: str) -> int:
-        """Removes somebody for good; how many templates that were."""
+        """Removes a person for good, and returns how many templates were removed."""
         with self._explained():
             with self.changing():
                 row = self._execute("SELECT id FROM person WHERE name = ?", (name,)).fetchone()
@@ -395,14 +400,14 @@ class SqliteStore(Store):
                 count = self._execute("DELETE FROM photo WHERE person = ?", row).rowcount
                 self._execute("DELETE FROM person WHERE id = ?", row)
                 self._taken_away()
-                self._check_gone(name, row[0], name)  # here it can still be undone
+                self._check_gone(name, row[0], name)  # an error here rolls the removal back
             self._clean()
             # Not by name: another process may have enrolled somebody under it meanwhile.
             self._check_gone(name, row[0], None)
         return count
 
     def _check_gone(self, name: str, number: int, other: str | None) -> None:
-        """Looks at all rows, past the indices, for what should have been removed."""
+        """Searches all rows, without using the indices, for what should have been removed."""
         left = self._execute(
             "SELECT 1 FROM person NOT INDEXED WHERE id = ?1 OR name = ?2 "
             "UNION ALL SELECT 1 FROM photo NOT INDEXED WHERE person = ?1",
@@ -412,7 +417,7 @@ class SqliteStore(Store):
             raise still_there(name, self.place)
 
     def replace(self, facts: Facts, templates: dict[int, Templates]) -> None:
-        """Puts another network's templates in the place of all that are there."""
+        """Replaces all templates by those of another network."""
         with self._explained():
             with self.changing():
                 self._demand_passphrase()
@@ -438,20 +443,20 @@ class SqliteStore(Store):
     def nearest(
         self, probes_PE: Templates, match: str, *, without: str | None = None
     ) -> list[Match | None]:
-        """The nearest person to each probe, leaving out `without`; None: there is nobody."""
+        """Finds the nearest person to each probe, or None where there is nobody."""
         with self._lock:
             found = self._index(match, probes_PE.shape[1]).nearest(probes_PE, without=without)
         return [None if best is None else Match(*best) for best in found]
 
     def _index(self, match: str, width: int) -> Index:
-        """The index of all that is committed."""
+        """Returns the index of all committed templates."""
         with self._explained(), self._transaction("BEGIN"):
             self._demand_passphrase()
             generation = self._fact(GENERATION) or ""
             index, known, last = self._indices.get(match) or (Index(width, match), None, 0)
             if known != generation:
                 index, last = Index(width, match), 0
-                if self._network is not None:  # another process may have made it another's
+                if self._network is not None:  # another process may have changed the network
                     check_digest(self._facts(), self._network, self.place)
             rows = self._execute(
                 "SELECT name, template, photo.id FROM photo JOIN person ON person.id = person "
@@ -465,15 +470,16 @@ class SqliteStore(Store):
         return index
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
         with self._lock:
             self._db.close()
 
     def _templates(self, rows: Sequence[tuple[str, bytes]], width: int) -> Templates:
-        """(N, E) of names and what is kept of their photos.
+        """Returns the (N, E) templates of rows of a name and a stored value.
 
         Raises:
-            PersonaError: it is no unit vector, so the file was damaged where SQLite cannot see it.
+            PersonaError: a template has not unit length. The file was then damaged in a way that
+                SQLite cannot see.
         """
         values = [self._unseal(sealed, name) for name, sealed in rows]
         if any(len(value) != 4 * width for value in values):
@@ -493,7 +499,10 @@ class SqliteStore(Store):
         return value if self._sealer is None else self._sealer.open(value, name)
 
     def _demand_passphrase(self) -> None:
-        """Listing and forgetting need none; whatever touches a template does."""
+        """Raises PersonaError if the gallery is encrypted and was opened without its passphrase.
+
+        Reading or writing templates needs it; listing and removing people does not.
+        """
         if self._sealer is None and self._fact("salt") is not None:
             raise PersonaError(f"{self.place} is encrypted: give --passphrase-file FILE")
 
@@ -506,16 +515,16 @@ class SqliteStore(Store):
         self._execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, value))
 
     def _begin_anew(self) -> None:
-        """Every process's index is of what is no longer there."""
+        """Makes the indices of all processes invalid."""
         self._set_fact(GENERATION, os.urandom(8).hex())
 
     def _taken_away(self) -> None:
-        """Rows went: indices are made anew, and the file has to be cleaned."""
+        """Notes that rows were removed: indices are invalid, and the file must be rebuilt."""
         self._begin_anew()
         self._set_fact(CLEANING, "1")
 
     def _clean(self) -> None:
-        """Leaves nothing of deleted rows in the file or beside it."""
+        """Removes what is left of deleted rows in the file and its log."""
         self._demand_writable()
         try:
             self._execute("VACUUM")
@@ -530,13 +539,13 @@ class SqliteStore(Store):
                 f"{self.place} is being read by another process, and its log cannot be cleared: "
                 "end that process and run any `persona gallery` command on it"
             )
-        # Not before that: killed in between, the next who opens the file has to do it.
+        # Last: if the process is killed before, the next one that opens the file must clean it.
         with self._transaction():
             self._execute("DELETE FROM fact WHERE name = ?", (CLEANING,))
         self._checkpoint()
 
     def _checkpoint(self) -> bool:
-        """Puts the log into the file and cuts it to nothing; whether a reader hindered that."""
+        """Moves the log into the file and truncates it; returns whether a reader prevented it."""
         return bool(self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
 
     def _execute(self, statement: str, values: tuple[object, ...] = ()) -> sqlite3.Cursor:
@@ -544,9 +553,10 @@ class SqliteStore(Store):
 
     @contextlib.contextmanager
     def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
-        """All or nothing, for which other writers wait; with `BEGIN` questions at one moment.
+        """Context of one transaction, for which other writers wait.
 
-        Within `changing` it is part of that.
+        With `BEGIN` it only reads, and all reads see the same state. Within another transaction it
+        is a part of that one.
         """
         if self._db.in_transaction:
             yield
@@ -562,7 +572,7 @@ class SqliteStore(Store):
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """The connection for this thread, and SQLite's errors as one line."""
+        """Context in which this thread has the connection, and SQLite's errors become one line."""
         with self._lock:
             self._check_place()
             try:
@@ -580,7 +590,7 @@ class SqliteStore(Store):
                 raise PersonaError(f"{self.place} was written to while it was read: run again")
 
     def _check_place(self) -> None:
-        """What is written to a file that was removed is lost without a word."""
+        """Raises PersonaError if the file was replaced, because writing to it would be lost."""
         try:
             same = self.path.stat().st_ino == self._inode
         except FileNotFoundError:
@@ -596,7 +606,7 @@ class SqliteStore(Store):
         return PersonaError(f"{self.place}: {DAMAGED}")
 
     def _explain(self, error: sqlite3.Error) -> PersonaError:
-        """What to do about it, by SQLite's result code."""
+        """Returns the error with what to do about it, by SQLite's result code."""
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         remedy = {
             sqlite3.SQLITE_FULL: "the disk is full: make room and run again; nothing was lost",
@@ -614,7 +624,7 @@ class SqliteStore(Store):
 
 
 def obstacle_to_writing(path: Path) -> str | None:
-    """Why a file and the logs that SQLite keeps beside it may not be written; None: they may."""
+    """Returns why a file and the logs beside it cannot be written, or None if they can."""
     real = path.resolve()
     if os.statvfs(real).f_flag & os.ST_RDONLY:
         return "its file system is mounted read-only"
@@ -627,7 +637,7 @@ def obstacle_to_writing(path: Path) -> str | None:
 
 @functools.cache
 def schema_of(version: int) -> frozenset[tuple[str, ...]]:
-    """Type, name, table and SQL of all that the first `version` migrations make."""
+    """Returns type, name, table and SQL of all that the first `version` migrations create."""
     with contextlib.closing(sqlite3.connect(":memory:")) as db:
         for script in MIGRATIONS[:version]:
             db.executescript(script)
@@ -636,5 +646,5 @@ def schema_of(version: int) -> frozenset[tuple[str, ...]]:
 
 
 def _normal(sql: object) -> str:
-    """SQL with single blanks; an index that SQLite makes by itself has none."""
+    """Returns SQL with single blanks; an index that SQLite creates by itself has no SQL."""
     return " ".join(str(sql or "").split())

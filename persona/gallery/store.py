@@ -1,14 +1,16 @@
-"""What a gallery keeps, and the one interface to the places that keep it.
+"""What a gallery stores, and the interface of its stores.
 
-    person    name, when it was made
-    photo     a template (E numbers of unit length), the network that made it; if the user chose to
-              keep them, the aligned crop and its five points, from which templates can be made anew
-    facts     the network, how faces are cut for it, the threshold and where that is from
+    person    name, time of creation
+    photo     template (the embedding, of unit length) and the network that made it; if the user
+              asked for it, also the aligned crop and its five-point landmarks, from which another
+              network can make its template
+    facts     the network, its alignment, the threshold and the source of the threshold
 
-A person is enrolled in one transaction: killed at any moment, a gallery has all of a person's new
-photos or none. SQLite (`sqlite`) is one file on one machine; PostgreSQL (`postgres`) is for many.
+A person is enrolled in one transaction. If the process is killed, the gallery has all of a person's
+new photos or none. The SQLite store (`sqlite`) is one file on one machine. The PostgreSQL store
+(`postgres`) serves many machines.
 
-Shapes: E embedding, P probes.
+Shapes: N faces, E embedding, P probes.
 """
 
 from __future__ import annotations
@@ -35,45 +37,48 @@ from persona.workspace import user_path
 Templates = npt.NDArray[np.float32]
 
 MAX_NAME = 200
-"""Characters."""
+"""Largest number of characters of a name."""
 SAME = 1 - 1e-5
-"""Templates that are so near to each other are of one photo."""
+"""Cosine similarity from which two templates count as the same photo."""
 MATCHES = ("mean", "max")
-"""A person is as near as the mean of the templates, or as the nearest of them."""
+"""A probe is compared with the mean of a person's templates, or with the nearest of them."""
 POSTGRES = ("postgresql://", "postgres://")
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """From which similarity on a face is somebody."""
+    """Lowest cosine similarity at which two faces count as one person."""
 
     value: float
+    """The cosine similarity, in [-1, 1]."""
     source: str
-    """For people: what it was chosen on."""
+    """Text that says how and on what the threshold was chosen."""
     far: float | None = None
-    """The false accept rate that it was chosen for; None: it was given as a number."""
+    """False accept rate for which it was chosen. None means that it was given as a number."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a gallery's templates were made with."""
+    """The network and the alignment with which a gallery's templates were made."""
 
     network: str
-    """Its name, as `persona evaluate` takes it."""
+    """Name of the network, as `persona evaluate` takes it."""
     digest: str
-    """Of its weights and settings."""
+    """Digest of the network's weights and settings."""
     width: int
-    """E."""
+    """Width E of an embedding."""
     align: AlignSpec
+    """Alignment of the crops that the network embeds."""
     threshold: Threshold | None = None
+    """Threshold for this network. None means that it was not chosen yet."""
 
     def to_json(self) -> dict[str, Any]:
-        """As it is stored."""
+        """Returns the facts as they are stored."""
         return asdict(self)
 
     @classmethod
     def from_text(cls, text: str, where: str) -> Facts:
-        """`from_json` of JSON's text."""
+        """Reads the facts from a JSON text; see `from_json`."""
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
@@ -82,10 +87,14 @@ class Facts:
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> Facts:
-        """What JSON, perhaps a stranger's, stands for.
+        """Reads the facts from a JSON value, which may come from an untrusted file.
+
+        Args:
+            value: the decoded JSON.
+            where: what to call its source in an error.
 
         Raises:
-            PersonaError: it is no such thing.
+            PersonaError: a field is missing or has a value that cannot be right.
         """
         try:
             threshold = value["threshold"]
@@ -114,30 +123,32 @@ class Facts:
 
 
 def _rate(far: Any) -> float | None:
-    """A false accept rate from JSON, perhaps a stranger's; galleries of before have none."""
+    """Reads a false accept rate from untrusted JSON; older galleries have none."""
     return None if far is None else float(far)
 
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody of the gallery."""
+    """A person who is enrolled."""
 
     name: str
+    """The person's name, as it is stored."""
     photos: int
+    """Number of enrolled photos."""
     created: str
-    """UTC, ISO 8601."""
+    """UTC time at which the person was first enrolled, in ISO 8601."""
 
 
 @dataclass(frozen=True)
 class StoredPhoto:
-    """What is kept of a photo."""
+    """What a gallery stores of one photo."""
 
     template: Templates
-    """(E,) of unit length."""
+    """(E,) float32 embedding of unit length."""
     crop: bytes | None = None
-    """JPEG."""
+    """Aligned crop as JPEG."""
     landmarks_62: npt.NDArray[np.float64] | None = None
-    """(6, 2) of the crop, see persona/landmarks.py."""
+    """(6, 2) landmarks and scale of the crop, see persona/landmarks.py."""
 
 
 @dataclass(frozen=True)
@@ -146,15 +157,15 @@ class Match:
 
     name: str
     score: float
-    """Cosine similarity."""
+    """Cosine similarity to the probe, in [-1, 1]."""
 
 
 class NobodyError(PersonaError):
-    """There is nobody of that name."""
+    """Nobody of that name is enrolled."""
 
 
 class OtherNetworkError(PersonaError):
-    """The templates are another network's."""
+    """The templates were made by another network."""
 
 
 class ReadOnlyError(PersonaError):
@@ -162,84 +173,94 @@ class ReadOnlyError(PersonaError):
 
 
 class Store(ABC):
-    """A gallery's people and templates. Any number of threads and processes may use one at once."""
+    """A store of people and templates. Any number of threads and processes may use one at once."""
 
     place: str
-    """For messages."""
+    """Name of the store in messages."""
 
     @abstractmethod
     def facts(self) -> Facts | None:
-        """What the gallery was made with; None: it is new."""
+        """Returns the network and alignment of the gallery, or None if it is new."""
 
     @abstractmethod
     def adopt(self, facts: Facts) -> None:
-        """Makes a gallery without photos one of this network; nothing where it is that already.
+        """Assigns a gallery without photos to this network.
+
+        A gallery that belongs to the network already is left as it is.
 
         Raises:
-            OtherNetworkError: its templates are another network's.
+            OtherNetworkError: the gallery's templates were made by another network.
         """
 
     @abstractmethod
     def check_writable(self) -> None:
-        """Tells before a change is worked for whether it can be made.
+        """Checks that the gallery can be changed, before costly work is done for a change.
 
         Raises:
-            ReadOnlyError: the gallery may only be read.
+            ReadOnlyError: the gallery can only be read.
         """
 
     @abstractmethod
     def changing(self) -> AbstractContextManager[None]:
-        """What is asked and then added in here is one transaction: no other writer comes between.
+        """Context in which all reads and writes are one transaction that excludes other writers.
 
-        An exception undoes it.
+        An exception rolls it back.
         """
 
     @abstractmethod
     def people(self) -> list[Person]:
-        """Everybody, by name."""
+        """Everybody who is enrolled, sorted by name."""
 
     @abstractmethod
     def photos(self, name: str | None = None) -> Iterator[tuple[str, int, StoredPhoto]]:
-        """Name, number and photo: of one person, or of everybody in the order of enrolment."""
+        """Yields name, number and photo, for one person or for everybody in order of enrolment."""
 
     @abstractmethod
     def add(
         self, people: Mapping[str, Sequence[StoredPhoto]], digest: str, *, new: bool = False
     ) -> None:
-        """Adds photos of people, all of them or, where that fails, none.
+        """Adds photos of people. If it fails, nothing is added.
 
         Args:
-            people: photos by name; of somebody who is there already they are added.
-            digest: of the network that made the templates.
-            new: nobody of them may be there already.
+            people: photos by the person's name. A person who is enrolled already gets more photos.
+            digest: digest of the network that made the templates.
+            new: whether each person must be new.
 
         Raises:
-            OtherNetworkError: another network's templates.
-            PersonaError: somebody is there, or nothing can be written.
+            OtherNetworkError: the gallery belongs to another network.
+            PersonaError: a person who must be new is enrolled, or the store cannot be written.
         """
 
     @abstractmethod
     def forget(self, name: str) -> int:
-        """Removes somebody for good, and looks whether that is so; how many templates that were.
+        """Removes a person for good, and checks that nothing is left.
+
+        Returns:
+            The number of templates that were removed.
 
         Raises:
-            NobodyError: there is nobody of that name.
-            PersonaError: something of them is left.
+            NobodyError: nobody of that name is enrolled.
+            PersonaError: something of the person is left.
         """
 
     @abstractmethod
     def replace(self, facts: Facts, templates: dict[int, Templates]) -> None:
-        """Puts another network's templates, by photo number, in the place of all that are there.
+        """Replaces all templates by those of another network, which are given by photo number.
 
         Raises:
-            PersonaError: a photo came or went meanwhile.
+            PersonaError: a photo was added or removed meanwhile.
         """
 
     @abstractmethod
     def nearest(
         self, probes_PE: Templates, match: str, *, without: str | None = None
     ) -> list[Match | None]:
-        """The nearest person to each probe, leaving out `without`; None: there is nobody.
+        """Finds the nearest person to each of the (P, E) probes, or None where there is nobody.
+
+        Args:
+            probes_PE: (P, E) float32 embeddings of unit length.
+            match: `mean` or `max`, see MATCHES.
+            without: name of a person to leave out.
 
         Raises:
             OtherNetworkError: the templates are not, or no longer, of the network that was adopted.
@@ -247,23 +268,23 @@ class Store(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Lets go of files and connections."""
+        """Closes files and connections."""
 
     @abstractmethod
     def _keep_facts(self, facts: Facts) -> None:
-        """Writes them, within a transaction."""
+        """Writes the facts, within a transaction."""
 
     def set_threshold(self, threshold: Threshold) -> None:
-        """Keeps a threshold with the network it was chosen for."""
+        """Stores a threshold for the gallery's network."""
         with self.changing():
             facts = self.facts()
             assert facts is not None
             self._keep_facts(replace(facts, threshold=threshold))
 
     def take_name(self, network: str) -> None:
-        """Keeps another name of the network that made the templates, to be found by from now on.
+        """Stores another name under which the gallery's network is found from now on.
 
-        A gallery that may only be read keeps the name it has.
+        A gallery that can only be read keeps its name.
         """
         with contextlib.suppress(ReadOnlyError), self.changing():
             facts = self.facts()
@@ -271,12 +292,12 @@ class Store(ABC):
                 self._keep_facts(replace(facts, network=network))
 
     def person(self, name: str) -> Person:
-        """Somebody by name: as it is kept, as it is composed, or as it is shown.
+        """Finds a person by name: as it is stored, in its composed form (NFC), or as it is shown.
 
-        An older gallery, or a stranger's, may hold names that nobody is enrolled under any more.
+        A gallery from elsewhere or of an older version may hold names that are refused today.
 
         Raises:
-            NobodyError: there is nobody of that name.
+            NobodyError: nobody of that name is enrolled.
         """
         composed, people = _composed(name), self.people()
         known = {person.name: person for person in people}
@@ -298,15 +319,15 @@ class Store(ABC):
 def open_store(
     place: Path | str, *, passphrase: bytes | None = None, create: bool = False
 ) -> Store:
-    """A gallery's store: a file, or a database by its `postgresql://` URL.
+    """Opens a gallery's store: a file, or a database by its `postgresql://` URL.
 
     Args:
         place: path or URL.
-        passphrase: of an encrypted gallery; a new one is encrypted with it.
-        create: make it where there is none.
+        passphrase: passphrase of an encrypted gallery. A new gallery is encrypted with it.
+        create: whether to create the gallery where there is none.
 
     Raises:
-        PersonaError: it is not there, is no gallery, is a newer version's, or the passphrase is
+        PersonaError: there is no gallery, it was made by a newer version, or the passphrase is
             missing or wrong.
     """
     if str(place).startswith(POSTGRES):
@@ -324,10 +345,10 @@ def open_store(
 
 
 def check_name(name: str) -> str:
-    """A person's name as it is kept: composed (NFC), without blanks around it.
+    """Returns a person's name as it is stored: in NFC form, without surrounding blanks.
 
     Raises:
-        PersonaError: empty, too long, or with characters that are not seen but acted on.
+        PersonaError: the name is empty, too long, or holds invisible characters.
     """
     name = _composed(name)
     if len(name) > MAX_NAME:
@@ -344,7 +365,7 @@ def check_name(name: str) -> str:
 
 
 def _composed(name: str) -> str:
-    """A name in the one form of its characters (NFC), without blanks around it."""
+    """Returns a name in Unicode's composed form (NFC), without surrounding blanks."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -353,7 +374,7 @@ def _composed(name: str) -> str:
 
 
 def check_digest(facts: Facts | None, digest: str, place: str) -> None:
-    """Raises PersonaError if templates of the network `digest` do not belong in a gallery."""
+    """Raises PersonaError unless the gallery's templates were made by the network `digest`."""
     if facts is None:
         raise PersonaError(f"{place} does not say which network it was made with")
     if facts.digest != digest:
@@ -364,19 +385,19 @@ def check_digest(facts: Facts | None, digest: str, place: str) -> None:
 
 
 def there_already(name: str, place: str) -> PersonaError:
-    """The error for a name that was to be new."""
+    """Returns the error for a name that should be new but is enrolled."""
     return PersonaError(f"{place} has somebody named {name!r} already: forget one of them")
 
 
 def read_only(place: str, why: str) -> ReadOnlyError:
-    """The error for a change of what may only be read."""
+    """Returns the error for changing a gallery that can only be read."""
     return ReadOnlyError(
         f"{place} can be read but not changed: {why}. Mend that, or let its owner do it"
     )
 
 
 def still_there(name: str, place: str) -> PersonaError:
-    """The error for a forget after which something was left."""
+    """Returns the error for a removal that left something behind."""
     return PersonaError(
         f"{place} still holds something of {name[:80]!r} after it was removed: the gallery does "
         "not do what Persona tells it to; remove the whole of it"
@@ -384,19 +405,19 @@ def still_there(name: str, place: str) -> PersonaError:
 
 
 def changed_meanwhile(place: str) -> PersonaError:
-    """The error for a rebuild into which somebody came."""
+    """Returns the error for a gallery that changed during its rebuild."""
     return PersonaError(
         f"{place} was changed while it was rebuilt: run `persona gallery rebuild` again"
     )
 
 
 def nobody(name: str, place: str) -> NobodyError:
-    """The error for a name that is not there; it does not list those that are."""
+    """Returns the error for an unknown name. It does not list the names that are enrolled."""
     return NobodyError(f"{place} has nobody named {name[:80]!r}: see `persona gallery list`")
 
 
 def unit(vectors_NE: npt.ArrayLike) -> Templates:
-    """(N, E) float32 of unit length."""
+    """Scales (N, E) vectors to unit length, as float32."""
     vectors = np.asarray(vectors_NE, np.float64)
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.asarray(vectors / np.maximum(lengths, 1e-12), np.float32)

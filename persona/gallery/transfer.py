@@ -1,7 +1,7 @@
-"""A gallery's people in a file, to take elsewhere: safetensors, without photos.
+"""Export and import of a gallery's people as a safetensors file without photos.
 
-`templates` is (N, E) float32; the metadata says who each row is of and which network made them.
-The file is not encrypted. What comes in is a stranger's: nothing of it is believed unchecked.
+`templates` is (N, E) float32. The metadata names the person of each row, and the network. The file
+is not encrypted. A file to import is untrusted: everything in it is checked.
 
 Shapes: N templates, E embedding.
 """
@@ -29,10 +29,10 @@ MAX_BYTES = 20_000_000_000
 
 
 def export_people(store: Store, path: Path) -> int:
-    """Writes everybody's templates to a file; how many.
+    """Writes everybody's templates to a file, and returns their number.
 
     Raises:
-        PersonaError: there is nobody, or the file's name is that of something else.
+        PersonaError: nobody is enrolled, or the file's suffix is not `.safetensors`.
     """
     if path.suffix != SUFFIX:
         raise PersonaError(f"{path}: name it {SUFFIX}, so that it replaces no gallery or photo")
@@ -51,12 +51,13 @@ def export_people(store: Store, path: Path) -> int:
 
 
 def import_people(store: Store, path: Path) -> dict[str, int]:
-    """Adds everybody of a file, or nobody; how many templates each has.
+    """Adds everybody in a file, or nobody, and returns the number of templates by name.
 
-    A new gallery becomes one of the file's network, without its threshold.
+    A new gallery is assigned to the file's network, but does not take its threshold.
 
     Raises:
-        PersonaError: no such file, another network's, or somebody is there already.
+        PersonaError: there is no such file, it belongs to another network, or somebody in it is
+            enrolled already.
     """
     facts, names, templates_NE = read_people(path)
     store.adopt(replace(facts, threshold=None))
@@ -68,10 +69,10 @@ def import_people(store: Store, path: Path) -> dict[str, int]:
 
 
 def read_people(path: Path) -> tuple[Facts, Sequence[str], np.ndarray]:
-    """Facts, names and (N, E) unit templates of an exported file.
+    """Reads facts, names and (N, E) templates of unit length from an exported file.
 
     Raises:
-        PersonaError: it is none, or what it holds is no gallery.
+        PersonaError: there is no such file, or it is not a valid export of a gallery.
     """
     if not path.is_file():
         raise PersonaError(f"no file at {path}")
@@ -104,7 +105,7 @@ def read_people(path: Path) -> tuple[Facts, Sequence[str], np.ndarray]:
     lengths = np.linalg.norm(templates.astype(np.float64), axis=1)
     if not np.isfinite(lengths).all() or lengths.min() < 1e-6:
         raise PersonaError(f"{path}: some templates are zero or not finite")
-    # What has unit length keeps its bits.
+    # Rows that have unit length already keep their exact bits.
     off_N = np.abs(lengths - 1) > 1e-6
     templates[off_N] = unit(templates[off_N])
     try:

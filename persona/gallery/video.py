@@ -1,10 +1,12 @@
-"""Who is seen when in a video.
+"""Recognising people in a video, with the times at which they are seen.
 
 1. frames are sampled, `every_s` apart
-2. every face of a sampled frame continues a track, whose last box it overlaps and whose last
-   template it is like, or starts one; a track ends when it is not seen for GAP_S
-3. a track has one vote: the mean of its templates is looked up, once
-4. for a copy with boxes and names the video is read again: a name is known when its track has ended
+2. each face of a sampled frame continues a track if it overlaps the track's last box and its
+   template is similar to the track's last one, or if the templates alone are very similar;
+   otherwise it starts a track. A track ends when it is not seen for GAP_S
+3. each track is recognised once, by the mean of its templates
+4. for a copy with boxes and names the video is read again, because a track's name is known only
+   when the track has ended
 
 Memory holds one frame and the tracks, however long the video is.
 
@@ -34,15 +36,16 @@ from persona.gallery.photos import MAX_WHOLE, Mark, draw_marks, mark_of
 from persona.gallery.store import Templates, unit
 
 GAP_S = 1.0
+"""Time in s without a sighting after which a track ends."""
 CUT_S = 0.5
-"""A video that ends so long before the end that it promises is cut off."""
+"""A video that ends more than this long (s) before its stated duration counts as cut off."""
 OVERLAP = 0.3
-"""Intersection over union from which on boxes of neighbouring samples may be one face."""
+"""Least intersection over union at which two boxes of neighbouring samples may be one face."""
 NEAR = 0.1
-"""And, however their templates differ by pose and light, a similarity that two people rarely have
-less than. Nobody stands where another stood a moment ago but by a cut."""
+"""Least similarity that overlapping faces need to be one face. It is low, because pose and light
+change a template, and because only a cut puts another person in the same place."""
 ALIKE = 0.5
-"""From this similarity on it is one face wherever its box went."""
+"""Similarity from which two faces are one, wherever their boxes are."""
 DEFAULT = 0x1
 NO_FILM = 0x400 | 0x800 | 0x80000 | 0x100000
 """Dispositions (libavformat/avformat.h): attached picture, thumbnails, part of a tiled picture,
@@ -55,31 +58,31 @@ BoxWH = tuple[float, float, float, float]
 
 @dataclass
 class Track:
-    """One person from appearing to leaving."""
+    """One face, from the first sample that shows it to the last."""
 
     boxes: list[tuple[float, BoxWH]] = field(default_factory=list)
-    """Time (s) and x, y, width, height of every sample."""
+    """Time (s) and box (x, y, width, height; px) of every sample."""
     total: Templates | None = None
-    """(E,) the sum of the templates of its usable faces."""
+    """(E,) sum of the templates of the usable faces."""
     last: Templates | None = None
-    """(E,)."""
+    """(E,) template of the last usable face."""
     flaw: str | None = None
-    """Why no face of it was usable."""
+    """Why the last unusable face was refused."""
     sighting: Sighting | None = None
-    """The answer."""
+    """Who it is."""
 
     @property
     def from_s(self) -> float:
-        """When it was seen first."""
+        """Time in s of the first sample."""
         return self.boxes[0][0]
 
     @property
     def to_s(self) -> float:
-        """When it was seen last."""
+        """Time in s of the last sample."""
         return self.boxes[-1][0]
 
     def at(self, time_s: float) -> BoxWH | None:
-        """Where it is at a time, between two samples in a straight line; None: not there."""
+        """Returns the box at a time, interpolated between two samples; None outside the track."""
         if not self.from_s <= time_s <= self.to_s:
             return None
         after = bisect.bisect_left(self.boxes, time_s, key=lambda one: one[0])
@@ -91,29 +94,35 @@ class Track:
 
 @dataclass(frozen=True)
 class Seen:
-    """A video's tracks."""
+    """The tracks of a video."""
 
     tracks: tuple[Track, ...]
     seconds: float
+    """Time in s of the last frame."""
     frames: int
-    """Sampled."""
+    """Number of sampled frames."""
     every_s: float
-    """Between two samples."""
+    """Time in s between two samples."""
     cut_off: bool
-    """The file ends in the middle; what is before that was looked at."""
+    """Whether the file ends before the video does. The frames before the cut were used."""
 
 
 def check_copy(out: Path) -> None:
-    """Raises PersonaError unless a copy's name is a video's, so that it replaces nothing else."""
+    """Raises PersonaError unless a copy's suffix is `.mp4`, so that it replaces no other file."""
     if out.suffix.lower() != ".mp4":
         raise PersonaError(f"--annotate {out}: name it .mp4")
 
 
 def recognise_video(gallery: Gallery, path: Path, *, every_s: float = 0.2) -> Seen:
-    """The tracks of a video, each with its answer.
+    """Finds the tracks of a video and recognises each of them.
+
+    Args:
+        gallery: the gallery.
+        path: the video's file.
+        every_s: time in s between two sampled frames.
 
     Raises:
-        PersonaError: no video, or none of its frames can be read.
+        PersonaError: the file is no video, or none of its frames can be read.
     """
     tracks: list[Track] = []
     due_s, end_s, frames = 0.0, 0.0, 0
@@ -133,7 +142,7 @@ def recognise_video(gallery: Gallery, path: Path, *, every_s: float = 0.2) -> Se
 
 
 def _follow(gallery: Gallery, tracks: list[Track], time_s: float, photo: Pixels) -> None:
-    """Adds the faces of a frame to the tracks that they continue."""
+    """Adds the faces of a frame to the tracks that they continue, or starts tracks with them."""
     seen = gallery.eyes.find(photo)
     usable = [one for one in seen if one.flaw is None and one.crop is not None]
     crops = [one.crop for one in usable if one.crop is not None]
@@ -162,7 +171,7 @@ def _follow(gallery: Gallery, tracks: list[Track], time_s: float, photo: Pixels)
 
 
 def _kinship(track: Track, one: SeenFace, template: Templates | None) -> float:
-    """How much a face looks like the next of a track; 0: it is not."""
+    """Returns how well a face continues a track; 0 means that it does not."""
     overlap = _overlap(track.boxes[-1][1], _box(one))
     if template is None or track.last is None:
         return overlap if overlap >= OVERLAP else 0.0
@@ -194,7 +203,7 @@ def _box(one: SeenFace) -> BoxWH:
 
 
 def _overlap(a: BoxWH, b: BoxWH) -> float:
-    """Intersection over union."""
+    """Returns the intersection over union of two boxes."""
     width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
     height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
     common = max(width, 0.0) * max(height, 0.0)
@@ -202,22 +211,22 @@ def _overlap(a: BoxWH, b: BoxWH) -> float:
 
 
 class FrameReader:
-    """Frames of a video with their times, from an untrusted file."""
+    """Reads the frames of a video from an untrusted file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.cut_off = False
 
     def __iter__(self) -> Iterator[tuple[float, Any]]:
-        """Time (s) and frame; where the file's clock jumps back, time goes on.
+        """Yields time (s) and frame. The time still increases where the file's clock jumps back.
 
         Raises:
-            PersonaError: no video, or frames over the limit on pixels.
+            PersonaError: the file is no video, or its frames have too many pixels.
         """
         av = _av()
         with contextlib.ExitStack() as stack:
-            # Opened here: to FFmpeg a name may be a protocol. And what it holds, as a playlist
-            # does, may name no other file.
+            # Opened here, because FFmpeg may take a name for a protocol. The whitelist keeps a
+            # playlist, or another file that names files, from opening them.
             file = stack.enter_context(self.path.open("rb"))
             try:
                 container = stack.enter_context(
@@ -254,14 +263,14 @@ class FrameReader:
             self.cut_off |= time_s + CUT_S < promised_s
 
     def pixels(self, frame: Any) -> Pixels:
-        """(H, W, 3) uint8 RGB, turned upright."""
+        """Returns a frame as upright (H, W, 3) uint8 RGB."""
         return np.ascontiguousarray(_upright(frame.to_ndarray(format="rgb24"), _matrix(frame)))
 
 
 def _main_stream(streams: Sequence[Any]) -> Any:
-    """The film among pictures: what the container calls its default, else the largest.
+    """Returns the main video stream: the container's default, or the largest.
 
-    A cover or a poster of one frame is none where there is another.
+    A stream of one frame, such as a cover or a poster, is used only if there is no other.
     """
 
     def rank(stream: Any) -> tuple[bool, bool, int]:
@@ -273,7 +282,7 @@ def _main_stream(streams: Sequence[Any]) -> Any:
 
 
 def _matrix(frame: Any) -> tuple[int, int, int, int]:
-    """The display matrix's a, b, c, d: upright x is a x + c y, upright y is b x + d y."""
+    """Returns a, b, c, d of the display matrix: upright x = a x + c y, upright y = b x + d y."""
     for data in frame.side_data:
         if data.type.name == "DISPLAYMATRIX":
             a, b, _, c, d, *_ = struct.unpack("=9i", bytes(data)[:36])
@@ -282,7 +291,7 @@ def _matrix(frame: Any) -> tuple[int, int, int, int]:
 
 
 def _upright(pixels: Pixels, matrix: tuple[int, int, int, int]) -> Pixels:
-    """Turned and mirrored as a display matrix says, to the nearest quarter turn."""
+    """Turns and mirrors a frame by its display matrix, to the nearest quarter turn."""
     a, b, c, d = matrix
     if abs(a) + abs(d) >= abs(b) + abs(c):
         across, down = a, d
@@ -292,10 +301,10 @@ def _upright(pixels: Pixels, matrix: tuple[int, int, int, int]) -> Pixels:
 
 
 def annotate_video(seen: Seen, path: Path, out: Path) -> None:
-    """Writes a copy (MP4, H.264, without sound) with a box and a name at every face.
+    """Writes a copy of the video (MP4, H.264, no sound) with a box and a name at every face.
 
     Raises:
-        PersonaError: it cannot be written.
+        PersonaError: the copy cannot be written.
     """
     av = _av()
     reader = FrameReader(path)
@@ -304,7 +313,8 @@ def annotate_video(seen: Seen, path: Path, out: Path) -> None:
             stream: Any = None
             for time_s, frame in reader:
                 photo = reader.pixels(frame)
-                photo = photo[: len(photo) // 2 * 2, : photo.shape[1] // 2 * 2]  # 4:2:0
+                # 4:2:0 needs even sides.
+                photo = photo[: len(photo) // 2 * 2, : photo.shape[1] // 2 * 2]
                 if stream is None:
                     stream = container.add_stream("libx264", rate=reader.rate)
                     stream.height, stream.width = photo.shape[:2]
@@ -312,7 +322,8 @@ def annotate_video(seen: Seen, path: Path, out: Path) -> None:
                     stream.time_base = stream.codec_context.time_base = Fraction(1, 90_000)
                 image = draw_marks(photo, list(_marks(seen, time_s)))
                 copy = av.VideoFrame.from_image(image)
-                copy = copy.reformat(stream.width, stream.height, "yuv420p")  # it may change
+                # The size may change within a video.
+                copy = copy.reformat(stream.width, stream.height, "yuv420p")
                 copy.pts, copy.time_base = round(time_s * 90_000), Fraction(1, 90_000)
                 container.mux(stream.encode(copy))
             if stream is not None:
@@ -323,7 +334,7 @@ def annotate_video(seen: Seen, path: Path, out: Path) -> None:
 
 def _marks(seen: Seen, time_s: float) -> Iterator[Mark]:
     for track in seen.tracks:
-        # Where it was last, until the next sample says that it is gone.
+        # A track keeps its last box until the next sample shows that it is gone.
         held_s = min(time_s, track.to_s) if time_s < track.to_s + seen.every_s else time_s
         box = track.at(held_s)
         if box is not None and track.sighting is not None:

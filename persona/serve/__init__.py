@@ -1,1 +1,1 @@
-"""A page and a JSON API on a gallery."""
+"""A web server for a gallery: a page and a JSON API."""

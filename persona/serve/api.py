@@ -1,14 +1,14 @@
 """The JSON API and the page, as an ASGI application on an open gallery.
 
-    GET  /api/health                        it lives
-    GET  /api/people                        who is in the gallery, and by what rules it answers
-    POST /api/recognise  photo              who is in the photo
-    POST /api/enroll     name, photo..., force   remembers someone
-    POST /api/forget     name               forgets someone
-    GET  /openapi.json                      all of this in full
+    GET  /api/health                             whether the server runs
+    GET  /api/people                             the enrolled people, the threshold and the limits
+    POST /api/recognise  photo                   recognises the faces of a photo
+    POST /api/enroll     name, photo..., force   enrols a person
+    POST /api/forget     name                    removes a person
+    GET  /openapi.json                           the whole API
 
-What is posted is a form (`curl -F photo=@me.jpg URL/api/recognise`), every answer is JSON, an error
-`{"error": one line}`. No name stands in a URL.
+Requests post forms (`curl -F photo=@me.jpg URL/api/recognise`). Every answer is JSON; an error is
+`{"error": one line}`. Names are never part of a URL.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from persona.serve.uploads import FORM, PHOTO, Form, Limits, read_form
 
 RETRY_AFTER_S = 1
 SIDE_PX = 1000
-"""A photo is looked at smaller while its shorter side stays at least this: that is faster."""
+"""Side in px down to which a photo's shorter side may be reduced, which makes detection faster."""
 PAGE = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
@@ -50,22 +50,22 @@ YES = {"1", "true", "yes"}
 
 
 class Health(BaseModel):
-    """It lives."""
+    """The state of the server."""
 
     status: str
 
 
 class PersonRow(BaseModel):
-    """Someone in the gallery."""
+    """A person who is enrolled."""
 
     name: str
     photos: int
     created: str
-    """UTC, ISO 8601."""
+    """UTC time of the first enrolment, in ISO 8601."""
 
 
 class Bounds(BaseModel):
-    """What a request may bring."""
+    """Limits of a request: bytes per photo and per request, photos, and pixels per photo."""
 
     photo_bytes: int
     request_bytes: int
@@ -74,22 +74,22 @@ class Bounds(BaseModel):
 
 
 class People(BaseModel):
-    """The gallery and the rules by which it answers."""
+    """The enrolled people, the network, the threshold and the limits of a request."""
 
     network: str
     match: str
     threshold: float
     threshold_source: str
-    """What it was chosen on."""
+    """Text that says on what the threshold was chosen."""
     people: list[PersonRow]
     limits: Bounds
 
 
 class Face(BaseModel):
-    """A face in a photo; without a name it is unknown."""
+    """A face in a photo. An unknown face has no name."""
 
     box: tuple[float, float, float, float]
-    """x, y, width, height in px of the upright photo."""
+    """Box (x, y, width, height) in px of the upright photo."""
     name: str | None
     nearest: str | None
     score: float | None
@@ -106,26 +106,26 @@ class Recognised(BaseModel):
 
 
 class EnrolledPhotos(BaseModel):
-    """What came of an enrolment; a photo that was refused is named with its reason."""
+    """Result of an enrolment. A refused photo is listed with its reason."""
 
     name: str
     added: int
     refused: list[str]
     already: int
-    """Photos that were there."""
+    """Number of photos that were enrolled before or given twice."""
     looks_like: str | None
     similarity: float | None
 
 
 class Forgotten(BaseModel):
-    """How many templates are gone."""
+    """Result of removing a person: the number of templates that were removed."""
 
     name: str
     templates: int
 
 
 class Problem(BaseModel):
-    """One line: what is wrong, where, and what to do."""
+    """An error in one line: what is wrong, where it is, and what to do."""
 
     error: str
 
@@ -141,15 +141,17 @@ def build_app(
     token: str | None = None,
     proxies: Networks = (),
 ) -> Guard:
-    """The application.
+    """Builds the ASGI application.
 
     Args:
-        gallery: used from the gate's threads; it stays its caller's to close.
-        gate: its caller's to close.
-        network: shown beside every answer, as `match` is.
-        names: host names beside addresses that a request may give.
-        token: wanted of every request to the API; None: of none.
-        proxies: addresses that are believed when they say what they were asked.
+        gallery: the gallery, which the gate's threads use. The caller closes it.
+        gate: the queue and threads for requests. The caller closes it.
+        network: name of the network, for `/api/people`.
+        match: how a probe is compared with a person, for `/api/people`.
+        limits: limits of a request. None means the defaults.
+        names: host names that a request may give besides IP addresses.
+        token: token that requests to the API must send. None means that they need none.
+        proxies: addresses of proxies whose X-Forwarded headers are trusted.
     """
     limits = limits or Limits()
     app = FastAPI(
@@ -169,12 +171,12 @@ def build_app(
 
     @app.get("/api/health")
     async def health() -> Health:
-        """Says that it lives."""
+        """Says that the server runs."""
         return Health(status="ok")
 
     @app.get("/api/people")
     def people() -> People:
-        """Who is in the gallery, and by what rules it answers."""
+        """Lists the enrolled people, with the network, the threshold and the limits."""
         rows = [PersonRow(**dataclasses.asdict(person)) for person in gallery.people()]
         return People(
             network=network,
@@ -187,7 +189,7 @@ def build_app(
 
     @app.post("/api/recognise", openapi_extra=_body({PHOTO: _FILE}, PHOTO))
     async def recognise(request: Request) -> Recognised:
-        """Finds the faces of a photo and who they are."""
+        """Recognises every face of a photo."""
 
         def work(form: Form, _: Claim) -> Recognised:
             photo = look_at(_only(form.photos), limits.pixels, SIDE_PX)
@@ -204,14 +206,14 @@ def build_app(
 
     @app.post("/api/enroll", openapi_extra=_body(fields, "name", PHOTO))
     async def enroll(request: Request) -> EnrolledPhotos:
-        """Remembers someone by up to `limits.photos` photos; `force` passes over a doubt."""
+        """Enrols a person with up to `limits.photos` photos; `force` enrols in spite of a doubt."""
 
         def work(form: Form, claim: Claim) -> EnrolledPhotos:
             name = _field(form, "name")
             if not form.photos:
                 raise PersonaError(NO_PHOTO)
             force = form.fields.get("force", "").lower() in YES
-            # One by one: a photo is let go before the next is decoded.
+            # A generator, so that only one decoded photo is in memory at a time.
             photos = (_pixels(data, limits.pixels) for data in form.photos)
             enrolled = gallery.enroll(name, photos, force=force, claim=claim)
             return EnrolledPhotos(**dataclasses.asdict(enrolled))
@@ -220,7 +222,7 @@ def build_app(
 
     @app.post("/api/forget", openapi_extra=_body({"name": _TEXT}, "name"))
     async def forget(request: Request) -> Forgotten:
-        """Forgets someone, templates and photos."""
+        """Removes a person with all templates and crops."""
 
         def work(form: Form, claim: Claim) -> Forgotten:
             name = _field(form, "name")
@@ -241,7 +243,7 @@ _FILE = {"type": "string", "format": "binary"}
 
 
 def _body(properties: dict[str, Any], *required: str) -> dict[str, Any]:
-    """OpenAPI's words for a form."""
+    """Returns OpenAPI's description of a form."""
     schema = {"type": "object", "properties": properties, "required": list(required)}
     return {"requestBody": {"required": True, "content": {FORM: {"schema": schema}}}}
 
@@ -260,7 +262,7 @@ def _only(photos: list[bytes]) -> bytes:
 
 
 def _pixels(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8] | SkipPhoto:
-    """A photo, or why it cannot be read."""
+    """Decodes a photo, or returns the reason why it cannot be read."""
     try:
         return look_at(data, max_pixels, SIDE_PX).pixels
     except SkipPhoto as reason:
@@ -277,7 +279,7 @@ EXPLAINED = (HTTPException, PersonaError, SkipPhoto, Busy, TooSlow, Exception)
 
 
 async def _explain(_: Request, error: Exception) -> Response:
-    """An error's status and line."""
+    """Answers an error with its HTTP status and one line."""
     match error:
         case HTTPException():
             answer = problem(error.status_code, error.detail)

@@ -1,10 +1,13 @@
-"""Who is let in: a socket that listens, and keeps connections which wait for their client few.
+"""A listening socket that limits the connections that wait for their client.
 
-A connection waits for its client until it has sent a whole head (and before that, has agreed on
-TLS), while it does not read an answer, and until it has sent a whole body. Of those that have
-waited for SLOW_S, an address has PER_ADDRESS, and of all there are WAITING; one more makes the
-first of them go: of the address with most, a head before an answer before a body, and of these the
-one that was waited for longest. What is in work is never cut, and is bounded by the gate.
+A connection waits for its client in three states: until the client has sent a whole head (after the
+TLS handshake, if there is one), while it does not read an answer, and until it has sent a whole
+body. An address may have PER_ADDRESS connections that have waited for SLOW_S, and all addresses
+together may have WAITING connections that wait. One more closes another one: of the same address,
+or of the address with the most. Connections that wait for a head are closed before those that wait
+for an answer to be read, and those before connections that wait for a body; among equals, the one
+that has waited longest is closed. A connection whose request is in work is never closed; the gate
+limits the number of these.
 """
 
 from __future__ import annotations
@@ -21,25 +24,29 @@ from typing import Any, NamedTuple, Protocol
 from persona.errors import PersonaError
 
 PER_ADDRESS = 24
-"""Fewer than the gate has places, so that slow bodies of one address do not take all of them."""
+"""Slow connections of one address. They are fewer than the gate's places, so that slow bodies from
+one address do not take all of them."""
 WAITING = 256
+"""Waiting connections of all addresses."""
 SLOW_S = 1.0
-"""Many that come at once are not slow yet."""
+"""Time in s after which a waiting connection counts as slow. Many that open at once are not."""
 
 Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
 
 
 class Turn(enum.IntEnum):
-    """What a client owes."""
+    """What a client must do next."""
 
     HEAD = 0
+    """Send the head of a request."""
     ANSWER = 1
-    """To read it."""
+    """Read the answer."""
     BODY = 2
+    """Send the body of a request."""
 
 
 class Held(NamedTuple):
-    """A connection that was let in."""
+    """A connection that was accepted, its client, and the time (monotonic, s) when it was."""
 
     connection: socket.socket
     client: str
@@ -47,30 +54,33 @@ class Held(NamedTuple):
 
 
 class Connected(Protocol):
-    """What a connection's protocol tells of it."""
+    """The part of uvicorn's protocol of a connection that is used here."""
 
     transport: Any
 
     @property
     def waits_for(self) -> tuple[Turn, float] | None:
-        """What the client owes, and since when (monotonic, s); None: it is the server's turn."""
+        """What the client must do next, and since when (monotonic, s).
+
+        None means that it is the server's turn.
+        """
 
 
 class Door(socket.socket):
-    """Listens."""
+    """The listening socket."""
 
     proxies: Networks = ()
-    """Addresses that speak for many clients."""
+    """Addresses of proxies, which speak for many clients."""
     connected: Collection[Connected] = ()
-    """The protocols of connections that have agreed on TLS, or need not."""
+    """Protocols of the connections whose TLS handshake is done, or that need none."""
 
     def __init__(self, listener: socket.socket) -> None:
-        """Takes a listening socket over."""
+        """Takes over a listening socket."""
         super().__init__(fileno=listener.detach())
         self._held: list[Held] = []
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """A connection; another may have to go for it."""
+        """Accepts a connection, for which another one may be closed."""
         connection, address = super().accept()
         client = client_of(address[0])
         self._held = [held for held in self._held if held.connection.fileno() >= 0]
@@ -79,7 +89,12 @@ class Door(socket.socket):
         return connection, address
 
     def _make_room(self, client: str | None) -> None:
-        """For one more connection; of a client: by its share too."""
+        """Closes waiting connections if one more would be over a limit.
+
+        Args:
+            client: the client of the new connection, whose own limit counts too. None means a
+                proxy, which has no limit of its own.
+        """
         waiting = self._waiting()
         counts = Counter(held.client for held, *_ in waiting)
         slow = time.monotonic() - SLOW_S
@@ -91,11 +106,11 @@ class Door(socket.socket):
             self._held.remove(held)
             if protocol is not None:
                 protocol.transport.abort()
-            with contextlib.suppress(OSError):  # it is gone already
+            with contextlib.suppress(OSError):  # the client has closed it already
                 held.connection.shutdown(socket.SHUT_RDWR)
 
     def _waiting(self) -> list[tuple[Held, tuple[Turn, float], Connected | None]]:
-        """The connections that wait for their client, and for what since when."""
+        """Returns the connections that wait for their client, with what they wait for."""
         protocols = {
             protocol.transport.get_extra_info("socket").fileno(): protocol
             for protocol in self.connected
@@ -110,7 +125,10 @@ class Door(socket.socket):
 
 
 def client_of(host: str) -> str:
-    """Whom an address stands for: of IPv6 a network of 64 bits, which is one customer's."""
+    """Returns the client that an address stands for.
+
+    For IPv6 that is the /64 network, which usually belongs to one customer.
+    """
     with contextlib.suppress(ValueError):
         address = ipaddress.ip_address(host.partition("%")[0])
         if isinstance(address, ipaddress.IPv6Address):
@@ -121,7 +139,7 @@ def client_of(host: str) -> str:
 
 
 def is_among(host: str, networks: Networks) -> bool:
-    """Whether an address is one of the networks'."""
+    """Whether an address is in one of the networks."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -131,10 +149,10 @@ def is_among(host: str, networks: Networks) -> bool:
 
 
 def read_networks(option: str, texts: Sequence[str]) -> Networks:
-    """Addresses and networks as a user gives them.
+    """Reads addresses and networks as a user gives them.
 
     Raises:
-        PersonaError: one is neither.
+        PersonaError: a text is neither an address nor a network.
     """
     networks = []
     for text in texts:

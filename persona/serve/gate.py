@@ -1,4 +1,4 @@
-"""Who may work: so many at once, so many waiting in order, the rest is sent away."""
+"""A bounded queue of requests and the threads that work on them; further requests are refused."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from concurrent.futures import wait as wait_for
 from typing import Any, TypeVar
 
 Claim = Callable[[], None]
-"""Called by work before it changes anything for good.
+"""A function that work calls before it commits a change.
 
-Raises TooSlow where its client was told that it failed; where not, the answer is waited for."""
+It raises TooSlow if the client was told already that the request failed. Otherwise the client waits
+for the answer, however long it takes."""
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class Busy(Exception):  # noqa: N818 - an answer, not a fault
-    """All places are taken, or a client's share of them."""
+    """All places are taken, or the client has as many as one client may have."""
 
 
 class TooSlow(Exception):  # noqa: N818
-    """A request took longer than it may; the message says which part of it."""
+    """A request exceeded a time limit. The message says which part of it did."""
 
 
 class Gate:
-    """Threads behind a queue that is bounded from before a request's body is read.
+    """Threads behind a bounded queue. A request takes its place before its body is read.
 
-    So memory is bounded too: by the places and what a request may hold.
+    Memory is therefore bounded by the number of places and the largest request.
     """
 
     def __init__(
@@ -42,13 +43,21 @@ class Gate:
         work_s: float,
         begin: Callable[[], object] | None = None,
     ) -> None:
-        """`begin` is what each thread does first."""
+        """Starts the threads.
+
+        Args:
+            workers: number of threads.
+            waiting: number of requests that may wait for a thread.
+            read_s: time limit in s for reading a request.
+            work_s: time limit in s for waiting and working.
+            begin: function that each thread calls first.
+        """
         self._pool = ThreadPoolExecutor(workers, "serve", begin)
         self._free = workers + waiting
         self._share = self._free - self._free // 4
-        """Places that one client may have: the last quarter is for others."""
+        """Places that one client may have. The last quarter is for others."""
         self._taken: Counter[str] = Counter()
-        """By client."""
+        """Places that are taken, by client."""
         self._lock = threading.Lock()
         self._futures: set[Future[Any]] = set()
         self._read_s, self._work_s = read_s, work_s
@@ -56,19 +65,25 @@ class Gate:
     async def run(
         self, read: Callable[[], Awaitable[T]], work: Callable[[T, Claim], R], client: str = ""
     ) -> R:
-        """`work` in a thread on what `read` gives, in the order in which they were read.
+        """Reads a request and works on it in a thread, in the order in which requests were read.
+
+        Args:
+            read: reads the request.
+            work: takes what was read and a `Claim`, and returns the answer.
+            client: the client, whose number of places is limited.
 
         Raises:
-            Busy: all places are taken, or the client's share of them; nothing was read.
-            TooSlow: reading, or waiting and working, ran past its time; nothing that `work` has
-                not claimed is done any more. A thread that has begun keeps its place until its end.
+            Busy: all places are taken, or the client's share of them. Nothing was read.
+            TooSlow: reading, or waiting and working, exceeded its time limit. What `work` has not
+                claimed by then is not committed any more. A thread that has begun keeps its place
+                until it ends.
         """
         self._take(client)
         with contextlib.ExitStack() as place:
             place.callback(self._give_back, client)
             value = await self._read(read())
             decided = threading.Lock()
-            """Taken once: by work that claims, or by who tells the client that it failed."""
+            """Taken once: by the work, to commit, or by whoever tells the client that it failed."""
 
             def claim() -> None:
                 if not decided.acquire(blocking=False):
@@ -82,11 +97,11 @@ class Gate:
         answer = asyncio.wrap_future(future)
         try:
             await asyncio.wait({answer}, timeout=self._work_s)
-        except asyncio.CancelledError:  # the server ends, and this client hears no answer
+        except asyncio.CancelledError:  # the server stops, and this client gets no answer
             decided.acquire(blocking=False)
             raise
         if not answer.done() and decided.acquire(blocking=False):
-            answer.cancel()  # what has not begun never does
+            answer.cancel()  # work that has not begun never begins
             raise _late("the answer was not ready", self._work_s)
         return await answer
 
@@ -112,9 +127,12 @@ class Gate:
             raise _late("the request did not arrive whole", self._read_s) from None
 
     def close(self, patience_s: float | None = None) -> bool:
-        """Waits for the threads (None: as long as they want); whether all have ended.
+        """Waits for the threads and returns whether all have ended.
 
-        Nothing that waits is begun.
+        Requests in the queue are not begun any more.
+
+        Args:
+            patience_s: time to wait in s. None means without limit.
         """
         self._pool.shutdown(wait=False, cancel_futures=True)
         return not wait_for(set(self._futures), patience_s).not_done

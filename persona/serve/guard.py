@@ -1,11 +1,12 @@
-"""Who may ask: the right host, this page or no page, and where it is wanted the token.
+"""The checks of a request's host, origin and token, and the security headers of the answers.
 
-- Host is an address or a name of this machine's: a name that was rebound to it is refused
-- a proxy that ends TLS is believed what it was asked (X-Forwarded-Host, -Proto and -For), if the
-  connection comes from an address that was named as a proxy's; of anybody else these are ignored
-- Origin, where a browser sends one, is this page's, and Sec-Fetch-Site says no other site's
-- the token comes as `Authorization: Bearer`, never in a URL, and is compared in constant time
-- every answer says that nothing but the page's own files may run, and that no one may frame it
+- Host must be an IP address or a name that is known here, which refuses a name that was rebound to
+  this machine's address (DNS rebinding)
+- X-Forwarded-Host, -Proto and -For are trusted if the connection comes from a known proxy, and
+  ignored otherwise
+- Origin, if a browser sends one, must be this page's; Sec-Fetch-Site must not name another site
+- the token is sent as `Authorization: Bearer`, never in a URL, and is compared in constant time
+- the headers of every answer allow only the page's own files to run, and forbid framing
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 API = "/api/"
 OPEN = {"/api/health"}
-"""Answered without the token: it says nothing."""
+"""Paths that are answered without the token, because they reveal nothing."""
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -51,17 +52,17 @@ NAME = re.compile(r"(?!-)[a-z0-9-]{1,63}(\.[a-z0-9-]{1,63})*")
 
 
 class EscapedJSON(JSONResponse):
-    """JSON without what a terminal would act on."""
+    """A JSON response that escapes the control characters a terminal would act on."""
 
     def render(self, content: Any) -> bytes:
-        """Its bytes."""
+        """Returns the content as bytes of JSON."""
         return escape_json(
             json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         ).encode()
 
 
 class Guard:
-    """The outermost layer of the application."""
+    """The outermost layer of the ASGI application, which refuses requests or passes them on."""
 
     def __init__(
         self, app: ASGIApp, *, names: frozenset[str], token: str | None, proxies: Networks = ()
@@ -70,7 +71,7 @@ class Guard:
         self._token = None if token is None else f"Bearer {token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuses, or passes on."""
+        """Refuses a request, or passes it on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -85,12 +86,15 @@ class Guard:
         try:
             await (refusal or self._app)(scope, receive, answer)
         except Exception as error:
-            # The trace, not the message: that may hold what a user sent.
+            # Without the message, which may hold what a user sent.
             trace = "".join(traceback.format_tb(error.__traceback__))
             logger.error("fault in persona serve: %s\n%s", type(error).__name__, trace)
 
     def _as_asked(self, scope: Scope) -> Scope:
-        """The request as the client sent it to the proxy; who is none is not believed."""
+        """Returns the request as the client sent it to the proxy.
+
+        Headers from an address that is no known proxy are ignored.
+        """
         peer = scope.get("client")
         if peer is None or not is_among(peer[0], self._proxies):
             return scope
@@ -103,7 +107,7 @@ class Guard:
             ]
             for name in ("host", "proto", "for")
         )
-        # The last was written by the nearest proxy; before it a client may have put anything.
+        # The nearest proxy wrote the last value. A client may have written those before it.
         if host:
             headers["host"] = host[-1]
         asked = {**scope, "headers": headers.raw}
@@ -126,7 +130,7 @@ class Guard:
         origin = headers.get("origin")
         site = _site(f"{scope['scheme']}://{host}")
         foreign = origin is not None and (site is None or _site(origin) != site)
-        is_api = scope["path"].startswith(API)  # a link elsewhere may lead to the page
+        is_api = scope["path"].startswith(API)  # other sites may link to the page, not to the API
         if foreign or (is_api and headers.get("sec-fetch-site") in {"cross-site", "same-site"}):
             return problem(
                 403,
@@ -154,7 +158,7 @@ class Guard:
 
 
 def _site(url: str) -> tuple[str, str | None, int | None] | None:
-    """Scheme, host and port; None: the text is no site."""
+    """Returns scheme, host and port of a site, or None if the text is no site."""
     try:
         parts = urlsplit(url)
         if parts.path or parts.query or parts.fragment or "@" in parts.netloc:
@@ -165,10 +169,10 @@ def _site(url: str) -> tuple[str, str | None, int | None] | None:
 
 
 def read_names(texts: Sequence[str]) -> frozenset[str]:
-    """Host names as a user gives them, in the form in which browsers send them.
+    """Returns host names that a user gave in the form in which browsers send them.
 
     Raises:
-        PersonaError: one is none.
+        PersonaError: a text is no host name.
     """
     names = set()
     for text in texts:
@@ -186,5 +190,5 @@ def read_names(texts: Sequence[str]) -> frozenset[str]:
 
 
 def problem(status: int, line: str, **more: object) -> JSONResponse:
-    """An error as JSON with one line."""
+    """Returns an error response: JSON with one line."""
     return EscapedJSON({"error": legible(" ".join(line.split())), **more}, status)

@@ -1,9 +1,9 @@
 """The server: a socket that is bound before anything is loaded, and uvicorn on it.
 
-Uvicorn gives a request's head, and what is left of a body that was refused, all the time they want;
-here they have HEAD_S, and an answer has READ_S to be read, so that clients which send nothing, no
-end or do not listen do not use the connections up. Before that they lose them to others
-(persona/serve/door.py).
+Uvicorn waits without limit for the head of a request, and for the rest of a body that was refused.
+Here a client has HEAD_S for these, and READ_S to read an answer. Clients that send nothing, never
+end or do not read can therefore not use up the connections. When connections are short, such
+clients lose theirs earlier (persona/serve/door.py).
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from persona.serve.door import Door, Turn
 HEAD_S = 10.0
 READ_S = 30.0
 GRACE_S = 10
-"""For requests that are in work when the server is told to end."""
+"""Time in s for requests that are in work when the server is told to stop."""
 LEFT_S = 1.0
-"""For their threads after that; then the process ends without them."""
+"""Time in s for their threads after that. Then the process ends without them."""
 
 
 class PatientProtocol(H11Protocol):
-    """A connection that has HEAD_S, while no request is being answered, to send the next head."""
+    """A connection that must send the next head within HEAD_S while no request is answered."""
 
     _timer: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
     _known: object = None
-    """The request that was there when it was looked at last."""
+    """The request at the last call of `_watch`."""
     _since = 0.0
-    """When the turn changed."""
+    """Time (event loop, s) since which the client or the server has had its turn."""
 
     @property
     def waits_for(self) -> tuple[Turn, float] | None:
-        """What the client owes, and since when; None: it is the server's turn."""
+        """What the client must do next, and since when (s); None if it is the server's turn."""
         if self.cycle is None or self.cycle.response_complete:
             return Turn.HEAD, self._since
         if self.flow.write_paused:
@@ -52,30 +52,30 @@ class PatientProtocol(H11Protocol):
         return (Turn.BODY, self._since) if self.cycle.more_body else None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Its time runs."""
+        """Starts the time limit of the first head."""
         super().connection_made(transport)
         self._since = self.loop.time()
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        """Its time stops with the head's last byte."""
+        """Stops the time limit once the head is complete."""
         super().data_received(data)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is over."""
+        """Stops all time limits."""
         self._stop()
         self.resume_writing()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """An answer has READ_S to be read."""
+        """Starts the time limit READ_S for reading an answer."""
         super().pause_writing()
         self._since = self.loop.time()
         self._unread = self.loop.call_later(READ_S, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """It is being read."""
+        """Stops the time limit for reading an answer."""
         super().resume_writing()
         if self._unread is not None:
             self._unread.cancel()
@@ -96,15 +96,15 @@ class PatientProtocol(H11Protocol):
 
 
 def is_loopback(listener: socket.socket) -> bool:
-    """Whether nothing but this machine reaches it there."""
+    """Whether the listener can only be reached from this machine."""
     return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
 def listen(host: str, port: int) -> Door:
-    """A socket that listens; `port` 0 takes any free one.
+    """Opens a listening socket; `port` 0 takes any free port.
 
     Raises:
-        PersonaError: the port is taken, or the address is not this machine's.
+        PersonaError: the port is in use or needs root, or the address is not one of this machine.
     """
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -123,7 +123,7 @@ def listen(host: str, port: int) -> Door:
 
 
 def url_of(listener: socket.socket, host: str, *, secure: bool) -> str:
-    """Where the page is; of a server on all addresses, by this machine's name."""
+    """Returns the URL of the page. A server on all addresses is named by this machine's name."""
     if ipaddress.ip_address(listener.getsockname()[0]).is_unspecified:
         host = socket.gethostname()
     shown = f"[{host}]" if ":" in host else host
@@ -133,7 +133,7 @@ def url_of(listener: socket.socket, host: str, *, secure: bool) -> str:
 def build_server(
     app: Any, *, certificate: Path | None = None, key: Path | None = None
 ) -> uvicorn.Server:
-    """A server that logs no request.
+    """Builds a server that does not log requests.
 
     Raises:
         PersonaError: the certificate or its key cannot be read.
@@ -141,7 +141,7 @@ def build_server(
     config = uvicorn.Config(
         app,
         http=PatientProtocol,
-        loop="asyncio",  # which accepts through the door
+        loop="asyncio",  # it calls Door.accept
         ws="none",
         lifespan="off",
         log_config=None,
@@ -163,21 +163,21 @@ def build_server(
 
 
 def run(server: uvicorn.Server, listener: Door) -> None:
-    """Serves until it is told to end."""
+    """Serves until the server is told to stop."""
     listener.connected = server.server_state.connections  # type: ignore[assignment]
     server.run(sockets=[listener])
 
 
 def serve(server: uvicorn.Server, listener: Door, ready: Callable[[], None]) -> None:
-    """Serves until SIGINT or SIGTERM; what is in work has GRACE_S to be finished.
+    """Serves until SIGINT or SIGTERM. Requests that are in work then have GRACE_S to finish.
 
-    Connections are taken from the start, so `ready` is called before the first is answered.
+    The socket accepts connections from the start, so `ready` is called before the first answer.
     """
 
     def end(*_: object) -> None:
         server.should_exit = True
 
-    # Uvicorn hands the signal on to these once it has ended.
+    # Uvicorn raises the signal again for these handlers once it has ended.
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         ready()

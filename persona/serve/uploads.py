@@ -1,7 +1,7 @@
-"""What a request brings: text fields and photos of a form, read piece by piece and held in memory.
+"""Reading the text fields and photos of a form, in pieces and into memory.
 
-Nothing is written to disk, a file's name is never looked at, and what is over a limit is refused
-before it is held whole.
+Nothing is written to disk, and the names of files are ignored. A body over a limit is refused
+before all of it is in memory.
 """
 
 from __future__ import annotations
@@ -17,41 +17,46 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-# It logs the bytes at which a form breaks.
+# It logs the bytes of a broken form, which may be private.
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 FORM = "multipart/form-data"
 UTF8 = b"utf-8"
 PHOTO = "photo"
 FIELDS_BYTES = 64_000
-"""Text fields and what lies between the parts of a form."""
+"""Limit in bytes for the text fields and for what lies between the parts of a form."""
 MAX_FIELDS = 8
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may bring, and how long it may take."""
+    """Limits of a request's size and time."""
 
     photo_bytes: int = 20_000_000
+    """Bytes of one photo's file."""
     request_bytes: int = 60_000_000
+    """Bytes of a request."""
     photos: int = 20
+    """Photos of a request."""
     pixels: int = 50_000_000
-    """Of one photo: 150 MB decoded."""
+    """Pixels of one photo, which is 150 MB decoded."""
     waiting: int = 32
-    """Requests that wait for those in work."""
+    """Requests that may wait for those in work."""
     read_s: float = 30.0
+    """Time in s for reading a request."""
     work_s: float = 60.0
+    """Time in s for waiting and working."""
 
 
 class Form(NamedTuple):
-    """A form that was read whole."""
+    """The fields and photos of a form."""
 
     fields: dict[str, str]
     photos: list[bytes]
 
 
 class _Parser(MultiPartParser):
-    """Starlette's, with a limit on each file, and files in memory alone."""
+    """Starlette's parser with a limit on each file; files stay in memory."""
 
     photo_bytes = 0
 
@@ -67,15 +72,15 @@ class _Parser(MultiPartParser):
 
 
 def too_large(what: str, limit: int) -> HTTPException:
-    """The refusal of what is over a limit of bytes."""
+    """Returns the error for a body or photo over a limit in bytes."""
     return HTTPException(413, f"{what} is over {limit / 1e6:g} MB: send a smaller one")
 
 
 async def read_form(request: Request, limits: Limits, *, photos: int = 0) -> Form:
-    """The form of a request with up to `photos` photos.
+    """Reads the form of a request with up to `photos` photos.
 
     Raises:
-        HTTPException: no form (415), over a limit (413), broken (400).
+        HTTPException: the body is no form (415), is over a limit (413) or is broken (400).
     """
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind != FORM.encode():
@@ -97,7 +102,7 @@ async def read_form(request: Request, limits: Limits, *, photos: int = 0) -> For
     except MultiPartException as error:
         raise HTTPException(400, f"the form cannot be read: {error.message}") from None
     except ClientDisconnect:
-        raise HTTPException(400, "the request ended in the middle") from None  # nobody hears it
+        raise HTTPException(400, "the request ended in the middle") from None  # the client is gone
     fields = {name: value for name, value in items if isinstance(value, str)}
     files = [(name, value) for name, value in items if isinstance(value, UploadFile)]
     held = [await file.read() for name, file in files if name == PHOTO]
@@ -107,7 +112,7 @@ async def read_form(request: Request, limits: Limits, *, photos: int = 0) -> For
 
 
 async def _counted(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
-    """The body in pieces, up to `limit` bytes."""
+    """Yields the body in pieces, up to `limit` bytes."""
     if int(request.headers.get("content-length", 0)) > limit:
         raise too_large("the request", limit)
     held = 0
