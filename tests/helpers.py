@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-
-from warm import Warm
 
 TWO_PROCESSES = Path(__file__).parents[1] / "configs" / "two_cpu_processes.yaml"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
@@ -25,29 +21,18 @@ def environment(home: Path, **more: str | None) -> dict[str, str]:
     return {name: value for name, value in wanted.items() if value is not None}
 
 
-@functools.cache
-def warm() -> Warm:
-    """The process that commands of this session are forked from."""
-    started = Warm()
-    atexit.register(started.close)
-    return started
-
-
 def run(
     *command: str, home: Path, fails: bool = False, **more: str | None
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end; its exit code must be what `fails` says."""
-    if more:  # what an environment does may be done on importing
-        done = subprocess.run(
-            [sys.executable, "-m", *command],
-            env=environment(home, **more),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-    else:
-        done = warm().run(*command, env=environment(home))
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        env=environment(home, **more),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
     assert (done.returncode != 0) == fails, done.stderr
     return done
 
