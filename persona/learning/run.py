@@ -111,7 +111,7 @@ class Learning:
         self.run = Run(
             *(LEARNING, workspace, accelerator),
             architecture=self.parent.architecture,
-            config=dataclasses.asdict(config),
+            config=to_dict(config),
             trackers=config.tracker,
             origin=origin,
             resume=resume,

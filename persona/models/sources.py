@@ -187,7 +187,7 @@ class _Files(Source):
         return name.startswith(self.prefix)
 
     def spell(self, name: str) -> str:
-        bare = name.lower().endswith(self.suffix) and not name.startswith(self.prefix)
+        bare = name.lower().endswith(self.suffix) and ":" not in name.partition("/")[0]
         return self.prefix + name if bare else name
 
     def full_name(self, name: str) -> str:

@@ -93,7 +93,7 @@ command, models, hub_url = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 theirs, before = models.parent / "theirs", models.parent / "before"
 
 def pull():
-    from persona.deploy import hub
+    from persona.models import hub
     from huggingface_hub import HfApi
     hub._api = lambda: HfApi(hub_url, token="hf_token")
     hub.pull("me/large", "other", models)

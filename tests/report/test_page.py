@@ -249,7 +249,7 @@ def test_libraries_and_browsers_that_are_not_there(
 
 def test_one_process_alone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Accelerator, "num_processes", 2)
-    with pytest.raises(PersonaError, match="runs on one process: start it without accelerate"):
+    with pytest.raises(PersonaError, match="made by one process: start it without accelerate"):
         persona_here("report", "mobilenet_v3_small", home=home)
 
 
