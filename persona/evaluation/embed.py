@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CORES_A_WORKER = 8
-"""Cores for each thread that reads ahead: one core decodes about as many faces as eight cores
+"""Cores per loader process or reading thread: one core decodes about as many faces as eight cores
 embed with the small student."""
 
 
