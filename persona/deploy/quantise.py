@@ -39,7 +39,7 @@ COST_FACES = 32
 """Faces on which the cost of single layers is measured."""
 THREE = "three"
 FLOAT = 1
-"""onnx.TensorProto.FLOAT."""
+"""The value of onnx.TensorProto.FLOAT."""
 WEIGHTED = ("Conv", "Gemm")
 FOLDED = ("GlobalAveragePool", "Mul", "Relu", "Reshape", "Flatten")
 """Operators that pass a positive factor of their input on to their output."""

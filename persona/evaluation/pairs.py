@@ -88,7 +88,7 @@ class PairScores:
         return Folds(decided.numbers, decided.thresholds, np.array(accuracies), right)
 
     def figures(self, fars: Iterable[float], decided: Folds) -> Verification:
-        """Accuracy, AUC, EER and TAR at each FAR."""
+        """Accuracy, AUC, EER and TAR at each FAR, given the result of `decide`."""
         return verification(self.score, self.same, self.fold, tuple(fars), decided)
 
     def curve(self, decided: Folds, folds_P: Ints | None = None) -> Curve:

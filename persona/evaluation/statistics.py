@@ -46,7 +46,7 @@ class Units:
     """What is resampled (identities or pairs), and which units each pair belongs to."""
 
     kind: str
-    """`identities` or `pairs`."""
+    """What the units are: `identities` or `pairs`."""
     a: Ints
     b: Ints
     """(P,) unit of each pair's first (`a`) and second (`b`) photo, from 0. If pairs are resampled,

@@ -37,7 +37,7 @@ class ClassMeans:
         return torch.nonzero(self.counts_K).flatten()
 
     def unit(self) -> Tensor:
-        """(K, E) their means, in order, of unit length."""
+        """(K, E) means of the `known` identities in the same order, scaled to unit length."""
         return F.normalize(self.sums_KE[self.known], dim=1)
 
     def nearest(self, embeddings_NE: Tensor) -> Tensor:

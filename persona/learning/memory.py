@@ -33,7 +33,7 @@ PIECE = 1024
 
 @dataclass(frozen=True)
 class Exemplar:
-    """A photo that is kept."""
+    """A learned photo that the memory keeps."""
 
     priority: int
     """Lower priorities are kept first."""

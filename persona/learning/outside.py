@@ -44,7 +44,7 @@ class Outside:
     """(P,) bool, whether a pair is genuine."""
 
     def measure(self, context: Context) -> dict[str, Any]:
-        """AUC, EER and TAR at FAR of a student."""
+        """AUC, EER and TAR at FAR of the context's student on these pairs."""
         theirs = dataclasses.replace(context, photos=self.photos)
         embeddings = theirs.embed(self.chosen).numpy()
         scores = cosine_scores(embeddings[self.a], embeddings[self.b])

@@ -2,8 +2,8 @@
 
 The result is a new model in the store.
 
-1. The student, the sets and the state that its last run kept are opened. User errors are found
-   here.
+1. The student, the sets and the state that its last run kept are opened. Most user errors are found
+   in this step.
 2. Each experience is learned and measured. Then the model and a checkpoint are saved.
 3. A run that was killed continues from its last checkpoint and ends with the same weights.
 

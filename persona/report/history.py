@@ -27,7 +27,7 @@ class History:
     state: str
     """`finished`, `still going`, `stopped` or `stopped: the loss was not finite`."""
     told: str
-    """The state as a sentence."""
+    """The state in sentences for a reader."""
     config: dict[str, Any] = field(default_factory=dict)
     """Config of the run."""
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)

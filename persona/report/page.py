@@ -135,9 +135,7 @@ def render(page: Page) -> str:
     return template.render(
         page=page,
         policy=policy,
-        style=Markup(
-            (here / "page.css").read_text(encoding="utf-8")
-        ),  # our own file, so it needs no escaping
+        style=Markup((here / "page.css").read_text(encoding="utf-8")),  # ours: no escaping
         plotly=Markup(plotly),
         script=Markup(script),
         figures=Markup(encode_for_script(figures)),

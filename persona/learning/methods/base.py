@@ -56,7 +56,8 @@ class LearnBatch(NamedTuple):
     photos: Ints
     """(B,) int64 photo numbers."""
     landmarks: Tensor | None
-    """(B, 6, 2) landmarks of the views in px. None if there is no teacher."""
+    """(B, 6, 2) landmarks of the views: five points in px and the scale, see
+    persona/landmarks.py. None if there is no teacher."""
     targets: Tensor | None
     """(B, E) precomputed teacher embeddings of these views. None if there are none."""
     seeds: tuple[int, ...]

@@ -107,7 +107,7 @@ class Ewc(Method):
         return dict(zip(names, torch.autograd.grad(log_likelihood, weights), strict=True))
 
     def state(self) -> dict[str, Any]:
-        """Fisher information and weights."""
+        """The Fisher information, and the weights that it belongs to."""
         return {"fisher": self.fisher, "then": self.then}
 
     def load(self, state: dict[str, Any]) -> None:

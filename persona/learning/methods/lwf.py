@@ -50,7 +50,7 @@ class WithOldNetwork(Method):
         self.known = self.context.student.num_classes
 
     def before(self, photos: Ints, labels: Tensor) -> None:
-        """Copies the student."""
+        """Keeps a copy of the student as the old network."""
         self._keep(self.known, None)
 
     def _keep(self, known: int, weights: dict[str, Tensor] | None) -> None:
@@ -80,7 +80,7 @@ class WithOldNetwork(Method):
         self.old, self.known = None, self.context.student.num_classes
 
     def state(self) -> dict[str, Any]:
-        """The old network's weights."""
+        """Number of identities that the old network knows, and its weights."""
         weights = None if self.old is None else self.old.state_dict()
         return {"known": self.known, "weights": weights}
 
