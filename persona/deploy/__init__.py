@@ -1,1 +1,1 @@
-"""A student on its way to a device: export, latency."""
+"""Deployment of a student: export, latency, web page and publishing."""

@@ -1,12 +1,13 @@
-"""What models cost on this machine, side by side: `persona bench MODEL...`.
+"""`persona bench MODEL...`: measures what models cost on this machine, side by side.
 
-1. each model through PyTorch, and through onnxruntime as `persona export` writes it; a file
-   through its own runtime alone
-2. in turns, round by round, so that a machine whose speed wanders slows all of them alike
-3. peak memory in a process of its own, which loads the model and embeds one face after another
+1. Each model runs in PyTorch, and in onnxruntime as `persona export` writes it. A file runs only in
+   its own runtime.
+2. The models take turns in rounds, so that changes in the machine's speed affect all of them alike.
+3. Peak memory is measured in a separate process, which loads the model and embeds one face after
+   another.
 
-The network alone is measured: no decoding, no alignment. No torch is imported before it is needed,
-so that the memory of a file in onnxruntime is what a device would see.
+Only the network is measured, without decoding and alignment. torch is not imported before it is
+needed, so that the memory of a file in onnxruntime is what a device would use.
 """
 
 from __future__ import annotations
@@ -36,49 +37,51 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Subject:
-    """A model in a runtime."""
+    """A model in one runtime."""
 
     model: str
-    """As the user named it."""
+    """Name of the model, as the user gave it."""
     runtime: str
     """`torch`, `onnxruntime` or `litert`."""
     source: str
-    """The name under which it is opened."""
+    """Name under which it is opened."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one subject costs."""
+    """What one model costs in one runtime."""
 
     model: str
     runtime: str
     parameters: int | None
+    """Number of parameters. None if it is not known."""
     macs: int | None
-    """Multiply-accumulates of one face."""
+    """Multiply-accumulates for one face. None if not known."""
     bytes: int
-    """Of the file."""
+    """Size of the file in bytes."""
     latency_p50_ms: float
-    """One face, one thread."""
+    """Median time for one face on one thread, in ms."""
     latency_p95_ms: float
+    """95th percentile of the same, in ms."""
     faces_per_s: float
-    """Batches of 32, all threads."""
+    """Throughput in batches of 32 on all threads, in faces per s."""
     peak_memory_mb: float
-    """Of a process that embeds one face after another."""
+    """Peak memory of a process that embeds one face after another, in MB."""
     latency_ratio: float
-    """To the first model's p50."""
+    """Median latency divided by that of the first subject."""
 
 
 def bench(names: Sequence[str], models: Path, *, rounds: int = 10, runs: int = 20) -> list[Cost]:
-    """Measures every model, in the order given.
+    """Measures models and returns the costs in the order of the names.
 
     Args:
-        names: of networks, see persona/models/sources.py.
+        names: names of networks, see persona/models/sources.py.
         models: the model store.
-        rounds: turns.
-        runs: single faces a turn; a tenth as many batches.
+        rounds: number of rounds.
+        runs: single faces per model and round. A tenth as many batches are timed too.
 
     Raises:
-        PersonaError: unknown, or a file that does not load.
+        PersonaError: a name is unknown, or a file does not load.
     """
     with tempfile.TemporaryDirectory() as scratch:
         facts = [_prepare(spell(name), models, Path(scratch)) for name in names]
@@ -121,7 +124,7 @@ def bench(names: Sequence[str], models: Path, *, rounds: int = 10, runs: int = 2
 
 
 def versions() -> dict[str, Any]:
-    """The machine and what ran on it."""
+    """The machine and the versions of what runs on it, by name."""
     import onnxruntime
     import torch
 
@@ -153,9 +156,9 @@ def _timed(run: Run) -> float:
 def _prepare(
     name: str, models: Path, scratch: Path
 ) -> list[tuple[Subject, int | None, int | None, int]]:
-    """Subjects of a name, each with parameters, MACs and bytes of its file."""
+    """The subjects of a name, each with its parameters, MACs and file size in bytes."""
     source = source_of(name, models)
-    runner = source.open_runner(name, models, threads=1)  # says what is wrong with the file
+    runner = source.open_runner(name, models, threads=1)  # raises an error if the file is wrong
     if runner is not None:
         file = source.file(name, models)
         parameters, macs = source.costs(name, models)
@@ -180,18 +183,18 @@ def _prepare(
 
 
 def _count_macs(network: Any) -> int:
-    """Of convolutions and matrix products of one face, to its embedding."""
+    """Multiply-accumulates of the convolutions and matrix products that embed one face."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     side = getattr(network, "image_size", 160)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         network.eval().features(torch.zeros(1, 3, side, side))
-    return int(counter.get_total_flops()) // 2  # a multiplication and an addition each
+    return int(counter.get_total_flops()) // 2  # one MAC is two operations
 
 
 def _open(subject: Subject, models: Path, threads: int) -> Callable[[int], Run]:
-    """From a batch size to a run on that many random faces."""
+    """A function that makes a run on a given number of random faces."""
     if subject.runtime == "torch":
         return _open_torch(subject.source, models)
     runner = source_of(subject.source, models).open_runner(subject.source, models, threads)
@@ -220,7 +223,7 @@ def _open_torch(name: str, models: Path) -> Callable[[int], Run]:
 
 
 def _peak_memory(subject: Subject, models: Path) -> int:
-    """Bytes, of a fresh process."""
+    """Peak memory of a new process that runs the subject, in bytes."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_report_peak, args=(subject, models, theirs))
@@ -246,9 +249,9 @@ def _report_peak(subject: Subject, models: Path, pipe: Any) -> None:
 
 
 def _high_water() -> int:
-    """The most bytes that this process held.
+    """Peak memory of this process in bytes.
 
-    On Linux not `ru_maxrss`: a process inherits that from the one that started it.
+    On Linux it is read from /proc, since a process inherits `ru_maxrss` from its parent.
     """
     status = Path("/proc/self/status")
     if status.is_file():

@@ -1,12 +1,12 @@
-"""A student as an ONNX or LiteRT file, checked on faces before it is written.
+"""Exports a student as an ONNX or LiteRT file, which is checked on faces before it is written.
 
-1. the student's embedding (unit length) as a graph of free batch; the logits stay behind unless
-   they are asked for
-2. int8: its layers in integers, by faces that it is calibrated on (persona/deploy/quantise.py)
-3. what a user of the file must know goes into its metadata, and Persona's own settings with it:
-   `onnx:FILE` opens it like any teacher
-4. LiteRT: the graph is translated (persona/deploy/litert.py)
-5. the same faces go through PyTorch and through the file: a file that differs is not written
+1. The student becomes a graph with a free batch size. It gives embeddings of unit length, and the
+   logits if they are asked for.
+2. For int8, the layers are quantised with calibration faces (persona/deploy/quantise.py).
+3. The metadata gets what a user of the file must know, and Persona's own settings. With these,
+   `onnx:FILE` opens the file like any teacher.
+4. For LiteRT, the graph is translated (persona/deploy/litert.py).
+5. The check faces are embedded with PyTorch and with the file. A file that differs is not written.
 
 Shapes: B batch, C channel, H W pixels, E embedding, N faces.
 """
@@ -42,28 +42,31 @@ from persona.models.student import Student
 
 PRECISIONS = ("fp32", "fp16", "int8")
 WORST_COSINE = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.99}
-"""Between the file's embedding and PyTorch's, over all faces of the check."""
+"""Lowest allowed cosine similarity of the file's and PyTorch's embedding of a check face."""
 FACES = 256
+"""Number of faces that a file is checked on."""
 CALIBRATION_FACES = 128
+"""Number of faces that int8 is calibrated on."""
 CALIBRATION_BATCH = 8
-"""Every tensor of a batch is held at once."""
+"""Faces in a calibration batch. All tensors of a batch are in memory at once."""
 FAR = "0.001"
-"""Whose threshold a file names."""
+"""False accept rate of the threshold in a file's metadata."""
 INPUT, EMBEDDING, LOGITS = "images", "embedding", "logits"
 
 Faces = npt.NDArray[np.uint8]
-"""(N, H, W, 3) RGB."""
+"""(N, H, W, 3) uint8 RGB crops."""
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What a user may choose."""
+    """What a user may choose about an exported file."""
 
     precision: str = "fp32"
+    """One of `PRECISIONS`."""
     preprocessing: bool = False
-    """Take uint8 RGB (B, H, W, 3) of any size, resize and normalise in the graph."""
+    """Whether the graph takes (B, H, W, 3) uint8 RGB of any size, and resizes and normalises it."""
     classifier: bool = False
-    """Give the logits too."""
+    """Whether the graph gives the logits too."""
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -72,20 +75,26 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written."""
+    """A file that was written, with the result of its check."""
 
     path: Path
     bytes: int
+    """Size of the file in bytes."""
     worst_cosine: float
+    """Lowest cosine similarity of the file's and PyTorch's embedding over the check faces."""
     faces: int
+    """Number of check faces."""
     layers: int = 0
-    """Of int8: how many layers there are."""
+    """Number of layers, for int8. 0 otherwise."""
     floats: tuple[Kept, ...] = ()
-    """Of int8: the layers that stay in floats, costliest first."""
+    """Layers that stay in float32, for int8. The layer with the largest error comes first."""
 
 
 class ExportedStudent(nn.Module):
-    """What becomes the graph: float32 in and out, whatever it computes in."""
+    """The module that becomes the graph.
+
+    It takes float32, or uint8 with `preprocessing`, and gives float32, also if it computes in fp16.
+    """
 
     def __init__(self, student: Student, options: ExportOptions) -> None:
         super().__init__()
@@ -94,7 +103,7 @@ class ExportedStudent(nn.Module):
         self.options = options
 
     def forward(self, images: Tensor) -> Any:
-        """(B, E) embeddings of unit length; with `classifier` the (B, K) logits after them."""
+        """(B, E) float32 embeddings of unit length, followed by (B, K) logits with `classifier`."""
         if self.options.preprocessing:
             images = images.permute(0, 3, 1, 2).float()
             side = self.student.image_size
@@ -120,17 +129,17 @@ def export_onnx(
     """Writes a student to an ONNX file.
 
     Args:
-        student: as it was loaded; in fp16 its weights are rounded in place.
-        card: its card.
-        faces_NHWC: (N, H, W, 3) uint8 RGB crops of its size, to check the file on.
-        path: where it goes, ending in `.onnx`.
-        options: of the file.
-        calibration_NHWC: for int8, crops to find the ranges of its tensors on.
-        facts: more for its metadata.
+        student: the student. For fp16 its weights are rounded in place.
+        card: the student's card.
+        faces_NHWC: (N, H, W, 3) uint8 RGB crops of the student's size, to check the file on.
+        path: path of the file, ending in `.onnx`.
+        options: options of the file. None takes the defaults.
+        calibration_NHWC: crops to find the ranges of the tensors on, for int8.
+        facts: further entries for the metadata.
 
     Raises:
-        PersonaError: no logits to give, packages missing, the student has collapsed, or the file's
-            embeddings differ.
+        PersonaError: the student has no logits but they are asked for, there are no faces, packages
+            are missing, the student has collapsed, or the file's embeddings differ.
     """
     options = options or ExportOptions()
     wanted_NE = _check(student, card, faces_NHWC, path, ".onnx", options, calibration_NHWC)
@@ -149,10 +158,12 @@ def export_litert(
     calibration_NHWC: Faces | None = None,
     facts: dict[str, str] | None = None,
 ) -> Exported:
-    """Writes a student to a LiteRT file of one face a run; as `export_onnx`, ending in `.tflite`.
+    """Writes a student to a LiteRT file that takes one face per run.
+
+    The arguments are those of `export_onnx`, but `path` ends in `.tflite`.
 
     Raises:
-        PersonaError: as there, or an option that LiteRT files do not have.
+        PersonaError: as in `export_onnx`, or an option is set that LiteRT files do not have.
     """
     import onnx
 
@@ -185,7 +196,11 @@ def _check(
     options: ExportOptions,
     calibration_NHWC: Faces | None,
 ) -> Tensor:
-    """Refuses what cannot be exported; else the embeddings that the file must give."""
+    """(N, E) embeddings that the file must give.
+
+    Raises:
+        PersonaError: the student cannot be exported with these options and faces.
+    """
     if path.suffix != ending:
         raise PersonaError(f"{path}: name the file something{ending}")
     if options.classifier and not student.num_classes:
@@ -195,8 +210,9 @@ def _check(
     if options.precision == "int8" and (calibration_NHWC is None or not len(calibration_NHWC)):
         raise PersonaError("int8 is calibrated on faces, and there is none")
     wanted_NE = torch.cat(list(_embeddings(student, faces_NHWC)))
-    # The check below compares directions: a student that has but one passes it with any file. No
-    # two photos of one person are as near as people are after a collapse, so each counts as one.
+    # The later check compares cosines. A collapsed student has nearly the same embedding for every
+    # face, so any file would pass. Each face counts as a person here: even two photos of one person
+    # are further apart than different people are after a collapse.
     found = spread(wanted_NE.numpy(), np.arange(len(wanted_NE)))
     if has_collapsed(found):
         told = tell_collapse(f"model {card.id}", found, f"the {len(wanted_NE)} faces of the check")
@@ -213,10 +229,10 @@ def _write(
     found_NE: npt.NDArray[np.float32],
     quantised: Quantised | None,
 ) -> Exported:
-    """Writes a file that gives the embeddings that it must.
+    """Writes a file if it gives the expected embeddings.
 
     Raises:
-        PersonaError: it does not.
+        PersonaError: its embeddings differ; nothing is written.
     """
     worst = float(F.cosine_similarity(wanted_NE, torch.from_numpy(found_NE)).min())
     if not worst >= WORST_COSINE[options.precision]:
@@ -234,7 +250,7 @@ def _write(
 
 @torch.inference_mode()
 def _embeddings(student: Student, faces_NHWC: Faces) -> Iterator[Tensor]:
-    """The student's own, as evaluation computes them."""
+    """Yields the student's own embeddings in batches, computed as in evaluation."""
     student.eval()
     for batch in np.array_split(faces_NHWC, -(-len(faces_NHWC) // 64)):
         pixels = torch.from_numpy(batch).permute(0, 3, 1, 2).float()
@@ -247,7 +263,9 @@ def build_graph(
     options: ExportOptions | None = None,
     facts: dict[str, str] | None = None,
 ) -> bytes:
-    """The ONNX file's bytes, not checked yet; in fp16 the student's weights are rounded in place.
+    """The bytes of the ONNX file, not checked on faces.
+
+    For fp16 the student's weights are rounded in place.
 
     Raises:
         PersonaError: packages are missing.
@@ -263,7 +281,7 @@ def _build(
     calibration_NHWC: Faces | None = None,
     faces_NHWC: Faces | None = None,
 ) -> tuple[bytes, Quantised | None]:
-    """The ONNX file's bytes, and of int8 what became of its layers."""
+    """The bytes of the ONNX file and, for int8, the result of the quantisation."""
     model = _trace(student, options)
     quantised = None
     metadata = _metadata(card, student, options) | facts
@@ -307,9 +325,9 @@ def _trace(student: Student, options: ExportOptions) -> Any:
 
 
 def _name_pooling(model: Any) -> None:
-    """Means over height and width as GlobalAveragePool.
+    """Replaces means over height and width by GlobalAveragePool.
 
-    onnxruntime has that one in its own layout and in integers, and ReduceMean in neither.
+    onnxruntime runs GlobalAveragePool in its blocked layout and in integers, but not ReduceMean.
     """
     import onnx
 
@@ -330,7 +348,7 @@ def _name_pooling(model: Any) -> None:
 
 
 def _metadata(card: Card, student: Student, options: ExportOptions) -> dict[str, str]:
-    """What the file says of itself; keys of Persona's own begin with `persona.`."""
+    """Metadata of the file. Keys of Persona's own begin with `persona.`."""
     card = public_card(card)
     normalisation = f"(pixel - {PIXEL_MEAN}) / {PIXEL_SCALE}"
     side = student.image_size
@@ -358,7 +376,7 @@ def _metadata(card: Card, student: Student, options: ExportOptions) -> dict[str,
         "persona.embedding": f"{student.embedding_size} numbers, of unit length",
         "persona.threshold": "unknown: measure it on faces like yours"
         if threshold is None
-        # Upwards: a lower one would not keep its false accept rate.
+        # Rounded up, since a lower threshold would have a higher false accept rate.
         else f"{math.ceil(threshold * 1e4) / 1e4:.4f}, the cosine at FAR {FAR} on {card.test_set}",
         "persona.licence": "unknown: see the terms of its training data and of its teacher",
         "persona.card": json.dumps(vars(card), sort_keys=True),
@@ -367,7 +385,10 @@ def _metadata(card: Card, student: Student, options: ExportOptions) -> dict[str,
 
 
 def graph_input(faces_NHWC: Faces, *, preprocessing: bool = False) -> npt.NDArray[Any]:
-    """Crops as a graph takes them: (N, 3, H, W) float32 normalised, or as they are."""
+    """Crops as a graph takes them: (N, 3, H, W) float32 normalised, or unchanged uint8 crops.
+
+    A graph with `preprocessing` takes the unchanged crops.
+    """
     if preprocessing:
         return faces_NHWC
     normalised = (faces_NHWC.astype(np.float32) - PIXEL_MEAN) / PIXEL_SCALE
@@ -375,7 +396,7 @@ def graph_input(faces_NHWC: Faces, *, preprocessing: bool = False) -> npt.NDArra
 
 
 def run_onnx(data: bytes, faces_NHWC: Faces, *, preprocessing: bool) -> npt.NDArray[np.float32]:
-    """(N, E) embeddings that an exported file gives for uint8 crops."""
+    """(N, E) float32 embeddings that the bytes of an exported file give for uint8 crops."""
     session = open_session(data)
     parts = [
         session.run([EMBEDDING], {INPUT: graph_input(batch, preprocessing=preprocessing)})[0]

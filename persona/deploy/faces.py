@@ -1,4 +1,4 @@
-"""Faces to check an export on: of a packed set, or drawn.
+"""Faces to check an export on, from a packed set or drawn by the program.
 
 Shapes: N faces, H W pixels.
 """
@@ -18,19 +18,27 @@ from persona.data.synthetic import draw_identity, draw_photo
 from persona.errors import PersonaError
 
 POOL = 10_000
-"""Crops that are drawn from, or a few more."""
+"""Number of crops of a set to choose from. Whole shards are taken, so it may be a few more."""
 
 
 def set_faces(
     folder: SetFolder, manifest: Manifest, size_px: int, count: int, seed: int = 0
 ) -> npt.NDArray[np.uint8]:
-    """(N, H, W, 3) uint8 RGB: crops of a set, drawn by seed; at most `count`, all different.
+    """(N, H, W, 3) uint8 RGB crops of a set, chosen at random by seed.
 
-    They come from its first shards, each of which is a fair sample of the set: one of millions of
-    photos need not be read, or fetched, as a whole. More of them begin with the same ones.
+    There are at most `count`, all different. A larger `count` gives the same crops first. They come
+    from the first shards of the set, so that a set of millions of photos need not be read or
+    downloaded as a whole. Each shard is a fair sample of the set.
+
+    Args:
+        folder: folder of the packed set.
+        manifest: manifest of the packed set.
+        size_px: side of the crops that the model takes, in px.
+        count: most crops to return.
+        seed: seed of the choice.
 
     Raises:
-        PersonaError: the crops are of another size, or there is none.
+        PersonaError: the crops have another size, or the set has no faces.
     """
     if manifest.align.image_size != size_px:
         raise PersonaError(
@@ -48,6 +56,6 @@ def set_faces(
 
 
 def drawn_faces(size_px: int, count: int) -> npt.NDArray[np.uint8]:
-    """(N, H, W, 3) uint8 RGB drawn faces, alike each time."""
+    """(N, H, W, 3) uint8 RGB faces drawn by the program, the same each time."""
     photos = [draw_photo(draw_identity(0, number), number, size_px) for number in range(count)]
     return np.stack([np.asarray(photo.convert("RGB")) for photo in photos])

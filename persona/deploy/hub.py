@@ -1,7 +1,7 @@
-"""Models to the Hugging Face hub, through huggingface_hub. From it: persona/models/hub.py.
+"""Publishes models on the Hugging Face hub. Downloads are in persona/models/hub.py.
 
-A push stages what may leave the house (persona/models/public.py) with a README, and uploads it in
-one commit.
+A push puts the public parts of a model (persona/models/public.py) and a README into a temporary
+folder and uploads it in one commit.
 """
 
 from __future__ import annotations
@@ -26,10 +26,19 @@ def push(
     with_classes: bool = False,
     onnx: bool = True,
 ) -> str:
-    """Publishes a model; returns the address of its commit.
+    """Publishes a model and returns the URL of the commit.
+
+    Args:
+        card: card of the model.
+        models: the model store.
+        repository: repository on the hub, as OWNER/NAME.
+        licence: licence named in the README.
+        private: whether a new repository is private.
+        with_classes: whether the names of the trained identities are published too.
+        onnx: whether an ONNX file is added.
 
     Raises:
-        PersonaError: no login, no permission, no network, or the hub's own trouble.
+        PersonaError: there is no login, permission or network, or the hub fails.
     """
     api = hub.open_hub()
     with scratch_folder(Path(tempfile.gettempdir()), "push") as scratch:

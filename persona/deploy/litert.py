@@ -1,11 +1,14 @@
-"""An exported graph as a LiteRT (TensorFlow Lite) file.
+"""Translates an exported ONNX graph to a LiteRT (TensorFlow Lite) file.
 
-1. the ONNX graph is walked back from the embedding; normalisation is one operator here
-2. an operator between DequantizeLinear and QuantizeLinear is one on integers; uint8 becomes int8
-3. channels go last, paddings that LiteRT's SAME does not mean become operators of their own
+1. The nodes that the embedding needs are collected. The normalisation to unit length becomes one
+   operator.
+2. An operator between DequantizeLinear and QuantizeLinear becomes an integer operator. uint8
+   becomes int8.
+3. Channels go last. Paddings that differ from LiteRT's SAME become PAD operators.
 
-Its CPU kernels (XNNPACK) gain by integers what onnxruntime's do not (docs/measurements.md). Format:
-TensorFlow's schema.fbs, as ai_edge_litert.schema_py_generated has it.
+LiteRT's CPU kernels (XNNPACK) are faster with int8, which onnxruntime's are not
+(docs/measurements.md). The format is TensorFlow's schema.fbs, as in
+ai_edge_litert.schema_py_generated.
 """
 
 from __future__ import annotations
@@ -23,21 +26,21 @@ IDENTIFIER = b"TFL3"
 
 
 def to_litert(model: Any, output: str, metadata: dict[str, str]) -> bytes:
-    """A LiteRT file of one face a run.
+    """The bytes of a LiteRT file that takes one face per run.
 
     Args:
-        model: onnx.ModelProto, of floats or as persona/deploy/quantise.py writes it.
-        output: the embedding's name.
-        metadata: goes into the file, each name an entry.
+        model: the graph as onnx.ModelProto, in float32 or quantised by persona/deploy/quantise.py.
+        output: name of the embedding.
+        metadata: metadata of the file, one entry per name.
 
     Raises:
-        PersonaError: a package is missing, or LiteRT has no such operator.
+        PersonaError: a package is missing, or the graph has an operator that is not supported.
     """
     return _Converter(model, metadata).convert(output)
 
 
 class _Converter:
-    """One conversion. Tensors go by their ONNX names."""
+    """One conversion. Tensors are known by their ONNX names."""
 
     def __init__(self, model: Any, metadata: dict[str, str]) -> None:
         import onnx
@@ -70,11 +73,11 @@ class _Converter:
             entry = self.schema.MetadataT()
             entry.name, entry.buffer = name.encode(), self._buffer(text.encode())
             self.file.metadata.append(entry)
-        self.place: dict[str, int] = {}  # of a tensor among those of the file
-        self.done: set[str] = set()  # nodes that went into another's operator
+        self.place: dict[str, int] = {}  # place of a tensor in the file
+        self.done: set[str] = set()  # outputs of nodes that were merged into another operator
 
     def convert(self, output: str) -> bytes:
-        """The file's bytes."""
+        """The bytes of the file."""
         import flatbuffers
 
         self.place[self.given] = self._tensor(self.given, self._shape(self.given))
@@ -89,7 +92,10 @@ class _Converter:
         return bytes(builder.Output())
 
     def _needed(self, output: str) -> set[str]:
-        """The tensors that the output comes from; a division by the length needs no length."""
+        """Names of the tensors that the output depends on.
+
+        The divisor of the final division is left out, since L2_NORMALIZATION computes it.
+        """
         found, left = set(), [output]
         while left:
             name = left.pop()
@@ -99,7 +105,7 @@ class _Converter:
                 left += node.input[:1] if node.op_type == "Div" else node.input
         return found
 
-    # What a file is made of.
+    # Parts of a file.
 
     def _buffer(self, data: bytes) -> int:
         buffer = self.schema.BufferT()
@@ -119,7 +125,7 @@ class _Converter:
         quantised: tuple[Any, Any, int] | None = None,
         kind: type[np.generic] = np.float32,
     ) -> int:
-        """A tensor more; `quantised` is its scale, zero point and axis."""
+        """Adds a tensor and returns its place. `quantised` is its scale, zero point and axis."""
         kinds: dict[type, str] = {np.float32: "FLOAT32", np.int8: "INT8", np.int32: "INT32"}
         tensor = self.schema.TensorT()
         tensor.name, tensor.shape, tensor.buffer = name.encode(), [int(n) for n in shape], 0
@@ -138,7 +144,7 @@ class _Converter:
     def _operator(
         self, name: str, inputs: list[int], output: int, options: str = "", **values: Any
     ) -> None:
-        """An operator more; it and its options by their names in the schema."""
+        """Adds an operator. `name`, `options` and `values` are named as in the schema."""
         code = getattr(self.schema.BuiltinOperator, name)
         codes = [known.builtinCode for known in self.file.operatorCodes]
         if code not in codes:
@@ -160,14 +166,14 @@ class _Converter:
     # From names to tensors.
 
     def _steps(self, node: Any) -> tuple[npt.NDArray[np.float32], Any]:
-        """Scale and zero point of QuantizeLinear or DequantizeLinear; uint8's moved to int8's."""
+        """Scale and zero point of a (De)QuantizeLinear node, shifted from uint8 to int8."""
         scale = self.constants[node.input[1]]
         zero = self.constants[node.input[2]] if len(node.input) > 2 else np.int8(0)
         moved = zero.astype(np.int64) - (128 if zero.dtype == np.uint8 else 0)
         return scale, moved
 
     def _integer(self, name: str) -> int | None:
-        """The integers that a tensor was dequantised from; None: it was not."""
+        """Place of the int8 tensor that a tensor was dequantised from, or None if it was not."""
         node = self.producer.get(name)
         if node is None or node.op_type != "DequantizeLinear":
             return None
@@ -182,7 +188,7 @@ class _Converter:
         return self.place[source]
 
     def _float(self, name: str) -> int:
-        """A tensor as floats."""
+        """Place of a tensor as float32. An int8 tensor is dequantised."""
         if name in self.place:
             return self.place[name]
         if name in self.constants:
@@ -196,9 +202,9 @@ class _Converter:
         return self.place[name]
 
     def _ends(self, node: Any) -> tuple[list[int], int, str]:
-        """An operator's inputs that are no weights, its output, and the activation within it.
+        """An operator's inputs other than weights, its output, and its fused activation.
 
-        In integers where all its inputs come from them and its output goes to them.
+        They are int8 if all inputs are dequantised tensors and the output is quantised at once.
         """
         output, activation = node.output[0], "NONE"
         users = self.users.get(output, [])
@@ -209,7 +215,7 @@ class _Converter:
         inputs = list(node.input if node.op_type in ("Add", "Mul") else node.input[:1])
         integers = [self._integer(name) for name in inputs]
         whole = None not in integers
-        if node.op_type in WEIGHTED:  # such a layer may stay in floats between two in integers
+        if node.op_type in WEIGHTED:  # a float32 layer may stand between two int8 ones
             weights = self.producer.get(node.input[1])
             whole &= weights is not None and weights.op_type == "DequantizeLinear"
         if whole and [user.op_type for user in users] == ["QuantizeLinear"]:
@@ -226,7 +232,7 @@ class _Converter:
         return self.place[name]
 
     def _weight(self, name: str, integer: bool, order: tuple[int, ...]) -> int:
-        """A layer's weights with their axes in another order."""
+        """Adds a layer's weights with their axes in another order and returns their place."""
         node = self.producer.get(name)
         if node is None:
             value = self.constants[name].transpose(order)
@@ -250,7 +256,7 @@ class _Converter:
         return self._tensor(name, value.shape, value, (self.constants[scale], 0, 0), np.int32)
 
     def _no_bias(self, name: str, given: int, weight: int) -> int:
-        """Zeros, which LiteRT wants."""
+        """Adds a bias of zeros, which LiteRT requires."""
         before, layer = self.graph.tensors[given], self.graph.tensors[weight]
         channels = int(layer.shape[3 if layer.shape[0] == 1 else 0])
         if layer.quantization is None:
@@ -263,9 +269,9 @@ class _Converter:
     def _node(self, node: Any) -> None:
         name = node.op_type
         if name in ("DequantizeLinear", "Cast"):
-            return  # when somebody asks for its floats
+            return  # added when a node needs the float32 tensor
         if name == "Mul" and self.producer.get(node.input[0], node).op_type == "Cast":
-            return  # weights
+            return  # added by `_weight`
         convert = getattr(self, f"_{name.lower()}", None)
         if convert is None:
             raise PersonaError(
@@ -305,7 +311,7 @@ class _Converter:
         self._operator(kind[0], [given, weight, bias], place, kind[1], **options)
 
     def _pad(self, given: int, pads: list[int]) -> int:
-        """Zeros around a tensor."""
+        """Pads a tensor with zeros and returns the place of the result."""
         if not any(pads):
             return given
         top, left, bottom, right = pads
@@ -342,7 +348,7 @@ class _Converter:
 
     def _mul(self, node: Any) -> None:
         inputs, place, activation = self._ends(node)
-        # The kernels want the smaller one second.
+        # The kernels take the smaller tensor second.
         inputs.sort(key=lambda tensor: -int(np.prod(self.graph.tensors[tensor].shape)))
         options = {"fusedActivationFunction": self._activation(activation)}
         self._operator("MUL", inputs, place, "MulOptions", **options)
@@ -362,7 +368,7 @@ class _Converter:
         self._operator("HARD_SWISH", [given], place, "HardSwishOptions")
 
     def _hardsigmoid(self, node: Any) -> None:
-        """min(max(x + 3, 0), 6) / 6."""
+        """Adds min(max(x + 3, 0), 6) / 6 as an addition and a product."""
         (given,), place, _ = self._ends(node)
         output = node.output[0]
         total = self._tensor(f"{output}_sum", self._shape(output))
@@ -381,7 +387,7 @@ class _Converter:
         self._operator("PRELU", [given, slope], place)
 
     def _reshape(self, node: Any) -> None:
-        """(1, 1, 1, C) to (1, C)."""
+        """Reshapes (1, 1, 1, C) to (1, C)."""
         output = node.output[0]
         given = self._float(node.input[0])
         shape = [-1, self.graph.tensors[given].shape[-1]]
@@ -391,7 +397,7 @@ class _Converter:
         self._operator("RESHAPE", [given, wanted], self.place[output], "ReshapeOptions", **options)
 
     def _div(self, node: Any) -> None:
-        """By its own length."""
+        """Divides the embedding by its own length."""
         output = node.output[0]
         given = self._float(node.input[0])
         self.place[output] = self._tensor(output, self.graph.tensors[given].shape)

@@ -1,6 +1,6 @@
-"""A model's README for the Hugging Face hub, from its card: YAML front matter and text.
+"""Writes a model's README for the Hugging Face hub from its card: YAML front matter and text.
 
-Format: huggingface.co/docs/hub/model-cards (metadata: licence, tags, base model, results).
+The format is that of huggingface.co/docs/hub/model-cards.
 """
 
 from __future__ import annotations

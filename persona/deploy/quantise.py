@@ -1,15 +1,20 @@
-"""An exported graph in integers of eight bits, calibrated on faces.
+"""Quantises an exported graph to int8, calibrated on faces.
 
-1. `find_ranges`: the least and the largest value of every tensor, means over batches of faces
-2. `lower`: hard-swish and hard-sigmoid become a sum, a clip and a product, which integer kernels
-   have; the clip is a quantised range and costs nothing, the sixth goes into the weights after it
-3. `quantise`: QuantizeLinear and DequantizeLinear around each layer, activations asymmetric (Jacob
-   et al. 2018, arXiv:1712.05877), weights symmetric per output channel; layers in floats, as the
-   last linear one always is, have weights of eight bits all the same where that does no harm
-4. `find_costs`: the cosine that each layer costs when it alone is in integers
-5. `quantise_graph`: the costliest layers stay in floats, as few as the wanted cosine allows
+1. `find_ranges` finds the smallest and largest value of every tensor, averaged over batches of
+   faces.
+2. `lower` replaces hard-swish and hard-sigmoid by a sum, a clip and a product, for which there are
+   integer kernels. The clip becomes the range of a quantised tensor, so it costs nothing. The
+   factor 1/6 goes into the weights that follow.
+3. `quantise` puts QuantizeLinear and DequantizeLinear around each layer. Activations are quantised
+   asymmetrically (Jacob et al. 2018, arXiv:1712.05877), weights symmetrically per output channel.
+   Layers that compute in float32, such as the last linear one, still have int8 weights where that
+   does no harm.
+4. `find_costs` measures how much cosine similarity each layer costs if only that layer is int8.
+5. `quantise_graph` keeps the costliest layers in float32, as few as the wanted cosine allows.
 
-Batch norm is folded by the exporter already. Shapes: N faces, E embedding.
+The exporter has already folded batch norm.
+
+Shapes: N faces, E embedding.
 """
 
 from __future__ import annotations
@@ -25,73 +30,76 @@ from persona.errors import PersonaError
 from persona.progress import progress_bar
 
 Arrays = list[npt.NDArray[Any]]
-"""Batches as the graph takes them."""
+"""Batches of faces as the graph takes them."""
 MARGIN = 0.002
-"""How much nearer the faces must be than is wanted: another runtime rounds in its own way."""
+"""Added to the wanted cosine, since another runtime rounds differently."""
 SMALLEST = 1e-6
-"""Range of a tensor that is the same everywhere."""
+"""Smallest range of a tensor, for tensors with the same value everywhere."""
 COST_FACES = 32
-"""For the cost of single layers."""
+"""Faces on which the cost of single layers is measured."""
 THREE = "three"
 FLOAT = 1
-"""onnx.TensorProto.FLOAT."""
+"""The value of onnx.TensorProto.FLOAT."""
 WEIGHTED = ("Conv", "Gemm")
 FOLDED = ("GlobalAveragePool", "Mul", "Relu", "Reshape", "Flatten")
-"""What a positive factor goes through."""
+"""Operators that pass a positive factor of their input on to their output."""
 
 
 Ranges = dict[str, tuple[float, float]]
-"""The least and the largest value of tensors by name, 0 always between them."""
+"""Smallest and largest value of tensors by name. 0 is always within the range."""
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """A graph that integer kernels know."""
+    """A graph of operators for which there are integer kernels."""
 
     model: Any
-    """onnx.ModelProto."""
+    """The graph as onnx.ModelProto."""
     layers: dict[str, str]
-    """From the output of each node that may be in integers to its layer's name."""
+    """Layer name of each node that may be int8, by the node's output."""
     factor: dict[str, float]
-    """How many times as large as in the original a tensor is; 1 where there is none."""
+    """Factor by which a tensor is larger than in the original graph. A missing entry means 1."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A layer that stays in floats."""
+    """A layer that stays in float32."""
 
     layer: str
+    """Name of the layer."""
     cost: float
-    """1 - mean cosine when it alone is in integers."""
+    """1 - mean cosine if only this layer is int8."""
 
 
 @dataclass(frozen=True)
 class Quantised:
-    """A graph in integers and what is to be said of it."""
+    """A quantised graph and facts about it."""
 
     model: Any
+    """The graph as onnx.ModelProto."""
     layers: int
-    """How many there are."""
+    """Number of layers."""
     floats: list[Kept]
-    """Those that stay in floats, costliest first."""
+    """Layers that stay in float32, costliest first."""
 
 
 def quantise_graph(
     model: Any, batches: Arrays, output: str, worst: float, others: Arrays | None = None
 ) -> Quantised:
-    """A float graph in integers, as far as its faces allow.
+    """Quantises as many layers of a float32 graph as the wanted cosine allows.
 
     Args:
-        model: onnx.ModelProto of float32.
-        batches: calibration faces.
-        output: the embedding's name.
-        worst: cosine that every face must keep.
-        others: faces that must keep it as well, though no range comes from them.
+        model: the graph as onnx.ModelProto of float32.
+        batches: calibration faces. The ranges of the tensors come from them.
+        output: name of the embedding.
+        worst: lowest allowed cosine of a face's embedding with that of the float32 graph.
+        others: further faces that must reach this cosine.
 
     Raises:
-        PersonaError: no layer can be in integers with that.
+        PersonaError: no layer can be int8 with this cosine.
     """
-    # Of tensors that only the lowered graph has, there; they are as large in any.
+    # Ranges of the original tensors come from the original graph, those of tensors that only the
+    # lowered graph has from that one. The latter are the same in every lowered graph.
     ranges = find_ranges(lower(model).model, batches) | find_ranges(model, batches)
     costs = find_costs(model, ranges, batches[: -(-COST_FACES // len(batches[0]))], output)
     judged = [*batches, *(others or [])]
@@ -116,7 +124,10 @@ def quantise_graph(
 
 
 def fewest(quality: Callable[[int], float], most: int, wanted: float) -> int:
-    """The smallest number for which a quality that grows with it is as wanted; else `most`."""
+    """The smallest number from 0 to `most` with the wanted quality, or `most`, by bisection.
+
+    The quality must rise with the number.
+    """
     low, high = 0, most
     while low < high:
         middle = (low + high) // 2
@@ -144,7 +155,7 @@ class _Graph:
                 self.consumers.setdefault(name, []).append(node)
 
     def add(self, op: str, inputs: Iterable[str], output: str, **attributes: Any) -> str:
-        """A node more; its output's name."""
+        """Adds a node and returns the name of its output."""
         import onnx
 
         node = onnx.helper.make_node(op, list(inputs), [output], name=output, **attributes)
@@ -152,7 +163,7 @@ class _Graph:
         return output
 
     def copy(self, node: Any, inputs: Iterable[str], output: str | None = None) -> None:
-        """A node of the old graph with other inputs."""
+        """Adds a copy of a node of the old graph, with other inputs."""
         kept = type(node)()
         kept.CopyFrom(node)
         kept.input[:] = list(inputs)
@@ -161,7 +172,7 @@ class _Graph:
         self.nodes.append(kept)
 
     def shift(self, output: str, by: float) -> None:
-        """Adds to what a convolution gives, which is among the nodes already."""
+        """Adds a constant to the output of a convolution that is already in the graph."""
         node = next(node for node in self.nodes if output in node.output)
         if len(node.input) < 3:
             name, channels = f"{output}_bias", len(self.weights[node.input[1]])
@@ -170,7 +181,7 @@ class _Graph:
         self.weights[node.input[2]] = self.weights[node.input[2]] + np.float32(by)
 
     def finish(self) -> Any:
-        """The model with these nodes, without the initializers that none of them takes."""
+        """The model with these nodes. Initializers that no node uses are left out."""
         import onnx
 
         graph = self.model.graph
@@ -186,11 +197,11 @@ class _Graph:
 
 
 def lower(model: Any, floats: Collection[str] = ()) -> Lowered:
-    """Hard-swish and hard-sigmoid by their parts, each six times as large.
+    """Splits hard-swish and hard-sigmoid into their parts, which makes them six times as large.
 
     Args:
-        model: onnx.ModelProto of float32.
-        floats: layers to leave as they are.
+        model: the graph as onnx.ModelProto of float32.
+        floats: names of layers to leave unchanged.
     """
     graph = _Graph(model)
     graph.weights |= {
@@ -245,7 +256,7 @@ def lower(model: Any, floats: Collection[str] = ()) -> Lowered:
 
 
 def _behind_convolutions(model: Any) -> set[str]:
-    """What convolutions give and what comes of it. Before the first one photos are normalised."""
+    """Names of all tensors from the first convolution on. Before it photos are normalised."""
     found: set[str] = set()
     for node in model.graph.node:
         if node.op_type in WEIGHTED or not found.isdisjoint(node.input):
@@ -254,7 +265,7 @@ def _behind_convolutions(model: Any) -> set[str]:
 
 
 def _module(graph: _Graph, tensor: str) -> str:
-    """The module whose weights a convolution's output comes from, by its name in the student."""
+    """Name, within the student, of the module that gives a tensor, or the tensor's own name."""
     node = graph.producer.get(tensor)
     if node is None or node.op_type not in WEIGHTED:
         return tensor
@@ -262,7 +273,7 @@ def _module(graph: _Graph, tensor: str) -> str:
 
 
 def _squeeze_excites(graph: _Graph) -> dict[str, str]:
-    """Of squeeze-and-excitation blocks: from the outputs of their nodes to the block's name."""
+    """Names of squeeze-and-excitation blocks, by the outputs of their nodes."""
     found: dict[str, str] = {}
     for node in graph.model.graph.node:
         if node.op_type != "HardSigmoid":
@@ -283,10 +294,11 @@ def _squeeze_excites(graph: _Graph) -> dict[str, str]:
 
 
 def find_ranges(model: Any, batches: Arrays) -> Ranges:
-    """The least and the largest value of every tensor, 0 among them, of a batch on average.
+    """Smallest and largest value of every tensor in a batch, averaged over the batches.
 
-    What lies beyond is cut off: finer steps for all are worth more than the outliers of a few
-    faces (as the moving averages of Jacob et al. 2018, section 3.1).
+    0 is always within the range. Values beyond it are clipped: finer steps for all values are worth
+    more than the outliers of a few faces. The averages follow the moving averages of Jacob et al.
+    2018, section 3.1.
     """
     import onnx
 
@@ -307,7 +319,7 @@ def find_ranges(model: Any, batches: Arrays) -> Ranges:
         values = dict(zip(outputs, session.run(outputs, {given: batch}), strict=True))
         for name, value in (*values.items(), (given, batch)):
             if value.dtype != np.float32 or not value.size:
-                continue  # shapes, and photos before they are normalised
+                continue  # tensors of shapes, and photos before normalisation
             low, high = ranges[name]
             low += share * min(0.0, float(value.min()))
             ranges[name] = (low, high + share * max(0.0, float(value.max())))
@@ -315,27 +327,27 @@ def find_ranges(model: Any, batches: Arrays) -> Ranges:
 
 
 def quantise(model: Any, ranges: Ranges, floats: Collection[str], *, weights: bool = True) -> Any:
-    """A graph with quantised tensors around its layers.
+    """Quantises a graph with given ranges.
 
     Args:
-        model: onnx.ModelProto of float32.
-        ranges: of its tensors.
-        floats: layers that compute in floats.
-        weights: whether those have weights of eight bits all the same.
+        model: the graph as onnx.ModelProto of float32.
+        ranges: ranges of its tensors.
+        floats: names of layers that compute in float32.
+        weights: whether these layers have int8 weights nevertheless.
     """
     return _Quantiser(lower(model, floats), ranges).quantise(floats, weights)
 
 
 class _Quantiser(_Graph):
-    """One graph on its way into integers."""
+    """A graph while it is being quantised."""
 
     def __init__(self, lowered: Lowered, ranges: Ranges) -> None:
         super().__init__(lowered.model)
         self.lowered, self.ranges = lowered, ranges
-        self.rounded: dict[str, str] = {}  # from a tensor to what it is after its integers
+        self.rounded: dict[str, str] = {}  # name of a tensor's dequantised version
 
     def quantise(self, floats: Collection[str], weights: bool) -> Any:
-        """The model of it; see the function."""
+        """The quantised model, see the function `quantise`."""
         skipped: set[str] = set()
         for node in self.lowered.model.graph.node:
             output = node.output[0]
@@ -344,7 +356,7 @@ class _Quantiser(_Graph):
             if self.lowered.layers.get(output) in {None, *floats}:
                 self._in_floats(node, weights)
                 continue
-            # Relu and the clip to [0, 6] are no more than the range of what they give.
+            # Relu and the clip to [0, 6] only limit the range, which quantising does too.
             after = self.consumers.get(output, [])
             clipped = len(after) == 1 and after[0].op_type in ("Relu", "Clip")
             end = after[0].output[0] if clipped else output
@@ -357,7 +369,7 @@ class _Quantiser(_Graph):
         inputs = [self.rounded.get(name, name) for name in node.input]
         smaller = node.op_type in WEIGHTED and (weights or node.op_type == "Gemm")
         if smaller and inputs[1] in self.weights:
-            # Not DequantizeLinear: onnxruntime would run that for each face, this it folds once.
+            # onnxruntime folds Cast and Mul once, but runs DequantizeLinear for each face.
             name = inputs[1]
             rows = node.op_type == "Conv" or any(a.name == "transB" and a.i for a in node.attribute)
             self.weights[f"{name}_scale"] = self._per_channel(name, 0 if rows else 1)
@@ -385,7 +397,10 @@ class _Quantiser(_Graph):
         return inputs
 
     def _round(self, name: str, *, gate: bool = False) -> str:
-        """A tensor by way of integers; a gate's range is [0, 1] whatever the faces were."""
+        """Quantises and dequantises a tensor and returns the result's name.
+
+        The range of a gate is [0, 1], whatever the calibration faces gave.
+        """
         if name not in self.rounded:
             low, high = (0, 1) if gate else self.ranges[name]
             times = self.lowered.factor.get(name, 1)
@@ -395,14 +410,14 @@ class _Quantiser(_Graph):
         return self.rounded[name]
 
     def _steps(self, name: str, low: float, high: float) -> list[str]:
-        """Scale and zero point of a range."""
+        """Adds scale and zero point of a range as initializers and returns their names."""
         step = max(high - low, SMALLEST) / 255
         self.weights[f"{name}_scale"] = np.float32(step).reshape(())
         self.weights[f"{name}_zero"] = np.uint8(round(-low / step)).reshape(())
         return [f"{name}_scale", f"{name}_zero"]
 
     def _per_channel(self, name: str, axis: int) -> npt.NDArray[np.float32]:
-        """Rounds weights to integers; the scale of each channel, as many axes as they have."""
+        """Rounds weights to int8 and returns the scale of each channel, with the same axes."""
         value = self.weights[name]
         others = tuple(place for place in range(value.ndim) if place != axis)
         step = np.maximum(np.abs(value).max(others, keepdims=True), SMALLEST) / np.float32(127)
@@ -414,7 +429,7 @@ class _Quantiser(_Graph):
 
 
 def find_costs(model: Any, ranges: Ranges, batches: Arrays, output: str) -> list[Kept]:
-    """What each layer costs when it alone is in integers, costliest first."""
+    """Cost of each layer if only that layer is int8, costliest first."""
     wanted_NE = _run(model, batches, output)
     layers = set(lower(model).layers.values())
     costs = []
@@ -428,7 +443,7 @@ def find_costs(model: Any, ranges: Ranges, batches: Arrays, output: str) -> list
 
 
 def open_session(model: Any) -> Any:
-    """onnxruntime on one graph in memory."""
+    """An onnxruntime session of a graph, given as onnx.ModelProto or bytes."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -446,5 +461,5 @@ def _run(model: Any, batches: Arrays, output: str) -> npt.NDArray[np.float32]:
 def _cosines(
     a_NE: npt.NDArray[np.float32], b_NE: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
-    """(N,) of embeddings of unit length."""
+    """(N,) cosine similarity of the rows of two arrays of unit-length embeddings."""
     return np.asarray((a_NE * b_NE).sum(axis=1))

@@ -1,4 +1,4 @@
-"""A network as an ONNX graph, by PyTorch's exporter."""
+"""Exports a network to an ONNX graph with PyTorch's exporter."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from torch import Tensor, nn
 from persona.extras import missing
 
 OPSET = 18
-"""Of 2022: the first with an antialiased Resize, and old enough for every runtime of today."""
+"""ONNX operator set. 18 (of 2022) is the first with antialiased Resize; every current runtime has
+it."""
 
 
 def trace_onnx(
     network: nn.Module, example: Tensor, axes: dict[int, Any], given: str, outputs: Sequence[str]
 ) -> Any:
-    """A network of one input as an onnx.ModelProto.
+    """Exports a network with one input to an onnx.ModelProto.
 
     Args:
-        network: in evaluation mode.
-        example: its input, of at least 2 in axes that are free.
-        axes: those that are free, each a torch.export.Dim.
-        given: the input's name.
-        outputs: the outputs' names.
+        network: the network in eval mode.
+        example: an example input. Its free axes must have a size of at least 2.
+        axes: a torch.export.Dim for each free axis.
+        given: name of the input.
+        outputs: names of the outputs.
 
     Raises:
         PersonaError: packages are missing.
@@ -36,7 +37,7 @@ def trace_onnx(
         import onnxscript  # noqa: F401 - torch.onnx needs it and says so in a page of text
     except ImportError:
         raise missing("exporting needs onnx and onnxscript", "export") from None
-    # The exporter speaks of its own steps, on stdout and through several loggers.
+    # The exporter reports its own steps on stdout and through several loggers.
     for speaker in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(speaker).setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -54,5 +55,5 @@ def trace_onnx(
     model = program.model_proto
     del model.metadata_props[:]
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.input):
-        part.ClearField("metadata_props")  # traces of source files, of no use to anybody
+        part.ClearField("metadata_props")  # stack traces of source files, useless in a file
     return model

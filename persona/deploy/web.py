@@ -1,10 +1,10 @@
-"""A student as a page that compares two faces in the browser: static files, nothing else.
+"""Exports a student as a web page of static files that compares two faces in the browser.
 
-1. onnxruntime's two files are found (persona/deploy/web_runtime.py)
-2. the detector that its training photos went through goes with it (persona/deploy/web_detector.py)
-3. of the student goes what may leave the house (persona/models/public.py), as an ONNX file that
-   takes photos: the page cuts faces out of them
-4. all is laid into a folder beside the wanted one, which is then renamed
+1. onnxruntime's two files are found (persona/deploy/web_runtime.py).
+2. The detector that cropped the training photos is added (persona/deploy/web_detector.py).
+3. The student's public parts (persona/models/public.py) become an ONNX file with preprocessing. The
+   page cuts the faces out of photos.
+4. All files are written to a temporary folder, which is then renamed.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from persona.models.public import publish_copy
 from persona.models.store import load_model
 
 MARKER = "persona.json"
-"""What the page reads of its model, and the sign that a folder is a page of ours."""
+"""File with the facts that the page reads. It also marks a folder as a page of Persona."""
 MODEL = "model.onnx"
 PAGE = ("index.html", "page.css", "page.js", "crop.js", "detect.js", "runtime.js", "README.txt")
 KIND = "persona-web"
 THRESHOLD_KEY = "persona.threshold"
-"""Of the ONNX file's metadata: from which cosine on two faces are one person's, and where that was
-measured; it begins with the number, if it is known."""
+"""Key in the ONNX file's metadata of the cosine threshold from which two faces count as the same
+person. The text begins with the number, if it is known, and says on which set it was measured."""
 
 
 def export_web(
@@ -50,19 +50,21 @@ def export_web(
     calibration_NHWC: npt.NDArray[np.uint8] | None = None,
     facts: dict[str, str] | None = None,
 ) -> Exported:
-    """Writes the page of a student; a page that is there is replaced.
+    """Writes the page of a student and replaces a page that is already there.
 
     Args:
-        card: of the student.
-        models: its store.
-        faces_NHWC: (N, H, W, 3) uint8 RGB crops of its size, to check the ONNX file on.
-        folder: where the page goes.
-        options: of the ONNX file; preprocessing is always in it.
-        runtime: onnxruntime-web as a tarball or folder; None: from npm.
-        calibration_NHWC, facts: as `export_onnx` has them.
+        card: card of the student.
+        models: the model store.
+        faces_NHWC: (N, H, W, 3) uint8 RGB crops of the student's size, to check the ONNX file on.
+        folder: folder of the page.
+        options: options of the ONNX file. Preprocessing is always on.
+        runtime: onnxruntime-web as tarball or folder. None takes it from the model store or npm.
+        calibration_NHWC: as in `export_onnx`.
+        facts: as in `export_onnx`.
 
     Raises:
-        PersonaError: the folder holds something else, no runtime, or the ONNX file would differ.
+        PersonaError: the folder holds something else, the runtime is missing, or the ONNX file's
+            embeddings differ.
     """
     options = replace(options or ExportOptions(), preprocessing=True)
     if options.classifier:
@@ -100,7 +102,7 @@ def export_web(
 
 
 def check_page_folder(folder: Path) -> None:
-    """Raises PersonaError where a page would replace anything but a page of ours."""
+    """Raises PersonaError if the folder holds anything but a page of Persona."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -116,14 +118,14 @@ def check_page_folder(folder: Path) -> None:
 
 
 def _alignment(card: Card) -> dict[str, str | int]:
-    """How the page cuts faces out: as they were for the student; of sets of ready crops, a box."""
+    """How the page crops faces: as for the student, or by box if its set came as ready crops."""
     spec = AlignSpec(**(card.alignment or {"image_size": card.image_size}))
     method = "five-point" if spec.of_photos.method == "landmarks" else "margin"
     return {"method": method, "size": spec.image_size, "margin": spec.margin}
 
 
 def _threshold(path: Path) -> dict[str, float | str | None]:
-    """Of the similarity, and where it was measured, as the ONNX file's metadata has them."""
+    """The cosine threshold and where it was measured, from the ONNX file's metadata."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -1,6 +1,6 @@
-"""MTCNN for the page: the three networks that Persona runs itself, as ONNX files.
+"""MTCNN for the web page: the three networks that Persona itself runs, as ONNX files.
 
-They take whole pixels as they are; the rest of the detector is `page/detect.js`.
+They take pixels of 0 to 255, without normalisation. The rest of the detector is `page/detect.js`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from persona.extras import missing
 
 
 def build_detector() -> dict[str, bytes]:
-    """The files by name: `pnet.onnx` for photos of any size, `rnet.onnx` and `onet.onnx` for any
-    number of windows of 24 and 48 px.
+    """The bytes of the three ONNX files by name.
+
+    `pnet.onnx` takes photos of any size. `rnet.onnx` and `onet.onnx` take any number of windows of
+    24 x 24 px and 48 x 48 px.
 
     Raises:
         PersonaError: packages are missing.
@@ -28,7 +30,8 @@ def build_detector() -> dict[str, bytes]:
     def read(name: str) -> bytes:
         return (folder / f"{name}.onnx").read_bytes()
 
-    # The page has one pyramid's level on a canvas, whose borders need no mending between the two.
+    # The page puts a single pyramid level on a canvas. Its borders need no repair between the two
+    # halves, so they can be one graph.
     halves = (onnx.load_model_from_string(read(f"pnet_{part}")) for part in ("first", "rest"))
     first, rest = (compose.add_prefix(half, f"{place}_") for place, half in enumerate(halves))
     pnet: Any = compose.merge_models(first, rest, io_map=[("0_maps", "1_maps")])
@@ -40,7 +43,7 @@ def build_detector() -> dict[str, bytes]:
 
 
 def _rename(model: Any, names: dict[str, str]) -> None:
-    """Gives values of a graph, its inputs and outputs among them, other names."""
+    """Renames values of a graph, including its inputs and outputs."""
     for value in (*model.graph.input, *model.graph.output):
         value.name = names.get(value.name, value.name)
     for node in model.graph.node:

@@ -1,7 +1,8 @@
-"""onnxruntime for browsers: two files of npm's onnxruntime-web, known by their digests.
+"""onnxruntime for browsers: two files of the npm package onnxruntime-web, checked by digest.
 
-They come from the folder or tarball that a user names, else from the models folder, where npm put
-them the first time. npm knows the machine's registry; here is only what must come of it.
+They come from the folder or tarball that the user names. Otherwise they come from the models
+folder; the first time they are fetched with npm, which knows the machine's registry, and stored
+there.
 """
 
 from __future__ import annotations
@@ -21,28 +22,30 @@ from persona.files import write_atomically
 VERSION = "1.30.0"
 NAME = f"onnxruntime-web-{VERSION}"
 TARBALL = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
-"""SHA-512 in base64, as npm gives a package's integrity. Nothing else is unpacked."""
+"""SHA-512 of the tarball in base64, as in npm's integrity field. No other tarball is unpacked."""
 SCRIPT, BINARY = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
 FILES = {
     SCRIPT: "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
     BINARY: "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
-"""SHA-256 of each."""
+"""SHA-256 of each file."""
 FETCH_S = 600
+"""Longest time that npm may take, in s."""
 BY_HAND = (
     f"where npm works run `npm pack onnxruntime-web@{VERSION}`, and name the file with --runtime"
 )
 
 
 def load_runtime(models: Path, given: Path | None = None) -> dict[str, bytes]:
-    """The files by name.
+    """Loads the two files. Returns their bytes by name.
 
     Args:
-        models: the models folder, which keeps them.
-        given: a tarball of npm's, or a folder with the files or with its `dist/`.
+        models: the models folder, where fetched files are stored.
+        given: npm's tarball, a folder with the files, or a folder whose `dist/` has them. None
+            takes the stored files and fetches them if needed.
 
     Raises:
-        PersonaError: not there, another version, or npm cannot fetch it.
+        PersonaError: the files are missing or of another version, or npm cannot fetch them.
     """
     if given is not None and not given.is_dir():
         return _unpack(given)
@@ -67,7 +70,11 @@ def _read(path: Path, digest: str) -> bytes:
 
 
 def _unpack(tarball: Path) -> dict[str, bytes]:
-    """The files of npm's tarball, and of no other."""
+    """The bytes of the files in npm's tarball, by name.
+
+    Raises:
+        PersonaError: the tarball is missing or has another digest.
+    """
     if not tarball.is_file():
         raise PersonaError(f"no {tarball}: {BY_HAND}")
     with tarball.open("rb") as file:
@@ -78,13 +85,13 @@ def _unpack(tarball: Path) -> dict[str, bytes]:
     with tarfile.open(tarball) as tar:
         for name in FILES:
             member = tar.extractfile(f"package/dist/{name}")
-            assert member is not None  # the digest says so
+            assert member is not None  # the tarball's digest guarantees it
             found[name] = member.read()
     return found
 
 
 def _fetch(folder: Path) -> Path:
-    """npm's tarball, below `folder`."""
+    """Fetches the tarball with npm into `folder` and returns its path."""
     npm = shutil.which("npm")
     if npm is None:
         raise PersonaError(f"the page needs {NAME}, and there is no npm here: {BY_HAND}")
@@ -98,7 +105,7 @@ def _fetch(folder: Path) -> Path:
             check=False,
             timeout=FETCH_S,
         )
-        # Its code alone: the rest can name a registry with its password.
+        # Only the error code is shown: the rest may have a registry's address with its password.
         code = re.search(r"\bcode (E\w+)", done.stderr)
         reason = code[1] if code else f"exit code {done.returncode}"
     except subprocess.TimeoutExpired:

@@ -1,1 +1,1 @@
-"""Measuring a network: embeddings, protocols, figures."""
+"""Evaluation of a network: embeddings, protocols and their figures."""

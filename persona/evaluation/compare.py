@@ -1,15 +1,16 @@
-"""Is one network better than another on the same pairs, or is it chance?
+"""Compares two networks on the same pairs, with intervals and p-values of the differences.
 
-Both are scored on the pairs that both can be scored on; each resample draws the same pairs for
-both. The p-values are of paired permutations: the two networks' decisions (accuracy) or the ranks
-of their scores (AUC: Venkatraman and Begg 1996, Biometrika 83) are swapped at random.
+Each resample draws the same pairs for both networks. The p-values come from paired permutations:
+the two networks' decisions (for accuracy) or the ranks of their scores (for AUC: Venkatraman and
+Begg 1996, Biometrika 83) are swapped at random.
 
-What is swapped together must not depend on the rest (Winkler et al. 2015, "Multi-level block
-permutation", NeuroImage 123): clusters of pairs that share people, directly or through others. LFW
-has hundreds, as its folds share nobody. In small sets nearly all pairs hang together; there all
-pairs whose first photo shows one person are swapped at once. Pairs that share the other person
-still depend on one another, and p may be too low: simulated, it was below 0.05 in up to 15 % of
-comparisons of equal networks. `permuted` tells which it was.
+Pairs that are swapped together must not depend on the other pairs (Winkler et al. 2015,
+"Multi-level block permutation", NeuroImage 123). They are clusters of pairs that share people,
+directly or through other pairs. LFW has hundreds of clusters, since its folds share no people. In
+small sets nearly all pairs form one cluster. There, all pairs whose first photo shows the same
+person are swapped together. Pairs that share the second person still depend on each other, so p may
+be too low: in simulations it was below 0.05 in up to 15 % of comparisons of equal networks. The
+fact `permuted` says which of the two was used.
 
 Shapes: P pairs.
 """
@@ -41,20 +42,23 @@ from persona.evaluation.statistics import (
 from persona.models.sources import Named
 
 MIN_CLUSTERS = 10
-"""Two-sided, so many swaps reach p = 0.002."""
+"""Fewest clusters to swap. A two-sided test with 10 clusters can reach p = 0.002."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A figure of both networks, and A less B."""
+    """A figure of networks A and B and its difference."""
 
     figure: str
+    """Name of the figure: `accuracy`, `auc`, `eer` or `tar@FAR`."""
     a: float
     b: float
     difference: float
+    """A minus B."""
     interval: Interval | None
+    """95 % interval of the difference. None as in `interval_of`."""
     p: float | None
-    """Of the permutations; of accuracy and AUC alone."""
+    """Two-sided p-value of the permutations. None for figures other than accuracy and AUC."""
 
 
 def compare(
@@ -68,7 +72,10 @@ def compare(
     workers: int | None = None,
     quiet: bool = False,
 ) -> tuple[list[Difference], dict[str, Any]]:
-    """Every figure's difference, and what was measured.
+    """Measures two networks on the pairs of a set and compares their figures.
+
+    Returns:
+        The differences, and facts about the measurement such as the number of pairs.
 
     Raises:
         PersonaError: the set has no pairs, or does not fit one of the networks.
@@ -96,14 +103,14 @@ def compare(
 def paired_differences(
     first: PairScores, second: PairScores, fars: Any, resamples: int = RESAMPLES, seed: int = 0
 ) -> list[Difference]:
-    """Every figure of two networks on the same pairs.
+    """Differences of all figures of two networks on the same pairs.
 
     Args:
-        first: of network A.
-        second: of network B, on the same pairs in the same order.
-        fars: false accept rates; those that the pairs cannot resolve are left out.
-        resamples: how many, of the intervals and of the permutations.
-        seed: of both.
+        first: scores of network A.
+        second: scores of network B, on the same pairs in the same order.
+        fars: false accept rates. Those that the pairs cannot resolve are left out.
+        resamples: number of resamples for the intervals, and of permutations.
+        seed: seed of both.
     """
     decided = first.decide(), second.decide()
     fars = [far for far in fars if resolves(far, int((~first.same).sum()))]
@@ -138,7 +145,7 @@ def paired_differences(
 
 
 def swapped_together(scores: PairScores) -> tuple[Ints, str]:
-    """(P,) the cluster of each pair, and what clusters are: `clusters`, `first photos`, `pairs`."""
+    """(P,) cluster of each pair, and the kind of cluster: `clusters`, `first photos` or `pairs`."""
     units = scores.units()
     cluster_P = connected(units)
     if units.kind == "pairs":
@@ -149,13 +156,13 @@ def swapped_together(scores: PairScores) -> tuple[Ints, str]:
 
 
 def _figure(figures: dict[str, Any], name: str) -> float:
-    """`tar@0.01` and so on from the figures of `metrics.verification`."""
+    """A figure by name (such as `eer` or `tar@0.01`) from those of `metrics.verification`."""
     kind, _, far = name.partition("@")
     return float(figures["tar_at_far"][far] if far else figures[kind])
 
 
 def _ranks(scores_P: Floats) -> Floats:
-    """Mid-ranks, so that two networks' scores can be swapped."""
+    """Mid-ranks of scores. Ranks of two networks can be swapped, their scores cannot."""
     levels, place_P, counts = np.unique(scores_P, return_inverse=True, return_counts=True)
     del levels
     return (np.cumsum(counts) - (counts - 1) / 2)[place_P]

@@ -1,8 +1,9 @@
-"""A packed set through a network, on all processes, each sample once. No torch: see embed_torch.
+"""Embeds a packed set with a network, on all processes, each sample once.
 
-Shapes: B batch, R roles (1 for photos, 3 for triplets), C channel, H W pixels, N samples,
-E embedding,
-T classes kept of each photo.
+This module works without torch; `embed_torch` holds what needs it.
+
+Shapes: B batch, R roles (1 for photos, 3 for triplets), C channel, H W pixels, N samples, P keys,
+E embedding, T highest classes kept of each photo.
 """
 
 from __future__ import annotations
@@ -32,37 +33,38 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CORES_A_WORKER = 8
-"""One core decodes about as many faces as eight embed with the small student."""
+"""Cores per loader process or reading thread: one core decodes about as many faces as eight cores
+embed with the small student."""
 
 
 class EmbeddedBatch(NamedTuple):
-    """What comes of a batch, before its process's batches are put together."""
+    """The embeddings of one batch of one process."""
 
     keys: npt.NDArray[np.int64]
-    """(B,)."""
+    """(B,) sample keys."""
     labels: npt.NDArray[np.int64]
-    """(B * R,)."""
+    """(B * R,) class indices."""
     embeddings: npt.NDArray[np.float32]
-    """(B * R, E), of unit length."""
+    """(B * R, E) embeddings of unit length."""
     predicted: npt.NDArray[np.int64]
-    """(B * R, T)."""
+    """(B * R, T) class indices of the T highest logits, best first."""
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What a network makes of a set, in key order, whatever the number of processes."""
+    """The embeddings of a whole set, sorted by key whatever the number of processes."""
 
     keys: npt.NDArray[np.int64]
-    """(N,)."""
+    """(N,) sample keys, rising."""
     embeddings: npt.NDArray[np.float32]
-    """(N, R, E), of unit length."""
+    """(N, R, E) embeddings of unit length."""
     labels: npt.NDArray[np.int64]
     """(N, R) class indices."""
     predicted: npt.NDArray[np.int64]
-    """(N, R, T) class indices of the T highest logits, best first; T is 0 where not asked for."""
+    """(N, R, T) class indices of the T highest logits, best first. T is 0 if not asked for."""
 
     def rows_of(self, keys_P: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """(P,) the row of each key; -1 where the set has no such sample."""
+        """(P,) row of each key; -1 where the set has no such sample."""
         place = np.minimum(np.searchsorted(self.keys, keys_P), len(self.keys) - 1)
         return np.where(self.keys[place] == keys_P, place, -1)
 
@@ -79,22 +81,23 @@ def embed_set(
     flip: bool = False,
     quiet: bool = False,
 ) -> Embedded:
-    """Embeds every sample of a set; all processes get all of it.
+    """Embeds every sample of a set. Every process gets the embeddings of the whole set.
 
     Args:
-        network: in any mode; it is put into eval mode, and back after.
-        folder: where the packed set lies.
-        manifest: its manifest.
-        processes: of Accelerate, with their device; `Alone` for a network that needs no torch.
-        batch_size: samples a forward on each process.
-        workers: loader processes of each process; None: as many as the device wants. For a network
-            that needs no torch a thread reads ahead, if there are any.
-        top: how many classes of each photo to keep in `predicted`.
-        flip: the sum of the embeddings of a photo and of its mirror image, of unit length.
-        quiet: no progress bar.
+        network: the network in any mode. It is put into eval mode and back afterwards.
+        folder: folder of the packed set.
+        manifest: manifest of the packed set.
+        processes: Accelerate's processes with their device, or `Alone` for a network without torch.
+        batch_size: samples in one forward pass on each process.
+        workers: loader processes of each process. None chooses the number by the device. For a
+            network without torch, any number above 0 means one thread that reads ahead.
+        top: number of highest classes of each photo to keep in `predicted`.
+        flip: add the embedding of the mirrored photo, then scale the sum to unit length.
+        quiet: show no progress bar.
 
     Raises:
-        PersonaError: a damaged shard, or embeddings that are not finite.
+        PersonaError: a shard is damaged, samples are missing or doubled, or embeddings are not
+            finite.
     """
     roles = 3 if manifest.kind == "triplets" else 1
     top = min(top, network.num_classes)
@@ -157,7 +160,7 @@ def _embed(
     workers: int | None,
     flip: bool,
 ) -> Iterator[EmbeddedBatch]:
-    """Yields this process's batches, in order."""
+    """Yields this process's batches in the order of its shards, for a network without torch."""
     keep_freed_memory()
     side_px = manifest.align.image_size
     batches = read_batches(
@@ -178,7 +181,7 @@ def _embed(
 
 
 def _one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items; a thread gets the next one while this one is looked at."""
+    """Yields the same items, while a thread already fetches the next one."""
     with ThreadPoolExecutor(1, "ahead") as pool:
         following = pool.submit(next, items, None)
         while (item := following.result()) is not None:

@@ -1,7 +1,7 @@
-"""A packed set through a network in torch: what persona/evaluation/embed.py asks for.
+"""Embeds a packed set with a torch network, for persona/evaluation/embed.py.
 
 Shapes: B batch, R roles (1 for photos, 3 for triplets), C channel, H W pixels, E embedding,
-T classes kept of each photo.
+T highest classes kept of each photo.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from persona.memory import keep_freed_memory
 from persona.models.output import FaceNetwork, for_inference
 
 MAX_LANES = 4
-"""Batches under way at once on the CPU: each has activations of its own."""
+"""Most batches computed at once on the CPU. Each needs memory for its activations."""
 GPU_WORKERS = 4
+"""Loader processes for a GPU."""
 
 
 def embed_in_torch(
@@ -42,7 +43,7 @@ def embed_in_torch(
     top: int,
     flip: bool,
 ) -> Iterator[EmbeddedBatch]:
-    """Yields this process's batches, in order; the options are `embed_set`'s."""
+    """Yields this process's batches in order. See `embed_set` for the options."""
     loader = build_loader(
         folder,
         manifest,
@@ -57,7 +58,7 @@ def embed_in_torch(
     was_training = network.training
     folded = for_inference(network)
     work = partial(_embed_batch, folded, device=accelerator.device, top=top, flip=flip)
-    # A network of another runtime, which has no parameters here, has threads of its own.
+    # A network without torch parameters runs in another runtime, which has its own threads.
     spread = accelerator.device.type == "cpu" and any(True for _ in network.parameters())
     lanes = min(torch.get_num_threads(), MAX_LANES) if spread else 1
     try:
@@ -73,7 +74,7 @@ def embed_in_torch(
 def _embed_batch(
     network: FaceNetwork, batch: Batch, *, device: torch.device, top: int, flip: bool
 ) -> tuple[Tensor, Tensor]:
-    """(B * R, E) embeddings and (B * R, T) predicted classes."""
+    """(B * R, E) embeddings of unit length and (B * R, T) predicted classes, on the CPU."""
     images = normalise(batch.images.to(device, non_blocking=True))
     features = network.features(images, batch.landmarks).float()
     embedding = F.normalize(features, dim=1)
@@ -87,10 +88,11 @@ def _embed_batch(
 def _in_lanes(
     batches: Iterable[Batch], work: Callable[[Batch], tuple[Tensor, Tensor]], lanes: int
 ) -> Iterator[tuple[Batch, tuple[Tensor, Tensor]]]:
-    """Yields each batch with what comes of it, in order, so many of them under way at once.
+    """Yields each batch with its result in order, and computes `lanes` batches at once.
 
-    On the CPU a lane is a thread with its share of torch's threads: threads that share a batch wait
-    for each other at every layer, and a loader that wants a core for a moment then holds up all.
+    On the CPU a lane is a thread with its share of torch's threads. This is faster than all threads
+    on one batch: they would wait for each other at every layer, and a loader that needs a core for
+    a moment would delay them all.
     """
     if lanes == 1:
         for batch in batches:
@@ -106,20 +108,20 @@ def _in_lanes(
                 if len(under_way) > lanes:
                     first, done = under_way.popleft()
                     yield first, done.result()
-                    del first, done  # their memory is the loader's
+                    del first, done  # the loader reuses their memory
             for first, done in under_way:
                 yield first, done.result()
     finally:
-        torch.set_num_threads(threads)  # what a lane set is what threads to come start from
+        torch.set_num_threads(threads)  # new threads would start with a lane's setting
 
 
 def _fitting_workers(device: torch.device) -> int:
-    """Loader processes that keep up; decoding in this one runs beside the lanes."""
+    """Number of loader processes that the device needs. 0 decodes here, beside the lanes."""
     return torch.get_num_threads() // CORES_A_WORKER if device.type == "cpu" else GPU_WORKERS
 
 
 def _mirrored(network: FaceNetwork, images_BCHW: Tensor, batch: Batch) -> Tensor:
-    """(B, E) embeddings of the mirror images."""
+    """(B, E) embeddings of the mirrored photos."""
     side = images_BCHW.shape[3]
     mirror = np.tile(MIRROR, (len(images_BCHW), 1))
     landmarks = view_landmarks(batch.landmarks, mirror, side)
@@ -127,7 +129,7 @@ def _mirrored(network: FaceNetwork, images_BCHW: Tensor, batch: Batch) -> Tensor
 
 
 def gather_rows(rows: Tensor, accelerator: Any) -> Tensor:
-    """Every process's rows, strung together by rank; their numbers may differ."""
+    """Rows of all processes in the order of their rank. Processes may have different row counts."""
     if accelerator.num_processes == 1:
         return rows
     gather: Any = accelerator.gather

@@ -1,4 +1,4 @@
-"""Pairs by an annotation of their photos: the same figures for each group.
+"""Verification figures by group, where an annotation of the photos gives the groups.
 
 Shapes: P pairs.
 """
@@ -17,19 +17,21 @@ from persona.evaluation.pairs import PairScores
 from persona.evaluation.statistics import verification_intervals
 
 MAX_NUMBER = 1e15
-"""Annotations beyond it, and what is not finite, are no numbers to take a difference of."""
+"""Annotations of this size or larger, or not finite, do not count as numbers."""
 
 
 def groups_of(
     scores: PairScores, metas: dict[int, dict[str, object]], by: str
 ) -> npt.NDArray[np.str_]:
-    """(P,) the group of each pair; empty where its photos are of two groups or not annotated.
+    """(P,) group of each pair; empty if its photos are of two groups or not annotated.
 
-    `by` is an annotation, whose value both photos share, or ends in `-gap`: the difference of a
-    number, in tens.
+    `by` is the name of an annotation, and the group is the value that both photos share. With
+    `-gap` after the name the group is the difference of the two values, in steps of ten: `0-9`,
+    `10-19` and so on.
 
     Raises:
-        PersonaError: no photo of the set has that annotation, or it is no number.
+        PersonaError: no photo of the set has the annotation, or a gap is asked of values that are
+            not numbers.
     """
     column = by.removesuffix("-gap")
     value = {key: _attributes(meta).get(column) for key, meta in metas.items()}
@@ -60,19 +62,20 @@ def group_figures(
     fars: Sequence[float],
     resamples: int,
 ) -> dict[str, dict[str, Any]]:
-    """The figures of each group.
+    """Verification figures of each group, by the group's name.
 
-    FAR, FRR and accuracy are at the thresholds of all pairs, as a system in use has but one (NIST
-    IR 8280). Accuracy is the mean over genuine and over impostor pairs, so that groups with another
-    share of them can be compared; of a group with one kind alone it is that kind's. AUC, EER and
-    TAR are of the group by itself.
+    FAR, FRR and accuracy are at the thresholds chosen on all pairs, since a system in use has only
+    one threshold (NIST IR 8280). Accuracy is the mean of the accuracies on genuine and on impostor
+    pairs, so that groups with different shares of genuine pairs can be compared. If a group has
+    only one kind of pairs, it is the accuracy on that kind. AUC, EER and TAR use the pairs of the
+    group only.
 
     Args:
         scores: all pairs.
-        decided: their folds.
-        group_P: (P,) of `groups_of`; pairs of an empty one are left out.
-        fars: false accept rates to report the true accept rate at.
-        resamples: of the intervals; 0: none.
+        decided: result of the k-fold procedure on them.
+        group_P: (P,) result of `groups_of`. Pairs with an empty group are left out.
+        fars: false accept rates at which the true accept rate is reported.
+        resamples: bootstrap resamples for the intervals. 0 computes no intervals.
     """
     groups = {}
     for name in sorted(set(group_P.tolist()) - {""}, key=_natural):
@@ -100,7 +103,7 @@ def group_figures(
         }
         if resamples:
             part = Folds(decided.numbers, decided.thresholds, decided.accuracies, right)
-            # A fold a kind: the mean over both, wherever the folds were cut.
+            # Genuine and impostor pairs each form a fold, so that accuracy is the mean over both.
             curve = own.curve(part, own.same.astype(np.int64))
             found["intervals"] = verification_intervals(
                 curve, own.units(), fars=fars, resamples=resamples
@@ -110,7 +113,7 @@ def group_figures(
 
 
 def _natural(name: str) -> tuple[float, str]:
-    """Numbers in their order, before words."""
+    """Sort key: numbers in their order, then words."""
     head = name.partition("-")[0]
     number = as_number(head)
     return (np.inf if number is None else number, name)
@@ -122,7 +125,7 @@ def _attributes(meta: dict[str, object]) -> dict[str, object]:
 
 
 def as_number(value: object) -> float | None:
-    """An annotation as a number; None: it is none, or none that can be told from others."""
+    """An annotation as a number, or None if it is not a number or too large (`MAX_NUMBER`)."""
     try:
         number = float(str(value))
     except ValueError:

@@ -1,6 +1,7 @@
-"""Figures from scores and embeddings: pure functions on arrays, no torch, no rank.
+"""Verification figures from scores and embeddings: pure functions on NumPy arrays.
 
-A score is a cosine similarity; a pair counts as genuine when its score is at or above a threshold.
+The module needs no torch and knows nothing of processes. A score is a cosine similarity. A pair is
+accepted as genuine when its score is at or above a threshold.
 
 Shapes: P pairs, T triplets, E embedding.
 """
@@ -20,20 +21,39 @@ Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
 PAIR_BLOCK = 2048
-"""Pairs scored at once: 8 MB of 512-d vectors, near the processor."""
+"""Pairs scored at once. Their 512-d embeddings take 8 MB, which fits the processor's cache."""
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
-"""False accept rates to report the true accept rate at."""
+"""False accept rates (FAR) at which the true accept rate (TAR) is reported."""
 
 
 def cosine_scores(a_PE: npt.ArrayLike, b_PE: npt.ArrayLike) -> Floats:
-    """(P,) cosine similarity of each row of `a` with the same row of `b`, in float64."""
+    """Cosine similarity of each row of `a` with the same row of `b`.
+
+    Args:
+        a_PE: (P, E) embeddings of any length.
+        b_PE: (P, E) embeddings to compare with, row by row.
+
+    Returns:
+        (P,) float64 in [-1, 1].
+    """
     a, b = np.asarray(a_PE, np.float64), np.asarray(b_PE, np.float64)
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return np.asarray(np.einsum("pe,pe->p", a, b) / np.maximum(lengths, 1e-12), np.float64)
 
 
 def listed_scores(embeddings_NE: npt.NDArray[np.float32], a_P: Ints, b_P: Ints) -> Floats:
-    """(P,) what `cosine_scores` gives for rows `a` and `b`, a block of pairs at a time."""
+    """Cosine similarity of the listed pairs of rows.
+
+    It equals `cosine_scores` of the rows `a` and `b`, but copies only a block of pairs at a time.
+
+    Args:
+        embeddings_NE: (N, E) embeddings of any length.
+        a_P: (P,) row of each pair's first photo.
+        b_P: (P,) row of each pair's second photo.
+
+    Returns:
+        (P,) float64 in [-1, 1].
+    """
     length_N, scores_P = np.empty(len(embeddings_NE)), np.empty(len(a_P))
     for start in range(0, len(embeddings_NE), PAIR_BLOCK):
         part = slice(start, start + PAIR_BLOCK)
@@ -56,15 +76,21 @@ def _check(scores_P: Floats, same_P: Bools) -> None:
 
 
 def roc(scores_P: Floats, same_P: Bools) -> tuple[Floats, Floats, Floats]:
-    """FAR, TAR and threshold at every distinct score, strictest first.
+    """FAR, TAR and threshold at every distinct score, strictest threshold first.
 
-    Starts at (0, 0, inf). Agrees with scikit-learn's `roc_curve(drop_intermediate=False)`.
+    The first point is (0, 0, inf). The result agrees with scikit-learn's
+    `roc_curve(drop_intermediate=False)`.
+
+    Raises:
+        ValueError: the two arrays are not both (P,).
+        PersonaError: the scores are not finite, or the pairs are all genuine or all impostor.
     """
     _check(scores_P, same_P)
     order = np.argsort(-scores_P, kind="stable")
     same, threshold = same_P[order], scores_P[order]
-    del order  # of ten million pairs each column is 80 MB
-    last = np.append(np.flatnonzero(np.diff(threshold)), len(same) - 1)  # of each equal score
+    del order  # frees memory: at ten million pairs each array takes 80 MB
+    # Pairs of equal score are accepted together, so only the last of them is a point of the curve.
+    last = np.append(np.flatnonzero(np.diff(threshold)), len(same) - 1)
     threshold = np.append(np.inf, threshold[last])
     accepted_same = np.cumsum(same)[last]
     far = np.append(0.0, (last + 1 - accepted_same) / (~same).sum())
@@ -73,25 +99,34 @@ def roc(scores_P: Floats, same_P: Bools) -> tuple[Floats, Floats, Floats]:
 
 
 def det(scores_P: Floats, same_P: Bools) -> tuple[Floats, Floats, Floats]:
-    """FAR, FRR and threshold at every distinct score, strictest first: the DET curve's points."""
+    """Points of the DET curve: FAR, FRR and threshold at every distinct score, strictest first.
+
+    FRR is the false reject rate, 1 - TAR. See `roc` for the errors.
+    """
     far, tar, threshold = roc(scores_P, same_P)
     return far, 1.0 - tar, threshold
 
 
 def roc_auc(scores_P: Floats, same_P: Bools) -> float:
-    """Area under the ROC curve, equal scores counted half."""
+    """Area under the ROC curve; a genuine and an impostor pair of equal score count half."""
     far, tar, _ = roc(scores_P, same_P)
     return _area(far, tar)
 
 
 def equal_error_rate(scores_P: Floats, same_P: Bools) -> float:
-    """Where FAR equals FRR = 1 - TAR, linear between the two ROC points around it."""
+    """Equal error rate: the rate at which FAR equals FRR = 1 - TAR.
+
+    It is interpolated linearly between the two neighbouring points of the ROC curve.
+    """
     far, tar, _ = roc(scores_P, same_P)
     return _crossing(far, tar)
 
 
 def tar_at_far(scores_P: Floats, same_P: Bools, far: float) -> float | None:
-    """Highest TAR whose FAR is at most `far`; None: too few impostor pairs to resolve that FAR."""
+    """Highest TAR whose FAR is at most `far`.
+
+    None means that there are too few impostor pairs to resolve that FAR, see `resolves`.
+    """
     fars, tars, _ = roc(scores_P, same_P)
     return _highest(fars, tars, far) if resolves(far, int((~same_P).sum())) else None
 
@@ -113,24 +148,29 @@ def _highest(fars: Floats, tars: Floats, far: float) -> float:
 
 
 def _lowest(fars: Floats, thresholds: Floats, far: float) -> float:
-    """The lowest threshold whose FAR is at most `far`: just above the first of too many."""
+    """The lowest threshold whose FAR is at most `far`.
+
+    It is the next float above the highest score that would accept too many impostor pairs.
+    """
     over = int(np.searchsorted(fars, far, side="right"))
     return float(np.nextafter(thresholds[over], np.inf) if over < len(fars) else thresholds[-1])
 
 
 def resolves(rate: float, trials: int) -> bool:
-    """Whether one error among `trials` is at most `rate`."""
+    """Whether so many trials can resolve a rate: one error among `trials` is at most `rate`."""
     return rate * trials >= 1 - 1e-9
 
 
 def _best_threshold(scores: Floats, same: Bools) -> float:
-    """The threshold of highest accuracy of sorted pairs; of equally good ones the middle one.
+    """The threshold of highest accuracy for pairs sorted by rising score.
 
-    Candidates lie half-way between neighbouring scores, so that none depends on one photo's digits.
+    Of equally good thresholds the middle one is taken. Candidates lie half-way between neighbouring
+    scores, so that a threshold does not depend on the last digits of one score.
     """
-    # Accepting from place i on is right for the impostors before it and wrong for the genuine ones.
+    # A threshold before pair i rejects all pairs before i. That is right for the impostor pairs
+    # among them and wrong for the genuine ones.
     right = np.append(0, np.cumsum(np.where(same, -1, 1)))
-    right[1:-1][np.diff(scores) == 0] = -len(scores) - 1  # equal scores cannot be told apart
+    right[1:-1][np.diff(scores) == 0] = -len(scores) - 1  # no threshold separates equal scores
     best = np.flatnonzero(right == right.max())
     place = int(best[len(best) // 2])
     below = scores[place - 1] if place else scores[0] - 1.0
@@ -140,20 +180,32 @@ def _best_threshold(scores: Floats, same: Bools) -> float:
 
 @dataclass(frozen=True)
 class Folds:
-    """The k-fold procedure: each fold decided by the threshold chosen on all the others."""
+    """Result of the k-fold procedure: each fold is decided by the threshold of the other folds."""
 
     numbers: Ints
+    """(K,) fold numbers, rising."""
     thresholds: Floats
+    """(K,) cosine threshold that decided each fold."""
     accuracies: Floats
+    """(K,) accuracy on each fold."""
     right: Bools
-    """Whether each pair was decided rightly."""
+    """(P,) whether each pair was decided correctly."""
 
 
 def decide_folds(scores_P: Floats, same_P: Bools, folds_P: Ints) -> Folds:
-    """LFW's view 2 (Huang et al. 2008, section 5): mean and deviation over folds are reported.
+    """Decides each fold by the threshold of highest accuracy on all the other folds.
+
+    This is the protocol of LFW's view 2 (Huang et al. 2008, section 5), which reports the mean and
+    deviation of the accuracy over the folds.
+
+    Args:
+        scores_P: (P,) cosine similarities.
+        same_P: (P,) whether a pair is genuine.
+        folds_P: (P,) fold numbers.
 
     Raises:
-        PersonaError: fewer than two folds.
+        PersonaError: there are fewer than two folds, the scores are not finite, or the pairs are
+            all genuine or all impostor.
     """
     _check(scores_P, same_P)
     numbers_K = np.unique(folds_P)
@@ -173,21 +225,26 @@ def decide_folds(scores_P: Floats, same_P: Bools, folds_P: Ints) -> Folds:
 
 @dataclass(frozen=True)
 class Verification:
-    """The figures of a pairs protocol."""
+    """The figures of a pairs protocol. Rates and accuracies are shares in [0, 1]."""
 
     accuracy: float
+    """Mean accuracy over the folds."""
     accuracy_std: float
-    """Over folds; population standard deviation, as FaceNet's own evaluation has it."""
+    """Population standard deviation over the folds, as in FaceNet's own evaluation."""
     auc: float
+    """Area under the ROC curve."""
     eer: float
+    """Equal error rate."""
     tar_at_far: dict[str, float | None]
-    """By FAR; None where the impostor pairs are too few to resolve it."""
+    """TAR by FAR. None means that the impostor pairs are too few to resolve that FAR."""
     pairs: int
+    """Pairs measured, genuine and impostor."""
     impostors: int
+    """Impostor pairs among them."""
     folds: list[float]
-    """Accuracy on each."""
+    """Accuracy on each fold."""
     threshold_at_far: dict[str, float | None]
-    """Of the cosine, the lowest with that FAR."""
+    """Lowest cosine threshold by FAR. None as in `tar_at_far`."""
 
 
 def verification(
@@ -197,17 +254,18 @@ def verification(
     fars: Sequence[float] = FARS,
     decided: Folds | None = None,
 ) -> Verification:
-    """All figures at once.
+    """Computes all verification figures at once.
 
     Args:
         scores_P: (P,) cosine similarities.
         same_P: (P,) whether a pair is genuine.
         folds_P: (P,) fold numbers.
-        fars: false accept rates to report the true accept rate at.
-        decided: `decide_folds` of these pairs, if the caller has it.
+        fars: false accept rates at which the true accept rate is reported.
+        decided: result of `decide_folds` for these pairs. None computes it.
 
     Raises:
-        PersonaError: one class only, one fold only, or scores that are not finite.
+        PersonaError: there are fewer than two folds, the scores are not finite, or the pairs are
+            all genuine or all impostor.
     """
     decided = decided or decide_folds(scores_P, same_P, folds_P)
     far, tar, threshold = roc(scores_P, same_P)
@@ -235,10 +293,18 @@ def verification(
 def match_scores(
     anchor_TE: Floats, positive_TE: Floats, negative_TE: Floats
 ) -> tuple[Floats, Floats]:
-    """(T,) cosines of each triplet's anchor with its positive, and (T,) with its negative.
+    """Cosine similarity of each triplet's anchor with its positive and with its negative.
+
+    Args:
+        anchor_TE: (T, E) embeddings of the anchors.
+        positive_TE: (T, E) embeddings of the positives.
+        negative_TE: (T, E) embeddings of the negatives.
+
+    Returns:
+        (T,) genuine scores and (T,) impostor scores, float64.
 
     Raises:
-        PersonaError: the network gives NaN or infinity for some faces.
+        PersonaError: some embeddings are NaN or infinite.
     """
     genuine, impostor = cosine_scores(anchor_TE, positive_TE), cosine_scores(anchor_TE, negative_TE)
     if not (np.isfinite(genuine).all() and np.isfinite(impostor).all()):
@@ -247,11 +313,15 @@ def match_scores(
 
 
 def match_auc(genuine_T: Floats, impostor_T: Floats) -> float:
-    """Area under the ROC curve of all triplets' genuine against all their impostor scores.
+    """Area under the ROC curve of all genuine scores against all impostor scores of the triplets.
 
-    It depends on the order of the scores alone, so networks whose similarities lie closer together
-    compare fairly with others, and has a step for each of T * T comparisons, where the share of
-    triplets that are right has T.
+    It depends only on the order of the scores. Networks whose similarities lie close together are
+    therefore compared fairly with others. It is also finer than the share of correct triplets: its
+    smallest step is 1 / T², not 1 / T.
+
+    Args:
+        genuine_T: (T,) cosine similarities of anchor and positive.
+        impostor_T: (T,) cosine similarities of anchor and negative.
     """
     same = np.repeat([True, False], len(genuine_T))
     return roc_auc(np.concatenate([genuine_T, impostor_T]), same)

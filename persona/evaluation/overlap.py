@@ -1,4 +1,4 @@
-"""Whom a network was trained on, so that a test set can leave these people out."""
+"""Identities that a network was trained on, so that a test can leave them out."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ from persona.models.sources import known_source
 
 
 def trained_identities(name: str, shards: Path, models: Path) -> tuple[str, ...]:
-    """The identities that a model was trained on, or that a packed set has.
+    """Names of the identities that a model was trained on, or that a packed set has.
+
+    Args:
+        name: name of a model or of a packed set.
+        shards: folder of the packed sets.
+        models: folder of the models.
 
     Raises:
-        PersonaError: it is neither, or a model whose identities are not known by name.
+        PersonaError: there is no such model or set, or the names of the model's identities are not
+            known.
     """
     source = known_source(name, models)
     if source is not None:

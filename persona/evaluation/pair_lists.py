@@ -1,8 +1,12 @@
-"""A user's own pairs over a packed set: CSV, parquet, or LFW's pairs.txt layout.
+"""Reads a user's own list of pairs of a packed set: CSV, parquet, or LFW's pairs.txt layout.
 
-A table has a header: two paths in its first columns (or `a` and `b`), a `label` (or `same`) of 0
-and 1, and perhaps a `fold`; without one, as in the lists of LFW's view 1, ten folds are cut in the
-list's order. A path is a photo's path below its dataset, or the end of it that no other photo has.
+A CSV or parquet table has a header. Two paths are in the columns `a` and `b`, or in the first two
+columns. The column `label` (or `same`) is 1 for a genuine and 0 for an impostor pair. The column
+`fold` is optional. Without folds, as in the lists of LFW's view 1, the list is cut into ten folds
+in its order.
+
+A path is that of a photo below the folder of its dataset, or an end of it that is unique in the
+set.
 """
 
 from __future__ import annotations
@@ -23,29 +27,32 @@ FOLDS = 10
 UNKNOWN = -1
 MAX_FOLD = 10**9
 SHOWN = 5
-"""Unknown photos named in the error or the note."""
+"""How many unknown photos the error names."""
 MAX_UNKNOWN = 0.5
-"""Share of the pairs that may name unknown photos."""
+"""Largest share of the pairs that may name unknown photos."""
 LABELS = dict.fromkeys(("1", "1.0", "true", "same"), True)
 LABELS |= dict.fromkeys(("0", "0.0", "false", "different"), False)
 
 Row = tuple[int | None, bool, str, str]
-"""fold, same, path, path."""
+"""The fold (None if the list has none), whether the pair is genuine, and the two paths."""
 
 
 def read_pair_list(
     path: Path, manifest: Manifest, metas: dict[int, dict[str, Any]]
 ) -> tuple[PairTable, list[str]]:
-    """The pairs by key, and the paths that no photo of the set has.
+    """Reads a list of pairs and finds the photos in a set.
 
     Args:
-        path: the list.
-        manifest: the set's.
+        path: file of the list.
+        manifest: manifest of the set.
         metas: `read_metas` of the set.
 
+    Returns:
+        The pairs by key, and the paths that no photo of the set has, sorted.
+
     Raises:
-        PersonaError: unreadable, malformed, too few pairs for ten folds, or more than half of them
-            name unknown photos.
+        PersonaError: the list is unreadable or malformed, has too few pairs for ten folds, or more
+            than half of its pairs name unknown photos.
     """
     try:
         rows = _read_rows(path)
@@ -84,10 +91,12 @@ def read_pair_list(
 
 
 def cut_folds(same: np.ndarray[Any, np.dtype[np.bool_]], path: Path | str) -> Any:
-    """(P,) ten folds in the list's order, each with its share of both classes.
+    """(P,) int64 numbers of ten folds, cut in the order of the list.
+
+    Each fold gets its share of the genuine and of the impostor pairs.
 
     Raises:
-        PersonaError: one class only, or fewer pairs than folds.
+        PersonaError: the pairs are all genuine or all impostor, or there are fewer than ten.
     """
     genuine, impostor = int(same.sum()), int((~same).sum())
     if not genuine or not impostor:
@@ -99,7 +108,7 @@ def cut_folds(same: np.ndarray[Any, np.dtype[np.bool_]], path: Path | str) -> An
             "`fold` with at least two values"
         )
     fold = np.empty(len(same), np.int64)
-    # The impostors from the last fold down, so that few pairs still reach every fold.
+    # Impostor pairs are dealt from the last fold down, so that even a short list fills every fold.
     fold[same] = np.arange(genuine) * FOLDS // genuine
     fold[~same] = FOLDS - 1 - np.arange(impostor) * FOLDS // impostor
     return fold
@@ -111,7 +120,7 @@ def _some(names: list[str]) -> str:
 
 
 class _Finder:
-    """Key of the photo that a path means; UNKNOWN: none, or several."""
+    """Finds the key of the photo that a path names, or UNKNOWN if it names none or several."""
 
     def __init__(self, metas: dict[int, dict[str, Any]], manifest: Manifest) -> None:
         if manifest.kind == "triplets":
@@ -128,7 +137,7 @@ class _Finder:
 
     def __call__(self, path: str) -> int:
         parts = path.replace("\\", "/").removeprefix("./").split("/")
-        # A path may also begin with folders above the dataset's own.
+        # A user's path may begin with up to two folders above that of the dataset.
         ends = ("/".join(parts[start:]) for start in range(min(len(parts), 3)))
         return next((self.keys[end] for end in ends if end in self.keys), UNKNOWN)
 

@@ -1,15 +1,17 @@
-"""From a set and its embeddings to the scores of its pairs: which count, and how.
+"""Scores of the pairs of a set, from its embeddings, and which of the pairs count.
 
-A pair may name a photo that is absent (the set does not know it), or one that is faceless: no face
-was found, and the set holds its middle or, packed without pairs, nothing of it. The policy decides
-of both:
+A pair may name an absent photo, which the set does not know. It may also name a faceless photo, in
+which no face was found. The set holds a centre crop of a faceless photo or, if it was packed
+without pairs, nothing. The policy decides what happens to pairs with such photos:
 
-- `centre`: the middle of a faceless photo stands in for the face (the reference's behaviour); pairs
-  of photos of which there is nothing are left out
-- `fail`: the pair is decided wrongly, whatever the network says
-- `exclude`: it is left out
+- `centre`: the centre crop of a faceless photo replaces the face, as in the reference. Pairs with a
+  photo of which the set holds nothing are left out.
+- `fail`: the pair counts as decided wrongly, whatever the network says.
+- `exclude`: the pair is left out.
 
-They are two counts: a pair that has both kinds is counted as absent. Shapes: P pairs, N samples.
+Pairs with faceless and with absent photos are counted apart. A pair with both counts as absent.
+
+Shapes: P pairs, N samples.
 """
 
 from __future__ import annotations
@@ -41,41 +43,43 @@ from persona.files import write_atomically
 
 POLICIES = ("centre", "fail", "exclude")
 FAILED = 1.0
-"""Score of an impostor pair that fails; of a genuine one its negative."""
+"""Score of an impostor pair that fails. A genuine pair that fails gets -1."""
 CSV_ROWS = 100_000
-"""Rows of the scores file written at once."""
+"""Rows of the scores file that are formatted at once."""
 
 
 @dataclass(frozen=True)
 class PairScores:
-    """The pairs that are measured, in the order of their list."""
+    """The pairs that are measured, in the order of their list, with their scores."""
 
     fold: Ints
+    """(P,) fold numbers."""
     same: Bools
+    """(P,) whether a pair is genuine."""
     score: Floats
     """(P,) cosine similarity."""
     key_a: Ints
     key_b: Ints
-    """-1 where a failed pair names a photo that is not there."""
+    """(P,) keys of the two photos; -1 where a failed pair names a photo that the set lacks."""
     identity_a: Ints
     identity_b: Ints
-    """Labels of the two photos."""
+    """(P,) labels of the two photos; -1 as for the keys."""
     failed: Bools
-    """(P,) decided wrongly by policy, whatever the score."""
+    """(P,) whether the policy decided the pair wrongly, whatever its score."""
     no_face: int
-    """Listed pairs with a faceless photo, and none that is absent."""
+    """Number of listed pairs with a faceless photo and no absent one."""
     absent: int = 0
-    """Listed pairs with an absent photo."""
+    """Number of listed pairs with an absent photo."""
     overlapping: int = 0
-    """Listed pairs left out because a person of theirs was trained on."""
+    """Number of listed pairs left out because the network was trained on one of their people."""
     duplicates: int = 0
-    """Measured pairs that were listed before."""
+    """Number of measured pairs that repeat an earlier pair of the list."""
 
     def __len__(self) -> int:
         return len(self.fold)
 
     def decide(self) -> Folds:
-        """The k-fold procedure over these pairs; failed ones are wrong."""
+        """The k-fold procedure over these pairs. Failed pairs count as wrong."""
         decided = decide_folds(self.score, self.same, self.fold)
         if not self.failed.any():
             return decided
@@ -84,20 +88,23 @@ class PairScores:
         return Folds(decided.numbers, decided.thresholds, np.array(accuracies), right)
 
     def figures(self, fars: Iterable[float], decided: Folds) -> Verification:
-        """Accuracy, AUC, EER and TAR at each FAR."""
+        """Accuracy, AUC, EER and TAR at each FAR, given the result of `decide`."""
         return verification(self.score, self.same, self.fold, tuple(fars), decided)
 
     def curve(self, decided: Folds, folds_P: Ints | None = None) -> Curve:
-        """For resampling; `folds_P`: others than its own to average accuracy over."""
+        """The pairs sorted for resampling.
+
+        Accuracy is averaged over `folds_P`, (P,) fold numbers. None takes the pairs' own folds.
+        """
         folds = self.fold if folds_P is None else folds_P
         return Curve.of(self.score, self.same, decided.right, folds)
 
     def units(self) -> Units:
-        """What is resampled."""
+        """The units to resample: identities or pairs."""
         return units_of(self.same, self.identity_a, self.identity_b)
 
     def take(self, which_P: Bools) -> PairScores:
-        """Some of the pairs."""
+        """The pairs that a (P,) mask marks. Counts of listed pairs stay those of the whole list."""
         columns = ("fold", "same", "score", "key_a", "key_b", "identity_a", "identity_b", "failed")
         return PairScores(
             **{name: getattr(self, name)[which_P] for name in columns},
@@ -114,17 +121,17 @@ def score_pairs(
     no_face: str = "centre",
     left_out: frozenset[int] = frozenset(),
 ) -> PairScores:
-    """All pairs of a set that a policy measures.
+    """Scores the pairs that the policy keeps.
 
     Args:
-        embedded: the set's photos.
-        manifest: its manifest.
-        pairs: the pairs by key, of the set or of the user.
-        no_face: one of POLICIES.
+        embedded: embeddings of the set's photos.
+        manifest: manifest of the set.
+        pairs: the pairs by key, from the set or from a user's list.
+        no_face: policy for absent and faceless photos, one of POLICIES.
         left_out: labels of identities whose pairs are left out.
 
     Raises:
-        PersonaError: no pair is left, or one is listed as genuine and as impostor.
+        PersonaError: no pair is left, or a pair is listed both as genuine and as impostor.
     """
     if no_face not in POLICIES:
         raise unknown("policy for photos without a face", no_face, POLICIES)
@@ -151,7 +158,7 @@ def score_pairs(
         )
         raise PersonaError(f"set {manifest.name}: of {len(a)} pairs none is left to measure; {why}")
     duplicates = _count_duplicates(manifest, pairs, kept & ~not_there)
-    # Where all are kept nothing is copied: of ten million pairs each column is 80 MB.
+    # A slice copies nothing if all pairs are kept. At ten million pairs each column takes 80 MB.
     which: slice | Bools = slice(None) if kept.all() else kept
     a, b, same = a[which], b[which], pairs.same[which]
     failed = lost[which] if no_face == "fail" else np.zeros(len(a), bool)
@@ -174,10 +181,10 @@ def score_pairs(
 
 
 def _count_duplicates(manifest: Manifest, pairs: PairTable, which_P: Bools) -> int:
-    """Pairs listed before, in either order.
+    """Number of marked pairs that repeat an earlier one, in either order of the photos.
 
     Raises:
-        PersonaError: one is listed as genuine and as impostor.
+        PersonaError: a pair is listed both as genuine and as impostor.
     """
     a, b = pairs.a[which_P], pairs.b[which_P]
     width = int(max(a.max(initial=0), b.max(initial=0))) + 1
@@ -199,7 +206,7 @@ def _count_duplicates(manifest: Manifest, pairs: PairTable, which_P: Bools) -> i
 
 
 def write_scores(path: Path, scores: PairScores) -> None:
-    """Writes `fold,same,score`, one row a pair."""
+    """Writes a CSV file with the columns `fold,same,score` and one row per pair."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["fold", "same", "score"])
@@ -211,12 +218,15 @@ def write_scores(path: Path, scores: PairScores) -> None:
 
 
 def overlap(classes: Iterable[str], trained: Iterable[str]) -> list[int]:
-    """Places in `classes` of the people who are also in `trained`, by normalised name."""
+    """Places in `classes` of the names that are also in `trained`, compared as `normalised`."""
     known = {normalised(name) for name in trained}
     return [place for place, name in enumerate(classes) if normalised(name) in known]
 
 
 def normalised(name: str) -> str:
-    """`Gérard_Depardieu` and `gerard depardieu` alike: no case, accents, spaces or punctuation."""
+    """A name without case, accents, spaces and punctuation.
+
+    `Gérard_Depardieu` and `gerard depardieu` both give `gerarddepardieu`.
+    """
     plain = unicodedata.normalize("NFKD", name).casefold()
     return "".join(c for c in plain if c.isalnum())

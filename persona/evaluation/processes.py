@@ -1,4 +1,4 @@
-"""The processes that evaluate together: Accelerate's, or this one alone. No torch here."""
+"""The processes that evaluate together: those of Accelerate, or a single one without torch."""
 
 from __future__ import annotations
 
@@ -16,45 +16,48 @@ if TYPE_CHECKING:
 
 
 class Processes(Protocol):
-    """What evaluation asks of Accelerate's `Accelerator`."""
+    """The part of Accelerate's `Accelerator` that evaluation uses."""
 
     @property
     def process_index(self) -> int:
-        """The number of this process."""
+        """Rank of this process, from 0."""
 
     @property
     def num_processes(self) -> int:
-        """How many there are."""
+        """Number of processes."""
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this is the one that speaks and writes."""
+        """Whether this is the process that logs and writes files."""
 
     def wait_for_everyone(self) -> None:
-        """Returns when all are here."""
+        """Returns when all processes have called it."""
 
     def end_training(self) -> None:
-        """Ends what holds the processes together."""
+        """Closes the process group."""
 
 
 class Alone:
-    """One process, without Accelerate."""
+    """A single process, without Accelerate."""
 
     process_index, num_processes = 0, 1
     is_main_process = True
 
     def wait_for_everyone(self) -> None:
-        """Nobody is waited for."""
+        """Returns at once."""
 
     def end_training(self) -> None:
-        """There is nothing to end."""
+        """Does nothing, as there is no process group."""
 
 
 def join_processes(*networks: FaceNetwork | Embedder) -> Any:
-    """Accelerate's processes and device, where a launcher started several or a network needs torch.
+    """The processes for these networks.
+
+    They are Accelerate's if a launcher started several processes or a network needs torch, and
+    `Alone` otherwise.
 
     Raises:
-        PersonaError: that is so and Accelerate is not installed.
+        PersonaError: Accelerate is needed and not installed.
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started == 1 and all(isinstance(network, Embedder) for network in networks):
@@ -66,7 +69,7 @@ def join_processes(*networks: FaceNetwork | Embedder) -> Any:
 
 
 def gather_arrays(rows: npt.NDArray[Any], processes: Processes) -> npt.NDArray[Any]:
-    """Every process's rows, strung together by rank; their numbers may differ."""
+    """Rows of all processes in the order of their rank. Processes may have different row counts."""
     if processes.num_processes == 1:
         return rows
     import torch

@@ -1,9 +1,9 @@
-"""A look at a teacher from elsewhere before hours are spent on it: does it tell people apart?
+"""Checks that a teacher can tell people apart, before hours of training are spent on it.
 
-Where it does not nearly perfectly, an ONNX file is tried with other usual settings too: a wrong
-mean, order of channels or alignment leaves a strong network a weak one, which nothing else shows.
-Poor photos do so as well, and on them other settings than the right ones may be better: as long as
-none tells these people apart nearly perfectly, that is said and no more.
+If an ONNX file does not do so nearly perfectly, other usual settings are tried as well. A wrong
+mean, channel order or alignment makes a strong network weak, and nothing else reveals it. Poor
+photos have the same effect, and wrong settings may even do better on them. It is therefore an error
+only if other settings tell these people apart nearly perfectly; otherwise it is a warning.
 
 Shapes: N photos, E embedding.
 """
@@ -33,12 +33,13 @@ log = logging.getLogger(__name__)
 
 PHOTOS = 256
 MIN_PAIRS = 8
+"""Fewest genuine pairs that the check needs."""
 CHANCE = 0.6
-"""A network whose settings are right is far above it, on any photos of people."""
+"""AUC below which the teacher is refused. With the right settings it is far above this."""
 STRONG = 0.99
-"""Above it nothing is in doubt: settings are right."""
+"""AUC from which the settings count as right."""
 BETTER = 0.03
-"""By so much other settings must be better to be spoken of."""
+"""AUC that other settings must gain to be mentioned."""
 NORMALISATIONS = {
     "mean 127.5, std 128": (127.5,) * 3 + (128.0,) * 3,
     "mean 127.5, std 127.5": (127.5,) * 3 + (127.5,) * 3,
@@ -46,18 +47,21 @@ NORMALISATIONS = {
     "mean 0, std 255": (0.0,) * 3 + (255.0,) * 3,
     "mean 0, std 1": (0.0,) * 3 + (1.0,) * 3,
 }
-"""What face networks are fed: InsightFace, torchvision's habit, plain shares, plain pixels."""
+"""Usual normalisations of face networks: mean and std of R, G and B, for pixels of 0 to 255."""
 
 
 @torch.inference_mode()
 def check_teacher(
     named: NamedNetwork, folder: SetFolder, manifest: Manifest, accelerator: Accelerator
 ) -> float | None:
-    """AUC over all pairs of the set's first photos; None where too few show one person twice, or
-    its settings say that they were checked.
+    """AUC of a teacher over all pairs of the first 256 photos of a set.
+
+    None means that there are too few genuine pairs, or that the teacher's settings are marked as
+    checked.
 
     Raises:
-        PersonaError: it is no better than chance, or not finite, or strong with other settings.
+        PersonaError: the teacher is hardly better than chance, its embeddings are not finite, or it
+            is strong only with other settings.
     """
     if isinstance(named.network, OnnxNetwork) and named.network.settings.checked:
         return None
@@ -110,7 +114,7 @@ def _hint(named: NamedNetwork) -> str:
 
 
 def alternatives(settings: OnnxSettings, manifest: Manifest) -> list[tuple[str, OnnxSettings]]:
-    """Other usual settings, each with its name; those that change least come first."""
+    """Other usual settings, each with a description. Those with the fewest changes come first."""
     alignments = ["margin", *(["five-point"] if manifest.align.has_landmarks else [])]
     wanted = []
     for (scaling, numbers), channels, alignment in product(

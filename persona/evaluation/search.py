@@ -1,7 +1,9 @@
-"""Figures of identification 1:N, from embeddings in blocks: a 100,000 x 100,000 similarity never
-lies in memory.
+"""Figures of identification 1:N from embeddings.
 
-ISO/IEC 19795-1's terms: a mated probe's identity is in the gallery, a non-mated one's is not.
+Similarities are computed in blocks, so that a 100,000 x 100,000 matrix is never in memory.
+
+The terms are those of ISO/IEC 19795-1: a mated probe's identity is in the gallery, a non-mated
+probe's is not.
 
 Shapes: N probes, M of them mated, G gallery templates, E embedding, K ranks.
 """
@@ -20,20 +22,22 @@ from persona.evaluation.metrics import Bools, Floats, Ints, resolves
 Embeddings = npt.NDArray[np.float32]
 
 BLOCK = 16_000_000
-"""Similarities held at once: 64 MB, and twice that while they are compared."""
+"""Similarities in memory at once: 64 MB, and twice that while they are compared."""
 FPIRS = (1e-2, 1e-3)
+"""False positive identification rates (FPIR) at which TPIR is reported."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """What a gallery answers to each probe."""
+    """Result of searching each probe in a gallery."""
 
     best: npt.NDArray[np.float32]
-    """(N,) the highest similarity."""
+    """(N,) highest cosine similarity."""
     place: Ints
-    """(N,) the gallery template that has it."""
+    """(N,) place of the gallery template that has it."""
     rank: Ints
-    """(N,) of the right template, from 1, equal scores counted against it; 0: non-mated."""
+    """(N,) rank of the correct template, from 1. Templates of equal similarity rank before it.
+    0 marks a non-mated probe."""
 
 
 def search(
@@ -42,10 +46,13 @@ def search(
     """Compares every probe with every gallery template.
 
     Args:
-        probe_NE: of unit length.
-        gallery_GE: of unit length.
-        mate_N: the gallery place of each probe's identity; -1: it is not there.
-        block: similarities held at once.
+        probe_NE: (N, E) float32 embeddings of unit length.
+        gallery_GE: (G, E) float32 templates of unit length.
+        mate_N: (N,) gallery place of each probe's identity; -1 if it is not in the gallery.
+        block: similarities in memory at once.
+
+    Raises:
+        PersonaError: the gallery is empty.
     """
     if not len(gallery_GE):
         raise PersonaError("the gallery holds nobody")
@@ -70,17 +77,17 @@ def cmc(rank_M: Ints, ranks: int) -> Floats:
 
 
 def tpir_at_fpir(best_N: npt.NDArray[Any], rank_N: Ints, fpir: float) -> float | None:
-    """Open-set identification rate at rank 1 (DIR): found first and above the threshold.
+    """TPIR at rank 1 (also called DIR): share of mated probes ranked first and above the threshold.
 
     The threshold is the lowest at which at most a share `fpir` of the non-mated probes is answered.
-    None: too few non-mated probes to resolve it, or no mated one.
+    None means that there are too few non-mated probes to resolve `fpir`, or no mated ones.
     """
     found = accepted(best_N, rank_N, fpir)
     return None if found is None else float(found.mean())
 
 
 def accepted(best_N: npt.NDArray[Any], rank_N: Ints, fpir: float) -> Bools | None:
-    """(M,) whether each mated probe is identified at that FPIR; None as `tpir_at_fpir`."""
+    """(M,) whether each mated probe is identified at that FPIR. None as in `tpir_at_fpir`."""
     mated = rank_N > 0
     strangers = np.sort(best_N[~mated])[::-1]
     if not mated.any() or not resolves(fpir, len(strangers)):
@@ -91,7 +98,15 @@ def accepted(best_N: npt.NDArray[Any], rank_N: Ints, fpir: float) -> Bools | Non
 
 
 def pool(embeddings_NE: Embeddings, owner_N: Ints, count: int) -> Embeddings:
-    """(count, E) the mean of each owner's embeddings, of unit length; zero for one without any."""
+    """(count, E) float32 mean of each owner's embeddings, scaled to unit length.
+
+    An owner without embeddings gets zeros.
+
+    Args:
+        embeddings_NE: (N, E) float32 embeddings.
+        owner_N: (N,) owner of each, from 0 to count - 1.
+        count: number of owners.
+    """
     sums = np.zeros((count, embeddings_NE.shape[1]))
     np.add.at(sums, owner_N, embeddings_NE)
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)

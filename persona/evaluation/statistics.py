@@ -1,15 +1,16 @@
-"""How sure a figure is: bootstrap intervals and paired differences, on arrays alone.
+"""Bootstrap intervals of a figure and tests of paired differences, on NumPy arrays.
 
-What is resampled are identities where they are known: pairs that share a person are not
-independent, and resampling pairs gives intervals that are too narrow. A genuine pair then counts as
-often as its identity was drawn, an impostor pair as often as the product of its two (the vertex
-bootstrap: Snijders and Borgatti 1999, "Non-parametric standard errors and tests for network
-statistics", Connections 22; for 1:1 matching Fogliato, Patil and Perona 2024, "Confidence intervals
-for error rates in 1:1 matching tasks", IJCV). Where the two photos of a genuine pair have different
-labels, identities are not known, and pairs are resampled (Efron 1979).
+Identities are resampled where they are known. Pairs that share a person are not independent, so
+resampling pairs would give intervals that are too narrow. In a resample, a genuine pair counts as
+often as its identity was drawn. An impostor pair counts as often as the product of the draws of its
+two identities. This is the vertex bootstrap (Snijders and Borgatti 1999, "Non-parametric standard
+errors and tests for network statistics", Connections 22; for 1:1 matching Fogliato, Patil and
+Perona 2024, "Confidence intervals for error rates in 1:1 matching tasks", IJCV). Where the two
+photos of a genuine pair have different labels, identities are not known and pairs are resampled
+(Efron 1979).
 
-Intervals are percentiles (Efron and Tibshirani 1993, chapter 13); thresholds stay those that the
-training folds chose.
+Intervals are percentile intervals (Efron and Tibshirani 1993, chapter 13). Thresholds are not
+chosen again in a resample; each fold keeps the threshold of the other folds.
 
 Shapes: P pairs, N trials, U units, R resamples, D distinct scores.
 """
@@ -28,13 +29,13 @@ from persona.evaluation.metrics import FARS, Bools, Floats, Ints, resolves
 RESAMPLES = 1000
 LEVEL = 0.95
 MAX_WORK = 1_000_000_000
-"""Weights drawn in all: of very many pairs fewer resamples are drawn, but never below 100."""
+"""Most weights drawn in all. Very many pairs get fewer resamples, but at least 100."""
 BLOCK = 4_000_000
-"""Weights held at once."""
+"""Weights held in memory at once (32 MB of float64)."""
 
 
 class Interval(NamedTuple):
-    """Where a figure lies with 95 % confidence."""
+    """The 95 % confidence interval of a figure."""
 
     low: float
     high: float
@@ -42,17 +43,19 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Units:
-    """What is resampled, and how often each pair then counts."""
+    """What is resampled (identities or pairs), and which units each pair belongs to."""
 
     kind: str
-    """`identities` or `pairs`."""
+    """What the units are: `identities` or `pairs`."""
     a: Ints
     b: Ints
-    """(P,) the unit of each photo, from 0; of pairs both are the pair."""
+    """(P,) unit of each pair's first (`a`) and second (`b`) photo, from 0. If pairs are resampled,
+    both are the pair itself."""
     count: int
+    """Number of units."""
 
     def draw(self, resamples: int, seed: int) -> Iterator[Floats]:
-        """Yields (R, P) weights in blocks, the same for the same seed and units."""
+        """Yields (R, P) float64 weights in blocks, the same for the same seed and units."""
         rng = np.random.default_rng(seed)
         rows = max(1, BLOCK // max(len(self.a), self.count))
         for start in range(0, resamples, rows):
@@ -67,7 +70,10 @@ class Units:
 
 
 def units_of(same_P: Bools, identity_a_P: Ints, identity_b_P: Ints) -> Units:
-    """Identities, if the labels of every genuine pair agree and of every impostor pair do not."""
+    """The units to resample: identities if the labels fit the pairs, pairs otherwise.
+
+    Labels fit if they agree for every genuine pair and differ for every impostor pair.
+    """
     if np.array_equal(identity_a_P == identity_b_P, same_P):
         both, place = np.unique(np.concatenate([identity_a_P, identity_b_P]), return_inverse=True)
         return Units("identities", place[: len(same_P)], place[len(same_P) :], len(both))
@@ -76,7 +82,7 @@ def units_of(same_P: Bools, identity_a_P: Ints, identity_b_P: Ints) -> Units:
 
 
 def connected(units: Units) -> Ints:
-    """(P,) the cluster of each pair: pairs that a chain of shared units joins are in one."""
+    """(P,) cluster of each pair. Pairs joined by a chain of shared units are in one cluster."""
     cluster_U = np.arange(units.count)
     while True:
         lower_P = np.minimum(cluster_U[units.a], cluster_U[units.b])
@@ -89,15 +95,15 @@ def connected(units: Units) -> Ints:
 
 
 def num_resamples(pairs: int, wanted: int = RESAMPLES) -> int:
-    """How many resamples so many pairs get."""
+    """Number of resamples for so many pairs: `wanted`, or fewer (at least 100) for very many."""
     return min(wanted, max(100, MAX_WORK // max(pairs, 1)))
 
 
 def interval_of(values_R: npt.ArrayLike, level: float = LEVEL) -> Interval | None:
     """The percentile interval of resampled figures.
 
-    None: most resamples could not be measured, or they do not differ. Where there are no errors,
-    none can be drawn, which is no proof that there are none.
+    None means that most resamples could not be measured, or that all resamples agree. Without a
+    single error in the data no resample has one, which does not prove that errors are impossible.
     """
     values = np.asarray(values_R, np.float64)
     values = values[np.isfinite(values)]
@@ -114,13 +120,13 @@ def bootstrap_interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval | None:
-    """The interval of a mean.
+    """The bootstrap interval of a mean, as `interval_of` defines it.
 
     Args:
-        values_N: (N,) one value a trial, such as whether it was right.
-        units_N: (N,) what trial belongs to which unit (an identity); None: each is one of its own.
-        resamples: how many.
-        seed: of the draws.
+        values_N: (N,) one value for each trial, such as whether it was correct.
+        units_N: (N,) unit (identity) of each trial. None makes each trial a unit.
+        resamples: number of resamples.
+        seed: seed of the random draws.
     """
     values = np.asarray(values_N, np.float64)
     units = np.arange(len(values)) if units_N is None else np.asarray(units_N)
@@ -139,20 +145,30 @@ def bootstrap_interval(
 
 @dataclass(frozen=True)
 class Curve:
-    """Pairs sorted once, so that each resample's figures cost a few sums."""
+    """Pairs sorted by score, highest first, so that the figures of a resample are a few sums."""
 
     order: Ints
+    """(P,) place of each sorted pair in the caller's arrays."""
     last: Ints
-    """The last place of each distinct score."""
+    """(D,) last place of each distinct score."""
     same: Bools
+    """(P,) whether a pair is genuine."""
     share: Floats
-    """Whether a pair was right, over the size of its fold: accuracy is the mean of folds."""
+    """(P,) 1 / size of its fold if the pair was decided correctly, else 0. Accuracy is the mean
+    over folds, so a pair of a small fold counts more."""
     size: Floats
-    """1 / size of its fold."""
+    """(P,) 1 / size of the pair's fold."""
 
     @classmethod
     def of(cls, scores_P: Floats, same_P: Bools, right_P: Bools, folds_P: Ints) -> Curve:
-        """All in the order of the scores, highest first."""
+        """Sorts the pairs.
+
+        Args:
+            scores_P: (P,) cosine similarities.
+            same_P: (P,) whether a pair is genuine.
+            right_P: (P,) whether a pair was decided correctly.
+            folds_P: (P,) fold numbers.
+        """
         order = np.argsort(-scores_P, kind="stable")
         last = np.append(np.flatnonzero(np.diff(scores_P[order])), len(order) - 1)
         _, fold_P, sizes_K = np.unique(folds_P, return_inverse=True, return_counts=True)
@@ -160,11 +176,16 @@ class Curve:
         return cls(order, last, same_P[order], right_P[order] * size, size)
 
     def figures(self, weights_RP: Floats, fars: Sequence[float]) -> dict[str, Floats]:
-        """(R,) accuracy, auc, eer and `tar@FAR` under each row of weights; NaN where undefined."""
+        """Figures under each row of (R, P) weights.
+
+        Returns:
+            (R,) values of `accuracy`, `auc`, `eer` and `tar@FAR` by name; NaN where undefined.
+        """
         weights = weights_RP[:, self.order]
         found = {}
         with np.errstate(divide="ignore", invalid="ignore"):
-            # By class: a resample's share of genuine pairs is not what is asked about.
+            # Genuine and impostor pairs are averaged apart: a resample's share of genuine pairs
+            # varies by chance and must not change the accuracy.
             right = np.zeros(len(weights))
             for kind in (self.same, ~self.same):
                 if kind.any():
@@ -192,7 +213,7 @@ class Curve:
 def resample_figures(
     curves: Sequence[Curve], units: Units, fars: Sequence[float], resamples: int, seed: int = 0
 ) -> list[dict[str, Floats]]:
-    """(R,) figures of each curve over the same resamples."""
+    """(R,) figures of each curve by name, see `Curve.figures`, all over the same resamples."""
     parts: list[list[dict[str, Floats]]] = [[] for _ in curves]
     for weights in units.draw(resamples, seed):
         for part, curve in zip(parts, curves, strict=True):
@@ -208,7 +229,10 @@ def verification_intervals(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Interval | None]:
-    """The intervals of accuracy, auc, eer and of `tar@FAR` where the impostor pairs resolve it."""
+    """Intervals of `accuracy`, `auc`, `eer` and `tar@FAR` by name.
+
+    A FAR that the impostor pairs cannot resolve is left out. None as in `interval_of`.
+    """
     impostors = int((~curve.same).sum())
     fars = [far for far in fars if resolves(far, impostors)]
     number = num_resamples(len(curve.same), resamples)
@@ -223,14 +247,16 @@ def permutation_p(
     resamples: int,
     seed: int,
 ) -> float:
-    """Two-sided p-value of a paired difference (Phipson and Smyth 2010: never 0).
+    """Two-sided p-value of a paired difference of two models, by random swaps.
+
+    It is never 0 (Phipson and Smyth 2010).
 
     Args:
-        swap_figure: the difference once the pairs marked are swapped between the two models.
-        observed: the difference as it is.
-        clusters_P: (P,) pairs that are swapped together.
-        resamples: how many.
-        seed: of the draws.
+        swap_figure: gives the difference after the marked pairs (P,) swap models.
+        observed: the difference without swaps.
+        clusters_P: (P,) cluster of each pair. The pairs of a cluster are swapped together.
+        resamples: number of random swaps.
+        seed: seed of the random draws.
     """
     _, place_P = np.unique(clusters_P, return_inverse=True)
     rng = np.random.default_rng(seed)
@@ -242,7 +268,7 @@ def permutation_p(
 
 
 def interval_text(interval: Interval | None, sign: str = "") -> str | None:
-    """An interval as a table has it: `0.9001 to 0.9502`; with sign `+` each end has its own."""
+    """An interval as text, such as `0.9001 to 0.9502`. With `sign` "+" both ends are signed."""
     if interval is None:
         return None
     return f"{interval[0]:{sign}.4f} to {interval[1]:{sign}.4f}"

@@ -16,7 +16,10 @@ from persona.models.output import FaceNetwork, for_inference
 
 
 class TorchEmbedder(Embedder):
-    """Batch norms are folded; the network itself stays as it was, but for its mode."""
+    """An Embedder that runs a torch network with folded batch norms.
+
+    The network that it is given is put into eval mode and not changed otherwise.
+    """
 
     def __init__(self, network: FaceNetwork) -> None:
         self.network = for_inference(network)
@@ -27,13 +30,13 @@ class TorchEmbedder(Embedder):
 
     @property
     def uses_landmarks(self) -> bool:  # type: ignore[override]
-        """Whether `embed` wants the five points of each crop."""
+        """Whether `embed` needs the five-point landmarks of each crop."""
         return self.network.uses_landmarks
 
     def embed(
         self, crops_BHW3: npt.NDArray[np.uint8], landmarks_B62: Floats | None = None
     ) -> npt.NDArray[np.float32]:
-        """(B, E) float32 embeddings of unit length of square uint8 RGB crops."""
+        """(B, E) float32 embeddings of unit length, from (B, H, W, 3) uint8 square RGB crops."""
         points = None
         if self.uses_landmarks and landmarks_B62 is not None:
             points = torch.from_numpy(np.ascontiguousarray(landmarks_B62))

@@ -1,1 +1,1 @@
-"""Continual learning: new identities for a student that is in use, without losing the old ones."""
+"""Continual learning: a student learns new identities without forgetting the old ones."""

@@ -1,21 +1,24 @@
-"""`persona learn benchmark`: all methods on one stream of identities, under one budget.
+"""`persona learn benchmark`: all methods on the same stream of identities, with the same budget.
 
-1. identities are put in an order by seed: a base, then so many experiences
-2. the student learns the base: by a method's own loss where that is another than cross-entropy
-   (`own_base`), else once an order, and the methods take it up from there
-3. each method learns the experiences; after each, everything is measured
+1. The identities are put in a random order by seed: first a base, then a number of experiences.
+2. The student learns the base. With a method whose `own_base` is set it learns by that method's
+   loss. For all other methods it learns once per order, by cross-entropy, and they start from that
+   student.
+3. Each method learns the experiences. After each experience these figures are measured:
 
-- seen: accuracy on the test photos of all identities so far
-- R, up to the diagonal: on those of one experience, told from all identities so far
-- R beyond it, and b: on those of an experience to come, told from its own people by the means of
-  their training photos: what the space gives before anybody trained on them
-- outside: pairs of photos of people who are not in the stream: what a face model must not lose
+- seen: accuracy on the test photos of all identities so far.
+- R up to the diagonal: accuracy on the test photos of one experience, among all identities so far.
+- R beyond the diagonal, and b: accuracy on the test photos of an experience to come, among its own
+  identities and by the class means of their training photos. It shows what the embeddings are worth
+  before anybody trained on these people.
+- outside: verification on pairs of photos of people who are not in the stream. It shows whether the
+  student stays a good face model.
 
-    runs/benchmark-<digest>/order-<seed>-<method>.json   what one method did over one order
+    runs/benchmark-<digest>/order-<seed>-<method>.json   figures of one method over one order
 
-The digest is of student, sets and settings. A run that is there is not run again, so that a
-benchmark that was killed goes on, and one with more orders or methods begins where the smaller one
-ended. A method whose loss is not finite has failed over that order, and the others go on.
+The digest is of student, sets and settings. A run whose file is there is not repeated. A benchmark
+that was killed therefore continues, and one with more orders or methods reuses what is there. If
+the loss of a method is not finite, that method has failed for that order and the others continue.
 
 Shapes: T experiences, N photos, P pairs.
 """
@@ -66,10 +69,10 @@ from persona.workspace import Workspace, user_path
 log = logging.getLogger(__name__)
 
 VERSION = 2
-"""Of how methods learn and what is measured: runs of another one are not taken up."""
+"""Version of how methods learn and what is measured. Runs of another version are not reused."""
 HIGHER = ("incremental", "final", "backward", "forward")
 FIGURES = (*HIGHER, "forgetting", "outside_auc", "outside_eer", "seconds", "kept_bytes")
-"""Of a method, as mean and standard deviation over the orders."""
+"""Figures of a method that are given as mean and standard deviation over the orders."""
 
 
 def benchmark(
@@ -82,19 +85,24 @@ def benchmark(
     test_set: str | None,
     told: Callable[[str], None] = lambda _line: None,
 ) -> dict[str, Any]:
-    """Runs all methods over `seeds` orders of the identities; the figures as JSON holds them.
+    """Runs the chosen methods over `seeds` orders of the identities.
 
     Args:
-        config: student, set, steps, memory and options; its method and seed are the first.
-        workspace: where sets and models lie.
-        chosen: names of methods.
-        base: share of the identities that are learned first.
-        seeds: how many orders.
-        test_set: of people outside the stream; None: a fifth of the set's identities stay outside.
-        told: gets a line after each method.
+        config: student, set, steps, memory and options. Its seed is that of the first order; its
+            method is not used.
+        workspace: folders of sets, models and runs.
+        chosen: names of the methods.
+        base: share of the identities in the base, between 0 and 1.
+        seeds: number of orders.
+        test_set: a set of people outside the stream. None leaves a fifth of the set's identities
+            out of the stream.
+        told: called with a line of text after each method.
+
+    Returns:
+        The figures, in the form of the JSON.
 
     Raises:
-        PersonaError: what a user can mend.
+        PersonaError: something is wrong that the user can mend.
     """
     if not 0 < base < 1:
         raise PersonaError(f"base {base}: choose a share between 0 and 1")
@@ -112,7 +120,7 @@ def benchmark(
     bench = Bench(config, workspace, parent, new, photos, accelerator, base, other)
     first = bench.order(config.seed)
     folder = bench.folder
-    for method in chosen:  # what a method cannot work with is found before the first step
+    for method in chosen:  # finds user errors before the first step
         bench.learner(bench.student(), method, config.seed).check(first.stream)
     wanted = [(seed, m) for seed in range(config.seed, config.seed + seeds) for m in chosen]
     with ExitStack() as stack:
@@ -136,7 +144,7 @@ def benchmark(
                 runs.append(run := bench.run(method, order))
             except NotFiniteError as error:
                 if accelerator.num_processes > 1:
-                    raise  # the others wait for this one's gradients
+                    raise  # other processes wait for this one's gradients
                 failed.append({"method": method, "seed": seed, "reason": str(error)})
                 told(f"order {seed}, {method}: failed: {error}")
                 continue
@@ -170,15 +178,15 @@ def benchmark(
 
 
 def run_path(folder: Path, seed: int, method: str) -> Path:
-    """Where the figures of one method over one order are kept."""
+    """Path of the file with the figures of one method over one order."""
     return folder / f"order-{seed}-{method}.json"
 
 
 def read_run(folder: Path, seed: int, method: str, teacher: str) -> dict[str, Any] | None:
-    """The figures of a run that came to its end; None where there are none.
+    """The figures of a finished run, or None if there is no file.
 
     Raises:
-        PersonaError: the file is damaged, or the teacher was not the one of this digest.
+        PersonaError: the file is damaged, or its teacher has another digest than `teacher`.
     """
     path = run_path(folder, seed, method)
     if not path.exists():
@@ -199,21 +207,23 @@ def read_run(folder: Path, seed: int, method: str, teacher: str) -> dict[str, An
 
 @dataclass
 class Order:
-    """One order of the identities, and what the student was worth before it."""
+    """One order of the identities, and the figures of the student before it."""
 
     seed: int
     stream: list[Experience]
+    """The base, then the experiences."""
     outside: Outside
     start: list[float]
-    """(T,) b: accuracies before the stream."""
+    """(T,) accuracies b before the stream."""
     outside_before: dict[str, Any]
+    """Figures of `outside` before the stream."""
     ready: Student | None = None
-    """The student that knows the base by cross-entropy, once there is one."""
+    """The student that has learned the base by cross-entropy. None until it has."""
 
 
 @dataclass
 class Bench:
-    """What the runs share."""
+    """What all runs of a benchmark share."""
 
     config: LearnConfig
     workspace: Workspace
@@ -224,19 +234,19 @@ class Bench:
     base: float
     test_set: tuple[SetFolder, Manifest] | None
     anchor: tuple[Teacher | None, TargetReader | None, str] | None = None
-    """The teacher, its kept vectors and the digest of both, once they are open."""
+    """The teacher, its precomputed embeddings and the digest of both. None until opened."""
 
     @cached_property
     def folder(self) -> Path:
-        """Where the runs are kept."""
+        """Folder of the runs' files."""
         return self.workspace.runs / f"benchmark-{self.digest()}"
 
     def teacher_of(self, method: str) -> str:
-        """Digest of the teacher that a method asks; empty: none."""
+        """Digest of the teacher that a method uses, or an empty string if it uses none."""
         return self.anchor[2] if method == "anchor" and self.anchor is not None else ""
 
     def digest(self) -> str:
-        """Of all that a run depends on but its method and order, in 12 hex digits."""
+        """Digest, in 12 hex digits, of all that a run depends on except method and order."""
         config = to_dict(self.config)
         without = NOT_LEARNED | {"method", "tracker"}
         origin = {
@@ -251,7 +261,7 @@ class Bench:
         return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:12]
 
     def student(self) -> Student:
-        """The student as it is stored, less its last layer: the stream begins with nobody."""
+        """The stored student without its last layer, since the stream begins with no identity."""
         stored = store.load_model(self.parent, self.workspace.models)
         config = dataclasses.replace(stored.config, embedding_size=stored.embedding_size)
         bare = Student(config, 0, head="none", image_size=stored.image_size)
@@ -260,7 +270,11 @@ class Bench:
         return bare
 
     def order(self, seed: int) -> Order:
-        """The experiences of one order, the base first, and who is outside."""
+        """Builds the experiences of one order, the base first, and the pairs outside of it.
+
+        Raises:
+            PersonaError: there are too few identities, photos or pairs.
+        """
         everything = np.arange(len(self.photos))
         names = in_order(self.photos, everything, seed)
         if self.test_set is None:
@@ -298,7 +312,7 @@ class Bench:
         if METHODS.find(method).own_base:
             learner = self.learner(self.student(), method, seed, steps)
             learner.learn(experience)
-            # From here on by the steps of a later experience.
+            # Later experiences have fewer or more steps than the base.
             learner.config = dataclasses.replace(learner.config, steps=self.config.steps)
             return learner
         if order.ready is None:
@@ -310,7 +324,7 @@ class Bench:
         return learner
 
     def steps_of(self, experience: Experience, stream: Sequence[Experience]) -> int:
-        """As many an identity in the base as in the later experiences."""
+        """Steps of an experience. The base gets as many per identity as later experiences do."""
         later = stream[1:]
         share = len(experience.identities) * len(later) / sum(len(e.identities) for e in later)
         return self.config.steps if experience.number else max(1, round(self.config.steps * share))
@@ -318,7 +332,7 @@ class Bench:
     def learner(
         self, student: Student, method: str, seed: int, steps: int | None = None
     ) -> Learner:
-        """A learner of a method, with nothing learned yet."""
+        """A learner with a method that has learned nothing yet."""
         config = dataclasses.replace(
             self.config, method=method, seed=seed, steps=steps or self.config.steps
         )
@@ -337,7 +351,7 @@ class Bench:
         )
 
     def run(self, method: str, order: Order) -> dict[str, Any]:
-        """One method over one order."""
+        """Runs one method over one order. Returns its figures, in the form of the JSON."""
         stream, outside, seed = order.stream, order.outside, order.seed
         matrix: list[list[float]] = []
         seen: list[float] = []
@@ -380,7 +394,7 @@ class Bench:
 
 
 def to_come(context: Context, experience: Experience) -> float:
-    """Accuracy on an experience that has not been learned, among its own identities."""
+    """Accuracy on an experience that has not been learned, by class means of its own identities."""
     identity = context.photos.identity
     places, train_labels = np.unique(identity[experience.train], return_inverse=True)
     means = ClassMeans(context.student.embedding_size)
@@ -390,9 +404,13 @@ def to_come(context: Context, experience: Experience) -> float:
 
 
 def summary(runs: Sequence[dict[str, Any]], failed: Sequence[int]) -> dict[str, Any]:
-    """Mean and standard deviation of each figure over the orders; null where there is none.
+    """Mean and standard deviation of each figure over the orders, or None.
 
-    Of a method that failed over some orders there is none: those left would flatter it.
+    A method that failed for some orders has no figures: the other orders would flatter it.
+
+    Args:
+        runs: finished runs of one method.
+        failed: seeds of the orders for which it failed.
     """
     found: dict[str, Any] = {"failed": list(failed)}
     for name in FIGURES:
@@ -405,7 +423,7 @@ def summary(runs: Sequence[dict[str, Any]], failed: Sequence[int]) -> dict[str, 
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """The accuracy on all identities so far over the experiences, a line a method, as PNG."""
+    """Draws the accuracy on all identities so far by experience, one line per method, as PNG."""
     lines = {
         method: np.mean([r["seen"] for r in found["runs"] if r["method"] == method], 0).tolist()
         for method, figures in found["methods"].items()

@@ -1,12 +1,13 @@
 """A student that learns one experience after another.
 
-1. the last layer grows by the identities that are new
-2. the method's `before`
-3. so many steps, each: a batch of the experience, the method's loss, one step of the optimizer
-4. the method's `after`
+1. The last layer gets a row for each new identity.
+2. The method's `before` is called.
+3. A fixed number of optimizer steps follows. Each takes a batch of the experience and minimises the
+   method's loss.
+4. The method's `after` is called.
 
-Batch norm keeps the statistics that the student came with, for every method alike: those of a few
-people's photos are theirs alone, and an experience may be one photo.
+Batch norm keeps the statistics that the student came with, for every method. Statistics of the
+photos of a few people would not fit other people, and an experience may be a single photo.
 
 Shapes: N photos, B batch, E embedding, K identities.
 """
@@ -48,18 +49,18 @@ Moment = Callable[[int, dict[str, float]], None]
 
 
 class Source(NamedTuple):
-    """What an experience's batches are drawn from."""
+    """What the batches of an experience are drawn from."""
 
     number: int
-    """Of the experience."""
+    """Number of the experience, from 0."""
     pool: Ints
-    """The photos."""
+    """Numbers of the photos to draw from."""
     labels: Tensor
-    """(N,) of all photos there are."""
+    """(N,) int64 labels of all photos, by photo number."""
 
 
 class Learner:
-    """A student, a method and the identities so far."""
+    """A student with a method of continual learning and the identities learned so far."""
 
     def __init__(
         self,
@@ -74,21 +75,21 @@ class Learner:
         targets: TargetReader | None = None,
         quiet: bool = False,
     ) -> None:
-        """Takes the student as its own: it is trained in place.
+        """Builds the method. The student is trained in place.
 
         Args:
             config: method, steps and options.
-            student: with as many identities in its last layer as `classes`, or with none.
-            classes: whom the student knows, in the order of its logits.
-            photos: what experiences are made of.
+            student: a student whose last layer has a row for each of `classes`, or no last layer.
+            classes: identities that the student knows, in the order of its logits.
+            photos: the photos that the experiences refer to.
             accelerator: device and processes.
-            folder: of the run, for the keys of a loss that is not finite.
-            teacher: of `anchor`.
-            targets: its kept vectors of the first set's photos.
-            quiet: no progress bar.
+            folder: folder of the run. The photos of a loss that is not finite are noted there.
+            teacher: the original teacher, which method `anchor` needs.
+            targets: precomputed teacher embeddings of the first set's photos.
+            quiet: show no progress bar.
 
         Raises:
-            PersonaError: the config gives the method nothing to work with.
+            PersonaError: the config lacks what the method needs.
         """
         self.config = config
         self.photos = photos
@@ -105,27 +106,27 @@ class Learner:
     # --- identities ----------------------------------------------------------------------------
 
     def labels(self, photos: Ints) -> Tensor:
-        """(N,) int64 places of the photos' identities among `classes`; -1: not known yet."""
+        """(N,) int64 labels of photos: their identity's place in `classes`, -1 if not known yet."""
         known = {name: label for label, name in enumerate(self.classes)}
         table = np.array([known.get(name, -1) for name in self.photos.names], np.int64)
         return torch.from_numpy(table[self.photos.identity[photos]])
 
     def grow(self, experience: Experience) -> None:
-        """Gives the last layer a row for each identity that is new."""
+        """Adds a row to the last layer for each new identity."""
         self.classes += sorted(set(experience.identities) - set(self.classes))
         if self.method.trains and self.student.num_classes != len(self.classes):
             torch.manual_seed(mix_seeds(self.config.seed, len(self.classes)))
             self.student.resize_head(len(self.classes))
 
     def check(self, experiences: Sequence[Experience]) -> None:
-        """Raises PersonaError if what the method must keep of all of them does not fit."""
+        """Raises PersonaError if what the method must keep of the experiences does not fit."""
         photos = np.concatenate([experience.train for experience in experiences])
         labels = self.labels(photos).numpy()
         unknown = len(self.classes) + self.photos.identity[photos]
         self.method.check(photos, np.where(labels < 0, unknown, labels))
 
     def adopt(self, experience: Experience) -> None:
-        """Takes up what the student learned already: nothing is trained."""
+        """Hands the method an experience that the student already knows, without training."""
         self.grow(experience)
         self.method.adopt(experience.train, self.labels(experience.train))
 
@@ -139,17 +140,20 @@ class Learner:
         state: dict[str, Any] | None = None,
         moment: Moment = lambda _step, _figures: None,
     ) -> None:
-        """Learns an experience, or what is left of it.
+        """Learns an experience from its start, or continues it after an interruption.
 
         Args:
-            experience: its photos.
-            step: how many steps were done before.
-            state: `training_state` at that step; None at the first.
-            moment: called after each step, with what was measured since the last record.
+            experience: the identities and photos to learn.
+            step: number of steps already done.
+            state: `training_state` at that step. None at step 0.
+            moment: called after each step with the number of steps done. Every `LOG_STEPS` steps
+                and after the last one it also gets the metrics since the last such call, otherwise
+                an empty dict.
 
         Raises:
-            NotFiniteError: the loss, or at the end the weights.
-            PersonaError: the student would know one identity alone, from whom nobody is told.
+            NotFiniteError: the loss is not finite, or at the end the weights are not.
+            PersonaError: the student would know a single identity, so there is nothing to tell it
+                from.
         """
         if step == 0:
             self.grow(experience)
@@ -169,18 +173,18 @@ class Learner:
         self.method.after(experience.train, self.labels(experience.train))
 
     def _prepare(self, state: dict[str, Any] | None) -> None:
-        """A fresh optimizer and the wrapped student: the last layer may be another one."""
+        """Wraps the student and builds a new optimizer, since the last layer may be a new one."""
         raw = build_optimizer(self.student, self.config.optim)
         steps = self.config.steps
         self._scheduler = build_scheduler(raw, self.config.optim, steps, steps)
-        self.accelerator.free_memory()  # of the experience before
+        self.accelerator.free_memory()  # drops the optimizer of the experience before
         self.context.forward, self._optimizer = prepare(self.accelerator, self.student, raw)
         if state is not None:
             self._optimizer.load_state_dict(state["optimizer"])
             self._scheduler.load_state_dict(state["scheduler"])
 
     def training_state(self) -> dict[str, Any]:
-        """Of the optimizer, inside an experience."""
+        """State of the optimizer and its schedule, for a checkpoint within an experience."""
         return {
             "optimizer": self._optimizer.state_dict(),
             "scheduler": self._scheduler.state_dict(),
@@ -201,7 +205,8 @@ class Learner:
                 enabled=accelerator.is_main_process and not self.quiet,
             ) as advance,
         ):
-            # A penalty's gradients of weights that are one wide: other strides, the same memory.
+            # EWC's penalty gives gradients of other strides for weights with a dimension of size 1.
+            # The memory layout is the same, so the warning does not apply.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
             while step < self.config.steps:
                 batch = self._batch(source, step)
@@ -225,7 +230,7 @@ class Learner:
                 moment(step, meter.read() if ends else {})
         self.watch.flush()
         if not all(bool(weight.isfinite().all()) for weight in self.student.parameters()):
-            # No loss is left to show what the last step did.
+            # No later loss would show that the last step made the weights infinite or NaN.
             raise NotFiniteError(
                 f"the weights are not finite after step {step - 1}: start a new run with {REMEDY}"
             )
@@ -235,7 +240,7 @@ class Learner:
         return Source(experience.number, pool, self.labels(np.arange(len(self.photos))))
 
     def _batch(self, source: Source, step: int) -> LearnBatch:
-        """This process's photos of a step, as they go through the student."""
+        """This process's batch of a step: random views with labels, landmarks and targets."""
         accelerator, config = self.accelerator, self.config
         rank, ranks = accelerator.process_index, accelerator.num_processes
         size = self.method.new_photos()
@@ -258,7 +263,7 @@ class Learner:
         )
 
     def _targets(self, photos: Ints, views: Any) -> Tensor | None:
-        """(B, E) kept vectors of the photos, or of their mirror images."""
+        """(B, E) precomputed teacher embeddings of the photos or their mirror images."""
         reader = self.context.targets
         if reader is None:
             return None
@@ -268,7 +273,7 @@ class Learner:
     # --- what it knows -------------------------------------------------------------------------
 
     def predict(self, photos: Ints) -> Tensor:
-        """(N,) labels of photos; all processes get all of them."""
+        """(N,) int64 predicted labels of photos, on every process."""
 
         def name(images_BCHW: Tensor) -> Tensor:
             features = self.student.features(normalise(images_BCHW.to(self.accelerator.device)))
@@ -278,10 +283,13 @@ class Learner:
         return self.context.share(photos, name, torch.empty(0, dtype=torch.int64))
 
     def spread(self, photos: Ints) -> float | None:
-        """Of the student's embeddings, over one photo of each identity; None: there are not two."""
+        """Spread of the student's embeddings over one photo of each identity.
+
+        None means that there are fewer than two identities. See persona/evaluation/spread.py.
+        """
         identities, first = np.unique(self.photos.identity[photos], return_index=True)
         return spread(self.context.embed(photos[first]).numpy(), identities)
 
     def right(self, photos: Ints) -> Tensor:
-        """(N,) whether the photos' identities are named."""
+        """(N,) whether the identity of each photo is predicted correctly."""
         return self.predict(photos) == self.labels(photos)

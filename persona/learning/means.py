@@ -1,4 +1,4 @@
-"""Identities by the mean of their embeddings (Mensink et al. 2013, equation 4).
+"""Classification by the nearest class mean of embeddings (Mensink et al. 2013, equation 4).
 
 Shapes: N photos, E embedding, K identities.
 """
@@ -13,14 +13,17 @@ from torch import Tensor
 
 
 class ClassMeans:
-    """Sums and counts of unit-length embeddings, an identity a row; an identity may have none."""
+    """Sums and counts of unit-length embeddings, one row per identity.
+
+    An identity without photos has no mean.
+    """
 
     def __init__(self, embedding_size: int) -> None:
         self.sums_KE = torch.zeros(0, embedding_size)
         self.counts_K = torch.zeros(0, dtype=torch.int64)
 
     def add(self, embeddings_NE: Tensor, labels_N: Tensor) -> None:
-        """Counts photos in."""
+        """Adds (N, E) embeddings with their (N,) labels to the sums."""
         missing = int(labels_N.max()) + 1 - len(self.counts_K) if len(labels_N) else 0
         if missing > 0:
             self.sums_KE = F.pad(self.sums_KE, (0, 0, 0, missing))
@@ -30,26 +33,26 @@ class ClassMeans:
 
     @property
     def known(self) -> Tensor:
-        """Labels of the identities that have a mean."""
+        """Labels of the identities that have a mean, rising."""
         return torch.nonzero(self.counts_K).flatten()
 
     def unit(self) -> Tensor:
-        """(K, E) their means, in order, of unit length."""
+        """(K, E) means of the `known` identities in the same order, scaled to unit length."""
         return F.normalize(self.sums_KE[self.known], dim=1)
 
     def nearest(self, embeddings_NE: Tensor) -> Tensor:
-        """(N,) labels of the nearest means, on the unit sphere."""
+        """(N,) labels of the means with the highest cosine similarity to (N, E) embeddings."""
         return self.known[(embeddings_NE @ self.unit().T).argmax(dim=1)]
 
     @property
     def bytes(self) -> int:
-        """What the means take."""
+        """Size of the means in bytes."""
         return len(self.known) * self.sums_KE.shape[1] * 4
 
     def state(self) -> dict[str, Any]:
-        """As tensors, for a checkpoint."""
+        """The sums and counts as tensors, for a checkpoint."""
         return {"sums": self.sums_KE, "counts": self.counts_K}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Takes up `state`."""
+        """Restores what `state` returned."""
         self.sums_KE, self.counts_K = state["sums"], state["counts"]

@@ -1,12 +1,12 @@
-"""What is kept of photos that were learned: JPEG bytes under a budget.
+"""Memory of learned photos: JPEG bytes under a budget.
 
-Two ways to choose, both by a priority that each exemplar carries:
+There are two ways to choose which photos are kept. Both use a priority that each exemplar has:
 
-- `reservoir`: the priority is drawn once for each photo, by a keyed hash of its bytes; those with
-  the lowest stay. It is Vitter's reservoir (1985, algorithm R) written as a random sort: what
-  is kept at any time is a uniform sample of the photos that passed, however often each passed.
-- `herding`: the priority is the photo's rank among its identity's exemplars (Rebuffi et al. 2017,
-  algorithms 4 and 5); all identities keep the same number of ranks.
+- `reservoir`: the priority is a keyed hash of the photo's bytes. The photos with the lowest
+  priorities are kept. This is Vitter's reservoir (1985, algorithm R) as a random sort: the kept
+  photos are at any time a uniform sample of the photos offered, however often each was offered.
+- `herding`: the priority is the photo's rank among the exemplars of its identity (Rebuffi et al.
+  2017, algorithms 4 and 5). All identities keep the same number of ranks.
 
 Shapes: N photos of an identity, E embedding, M exemplars, K identities.
 """
@@ -28,39 +28,40 @@ from persona.errors import PersonaError
 from persona.learning.photos import Ints
 
 PIECE = 1024
-"""Photos that are in memory beside those that stay while an experience passes."""
+"""Photos that are offered at once. So many are in memory in addition to those that are kept."""
 
 
 @dataclass(frozen=True)
 class Exemplar:
-    """A photo that is kept."""
+    """A learned photo that the memory keeps."""
 
     priority: int
+    """Lower priorities are kept first."""
     label: int
     jpeg: bytes
     logits: Tensor | None = None
-    """(K,) float32 when it was learned, of the identities known then."""
+    """(K,) float32 logits from when it was learned, for the identities known then."""
 
     @property
     def bytes(self) -> int:
-        """What it takes: photo and logits."""
+        """Size of the photo and its logits in bytes."""
         return len(self.jpeg) + (0 if self.logits is None else self.logits.nbytes)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much may be kept."""
+    """How much may be kept: a number of photos, and bytes if given. Both limits hold."""
 
     photos: int
     bytes: int | None = None
 
     @classmethod
     def of(cls, photos: int, megabytes: float | None) -> Budget:
-        """From `--memory` and `--memory-mb`."""
+        """Budget from `--memory` (photos) and `--memory-mb` (MB)."""
         return cls(photos, None if megabytes is None else round(megabytes * 1e6))
 
     def check(self, method: str) -> None:
-        """Raises PersonaError if nothing can be kept."""
+        """Raises PersonaError if the budget is 0."""
         if not self.photos or self.bytes == 0:
             raise PersonaError(
                 f"method {method} keeps photos, and the memory budget is 0: give --memory a number "
@@ -68,7 +69,10 @@ class Budget:
             )
 
     def check_smallest(self, sizes: Sequence[int], *, each: bool = False) -> None:
-        """Raises PersonaError if photos of these bytes do not fit; `each`: of an identity each."""
+        """Raises PersonaError if photos of these sizes in bytes do not fit together.
+
+        With `each` there is one photo per identity, and their number must fit too.
+        """
         too_large = self.bytes is not None and sum(sizes) > self.bytes
         if each and (too_large or len(sizes) > self.photos):
             raise PersonaError(
@@ -82,7 +86,7 @@ class Budget:
             )
 
     def holds(self, exemplars: list[Exemplar]) -> bool:
-        """Whether these fit."""
+        """Whether these exemplars fit."""
         return len(exemplars) <= self.photos and (
             self.bytes is None or sum(e.bytes for e in exemplars) <= self.bytes
         )
@@ -92,7 +96,7 @@ Choice = Callable[[list[Exemplar], Budget], list[Exemplar]]
 
 
 def reservoir(exemplars: list[Exemplar], budget: Budget) -> list[Exemplar]:
-    """Those of lowest priority, as many as fit; who is larger than the budget never passed."""
+    """The exemplars of lowest priority, as many as fit. One larger than the budget is ignored."""
     if budget.bytes is not None:
         exemplars = [e for e in exemplars if e.bytes <= budget.bytes]
     ordered = sorted(exemplars, key=lambda e: e.priority)[: budget.photos]
@@ -103,10 +107,10 @@ def reservoir(exemplars: list[Exemplar], budget: Budget) -> list[Exemplar]:
 
 
 def herding(exemplars: list[Exemplar], budget: Budget) -> list[Exemplar]:
-    """The same number of first ranks of every identity, as many as fit.
+    """The first ranks of every identity, the same number for each and as many as fit.
 
     Raises:
-        PersonaError: not one for each.
+        PersonaError: one exemplar per identity does not fit.
     """
     known = len({e.label for e in exemplars})
     ordered = sorted(exemplars, key=lambda e: (e.label, e.priority))
@@ -120,21 +124,21 @@ def herding(exemplars: list[Exemplar], budget: Budget) -> list[Exemplar]:
 
 
 def priority_of(jpeg: bytes, seed: int) -> int:
-    """A reservoir's draw for a photo: 63 bits of a hash that the seed keys."""
+    """Priority of a photo in a reservoir: 63 bits of a hash of its bytes, keyed by the seed."""
     digest = hashlib.blake2b(jpeg, digest_size=8, key=seed.to_bytes(8, "little")).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def herd(embeddings_NE: Tensor, wanted: int) -> list[int]:
-    """The places of up to `wanted` photos whose running mean stays nearest to the mean of all.
+    """Places of up to `wanted` photos whose running mean stays nearest to the mean of all.
 
     Rebuffi et al. 2017 (iCaRL, arXiv:1611.07725), algorithm 4:
-    `p_k = argmin_x || mu - (phi(x) + sum of phi(p_1 … p_{k-1})) / k ||`, without repetition. As in
-    the authors' code means are not brought to unit length here.
+    `p_k = argmin_x || mu - (phi(x) + sum of phi(p_1 … p_{k-1})) / k ||`, without repetition. Means
+    are not scaled to unit length here, as in the authors' code.
 
     Args:
-        embeddings_NE: (N, E) of unit length.
-        wanted: how many.
+        embeddings_NE: (N, E) embeddings of unit length.
+        wanted: most photos to choose.
     """
     mean_E = embeddings_NE.mean(dim=0)
     total_E = torch.zeros_like(mean_E)
@@ -152,7 +156,7 @@ def herd(embeddings_NE: Tensor, wanted: int) -> list[int]:
 
 @dataclass
 class Memory:
-    """The exemplars, never more than the budget."""
+    """The kept exemplars, which never exceed the budget."""
 
     budget: Budget
     choose: Choice
@@ -163,14 +167,16 @@ class Memory:
 
     @property
     def bytes(self) -> int:
-        """Of photos and logits."""
+        """Size of all photos and logits in bytes."""
         return sum(e.bytes for e in self.exemplars)
 
     def add(self, exemplars: Iterable[Exemplar]) -> None:
-        """Takes some in and lets go of what does not fit; who is in it already stays as it is.
+        """Offers exemplars to the memory and drops what does not fit.
+
+        A photo that is already kept with the same label is not replaced.
 
         Raises:
-            PersonaError: not one photo fits.
+            PersonaError: not even one photo fits.
         """
         passing = iter(exemplars)
         while piece := list(itertools.islice(passing, PIECE)):
@@ -183,7 +189,10 @@ class Memory:
                 self.budget.check_smallest([min(e.bytes for e in before)])
 
     def draw(self, count: int, *seeds: int) -> list[Exemplar]:
-        """`count` exemplars by seed, as different as there are; empty if nothing is kept."""
+        """Draws `count` exemplars by seed. Empty if nothing is kept.
+
+        An exemplar is repeated only if there are fewer than `count`.
+        """
         if not self.exemplars:
             return []
         rng = np.random.default_rng(mix_seeds(*seeds))
@@ -193,7 +202,7 @@ class Memory:
         return [self.exemplars[place] for place in places.tolist()]
 
     def state(self) -> dict[str, Any]:
-        """As tensors, for a checkpoint."""
+        """The exemplars as tensors, for a checkpoint."""
         jpegs = b"".join(e.jpeg for e in self.exemplars)
         return {
             "priorities": torch.tensor([e.priority for e in self.exemplars], dtype=torch.int64),
@@ -204,10 +213,10 @@ class Memory:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Takes up `state`, or what the budget holds of it.
+        """Restores what `state` returned, as far as the budget allows.
 
         Raises:
-            PersonaError: herding: not one photo of each identity.
+            PersonaError: one photo of each identity does not fit, for herding.
         """
         ends = torch.cumsum(state["lengths"], 0).tolist()
         jpegs = state["jpegs"].numpy().tobytes()

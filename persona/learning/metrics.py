@@ -1,7 +1,7 @@
-"""Figures of continual learning: pure functions of the matrix of accuracies, no torch.
+"""Figures of continual learning: pure functions of the accuracy matrix R, without torch.
 
-`R[i, j]` is the accuracy on the test photos of experience j after learning experience i, both from
-0. What lies above the diagonal is of experiences that have not been learned yet.
+`R[i, j]` is the accuracy on the test photos of experience j after learning experience i, both
+counted from 0. Above the diagonal are experiences that have not been learned yet.
 
 Shapes: T experiences.
 """
@@ -17,14 +17,17 @@ Floats = npt.NDArray[np.float64]
 
 
 def average_accuracy(matrix_TT: npt.ArrayLike) -> float:
-    """ACC, the mean of the last row (Lopez-Paz and Ranzato 2017, arXiv:1706.08840, equation 2)."""
+    """Average accuracy ACC, the mean of the last row.
+
+    Lopez-Paz and Ranzato 2017, arXiv:1706.08840, equation 2.
+    """
     return float(_square(matrix_TT)[-1].mean())
 
 
 def backward_transfer(matrix_TT: npt.ArrayLike) -> float | None:
-    """BWT, `1/(T-1) sum_{i<T} R[T, i] - R[i, i]` (the same, equation 3); None with one experience.
+    """Backward transfer BWT, `1/(T-1) sum_{i<T} R[T, i] - R[i, i]`. None with one experience.
 
-    Avalanche's StreamBWT is the same.
+    Lopez-Paz and Ranzato 2017, equation 3. Avalanche's StreamBWT gives the same value.
     """
     matrix = _square(matrix_TT)
     if len(matrix) < 2:
@@ -33,13 +36,16 @@ def backward_transfer(matrix_TT: npt.ArrayLike) -> float | None:
 
 
 def forward_transfer(matrix_TT: npt.ArrayLike, start_T: npt.ArrayLike) -> float | None:
-    """FWT, `1/(T-1) sum_{i>1} R[i-1, i] - b[i]` (the same, equation 4); None with one experience.
+    """Forward transfer FWT, `1/(T-1) sum_{i>1} R[i-1, i] - b[i]`. None with one experience.
 
-    Avalanche's StreamForwardTransfer is the same.
+    Lopez-Paz and Ranzato 2017, equation 4. Avalanche's StreamForwardTransfer gives the same value.
 
     Args:
-        matrix_TT: accuracies.
-        start_T: the paper's `b`: of the network before the stream.
+        matrix_TT: (T, T) accuracies R.
+        start_T: (T,) the paper's `b`: accuracies of the network before the stream.
+
+    Raises:
+        ValueError: the shapes do not fit.
     """
     matrix, start = _square(matrix_TT), np.asarray(start_T, np.float64)
     if start.shape != matrix.shape[:1]:
@@ -50,10 +56,11 @@ def forward_transfer(matrix_TT: npt.ArrayLike, start_T: npt.ArrayLike) -> float 
 
 
 def forgetting(matrix_TT: npt.ArrayLike) -> float | None:
-    """`1/(T-1) sum_{j<T} max_{l<T} R[l, j] - R[T, j]`; None with one experience.
+    """Forgetting `1/(T-1) sum_{j<T} max_{l<T} R[l, j] - R[T, j]`. None with one experience.
 
-    Chaudhry et al. 2018, arXiv:1801.10112, equations 3 and 4, over the experiences l that had
-    learned j. Avalanche's StreamForgetting takes R[j, j] in place of the best: it is -BWT.
+    Chaudhry et al. 2018, arXiv:1801.10112, equations 3 and 4, with l from j on, since j was not
+    learned before. Avalanche's StreamForgetting takes R[j, j] in place of the maximum, which gives
+    -BWT.
     """
     matrix = _square(matrix_TT)
     last = len(matrix) - 1
@@ -63,8 +70,10 @@ def forgetting(matrix_TT: npt.ArrayLike) -> float | None:
 
 
 def incremental_accuracy(seen_T: Sequence[float]) -> float:
-    """The mean over experiences of the accuracy on all identities so far (Rebuffi et al. 2017,
-    arXiv:1611.07725, section 4)."""
+    """Incremental accuracy: the mean over experiences of the accuracy on all identities so far.
+
+    Rebuffi et al. 2017, arXiv:1611.07725, section 4.
+    """
     return float(np.mean(seen_T))
 
 

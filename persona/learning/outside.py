@@ -1,4 +1,6 @@
-"""People outside the stream of a benchmark, by pairs of whose photos a face model is measured.
+"""Verification on people outside the stream of a benchmark.
+
+It shows whether continual learning harms the student as a general face model.
 
 Shapes: N photos, P pairs.
 """
@@ -25,23 +27,24 @@ from persona.learning.methods import Context
 from persona.learning.photos import Ints, Photos
 
 MAX_PAIRS = 100_000
-"""Of photos of one person, and of two."""
+"""Most genuine pairs, and most impostor pairs."""
 
 
 @dataclass(frozen=True)
 class Outside:
-    """People who are not in the stream, as pairs of their photos."""
+    """Pairs of photos of people who are not in the stream."""
 
     photos: Photos
     chosen: Ints
-    """(N,) theirs."""
+    """(N,) numbers of their photos in `photos`."""
     a: Ints
     b: Ints
+    """(P,) places in `chosen` of each pair's photos."""
     same: Any
-    """(P,) places in `chosen` of the pairs' photos, and whether they are of one person."""
+    """(P,) bool, whether a pair is genuine."""
 
     def measure(self, context: Context) -> dict[str, Any]:
-        """AUC, EER and TAR at FAR of a student."""
+        """AUC, EER and TAR at FAR of the context's student on these pairs."""
         theirs = dataclasses.replace(context, photos=self.photos)
         embeddings = theirs.embed(self.chosen).numpy()
         scores = cosine_scores(embeddings[self.a], embeddings[self.b])
@@ -53,10 +56,10 @@ class Outside:
 
 
 def left_out(photos: Photos, names: list[str], seed: int, set_name: str) -> Outside:
-    """Pairs of photos of people whom the stream leaves out: all, or of each kind a sample.
+    """Pairs of photos of people whom the stream leaves out, at most `MAX_PAIRS` of each kind.
 
     Raises:
-        PersonaError: they make no pairs.
+        PersonaError: there are fewer than two people or no genuine pairs.
     """
     theirs = set(names)
     places = [place for place, name in enumerate(photos.names) if name in theirs]
@@ -71,10 +74,10 @@ def left_out(photos: Photos, names: list[str], seed: int, set_name: str) -> Outs
 
 
 def pairs_of_set(folder: SetFolder, manifest: Manifest, stream: Photos) -> Outside:
-    """The pairs of a set, both of whose photos show a face.
+    """The pairs of a set with a face in both photos.
 
     Raises:
-        PersonaError: it has none, or people of the stream.
+        PersonaError: the set has no pairs, or shares identities with the stream.
     """
     pairs = read_pairs(folder, manifest)
     photos = Photos([(folder, manifest)])
@@ -97,10 +100,18 @@ def pairs_of_set(folder: SetFolder, manifest: Manifest, stream: Photos) -> Outsi
 
 
 def draw_pairs(identity_N: Ints, most: int, seed: int) -> tuple[Ints, Ints, Any]:
-    """(P,) and (P,) places of the photos of pairs, and (P,) whether they are of one person.
+    """Draws up to `most` genuine and up to `most` impostor pairs.
 
-    Up to `most` of each kind, all there are where they are few. What is held is in proportion to
-    what is drawn: 40,000 photos make 800 million pairs.
+    If there are few, all are taken. Memory grows with the number of drawn pairs, not of all
+    pairs: 40,000 photos have 800 million pairs.
+
+    Args:
+        identity_N: (N,) identity of each photo.
+        most: most pairs of each kind.
+        seed: seed of the random draw.
+
+    Returns:
+        (P,) and (P,) places of the pairs' photos, and (P,) whether a pair is genuine.
     """
     rng = np.random.default_rng(seed)
     everything = len(identity_N) * (len(identity_N) - 1) // 2
@@ -120,7 +131,7 @@ def draw_pairs(identity_N: Ints, most: int, seed: int) -> tuple[Ints, Ints, Any]
 
 
 def pair_at(numbers: Ints) -> tuple[Ints, Ints]:
-    """The pairs i < j of these numbers: 0 is (0, 1), then (0, 2), (1, 2), (0, 3) and so on."""
+    """The pairs i < j with these numbers: 0 is (0, 1), 1 is (0, 2), then (1, 2), (0, 3), …"""
     j = ((1 + np.sqrt(1 + 8 * numbers)) / 2).astype(np.int64)
-    j -= numbers < j * (j - 1) // 2  # where the root was rounded up
+    j -= numbers < j * (j - 1) // 2  # corrects roots that were rounded up
     return numbers - j * (j - 1) // 2, j

@@ -1,7 +1,7 @@
-"""The photos of packed sets by number, each read where it lies when it is wanted.
+"""Random access to the photos of packed sets by number.
 
-Training streams whole sets; learning goes back to single photos: those of one identity, those that
-a memory keeps.
+Training streams whole sets. Continual learning needs single photos instead, such as those of one
+identity or those that a memory keeps. A photo is read from its shard only when it is needed.
 
 Shapes: N photos, B batch, C channel, H W pixels.
 """
@@ -28,26 +28,28 @@ Ints = npt.NDArray[np.int64]
 
 
 class Photos:
-    """The photos of one set or several; identities of one name are one identity.
+    """The photos of one or more sets, numbered from 0.
 
-    What is held is under a hundred bytes a photo.
+    Identities of the same name in two sets are one identity. Under 100 bytes per photo are kept in
+    memory.
     """
 
     def __init__(self, sets: Sequence[tuple[SetFolder, Manifest]]) -> None:
-        """Opens the shards and reads whom each photo shows; no image is read.
+        """Opens the shards and reads the identity of each photo, but no image.
 
         Raises:
-            PersonaError: triplets, crops of different sizes, a damaged shard, or no photo.
+            PersonaError: a set holds triplets or is unlabelled, crops differ in size, a shard is
+                damaged, or there is no photo.
         """
         self.sets = list(sets)
         self.size_px = sets[0][1].align.image_size
         self._readers: list[ShardReader] = []
         self._shards: list[int] = []
-        """Of each reader: its shard's number in its set."""
+        """Number of each reader's shard within its set."""
         self._set_bounds = [0]
-        """Where the photos of each set begin, and where the last one's end."""
+        """First photo of each set, and at the end the number of photos."""
         classes: list[Ints] = []
-        """Of each set: its photos' places in the set's list of identities."""
+        """Class index of each photo within its set, one array per set."""
         for folder, manifest in self.sets:
             manifest.check_labelled("learning")
             _check(manifest, self.size_px)
@@ -60,7 +62,7 @@ class Photos:
             classes.append(np.concatenate(found))
             self._set_bounds.append(self._set_bounds[-1] + len(classes[-1]))
         self._starts = np.cumsum([0, *(len(reader.places) for reader in self._readers)])
-        """The first photo of each reader, and how many photos there are."""
+        """First photo of each reader, and at the end the number of photos."""
         if not len(self):
             raise PersonaError(f"set {sets[0][1].name} has no photo with a face: nothing to learn")
         names_of = [manifest.classes for _, manifest in self.sets]
@@ -69,23 +71,23 @@ class Photos:
             for names, of_set in zip(names_of, classes, strict=True)
         ]
         self.names = tuple(sorted(set(itertools.chain(*present))))
-        """Identities that have photos, sorted."""
+        """Names of the identities that have photos, sorted."""
         number_of = {name: number for number, name in enumerate(self.names)}
         tables = [np.array([number_of.get(name, -1) for name in names]) for names in names_of]
         self.identity: Ints = np.concatenate(
             [table[of_set] for table, of_set in zip(tables, classes, strict=True)]
         )
-        """(N,) places in `names`."""
+        """(N,) identity of each photo, as place in `names`."""
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def of_set(self, number: int) -> Ints:
-        """The photos of one of the sets."""
+        """Numbers of the photos of one set."""
         return np.arange(*self._set_bounds[number : number + 2])
 
     def _find(self, photos: Ints) -> list[tuple[ShardReader, int, int]]:
-        """Of each photo: its reader, its row there, and its shard's number."""
+        """Reader, row in that reader, and shard number of each photo."""
         numbers = np.searchsorted(self._starts, photos, side="right") - 1
         rows = photos - self._starts[numbers]
         return [
@@ -102,7 +104,7 @@ class Photos:
         return [reader.read_one(row) for reader, row, _ in self._find(photos)]
 
     def jpeg(self, photo: int) -> bytes:
-        """A photo's bytes.
+        """JPEG bytes of a photo.
 
         Raises:
             PersonaError: the shard has changed since it was opened.
@@ -112,28 +114,30 @@ class Photos:
 
     @functools.cached_property
     def sizes(self) -> Ints:
-        """(N,) bytes that the photos take; none is read."""
+        """(N,) size of each photo's JPEG in bytes, found without reading the JPEGs."""
         return np.concatenate([reader.sizes("jpg") for reader in self._readers])
 
     def places(self, photos: Ints) -> tuple[Ints, Ints]:
-        """(B,) shards of photos, and (B,) their places in them."""
+        """(B,) shard number of each photo, and (B,) its place in the shard."""
         found = self._find(photos)
         places = [reader.places[row] for reader, row, _ in found]
         return np.array([shard for *_, shard in found]), np.array(places)
 
     def keys(self) -> Ints:
-        """(N,) the photos' keys, each in its set.
+        """(N,) key of each photo within its set.
 
         Raises:
-            PersonaError: a key is no number, naming the shard.
+            PersonaError: a key is not a number. The message names the shard.
         """
         return np.concatenate([reader.numbers() for reader in self._readers])
 
     def landmarks(self, photos: Ints) -> Tensor:
-        """(B, 6, 2) float32 points and scale (persona/landmarks.py); NaN where there are none.
+        """(B, 6, 2) float32 landmarks: five points in px and the scale, see persona/landmarks.py.
+
+        Photos without landmarks have NaN.
 
         Raises:
-            PersonaError: what is known of a photo is damaged.
+            PersonaError: the JSON of a photo is damaged.
         """
         metas = [text for _, text in self._read(photos)]
         try:
@@ -163,10 +167,10 @@ class Photos:
 
 
 def _read_classes(reader: ShardReader, known: int) -> Ints:
-    """(samples,) whom the photos of a shard show, as places in the set's list of `known`.
+    """(N,) class index of each photo of a shard.
 
     Raises:
-        PersonaError: the shard is damaged.
+        PersonaError: the shard is damaged, or an index is not below `known`.
     """
     try:
         texts = map(orjson.loads, reader.iter_member("json"))
@@ -189,7 +193,7 @@ def _check(manifest: Manifest, size_px: int) -> None:
 
 
 def group(values_N: Ints) -> dict[int, Ints]:
-    """Of each value, sorted: where it stands, in order."""
+    """Places of each value, rising, by value; the values rise too."""
     order = np.argsort(values_N, kind="stable")
     found, starts = np.unique(values_N[order], return_index=True)
     bounds = itertools.pairwise([*starts.tolist(), len(order)])
@@ -197,7 +201,7 @@ def group(values_N: Ints) -> dict[int, Ints]:
 
 
 def decode(jpegs: Iterable[bytes | memoryview], size_px: int) -> Tensor:
-    """(B, 3, H, W) uint8 RGB of JPEGs, channels last in memory; ValueError if one is damaged."""
+    """(B, 3, H, W) uint8 RGB of JPEGs, channels last in memory. ValueError if one is damaged."""
     wanted = list(jpegs)
     images_BHWC = np.empty((len(wanted), size_px, size_px, 3), np.uint8)
     for jpeg, image_HWC in zip(wanted, images_BHWC, strict=True):

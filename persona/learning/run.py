@@ -1,11 +1,14 @@
-"""`persona learn`: a student of the store learns the identities of a set, and is a new model then.
+"""`persona learn`: a student of the model store learns the identities of a set.
 
-1. open the student, the sets and what its last run of learning kept; find what a user can get wrong
-2. each experience: learn it, measure, save the model, note where the run stands
-3. killed at any moment, it goes on from its last checkpoint to the same weights
+The result is a new model in the store.
 
-The run's folder, lock, tracker and checkpoints are persona/training/run.py. A checkpoint holds
-weights, optimizer, and what the method keeps: exemplars as JPEG bytes.
+1. The student, the sets and the state that its last run kept are opened. Most user errors are found
+   in this step.
+2. Each experience is learned and measured. Then the model and a checkpoint are saved.
+3. A run that was killed continues from its last checkpoint and ends with the same weights.
+
+persona/training/run.py holds the run's folder, lock, tracker and checkpoints. A checkpoint holds
+weights, optimizer state and the state of the method, such as exemplars as JPEG bytes.
 """
 
 from __future__ import annotations
@@ -47,15 +50,19 @@ log = logging.getLogger(__name__)
 
 
 def learn(config: LearnConfig, workspace: Workspace, resume: str | None = None) -> str:
-    """Teaches a student the identities of a set; returns the ID of the new model and of the run.
+    """Teaches a student the identities of a set.
 
     Args:
-        config: the resolved config; with `resume` it is that run's.
-        workspace: where sets, models and runs lie.
-        resume: ID of a run to take up from its last checkpoint.
+        config: the resolved config. With `resume` it is the config of that run.
+        workspace: folders of sets, models and runs.
+        resume: ID of a run to continue from its last checkpoint.
+
+    Returns:
+        The ID of the run, which is also that of the new model.
 
     Raises:
-        PersonaError: what a user can mend, found before the first step where it can be.
+        PersonaError: something is wrong that the user can mend. Where possible it is found before
+            the first step.
     """
     accelerator = build_accelerator(config.mixed_precision)
     learning = Learning(config, workspace, accelerator, resume)
@@ -67,7 +74,7 @@ def learn(config: LearnConfig, workspace: Workspace, resume: str | None = None) 
 
 
 class Learning:
-    """A student, a method and the experiences that it learns one after another."""
+    """A run of `persona learn`: a student, a method and the experiences to learn in turn."""
 
     def __init__(
         self,
@@ -136,11 +143,18 @@ class Learning:
 
     @property
     def progress(self) -> Progress:
-        """Where the run stands: its epochs are experiences, its batches the steps of one."""
+        """Progress of the run. Its epochs are experiences, its batches steps of an experience."""
         return self.run.progress
 
     def _old(self, classes: tuple[str, ...]) -> Experience | None:
-        """The photos of whom the student knows already, and what is to be said of them."""
+        """The photos of `--old` as an experience, or None without `--old`.
+
+        Logs how many identities of the new set the student already knows.
+
+        Raises:
+            PersonaError: method `joint` lacks the old photos, or `--old` has identities that the
+                student does not know.
+        """
         config = self.config
         fresh = {name for experience in self.experiences for name in experience.identities}
         again = len(fresh & set(classes))
@@ -168,7 +182,7 @@ class Learning:
         return build_experience(self.photos, -1, names, chosen, config.hold_out, config.seed)
 
     def _begin(self) -> None:
-        """Takes up what the parent's own run kept, or what --old holds."""
+        """Begins with the photos of `--old`, or with the state that the parent's run kept."""
         if self.old is not None:
             self.learner.adopt(self.old)
             return
@@ -183,7 +197,7 @@ class Learning:
                     f"run {run}, which made {self.parent.id}, has gone on or stopped inside an "
                     f"experience: end it first with `persona learn --resume {run}`"
                 )
-            # The model names those who have a mean; the run may know more.
+            # The model knows only identities that have a class mean; the run may know more.
             self.learner.classes = list(state["classes"])
             self._load_student(state)
             self.learner.method.load(state["method"])
@@ -211,7 +225,7 @@ class Learning:
         )
 
     def learn_next(self) -> None:
-        """Learns an experience, or what is left of it, measures, and saves the model."""
+        """Learns the next experience (or the rest of it), measures it and saves the model."""
         progress, experience = self.progress, self.experiences[self.progress.epoch]
         state, self.state = self.state, None
 
@@ -220,7 +234,7 @@ class Learning:
             if figures:
                 self.run.record(**figures)
             if step % self.config.checkpoint_steps == 0 and step < self.config.steps:
-                self.learner.watch.flush()  # what is not finite must not be kept
+                self.learner.watch.flush()  # a checkpoint must hold finite weights
                 self.checkpoint(self.learner.training_state())
 
         self.learner.learn(experience, step=progress.batch, state=state, moment=moment)
@@ -242,12 +256,15 @@ class Learning:
         self.checkpoint(None)
 
     def spread(self) -> float | None:
-        """Of the embeddings of whom the student knows so far: does it still tell people apart?"""
+        """Spread of the embeddings of all identities so far, see persona/evaluation/spread.py."""
         known = [*self.experiences[: self.progress.epoch], *([self.old] if self.old else [])]
         return self.learner.spread(np.concatenate([experience.train for experience in known]))
 
     def measure(self) -> dict[str, float]:
-        """Accuracy on the photos that were held out: of new identities, old ones, all so far."""
+        """Accuracy on held-out photos: `new` identities, `old` ones, and `accuracy` on all so far.
+
+        A figure without held-out photos is missing.
+        """
         new = [e.test for e in self.experiences[: self.progress.epoch]]
         right = {"new": self.learner.right(np.concatenate(new))}
         if self.old is not None:
@@ -258,7 +275,7 @@ class Learning:
     # --- what is kept --------------------------------------------------------------------------
 
     def save(self, scores: dict[str, Any]) -> None:
-        """Puts the student, as it names faces now, into the model store."""
+        """Saves the student to the model store, with the classifier that the method uses."""
         config, method, parent = self.config, self.learner.method, self.parent
         student, classes = answering(self.learner)
         before = parent.learned or {}
@@ -294,7 +311,7 @@ class Learning:
         )
 
     def checkpoint(self, training: dict[str, Any] | None) -> None:
-        """Writes where the run stands; `training` inside an experience."""
+        """Writes a checkpoint. `training` is the optimizer state, or None between experiences."""
         self.run.checkpoint(
             {
                 "student": self.student.state_dict(),
@@ -320,10 +337,12 @@ class Learning:
 
 
 def find_parent(config: LearnConfig, workspace: Workspace, state: dict[str, Any] | None) -> Card:
-    """The student that a run began with; with a checkpoint under whatever name it has now.
+    """Finds the student that a run begins with.
+
+    With the state of a checkpoint the student is found even if it was renamed since.
 
     Raises:
-        PersonaError: it is not there.
+        PersonaError: there is no such student.
     """
     try:
         return find_model(config.student, workspace.models)
@@ -342,10 +361,12 @@ def open_anchor(
     new: tuple[SetFolder, Manifest],
     accelerator: Accelerator,
 ) -> tuple[Teacher | None, TargetReader | None, str]:
-    """The original teacher where the method wants it, its kept vectors, and the digest of both.
+    """The original teacher, its precomputed embeddings, and the digest of both.
+
+    They are None, None and an empty string if the method needs no teacher.
 
     Raises:
-        PersonaError: it is not at hand, or cannot teach this student.
+        PersonaError: the teacher is not found, or cannot teach this student.
     """
     if config.method != "anchor":
         if config.teacher is not None:
@@ -353,7 +374,7 @@ def open_anchor(
         return None, None, ""
     name = config.teacher or parent.teacher
     if name == "none":
-        return None, None, ""  # the method says what to do
+        return None, None, ""  # the method raises an error that says what to do
     losses = from_dict(LossesConfig, {"embedding_cosine": {}}, where="anchor")
     size = parent.student.get("embedding_size")
     student = dataclasses.replace(DistillConfig().student, embedding_size=size)
@@ -364,10 +385,10 @@ def open_anchor(
 
 
 def answering(learner: Learner) -> tuple[Student, tuple[str, ...]]:
-    """The student as it is stored, and whom its logits stand for.
+    """The student as it is stored, and the identities of its logits.
 
-    Where class means name faces they become the last layer: a cosine with each, of those who have
-    one.
+    If the method classifies by class means, these become a last layer of cosines, with a row for
+    each identity that has a mean.
     """
     means, student = learner.method.means, learner.student
     if means is None:

@@ -1,6 +1,7 @@
-"""What comes when: identities in groups, photos to learn from and photos to measure on.
+"""The stream of experiences: groups of identities with their training and test photos.
 
-All of it is a function of the seed, so that a run that is taken up sees the same stream.
+The stream depends only on the photos, the settings and the seed, so a resumed run sees the same
+one.
 
 Shapes: N photos of an experience, B batch.
 """
@@ -21,22 +22,25 @@ from persona.learning.photos import Ints, Photos, group
 
 @dataclass(frozen=True)
 class Experience:
-    """Identities that come together, and their photos."""
+    """A group of identities that are learned together, and their photos."""
 
     number: int
+    """Place in the stream, from 0. -1 for identities that the student already knows."""
     identities: tuple[str, ...]
+    """Names of the identities."""
     train: Ints
-    """(N,) photos to learn from."""
+    """(N,) numbers of the training photos."""
     test: Ints
-    """Photos of the same identities to measure on."""
+    """Numbers of the test photos of the same identities."""
 
 
 def build_experience(
     photos: Photos, number: int, identities: Sequence[str], chosen: Ints, hold_out: float, seed: int
 ) -> Experience:
-    """The experience of some identities, from the photos among `chosen`.
+    """Builds the experience of some identities from the photos among `chosen`.
 
-    Of each identity the share `hold_out` is measured on, at least one photo and never all.
+    Of each identity's photos a share `hold_out` becomes test photos: at least one photo, if
+    `hold_out` is above 0, but never all.
     """
     train, test = [], []
     place_of = {name: place for place, name in enumerate(photos.names)}
@@ -54,17 +58,17 @@ def build_experience(
 
 
 def in_order(photos: Photos, chosen: Ints, seed: int) -> list[str]:
-    """The identities of the photos `chosen`, in an order drawn by the seed."""
+    """Names of the identities of the photos `chosen`, in a random order by seed."""
     present = [photos.names[place] for place in np.unique(photos.identity[chosen])]
     order = np.random.default_rng(mix_seeds(seed, len(present))).permutation(len(present))
     return [present[place] for place in order]
 
 
 def in_groups(names: Sequence[str], count: int) -> list[list[str]]:
-    """`count` groups that differ by one identity at most.
+    """Splits names into `count` groups whose sizes differ by one at most.
 
     Raises:
-        PersonaError: fewer identities than groups.
+        PersonaError: there are fewer names than groups.
     """
     if count > len(names):
         raise PersonaError(
@@ -76,10 +80,18 @@ def in_groups(names: Sequence[str], count: int) -> list[list[str]]:
 
 
 def draw_batch(pool: Ints, size: int, step: int, rank: int, ranks: int, *seeds: int) -> Ints:
-    """(B,) photos of one step on one process.
+    """(B,) numbers of the photos of one step on one process.
 
-    The pool is shuffled and gone through, shuffled anew and gone through again, without an end;
-    each step's processes take neighbouring pieces.
+    The pool is shuffled for each round, and rounds follow each other without end. The processes of
+    a step take neighbouring pieces of it.
+
+    Args:
+        pool: numbers of the photos to draw from.
+        size: photos to draw.
+        step: number of the step, from 0.
+        rank: this process.
+        ranks: number of processes.
+        seeds: seeds of the shuffles.
     """
     places = (step * ranks + rank) * size + np.arange(size)
     rounds, within = np.divmod(places, len(pool))
@@ -90,6 +102,6 @@ def draw_batch(pool: Ints, size: int, step: int, rank: int, ranks: int, *seeds: 
     return drawn
 
 
-@functools.lru_cache(maxsize=2)  # a round lasts for many steps
+@functools.lru_cache(maxsize=2)  # a round serves many steps
 def _shuffled(count: int, *seeds: int) -> Ints:
     return np.random.default_rng(mix_seeds(*seeds)).permutation(count)

@@ -1,4 +1,4 @@
-"""The page through a headless Chromium: to PDF, to PNG, and for the tests."""
+"""Prints the page with a headless Chromium to PDF or PNG, also for the tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FOOTER = """<div style="width: 100%; text-align: center; font: 8px sans-serif; c
 
 
 def find_chromium() -> str:
-    """The path of a Chromium: $PERSONA_CHROMIUM, or one on the path.
+    """Path of a Chromium: the one that $PERSONA_CHROMIUM names, otherwise one on the PATH.
 
     Raises:
         PersonaError: there is none.
@@ -39,10 +39,10 @@ def find_chromium() -> str:
 
 @contextlib.contextmanager
 def open_browser() -> Iterator[Any]:
-    """A Playwright browser.
+    """Opens a Playwright browser and closes it at the end.
 
     Raises:
-        PersonaError: no Playwright, no Chromium, or it does not start.
+        PersonaError: Playwright or Chromium is missing, or Chromium does not start.
     """
     try:
         from playwright.sync_api import Error, sync_playwright
@@ -51,7 +51,7 @@ def open_browser() -> Iterator[Any]:
     program = find_chromium()
     with sync_playwright() as playwright:
         try:
-            # Root has no sandbox in Chromium; the page is our own and fetches nothing.
+            # Chromium has no sandbox for root. The page is our own and fetches nothing.
             browser = playwright.chromium.launch(
                 executable_path=program, chromium_sandbox=os.getuid() != 0
             )
@@ -65,11 +65,11 @@ def open_browser() -> Iterator[Any]:
 
 
 def print_page(browser: Any, html: str, form: str) -> bytes:
-    """The page as `pdf` or as one tall `png`."""
+    """Prints an HTML page and returns the file's bytes: `pdf`, or `png` as one tall image."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "report.html"
         path.write_text(html, encoding="utf-8")
-        # A PDF is drawn at the width of the paper: plots do not reflow while Chromium prints.
+        # Plots do not adapt while Chromium prints, so a PDF is drawn at the width of the paper.
         width = 703 if form == "pdf" else 1100
         page = browser.new_page(viewport={"width": width, "height": 1000}, color_scheme="light")
         page.set_default_timeout(TIMEOUT_MS)

@@ -1,8 +1,8 @@
-"""From names of runs and models to the page.
+"""Builds the report page from names of runs and models.
 
-1. find each name: a run, its model, a model alone, or any network of persona/models/sources.py
-2. measure each network once on the set
-3. figures, worst pairs and facts go into a `Page`
+1. Each name is found: a run, its model, a model alone, or any network of persona/models/sources.py.
+2. Each network is measured once on the set.
+3. Figures, worst pairs and facts go into a `Page`.
 """
 
 from __future__ import annotations
@@ -57,33 +57,34 @@ from persona.workspace import Workspace
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing to report on."""
+    """A run, model or other network to report on."""
 
     name: str
     teacher: bool
     source: Source | None
-    """Where its network comes from; None: a run that saved no model yet."""
+    """Source of the network. None for a run that has saved no model yet."""
     card: Card | None
+    """Card of the model, if it has one."""
     history: History | None
-    """Of its run, where that is here."""
+    """History of the run, if its folder is here."""
 
     @property
     def title(self) -> str:
-        """What the page calls it: of a file its name, not where it lies."""
+        """Name on the page. For a file it is the file's name without its folder."""
         name = self.name if self.source is None else self.source.title(self.name)
         return f"{name} (teacher)" if self.teacher else name
 
     @property
     def has_network(self) -> bool:
-        """A run that saved no model yet has none."""
+        """Whether there is a network. A run that has saved no model yet has none."""
         return self.source is not None
 
 
 def find_entries(names: Sequence[str], teacher: str | None, place: Workspace) -> list[Entry]:
-    """What the names stand for, the teacher last; a name given twice counts once.
+    """Finds what the names stand for, the teacher last. A name given twice counts once.
 
     Raises:
-        PersonaError: unknown, or a run's or model's files are damaged.
+        PersonaError: a name is unknown, or files of a run or model are damaged.
     """
     teacher = None if teacher is None else spell(teacher)
     wanted = [name for name in dict.fromkeys(map(spell, names)) if name != teacher]
@@ -120,17 +121,17 @@ def build_page(
     batch_size: int = 128,
     workers: int | None = None,
 ) -> Page:
-    """Measures every network and puts the page together.
+    """Measures every network and builds the page.
 
     Args:
-        entries: see `find_entries`.
-        place: where models lie.
-        folder: the packed set's folder.
-        manifest: its manifest.
-        accelerator: device.
-        names: show people's names.
-        batch_size: samples a forward.
-        workers: loader processes.
+        entries: result of `find_entries`.
+        place: folders of models and runs.
+        folder: folder of the packed set.
+        manifest: manifest of the packed set.
+        accelerator: device and processes.
+        names: whether people's names are shown.
+        batch_size: samples in one forward pass.
+        workers: loader processes. None chooses the number by the device.
 
     Raises:
         PersonaError: the set has no pairs, or does not fit a network.
@@ -175,7 +176,7 @@ def build_page(
 
 
 def weights_bytes(entry: Entry, place: Workspace, parameters: int | None) -> int:
-    """The size of a network's file; of an untrained student what it would take."""
+    """Size of a network's file in bytes. Without a file it is 4 bytes per parameter."""
     if entry.card is not None:
         return entry.card.bytes
     path = None if entry.source is None else entry.source.file(entry.name, place.models)
@@ -183,7 +184,7 @@ def weights_bytes(entry: Entry, place: Workspace, parameters: int | None) -> int
 
 
 def _people(manifest: Manifest, names: bool) -> dict[int, str]:
-    """What each label is called: its name, or a number."""
+    """Name of each label on the page: the person's name, or `person` and a number."""
     return {
         label: legible(name) if names else f"person {label + 1}"
         for label, name in enumerate(manifest.classes)
@@ -290,7 +291,7 @@ def _sections(models: list[Measured], people: dict[int, str]) -> list[Section]:
 
 
 def _mapped(model: Measured) -> str:
-    """Whose photos are in a map, and how many."""
+    """Text that says whose photos a map shows, and how many."""
     people = len(np.unique(model.embedded.labels))
     most = f"the {MAP_PEOPLE} people with the most"
     who = most if people > MAP_PEOPLE else f"all {people} people"
@@ -300,7 +301,7 @@ def _mapped(model: Measured) -> str:
 def _mistakes(
     models: list[Measured], folder: SetFolder, manifest: Manifest, people: dict[int, str] | None
 ) -> list[Mistakes]:
-    """The worst pairs of each model; names where `people` are given."""
+    """The worst pairs of each model, with the names of the people if `people` is given."""
     places = {
         (model.name, genuine): model.worst(genuine=genuine)
         for model in models
@@ -408,7 +409,7 @@ def _facts(manifest: Manifest) -> list[list[str]]:
 
 
 def _commit() -> str:
-    """`, commit abc1234` where Persona runs from its repository."""
+    """Text such as `, commit abc1234` if Persona runs from its repository, otherwise empty."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return ""

@@ -1,7 +1,7 @@
-"""The page's figures as plotly's own dicts: traces and layout, no colours of the theme.
+"""The page's figures as plotly dicts of traces and layout, without colours of the theme.
 
-Colours are Okabe and Ito's (2008), told apart with any kind of colour vision; lines differ in dash
-and points in shape as well.
+The colours are those of Okabe and Ito (2008), which can be told apart with any colour vision. Lines
+also differ in dash, and points in shape.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star", "pentagon")
 BINS = 40
 MIN_RANGE = 0.02
-"""Of cosines over the bins."""
+"""Smallest range of cosines that the bins cover."""
 MAX_MARKED = 30
-"""Points of a line up to which each is marked."""
+"""Most points of a line for which each point is marked."""
 POINTS_A_DECADE = 60
+"""Most points of a curve in each decade of a logarithmic axis."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,12 @@ class Figure:
     id: str
     title: str
     alt: str
-    """What a reader who does not see it is told."""
+    """Alternative text for readers who do not see the figure."""
     traces: list[dict[str, Any]]
     layout: dict[str, Any]
     columns: list[str] = field(default_factory=list)
     rows: list[list[str]] = field(default_factory=list)
-    """Its figures as a table."""
+    """The figure's values as a table under `columns`."""
 
 
 def _line(number: int) -> dict[str, Any]:
@@ -55,13 +56,16 @@ def _axis(title: str, **more: Any) -> dict[str, Any]:
 
 
 def _rate_axis(title: str) -> dict[str, Any]:
-    """Logarithmic, its decades labelled."""
+    """A logarithmic axis with labelled decades."""
     minor = {"dtick": "D1", "ticks": "outside", "ticklen": 4}
     return _axis(title, type="log", dtick=1, tickformat="~g", minor=minor)
 
 
 def thin(far: Floats, *others: Floats) -> tuple[list[float], ...]:
-    """Points of a curve over a log axis: of very many the last in each 60th of a decade."""
+    """Thins a curve for a logarithmic axis: keeps the last point in each 1/60 of a decade.
+
+    Points with FAR 0 are dropped. `others` are further columns of the same points.
+    """
     shown = far > 0
     cell = np.round(np.log10(far[shown]) * POINTS_A_DECADE)
     last = np.append(np.flatnonzero(np.diff(cell)), len(cell) - 1)
@@ -69,16 +73,17 @@ def thin(far: Floats, *others: Floats) -> tuple[list[float], ...]:
 
 
 def roc_traces(scores_P: Floats, same_P: Bools) -> tuple[list[float], list[float]]:
-    """FAR and TAR of a ROC curve."""
+    """FAR and TAR of a thinned ROC curve."""
     far, tar, _ = roc(scores_P, same_P)
     x, y = thin(far, tar)
     return x, y
 
 
 def histogram(scores_P: Floats, same_P: Bools) -> tuple[list[float], list[float], list[float]]:
-    """Middles of the bins, share of the impostor and of the genuine pairs in each.
+    """Histogram of scores: centres of the bins, and share of impostor and of genuine pairs in each.
 
-    The first and the last are empty, and scores that hardly differ are not drawn as if they did.
+    The first and the last bin are empty. The bins cover at least `MIN_RANGE`, so that scores that
+    hardly differ are not drawn far apart.
     """
     low, high = float(scores_P.min()), float(scores_P.max())
     width = max(high - low, MIN_RANGE) / (BINS - 3)
@@ -91,7 +96,7 @@ def histogram(scores_P: Floats, same_P: Bools) -> tuple[list[float], list[float]
 
 
 def roc_figure(models: list[Measured]) -> Figure:
-    """TAR over FAR, FAR on a log axis."""
+    """ROC: TAR over FAR, with FAR on a logarithmic axis."""
     traces = []
     for number, model in enumerate(models):
         x, y = roc_traces(model.scores.score, model.scores.same)
@@ -116,7 +121,7 @@ def roc_figure(models: list[Measured]) -> Figure:
 
 
 def det_figure(models: list[Measured]) -> Figure:
-    """FRR over FAR, both on log axes."""
+    """DET: FRR over FAR, both on logarithmic axes."""
     traces = []
     for number, model in enumerate(models):
         far, frr, _ = det(model.scores.score, model.scores.same)
@@ -155,7 +160,7 @@ def _curve(number: int, name: str, x: list[Any], y: list[Any]) -> dict[str, Any]
 
 
 def cost_figure(models: list[Measured]) -> Figure:
-    """Accuracy over what a face costs on the CPU, which is on a log axis: up and left is better."""
+    """Accuracy over CPU time per face (ms, logarithmic axis). Up and left is better."""
     traces = []
     for number, model in enumerate(models):
         trace = _curve(number, model.name, [model.cpu_ms], [model.figures.accuracy])
@@ -177,10 +182,10 @@ def cost_figure(models: list[Measured]) -> Figure:
 
 
 def histogram_figure(number: int, model: Measured) -> Figure:
-    """Scores of genuine and impostor pairs, with the threshold."""
+    """Histograms of the scores of genuine and of impostor pairs, with the threshold."""
     scores, same = model.scores.score, model.scores.same
     x, impostor, genuine = histogram(scores, same)
-    # Steps rather than hatched bars: in a PDF each of those is a picture of 250 kB.
+    # Filled steps instead of hatched bars, each of which would be a 250 kB picture in a PDF.
     traces: list[dict[str, Any]] = [
         {
             "type": "scatter",
@@ -231,7 +236,7 @@ def histogram_figure(number: int, model: Measured) -> Figure:
 
 
 def group_figures(models: list[Measured]) -> list[Figure]:
-    """Accuracy of each group with its interval, one figure an annotation."""
+    """Accuracy of each group with its 95 % interval, one figure per annotation."""
     figures: list[Figure] = []
     for by in dict.fromkeys(group.by for model in models for group in model.groups):
         traces, rows = [], []
@@ -286,12 +291,12 @@ def _with_interval(group: Group) -> str:
 
 
 def curve_figures(number: int, name: str, history: History) -> list[Figure]:
-    """The loss and the test accuracy of a run."""
+    """Curves of the loss and of the test accuracy of a run, over optimizer steps."""
     wanted = {
         "Loss": [key for key in history.curves if key == "loss" or key.startswith("loss/")],
         "Test accuracy": [key for key in history.curves if key.endswith("/accuracy")],
     }
-    if len(wanted["Loss"]) == 2:  # one term is the loss itself
+    if len(wanted["Loss"]) == 2:  # a single term equals the loss
         wanted["Loss"] = ["loss"]
     figures = []
     for title, keys in wanted.items():
@@ -322,7 +327,7 @@ def curve_figures(number: int, name: str, history: History) -> list[Figure]:
 def map_figure(
     number: int, model: str, places: dict[str, Any], people: dict[int, str]
 ) -> Figure | None:
-    """Embeddings in two dimensions, one colour and shape a person; None: too few photos."""
+    """Map of embeddings, with a colour and shape per person. None if there are too few photos."""
     if not places["x"]:
         return None
     labels = np.array(places["label"])
@@ -362,12 +367,12 @@ def map_figure(
 
 
 def rate(value: float | None) -> str:
-    """A rate; None: too few pairs to tell."""
+    """A rate as text. None, for too few pairs, gives `not resolvable`."""
     return "not resolvable" if value is None else f"{value:.4f}"
 
 
 def with_interval(value: float | None, interval: Iterable[float] | None) -> str:
-    """`0.9940`, and on a line of its own `[0.9900, 0.9970]`."""
+    """A value as text such as `0.9940`, with its interval `[0.9900, 0.9970]` on a second line."""
     if value is None or interval is None:
         return rate(value)
     low, high = interval

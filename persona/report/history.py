@@ -1,4 +1,4 @@
-"""What a run left: its curves, how far it came, and whether it is still going."""
+"""Reads the history of a run: its curves, how far it came, and whether it is still going."""
 
 from __future__ import annotations
 
@@ -22,24 +22,29 @@ CONFIG = "config.yaml"
 
 @dataclass(frozen=True)
 class History:
-    """A run, as its folder tells it."""
+    """The history of a run, read from its folder."""
 
     state: str
     """`finished`, `still going`, `stopped` or `stopped: the loss was not finite`."""
     told: str
-    """The same as a sentence."""
+    """The state in sentences for a reader."""
     config: dict[str, Any] = field(default_factory=dict)
+    """Config of the run."""
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-    """(step, value) of each figure."""
+    """Pairs (optimizer step, value) of each figure, by name."""
     damaged: int = 0
-    """Lines of its metrics that could not be read."""
+    """Number of metrics lines that could not be read."""
 
 
 def read_history(folder: Path, *, has_model: bool) -> History:
-    """Reads a run's folder; damaged lines of its metrics are skipped and counted.
+    """Reads the folder of a run. Damaged lines of its metrics are skipped and counted.
+
+    Args:
+        folder: folder of the run.
+        has_model: whether the run has saved a model.
 
     Raises:
-        PersonaError: its config is missing or damaged.
+        PersonaError: the run's config is missing or damaged.
     """
     config = load_config(folder / CONFIG, {})
     records, damaged = read_metrics(folder / METRICS)
@@ -53,7 +58,7 @@ def read_history(folder: Path, *, has_model: bool) -> History:
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Whole records of finite figures, and how many lines were none."""
+    """Records of a metrics file and the number of damaged lines. Values not finite are left out."""
     records, damaged = [], 0
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -75,7 +80,7 @@ def _is_figure(value: object) -> bool:
 def _state(
     folder: Path, config: DistillConfig, records: list[dict[str, Any]], has_model: bool
 ) -> tuple[str, str]:
-    """Where a run stands; nothing but its files is asked."""
+    """State of a run, and the same as a sentence, found from the files of its folder."""
     reached = _reached(folder, records)
     length = Length(config.epochs, config.steps, config.photos)
     saved = "" if has_model else " It saved no model yet."
@@ -99,9 +104,9 @@ def _state(
 
 
 def _reached(folder: Path, records: list[dict[str, Any]]) -> Progress:
-    """The furthest place that the metrics or the checkpoint tell of.
+    """The furthest progress that the metrics or the checkpoint show.
 
-    Without a test set nothing is recorded after the last epoch, but its checkpoint is.
+    Without a test set no metrics follow the last epoch, but a checkpoint does.
     """
     found = _checkpoint(folder)
     for record in records:

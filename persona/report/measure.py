@@ -1,4 +1,4 @@
-"""What the page shows of one network on one set.
+"""Measures what the report page shows of one network on one set.
 
 Shapes: N samples, P pairs, E embedding.
 """
@@ -31,18 +31,23 @@ from persona.models.output import FaceNetwork, for_inference
 from persona.models.sources import NamedNetwork
 
 WORST = 24
+"""Most pairs shown of each kind of mistake."""
 TIMED_FACES = 16
+"""Faces in the batch that is timed."""
 TIMED_TURNS = 8
+"""Times that each network is timed."""
 MAX_GROUPS = 12
+"""Most groups that an annotation may make to be shown."""
 MAP_PEOPLE, MAP_PHOTOS = 20, 30
-"""Most of each in a map of embeddings."""
+"""Most people, and most photos of each, in a map of embeddings."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The accuracy of one group of pairs."""
+    """The accuracy on one group of pairs."""
 
     by: str
+    """Annotation that makes the groups, with `-gap` for the difference of a number."""
     name: str
     pairs: int
     accuracy: float
@@ -51,7 +56,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Measured:
-    """One network on one set."""
+    """All that was measured of one network on one set."""
 
     name: str
     teacher: bool
@@ -63,22 +68,23 @@ class Measured:
     groups: list[Group]
     embedded: Embedded
     parameters: int | None
-    """None: its file does not tell, or the package `onnx` would."""
+    """Number of parameters. None if the file does not tell, or only with the package `onnx`."""
     bytes: int
+    """Size of the network's file in bytes."""
     cpu_ms: float
-    """A face, on this machine's CPU, in batches of TIMED_FACES."""
+    """Time per face on this machine's CPU in batches of TIMED_FACES, in ms."""
     collapse: str | None = None
-    """What is to be said if the network has collapsed; None: it has not."""
+    """Message that the network has collapsed. None if it has not."""
 
     @property
     def threshold(self) -> float:
-        """The median of the folds' thresholds."""
+        """Median of the folds' cosine thresholds."""
         return float(np.median(self.decided.thresholds))
 
     def worst(self, *, genuine: bool) -> list[int]:
-        """Places of the pairs that were decided wrongly, the furthest from their threshold first.
+        """Places of the `WORST` wrongly decided pairs, the furthest from their threshold first.
 
-        `genuine`: false rejects; else false accepts.
+        With `genuine` they are false rejects, otherwise false accepts.
         """
         fold = np.searchsorted(self.decided.numbers, self.scores.fold)
         beyond = self.scores.score - self.decided.thresholds[fold]
@@ -103,23 +109,23 @@ def measure(
     workers: int | None = None,
     resamples: int = 1000,
 ) -> Measured:
-    """Embeds a set once and takes from it all that the page shows.
+    """Embeds a set once and computes all that the page shows.
 
     Args:
         named: the network, on the accelerator's device.
-        folder: the packed set's folder.
-        manifest: its manifest.
-        accelerator: device.
-        title: what the page calls it.
-        teacher: mark it as the teacher.
-        size: bytes of its file.
-        cpu_ms: of `time_on_cpu`.
-        batch_size: samples a forward.
-        workers: loader processes.
-        resamples: of the intervals.
+        folder: folder of the packed set.
+        manifest: manifest of the packed set.
+        accelerator: device and processes.
+        title: name of the network on the page.
+        teacher: whether the network is shown as the teacher.
+        size: size of the network's file in bytes.
+        cpu_ms: time per face from `time_on_cpu`, in ms.
+        batch_size: samples in one forward pass.
+        workers: loader processes. None chooses the number by the device.
+        resamples: bootstrap resamples for the intervals.
 
     Raises:
-        PersonaError: the set has no pairs, or its crops are not of the network's kind.
+        PersonaError: the set has no pairs, or its crops do not fit the network.
     """
     check_measure("verification", named, manifest)
     subject = Subject(named, folder, manifest, accelerator, Options(), batch_size, workers)
@@ -149,7 +155,10 @@ def measure(
 def measure_groups(
     scores: PairScores, decided: Folds, metas: dict[int, dict[str, Any]], resamples: int
 ) -> list[Group]:
-    """Accuracy by each annotation of the set that makes 2 to 12 groups; of numbers by their gap."""
+    """Accuracy of each group, for every annotation of the set that makes 2 to 12 groups.
+
+    Annotations that are numbers are grouped by the difference of the two photos' numbers.
+    """
     values: dict[str, set[str]] = {}
     for meta in metas.values():
         for name, value in (meta.get("attributes") or {}).items():
@@ -171,11 +180,11 @@ def measure_groups(
 def time_on_cpu(
     networks: Sequence[FaceNetwork], folder: SetFolder, manifest: Manifest
 ) -> list[float]:
-    """Milliseconds a face of each forward pass alone, on real crops: the least of all turns.
+    """Time per face of each network's forward pass on real crops of a set, in ms.
 
-    What else the machine does only adds. The first of a turn's two passes counts for nothing: the
-    threads of another runtime, which went before, are still awake. The networks come back in eval
-    mode, on the CPU.
+    It is the minimum over all turns, since other work of the machine only adds time. Each turn runs
+    two passes and times the second one: during the first, threads of the runtime before may still
+    be awake. Afterwards the networks are in eval mode on the CPU.
     """
     batch = next(iter(build_loader(folder, manifest, batch_size=TIMED_FACES, training=False)))
     images = normalise(batch.images).contiguous(memory_format=torch.channels_last)
@@ -191,7 +200,7 @@ def time_on_cpu(
 
 
 def read_faces(folder: SetFolder, manifest: Manifest, keys: set[int]) -> dict[int, bytes]:
-    """The JPEG of each of these samples."""
+    """JPEG bytes of samples, by key."""
     members = index_members(folder, manifest)
     faces = {}
     for key in sorted(keys):
@@ -204,10 +213,13 @@ def read_faces(folder: SetFolder, manifest: Manifest, keys: set[int]) -> dict[in
 def embedding_map(
     embedded: Embedded, identities: int = MAP_PEOPLE, photos: int = MAP_PHOTOS
 ) -> dict[str, Any]:
-    """The people with the most photos in two dimensions: t-SNE by cosine, seeded.
+    """Map of embeddings in two dimensions by t-SNE with cosine distance and a fixed seed.
+
+    It shows the `identities` people with the most photos, and at most `photos` of each.
 
     Returns:
-        `x`, `y` (N,) and `label` (N,) class indices; empty where there are fewer than 6 photos.
+        Lists `x` and `y` of coordinates and `label` of class indices, all of length N. They are
+        empty if there are fewer than 6 photos.
     """
     labels = embedded.labels[:, 0]
     found, counts = np.unique(labels, return_counts=True)

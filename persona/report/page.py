@@ -1,7 +1,7 @@
-"""The page: one HTML file that loads nothing.
+"""The report page: a single HTML file that loads nothing else.
 
-What comes from sets, runs and users is escaped by the template; plotly and the page's own script
-are named by their hashes in a Content-Security-Policy, so nothing else can run or be fetched.
+The template escapes all text from sets, runs and users. A Content-Security-Policy names plotly and
+the page's own script by their hashes, so nothing else can run or be fetched.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from persona.report.figures import Figure
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under columns."""
+    """A table of text cells under named columns."""
 
     columns: list[str]
     rows: list[list[str]]
@@ -27,7 +27,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and its figures."""
+    """A section of the page: a heading with figures below it."""
 
     id: str
     title: str
@@ -37,20 +37,21 @@ class Section:
 
 @dataclass(frozen=True)
 class ShownFace:
-    """A photo in the page."""
+    """A photo shown in the page."""
 
     jpeg: bytes
     alt: str
+    """Alternative text."""
 
     @property
     def source(self) -> str:
-        """As a data URI."""
+        """The photo as a data URI."""
         return "data:image/jpeg;base64," + base64.b64encode(self.jpeg).decode()
 
 
 @dataclass(frozen=True)
 class FacePair:
-    """A pair that was decided wrongly."""
+    """A pair of photos that was decided wrongly."""
 
     faces: list[ShownFace]
     score: str
@@ -59,7 +60,7 @@ class FacePair:
 
 @dataclass(frozen=True)
 class Mistakes:
-    """A model's worst pairs."""
+    """The worst false accepts and false rejects of a model."""
 
     name: str
     accepts_title: str
@@ -74,15 +75,16 @@ class Made:
 
     name: str
     facts: list[list[str]]
+    """Rows of a name and a value."""
     config: str = ""
-    """YAML."""
+    """Config of its training as YAML."""
     curves: list[Figure] = field(default_factory=list)
-    """Of its training."""
+    """Curves of its training."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """All that the page says."""
+    """The whole content of the page."""
 
     set: str
     summary: str
@@ -92,19 +94,19 @@ class Page:
     faces: list[Mistakes] = field(default_factory=list)
     made: list[Made] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
-    """What a reader must know first, such as that a run is still going."""
+    """What a reader must know first, for example that a run is still going."""
     remarks: list[str] = field(default_factory=list)
 
     @property
     def sections(self) -> list[tuple[str, str]]:
-        """ID and title of each, in order."""
+        """ID and title of each section, in order."""
         middle = [(section.id, section.title) for section in self.plots]
         faces = [("faces", "The worst mistakes")] if self.faces else []
         return [("headline", "Models"), *middle, *faces, ("made", "How they were made")]
 
 
 def render(page: Page) -> str:
-    """The HTML.
+    """Renders the page as HTML.
 
     Raises:
         PersonaError: the extra `report` is not installed.
@@ -133,7 +135,7 @@ def render(page: Page) -> str:
     return template.render(
         page=page,
         policy=policy,
-        style=Markup((here / "page.css").read_text(encoding="utf-8")),  # ours, not a user's
+        style=Markup((here / "page.css").read_text(encoding="utf-8")),  # ours: no escaping
         plotly=Markup(plotly),
         script=Markup(script),
         figures=Markup(encode_for_script(figures)),
@@ -141,7 +143,7 @@ def render(page: Page) -> str:
 
 
 def encode_for_script(value: Any) -> str:
-    """JSON that cannot end the script element it lies in."""
+    """JSON for a script element, escaped so that it cannot end the element."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

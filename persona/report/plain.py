@@ -1,4 +1,4 @@
-"""Plots as plain images, drawn with Pillow: for trackers, where no browser is at hand."""
+"""Plots as plain images, drawn with Pillow, for trackers that have no browser to draw them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ LEGEND_COLUMNS = 4
 
 @dataclass(frozen=True)
 class Curves:
-    """Lines over one axis; figures alone, so that they may leave the machine."""
+    """Lines over a common x axis. They hold figures only, so that they may leave the machine."""
 
     title: str
     axes: tuple[str, str]
+    """Titles of the x and the y axis."""
     x: list[float]
     lines: dict[str, list[float]]
+    """Values at `x` of each line, by name."""
 
     def rows(self) -> tuple[list[str], list[list[float]]]:
-        """As a table: its columns and rows."""
+        """The curves as a table: its columns and rows."""
         columns = [self.axes[0], *self.lines]
         return columns, [list(row) for row in zip(self.x, *self.lines.values(), strict=True)]
 
     def image(self, log_x: bool = False) -> Image.Image:
-        """Drawn with a frame, the ends of both axes and a legend."""
+        """The plot as an image of 640 x 420 px, with frame, axis limits and legend."""
         image = Image.new("RGB", (WIDTH_PX, HEIGHT_PX), "white")
         draw = ImageDraw.Draw(image)
         left, top, right, bottom = (
@@ -54,7 +56,7 @@ class Curves:
 
 
 def pair_curves(scores_P: Floats, same_P: Bools) -> list[Curves]:
-    """The ROC and the histogram of the scores, without anything of a single pair."""
+    """ROC curve and histogram of (P,) scores. They contain no data of a single pair."""
     far, tar = roc_traces(scores_P, same_P)
     x, impostor, genuine = histogram(scores_P, same_P)
     shares = {"impostor": impostor, "genuine": genuine}

@@ -1,4 +1,4 @@
-"""What a set can be measured by, one protocol a file; what one is stands in `base`."""
+"""The evaluation protocols, one a file. `base` says what a protocol is."""
 
 from persona.evaluation.protocols.base import (
     PROTOCOLS,

@@ -1,6 +1,6 @@
-"""What a protocol is: a name, how its pairs or templates are built, which figures come out.
+"""Base of the evaluation protocols: a protocol has a name and measures a network on a set.
 
-Another protocol is one file with one subclass; defining it registers it:
+A new protocol is one file with one subclass of `Protocol`. Defining the class registers it:
 
     @dataclass(frozen=True)
     class ClusteringFigures(Evaluation):
@@ -51,94 +51,106 @@ NOT_RESOLVABLE = "not resolvable"
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may choose about an evaluation, beside the set and the measure."""
+    """What a user may choose about an evaluation, apart from the set and the measure."""
 
     flip: bool = False
-    """Add the embedding of the mirror image."""
+    """Add the embedding of the mirrored photo to that of the photo."""
     no_face: str = "centre"
-    """What becomes of photos without a face, see persona/evaluation/pairs.py."""
+    """Policy for photos without a face, see persona/evaluation/pairs.py."""
     pairs: Path | None = None
-    """A list of the user's own."""
+    """The user's own list of pairs. None takes the pairs of the set."""
     by: str | None = None
-    """Annotation to give figures by."""
+    """Annotation to group the figures by."""
     fars: Sequence[float] = FARS
+    """False accept rates at which the true accept rate is reported."""
     resamples: int = 0
-    """Of the intervals; 0: none."""
+    """Bootstrap resamples for the intervals. 0 computes no intervals."""
     trained: tuple[str, ...] | None = None
-    """Identities whose pairs are left out."""
+    """Names of trained identities. Their pairs are left out."""
     scores: Path | None = None
-    """Where to write a row a pair, by the main process."""
+    """File to which the main process writes one row for each pair."""
     overlap_names: Path | None = None
-    """Where to write the identities that were trained on, by the main process."""
+    """File to which the main process writes the set's identities that were trained on."""
     gallery: tuple[SetFolder, Manifest] | None = None
-    """The set that probes are looked up in."""
+    """The set that is enrolled as the gallery; the evaluated set gives the probes."""
     templates: Path | None = None
-    """Folder of IJB's lists of templates and media."""
+    """Folder with IJB's lists of templates and media."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows as a command prints them; the first column names what the others are of."""
+    """A table as a command prints it. The first column names the row."""
 
     titles: tuple[str, ...]
+    """Title of each column."""
     rows: list[list[str | None]]
+    """Text of each cell, row by row."""
     notes: tuple[str, ...] = ()
-    """Lines about them."""
+    """Lines to print below the table."""
 
 
 class Evaluation:
-    """The figures of one network on one set. Each protocol has its own dataclass of them.
+    """The figures of one network on one set. Each protocol has its own dataclass of figures.
 
-    A figure that was not measured is None and is neither printed nor written. JSON has the fields
-    in the order of the dataclass, which gives `flip`, `spread` and whichever it fills of the fields
-    below; they mean the same in all.
+    A figure that was not measured is None and is neither printed nor written. The JSON has the
+    fields in the order of the dataclass. The dataclass repeats those of the fields below that it
+    fills; `flip` and `spread` are in all. The fields mean the same in every protocol.
     """
 
     shown: ClassVar[tuple[tuple[str, str], ...]] = ()
-    """Title and field of each figure of a table, in its order."""
+    """Title and field of each single figure, in the order of the table."""
     rates: ClassVar[tuple[tuple[str, str, str], ...]] = ()
-    """Title, field and name in `intervals` of figures by rate, as "TAR @ FAR" of `tar_at_far`."""
+    """Title, field and name in `intervals` of the figures by rate, such as ("TAR @ FAR",
+    "tar_at_far", "tar")."""
     counted: ClassVar[tuple[str, ...]] = ()
-    """Fields that are counts, which end the table."""
+    """Fields that are counts. They end the table."""
     unit: ClassVar[str] = "photos"
-    """What is counted where something lacks a face."""
+    """What `no_face` and `absent` count: photos, pairs or triplets."""
     model: str
+    """Name of the network."""
     set: str
+    """Name of the set."""
     measure: str
+    """Name of the protocol."""
     accuracy: float | None = None
     no_face: int | None = None
-    """Pairs with a photo that shows no face; photos, and triplets for any reason, left out."""
+    """Number of pairs with a photo that shows no face, or of photos without a face that were left
+    out, or of triplets that were left out for any reason."""
     absent: int | None = None
-    """Pairs with a photo that the set does not hold; photos that it should hold."""
+    """Number of pairs with a photo that the set does not hold, or of photos that it lacks."""
     intervals: dict[str, Interval | None] | None = None
-    """95 % intervals, by figure; None: resamples cannot tell, as where there are no errors."""
+    """95 % interval by figure. None means that the resamples give no interval, for example because
+    there are no errors."""
     resampled: str | None = None
-    """What the intervals were resampled over."""
+    """What was resampled for the intervals: `identities` or `pairs`."""
     flip: bool | None = None
+    """True if the embedding of the mirrored photo was added, otherwise None."""
     no_face_policy: str | None = None
+    """Policy for photos without a face, see persona/evaluation/pairs.py."""
     spread: float | None = None
-    """Of the embeddings, see persona/evaluation/spread.py; None: the set shows one person."""
+    """Spread of the embeddings, see persona/evaluation/spread.py. None means that the set shows
+    only one person."""
 
     @property
     def chosen_by(self) -> str:
-        """The figure by which the epochs of a training are compared."""
+        """Name of the figure by which the epochs of a training run are compared."""
         return PROTOCOLS.find(self.measure).chosen_by
 
     @property
     def score(self) -> float:
-        """Its value."""
+        """Value of the figure that `chosen_by` names."""
         value: float = getattr(self, self.chosen_by)
         return value
 
     @property
     def collapse(self) -> str | None:
-        """What is to be said if the network has collapsed; None: it has not."""
+        """Message that says that the network has collapsed, or None if it has not."""
         if not has_collapsed(self.spread):
             return None
         return tell_collapse(self.model, self.spread, f"set {self.set}")
 
     def tables(self) -> list[Table]:
-        """The figures with their intervals, then what more there is to print."""
+        """The tables to print: first the figures with their intervals, then any others."""
         intervals = self.intervals or {}
         rows: list[list[str | None]] = []
 
@@ -161,7 +173,7 @@ class Evaluation:
         return [Table(titles, [row[: len(titles)] for row in rows])]
 
     def notes(self) -> list[str]:
-        """What was noticed and counted on the way, a line each."""
+        """Warnings and notes about the measurement, one line each."""
         lines = [f"warning: {self.collapse}"] if self.collapse else []
         for title, name, _ in self.rates:
             rates = getattr(self, name) or {}
@@ -189,11 +201,11 @@ class Evaluation:
         return lines
 
     def trials(self, rate: str) -> str:
-        """How many trials a rate (`FAR`) was to be resolved by, in words."""
+        """Number and kind of the trials that a rate (such as `FAR`) rests on, as text."""
         return "too few trials"
 
     def _repr_html_(self) -> str:
-        """The single figures as a table, for notebooks."""
+        """HTML table of the single figures, for notebooks."""
         single = {n: v for n, v in self.to_json().items() if isinstance(v, str | int | float)}
         rows = "".join(
             f"<tr><th>{html.escape(name.replace('_', ' '))}</th><td>{html.escape(shown)}</td></tr>"
@@ -205,14 +217,14 @@ class Evaluation:
         return f"<table>{rows}</table>"
 
     def to_json(self) -> dict[str, Any]:
-        """The figures that apply."""
+        """The figures that were measured, and `collapsed` if the network has collapsed."""
         figures = {name: value for name, value in vars(self).items() if value is not None}
         return figures | ({"collapsed": True} if self.collapse else {})
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A network on a set, as a protocol sees it."""
+    """A network on a set, with the options: what a protocol measures."""
 
     named: Named
     folder: SetFolder
@@ -223,10 +235,13 @@ class Subject:
     workers: int | None = None
     quiet: bool = False
     spreads: list[float] = field(default_factory=list)
-    """Of the sets that were embedded so far."""
+    """Spread of each set embedded so far, see persona/evaluation/spread.py."""
 
     def embed(self, folder: SetFolder, manifest: Manifest, top: int = 0) -> Embedded:
-        """A set through the network, on all processes."""
+        """Embeds a set on all processes and notes its spread.
+
+        `top` is the number of highest classes of each photo to keep in `predicted`.
+        """
         embedded = embed_set(
             self.named.network,
             folder,
@@ -245,7 +260,7 @@ class Subject:
 
     @property
     def spread(self) -> float | None:
-        """The smallest so far; None: no set showed two people."""
+        """The smallest spread so far. None means that no set showed two people."""
         return min(self.spreads, default=None)
 
 
@@ -253,15 +268,16 @@ class Protocol(ABC):
     """One way to measure a network on a set."""
 
     name: ClassVar[str]
+    """Name of the protocol, as `--measure` takes it."""
     result: ClassVar[type[Any]]
-    """The dataclass of its figures, an `Evaluation`; it begins with `model`, `set`, `measure`."""
+    """Dataclass of its figures, an `Evaluation`. It begins with `model`, `set`, `measure`."""
     options: ClassVar[frozenset[str]] = frozenset()
-    """Of `Options`, those that mean something here beside flip and resamples."""
+    """Fields of `Options` that this protocol uses, apart from `flip` and `resamples`."""
     needs_identities: ClassVar[bool] = True
-    """Whether it compares photos by who they show."""
+    """Whether it needs the identity of each photo."""
     chosen_by: ClassVar[str] = "accuracy"
-    """The field of `result` by which the epochs of a training are compared: one that seldom
-    has the same value twice, as a share of few trials often has."""
+    """Field of `result` by which the epochs of a training run are compared. Choose one that seldom
+    has the same value twice; a share of few trials often has."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -273,14 +289,18 @@ class Protocol(ABC):
 
     @abstractmethod
     def figures(self, subject: Subject) -> dict[str, Any]:
-        """Fields of `result`."""
+        """Measures the network. Returns the fields of `result` by name."""
 
 
 PROTOCOLS: Registry[type[Protocol]] = registry.PROTOCOLS
 
 
 def default_measure(manifest: Manifest, options: Options = Options()) -> str:
-    """What the options ask for; else match of triplets, verification of pairs, class of photos."""
+    """The protocol that fits a set and the options.
+
+    Triplets give `match`. The options `templates` and `gallery` choose `templates` and
+    `identification`. Otherwise pairs give `verification`, and photos without pairs `class`.
+    """
     if manifest.kind == "triplets":
         return "match"
     if options.templates:
@@ -312,10 +332,10 @@ def check_measure(
 
 
 def logit_places(named: Named, manifest: Manifest) -> npt.NDArray[np.int64] | None:
-    """(K,) which logit stands for each of the set's classes, -1 where none does.
+    """(K,) int64 logit of each of the set's classes, or -1 for a class without a logit.
 
-    They are the same list, or identities are found by name; None: too few are for all that the
-    set's photos show.
+    If the network was trained on the same list of classes, the places agree. Otherwise classes are
+    found by name. None means that fewer classes have a logit than the set's photos show identities.
     """
     count = named.network.num_classes
     if count and manifest.knows(named.trained_on, count, named.classes):
@@ -341,17 +361,17 @@ def evaluate(
 
     Args:
         named: the network, on the accelerator's device.
-        folder: the packed set's folder.
-        manifest: its manifest.
+        folder: folder of the packed set.
+        manifest: manifest of the packed set.
         accelerator: processes and their device, see `join_processes`.
-        measure: a protocol's name; None: the set's own.
+        measure: name of a protocol. None takes `default_measure`.
         options: what else the user chose.
-        batch_size: samples a forward on each process.
-        workers: loader processes of each process.
-        quiet: no progress bar.
+        batch_size: samples in one forward pass on each process.
+        workers: loader processes of each process. None chooses the number by the device.
+        quiet: show no progress bar.
 
     Raises:
-        PersonaError: the set cannot give the measure, or its crops are not of the network's kind.
+        PersonaError: the set cannot give the measure, or its crops do not fit the network.
     """
     measure = measure or default_measure(manifest, options)
     check_measure(measure, named, manifest, options)

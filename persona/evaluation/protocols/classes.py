@@ -1,4 +1,4 @@
-"""Class accuracy: is the identity among a network's highest logits?"""
+"""Class accuracy: the share of photos whose identity is among the network's highest logits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OTHER = "choose a set with pairs such as lfw, or in `persona evaluate` another -
 
 @dataclass(frozen=True)
 class ClassFigures(Evaluation):
-    """How often the identity is the highest logit, or among the five highest."""
+    """Share of photos whose identity has the highest logit, or one of the five highest."""
 
     model: str
     set: str
@@ -44,13 +44,13 @@ class ClassFigures(Evaluation):
 
 
 class Classes(Protocol):
-    """Of a set whose identities the network was trained on, and perhaps others."""
+    """Class accuracy on a set whose identities are all among those the network was trained on."""
 
     name = "class"
     result = ClassFigures
 
     def check(self, named: Named, manifest: Manifest, options: Options) -> None:
-        """Each of the set's identities must have a logit."""
+        """Raises PersonaError if an identity of the set has no logit."""
         if not named.network.num_classes:
             raise PersonaError(
                 f"{named.name} gives embeddings alone, no classes: class accuracy is not for it; "
@@ -60,7 +60,7 @@ class Classes(Protocol):
             raise _unknown(named, manifest)
 
     def figures(self, subject: Subject) -> dict[str, Any]:
-        """Top-1 and top-5; intervals resample identities."""
+        """Top-1 and top-5 accuracy. Intervals resample identities."""
         embedded = subject.embed(subject.folder, subject.manifest, top=TOP)
         places_K = logit_places(subject.named, subject.manifest)
         assert places_K is not None

@@ -1,16 +1,20 @@
-"""Identification 1:N: whose face is this, of all the people in a gallery?
+"""Identification 1:N: which person of a gallery does a probe show?
 
-By itself a set gives both: of every person with two photos or more the first (in the order of
-paths) is enrolled and the others are probes, which gives rank-1, rank-5 and CMC. For the open-set
-search every second person, drawn by a seed, is taken out of the gallery again: their probes, and
-the photos of people who have only one, are the non-mated. With `--gallery SET` that set is
-enrolled, a template of all photos a person, and the evaluated set's photos are the probes; those of
-people who are not in the gallery are the non-mated.
+Without `--gallery`, the set gives both gallery and probes. Of every person with two or more photos
+the first one (in the order of paths) is enrolled and the others are probes. This closed search
+gives rank-1, rank-5 and the CMC. For the open search, half of the people, drawn by a seed, are
+taken out of the gallery again. Their probes, and the photos of people with only one photo, are the
+non-mated probes.
 
-Figures as in NIST's FRVT 1:N: TPIR is the share of mated probes that are answered first and above
-the threshold, at the threshold that answers a share FPIR of the non-mated ones.
+With `--gallery SET`, that set is enrolled with one template per person, pooled from all photos of
+the person. The photos of the evaluated set are the probes. Those of people who are not in the
+gallery are the non-mated probes.
 
-Photos without a face and absent ones are neither enrolled nor probes; they are counted.
+The figures are those of NIST's FRVT 1:N. The threshold is the one at which a share FPIR of the
+non-mated probes gets an answer. TPIR is the share of mated probes whose person is ranked first and
+above this threshold.
+
+Photos without a face and absent photos are neither enrolled nor used as probes; they are counted.
 
 Shapes: N photos, F enrolled photos, G gallery templates, E embedding, K identities.
 """
@@ -38,7 +42,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class IdentificationFigures(Evaluation):
-    """How often a probe is answered rightly, in the closed and in the open search."""
+    """Identification figures of the closed and the open search. Rates are shares in [0, 1]."""
 
     model: str
     set: str
@@ -47,18 +51,18 @@ class IdentificationFigures(Evaluation):
     no_face: int | None = None
     absent: int | None = None
     rank_1: float | None = None
-    """As `accuracy`."""
+    """The same value as `accuracy`."""
     rank_5: float | None = None
     cmc: list[float] | None = None
-    """Share found among the first 1, 2, … answers."""
+    """Share of mated probes whose identity is among the first 1, 2, … answers."""
     tpir_at_fpir: dict[str, float | None] | None = None
-    """None in it: the non-mated probes are too few to resolve that FPIR."""
+    """TPIR by FPIR. None means that the non-mated probes are too few to resolve that FPIR."""
     gallery: int | None = None
-    """Templates in the gallery."""
+    """Number of templates in the gallery."""
     probes: int | None = None
-    """Mated probes: their identity is in the gallery."""
+    """Number of mated probes, whose identity is in the gallery."""
     non_mated: int | None = None
-    """Non-mated probes of the open-set search."""
+    """Number of non-mated probes of the open search."""
     intervals: dict[str, Interval | None] | None = None
     resampled: str | None = None
     flip: bool | None = None
@@ -70,19 +74,19 @@ class IdentificationFigures(Evaluation):
     counted = ("gallery", "probes", "non_mated", "no_face", "absent")
 
     def trials(self, rate: str) -> str:
-        """The strangers among the probes."""
+        """Number of non-mated probes, as text."""
         return f"{self.non_mated} non-mated probes"
 
 
 class Identification(Protocol):
-    """Of a set of photos, by itself or against a gallery set."""
+    """Identification on a set of photos, within the set or against a gallery set."""
 
     name = "identification"
     result = IdentificationFigures
     options = frozenset({"gallery"})
 
     def check(self, named: Named, manifest: Manifest, options: Options) -> None:
-        """Photos are needed, and crops of the same kind in the gallery."""
+        """Raises PersonaError if a set holds triplets or the gallery's crops do not fit."""
         if manifest.kind != "photos":
             raise PersonaError(f"set {manifest.name} holds triplets: identification needs photos")
         if options.gallery is not None:
@@ -92,7 +96,7 @@ class Identification(Protocol):
             gallery.check_crops(named.name, named.image_size, named.network.uses_landmarks)
 
     def figures(self, subject: Subject) -> dict[str, Any]:
-        """Rank-1, rank-5, CMC and TPIR at FPIR; intervals resample the probes' identities."""
+        """Rank-1, rank-5, CMC and TPIR at FPIR. Intervals resample the probes' identities."""
         embedding_NE, label_N, left_out = _faces(subject, subject.folder, subject.manifest)
         if subject.options.gallery is None:
             closed, opened, owner, gallery = _within(embedding_NE, label_N)
@@ -106,7 +110,7 @@ class Identification(Protocol):
             owner, gallery = (label_N, label_N), len(template_GE)
         mated = closed.rank > 0
         if not mated.any():
-            assert subject.options.gallery is not None  # by itself every gallery has its probes
+            assert subject.options.gallery is not None  # within one set every template has a probe
             raise PersonaError(
                 f"no person of set {subject.manifest.name} is in gallery "
                 f"{subject.options.gallery[1].name}: choose a gallery of the same people"
@@ -146,7 +150,7 @@ class Identification(Protocol):
 def _faces(
     subject: Subject, folder: SetFolder, manifest: Manifest
 ) -> tuple[Embeddings, Ints, Ints]:
-    """Embeddings and labels of a set's photos with a face; how many have none, and are absent."""
+    """Embeddings and labels of a set's photos with a face; counts of faceless and absent ones."""
     embedded = subject.embed(folder, manifest)
     usable_N = ~np.isin(embedded.keys, np.array(manifest.no_face, np.int64))
     if not usable_N.any():
@@ -159,7 +163,12 @@ def _faces(
 def _within(
     embedding_NE: Embeddings, label_N: Ints
 ) -> tuple[Search, Search, tuple[Ints, Ints], int]:
-    """A set's closed and open search, their probes' labels, the gallery's size."""
+    """Searches a set within itself.
+
+    Returns:
+        The closed search, the open search, the labels of the probes of each, and the size of the
+        closed gallery.
+    """
     labels, first, counts = np.unique(label_N, return_index=True, return_counts=True)
     gallery_G = first[counts > 1]
     rest = np.setdiff1d(np.arange(len(label_N)), gallery_G)
@@ -173,7 +182,7 @@ def _within(
         )
     mated = mate >= 0
     closed = search(embedding_NE[rest[mated]], template_GE, mate[mated])
-    # Half of the gallery becomes strangers; of one person alone, nobody.
+    # Half of the people leave the gallery. A single person stays.
     kept = np.sort(
         np.random.default_rng(SEED).permutation(len(gallery_G))[: -(-len(gallery_G) // 2)]
     )
@@ -184,7 +193,7 @@ def _within(
 
 
 def _mates(label_N: Ints, classes: tuple[str, ...], label_F: Ints, known: tuple[str, ...]) -> Ints:
-    """(N,) the gallery label of each probe's identity, by name; -1: it is not enrolled."""
+    """(N,) gallery label of each probe's identity, found by name; -1 if it is not enrolled."""
     present = {int(label) for label in np.unique(label_F)}
     label_of = {normalised(name): label for label, name in enumerate(known) if label in present}
     place_K = np.array([label_of.get(normalised(name), -1) for name in classes], np.int64)
@@ -192,7 +201,7 @@ def _mates(label_N: Ints, classes: tuple[str, ...], label_F: Ints, known: tuple[
 
 
 def _templates(embedding_FE: Embeddings, label_F: Ints, mate_N: Ints) -> tuple[Embeddings, Ints]:
-    """One template a gallery identity, and the probes' mates among them."""
+    """(G, E) one template per gallery identity, and (N,) the probe's template in it or -1."""
     labels, owner = np.unique(label_F, return_inverse=True)
     template_GE = pool(embedding_FE, owner, len(labels))
     place = np.minimum(np.searchsorted(labels, mate_N), len(labels) - 1)

@@ -1,4 +1,7 @@
-"""Match accuracy of triplets: is the anchor closer to the positive than to the negative?"""
+"""Match accuracy: the share of triplets whose anchor is closer to its positive than its negative.
+
+Closer means a higher cosine similarity of the embeddings.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from persona.models.sources import Named
 
 @dataclass(frozen=True)
 class MatchFigures(Evaluation):
-    """How often, and by how much, the anchor is closer to the positive."""
+    """Share of triplets whose anchor is closer to the positive, and by how much."""
 
     model: str
     set: str
@@ -32,7 +35,7 @@ class MatchFigures(Evaluation):
     flip: bool | None = None
     no_face_policy: str | None = None
     margin: float | None = None
-    """Mean over triplets: how much closer the positive is to the anchor, as a cosine."""
+    """Mean over triplets of the anchor's cosine with the positive minus that with the negative."""
     spread: float | None = None
 
     shown = (
@@ -46,21 +49,21 @@ class MatchFigures(Evaluation):
 
 
 class Match(Protocol):
-    """Of a packed triplet set."""
+    """Match accuracy on a packed set of triplets."""
 
     name = "match"
     result = MatchFigures
     chosen_by = "auc"
 
     def check(self, named: Named, manifest: Manifest, options: Options) -> None:
-        """Triplets alone have it."""
+        """Raises PersonaError if the set does not hold triplets."""
         if manifest.kind != "triplets":
             raise PersonaError(
                 f"set {manifest.name} holds photos, no triplets: match needs triplets"
             )
 
     def figures(self, subject: Subject) -> dict[str, Any]:
-        """Accuracy, AUC and mean margin; intervals resample the anchors' identities."""
+        """Accuracy, AUC and mean margin. Intervals resample the anchors' identities."""
         embedded = subject.embed(subject.folder, subject.manifest)
         genuine, impostor = match_scores(*np.moveaxis(embedded.embeddings, 1, 0))
         right = genuine > impostor

@@ -1,17 +1,17 @@
 """IJB-B and IJB-C (Whitelam et al. 2017; Maze et al. 2018): templates of many photos and frames.
 
-The lists as insightface publishes them for both sets, in one folder:
+The lists are those that insightface publishes for both sets, in one folder:
 
     *_face_tid_mid.txt              photo template medium       (photo: 1.jpg)
     *_template_pair_label.txt       template template 0|1       (1:1)
     *_1N_gallery_G1.csv, …_G2.csv   TEMPLATE_ID,SUBJECT_ID,…    (1:N, where they are there)
     *_1N_probe_mixed.csv            TEMPLATE_ID,SUBJECT_ID,…
 
-The photos are a packed set's. A template is the sum over its media of the mean embedding of each
-medium (media pooling: the frames of one video count as one photo), of unit length. Both galleries
-are searched as one, as insightface does.
+The photos are those of a packed set. A template is the sum over its media of the mean embedding of
+each medium, scaled to unit length. With this media pooling the frames of one video count as one
+photo. Both galleries are searched as one gallery, as insightface does.
 
-Shapes: P pairs, T templates, E embedding.
+Shapes: L lines of the photo list, P pairs, T templates, E embedding.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from persona.models.sources import Named
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 MAX_MISSING = 0.5
-"""Share of the listed photos that the set may lack."""
+"""Largest share of the listed photos that the set may lack."""
 
 
 @dataclass(frozen=True)
@@ -53,20 +53,26 @@ class Lists:
     """The published lists."""
 
     photo: list[str]
+    """File name of the photo on each of the L lines. A photo may be on several lines."""
     template: Ints
+    """(L,) template that the photo belongs to."""
     medium: Ints
-    """One entry a photo and template."""
+    """(L,) medium (photo or video) that the photo is taken from."""
     pair_a: Ints
+    """(P,) first template of each pair."""
     pair_b: Ints
+    """(P,) second template of each pair."""
     same: Bools
+    """(P,) whether a pair is genuine."""
     gallery: tuple[Ints, Ints] | None
-    """Templates and their subjects."""
+    """Templates of the 1:N galleries and the subject of each. None if there is no list."""
     probe: tuple[Ints, Ints] | None
+    """Probe templates and the subject of each. None if there is no list."""
 
 
 @dataclass(frozen=True)
 class TemplateFigures(Evaluation):
-    """Verification of templates, and their identification where the lists have it."""
+    """Verification figures of templates, and identification figures if there are 1:N lists."""
 
     model: str
     set: str
@@ -74,21 +80,26 @@ class TemplateFigures(Evaluation):
     auc: float | None = None
     eer: float | None = None
     tar_at_far: dict[str, float | None] | None = None
-    """None in it: the impostor pairs are too few to resolve that FAR."""
+    """TAR by FAR. None means that the impostor pairs are too few to resolve that FAR."""
     pairs: int | None = None
+    """Pairs measured."""
     photos: int | None = None
+    """Lines of the photo list whose photo was used."""
     no_face: int | None = None
     absent: int | None = None
     impostors: int | None = None
     rank_1: float | None = None
     rank_5: float | None = None
     cmc: list[float] | None = None
-    """Share found among the first 1, 2, … answers."""
+    """Share of mated probes whose subject is among the first 1, 2, … answers."""
     tpir_at_fpir: dict[str, float | None] | None = None
-    """None in it: the non-mated probes are too few to resolve that FPIR."""
+    """TPIR by FPIR. None means that the non-mated probes are too few to resolve that FPIR."""
     gallery: int | None = None
+    """Number of templates in the gallery."""
     probes: int | None = None
+    """Number of mated probe templates, whose subject is in the gallery."""
     non_mated: int | None = None
+    """Number of non-mated probe templates."""
     intervals: dict[str, Interval | None] | None = None
     resampled: str | None = None
     flip: bool | None = None
@@ -107,14 +118,14 @@ class TemplateFigures(Evaluation):
     unit = "pairs"
 
     def trials(self, rate: str) -> str:
-        """Impostor pairs, or the strangers among the probes."""
+        """Number of impostor pairs for FAR, or of non-mated probes for FPIR, as text."""
         if rate == "FAR":
             return f"{self.impostors} impostor pairs"
         return f"{self.non_mated} non-mated probes"
 
 
 class Templates(Protocol):
-    """Of a packed set of IJB's photos and the folder of its lists."""
+    """Verification and identification of templates on a packed set of IJB's photos."""
 
     name = "templates"
     result = TemplateFigures
@@ -122,16 +133,17 @@ class Templates(Protocol):
     options = frozenset({"templates"})
 
     def check(self, named: Named, manifest: Manifest, options: Options) -> None:
-        """The lists must be given."""
+        """Raises PersonaError if the lists are not given or the set holds triplets."""
         if options.templates is None:
             raise PersonaError("templates are read from IJB's lists: give --templates DIR")
         if manifest.kind != "photos":
             raise PersonaError(f"set {manifest.name} holds triplets: templates need photos")
 
     def figures(self, subject: Subject) -> dict[str, Any]:
-        """TAR at FAR 1e-1 to 1e-6, AUC, EER; rank-1, rank-5 and TPIR where 1:N lists are there.
+        """TAR at FAR 1e-1 to 1e-6, AUC and EER; with 1:N lists also rank-1, rank-5 and TPIR.
 
-        Intervals resample pairs, of 1:N subjects: the 1:1 list names no subjects.
+        Intervals of the 1:1 figures resample pairs, since that list names no subjects. Intervals of
+        the 1:N figures resample subjects.
         """
         assert subject.options.templates is not None
         lists = read_lists(subject.options.templates)
@@ -180,7 +192,16 @@ class Templates(Protocol):
 def pool_media(
     embedding_LE: Embeddings, template_L: Ints, medium_L: Ints
 ) -> tuple[Ints, Embeddings]:
-    """The templates' numbers, sorted, and their (T, E) embeddings of unit length."""
+    """Pools embeddings to templates: the mean over each medium, then the sum over the media.
+
+    Args:
+        embedding_LE: (L, E) embeddings of the listed photos.
+        template_L: (L,) template of each.
+        medium_L: (L,) medium of each.
+
+    Returns:
+        (T,) template numbers, rising, and their (T, E) float32 embeddings of unit length.
+    """
     owner, medium_of = np.unique(np.stack([template_L, medium_L]), axis=1, return_inverse=True)
     sizes = np.bincount(medium_of.ravel())
     means = np.zeros((owner.shape[1], embedding_LE.shape[1]))
@@ -197,7 +218,7 @@ def _identify(
     probe: tuple[Ints, Ints],
     resamples: int,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Figures and intervals of the 1:N lists; probes without a photo are left out."""
+    """Figures and intervals of the 1:N lists. Templates without a photo are left out."""
     place_G, place_N = _place(identity_T, gallery[0]), _place(identity_T, probe[0])
     subject_G, subject_N = gallery[1][place_G >= 0], probe[1][place_N >= 0]
     place_G, place_N = place_G[place_G >= 0], place_N[place_N >= 0]
@@ -229,7 +250,7 @@ def _identify(
 
 
 def _place(known_T: Ints, wanted: Ints) -> Ints:
-    """Where each wanted number is in a sorted list; -1: it is not."""
+    """Place of each wanted number in a sorted list, or -1 if it is not there."""
     place = np.minimum(np.searchsorted(known_T, wanted), max(len(known_T) - 1, 0))
     return (
         np.where(known_T[place] == wanted, place, -1) if len(known_T) else np.full_like(place, -1)
@@ -237,8 +258,8 @@ def _place(known_T: Ints, wanted: Ints) -> Ints:
 
 
 def _rows(subject: Subject, lists: Lists) -> Ints:
-    """(L,) the key of each listed photo; FACELESS; -1: the set does not have it."""
-    # A centre crop among many frames would spoil its template: without a face, a frame is missing.
+    """(L,) key of each listed photo; FACELESS if it shows no face, -1 if the set lacks it."""
+    # A centre crop of a photo without a face would spoil its template, so the photo is left out.
     centred = set(subject.manifest.no_face)
     metas = read_metas(subject.folder, subject.manifest)
     by_source = dict.fromkeys(subject.manifest.faceless, FACELESS)
@@ -261,7 +282,7 @@ def read_lists(folder: Path) -> Lists:
     """Reads the lists of one folder.
 
     Raises:
-        PersonaError: one is missing, there are two, or a line is malformed.
+        PersonaError: a list is missing, there are two of a kind, or a line is malformed.
     """
     media = _table(_one(folder, "*_face_tid_mid.txt"), 3, "photo template medium")
     pairs = _numbers(_one(folder, "*_template_pair_label.txt"), 3, "template template 0|1")
@@ -311,7 +332,7 @@ def _table(path: Path, width: int, layout: str) -> list[list[str]]:
 
 
 def _numbers(path: Path, width: int, layout: str) -> Ints:
-    """A table of whole numbers, by numpy's own reader: IJB-C has 15 million lines."""
+    """Reads a table of whole numbers with NumPy, which is fast: IJB-C has 15 million lines."""
     try:
         found = np.loadtxt(path, np.int64, ndmin=2)
     except (ValueError, OverflowError) as error:
@@ -322,7 +343,7 @@ def _numbers(path: Path, width: int, layout: str) -> Ints:
 
 
 def _subjects(paths: list[Path]) -> tuple[Ints, Ints]:
-    """TEMPLATE_ID and SUBJECT_ID of the files, each template once."""
+    """TEMPLATE_ID and SUBJECT_ID of all files, each template once."""
     rows: dict[int, int] = {}
     for path in paths:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()[1:], start=2):

@@ -1,6 +1,6 @@
-"""Verification of pairs, as LFW's view 2: ten folds, each decided by the threshold of the others.
+"""Verification of pairs, as in LFW's view 2: each of ten folds is decided by the others' threshold.
 
-AgeDB-30, CFP-FP, CALFW and CPLFW are measured alike; a user's list by `--pairs`.
+AgeDB-30, CFP-FP, CALFW and CPLFW are measured in the same way, and so is a user's list (`--pairs`).
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from persona.files import PRIVATE, write_atomically
 from persona.models.sources import Named
 
 UNKNOWN_SHOWN = 10
-"""Paths of a user's list that are named."""
+"""How many paths of a user's list that are not in the set are named in the note."""
 
 
 @dataclass(frozen=True)
 class VerificationFigures(Evaluation):
-    """How well genuine and impostor pairs are told apart, in all and by group."""
+    """Verification figures over all pairs and by group. Rates are shares in [0, 1]."""
 
     model: str
     set: str
@@ -43,32 +43,36 @@ class VerificationFigures(Evaluation):
     auc: float | None = None
     eer: float | None = None
     tar_at_far: dict[str, float | None] | None = None
-    """None in it: the impostor pairs are too few to resolve that FAR."""
+    """TAR by FAR. None means that the impostor pairs are too few to resolve that FAR."""
     pairs: int | None = None
-    """Pairs measured."""
+    """Pairs measured, genuine and impostor."""
     no_face: int | None = None
     absent: int | None = None
     impostors: int | None = None
+    """Impostor pairs among them."""
     folds: list[float] | None = None
-    """Accuracy on each."""
+    """Accuracy on each fold."""
     threshold_at_far: dict[str, float | None] | None = None
-    """Of the cosine, the lowest with that FAR."""
+    """Lowest cosine threshold by FAR. None as in `tar_at_far`."""
     intervals: dict[str, Interval | None] | None = None
     resampled: str | None = None
     by: str | None = None
+    """Annotation that the pairs are grouped by."""
     groups: dict[str, dict[str, Any]] | None = None
+    """Figures of each group, see `group_figures`."""
     ungrouped: int | None = None
-    """Pairs of two groups, or not annotated."""
+    """Pairs whose photos are of two groups or are not annotated."""
     gap: float | None = None
-    """Accuracy of the best group less that of the worst, of those with pairs of both kinds."""
+    """Accuracy of the best group minus that of the worst. Groups without genuine or without
+    impostor pairs do not count."""
     overlap: int | None = None
-    """Identities of the set that were trained on."""
+    """Identities of the set that the network was trained on."""
     overlap_pairs: int | None = None
-    """Pairs left out for them."""
+    """Pairs left out because they show such an identity."""
     duplicates: int | None = None
-    """Pairs listed more than once; each counts as often as it is listed."""
+    """Pairs listed more than once. Each counts as often as it is listed."""
     unknown_photos: list[str] | None = None
-    """Paths of the user's list that are no photo of the set."""
+    """Paths of the user's list that are not photos of the set."""
     flip: bool | None = None
     no_face_policy: str | None = None
     spread: float | None = None
@@ -79,11 +83,11 @@ class VerificationFigures(Evaluation):
     unit = "pairs"
 
     def trials(self, rate: str) -> str:
-        """Impostor pairs."""
+        """Number of impostor pairs, as text."""
         return f"{self.impostors} impostor pairs"
 
     def tables(self) -> list[Table]:
-        """The figures, then those of each group."""
+        """The table of the figures, then that of the groups if there are some."""
         tables = super().tables()
         if self.groups is None:
             return tables
@@ -107,7 +111,7 @@ class VerificationFigures(Evaluation):
         return [*tables, Table(titles, rows, tuple(notes))]
 
     def notes(self) -> list[str]:
-        """What else was noticed about the pairs."""
+        """Notes of every protocol, then those about the pairs, one line each."""
         lines = super().notes()
         if self.duplicates:
             lines.append(
@@ -130,7 +134,7 @@ class VerificationFigures(Evaluation):
 
 
 class Verification(Protocol):
-    """Of a set with pairs, or of any set by a user's list."""
+    """Verification on a set with pairs, or on any set with a user's list of pairs."""
 
     name = "verification"
     needs_identities = False
@@ -139,7 +143,7 @@ class Verification(Protocol):
     options = frozenset({"pairs", "by", "trained", "scores", "overlap_names"})
 
     def check(self, named: Named, manifest: Manifest, options: Options) -> None:
-        """There must be pairs."""
+        """Raises PersonaError if there are no pairs."""
         if not manifest.pairs and options.pairs is None:
             raise PersonaError(
                 f"set {manifest.name} has no verification pairs: choose a set like lfw, or in "
@@ -147,7 +151,7 @@ class Verification(Protocol):
             )
 
     def figures(self, subject: Subject) -> dict[str, Any]:
-        """Accuracy over folds, AUC, EER, TAR at FAR, per group, with intervals."""
+        """Accuracy over folds, AUC, EER and TAR at FAR, also by group and with intervals."""
         options, manifest = subject.options, subject.manifest
         scores, facts = pair_scores(subject)
         decided = scores.decide()
@@ -176,17 +180,20 @@ class Verification(Protocol):
 
 
 def pair_scores(subject: Subject) -> tuple[PairScores, dict[str, Any]]:
-    """Every measured pair of a network on a set, and what was counted on the way.
+    """Scores the pairs of a set.
+
+    Returns:
+        The scores, and the counts about them as fields of `VerificationFigures`.
 
     Raises:
-        PersonaError: no pairs, none left to measure, or a list that does not fit the set.
+        PersonaError: there are no pairs, none is left to measure, or the list does not fit the set.
     """
     options, manifest = subject.options, subject.manifest
     facts: dict[str, Any] = {"no_face_policy": options.no_face}
     pairs: PairTable
     if options.pairs is None:
         pairs = read_pairs(subject.folder, manifest)
-        if len(np.unique(pairs.fold)) == 1:  # LFW's view 1 has none
+        if len(np.unique(pairs.fold)) == 1:  # LFW's view 1 has no folds
             fold = cut_folds(pairs.same, f"set {manifest.name}")
             pairs = replace(pairs, fold=fold)
     else:

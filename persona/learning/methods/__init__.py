@@ -1,16 +1,16 @@
-"""Methods of continual learning, one a file, each citing its source.
+"""Methods of continual learning, one a file. Each cites its source.
 
-| method | keeps | names faces by |
+| method | keeps | classifies by |
 |---|---|---|
-| `finetune` | nothing: the lower bound | logits |
-| `joint` | all photos: the upper bound | logits |
-| `ncm` | class means; the weights stay | class means |
-| `lwf` | the old network while it learns | logits |
+| `finetune` | nothing (the lower bound) | logits |
+| `joint` | all photos (the upper bound) | logits |
+| `ncm` | class means; weights do not change | class means |
+| `lwf` | the old network during an experience | logits |
 | `ewc` | Fisher information and weights | logits |
 | `replay`, `replay-herding` | photos | logits |
-| `icarl` | photos, the old network while it learns | means of the photos |
+| `icarl` | photos; the old network during an experience | means of the kept photos |
 | `der++` | photos and their logits | logits |
-| `anchor` | class means, and asks the original teacher | class means |
+| `anchor` | class means; needs the original teacher | class means |
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from persona.learning.methods.base import METHODS, Context, LearnBatch, Method
 
 
 def build_method(context: Context) -> Method:
-    """The method that the config names.
+    """Builds the method that the config names.
 
     Raises:
-        PersonaError: the config gives it nothing to work with.
+        PersonaError: the method is unknown, or the config lacks what it needs.
     """
     return METHODS.find(context.config.method)(context)
 

@@ -1,8 +1,10 @@
-"""The original teacher as an anchor, this project's own idea: its embedding of the new photos keeps
-the student's space in place, and so the means of those learned before. No photo is kept.
+"""Anchor: the original teacher holds the student's embedding space in place (this project's idea).
 
-It is no LwF: that one keeps the student's own old answers, whatever they were worth; the teacher
-knows the new faces better than the student ever did.
+The student is trained to keep the teacher's embeddings of the new photos. The class means of
+identities learned before therefore stay valid. No photo is kept.
+
+It differs from LwF, which keeps the student's own old outputs, good or bad. The teacher embeds the
+new faces better than the student does.
 
 Shapes: B batch, E embedding.
 """
@@ -25,16 +27,17 @@ from persona.training.losses.embedding_cosine import EmbeddingCosine
 
 @dataclass(frozen=True)
 class AnchorConfig(Term):
-    """Options of the anchor: how much the teacher's embedding of the new photos counts."""
+    """Options of the anchor."""
 
     weight: float = between(0, 1e6, default=10.0)
+    """Weight of the cosine distance to the teacher's embedding."""
 
 
 class Anchor(ByMeans):
-    """`CE + weight · (1 - cos(student, teacher))`; faces are named by class means.
+    """Loss `CE + weight · (1 - cos(student, teacher))`; faces are classified by class means.
 
-    The cross-entropy is among the experience's own identities: over all of them it would push the
-    old ones away from the new photos, which is what moves the space.
+    The cross-entropy covers only the identities of the experience. Over all identities it would
+    push the old ones away from the new photos, and so move the embedding space.
     """
 
     name = "anchor"
@@ -52,14 +55,14 @@ class Anchor(ByMeans):
             )
         self.cosine = EmbeddingCosine()
         self.present = torch.empty(0, dtype=torch.int64)
-        """Labels of the experience, sorted."""
+        """Labels of the experience's identities, rising."""
 
     def before(self, photos: Ints, labels: Tensor) -> None:
-        """Notes who is in the experience."""
+        """Notes the labels of the experience."""
         self.present = torch.unique(labels)
 
     def step(self, batch: LearnBatch) -> dict[str, Tensor]:
-        """One batch of new photos."""
+        """Loss of one batch of new photos."""
         teacher = self.context.teacher
         assert teacher is not None
         targets_BE = batch.targets
@@ -75,10 +78,10 @@ class Anchor(ByMeans):
         }
 
     def state(self) -> dict[str, Any]:
-        """Means and identities."""
+        """State of the class means, and the labels of the experience."""
         return {**super().state(), "present": self.present}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Takes up `state`."""
+        """Restores what `state` returned."""
         super().load(state)
         self.present = state["present"]

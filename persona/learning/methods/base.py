@@ -1,6 +1,9 @@
-"""What a method of continual learning is: three moments, and what it keeps between them.
+"""Base of the methods of continual learning.
 
-Another method is one file with one subclass; defining it registers it:
+A method acts before an experience, in each optimizer step and after the experience. It may keep
+state between experiences.
+
+A new method is one file with one subclass. Defining the class registers it:
 
     class Slow(Finetune):
         name = "slow"
@@ -8,7 +11,7 @@ Another method is one file with one subclass; defining it registers it:
         def step(self, batch):
             return {"labels": 0.1 * label_loss(self.forward(batch.images).logits, batch.labels)}
 
-One with options has a `config_class`, and in `self.options` what the user chose.
+A method with options has a `config_class`; `self.options` holds what the user chose.
 
 Shapes: B batch, C channel, H W pixels, E embedding, K identities, N photos.
 """
@@ -44,45 +47,50 @@ FLIP = AugmentConfig()
 
 
 class LearnBatch(NamedTuple):
-    """Photos of one step, on the device."""
+    """The photos of one optimizer step of one process, on the device."""
 
     images: Tensor
-    """(B, 3, H, W) normalised views."""
+    """(B, 3, H, W) float32 normalised views."""
     labels: Tensor
-    """(B,) int64."""
+    """(B,) int64 labels."""
     photos: Ints
-    """(B,) their numbers."""
+    """(B,) int64 photo numbers."""
     landmarks: Tensor | None
-    """(B, 6, 2) of the views, where there is a teacher that may want them."""
+    """(B, 6, 2) landmarks of the views: five points in px and the scale, see
+    persona/landmarks.py. None if there is no teacher."""
     targets: Tensor | None
-    """(B, E) the teacher's vectors of these views, where they are kept."""
+    """(B, E) precomputed teacher embeddings of these views. None if there are none."""
     seeds: tuple[int, ...]
-    """For what a method draws in this step on this process."""
+    """Seeds for what the method draws at random in this step on this process."""
 
 
 @dataclass
 class Context:
-    """What a method works on."""
+    """What a method works with: config, student, photos, processes and teacher."""
 
     config: LearnConfig
     student: Student
-    """In eval mode for good: batch norm keeps its statistics, see persona/learning/learner.py."""
+    """The student, always in eval mode, so that batch norm keeps its statistics. See
+    persona/learning/learner.py."""
     forward: nn.Module
-    """The student as Accelerate wraps it; gradients come through it."""
+    """The student as Accelerate wraps it. Training calls this one, for its gradients."""
     photos: Photos
     accelerator: Accelerator
     teacher: Teacher | None = None
     targets: TargetReader | None = None
-    """The teacher's kept vectors of the photos of the first set."""
+    """Precomputed teacher embeddings of the photos of the first set."""
 
     @torch.no_grad()
     def share(self, photos: Ints, work: Callable[[Tensor], Tensor], nothing: Tensor) -> Tensor:
-        """Shares photos among the processes, which all get all rows.
+        """Splits photos among the processes, computes a row for each and gathers all rows.
 
         Args:
-            photos: (N,) theirs.
-            work: from uint8 images (B, 3, H, W) to B rows on the CPU.
-            nothing: no row of the kind that it gives.
+            photos: (N,) photo numbers.
+            work: computes B rows on the CPU from (B, 3, H, W) uint8 images.
+            nothing: zero rows of the shape and dtype that `work` gives.
+
+        Returns:
+            N rows in the order of `photos`, on every process.
         """
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         starts = range(rank * EMBED_BATCH, len(photos), ranks * EMBED_BATCH)
@@ -92,18 +100,18 @@ class Context:
         return gather_rows(torch.cat([nothing, *parts]), self.accelerator)[torch.argsort(order)]
 
     def embed(self, photos: Ints) -> Tensor:
-        """(N, E) float32 on the CPU, of unit length; all processes get all of it."""
+        """(N, E) float32 embeddings of unit length, on the CPU of every process."""
         return self.share(photos, self.embed_images, torch.empty(0, self.student.embedding_size))
 
     @torch.no_grad()
     def embed_images(self, images_BCHW: Tensor) -> Tensor:
-        """(B, E) float32 on the CPU of photos as uint8."""
+        """(B, E) float32 embeddings on the CPU, from (B, 3, H, W) uint8 images."""
         return self.student.embed(normalise(images_BCHW.to(self.accelerator.device))).cpu()
 
     def remembered(
         self, exemplars: Sequence[Exemplar], seeds: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) views and (B,) labels of exemplars, on the device."""
+        """(B, 3, H, W) random views and (B,) labels of exemplars, on the device."""
         images = decode((e.jpeg for e in exemplars), self.photos.size_px)
         views = draw_views(FLIP, len(exemplars), *seeds)
         labels = torch.tensor([e.label for e in exemplars], dtype=torch.int64)
@@ -114,29 +122,33 @@ class Context:
 
 
 class Method:
-    """How a student learns identities without losing the earlier ones; on its own: it does not."""
+    """Base class of the methods: how a student learns identities without forgetting earlier ones.
+
+    The base class itself keeps nothing.
+    """
 
     name: ClassVar[str]
+    """Name of the method, as `--method` takes it."""
     trains: ClassVar[bool] = True
-    """False: the weights stay as they are."""
+    """Whether the student's weights are trained."""
     remembers: ClassVar[bool] = True
-    """Whether it keeps anything of photos once they are learned."""
+    """Whether the method keeps anything of the photos it has learned."""
     own_base: ClassVar[bool] = False
-    """Whether its loss on a first experience is another than cross-entropy."""
+    """Whether the loss of the first experience differs from plain cross-entropy."""
     config_class: ClassVar[type[Any] | None] = None
-    """A frozen dataclass of its options, if it has some."""
+    """Frozen dataclass of the method's options. None means that it has no options."""
     config_name: ClassVar[str] = ""
-    """What these options are called in a config, as `ewc` in `-o ewc.weight=10`."""
+    """Name of these options in a config, such as `ewc` in `-o ewc.weight=10`."""
     options: Any
-    """The user's choice, of `config_class`; None where it has no options."""
+    """The chosen options, an instance of `config_class`. None if the method has no options."""
 
     def __init__(self, context: Context) -> None:
-        """Raises PersonaError if the config gives the method nothing to work with."""
+        """Raises PersonaError if the config lacks what the method needs."""
         self.context = context
         self.config = context.config
         self.options = self.config.methods.get(self.config_name)
         self.means: ClassMeans | None = None
-        """If faces are named by the nearest class mean, not by the logits."""
+        """Class means, for a method that classifies by the nearest one. None uses the logits."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -144,61 +156,77 @@ class Method:
             METHODS.add(cls.name, cls)
 
     def check(self, photos: Ints, identities: Ints) -> None:
-        """Raises PersonaError if what it must keep of the photos to come does not fit.
+        """Raises PersonaError if what the method must keep of the photos to come does not fit.
 
         Args:
-            photos: (N,) of all experiences.
-            identities: (N,) whose they are: labels, where there are some, else larger numbers.
+            photos: (N,) photo numbers of all experiences.
+            identities: (N,) identity of each photo: its label if it has one, otherwise a number
+                above all labels.
         """
 
     def forward(self, images_BCHW: Tensor) -> FaceOutput:
-        """The student, with gradients: once a step, with all photos of it."""
+        """The student's forward pass with gradients.
+
+        Call it once per step, with all photos of the step.
+        """
         output: FaceOutput = self.context.forward(images_BCHW)
         return output
 
     def pool(self, photos: Ints) -> Ints:
-        """The photos that batches are drawn from, given the experience's."""
+        """The photos that batches are drawn from, given the photos of the experience."""
         return photos
 
     def new_photos(self) -> int:
-        """How many of a batch are drawn from the pool; the rest are the method's own to draw."""
+        """Number of photos of a batch that are drawn from the pool. The method draws the rest."""
         return self.config.batch_size
 
     def before(self, photos: Ints, labels: Tensor) -> None:
-        """An experience begins; the last layer has its identities already."""
+        """Called when an experience begins.
+
+        The last layer already has a row for each of its identities.
+
+        Args:
+            photos: (N,) photo numbers of the experience.
+            labels: (N,) int64 labels of these photos.
+        """
 
     def step(self, batch: LearnBatch) -> dict[str, Tensor]:
-        """The weighted terms of the loss, whose sum is minimised."""
+        """Weighted terms of the loss by name. Their sum is minimised."""
         raise NotImplementedError
 
     def after(self, photos: Ints, labels: Tensor) -> None:
-        """An experience is learned: its photos, and their labels (N,)."""
+        """Called when an experience has been learned.
+
+        Args:
+            photos: (N,) photo numbers of the experience.
+            labels: (N,) int64 labels of these photos.
+        """
 
     def adopt(self, photos: Ints, labels: Tensor) -> None:
-        """Takes up what the student learned before, as if by this method."""
+        """Treats photos that the student learned elsewhere as learned by this method."""
         self.after(photos, labels)
 
     def predict(self, embeddings_NE: Tensor, logits_NK: Tensor) -> Tensor:
-        """(N,) labels."""
+        """(N,) int64 predicted labels."""
         if self.means is not None:
             return self.means.nearest(embeddings_NE)
         return logits_NK.argmax(dim=1)
 
     def state(self) -> dict[str, Any]:
-        """What must outlive the process: tensors, numbers and containers."""
+        """What a checkpoint must keep of the method: tensors, numbers and containers."""
         return {}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Takes up `state`."""
+        """Restores what `state` returned."""
 
     def kept_bytes(self) -> dict[str, int]:
-        """What is kept beside the student, by name."""
+        """Bytes that the method keeps in addition to the student, by name."""
         return {}
 
     def exemplars(
         self, photos: Ints, labels: Tensor, logits: Iterable[Tensor | None] = itertools.repeat(None)
     ) -> Iterator[Exemplar]:
-        """Photos as a reservoir keeps them, read one at a time."""
+        """Yields photos as exemplars for a reservoir, reading one JPEG at a time."""
         for photo, label, row in zip(photos.tolist(), labels.tolist(), logits, strict=False):
             jpeg = self.context.photos.jpeg(photo)
             yield Exemplar(priority_of(jpeg, self.config.seed), label, jpeg, row)
@@ -208,5 +236,5 @@ METHODS: Registry[type[Method]] = registry.METHODS
 
 
 def label_loss(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
-    """Cross-entropy with the identity, in float32."""
+    """Mean cross-entropy of (B, K) logits with (B,) labels, in float32."""
     return F.cross_entropy(logits_BK.float(), labels_B)

@@ -1,5 +1,7 @@
-"""Dark experience replay, DER++ (Buzzega et al. 2020, arXiv:2004.07211): photos are kept with their
-labels, and with the logits that the student gave them when they passed.
+"""Dark experience replay, DER++ (Buzzega et al. 2020, arXiv:2004.07211).
+
+A reservoir keeps photos with their labels and with the logits that the student gave them when they
+were offered to it.
 
 Shapes: B batch, K identities.
 """
@@ -21,14 +23,14 @@ from persona.training.collectives import gather_batch
 
 
 def logits_loss(logits_BK: Tensor, kept: Sequence[Tensor]) -> Tensor:
-    """`|| z - h(x) ||^2` (equation 6, alpha's term), the mean over identities and the batch.
+    """Squared error `|| z - h(x) ||^2` (equation 6, alpha's term).
 
-    The mean over identities is that of the authors' code. An identity that was not known when a
-    photo was kept has no logit to compare with.
+    It is averaged over the identities, as in the authors' code, and over the batch. Identities that
+    were not known when a photo was kept have no kept logit and are left out.
 
     Args:
-        logits_BK: the student's of the kept photos.
-        kept: of each photo, (K',) with K' <= K.
+        logits_BK: (B, K) logits of the student for the kept photos.
+        kept: (K',) kept logits of each photo, with K' <= K.
     """
     parts = [
         ((logits_K[: len(kept_K)].float() - kept_K.to(logits_K.device)) ** 2)
@@ -42,20 +44,20 @@ class DerConfig(Checked):
     """Options of DER++."""
 
     alpha: float = between(0, 1e6, default=0.5)
-    """Of the kept logits."""
+    """Weight of the loss on the kept logits."""
     beta: float = between(0, 1e6, default=0.5)
-    """Of the kept labels."""
+    """Weight of the loss on the kept labels."""
 
 
 class DerPlusPlus(WithMemory):
-    """A quarter of each batch are photos kept for their logits, a quarter for their labels."""
+    """Replay of logits and of labels: a quarter of each batch for each, drawn from the memory."""
 
     name = "der++"
     config_class, config_name = DerConfig, "der"
     options: DerConfig
 
     def step(self, batch: LearnBatch) -> dict[str, Tensor]:
-        """New photos, and two draws out of the memory, in one forward pass."""
+        """Loss of new photos and two draws from the memory, in one forward pass."""
         options, new = self.options, len(batch.images)
         rest = self.config.batch_size - new
         first = self.recall(rest // 2, *batch.seeds, 0)
@@ -73,19 +75,19 @@ class DerPlusPlus(WithMemory):
         return terms
 
     def _pass(self, batch: LearnBatch, logits_BK: Tensor) -> None:
-        """The new photos of all processes pass the reservoir, with the logits they get now."""
+        """Offers the new photos of all processes to the reservoir, with their current logits."""
         device = logits_BK.device
         photos = gather_batch(torch.from_numpy(batch.photos).to(device)).cpu().numpy()
         labels = gather_batch(batch.labels)
         self._keep(photos, labels, gather_batch(logits_BK).cpu())
 
     def _keep(self, photos: Ints, labels: Tensor, logits_BK: Tensor) -> None:
-        rows = (row.clone() for row in logits_BK)  # or each would hold all of them
+        rows = (row.clone() for row in logits_BK)  # a view would keep all rows alive
         self.memory.add(self.exemplars(photos, labels, rows))
 
     @torch.no_grad()
     def adopt(self, photos: Ints, labels: Tensor) -> None:
-        """Photos that were learned already pass with the logits that they get now."""
+        """Offers photos that were learned elsewhere to the reservoir, with their current logits."""
         context = self.context
         for start in range(0, len(photos), 64):
             part = photos[start : start + 64]

@@ -1,9 +1,11 @@
-"""Elastic weight consolidation (Kirkpatrick et al. 2017, arXiv:1612.00796), online (Schwarz et al.
-2018, arXiv:1805.06370): weights that mattered are held where they were. No photo is kept.
+"""Elastic weight consolidation (Kirkpatrick et al. 2017, arXiv:1612.00796), in its online form
+(Schwarz et al. 2018, arXiv:1805.06370).
 
-The Fisher information is the empirical one: of each photo's own identity, not of those that the
-student would name, which with thousands of identities nobody can afford (van de Ven 2025,
-arXiv:2502.11756, on what that costs).
+A penalty holds weights that mattered for earlier identities near their values. No photo is kept.
+
+The Fisher information is the empirical one: it uses each photo's true identity. The exact one would
+need the gradient for every identity, which is too slow with thousands of identities. Van de Ven
+2025 (arXiv:2502.11756) compares the two.
 
 Shapes: B batch.
 """
@@ -29,11 +31,16 @@ Weights = Mapping[str, Tensor]
 
 
 def penalty(now: Weights, then: Weights, fisher: Weights) -> Tensor:
-    """`1/2 sum_i F_i (w_i - w*_i)^2`.
+    """The penalty `1/2 sum_i F_i (w_i - w*_i)^2`.
 
-    Kirkpatrick's equation 3, with Schwarz's running Fisher information and the latest weights
-    (equation 9); his penalty's own gamma is part of the weight here. A last layer that has grown is
-    held in its old rows.
+    This is Kirkpatrick's equation 3, with the running Fisher information and the latest weights of
+    Schwarz's equation 9. The gamma of Schwarz's penalty is part of `EwcConfig.weight` here. If the
+    last layer has grown, only its old rows are penalised.
+
+    Args:
+        now: the current weights by name.
+        then: the weights after the previous experience.
+        fisher: the Fisher information of these weights.
     """
     parts = []
     for name, importance in fisher.items():
@@ -50,13 +57,13 @@ class EwcConfig(Term):
 
     weight: float = between(0, 1e6, default=100.0)
     decay: float = between(0, 1, default=0.9)
-    """Of the earlier experiences' Fisher information."""
+    """Factor of the earlier experiences' Fisher information after each experience."""
     photos: int = between(3, 4096, default=64)
-    """Of an experience that its Fisher information is estimated from, one at a time."""
+    """Photos of an experience from which its Fisher information is estimated, one at a time."""
 
 
 class Ewc(Method):
-    """Cross-entropy, and the penalty."""
+    """Cross-entropy on new photos, plus the penalty for moving important weights."""
 
     name = "ewc"
     config_class, config_name = EwcConfig, "ewc"
@@ -68,7 +75,7 @@ class Ewc(Method):
         self.then: Weights = {}
 
     def step(self, batch: LearnBatch) -> dict[str, Tensor]:
-        """One batch of new photos."""
+        """Loss of one batch of new photos."""
         terms = {"labels": label_loss(self.forward(batch.images).logits, batch.labels)}
         if self.fisher:
             now = dict(self.context.student.named_parameters())
@@ -76,7 +83,7 @@ class Ewc(Method):
         return terms
 
     def after(self, photos: Ints, labels: Tensor) -> None:
-        """Adds this experience's Fisher information to the earlier ones', which fade."""
+        """Adds this experience's Fisher information to the decayed sum of the earlier ones."""
         student = self.context.student
         wanted = min(self.options.photos, len(photos))
         rng = np.random.default_rng(mix_seeds(self.config.seed, len(photos)))
@@ -92,7 +99,7 @@ class Ewc(Method):
         self.fisher, self.then = fisher, {name: weight.clone() for name, weight in now.items()}
 
     def _gradient(self, photo: int, label: Tensor) -> Weights:
-        """Of the log-likelihood of one photo's identity (the empirical Fisher information)."""
+        """Gradient of the log-likelihood of one photo's true identity, by weight name."""
         student, device = self.context.student, self.context.accelerator.device
         image_1CHW = normalise(self.context.photos.images(np.array([photo])).to(device))
         log_likelihood = -F.cross_entropy(student(image_1CHW).logits, label[None].to(device))
@@ -100,11 +107,11 @@ class Ewc(Method):
         return dict(zip(names, torch.autograd.grad(log_likelihood, weights), strict=True))
 
     def state(self) -> dict[str, Any]:
-        """Fisher information and weights."""
+        """The Fisher information, and the weights that it belongs to."""
         return {"fisher": self.fisher, "then": self.then}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Takes up `state`."""
+        """Restores what `state` returned."""
         device = self.context.accelerator.device
         self.fisher, self.then = (
             {name: tensor.to(device) for name, tensor in state[key].items()}
@@ -112,6 +119,6 @@ class Ewc(Method):
         )
 
     def kept_bytes(self) -> dict[str, int]:
-        """Both, a number a weight each."""
+        """Bytes of both: one value for each weight in each."""
         kept = [*self.fisher.values(), *self.then.values()]
         return {"Fisher information and weights": sum(t.nbytes for t in kept)}

@@ -1,4 +1,7 @@
-"""Training on the new photos alone: the lower bound, which forgets (McCloskey and Cohen 1989)."""
+"""Finetuning: training on the new photos only, which forgets (McCloskey and Cohen 1989).
+
+It is the lower bound for the other methods.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,11 @@ from persona.learning.methods.base import LearnBatch, Method, label_loss
 
 
 class Finetune(Method):
-    """Cross-entropy over all identities, on the new photos."""
+    """Cross-entropy over all identities, on the new photos only."""
 
     name = "finetune"
     remembers = False
 
     def step(self, batch: LearnBatch) -> dict[str, Tensor]:
-        """One batch of new photos."""
+        """Cross-entropy of one batch of new photos."""
         return {"labels": label_loss(self.forward(batch.images).logits, batch.labels)}

@@ -1,7 +1,9 @@
-"""iCaRL (Rebuffi et al. 2017, arXiv:1611.07725): exemplars by herding, a sigmoid an identity, the
-old network's answers for the old identities, and naming by the exemplars' means.
+"""iCaRL (Rebuffi et al. 2017, arXiv:1611.07725).
 
-An identity that comes again is an old one: its new photos are taught the old network's answer.
+Exemplars are kept by herding. Each identity has a sigmoid. For old identities the target is the old
+network's output. Faces are classified by the nearest mean of the exemplars.
+
+An identity that comes again counts as old: its new photos get the old network's output as target.
 
 Shapes: B batch, K identities.
 """
@@ -22,15 +24,16 @@ from persona.learning.photos import Ints, decode
 
 
 def icarl_loss(logits_BK: Tensor, labels_B: Tensor, old_BK: Tensor) -> Tensor:
-    """The sum over identities of binary cross-entropies, the mean over the batch.
+    """Binary cross-entropy, summed over identities and averaged over the batch.
 
-    Algorithm 3: `- [d log g + (1 - d) log(1 - g)]` with the label `d` for the new identities, and
-    with the old network's answer `q` in its place for the old ones, the first of the K.
+    This is the loss of algorithm 3: `- [d log g + (1 - d) log(1 - g)]`. For new identities `d` is
+    the label (0 or 1). For old ones, the first of the K, the old network's output `q` takes its
+    place.
 
     Args:
-        logits_BK: of the student, before the sigmoid `g`.
-        labels_B: (B,).
-        old_BK: the old network's logits, of fewer identities.
+        logits_BK: (B, K) logits of the student, before the sigmoid `g`.
+        labels_B: (B,) int64 labels.
+        old_BK: (B, K') logits of the old network, with K' <= K.
     """
     target_BK = F.one_hot(labels_B, logits_BK.shape[1]).float()
     target_BK[:, : old_BK.shape[1]] = torch.sigmoid(old_BK.float())
@@ -39,7 +42,11 @@ def icarl_loss(logits_BK: Tensor, labels_B: Tensor, old_BK: Tensor) -> Tensor:
 
 
 class Icarl(WithHerding, WithOldNetwork):
-    """Half of every batch are exemplars: the paper draws from both as one set."""
+    """The method iCaRL.
+
+    Half of every batch are exemplars. The paper instead draws from new photos and exemplars as one
+    set.
+    """
 
     name = "icarl"
     own_base = True
@@ -50,7 +57,7 @@ class Icarl(WithHerding, WithOldNetwork):
         self.means = ClassMeans(self.context.student.embedding_size)
 
     def step(self, batch: LearnBatch) -> dict[str, Tensor]:
-        """New photos, and as many exemplars."""
+        """Loss of new photos and as many exemplars."""
         images, labels = batch.images, batch.labels
         recalled = self.recall(self.config.batch_size - len(images), *batch.seeds)
         if recalled is not None:
@@ -60,7 +67,7 @@ class Icarl(WithHerding, WithOldNetwork):
         return {"identities": icarl_loss(logits_BK, labels, self.old_logits(images))}
 
     def after(self, photos: Ints, labels: Tensor) -> None:
-        """New exemplars, and the means of all of them as the student sees them now."""
+        """Chooses new exemplars, then computes all class means with the current student."""
         WithHerding.after(self, photos, labels)
         WithOldNetwork.after(self, photos, labels)
         self.means = ClassMeans(self.context.student.embedding_size)
@@ -72,17 +79,17 @@ class Icarl(WithHerding, WithOldNetwork):
             self.means.add(self.context.embed_images(images), labels_N)
 
     def state(self) -> dict[str, Any]:
-        """Memory, old network, means."""
+        """State of the memory, the old network and the means."""
         old = WithOldNetwork.state(self)
         return {**WithHerding.state(self), **old, "means": self.means.state()}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Takes up `state`."""
+        """Restores what `state` returned."""
         WithHerding.load(self, state)
         WithOldNetwork.load(self, state)
         self.means.load(state["means"])
 
     def kept_bytes(self) -> dict[str, int]:
-        """Memory, old network, means."""
+        """Bytes of the memory, the old network and the means."""
         both = {**WithHerding.kept_bytes(self), **WithOldNetwork.kept_bytes(self)}
         return {**both, "means": self.means.bytes}

@@ -1,4 +1,7 @@
-"""Training on all photos so far: the upper bound, which keeps everything and knows no budget."""
+"""Joint training on all photos so far.
+
+It is the upper bound for the other methods: it keeps every photo, without a memory budget.
+"""
 
 from __future__ import annotations
 
@@ -23,21 +26,21 @@ class Joint(Finetune):
         self.seen: Ints = np.empty(0, np.int64)
 
     def pool(self, photos: Ints) -> Ints:
-        """Everything so far."""
+        """All photos so far, with those of the new experience."""
         return np.union1d(self.seen, photos)
 
     def after(self, photos: Ints, labels: Tensor) -> None:
-        """Keeps the photos."""
+        """Adds the photos to those seen."""
         self.seen = np.union1d(self.seen, photos)
 
     def state(self) -> dict[str, Any]:
-        """The photos so far."""
+        """Numbers of the photos so far."""
         return {"seen": torch.from_numpy(self.seen)}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Takes up `state`."""
+        """Restores what `state` returned."""
         self.seen = state["seen"].numpy()
 
     def kept_bytes(self) -> dict[str, int]:
-        """All photos."""
+        """Bytes of all photos so far."""
         return {"photos": int(self.context.photos.sizes[self.seen].sum())}

@@ -1,5 +1,8 @@
-"""Nearest class mean over a frozen embedding (Mensink et al. 2013; as a baseline of continual
-learning Rebuffi et al. 2017, section 4.2): nothing is trained, so nothing is forgotten."""
+"""Nearest class mean over a frozen network (Mensink et al. 2013).
+
+Rebuffi et al. 2017, section 4.2, use it as a baseline of continual learning. Nothing is trained, so
+nothing is forgotten.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ from persona.learning.photos import Ints
 
 
 class ByMeans(Method):
-    """Names faces by the nearest class mean, `argmin_k || phi(x) - mu_k ||` (equation 4)."""
+    """Base of the methods that classify a face by the nearest class mean.
+
+    The class is `argmin_k || phi(x) - mu_k ||` (equation 4).
+    """
 
     means: ClassMeans
 
@@ -22,24 +28,24 @@ class ByMeans(Method):
         self.means = ClassMeans(self.context.student.embedding_size)
 
     def after(self, photos: Ints, labels: Tensor) -> None:
-        """The means of the new identities, as the student sees them now."""
+        """Adds the photos' embeddings, by the current student, to the class means."""
         self.means.add(self.context.embed(photos), labels)
 
     def state(self) -> dict[str, Any]:
-        """The means."""
+        """State of the class means."""
         return {"means": self.means.state()}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Takes up `state`."""
+        """Restores what `state` returned."""
         self.means.load(state["means"])
 
     def kept_bytes(self) -> dict[str, int]:
-        """The means."""
+        """Bytes of the class means."""
         return {"means": self.means.bytes}
 
 
 class Ncm(ByMeans):
-    """The frozen embedding."""
+    """Class means over the frozen student."""
 
     name = "ncm"
     trains = False

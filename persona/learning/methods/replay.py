@@ -1,5 +1,6 @@
-"""Experience replay (Chaudhry et al. 2019, arXiv:1902.10486): half of every batch are photos of the
-memory, chosen by a reservoir or by herding.
+"""Experience replay (Chaudhry et al. 2019, arXiv:1902.10486).
+
+Half of every batch comes from a memory of photos, chosen by a reservoir or by herding.
 
 Shapes: B batch, N photos, K identities.
 """
@@ -18,7 +19,7 @@ from persona.learning.photos import Ints, decode, group
 
 
 class WithMemory(Method):
-    """Keeps photos."""
+    """Base of the methods that keep photos in a memory."""
 
     choose: ClassVar[Choice] = staticmethod(reservoir)
 
@@ -29,39 +30,39 @@ class WithMemory(Method):
         self.memory = Memory(budget, type(self).choose)
 
     def check(self, photos: Ints, identities: Ints) -> None:
-        """One photo must fit."""
+        """Raises PersonaError if not even the smallest photo fits in the memory."""
         self.memory.budget.check_smallest([int(self.context.photos.sizes[photos].min())])
 
     def new_photos(self) -> int:
-        """Half of a batch, and all of it while nothing is kept."""
+        """Half of a batch, or all of it while the memory is empty."""
         size = self.config.batch_size
         return size - size // 2 if len(self.memory) else size
 
     def recall(self, count: int, *seeds: int) -> tuple[list[Exemplar], Tensor, Tensor] | None:
-        """`count` exemplars, their views and labels; None if nothing is kept yet."""
+        """Draws `count` exemplars with their views and labels. None if the memory is empty."""
         drawn = self.memory.draw(count, *seeds)
         return (drawn, *self.context.remembered(drawn, seeds)) if drawn else None
 
     def state(self) -> dict[str, Any]:
-        """The memory."""
+        """State of the memory."""
         return {"memory": self.memory.state()}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Takes up `state`."""
+        """Restores what `state` returned."""
         self.memory.load(state["memory"])
 
     def kept_bytes(self) -> dict[str, int]:
-        """Photos and logits."""
+        """Bytes of the kept photos and of their logits."""
         return {"memory": self.memory.bytes}
 
 
 class Replay(WithMemory):
-    """Cross-entropy on new and kept photos alike; a reservoir."""
+    """Cross-entropy on new photos and on photos kept by a reservoir."""
 
     name = "replay"
 
     def step(self, batch: LearnBatch) -> dict[str, Tensor]:
-        """New photos, and as many out of the memory."""
+        """Cross-entropy of new photos and as many photos from the memory."""
         images, labels = batch.images, batch.labels
         recalled = self.recall(self.config.batch_size - len(images), *batch.seeds)
         if recalled is not None:
@@ -70,24 +71,27 @@ class Replay(WithMemory):
         return {"labels": label_loss(self.forward(images).logits, labels)}
 
     def after(self, photos: Ints, labels: Tensor) -> None:
-        """The experience's photos pass the reservoir."""
+        """Offers the experience's photos to the reservoir."""
         self.memory.add(self.exemplars(photos, labels))
 
 
 class WithHerding(WithMemory):
-    """Keeps of each identity the photos whose mean is nearest to its own."""
+    """Base of the methods that keep photos by herding.
+
+    Herding picks the photos of an identity whose mean embedding is nearest to the identity's mean.
+    """
 
     choose: ClassVar[Choice] = staticmethod(herding)
 
     def check(self, photos: Ints, identities: Ints) -> None:
-        """One photo of each identity must fit."""
+        """Raises PersonaError if one photo of each identity does not fit in the memory."""
         smallest = {e.label: len(e.jpeg) for e in self.memory.exemplars}
         sizes = self.context.photos.sizes[photos]
         smallest |= {label: int(sizes[mine].min()) for label, mine in group(identities).items()}
         self.memory.budget.check_smallest(list(smallest.values()), each=True)
 
     def after(self, photos: Ints, labels: Tensor) -> None:
-        """Ranks the new photos of each identity, with those that were kept of it."""
+        """Ranks each identity's new photos together with its kept ones, and keeps the best."""
         context, memory, jpeg_of = self.context, self.memory, self.context.photos.jpeg
         embeddings_NE = context.embed(photos)
         kept: dict[int, list[Exemplar]] = defaultdict(list)
@@ -113,6 +117,6 @@ class WithHerding(WithMemory):
 
 
 class ReplayHerding(WithHerding, Replay):
-    """The same with herding."""
+    """Cross-entropy on new photos and on photos kept by herding."""
 
     name = "replay-herding"
