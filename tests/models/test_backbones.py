@@ -72,7 +72,7 @@ def test_it_is_distilled_saved_loaded_and_exported(home: Path) -> None:
     images = torch.rand(4, 3, SIZE_PX, SIZE_PX) * 2 - 1
     place = Workspace.locate(home=home)
     ours, theirs = (
-        persona.load(name, workspace=place).in_torch().network.eval().embed(images)
+        persona.load(name, workspace=place).in_torch().network.eval().embed(images).detach()
         for name in (model_id, f"onnx:{home / 'tiny.onnx'}")
     )
     assert float((ours * theirs).sum(dim=1).min()) > 0.9999

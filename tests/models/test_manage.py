@@ -95,7 +95,7 @@ theirs, before = models.parent / "theirs", models.parent / "before"
 def pull():
     from persona.models import hub
     from huggingface_hub import HfApi
-    hub._api = lambda: HfApi(hub_url, token="hf_token")
+    hub.open_hub = lambda: HfApi(hub_url, token="hf_token")
     hub.pull("me/large", "other", models)
 
 def save(name):
