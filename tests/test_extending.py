@@ -69,10 +69,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         path.write_bytes(jpeg(number))
     code = USE.format(home=str(home), raw=str(home / "data" / "raw" / "Passports"))
     tests = Path(__file__).parent
-    path = f"{site}:{tests}:{tests.parent}"
+    places = f"{site}:{tests}:{tests.parent}"
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env=environment(home, PYTHONPATH=path),
+        env=environment(home, PYTHONPATH=places),
         capture_output=True,
         text=True,
         check=False,

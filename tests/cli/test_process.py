@@ -72,7 +72,7 @@ def test_a_quota_bounds_the_cores(
     (tmp_path / "cpu.max").write_text(text)
     monkeypatch.setattr(workers, "QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    assert process.usable_cores() == wanted
+    assert workers.usable_cores() == wanted
 
 
 def test_alone_and_launched_it_is_the_same_run(tmp_path: Path) -> None:
@@ -90,4 +90,4 @@ def test_alone_and_launched_it_is_the_same_run(tmp_path: Path) -> None:
         metrics = tmp_path / "runs" / json.loads(done.stdout)["id"] / "metrics.jsonl"
         found.append((said[1], json.loads(metrics.read_text().splitlines()[-1])["loss"]))
     assert found[0] == found[1]
-    assert found[0][0] == str(process.usable_cores())
+    assert found[0][0] == str(workers.usable_cores())

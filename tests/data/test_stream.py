@@ -84,7 +84,7 @@ def test_evaluation_drops_and_doubles_nothing(
 @pytest.mark.parametrize("world_size", [1, 2, 40])
 def test_batches_without_torch_are_those_with(train_set: Packed, world_size: int) -> None:
     for rank in range(world_size):
-        options = {"batch_size": 4, "rank": rank, "world_size": world_size}
+        options: dict[str, Any] = {"batch_size": 4, "rank": rank, "world_size": world_size}
         known = (train_set.folder, train_set.manifest)
         expected = build_loader(*known, training=False, **options)
         for batch, found in zip(expected, read_batches(*known, **options), strict=True):

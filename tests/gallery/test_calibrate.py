@@ -43,7 +43,7 @@ def test_what_cannot_be_resolved() -> None:
     with pytest.raises(PersonaError, match="x has no two photos of one person"):
         threshold_at(vectors(9), np.arange(9), 1e-3, "x")
     with pytest.raises(PersonaError, match="choose a set of several people"):
-        threshold_at(vectors(9), np.zeros(9), 1e-3, "x")
+        threshold_at(vectors(9), np.zeros(9, np.int64), 1e-3, "x")
 
 
 def test_one_photo_under_two_names() -> None:

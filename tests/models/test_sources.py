@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ def test_shipped_models_are_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not any(name.startswith("persona") for name in known_names(tmp_path))  # none yet
     monkeypatch.setattr(sources, "ZOO", tmp_path / "zoo")
     student = Student(StudentConfig(), 0, head="none")
-    facts = {"teacher": "none", "temperature": None, "epochs": 1, "score": 0.9}
+    facts: dict[str, Any] = {"teacher": "none", "temperature": None, "epochs": 1, "score": 0.9}
     facts |= {"scores": {"threshold_at_far": {"0.001": 0.4}}, "train_set": "faces"}
     facts |= {"test_set": "lfw", "config": {}}
     card = save_model(tmp_path / "zoo", student, model_id="persona-s", classes=(), **facts)

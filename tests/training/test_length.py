@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -128,7 +129,7 @@ def test_evaluation_every_so_many_steps(home: Path, monkeypatch: pytest.MonkeyPa
     scripted = iter((0.7, 0.6, 0.9, 0.7, 0.8, 0.8))  # student and EMA in turns
 
     def evaluate(named: NamedNetwork, *_: object, **__: object) -> Evaluation:
-        figures = {"accuracy": 0.5, "auc": next(scripted), "spread": 0.5}
+        figures: dict[str, Any] = {"accuracy": 0.5, "auc": next(scripted), "spread": 0.5}
         return VerificationFigures(named.name, "lfw", "verification", **figures)
 
     options = (*LABELS, "-e", "2", "--evaluate-steps", "4", "-o", "optim.ema_decay=0.9")
@@ -184,8 +185,8 @@ main()
 def test_killed_in_the_middle_it_ends_in_the_same_weights(
     home: Path, checkpoints: int, place: tuple[int, int, int]
 ) -> None:
-    options = (*DISTILL, *LABELS, "--photos", "52", "--evaluate-steps", "3")
-    options += ("--checkpoint-steps", "1", "-o", "optim.ema_decay=0.9", "--json")
+    options = (*DISTILL, *LABELS, "--photos", "52", "--evaluate-steps", "3", "--json")
+    options = (*options, "--checkpoint-steps", "1", "-o", "optim.ema_decay=0.9")  # type: ignore[assignment]
     whole = distill(*options, home=home)
     before = set((home / "runs").iterdir())
     done = subprocess.run(

@@ -156,7 +156,7 @@ def test_what_a_tracker_gets(
 ) -> None:
     """Figures, curves and the config without its paths; nothing of the machine is asked for."""
     monkeypatch.setattr(sys, "argv", [f"/home/ada/{SECRET}/run.py", f"--cache=/home/{SECRET}"])
-    config = {
+    config: dict[str, Any] = {
         "cache": SECRET,
         "teacher": f"/home/ada/{SECRET}/x",
         "steps": None,

@@ -29,7 +29,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -130,6 +130,10 @@ class Evaluation:
     spread: float | None = None
     """Spread of the embeddings, see persona/evaluation/spread.py. None means that the set shows
     only one person."""
+
+    if TYPE_CHECKING:  # the figures of a protocol's own dataclass
+
+        def __getattr__(self, name: str) -> Any: ...
 
     @property
     def chosen_by(self) -> str:

@@ -38,7 +38,8 @@ def runtime(request: pytest.FixtureRequest) -> str:
 
 @functools.cache
 def networks_of(runtime: str) -> Networks:
-    return RUNTIMES[runtime]()
+    networks: Networks = RUNTIMES[runtime]()  # type: ignore[assignment]
+    return networks
 
 
 @functools.cache
