@@ -754,6 +754,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def save_config(path: Path, config: Any) -> None:
-    """Writes a resolved config as YAML, which `--config` can read."""
-    write_atomically(path, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+def save_config(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes the plain values of a resolved config (`to_dict`) as YAML, which `--config` reads."""
+    write_atomically(path, yaml.safe_dump(dict(values), sort_keys=False).encode())

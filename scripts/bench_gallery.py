@@ -28,7 +28,7 @@ import numpy as np
 
 from persona.data.align.spec import AlignSpec
 from persona.gallery.search import Index
-from persona.gallery.store import Facts, Photo, Store, Templates, open_store, unit
+from persona.gallery.store import Facts, Store, StoredPhoto, Templates, open_store, unit
 
 PHOTOS = 5
 PROBES = 200
@@ -106,7 +106,8 @@ def store_costs(store: Store, people: int, width: int) -> dict[str, Any]:
     store.adopt(Facts("bench", "bench", width, AlignSpec()))
     templates = photos_of(unit(rng.normal(size=(people + 20, width))), PHOTOS, rng)
     kept = [
-        [Photo(t) for t in templates[n * PHOTOS : (n + 1) * PHOTOS]] for n in range(people + 20)
+        [StoredPhoto(t) for t in templates[n * PHOTOS : (n + 1) * PHOTOS]]
+        for n in range(people + 20)
     ]
     store.add({f"P{n}": kept[n] for n in range(people)}, "bench")
     leaving = itertools.count()

@@ -44,9 +44,9 @@ def test_a_resolved_config_reads_back(tmp_path: Path) -> None:
     config = load_config(
         None, {"losses.soft_targets.temperature": 7, "mixed_precision": "fp16", "seed": 3}
     )
-    save_config(tmp_path / "c.yaml", config)
+    save_config(tmp_path / "c.yaml", to_dict(config))
     assert load_config(tmp_path / "c.yaml", {}) == config
-    save_config(tmp_path / "d.yaml", DistillConfig())  # has `mixed_precision: 'no'`
+    save_config(tmp_path / "d.yaml", to_dict(DistillConfig()))  # has `mixed_precision: 'no'`
     assert load_config(tmp_path / "d.yaml", {}) == DistillConfig()
 
 

@@ -17,12 +17,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import yaml
 from accelerate import Accelerator
 
-from persona.config import differences
+from persona.config import differences, save_config
 from persona.errors import PersonaError
-from persona.files import folder_lock, write_atomically
+from persona.files import folder_lock
 from persona.models.cards import new_id
 from persona.training.callbacks import Callback, Moment, tell
 from persona.training.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -156,8 +155,7 @@ class Run:
         """Locks the folder, writes the config and opens the trackers, on the main process only."""
         if self.accelerator.is_main_process:
             self._held.enter_context(folder_lock(self.folder, doing=self.kind.doing))
-            text = yaml.safe_dump(self.config, sort_keys=False)
-            write_atomically(self.folder / self.kind.config, text.encode())
+            save_config(self.folder / self.kind.config, self.config)
             tracker = Tracker(
                 self.folder,
                 run_id=self.id,

@@ -122,7 +122,7 @@ def test_what_is_reported(place: Workspace, tmp_path: Path, monkeypatch: Any) ->
     config = DistillConfig(teacher=PATHS[3], train_set=PATHS[1], test_set=PATHS[0], cache=PATHS[0])
     for run in ("small", "begun"):
         (place.runs / run).mkdir(parents=True)
-        save_config(place.runs / run / "config.yaml", config)
+        save_config(place.runs / run / "config.yaml", to_dict(config))
     manifest = replace(open_set("lfw", place.shards)[1], dataset=f"folders:/home/ada/{SECRET}/x")
     card = read_card(place.models / "small")  # its sets' names are paths, its crops the set's
     write_json(place.models / "small" / CARD, vars(replace(card, image_size=SIDE)))

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from persona.config import DistillConfig, save_config
+from persona.config import DistillConfig, save_config, to_dict
 from persona.files import folder_lock
 from persona.report.history import read_history, read_metrics
 from persona.training.checkpoint import Progress, save_checkpoint
 
 
 def write_run(folder: Path, *records: object, tail: str = "") -> Path:
-    save_config(folder / "config.yaml", DistillConfig(epochs=3))
+    save_config(folder / "config.yaml", to_dict(DistillConfig(epochs=3)))
     lines = "".join(json.dumps(record) + "\n" for record in records)
     (folder / "metrics.jsonl").write_text(lines + tail)
     return folder
