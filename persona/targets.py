@@ -25,8 +25,9 @@ from accelerate import Accelerator
 
 from persona.config import PRECISIONS, AugmentConfig, Checked, among, between
 from persona.data.align.spec import AlignSpec
-from persona.data.shards import Manifest, key_of
-from persona.data.storage import SetFolder, on_disk
+from persona.data.sets import FaceSet, of_shards
+from persona.data.shards import key_of
+from persona.data.storage import on_disk
 from persona.data.stream import Batch, build_loader
 from persona.data.targets import (
     CARD,
@@ -109,8 +110,7 @@ def check_teacher_exists(teacher: str, models: Path, align: AlignSpec) -> None:
 
 
 def keep_targets(
-    folder: SetFolder,
-    manifest: Manifest,
+    faces: FaceSet,
     teacher: str,
     models: Path,
     options: TargetOptions | None = None,
@@ -127,11 +127,11 @@ def keep_targets(
     _check_is_teacher(teacher)
     accelerator = Accelerator()
     named = load_network(teacher, models)
-    manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
+    faces.manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
     named.network.eval().to(accelerator.device)
     if named.network.from_elsewhere:
-        check_teacher(named, folder, manifest, accelerator)
-    targets, fresh = make_targets(folder, manifest, named, options or TargetOptions(), accelerator)
+        check_teacher(named, faces, accelerator)
+    targets, fresh = make_targets(faces, named, options or TargetOptions(), accelerator)
     main = accelerator.is_main_process
     accelerator.wait_for_everyone()
     accelerator.end_training()
@@ -144,8 +144,7 @@ def _check_is_teacher(teacher: str) -> None:
 
 
 def make_targets(
-    folder: SetFolder,
-    manifest: Manifest,
+    faces: FaceSet,
     teacher: NamedNetwork,
     options: TargetOptions,
     accelerator: Accelerator,
@@ -156,7 +155,8 @@ def make_targets(
         PersonaError: there are other targets of this teacher, another process is making them, or
             an embedding is not finite in float16.
     """
-    place = targets_folder(on_disk(folder, "keeping targets"), teacher.name)
+    manifest = faces.manifest
+    place = targets_folder(on_disk(faces.folder, "keeping targets"), teacher.name)
     head = teacher.network.head() if teacher.network.num_classes else None
     plan = {
         "weights": teacher.digest,
@@ -171,7 +171,7 @@ def make_targets(
     with folder_lock(place / f"rank-{rank}", doing="making targets in"):
         finished = _claim(place, plan, write=accelerator.is_main_process)
         if finished is not None:
-            check_targets(folder, manifest, finished, deep=False)
+            check_targets(faces, finished, deep=False)
             return finished, False
         accelerator.wait_for_everyone()
         if accelerator.device.type == "cpu":
@@ -186,7 +186,7 @@ def make_targets(
             enabled=accelerator.is_main_process,
         ) as advance:
             for number in mine:
-                for done in _embed_shard(folder, manifest, teacher, options, accelerator, number):
+                for done in _embed_shard(faces, teacher, options, accelerator, number):
                     advance(done)
         accelerator.wait_for_everyone()
     targets = Targets(
@@ -216,7 +216,7 @@ def make_targets(
             )
         targets = replace(targets, files=tuple(files), head_sha256=head_sha256)
         # Files of an earlier run may have changed since. Incomplete targets must get no card.
-        check_targets(folder, manifest, targets, deep=False)
+        check_targets(faces, targets, deep=False)
         write_targets(place, targets)
         for lock in place.glob("rank-*/.lock"):
             lock.unlink()
@@ -251,17 +251,16 @@ def _claim(place: Path, plan: dict[str, object], *, write: bool) -> Targets | No
 
 
 def _embed_shard(
-    folder: SetFolder,
-    manifest: Manifest,
+    faces: FaceSet,
     teacher: NamedNetwork,
     options: TargetOptions,
     accelerator: Accelerator,
     number: int,
 ) -> Iterator[int]:
     """Fills the two files of one shard; yields the number of views done since the last yield."""
-    place = targets_folder(on_disk(folder, "keeping targets"), teacher.name)
+    place = targets_folder(on_disk(faces.folder, "keeping targets"), teacher.name)
     final = [place / name for name in file_names(number)]
-    roles, shard = photos_of(manifest), manifest.shards[number]
+    roles, shard = photos_of(faces.manifest), faces.manifest.shards[number]
     photos = shard.samples * roles
     if all(path.is_file() for path in final):
         yield photos * options.views
@@ -283,8 +282,7 @@ def _embed_shard(
     row = min(skip * size * roles, photos)
     yield row * options.views
     loader = build_loader(
-        folder,
-        alone(manifest, number),
+        of_shards(faces, slice(number, number + 1)),
         batch_size=size,
         training=False,
         skip=skip,
@@ -331,12 +329,6 @@ def _resume(partial: list[Path], shapes: tuple[tuple[int, ...], ...], journal: P
     except (OSError, ValueError):
         return 0
     return done if kept == list(shapes) and 0 < done <= shapes[0][0] else 0
-
-
-def alone(manifest: Manifest, number: int) -> Manifest:
-    """A manifest of one shard only, to stream it alone."""
-    shard = manifest.shards[number]
-    return Manifest(**{**vars(manifest), "shards": (shard,), "samples": shard.samples})
 
 
 @torch.inference_mode()

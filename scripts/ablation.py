@@ -117,7 +117,7 @@ def main() -> None:
     from accelerate import Accelerator
 
     from persona.config import AugmentConfig
-    from persona.data.shards import open_set
+    from persona.data.sets import open_set
     from persona.distill import distill
     from persona.evaluation.protocols import evaluate
     from persona.models.sources import load_network
@@ -127,7 +127,7 @@ def main() -> None:
 
     def measure(name: str) -> dict[str, Any]:
         named = load_network(name, place.models)
-        return evaluate(named, *lfw, Accelerator(), quiet=True).to_json()
+        return evaluate(named, lfw, Accelerator(), quiet=True).to_json()
 
     def note(run: str, figures: dict[str, Any], seconds: float) -> None:
         results[run] = {"run": run, "seconds": round(seconds, 1), **figures}
@@ -159,10 +159,10 @@ def main() -> None:
         note(run, measure(f"{model}-ema"), took_s)
 
     for views in filter(None, VIEWS.values()):
-        folder, manifest = open_set(f"views-{views}", place.shards)
+        faces = open_set(f"views-{views}", place.shards)
         augment = AugmentConfig(**STRONG) if views > 2 else AugmentConfig()
         options = TargetOptions(views=views, augment=augment)
-        keep_targets(folder, manifest, teacher, place.models, options)
+        keep_targets(faces, teacher, place.models, options)
     if "teacher" not in results:
         note("teacher", measure(teacher), 0)
     if "untrained student" not in results:

@@ -51,7 +51,7 @@ def _members(kind: type) -> Iterator[str]:
                 told = notes.get(field.name, "")
                 yield f"- `{field.name}: {field.type}`" + (f": {told}" if told else "")
         yield ""
-    for name, member in vars(kind).items():
+    for name, member in _vars(kind).items():
         if name.startswith("_") or inspect.getdoc(member) is None:
             continue
         function = inspect.unwrap(member.__func__ if isinstance(member, classmethod) else member)
@@ -62,6 +62,12 @@ def _members(kind: type) -> Iterator[str]:
                 f"### {kind.__name__}.{name}\n\n```python\n{name}{_signature(function)}\n```\n\n"
                 f"{_prose(function)}"
             )
+
+
+def _vars(kind: type) -> dict[str, Any]:
+    """Attributes of a class and of those of Persona's that it extends, the most general first."""
+    ours = [base for base in kind.__mro__ if base.__module__.startswith("persona.")]
+    return {name: member for base in reversed(ours) for name, member in vars(base).items()}
 
 
 def _field_notes(kind: type) -> dict[str, str]:

@@ -217,9 +217,10 @@ class Plain:
         self.process.join()
 
 
-def random_targets(folder: Path, manifest: Any, teacher: Path, head: Any) -> None:
+def random_targets(faces: Any, teacher: Path, head: Any) -> None:
     """What `persona targets` would keep, of random vectors: only its speed is wanted here."""
     from persona.config import AugmentConfig
+    from persona.data.storage import on_disk
     from persona.data.targets import (
         HEAD,
         TargetFile,
@@ -233,11 +234,11 @@ def random_targets(folder: Path, manifest: Any, teacher: Path, head: Any) -> Non
     from persona.models.store import save_head
 
     name, augment = "facenet-vggface2", AugmentConfig()
-    place = targets_folder(folder, name)
+    place = targets_folder(on_disk(faces.folder, "keeping targets"), name)
     place.mkdir(parents=True)
     rng = np.random.default_rng(0)
     files = []
-    for number, shard in enumerate(manifest.shards):
+    for number, shard in enumerate(faces.manifest.shards):
         features, views = (place / file for file in file_names(number))
         np.save(features, rng.normal(size=(shard.samples, 2, 512)).astype(np.float16))
         np.save(views, np.stack([photo_views(augment, 2, 0, 0, 0)] * shard.samples))
@@ -396,14 +397,14 @@ def compare(home: Path, plain: Plain, arguments: argparse.Namespace) -> dict[str
     """The steps in turns."""
     import torch
 
-    from persona.data.shards import open_set
+    from persona.data.sets import open_set
     from persona.models.sources import load_network
     from persona.models.weights import FACENETS
 
-    folder, manifest = open_set("vggface2", home / "shards")
+    faces = open_set("vggface2", home / "shards")
     weights = home / "models" / "teachers" / FACENETS["facenet-vggface2"].file
     teacher = load_network("facenet-vggface2", home / "models").network
-    random_targets(folder, manifest, weights, teacher.head())
+    random_targets(faces, weights, teacher.head())
     kept = build_run(home, arguments, "kept")
     head = sum(
         1

@@ -141,8 +141,7 @@ def bench(home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     def ours() -> None:
         evaluate(
             named,
-            packed.folder,
-            packed.manifest,
+            packed.faces,
             accelerator,
             options=Options(resamples=1000),
             batch_size=size,

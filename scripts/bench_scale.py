@@ -138,24 +138,24 @@ class Steps:
 
     def shards_verify(self) -> None:
         """Every byte of the photos."""
-        from persona.data.shards import open_set, verify_set
+        from persona.data.sets import open_set, verify_set
 
-        verify_set(*open_set("generated", self.place.shards))
+        verify_set(open_set("generated", self.place.shards))
 
     def stream(self) -> None:
         """One epoch of shuffled batches in one process."""
-        from persona.data.shards import open_set
+        from persona.data.sets import open_set
         from persona.data.stream import build_loader
 
-        folder, manifest = open_set("generated", self.place.shards)
-        loader = build_loader(folder, manifest, batch_size=BATCH, training=True, workers=0)
+        faces = open_set("generated", self.place.shards)
+        loader = build_loader(faces, batch_size=BATCH, training=True, workers=0)
         assert sum(len(batch.keys) for batch in loader) == self.count // BATCH * BATCH
 
     def learn(self) -> None:
         """Opens the photos for `persona learn`, in five experiences."""
         import numpy as np
 
-        from persona.data.shards import open_set
+        from persona.data.sets import open_set
         from persona.learning.photos import Photos
         from persona.learning.stream import build_experience, in_groups, in_order
 
@@ -167,17 +167,18 @@ class Steps:
 
     def skips(self) -> None:
         """A manifest in which every photo is named as skipped, written and read."""
-        from persona.data.shards import Skipped, open_set, read_manifest, write_manifest
+        from persona.data.sets import open_set
+        from persona.data.shards import Skipped, read_manifest, write_manifest
         from persona.data.storage import on_disk
 
-        folder, manifest = open_set("generated", self.place.shards, verify=False)
+        faces = open_set("generated", self.place.shards, verify=False)
         skipped = tuple(
             Skipped(photo.source, "no face: the photo is smaller than 20 px")
             for photo in self.dataset.iter_photos()
         )
-        place = on_disk(folder, "packing").parent / "skips"
+        place = on_disk(faces.folder, "packing").parent / "skips"
         place.mkdir(exist_ok=True)
-        write_manifest(place, replace(manifest, skipped=skipped))
+        write_manifest(place, replace(faces.manifest, skipped=skipped))
         del skipped
         assert len(read_manifest(place).skipped) == self.count
 

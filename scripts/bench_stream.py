@@ -125,11 +125,12 @@ def write_set(folder: Path, faces: list[bytes], photos: int) -> Any:
 
 def stream_batches(folder: Path, workers: int) -> Iterable[Any]:
     """This project's."""
+    from persona.data.sets import FaceSet
     from persona.data.shards import read_manifest
     from persona.data.stream import build_loader
 
-    manifest = read_manifest(folder)
-    return build_loader(folder, manifest, batch_size=BATCH, training=True, workers=workers)
+    faces = FaceSet(folder, read_manifest(folder))
+    return build_loader(faces, batch_size=BATCH, training=True, workers=workers)
 
 
 def imagefolder_batches(work: Path) -> Iterable[Any]:

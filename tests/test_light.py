@@ -78,12 +78,12 @@ def test_inference_imports_no_torch_and_has_the_same_digits_without(
 def test_a_set_has_the_embeddings_that_it_has_in_torch(home: Path, lfw_set: Packed) -> None:
     name = f"onnx:{home / 'net.onnx'}"
     light, heavy = (load(name, home).network for load in (load_embedder, load_network))
-    known = (lfw_set.folder, lfw_set.manifest)
+    faces = lfw_set.faces
     options: Any = {"quiet": True, "batch_size": 4}
     for flip in (False, True):
-        expected = embed_set(heavy, *known, Accelerator(cpu=True), flip=flip, **options)
+        expected = embed_set(heavy, faces, Accelerator(cpu=True), flip=flip, **options)
         for workers in (0, 1):
-            found = embed_set(light, *known, Alone(), flip=flip, workers=workers, **options)
+            found = embed_set(light, faces, Alone(), flip=flip, workers=workers, **options)
             np.testing.assert_array_equal(found.keys, expected.keys)
             np.testing.assert_array_equal(found.labels, expected.labels)
             np.testing.assert_allclose(found.embeddings, expected.embeddings, atol=1e-5)

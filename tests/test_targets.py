@@ -21,7 +21,7 @@ import persona.targets
 from persona.config import AugmentConfig, LossesConfig, StudentConfig, from_dict
 from persona.data.pack import Packed, pack_photos, pack_triplets
 from persona.data.raw import open_dataset
-from persona.data.shards import open_set, verify_set
+from persona.data.sets import FaceSet, open_set, verify_set
 from persona.data.storage import RemoteFolder
 from persona.data.stream import Batch, build_loader
 from persona.data.targets import (
@@ -97,8 +97,7 @@ def teacher(seed: int = 0) -> NamedNetwork:
 
 def make(packed: Packed, named: NamedNetwork | None = None, **options: Any) -> Targets:
     targets, _ = make_targets(
-        packed.folder,
-        packed.manifest,
+        packed.faces,
         named or teacher(),
         TargetOptions(workers=0, batch_size=7, **options),
         Accelerator(cpu=True),
@@ -110,8 +109,7 @@ def batches(
     packed: Packed, targets: Targets | None, augment: AugmentConfig, **options: Any
 ) -> list[Batch]:
     loader = build_loader(
-        packed.folder,
-        packed.manifest,
+        packed.faces,
         batch_size=5,
         training=True,
         augment=augment,
@@ -140,7 +138,7 @@ def test_a_changed_last_layer_is_noticed(train_set: Packed) -> None:
     path = targets_folder(train_set.folder, "t") / HEAD
     path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(PersonaError, match=r"head\.safetensors is missing or does not match"):
-        check_targets(train_set.folder, train_set.manifest, targets, deep=False)
+        check_targets(train_set.faces, targets, deep=False)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -262,8 +260,7 @@ def test_interrupted_it_goes_on_to_the_same_bytes(
     assert calls - (runs - 1) == 4 * 4 + 1
     assert contents(place) == whole
     assert make_targets(
-        train_set.folder,
-        train_set.manifest,
+        train_set.faces,
         teacher(),
         TargetOptions(workers=0, views=3, augment=STRONG),
         Accelerator(cpu=True),
@@ -272,7 +269,7 @@ def test_interrupted_it_goes_on_to_the_same_bytes(
 
 def test_shards_and_their_checksums_stay_as_they_were(train_set: Packed) -> None:
     make(train_set)
-    verify_set(train_set.folder, train_set.manifest)
+    verify_set(train_set.faces)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +328,7 @@ def test_damaged_targets_are_refused(train_set: Packed, kind: str, message: str)
     with pytest.raises(PersonaError, match=message):
         targets = find_targets(train_set.folder, "t")
         assert targets is not None
-        check_targets(train_set.folder, train_set.manifest, targets, deep=kind == "changed")
+        check_targets(train_set.faces, targets, deep=kind == "changed")
 
 
 def test_files_that_were_changed_before_the_card_are_not_taken(train_set: Packed) -> None:
@@ -371,7 +368,7 @@ def test_targets_of_other_crops_are_refused(train_set: Packed) -> None:
     first, *rest = train_set.manifest.shards
     other = replace(train_set.manifest, shards=(replace(first, sha256="0" * 64), *rest))
     with pytest.raises(PersonaError, match="of other crops than the set's"):
-        check_targets(train_set.folder, other, targets, deep=False)
+        check_targets(FaceSet(train_set.folder, other), targets, deep=False)
 
 
 def test_a_vector_that_is_not_finite_is_named(train_set: Packed) -> None:
@@ -456,16 +453,15 @@ def test_kept_targets_are_read_from_elsewhere(
     make(train_set)
     faults = Faults()
     with web_server(train_set.folder.parent, faults) as url:
-        folder, manifest = open_set(f"{url}/{train_set.folder.name}", tmp_path)
-        targets = find_targets(folder, "t")
+        faces = open_set(f"{url}/{train_set.folder.name}", tmp_path)
+        targets = find_targets(faces.folder, "t")
         assert targets == find_targets(train_set.folder, "t")
-        assert find_targets(folder, "another") is None
+        assert find_targets(faces.folder, "another") is None
         assert targets is not None
-        check_targets(folder, manifest, targets, deep=False)
+        check_targets(faces, targets, deep=False)
         elsewhere = list(
             build_loader(
-                folder,
-                manifest,
+                faces,
                 batch_size=5,
                 training=True,
                 augment=AugmentConfig(),
@@ -478,8 +474,9 @@ def test_kept_targets_are_read_from_elsewhere(
         assert one.keys.equal(two.keys)
         assert one.targets is not None and two.targets is not None
         assert one.targets.equal(two.targets)
-    assert isinstance(folder, RemoteFolder)
-    assert not [*folder.local.rglob("*.npy"), *folder.local.rglob("*.tar")]
+    assert isinstance(faces.folder, RemoteFolder)
+    local = faces.folder.local
+    assert not [*local.rglob("*.npy"), *local.rglob("*.tar")]
 
 
 def test_remote_targets_that_are_not_what_their_card_says(
@@ -491,8 +488,8 @@ def test_remote_targets_that_are_not_what_their_card_says(
     data[-1] ^= 1
     path.write_bytes(data)
     with web_server(train_set.folder.parent, Faults()) as url:
-        folder, manifest = open_set(f"{url}/{train_set.folder.name}", tmp_path)
-        targets = find_targets(folder, "t")
+        faces = open_set(f"{url}/{train_set.folder.name}", tmp_path)
+        targets = find_targets(faces.folder, "t")
         options: Any = {"augment": AugmentConfig(), "targets": targets}
         with pytest.raises(PersonaError, match=r"000001\.views\.npy does not match its checksum"):
-            list(build_loader(folder, manifest, batch_size=5, training=True, **options))
+            list(build_loader(faces, batch_size=5, training=True, **options))

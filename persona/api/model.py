@@ -26,7 +26,7 @@ from persona.workspace import Workspace
 if TYPE_CHECKING:
     from torch import nn
 
-    from persona.api.sets import FaceSet
+    from persona.data.sets import FaceSet
     from persona.evaluation.protocols import Evaluation
     from persona.gallery.faces import Eyes, SeenFace
     from persona.gallery.store import Threshold
@@ -172,8 +172,7 @@ class Model:
 
         return evaluate(
             self.named,
-            faces.folder,
-            faces.manifest,
+            faces,
             join_processes(self.named.network),
             measure=measure,
             options=Options(**options),
@@ -195,7 +194,7 @@ class Model:
         from persona.gallery.calibrate import calibrate
 
         processes = join_processes(self.named.network)
-        self.threshold = calibrate(self.named, faces.folder, faces.manifest, processes, far)
+        self.threshold = calibrate(self.named, faces, processes, far)
         return self.threshold
 
     def export(self, path: str | Path, **options: Any) -> Path:

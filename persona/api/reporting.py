@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from persona.api.model import Model
-from persona.api.sets import FaceSet
+from persona.data.sets import FaceSet
 from persona.errors import PersonaError, unknown
 from persona.workspace import Workspace
 
@@ -75,7 +75,7 @@ def write_report(
     asked = [model if isinstance(model, str) else model.name for model in models]
     page = build_page(
         find_entries(asked, teacher, place),
-        *(place, faces.folder, faces.manifest, accelerator),
+        *(place, faces, accelerator),
         names=names,
         batch_size=batch_size,
         workers=workers,

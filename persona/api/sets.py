@@ -4,138 +4,22 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from persona.data.shards import Manifest, PairTable, open_set, read_metas, read_pairs
-from persona.data.shards import verify_set as verify_shards
-from persona.data.storage import SetFolder
-from persona.errors import PersonaError
+from persona.data import sets
 from persona.extras import needing
 from persona.workspace import Workspace
 
 if TYPE_CHECKING:
     from persona.api.model import Model
-    from persona.data.stream import EpochLoader
     from persona.data.targets import Targets
 
 
-class FaceSet:
+class FaceSet(sets.FaceSet):
     """A packed set of aligned crops: a folder of tar shards, on this machine or behind a URL.
 
     Make one with `persona.open_set`.
     """
-
-    def __init__(self, folder: SetFolder, manifest: Manifest) -> None:
-        self.folder, self.manifest = folder, manifest
-
-    @property
-    def name(self) -> str:
-        """The set's name, as commands take it."""
-        return self.manifest.name
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 digest over the shards: equal digests mean equal photos in equal order."""
-        return self.manifest.digest
-
-    @property
-    def identities(self) -> tuple[str, ...]:
-        """The sorted names of the identities; a label is an index into this tuple."""
-        return self.manifest.classes
-
-    def __len__(self) -> int:
-        return self.manifest.samples
-
-    def __repr__(self) -> str:
-        align = self.manifest.align
-        return (
-            f"FaceSet({self.name!r}, {len(self):,} samples, {self.manifest.identities:,} "
-            f"identities, crops of {align.image_size} px by {align.method})"
-        )
-
-    def place(self, workspace: Workspace) -> str:
-        """The set as a run's config names it.
-
-        That is its name where it lies among the workspace's packed sets, and its folder or URL
-        elsewhere.
-        """
-        own = workspace.shards / self.name
-        return self.name if str(self.folder) == str(own) else str(self.folder)
-
-    def loader(
-        self,
-        *,
-        batch_size: int,
-        training: bool = False,
-        seed: int = 0,
-        epoch: int = 0,
-        skip: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        workers: int = 0,
-    ) -> EpochLoader:
-        """Returns a loader of the batches of one epoch.
-
-        A batch's `images` are (B, 3, H, W) uint8 tensors, channels last in memory. Its `labels`
-        are (B,) int64 indices into `identities`. Its `keys` name the samples.
-
-        Args:
-            batch_size: samples per batch on each rank.
-            training: whether to shuffle, and to drop the last samples where they do not fill a
-                batch. Otherwise every sample comes, in order.
-            seed: seed for shuffling.
-            epoch: number of the epoch. Each epoch has its own order.
-            skip: batches to skip at the beginning, to resume an epoch.
-            rank: rank of this process.
-            world_size: number of processes that read the set together.
-            workers: loader processes; with 0, this process decodes.
-
-        Raises:
-            PersonaError: the set has fewer batches than there are ranks.
-        """
-        with needing("a loader of batches"):
-            from persona.data.stream import build_loader
-
-        return build_loader(
-            self.folder,
-            self.manifest,
-            batch_size=batch_size,
-            training=training,
-            seed=seed,
-            epoch=epoch,
-            skip=skip,
-            rank=rank,
-            world_size=world_size,
-            workers=workers,
-        )
-
-    def pairs(self) -> PairTable:
-        """Reads the verification pairs as columns: folds, keys, and whether a pair is one person.
-
-        Raises:
-            PersonaError: the set has no pairs.
-        """
-        if not self.manifest.pairs:
-            raise PersonaError(f"set {self.name} has no pairs: choose a set with pairs, like lfw")
-        return read_pairs(self.folder, self.manifest)
-
-    def metas(self) -> dict[int, dict[str, Any]]:
-        """Reads the metadata of each sample (identity, source and box), by its key."""
-        return read_metas(self.folder, self.manifest)
-
-    def verify(self) -> None:
-        """Reads the whole set and compares it with its checksums.
-
-        Raises:
-            PersonaError: files are missing or damaged; the message names each of them.
-        """
-        verify_shards(self.folder, self.manifest)
-
-    def targets(self, teacher: str) -> Targets | None:
-        """Returns a teacher's embeddings from beside the set, or None if none are stored."""
-        from persona.data.targets import find_targets
-
-        return find_targets(self.folder, teacher)
 
     def keep_targets(
         self, teacher: Model, *, views: int = 2, batch_size: int = 128, seed: int = 0
@@ -161,17 +45,8 @@ class FaceSet:
         self.manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
         named.network.eval()
         options = TargetOptions(views=views, seed=seed, batch_size=batch_size)
-        targets, _ = make_targets(self.folder, self.manifest, named, options, Accelerator())
+        targets, _ = make_targets(self, named, options, Accelerator())
         return targets
-
-    def webdataset(self) -> Any:
-        """Returns the set as a plain `webdataset.WebDataset`, in order and undecoded."""
-        with needing("a plain webdataset"):
-            import webdataset
-
-        count = range(len(self.manifest.shards))
-        paths = [str(self.manifest.shard_path(self.folder, number)) for number in count]
-        return webdataset.WebDataset(paths, shardshuffle=False)
 
 
 def shard_dataset(
@@ -277,4 +152,5 @@ def load_set(
         persona.errors.PersonaError: ...
     """
     place = workspace or Workspace.locate()
-    return FaceSet(*open_set(name, place.shards, cache))
+    found = sets.open_set(name, place.shards, cache)
+    return FaceSet(found.folder, found.manifest)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from persona.api.model import Model, load
-from persona.api.sets import FaceSet
 from persona.config import load_config
+from persona.data.sets import FaceSet
 from persona.errors import PersonaError
 from persona.training.callbacks import Callback
 from persona.workspace import Workspace

@@ -187,12 +187,11 @@ def shard_command(
         _report_share(pack_share(packing, options, share), json)
         return
     packed = pack_set(packing, options)
-    manifest = packed.manifest
     if teacher is not None:
         from persona.targets import keep_targets
 
         place = workspace(shards=shards, models=models)
-        keep_targets(packed.folder, manifest, teacher, place.models)
+        keep_targets(packed.faces, teacher, place.models)
     _report_set(packed, json)
 
 
@@ -316,20 +315,21 @@ def shards_verify(
     json: JsonFlag = False,
 ) -> None:
     """Re-read every shard of a set, and the targets kept of it, against their checksums."""
-    from persona.data.shards import open_set, verify_set
+    from persona.data.sets import open_set, verify_set
     from persona.progress import progress_bar
 
     # verify=False, because all files are read here: a check before the first use would read twice.
-    folder, manifest = open_set(set_, workspace(shards=shards).shards, cache, verify=False)
-    with progress_bar("verifying", total=len(manifest.shards), unit="shards") as advance:
-        verify_set(folder, manifest, advance=advance)
+    faces = open_set(set_, workspace(shards=shards).shards, cache, verify=False)
+    with progress_bar("verifying", total=len(faces.manifest.shards), unit="shards") as advance:
+        verify_set(faces, advance=advance)
     # The targets of a remote set cannot be listed. They are checked when they are read.
+    folder, manifest = faces.folder, faces.manifest
     cards = sorted(folder.glob("targets/*/targets.json")) if isinstance(folder, Path) else []
     if cards:
         from persona.data.targets import check_targets, read_targets
 
         for card in cards:
-            check_targets(folder, manifest, read_targets(card.parent), deep=True)
+            check_targets(faces, read_targets(card.parent), deep=True)
     if json:
         print_json({**set_row(manifest), "targets": len(cards), "verified": True})
     else:

@@ -168,12 +168,12 @@ def export_command(
 
 def _check_faces(card: Card, set_: str | None, place: Workspace, seed: int, *, verify: bool) -> Any:
     """Returns the faces to check a file on: those of a set, or drawn faces where there is none."""
-    from persona.data.shards import open_set
+    from persona.data.sets import open_set
     from persona.deploy.export import FACES
     from persona.deploy.faces import drawn_faces, set_faces
 
     if set_ is not None:
-        return set_faces(*open_set(set_, place.shards, verify=verify), card.image_size, FACES, seed)
+        return set_faces(open_set(set_, place.shards, verify=verify), card.image_size, FACES, seed)
     note("no set of this model is packed here: the file is checked on drawn faces")
     return drawn_faces(card.image_size, FACES)
 
@@ -185,7 +185,7 @@ def _faces_apart(
 
     If both are from one set, the check faces are its first ones.
     """
-    from persona.data.shards import open_set
+    from persona.data.sets import open_set
     from persona.deploy.export import CALIBRATION_FACES, FACES
     from persona.deploy.faces import set_faces
 
@@ -193,12 +193,10 @@ def _faces_apart(
         ranges = open_set(calibrate, place.shards, verify=verify)
         return (
             _check_faces(card, checked, place, seed, verify=verify),
-            set_faces(*ranges, card.image_size, CALIBRATION_FACES, seed),
+            set_faces(ranges, card.image_size, CALIBRATION_FACES, seed),
         )
     both = FACES + CALIBRATION_FACES
-    faces = set_faces(
-        *open_set(calibrate, place.shards, verify=verify), card.image_size, both, seed
-    )
+    faces = set_faces(open_set(calibrate, place.shards, verify=verify), card.image_size, both, seed)
     if len(faces) < 2:
         raise PersonaError(
             f"set {calibrate} has one face, and int8 wants one to calibrate on and another to be "

@@ -99,11 +99,11 @@ def evaluate_command(
     json: JsonFlag = False,
 ) -> None:
     """Measure a network on a packed set."""
-    from persona.data.shards import open_set
+    from persona.data.sets import open_set
     from persona.models.cards import find_model
 
     place = workspace(shards=shards, models=models)
-    folder, manifest = open_set(set_, place.shards, cache, verify=verify)
+    faces = open_set(set_, place.shards, cache, verify=verify)
     opened = None if gallery is None else open_set(gallery, place.shards, cache, verify=verify)
     name = model or find_model(None, place.models).id
 
@@ -131,8 +131,7 @@ def evaluate_command(
     )
     evaluation = evaluate(
         _placed(named, processes),
-        folder,
-        manifest,
+        faces,
         processes,
         measure=measure,
         options=options,
@@ -170,10 +169,10 @@ def compare_command(
     json: JsonFlag = False,
 ) -> None:
     """Is one model better than another on the same pairs, or is it chance?"""
-    from persona.data.shards import open_set
+    from persona.data.sets import open_set
 
     place = workspace(shards=shards, models=models)
-    folder, manifest = open_set(set_, place.shards, cache, verify=verify)
+    faces = open_set(set_, place.shards, cache, verify=verify)
 
     from persona.evaluation.compare import compare
     from persona.evaluation.overlap import trained_identities
@@ -190,14 +189,14 @@ def compare_command(
     processes = join_processes(first.network, second.network)
     both = (_placed(first, processes), _placed(second, processes))
     differences, facts = compare(
-        both, folder, manifest, processes, options, batch_size=batch_size, workers=workers
+        both, faces, processes, options, batch_size=batch_size, workers=workers
     )
     if processes.is_main_process:
         if json:
             rows = {
                 d.figure: {k: v for k, v in vars(d).items() if k != "figure"} for d in differences
             }
-            named = {"a": model_a, "b": model_b, "set": manifest.name}
+            named = {"a": model_a, "b": model_b, "set": faces.name}
             print_json({**named, **facts, "differences": rows})
         else:
             columns = ("figure", "A", "B", "A - B", "95 % interval", "p")
@@ -217,7 +216,7 @@ def compare_command(
             for text in facts.get("warnings", ()):
                 note(f"warning: {text}")
             note(
-                f"A {model_a}, B {model_b}, set {manifest.name}: {facts['pairs']} pairs, intervals "
+                f"A {model_a}, B {model_b}, set {faces.name}: {facts['pairs']} pairs, intervals "
                 f"over resampled {facts['resampled']}"
             )
             if facts["permuted"] == "first photos":

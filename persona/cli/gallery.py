@@ -368,12 +368,12 @@ def gallery_calibrate(
     json: JsonFlag = False,
 ) -> None:
     """Choose the threshold from all pairs of a set, and keep it in the gallery."""
-    from persona.data.shards import open_set
+    from persona.data.sets import open_set
 
     if (set_ is None) == (threshold is None):
         raise PersonaError("give one of --set SET (with --far) and --threshold X")
     place = workspace(shards=shards, models=models)
-    opened_set = None if set_ is None else open_set(set_, place.shards, cache, verify=verify)
+    faces = None if set_ is None else open_set(set_, place.shards, cache, verify=verify)
 
     from persona.gallery.people import open_eyes
     from persona.gallery.store import Threshold
@@ -381,14 +381,14 @@ def gallery_calibrate(
     with _store(store, passphrase_file, create=True) as opened:
         opened.check_writable()
         eyes = open_eyes(opened, model, place)
-        if opened_set is None:
+        if faces is None:
             assert threshold is not None
             chosen = Threshold(threshold, "set by hand")
         else:
             from persona.evaluation.processes import join_processes
             from persona.gallery.calibrate import calibrate
 
-            chosen = calibrate(eyes.named, *opened_set, join_processes(eyes.named.network), far)
+            chosen = calibrate(eyes.named, faces, join_processes(eyes.named.network), far)
         opened.set_threshold(chosen)
     if json:
         print_json({"threshold": chosen.value, "threshold_source": chosen.source})

@@ -61,15 +61,14 @@ def report_command(
     It holds faces of the set, so keep it as you keep the photos.
     """
     from persona.api.reporting import write_report
-    from persona.api.sets import FaceSet
-    from persona.data.shards import open_set
+    from persona.data.sets import open_set
 
     form, out = choose_format(form, out)
     place = Workspace.locate(shards=shards, models=models, runs=runs)
-    folder, manifest = open_set(set_, place.shards, verify=verify)
+    faces = open_set(set_, place.shards, verify=verify)
     notices = write_report(
         names,
-        FaceSet(folder, manifest),
+        faces,
         out,
         teacher=teacher,
         names=show_names,

@@ -42,7 +42,7 @@ def targets_command(
     On several processes: `accelerate launch -m persona targets …`.
     """
     from persona.config import build_config, load_config, to_dict
-    from persona.data.shards import open_set
+    from persona.data.sets import open_set
     from persona.data.storage import on_disk
     from persona.targets import TargetOptions
 
@@ -56,11 +56,11 @@ def targets_command(
     augment = to_dict(load_config(config, {}).augment)
     options = build_config(TargetOptions, {"augment": augment}, given, config)
     place = workspace(shards=shards, models=models)
-    folder, manifest = open_set(set_, place.shards, verify=verify)
-    here = on_disk(folder, "keeping targets")
+    faces = open_set(set_, place.shards, verify=verify)
+    here = on_disk(faces.folder, "keeping targets")
     from persona.targets import keep_targets
 
-    targets, fresh, main = keep_targets(folder, manifest, teacher, place.models, options)
+    targets, fresh, main = keep_targets(faces, teacher, place.models, options)
     if not main:
         return
     from persona.data.targets import targets_folder
@@ -69,7 +69,7 @@ def targets_command(
     size = sum(path.stat().st_size for path in kept.iterdir())
     if json:
         row = {
-            "set": manifest.name,
+            "set": faces.name,
             "teacher": teacher,
             "photos": sum(file.photos for file in targets.files),
             "views": targets.views,
@@ -83,6 +83,6 @@ def targets_command(
         return
     verb = "keeps" if fresh else "kept before:"
     typer.echo(
-        f"{manifest.name} {verb} {targets.views} views of {sum(f.photos for f in targets.files)} "
+        f"{faces.name} {verb} {targets.views} views of {sum(f.photos for f in targets.files)} "
         f"photos, {targets.embedding_size} numbers each ({human_bytes(size)}) at {kept}"
     )

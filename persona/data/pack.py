@@ -46,6 +46,7 @@ from persona.data.journal import (
     shard_name,
 )
 from persona.data.raw.base import DATASETS, UNLABELLED, Index, Pair, Photo, RawDataset
+from persona.data.sets import FaceSet, open_faces, open_set
 from persona.data.shards import (
     MANIFEST,
     NO_CLASS,
@@ -59,14 +60,12 @@ from persona.data.shards import (
     encode_json,
     encode_pairs,
     key_of,
-    open_faces,
-    open_set,
     parse_manifest,
     read_manifest,
     tar_sample,
     write_manifest,
 )
-from persona.data.storage import SetFolder, checked
+from persona.data.storage import checked
 from persona.data.triplets import ROLES, check_index, load_triplets
 from persona.errors import NoFace, PersonaError, SkipPhoto, unknown
 from persona.files import LARGEST_LIST, folder_lock, read_json, write_atomically, write_json
@@ -163,6 +162,11 @@ class Packed:
     manifest: Manifest
     fresh: bool
     """False if the set existed already."""
+
+    @property
+    def faces(self) -> FaceSet:
+        """The set, to be read."""
+        return FaceSet(self.folder, self.manifest)
 
 
 @dataclass(frozen=True)
@@ -403,7 +407,7 @@ def plan_triplets(
     folder = folder or shards / set_id
     _, boxes_digest = _face_boxes(dataset, options)
 
-    def crops(alone: bool) -> tuple[SetFolder, Manifest]:
+    def crops(alone: bool) -> tuple[FaceSet]:
         split = _packed_split(dataset, shards, options.align, index, boxes_digest)
         if split is None and not alone:  # otherwise each machine would align all the photos
             raise PersonaError(
@@ -412,7 +416,7 @@ def plan_triplets(
             )
         only = np.unique(indices).tolist()
         found = split or pack_photos(dataset, folder / CROPS, options, index=index, only=only)
-        return checked(found.folder), found.manifest
+        return (FaceSet(checked(found.folder), found.manifest),)
 
     return Packing(
         folder=folder,
@@ -459,7 +463,7 @@ def _packed_split(
     earlier = read_json(plan, what="packing plan")
     if (earlier.get("photos"), earlier.get("boxes")) != (index.digest, boxes_digest):
         return None
-    _, manifest = open_set(dataset.set_name, shards)
+    manifest = open_set(dataset.set_name, shards).manifest
     return Packed(folder, manifest, fresh=False) if manifest.align == align else None
 
 
@@ -573,8 +577,8 @@ def _sample(task: PhotoTask, crop: Crop, *, no_face: bool = False) -> bytes:
 class TripletCopier:
     """Copies crops from a packed set into triplet samples. Each worker builds one."""
 
-    def __init__(self, folder: SetFolder, manifest: Manifest) -> None:
-        self.shards = [open_faces(folder, manifest, n) for n in range(len(manifest.shards))]
+    def __init__(self, faces: FaceSet) -> None:
+        self.shards = [open_faces(faces, n) for n in range(len(faces.manifest.shards))]
         counts = [len(shard.keys) for shard in self.shards]
         keys = np.concatenate([shard.numbers() for shard in self.shards])
         order = np.argsort(keys, kind="stable")

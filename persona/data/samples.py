@@ -40,8 +40,9 @@ import simplejpeg
 
 from persona.config import AugmentConfig
 from persona.data.align.jpeg import check_crop
+from persona.data.sets import FaceSet, shard_path
 from persona.data.shards import NO_CLASS, Manifest, key_of
-from persona.data.storage import SetFolder, drop_file, is_remote
+from persona.data.storage import drop_file, is_remote
 from persona.data.targets import (
     Features,
     TargetReader,
@@ -262,8 +263,7 @@ class ShardStream:
 
     def __init__(
         self,
-        folder: SetFolder,
-        manifest: Manifest,
+        faces: FaceSet,
         plan: EpochPlan,
         seeds: tuple[int, int],
         skip: int,
@@ -271,8 +271,7 @@ class ShardStream:
         targets: Targets | None,
     ) -> None:
         """`seeds` are (seed, epoch). `skip` batches of this rank were consumed before."""
-        self.folder = folder
-        self.manifest = manifest
+        self.faces = faces
         self.plan = plan
         self.seeds = seeds
         self.skip = skip
@@ -288,14 +287,14 @@ class ShardStream:
     @property
     def suffixes(self) -> list[str]:
         """Suffixes of a sample's members: the photos, then the JSON."""
-        photos = photos_of(self.manifest)
+        photos = photos_of(self.faces.manifest)
         return [*(f"{role}.jpg" for role in ROLES), "json"] if photos > 1 else ["jpg", "json"]
 
     def __iter__(self) -> Iterator[Decoded | Failure]:
         """Yields this worker's batches. A damaged shard ends it with a Failure."""
         place, workers = self.worker
         try:
-            reader = TargetReader(self.folder, self.targets) if self.targets else None
+            reader = TargetReader(self.faces.folder, self.targets) if self.targets else None
             window: Window | None = None
             ahead = threading.Thread()
             # The loader asks its workers in turns, beginning with the first.
@@ -319,25 +318,25 @@ class ShardStream:
         """Keys that are not read: in training, those of centre crops without a face."""
         if not self.plan.training:
             return frozenset()
-        return frozenset(key_of(key).encode() for key in self.manifest.shards[shard].no_face)
+        return frozenset(key_of(key).encode() for key in self.faces.manifest.shards[shard].no_face)
 
     def fetch(self, shard: int) -> Path:
         """Makes a shard's tar and its targets local if they are remote. Returns the tar's path."""
         if self.targets is not None:
-            target_paths(self.folder, self.targets, shard)
-        return self.manifest.shard_path(self.folder, shard)
+            target_paths(self.faces.folder, self.targets, shard)
+        return shard_path(self.faces, shard)
 
     def drop(self, shard: int) -> None:
         """Deletes the local copies that `fetch` made, unless a cache keeps them."""
-        known = self.manifest.shards[shard]
-        drop_file(self.folder, known.name, known.sha256)
+        known = self.faces.manifest.shards[shard]
+        drop_file(self.faces.folder, known.name, known.sha256)
         if self.targets is not None:
-            drop_targets(self.folder, self.targets, shard)
+            drop_targets(self.faces.folder, self.targets, shard)
 
     def drop_after(self, batch: int) -> None:
         """Deletes the local copies of shards that no batch after this one needs."""
         window = self.plan.window_of(batch)
-        if not is_remote(self.folder) or batch + 1 != self.plan.first_batch(window + 1):
+        if not is_remote(self.faces.folder) or batch + 1 != self.plan.first_batch(window + 1):
             return
         done = set(self.plan.window_shards(window))
         if window + 1 < self.plan.windows:
@@ -362,7 +361,7 @@ class ShardStream:
                     self.fetch(shard)
 
         thread = threading.Thread(target=fetch, daemon=True)
-        if is_remote(self.folder):
+        if is_remote(self.faces.folder):
             thread.start()
         return thread
 
@@ -395,7 +394,7 @@ class ShardStream:
 
     def _decode(self, window: Window, number: int, reader: TargetReader | None) -> Decoded:
         chosen = window.batch(number, self.plan.batch_size)
-        photos = photos_of(self.manifest)
+        photos = photos_of(self.faces.manifest)
         # Each stage runs over the whole batch: decoding is fastest when nothing comes between.
         members, keys_B, places_B = window.read(chosen)
         photos_memory, images_BHWC = self.memory.take(self.worker[0], len(chosen) * photos)
@@ -418,7 +417,7 @@ class ShardStream:
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             shard, row = chosen[sample].tolist()
             raise window.shards[shard].damaged(row, type(error).__name__) from None
-        count = len(self.manifest.classes)
+        count = len(self.faces.manifest.classes)
         low, high = (0, count - 1) if count else (NO_CLASS, NO_CLASS)
         if labels_B.min() < low or labels_B.max() > high:
             where = window.shards[int(chosen[0, 0])].path
@@ -477,16 +476,16 @@ def plan_epoch(
 
 
 def read_batches(
-    folder: SetFolder, manifest: Manifest, *, batch_size: int, rank: int = 0, world_size: int = 1
+    faces: FaceSet, *, batch_size: int, rank: int = 0, world_size: int = 1
 ) -> Iterator[Decoded]:
     """Yields the batches of a set in order, without augmentation. `Decoded.photos` are arrays.
 
     Raises:
         PersonaError: If a shard is damaged. The message names it.
     """
-    plan = plan_epoch(manifest, batch_size=batch_size, rank=rank, world_size=world_size)
-    stream = ShardStream(folder, manifest, plan, (0, 0), 0, None, None)
-    for number, decoded in enumerate(stream.read_into(NewMemory(manifest.align.image_size))):
+    plan = plan_epoch(faces.manifest, batch_size=batch_size, rank=rank, world_size=world_size)
+    stream = ShardStream(faces, plan, (0, 0), 0, None, None)
+    for number, decoded in enumerate(stream.read_into(NewMemory(faces.manifest.align.image_size))):
         if isinstance(decoded, Failure):
             raise PersonaError(decoded.message)
         yield decoded

@@ -12,7 +12,6 @@ Plain `webdataset.WebDataset` can read the shards.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import functools
 import hashlib
@@ -20,7 +19,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,18 +32,10 @@ from persona.data.storage import (
     NotThereError,
     SetFolder,
     card_file,
-    checked,
-    drop_file,
-    is_remote,
-    is_url,
-    local_file,
-    on_disk,
-    open_remote,
 )
-from persona.data.tars import BLOCK, ShardReader, TarError, damaged, drop_indexes, iter_members
-from persona.data.triplets import CARD
-from persona.errors import PersonaError, unknown
-from persona.files import LARGEST_LIST, read_json, sha256_file, write_json
+from persona.data.tars import BLOCK
+from persona.errors import PersonaError
+from persona.files import LARGEST_LIST, read_json, write_json
 from persona.names import hidden
 
 MANIFEST = "manifest.json"
@@ -163,11 +154,6 @@ class Manifest:
     pairs: int | None = None
     pairs_sha256: str | None = None
     version: int = field(default=VERSION)
-
-    def shard_path(self, folder: SetFolder, number: int) -> Path:
-        """The local path of shard `number`. A remote shard is downloaded first."""
-        shard = self.shards[number]
-        return local_file(folder, shard.name, shard.sha256, shard.bytes)
 
     @property
     def digest(self) -> str:
@@ -319,115 +305,6 @@ def list_sets(shards: Path) -> tuple[list[Manifest], list[str]]:
     return sets, wrong
 
 
-def open_set(
-    name: str, shards: Path, cache: Path | None = None, *, verify: bool = True
-) -> tuple[SetFolder, Manifest]:
-    """Opens a packed set.
-
-    Args:
-        name: The set's name, triplet ID, folder or URL, or a dataset's name (its default split).
-        shards: Folder that holds the packed sets.
-        cache: Folder in which files of a remote set are kept. None deletes them after reading.
-        verify: Check each file of a local set before its first use. Files of a remote set are
-            always checked.
-
-    Raises:
-        PersonaError: If there is no such set (the message says what to run), or if a shard is
-            missing or cut.
-    """
-    if is_url(name):
-        remote = open_remote(name, cache)
-        return remote, _with_samples(read_manifest(remote))
-    folder, manifest = _open_local(name, shards)
-    return (checked(folder) if verify else folder), manifest
-
-
-_MENDED = "restore it, or run the `persona shard` that made the set again"
-
-
-def _with_samples(manifest: Manifest) -> Manifest:
-    if not manifest.samples:
-        raise PersonaError(f"set {manifest.name} holds no sample")
-    return manifest
-
-
-def _open_local(name: str, shards: Path) -> tuple[Path, Manifest]:
-    from persona.data.raw import DATASETS
-
-    folder = Path(name) if (Path(name) / MANIFEST).is_file() else shards / name
-    dataset = DATASETS.get(name.lower())
-    if not (folder / MANIFEST).is_file() and dataset is not None:
-        split = dataset.splits[0]
-        folder = shards / (dataset.name if len(dataset.splits) == 1 else f"{dataset.name}-{split}")
-    if not (folder / MANIFEST).is_file():
-        if (folder / CARD).is_file():
-            from persona.data.triplets import read_card
-
-            card = read_card(folder)
-            raise PersonaError(
-                f"triplet set {card.id} is not packed yet: run "
-                f"`persona shard {card.dataset} --split {card.split} --triplets {card.id}`"
-            )
-        if dataset is not None:
-            raise PersonaError(
-                f"{dataset.name} is not packed below {shards}: run `persona shard {dataset.name}`"
-            )
-        known = [path.parent.name for path in shards.glob(f"*/{MANIFEST}")]
-        raise unknown("set", name, known, where=str(shards))
-    manifest = read_manifest(folder)
-    for number, shard in enumerate(manifest.shards):
-        path = manifest.shard_path(folder, number)
-        if not path.is_file():
-            raise PersonaError(f"shard {path} is missing: {_MENDED}")
-        if path.stat().st_size != shard.bytes:
-            raise PersonaError(
-                f"shard {path} has {path.stat().st_size:,} bytes, its manifest says "
-                f"{shard.bytes:,}: {_MENDED}"
-            )
-    return folder, _with_samples(manifest)
-
-
-def verify_set(
-    folder: SetFolder, manifest: Manifest, *, advance: Callable[[int], None] = lambda _: None
-) -> None:
-    """Re-reads every shard and the pairs and compares their checksums.
-
-    Raises:
-        PersonaError: If files do not match. The message names all of them.
-    """
-    if is_remote(folder):
-        _fetch_all(folder, manifest, advance)
-        return
-    drop_indexes(on_disk(folder, "verifying"))
-    bad = []
-    for number, shard in enumerate(manifest.shards):
-        path = manifest.shard_path(folder, number)
-        if not path.is_file():
-            bad.append(f"{path} is missing")
-        elif sha256_file(path) != shard.sha256:
-            bad.append(f"{path} does not match its checksum")
-        advance(1)
-    if manifest.pairs_sha256 is not None:
-        path = local_file(folder, PAIRS, manifest.pairs_sha256)
-        if not path.is_file() or sha256_file(path) != manifest.pairs_sha256:
-            bad.append(f"{path} is missing or does not match its checksum")
-    if bad:
-        raise PersonaError(
-            "; ".join(bad) + ": restore these files, or remove them and run the `persona shard` "
-            "that made the set again"
-        )
-
-
-def _fetch_all(folder: SetFolder, manifest: Manifest, advance: Callable[[int], None]) -> None:
-    """Downloads every file of a remote set, which checks its checksum."""
-    for number, shard in enumerate(manifest.shards):
-        manifest.shard_path(folder, number)
-        drop_file(folder, shard.name, shard.sha256)
-        advance(1)
-    if manifest.pairs is not None:
-        read_pairs(folder, manifest)
-
-
 def tar_member(name: str, data: bytes) -> bytes:
     """One tar member with fixed owner, mode and time: equal name and data give equal bytes."""
     padding = -len(data) % BLOCK
@@ -491,32 +368,6 @@ class Member:
         return stream.read(self.size)
 
 
-def index_members(folder: SetFolder, manifest: Manifest) -> dict[str, Member]:
-    """Maps each member name to its position. It reads the tar headers alone, no images."""
-    members: dict[str, Member] = {}
-    for number in range(len(manifest.shards)):
-        path = manifest.shard_path(folder, number)
-        try:
-            with path.open("rb") as stream:
-                for name, offset, size in iter_members(stream):
-                    members[name.decode(errors="replace")] = Member(number, offset, size)
-        except TarError as error:
-            raise damaged(path, str(error)) from None
-    return members
-
-
-def open_faces(folder: SetFolder, manifest: Manifest, number: int) -> ShardReader:
-    """Opens the JPEG and JSON members of a shard of photos, without the photos that show no face.
-
-    Raises:
-        PersonaError: If the shard is damaged.
-    """
-    shard = manifest.shards[number]
-    no_face = frozenset(key_of(key).encode() for key in shard.no_face)
-    path = manifest.shard_path(folder, number)
-    return ShardReader(path, ("jpg", "json"), shard.samples - len(no_face), no_face)
-
-
 def encode_pairs(pairs: list[KeyPair]) -> bytes:
     """The bytes of `pairs.csv`."""
     buffer = io.StringIO()
@@ -526,47 +377,3 @@ def encode_pairs(pairs: list[KeyPair]) -> bytes:
         keys = ("" if key is None else key_of(key) for key in (pair.a, pair.b))
         writer.writerow([pair.fold, int(pair.same), *keys])
     return buffer.getvalue().encode()
-
-
-def read_metas(folder: SetFolder, manifest: Manifest) -> dict[int, dict[str, Any]]:
-    """Reads every sample's JSON from the tars, by key. It reads no images.
-
-    Raises:
-        PersonaError: If a shard is damaged.
-    """
-    metas: dict[int, dict[str, Any]] = {}
-    streams: dict[int, BinaryIO] = {}
-    with contextlib.ExitStack() as stack:
-        for name, member in index_members(folder, manifest).items():
-            if not name.endswith(".json"):
-                continue
-            if member.shard not in streams:
-                path = manifest.shard_path(folder, member.shard)
-                streams[member.shard] = stack.enter_context(path.open("rb"))
-            stream = streams[member.shard]
-            try:
-                meta = json.loads(member.read(stream))
-                metas[int(meta["key"])] = meta
-            except (ValueError, TypeError, KeyError) as error:
-                raise damaged(Path(stream.name), f"{name}: {type(error).__name__}") from None
-    return metas
-
-
-def read_pairs(folder: SetFolder, manifest: Manifest) -> PairTable:
-    """Reads the set's verification pairs.
-
-    Raises:
-        PersonaError: If the set has no pairs, or the file does not match the manifest.
-    """
-    if manifest.pairs is None or manifest.pairs_sha256 is None:
-        raise PersonaError(f"set {manifest.name} has no verification pairs")
-    path = local_file(folder, PAIRS, manifest.pairs_sha256)
-    if not path.is_file() or sha256_file(path) != manifest.pairs_sha256:
-        raise PersonaError(f"{path} is missing or does not match its checksum: {_MENDED}")
-    text = path.read_bytes().replace(b",\n", b",-1\n").replace(b",,", b",-1,")
-    try:
-        rows = np.loadtxt(io.BytesIO(text), np.int64, delimiter=",", skiprows=1, ndmin=2)
-        rows = rows.reshape(-1, 4)
-    except ValueError:
-        raise PersonaError(f"{path} holds no pairs of keys: pack the set again") from None
-    return PairTable(rows[:, 0], rows[:, 1] == 1, rows[:, 2], rows[:, 3])

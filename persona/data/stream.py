@@ -25,8 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from persona.config import AugmentConfig
 from persona.data.samples import Decoded, Failure, ShardStream, plan_epoch
-from persona.data.shards import Manifest
-from persona.data.storage import SetFolder
+from persona.data.sets import FaceSet
 from persona.data.targets import Targets, photos_of
 from persona.errors import PersonaError
 from persona.workers import no_interrupts
@@ -181,11 +180,11 @@ class EpochLoader:
             PersonaError: If a shard is damaged (the message names it), or a worker was killed.
         """
         stream = self._stream
-        photos = self.plan.batch_size * photos_of(stream.manifest)
+        photos = self.plan.batch_size * photos_of(stream.faces.manifest)
         try:
             with _shared_memory():
                 # New slabs for each reading: batches of an earlier one may still be in use.
-                slabs = Slabs(self._workers, photos, stream.manifest.align.image_size)
+                slabs = Slabs(self._workers, photos, stream.faces.manifest.align.image_size)
                 batches = self._start(slabs)
             for number, decoded in enumerate(batches, start=stream.skip):
                 if isinstance(decoded, Failure):
@@ -262,8 +261,7 @@ def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
 
 
 def build_loader(
-    folder: SetFolder,
-    manifest: Manifest,
+    faces: FaceSet,
     *,
     batch_size: int,
     training: bool,
@@ -280,8 +278,7 @@ def build_loader(
     """Builds a loader for the batches of one epoch, starting at batch `skip`.
 
     Args:
-        folder: Folder of the packed set.
-        manifest: The set's manifest.
+        faces: The packed set.
         batch_size: Samples per batch on each rank.
         training: Shuffle, and drop the samples that do not fill a batch on every rank. Otherwise
             keep the order and all samples.
@@ -301,7 +298,7 @@ def build_loader(
     if workers < 0:
         raise PersonaError(f"{workers} workers: choose 0 or more")
     plan = plan_epoch(
-        manifest,
+        faces.manifest,
         batch_size=batch_size,
         training=training,
         seed=seed,
@@ -310,5 +307,5 @@ def build_loader(
         world_size=world_size,
         multiple=multiple,
     )
-    stream = _Stream(folder, manifest, plan, (seed, epoch), skip, augment, targets)
+    stream = _Stream(faces, plan, (seed, epoch), skip, augment, targets)
     return EpochLoader(stream, workers)

@@ -19,7 +19,7 @@ import re
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,9 @@ from persona.data.views import IDENTITY, MIRROR, VIEW, Views, draw_views
 from persona.errors import PersonaError
 from persona.files import LARGEST_LIST, read_json, sha256_file, write_json
 from persona.names import public_name
+
+if TYPE_CHECKING:
+    from persona.data.sets import FaceSet
 
 log = logging.getLogger(__name__)
 
@@ -212,12 +215,11 @@ def find_targets(folder: SetFolder, teacher: str) -> Targets | None:
     return read_targets(card.parent) if card.is_file() else None
 
 
-def check_targets(folder: SetFolder, manifest: Manifest, targets: Targets, *, deep: bool) -> None:
+def check_targets(faces: FaceSet, targets: Targets, *, deep: bool) -> None:
     """Compares the kept files with the set's shards and with their own card.
 
     Args:
-        folder: The set's folder.
-        manifest: The set's manifest.
+        faces: The set.
         targets: The card.
         deep: Re-read every file and compare its checksum.
 
@@ -225,6 +227,7 @@ def check_targets(folder: SetFolder, manifest: Manifest, targets: Targets, *, de
         PersonaError: If the targets were made for other crops, lack photos, have another embedding
             size, or were changed.
     """
+    folder, manifest = faces.folder, faces.manifest
     place = f"{folder}/{targets_name(targets.teacher)}"
     remedy = f"remove {place} and run `persona targets {manifest.name} --teacher {targets.teacher}`"
     if [file.shard_sha256 for file in targets.files] != [s.sha256 for s in manifest.shards]:

@@ -5,14 +5,12 @@ Shapes: N faces, H W pixels.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 
-from persona.data.shards import Manifest
-from persona.data.storage import SetFolder
+from persona.data.sets import FaceSet, of_shards
 from persona.data.stream import build_loader
 from persona.data.synthetic import draw_identity, draw_photo
 from persona.errors import PersonaError
@@ -21,9 +19,7 @@ POOL = 10_000
 """Number of crops of a set to choose from. Whole shards are taken, so it may be a few more."""
 
 
-def set_faces(
-    folder: SetFolder, manifest: Manifest, size_px: int, count: int, seed: int = 0
-) -> npt.NDArray[np.uint8]:
+def set_faces(faces: FaceSet, size_px: int, count: int, seed: int = 0) -> npt.NDArray[np.uint8]:
     """(N, H, W, 3) uint8 RGB crops of a set, chosen at random by seed.
 
     There are at most `count`, all different. A larger `count` gives the same crops first. They come
@@ -31,8 +27,7 @@ def set_faces(
     downloaded as a whole. Each shard is a fair sample of the set.
 
     Args:
-        folder: folder of the packed set.
-        manifest: manifest of the packed set.
+        faces: the packed set.
         size_px: side of the crops that the model takes, in px.
         count: most crops to return.
         seed: seed of the choice.
@@ -40,17 +35,18 @@ def set_faces(
     Raises:
         PersonaError: the crops have another size, or the set has no faces.
     """
+    manifest = faces.manifest
     if manifest.align.image_size != size_px:
         raise PersonaError(
             f"set {manifest.name} has crops of {manifest.align.image_size} px, the model takes "
             f"{size_px} px: name another set, or pack one with --image-size {size_px}"
         )
-    faces = [shard.samples - len(shard.no_face) for shard in manifest.shards]
-    if not sum(faces):
+    counts = [shard.samples - len(shard.no_face) for shard in manifest.shards]
+    if not sum(counts):
         raise PersonaError(f"set {manifest.name} has no faces: name another set")
-    enough = int(np.searchsorted(np.cumsum(faces), min(POOL, sum(faces)))) + 1
-    first = replace(manifest, shards=manifest.shards[:enough])
-    drawn = build_loader(folder, first, batch_size=1, training=True, seed=seed)
+    enough = int(np.searchsorted(np.cumsum(counts), min(POOL, sum(counts)))) + 1
+    first = of_shards(faces, slice(enough))
+    drawn = build_loader(first, batch_size=1, training=True, seed=seed)
     crops = [batch.images[0].permute(1, 2, 0).numpy().copy() for batch in islice(drawn, count)]
     return np.stack(crops)
 

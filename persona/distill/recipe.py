@@ -24,10 +24,10 @@ from accelerate.utils import gather_object, set_seed
 from torch import Tensor
 
 from persona.config import NOT_LEARNED, DistillConfig, to_dict
-from persona.data.shards import open_set
+from persona.data.sets import FaceSet, open_set
 from persona.data.stream import EpochLoader, build_loader, to_device
 from persona.data.targets import photos_of
-from persona.distill.selection import Selection, TestSet
+from persona.distill.selection import Selection
 from persona.errors import PersonaError, resumed_by
 from persona.evaluation.sanity import check_teacher
 from persona.models.sources import NamedNetwork
@@ -100,17 +100,16 @@ class Distillation:
 
         cache = user_path(config.cache) if config.cache else None
         shards, verify = workspace.shards, config.verify
-        train = open_set(config.train_set, shards, cache, verify=verify)
-        self.train_folder, self.train_set = train
-        test: TestSet | None = None
+        self.train = open_set(config.train_set, shards, cache, verify=verify)
+        test: FaceSet | None = None
         if config.test_set != "none":
             test = open_set(config.test_set, shards, cache, verify=verify)
-        side = open_teacher(config, workspace, *train, teacher)
+        side = open_teacher(config, workspace, self.train, teacher)
         self.targets = side.targets
 
         origin = {
             "recipe": {k: v for k, v in to_dict(config).items() if k not in NOT_LEARNED},
-            "train set": self.train_set.digest,
+            "train set": self.train.digest,
             "targets": "kept" if side.targets else "online",
             "teacher": side.digest,
         }
@@ -125,21 +124,21 @@ class Distillation:
             callbacks=callbacks,
         )
         set_seed(config.seed)  # here, so that loading a teacher does not change the student
-        student = build_student(config, workspace, side, self.train_set.align.image_size)
-        self.selection = Selection(self.run, config, workspace, self.train_set, side.classes, test)
+        student = build_student(config, workspace, side, self.train.manifest.align.image_size)
+        self.selection = Selection(self.run, config, workspace, self.train, side.classes, test)
         self.selection.check(student)
         if side.network is not None and side.network.network.from_elsewhere:
-            check_teacher(side.network, *(test or train), accelerator)
+            check_teacher(side.network, test or self.train, accelerator)
 
         self.length = Length(config.epochs, config.steps, config.photos)
         accumulated = config.gradient_accumulation_steps
         batches = accumulated * accelerator.num_processes
-        self.step_photos = config.batch_size * photos_of(self.train_set) * batches
+        self.step_photos = config.batch_size * photos_of(self.train.manifest) * batches
         epoch_steps = self.loader(epoch=0).plan.batches // accumulated
         self.total_steps = self.length.total_steps(epoch_steps, self.step_photos)
         self.trainer = Trainer(
             *(config, student, side, accelerator),
-            identities=len(self.train_set.classes),
+            identities=len(self.train.identities),
             total_steps=self.total_steps,
             epoch_steps=epoch_steps,
             folder=self.run.folder,
@@ -151,13 +150,13 @@ class Distillation:
 
     def announce(self) -> None:
         """Logs the student, the teacher, the train set and the length of the run."""
-        config, train, plan = self.config, self.train_set, self.loader(epoch=0).plan
+        config, train, plan = self.config, self.train, self.loader(epoch=0).plan
         length = self.length.counted + (" in epochs" if self.length.epochs is None else "")
         log.info(
             "run %s: %s, teacher %s (%s), set %s (%d samples, %d identities), %s of %d batches of "
             "%d on %d process(es) of %d thread(s), %d samples an epoch left out by the last batch",
             *(self.run.id, config.student.architecture, config.teacher, self.targets_are),
-            *(train.name, train.samples, train.identities, length, plan.batches),
+            *(train.name, len(train), train.manifest.identities, length, plan.batches),
             *(config.batch_size, plan.world_size, torch.get_num_threads(), plan.dropped),
         )
 
@@ -174,8 +173,7 @@ class Distillation:
     def loader(self, epoch: int, skip: int = 0) -> EpochLoader:
         """The batches of this rank in an epoch, beginning with batch `skip`."""
         return build_loader(
-            self.train_folder,
-            self.train_set,
+            self.train,
             batch_size=self.config.batch_size,
             training=True,
             seed=self.config.seed,

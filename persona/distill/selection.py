@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from accelerate.utils import broadcast
 
 from persona.config import DistillConfig, to_dict
+from persona.data.sets import FaceSet
 from persona.data.shards import Manifest
-from persona.data.storage import SetFolder
 from persona.errors import PersonaError
 from persona.evaluation.protocols import (
     PROTOCOLS,
@@ -38,8 +38,6 @@ from persona.training.run import Run
 from persona.workspace import Workspace
 
 log = logging.getLogger(__name__)
-
-TestSet = tuple[SetFolder, Manifest]
 
 
 def check_test_set(student: NamedNetwork, manifest: Manifest) -> None:
@@ -62,9 +60,9 @@ class Selection:
         run: Run,
         config: DistillConfig,
         workspace: Workspace,
-        train_set: Manifest,
+        train: FaceSet,
         classes: tuple[str, ...],
-        test: TestSet | None,
+        test: FaceSet | None,
     ) -> None:
         """Prepares the selection.
 
@@ -72,12 +70,12 @@ class Selection:
             run: the run, whose progress holds the best scores.
             config: the recipe.
             workspace: the folders, among them the model store.
-            train_set: the manifest of the train set.
+            train: the train set.
             classes: identities of the students' logits, in order.
             test: the test set. None means that the last student is kept.
         """
         self.run, self.config, self.workspace = run, config, workspace
-        self.train_set, self.classes, self.test = train_set, classes, test
+        self.train, self.classes, self.test = train, classes, test
         self.accelerator = run.accelerator
 
     def check(self, student: Student) -> None:
@@ -87,14 +85,14 @@ class Selection:
             PersonaError: it cannot.
         """
         if self.test is not None:
-            check_test_set(self._named(student), self.test[1])
+            check_test_set(self._named(student), self.test.manifest)
 
     @property
     def chosen_by(self) -> str | None:
         """Name of the figure by which students are compared; None without a test set."""
         if self.test is None:
             return None
-        return PROTOCOLS.find(default_measure(self.test[1])).chosen_by
+        return PROTOCOLS.find(default_measure(self.test.manifest)).chosen_by
 
     def choose(self, students: Mapping[str, Student], place: str) -> dict[str, float]:
         """Evaluates students and saves each that is the best of its kind so far.
@@ -133,7 +131,7 @@ class Selection:
             broadcast(buffer, from_process=0)
         return evaluate(
             self._named(student),
-            *self.test,
+            self.test,
             self.accelerator,
             batch_size=self.config.batch_size,
             workers=self._workers,
@@ -170,10 +168,10 @@ class Selection:
 
         All processes must call it.
         """
-        if self.config.tracker == "none" or self.test is None or not self.test[1].pairs:
+        if self.config.tracker == "none" or self.test is None or not self.test.manifest.pairs:
             return
         named, size = self._named(student), self.config.batch_size
-        subject = Subject(*(named, *self.test, self.accelerator, Options(), size, self._workers))
+        subject = Subject(named, self.test, self.accelerator, Options(), size, self._workers)
         scores, _ = pair_scores(subject)
         tracker, step = self.run.tracker, self.run.progress.step
         if tracker is not None:
@@ -199,9 +197,9 @@ class Selection:
         return NamedNetwork(
             name="the student",
             network=student,
-            trained_on=self.train_set.dataset,
+            trained_on=self.train.manifest.dataset,
             classes=self.classes,
-            image_size=self.train_set.align.image_size,
+            image_size=self.train.manifest.align.image_size,
         )
 
     def _save(self, student: Student, suffix: str, evaluation: Evaluation | None) -> None:
@@ -221,9 +219,9 @@ class Selection:
             chosen_by=evaluation.chosen_by if evaluation else "",
             run=self.run.id,
             scores=evaluation.to_json() | {"model": model_id} if evaluation else {},
-            train_set=self.train_set.name,
-            alignment=dataclasses.asdict(self.train_set.align),
-            test_set=self.test[1].name if self.test else "none",
+            train_set=self.train.name,
+            alignment=dataclasses.asdict(self.train.manifest.align),
+            test_set=self.test.name if self.test else "none",
             config=to_dict(config),
         )
 

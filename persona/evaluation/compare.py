@@ -22,8 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from persona.data.shards import Manifest
-from persona.data.storage import SetFolder
+from persona.data.sets import FaceSet
 from persona.evaluation.metrics import Bools, Floats, Ints, resolves, roc_auc
 from persona.evaluation.pairs import PairScores
 from persona.evaluation.processes import Processes
@@ -63,8 +62,7 @@ class Difference:
 
 def compare(
     networks: tuple[Named, Named],
-    folder: SetFolder,
-    manifest: Manifest,
+    faces: FaceSet,
     accelerator: Processes,
     options: Options = Options(),  # noqa: B008 - frozen
     *,
@@ -81,14 +79,14 @@ def compare(
         PersonaError: the set has no pairs, or does not fit one of the networks.
     """
     for named in networks:
-        check_measure(Verification.name, named, manifest, options)
+        check_measure(Verification.name, named, faces.manifest, options)
     scores, collapses = [], []
     for named in networks:
-        subject = Subject(named, folder, manifest, accelerator, options, batch_size, workers, quiet)
+        subject = Subject(named, faces, accelerator, options, batch_size, workers, quiet)
         found, facts = pair_scores(subject)
         scores.append(found)
         if has_collapsed(subject.spread):
-            collapses.append(tell_collapse(named.name, subject.spread, f"set {manifest.name}"))
+            collapses.append(tell_collapse(named.name, subject.spread, f"set {faces.name}"))
     first, second = scores
     resamples = options.resamples or RESAMPLES
     return paired_differences(first, second, options.fars, resamples), {

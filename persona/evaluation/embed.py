@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from persona.data.samples import read_batches
-from persona.data.shards import Manifest
-from persona.data.storage import SetFolder
+from persona.data.sets import FaceSet
 from persona.data.views import mirror_landmarks
 from persona.errors import PersonaError
 from persona.evaluation.processes import Processes, gather_arrays
@@ -71,8 +70,7 @@ class Embedded:
 
 def embed_set(
     network: FaceNetwork | Embedder,
-    folder: SetFolder,
-    manifest: Manifest,
+    faces: FaceSet,
     processes: Processes,
     *,
     batch_size: int = 128,
@@ -85,8 +83,7 @@ def embed_set(
 
     Args:
         network: the network in any mode. It is put into eval mode and back afterwards.
-        folder: folder of the packed set.
-        manifest: manifest of the packed set.
+        faces: the packed set.
         processes: Accelerate's processes with their device, or `Alone` for a network without torch.
         batch_size: samples in one forward pass on each process.
         workers: loader processes of each process. None chooses the number by the device. For a
@@ -99,15 +96,16 @@ def embed_set(
         PersonaError: a shard is damaged, samples are missing or doubled, or embeddings are not
             finite.
     """
+    manifest = faces.manifest
     roles = 3 if manifest.kind == "triplets" else 1
     top = min(top, network.num_classes)
     options: Any = {"batch_size": batch_size, "workers": workers, "flip": flip}
     if isinstance(network, Embedder):
-        batches = _embed(network, folder, manifest, processes, **options)
+        batches = _embed(network, faces, processes, **options)
     else:
         from persona.evaluation.embed_torch import embed_in_torch
 
-        batches = embed_in_torch(network, folder, manifest, processes, top=top, **options)
+        batches = embed_in_torch(network, faces, processes, top=top, **options)
     keys = [np.zeros(0, np.int64)]
     embeddings = [np.zeros((0, roles, network.embedding_size), np.float32)]
     labels = [np.zeros((0, roles), np.int64)]
@@ -152,8 +150,7 @@ def embed_set(
 
 def _embed(
     network: Embedder,
-    folder: SetFolder,
-    manifest: Manifest,
+    faces: FaceSet,
     processes: Processes,
     *,
     batch_size: int,
@@ -162,10 +159,9 @@ def _embed(
 ) -> Iterator[EmbeddedBatch]:
     """Yields this process's batches in the order of its shards, for a network without torch."""
     keep_freed_memory()
-    side_px = manifest.align.image_size
+    side_px = faces.manifest.align.image_size
     batches = read_batches(
-        folder,
-        manifest,
+        faces,
         batch_size=batch_size,
         rank=processes.process_index,
         world_size=processes.num_processes,

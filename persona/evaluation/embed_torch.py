@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from persona.data.shards import Manifest
-from persona.data.storage import SetFolder
+from persona.data.sets import FaceSet
 from persona.data.stream import Batch, build_loader
 from persona.data.transforms import normalise, view_landmarks
 from persona.data.views import MIRROR
@@ -34,8 +33,7 @@ GPU_WORKERS = 4
 
 def embed_in_torch(
     network: FaceNetwork,
-    folder: SetFolder,
-    manifest: Manifest,
+    faces: FaceSet,
     accelerator: Any,
     *,
     batch_size: int,
@@ -45,8 +43,7 @@ def embed_in_torch(
 ) -> Iterator[EmbeddedBatch]:
     """Yields this process's batches in order. See `embed_set` for the options."""
     loader = build_loader(
-        folder,
-        manifest,
+        faces,
         batch_size=batch_size,
         training=False,
         rank=accelerator.process_index,

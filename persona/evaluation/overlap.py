@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from persona.data.shards import open_set
+from persona.data.sets import open_set
 from persona.errors import PersonaError
 from persona.models.sources import known_source
 
@@ -25,6 +25,6 @@ def trained_identities(name: str, shards: Path, models: Path) -> tuple[str, ...]
     if source is not None:
         return source.identities(name, models)
     try:
-        return open_set(name, shards)[1].classes
+        return open_set(name, shards).identities
     except PersonaError as error:
         raise PersonaError(f"--exclude-overlap: no model {name!r}, and {error}") from None

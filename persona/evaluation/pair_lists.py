@@ -45,7 +45,7 @@ def read_pair_list(
     Args:
         path: file of the list.
         manifest: manifest of the set.
-        metas: `read_metas` of the set.
+        metas: `FaceSet.metas` of the set.
 
     Returns:
         The pairs by key, and the paths that no photo of the set has, sorted.

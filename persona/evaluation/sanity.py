@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from persona.data.shards import Manifest
-from persona.data.storage import SetFolder
+from persona.data.align.spec import AlignSpec
+from persona.data.sets import FaceSet
 from persona.data.stream import build_loader
 from persona.data.transforms import normalise
 from persona.errors import PersonaError
@@ -51,9 +51,7 @@ NORMALISATIONS = {
 
 
 @torch.inference_mode()
-def check_teacher(
-    named: NamedNetwork, folder: SetFolder, manifest: Manifest, accelerator: Accelerator
-) -> float | None:
+def check_teacher(named: NamedNetwork, faces: FaceSet, accelerator: Accelerator) -> float | None:
     """AUC of a teacher over all pairs of the first 256 photos of a set.
 
     None means that there are too few genuine pairs, or that the teacher's settings are marked as
@@ -65,7 +63,7 @@ def check_teacher(
     """
     if isinstance(named.network, OnnxNetwork) and named.network.settings.checked:
         return None
-    loader = build_loader(folder, manifest, batch_size=32, training=False)
+    loader = build_loader(faces, batch_size=32, training=False)
     batches = list(islice(loader, PHOTOS // 32))
     label_N = torch.cat([batch.labels for batch in batches]).numpy()
     first, second = np.triu_indices(len(label_N), k=1)
@@ -84,12 +82,12 @@ def check_teacher(
     auc = auc_of(named.network)
     if auc < CHANCE:
         raise PersonaError(
-            f"teacher {named.name} does not tell the people of {manifest.name} apart (AUC "
+            f"teacher {named.name} does not tell the people of {faces.name} apart (AUC "
             f"{auc:.2f}, chance is 0.5): {_hint(named)}"
         )
     if auc < STRONG and isinstance(named.network, OnnxNetwork):
         best, name = auc, ""
-        for what, settings in alternatives(named.network.settings, manifest):
+        for what, settings in alternatives(named.network.settings, faces.manifest.align):
             found = auc_of(named.network.with_settings(settings))
             if found > best:
                 best, name = found, what
@@ -97,7 +95,7 @@ def check_teacher(
                 break
         if best > auc + BETTER:
             told = (
-                f"teacher {named.name} tells the people of {manifest.name} apart with AUC "
+                f"teacher {named.name} tells the people of {faces.name} apart with AUC "
                 f"{auc:.3f}, and with {name} with {best:.3f}: {_hint(named)}"
             )
             if best > STRONG:
@@ -113,9 +111,9 @@ def _hint(named: NamedNetwork) -> str:
     return f"check channels, mean, std and alignment in {find_settings(named.network.path)[1]}"
 
 
-def alternatives(settings: OnnxSettings, manifest: Manifest) -> list[tuple[str, OnnxSettings]]:
+def alternatives(settings: OnnxSettings, align: AlignSpec) -> list[tuple[str, OnnxSettings]]:
     """Other usual settings, each with a description. Those with the fewest changes come first."""
-    alignments = ["margin", *(["five-point"] if manifest.align.has_landmarks else [])]
+    alignments = ["margin", *(["five-point"] if align.has_landmarks else [])]
     wanted = []
     for (scaling, numbers), channels, alignment in product(
         NORMALISATIONS.items(), ("rgb", "bgr"), alignments

@@ -14,8 +14,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from persona.data.shards import Manifest
-from persona.data.storage import SetFolder
+from persona.data.sets import FaceSet
 from persona.errors import PersonaError
 from persona.evaluation.metrics import resolves
 from persona.evaluation.processes import Processes
@@ -29,9 +28,7 @@ taken at even distances."""
 BLOCK = 512
 
 
-def calibrate(
-    named: Named, folder: SetFolder, manifest: Manifest, processes: Processes, far: float
-) -> Threshold:
+def calibrate(named: Named, faces: FaceSet, processes: Processes, far: float) -> Threshold:
     """Chooses the threshold for a false accept rate; its source names the set and the TAR.
 
     Raises:
@@ -40,10 +37,11 @@ def calibrate(
     """
     from persona.evaluation.embed import embed_set
 
+    manifest = faces.manifest
     if manifest.kind != "photos":
         raise PersonaError(f"set {manifest.name} holds triplets: choose a set of photos")
     manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
-    embedded = embed_set(named.network, folder, manifest, processes)
+    embedded = embed_set(named.network, faces, processes)
     # The set has centre crops of photos without a face, but a gallery refuses such photos.
     no_face = [key for shard in manifest.shards for key in shard.no_face]
     rows = np.flatnonzero(~np.isin(embedded.keys, no_face))

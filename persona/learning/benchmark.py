@@ -44,8 +44,7 @@ import torch
 from accelerate import Accelerator
 
 from persona.config import NOT_LEARNED, LearnConfig, to_dict
-from persona.data.shards import Manifest, open_set
-from persona.data.storage import SetFolder
+from persona.data.sets import FaceSet, open_set
 from persona.data.targets import TargetReader
 from persona.errors import PersonaError
 from persona.files import folder_lock, read_json, write_atomically, write_json
@@ -114,8 +113,8 @@ def benchmark(
         for name in (config.on, test_set)
         if name is not None
     )
-    for _, manifest in (new, *others):
-        manifest.check_crops(f"student {parent.id}", parent.image_size, False)
+    for faces in (new, *others):
+        faces.manifest.check_crops(f"student {parent.id}", parent.image_size, False)
     photos, other = Photos([new]), others[0] if others else None
     bench = Bench(config, workspace, parent, new, photos, accelerator, base, other)
     first = bench.order(config.seed)
@@ -157,8 +156,8 @@ def benchmark(
     stream = first.stream
     return {
         "student": parent.id,
-        "set": new[1].name,
-        "outside": test_set or f"a fifth of {new[1].name}",
+        "set": new.name,
+        "outside": test_set or f"a fifth of {new.name}",
         "identities": [len(e.identities) for e in stream],
         "photos": {"train": [len(e.train) for e in stream], "test": [len(e.test) for e in stream]},
         "steps": [bench.steps_of(e, stream) for e in stream],
@@ -228,11 +227,11 @@ class Bench:
     config: LearnConfig
     workspace: Workspace
     parent: Card
-    new: tuple[SetFolder, Manifest]
+    new: FaceSet
     photos: Photos
     accelerator: Accelerator
     base: float
-    test_set: tuple[SetFolder, Manifest] | None
+    test_set: FaceSet | None
     anchor: tuple[Teacher | None, TargetReader | None, str] | None = None
     """The teacher, its precomputed embeddings and the digest of both. None until opened."""
 
@@ -253,9 +252,9 @@ class Bench:
             "version": VERSION,
             "config": {k: v for k, v in config.items() if k not in without},
             "student": self.parent.weights_sha256,
-            "set": self.new[1].digest,
+            "set": self.new.digest,
             "base": self.base,
-            "outside": self.test_set and self.test_set[1].digest,
+            "outside": self.test_set and self.test_set.digest,
             "processes": self.accelerator.num_processes,
         }
         return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:12]
@@ -279,9 +278,9 @@ class Bench:
         names = in_order(self.photos, everything, seed)
         if self.test_set is None:
             away, names = names[: len(names) // 5], names[len(names) // 5 :]
-            outside = left_out(self.photos, away, seed, self.new[1].name)
+            outside = left_out(self.photos, away, seed, self.new.name)
         else:
-            outside = pairs_of_set(*self.test_set, self.photos)
+            outside = pairs_of_set(self.test_set, self.photos)
         first = round(self.base * len(names))
         if first < 2 or len(names) - first < self.config.experiences:
             raise PersonaError(
@@ -298,7 +297,7 @@ class Bench:
         ]
         if not all(len(e.test) for e in experiences):
             raise PersonaError(
-                f"an experience of set {self.new[1].name} has no photo to measure on: give "
+                f"an experience of set {self.new.name} has no photo to measure on: give "
                 "--hold-out a share above 0, or fewer --experiences"
             )
         context = self.learner(self.student(), "finetune", seed).context

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from persona.data.shards import Manifest, read_pairs
-from persona.data.storage import SetFolder
+from persona.data.sets import FaceSet
 from persona.errors import PersonaError
 from persona.evaluation.metrics import (
     FARS,
@@ -73,18 +72,18 @@ def left_out(photos: Photos, names: list[str], seed: int, set_name: str) -> Outs
     return Outside(photos, mine, a, b, same)
 
 
-def pairs_of_set(folder: SetFolder, manifest: Manifest, stream: Photos) -> Outside:
+def pairs_of_set(faces: FaceSet, stream: Photos) -> Outside:
     """The pairs of a set with a face in both photos.
 
     Raises:
         PersonaError: the set has no pairs, or shares identities with the stream.
     """
-    pairs = read_pairs(folder, manifest)
-    photos = Photos([(folder, manifest)])
+    pairs = faces.pairs()
+    photos = Photos([faces])
     common = len(set(photos.names) & set(stream.names))
     if common:
         raise PersonaError(
-            f"{common} identities of --test-set {manifest.name} are in the stream by name: choose "
+            f"{common} identities of --test-set {faces.name} are in the stream by name: choose "
             "a set of other people"
         )
     keys = photos.keys()

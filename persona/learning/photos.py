@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from persona.data.samples import NO_LANDMARKS, decode_into
-from persona.data.shards import Manifest, open_faces
-from persona.data.storage import SetFolder
+from persona.data.sets import FaceSet, open_faces
+from persona.data.shards import Manifest
 from persona.data.tars import ShardReader, damaged
 from persona.errors import PersonaError
 
@@ -34,7 +34,7 @@ class Photos:
     memory.
     """
 
-    def __init__(self, sets: Sequence[tuple[SetFolder, Manifest]]) -> None:
+    def __init__(self, sets: Sequence[FaceSet]) -> None:
         """Opens the shards and reads the identity of each photo, but no image.
 
         Raises:
@@ -42,7 +42,7 @@ class Photos:
                 damaged, or there is no photo.
         """
         self.sets = list(sets)
-        self.size_px = sets[0][1].align.image_size
+        self.size_px = sets[0].manifest.align.image_size
         self._readers: list[ShardReader] = []
         self._shards: list[int] = []
         """Number of each reader's shard within its set."""
@@ -50,12 +50,13 @@ class Photos:
         """First photo of each set, and at the end the number of photos."""
         classes: list[Ints] = []
         """Class index of each photo within its set, one array per set."""
-        for folder, manifest in self.sets:
+        for faces in self.sets:
+            manifest = faces.manifest
             manifest.check_labelled("learning")
             _check(manifest, self.size_px)
             found = [np.empty(0, np.int64)]
             for shard in range(len(manifest.shards)):
-                reader = open_faces(folder, manifest, shard)
+                reader = open_faces(faces, shard)
                 found.append(_read_classes(reader, len(manifest.classes)))
                 self._readers.append(reader)
                 self._shards.append(shard)
@@ -64,8 +65,8 @@ class Photos:
         self._starts = np.cumsum([0, *(len(reader.places) for reader in self._readers)])
         """First photo of each reader, and at the end the number of photos."""
         if not len(self):
-            raise PersonaError(f"set {sets[0][1].name} has no photo with a face: nothing to learn")
-        names_of = [manifest.classes for _, manifest in self.sets]
+            raise PersonaError(f"set {sets[0].name} has no photo with a face: nothing to learn")
+        names_of = [faces.identities for faces in self.sets]
         present = [
             [names[place] for place in np.unique(of_set).tolist()]
             for names, of_set in zip(names_of, classes, strict=True)
@@ -160,7 +161,7 @@ class Photos:
             raise self._damaged_photo() from None
 
     def _damaged_photo(self) -> PersonaError:
-        where = ", ".join(sorted({manifest.name for _, manifest in self.sets}))
+        where = ", ".join(sorted({faces.name for faces in self.sets}))
         return PersonaError(
             f"set {where} holds a damaged photo: check it with `persona shards verify`"
         )

@@ -29,8 +29,7 @@ from persona.config import (
     from_dict,
     to_dict,
 )
-from persona.data.shards import Manifest, open_set
-from persona.data.storage import SetFolder
+from persona.data.sets import FaceSet, open_set
 from persona.data.targets import TargetReader
 from persona.errors import PersonaError, resumed_by
 from persona.evaluation.spread import has_collapsed, tell_collapse
@@ -92,15 +91,15 @@ class Learning:
         names = [config.on, *([config.old] if config.old else [])]
         shards = workspace.shards
         sets = [open_set(name, shards, cache, verify=config.verify) for name in names]
-        if len({manifest.digest for _, manifest in sets}) < len(sets):
+        if len({faces.digest for faces in sets}) < len(sets):
             raise PersonaError(
                 f"--old {config.old} and --on {config.on} are the same photos: --old is a set of "
                 "those whom the student knows already"
             )
-        for _, manifest in sets:
-            manifest.check_crops(f"student {self.parent.id}", self.parent.image_size, False)
+        for faces in sets:
+            faces.manifest.check_crops(f"student {self.parent.id}", self.parent.image_size, False)
         self.photos = Photos(sets)
-        self.new_set = sets[0][1]
+        self.new_set = sets[0]
         new = self.photos.of_set(0)
         groups = in_groups(in_order(self.photos, new, config.seed), config.experiences)
         self.experiences = [
@@ -112,7 +111,7 @@ class Learning:
         origin = {
             "config": {k: v for k, v in to_dict(config).items() if k not in NOT_LEARNED},
             "student": self.parent.weights_sha256,
-            "sets": [manifest.digest for _, manifest in sets],
+            "sets": [faces.digest for faces in sets],
             "teacher": digest,
         }
         self.run = Run(
@@ -358,7 +357,7 @@ def open_anchor(
     config: LearnConfig,
     workspace: Workspace,
     parent: Card,
-    new: tuple[SetFolder, Manifest],
+    new: FaceSet,
     accelerator: Accelerator,
 ) -> tuple[Teacher | None, TargetReader | None, str]:
     """The original teacher, its precomputed embeddings, and the digest of both.
@@ -379,8 +378,8 @@ def open_anchor(
     size = parent.student.get("embedding_size")
     student = dataclasses.replace(DistillConfig().student, embedding_size=size)
     asked = DistillConfig(teacher=name, losses=losses, student=student)
-    side = open_teacher(asked, workspace, *new)
-    reader = TargetReader(new[0], side.targets) if side.targets is not None else None
+    side = open_teacher(asked, workspace, new)
+    reader = TargetReader(new.folder, side.targets) if side.targets is not None else None
     return side.teacher(asked, accelerator.device, None), reader, side.digest
 
 

@@ -20,8 +20,8 @@ import yaml
 from accelerate import Accelerator
 
 from persona import __version__
+from persona.data.sets import FaceSet
 from persona.data.shards import Manifest
-from persona.data.storage import SetFolder
 from persona.errors import PersonaError, unknown
 from persona.evaluation.protocols import check_measure
 from persona.models.cards import Card
@@ -113,8 +113,7 @@ def _find(name: str, place: Workspace) -> Entry:
 def build_page(
     entries: list[Entry],
     place: Workspace,
-    folder: SetFolder,
-    manifest: Manifest,
+    faces: FaceSet,
     accelerator: Accelerator,
     *,
     names: bool = False,
@@ -126,8 +125,7 @@ def build_page(
     Args:
         entries: result of `find_entries`.
         place: folders of models and runs.
-        folder: folder of the packed set.
-        manifest: manifest of the packed set.
+        faces: the packed set.
         accelerator: device and processes.
         names: whether people's names are shown.
         batch_size: samples in one forward pass.
@@ -136,6 +134,7 @@ def build_page(
     Raises:
         PersonaError: the set has no pairs, or does not fit a network.
     """
+    manifest = faces.manifest
     if not manifest.pairs:
         raise PersonaError(
             f"set {manifest.name} has no verification pairs: report on a set like lfw"
@@ -145,13 +144,13 @@ def build_page(
     for named in networks:
         check_measure("verification", named, manifest)
         named.network.to(memory_format=torch.channels_last)
-    costs_ms = time_on_cpu([named.network for named in networks], folder, manifest)
+    costs_ms = time_on_cpu([named.network for named in networks], faces)
     models = []
     for entry, named, cpu_ms in zip(measured, networks, costs_ms, strict=True):
         named.network.to(accelerator.device)
         models.append(
             measure(
-                *(named, folder, manifest, accelerator),
+                *(named, faces, accelerator),
                 title=entry.title,
                 teacher=entry.teacher,
                 size=weights_bytes(entry, place, named.network.count_parameters()),
@@ -168,7 +167,7 @@ def build_page(
         headline=_headline(models),
         facts=_facts(manifest),
         plots=plots,
-        faces=_mistakes(models, folder, manifest, people if names else None),
+        faces=_mistakes(models, faces, people if names else None),
         made=[_made(number, entry, place) for number, entry in enumerate(entries)],
         notices=[*_collapses(models), *_notices(entries)],
         remarks=_remarks(models),
@@ -299,7 +298,7 @@ def _mapped(model: Measured) -> str:
 
 
 def _mistakes(
-    models: list[Measured], folder: SetFolder, manifest: Manifest, people: dict[int, str] | None
+    models: list[Measured], faces: FaceSet, people: dict[int, str] | None
 ) -> list[Mistakes]:
     """The worst pairs of each model, with the names of the people if `people` is given."""
     places = {
@@ -313,7 +312,7 @@ def _mistakes(
             chosen = places[model.name, genuine]
             for column in (model.scores.key_a, model.scores.key_b):
                 keys |= {int(key) for key in column[chosen]}
-    jpegs = read_faces(folder, manifest, keys)
+    jpegs = read_faces(faces, keys)
 
     def pair(model: Measured, place: int) -> FacePair:
         scores = model.scores

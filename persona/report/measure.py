@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from persona.data.shards import Manifest, index_members, key_of, read_metas, read_pairs
-from persona.data.storage import SetFolder
+from persona.data.sets import FaceSet, index_members, shard_path
+from persona.data.shards import key_of
 from persona.data.stream import build_loader
 from persona.data.transforms import normalise
 from persona.evaluation.embed import Embedded
@@ -97,8 +97,7 @@ class Measured:
 
 def measure(
     named: NamedNetwork,
-    folder: SetFolder,
-    manifest: Manifest,
+    faces: FaceSet,
     accelerator: Accelerator,
     *,
     title: str,
@@ -113,8 +112,7 @@ def measure(
 
     Args:
         named: the network, on the accelerator's device.
-        folder: folder of the packed set.
-        manifest: manifest of the packed set.
+        faces: the packed set.
         accelerator: device and processes.
         title: name of the network on the page.
         teacher: whether the network is shown as the teacher.
@@ -127,10 +125,10 @@ def measure(
     Raises:
         PersonaError: the set has no pairs, or its crops do not fit the network.
     """
-    check_measure("verification", named, manifest)
-    subject = Subject(named, folder, manifest, accelerator, Options(), batch_size, workers)
-    embedded = subject.embed(folder, manifest)
-    scores = score_pairs(embedded, manifest, read_pairs(folder, manifest))
+    check_measure("verification", named, faces.manifest)
+    subject = Subject(named, faces, accelerator, Options(), batch_size, workers)
+    embedded = subject.embed(faces)
+    scores = score_pairs(embedded, faces.manifest, faces.pairs())
     decided = scores.decide()
     units = scores.units()
     return Measured(
@@ -141,12 +139,12 @@ def measure(
         resampled=units.kind,
         scores=scores,
         decided=decided,
-        groups=measure_groups(scores, decided, read_metas(folder, manifest), resamples),
+        groups=measure_groups(scores, decided, faces.metas(), resamples),
         embedded=embedded,
         parameters=named.network.count_parameters(),
         bytes=size,
         cpu_ms=cpu_ms,
-        collapse=tell_collapse(title, subject.spread, f"set {manifest.name}")
+        collapse=tell_collapse(title, subject.spread, f"set {faces.name}")
         if has_collapsed(subject.spread)
         else None,
     )
@@ -177,16 +175,14 @@ def measure_groups(
 
 
 @torch.inference_mode()
-def time_on_cpu(
-    networks: Sequence[FaceNetwork], folder: SetFolder, manifest: Manifest
-) -> list[float]:
+def time_on_cpu(networks: Sequence[FaceNetwork], faces: FaceSet) -> list[float]:
     """Time per face of each network's forward pass on real crops of a set, in ms.
 
     It is the minimum over all turns, since other work of the machine only adds time. Each turn runs
     two passes and times the second one: during the first, threads of the runtime before may still
     be awake. Afterwards the networks are in eval mode on the CPU.
     """
-    batch = next(iter(build_loader(folder, manifest, batch_size=TIMED_FACES, training=False)))
+    batch = next(iter(build_loader(faces, batch_size=TIMED_FACES, training=False)))
     images = normalise(batch.images).contiguous(memory_format=torch.channels_last)
     folded = [for_inference(network.to("cpu")) for network in networks]
     least_s = [math.inf] * len(folded)
@@ -199,15 +195,15 @@ def time_on_cpu(
     return [time_s * 1000 / len(images) for time_s in least_s]
 
 
-def read_faces(folder: SetFolder, manifest: Manifest, keys: set[int]) -> dict[int, bytes]:
+def read_faces(faces: FaceSet, keys: set[int]) -> dict[int, bytes]:
     """JPEG bytes of samples, by key."""
-    members = index_members(folder, manifest)
-    faces = {}
+    members = index_members(faces)
+    jpegs = {}
     for key in sorted(keys):
         member = members[f"{key_of(key)}.jpg"]
-        with manifest.shard_path(folder, member.shard).open("rb") as stream:
-            faces[key] = member.read(stream)
-    return faces
+        with shard_path(faces, member.shard).open("rb") as stream:
+            jpegs[key] = member.read(stream)
+    return jpegs
 
 
 def embedding_map(

@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 
 from persona.config import DistillConfig, LossesConfig
-from persona.data.shards import Manifest
-from persona.data.storage import SetFolder
+from persona.data.sets import FaceSet
 from persona.data.targets import (
     Targets,
     check_targets,
-    find_targets,
     head_path,
     short_name,
     targets_name,
@@ -90,8 +88,8 @@ class TeacherSide:
     """The teacher's network. None means that there is no teacher, or that its targets are kept."""
     targets: Targets | None
     """The kept targets. None means that there is no teacher, or that it runs online."""
-    folder: SetFolder
-    """Folder of the train set. Targets lie beside its shards."""
+    train: FaceSet
+    """The train set. Targets lie beside its shards."""
     embedding_size: int
     """Dimensions of the student's embedding."""
     classes: tuple[str, ...]
@@ -116,7 +114,7 @@ class TeacherSide:
             head = None
             if logits:
                 head = store.load_head(
-                    head_path(self.folder, self.targets),
+                    head_path(self.train.folder, self.targets),
                     embedding_size=self.targets.embedding_size,
                     num_classes=self.targets.num_classes,
                     kind=self.targets.head,
@@ -135,8 +133,7 @@ class TeacherSide:
 def open_teacher(
     config: DistillConfig,
     workspace: Workspace,
-    folder: SetFolder,
-    train_set: Manifest,
+    train: FaceSet,
     loaded: NamedNetwork | None = None,
 ) -> TeacherSide:
     """Opens the teacher, or its kept targets, and checks that the recipe can learn from it.
@@ -151,16 +148,16 @@ def open_teacher(
     wanted = {name for inputs in inputs_of(config.losses).values() for name in inputs}
     for name, inputs in inputs_of(config.losses).items():
         if "labels" in inputs:
-            train_set.check_labelled(f"loss {name}")
+            train.manifest.check_labelled(f"loss {name}")
     asked = bool(wanted & set(FROM_TEACHER))
     size = config.student.embedding_size
     if not asked or config.teacher == "none":
         if config.teacher != "none" and loaded is None:
             sources.check_named(config.teacher, workspace.models)
         check_losses(config.losses, teacher="none", has_logits=False, sizes=(0, 0))
-        classes = train_set.classes if head_kind(config.losses) != "none" else ()
-        return TeacherSide(None, None, folder, size or EMBEDDING_SIZE, classes)
-    targets = kept_targets(config, workspace, folder, train_set, loaded)
+        classes = train.identities if head_kind(config.losses) != "none" else ()
+        return TeacherSide(None, None, train, size or EMBEDDING_SIZE, classes)
+    targets = kept_targets(config, workspace, train, loaded)
     network = None
     if targets is None:
         network = loaded or sources.load_network(config.teacher, workspace.models)
@@ -172,28 +169,27 @@ def open_teacher(
         width, count = network.network.embedding_size, network.network.num_classes
         trained_on, known = network.trained_on, network.classes
         uses_landmarks = network.network.uses_landmarks
-        train_set.check_crops(network.name, network.image_size, uses_landmarks)
+        train.manifest.check_crops(network.name, network.image_size, uses_landmarks)
     check_losses(
         config.losses, teacher=config.teacher, has_logits=count > 0, sizes=(size or width, width)
     )
-    classes = train_set.classes if head_kind(config.losses) != "none" else ()
-    if "teacher_logits" in wanted and not train_set.knows(trained_on, count, known):
+    classes = train.identities if head_kind(config.losses) != "none" else ()
+    if "teacher_logits" in wanted and not train.manifest.knows(trained_on, count, known):
         if "labels" in wanted:
             raise PersonaError(
                 f"teacher {config.teacher} knows {count} identities of {trained_on}, set "
-                f"{train_set.name} has {len(train_set.classes)} others, so its labels mean nothing "
+                f"{train.name} has {len(train.identities)} others, so its labels mean nothing "
                 "to the teacher: leave the losses of labels out (--hard-weight 0), or choose "
                 "another teacher"
             )
         classes = known or tuple(f"{config.teacher}/{number}" for number in range(count))
-    return TeacherSide(network, targets, folder, size or width, classes)
+    return TeacherSide(network, targets, train, size or width, classes)
 
 
 def kept_targets(
     config: DistillConfig,
     workspace: Workspace,
-    folder: SetFolder,
-    train_set: Manifest,
+    train: FaceSet,
     loaded: NamedNetwork | None = None,
 ) -> Targets | None:
     """Finds the kept targets to train on. None means that the teacher runs online.
@@ -205,16 +201,16 @@ def kept_targets(
     """
     if config.targets == "online":
         return None
-    make = f"persona targets {train_set.name} --teacher {config.teacher}"
-    targets = find_targets(folder, config.teacher)
+    make = f"persona targets {train.name} --teacher {config.teacher}"
+    targets = train.targets(config.teacher)
     if targets is None:
         if config.targets == "kept":
             raise PersonaError(
-                f"set {train_set.name} keeps no targets of {config.teacher}: run `{make}`, or "
+                f"set {train.name} keeps no targets of {config.teacher}: run `{make}`, or "
                 "choose --targets online"
             )
         return None
-    place = f"{folder}/{targets_name(config.teacher)}"
+    place = f"{train.folder}/{targets_name(config.teacher)}"
     # Targets are found by the teacher's name alone. Of a file that is its base name, which another
     # file may have, so the digest of the weights must match.
     if loaded is not None:
@@ -238,7 +234,7 @@ def kept_targets(
             f"do not hold: remove that folder and run `{make} --views 24 --config` with the "
             "recipe, or choose --targets online"
         )
-    check_targets(folder, train_set, targets, deep=False)
+    check_targets(train, targets, deep=False)
     return targets
 
 

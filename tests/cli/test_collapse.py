@@ -14,7 +14,7 @@ from helpers import _here, persona_here
 from persona.cli.app import app
 from persona.config import StudentConfig
 from persona.data.pack import Packed
-from persona.data.shards import open_set
+from persona.data.sets import open_set
 from persona.errors import PersonaError
 from persona.gallery.calibrate import calibrate
 from persona.models.sources import load_network
@@ -55,14 +55,14 @@ def test_evaluate_and_compare_say_so(home: Path) -> None:
 
 
 def test_no_threshold_is_calibrated_on_it(home: Path) -> None:
-    folder, manifest = open_set("lfw", home / "shards")
+    faces = open_set("lfw", home / "shards")
     network = load_network("flat", home / "models")
     with pytest.raises(PersonaError, match=r"flat has collapsed: .* of set lfw nearly one"):
-        calibrate(network, folder, manifest, Accelerator(cpu=True), 0.1)
+        calibrate(network, faces, Accelerator(cpu=True), 0.1)
 
 
 def test_a_report_begins_with_it(home: Path) -> None:
     place = Workspace.locate(home=home)
     entries = find_entries(["flat"], None, place)
-    page = build_page(entries, place, *open_set("lfw", place.shards), Accelerator(cpu=True))
+    page = build_page(entries, place, open_set("lfw", place.shards), Accelerator(cpu=True))
     assert page.notices[0].startswith("Warning: flat has collapsed")

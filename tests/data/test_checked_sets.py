@@ -20,7 +20,7 @@ from onnx_files import SETTINGS, write_model
 from persona.config import AugmentConfig
 from persona.data.pack import Packed, pack_photos, pack_triplets
 from persona.data.raw import open_dataset
-from persona.data.shards import open_faces, open_set, read_metas
+from persona.data.sets import FaceSet, open_faces, open_set
 from persona.data.storage import CheckedFolder
 from persona.data.stream import build_loader
 from persona.data.targets import file_names, targets_folder
@@ -40,8 +40,8 @@ def flip(path: Path, place: int, bit: int = 0) -> None:
     path.write_bytes(data)
 
 
-def photos(folder: Any, manifest: Any, **options: Any) -> list[torch.Tensor]:
-    loader = build_loader(folder, manifest, batch_size=5, training=False, **options)
+def photos(faces: FaceSet, **options: Any) -> list[torch.Tensor]:
+    loader = build_loader(faces, batch_size=5, training=False, **options)
     return [batch.images.clone() for batch in loader]
 
 
@@ -71,60 +71,58 @@ def test_a_flipped_bit_is_never_read_as_other_pixels(train_set: Packed) -> None:
         path.write_bytes(whole)
         flip(path, place, bit=place % 8)
         with contextlib.suppress(PersonaError):
-            unchecked, manifest = open_set("vggface2-train", train_set.folder.parent, verify=False)
-            photos(unchecked, manifest)
+            unchecked = open_set("vggface2-train", train_set.folder.parent, verify=False)
+            photos(unchecked)
             silent += 1
-        folder, manifest = open_set("vggface2-train", train_set.folder.parent)
-        for read in (photos, read_metas, lambda f, m: open_faces(f, m, 2)):
+        faces = open_set("vggface2-train", train_set.folder.parent)
+        for read in (photos, FaceSet.metas, lambda faces: open_faces(faces, 2)):
             with pytest.raises(PersonaError, match=r"000002\.tar does not match its checksum: res"):
-                read(folder, manifest)
+                read(faces)
     assert silent  # which is what checking is for
     path.write_bytes(whole)
-    assert len(photos(folder, manifest)) == 6  # and it is looked at again once it was restored
+    assert len(photos(faces)) == 6  # and it is looked at again once it was restored
 
 
 def test_each_file_is_checked_once_a_run_whatever_reads_it(train_set: Packed, hashed: Any) -> None:
     shards = sorted(shard.name for shard in train_set.manifest.shards)
-    folder, manifest = open_set("vggface2-train", train_set.folder.parent)
+    faces = open_set("vggface2-train", train_set.folder.parent)
     assert hashed() == []
     for workers in (2, 0, 3):
-        photos(folder, manifest, workers=workers)
-        open_faces(open_set("vggface2-train", train_set.folder.parent)[0], manifest, 1)
-        read_metas(pickle.loads(pickle.dumps(folder)), manifest)  # a worker that is no fork
+        photos(faces, workers=workers)
+        open_faces(open_set("vggface2-train", train_set.folder.parent), 1)
+        pickle.loads(pickle.dumps(faces)).metas()  # a worker that is no fork
         assert hashed() == (shards if workers == 2 else [])
     os.utime(train_set.folder / shards[3], (OLD, OLD))
-    photos(folder, manifest, workers=2)
+    photos(faces, workers=2)
     assert hashed() == [shards[3]]
-    photos(train_set.folder, manifest)
+    photos(train_set.faces)
     assert hashed() == []
 
 
 def test_marks_that_cannot_be_kept_cost_a_reading_and_no_more(
     train_set: Packed, tmp_path: Path, hashed: Any
 ) -> None:
-    folder = CheckedFolder(train_set.folder, tmp_path / "absent")
+    faces = FaceSet(CheckedFolder(train_set.folder, tmp_path / "absent"), train_set.manifest)
     for _ in range(2):
-        photos(folder, train_set.manifest)
+        photos(faces)
         assert set(hashed()) == {shard.name for shard in train_set.manifest.shards}
 
 
 def test_kept_targets_are_checked_too(train_set: Packed, tmp_path: Path) -> None:
     net = write_model(tmp_path / "net.onnx", side=32)
     net.with_suffix(".yaml").write_text(SETTINGS.replace("16", "32"))
-    folder, manifest = open_set("vggface2-train", train_set.folder.parent)
+    faces = open_set("vggface2-train", train_set.folder.parent)
     named = load_network(f"onnx:{net}", tmp_path)
-    targets, fresh = make_targets(
-        folder, manifest, named, TargetOptions(workers=0), Accelerator(cpu=True)
-    )
+    targets, fresh = make_targets(faces, named, TargetOptions(workers=0), Accelerator(cpu=True))
     assert fresh
     options = {"augment": AugmentConfig(), "targets": targets}
-    assert len(photos(folder, manifest, **options)) == 6
+    assert len(photos(faces, **options)) == 6
     for name in file_names(1):
         path = targets_folder(train_set.folder, named.name) / name
         whole = path.read_bytes()
         flip(path, len(whole) - 3)
         with pytest.raises(PersonaError, match=rf"{name} does not match its checksum"):
-            photos(folder, manifest, **options)
+            photos(faces, **options)
         path.write_bytes(whole)
 
 

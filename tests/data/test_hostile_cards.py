@@ -15,7 +15,8 @@ import pytest
 from persona.config import AugmentConfig
 from persona.data.pack import Packed
 from persona.data.raw import open_dataset
-from persona.data.shards import MANIFEST, open_set, read_pairs
+from persona.data.sets import open_set
+from persona.data.shards import MANIFEST
 from persona.data.targets import CARD as TARGETS_CARD
 from persona.data.targets import (
     TargetFile,
@@ -74,10 +75,10 @@ def refuse_all(path: Path, use: Callable[[], Any]) -> None:
 
 def test_manifests(lfw_set: Packed) -> None:
     def use() -> None:
-        folder, manifest = open_set("lfw", lfw_set.folder.parent)
-        read_pairs(folder, manifest)
-        manifest.check_crops("network", 160, True)
-        assert manifest.digest and manifest.no_face is not None
+        faces = open_set("lfw", lfw_set.folder.parent)
+        faces.pairs()
+        faces.manifest.check_crops("network", 160, True)
+        assert faces.digest and faces.manifest.no_face is not None
 
     with pytest.raises(PersonaError):  # crops of 32 px
         use()
@@ -105,7 +106,7 @@ def test_cards_of_targets(train_set: Packed) -> None:
         found = find_targets(train_set.folder, "t")
         assert found is not None
         with pytest.raises(PersonaError):  # the files are missing
-            check_targets(train_set.folder, train_set.manifest, found, deep=False)
+            check_targets(train_set.faces, found, deep=False)
 
     refuse_all(place / TARGETS_CARD, use)
 

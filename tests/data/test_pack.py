@@ -34,15 +34,8 @@ from persona.data.pack import (
 from persona.data.raw import open_dataset
 from persona.data.raw.base import Photo
 from persona.data.raw.lfw import LFW
-from persona.data.shards import (
-    Mended,
-    open_set,
-    read_manifest,
-    read_pairs,
-    tar_sample,
-    verify_set,
-    write_manifest,
-)
+from persona.data.sets import FaceSet, open_set, shard_path, verify_set
+from persona.data.shards import Mended, read_manifest, tar_sample, write_manifest
 from persona.data.triplets import make_triplets
 from persona.errors import PersonaError
 from persona.files import folder_lock, write_atomically
@@ -331,7 +324,7 @@ def test_boxes_are_cut_out(raw: Path, tmp_path: Path) -> None:
 
 
 def test_pairs_are_packed_by_key(lfw_set: Packed) -> None:
-    pairs = read_pairs(lfw_set.folder, lfw_set.manifest)
+    pairs = lfw_set.faces.pairs()
     assert len(pairs) == lfw_set.manifest.pairs == 12
     assert sum(pair.same for pair in pairs) == 6
     assert {pair.fold for pair in pairs} == {0, 1}
@@ -342,7 +335,7 @@ def test_pairs_of_absent_photos_are_kept_and_counted(tmp_path: Path) -> None:
     root = write_lfw(tmp_path)
     (root / "Person_A" / "Person_A_0001.jpg").unlink()
     packed = pack_photos(open_dataset("lfw", tmp_path), tmp_path / "s", NO_ALIGN)
-    pairs = read_pairs(packed.folder, packed.manifest)
+    pairs = packed.faces.pairs()
     assert len(pairs) == 12
     assert sum(pair.a is None or pair.b is None for pair in pairs) == 2
     assert packed.manifest.skipped[0].reason == "listed, not on disk"
@@ -412,7 +405,7 @@ def test_triplets_of_damaged_crops_are_refused(raw: Path, tmp_path: Path) -> Non
     index = dataset.index()
     card = make_triplets(index, 20, dataset="vggface2", split="test", seed=0, shards=shards)
     crops = pack_photos(dataset, shards / dataset.set_name, NO_ALIGN)
-    tar = crops.manifest.shard_path(crops.folder, 0)
+    tar = shard_path(crops.faces, 0)
     without_class = tar.read_bytes().replace(b'"class"', b'"glass"')
     sample = {"jpg": b"", "json": b"{}"}
     names = [tar_sample(f"face{n}", sample) for n in range(crops.manifest.shards[0].samples)]
@@ -436,21 +429,21 @@ def test_triplets_of_another_split_are_refused(raw: Path, tmp_path: Path) -> Non
 
 
 def test_damage_is_found(train_set: Packed) -> None:
-    folder, manifest = train_set.folder, train_set.manifest
-    verify_set(folder, manifest)
+    name, folder = train_set.manifest.name, train_set.folder
+    verify_set(train_set.faces)
     path = folder / "000001.tar"
     data = bytearray(path.read_bytes())
     data[600] ^= 1
     path.write_bytes(data)
-    open_set(manifest.name, folder.parent)  # same size: only verify reads the bytes
+    open_set(name, folder.parent)  # same size: only verify reads the bytes
     with pytest.raises(PersonaError, match=r"000001\.tar does not match its checksum"):
-        verify_set(folder, manifest)
+        verify_set(train_set.faces)
     path.write_bytes(data[:-512])
     with pytest.raises(PersonaError, match=r"000001\.tar has .* bytes, its manifest says"):
-        open_set(manifest.name, folder.parent)
+        open_set(name, folder.parent)
     path.unlink()
     with pytest.raises(PersonaError, match=r"000001\.tar is missing"):
-        open_set(manifest.name, folder.parent)
+        open_set(name, folder.parent)
 
 
 @pytest.mark.parametrize(
@@ -518,7 +511,7 @@ def test_pairs_that_are_none_are_one_line(lfw_set: Packed) -> None:
     (lfw_set.folder / "pairs.csv").write_bytes(b"a,b\nx")
     digest = hashlib.sha256(b"a,b\nx").hexdigest()
     with pytest.raises(PersonaError, match=r"pairs\.csv holds no pairs of keys"):
-        read_pairs(lfw_set.folder, replace(lfw_set.manifest, pairs_sha256=digest))
+        FaceSet(lfw_set.folder, replace(lfw_set.manifest, pairs_sha256=digest)).pairs()
 
 
 def test_a_manifest_cannot_name_files_outside_its_folder(train_set: Packed) -> None:
@@ -530,7 +523,7 @@ def test_a_manifest_cannot_name_files_outside_its_folder(train_set: Packed) -> N
 
 def test_unknown_sets_say_what_to_run(raw: Path, train_set: Packed) -> None:
     shards = train_set.folder.parent
-    assert open_set("vggface2", shards)[1].name == "vggface2-train"
+    assert open_set("vggface2", shards).name == "vggface2-train"
     with pytest.raises(PersonaError, match="run `persona shard lfw`"):
         open_set("lfw", shards)
     with pytest.raises(PersonaError, match="did you mean 'vggface2-train'"):

@@ -22,8 +22,8 @@ from servers import Cuts, Faults, cutting_proxy, web_server
 
 from persona.data import samples, storage
 from persona.data.pack import Packed
-from persona.data.shards import open_set, read_pairs, verify_set
-from persona.data.storage import RemoteFolder, SetFolder, local_file, open_remote
+from persona.data.sets import FaceSet, open_set, shard_path, verify_set
+from persona.data.storage import RemoteFolder, local_file, open_remote
 from persona.data.stream import build_loader
 from persona.data.targets import find_targets
 from persona.errors import PersonaError
@@ -50,8 +50,8 @@ def url(tmp_path: Path, faults: Faults) -> Iterator[str]:
         yield address
 
 
-def keys_of(folder: SetFolder, packed: Packed, **options) -> list[int]:
-    loader = build_loader(folder, packed.manifest, **{"batch_size": 3, "training": True} | options)
+def keys_of(faces: FaceSet, **options) -> list[int]:
+    loader = build_loader(faces, **{"batch_size": 3, "training": True} | options)
     return [int(key) for batch in loader for key in batch.keys]
 
 
@@ -65,13 +65,13 @@ def test_what_is_fetched_late_is_not_left_behind(
 
     monkeypatch.setattr(samples, "SHUFFLE_BUFFER", 10)
     monkeypatch.setattr(samples, "threading", SimpleNamespace(Thread=Late))
-    folder, _ = open_set(f"{url}/vggface2-train", tmp_path, None)
-    assert isinstance(folder, RemoteFolder)
-    keys_of(folder, train_set)
+    faces = open_set(f"{url}/vggface2-train", tmp_path, None)
+    assert isinstance(faces.folder, RemoteFolder)
+    keys_of(faces)
     for thread in threading.enumerate():
         if isinstance(thread, Late):
             thread.join()
-    assert not list(folder.local.glob("*.tar"))
+    assert not list(faces.folder.local.glob("*.tar"))
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next(
@@ -111,23 +111,21 @@ def test_cut_connections_lose_and_double_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(samples, "SHUFFLE_BUFFER", 10)
-    here = keys_of(train_set.folder, train_set)
+    here = keys_of(train_set.faces)
     faults.cuts, faults.ranges = 4, ranges
-    folder, manifest = open_set(
-        f"{url}/vggface2-train", tmp_path, tmp_path / "cache" if cached else None
-    )
-    assert isinstance(folder, RemoteFolder)
-    assert manifest == train_set.manifest
-    assert keys_of(folder, train_set, workers=workers) == here
+    faces = open_set(f"{url}/vggface2-train", tmp_path, tmp_path / "cache" if cached else None)
+    assert isinstance(faces.folder, RemoteFolder)
+    assert faces.manifest == train_set.manifest
+    assert keys_of(faces, workers=workers) == here
     assert faults.cuts == 0
     whole = Counter(path for path, start in faults.asked if path.endswith(".tar") and not start)
     if ranges:  # each shard is begun once, however many workers want it
         assert set(whole.values()) == {1}
         assert len([start for _, start in faults.asked if start]) >= 4
-    left = list(folder.local.glob("*.tar"))
+    left = list(faces.folder.local.glob("*.tar"))
     assert len(left) == (5 if cached else 0)
     faults.asked.clear()
-    assert keys_of(folder, train_set, workers=workers, epoch=1)
+    assert keys_of(faces, workers=workers, epoch=1)
     tars = [path for path, _ in faults.asked if path.endswith(".tar")]
     assert len(tars) == (0 if cached else 5)
 
@@ -154,9 +152,9 @@ def test_refusals_are_one_line(
 ) -> None:
     monkeypatch.setattr(samples.ShardStream, "_fetch_ahead", lambda *_: None)
     faults.status = status
-    folder, _ = open_set(f"{url}/vggface2-train", tmp_path)
+    faces = open_set(f"{url}/vggface2-train", tmp_path)
     with pytest.raises(PersonaError, match=rf"cannot read http://\S+\.tar: {message}") as error:
-        keys_of(folder, train_set, workers=workers)
+        keys_of(faces, workers=workers)
     assert "\n" not in str(error.value)
     if not workers:
         assert len([path for path, _ in faults.asked if path.endswith(".tar")]) == tries
@@ -164,17 +162,17 @@ def test_refusals_are_one_line(
 
 def test_half_a_body_for_ever(train_set: Packed, url: str, faults: Faults, tmp_path: Path) -> None:
     faults.cuts, faults.ranges = 1000, False
-    folder, manifest = open_set(f"{url}/vggface2-train", tmp_path)
+    faces = open_set(f"{url}/vggface2-train", tmp_path)
     with pytest.raises(PersonaError, match=r"the connection broke .*, 6 times"):
-        manifest.shard_path(folder, 0)
+        shard_path(faces, 0)
 
 
 def test_what_came_before_a_reset_is_kept(
     train_set: Packed, url: str, faults: Faults, tmp_path: Path
 ) -> None:
-    folder, manifest = open_set(f"{url}/vggface2-train", tmp_path)
+    faces = open_set(f"{url}/vggface2-train", tmp_path)
     faults.resets = 8  # more than the tries in a row that may bring nothing
-    path = manifest.shard_path(folder, 0)
+    path = shard_path(faces, 0)
     assert path.read_bytes() == (train_set.folder / "000000.tar").read_bytes()
 
 
@@ -182,9 +180,9 @@ def test_what_came_before_a_reset_is_kept(
 def test_a_page_instead_of_a_shard_is_not_gone_on_with(
     train_set: Packed, url: str, faults: Faults, tmp_path: Path, size: int
 ) -> None:
-    folder, manifest = open_set(f"{url}/vggface2-train", tmp_path, tmp_path / "cache")
-    faults.page = b"<html>log in</html>".ljust(size or manifest.shards[0].bytes)
-    path = manifest.shard_path(folder, 0)
+    faces = open_set(f"{url}/vggface2-train", tmp_path, tmp_path / "cache")
+    faults.page = b"<html>log in</html>".ljust(size or faces.manifest.shards[0].bytes)
+    path = shard_path(faces, 0)
     assert path.read_bytes() == (train_set.folder / "000000.tar").read_bytes()
 
 
@@ -208,14 +206,14 @@ def test_a_full_cache_goes_on_without_its_server(
 ) -> None:
     cache = tmp_path / "cache"
     with web_server(tmp_path / "shards", Faults()) as address:
-        verify_set(*open_set(f"{address}/vggface2-train", tmp_path, cache))
+        verify_set(open_set(f"{address}/vggface2-train", tmp_path, cache))
     assert not caplog.records
-    folder, _ = open_set(f"{address}/vggface2-train", tmp_path, cache)
-    assert sorted(keys_of(folder, train_set)) == list(range(30))
+    faces = open_set(f"{address}/vggface2-train", tmp_path, cache)
+    assert sorted(keys_of(faces)) == list(range(30))
     (line,) = caplog.messages
     assert "connection refused, 6 times" in line
     assert f": going on with the copy of {datetime.now(UTC):%Y-}" in line
-    assert find_targets(folder, "facenet-vggface2") is None
+    assert find_targets(faces.folder, "facenet-vggface2") is None
     assert "as if it had no vectors of facenet-vggface2" in caplog.messages[1]
     with pytest.raises(PersonaError, match="connection refused, 6 times"):
         open_set(f"{address}/vggface2-train", tmp_path)
@@ -265,15 +263,15 @@ def test_a_changed_file_does_not_pass(train_set: Packed, url: str, tmp_path: Pat
     data = bytearray(path.read_bytes())
     data[1000] ^= 1
     path.write_bytes(data)
-    folder, manifest = open_set(f"{url}/vggface2-train", tmp_path, tmp_path / "cache")
+    faces = open_set(f"{url}/vggface2-train", tmp_path, tmp_path / "cache")
     with pytest.raises(PersonaError, match=r"000001\.tar does not match its checksum"):
-        verify_set(folder, manifest)
+        verify_set(faces)
     path.write_bytes(bytes(data) + b"more")
     with pytest.raises(PersonaError, match="larger than it may be"):
-        verify_set(folder, manifest)
+        verify_set(faces)
     path.write_bytes(data[:512])
     with pytest.raises(PersonaError, match=r"512 of [\d,]+ bytes came|shorter than its manifest"):
-        verify_set(folder, manifest)
+        verify_set(faces)
     assert not list((tmp_path / "cache").rglob("000001*.tar"))
 
 
@@ -281,24 +279,24 @@ def test_a_set_packed_anew_is_not_mixed_with_the_cached_one(
     train_set: Packed, lfw_set: Packed, url: str, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    folder, manifest = open_set(f"{url}/lfw", tmp_path, cache)
-    verify_set(folder, manifest)
+    faces = open_set(f"{url}/lfw", tmp_path, cache)
+    verify_set(faces)
     shutil.rmtree(lfw_set.folder)
     shutil.copytree(train_set.folder, lfw_set.folder)
-    folder, manifest = open_set(f"{url}/lfw", tmp_path, cache)
-    assert sorted(keys_of(folder, train_set)) == list(range(30))
+    faces = open_set(f"{url}/lfw", tmp_path, cache)
+    assert sorted(keys_of(faces)) == list(range(30))
 
 
 def test_a_partial_file_of_a_killed_run_is_gone_on_with(
     train_set: Packed, url: str, faults: Faults, tmp_path: Path
 ) -> None:
-    folder, manifest = open_set(f"{url}/vggface2-train", tmp_path, tmp_path / "cache")
-    assert isinstance(folder, RemoteFolder)
+    faces = open_set(f"{url}/vggface2-train", tmp_path, tmp_path / "cache")
+    assert isinstance(faces.folder, RemoteFolder)
     path = train_set.folder / "000000.tar"
-    known = manifest.shards[0]
-    partial = folder.local / f".000000-{known.sha256[:16]}.tar.partial"
+    known = faces.manifest.shards[0]
+    partial = faces.folder.local / f".000000-{known.sha256[:16]}.tar.partial"
     partial.write_bytes(path.read_bytes()[:777])
-    assert manifest.shard_path(folder, 0).read_bytes() == path.read_bytes()
+    assert shard_path(faces, 0).read_bytes() == path.read_bytes()
     assert faults.asked[-1] == ("/vggface2-train/000000.tar", 777)
 
 
@@ -325,7 +323,7 @@ def test_many_want_one_file_and_it_comes_once(
 def test_a_full_disk_is_one_line(
     train_set: Packed, url: str, tmp_path: Path, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, _ = open_set(f"{url}/vggface2-train", tmp_path, tmp_path / "cache" if kept else None)
+    faces = open_set(f"{url}/vggface2-train", tmp_path, tmp_path / "cache" if kept else None)
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -333,14 +331,14 @@ def test_a_full_disk_is_one_line(
     monkeypatch.setattr(storage, "_append", full)
     advice = "make room, or name another" if kept else "set TMPDIR"
     with pytest.raises(PersonaError, match=f"No space left on device; {advice}"):
-        keys_of(folder, train_set)
+        keys_of(faces)
 
 
 def test_pairs_and_verification_from_elsewhere(lfw_set: Packed, url: str, tmp_path: Path) -> None:
-    folder, manifest = open_set(f"{url}/lfw", tmp_path)
-    here = read_pairs(lfw_set.folder, lfw_set.manifest)
-    assert list(read_pairs(folder, manifest)) == list(here)
-    verify_set(folder, manifest)
+    faces = open_set(f"{url}/lfw", tmp_path)
+    here = lfw_set.faces.pairs()
+    assert list(faces.pairs()) == list(here)
+    verify_set(faces)
 
 
 def test_targets_want_a_set_on_this_machine(lfw_set: Packed, url: str, tmp_path: Path) -> None:
@@ -392,13 +390,13 @@ def test_a_set_in_s3_with_cut_connections(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(storage, "OBJECT_CHUNK", 5000)
-    here = keys_of(train_set.folder, train_set)
+    here = keys_of(train_set.faces)
     cuts = Cuts(connections=4, after=3000)
     with cutting_proxy(s3_port, cuts) as port:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        folder, manifest = open_set(bucket, tmp_path)
-        assert manifest == train_set.manifest
-        assert keys_of(folder, train_set, workers=workers) == here
+        faces = open_set(bucket, tmp_path)
+        assert faces.manifest == train_set.manifest
+        assert keys_of(faces, workers=workers) == here
     assert cuts.done == 4
 
 
@@ -436,11 +434,11 @@ def google(
 def test_a_set_at_google_with_cut_connections(
     google: str, faults: Faults, train_set: Packed, tmp_path: Path, workers: int
 ) -> None:
-    here = keys_of(train_set.folder, train_set)
+    here = keys_of(train_set.faces)
     faults.cuts = 4
-    folder, manifest = open_set(google, tmp_path)
-    assert manifest == train_set.manifest
-    assert keys_of(folder, train_set, workers=workers) == here
+    faces = open_set(google, tmp_path)
+    assert faces.manifest == train_set.manifest
+    assert keys_of(faces, workers=workers) == here
     assert faults.cuts == 0
 
 
@@ -462,10 +460,10 @@ def test_google_says_no_in_one_line(
     message: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    folder, manifest = open_set(google, tmp_path)
+    faces = open_set(google, tmp_path)
     faults.status = status
     with pytest.raises(PersonaError, match=rf"cannot read gs://\S+\.tar: {message}; ") as error:
-        manifest.shard_path(folder, 0)
+        shard_path(faces, 0)
     assert "\n" not in str(error.value)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
     with pytest.raises(PersonaError, match=r"no manifest\.json at gs://shards/nothing"):
@@ -473,10 +471,10 @@ def test_google_says_no_in_one_line(
 
 
 def test_half_an_object_for_ever(google: str, faults: Faults, tmp_path: Path) -> None:
-    folder, manifest = open_set(google, tmp_path)
+    faces = open_set(google, tmp_path)
     faults.cuts = 1000
     with pytest.raises(PersonaError, match=r"the connection broke \(ClientPayloadError\), 6 times"):
-        manifest.shard_path(folder, 0)
+        shard_path(faces, 0)
     assert faults.cuts == 1000 - 6
 
 

@@ -28,7 +28,7 @@ from persona.errors import PersonaError
 
 
 def keys_of(packed: Packed, **options) -> list[int]:
-    loader = build_loader(packed.folder, packed.manifest, **options)
+    loader = build_loader(packed.faces, **options)
     return [int(key) for batch in loader for key in batch.keys]
 
 
@@ -42,8 +42,7 @@ def test_every_sample_once_and_equal_batches(
     lengths = set()
     for rank in range(world_size):
         loader = build_loader(
-            train_set.folder,
-            train_set.manifest,
+            train_set.faces,
             batch_size=3,
             training=True,
             rank=rank,
@@ -85,9 +84,8 @@ def test_evaluation_drops_and_doubles_nothing(
 def test_batches_without_torch_are_those_with(train_set: Packed, world_size: int) -> None:
     for rank in range(world_size):
         options: dict[str, Any] = {"batch_size": 4, "rank": rank, "world_size": world_size}
-        known = (train_set.folder, train_set.manifest)
-        expected = build_loader(*known, training=False, **options)
-        for batch, found in zip(expected, read_batches(*known, **options), strict=True):
+        expected = build_loader(train_set.faces, training=False, **options)
+        for batch, found in zip(expected, read_batches(train_set.faces, **options), strict=True):
             np.testing.assert_array_equal(batch.images.permute(0, 2, 3, 1).numpy(), found.photos)
             np.testing.assert_array_equal(batch.keys.numpy(), found.keys)
             np.testing.assert_array_equal(batch.labels.numpy(), found.labels)
@@ -194,15 +192,13 @@ def test_a_window_is_a_seeded_permutation() -> None:
 
 
 def test_batches_come_in_multiples_for_accumulation(train_set: Packed) -> None:
-    loader = build_loader(
-        train_set.folder, train_set.manifest, batch_size=4, training=True, multiple=3
-    )
+    loader = build_loader(train_set.faces, batch_size=4, training=True, multiple=3)
     assert len(loader) == len(list(loader)) == 6  # 7 batches of 4 fit, 6 are a multiple of 3
     assert loader.plan.dropped == 30 - 24
 
 
 def test_pixels_labels_and_layout(train_set: Packed) -> None:
-    loader = build_loader(train_set.folder, train_set.manifest, batch_size=8, training=False)
+    loader = build_loader(train_set.faces, batch_size=8, training=False)
     batch = next(iter(loader))
     assert batch.images.shape == (8, 3, SIZE_PX, SIZE_PX)
     assert batch.images.dtype == torch.uint8
@@ -222,7 +218,7 @@ def test_triplets_come_three_in_a_row(raw: Path, tmp_path: Path) -> None:
         dataset.index(), 10, dataset="vggface2", split="test", seed=0, shards=shards
     )
     packed = pack_triplets(dataset, card.id, shards, NO_ALIGN)
-    loader = build_loader(packed.folder, packed.manifest, batch_size=4, training=True)
+    loader = build_loader(packed.faces, batch_size=4, training=True)
     batch = next(iter(loader))
     assert batch.images.shape == (12, 3, SIZE_PX, SIZE_PX)
     anchor, positive, negative = batch.labels.view(4, 3).T
@@ -257,9 +253,7 @@ def test_memory_is_used_again_only_when_nobody_looks_at_it(workers: int) -> None
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_batches_that_are_kept_stay_as_they_were(train_set: Packed, workers: int) -> None:
     def load() -> EpochLoader:
-        return build_loader(
-            train_set.folder, train_set.manifest, batch_size=3, training=True, workers=workers
-        )
+        return build_loader(train_set.faces, batch_size=3, training=True, workers=workers)
 
     kept = list(load())
     assert len(kept) > 2 * SLABS
@@ -320,7 +314,7 @@ def test_a_crop_of_another_size_is_refused(train_set: Packed, size_px: int) -> N
 )
 def test_impossible_loaders(train_set: Packed, options, message: str) -> None:
     with pytest.raises(PersonaError, match=message):
-        build_loader(train_set.folder, train_set.manifest, training=True, **options)
+        build_loader(train_set.faces, training=True, **options)
 
 
 def test_normalise_is_facenets() -> None:
@@ -348,9 +342,7 @@ def test_no_photo_is_left_out_of_every_epoch_and_photos_change_ranks(raw: Path) 
     seen: set[int] = set()
     first: set[frozenset[int]] = set()
     for epoch in range(40):
-        loader = build_loader(
-            one.folder, one.manifest, batch_size=8, training=True, epoch=epoch, world_size=2
-        )
+        loader = build_loader(one.faces, batch_size=8, training=True, epoch=epoch, world_size=2)
         keys = frozenset(key for batch in loader for key in batch.keys.tolist())
         assert len(keys) == 8
         seen |= keys
@@ -371,16 +363,12 @@ def test_loaders_without_shared_memory_are_one_line(
 
         with monkeypatch.context() as patched, pytest.raises(PersonaError, match=line):
             patched.setattr(torch.UntypedStorage, "_new_shared", fail)
-            loader = build_loader(
-                train_set.folder, train_set.manifest, batch_size=5, training=True, workers=1
-            )
+            loader = build_loader(train_set.faces, batch_size=5, training=True, workers=1)
             next(iter(loader))
 
 
 def test_loader_processes_leave_ctrl_c_to_their_parent(train_set: Packed) -> None:
-    loader = build_loader(
-        train_set.folder, train_set.manifest, batch_size=5, training=True, workers=1
-    )
+    loader = build_loader(train_set.faces, batch_size=5, training=True, workers=1)
     batches = iter(loader)
     next(batches)
     (worker,) = multiprocessing.active_children()

@@ -12,7 +12,8 @@ import webdataset
 
 from persona.data import tars
 from persona.data.pack import Packed
-from persona.data.shards import tar_end, tar_sample, verify_set
+from persona.data.sets import shard_path, verify_set
+from persona.data.shards import tar_end, tar_sample
 from persona.data.tars import ShardReader, iter_members
 from persona.errors import PersonaError
 
@@ -37,7 +38,7 @@ def write(path: Path, parts: dict[str, bytes], count: int = 3) -> bytes:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_packed_sets_open_with_plain_webdataset(train_set: Packed) -> None:
     for number, shard in enumerate(train_set.manifest.shards):
-        path = train_set.manifest.shard_path(train_set.folder, number)
+        path = shard_path(train_set.faces, number)
         dataset = webdataset.WebDataset(str(path), shardshuffle=False)
         theirs = {s["__key__"]: [s["jpg"], s["json"]] for s in dataset}
         assert theirs == samples(path, shard.samples)
@@ -219,7 +220,7 @@ def test_what_is_no_index_is_walked_past(tmp_path: Path) -> None:
 def test_verifying_a_set_drops_what_was_found_before(train_set: Packed) -> None:
     (train_set.folder / ".index").mkdir()
     (train_set.folder / ".index" / "000000.idx").write_bytes(b"somebody's")
-    verify_set(train_set.folder, train_set.manifest)
+    verify_set(train_set.faces)
     assert not (train_set.folder / ".index").exists()
 
 

@@ -154,9 +154,7 @@ def test_the_set_says_that_it_has_no_identities(nested: Path, tmp_path: Path) ->
         texts = [tar.extractfile(m) for m in tar if m.name.endswith(".json")]
         metas = [json.loads(text.read()) for text in texts if text]
     assert {(meta["identity"], meta["class"]) for meta in metas} == {(None, NO_CLASS)}
-    (batch,) = build_loader(
-        packed.folder, manifest, batch_size=3, training=True, seed=0, epoch=0, workers=0
-    )
+    (batch,) = build_loader(packed.faces, batch_size=3, training=True, seed=0, epoch=0, workers=0)
     assert batch.labels.tolist() == [NO_CLASS] * 3
     assert not batch.landmarks.isnan().any()
 
@@ -177,7 +175,7 @@ def test_what_wants_identities_refuses_by_name(nested: Path, tmp_path: Path) -> 
     place = Workspace.locate(shards=tmp_path / "shards", models=tmp_path / "models")
     config = load_config(None, {"teacher": "mobilenet_v3_small"})
     with pytest.raises(PersonaError, match="loss hard_labels wants identities, and set photos"):
-        open_teacher(config, place, packed.folder, packed.manifest)
+        open_teacher(config, place, packed.faces)
     named = load_network("mobilenet_v3_small", tmp_path)
     for measure in ("class", "identification"):
         with pytest.raises(PersonaError, match=f"measure {measure} wants identities"):
@@ -190,7 +188,7 @@ def test_embedding_losses_take_it(nested: Path, tmp_path: Path) -> None:
     packed = pack(f"folders:{nested}", tmp_path)
     place = Workspace.locate(shards=tmp_path / "shards", models=tmp_path / "models")
     config = load_config(Path("configs/embedding.yaml"), {"teacher": "mobilenet_v3_small"})
-    side = open_teacher(config, place, packed.folder, packed.manifest)
+    side = open_teacher(config, place, packed.faces)
     assert side.classes == ()
 
 

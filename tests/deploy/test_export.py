@@ -19,6 +19,7 @@ from PIL import Image
 from persona.cli.deploy import _print_layers
 from persona.config import StudentConfig
 from persona.data.pack import Packed
+from persona.data.sets import FaceSet, of_shards
 from persona.data.stream import build_loader
 from persona.data.transforms import normalise
 from persona.deploy import export
@@ -267,14 +268,14 @@ def test_the_command(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_calibration_set_must_fit(train_set: Packed) -> None:
     with pytest.raises(PersonaError, match=r"crops of \d+ px, the model takes 999 px"):
-        set_faces(train_set.folder, train_set.manifest, 999, 8)
-    none = replace(train_set.manifest, shards=())
+        set_faces(train_set.faces, 999, 8)
+    none = of_shards(train_set.faces, slice(0))
     with pytest.raises(PersonaError, match="has no faces: name another set"):
-        set_faces(train_set.folder, none, none.align.image_size, 8)
+        set_faces(none, none.manifest.align.image_size, 8)
 
 
 def test_faces_are_drawn_by_seed(train_set: Packed) -> None:
-    known = (train_set.folder, train_set.manifest, train_set.manifest.align.image_size)
+    known = (train_set.faces, train_set.manifest.align.image_size)
     some, more, others = set_faces(*known, 8), set_faces(*known, 99), set_faces(*known, 8, seed=1)
     assert some.shape == (8, *more.shape[1:]) and len(more) == train_set.manifest.samples == 30
     np.testing.assert_array_equal(more[:8], some)
@@ -286,12 +287,12 @@ def test_a_photo_without_a_face_is_not_drawn(lfw_set: Packed) -> None:
     first = lfw_set.manifest.shards[0]
     blind = replace(lfw_set.manifest, shards=(replace(first, no_face=(first_key(lfw_set),)),))
     side = blind.align.image_size
-    assert len(set_faces(lfw_set.folder, blind, side, 99)) == first.samples - 1
+    assert len(set_faces(FaceSet(lfw_set.folder, blind), side, 99)) == first.samples - 1
 
 
 def first_key(packed: Packed) -> int:
     """Of the first photo of the first shard."""
-    loader = build_loader(packed.folder, packed.manifest, batch_size=1, training=False)
+    loader = build_loader(packed.faces, batch_size=1, training=False)
     return int(next(iter(loader)).keys[0])
 
 

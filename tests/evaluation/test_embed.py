@@ -53,9 +53,7 @@ class Watched(Student):
 
 def embed(network: Student, lfw_set: Packed) -> np.ndarray:
     accelerator = Accelerator(cpu=True)
-    found = embed_set(
-        network, lfw_set.folder, lfw_set.manifest, accelerator, batch_size=2, top=3, quiet=True
-    )
+    found = embed_set(network, lfw_set.faces, accelerator, batch_size=2, top=3, quiet=True)
     return np.concatenate([found.embeddings[:, 0], found.predicted[:, 0]], axis=1)
 
 

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from persona.data.pack import Packed
-from persona.data.shards import read_metas, read_pairs
 from persona.errors import PersonaError
 from persona.evaluation.embed import Embedded
 from persona.evaluation.pair_lists import cut_folds, read_pair_list
@@ -36,7 +35,7 @@ def write_csv(path: Path, rows: Sequence[tuple[object, ...]], header: str = "a,b
 
 
 def read(packed: Packed, path: Path):
-    return read_pair_list(path, packed.manifest, read_metas(packed.folder, packed.manifest))
+    return read_pair_list(path, packed.manifest, packed.faces.metas())
 
 
 def test_csv_parquet_and_pairs_txt_say_the_same(lfw_set: Packed, tmp_path: Path) -> None:
@@ -44,12 +43,12 @@ def test_csv_parquet_and_pairs_txt_say_the_same(lfw_set: Packed, tmp_path: Path)
     columns = dict(zip(("one", "two", "label"), map(list, zip(*ROWS, strict=True)), strict=True))
     pq.write_table(pa.table(columns), tmp_path / "p.parquet")
     by_parquet, _ = read(lfw_set, tmp_path / "p.parquet")
-    metas = read_metas(lfw_set.folder, lfw_set.manifest)
+    metas = lfw_set.faces.metas()
     assert missing == [] and len(by_csv) == 12
     assert metas[int(by_csv.a[0])]["source"] == photo("A", 1)
     for name in ("fold", "same", "a", "b"):
         np.testing.assert_array_equal(getattr(by_csv, name), getattr(by_parquet, name))
-    official = read_pairs(lfw_set.folder, lfw_set.manifest)
+    official = lfw_set.faces.pairs()
     by_text, _ = read(lfw_set, tmp_path / "raw" / "LFW" / "pairs.txt")
     for name in ("fold", "same", "a", "b"):
         np.testing.assert_array_equal(getattr(official, name), getattr(by_text, name))
@@ -157,7 +156,7 @@ def embedded(packed: Packed) -> Embedded:
     rng = np.random.default_rng(0)
     count = packed.manifest.samples
     rows = rng.normal(size=(count, 1, 8)).astype(np.float32)
-    metas = read_metas(packed.folder, packed.manifest)
+    metas = packed.faces.metas()
     labels = np.array([[metas[key]["class"]] for key in range(count)])
     return Embedded(np.arange(count), rows, labels, np.empty((count, 1, 0), np.int64))
 

@@ -45,7 +45,7 @@ def check(packed: Packed, folder: Path, mean: float, std: float, more: str = "")
     path = write_model(folder / "net.onnx", side=32)
     (folder / "net.yaml").write_text(SETTINGS.format(mean, std) + more)
     named = load_network(f"onnx:{path}", folder)
-    return check_teacher(named, packed.folder, packed.manifest, Accelerator(cpu=True))
+    return check_teacher(named, packed.faces, Accelerator(cpu=True))
 
 
 def test_right_settings_pass_and_wrong_ones_are_told_the_better(

@@ -15,7 +15,7 @@ from conftest import NO_ALIGN, jpeg
 from persona.config import LearnConfig, StudentConfig
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
-from persona.data.shards import open_set
+from persona.data.sets import open_set
 from persona.data.transforms import normalise
 from persona.learning.learner import Learner
 from persona.learning.means import ClassMeans

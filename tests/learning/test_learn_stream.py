@@ -11,7 +11,7 @@ from conftest import NO_ALIGN, jpeg
 
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
-from persona.data.shards import open_set
+from persona.data.sets import FaceSet, open_set, shard_path
 from persona.errors import PersonaError
 from persona.learning.photos import Photos
 from persona.learning.stream import build_experience, draw_batch, in_groups, in_order
@@ -66,14 +66,14 @@ DAMAGES = {
 
 @pytest.mark.parametrize("what", DAMAGES)
 def test_damaged_shards_are_named(photos: Photos, what: str) -> None:
-    folder, manifest = photos.sets[0]
+    faces = photos.sets[0]
     new, message = DAMAGES[what]
-    for number in range(len(manifest.shards)):
-        path = manifest.shard_path(folder, number)
+    for number in range(len(faces.manifest.shards)):
+        path = shard_path(faces, number)
         path.write_bytes(with_checksums(path.read_bytes().replace(what.encode(), new.encode())))
     with pytest.raises(PersonaError, match=re.escape(message)) as error:
         Photos(photos.sets)
-    assert str(error.value).startswith(f"shard {folder}/00000")
+    assert str(error.value).startswith(f"shard {faces.folder}/00000")
 
 
 def with_checksums(data: bytes) -> bytes:
@@ -125,11 +125,12 @@ def test_batches_of_all_processes_go_through_the_pool() -> None:
 def test_crops_of_two_sizes_are_refused(photos: Photos) -> None:
     import dataclasses
 
-    folder, manifest = photos.sets[0]
+    faces = photos.sets[0]
+    folder, manifest = faces.folder, faces.manifest
     align = dataclasses.replace(manifest.align, image_size=64)
     other = dataclasses.replace(manifest, align=align)
     with pytest.raises(PersonaError, match="crops of 64 px, the other set 32 px"):
-        Photos([(folder, manifest), (folder, other)])
+        Photos([faces, FaceSet(folder, other)])
     triplets = dataclasses.replace(manifest, kind="triplets")
     with pytest.raises(PersonaError, match="holds triplets: learning takes a set of photos"):
-        Photos([(folder, triplets)])
+        Photos([FaceSet(folder, triplets)])

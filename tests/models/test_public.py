@@ -20,7 +20,7 @@ import persona
 from persona.config import DistillConfig, LearnConfig, StudentConfig, save_config, to_dict
 from persona.data.align.spec import AlignSpec
 from persona.data.pack import Packed
-from persona.data.shards import open_set
+from persona.data.sets import open_set
 from persona.deploy.export import EMBEDDING, build_graph
 from persona.deploy.litert import to_litert
 from persona.deploy.model_card import model_card
@@ -123,12 +123,12 @@ def test_what_is_reported(place: Workspace, tmp_path: Path, monkeypatch: Any) ->
     for run in ("small", "begun"):
         (place.runs / run).mkdir(parents=True)
         save_config(place.runs / run / "config.yaml", to_dict(config))
-    manifest = replace(open_set("lfw", place.shards)[1], dataset=f"folders:/home/ada/{SECRET}/x")
+    faces = open_set("lfw", place.shards)
+    faces.manifest = replace(faces.manifest, dataset=f"folders:/home/ada/{SECRET}/x")
     card = read_card(place.models / "small")  # its sets' names are paths, its crops the set's
     write_json(place.models / "small" / CARD, vars(replace(card, image_size=SIDE)))
     entries = find_entries(["small", "begun"], None, place)
-    folder = open_set("lfw", place.shards)[0]
-    page = build_page(entries, place, folder, manifest, Accelerator(cpu=True), workers=0)
+    page = build_page(entries, place, faces, Accelerator(cpu=True), workers=0)
     clean(render(page).encode(), str(tmp_path))
     assert "onnx:x" in render(page)
 

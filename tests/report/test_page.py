@@ -109,10 +109,10 @@ def home(lfw_set: Packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 def build(home: Path, *names: str, teacher: str | None = None, people: bool = False) -> Page:
     place = Workspace.locate(home=home)
     entries = find_entries(names, teacher, place)
-    from persona.data.shards import open_set
+    from persona.data.sets import open_set
 
     set_ = open_set("lfw", place.shards)
-    return build_page(entries, place, *set_, Accelerator(cpu=True), names=people)
+    return build_page(entries, place, set_, Accelerator(cpu=True), names=people)
 
 
 def test_models_side_by_side_with_faces_and_no_names(home: Path) -> None:
@@ -148,10 +148,10 @@ def test_parameters_are_counted_as_bench_counts_them(tmp_path: Path) -> None:
 def test_worst_pairs_are_wrong_and_sorted(lfw_set: Packed, tmp_path: Path) -> None:
     network = load_network("mobilenet_v3_small", tmp_path)
     place = Workspace.locate(home=tmp_path)
-    from persona.data.shards import open_set
+    from persona.data.sets import open_set
 
     measured = measure(
-        *(network, *open_set("lfw", place.shards), Accelerator(cpu=True)),
+        *(network, open_set("lfw", place.shards), Accelerator(cpu=True)),
         title="m",
         teacher=False,
         size=1,

@@ -35,8 +35,8 @@ import numpy as np
 import numpy.typing as npt
 
 from persona import registry
+from persona.data.sets import FaceSet
 from persona.data.shards import Manifest
-from persona.data.storage import SetFolder
 from persona.errors import PersonaError
 from persona.evaluation.embed import Embedded, embed_set
 from persona.evaluation.metrics import FARS
@@ -71,7 +71,7 @@ class Options:
     """File to which the main process writes one row for each pair."""
     overlap_names: Path | None = None
     """File to which the main process writes the set's identities that were trained on."""
-    gallery: tuple[SetFolder, Manifest] | None = None
+    gallery: FaceSet | None = None
     """The set that is enrolled as the gallery; the evaluated set gives the probes."""
     templates: Path | None = None
     """Folder with IJB's lists of templates and media."""
@@ -231,8 +231,7 @@ class Subject:
     """A network on a set, with the options: what a protocol measures."""
 
     named: Named
-    folder: SetFolder
-    manifest: Manifest
+    faces: FaceSet
     accelerator: Processes
     options: Options
     batch_size: int = 128
@@ -241,15 +240,19 @@ class Subject:
     spreads: list[float] = field(default_factory=list)
     """Spread of each set embedded so far, see persona/evaluation/spread.py."""
 
-    def embed(self, folder: SetFolder, manifest: Manifest, top: int = 0) -> Embedded:
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest of the set."""
+        return self.faces.manifest
+
+    def embed(self, faces: FaceSet, top: int = 0) -> Embedded:
         """Embeds a set on all processes and notes its spread.
 
         `top` is the number of highest classes of each photo to keep in `predicted`.
         """
         embedded = embed_set(
             self.named.network,
-            folder,
-            manifest,
+            faces,
             self.accelerator,
             batch_size=self.batch_size,
             workers=self.workers,
@@ -351,8 +354,7 @@ def logit_places(named: Named, manifest: Manifest) -> npt.NDArray[np.int64] | No
 
 def evaluate(
     named: Named,
-    folder: SetFolder,
-    manifest: Manifest,
+    faces: FaceSet,
     accelerator: Processes,
     *,
     measure: str | None = None,
@@ -365,8 +367,7 @@ def evaluate(
 
     Args:
         named: the network, on the accelerator's device.
-        folder: folder of the packed set.
-        manifest: manifest of the packed set.
+        faces: the packed set.
         accelerator: processes and their device, see `join_processes`.
         measure: name of a protocol. None takes `default_measure`.
         options: what else the user chose.
@@ -377,13 +378,13 @@ def evaluate(
     Raises:
         PersonaError: the set cannot give the measure, or its crops do not fit the network.
     """
-    measure = measure or default_measure(manifest, options)
-    check_measure(measure, named, manifest, options)
-    subject = Subject(named, folder, manifest, accelerator, options, batch_size, workers, quiet)
+    measure = measure or default_measure(faces.manifest, options)
+    check_measure(measure, named, faces.manifest, options)
+    subject = Subject(named, faces, accelerator, options, batch_size, workers, quiet)
     protocol = PROTOCOLS.find(measure)()
     figures = protocol.figures(subject)
     flip = True if options.flip else None
     evaluation: Evaluation = protocol.result(
-        *(named.name, manifest.name, measure), **figures, flip=flip, spread=subject.spread
+        *(named.name, faces.name, measure), **figures, flip=flip, spread=subject.spread
     )
     return evaluation

@@ -61,7 +61,7 @@ class Classes(Protocol):
 
     def figures(self, subject: Subject) -> dict[str, Any]:
         """Top-1 and top-5 accuracy. Intervals resample identities."""
-        embedded = subject.embed(subject.folder, subject.manifest, top=TOP)
+        embedded = subject.embed(subject.faces, top=TOP)
         places_K = logit_places(subject.named, subject.manifest)
         assert places_K is not None
         place_NR = places_K[embedded.labels]

@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from persona.data.sets import FaceSet
 from persona.data.shards import Manifest
-from persona.data.storage import SetFolder
 from persona.errors import PersonaError
 from persona.evaluation.metrics import Ints
 from persona.evaluation.pairs import normalised
@@ -90,20 +90,20 @@ class Identification(Protocol):
         if manifest.kind != "photos":
             raise PersonaError(f"set {manifest.name} holds triplets: identification needs photos")
         if options.gallery is not None:
-            gallery = options.gallery[1]
+            gallery = options.gallery.manifest
             if gallery.kind != "photos":
                 raise PersonaError(f"gallery {gallery.name} holds triplets: it must hold photos")
             gallery.check_crops(named.name, named.image_size, named.network.uses_landmarks)
 
     def figures(self, subject: Subject) -> dict[str, Any]:
         """Rank-1, rank-5, CMC and TPIR at FPIR. Intervals resample the probes' identities."""
-        embedding_NE, label_N, left_out = _faces(subject, subject.folder, subject.manifest)
+        embedding_NE, label_N, left_out = _faces(subject, subject.faces)
         if subject.options.gallery is None:
             closed, opened, owner, gallery = _within(embedding_NE, label_N)
         else:
-            embedding_FE, label_F, more = _faces(subject, *subject.options.gallery)
+            embedding_FE, label_F, more = _faces(subject, subject.options.gallery)
             left_out += more
-            known = subject.options.gallery[1].classes
+            known = subject.options.gallery.identities
             mate = _mates(label_N, subject.manifest.classes, label_F, known)
             template_GE, mate = _templates(embedding_FE, label_F, mate)
             closed = opened = search(embedding_NE, template_GE, mate)
@@ -113,7 +113,7 @@ class Identification(Protocol):
             assert subject.options.gallery is not None  # within one set every template has a probe
             raise PersonaError(
                 f"no person of set {subject.manifest.name} is in gallery "
-                f"{subject.options.gallery[1].name}: choose a gallery of the same people"
+                f"{subject.options.gallery.name}: choose a gallery of the same people"
             )
         rank_M = closed.rank[mated]
         curve = cmc(rank_M, min(RANKS, gallery))
@@ -147,11 +147,10 @@ class Identification(Protocol):
         return figures
 
 
-def _faces(
-    subject: Subject, folder: SetFolder, manifest: Manifest
-) -> tuple[Embeddings, Ints, Ints]:
+def _faces(subject: Subject, faces: FaceSet) -> tuple[Embeddings, Ints, Ints]:
     """Embeddings and labels of a set's photos with a face; counts of faceless and absent ones."""
-    embedded = subject.embed(folder, manifest)
+    manifest = faces.manifest
+    embedded = subject.embed(faces)
     usable_N = ~np.isin(embedded.keys, np.array(manifest.no_face, np.int64))
     if not usable_N.any():
         raise PersonaError(f"set {manifest.name}: no face was found in any photo")

@@ -64,7 +64,7 @@ class Match(Protocol):
 
     def figures(self, subject: Subject) -> dict[str, Any]:
         """Accuracy, AUC and mean margin. Intervals resample the anchors' identities."""
-        embedded = subject.embed(subject.folder, subject.manifest)
+        embedded = subject.embed(subject.faces)
         genuine, impostor = match_scores(*np.moveaxis(embedded.embeddings, 1, 0))
         right = genuine > impostor
         figures: dict[str, Any] = {

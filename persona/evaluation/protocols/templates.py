@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from persona.data.shards import FACELESS, Manifest, read_metas
+from persona.data.shards import FACELESS, Manifest
 from persona.errors import PersonaError
 from persona.evaluation.metrics import (
     Bools,
@@ -149,7 +149,7 @@ class Templates(Protocol):
         lists = read_lists(subject.options.templates)
         row_L = _rows(subject, lists)
         faceless_L = row_L == FACELESS
-        embedded = subject.embed(subject.folder, subject.manifest)
+        embedded = subject.embed(subject.faces)
         row_L = np.where(row_L >= 0, embedded.rows_of(row_L), -1)
         here = row_L >= 0
         identity_T, template_TE = pool_media(
@@ -261,7 +261,7 @@ def _rows(subject: Subject, lists: Lists) -> Ints:
     """(L,) key of each listed photo; FACELESS if it shows no face, -1 if the set lacks it."""
     # A centre crop of a photo without a face would spoil its template, so the photo is left out.
     centred = set(subject.manifest.no_face)
-    metas = read_metas(subject.folder, subject.manifest)
+    metas = subject.faces.metas()
     by_source = dict.fromkeys(subject.manifest.faceless, FACELESS)
     by_source |= {
         str(meta["source"]): FACELESS if key in centred else key for key, meta in metas.items()

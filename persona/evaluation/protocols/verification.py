@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from persona.data.shards import Manifest, PairTable, read_metas, read_pairs
+from persona.data.shards import Manifest, PairTable
 from persona.errors import PersonaError
 from persona.evaluation.groups import group_figures, groups_of
 from persona.evaluation.pair_lists import cut_folds, read_pair_list
@@ -152,7 +152,7 @@ class Verification(Protocol):
 
     def figures(self, subject: Subject) -> dict[str, Any]:
         """Accuracy over folds, AUC, EER and TAR at FAR, also by group and with intervals."""
-        options, manifest = subject.options, subject.manifest
+        options = subject.options
         scores, facts = pair_scores(subject)
         decided = scores.decide()
         figures = {**vars(scores.figures(options.fars, decided)), **facts}
@@ -163,7 +163,7 @@ class Verification(Protocol):
             )
             figures |= {"intervals": found, "resampled": units.kind}
         if options.by is not None:
-            metas = read_metas(subject.folder, manifest)
+            metas = subject.faces.metas()
             group_P = groups_of(scores, metas, options.by)
             groups = group_figures(scores, decided, group_P, options.fars, options.resamples)
             both = [g for g in groups.values() if None not in (g["far"], g["frr"])]
@@ -192,12 +192,12 @@ def pair_scores(subject: Subject) -> tuple[PairScores, dict[str, Any]]:
     facts: dict[str, Any] = {"no_face_policy": options.no_face}
     pairs: PairTable
     if options.pairs is None:
-        pairs = read_pairs(subject.folder, manifest)
+        pairs = subject.faces.pairs()
         if len(np.unique(pairs.fold)) == 1:  # LFW's view 1 has no folds
             fold = cut_folds(pairs.same, f"set {manifest.name}")
             pairs = replace(pairs, fold=fold)
     else:
-        metas = read_metas(subject.folder, manifest)
+        metas = subject.faces.metas()
         pairs, strangers = read_pair_list(options.pairs, manifest, metas)
         facts["unknown_photos"] = strangers or None
     trained = options.trained if options.trained is not None else subject.named.classes
@@ -207,7 +207,7 @@ def pair_scores(subject: Subject) -> tuple[PairScores, dict[str, Any]]:
     if options.overlap_names is not None and subject.accelerator.is_main_process:
         names = "".join(f"{manifest.classes[place]}\n" for place in common)
         write_atomically(options.overlap_names, names.encode(), PRIVATE)
-    embedded = subject.embed(subject.folder, manifest)
+    embedded = subject.embed(subject.faces)
     left_out = frozenset(common if options.trained is not None else ())
     scores = score_pairs(embedded, manifest, pairs, no_face=options.no_face, left_out=left_out)
     facts |= {"no_face": scores.no_face, "absent": scores.absent}

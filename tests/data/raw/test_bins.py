@@ -14,7 +14,6 @@ from PIL import Image
 
 from persona.data.pack import pack_photos
 from persona.data.raw import bins, open_dataset
-from persona.data.shards import read_pairs
 from persona.errors import PersonaError, SkipPhoto
 
 SAME = [place % 2 == 0 for place in range(20)]
@@ -103,7 +102,7 @@ def test_python_2_strings_are_bytes(tmp_path: Path) -> None:
 def test_pairs_are_consecutive_in_ten_folds(tmp_path: Path) -> None:
     dataset = open_dataset(write(tmp_path, pickle.dumps((PHOTOS, SAME))), tmp_path)
     packed = pack_photos(dataset, tmp_path / "set", NO_ALIGN)
-    pairs = list(read_pairs(packed.folder, packed.manifest))
+    pairs = list(packed.faces.pairs())
     assert [(p.a, p.b, p.same) for p in pairs[:2]] == [(0, 1, True), (2, 3, False)]
     assert [pair.fold for pair in pairs] == [place // 2 for place in range(20)]
     assert dataset.set_name == "lfw"

@@ -22,14 +22,8 @@ from persona.data.pack import Packed, pack_photos
 from persona.data.raw import Photo, open_dataset
 from persona.data.raw.annotations import annotate
 from persona.data.raw.lfw import LFW
-from persona.data.shards import (
-    PAIRS,
-    Manifest,
-    encode_pairs,
-    read_metas,
-    read_pairs,
-    write_manifest,
-)
+from persona.data.sets import FaceSet
+from persona.data.shards import PAIRS, Manifest, encode_pairs, write_manifest
 from persona.data.stream import build_loader
 from persona.errors import PersonaError
 from persona.evaluation.embed import embed_set
@@ -77,8 +71,7 @@ def pixels(packed: Packed | None = None, classes: int = 0, broken: bool = False)
 def measure(packed: Packed, cpu: Accelerator, name: str | None = None, **options):
     return evaluate(
         pixels(),
-        packed.folder,
-        packed.manifest,
+        packed.faces,
         cpu,
         measure=name,
         options=Options(**options),
@@ -109,7 +102,7 @@ def test_a_photo_without_a_face_is_kept_and_flagged_only_for_pairs(
 ) -> None:
     manifest = boxed_set.manifest
     assert (manifest.samples, len(manifest.no_face), manifest.skipped) == (24, 1, ())
-    metas = read_metas(boxed_set.folder, manifest)
+    metas = boxed_set.faces.metas()
     flagged = {key for key, meta in metas.items() if meta.get("no_face")}
     assert flagged == set(manifest.no_face)
     assert metas[manifest.no_face[0]]["source"] == FACELESS
@@ -129,19 +122,17 @@ def test_training_never_sees_a_photo_without_a_face(boxed_set: Packed, workers: 
     seen: list[int] = []
     places = 0
     for rank in range(2):
-        loader = build_loader(
-            boxed_set.folder, boxed_set.manifest, training=True, rank=rank, world_size=2, **known
-        )
+        loader = build_loader(boxed_set.faces, training=True, rank=rank, world_size=2, **known)
         places += loader.plan.dropped
         seen += [key for batch in loader for key in batch.keys.tolist()]
     assert len(seen) == len(set(seen)) == 16 and places == 2 * 7
     assert not set(seen) & set(boxed_set.manifest.no_face)
-    whole = build_loader(boxed_set.folder, boxed_set.manifest, training=False, **known)
+    whole = build_loader(boxed_set.faces, training=False, **known)
     assert sum(len(batch.keys) for batch in whole) == 24
 
 
 def test_the_policy_for_photos_without_a_face(boxed_set: Packed, cpu: Accelerator) -> None:
-    pairs = read_pairs(boxed_set.folder, boxed_set.manifest)
+    pairs = boxed_set.faces.pairs()
     lost = sum(boxed_set.manifest.no_face[0] in (pair.a, pair.b) for pair in pairs)
     found = {p: measure(boxed_set, cpu, no_face=p) for p in ("centre", "fail", "exclude")}
     assert [f.no_face for f in found.values()] == [lost] * 3 and lost == 2
@@ -177,11 +168,11 @@ def test_scores_by_key_and_the_scores_file(
 ) -> None:
     path = tmp_path / "scores.csv"
     found = measure(lfw_set, cpu, scores=path, resamples=50)
-    embedded = embed_set(Pixels(), lfw_set.folder, lfw_set.manifest, cpu, quiet=True)
+    embedded = embed_set(Pixels(), lfw_set.faces, cpu, quiet=True)
     row = {int(key): embedded.embeddings[place, 0] for place, key in enumerate(embedded.keys)}
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    pairs = list(read_pairs(lfw_set.folder, lfw_set.manifest))
+    pairs = list(lfw_set.faces.pairs())
     assert list(rows[0]) == ["fold", "same", "score"] and len(rows) == len(pairs) == 12
     for line, pair in zip(rows, pairs, strict=True):
         assert pair.a is not None and pair.b is not None
@@ -196,7 +187,7 @@ def test_scores_by_key_and_the_scores_file(
 
 def test_flip_is_the_sum_of_both_embeddings(lfw_set: Packed, cpu: Accelerator) -> None:
     network = Pixels()
-    known = (lfw_set.folder, lfw_set.manifest, cpu)
+    known = (lfw_set.faces, cpu)
     plain = embed_set(network, *known, quiet=True).embeddings[:, 0]
     both = embed_set(network, *known, flip=True, quiet=True).embeddings[:, 0]
     mirror = plain.reshape(-1, 3, 4, 4)[..., ::-1].reshape(-1, 48)
@@ -210,16 +201,14 @@ def test_flip_is_the_sum_of_both_embeddings(lfw_set: Packed, cpu: Accelerator) -
 
 def test_embeddings_that_are_not_finite_are_one_line(lfw_set: Packed, cpu: Accelerator) -> None:
     with pytest.raises(PersonaError, match=r"24 of 24 embeddings of set lfw are not finite"):
-        evaluate(pixels(broken=True), lfw_set.folder, lfw_set.manifest, cpu, quiet=True)
+        evaluate(pixels(broken=True), lfw_set.faces, cpu, quiet=True)
 
 
 def test_top_1_and_top_5(train_set: Packed, cpu: Accelerator) -> None:
     named = pixels(train_set, classes=6)
-    found = evaluate(
-        named, train_set.folder, train_set.manifest, cpu, options=Options(resamples=50), quiet=True
-    )
+    found = evaluate(named, train_set.faces, cpu, options=Options(resamples=50), quiet=True)
     assert found.measure == "class" and found.photos == 30
-    loader = build_loader(train_set.folder, train_set.manifest, batch_size=30, training=False)
+    loader = build_loader(train_set.faces, batch_size=30, training=False)
     (batch,) = loader
     network = named.network
     features = network.features((batch.images.float() - 127.5) / 128)
@@ -236,8 +225,8 @@ def test_people_who_were_trained_on_are_counted_listed_and_left_out(
     trained = ("person a", "PERSON-B", "somebody else")
     names = tmp_path / "names.txt"
     found = measure(lfw_set, cpu, trained=trained, overlap_names=names)
-    metas = read_metas(lfw_set.folder, lfw_set.manifest)
-    pairs = read_pairs(lfw_set.folder, lfw_set.manifest)
+    metas = lfw_set.faces.metas()
+    pairs = lfw_set.faces.pairs()
     gone = {"Person_A", "Person_B"}
     people = [
         {metas[int(key)]["identity"] for key in keys} for keys in zip(pairs.a, pairs.b, strict=True)
@@ -249,7 +238,7 @@ def test_people_who_were_trained_on_are_counted_listed_and_left_out(
     with pytest.raises(PersonaError, match="every person of theirs was trained on"):
         measure(lfw_set, cpu, trained=lfw_set.manifest.classes)
     named = replace(pixels(), classes=("Person_C",))
-    alone = evaluate(named, lfw_set.folder, lfw_set.manifest, cpu, quiet=True)
+    alone = evaluate(named, lfw_set.faces, cpu, quiet=True)
     assert (alone.overlap, alone.overlap_pairs, alone.pairs) == (1, None, 12)
 
 
@@ -285,7 +274,7 @@ def test_agedb_has_pairs_30_years_apart_and_its_annotations(
 
     packed = pack_photos(dataset, tmp_path / "shards" / "agedb", NO_ALIGN)
     assert packed.manifest.pairs == len(pairs)
-    meta = read_metas(packed.folder, packed.manifest)[0]
+    meta = packed.faces.metas()[0]
     assert meta["attributes"] == {"age": 20, "gender": "m"}
     assert default_measure(packed.manifest) == "verification"
 
@@ -385,7 +374,7 @@ def _write(path: Path, text: str) -> Path:
 
 def test_identification_by_itself(lfw_set: Packed, cpu: Accelerator) -> None:
     found = measure(lfw_set, cpu, "identification", resamples=50)
-    embedded = embed_set(Pixels(), lfw_set.folder, lfw_set.manifest, cpu, quiet=True)
+    embedded = embed_set(Pixels(), lfw_set.faces, cpu, quiet=True)
     label, rows = embedded.labels[:, 0], embedded.embeddings[:, 0]
     first = [int(np.flatnonzero(label == who)[0]) for who in range(6)]
     ranks = []
@@ -401,21 +390,18 @@ def test_identification_by_itself(lfw_set: Packed, cpu: Accelerator) -> None:
 
 
 def test_identification_against_a_gallery_set(lfw_set: Packed, cpu: Accelerator) -> None:
-    other = (lfw_set.folder, lfw_set.manifest)
-    found = measure(lfw_set, cpu, gallery=other)
+    found = measure(lfw_set, cpu, gallery=lfw_set.faces)
     assert (found.measure, found.gallery, found.probes, found.non_mated) == (
         "identification",
         6,
         24,
         0,
     )
-    strangers = replace(lfw_set.manifest, classes=tuple("uvwxyz"))
+    strangers = FaceSet(lfw_set.folder, replace(lfw_set.manifest, classes=tuple("uvwxyz")))
     with pytest.raises(
         PersonaError, match="no person of set lfw is in gallery lfw: choose a gallery"
     ):
-        evaluate(
-            pixels(), lfw_set.folder, strangers, cpu, options=Options(gallery=other), quiet=True
-        )
+        evaluate(pixels(), strangers, cpu, options=Options(gallery=lfw_set.faces), quiet=True)
 
 
 def test_nobody_is_enrolled_by_a_photo_without_a_face(
@@ -428,13 +414,15 @@ def test_nobody_is_enrolled_by_a_photo_without_a_face(
 
     gallery = pack_photos(Unseen(write_lfw(tmp_path / "b")), tmp_path / "gallery", BOXES)
     assert len(gallery.manifest.no_face) == 4
-    found = measure(lfw_set, cpu, gallery=(gallery.folder, gallery.manifest))
+    found = measure(lfw_set, cpu, gallery=gallery.faces)
     assert (found.gallery, found.probes, found.non_mated, found.no_face) == (5, 20, 4, 4)
-    nobody = replace(gallery.manifest, shards=_all_faceless(gallery.manifest))
-    for options in (Options(gallery=(gallery.folder, nobody)), Options()):
+    nobody = FaceSet(
+        gallery.folder, replace(gallery.manifest, shards=_all_faceless(gallery.manifest))
+    )
+    for options in (Options(gallery=nobody), Options()):
         with pytest.raises(PersonaError, match="gallery: no face was found in any photo"):
             evaluate(
-                *(pixels(), gallery.folder, nobody, cpu),
+                *(pixels(), nobody, cpu),
                 measure="identification",
                 options=options,
                 quiet=True,
@@ -453,7 +441,7 @@ def test_absent_and_faceless_are_two_counts(cpu: Accelerator, tmp_path: Path) ->
     root = write_lfw(tmp_path)
     (root / "Person_B" / "Person_B_0002.jpg").unlink()
     boxed = pack_photos(Boxed(root), tmp_path / "boxed", BOXES)
-    pairs = read_pairs(boxed.folder, boxed.manifest)
+    pairs = boxed.faces.pairs()
     without = [-1 in (a, b) for a, b in zip(pairs.a.tolist(), pairs.b.tolist(), strict=True)]
     faceless = boxed.manifest.no_face[0]
     blind = [faceless in (pair.a, pair.b) for pair in pairs]
@@ -483,7 +471,7 @@ def test_options_of_another_measure_are_refused(
     lfw_set: Packed, train_set: Packed, cpu: Accelerator
 ) -> None:
     with pytest.raises(PersonaError, match="--gallery goes with --measure identification, not"):
-        measure(lfw_set, cpu, "verification", gallery=(lfw_set.folder, lfw_set.manifest))
+        measure(lfw_set, cpu, "verification", gallery=lfw_set.faces)
     with pytest.raises(PersonaError, match="--by goes with --measure verification"):
         measure(lfw_set, cpu, "identification", by="age")
     with pytest.raises(
@@ -497,14 +485,13 @@ def test_sets_that_do_not_fit_a_measure(
     lfw_set: Packed, train_set: Packed, cpu: Accelerator, tmp_path: Path
 ) -> None:
     triplets = replace(lfw_set, manifest=replace(lfw_set.manifest, kind="triplets"))
-    here = (lfw_set.folder, lfw_set.manifest)
     for packed, name, options, message in (
         (triplets, "identification", {}, "set lfw holds triplets: identification needs photos"),
         (triplets, "templates", {"templates": tmp_path}, "holds triplets: templates need photos"),
         (
             lfw_set,
             "identification",
-            {"gallery": (triplets.folder, triplets.manifest)},
+            {"gallery": triplets.faces},
             "gallery lfw holds triplets: it must hold photos",
         ),
     ):
@@ -515,21 +502,21 @@ def test_sets_that_do_not_fit_a_measure(
         r"are not, or not all, among those that pixels was trained on \(these\): class accuracy"
     )
     with pytest.raises(PersonaError, match=unknown):
-        evaluate(strange, *here, cpu, measure="class", quiet=True)
+        evaluate(strange, lfw_set.faces, cpu, measure="class", quiet=True)
     # Whom the photos show is not known before they are read.
-    five = replace(train_set.manifest, identities=5)
+    five = FaceSet(train_set.folder, replace(train_set.manifest, identities=5))
     strange = replace(strange, classes=(*train_set.manifest.classes[:5], "somebody else"))
     with pytest.raises(PersonaError, match=unknown):
-        evaluate(strange, train_set.folder, five, cpu, measure="class", quiet=True)
+        evaluate(strange, five, cpu, measure="class", quiet=True)
 
 
 def test_a_set_that_has_a_sample_twice_is_refused(lfw_set: Packed, cpu: Accelerator) -> None:
     first = lfw_set.manifest.shards[0]
-    twice = replace(lfw_set.manifest, shards=(first, first), samples=14)
+    twice = FaceSet(lfw_set.folder, replace(lfw_set.manifest, shards=(first, first), samples=14))
     with pytest.raises(
         PersonaError, match="lfw gave 14 samples with 7 keys, its manifest says 14: pack it again"
     ):
-        embed_set(Pixels(), lfw_set.folder, twice, cpu, quiet=True)
+        embed_set(Pixels(), twice, cpu, quiet=True)
 
 
 @pytest.fixture
@@ -561,8 +548,8 @@ def ijb(tmp_path: Path) -> tuple[Packed, Path]:
 def test_templates_are_pooled_by_medium(ijb: tuple[Packed, Path], cpu: Accelerator) -> None:
     packed, folder = ijb
     found = measure(packed, cpu, templates=folder, resamples=50)
-    embedded = embed_set(Pixels(), packed.folder, packed.manifest, cpu, quiet=True)
-    metas = read_metas(packed.folder, packed.manifest)
+    embedded = embed_set(Pixels(), packed.faces, cpu, quiet=True)
+    metas = packed.faces.metas()
     by_name = {
         int(metas[int(key)]["source"].rpartition("/")[2][:-4]): row
         for key, row in zip(embedded.keys, embedded.embeddings[:, 0], strict=True)
@@ -657,7 +644,7 @@ def test_a_protocol_owns_its_figures_and_their_rows(
         def figures(self, subject: base.Subject) -> dict[str, Any]:
             return {"purity": 0.75, "photos": 3}
 
-    here = (pixels(), lfw_set.folder, lfw_set.manifest, cpu)
+    here = (pixels(), lfw_set.faces, cpu)
     found = evaluate(*here, measure="clustering", quiet=True)
     (table,) = found.tables()
     assert table.titles == ("figure", "value")
