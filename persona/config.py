@@ -296,6 +296,7 @@ class DistillConfig(Checked):
 
     teacher: str = "facenet-vggface2"
     train_set: str = "vggface2"
+    """The set to train on, or several with weights, such as `utk,aaf*2` (persona/data/mixed.py)."""
     test_set: str = "lfw"
     """Set that chooses the best student. `none` means no evaluation: the last student is kept."""
     epochs: int | None = between(1, LENGTHS["epochs"], default=None)

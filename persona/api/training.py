@@ -13,6 +13,7 @@ from typing import Any
 
 from persona.api.model import Model, load
 from persona.config import load_config
+from persona.data.mixed import check_weight
 from persona.data.sets import FaceSet
 from persona.errors import PersonaError
 from persona.training.callbacks import Callback
@@ -26,7 +27,7 @@ def distill_student(
     student: str = "mobilenet_v3_small",
     *,
     teacher: Model | None,
-    train: FaceSet,
+    train: FaceSet | str | Sequence[FaceSet | str | tuple[FaceSet | str, float]],
     test: FaceSet | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
@@ -47,7 +48,9 @@ def distill_student(
         student: the student's backbone, for example `mobilenet_v3_small` or `mobilenet_v3_large`.
         teacher: the teacher. Its kept targets are used where the set has them. None means that the
             student learns from labels alone.
-        train: the set to train on.
+        train: the set to train on, or several sets that are mixed: a list of them, or a text such
+            as `utk,aaf*2,vggface2`. A weight is how often a set's photos come in an epoch; in a
+            list, `(set, weight)` gives it.
         test: the set on which the best epoch is chosen. None means that the last epoch is kept.
         epochs: passes over the set. None means the recipe's number.
         batch_size: samples per step on each process. None means the recipe's number.
@@ -80,7 +83,7 @@ def distill_student(
     given: dict[str, Any] = {
         "student.architecture": student,
         "teacher": name,
-        "train_set": train.place(place),
+        "train_set": _train_names(train, place),
         "test_set": "none" if test is None else test.place(place),
         "epochs": epochs,
         "batch_size": batch_size,
@@ -107,6 +110,26 @@ def distill_student(
             callbacks=callbacks,
         )
     return load(run, workspace=place)
+
+
+def _train_names(
+    train: FaceSet | str | Sequence[FaceSet | str | tuple[FaceSet | str, float]], place: Workspace
+) -> str:
+    """The sets to train on as a run's config names them.
+
+    Raises:
+        PersonaError: no set is given, or a weight is no positive number.
+    """
+    if isinstance(train, FaceSet | str):
+        return train if isinstance(train, str) else train.place(place)
+    texts = []
+    for item in train:
+        faces, weight = item if isinstance(item, tuple) else (item, None)
+        name = faces if isinstance(faces, str) else faces.place(place)
+        texts.append(name if weight is None else f"{name}*{check_weight(name, weight)!r}")
+    if not texts:
+        raise PersonaError("train: name at least one set")
+    return ",".join(texts)
 
 
 @contextlib.contextmanager

@@ -207,10 +207,12 @@ def _faces_apart(
 
 
 def _packed(sets: tuple[str, ...], place: Workspace) -> str | None:
-    """Returns the first of the sets that is packed here."""
+    """Returns the first of the sets that is packed here. A name may be that of a mix of sets."""
+    from persona.data.mixed import names_in
     from persona.data.shards import MANIFEST
 
-    return next((name for name in sets if (place.shards / name / MANIFEST).is_file()), None)
+    names = [name for mix in sets for name in (mix, *names_in(mix))]
+    return next((name for name in names if (place.shards / name / MANIFEST).is_file()), None)
 
 
 def _print_layers(done: Exported) -> None:

@@ -40,7 +40,11 @@ def distill_command(
         typer.Argument(help="{backbones}.  [default: mobilenet_v3_small]"),
     ] = None,
     train_set: Annotated[
-        str | None, typer.Option(help="Dataset, set, its URL or triplet ID.  [default: vggface2]")
+        str | None,
+        typer.Option(
+            help="Dataset, set, its URL or triplet ID; several are mixed, by weight: utk,aaf*2."
+            "  [default: vggface2]"
+        ),
     ] = None,
     test_set: Annotated[
         str | None,

@@ -1,11 +1,13 @@
 """Shards to decoded batches, per rank and worker. No torch.
 
-1. order: shards are shuffled by (seed, epoch), in the same way on all ranks
+1. order: the shards of each set are shuffled by (seed, epoch), in the same way on all ranks. The
+   photos of a set with a weight come in passes over it: with weight 2 an epoch has two passes, and
+   with weight 0.5 it has half of one
 2. cut: the samples in that order are cut into one equal span per rank, so that any number of ranks
-   can share any number of shards. In training, the samples that do not fill equal batches are
-   dropped and counted
-3. windows: a rank's span is cut into windows of whole batches, of about SHUFFLE_BUFFER samples.
-   Each is shuffled by (seed, epoch, rank, window)
+   can share any number of shards. Of a mix, each span has its share of each set. In training, the
+   samples that do not fill equal batches are dropped and counted
+3. windows: a rank's span is cut into windows of whole batches, of about SHUFFLE_BUFFER samples,
+   each again with its share of each set. Each is shuffled as one by (seed, epoch, rank, window)
 4. fetch: a window's shards are opened. Shards of a remote set are downloaded, one shard ahead
 5. read: each worker reads the samples of its own batches at their positions in the tars
 6. draw: a view of each photo is drawn. With kept targets it is one of the kept views, and the
@@ -25,9 +27,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,20 +43,20 @@ import simplejpeg
 
 from persona.config import AugmentConfig
 from persona.data.align.jpeg import check_crop
+from persona.data.mixed import KEYS, MixedSet, Part
 from persona.data.sets import FaceSet, shard_path
-from persona.data.shards import NO_CLASS, Manifest, key_of
+from persona.data.shards import NO_CLASS, key_of
 from persona.data.storage import drop_file, is_remote
 from persona.data.targets import (
     Features,
     TargetReader,
     Targets,
     drop_targets,
-    photos_of,
     target_paths,
 )
 from persona.data.tars import ShardReader, damaged
 from persona.data.triplets import ROLES
-from persona.data.views import IDENTITY, Views, draw_views, mix_seeds
+from persona.data.views import IDENTITY, VIEW, Views, draw_views, mix_seeds
 from persona.errors import PersonaError
 
 SHUFFLE_BUFFER = 10_000
@@ -105,12 +108,28 @@ def shard_order(num_shards: int, *, seed: int, epoch: int) -> list[int]:
     return [int(number) for number in rng.permutation(num_shards)]
 
 
+class Span(NamedTuple):
+    """Samples of one shard that come one after the other in an epoch's order."""
+
+    shard: int
+    """Number of the shard. Shards of a mix are numbered through all its sets."""
+    samples: int
+    begin: int
+    """Place of the first sample in the shard. After the shard's last sample comes its first."""
+    whole: int
+    """Number of samples in the shard."""
+
+
 @dataclass(frozen=True)
 class EpochPlan:
-    """Decides which rank reads which samples in one epoch, and in which batches."""
+    """Decides which rank reads which samples in one epoch, and in which batches.
 
-    counts: tuple[tuple[int, int], ...]
-    """(shard, samples) pairs in the epoch's order."""
+    A sample's place in the plan counts the samples of the first set, then those of the next set.
+    In the epoch's order the sets alternate, so that every stretch of it has its share of each.
+    """
+
+    parts: tuple[tuple[Span, ...], ...]
+    """The spans of each set, in the epoch's order."""
     batch_size: int
     rank: int
     world_size: int
@@ -119,9 +138,20 @@ class EpochPlan:
     """In training, the number of batches per rank is a multiple of this (gradient accumulation)."""
 
     @cached_property
+    def spans(self) -> tuple[Span, ...]:
+        """The spans of all sets, one set after the other."""
+        return tuple(itertools.chain(*self.parts))
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Number of samples in the first set, in the first two, and so on."""
+        counts = [sum(span.samples for span in spans) for spans in self.parts]
+        return list(itertools.accumulate(counts))
+
+    @cached_property
     def samples(self) -> int:
-        """Number of samples in the set."""
-        return sum(samples for _, samples in self.counts)
+        """Number of samples in the epoch."""
+        return self._ends[-1]
 
     @cached_property
     def batches(self) -> int:
@@ -152,8 +182,21 @@ class EpochPlan:
 
     @cached_property
     def _bounds(self) -> npt.NDArray[np.int64]:
-        """Start of each shard in the epoch's order, and the end of the last one."""
-        return np.cumsum([0, *(samples for _, samples in self.counts)])
+        """Place of each span's first sample, and the end of the last span."""
+        return np.cumsum([0, *(span.samples for span in self.spans)])
+
+    def _places(self, position: int) -> list[int]:
+        """For each set, the place of its next sample after the first `position` of the order.
+
+        Of the samples so far, the sets up to any of them have their share, rounded down. A share
+        never falls while `position` rises, and at the end of the epoch no sample is left.
+        """
+        places, ends = [0] * len(self.parts), [0, *self._ends]
+        for part in reversed(range(len(self.parts))):
+            before = position * ends[part] // ends[part + 1]
+            places[part] = ends[part] + position - before
+            position = before
+        return places
 
     @cached_property
     def windows(self) -> int:
@@ -168,38 +211,62 @@ class EpochPlan:
         """The number of the first batch of a window."""
         return window * self.batches // self.windows
 
-    def _window_range(self, window: int) -> tuple[int, int]:
+    def _window_ranges(self, window: int) -> list[tuple[int, int]]:
+        """The places [start, stop) of each set's samples in a window."""
         start, stop = self.rank_range()
         first, last = (self.first_batch(number) for number in (window, window + 1))
-        return start + first * self.batch_size, min(start + last * self.batch_size, stop)
+        bounds = (start + first * self.batch_size, min(start + last * self.batch_size, stop))
+        return list(zip(*map(self._places, bounds), strict=True))
 
-    def window_shards(self, window: int) -> range:
-        """The shards of a window, as positions in the epoch's order."""
-        first, last = self._window_range(window)
-        begin, end = np.searchsorted(self._bounds, (first, last - 1), side="right") - 1
-        return range(int(begin), int(end) + 1)
+    def window_spans(self, window: int) -> list[range]:
+        """The spans of each set that a window has samples of, as places in `spans`."""
+        return [self._spans_between(*places) for places in self._window_ranges(window)]
+
+    def _spans_between(self, start: int, stop: int) -> range:
+        first, last = np.searchsorted(self._bounds, (start, stop - 1), side="right") - 1
+        return range(int(first), int(last) + 1 if start < stop else int(first))
+
+    def shards_of(self, window: int) -> list[int]:
+        """The shards of a window, each once."""
+        places = itertools.chain(*self.window_spans(window))
+        return list(dict.fromkeys(self.spans[place].shard for place in places))
+
+    def shards_ahead(self, window: int) -> list[int]:
+        """The shards of a window, and the next one of each set that a later window reads."""
+        ends = [spans.stop for spans in self.window_spans(self.windows - 1)]
+        places = itertools.chain(
+            *(
+                range(spans.start, max(spans.stop, min(spans.stop + 1, end)))
+                for spans, end in zip(self.window_spans(window), ends, strict=True)
+            )
+        )
+        return list(dict.fromkeys(self.spans[place].shard for place in places))
 
     def window_samples(self, window: int, *seeds: int) -> npt.NDArray[np.int64]:
         """(samples, 2) shard and position in it, in the order in which the samples are seen."""
-        flat = np.arange(*self._window_range(window))
+        flat = np.concatenate([np.arange(*places) for places in self._window_ranges(window)])
         if self.training:
             np.random.default_rng(mix_seeds(*seeds, self.rank, window)).shuffle(flat)
         place = np.searchsorted(self._bounds, flat, side="right") - 1
-        shards, samples = np.array(self.counts).T
-        within = flat - self._bounds[place]
-        if self.training:
-            # Each shard is read from a drawn start. Otherwise a set of one shard would drop the
-            # same tail, and give each rank the same samples, in every epoch.
-            begin = np.array(
-                [mix_seeds(*seeds, shard) % max(count, 1) for shard, count in self.counts]
-            )
-            within = (within + begin[place]) % samples[place]
+        shards, _, begin, whole = self._columns
+        within = (flat - self._bounds[place] + begin[place]) % whole[place]
         return np.stack([shards[place], within], axis=1)
 
-    def samples_of(self, place: int) -> int:
-        """How many samples of the shard at position `place` of the order this rank may read."""
+    @cached_property
+    def _columns(self) -> npt.NDArray[np.int64]:
+        """(4, spans) the fields of the spans."""
+        return np.array(self.spans).T
+
+    @cached_property
+    def _place_of(self) -> dict[int, int]:
+        """A span of each shard, as place in `spans`."""
+        return {span.shard: place for place, span in enumerate(self.spans)}
+
+    def samples_of(self, shard: int) -> int:
+        """How many samples of a shard this rank may read, counted from the first."""
+        place = self._place_of[shard]
         if self.training:
-            return self.counts[place][1]
+            return self.spans[place].whole
         _, stop = self.rank_range()
         return int(min(stop, self._bounds[place + 1]) - self._bounds[place])
 
@@ -213,17 +280,17 @@ class Window:
         self.number = number
         self.samples = plan.window_samples(number, *stream.seeds)
         self.first_batch = plan.first_batch(number)
+        self.first_key = stream.first_key
         self.shards: dict[int, ShardReader] = {}
-        places = list(plan.window_shards(number))
+        shards = plan.shards_of(number)
         # Workers that all open shards for the first time begin at different ones.
-        turn = stream.worker[0] % max(len(places), 1)
-        for place in places[turn:] + places[:turn]:
-            shard, _ = plan.counts[place]
+        turn = stream.worker[0] % max(len(shards), 1)
+        for shard in shards[turn:] + shards[:turn]:
             reader = before.shards.get(shard) if before else None
             self.shards[shard] = reader or ShardReader(
                 stream.fetch(shard),
                 stream.suffixes,
-                plan.samples_of(place),
+                plan.samples_of(shard),
                 stream.left_out(shard),
             )
 
@@ -247,11 +314,62 @@ class Window:
         for shard in np.unique(chosen[:, 0]).tolist():
             here = np.flatnonzero(chosen[:, 0] == shard)
             reader, rows = self.shards[shard], chosen[here, 1]
-            keys[here] = reader.numbers(rows)
+            keys[here] = reader.numbers(rows) + self.first_key[shard]
             places[here] = reader.places[rows]
             for place, found in zip(here.tolist(), reader.read(rows), strict=True):
                 members[place] = found
         return members, keys, places
+
+
+class MixedTargets:
+    """Reads the kept targets of the sets of a mix. Each worker makes its own."""
+
+    def __init__(self, stream: ShardStream, targets: Sequence[Targets]) -> None:
+        self.part_of, self.first_shard = stream.part_of, stream.first_shard
+        self.readers = [
+            TargetReader(part.faces.folder, kept)
+            for part, kept in zip(stream.mix.parts, targets, strict=True)
+        ]
+
+    def keep(self, shards: Collection[int]) -> None:
+        """Closes the files of all shards but these."""
+        for part, reader in enumerate(self.readers):
+            first = int(self.first_shard[part])
+            reader.keep({shard - first for shard in shards if self.part_of[shard] == part})
+
+    def _parts(
+        self, shards_B: npt.NDArray[np.int64]
+    ) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+        """Yields each set that has photos among these, and their places."""
+        parts_B = self.part_of[shards_B]
+        for part in np.unique(parts_B).tolist():
+            yield part, np.flatnonzero(parts_B == part)
+
+    def draw(
+        self, rng: np.random.Generator, shards_B: npt.NDArray[np.int64], less: int
+    ) -> npt.NDArray[np.int64]:
+        """Draws (B,) one of the kept views of each photo, without the last `less` views."""
+        drawn = np.empty(len(shards_B), np.int64)
+        for part, here in self._parts(shards_B):
+            drawn[here] = rng.integers(self.readers[part].targets.views - less, size=len(here))
+        return drawn
+
+    def read(
+        self,
+        shards_B: npt.NDArray[np.int64],
+        photos_B: npt.NDArray[np.int64],
+        chosen_B: npt.NDArray[np.int64],
+    ) -> tuple[Features, Views]:
+        """Reads the teacher's embeddings (B, E) and the views (B, V), as `TargetReader.read`."""
+        size = self.readers[0].targets.embedding_size
+        features = np.empty((len(photos_B), size), np.float16)
+        views = np.empty((len(photos_B), len(VIEW)), np.float32)
+        for part, here in self._parts(shards_B):
+            own = shards_B[here] - self.first_shard[part]
+            features[here], views[here] = self.readers[part].read(
+                own, photos_B[here], chosen_B[here]
+            )
+        return features, views
 
 
 class ShardStream:
@@ -263,15 +381,31 @@ class ShardStream:
 
     def __init__(
         self,
-        faces: FaceSet,
+        mix: MixedSet,
         plan: EpochPlan,
         seeds: tuple[int, int],
         skip: int,
         augment: AugmentConfig | None,
-        targets: Targets | None,
+        targets: Sequence[Targets] | None,
     ) -> None:
-        """`seeds` are (seed, epoch). `skip` batches of this rank were consumed before."""
-        self.faces = faces
+        """Prepares the stream.
+
+        Args:
+            mix: the sets.
+            plan: the plan of the epoch.
+            seeds: (seed, epoch).
+            skip: batches of this rank that were consumed before.
+            augment: how views are drawn. None leaves every photo as it is.
+            targets: kept targets of each set. None reads none.
+        """
+        self.mix = mix
+        counts = [len(part.faces.manifest.shards) for part in mix.parts]
+        self.part_of = np.repeat(np.arange(len(counts)), counts)
+        """(shards,) the set of each shard, as place in the mix."""
+        self.first_shard = np.cumsum([0, *counts[:-1]])
+        """(parts,) number of each set's first shard."""
+        self.first_key = self.part_of * KEYS
+        """(shards,) what is added to the keys of each shard."""
         self.plan = plan
         self.seeds = seeds
         self.skip = skip
@@ -287,14 +421,14 @@ class ShardStream:
     @property
     def suffixes(self) -> list[str]:
         """Suffixes of a sample's members: the photos, then the JSON."""
-        photos = photos_of(self.faces.manifest)
-        return [*(f"{role}.jpg" for role in ROLES), "json"] if photos > 1 else ["jpg", "json"]
+        roles = self.mix.roles
+        return [*(f"{role}.jpg" for role in ROLES), "json"] if roles > 1 else ["jpg", "json"]
 
     def __iter__(self) -> Iterator[Decoded | Failure]:
         """Yields this worker's batches. A damaged shard ends it with a Failure."""
         place, workers = self.worker
         try:
-            reader = TargetReader(self.faces.folder, self.targets) if self.targets else None
+            reader = MixedTargets(self, self.targets) if self.targets else None
             window: Window | None = None
             ahead = threading.Thread()
             # The loader asks its workers in turns, beginning with the first.
@@ -318,42 +452,51 @@ class ShardStream:
         """Keys that are not read: in training, those of centre crops without a face."""
         if not self.plan.training:
             return frozenset()
-        return frozenset(key_of(key).encode() for key in self.faces.manifest.shards[shard].no_face)
+        part, number = self.locate(shard)
+        no_face = self.mix.parts[part].faces.manifest.shards[number].no_face
+        return frozenset(key_of(key).encode() for key in no_face)
+
+    def locate(self, shard: int) -> tuple[int, int]:
+        """The set of a shard, as place in the mix, and the shard's number in that set."""
+        part = int(self.part_of[shard])
+        return part, shard - int(self.first_shard[part])
 
     def fetch(self, shard: int) -> Path:
         """Makes a shard's tar and its targets local if they are remote. Returns the tar's path."""
+        part, number = self.locate(shard)
+        faces = self.mix.parts[part].faces
         if self.targets is not None:
-            target_paths(self.faces.folder, self.targets, shard)
-        return shard_path(self.faces, shard)
+            target_paths(faces.folder, self.targets[part], number)
+        return shard_path(faces, number)
 
     def drop(self, shard: int) -> None:
         """Deletes the local copies that `fetch` made, unless a cache keeps them."""
-        known = self.faces.manifest.shards[shard]
-        drop_file(self.faces.folder, known.name, known.sha256)
+        part, number = self.locate(shard)
+        faces = self.mix.parts[part].faces
+        known = faces.manifest.shards[number]
+        drop_file(faces.folder, known.name, known.sha256)
         if self.targets is not None:
-            drop_targets(self.faces.folder, self.targets, shard)
+            drop_targets(faces.folder, self.targets[part], number)
+
+    def _is_remote(self, shard: int) -> bool:
+        return is_remote(self.mix.parts[self.part_of[shard]].faces.folder)
 
     def drop_after(self, batch: int) -> None:
         """Deletes the local copies of shards that no batch after this one needs."""
         window = self.plan.window_of(batch)
-        if not is_remote(self.faces.folder) or batch + 1 != self.plan.first_batch(window + 1):
+        if batch + 1 != self.plan.first_batch(window + 1):
             return
-        done = set(self.plan.window_shards(window))
+        done = set(self.plan.shards_of(window))
         if window + 1 < self.plan.windows:
-            done -= set(self.plan.window_shards(window + 1))
-        for place in done:
-            self.drop(self.plan.counts[place][0])
+            done -= set(self.plan.shards_of(window + 1))
+        for shard in done:
+            self.drop(shard)
 
     def _fetch_ahead(self, window: int) -> threading.Thread:
         """Fetches what follows the window, in a thread. Workers share the shards among them."""
-        open_now = self.plan.window_shards(window)
-        following = self.plan.window_shards(self.plan.windows - 1).stop
         place, workers = self.worker
-        mine = [
-            self.plan.counts[other][0]
-            for other in range(open_now.start, min(open_now.stop + 1, following))
-            if other % workers == place
-        ]
+        wanted = filter(self._is_remote, self.plan.shards_ahead(window))
+        mine = [shard for number, shard in enumerate(wanted) if number % workers == place]
 
         def fetch() -> None:
             with contextlib.suppress(PersonaError):  # reported when the shard is opened
@@ -361,16 +504,22 @@ class ShardStream:
                     self.fetch(shard)
 
         thread = threading.Thread(target=fetch, daemon=True)
-        if is_remote(self.faces.folder):
+        if mine:
             thread.start()
         return thread
+
+    @cached_property
+    def _labels(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """(parts,) number of identities of each set, and the label of its first one."""
+        counts = [len(part.faces.identities) for part in self.mix.parts]
+        return np.array(counts), self.mix.first_labels
 
     def _views(
         self,
         shards: npt.NDArray[np.int64],
         photos: npt.NDArray[np.int64],
         number: int,
-        reader: TargetReader | None,
+        reader: MixedTargets | None,
     ) -> tuple[Views, Features | None]:
         """Each photo's view in batch `number`, and the teacher's embedding of it if it is kept.
 
@@ -380,21 +529,21 @@ class ShardStream:
             return np.tile(IDENTITY, (len(photos), 1)), None
         seeds = (*self.seeds, self.plan.rank, number)
         views = draw_views(self.augment, len(photos), *seeds)
-        if reader is None or self.targets is None:
+        if reader is None:
             return views, None
         if self.augment.beyond_flip:
             rng = np.random.default_rng(mix_seeds(*seeds))
             mirrors = 0 if self.augment.flip else 1  # view 1 is the mirror image
-            chosen = rng.integers(self.targets.views - mirrors, size=len(photos))
+            chosen = reader.draw(rng, shards, mirrors)
             chosen += mirrors * (chosen >= 1)
         else:
             chosen = views[:, 0].astype(np.int64)  # the same coin flips as without kept targets
         vectors, views = reader.read(shards, photos, chosen)
         return views, vectors
 
-    def _decode(self, window: Window, number: int, reader: TargetReader | None) -> Decoded:
+    def _decode(self, window: Window, number: int, reader: MixedTargets | None) -> Decoded:
         chosen = window.batch(number, self.plan.batch_size)
-        photos = photos_of(self.faces.manifest)
+        photos = self.mix.roles
         # Each stage runs over the whole batch: decoding is fastest when nothing comes between.
         members, keys_B, places_B = window.read(chosen)
         photos_memory, images_BHWC = self.memory.take(self.worker[0], len(chosen) * photos)
@@ -417,13 +566,14 @@ class ShardStream:
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             shard, row = chosen[sample].tolist()
             raise window.shards[shard].damaged(row, type(error).__name__) from None
-        count = len(self.faces.manifest.classes)
-        low, high = (0, count - 1) if count else (NO_CLASS, NO_CLASS)
-        if labels_B.min() < low or labels_B.max() > high:
-            where = window.shards[int(chosen[0, 0])].path
-            raise damaged(where, "a class index outside the manifest's list")
         photos_B = (places_B[:, None] * photos + np.arange(photos)).reshape(-1)
         shards_B = chosen[:, 0].repeat(photos)
+        count_B, first_B = (of_part[self.part_of[shards_B]] for of_part in self._labels)
+        wrong_B = (labels_B >= count_B) | (labels_B < np.where(count_B == 0, NO_CLASS, 0))
+        if wrong_B.any():
+            where = window.shards[int(shards_B[np.argmax(wrong_B)])].path
+            raise damaged(where, "a class index outside the manifest's list")
+        labels_B = np.where(labels_B == NO_CLASS, NO_CLASS, labels_B + first_B)
         views, targets = self._views(shards_B, photos_B, number, reader)
         return Decoded(photos_memory, labels_B, keys_B, landmarks_B, views, targets)
 
@@ -441,7 +591,7 @@ def decode_into(jpeg: bytes | memoryview, image_HWC: np.ndarray[Any, np.dtype[np
 
 
 def plan_epoch(
-    manifest: Manifest,
+    mix: MixedSet,
     *,
     batch_size: int,
     training: bool = False,
@@ -454,25 +604,66 @@ def plan_epoch(
     """Plans one epoch. The options are those of `persona.data.stream.build_loader`.
 
     Raises:
-        PersonaError: If the batch size is below 1, or there is not one batch for every rank.
+        PersonaError: If the batch size is below 1, no photo of a set would come, or there is not
+            one batch for every rank.
     """
     if batch_size < 1:
         raise PersonaError(f"batch size {batch_size}: choose at least 1")
-    numbers = list(range(len(manifest.shards)))
-    order = shard_order(len(numbers), seed=seed, epoch=epoch) if training else numbers
-    counts = tuple(
-        (number, manifest.shards[number].samples - training * len(manifest.shards[number].no_face))
-        for number in order
-    )
-    plan = EpochPlan(counts, batch_size, rank, world_size, training, multiple)
+    assert training or len(mix.parts) == 1  # only training mixes
+    parts, first_shard = [], 0
+    for part in mix.parts:
+        spans = training_spans(part, first_shard, seed, epoch) if training else all_spans(part)
+        parts.append(tuple(spans))
+        first_shard += len(part.faces.manifest.shards)
+    plan = EpochPlan(tuple(parts), batch_size, rank, world_size, training, multiple)
     if training and not plan.batches:
         raise PersonaError(
-            f"set {manifest.name} has {plan.samples} samples, fewer than one step's "
+            f"set {mix.name} has {plan.samples} samples, fewer than one step's "
             f"{batch_size} on each of {world_size} processes"
             + (f" times {multiple} accumulated" if multiple > 1 else "")
             + ": choose a smaller --batch-size"
         )
     return plan
+
+
+def all_spans(part: Part) -> Iterator[Span]:
+    """All samples of a set, in order."""
+    for number, shard in enumerate(part.faces.manifest.shards):
+        if shard.samples:
+            yield Span(number, shard.samples, 0, shard.samples)
+
+
+def training_spans(part: Part, first_shard: int, seed: int, epoch: int) -> Iterator[Span]:
+    """The samples of a set that come in an epoch: weight times the set's photos with a face.
+
+    They are the next ones of an endless order: one pass over the set after the other, each with its
+    own order of shards. Photos of a set with weight 0.5 thus come every second epoch.
+
+    Raises:
+        PersonaError: If no photo would come.
+    """
+    counts = [shard.samples - len(shard.no_face) for shard in part.faces.manifest.shards]
+    photos = sum(counts)
+    wanted = round(part.weight * photos)
+    if not wanted:
+        raise PersonaError(
+            f"set {part.name} gives {photos} photos with a face, and by its weight none of them "
+            "comes in an epoch: choose a larger weight, or leave the set out"
+            if photos
+            else f"set {part.name} has no photo with a face: leave it out"
+        )
+    start, stop = epoch * wanted, (epoch + 1) * wanted
+    for turn in range(start // photos, -(-stop // photos)):
+        place = turn * photos
+        for number in shard_order(len(counts), seed=seed, epoch=turn):
+            count, shard = counts[number], first_shard + number
+            low, high = max(start - place, 0), min(stop - place, count)
+            place += count
+            if low < high:
+                # Each shard is read from a drawn start. Otherwise a set of one shard would drop the
+                # same tail, and give each rank the same samples, in every epoch.
+                begin = (mix_seeds(seed, turn, shard) + low) % count
+                yield Span(shard, high - low, begin, count)
 
 
 def read_batches(
@@ -483,9 +674,10 @@ def read_batches(
     Raises:
         PersonaError: If a shard is damaged. The message names it.
     """
-    plan = plan_epoch(faces.manifest, batch_size=batch_size, rank=rank, world_size=world_size)
-    stream = ShardStream(faces, plan, (0, 0), 0, None, None)
-    for number, decoded in enumerate(stream.read_into(NewMemory(faces.manifest.align.image_size))):
+    mix = MixedSet.of(faces)
+    plan = plan_epoch(mix, batch_size=batch_size, rank=rank, world_size=world_size)
+    stream = ShardStream(mix, plan, (0, 0), 0, None, None)
+    for number, decoded in enumerate(stream.read_into(NewMemory(mix.align.image_size))):
         if isinstance(decoded, Failure):
             raise PersonaError(decoded.message)
         yield decoded

@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,9 +24,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from persona.config import AugmentConfig
+from persona.data.mixed import MixedSet
 from persona.data.samples import Decoded, Failure, ShardStream, plan_epoch
 from persona.data.sets import FaceSet
-from persona.data.targets import Targets, photos_of
+from persona.data.targets import Targets
 from persona.errors import PersonaError
 from persona.workers import no_interrupts
 
@@ -180,11 +181,11 @@ class EpochLoader:
             PersonaError: If a shard is damaged (the message names it), or a worker was killed.
         """
         stream = self._stream
-        photos = self.plan.batch_size * photos_of(stream.faces.manifest)
+        photos = self.plan.batch_size * stream.mix.roles
         try:
             with _shared_memory():
                 # New slabs for each reading: batches of an earlier one may still be in use.
-                slabs = Slabs(self._workers, photos, stream.faces.manifest.align.image_size)
+                slabs = Slabs(self._workers, photos, stream.mix.align.image_size)
                 batches = self._start(slabs)
             for number, decoded in enumerate(batches, start=stream.skip):
                 if isinstance(decoded, Failure):
@@ -261,7 +262,7 @@ def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
 
 
 def build_loader(
-    faces: FaceSet,
+    faces: FaceSet | MixedSet,
     *,
     batch_size: int,
     training: bool,
@@ -273,12 +274,12 @@ def build_loader(
     workers: int = 0,
     multiple: int = 1,
     augment: AugmentConfig | None = None,
-    targets: Targets | None = None,
+    targets: Targets | Sequence[Targets] | None = None,
 ) -> EpochLoader:
     """Builds a loader for the batches of one epoch, starting at batch `skip`.
 
     Args:
-        faces: The packed set.
+        faces: The packed set, or several sets to be mixed.
         batch_size: Samples per batch on each rank.
         training: Shuffle, and drop the samples that do not fill a batch on every rank. Otherwise
             keep the order and all samples.
@@ -290,15 +291,18 @@ def build_loader(
         workers: Loader processes of this rank. 0 decodes in this process.
         multiple: In training, the number of batches per rank is a multiple of this.
         augment: How views are drawn. None leaves every photo as it is.
-        targets: Kept targets to read along, already checked against the set.
+        targets: Kept targets to read along, already checked against the set. Of a mix, those of
+            each set.
 
     Raises:
         PersonaError: If there is not one batch for every rank.
     """
     if workers < 0:
         raise PersonaError(f"{workers} workers: choose 0 or more")
+    mix = faces if isinstance(faces, MixedSet) else MixedSet.of(faces)
+    kept = (targets,) if isinstance(targets, Targets) else targets
     plan = plan_epoch(
-        faces.manifest,
+        mix,
         batch_size=batch_size,
         training=training,
         seed=seed,
@@ -307,5 +311,5 @@ def build_loader(
         world_size=world_size,
         multiple=multiple,
     )
-    stream = _Stream(faces, plan, (seed, epoch), skip, augment, targets)
+    stream = _Stream(mix, plan, (seed, epoch), skip, augment, kept)
     return EpochLoader(stream, workers)

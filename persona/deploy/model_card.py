@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from persona.data.mixed import names_in
 from persona.models.cards import Card
 from persona.models.public import public_card
 
@@ -40,7 +41,7 @@ def _front(card: Card, licence: str) -> dict[str, Any]:
         "library_name": "persona",
         "pipeline_tag": "image-feature-extraction",
         "tags": ["face-recognition", "face-verification", "knowledge-distillation", "mobilenet"],
-        "datasets": [card.train_set],
+        "datasets": names_in(card.train_set),
         "metrics": [result["type"] for result in results],
     }
     if results:

@@ -24,9 +24,9 @@ from accelerate.utils import gather_object, set_seed
 from torch import Tensor
 
 from persona.config import NOT_LEARNED, DistillConfig, to_dict
+from persona.data.mixed import open_mixed
 from persona.data.sets import FaceSet, open_set
 from persona.data.stream import EpochLoader, build_loader, to_device
-from persona.data.targets import photos_of
 from persona.distill.selection import Selection
 from persona.errors import PersonaError, resumed_by
 from persona.evaluation.sanity import check_teacher
@@ -100,7 +100,7 @@ class Distillation:
 
         cache = user_path(config.cache) if config.cache else None
         shards, verify = workspace.shards, config.verify
-        self.train = open_set(config.train_set, shards, cache, verify=verify)
+        self.train = open_mixed(config.train_set, shards, cache, verify=verify)
         test: FaceSet | None = None
         if config.test_set != "none":
             test = open_set(config.test_set, shards, cache, verify=verify)
@@ -109,7 +109,7 @@ class Distillation:
 
         origin = {
             "recipe": {k: v for k, v in to_dict(config).items() if k not in NOT_LEARNED},
-            "train set": self.train.digest,
+            "train set": self.train.origin,
             "targets": "kept" if side.targets else "online",
             "teacher": side.digest,
         }
@@ -124,16 +124,16 @@ class Distillation:
             callbacks=callbacks,
         )
         set_seed(config.seed)  # here, so that loading a teacher does not change the student
-        student = build_student(config, workspace, side, self.train.manifest.align.image_size)
+        student = build_student(config, workspace, side, self.train.align.image_size)
         self.selection = Selection(self.run, config, workspace, self.train, side.classes, test)
         self.selection.check(student)
         if side.network is not None and side.network.network.from_elsewhere:
-            check_teacher(side.network, test or self.train, accelerator)
+            check_teacher(side.network, test or self.train.labelled_part(), accelerator)
 
         self.length = Length(config.epochs, config.steps, config.photos)
         accumulated = config.gradient_accumulation_steps
         batches = accumulated * accelerator.num_processes
-        self.step_photos = config.batch_size * photos_of(self.train.manifest) * batches
+        self.step_photos = config.batch_size * self.train.roles * batches
         epoch_steps = self.loader(epoch=0).plan.batches // accumulated
         self.total_steps = self.length.total_steps(epoch_steps, self.step_photos)
         self.trainer = Trainer(
@@ -156,7 +156,7 @@ class Distillation:
             "run %s: %s, teacher %s (%s), set %s (%d samples, %d identities), %s of %d batches of "
             "%d on %d process(es) of %d thread(s), %d samples an epoch left out by the last batch",
             *(self.run.id, config.student.architecture, config.teacher, self.targets_are),
-            *(train.name, len(train), train.manifest.identities, length, plan.batches),
+            *(train.name, len(train), train.people, length, plan.batches),
             *(config.batch_size, plan.world_size, torch.get_num_threads(), plan.dropped),
         )
 
@@ -165,7 +165,8 @@ class Distillation:
         """Where the teacher's embeddings come from, as text for the log."""
         teacher = self.trainer.task.teacher
         if self.targets is not None:
-            return f"{self.targets.views} kept views a photo"
+            views = dict.fromkeys(targets.views for targets in self.targets)
+            return f"{' and '.join(map(str, views))} kept views a photo"
         if teacher is None:
             return "not asked"
         return f"online, {teacher.dtype or torch.float32}".replace("torch.", "")

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from accelerate.utils import broadcast
 
 from persona.config import DistillConfig, to_dict
+from persona.data.mixed import MixedSet
 from persona.data.sets import FaceSet
 from persona.data.shards import Manifest
 from persona.errors import PersonaError
@@ -60,7 +61,7 @@ class Selection:
         run: Run,
         config: DistillConfig,
         workspace: Workspace,
-        train: FaceSet,
+        train: MixedSet,
         classes: tuple[str, ...],
         test: FaceSet | None,
     ) -> None:
@@ -70,7 +71,7 @@ class Selection:
             run: the run, whose progress holds the best scores.
             config: the recipe.
             workspace: the folders, among them the model store.
-            train: the train set.
+            train: the train sets.
             classes: identities of the students' logits, in order.
             test: the test set. None means that the last student is kept.
         """
@@ -197,9 +198,9 @@ class Selection:
         return NamedNetwork(
             name="the student",
             network=student,
-            trained_on=self.train.manifest.dataset,
+            trained_on=self.train.dataset,
             classes=self.classes,
-            image_size=self.train.manifest.align.image_size,
+            image_size=self.train.align.image_size,
         )
 
     def _save(self, student: Student, suffix: str, evaluation: Evaluation | None) -> None:
@@ -220,7 +221,7 @@ class Selection:
             run=self.run.id,
             scores=evaluation.to_json() | {"model": model_id} if evaluation else {},
             train_set=self.train.name,
-            alignment=dataclasses.asdict(self.train.manifest.align),
+            alignment=dataclasses.asdict(self.train.align),
             test_set=self.test.name if self.test else "none",
             config=to_dict(config),
         )

@@ -218,8 +218,13 @@ def write_scores(path: Path, scores: PairScores) -> None:
 
 
 def overlap(classes: Iterable[str], trained: Iterable[str]) -> list[int]:
-    """Places in `classes` of the names that are also in `trained`, compared as `normalised`."""
-    known = {normalised(name) for name in trained}
+    """Places in `classes` of the names that are also in `trained`, compared as `normalised`.
+
+    A trained name may be `SET/NAME`, which a run on several sets writes for a name that several of
+    them have.
+    """
+    trained = list(trained)
+    known = {normalised(text) for name in trained for text in (name, name.rpartition("/")[2])}
     return [place for place, name in enumerate(classes) if normalised(name) in known]
 
 

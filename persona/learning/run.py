@@ -29,6 +29,7 @@ from persona.config import (
     from_dict,
     to_dict,
 )
+from persona.data.mixed import MixedSet
 from persona.data.sets import FaceSet, open_set
 from persona.data.targets import TargetReader
 from persona.errors import PersonaError, resumed_by
@@ -378,8 +379,8 @@ def open_anchor(
     size = parent.student.get("embedding_size")
     student = dataclasses.replace(DistillConfig().student, embedding_size=size)
     asked = DistillConfig(teacher=name, losses=losses, student=student)
-    side = open_teacher(asked, workspace, new)
-    reader = TargetReader(new.folder, side.targets) if side.targets is not None else None
+    side = open_teacher(asked, workspace, MixedSet.of(new))
+    reader = TargetReader(new.folder, side.targets[0]) if side.targets is not None else None
     return side.teacher(asked, accelerator.device, None), reader, side.digest
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -86,11 +86,15 @@ class Meter:
 class FiniteWatch:
     """Stops a run whose loss is not finite, without waiting for the device at every step."""
 
-    def __init__(self, folder: Path, lag: int) -> None:
+    def __init__(
+        self, folder: Path, lag: int, spell: Callable[[int], int | str] = lambda key: key
+    ) -> None:
         """Checks each loss `lag` train steps later, when a GPU has computed it.
 
-        The keys of a batch whose loss is not finite are written into `folder`.
+        The keys of a batch whose loss is not finite are written into `folder`, each as `spell`
+        gives it.
         """
+        self.spell = spell
         self.folder = folder
         self.lag = lag
         self._waiting: deque[tuple[Tensor, Tensor, int]] = deque()
@@ -119,7 +123,14 @@ class FiniteWatch:
         value = float(total)
         if not math.isfinite(value):
             path = self.folder / NOT_FINITE
-            write_json(path, {"step": step, "loss": repr(value), "keys": keys.tolist()})
+            write_json(
+                path,
+                {
+                    "step": step,
+                    "loss": repr(value),
+                    "keys": [self.spell(key) for key in keys.tolist()],
+                },
+            )
             raise NotFiniteError(
                 f"the loss is {value} at step {step}: the keys of its batch are in {path}; start "
                 f"a new run with {REMEDY}"

@@ -5,6 +5,7 @@ Shapes: B batch, C channel, H W pixels, E embedding, K identities.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from persona.config import DistillConfig, LossesConfig
+from persona.data.mixed import MixedSet
 from persona.data.sets import FaceSet
 from persona.data.targets import (
     Targets,
@@ -26,6 +28,8 @@ from persona.models.output import EMBEDDING_SIZE, ClassifierHead, FaceNetwork, f
 from persona.models.sources import NamedNetwork
 from persona.training.losses import LOSSES, head_kind, inputs_of
 from persona.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 FROM_TEACHER = ("teacher_features", "teacher_logits")
 
@@ -86,10 +90,11 @@ class TeacherSide:
 
     network: NamedNetwork | None
     """The teacher's network. None means that there is no teacher, or that its targets are kept."""
-    targets: Targets | None
-    """The kept targets. None means that there is no teacher, or that it runs online."""
-    train: FaceSet
-    """The train set. Targets lie beside its shards."""
+    targets: tuple[Targets, ...] | None
+    """The kept targets of each train set. None means that there is no teacher, or that it runs
+    online."""
+    train: MixedSet
+    """The train sets. Targets lie beside their shards."""
     embedding_size: int
     """Dimensions of the student's embedding."""
     classes: tuple[str, ...]
@@ -99,7 +104,7 @@ class TeacherSide:
     def digest(self) -> str:
         """Hash of the teacher's weights. Empty means that there is no teacher."""
         if self.targets is not None:
-            return self.targets.weights_sha256
+            return self.targets[0].weights_sha256
         return self.network.digest if self.network is not None else ""
 
     def teacher(
@@ -113,11 +118,12 @@ class TeacherSide:
         if self.targets is not None:
             head = None
             if logits:
+                kept = self.targets[0]
                 head = store.load_head(
-                    head_path(self.train.folder, self.targets),
-                    embedding_size=self.targets.embedding_size,
-                    num_classes=self.targets.num_classes,
-                    kind=self.targets.head,
+                    head_path(self.train.parts[0].faces.folder, kept),
+                    embedding_size=kept.embedding_size,
+                    num_classes=kept.num_classes,
+                    kind=kept.head,
                 )
             return Teacher(None, head).to(device)
         if self.network is None:
@@ -133,7 +139,7 @@ class TeacherSide:
 def open_teacher(
     config: DistillConfig,
     workspace: Workspace,
-    train: FaceSet,
+    train: MixedSet,
     loaded: NamedNetwork | None = None,
 ) -> TeacherSide:
     """Opens the teacher, or its kept targets, and checks that the recipe can learn from it.
@@ -148,7 +154,7 @@ def open_teacher(
     wanted = {name for inputs in inputs_of(config.losses).values() for name in inputs}
     for name, inputs in inputs_of(config.losses).items():
         if "labels" in inputs:
-            train.manifest.check_labelled(f"loss {name}")
+            train.check_labelled(f"loss {name}")
     asked = bool(wanted & set(FROM_TEACHER))
     size = config.student.embedding_size
     if not asked or config.teacher == "none":
@@ -162,19 +168,19 @@ def open_teacher(
     if targets is None:
         network = loaded or sources.load_network(config.teacher, workspace.models)
     if targets is not None:
-        width, count = targets.embedding_size, targets.num_classes
-        trained_on, known = targets.trained_on, targets.classes
+        width, count = targets[0].embedding_size, targets[0].num_classes
+        trained_on, known = targets[0].trained_on, targets[0].classes
     else:
         assert network is not None
         width, count = network.network.embedding_size, network.network.num_classes
         trained_on, known = network.trained_on, network.classes
         uses_landmarks = network.network.uses_landmarks
-        train.manifest.check_crops(network.name, network.image_size, uses_landmarks)
+        train.check_crops(network.name, network.image_size, uses_landmarks)
     check_losses(
         config.losses, teacher=config.teacher, has_logits=count > 0, sizes=(size or width, width)
     )
     classes = train.identities if head_kind(config.losses) != "none" else ()
-    if "teacher_logits" in wanted and not train.manifest.knows(trained_on, count, known):
+    if "teacher_logits" in wanted and not train.knows(trained_on, count, known):
         if "labels" in wanted:
             raise PersonaError(
                 f"teacher {config.teacher} knows {count} identities of {trained_on}, set "
@@ -189,28 +195,34 @@ def open_teacher(
 def kept_targets(
     config: DistillConfig,
     workspace: Workspace,
-    train: FaceSet,
+    train: MixedSet,
     loaded: NamedNetwork | None = None,
-) -> Targets | None:
-    """Finds the kept targets to train on. None means that the teacher runs online.
+) -> tuple[Targets, ...] | None:
+    """Finds the kept targets of each train set. None means that the teacher runs online.
 
     Raises:
-        PersonaError: the recipe asks for kept targets and there are none; or the targets are of
+        PersonaError: the recipe asks for kept targets and a set has none; or the targets are of
             another teacher, the teacher's file is missing and cannot be compared, or the targets
             lack the recipe's augmented views.
     """
     if config.targets == "online":
         return None
-    make = f"persona targets {train.name} --teacher {config.teacher}"
-    targets = train.targets(config.teacher)
-    if targets is None:
-        if config.targets == "kept":
-            raise PersonaError(
-                f"set {train.name} keeps no targets of {config.teacher}: run `{make}`, or "
-                "choose --targets online"
+    sets = [part.faces for part in train.parts]
+    found = [faces.targets(config.teacher) for faces in sets]
+    without = [faces for faces, targets in zip(sets, found, strict=True) if targets is None]
+    if without and config.targets == "kept":
+        name = without[0].name
+        raise PersonaError(
+            f"set {name} keeps no targets of {config.teacher}: run `persona targets {name} "
+            f"--teacher {config.teacher}`, or choose --targets online"
+        )
+    if without:
+        if len(without) < len(sets):
+            log.info(
+                "note: the teacher runs online, because not all train sets keep its targets: %s",
+                ", ".join(faces.name for faces in without),
             )
         return None
-    place = f"{train.folder}/{targets_name(config.teacher)}"
     # Targets are found by the teacher's name alone. Of a file that is its base name, which another
     # file may have, so the digest of the weights must match.
     if loaded is not None:
@@ -220,10 +232,22 @@ def kept_targets(
         if source is not None:  # the targets of an unknown teacher can still be used
             source.check(config.teacher, workspace.models)
         digest = sources.network_digest(config.teacher, workspace.models)
-    if targets.teacher != short_name(config.teacher) or digest not in {
-        None,
-        targets.weights_sha256,
-    }:
+    kept = tuple(targets for targets in found if targets is not None)
+    for faces, targets in zip(sets, kept, strict=True):
+        # If the teacher itself is not here, all sets must have targets of the same teacher.
+        _check_kept(config, faces, targets, digest or kept[0].weights_sha256)
+    return kept
+
+
+def _check_kept(config: DistillConfig, faces: FaceSet, targets: Targets, digest: str) -> None:
+    """Checks that a set's kept targets are those of the recipe's teacher, with its views.
+
+    Raises:
+        PersonaError: they are not. The message names their folder.
+    """
+    place = f"{faces.folder}/{targets_name(config.teacher)}"
+    make = f"persona targets {faces.name} --teacher {config.teacher}"
+    if targets.teacher != short_name(config.teacher) or targets.weights_sha256 != digest:
         raise PersonaError(
             f"the targets at {place} are of another {config.teacher}, with other weights or "
             f"settings: remove that folder and run `{make}`, or choose --targets online"
@@ -234,8 +258,7 @@ def kept_targets(
             f"do not hold: remove that folder and run `{make} --views 24 --config` with the "
             "recipe, or choose --targets online"
         )
-    check_targets(train, targets, deep=False)
-    return targets
+    check_targets(faces, targets, deep=False)
 
 
 def check_losses(

@@ -72,7 +72,7 @@ class Trainer:
         self.task = DistillationTask(wrapped, self.student, asked, config.losses, identities)
         self.task.to(accelerator.device)
         self.clip_norm = config.optim.clip_norm
-        self.watch = FiniteWatch(folder, lag=finite_lag(accelerator))
+        self.watch = FiniteWatch(folder, finite_lag(accelerator), side.train.spell)
 
     @property
     def learning_rate(self) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor
 from persona.data import samples, stream
 from persona.data.pack import Packed, pack_photos, pack_triplets
 from persona.data.raw import open_dataset
-from persona.data.samples import EpochPlan, read_batches
+from persona.data.samples import EpochPlan, Span, read_batches
 from persona.data.shards import tar_end, tar_sample
 from persona.data.stream import SLABS, EpochLoader, build_loader
 from persona.data.tars import ShardReader
@@ -159,8 +159,13 @@ def test_resuming_opens_no_shard_that_is_consumed(
     assert opened == order[-2:]  # samples 20 to 29 of shards of 7
 
 
+def spans(*counts: tuple[int, int]) -> tuple[Span, ...]:
+    """Whole shards, by number and samples, each read from another sample on."""
+    return tuple(Span(shard, samples, shard, samples) for shard, samples in counts)
+
+
 def test_windows_are_whole_batches_of_like_size() -> None:
-    plan = EpochPlan(tuple((shard, 10_000) for shard in range(7)), 128, 1, 2, True)
+    plan = EpochPlan((spans(*((shard, 10_000) for shard in range(7))),), 128, 1, 2, True)
     firsts = [plan.first_batch(window) for window in range(plan.windows + 1)]
     assert firsts[0] == 0
     assert firsts[-1] == plan.batches
@@ -173,7 +178,7 @@ def test_windows_are_whole_batches_of_like_size() -> None:
 
 
 def test_a_window_is_a_seeded_permutation() -> None:
-    plan = EpochPlan(((3, 10), (1, 3), (2, 20)), 4, 1, 2, True)
+    plan = EpochPlan((spans((3, 10), (1, 3), (2, 20)),), 4, 1, 2, True)
 
     def flat(*seeds: int) -> list[tuple[int, ...]]:
         return [tuple(row) for row in plan.window_samples(0, *seeds).tolist()]
@@ -182,7 +187,7 @@ def test_a_window_is_a_seeded_permutation() -> None:
     everything = (
         [(3, n) for n in range(10)] + [(1, n) for n in range(3)] + [(2, n) for n in range(20)]
     )
-    # As many of each shard, from a place on that is drawn.
+    # As many of each shard, from some place on.
     found = flat(0, 0)
     assert set(found) <= set(everything) and len(set(found)) == len(found)
     wanted = Counter(shard for shard, _ in everything[start:stop])

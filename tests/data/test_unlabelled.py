@@ -17,6 +17,7 @@ from persona.cli.data import shard_command
 from persona.config import load_config
 from persona.data.align import AlignSpec, RawPhoto, build_aligner
 from persona.data.align.aligned import look_at
+from persona.data.mixed import MixedSet
 from persona.data.pack import Packed, PackOptions, pack_photos
 from persona.data.raw import open_dataset
 from persona.data.raw.base import Index
@@ -175,7 +176,7 @@ def test_what_wants_identities_refuses_by_name(nested: Path, tmp_path: Path) -> 
     place = Workspace.locate(shards=tmp_path / "shards", models=tmp_path / "models")
     config = load_config(None, {"teacher": "mobilenet_v3_small"})
     with pytest.raises(PersonaError, match="loss hard_labels wants identities, and set photos"):
-        open_teacher(config, place, packed.faces)
+        open_teacher(config, place, MixedSet.of(packed.faces))
     named = load_network("mobilenet_v3_small", tmp_path)
     for measure in ("class", "identification"):
         with pytest.raises(PersonaError, match=f"measure {measure} wants identities"):
@@ -188,7 +189,7 @@ def test_embedding_losses_take_it(nested: Path, tmp_path: Path) -> None:
     packed = pack(f"folders:{nested}", tmp_path)
     place = Workspace.locate(shards=tmp_path / "shards", models=tmp_path / "models")
     config = load_config(Path("configs/embedding.yaml"), {"teacher": "mobilenet_v3_small"})
-    side = open_teacher(config, place, packed.faces)
+    side = open_teacher(config, place, MixedSet.of(packed.faces))
     assert side.classes == ()
 
 
