@@ -297,6 +297,12 @@ class DistillConfig(Checked):
     teacher: str = "facenet-vggface2"
     train_set: str = "vggface2"
     """The set to train on, or several with weights, such as `utk,aaf*2` (persona/data/mixed.py)."""
+    exclude_near: str | None = None
+    """Set, perhaps with a cosine similarity, such as `lfw:0.5`. Train photos at least as near to
+    one of its photos, by the teacher's kept embeddings, are left out."""
+    exclude_duplicates: float | None = between(0, 1, default=None)
+    """Cosine similarity from which a photo is left out as nearly the same as an earlier one of its
+    set, by the teacher's kept embeddings."""
     test_set: str = "lfw"
     """Set that chooses the best student. `none` means no evaluation: the last student is kept."""
     epochs: int | None = between(1, LENGTHS["epochs"], default=None)

@@ -48,6 +48,7 @@ def main() -> None:
         print(json.dumps({**result, **known}, indent=2))
         return
     print(bench_align.table(result))
+    print(f"three mixed sets over one {result['mixed_over_stream']:.2f}")
     for peer, ratio in result["stream_over"].items():
         print(f"stream over {peer} {ratio:.2f}")
     print(", ".join(f"{name} {value}" for name, value in known.items()))

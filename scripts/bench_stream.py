@@ -10,6 +10,7 @@ Every loader reads the same drawn faces (160 px JPEGs) and gives shuffled batche
 - decode: simplejpeg over the JPEGs in memory into a batch, one core; `stream` the same from shards,
   in this process; decode_alone: each JPEG into an array of its own that is thrown away, whose speed
   hangs on where the C library puts it (docs/measurements.md)
+- mixed: as `stream`, of three sets at once, with as many photos an epoch by weights 1, 2 and 0.5
 - imagefolder, webdataset, litdata, mosaic: each as its documentation sets it up, with as many
   worker processes as `stream_workers`
 - memory: the peak of a worker process with a window of 10,000 samples
@@ -46,6 +47,8 @@ DISTINCT = 64
 """Faces that are drawn; the others are copies."""
 IDENTITIES = 50
 SHARD = 2000
+WEIGHTS = (1, 2, 0.5)
+"""Weights of the sets that are mixed."""
 DROPPED = 4
 """Batches before the clock starts."""
 PEERS = Path(__file__).resolve().parents[1] / ".tools" / "peers" / "bin" / "python"
@@ -131,6 +134,24 @@ def stream_batches(folder: Path, workers: int) -> Iterable[Any]:
 
     faces = FaceSet(folder, read_manifest(folder))
     return build_loader(faces, batch_size=BATCH, training=True, workers=workers)
+
+
+def write_mix(work: Path, faces: list[bytes], photos: int) -> None:
+    """Three sets of different sizes, from which as many photos come in an epoch."""
+    for weight in WEIGHTS:
+        write_set(work / f"set-{weight}", faces, int(photos / len(WEIGHTS) / weight))
+
+
+def mixed_batches(work: Path) -> Iterable[Any]:
+    """This project's, of several sets, in this process."""
+    from persona.data.mixed import MixedSet, Part
+    from persona.data.sets import FaceSet
+    from persona.data.shards import read_manifest
+    from persona.data.stream import build_loader
+
+    folders = {work / f"set-{weight}": weight for weight in WEIGHTS}
+    parts = [Part(FaceSet(at, read_manifest(at)), weight) for at, weight in folders.items()]
+    return build_loader(MixedSet(parts), batch_size=BATCH, training=True)
 
 
 def imagefolder_batches(work: Path) -> Iterable[Any]:
@@ -364,8 +385,8 @@ class Bench:
     def measure(self) -> dict[str, Any]:
         """Every figure.
 
-        Returns `stream_over_decode`, `stream_over` (a ratio a peer that is installed), `medians`
-        (images a second) and `spread` (largest over smallest round).
+        Returns `stream_over_decode`, `mixed_over_stream`, `stream_over` (a ratio a peer that is
+        installed), `medians` (images a second) and `spread` (largest over smallest round).
         """
         rounds, peer_rounds = (9, 2) if self.quick else (9, 5)
         work = self.work
@@ -378,6 +399,8 @@ class Bench:
                 speeds.setdefault("decode_alone", []).append(decode_all(jpegs, [None]))
             stream = images_a_second(stream_batches(work / "set", workers=0), dropped=0)
             speeds.setdefault("stream", []).append(stream)
+            mixed = images_a_second(mixed_batches(work), dropped=0)
+            speeds.setdefault("mixed", []).append(mixed)
         for _ in range(peer_rounds):
             for name in ("stream_workers", "imagefolder", "webdataset"):
                 with warnings.catch_warnings():
@@ -390,6 +413,10 @@ class Bench:
             "stream_over_decode": statistics.median(
                 stream / decode
                 for stream, decode in zip(speeds["stream"], speeds["decode"], strict=True)
+            ),
+            "mixed_over_stream": statistics.median(
+                mixed / stream
+                for mixed, stream in zip(speeds["mixed"], speeds["stream"], strict=True)
             ),
             "stream_over": {
                 name: medians["stream_workers"] / medians[name]
@@ -410,6 +437,7 @@ def prepared(quick: bool, work: Path) -> Iterator[Bench]:
     peers = [Peer(name, work) for name in IN_PEERS] if PEERS.exists() else []
     try:
         write_set(work / "set", faces, photos)
+        write_mix(work, faces, photos)
         yield Bench(work, quick, faces, photos, peers)
     finally:
         for peer in peers:
@@ -469,6 +497,7 @@ def main() -> None:
         spread = result["spread"][name]
         print(f"{name:16} {value:10,.0f}   ({spread:.2f})")
     print(f"\nstream over decode   {result['stream_over_decode']:.2f}")
+    print(f"mixed over stream    {result['mixed_over_stream']:.2f}")
     for name, ratio in result["stream_over"].items():
         print(f"stream over {name:12} {ratio:.2f}")
     if not arguments.quick:

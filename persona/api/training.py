@@ -126,6 +126,11 @@ def _train_names(
     for item in train:
         faces, weight = item if isinstance(item, tuple) else (item, None)
         name = faces if isinstance(faces, str) else faces.place(place)
+        if len(train) > 1 and not isinstance(faces, str) and set(name) & set(",*"):
+            raise PersonaError(
+                f"set {name}: its folder has a comma or an asterisk in its name, so it cannot be "
+                "mixed with others: rename the folder"
+            )
         texts.append(name if weight is None else f"{name}*{check_weight(name, weight)!r}")
     if not texts:
         raise PersonaError("train: name at least one set")

@@ -16,6 +16,7 @@ from persona.cli.output import (
     ModelsOption,
     RawOption,
     ShardsOption,
+    VerifyOption,
     human_bytes,
     note,
     print_json,
@@ -335,3 +336,57 @@ def shards_verify(
     else:
         kept = f" and the targets of {len(cards)} teacher(s)" if cards else ""
         typer.echo(f"{manifest.name}: {len(manifest.shards)} shards{kept} match their checksums")
+
+
+@shards_app.command("duplicates")
+def shards_duplicates(
+    set_: Annotated[str, typer.Argument(metavar="SET", help="A packed set with kept targets.")],
+    teacher: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Whose embeddings to compare.  [default: the only ones]"),
+    ] = None,
+    cosine: Annotated[
+        float, typer.Option(min=0, max=1, help="Similarity from which two photos are the same.")
+    ] = 0.9,
+    shards: ShardsOption = None,
+    verify: VerifyOption = True,
+    json: JsonFlag = False,
+) -> None:
+    """List photos that are nearly the same as an earlier one of their set.
+
+    `persona distill --exclude-duplicates COSINE` leaves them out.
+    """
+    from persona.data.near import find_duplicates, kept_vectors
+    from persona.data.sets import open_set
+    from persona.data.targets import kept_teachers
+    from persona.progress import progress_bar
+
+    faces = open_set(set_, workspace(shards=shards).shards, verify=verify)
+    if teacher is None:
+        known = kept_teachers(faces.folder)
+        if len(known) != 1:
+            told = ", ".join(known) or "no teacher"
+            raise PersonaError(
+                f"set {faces.name} keeps embeddings of {told}: name one teacher with --teacher; "
+                f"`persona targets {faces.name} --teacher NAME` keeps its embeddings"
+            )
+        (teacher,) = known
+    targets = kept_vectors(faces, teacher)
+    with progress_bar("comparing photos", total=len(faces), unit="photos") as advance:
+        found = find_duplicates(faces, targets, cosine, advance=advance)
+    source = {key: str(meta["source"]) for key, meta in faces.metas().items()} if found else {}
+    rows = [
+        {"photo": source[near.key], "same_as": source[near.other], "cosine": near.cosine}
+        for near in sorted(found, key=lambda near: -near.cosine)
+    ]
+    if json:
+        print_json({"set": faces.name, "teacher": teacher, "cosine": cosine, "duplicates": rows})
+        return
+    typer.echo(
+        f"{faces.name}: {len(rows)} of {len(faces)} photos are nearly the same as an earlier one, "
+        f"by {teacher} from a cosine similarity of {cosine:g}"
+    )
+    for row in rows[:SKIPS_SHOWN]:
+        note(f"  {row['photo']} as {row['same_as']}: {row['cosine']:.3f}")
+    if len(rows) > SKIPS_SHOWN:
+        note(f"  … {len(rows) - SKIPS_SHOWN} more: --json lists them")

@@ -46,6 +46,21 @@ def distill_command(
             "  [default: vggface2]"
         ),
     ] = None,
+    exclude_near: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SET[:COSINE]",
+            help="Leave out train photos near one of this set's, by the teacher's kept embeddings."
+            "  [default cosine: 0.5]",
+        ),
+    ] = None,
+    exclude_duplicates: Annotated[
+        float | None,
+        typer.Option(
+            metavar="COSINE",
+            help="Leave out train photos nearly the same as an earlier one of their set.",
+        ),
+    ] = None,
     test_set: Annotated[
         str | None,
         typer.Option(help="Evaluated after each epoch; `none`: never.  [default: lfw]"),
@@ -145,6 +160,8 @@ def distill_command(
         "student.architecture": student,
         "teacher": teacher,
         "train_set": train_set,
+        "exclude_near": exclude_near,
+        "exclude_duplicates": exclude_duplicates,
         "test_set": test_set,
         "epochs": epochs,
         "steps": steps,

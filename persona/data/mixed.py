@@ -9,10 +9,11 @@ from all sets (persona/data/samples.py). Nothing is packed again.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -35,6 +36,13 @@ class Part:
 
     faces: FaceSet
     weight: float = 1.0
+    excluded: Mapping[int, frozenset[int]] = field(default_factory=dict)
+    """Keys of photos that do not come, by shard. Photos without a face never come."""
+
+    def left_out(self, shard: int) -> frozenset[int]:
+        """Keys of the photos of a shard that do not come."""
+        no_face = self.faces.manifest.shards[shard].no_face
+        return self.excluded.get(shard, frozenset()).union(no_face)
 
     @property
     def name(self) -> str:
@@ -71,6 +79,11 @@ class MixedSet:
     def of(cls, faces: FaceSet) -> MixedSet:
         """A mix of one set alone."""
         return cls([Part(faces)])
+
+    def without(self, excluded: Sequence[Mapping[int, frozenset[int]]]) -> MixedSet:
+        """The same sets without some photos: of each set, their keys by shard."""
+        pairs = zip(self.parts, excluded, strict=True)
+        return MixedSet([replace(part, excluded=keys) for part, keys in pairs])
 
     @property
     def name(self) -> str:
@@ -210,8 +223,9 @@ def read_parts(names: str, shards: Path) -> list[tuple[str, float]]:
     Raises:
         PersonaError: a name is missing, or a weight is no positive number.
     """
-    if any((place / MANIFEST).is_file() for place in (Path(names), shards / names)):
-        return [(names, 1.0)]
+    with contextlib.suppress(OSError):  # the text is longer than a file's name may be
+        if any((place / MANIFEST).is_file() for place in (Path(names), shards / names)):
+            return [(names, 1.0)]
     return [_read_part(text.strip(), names) for text in names.split(",")]
 
 
@@ -242,7 +256,7 @@ def check_weight(name: str, weight: str | float) -> float:
         number = math.nan
     if not 0 < number <= MAX_WEIGHT:
         raise PersonaError(
-            f"weight {weight!s} of train set {name}: choose a number above 0, at most "
-            f"{MAX_WEIGHT:g}; a set's photos come so often in an epoch"
+            f"{name}*{weight}: a train set's weight is how often its photos come in an epoch; "
+            f"choose a number above 0, at most {MAX_WEIGHT:g}"
         )
     return number

@@ -449,12 +449,11 @@ class ShardStream:
             yield Failure(str(error))
 
     def left_out(self, shard: int) -> frozenset[bytes]:
-        """Keys that are not read: in training, those of centre crops without a face."""
+        """Keys that are not read: in training, those of centre crops without a face, and others."""
         if not self.plan.training:
             return frozenset()
         part, number = self.locate(shard)
-        no_face = self.mix.parts[part].faces.manifest.shards[number].no_face
-        return frozenset(key_of(key).encode() for key in no_face)
+        return frozenset(key_of(key).encode() for key in self.mix.parts[part].left_out(number))
 
     def locate(self, shard: int) -> tuple[int, int]:
         """The set of a shard, as place in the mix, and the shard's number in that set."""
@@ -642,15 +641,16 @@ def training_spans(part: Part, first_shard: int, seed: int, epoch: int) -> Itera
     Raises:
         PersonaError: If no photo would come.
     """
-    counts = [shard.samples - len(shard.no_face) for shard in part.faces.manifest.shards]
+    shards = part.faces.manifest.shards
+    counts = [shard.samples - len(part.left_out(n)) for n, shard in enumerate(shards)]
     photos = sum(counts)
     wanted = round(part.weight * photos)
     if not wanted:
         raise PersonaError(
-            f"set {part.name} gives {photos} photos with a face, and by its weight none of them "
+            f"set {part.name} has {photos} photos to train on, and by its weight none of them "
             "comes in an epoch: choose a larger weight, or leave the set out"
             if photos
-            else f"set {part.name} has no photo with a face: leave it out"
+            else f"set {part.name} has no photo to train on: leave it out"
         )
     start, stop = epoch * wanted, (epoch + 1) * wanted
     for turn in range(start // photos, -(-stop // photos)):

@@ -215,6 +215,16 @@ def find_targets(folder: SetFolder, teacher: str) -> Targets | None:
     return read_targets(card.parent) if card.is_file() else None
 
 
+def kept_teachers(folder: SetFolder) -> list[str]:
+    """Names of the teachers whose finished targets lie beside a set on this machine, sorted.
+
+    Raises:
+        PersonaError: If the set is remote, whose files cannot be listed, or a card is damaged.
+    """
+    place = on_disk(folder, "listing targets") / FOLDER
+    return sorted(read_targets(card.parent).teacher for card in place.glob(f"*/{CARD}"))
+
+
 def check_targets(faces: FaceSet, targets: Targets, *, deep: bool) -> None:
     """Compares the kept files with the set's shards and with their own card.
 

@@ -27,6 +27,7 @@ from persona.config import NOT_LEARNED, DistillConfig, to_dict
 from persona.data.mixed import open_mixed
 from persona.data.sets import FaceSet, open_set
 from persona.data.stream import EpochLoader, build_loader, to_device
+from persona.distill.exclusion import exclude
 from persona.distill.selection import Selection
 from persona.errors import PersonaError, resumed_by
 from persona.evaluation.sanity import check_teacher
@@ -100,7 +101,8 @@ class Distillation:
 
         cache = user_path(config.cache) if config.cache else None
         shards, verify = workspace.shards, config.verify
-        self.train = open_mixed(config.train_set, shards, cache, verify=verify)
+        train = open_mixed(config.train_set, shards, cache, verify=verify)
+        self.train, self.excluded = exclude(config, workspace, train, accelerator)
         test: FaceSet | None = None
         if config.test_set != "none":
             test = open_set(config.test_set, shards, cache, verify=verify)
@@ -112,7 +114,7 @@ class Distillation:
             "train set": self.train.origin,
             "targets": "kept" if side.targets else "online",
             "teacher": side.digest,
-        }
+        } | ({"photos left out": self.excluded.digest} if self.excluded else {})
         self.run = Run(
             *(DISTILLING, workspace, accelerator),
             architecture=config.student.architecture,
@@ -159,6 +161,10 @@ class Distillation:
             *(train.name, len(train), train.people, length, plan.batches),
             *(config.batch_size, plan.world_size, torch.get_num_threads(), plan.dropped),
         )
+        if self.excluded and self.accelerator.is_main_process:
+            listed = self.excluded.write(self.run.folder, train)
+            told = "%d photos are left out as near others by the teacher; %s lists them"
+            log.info(told, len(self.excluded), listed)
 
     @property
     def targets_are(self) -> str:
