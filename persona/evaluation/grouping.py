@@ -102,7 +102,8 @@ def link(embedding_NE: Embeddings, threshold: float) -> Links:
             targets.append(near[kept])
             weights.append(similarity[kept])
     if not sources:
-        return Links(*(np.zeros(0, kind) for kind in (np.int64, np.int64, np.float32)))
+        nobody = np.zeros(0, np.int64)
+        return Links(nobody, nobody, np.zeros(0, np.float32))
     source, target = np.concatenate(sources), np.concatenate(targets).astype(np.int64)
     return _both_ways(source, target, np.concatenate(weights), count)
 
@@ -125,7 +126,7 @@ def _approximate(embedding_NE: Embeddings, most: int) -> Any:
         )
         return None
     lists = int(LISTS_PER_ROOT * np.sqrt(len(embedding_NE)))
-    index = faiss.index_factory(
+    index: Any = faiss.index_factory(
         embedding_NE.shape[1], f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT
     )
     index.cp.seed = 0
@@ -197,7 +198,7 @@ def join(embedding_NE: Embeddings, group: Ints, threshold: float) -> Ints:
             return group
         total_GE = np.zeros((len(names), embedding_NE.shape[1]), np.float32)
         np.add.at(total_GE, group, embedding_NE)
-        mean_GE = total_GE[several] / sizes[several][:, None]
+        mean_GE = total_GE[several] / sizes[several][:, None].astype(np.float32)
         near = _nearest_means(mean_GE, threshold)
         if not len(near):
             return group
