@@ -27,6 +27,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 SIZE_PX = 32
 
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's `&` leaves it ignored, and so would every process that a test starts and interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(autouse=True)
 def signal_handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Puts back what a command that was run in this process did with signals."""
@@ -125,6 +130,16 @@ def _one_thread() -> Iterator[None]:
 
     torch.set_num_threads(1)
     yield
+
+
+@pytest.fixture(scope="session")
+def pair() -> Iterator[Any]:
+    """Two processes that run commands together, for all tests of this pytest process."""
+    from pair import Pair
+
+    started = Pair()
+    yield started
+    started.close()
 
 
 @pytest.fixture
