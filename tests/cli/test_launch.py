@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 import typer
 from conftest import NO_ALIGN, write_vggface2
-from helpers import DISTILL, TWO_PROCESSES, environment
+from helpers import DISTILL, TWO_PROCESSES, _here, environment
+from little import LITTLE
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from persona.cli import launch, signals
+from persona.cli.app import app
 from persona.cli.launch import launch_on_gpus
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
@@ -36,11 +38,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_on_one_device_it_trains_in_its_own_process(home: Path) -> None:
-    command = [sys.executable, "-m", "persona", "distill", *DISTILL, *ARGUMENTS]
-    done = subprocess.run(
-        command, env=environment(home), capture_output=True, text=True, check=True
-    )
+def test_on_one_device_it_trains_in_its_own_process(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "count_gpus", lambda: 1)
+    done = _here(app, ("distill", LITTLE, *DISTILL, *ARGUMENTS), home)
     assert json.loads(done.stdout)["epochs"] == 1
     assert "6 batches of 5 on 1 process(es)" in done.stderr
     assert "launching" not in done.stderr

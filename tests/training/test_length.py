@@ -12,6 +12,7 @@ import torch
 import yaml
 from conftest import NO_ALIGN, write_lfw, write_vggface2
 from helpers import distill_error, distill_here, left_by_a_kill
+from little import LITTLE
 
 from persona.config import DistillConfig, load_config
 from persona.data.pack import pack_photos
@@ -25,7 +26,7 @@ from persona.report.history import read_history
 from persona.training.checkpoint import Progress, load_checkpoint
 from persona.training.length import Length
 
-LABELS = ("--teacher", "none", "--test-set", "lfw")
+LABELS = (LITTLE, "--teacher", "none", "--test-set", "lfw")
 """The train set has 30 photos: 6 steps of 5 an epoch."""
 
 
