@@ -53,7 +53,7 @@ def student(home: Path) -> str:
 
 @pytest.fixture(scope="module")
 def known(home: Path) -> str:
-    """A student like `student`, of MobileNetV3: it tells these photos apart, started processes know it."""
+    """A student like `student`, of the backbone that started processes know too."""
     manifest = read_manifest(home / "shards" / OLD)
     return save_student(home, "known", manifest.classes, architecture="mobilenet_v3_small")
 

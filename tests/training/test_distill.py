@@ -269,8 +269,8 @@ def test_distilling_from_a_model_and_evaluating_it(home: Path, teacher: str) -> 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")  # starting workers
 def test_killed_and_resumed_it_ends_in_the_same_weights(home: Path, teacher: str) -> None:
     """A real SIGKILL inside an epoch; momentum, rate and position must come back."""
-    options = ("--teacher", teacher, "-e", "3", "--checkpoint-steps", "1", "--seed", "7")
-    run_folder = home / "runs" / killed(9, *options, home=home)  # 6 steps an epoch, and its end
+    options = ("--teacher", teacher, "-e", "3", "--checkpoint-steps", "4", "--seed", "7")
+    run_folder = home / "runs" / killed(3, *options, home=home)  # after steps 4, 6 (an epoch) and 8
     progress = torch.load(run_folder / "checkpoint.pt", weights_only=True)["progress"]
     assert (progress["epoch"], progress["batch"], progress["step"]) == (1, 2, 8)
     # With another number of loader processes, which says nothing of the batches.
