@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import os
@@ -44,6 +45,7 @@ def signal_handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         signal.signal(number, handler)
 
 
+@functools.cache
 def jpeg(seed: int, size_px: int = SIZE_PX) -> bytes:
     """A JPEG of smooth noise, different for every seed."""
     rng = np.random.default_rng(seed)
@@ -53,11 +55,20 @@ def jpeg(seed: int, size_px: int = SIZE_PX) -> bytes:
     return buffer.getvalue()
 
 
-def write_vggface2(raw: Path, identities: int = 6, photos: int = 5, size_px: int = SIZE_PX) -> Path:
-    """A small VGGFace2 below `raw`: `identities` to train on and as many to test on."""
+def write_vggface2(
+    raw: Path,
+    identities: int = 6,
+    photos: int = 5,
+    size_px: int = SIZE_PX,
+    different: int | None = None,
+) -> Path:
+    """A small VGGFace2 below `raw`: `identities` to train on and as many to test on.
+
+    `different`: number of different photos, where many files of any content will do.
+    """
     root = raw / "VGGFace2"
     numbers = itertools.count(2)
-    seeds = itertools.count()
+    seeds = itertools.count() if different is None else itertools.cycle(range(different))
     for split in ("train", "test"):
         lines = []
         for _ in range(identities):

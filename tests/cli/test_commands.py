@@ -322,7 +322,7 @@ def test_sigint_ends_with_one_line(tmp_path: Path) -> None:
     import signal
     import time
 
-    write_vggface2(tmp_path / "data" / "raw", identities=80, photos=40, size_px=200)
+    write_vggface2(tmp_path / "data" / "raw", identities=80, photos=40, size_px=200, different=50)
     process = subprocess.Popen(
         [sys.executable, "-m", "persona", "shard", "vggface2", "--align", "none", "-w", "2"],
         env=environment(tmp_path),
