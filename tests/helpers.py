@@ -45,11 +45,6 @@ def run(
     return done
 
 
-def persona(*arguments: str, home: Path) -> Any:
-    """`persona ARGUMENTS --json`, as the value it prints."""
-    return json.loads(run("persona", *arguments, "--json", home=home).stdout)
-
-
 def persona_error(*arguments: str, home: Path) -> str:
     """`persona ARGUMENTS` must fail; its one line on stderr."""
     done = run("persona", *arguments, home=home, fails=True)
