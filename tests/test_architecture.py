@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,7 @@ ONLY_IN = {
 }
 
 
+@functools.cache
 def imports(path: Path) -> set[str]:
     """Modules that a file imports, anywhere in it."""
     found = set()

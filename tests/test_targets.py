@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import NO_ALIGN, SIZE_PX
-from helpers import environment
+from helpers import persona_here
+from pair import Pair
 from servers import Faults, web_server
 
 import persona.targets
@@ -414,8 +412,7 @@ def test_names_do_not_tell_where_a_file_lies() -> None:
     assert targets_folder(Path("s"), "../../etc").parent == Path("s/targets")
 
 
-def test_two_processes_keep_what_one_does(raw: Path, tmp_path: Path) -> None:
-    """The real command, really started twice."""
+def test_two_processes_keep_what_one_does(raw: Path, tmp_path: Path, pair: Pair) -> None:
     from persona.models.store import save_model
 
     student = Student(StudentConfig(embedding_size=16), 6, image_size=SIZE_PX)
@@ -426,21 +423,11 @@ def test_two_processes_keep_what_one_does(raw: Path, tmp_path: Path) -> None:
     save_model(tmp_path / "models", student, model_id="t", classes=CLASSES, **facts)
     dataset = open_dataset("vggface2", raw, "train")
     kept = []
-    for home, launch in (
-        ("one", []),
-        ("two", ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]),
-    ):
-        pack_photos(dataset, tmp_path / home / "shards" / dataset.set_name, NO_ALIGN)
-        done = subprocess.run(
-            [sys.executable, *launch, "-m", "persona", "targets", "vggface2", "--teacher", "t",
-             "--models", str(tmp_path / "models"), "-b", "4", "--json"],
-            env=environment(tmp_path / home),
-            capture_output=True,
-            text=True,
-            check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        row = json.loads(done.stdout)
+    for name, start in (("one", persona_here), ("two", pair.persona)):
+        home = tmp_path / name
+        pack_photos(dataset, home / "shards" / dataset.set_name, NO_ALIGN)
+        options = ("--teacher", "t", "--models", str(tmp_path / "models"), "-b", "4")
+        row = start("targets", "vggface2", *options, home=home)
         assert (row["photos"], row["views"], row["logits"], row["fresh"]) == (30, 2, 6, True)
         kept.append(contents(Path(row["path"])))
     one, two = kept

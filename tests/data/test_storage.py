@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from helpers import persona_error
+from helpers import persona_error_here
 from servers import Cuts, Faults, cutting_proxy, web_server
 
 from persona.data import samples, storage
@@ -344,7 +344,9 @@ def test_pairs_and_verification_from_elsewhere(lfw_set: Packed, url: str, tmp_pa
 
 
 def test_targets_want_a_set_on_this_machine(lfw_set: Packed, url: str, tmp_path: Path) -> None:
-    line = persona_error("targets", f"{url}/lfw", "--teacher", "facenet-vggface2", home=tmp_path)
+    line = persona_error_here(
+        "targets", f"{url}/lfw", "--teacher", "facenet-vggface2", home=tmp_path
+    )
     assert "keeping targets wants the set on this machine: copy http://" in line
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from little import LITTLE
 from PIL import Image
 from students import SIDE, write_student
 
@@ -28,7 +29,7 @@ ALONE = (
 def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], float]:
     """An exported model and two faces as paths, and their cosine by PyTorch."""
     folder = tmp_path_factory.mktemp("examples")
-    card = write_student(folder)
+    card = write_student(folder, architecture=LITTLE)
     student = load_model(card, folder).eval()
     faces = drawn_faces(SIDE, 8)
     paths = [folder / "model.onnx", folder / "first.ppm", folder / "second.ppm"]

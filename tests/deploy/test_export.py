@@ -61,6 +61,19 @@ def faces() -> np.ndarray:
     return drawn_faces(SIDE, 12)
 
 
+@pytest.fixture(scope="module")
+def traced(models: Path) -> bytes:
+    """Its graph with a classifier. Tracing takes as long as all else of an export together."""
+    graph = export._trace(load(models)[0], ExportOptions(classifier=True))
+    return bytes(graph.SerializeToString())
+
+
+@pytest.fixture
+def trace_once(traced: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports of the student take the graph that was traced before."""
+    monkeypatch.setattr(export, "_trace", lambda *_: onnx.load_from_string(traced))
+
+
 def load(models: Path) -> tuple[Student, Any]:
     card = read_card(models / ID)
     return load_model(card, models).eval(), card
@@ -71,6 +84,7 @@ def embeddings(models: Path, faces: np.ndarray) -> np.ndarray:
     return load(models)[0].embed(normalise(torch.from_numpy(faces).permute(0, 3, 1, 2))).numpy()
 
 
+@pytest.mark.usefixtures("trace_once")
 def test_the_file_gives_the_models_embeddings_and_logits(
     models: Path, faces: np.ndarray, tmp_path: Path
 ) -> None:
@@ -123,6 +137,7 @@ def test_with_preprocessing_it_takes_photos_of_any_size(
     np.testing.assert_allclose(network.embed(images).numpy(), wanted, atol=0.02)
 
 
+@pytest.mark.usefixtures("trace_once")
 def test_it_says_how_faces_are_cut_for_it(models: Path, faces: np.ndarray, tmp_path: Path) -> None:
     student, card = load(models)
     for method, turned in (("landmarks", True), ("mtcnn", False)):
@@ -295,6 +310,7 @@ def first_key(packed: Packed) -> int:
     return int(next(iter(loader)).keys[0])
 
 
+@pytest.mark.usefixtures("trace_once")
 def test_it_is_checked_on_other_faces_than_it_is_calibrated_on(
     models: Path, train_set: Packed, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from little import LITTLE
 
 import persona
 from persona.config import DistillConfig, LearnConfig, StudentConfig, save_config, to_dict
@@ -56,7 +57,7 @@ def place(tmp_path: Path, lfw_set: Packed) -> Workspace:
     """A workspace whose one model has a path wherever a card can hold one."""
     place = Workspace.locate(home=tmp_path)
     torch.manual_seed(0)
-    student = Student(StudentConfig(width=0.35, embedding_size=16), 2, image_size=SIDE)
+    student = Student(StudentConfig(LITTLE, embedding_size=16), 2, image_size=SIDE)
     with torch.no_grad():
         student.train()(torch.randn(16, 3, SIDE, SIDE))
     facts = {
