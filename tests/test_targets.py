@@ -380,7 +380,9 @@ def test_a_vector_that_is_not_finite_is_named(train_set: Packed) -> None:
     array = np.load(path)
     array[3] = np.nan
     np.save(path, array)
-    with pytest.raises(PersonaError, match=r"000002\.features\.npy, or .* not finite for photo 3"):
+    with pytest.raises(
+        PersonaError, match=r"000002\.features\.npy, or .* out of range, for photo 3"
+    ):
         batches(train_set, targets, AugmentConfig())
 
 

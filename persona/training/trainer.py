@@ -71,6 +71,8 @@ class Trainer:
         asked = side.teacher(config, accelerator.device, compile_options(accelerator))
         self.task = DistillationTask(wrapped, self.student, asked, config.losses, identities)
         self.task.to(accelerator.device)
+        # Kept views may have columns that the recipe does not need.
+        self.augment = side.targets.augment if side.targets is not None else config.augment
         self.clip_norm = config.optim.clip_norm
         self.watch = FiniteWatch(folder, lag=finite_lag(accelerator))
 
@@ -108,9 +110,9 @@ class Trainer:
         """
         accelerator = self.accelerator
         views = batch.views.numpy()
-        images = normalise(apply_views(batch.images, views))
+        images = normalise(apply_views(batch.images, views, self.augment))
         images = images.contiguous(memory_format=torch.channels_last)
-        landmarks = view_landmarks(batch.landmarks, views, images.shape[2])
+        landmarks = view_landmarks(batch.landmarks, views, images.shape[2], self.augment)
         with accelerator.accumulate(self.task.student):
             with accelerator.autocast():
                 total, terms = self.task(images, batch.labels, batch.targets, landmarks)
