@@ -112,7 +112,7 @@ class Augmentation(ABC):
     def uses(self, columns: Columns) -> npt.NDArray[np.bool_]:
         """(B,) which of the views change the photo."""
         differing = [columns[column.name] != column.identity for column in self.columns]
-        return np.logical_or.reduce(differing)
+        return np.asarray(np.logical_or.reduce(differing))
 
     @abstractmethod
     def apply(self, images_BCHW: Tensor, columns: Columns) -> Tensor:
