@@ -338,6 +338,25 @@ def _owners(wanted: Iterable[Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class MixConfig(Checked):
+    """Mixing of two photos of a batch into one, which student and teacher then look at.
+
+    With both kinds, each photo takes one of them at random. The teacher runs online.
+    """
+
+    mixup: float | None = between(0.01, 10, default=None)
+    """Photos are blended, by shares from a Beta(mixup, mixup) distribution. 1 is uniform."""
+    cutmix: float | None = between(0.01, 10, default=None)
+    """A rectangle of the other photo is pasted. Its area is from a Beta(cutmix, cutmix)
+    distribution."""
+
+    @property
+    def in_use(self) -> bool:
+        """Whether photos are mixed."""
+        return self != MixConfig()
+
+
+@dataclass(frozen=True)
 class DistillConfig(Checked):
     """The config of a distillation, saved in the run's folder.
 
@@ -394,6 +413,7 @@ class DistillConfig(Checked):
         default_factory=lambda: from_dict(LossesConfig, REFERENCE_LOSSES, where="the defaults")
     )
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:

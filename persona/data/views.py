@@ -50,13 +50,13 @@ def draw_views(augment: AugmentConfig, count: int, *seeds: int) -> Views:
     """(count, V) float32 random views. They depend on `augment` and `seeds` alone."""
     views = np.tile(identity_view(augment), (count, 1))
     # The standard augmentations share a stream. Mirroring is drawn first, so that no option changes
-    # it. The rest are drawn together or not at all, so that kept views can be drawn again.
+    # it. The rest are drawn together or not at all: the draws of one move those of the next.
     shared = np.random.default_rng(mix_seeds(*seeds))
-    beyond_flip = any(one.in_use for one in augment.augmentations[1 : len(STANDARD)])
+    rest_in_use = any(one.in_use for one in augment.augmentations[1 : len(STANDARD)])
     for one, columns in split_views(views, augment):
         if one.name not in STANDARD:
-            drawn = one.draw(np.random.default_rng(mix_seeds(*seeds, _seed_of(one.name))), count)
-        elif one.name == "flip" or beyond_flip:
+            drawn = one.draw(own_stream(one.name, *seeds), count)
+        elif one.name == "flip" or rest_in_use:
             drawn = one.draw(shared, count)
         else:
             continue
@@ -81,9 +81,10 @@ def sound_views(views_BV: Views, augment: AugmentConfig) -> npt.NDArray[np.bool_
     return np.asarray(((views_BV >= low) & (views_BV <= high)).all(axis=1))
 
 
-def _seed_of(name: str) -> int:
-    """A 56-bit seed that depends on a name alone."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+def own_stream(name: str, *seeds: int) -> np.random.Generator:
+    """A stream of random numbers that depends on a name and on `seeds`."""
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+    return np.random.default_rng(mix_seeds(*seeds, seed))
 
 
 VIEW = tuple(column.name for column in view_columns(FLIP_ONLY))

@@ -525,6 +525,28 @@ def test_resumed_with_ema_and_learned_centres_it_ends_in_the_same_weights(
             assert torch.equal(value, two[name]), name
 
 
+def test_mixed_photos_are_the_same_after_a_resume(home: Path, teacher: str) -> None:
+    """The teacher looks at the mixed image, so it runs online where targets are kept, too."""
+    options: tuple[str, ...] = ("--teacher", teacher, "-e", "2", "--checkpoint-steps", "2")
+    options += ("-o", "losses={embedding_cosine: {}}")
+    mixed = ("-o", "mix.mixup=1", "-o", "mix.cutmix=0.5")
+    persona_here("targets", "vggface2", "--teacher", teacher, home=home)
+    try:
+        refusal = distill_error(*options, *mixed, "--targets", "kept", home=home)
+        assert "the teacher must look at the mixed image: choose --targets online" in refusal
+        whole = distill_here(*options, *mixed, home=home)
+        resumed = interrupt(home, (*options, *mixed), after=4)
+        assert distill_here("--resume", resumed, home=home) == resumed
+        plain = distill_here(*options, "--targets", "online", home=home)
+    finally:
+        shutil.rmtree(home / "shards" / "vggface2-train" / "targets")
+    one, two, other = (weights(home, model) for model in (whole, resumed, plain))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    assert not all(torch.equal(value, other[name]) for name, value in one.items())
+    refusal = distill_error(*options[:-1], "losses={arcface: {}}", *mixed, home=home)
+    assert "loss arcface compares with the label of one photo" in refusal
+
+
 def test_resuming_another_student_is_refused(home: Path, teacher: str) -> None:
     config = home / "runs" / teacher / "config.yaml"
     before = config.read_text()
