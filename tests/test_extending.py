@@ -105,7 +105,7 @@ def test_a_backbone_and_a_loss_of_ones_own_are_trained(found: dict[str, Any]) ->
 
 def test_an_augmentation_of_ones_own_is_drawn(found: dict[str, Any]) -> None:
     assert found["card"]["config"]["augment"]["vignette"] == 0.5
-    assert "vignette 2: choose 0 to 1" in found["strength"]
+    assert "vignette 2.0: choose 0 to 1" in found["strength"]
 
 
 def test_a_tracker_of_ones_own_gets_the_figures(found: dict[str, Any]) -> None:
