@@ -389,9 +389,8 @@ class ShardStream:
             chosen = rng.integers(self.targets.views - mirrors, size=len(photos))
             chosen += mirrors * (chosen >= 1)
         else:
-            chosen = views[:, VIEW.index("flip")].astype(
-                np.int64
-            )  # the same coin flips as without kept targets
+            # The same coin flips as without kept targets.
+            chosen = views[:, VIEW.index("flip")].astype(np.int64)
         vectors, views = reader.read(shards, photos, chosen)
         return views, vectors
 
