@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -295,6 +296,13 @@ def test_options_are_checked(options: dict[str, Any], message: str) -> None:
         from_dict(AugmentConfig, options, where="here", prefix="augment.")
     with pytest.raises(TypeError, match="no augmentation has an option rotatoin"):
         AugmentConfig(rotatoin=3)
+
+
+def test_the_documentation_lists_every_option() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "augmentations.md").read_text()
+    for name in AUGMENTATIONS.built_in:
+        for item in dataclasses.fields(AUGMENTATIONS.find(name).config_class):
+            assert f"| `{item.name}` |" in page
 
 
 def test_two_augmentations_do_not_share_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
