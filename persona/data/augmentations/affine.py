@@ -69,8 +69,8 @@ class Affine(Augmentation):
     def move_landmarks(self, landmarks_B62: Tensor, columns: Columns, size_px: int) -> Tensor:
         """Moves landmarks, and scales the two factors of the crop's stretch.
 
-        The stretch is kept along the axes of the image. For a stretched crop that is rotated, this
-        is exact to the first order of the angle.
+        Rotating a crop that is stretched also shears the face a little, which the two factors do
+        not describe.
         """
         import torch
 
