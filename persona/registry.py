@@ -1,4 +1,4 @@
-"""Registries, from names to classes: losses, datasets, backbones, methods, protocols, trackers.
+"""Registries, from names to classes: losses, augmentations, datasets, backbones and others.
 
 The classes of a registry come from three places:
 
@@ -179,6 +179,9 @@ def _package_of(point: EntryPoint) -> str:
 
 
 LOSSES: Registry[Any] = Registry("loss", "persona.training.losses", "persona.losses")
+AUGMENTATIONS: Registry[Any] = Registry(
+    "augmentation", "persona.data.augmentations", "persona.augmentations"
+)
 METHODS: Registry[Any] = Registry("method", "persona.learning.methods", "persona.methods")
 BACKBONES: Registry[Any] = Registry("backbone", "persona.models.backbones", "persona.backbones")
 PROTOCOLS: Registry[Any] = Registry("measure", "persona.evaluation.protocols", "persona.protocols")

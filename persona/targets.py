@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from persona.config import PRECISIONS, AugmentConfig, Checked, among, between
+from persona.config import PRECISIONS, AugmentConfig, Checked, among, between, to_dict
 from persona.data.align.spec import AlignSpec
 from persona.data.shards import Manifest, key_of
 from persona.data.storage import SetFolder, on_disk
@@ -45,7 +45,7 @@ from persona.data.targets import (
     write_targets,
 )
 from persona.data.transforms import apply_views, normalise, view_landmarks
-from persona.data.views import VIEW, Views
+from persona.data.views import FLIP_ONLY, Views, view_columns
 from persona.errors import PersonaError
 from persona.evaluation.sanity import check_teacher
 from persona.files import LARGEST_LIST, folder_lock, read_json, sha256_file, write_json
@@ -86,6 +86,11 @@ class TargetOptions(Checked):
                 f"{self.views} views of a recipe that only mirrors: name one with `augment` by "
                 "--config, or leave --views out"
             )
+
+    @property
+    def drawn_by(self) -> AugmentConfig:
+        """The augmentation whose columns the views have."""
+        return self.augment if self.views > 2 else FLIP_ONLY
 
 
 def check_teacher_exists(teacher: str, models: Path, align: AlignSpec) -> None:
@@ -161,7 +166,7 @@ def make_targets(
     plan = {
         "weights": teacher.digest,
         "views": options.views,
-        "augment": vars(options.augment) if options.views > 2 else None,
+        "augment": to_dict(options.augment) if options.views > 2 else None,
         "seed": options.seed if options.views > 2 else None,
         "precision": options.precision,
         "shards": [shard.sha256 for shard in manifest.shards],
@@ -198,7 +203,7 @@ def make_targets(
         trained_on=teacher.trained_on,
         classes=teacher.classes,
         views=options.views,
-        augment=options.augment,
+        augment=options.drawn_by,
         seed=options.seed,
         files=(),
     )
@@ -270,7 +275,7 @@ def _embed_shard(
     journal = place / f".{number:06d}.done"
     shapes = (
         (photos, options.views, teacher.network.embedding_size),
-        (photos, options.views, len(VIEW)),
+        (photos, options.views, len(view_columns(options.drawn_by))),
     )
     done = _resume(partial, shapes, journal)
     if not done:
@@ -294,7 +299,7 @@ def _embed_shard(
         count = len(batch.labels)
         rows = slice(row, row + count)
         views[rows] = [
-            photo_views(options.augment, options.views, options.seed, key, role)
+            photo_views(options.drawn_by, options.views, options.seed, key, role)
             for key in batch.keys.tolist()
             for role in range(roles)
         ]
@@ -355,13 +360,13 @@ def _vectors(
     images = batch.images.to(accelerator.device).repeat_interleave(views, dim=0)
     rows = np.ascontiguousarray(views_PVN.reshape(photos * views, -1))
     landmarks = batch.landmarks.repeat_interleave(views, dim=0)
-    landmarks = view_landmarks(landmarks, rows, images.shape[2])
+    landmarks = view_landmarks(landmarks, rows, images.shape[2], options.drawn_by)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(options.precision)
     parts = []
     for start in range(0, len(images), options.batch_size):
         part = slice(start, start + options.batch_size)
         # In float32, as in training: student and teacher must see the same pixels.
-        pixels = normalise(apply_views(images[part], rows[part]))
+        pixels = normalise(apply_views(images[part], rows[part], options.drawn_by))
         with torch.autocast(accelerator.device.type, dtype=dtype, enabled=dtype is not None):
             parts.append(teacher.network.features(pixels, landmarks[part]).float().cpu())
     features = torch.cat(parts)

@@ -33,6 +33,7 @@ found["kind"] = persona_here("shard", "folders-jpg:" + {raw!r}, *flat, home=home
 common = ("-e", "1", "--train-set", "passports")
 teacher = distill_here("plain", "--teacher", "none", *common, home=home)
 options = ("-o", "losses.huber.weight=1", "-o", "losses.huber.delta=0.5", "--tracker", "lines")
+options += ("-o", "augment.vignette=0.5")
 student = distill_here(
     *("plain", "-o", "student.channels=16", "--teacher", teacher, *common, *options), home=home
 )
@@ -48,6 +49,7 @@ found["evaluation"] = persona_here(
 )
 found["range"] = persona_error_here("distill", "plain", "-o", "student.channels=4", home=home)
 found["key"] = persona_error_here("distill", "plain", "-o", "student.width=1", home=home)
+found["strength"] = persona_error_here("distill", "-o", "augment.vignette=2", home=home)
 print(json.dumps(found))
 """
 
@@ -85,7 +87,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_every_example_is_in_a_file_of_the_package() -> None:
     text = DOC.read_text()
     blocks = BLOCK.findall(text)
-    assert len(blocks) == text.count("```") / 2 == 7
+    assert len(blocks) == text.count("```") / 2 == 8
     assert all(len(body.splitlines()) < 35 for _, body in blocks)
 
 
@@ -99,6 +101,11 @@ def test_a_backbone_and_a_loss_of_ones_own_are_trained(found: dict[str, Any]) ->
     assert (card["architecture"], card["student"]["channels"]) == ("plain", 16)
     assert card["config"]["losses"]["huber"] == {"weight": 1, "delta": 0.5}
     assert card["parameters"] < 20_000 + 512 * 16 + 3 * 513
+
+
+def test_an_augmentation_of_ones_own_is_drawn(found: dict[str, Any]) -> None:
+    assert found["card"]["config"]["augment"]["vignette"] == 0.5
+    assert "vignette 2.0: choose 0 to 1" in found["strength"]
 
 
 def test_a_tracker_of_ones_own_gets_the_figures(found: dict[str, Any]) -> None:

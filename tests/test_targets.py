@@ -35,7 +35,7 @@ from persona.data.targets import (
 )
 from persona.data.transforms import apply_views, normalise
 from persona.data.triplets import make_triplets
-from persona.data.views import IDENTITY, MIRROR
+from persona.data.views import IDENTITY, MIRROR, identity_view, mirror_view, view_columns
 from persona.errors import PersonaError
 from persona.models.output import ClassifierHead, FaceNetwork
 from persona.models.sources import NamedNetwork
@@ -46,6 +46,8 @@ from persona.training.task import DistillationTask
 from persona.training.teacher import Teacher
 
 STRONG = AugmentConfig(crop=0.3, low_resolution=0.5, grey=0.3, jitter=0.4, erase=0.5)
+WIDER = AugmentConfig(crop=0.2, rotation=20, shift=0.1, blur=0.5, gamma=0.5)
+"""Its views have more columns than the standard ones."""
 
 
 class Pooled(FaceNetwork):
@@ -119,9 +121,10 @@ def batches(
     return list(loader)
 
 
-def vectors(named: NamedNetwork, batch: Batch) -> torch.Tensor:
+def vectors(named: NamedNetwork, batch: Batch, augment: AugmentConfig = STRONG) -> torch.Tensor:
     with torch.no_grad():
-        return named.network.features(normalise(apply_views(batch.images, batch.views.numpy())))
+        images = apply_views(batch.images, batch.views.numpy(), augment)
+        return named.network.features(normalise(images))
 
 
 def test_a_recipe_that_does_not_mirror_is_shown_no_mirror_image(train_set: Packed) -> None:
@@ -131,6 +134,16 @@ def test_a_recipe_that_does_not_mirror_is_shown_no_mirror_image(train_set: Packe
         b.views[:, 0] for e in range(6) for b in batches(train_set, targets, unmirrored, epoch=e)
     ]
     assert float(torch.cat(flips).max()) == 0
+
+
+def test_a_recipe_that_only_mirrors_reads_views_of_more_columns(train_set: Packed) -> None:
+    targets = make(train_set, views=4, augment=WIDER)
+    for batch in batches(train_set, targets, AugmentConfig()):
+        assert batch.views.shape[1] == len(view_columns(WIDER)) > len(IDENTITY)
+        assert {row.tobytes() for row in batch.views.numpy()} <= {
+            identity_view(WIDER).tobytes(),
+            mirror_view(WIDER).tobytes(),
+        }
 
 
 def test_a_changed_last_layer_is_noticed(train_set: Packed) -> None:
@@ -154,19 +167,26 @@ def test_the_teachers_precision_does_not_change_the_picture(
         torch.testing.assert_close(batch.targets, vectors(named, batch).half())
 
 
-@pytest.mark.parametrize(("views", "augment"), [(2, AugmentConfig()), (6, STRONG)])
+@pytest.mark.parametrize(
+    ("views", "augment"), [(2, AugmentConfig()), (2, WIDER), (6, STRONG), (6, WIDER)]
+)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_kept_vector_is_the_teachers_of_the_view_that_is_shown(
     train_set: Packed, views: int, augment: AugmentConfig, workers: int
 ) -> None:
     named = teacher()
     targets = make(train_set, named, views=views, augment=augment)
+    shown = augment if views > 2 else AugmentConfig()
+    assert targets.augment == shown
     seen = set()
     for epoch in range(3):
-        for batch in batches(train_set, targets, augment, epoch=epoch, workers=workers):
+        for batch in batches(train_set, targets, shown, epoch=epoch, workers=workers):
             assert batch.targets is not None and batch.targets.dtype == torch.float16
             torch.testing.assert_close(
-                batch.targets.float(), vectors(named, batch), rtol=2e-3, atol=2e-3
+                batch.targets.float(),
+                vectors(named, batch, targets.augment),
+                rtol=2e-3,
+                atol=2e-3,
             )
             seen |= {view.tobytes() for view in batch.views.numpy()}
     if views == 2:
@@ -378,7 +398,9 @@ def test_a_vector_that_is_not_finite_is_named(train_set: Packed) -> None:
     array = np.load(path)
     array[3] = np.nan
     np.save(path, array)
-    with pytest.raises(PersonaError, match=r"000002\.features\.npy, or .* not finite for photo 3"):
+    with pytest.raises(
+        PersonaError, match=r"000002\.features\.npy, or .* out of range, for photo 3"
+    ):
         batches(train_set, targets, AugmentConfig())
 
 

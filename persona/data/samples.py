@@ -52,7 +52,7 @@ from persona.data.targets import (
 )
 from persona.data.tars import ShardReader, damaged
 from persona.data.triplets import ROLES
-from persona.data.views import IDENTITY, Views, draw_views, mix_seeds
+from persona.data.views import IDENTITY, VIEW, Views, draw_views, mix_seeds
 from persona.errors import PersonaError
 
 SHUFFLE_BUFFER = 10_000
@@ -385,11 +385,12 @@ class ShardStream:
             return views, None
         if self.augment.beyond_flip:
             rng = np.random.default_rng(mix_seeds(*seeds))
-            mirrors = 0 if self.augment.flip else 1  # view 1 is the mirror image
+            mirrors = 0 if self.augment.options["flip"] else 1  # view 1 is the mirror image
             chosen = rng.integers(self.targets.views - mirrors, size=len(photos))
             chosen += mirrors * (chosen >= 1)
         else:
-            chosen = views[:, 0].astype(np.int64)  # the same coin flips as without kept targets
+            # The same coin flips as without kept targets.
+            chosen = views[:, VIEW.index("flip")].astype(np.int64)
         vectors, views = reader.read(shards, photos, chosen)
         return views, vectors
 

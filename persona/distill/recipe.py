@@ -24,6 +24,7 @@ from accelerate.utils import gather_object, set_seed
 from torch import Tensor
 
 from persona.config import NOT_LEARNED, DistillConfig, to_dict
+from persona.data.mixing import draw_mix
 from persona.data.shards import open_set
 from persona.data.stream import EpochLoader, build_loader, to_device
 from persona.data.targets import photos_of
@@ -211,7 +212,11 @@ class Distillation:
         ) as advance:
             for batch in meter.waiting_for(to_device(loader, accelerator.device)):
                 measured = (progress.step + 1) % LOG_STEPS == 0
-                total, terms = self.trainer.train_step(batch, progress.step, measure_norm=measured)
+                seeds = self.config.seed, progress.epoch, accelerator.process_index, progress.batch
+                mix = draw_mix(self.config.mix, len(batch.labels), *seeds)
+                total, terms = self.trainer.train_step(
+                    batch, progress.step, mix=mix, measure_norm=measured
+                )
                 meter.add(len(batch.images), total, terms)
                 progress.batch += 1
                 advance(1)

@@ -152,6 +152,11 @@ def open_teacher(
     for name, inputs in inputs_of(config.losses).items():
         if "labels" in inputs:
             train_set.check_labelled(f"loss {name}")
+        if config.mix.in_use and "labels" in inputs:
+            raise PersonaError(
+                f"loss {name} compares with the label of one photo, and `mix` makes images of two: "
+                "leave the loss or `mix` out"
+            )
     asked = bool(wanted & set(FROM_TEACHER))
     size = config.student.embedding_size
     if not asked or config.teacher == "none":
@@ -201,9 +206,15 @@ def kept_targets(
     Raises:
         PersonaError: the recipe asks for kept targets and there are none; or the targets are of
             another teacher, the teacher's file is missing and cannot be compared, or the targets
-            lack the recipe's augmented views.
+            lack the recipe's augmented views; or the recipe mixes photos, which the teacher must
+            see.
     """
-    if config.targets == "online":
+    if config.mix.in_use and config.targets == "kept":
+        raise PersonaError(
+            "the recipe mixes photos (`mix`), and the teacher must look at the mixed image: choose "
+            "--targets online, or leave `mix` out"
+        )
+    if config.targets == "online" or config.mix.in_use:
         return None
     make = f"persona targets {train_set.name} --teacher {config.teacher}"
     targets = find_targets(folder, config.teacher)

@@ -1,6 +1,6 @@
 """The train step, the same for accumulation, mixed precision, one process and many.
 
-1. Apply the views (augmentation) to the batch on the device.
+1. Apply the views (augmentation) to the batch on the device, and mix its photos.
 2. Run student and teacher on them and sum the weighted losses.
 3. Compute the gradients and clip them if the recipe asks for it.
 4. Step the optimizer, the schedule and the EMA of the weights.
@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from persona.config import DistillConfig
+from persona.data.mixing import Mix, apply_mix
 from persona.data.stream import Batch
 from persona.data.transforms import apply_views, normalise, view_landmarks
 from persona.models.cards import EMA
@@ -71,6 +72,8 @@ class Trainer:
         asked = side.teacher(config, accelerator.device, compile_options(accelerator))
         self.task = DistillationTask(wrapped, self.student, asked, config.losses, identities)
         self.task.to(accelerator.device)
+        # Kept views may have columns that the recipe does not need.
+        self.augment = side.targets.augment if side.targets is not None else config.augment
         self.clip_norm = config.optim.clip_norm
         self.watch = FiniteWatch(folder, lag=finite_lag(accelerator))
 
@@ -88,7 +91,7 @@ class Trainer:
         return both
 
     def train_step(
-        self, batch: Batch, step: int, *, measure_norm: bool = False
+        self, batch: Batch, step: int, *, mix: Mix | None = None, measure_norm: bool = False
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Learns from one batch.
 
@@ -98,6 +101,7 @@ class Trainer:
         Args:
             batch: photos, labels and perhaps kept targets, on the device.
             step: number of optimizer steps before this one, for messages.
+            mix: which photos are mixed (persona/data/mixing.py). None mixes none.
             measure_norm: whether an optimizer step adds `gradient_norm` to the terms.
 
         Returns:
@@ -108,9 +112,12 @@ class Trainer:
         """
         accelerator = self.accelerator
         views = batch.views.numpy()
-        images = normalise(apply_views(batch.images, views))
+        images = apply_views(batch.images, views, self.augment)
+        if mix is not None:
+            images = apply_mix(images, mix)
+        images = normalise(images)
         images = images.contiguous(memory_format=torch.channels_last)
-        landmarks = view_landmarks(batch.landmarks, views, images.shape[2])
+        landmarks = view_landmarks(batch.landmarks, views, images.shape[2], self.augment)
         with accelerator.accumulate(self.task.student):
             with accelerator.autocast():
                 total, terms = self.task(images, batch.labels, batch.targets, landmarks)

@@ -36,6 +36,7 @@ from persona.config import load_config
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
 from persona.data.shards import read_manifest
+from persona.distill import recipe
 from persona.distill.recipe import Distillation
 from persona.distill.selection import check_test_set
 from persona.errors import PersonaError
@@ -43,6 +44,7 @@ from persona.evaluation.protocols import Evaluation
 from persona.evaluation.protocols.verification import VerificationFigures
 from persona.models.cards import find_model
 from persona.models.sources import NamedNetwork, load_network
+from persona.training.callbacks import Callback, Moment
 from persona.training.checkpoint import load_checkpoint, save_checkpoint
 from persona.training.devices import build_accelerator
 from persona.training.run import Run
@@ -493,6 +495,42 @@ def test_resumed_with_ema_and_learned_centres_it_ends_in_the_same_weights(
         assert one.keys() == two.keys()
         for name, value in one.items():
             assert torch.equal(value, two[name]), name
+
+
+class Cut(Callback):
+    """Ends a training in the middle of an epoch, as a fault does."""
+
+    def on_step(self, moment: Moment) -> None:
+        if moment.step == 5:
+            raise RuntimeError("cut")
+
+
+def test_mixed_photos_are_the_same_after_a_resume(home: Path, teacher: str) -> None:
+    """The teacher looks at the mixed image, so it runs online where targets are kept, too."""
+    options: tuple[str, ...] = ("--teacher", teacher, "-e", "1", "--checkpoint-steps", "4")
+    options += ("-o", "mix.mixup=1", "-o", "mix.cutmix=0.5")
+    cosine = ("-o", "losses={embedding_cosine: {}}")
+    refusal = distill_error(*options, "-o", "losses={arcface: {}}", home=home)
+    assert "loss arcface compares with the label of one photo" in refusal
+    persona_here("targets", "vggface2", "--teacher", teacher, home=home)
+    try:
+        refusal = distill_error(*options, *cosine, "--targets", "kept", home=home)
+        assert "the teacher must look at the mixed image: choose --targets online" in refusal
+        whole = distill_here(*options, *cosine, home=home)
+        known = set((home / "runs").iterdir())
+        workspace = Workspace.locate(home=home)
+        config = load_config(home / "runs" / whole / "config.yaml", {})
+        with pytest.raises(RuntimeError, match="cut"):
+            recipe.distill(config, workspace, callbacks=[Cut()])
+        reset_accelerate()
+        (cut,) = set((home / "runs").iterdir()) - known
+        found = load_checkpoint(cut)
+        assert found is not None and found[0].batch == 4
+        assert distill_here("--resume", cut.name, home=home) == cut.name
+    finally:
+        shutil.rmtree(home / "shards" / "vggface2-train" / "targets")
+    one, two = weights(home, whole), weights(home, cut.name)
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
 
 
 def test_resuming_another_student_is_refused(home: Path, teacher: str) -> None:
