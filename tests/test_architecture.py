@@ -21,6 +21,7 @@ ROOMS = {
     "targets": FLOOR | {"data", "models", "evaluation"},
     "deploy": FLOOR | {"data", "models", "evaluation"},
     "gallery": FLOOR | {"data", "models", "evaluation"},
+    "demo": FLOOR | {"data", "models"},
     "distill": FLOOR | {"data", "models", "training", "evaluation", "report"},
     "serve": FLOOR | {"data", "gallery"},
     "learning": FLOOR | {"data", "models", "training", "evaluation", "report"},
@@ -28,7 +29,7 @@ ROOMS = {
     | {"data", "models", "training", "evaluation", "report", "deploy", "gallery", "targets"}
     | {"distill"},
     "cli": FLOOR
-    | {"data", "models", "evaluation", "report", "targets", "distill", "deploy"}
+    | {"data", "models", "evaluation", "report", "targets", "distill", "deploy", "demo"}
     | {"gallery", "learning", "serve", "api"},
     "__main__": {"cli"},
     "__init__": FLOOR | {"api", "training"},

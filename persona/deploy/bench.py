@@ -171,7 +171,7 @@ def _prepare(
     size = 4 * (parameters or 0)
     subjects = []
     if isinstance(network, Student) and card is not None:
-        from persona.deploy.export import build_graph
+        from persona.deploy.graph import build_graph
 
         size = card.bytes
         data = build_graph(network, card)

@@ -38,8 +38,6 @@ Templates = npt.NDArray[np.float32]
 
 MAX_NAME = 200
 """Largest number of characters of a name."""
-SAME = 1 - 1e-5
-"""Cosine similarity from which two templates count as the same photo."""
 MATCHES = ("mean", "max")
 """A probe is compared with the mean of a person's templates, or with the nearest of them."""
 POSTGRES = ("postgresql://", "postgres://")

@@ -39,6 +39,7 @@ from persona.learning.photos import Photos
 from persona.learning.stream import Experience, build_experience, in_groups, in_order
 from persona.models import store
 from persona.models.cards import Card, find_model, list_models, read_classes
+from persona.models.sources import spell
 from persona.models.student import Student
 from persona.training.checkpoint import Progress, load_checkpoint
 from persona.training.devices import build_accelerator
@@ -292,6 +293,7 @@ class Learning:
             run=self.run.id,
             train_set=self.new_set.name,
             alignment=parent.alignment,
+            licence=parent.licence,
             test_set="none",
             config=to_dict(config),
             learned={
@@ -372,7 +374,7 @@ def open_anchor(
         if config.teacher is not None:
             raise PersonaError("--teacher goes with --method anchor")
         return None, None, ""
-    name = config.teacher or parent.teacher
+    name = spell(config.teacher or parent.teacher)
     if name == "none":
         return None, None, ""  # the method raises an error that says what to do
     losses = from_dict(LossesConfig, {"embedding_cosine": {}}, where="anchor")

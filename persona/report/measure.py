@@ -23,7 +23,8 @@ from persona.evaluation.embed import Embedded
 from persona.evaluation.groups import as_number, group_figures, groups_of
 from persona.evaluation.metrics import FARS, Folds, Verification
 from persona.evaluation.pairs import PairScores, score_pairs
-from persona.evaluation.protocols import Options, Subject, check_measure
+from persona.evaluation.protocols import Subject, check_measure
+from persona.evaluation.protocols.verification import VerificationOptions
 from persona.evaluation.spread import has_collapsed, tell_collapse
 from persona.evaluation.statistics import Interval, verification_intervals
 from persona.extras import missing
@@ -128,7 +129,9 @@ def measure(
         PersonaError: the set has no pairs, or its crops do not fit the network.
     """
     check_measure("verification", named, manifest)
-    subject = Subject(named, folder, manifest, accelerator, Options(), batch_size, workers)
+    subject = Subject(
+        named, folder, manifest, accelerator, VerificationOptions(), batch_size, workers
+    )
     embedded = subject.embed(folder, manifest)
     scores = score_pairs(embedded, manifest, read_pairs(folder, manifest))
     decided = scores.decide()

@@ -1,0 +1,5 @@
+"""The formats that students are exported to, one a file. `base` says what a format is."""
+
+from persona.deploy.exports.base import EXPORTS, Exported, ExportFormat, ExportOptions, FileFormat
+
+__all__ = ["EXPORTS", "ExportFormat", "ExportOptions", "Exported", "FileFormat"]
