@@ -51,7 +51,7 @@ from persona.evaluation.sanity import check_teacher
 from persona.files import LARGEST_LIST, folder_lock, read_json, sha256_file, write_json
 from persona.memory import keep_freed_memory
 from persona.models.output import freeze
-from persona.models.sources import NamedNetwork, load_network
+from persona.models.sources import NamedNetwork, load_network, spell
 from persona.models.store import save_head
 from persona.progress import progress_bar
 
@@ -95,7 +95,7 @@ def check_teacher_exists(teacher: str, models: Path, align: AlignSpec) -> None:
         PersonaError: there is no such teacher, or it needs other crops.
     """
     _check_is_teacher(teacher)
-    named = load_network(teacher, models)
+    named = load_network(spell(teacher), models)
     if named.network.uses_landmarks and not align.has_landmarks:
         raise PersonaError(
             f"{teacher} wants five points of each face: pack with --align mtcnn, landmarks "
@@ -126,7 +126,7 @@ def keep_targets(
     """
     _check_is_teacher(teacher)
     accelerator = Accelerator()
-    named = load_network(teacher, models)
+    named = load_network(spell(teacher), models)
     manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
     named.network.eval().to(accelerator.device)
     if named.network.from_elsewhere:
@@ -298,7 +298,7 @@ def _embed_shard(
             for key in batch.keys.tolist()
             for role in range(roles)
         ]
-        features[rows] = _vectors(teacher, batch, views[rows], accelerator, options)
+        features[rows] = _features(teacher, batch, views[rows], accelerator, options)
         row += count
         views.flush()
         features.flush()
@@ -340,7 +340,7 @@ def alone(manifest: Manifest, number: int) -> Manifest:
 
 
 @torch.inference_mode()
-def _vectors(
+def _features(
     teacher: NamedNetwork,
     batch: Batch,
     views_PVN: Views,

@@ -1,4 +1,4 @@
-"""A teacher's vectors kept beside the shards: made, replayed, interrupted, damaged."""
+"""A teacher's embeddings kept beside the shards: made, replayed, interrupted, damaged."""
 
 from __future__ import annotations
 
@@ -319,7 +319,7 @@ def damage(place: Path, kind: str) -> None:
         ("another width", r"holds \(2, 15\) numbers a photo, its card says \(2, 16\)"),
         ("cut", "is damaged"),
         ("a pickle", "is damaged"),
-        ("integers", "holds int8, not vectors"),
+        ("integers", "holds int8, not embeddings"),
         ("changed", "does not match its checksum"),
         ("views", r"000001\.views\.npy is missing"),
         ("card", "is no card of targets"),

@@ -134,8 +134,9 @@ class FaceSet:
     def targets(self, teacher: str) -> Targets | None:
         """Returns a teacher's embeddings from beside the set, or None if none are stored."""
         from persona.data.targets import find_targets
+        from persona.models.sources import spell
 
-        return find_targets(self.folder, teacher)
+        return find_targets(self.folder, spell(teacher))
 
     def keep_targets(
         self, teacher: Model, *, views: int = 2, batch_size: int = 128, seed: int = 0

@@ -112,7 +112,9 @@ def shard_command(
     ] = None,
     teacher: Annotated[
         str | None,
-        typer.Option(help="Keep this teacher's vectors beside the shards, see `persona targets`."),
+        typer.Option(
+            help="Keep this teacher's embeddings beside the shards, see `persona targets`."
+        ),
     ] = None,
     annotations: Annotated[
         Path | None,

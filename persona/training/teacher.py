@@ -271,7 +271,7 @@ def check_losses(
             )
         if LOSSES.find(name).paired and sizes[0] != sizes[1]:
             raise PersonaError(
-                f"loss {name} compares vectors number by number: the student has {sizes[0]}, "
+                f"loss {name} compares embeddings number by number: the student has {sizes[0]}, "
                 f"teacher {teacher} {sizes[1]}; leave student.embedding_size out"
             )
 
