@@ -61,7 +61,7 @@ def run_demo(home: Path, told: Callable[[str], None]) -> list[dict[str, Any]]:
     check_training("the demo")
     from persona.data.raw.synthetic import Population, Synthetic, SyntheticLFW, draw_datasets
 
-    commands = Commands(home, told)
+    commands = UserCommands(home, told)
     place = Workspace.locate(home=home)
     population = Population()
     told(
@@ -160,7 +160,7 @@ def size_of(name: str, place: Workspace) -> dict[str, int]:
     return {"parameters": parameters, "bytes": 4 * parameters}
 
 
-class Commands:
+class UserCommands:
     """Runs commands as a user would type them, tells them, and returns their JSON."""
 
     def __init__(self, home: Path, told: Callable[[str], None]) -> None:

@@ -30,7 +30,7 @@ from persona.gallery import quality
 from persona.gallery.store import (
     MATCHES,
     Facts,
-    Match,
+    Nearest,
     Person,
     Store,
     StoredPhoto,
@@ -264,12 +264,12 @@ class Gallery:
         matches = iter(self.store.nearest(self.eyes.embed(crops), self.match) if crops else ())
         return tuple(self._sighting(seen, None if seen.flaw else next(matches)) for seen in found)
 
-    def _sighting(self, seen: SeenFace, match: Match | None) -> Sighting:
+    def _sighting(self, seen: SeenFace, match: Nearest | None) -> Sighting:
         x0, y0, x1, y1 = seen.face.box
         box = (x0, y0, x1 - x0, y1 - y0)
         return Sighting(box, None, None, None, seen.flaw) if seen.flaw else self.answer(box, match)
 
-    def answer(self, box: tuple[float, float, float, float], match: Match | None) -> Sighting:
+    def answer(self, box: tuple[float, float, float, float], match: Nearest | None) -> Sighting:
         """Returns the sighting of a face whose nearest person is `match`.
 
         None means that nobody is enrolled.

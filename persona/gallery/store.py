@@ -150,7 +150,7 @@ class StoredPhoto:
 
 
 @dataclass(frozen=True)
-class Match:
+class Nearest:
     """The nearest person to a probe."""
 
     name: str
@@ -252,7 +252,7 @@ class Store(ABC):
     @abstractmethod
     def nearest(
         self, probes_PE: Templates, match: str, *, without: str | None = None
-    ) -> list[Match | None]:
+    ) -> list[Nearest | None]:
         """Finds the nearest person to each of the (P, E) probes, or None where there is nobody.
 
         Args:

@@ -21,7 +21,7 @@ from persona.data.stream import build_loader
 from persona.data.transforms import normalise
 from persona.evaluation.embed import Embedded
 from persona.evaluation.groups import as_number, group_figures, groups_of
-from persona.evaluation.metrics import FARS, Folds, Verification
+from persona.evaluation.metrics import FARS, Folds, PairFigures
 from persona.evaluation.pairs import PairScores, score_pairs
 from persona.evaluation.protocols import Subject, check_measure
 from persona.evaluation.protocols.verification import VerificationOptions
@@ -61,7 +61,7 @@ class Measured:
 
     name: str
     teacher: bool
-    figures: Verification
+    figures: PairFigures
     intervals: dict[str, Interval | None]
     resampled: str
     scores: PairScores
