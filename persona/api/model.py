@@ -204,7 +204,7 @@ class Model:
 
         Args:
             path: the file to write.
-            options: fields of `persona.deploy.graph.ExportOptions`, for example
+            options: fields of `persona.deploy.exports.ExportOptions`, for example
                 `precision="fp16"`.
 
         Raises:

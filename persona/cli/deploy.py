@@ -34,7 +34,9 @@ LAYERS_SHOWN = 10
 
 def export_command(
     model: ModelArgument = None,
-    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16 or int8.  [default: fp32]")
+    ] = None,
     preprocessing: Annotated[
         bool,
         typer.Option(
@@ -95,7 +97,7 @@ def export_command(
             "--option",
             "-o",
             metavar="NAME=VALUE",
-            help="Any option of the format, as `-o precision=fp16`.  Repeatable.",
+            help="Any option of the format.  Repeatable.",
         ),
     ] = None,
     shards: ShardsOption = None,
@@ -129,12 +131,12 @@ def export_command(
             "model": done.model,
             "path": str(done.path),
             "format": format_,
-            "precision": precision,
+            "precision": done.precision,
             "bytes": done.bytes,
             "worst_cosine": done.worst_cosine,
             "faces": done.faces,
         }
-        if precision == "int8":
+        if done.precision == "int8":
             row["calibration_faces"] = done.calibration_faces
             row |= {"layers": done.layers, "floats": {k.layer: k.cost for k in done.floats}}
         print_json(row)

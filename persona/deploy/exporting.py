@@ -54,7 +54,7 @@ def export_model(
         verify: whether each file of a set is compared with its checksum before its first use.
 
     Raises:
-        PersonaError: the format has not such an option, the model or a set cannot be found, or
+        PersonaError: the format does not have such an option, the model or a set cannot be found, or
             the file's embeddings differ from the model's.
     """
     kind = EXPORTS.find(form)
@@ -86,7 +86,7 @@ def export_model(
         *(card, place.models, faces, path, chosen), calibration_NHWC=ranges, facts=facts
     )
     count = 0 if ranges is None else len(ranges)
-    return replace(done, model=card.id, calibration_faces=count)
+    return replace(done, model=card.id, precision=chosen.precision, calibration_faces=count)
 
 
 def _check_faces(

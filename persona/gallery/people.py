@@ -41,7 +41,7 @@ from persona.gallery.store import (
     open_store,
     unit,
 )
-from persona.models.cards import is_shipped
+from persona.models.cards import is_of_zoo
 from persona.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -378,7 +378,7 @@ def open_gallery(
             if not -1 <= threshold <= 1:
                 raise PersonaError(f"threshold {threshold:g}: a similarity is between -1 and 1")
             chosen = Threshold(threshold, "given by hand")
-        if chosen is None and is_shipped(eyes.named.name):
+        if chosen is None and is_of_zoo(eyes.named.name, workspace.models):
             chosen = card_threshold(eyes.named.name, workspace)
         if chosen is None:
             raise PersonaError(

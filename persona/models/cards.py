@@ -246,12 +246,13 @@ def shipped_card(model_id: str) -> Card:
 
 def weights_path(card: Card, models: Path) -> Path:
     """The file of a model's weights, in the store or among the models shipped with Persona."""
-    if _is_of_zoo(card.id, models):
+    if is_of_zoo(card.id, models):
         return ZOO / card.weights
     return models / card.id / card.weights
 
 
-def _is_of_zoo(model_id: str, models: Path) -> bool:
+def is_of_zoo(model_id: str, models: Path) -> bool:
+    """Whether an ID means a model shipped with Persona: no model in the store has it."""
     return not is_stored(model_id, models) and is_shipped(model_id)
 
 
@@ -357,7 +358,7 @@ def find_own_model(model_id: str, models: Path) -> Card:
     Raises:
         PersonaError: the model is unknown, or it is shipped with Persona.
     """
-    if _is_of_zoo(model_id, models):
+    if is_of_zoo(model_id, models):
         raise PersonaError(
             f"{model_id} is shipped with Persona and stays as it is: name a model below {models}"
         )
@@ -408,7 +409,7 @@ def read_classes(card: Card, models: Path) -> tuple[str, ...]:
     Raises:
         PersonaError: the class list is missing or does not match the card.
     """
-    if _is_of_zoo(card.id, models):
+    if is_of_zoo(card.id, models):
         return ()
     path = models / card.id / CLASSES
     if not path.is_file():

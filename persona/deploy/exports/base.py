@@ -60,6 +60,8 @@ class Exported:
     """Layers that stay in float32, for int8. The layer with the largest error comes first."""
     model: str = ""
     """ID of the model. Empty where the caller knows it."""
+    precision: str = "fp32"
+    """Precision of the file, as far as `export_model` wrote it."""
     calibration_faces: int = 0
     """Number of faces that int8 was calibrated on."""
 
@@ -81,8 +83,8 @@ class ExportFormat(ABC):
         if getattr(cls, "name", None):
             EXPORTS.add(cls.name, cls)
 
-    def check(self, options: Any) -> None:  # noqa: B027 - a format may have all options
-        """Raises PersonaError if the format has not what an option asks for."""
+    def check(self, options: Any) -> None:  # noqa: B027 - a format may have every option
+        """Raises PersonaError if the format does not have what an option asks for."""
 
     @abstractmethod
     def export(
@@ -119,7 +121,7 @@ def build_options(name: str, given: Mapping[str, Any]) -> ExportOptions:
     """Builds the options of a format from those that are given, by name.
 
     Raises:
-        PersonaError: the format has not such an option, or a value is of the wrong type.
+        PersonaError: the format does not have such an option, or a value is of the wrong type.
     """
     kind = EXPORTS.find(name).config_class
     for option in given:

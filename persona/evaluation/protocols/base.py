@@ -389,7 +389,8 @@ def evaluate(
         manifest: manifest of the packed set.
         accelerator: processes and their device, see `join_processes`.
         measure: name of a protocol. None takes `default_measure`.
-        options: options of the protocol, by name. Those that are missing have their defaults.
+        options: options of the protocol, by name. Those that are missing or None have their
+            defaults.
         batch_size: samples in one forward pass on each process.
         workers: loader processes of each process. None chooses the number by the device.
         quiet: show no progress bar.
@@ -398,8 +399,9 @@ def evaluate(
         PersonaError: the set cannot give the measure, its crops do not fit the network, or the
             protocol does not take an option.
     """
-    measure = measure or default_measure(manifest, options or {})
-    chosen = build_options(measure, options or {})
+    given = {name: value for name, value in (options or {}).items() if value is not None}
+    measure = measure or default_measure(manifest, given)
+    chosen = build_options(measure, given)
     check_measure(measure, named, manifest, chosen)
     subject = Subject(named, folder, manifest, accelerator, chosen, batch_size, workers, quiet)
     protocol = PROTOCOLS.find(measure)()
