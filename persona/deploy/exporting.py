@@ -54,8 +54,8 @@ def export_model(
         verify: whether each file of a set is compared with its checksum before its first use.
 
     Raises:
-        PersonaError: the format does not have such an option, the model or a set cannot be found, or
-            the file's embeddings differ from the model's.
+        PersonaError: the format does not have such an option, the model or a set cannot be found,
+            or the file's embeddings differ from the model's.
     """
     kind = EXPORTS.find(form)
     chosen = build_options(form, options or {})
