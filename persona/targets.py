@@ -5,7 +5,7 @@
    is noted after each batch, so that a killed run can continue from there.
 3. The main process hashes the files and writes the card. Without the card there are no targets.
 
-The format is in persona/data/targets.py. On several processes: `accelerate launch -m persona
+The format is in persona/data/kept_targets.py. On several processes: `accelerate launch -m persona
 targets …`.
 """
 
@@ -25,10 +25,7 @@ from accelerate import Accelerator
 
 from persona.config import PRECISIONS, AugmentConfig, Checked, among, between
 from persona.data.align.spec import AlignSpec
-from persona.data.shards import Manifest, key_of
-from persona.data.storage import SetFolder, on_disk
-from persona.data.stream import Batch, build_loader
-from persona.data.targets import (
+from persona.data.kept_targets import (
     CARD,
     HEAD,
     MAX_VIEWS,
@@ -44,6 +41,9 @@ from persona.data.targets import (
     targets_folder,
     write_targets,
 )
+from persona.data.shards import Manifest, key_of
+from persona.data.storage import SetFolder, on_disk
+from persona.data.stream import Batch, build_loader
 from persona.data.transforms import apply_views, normalise, view_landmarks
 from persona.data.views import VIEW, Views
 from persona.errors import PersonaError

@@ -19,12 +19,7 @@ from servers import Faults, web_server
 
 import persona.targets
 from persona.config import AugmentConfig, LossesConfig, StudentConfig, from_dict
-from persona.data.pack import Packed, pack_photos, pack_triplets
-from persona.data.raw import open_dataset
-from persona.data.shards import open_set, verify_set
-from persona.data.storage import RemoteFolder
-from persona.data.stream import Batch, build_loader
-from persona.data.targets import (
+from persona.data.kept_targets import (
     CARD,
     HEAD,
     Targets,
@@ -35,6 +30,11 @@ from persona.data.targets import (
     short_name,
     targets_folder,
 )
+from persona.data.pack import Packed, pack_photos, pack_triplets
+from persona.data.raw import open_dataset
+from persona.data.shards import open_set, verify_set
+from persona.data.storage import RemoteFolder
+from persona.data.stream import Batch, build_loader
 from persona.data.transforms import apply_views, normalise
 from persona.data.triplets import make_triplets
 from persona.data.views import IDENTITY, MIRROR

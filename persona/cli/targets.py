@@ -63,7 +63,7 @@ def targets_command(
     targets, fresh, main = keep_targets(folder, manifest, teacher, place.models, options)
     if not main:
         return
-    from persona.data.targets import targets_folder
+    from persona.data.kept_targets import targets_folder
     from persona.models.sources import spell
 
     teacher = spell(teacher)

@@ -40,9 +40,7 @@ import simplejpeg
 
 from persona.config import AugmentConfig
 from persona.data.align.jpeg import check_crop
-from persona.data.shards import NO_CLASS, Manifest, key_of
-from persona.data.storage import SetFolder, drop_file, is_remote
-from persona.data.targets import (
+from persona.data.kept_targets import (
     Features,
     TargetReader,
     Targets,
@@ -50,6 +48,8 @@ from persona.data.targets import (
     photos_of,
     target_paths,
 )
+from persona.data.shards import NO_CLASS, Manifest, key_of
+from persona.data.storage import SetFolder, drop_file, is_remote
 from persona.data.tars import ShardReader, damaged
 from persona.data.triplets import ROLES
 from persona.data.views import IDENTITY, Views, draw_views, mix_seeds

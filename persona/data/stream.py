@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from persona.config import AugmentConfig
+from persona.data.kept_targets import Targets, photos_of
 from persona.data.samples import Decoded, Failure, ShardStream, plan_epoch
 from persona.data.shards import Manifest
 from persona.data.storage import SetFolder
-from persona.data.targets import Targets, photos_of
 from persona.errors import PersonaError
 from persona.workers import no_interrupts
 

@@ -24,9 +24,9 @@ from accelerate.utils import gather_object, set_seed
 from torch import Tensor
 
 from persona.config import NOT_LEARNED, DistillConfig, to_dict
+from persona.data.kept_targets import photos_of
 from persona.data.shards import open_set
 from persona.data.stream import EpochLoader, build_loader, to_device
-from persona.data.targets import photos_of
 from persona.distill.selection import Selection, TestSet
 from persona.errors import PersonaError, resumed_by
 from persona.evaluation.sanity import check_teacher

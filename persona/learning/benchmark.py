@@ -44,9 +44,9 @@ import torch
 from accelerate import Accelerator
 
 from persona.config import NOT_LEARNED, LearnConfig, to_dict
+from persona.data.kept_targets import TargetReader
 from persona.data.shards import Manifest, open_set
 from persona.data.storage import SetFolder
-from persona.data.targets import TargetReader
 from persona.errors import PersonaError
 from persona.files import folder_lock, read_json, write_atomically, write_json
 from persona.learning import metrics

@@ -26,7 +26,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from persona.config import LearnConfig
-from persona.data.targets import TargetReader
+from persona.data.kept_targets import TargetReader
 from persona.data.transforms import apply_views, normalise, view_landmarks
 from persona.data.views import draw_views, mix_seeds
 from persona.errors import PersonaError

@@ -29,9 +29,9 @@ from persona.config import (
     from_dict,
     to_dict,
 )
+from persona.data.kept_targets import TargetReader
 from persona.data.shards import Manifest, open_set
 from persona.data.storage import SetFolder
-from persona.data.targets import TargetReader
 from persona.errors import PersonaError, resumed_by
 from persona.evaluation.spread import has_collapsed, tell_collapse
 from persona.learning.learner import Learner

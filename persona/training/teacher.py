@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from persona.config import DistillConfig, LossesConfig
-from persona.data.shards import Manifest
-from persona.data.storage import SetFolder
-from persona.data.targets import (
+from persona.data.kept_targets import (
     Targets,
     check_targets,
     find_targets,
@@ -22,6 +20,8 @@ from persona.data.targets import (
     short_name,
     targets_name,
 )
+from persona.data.shards import Manifest
+from persona.data.storage import SetFolder
 from persona.errors import PersonaError
 from persona.models import sources, store
 from persona.models.output import EMBEDDING_SIZE, ClassifierHead, FaceNetwork, freeze

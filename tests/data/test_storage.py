@@ -21,11 +21,11 @@ from helpers import persona_error
 from servers import Cuts, Faults, cutting_proxy, web_server
 
 from persona.data import samples, storage
+from persona.data.kept_targets import find_targets
 from persona.data.pack import Packed
 from persona.data.shards import open_set, read_pairs, verify_set
 from persona.data.storage import RemoteFolder, SetFolder, local_file, open_remote
 from persona.data.stream import build_loader
-from persona.data.targets import find_targets
 from persona.errors import PersonaError
 from persona.extras import install_command
 
