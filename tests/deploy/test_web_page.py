@@ -18,7 +18,7 @@ from PIL import Image
 from servers import static_server
 from students import SECRET, write_student
 
-from persona.data.align import AlignSpec, Face
+from persona.data.align import AlignSpec, FoundFace
 from persona.data.align.crop import crop_landmarks, margin_box
 from persona.data.align.detect import Mtcnn
 from persona.data.synthetic import draw_identity, draw_photo
@@ -163,7 +163,7 @@ SEEN = """import('./page.js').then(async ({ sides, findFaces, crop }) => Promise
     pixels: Array.from(crop.pixels(photo, frame).data).filter((_, place) => place % 4 < 3) }))))"""
 
 
-def detect(path: Path) -> tuple[Image.Image, list[Face]]:
+def detect(path: Path) -> tuple[Image.Image, list[FoundFace]]:
     """The photo and its faces, the one that training takes first."""
     with Image.open(path) as image:
         photo = image.convert("RGB")
