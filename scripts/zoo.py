@@ -48,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     trained = (card.train_set, (), card.image_size, card.weights_sha256, card.alignment)
     named = NamedNetwork(given.name, network, *trained)
     processes = join_processes(network)
+    network.to(processes.device)
     evaluation = evaluate(
         *(named, *open_set(given.set, place.shards), processes),
         measure="verification",
