@@ -28,9 +28,12 @@ import yaml
 from persona.errors import PersonaError, shown, unknown
 from persona.files import write_atomically
 from persona.registry import AUGMENTATIONS, BACKBONES, LOSSES, METHODS, TRACKERS
+from persona.workspace import user_path
 
 T = TypeVar("T")
 RunConfig = TypeVar("RunConfig", "DistillConfig", "LearnConfig")
+PLAIN = (str, bool, int, float, list, dict)
+"""Types of the values that YAML gives."""
 Hints = Mapping[str, Callable[[], Any]]
 """Names of values, each with a function that returns the value's type."""
 
@@ -759,6 +762,20 @@ def from_dict(kind: type[T], values: Mapping[str, Any], *, where: str, prefix: s
     return kind(**built)
 
 
+def build_given(kind: type[T], given: Mapping[str, Any], *, where: str) -> T:
+    """Builds a dataclass of options from those that a program or `-o NAME=VALUE` gives by name.
+
+    Plain values are checked against the type of their field. Others are taken as they are.
+
+    Raises:
+        PersonaError: as in `from_dict`.
+    """
+    plain = {name: value for name, value in given.items() if isinstance(value, PLAIN)}
+    built: Any = from_dict(kind, plain, where=where)
+    whole: T = dataclasses.replace(built, **{n: v for n, v in given.items() if n not in plain})
+    return whole
+
+
 def _hints(kind: type[Any]) -> dict[str, Callable[[], Any]]:
     """The fields of a dataclass, each with a function that returns its type."""
     hints = get_type_hints(kind)
@@ -786,6 +803,8 @@ def _convert(hint: Any, value: Any, *, where: str, name: str) -> Any:
     if float in allowed and not isinstance(value, bool | float):
         with contextlib.suppress(ValueError, TypeError, OverflowError):
             return float(value)  # YAML 1.1 reads 1e-3 as a string, and 1 as an integer
+    if Path in allowed and isinstance(value, str):
+        value = user_path(value)
     if str in allowed and value is False:
         return "no"  # YAML 1.1 reads a bare `no` as false
     if isinstance(value, bool) != (bool in allowed) or not isinstance(value, allowed):

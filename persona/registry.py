@@ -186,6 +186,7 @@ METHODS: Registry[Any] = Registry("method", "persona.learning.methods", "persona
 BACKBONES: Registry[Any] = Registry("backbone", "persona.models.backbones", "persona.backbones")
 PROTOCOLS: Registry[Any] = Registry("measure", "persona.evaluation.protocols", "persona.protocols")
 TRACKERS: Registry[Any] = Registry("tracker", "persona.training.trackers", "persona.trackers")
+EXPORTS: Registry[Any] = Registry("format", "persona.deploy.exports", "persona.exports")
 DATASETS: Registry[Any] = Registry("dataset", "persona.data.raw", "persona.datasets")
 DATASET_KINDS: Registry[Any] = Registry(
     "kind of dataset", "persona.data.raw", "persona.dataset_kinds", attribute="kind"

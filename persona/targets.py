@@ -5,7 +5,7 @@
    is noted after each batch, so that a killed run can continue from there.
 3. The main process hashes the files and writes the card. Without the card there are no targets.
 
-The format is in persona/data/targets.py. On several processes: `accelerate launch -m persona
+The format is in persona/data/kept_targets.py. On several processes: `accelerate launch -m persona
 targets …`.
 """
 
@@ -25,10 +25,7 @@ from accelerate import Accelerator
 
 from persona.config import PRECISIONS, AugmentConfig, Checked, among, between, to_dict
 from persona.data.align.spec import AlignSpec
-from persona.data.shards import Manifest, key_of
-from persona.data.storage import SetFolder, on_disk
-from persona.data.stream import Batch, build_loader
-from persona.data.targets import (
+from persona.data.kept_targets import (
     CARD,
     HEAD,
     MAX_VIEWS,
@@ -44,6 +41,9 @@ from persona.data.targets import (
     targets_folder,
     write_targets,
 )
+from persona.data.shards import Manifest, key_of
+from persona.data.storage import SetFolder, on_disk
+from persona.data.stream import Batch, build_loader
 from persona.data.transforms import apply_views, normalise, view_landmarks
 from persona.data.views import FLIP_ONLY, Views, view_columns
 from persona.errors import PersonaError
@@ -51,7 +51,7 @@ from persona.evaluation.sanity import check_teacher
 from persona.files import LARGEST_LIST, folder_lock, read_json, sha256_file, write_json
 from persona.memory import keep_freed_memory
 from persona.models.output import freeze
-from persona.models.sources import NamedNetwork, load_network
+from persona.models.sources import NamedNetwork, load_network, spell
 from persona.models.store import save_head
 from persona.progress import progress_bar
 
@@ -100,7 +100,7 @@ def check_teacher_exists(teacher: str, models: Path, align: AlignSpec) -> None:
         PersonaError: there is no such teacher, or it needs other crops.
     """
     _check_is_teacher(teacher)
-    named = load_network(teacher, models)
+    named = load_network(spell(teacher), models)
     if named.network.uses_landmarks and not align.has_landmarks:
         raise PersonaError(
             f"{teacher} wants five points of each face: pack with --align mtcnn, landmarks "
@@ -131,7 +131,7 @@ def keep_targets(
     """
     _check_is_teacher(teacher)
     accelerator = Accelerator()
-    named = load_network(teacher, models)
+    named = load_network(spell(teacher), models)
     manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
     named.network.eval().to(accelerator.device)
     if named.network.from_elsewhere:
@@ -303,7 +303,7 @@ def _embed_shard(
             for key in batch.keys.tolist()
             for role in range(roles)
         ]
-        features[rows] = _vectors(teacher, batch, views[rows], accelerator, options)
+        features[rows] = _features(teacher, batch, views[rows], accelerator, options)
         row += count
         views.flush()
         features.flush()
@@ -345,7 +345,7 @@ def alone(manifest: Manifest, number: int) -> Manifest:
 
 
 @torch.inference_mode()
-def _vectors(
+def _features(
     teacher: NamedNetwork,
     batch: Batch,
     views_PVN: Views,

@@ -220,7 +220,7 @@ class Plain:
 def random_targets(folder: Path, manifest: Any, teacher: Path, head: Any) -> None:
     """What `persona targets` would keep, of random vectors: only its speed is wanted here."""
     from persona.config import AugmentConfig
-    from persona.data.targets import (
+    from persona.data.kept_targets import (
         HEAD,
         TargetFile,
         Targets,

@@ -1,4 +1,4 @@
-"""A teacher's vectors kept beside the shards: made, replayed, interrupted, damaged."""
+"""A teacher's embeddings kept beside the shards: made, replayed, interrupted, damaged."""
 
 from __future__ import annotations
 
@@ -17,12 +17,7 @@ from servers import Faults, web_server
 
 import persona.targets
 from persona.config import AugmentConfig, LossesConfig, StudentConfig, from_dict
-from persona.data.pack import Packed, pack_photos, pack_triplets
-from persona.data.raw import open_dataset
-from persona.data.shards import open_set, verify_set
-from persona.data.storage import RemoteFolder
-from persona.data.stream import Batch, build_loader
-from persona.data.targets import (
+from persona.data.kept_targets import (
     CARD,
     HEAD,
     Targets,
@@ -33,6 +28,11 @@ from persona.data.targets import (
     short_name,
     targets_folder,
 )
+from persona.data.pack import Packed, pack_photos, pack_triplets
+from persona.data.raw import open_dataset
+from persona.data.shards import open_set, verify_set
+from persona.data.storage import RemoteFolder
+from persona.data.stream import Batch, build_loader
 from persona.data.transforms import apply_views, normalise
 from persona.data.triplets import make_triplets
 from persona.data.views import IDENTITY, MIRROR, identity_view, mirror_view, view_columns
@@ -337,7 +337,7 @@ def damage(place: Path, kind: str) -> None:
         ("another width", r"holds \(2, 15\) numbers a photo, its card says \(2, 16\)"),
         ("cut", "is damaged"),
         ("a pickle", "is damaged"),
-        ("integers", "holds int8, not vectors"),
+        ("integers", "holds int8, not embeddings"),
         ("changed", "does not match its checksum"),
         ("views", r"000001\.views\.npy is missing"),
         ("card", "is no card of targets"),

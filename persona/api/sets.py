@@ -15,8 +15,8 @@ from persona.workspace import Workspace
 
 if TYPE_CHECKING:
     from persona.api.model import Model
+    from persona.data.kept_targets import Targets
     from persona.data.stream import EpochLoader
-    from persona.data.targets import Targets
 
 
 class FaceSet:
@@ -133,9 +133,10 @@ class FaceSet:
 
     def targets(self, teacher: str) -> Targets | None:
         """Returns a teacher's embeddings from beside the set, or None if none are stored."""
-        from persona.data.targets import find_targets
+        from persona.data.kept_targets import find_targets
+        from persona.models.sources import spell
 
-        return find_targets(self.folder, teacher)
+        return find_targets(self.folder, spell(teacher))
 
     def keep_targets(
         self, teacher: Model, *, views: int = 2, batch_size: int = 128, seed: int = 0

@@ -112,7 +112,9 @@ def shard_command(
     ] = None,
     teacher: Annotated[
         str | None,
-        typer.Option(help="Keep this teacher's vectors beside the shards, see `persona targets`."),
+        typer.Option(
+            help="Keep this teacher's embeddings beside the shards, see `persona targets`."
+        ),
     ] = None,
     annotations: Annotated[
         Path | None,
@@ -326,7 +328,7 @@ def shards_verify(
     # The targets of a remote set cannot be listed. They are checked when they are read.
     cards = sorted(folder.glob("targets/*/targets.json")) if isinstance(folder, Path) else []
     if cards:
-        from persona.data.targets import check_targets, read_targets
+        from persona.data.kept_targets import check_targets, read_targets
 
         for card in cards:
             check_targets(folder, manifest, read_targets(card.parent), deep=True)

@@ -105,7 +105,7 @@ def distill_command(
     targets: Annotated[
         str | None,
         typer.Option(
-            help="The teacher's vectors: kept (persona targets), online, or auto: kept if there."
+            help="The teacher's embeddings: kept (persona targets), online, or auto: kept if there."
             "  [default: auto]"
         ),
     ] = None,

@@ -40,9 +40,7 @@ import simplejpeg
 
 from persona.config import AugmentConfig
 from persona.data.align.jpeg import check_crop
-from persona.data.shards import NO_CLASS, Manifest, key_of
-from persona.data.storage import SetFolder, drop_file, is_remote
-from persona.data.targets import (
+from persona.data.kept_targets import (
     Features,
     TargetReader,
     Targets,
@@ -50,6 +48,8 @@ from persona.data.targets import (
     photos_of,
     target_paths,
 )
+from persona.data.shards import NO_CLASS, Manifest, key_of
+from persona.data.storage import SetFolder, drop_file, is_remote
 from persona.data.tars import ShardReader, damaged
 from persona.data.triplets import ROLES
 from persona.data.views import IDENTITY, VIEW, Views, draw_views, mix_seeds
@@ -60,11 +60,11 @@ SHUFFLE_BUFFER = 10_000
 NO_LANDMARKS = [[math.nan, math.nan]] * 6
 
 
-class Memory(Protocol):
+class BatchMemory(Protocol):
     """Allocates the memory that photos are decoded into."""
 
     def take(self, worker: int, count: int) -> tuple[Any, npt.NDArray[np.uint8]]:
-        """Returns what `Decoded.photos` holds, and its (count, side, side, 3) uint8 to fill."""
+        """Returns what `DecodedBatch.photos` holds, and its (count, side, side, 3) uint8 array."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class NewMemory:
         return photos, photos
 
 
-class Decoded(NamedTuple):
+class DecodedBatch(NamedTuple):
     """A batch as a worker sends it. It holds arrays, because each tensor would travel by a file."""
 
     photos: Any
@@ -256,7 +256,7 @@ class Window:
 class ShardStream:
     """Iterates one epoch of one rank as decoded batches."""
 
-    memory: Memory
+    memory: BatchMemory
     worker = (0, 1)
     """(number of this worker, number of workers)."""
 
@@ -279,7 +279,7 @@ class ShardStream:
         self.augment = augment
         self.targets = targets
 
-    def read_into(self, memory: Memory) -> Self:
+    def read_into(self, memory: BatchMemory) -> Self:
         """A copy of the stream for one reading, which decodes photos into `memory`."""
         stream = copy.copy(self)
         stream.memory = memory
@@ -291,7 +291,7 @@ class ShardStream:
         photos = photos_of(self.manifest)
         return [*(f"{role}.jpg" for role in ROLES), "json"] if photos > 1 else ["jpg", "json"]
 
-    def __iter__(self) -> Iterator[Decoded | Failure]:
+    def __iter__(self) -> Iterator[DecodedBatch | Failure]:
         """Yields this worker's batches. A damaged shard ends it with a Failure."""
         place, workers = self.worker
         try:
@@ -394,7 +394,7 @@ class ShardStream:
         vectors, views = reader.read(shards, photos, chosen)
         return views, vectors
 
-    def _decode(self, window: Window, number: int, reader: TargetReader | None) -> Decoded:
+    def _decode(self, window: Window, number: int, reader: TargetReader | None) -> DecodedBatch:
         chosen = window.batch(number, self.plan.batch_size)
         photos = photos_of(self.manifest)
         # Each stage runs over the whole batch: decoding is fastest when nothing comes between.
@@ -427,7 +427,7 @@ class ShardStream:
         photos_B = (places_B[:, None] * photos + np.arange(photos)).reshape(-1)
         shards_B = chosen[:, 0].repeat(photos)
         views, targets = self._views(shards_B, photos_B, number, reader)
-        return Decoded(photos_memory, labels_B, keys_B, landmarks_B, views, targets)
+        return DecodedBatch(photos_memory, labels_B, keys_B, landmarks_B, views, targets)
 
 
 def decode_into(jpeg: bytes | memoryview, image_HWC: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
@@ -479,8 +479,8 @@ def plan_epoch(
 
 def read_batches(
     folder: SetFolder, manifest: Manifest, *, batch_size: int, rank: int = 0, world_size: int = 1
-) -> Iterator[Decoded]:
-    """Yields the batches of a set in order, without augmentation. `Decoded.photos` are arrays.
+) -> Iterator[DecodedBatch]:
+    """Yields the batches of a set in order, without augmentation. `DecodedBatch.photos` are arrays.
 
     Raises:
         PersonaError: If a shard is damaged. The message names it.

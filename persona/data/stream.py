@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from persona.config import AugmentConfig
-from persona.data.samples import Decoded, Failure, ShardStream, plan_epoch
+from persona.data.kept_targets import Targets, photos_of
+from persona.data.samples import DecodedBatch, Failure, ShardStream, plan_epoch
 from persona.data.shards import Manifest
 from persona.data.storage import SetFolder
-from persona.data.targets import Targets, photos_of
 from persona.errors import PersonaError
 from persona.workers import no_interrupts
 
@@ -145,7 +145,7 @@ class EpochLoader:
         # A worker without a batch would be started for nothing.
         self._workers = min(workers, max(1, self.remaining))
 
-    def _start(self, slabs: Slabs) -> Iterator[Decoded | Failure]:
+    def _start(self, slabs: Slabs) -> Iterator[DecodedBatch | Failure]:
         stream = self._stream.read_into(slabs)
         if not self._workers:
             return iter(stream)

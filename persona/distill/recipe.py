@@ -24,14 +24,14 @@ from accelerate.utils import gather_object, set_seed
 from torch import Tensor
 
 from persona.config import NOT_LEARNED, DistillConfig, to_dict
+from persona.data.kept_targets import photos_of
 from persona.data.mixing import draw_mix
 from persona.data.shards import open_set
 from persona.data.stream import EpochLoader, build_loader, to_device
-from persona.data.targets import photos_of
 from persona.distill.selection import Selection, TestSet
 from persona.errors import PersonaError, resumed_by
 from persona.evaluation.sanity import check_teacher
-from persona.models.sources import NamedNetwork
+from persona.models.sources import NamedNetwork, spell
 from persona.models.student import Student
 from persona.progress import progress_bar
 from persona.training.callbacks import Callback
@@ -67,6 +67,7 @@ def distill(
     Raises:
         PersonaError: an error that the user can mend, raised before the first step where possible.
     """
+    config = dataclasses.replace(config, teacher=spell(config.teacher))
     accelerator = build_accelerator(
         config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,

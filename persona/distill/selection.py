@@ -22,13 +22,12 @@ from persona.errors import PersonaError
 from persona.evaluation.protocols import (
     PROTOCOLS,
     Evaluation,
-    Options,
     Subject,
     check_measure,
     default_measure,
     evaluate,
 )
-from persona.evaluation.protocols.verification import pair_scores
+from persona.evaluation.protocols.verification import VerificationOptions, pair_scores
 from persona.models import store
 from persona.models.cards import list_models
 from persona.models.sources import NamedNetwork
@@ -173,7 +172,9 @@ class Selection:
         if self.config.tracker == "none" or self.test is None or not self.test[1].pairs:
             return
         named, size = self._named(student), self.config.batch_size
-        subject = Subject(*(named, *self.test, self.accelerator, Options(), size, self._workers))
+        subject = Subject(
+            *(named, *self.test, self.accelerator, VerificationOptions(), size, self._workers)
+        )
         scores, _ = pair_scores(subject)
         tracker, step = self.run.tracker, self.run.progress.step
         if tracker is not None:

@@ -198,7 +198,7 @@ def join(embedding_NE: Embeddings, group: Ints, threshold: float) -> Ints:
             return group
         total_GE = np.zeros((len(names), embedding_NE.shape[1]), np.float32)
         np.add.at(total_GE, group, embedding_NE)
-        mean_GE = total_GE[several] / sizes[several][:, None].astype(np.float32)
+        mean_GE = (total_GE[several] / sizes[several][:, None]).astype(np.float32)
         near = _nearest_means(mean_GE, threshold)
         if not len(near):
             return group

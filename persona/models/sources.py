@@ -31,7 +31,17 @@ from persona.errors import PersonaError, unknown
 from persona.extras import needing
 from persona.files import sha256_file
 from persona.models import litert, onnx
-from persona.models.cards import Card, is_stored, model_ids, read_classes, stored_card
+from persona.models.cards import (
+    Card,
+    is_shipped,
+    is_stored,
+    model_ids,
+    read_classes,
+    shipped_card,
+    shipped_ids,
+    stored_card,
+    weights_path,
+)
 from persona.models.embedder import Embedder, own_threads
 from persona.models.onnx_graph import count_onnx
 from persona.models.weights import FACENETS, find_weights
@@ -40,9 +50,6 @@ from persona.workspace import user_path
 
 if TYPE_CHECKING:
     from persona.models.output import FaceNetwork
-
-ZOO = Path(__file__).parents[1] / "zoo"
-"""Folder of the models that are shipped with Persona, a model store like the user's own."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +93,6 @@ class Source(ABC):
 
     shown: ClassVar[str] = ""
     """Pattern of its names for messages, as `onnx:FILE`. Empty means that they list `names`."""
-    from_stores = False
-    """Whether its networks are models with a card, whose names users may choose."""
 
     @abstractmethod
     def has(self, name: str, models: Path) -> bool:
@@ -359,58 +364,57 @@ class _Untrained(Source):
         return NamedNetwork(name, Student(StudentConfig(name), 0, head="none"), "nothing", (), None)
 
 
-class _Stores(Source):
-    """Models with a card, in a model store."""
-
-    from_stores = True
+class _Models(Source):
+    """Students with a card."""
 
     @abstractmethod
-    def store(self, models: Path) -> Path:
-        """The folder of the model store."""
-
-    def has(self, name: str, models: Path) -> bool:
-        return is_stored(name, self.store(models))
-
-    def names(self, models: Path) -> list[str]:
-        return model_ids(self.store(models))
-
-    def card(self, name: str, models: Path) -> Card:
-        return stored_card(name, self.store(models))
+    def card(self, name: str, models: Path) -> Card: ...
 
     def digest(self, name: str, models: Path) -> str | None:
         return self.card(name, models).weights_sha256
 
     def file(self, name: str, models: Path) -> Path | None:
-        path = self.store(models) / name / self.card(name, models).weights
+        path = weights_path(self.card(name, models), models)
         return path if path.is_file() else None
-
-    def identities(self, name: str, models: Path) -> tuple[str, ...]:
-        return read_classes(self.card(name, models), self.store(models))
 
     def open(self, name: str, models: Path) -> NamedNetwork:
         from persona.models.store import load_model
 
         card = self.card(name, models)
-        student = load_model(card, self.store(models))
-        classes = self.identities(name, models)
+        student, classes = load_model(card, models), read_classes(card, models)
         return NamedNetwork(
             *(name, student, card.train_set, classes, card.image_size, card.weights_sha256),
             alignment=card.alignment,
         )
 
 
-class _OwnModels(_Stores):
+class _OwnModels(_Models):
     """Students in the user's store, which were trained, pulled or imported here."""
 
-    def store(self, models: Path) -> Path:
-        return models
+    def has(self, name: str, models: Path) -> bool:
+        return is_stored(name, models)
+
+    def names(self, models: Path) -> list[str]:
+        return model_ids(models)
+
+    def card(self, name: str, models: Path) -> Card:
+        return stored_card(name, models)
+
+    def identities(self, name: str, models: Path) -> tuple[str, ...]:
+        return read_classes(self.card(name, models), models)
 
 
-class _Zoo(_Stores):
-    """Students that are shipped with Persona."""
+class _Zoo(_Models):
+    """Students that are shipped with Persona. Their cards name no identities."""
 
-    def store(self, models: Path) -> Path:
-        return ZOO
+    def has(self, name: str, models: Path) -> bool:
+        return is_shipped(name)
+
+    def names(self, models: Path) -> list[str]:
+        return shipped_ids()
+
+    def card(self, name: str, models: Path) -> Card:
+        return shipped_card(name)
 
 
 ONNX, OWN = _OnnxFiles(), _OwnModels()
@@ -453,9 +457,8 @@ def known_names(models: Path) -> list[str]:
 
 
 def is_reserved(name: str, models: Path) -> bool:
-    """Whether a name belongs to a network outside the model stores."""
-    found = known_source(name, models)
-    return found is not None and not found.from_stores
+    """Whether a name belongs to a network outside the user's model store."""
+    return known_source(name, models) not in {None, OWN}
 
 
 def load_network(name: str, models: Path) -> NamedNetwork:

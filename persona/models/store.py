@@ -1,4 +1,4 @@
-"""The model store: saves students to `models/<ID>/` and loads them.
+"""The model store: saves students to `models/<ID>/` and loads them, and those shipped with Persona.
 
 sources.py opens any network by its name.
 """
@@ -25,6 +25,7 @@ from persona.models.cards import (
     classes_digest,
     encode_classes,
     mode_of_weights,
+    weights_path,
 )
 from persona.models.output import EMBEDDING_SIZE, ClassifierHead
 from persona.models.student import Student, count_parameters
@@ -85,7 +86,7 @@ def load_model(card: Card, models: Path) -> Student:
         PersonaError: the architecture is unknown, or the weights are missing, damaged or of another
             architecture.
     """
-    path = models / card.id / card.weights
+    path = weights_path(card, models)
     if card.architecture not in BACKBONES:
         raise unknown("architecture", card.architecture, BACKBONES, where=str(path.parent))
     if not path.is_file():

@@ -13,6 +13,7 @@ Shapes: B batch, C channel, H W pixels, E embedding, K identities.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -109,6 +110,15 @@ class Student(FaceNetwork):
                     new[:kept] = old[:kept]
         device = self.last_linear.weight.device
         self.logits, self.num_classes = head.to(device), num_classes
+
+
+def without_head(student: Student) -> Student:
+    """A copy of a student that gives embeddings alone."""
+    config = replace(student.config, embedding_size=student.embedding_size)
+    bare = Student(config, 0, head="none", image_size=student.image_size)
+    kept = bare.state_dict().keys()
+    bare.load_state_dict({n: v for n, v in student.state_dict().items() if n in kept})
+    return bare
 
 
 def _maps_side(backbone: nn.Module, image_size: int) -> int:

@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from persona.config import DistillConfig, LossesConfig
-from persona.data.shards import Manifest
-from persona.data.storage import SetFolder
-from persona.data.targets import (
+from persona.data.kept_targets import (
     Targets,
     check_targets,
     find_targets,
@@ -22,6 +20,8 @@ from persona.data.targets import (
     short_name,
     targets_name,
 )
+from persona.data.shards import Manifest
+from persona.data.storage import SetFolder
 from persona.errors import PersonaError
 from persona.models import sources, store
 from persona.models.output import EMBEDDING_SIZE, ClassifierHead, FaceNetwork, freeze
@@ -282,7 +282,7 @@ def check_losses(
             )
         if LOSSES.find(name).paired and sizes[0] != sizes[1]:
             raise PersonaError(
-                f"loss {name} compares vectors number by number: the student has {sizes[0]}, "
+                f"loss {name} compares embeddings number by number: the student has {sizes[0]}, "
                 f"teacher {teacher} {sizes[1]}; leave student.embedding_size out"
             )
 

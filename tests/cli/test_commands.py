@@ -91,7 +91,16 @@ def test_json_is_alone_on_stdout_and_no_bar_on_a_pipe(home: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("shard",), ("distill",), ("triplets", "make"), ("evaluate",), ("compare",), ("demo",)],
+    [
+        (),
+        ("shard",),
+        ("distill",),
+        ("triplets", "make"),
+        ("evaluate",),
+        ("compare",),
+        ("export",),
+        ("demo",),
+    ],
 )
 def test_help_answers_without_torch(arguments: tuple[str, ...]) -> None:
     code = (

@@ -17,7 +17,7 @@ from scipy.ndimage import affine_transform, gaussian_filter
 from persona.config import STANDARD, AugmentConfig, from_dict, to_dict
 from persona.data.augmentations import AUGMENTATIONS, Augmentation, Column, Stage
 from persona.data.augmentations.temperature import NEUTRAL_MIRED, XYZ_TO_RGB, light
-from persona.data.targets import photo_views
+from persona.data.kept_targets import photo_views
 from persona.data.transforms import apply_views, view_landmarks
 from persona.data.views import (
     IDENTITY,

@@ -13,11 +13,8 @@ import numpy as np
 import pytest
 
 from persona.config import AugmentConfig
-from persona.data.pack import Packed
-from persona.data.raw import open_dataset
-from persona.data.shards import MANIFEST, open_set, read_pairs
-from persona.data.targets import CARD as TARGETS_CARD
-from persona.data.targets import (
+from persona.data.kept_targets import CARD as TARGETS_CARD
+from persona.data.kept_targets import (
     TargetFile,
     Targets,
     check_targets,
@@ -25,6 +22,9 @@ from persona.data.targets import (
     targets_folder,
     write_targets,
 )
+from persona.data.pack import Packed
+from persona.data.raw import open_dataset
+from persona.data.shards import MANIFEST, open_set, read_pairs
 from persona.data.triplets import CARD as TRIPLET_CARD
 from persona.data.triplets import INDICES, list_triplets, load_triplets, make_triplets
 from persona.errors import PersonaError

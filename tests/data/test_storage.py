@@ -21,11 +21,11 @@ from helpers import persona_error_here
 from servers import Cuts, Faults, cutting_proxy, web_server
 
 from persona.data import samples, storage
+from persona.data.kept_targets import find_targets
 from persona.data.pack import Packed
 from persona.data.shards import open_set, read_pairs, verify_set
 from persona.data.storage import RemoteFolder, SetFolder, local_file, open_remote
 from persona.data.stream import build_loader
-from persona.data.targets import find_targets
 from persona.errors import PersonaError
 from persona.extras import install_command
 
@@ -216,7 +216,7 @@ def test_a_full_cache_goes_on_without_its_server(
     assert "connection refused, 6 times" in line
     assert f": going on with the copy of {datetime.now(UTC):%Y-}" in line
     assert find_targets(folder, "facenet-vggface2") is None
-    assert "as if it had no vectors of facenet-vggface2" in caplog.messages[1]
+    assert "as if it had no embeddings of facenet-vggface2" in caplog.messages[1]
     with pytest.raises(PersonaError, match="connection refused, 6 times"):
         open_set(f"{address}/vggface2-train", tmp_path)
     with pytest.raises(PersonaError, match="connection refused, 6 times"):

@@ -13,7 +13,8 @@ from PIL import Image
 from students import SIDE, write_student
 
 from persona.data.transforms import normalise
-from persona.deploy.export import ExportOptions, export_onnx
+from persona.deploy.exports import ExportOptions
+from persona.deploy.exports.onnx import Onnx
 from persona.deploy.faces import drawn_faces
 from persona.models.store import load_model
 
@@ -33,7 +34,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], float]:
     student = load_model(card, folder).eval()
     faces = drawn_faces(SIDE, 8)
     paths = [folder / "model.onnx", folder / "first.ppm", folder / "second.ppm"]
-    export_onnx(student, card, faces, paths[0], ExportOptions(preprocessing=True))
+    Onnx().write(student, card, faces, paths[0], ExportOptions(preprocessing=True))
     for face, path in zip(faces[:2], paths[1:], strict=True):
         Image.fromarray(face).save(path)
     with torch.inference_mode():

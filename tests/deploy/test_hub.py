@@ -206,7 +206,7 @@ def test_what_is_no_repository(url: str) -> None:
 def test_the_commands(
     models: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("persona.deploy.export.FACES", 8)
+    monkeypatch.setattr("persona.deploy.faces.FACES", 8)
     for arguments, words in (
         (["push", "small", "hf://me/small", "--licence", "mit"], "small is at http"),
         (["pull", "hf://me/small", "--name", "again"], "again: little"),

@@ -22,7 +22,7 @@ from persona.config import DistillConfig, LearnConfig, StudentConfig, save_confi
 from persona.data.align.spec import AlignSpec
 from persona.data.pack import Packed
 from persona.data.shards import open_set
-from persona.deploy.export import EMBEDDING, build_graph
+from persona.deploy.graph import EMBEDDING, build_graph
 from persona.deploy.litert import to_litert
 from persona.deploy.model_card import model_card
 from persona.files import write_json

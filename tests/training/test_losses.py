@@ -81,7 +81,7 @@ SHAPES = [(2, 4), (7, 16), (12, 128)]
 
 
 def pair(shape: tuple[int, int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Student's and teacher's vectors, of different lengths."""
+    """Student's and teacher's embeddings, of different lengths."""
     torch.manual_seed(seed)
     return 3 * torch.randn(shape), 10 * torch.randn(shape) + 1
 

@@ -87,7 +87,7 @@ def test_the_teacher_is_frozen_in_eval_and_unseen() -> None:
 
 
 def test_kept_vectors_stand_in_for_the_teacher() -> None:
-    """The teacher's vectors and its last layer give the loss that the teacher gives."""
+    """The teacher's embeddings and its last layer give the loss that the teacher gives."""
     student, teacher = Linear(), Linear()
     config = losses(soft_targets={}, embedding_cosine={"weight": 2}, rkd_distance={})
     online = task_of(student, teacher, config).eval()

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from persona import registry
 from persona.config import AugmentConfig, LearnConfig
-from persona.data.targets import TargetReader
+from persona.data.kept_targets import TargetReader
 from persona.data.transforms import apply_views, normalise
 from persona.data.views import draw_views
 from persona.evaluation.embed_torch import gather_rows

@@ -215,7 +215,7 @@ def find_targets(folder: SetFolder, teacher: str) -> Targets | None:
     except UnreachableError as error:
         if not keeps(folder):
             raise
-        log.warning("%s: going on as if it had no vectors of %s", error, teacher)
+        log.warning("%s: going on as if it had no embeddings of %s", error, teacher)
         return None
     return read_targets(card.parent) if card.is_file() else None
 
@@ -281,7 +281,7 @@ def open_array(path: Path) -> npt.NDArray[Any]:
             f"{path} is damaged: remove {path.parent} and make the targets again"
         ) from None
     if array.dtype not in {np.dtype(np.float16), np.dtype(np.float32)}:
-        raise PersonaError(f"{path} holds {array.dtype}, not vectors: make the targets again")
+        raise PersonaError(f"{path} holds {array.dtype}, not embeddings: make the targets again")
     return np.asarray(array)
 
 
