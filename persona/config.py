@@ -188,7 +188,8 @@ class StudentConfig(Checked):
     backbone: Any = field(metadata=INLINE)
     """Options of the backbone, an instance of its `config_class`."""
     pooling: str = among(POOLINGS)
-    """`average`, or `depthwise`: a global depthwise convolution that learns to weigh positions."""
+    """`average`, or `depthwise`: a global depthwise convolution that learns to weigh positions.
+    The default is the backbone's."""
     embedding_size: int | None = between(8, 4096)
     """Dimensions of the embedding. None means the teacher's, or 512 without a teacher."""
     norm_momentum: float = between(0.0001, 1)
@@ -201,7 +202,7 @@ class StudentConfig(Checked):
         architecture: str = "mobilenet_v3_small",
         *,
         backbone: Any = None,
-        pooling: str = "average",
+        pooling: str | None = None,
         embedding_size: int | None = None,
         norm_momentum: float = 0.1,
         **options: Any,
@@ -212,13 +213,14 @@ class StudentConfig(Checked):
             PersonaError: the backbone is unknown, or a value is out of range.
             TypeError: the backbone does not have one of the options.
         """
-        config_class = BACKBONES.find(architecture, called="student").config_class
+        found = BACKBONES.find(architecture, called="student")
+        config_class = found.config_class
         if not isinstance(backbone, config_class):
             backbone = config_class(**(backbone or {}), **options)
         values = {
             "architecture": architecture,
             "backbone": backbone,
-            "pooling": pooling,
+            "pooling": found.pooling if pooling is None else pooling,
             "embedding_size": embedding_size,
             "norm_momentum": norm_momentum,
         }

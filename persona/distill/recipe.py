@@ -309,7 +309,8 @@ def build_student(
     """Builds the student. Its embedding size is `side.embedding_size`.
 
     Raises:
-        PersonaError: pretrained weights of the backbone cannot be had.
+        PersonaError: pretrained weights of the backbone cannot be had, it fails on crops of this
+            size, or it leaves depthwise pooling one place to weigh.
     """
     student = Student(
         dataclasses.replace(config.student, embedding_size=side.embedding_size),
@@ -317,5 +318,10 @@ def build_student(
         head=head_kind(config.losses),
         image_size=image_size,
     )
+    if student.maps_side() == 1 and config.student.pooling == "depthwise":
+        raise PersonaError(
+            f"student.pooling depthwise weighs places, and {config.student.architecture} leaves "
+            f"one of a crop of {image_size} px: choose average, or a larger --image-size"
+        )
     student.start(workspace.models)
     return student

@@ -160,7 +160,9 @@ class Card:
 
 def new_id(architecture: str) -> str:
     """Creates a new ID, which a run and its model share."""
-    return f"{architecture}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    return (
+        f"{architecture.replace(':', '-')}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    )
 
 
 def classes_digest(classes: tuple[str, ...]) -> str:

@@ -22,7 +22,7 @@ from persona.data.pack import Packed
 from persona.data.stream import build_loader
 from persona.data.transforms import normalise
 from persona.deploy import export
-from persona.deploy.bench import _count_macs
+from persona.deploy.bench import count_macs
 from persona.deploy.export import ExportOptions, export_litert, export_onnx
 from persona.deploy.faces import drawn_faces, set_faces
 from persona.deploy.quantise import Kept
@@ -89,7 +89,7 @@ def test_the_file_gives_the_models_embeddings_and_logits(
     parameters, macs = count_onnx(path)
     network = load(models)[0]
     assert parameters == pytest.approx(count_parameters(network), rel=0.01)
-    assert macs == pytest.approx(_count_macs(network) + 16 * 5, rel=0.01)
+    assert macs == pytest.approx(count_macs(network) + 16 * 5, rel=0.01)
     facts = session.get_modelmeta().custom_metadata_map
     assert facts["persona.architecture"] == "mobilenet_v3_small"
     # Rounded upwards, as below it the FAR would not hold.
