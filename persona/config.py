@@ -191,7 +191,8 @@ class StudentConfig(Checked):
     """`average`, or `depthwise`: a global depthwise convolution that learns to weigh positions.
     The default is the backbone's."""
     embedding_size: int | None = between(8, 4096)
-    """Dimensions of the embedding. None means the teacher's, or 512 without a teacher."""
+    """Dimensions of the embedding. None means the teacher's, or 512 without a teacher. If the two
+    differ, a projection head is trained with the student, see persona/training/projection.py."""
     norm_momentum: float = between(0.0001, 1)
     """Momentum of batch norm's running statistics. torchvision's MobileNetV3 uses 0.01, as
     TensorFlow does. That is too slow for a training of a few hundred steps: the student would be
@@ -297,6 +298,10 @@ class DistillConfig(Checked):
     """Names of a run and of its config in messages."""
 
     teacher: str = "facenet-vggface2"
+    """Name of the teacher, `none`, or names of several with commas between them."""
+    from_model: str | None = None
+    """Student to go on from: an ID, `hf://OWNER/NAME`, or the folder of a model. Its architecture
+    and options are those of `student`."""
     train_set: str = "vggface2"
     test_set: str = "lfw"
     """Set that chooses the best student. `none` means no evaluation: the last student is kept."""

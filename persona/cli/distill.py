@@ -53,6 +53,14 @@ def distill_command(
             "labels alone).  [default: facenet-vggface2]"
         ),
     ] = None,
+    from_model: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="MODEL",
+            help="Go on from this student (ID, folder or hf://OWNER/NAME), as with another set.",
+        ),
+    ] = None,
     epochs: Annotated[
         int | None,
         typer.Option("--epochs", "-e", help="Length of the run in epochs.  [default: 20]"),
@@ -140,6 +148,7 @@ def distill_command(
     options: dict[str, Any] = {
         "student.architecture": student,
         "teacher": teacher,
+        "from_model": from_model,
         "train_set": train_set,
         "test_set": test_set,
         "epochs": epochs,
@@ -166,7 +175,10 @@ def distill_command(
 
     given = read_options(options, option or [], told_twice)
     if resume is None:
-        resolved = load_config(config, given, base=launcher_options())
+        from persona.distill.start import start_values
+
+        base = launcher_options() | start_values(config, given, place.models)
+        resolved = load_config(config, given, base=base)
     elif config is not None:
         raise PersonaError("--resume takes the run's own config: leave --config out")
     else:

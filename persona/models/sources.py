@@ -31,7 +31,7 @@ from persona.errors import PersonaError, unknown
 from persona.extras import needing
 from persona.files import sha256_file
 from persona.models import litert, onnx
-from persona.models.cards import Card, is_stored, model_ids, read_classes, stored_card
+from persona.models.cards import CARD, Card, is_stored, model_ids, read_classes, stored_card
 from persona.models.embedder import Embedder, own_threads
 from persona.models.onnx_graph import count_onnx
 from persona.models.weights import FACENETS, find_weights
@@ -482,6 +482,29 @@ def load_embedder(name: str, models: Path) -> Named:
         return load_network(name, models)
     digest = source.digest(name, models) or ""
     return Named(name, embedder, "embeddings alone", (), None, digest)
+
+
+def student_card(name: str, models: Path) -> tuple[Card, Path]:
+    """The card of a student and the store that holds it. A student on the hub is pulled first.
+
+    `name` may also be the folder of a model, in any store.
+
+    Raises:
+        PersonaError: the name is unknown, or is that of another kind of network.
+    """
+    folder = user_path(name)
+    if (folder / CARD).is_file():
+        return stored_card(folder.name, folder.parent.resolve()), folder.parent.resolve()
+    source = source_of(name, models)
+    if isinstance(source, _Hub):
+        source.open(name, models)
+        name, source = source.title(name), OWN
+    if not isinstance(source, _Stores):
+        raise PersonaError(
+            f"{name} is no student that was trained by Persona: name a model, its folder or "
+            "hf://OWNER/NAME"
+        )
+    return source.card(name, models), source.store(models)
 
 
 def network_digest(name: str, models: Path) -> str | None:

@@ -26,7 +26,7 @@ from persona.errors import PersonaError
 from persona.models import sources, store
 from persona.models.output import EMBEDDING_SIZE, ClassifierHead, FaceNetwork, freeze
 from persona.models.sources import NamedNetwork
-from persona.training.losses import LOSSES, head_kind, inputs_of
+from persona.training.losses import head_kind, inputs_of
 from persona.workspace import Workspace
 
 FROM_TEACHER = ("teacher_features", "teacher_logits")
@@ -96,6 +96,8 @@ class TeacherSide:
     """Dimensions of the student's embedding."""
     classes: tuple[str, ...]
     """Identities of the student's logits. Empty means that the student has no logits."""
+    teacher_size: int | None = None
+    """Dimensions of the teacher's embedding. None means that there is no teacher."""
 
     @property
     def digest(self) -> str:
@@ -157,7 +159,7 @@ def open_teacher(
     if not asked or config.teacher == "none":
         if config.teacher != "none" and loaded is None:
             sources.check_named(config.teacher, workspace.models)
-        check_losses(config.losses, teacher="none", has_logits=False, sizes=(0, 0))
+        check_losses(config.losses, teacher="none", has_logits=False)
         classes = train_set.classes if head_kind(config.losses) != "none" else ()
         return TeacherSide(None, None, folder, size or EMBEDDING_SIZE, classes)
     targets = kept_targets(config, workspace, folder, train_set, loaded)
@@ -173,9 +175,7 @@ def open_teacher(
         trained_on, known = network.trained_on, network.classes
         uses_landmarks = network.network.uses_landmarks
         train_set.check_crops(network.name, network.image_size, uses_landmarks)
-    check_losses(
-        config.losses, teacher=config.teacher, has_logits=count > 0, sizes=(size or width, width)
-    )
+    check_losses(config.losses, teacher=config.teacher, has_logits=count > 0)
     classes = train_set.classes if head_kind(config.losses) != "none" else ()
     if "teacher_logits" in wanted and not train_set.knows(trained_on, count, known):
         if "labels" in wanted:
@@ -186,7 +186,7 @@ def open_teacher(
                 "another teacher"
             )
         classes = known or tuple(f"{config.teacher}/{number}" for number in range(count))
-    return TeacherSide(network, targets, folder, size or width, classes)
+    return TeacherSide(network, targets, folder, size or width, classes, width)
 
 
 def kept_targets(
@@ -242,16 +242,13 @@ def kept_targets(
     return targets
 
 
-def check_losses(
-    config: LossesConfig, *, teacher: str, has_logits: bool, sizes: tuple[int, int]
-) -> None:
+def check_losses(config: LossesConfig, *, teacher: str, has_logits: bool) -> None:
     """Refuses loss terms that need something this teacher does not give.
 
     Args:
         config: the terms.
         teacher: name of the teacher, or `none`.
         has_logits: whether the teacher gives logits.
-        sizes: embedding sizes of student and teacher.
 
     Raises:
         PersonaError: a term cannot be computed. The message names it and says what to do.
@@ -268,11 +265,6 @@ def check_losses(
                     if others
                     else "choose a recipe of embedding losses (--config configs/embedding.yaml)"
                 )
-            )
-        if LOSSES.find(name).paired and sizes[0] != sizes[1]:
-            raise PersonaError(
-                f"loss {name} compares vectors number by number: the student has {sizes[0]}, "
-                f"teacher {teacher} {sizes[1]}; leave student.embedding_size out"
             )
 
 

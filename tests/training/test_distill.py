@@ -557,9 +557,15 @@ def test_triplet_loss_on_a_triplet_set(home: Path) -> None:
 
 def test_two_processes_share_learned_centres(home: Path, teacher: str) -> None:
     """AdaDistill's centres and a margin head over two processes: every parameter gets its part."""
-    losses = "losses={adadistill: {}, arcface: {}, embedding_cosine: {}}"
+    losses = "losses={adadistill: {}, arcface: {}, embedding_cosine: {}, relation_bank: {}}"
     student = distill("--teacher", teacher, "-o", losses, "-e", "2", home=home, processes=2)
     assert find_model(student, home / "models").head == "cosine"
+    stored = load_checkpoint(home / "runs" / student)
+    assert stored is not None
+    progress, _, state = stored
+    bank = state["losses"]["relation_bank.bank"]  # of the batches of both
+    assert int(state["losses"]["relation_bank.filled"]) == progress.photos == 10 * progress.step
+    assert len(bank[: progress.photos].unique(dim=0)) > 5 * progress.step
 
 
 def test_an_onnx_teacher(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
