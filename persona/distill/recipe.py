@@ -134,8 +134,9 @@ class Distillation:
         student = build_student(config, workspace, side, size, start)
         self.selection = Selection(self.run, config, workspace, self.train_set, side.classes, test)
         self.selection.check(student)
-        if side.network is not None and side.network.network.from_elsewhere:
-            check_teacher(side.network, *(test or train), accelerator)
+        for network in side.networks:
+            if network.network.from_elsewhere:
+                check_teacher(network, *(test or train), accelerator)
 
         self.length = Length(config.epochs, config.steps, config.photos)
         accumulated = config.gradient_accumulation_steps

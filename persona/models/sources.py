@@ -484,6 +484,21 @@ def load_embedder(name: str, models: Path) -> Named:
     return Named(name, embedder, "embeddings alone", (), None, digest)
 
 
+def teacher_names(teacher: str, models: Path) -> tuple[str, ...]:
+    """The names in `A,B`. The path of one file may have a comma too.
+
+    Raises:
+        PersonaError: a name is empty, `none` or given twice.
+    """
+    source = known_source(teacher, models)
+    if "," not in teacher or (source is not None and source.file(teacher, models) is not None):
+        return (teacher,)
+    names = tuple(name.strip() for name in teacher.split(","))
+    if not all(names) or "none" in names or len(set(names)) < len(names):
+        raise PersonaError(f"--teacher {teacher}: name networks, each of them once")
+    return names
+
+
 def student_card(name: str, models: Path) -> tuple[Card, Path]:
     """The card of a student and the store that holds it. A student on the hub is pulled first.
 

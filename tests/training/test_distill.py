@@ -589,7 +589,7 @@ def test_an_onnx_teacher(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Kept vectors are found by the file's base name: the file must be there to compare.
     for file, refusal in (
         ("onnx:/nowhere/net.onnx", "no ONNX file at /nowhere/net.onnx"),
-        (f"onnx:/nowhere/a.onnx,{name}", "name one file, not a list"),
+        (f"onnx:/nowhere/a.onnx,{name}", "no ONNX file at /nowhere/a.onnx"),
     ):
         assert refusal in distill_error("--teacher", file, "-e", "1", *cosine, home=home)
         arcface = ("-o", "losses={arcface: {}}")
