@@ -49,8 +49,8 @@ def distill_command(
     teacher: Annotated[
         str | None,
         typer.Option(
-            help="facenet-vggface2, facenet-casia-webface, onnx:FILE, a model ID, or none (hard "
-            "labels alone).  [default: facenet-vggface2]"
+            help="facenet-vggface2, facenet-casia-webface, onnx:FILE, a model ID, several with "
+            "commas, or none (hard labels alone).  [default: facenet-vggface2]"
         ),
     ] = None,
     from_model: Annotated[

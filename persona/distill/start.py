@@ -7,7 +7,6 @@ and EMA begin anew.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +103,5 @@ def start_values(config: Path | None, given: Mapping[str, Any], models: Path) ->
     start = find_start(given.get("from_model", values.get("from_model")), models)
     if start is None or "student" in values:
         return {}
-    options = dataclasses.asdict(start.card)["student"]
     asked = given.get("student.architecture", start.card.architecture)
-    return {"student": options} if asked == start.card.architecture else {}
+    return {"student": dict(start.card.student)} if asked == start.card.architecture else {}

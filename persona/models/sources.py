@@ -356,7 +356,10 @@ class _Untrained(Source):
         from persona.models.student import Student
 
         torch.manual_seed(0)
-        return NamedNetwork(name, Student(StudentConfig(name), 0, head="none"), "nothing", (), None)
+        student = Student(StudentConfig(name), 0, head="none")
+        any_size = student.config.pooling == "average" and ":" not in name
+        size = None if any_size else student.image_size
+        return NamedNetwork(name, student, "nothing", (), size)
 
 
 class _Stores(Source):

@@ -139,6 +139,10 @@ def test_mobilefacenet_is_the_papers() -> None:
     # The paper's head folds its batch norms; the rest are slopes and norms of every layer.
     assert 0.98e6 < count_parameters(student) < 1.01e6
     assert round(count_macs(student) / 1e6) == 221
+    images = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    images = nn.functional.interpolate(images, (112, 112), mode="bicubic")
+    one, two = student.embed(images).detach()
+    assert float(one @ two) < 0.999  # a signal comes through before the first step
     adding = [module for module in student.modules() if getattr(module, "adds", False)]
     assert len(adding) == 4 + 0 + 6 + 0 + 2
 

@@ -44,7 +44,9 @@ class MobileFaceNet(Backbone):
         network = nn.Sequential(*layers, _convolution(channels, LAST, 1))
         for module in network.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+                # By the inputs: by the outputs, depthwise layers would shrink the signal, and an
+                # evaluation before batch norm's statistics have settled would see none of it.
+                nn.init.kaiming_normal_(module.weight, mode="fan_in")
         return network, LAST
 
 
