@@ -13,6 +13,7 @@ Shapes: B batch, C channel, H W pixels, E embedding, N faces.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
@@ -32,7 +33,7 @@ from persona import __version__
 from persona.data.views import PIXEL_MEAN, PIXEL_SCALE
 from persona.deploy.quantise import Kept, Quantised, open_session, quantise_graph
 from persona.deploy.trace import trace_onnx
-from persona.errors import PersonaError, unknown
+from persona.errors import PersonaError, shown, unknown
 from persona.evaluation.spread import has_collapsed, spread, tell_collapse
 from persona.files import write_atomically
 from persona.models.cards import Card
@@ -182,8 +183,9 @@ def export_litert(
     del metadata[SETTINGS_KEY]
     side = student.image_size
     metadata["persona.input"] = f"float32 RGB (1, {side}, {side}, 3)"
-    data = to_litert(model, EMBEDDING, metadata)
-    found_NE = run_litert(open_litert(data), graph_input(faces_NHWC))
+    with refusing(card, "a LiteRT file"):
+        data = to_litert(model, EMBEDDING, metadata)
+        found_NE = run_litert(open_litert(data), graph_input(faces_NHWC))
     return _write(path, data, card, options, wanted_NE, found_NE, quantised)
 
 
@@ -282,7 +284,8 @@ def _build(
     faces_NHWC: Faces | None = None,
 ) -> tuple[bytes, Quantised | None]:
     """The bytes of the ONNX file and, for int8, the result of the quantisation."""
-    model = _trace(student, options)
+    with refusing(card, "an ONNX file"):
+        model = _trace(student, options)
     quantised = None
     metadata = _metadata(card, student, options) | facts
     if options.precision == "int8":
@@ -294,7 +297,8 @@ def _build(
             )
             for faces in (calibration_NHWC, faces_NHWC)
         )
-        quantised = quantise_graph(model, batches, EMBEDDING, WORST_COSINE["int8"], others)
+        with refusing(card, "an int8 file"):
+            quantised = quantise_graph(model, batches, EMBEDDING, WORST_COSINE["int8"], others)
         model = quantised.model
         metadata["persona.floats"] = ", ".join(kept.layer for kept in quantised.floats) or "none"
     import onnx
@@ -305,6 +309,25 @@ def _build(
     buffer = io.BytesIO()
     onnx.save(model, buffer)
     return buffer.getvalue(), quantised
+
+
+@contextlib.contextmanager
+def refusing(card: Card, what: str) -> Iterator[None]:
+    """Context in which a graph is made of a network that may have any operators.
+
+    Raises:
+        PersonaError: a step failed with an error of its own, which the message names.
+    """
+    try:
+        yield
+    except (PersonaError, MemoryError):
+        raise
+    except Exception as error:  # of torch's exporter, onnx, onnxruntime and the interpreter
+        reason = shown(f"{type(error).__name__}: {error}".partition("\n")[0])
+        raise PersonaError(
+            f"{card.architecture} cannot become {what} ({reason}): choose another format, "
+            "precision or student"
+        ) from error
 
 
 def _trace(student: Student, options: ExportOptions) -> Any:

@@ -23,7 +23,7 @@ from persona.data.stream import build_loader
 from persona.data.transforms import normalise
 from persona.deploy import export
 from persona.deploy.bench import count_macs
-from persona.deploy.export import ExportOptions, export_litert, export_onnx
+from persona.deploy.export import ExportOptions, export_litert, export_onnx, refusing
 from persona.deploy.faces import drawn_faces, set_faces
 from persona.deploy.quantise import Kept
 from persona.errors import PersonaError
@@ -195,6 +195,15 @@ def test_what_cannot_be_exported_is_refused(
         )
 
 
+def test_an_error_of_a_library_is_one_line(models: Path) -> None:
+    card = read_card(models / ID)
+    line = r"mobilenet_v3_small cannot become an ONNX file \('ValueError: no kernel'\): choose"
+    with pytest.raises(PersonaError, match=line), refusing(card, "an ONNX file"):
+        raise ValueError("no kernel\nfor this operator")
+    with pytest.raises(PersonaError, match="as it was"), refusing(card, "an ONNX file"):
+        raise PersonaError("as it was")
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize(
     "config",
@@ -203,6 +212,7 @@ def test_what_cannot_be_exported_is_refused(
         {"width": 0.35},
         {"width": 0.75, "pooling": "depthwise", "activation": "prelu", "first_stride": 1},
         {"architecture": "mobilenet_v3_large"},
+        {"architecture": "mobilefacenet"},
     ],
 )
 def test_in_integers_it_is_small_and_the_same_in_both_formats(
