@@ -380,6 +380,12 @@ def open_anchor(
     student = dataclasses.replace(DistillConfig().student, embedding_size=size)
     asked = DistillConfig(teacher=name, losses=losses, student=student)
     side = open_teacher(asked, workspace, *new)
+    if side.teacher_size not in {None, side.embedding_size}:
+        raise PersonaError(
+            "the method anchor compares embeddings number by number: the student has "
+            f"{side.embedding_size} dimensions, teacher {name} {side.teacher_size}: choose a "
+            "teacher of the same size"
+        )
     reader = open_reader(new[0], side.targets) if side.targets is not None else None
     return side.teacher(asked, accelerator.device, None), reader, side.digest
 

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import NO_ALIGN, write_vggface2
-from helpers import distill_error, distill_here
+from helpers import distill_error, distill_here, persona_error_here
 from torch import Tensor, nn
 
 import persona
@@ -115,6 +115,17 @@ def test_another_student_is_refused(
 ) -> None:
     line = distill_error("--from", parent, *arguments, "--teacher", "none", home=home)
     assert line.startswith(f"--from {parent}: ") and message in line and "\n" not in line
+
+
+def test_learning_has_no_head_between_sizes(home: Path, parent: str) -> None:
+    size = ("-o", "student.embedding_size=8")
+    teacher = distill_here("start-test", "--teacher", "none", "--steps", "1", *size, home=home)
+    line = persona_error_here(
+        *("learn", "--model", parent, "--on", "vggface2", "--method", "anchor", "--steps", "1"),
+        *("--teacher", teacher, "-b", "4", "--tracker", "none"),
+        home=home,
+    )
+    assert f"the student has 16 dimensions, teacher {teacher} 8: choose a teacher of the" in line
 
 
 def test_what_is_no_student_is_refused(home: Path) -> None:
