@@ -190,7 +190,7 @@ def fit_projection(batches: Iterable[Vectors], size: int) -> Vectors:
         size: number of components, at most D.
 
     Raises:
-        PersonaError: there are no embeddings.
+        PersonaError: there are no embeddings, or one is not finite.
     """
     moment: npt.NDArray[np.float64] | None = None
     for batch in batches:
@@ -198,6 +198,8 @@ def fit_projection(batches: Iterable[Vectors], size: int) -> Vectors:
         moment = rows.T @ rows if moment is None else moment + rows.T @ rows
     if moment is None:
         raise PersonaError("the set has no photos to fit the ensemble's projection on")
+    if not np.isfinite(moment).all():
+        raise PersonaError("a teacher of the ensemble gives numbers that are not finite")
     _, components = np.linalg.eigh(moment)  # in rising order
     found = components[:, ::-1][:, :size]
     largest = np.abs(found).argmax(axis=0)

@@ -98,6 +98,8 @@ def test_projection_keeps_the_mean_cosine_of_the_teachers() -> None:
     np.testing.assert_allclose(np.abs(right[:3] @ three), np.eye(3), atol=1e-5)
     assert (three.max(axis=0) >= -three.min(axis=0)).all()
     np.testing.assert_array_equal(three, fit_projection([joined], 3))
+    with pytest.raises(PersonaError, match="not finite"):
+        fit_projection([joined, np.full((1, 10), np.nan, np.float32)], 3)
     same = project([one, one], fit_projection([concatenate([one, one])], 4))
     np.testing.assert_allclose(same @ same.T, units[0] @ units[0].T, atol=1e-5)
 
