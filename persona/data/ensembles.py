@@ -22,6 +22,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -165,18 +166,19 @@ def check_same_views(members: Sequence[Targets]) -> None:
             )
 
 
-def concatenate(features: Sequence[npt.NDArray[np.floating]]) -> Vectors:
+def concatenate(features: Sequence[npt.NDArray[np.floating[Any]]]) -> Vectors:
     """(B, D) float32: the embeddings of all teachers, each brought to unit length."""
     return np.concatenate([_unit(one.astype(np.float32)) for one in features], axis=1)
 
 
-def project(features: Sequence[npt.NDArray[np.floating]], projection_DE: Vectors) -> Vectors:
+def project(features: Sequence[npt.NDArray[np.floating[Any]]], projection_DE: Vectors) -> Vectors:
     """(B, E) float32 of unit length: the joined embeddings."""
     return _unit(concatenate(features) @ projection_DE)
 
 
 def _unit(vectors: Vectors) -> Vectors:
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(SMALLEST)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True).clip(SMALLEST)
+    return (vectors / lengths).astype(np.float32, copy=False)
 
 
 def fit_projection(batches: Iterable[Vectors], size: int) -> Vectors:

@@ -68,7 +68,7 @@ class Trainer:
         if config.optim.ema_decay:
             self.ema = build_ema(self.student, config.optim.ema_decay).to(accelerator.device)
         self.trained: nn.Module = self.student
-        self.projection: nn.Module | None = None
+        self.projection: nn.Linear | None = None
         if needs_projection(config.losses, student.embedding_size, side.teacher_size):
             assert side.teacher_size is not None
             self.trained = ProjectedStudent(self.student, side.teacher_size)

@@ -59,7 +59,8 @@ class Bottleneck(nn.Module):
         self.layers = nn.Sequential(
             *_convolution(channels, inner, 1),
             *_convolution(inner, inner, 3, stride=stride, groups=inner),
-            *_convolution(inner, width, 1)[:2],  # the projection is linear
+            nn.Conv2d(inner, width, 1, bias=False),  # the projection is linear
+            nn.BatchNorm2d(width),
         )
         self.adds = stride == 1 and channels == width
 
