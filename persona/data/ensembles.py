@@ -178,7 +178,8 @@ def project(features: Sequence[npt.NDArray[np.floating[Any]]], projection_DE: Ve
 
 def _unit(vectors: Vectors) -> Vectors:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True).clip(SMALLEST)
-    return (vectors / lengths).astype(np.float32, copy=False)
+    found: Vectors = (vectors / lengths).astype(np.float32, copy=False)
+    return found
 
 
 def fit_projection(batches: Iterable[Vectors], size: int) -> Vectors:

@@ -222,8 +222,10 @@ def _wrong_values_of(card: Card) -> str | None:
         for figure in (*figures, *(thresholds or {}).values())
     ):
         return "scores hold figures that are no numbers"
-    nested = (card.student, card.scores, card.config, card.learned, card.alignment)
-    nested = (*nested, card.started_from)
+    nested = (
+        *(card.student, card.scores, card.config),
+        *(card.learned, card.alignment, card.started_from),
+    )
     if any(_is_deeper(value, DEEPEST) for value in nested):
         return f"values lie over {DEEPEST} deep"
     return None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -119,7 +118,7 @@ class LastMaps(nn.Module):
         return maps
 
 
-def _import_timm() -> ModuleType:
+def _import_timm() -> Any:
     try:
         import timm
     except ImportError:
