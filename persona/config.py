@@ -194,9 +194,11 @@ class StudentConfig(Checked):
     backbone: Any = field(metadata=INLINE)
     """Options of the backbone, an instance of its `config_class`."""
     pooling: str = among(POOLINGS)
-    """`average`, or `depthwise`: a global depthwise convolution that learns to weigh positions."""
+    """`average`, or `depthwise`: a global depthwise convolution that learns to weigh positions.
+    The default is the backbone's."""
     embedding_size: int | None = between(8, 4096)
-    """Dimensions of the embedding. None means the teacher's, or 512 without a teacher."""
+    """Dimensions of the embedding. None means the teacher's, or 512 without a teacher. If the two
+    differ, a projection head is trained with the student, see persona/training/projection.py."""
     norm_momentum: float = between(0.0001, 1)
     """Momentum of batch norm's running statistics. torchvision's MobileNetV3 uses 0.01, as
     TensorFlow does. That is too slow for a training of a few hundred steps: the student would be
@@ -207,7 +209,7 @@ class StudentConfig(Checked):
         architecture: str = "mobilenet_v3_small",
         *,
         backbone: Any = None,
-        pooling: str = "average",
+        pooling: str | None = None,
         embedding_size: int | None = None,
         norm_momentum: float = 0.1,
         **options: Any,
@@ -218,13 +220,14 @@ class StudentConfig(Checked):
             PersonaError: the backbone is unknown, or a value is out of range.
             TypeError: the backbone does not have one of the options.
         """
-        config_class = BACKBONES.find(architecture, called="student").config_class
+        found = BACKBONES.find(architecture, called="student")
+        config_class = found.config_class
         if not isinstance(backbone, config_class):
             backbone = config_class(**(backbone or {}), **options)
         values = {
             "architecture": architecture,
             "backbone": backbone,
-            "pooling": pooling,
+            "pooling": found.pooling if pooling is None else pooling,
             "embedding_size": embedding_size,
             "norm_momentum": norm_momentum,
         }
@@ -373,6 +376,10 @@ class DistillConfig(Checked):
     """Names of a run and of its config in messages."""
 
     teacher: str = "facenet-vggface2"
+    """Name of the teacher, `none`, or names of several with commas between them."""
+    from_model: str | None = None
+    """Student to go on from: an ID, `hf://OWNER/NAME`, or the folder of a model. Its architecture
+    and options are those of `student`."""
     train_set: str = "vggface2"
     test_set: str = "lfw"
     """Set that chooses the best student. `none` means no evaluation: the last student is kept."""

@@ -51,7 +51,7 @@ from persona.evaluation.sanity import check_teacher
 from persona.files import LARGEST_LIST, folder_lock, read_json, sha256_file, write_json
 from persona.memory import keep_freed_memory
 from persona.models.output import freeze
-from persona.models.sources import NamedNetwork, load_network, spell
+from persona.models.sources import NamedNetwork, load_network, spell, teacher_names
 from persona.models.store import save_head
 from persona.progress import progress_bar
 
@@ -99,7 +99,7 @@ def check_teacher_exists(teacher: str, models: Path, align: AlignSpec) -> None:
     Raises:
         PersonaError: there is no such teacher, or it needs other crops.
     """
-    _check_is_teacher(teacher)
+    _check_is_teacher(teacher, models)
     named = load_network(spell(teacher), models)
     if named.network.uses_landmarks and not align.has_landmarks:
         raise PersonaError(
@@ -129,7 +129,7 @@ def keep_targets(
         PersonaError: there is no such teacher, it needs other crops, it does not tell the people of
             the set apart, or `make_targets` fails.
     """
-    _check_is_teacher(teacher)
+    _check_is_teacher(teacher, models)
     accelerator = Accelerator()
     named = load_network(spell(teacher), models)
     manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
@@ -143,9 +143,15 @@ def keep_targets(
     return targets, fresh, main
 
 
-def _check_is_teacher(teacher: str) -> None:
+def _check_is_teacher(teacher: str, models: Path) -> None:
     if teacher == "none":
         raise PersonaError("targets are a teacher's: name one with --teacher")
+    names = teacher_names(teacher, models)
+    if len(names) > 1:
+        raise PersonaError(
+            f"targets are kept of one teacher: run the command for each of {', '.join(names)}, and "
+            "`persona distill --teacher` with the list then reads them all"
+        )
 
 
 def make_targets(

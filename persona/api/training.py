@@ -14,6 +14,7 @@ from typing import Any
 from persona.api.model import Model, load
 from persona.api.sets import FaceSet
 from persona.config import load_config
+from persona.distill.start import start_values
 from persona.errors import PersonaError
 from persona.training.callbacks import Callback
 from persona.workspace import Workspace
@@ -91,11 +92,10 @@ def distill_student(
     base: dict[str, Any] = {}
     if teacher is not None:
         base["losses"] = {term: dict(values) for term, values in EMBEDDING_LOSSES.items()}
-    config = load_config(
-        None if recipe is None else Path(recipe),
-        {key: value for key, value in given.items() if value is not None},
-        base=base,
-    )
+    file = None if recipe is None else Path(recipe)
+    given = {key: value for key, value in given.items() if value is not None}
+    base |= start_values(file, given, place.models)
+    config = load_config(file, given, base=base)
     if config.teacher != name:
         raise PersonaError("options: the teacher is given by `teacher`, leave it out here")
     from persona.distill import distill

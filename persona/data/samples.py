@@ -40,14 +40,14 @@ import simplejpeg
 
 from persona.config import AugmentConfig
 from persona.data.align.jpeg import check_crop
-from persona.data.kept_targets import (
-    Features,
-    TargetReader,
-    Targets,
-    drop_targets,
-    photos_of,
-    target_paths,
+from persona.data.ensembles import (
+    KeptTargets,
+    Reader,
+    drop_kept,
+    fetch_targets,
+    open_reader,
 )
+from persona.data.kept_targets import Features, photos_of
 from persona.data.shards import NO_CLASS, Manifest, key_of
 from persona.data.storage import SetFolder, drop_file, is_remote
 from persona.data.tars import ShardReader, damaged
@@ -268,7 +268,7 @@ class ShardStream:
         seeds: tuple[int, int],
         skip: int,
         augment: AugmentConfig | None,
-        targets: Targets | None,
+        targets: KeptTargets | None,
     ) -> None:
         """`seeds` are (seed, epoch). `skip` batches of this rank were consumed before."""
         self.folder = folder
@@ -295,7 +295,7 @@ class ShardStream:
         """Yields this worker's batches. A damaged shard ends it with a Failure."""
         place, workers = self.worker
         try:
-            reader = TargetReader(self.folder, self.targets) if self.targets else None
+            reader = open_reader(self.folder, self.targets) if self.targets else None
             window: Window | None = None
             ahead = threading.Thread()
             # The loader asks its workers in turns, beginning with the first.
@@ -324,7 +324,7 @@ class ShardStream:
     def fetch(self, shard: int) -> Path:
         """Makes a shard's tar and its targets local if they are remote. Returns the tar's path."""
         if self.targets is not None:
-            target_paths(self.folder, self.targets, shard)
+            fetch_targets(self.folder, self.targets, shard)
         return self.manifest.shard_path(self.folder, shard)
 
     def drop(self, shard: int) -> None:
@@ -332,7 +332,7 @@ class ShardStream:
         known = self.manifest.shards[shard]
         drop_file(self.folder, known.name, known.sha256)
         if self.targets is not None:
-            drop_targets(self.folder, self.targets, shard)
+            drop_kept(self.folder, self.targets, shard)
 
     def drop_after(self, batch: int) -> None:
         """Deletes the local copies of shards that no batch after this one needs."""
@@ -371,7 +371,7 @@ class ShardStream:
         shards: npt.NDArray[np.int64],
         photos: npt.NDArray[np.int64],
         number: int,
-        reader: TargetReader | None,
+        reader: Reader | None,
     ) -> tuple[Views, Features | None]:
         """Each photo's view in batch `number`, and the teacher's embedding of it if it is kept.
 
@@ -394,7 +394,7 @@ class ShardStream:
         vectors, views = reader.read(shards, photos, chosen)
         return views, vectors
 
-    def _decode(self, window: Window, number: int, reader: TargetReader | None) -> DecodedBatch:
+    def _decode(self, window: Window, number: int, reader: Reader | None) -> DecodedBatch:
         chosen = window.batch(number, self.plan.batch_size)
         photos = photos_of(self.manifest)
         # Each stage runs over the whole batch: decoding is fastest when nothing comes between.

@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from persona.config import AugmentConfig
-from persona.data.kept_targets import Targets, photos_of
+from persona.data.ensembles import KeptTargets
+from persona.data.kept_targets import photos_of
 from persona.data.samples import DecodedBatch, Failure, ShardStream, plan_epoch
 from persona.data.shards import Manifest
 from persona.data.storage import SetFolder
@@ -275,7 +276,7 @@ def build_loader(
     workers: int = 0,
     multiple: int = 1,
     augment: AugmentConfig | None = None,
-    targets: Targets | None = None,
+    targets: KeptTargets | None = None,
 ) -> EpochLoader:
     """Builds a loader for the batches of one epoch, starting at batch `skip`.
 

@@ -167,7 +167,7 @@ def _prepare(
     from persona.models.student import Student
 
     network, card = source.open(name, models).network, source.card(name, models)
-    parameters, macs = network.count_parameters(), _count_macs(network)
+    parameters, macs = network.count_parameters(), count_macs(network)
     size = 4 * (parameters or 0)
     subjects = []
     if isinstance(network, Student) and card is not None:
@@ -182,8 +182,8 @@ def _prepare(
     return [(InRuntime(name, "torch", name), parameters, macs, size), *subjects]
 
 
-def _count_macs(network: Any) -> int:
-    """Multiply-accumulates of the convolutions and matrix products that embed one face."""
+def count_macs(network: Any) -> int:
+    """Counts the multiply-accumulates of the convolutions and matrix products for one face."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -11,9 +11,11 @@ Shapes: B batch, C channel, H W pixels, E embedding, N faces.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +31,7 @@ from persona.config import Checked, among
 from persona.data.views import PIXEL_MEAN, PIXEL_SCALE
 from persona.deploy.quantise import Quantised, quantise_graph
 from persona.deploy.trace import trace_onnx
+from persona.errors import PersonaError, shown
 from persona.models.cards import Card
 from persona.models.onnx import SETTINGS_KEY
 from persona.models.public import public_card
@@ -114,7 +117,8 @@ def build_with_cost(
     The ranges of the tensors are found on the calibration faces, and layers are chosen by their
     cost on the others.
     """
-    model = _trace(student, options)
+    with refusing(card, "an ONNX file"):
+        model = _trace(student, options)
     quantised = None
     metadata = _metadata(card, student, options) | facts
     if options.precision == "int8":
@@ -126,7 +130,8 @@ def build_with_cost(
             )
             for faces in (calibration_NHWC, faces_NHWC)
         )
-        quantised = quantise_graph(model, batches, EMBEDDING, WORST_COSINE["int8"], others)
+        with refusing(card, "an int8 file"):
+            quantised = quantise_graph(model, batches, EMBEDDING, WORST_COSINE["int8"], others)
         model = quantised.model
         metadata["persona.floats"] = ", ".join(kept.layer for kept in quantised.floats) or "none"
     import onnx
@@ -137,6 +142,25 @@ def build_with_cost(
     buffer = io.BytesIO()
     onnx.save(model, buffer)
     return buffer.getvalue(), quantised
+
+
+@contextlib.contextmanager
+def refusing(card: Card, what: str) -> Iterator[None]:
+    """Context in which a graph is made of a network that may have any operators.
+
+    Raises:
+        PersonaError: a step failed with an error of its own, which the message names.
+    """
+    try:
+        yield
+    except (PersonaError, MemoryError):
+        raise
+    except Exception as error:  # of torch's exporter, onnx, onnxruntime and the interpreter
+        reason = shown(f"{type(error).__name__}: {error}".partition("\n")[0])
+        raise PersonaError(
+            f"{card.architecture} cannot become {what} ({reason}): choose another format, "
+            "precision or student"
+        ) from error
 
 
 def _trace(student: Student, options: ExportOptions) -> Any:

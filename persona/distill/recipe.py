@@ -29,6 +29,7 @@ from persona.data.mixing import draw_mix
 from persona.data.shards import open_set
 from persona.data.stream import EpochLoader, build_loader, to_device
 from persona.distill.selection import Selection, TestSet
+from persona.distill.start import Start, find_start
 from persona.errors import PersonaError, resumed_by
 from persona.evaluation.sanity import check_teacher
 from persona.models.sources import NamedNetwork, spell
@@ -109,6 +110,8 @@ class Distillation:
             test = open_set(config.test_set, shards, cache, verify=verify)
         side = open_teacher(config, workspace, *train, teacher)
         self.targets = side.targets
+        # A checkpoint holds the weights, so a run that is resumed needs no other model.
+        start = None if stored else find_start(config.from_model, workspace.models)
 
         origin = {
             "recipe": {k: v for k, v in to_dict(config).items() if k not in NOT_LEARNED},
@@ -116,6 +119,8 @@ class Distillation:
             "targets": "kept" if side.targets else "online",
             "teacher": side.digest,
         }
+        if config.from_model is not None:
+            origin["from"] = start.card.weights_sha256 if start else stored_start(stored)
         self.run = Run(
             *(DISTILLING, workspace, accelerator),
             architecture=config.student.architecture,
@@ -127,11 +132,13 @@ class Distillation:
             callbacks=callbacks,
         )
         set_seed(config.seed)  # here, so that loading a teacher does not change the student
-        student = build_student(config, workspace, side, self.train_set.align.image_size)
+        size = self.train_set.align.image_size
+        student = build_student(config, workspace, side, size, start)
         self.selection = Selection(self.run, config, workspace, self.train_set, side.classes, test)
         self.selection.check(student)
-        if side.network is not None and side.network.network.from_elsewhere:
-            check_teacher(side.network, *(test or train), accelerator)
+        for network in side.networks:
+            if network.network.from_elsewhere:
+                check_teacher(network, *(test or train), accelerator)
 
         self.length = Length(config.epochs, config.steps, config.photos)
         accumulated = config.gradient_accumulation_steps
@@ -162,6 +169,12 @@ class Distillation:
             *(train.name, train.samples, train.identities, length, plan.batches),
             *(config.batch_size, plan.world_size, torch.get_num_threads(), plan.dropped),
         )
+        if self.trainer.projection is not None:
+            log.info(
+                "the student's embedding has %d dimensions; while it learns, a linear head maps it "
+                "to the teacher's %d",
+                *(self.trainer.student.embedding_size, self.trainer.projection.out_features),
+            )
 
     @property
     def targets_are(self) -> str:
@@ -310,18 +323,41 @@ class Distillation:
 
 
 def build_student(
-    config: DistillConfig, workspace: Workspace, side: TeacherSide, image_size: int
+    config: DistillConfig,
+    workspace: Workspace,
+    side: TeacherSide,
+    image_size: int,
+    start: Start | None = None,
 ) -> Student:
-    """Builds the student. Its embedding size is `side.embedding_size`.
+    """Builds the student, with the weights of `start` if there is one.
+
+    Its embedding size is `side.embedding_size`.
 
     Raises:
-        PersonaError: pretrained weights of the backbone cannot be had.
+        PersonaError: pretrained weights of the backbone cannot be had, it fails on crops of this
+            size, it leaves depthwise pooling one place to weigh, or `start` is of other options.
     """
+    options = dataclasses.replace(config.student, embedding_size=side.embedding_size)
+    if start is not None:
+        start.check(options, image_size)
     student = Student(
-        dataclasses.replace(config.student, embedding_size=side.embedding_size),
+        options,
         len(side.classes),
         head=head_kind(config.losses),
         image_size=image_size,
     )
-    student.start(workspace.models)
+    if student.maps_side() == 1 and config.student.pooling == "depthwise":
+        raise PersonaError(
+            f"student.pooling depthwise weighs places, and {config.student.architecture} leaves "
+            f"one of a crop of {image_size} px: choose average, or a larger --image-size"
+        )
+    if start is None:
+        student.start(workspace.models)
+    else:
+        start.load(student, side.classes)
     return student
+
+
+def stored_start(stored: Stored | None) -> str:
+    """SHA-256 of the student that a resumed run began with."""
+    return "" if stored is None else str(stored.state["origin"].get("from", ""))

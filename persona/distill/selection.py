@@ -205,6 +205,12 @@ class Selection:
             image_size=self.train_set.align.image_size,
         )
 
+    @property
+    def _started_from(self) -> dict[str, str] | None:
+        if self.config.from_model is None:
+            return None
+        return {"model": self.config.from_model, "weights_sha256": self.run.origin["from"]}
+
     def _save(self, student: Student, suffix: str, evaluation: Evaluation | None) -> None:
         """Saves a student in the model store."""
         config, model_id = self.config, self.model_id(suffix)
@@ -221,6 +227,7 @@ class Selection:
             score=evaluation.score if evaluation else None,
             chosen_by=evaluation.chosen_by if evaluation else "",
             run=self.run.id,
+            started_from=self._started_from,
             scores=evaluation.to_json() | {"model": model_id} if evaluation else {},
             train_set=self.train_set.name,
             alignment=dataclasses.asdict(self.train_set.align),

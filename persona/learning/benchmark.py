@@ -44,7 +44,7 @@ import torch
 from accelerate import Accelerator
 
 from persona.config import NOT_LEARNED, LearnConfig, to_dict
-from persona.data.kept_targets import TargetReader
+from persona.data.ensembles import Reader
 from persona.data.shards import Manifest, open_set
 from persona.data.storage import SetFolder
 from persona.errors import PersonaError
@@ -233,7 +233,7 @@ class Bench:
     accelerator: Accelerator
     base: float
     test_set: tuple[SetFolder, Manifest] | None
-    anchor: tuple[Teacher | None, TargetReader | None, str] | None = None
+    anchor: tuple[Teacher | None, Reader | None, str] | None = None
     """The teacher, its precomputed embeddings and the digest of both. None until opened."""
 
     @cached_property

@@ -26,7 +26,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from persona.config import LearnConfig
-from persona.data.kept_targets import TargetReader
+from persona.data.ensembles import Reader
 from persona.data.transforms import apply_views, normalise, view_landmarks
 from persona.data.views import draw_views, mix_seeds
 from persona.errors import PersonaError
@@ -72,7 +72,7 @@ class Learner:
         *,
         folder: Path,
         teacher: Teacher | None = None,
-        targets: TargetReader | None = None,
+        targets: Reader | None = None,
         quiet: bool = False,
     ) -> None:
         """Builds the method. The student is trained in place.

@@ -29,7 +29,7 @@ from persona.config import (
     from_dict,
     to_dict,
 )
-from persona.data.kept_targets import TargetReader
+from persona.data.ensembles import Reader, open_reader
 from persona.data.shards import Manifest, open_set
 from persona.data.storage import SetFolder
 from persona.errors import PersonaError, resumed_by
@@ -362,7 +362,7 @@ def open_anchor(
     parent: Card,
     new: tuple[SetFolder, Manifest],
     accelerator: Accelerator,
-) -> tuple[Teacher | None, TargetReader | None, str]:
+) -> tuple[Teacher | None, Reader | None, str]:
     """The original teacher, its precomputed embeddings, and the digest of both.
 
     They are None, None and an empty string if the method needs no teacher.
@@ -382,7 +382,13 @@ def open_anchor(
     student = dataclasses.replace(DistillConfig().student, embedding_size=size)
     asked = DistillConfig(teacher=name, losses=losses, student=student)
     side = open_teacher(asked, workspace, *new)
-    reader = TargetReader(new[0], side.targets) if side.targets is not None else None
+    if side.teacher_size not in {None, side.embedding_size}:
+        raise PersonaError(
+            "the method anchor compares embeddings number by number: the student has "
+            f"{side.embedding_size} dimensions, teacher {name} {side.teacher_size}: choose a "
+            "teacher of the same size"
+        )
+    reader = open_reader(new[0], side.targets) if side.targets is not None else None
     return side.teacher(asked, accelerator.device, None), reader, side.digest
 
 

@@ -87,6 +87,9 @@ class Card:
     learned: dict[str, Any] | None = None
     """Parent, method, memory and experiences of a model that `persona learn` made. None means that
     the model was distilled."""
+    started_from: dict[str, Any] | None = None
+    """Name and SHA-256 of the student that a distillation went on from (`--from`). None means that
+    it began anew."""
     alignment: dict[str, Any] | None = None
     """AlignSpec of the crops that it was distilled from. Older cards have None."""
     chosen_by: str = "accuracy"
@@ -177,7 +180,9 @@ class Card:
 
 def new_id(architecture: str) -> str:
     """Creates a new ID, which a run and its model share."""
-    return f"{architecture}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    return (
+        f"{architecture.replace(':', '-')}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    )
 
 
 def classes_digest(classes: tuple[str, ...]) -> str:
@@ -281,7 +286,10 @@ def _wrong_values_of(card: Card) -> str | None:
         for figure in (*figures, *(thresholds or {}).values())
     ):
         return "scores hold figures that are no numbers"
-    nested = (card.student, card.scores, card.config, card.learned, card.alignment)
+    nested = (
+        *(card.student, card.scores, card.config),
+        *(card.learned, card.alignment, card.started_from),
+    )
     if any(_is_deeper(value, DEEPEST) for value in nested):
         return f"values lie over {DEEPEST} deep"
     return None

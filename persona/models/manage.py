@@ -139,5 +139,5 @@ def import_model(folder: Path, name: str | None, models: Path) -> Card:
 
 
 def students_of(model_id: str, models: Path) -> list[str]:
-    """The IDs of the models whose teacher is `model_id`."""
-    return [card.id for card in list_models(models) if card.teacher == model_id]
+    """The IDs of the models whose teacher, or one of whose teachers, is `model_id`."""
+    return [card.id for card in list_models(models) if model_id in card.teacher.split(",")]

@@ -32,6 +32,7 @@ from persona.extras import needing
 from persona.files import sha256_file
 from persona.models import litert, onnx
 from persona.models.cards import (
+    CARD,
     Card,
     is_shipped,
     is_stored,
@@ -361,7 +362,10 @@ class _Untrained(Source):
         from persona.models.student import Student
 
         torch.manual_seed(0)
-        return NamedNetwork(name, Student(StudentConfig(name), 0, head="none"), "nothing", (), None)
+        student = Student(StudentConfig(name), 0, head="none")
+        any_size = student.config.pooling == "average" and ":" not in name
+        size = None if any_size else student.image_size
+        return NamedNetwork(name, student, "nothing", (), size)
 
 
 class _Models(Source):
@@ -485,6 +489,44 @@ def load_embedder(name: str, models: Path) -> Named:
         return load_network(name, models)
     digest = source.digest(name, models) or ""
     return Named(name, embedder, "embeddings alone", (), None, digest)
+
+
+def teacher_names(teacher: str, models: Path) -> tuple[str, ...]:
+    """The names in `A,B`. The path of one file may have a comma too.
+
+    Raises:
+        PersonaError: a name is empty, `none` or given twice.
+    """
+    source = known_source(teacher, models)
+    if "," not in teacher or (source is not None and source.file(teacher, models) is not None):
+        return (teacher,)
+    names = tuple(spell(name.strip()) for name in teacher.split(","))
+    if not all(names) or "none" in names or len(set(names)) < len(names):
+        raise PersonaError(f"--teacher {teacher}: name networks, each of them once")
+    return names
+
+
+def student_card(name: str, models: Path) -> tuple[Card, Path]:
+    """The card of a student and the store that holds it. A student on the hub is pulled first.
+
+    `name` may also be the folder of a model, in any store.
+
+    Raises:
+        PersonaError: the name is unknown, or is that of another kind of network.
+    """
+    folder = user_path(name)
+    if (folder / CARD).is_file():
+        return stored_card(folder.name, folder.parent.resolve()), folder.parent.resolve()
+    source = source_of(name, models)
+    if isinstance(source, _Hub):
+        source.open(name, models)
+        name, source = source.title(name), OWN
+    if not isinstance(source, _Models):
+        raise PersonaError(
+            f"{name} is no student that was trained by Persona: name a model, its folder or "
+            "hf://OWNER/NAME"
+        )
+    return source.card(name, models), models
 
 
 def network_digest(name: str, models: Path) -> str | None:

@@ -13,11 +13,12 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 
 from persona.config import StudentConfig, from_dict, to_dict
 from persona.errors import PersonaError, unknown
 from persona.files import PRIVATE, sha256_file, write_atomically, write_json
-from persona.models.backbones import BACKBONES
+from persona.models.backbones import BACKBONES, make_backbone
 from persona.models.cards import (
     CARD,
     CLASSES,
@@ -29,6 +30,9 @@ from persona.models.cards import (
 )
 from persona.models.output import EMBEDDING_SIZE, ClassifierHead
 from persona.models.student import Student, count_parameters
+
+SMALLEST = 2
+"""Bytes of a stored number: weights are float32, those of the zoo float16."""
 
 
 def save_model(
@@ -104,16 +108,24 @@ def load_model(card: Card, models: Path) -> Student:
 
 
 def _check_size(card: Card, config: StudentConfig, path: Path) -> None:
-    """Checks, before memory is allocated, that the file can hold the classes of the card.
+    """Checks, before memory is allocated, that the file can hold the classes and the backbone.
 
     Raises:
         PersonaError: the file is too small.
     """
+    size = path.stat().st_size
     numbers = card.num_classes * (config.embedding_size or EMBEDDING_SIZE)
-    if numbers * 4 > path.stat().st_size:
+    if numbers * 4 > size:
         raise PersonaError(
             f"{path} cannot hold a last layer of {card.num_classes:,} classes, which its card names"
         )
+    try:
+        with torch.device("meta"):  # a family of backbones has networks of gigabytes
+            backbone, _ = make_backbone(card.architecture, config.backbone, card.image_size).build()
+    except Exception:  # a few networks cannot be built without memory
+        return
+    if count_parameters(backbone) * SMALLEST > size:
+        raise PersonaError(f"{path} does not hold a {card.architecture}")
 
 
 def save_head(path: Path, head: ClassifierHead) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from persona.config import DistillConfig, LossesConfig
+from persona.data.ensembles import KeptTargets
 from persona.data.kept_targets import (
     Targets,
     check_targets,
@@ -24,9 +25,11 @@ from persona.data.shards import Manifest
 from persona.data.storage import SetFolder
 from persona.errors import PersonaError
 from persona.models import sources, store
+from persona.models.ensemble import EnsembleNetwork
 from persona.models.output import EMBEDDING_SIZE, ClassifierHead, FaceNetwork, freeze
 from persona.models.sources import NamedNetwork
-from persona.training.losses import LOSSES, head_kind, inputs_of
+from persona.training.ensemble import open_ensemble
+from persona.training.losses import head_kind, inputs_of
 from persona.workspace import Workspace
 
 FROM_TEACHER = ("teacher_features", "teacher_logits")
@@ -88,7 +91,7 @@ class TeacherSide:
 
     network: NamedNetwork | None
     """The teacher's network. None means that there is no teacher, or that its targets are kept."""
-    targets: Targets | None
+    targets: KeptTargets | None
     """The kept targets. None means that there is no teacher, or that it runs online."""
     folder: SetFolder
     """Folder of the train set. Targets lie beside its shards."""
@@ -96,6 +99,16 @@ class TeacherSide:
     """Dimensions of the student's embedding."""
     classes: tuple[str, ...]
     """Identities of the student's logits. Empty means that the student has no logits."""
+    teacher_size: int | None = None
+    """Dimensions of the teacher's embedding. None means that there is no teacher."""
+
+    @property
+    def networks(self) -> tuple[NamedNetwork, ...]:
+        """The networks that run online: none, the teacher, or all of an ensemble."""
+        if self.network is None:
+            return ()
+        network = self.network.network
+        return network.named if isinstance(network, EnsembleNetwork) else (self.network,)
 
     @property
     def digest(self) -> str:
@@ -114,7 +127,7 @@ class TeacherSide:
         logits = any("teacher_logits" in inputs for inputs in inputs_of(config.losses).values())
         if self.targets is not None:
             head = None
-            if logits:
+            if logits and isinstance(self.targets, Targets):
                 head = store.load_head(
                     head_path(self.folder, self.targets),
                     embedding_size=self.targets.embedding_size,
@@ -159,16 +172,23 @@ def open_teacher(
             )
     asked = bool(wanted & set(FROM_TEACHER))
     size = config.student.embedding_size
+    names = (config.teacher,) if loaded else sources.teacher_names(config.teacher, workspace.models)
     if not asked or config.teacher == "none":
         if config.teacher != "none" and loaded is None:
-            sources.check_named(config.teacher, workspace.models)
-        check_losses(config.losses, teacher="none", has_logits=False, sizes=(0, 0))
+            for name in names:
+                sources.check_named(name, workspace.models)
+        check_losses(config.losses, teacher="none", has_logits=False)
         classes = train_set.classes if head_kind(config.losses) != "none" else ()
         return TeacherSide(None, None, folder, size or EMBEDDING_SIZE, classes)
-    targets = kept_targets(config, workspace, folder, train_set, loaded)
-    network = None
-    if targets is None:
-        network = loaded or sources.load_network(config.teacher, workspace.models)
+    network: NamedNetwork | None
+    targets: KeptTargets | None
+    if len(names) > 1:
+        network, targets = open_ensemble(
+            *(config, names, workspace.models, folder, train_set),
+            find_kept=lambda one: kept_targets(one, workspace, folder, train_set),
+        )
+    else:
+        network, targets = _open_one(config, workspace, folder, train_set, loaded)
     if targets is not None:
         width, count = targets.embedding_size, targets.num_classes
         trained_on, known = targets.trained_on, targets.classes
@@ -178,9 +198,7 @@ def open_teacher(
         trained_on, known = network.trained_on, network.classes
         uses_landmarks = network.network.uses_landmarks
         train_set.check_crops(network.name, network.image_size, uses_landmarks)
-    check_losses(
-        config.losses, teacher=config.teacher, has_logits=count > 0, sizes=(size or width, width)
-    )
+    check_losses(config.losses, teacher=config.teacher, has_logits=count > 0)
     classes = train_set.classes if head_kind(config.losses) != "none" else ()
     if "teacher_logits" in wanted and not train_set.knows(trained_on, count, known):
         if "labels" in wanted:
@@ -191,7 +209,21 @@ def open_teacher(
                 "another teacher"
             )
         classes = known or tuple(f"{config.teacher}/{number}" for number in range(count))
-    return TeacherSide(network, targets, folder, size or width, classes)
+    return TeacherSide(network, targets, folder, size or width, classes, width)
+
+
+def _open_one(
+    config: DistillConfig,
+    workspace: Workspace,
+    folder: SetFolder,
+    train_set: Manifest,
+    loaded: NamedNetwork | None,
+) -> tuple[NamedNetwork | None, Targets | None]:
+    """The network of a single teacher, or its kept targets."""
+    targets = kept_targets(config, workspace, folder, train_set, loaded)
+    if targets is not None:
+        return None, targets
+    return loaded or sources.load_network(config.teacher, workspace.models), None
 
 
 def kept_targets(
@@ -253,16 +285,13 @@ def kept_targets(
     return targets
 
 
-def check_losses(
-    config: LossesConfig, *, teacher: str, has_logits: bool, sizes: tuple[int, int]
-) -> None:
+def check_losses(config: LossesConfig, *, teacher: str, has_logits: bool) -> None:
     """Refuses loss terms that need something this teacher does not give.
 
     Args:
         config: the terms.
         teacher: name of the teacher, or `none`.
         has_logits: whether the teacher gives logits.
-        sizes: embedding sizes of student and teacher.
 
     Raises:
         PersonaError: a term cannot be computed. The message names it and says what to do.
@@ -279,11 +308,6 @@ def check_losses(
                     if others
                     else "choose a recipe of embedding losses (--config configs/embedding.yaml)"
                 )
-            )
-        if LOSSES.find(name).paired and sizes[0] != sizes[1]:
-            raise PersonaError(
-                f"loss {name} compares embeddings number by number: the student has {sizes[0]}, "
-                f"teacher {teacher} {sizes[1]}; leave student.embedding_size out"
             )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from persona.config import DistillConfig
 from persona.data.mixing import Mix, apply_mix
@@ -22,8 +22,10 @@ from persona.data.transforms import apply_views, normalise, view_landmarks
 from persona.models.cards import EMA
 from persona.models.student import Student
 from persona.training.devices import compile_options, finite_lag, prepare, with_sync_batch_norm
+from persona.training.losses import needs_projection
 from persona.training.meter import FiniteWatch
 from persona.training.optim import build_ema, build_optimizer, build_scheduler
+from persona.training.projection import ProjectedStudent
 from persona.training.task import DistillationTask
 from persona.training.teacher import TeacherSide
 
@@ -66,11 +68,19 @@ class Trainer:
         self.ema = None
         if config.optim.ema_decay:
             self.ema = build_ema(self.student, config.optim.ema_decay).to(accelerator.device)
-        raw_optimizer = build_optimizer(self.student, config.optim)
+        self.trained: nn.Module = self.student
+        self.projection: nn.Linear | None = None
+        if needs_projection(config.losses, student.embedding_size, side.teacher_size):
+            assert side.teacher_size is not None
+            self.trained = ProjectedStudent(self.student, side.teacher_size)
+            self.projection = self.trained.projection
+        raw_optimizer = build_optimizer(self.trained, config.optim)
         self.scheduler = build_scheduler(raw_optimizer, config.optim, total_steps, epoch_steps)
-        wrapped, self.optimizer = prepare(accelerator, self.student, raw_optimizer)
+        wrapped, self.optimizer = prepare(accelerator, self.trained, raw_optimizer)
         asked = side.teacher(config, accelerator.device, compile_options(accelerator))
-        self.task = DistillationTask(wrapped, self.student, asked, config.losses, identities)
+        self.task = DistillationTask(
+            *(wrapped, self.student, asked, config.losses, identities, side.teacher_size)
+        )
         self.task.to(accelerator.device)
         # Kept views may have columns that the recipe does not need.
         self.augment = side.targets.augment if side.targets is not None else config.augment
@@ -138,7 +148,7 @@ class Trainer:
         if not accelerator.sync_gradients or not (self.clip_norm or measure_norm):
             return {}
         limit = self.clip_norm or float("inf")
-        norm = accelerator.clip_grad_norm_(self.student.parameters(), limit)
+        norm = accelerator.clip_grad_norm_(self.trained.parameters(), limit)
         return {"gradient_norm": norm.detach()} if measure_norm and norm is not None else {}
 
     def state(self) -> dict[str, Any]:
@@ -148,6 +158,7 @@ class Trainer:
         return {
             "student": self.student.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
+            "projection": None if self.projection is None else self.projection.state_dict(),
             "losses": self.task.losses.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -162,6 +173,8 @@ class Trainer:
                 another student or optimizer.
         """
         self.student.load_state_dict(state["student"])
+        if self.projection is not None:
+            self.projection.load_state_dict(state["projection"])
         self.task.losses.load_state_dict(state["losses"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])

@@ -22,11 +22,12 @@ from persona.data.pack import Packed
 from persona.data.stream import build_loader
 from persona.data.transforms import normalise
 from persona.deploy import graph
-from persona.deploy.bench import _count_macs
+from persona.deploy.bench import count_macs
 from persona.deploy.exports import Exported, ExportOptions, base
 from persona.deploy.exports.litert import Litert
 from persona.deploy.exports.onnx import Onnx
 from persona.deploy.faces import drawn_faces, set_faces
+from persona.deploy.graph import refusing
 from persona.deploy.quantise import Kept
 from persona.errors import PersonaError
 from persona.models.cards import read_card
@@ -105,7 +106,7 @@ def test_the_file_gives_the_models_embeddings_and_logits(
     parameters, macs = count_onnx(path)
     network = load(models)[0]
     assert parameters == pytest.approx(count_parameters(network), rel=0.01)
-    assert macs == pytest.approx(_count_macs(network) + 16 * 5, rel=0.01)
+    assert macs == pytest.approx(count_macs(network) + 16 * 5, rel=0.01)
     facts = session.get_modelmeta().custom_metadata_map
     assert facts["persona.architecture"] == "mobilenet_v3_small"
     # Rounded upwards, as below it the FAR would not hold.
@@ -212,6 +213,15 @@ def test_what_cannot_be_exported_is_refused(
         )
 
 
+def test_an_error_of_a_library_is_one_line(models: Path) -> None:
+    card = read_card(models / ID)
+    line = r"mobilenet_v3_small cannot become an ONNX file \('ValueError: no kernel'\): choose"
+    with pytest.raises(PersonaError, match=line), refusing(card, "an ONNX file"):
+        raise ValueError("no kernel\nfor this operator")
+    with pytest.raises(PersonaError, match="as it was"), refusing(card, "an ONNX file"):
+        raise PersonaError("as it was")
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize(
     "config",
@@ -220,6 +230,7 @@ def test_what_cannot_be_exported_is_refused(
         {"width": 0.35},
         {"width": 0.75, "pooling": "depthwise", "activation": "prelu", "first_stride": 1},
         {"architecture": "mobilenet_v3_large"},
+        {"architecture": "mobilefacenet"},
     ],
 )
 def test_in_integers_it_is_small_and_the_same_in_both_formats(

@@ -573,11 +573,17 @@ def test_triplet_loss_on_a_triplet_set(home: Path) -> None:
 
 def test_two_processes_share_learned_centres(home: Path, teacher: str, pair: Pair) -> None:
     """AdaDistill's centres and a margin head over two processes: every parameter gets its part."""
-    losses = "losses={adadistill: {}, arcface: {}, embedding_cosine: {}}"
+    losses = "losses={adadistill: {}, arcface: {}, embedding_cosine: {}, relation_bank: {}}"
     student = pair.distill(
         LITTLE, *DISTILL, "--teacher", teacher, "-o", losses, "-e", "2", home=home
     )
     assert find_model(student, home / "models").head == "cosine"
+    stored = load_checkpoint(home / "runs" / student)
+    assert stored is not None
+    progress, _, state = stored
+    bank = state["losses"]["relation_bank.bank"]  # of the batches of both
+    assert int(state["losses"]["relation_bank.filled"]) == progress.photos == 10 * progress.step
+    assert len(bank[: progress.photos].unique(dim=0)) > 5 * progress.step
 
 
 def test_an_onnx_teacher(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -603,7 +609,7 @@ def test_an_onnx_teacher(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Kept vectors are found by the file's base name: the file must be there to compare.
     for file, refusal in (
         ("onnx:/nowhere/net.onnx", "no ONNX file at /nowhere/net.onnx"),
-        (f"onnx:/nowhere/a.onnx,{name}", "name one file, not a list"),
+        (f"onnx:/nowhere/a.onnx,{name}", "no ONNX file at /nowhere/a.onnx"),
     ):
         assert refusal in distill_error("--teacher", file, "-e", "1", *cosine, home=home)
         arcface = ("-o", "losses={arcface: {}}")

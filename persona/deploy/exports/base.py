@@ -33,7 +33,7 @@ from torch import Tensor
 from persona import registry
 from persona.config import build_given
 from persona.data.views import PIXEL_MEAN, PIXEL_SCALE
-from persona.deploy.graph import WORST_COSINE, ExportOptions, Faces, build_with_cost
+from persona.deploy.graph import WORST_COSINE, ExportOptions, Faces, build_with_cost, refusing
 from persona.deploy.quantise import Kept, Quantised
 from persona.errors import PersonaError, unknown
 from persona.evaluation.spread import has_collapsed, spread, tell_collapse
@@ -202,8 +202,9 @@ class FileFormat(ExportFormat):
         graph, quantised = build_with_cost(
             student, card, options, facts or {}, calibration_NHWC, faces_NHWC
         )
-        data = self.convert(graph, student, options)
-        found_NE = self.run(data, faces_NHWC, options)
+        with refusing(card, f"a file of format {self.name}"):
+            data = self.convert(graph, student, options)
+            found_NE = self.run(data, faces_NHWC, options)
         return _write(path, data, card, options, wanted_NE, found_NE, quantised)
 
 
