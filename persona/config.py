@@ -3,9 +3,9 @@
 A recipe is a YAML file that sets some fields of `DistillConfig`. Its `losses` are a weighted list.
 If a recipe has `losses`, only the terms that it names count; the defaults add none.
 
-Each loss, learning method and backbone declares its options as a frozen dataclass in its own file.
-The registries (persona/registry.py) import the file when a config names it. A field's declaration
-states the values that the field accepts:
+Each loss, augmentation, learning method and backbone declares its options as a frozen dataclass in
+its own file. The registries (persona/registry.py) import the file when a config names it. A field's
+declaration states the values that the field accepts:
 
     @dataclass(frozen=True)
     class ArcFaceConfig(Term):
@@ -18,7 +18,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -27,10 +27,13 @@ import yaml
 
 from persona.errors import PersonaError, shown, unknown
 from persona.files import write_atomically
-from persona.registry import BACKBONES, LOSSES, METHODS, TRACKERS
+from persona.registry import AUGMENTATIONS, BACKBONES, LOSSES, METHODS, TRACKERS
+from persona.workspace import user_path
 
 T = TypeVar("T")
 RunConfig = TypeVar("RunConfig", "DistillConfig", "LearnConfig")
+PLAIN = (str, bool, int, float, list, dict)
+"""Types of the values that YAML gives."""
 Hints = Mapping[str, Callable[[], Any]]
 """Names of values, each with a function that returns the value's type."""
 
@@ -52,6 +55,9 @@ EPOCHS = 20
 """Default length of a distillation, in epochs."""
 LENGTHS = {"epochs": 100_000, "steps": 1_000_000_000, "photos": 10**12}
 """Units in which the length of a distillation may be given, and the largest value of each."""
+STANDARD = ("flip", "crop", "low_resolution", "colour", "erase")
+"""Augmentations whose columns every view has, in this order, which is that of views kept on disk.
+Other augmentations add columns only where they are in use."""
 NOT_LEARNED = frozenset({"workers", "cache", "verify"})
 """Fields that say how photos are read, not what is learned. A resumed run may change them."""
 
@@ -188,9 +194,11 @@ class StudentConfig(Checked):
     backbone: Any = field(metadata=INLINE)
     """Options of the backbone, an instance of its `config_class`."""
     pooling: str = among(POOLINGS)
-    """`average`, or `depthwise`: a global depthwise convolution that learns to weigh positions."""
+    """`average`, or `depthwise`: a global depthwise convolution that learns to weigh positions.
+    The default is the backbone's."""
     embedding_size: int | None = between(8, 4096)
-    """Dimensions of the embedding. None means the teacher's, or 512 without a teacher."""
+    """Dimensions of the embedding. None means the teacher's, or 512 without a teacher. If the two
+    differ, a projection head is trained with the student, see persona/training/projection.py."""
     norm_momentum: float = between(0.0001, 1)
     """Momentum of batch norm's running statistics. torchvision's MobileNetV3 uses 0.01, as
     TensorFlow does. That is too slow for a training of a few hundred steps: the student would be
@@ -201,7 +209,7 @@ class StudentConfig(Checked):
         architecture: str = "mobilenet_v3_small",
         *,
         backbone: Any = None,
-        pooling: str = "average",
+        pooling: str | None = None,
         embedding_size: int | None = None,
         norm_momentum: float = 0.1,
         **options: Any,
@@ -212,13 +220,14 @@ class StudentConfig(Checked):
             PersonaError: the backbone is unknown, or a value is out of range.
             TypeError: the backbone does not have one of the options.
         """
-        config_class = BACKBONES.find(architecture, called="student").config_class
+        found = BACKBONES.find(architecture, called="student")
+        config_class = found.config_class
         if not isinstance(backbone, config_class):
             backbone = config_class(**(backbone or {}), **options)
         values = {
             "architecture": architecture,
             "backbone": backbone,
-            "pooling": pooling,
+            "pooling": found.pooling if pooling is None else pooling,
             "embedding_size": embedding_size,
             "norm_momentum": norm_momentum,
         }
@@ -258,27 +267,99 @@ class OptimConfig(Checked):
     """Decay of the EMA of the student's weights. 0 means that no EMA is kept."""
 
 
-@dataclass(frozen=True)
-class AugmentConfig(Checked):
-    """Augmentation of the training photos. Probabilities and strengths are in [0, 1]."""
+@dataclass(frozen=True, init=False)
+class AugmentConfig:
+    """The augmentations of the training photos (persona/data/augmentations/), with their options.
 
-    flip: bool = True
-    """Whether a photo is mirrored with probability 1/2."""
-    crop: float = between(0, 0.5, default=0.0)
-    """Largest share of the side that a random crop removes. The crop is scaled to full size."""
-    low_resolution: float = between(0, 1, default=0.0)
-    """Probability that a photo is reduced by a factor of 2 to 4 and enlarged again."""
-    grey: float = between(0, 1, default=0.0)
-    """Probability that a photo is turned to greyscale."""
-    jitter: float = between(0, 1, default=0.0)
-    """Brightness, contrast and saturation are each multiplied by 1 - jitter to 1 + jitter."""
-    erase: float = between(0, 1, default=0.0)
-    """Probability that a grey square of 0.1 to 0.4 of the side covers a random place."""
+    The options of all augmentations stand beside each other: `AugmentConfig(crop=0.2, blur=0.1)`.
+    """
+
+    options: Mapping[str, Any] = field(metadata=INLINE)
+    """The options of the standard augmentations, and of each other one that is in use."""
+
+    def __init__(self, options: Mapping[str, Any] | None = None, **more: Any) -> None:
+        """Takes the options as keywords (`more`) or as a mapping (`options`).
+
+        Raises:
+            PersonaError: a value is out of range.
+            TypeError: no augmentation has one of the options.
+        """
+        built = _build({**(options or {}), **more})
+        plain = {name: value for one in built for name, value in vars(one.options).items()}
+        object.__setattr__(self, "options", plain)
+
+    @cached_property
+    def augmentations(self) -> tuple[Any, ...]:
+        """The augmentations that have columns in a view, in the order of the columns."""
+        return tuple(_build(self.options))
 
     @property
     def beyond_flip(self) -> bool:
         """Whether there is any augmentation besides mirroring."""
-        return any((self.crop, self.low_resolution, self.grey, self.jitter, self.erase))
+        return any(one.in_use for one in self.augmentations if one.name != "flip")
+
+    @classmethod
+    def further(cls, values: Mapping[str, Any]) -> Hints:
+        """The options of the augmentations."""
+        owners = _owners(values)
+        return {name: _hints(owner.config_class)[name] for name, owner in owners.items()}
+
+
+def _build(options: Mapping[str, Any]) -> list[Any]:
+    """Builds the standard augmentations, and those others that the options put to use."""
+    owners = _owners(options)
+    if not options.keys() <= owners.keys():
+        unknown_ones = ", ".join(sorted(options.keys() - owners.keys()))
+        raise TypeError(f"no augmentation has an option {unknown_ones}")
+    others = {owners[name].name for name in options} - {*STANDARD}
+    built = []
+    for kind in map(AUGMENTATIONS.find, (*STANDARD, *sorted(others))):
+        given = {name: value for name, value in options.items() if owners[name] is kind}
+        built.append(kind(kind.config_class(**given)))
+    return [one for one in built if one.name in STANDARD or one.in_use]
+
+
+def _owners(wanted: Iterable[Any]) -> dict[str, Any]:
+    """Maps the options of augmentations to the class that each belongs to.
+
+    Other packages are only imported if an option in `wanted` is not Persona's own.
+
+    Raises:
+        PersonaError: two augmentations have an option of one name.
+    """
+    owners: dict[str, Any] = {}
+    for names in (STANDARD, AUGMENTATIONS.built_in, AUGMENTATIONS.load_all):
+        found = names() if callable(names) else {name: AUGMENTATIONS.find(name) for name in names}
+        for owner in found.values():
+            for item in dataclasses.fields(owner.config_class):
+                other = owners.setdefault(item.name, owner)
+                if other is not owner:
+                    raise PersonaError(
+                        f"augmentation {owner.name!r} has the option {item.name!r} of "
+                        f"{other.name!r}: choose another name for it"
+                    )
+        if owners.keys() >= set(wanted):
+            break
+    return owners
+
+
+@dataclass(frozen=True)
+class MixConfig(Checked):
+    """Mixing of two photos of a batch into one, which student and teacher then look at.
+
+    With both kinds, each photo takes one of them at random. The teacher runs online.
+    """
+
+    mixup: float | None = between(0.01, 10, default=None)
+    """Photos are blended, by shares from a Beta(mixup, mixup) distribution. 1 is uniform."""
+    cutmix: float | None = between(0.01, 10, default=None)
+    """A rectangle of the other photo is pasted. Its area is from a Beta(cutmix, cutmix)
+    distribution."""
+
+    @property
+    def in_use(self) -> bool:
+        """Whether photos are mixed."""
+        return self != MixConfig()
 
 
 @dataclass(frozen=True)
@@ -295,6 +376,10 @@ class DistillConfig(Checked):
     """Names of a run and of its config in messages."""
 
     teacher: str = "facenet-vggface2"
+    """Name of the teacher, `none`, or names of several with commas between them."""
+    from_model: str | None = None
+    """Student to go on from: an ID, `hf://OWNER/NAME`, or the folder of a model. Its architecture
+    and options are those of `student`."""
     train_set: str = "vggface2"
     """The set to train on, or several with weights, such as `utk,aaf*2` (persona/data/mixed.py)."""
     exclude_near: str | None = None
@@ -345,6 +430,7 @@ class DistillConfig(Checked):
         default_factory=lambda: from_dict(LossesConfig, REFERENCE_LOSSES, where="the defaults")
     )
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
@@ -690,6 +776,20 @@ def from_dict(kind: type[T], values: Mapping[str, Any], *, where: str, prefix: s
     return kind(**built)
 
 
+def build_given(kind: type[T], given: Mapping[str, Any], *, where: str) -> T:
+    """Builds a dataclass of options from those that a program or `-o NAME=VALUE` gives by name.
+
+    Plain values are checked against the type of their field. Others are taken as they are.
+
+    Raises:
+        PersonaError: as in `from_dict`.
+    """
+    plain = {name: value for name, value in given.items() if isinstance(value, PLAIN)}
+    built: Any = from_dict(kind, plain, where=where)
+    whole: T = dataclasses.replace(built, **{n: v for n, v in given.items() if n not in plain})
+    return whole
+
+
 def _hints(kind: type[Any]) -> dict[str, Callable[[], Any]]:
     """The fields of a dataclass, each with a function that returns its type."""
     hints = get_type_hints(kind)
@@ -717,6 +817,8 @@ def _convert(hint: Any, value: Any, *, where: str, name: str) -> Any:
     if float in allowed and not isinstance(value, bool | float):
         with contextlib.suppress(ValueError, TypeError, OverflowError):
             return float(value)  # YAML 1.1 reads 1e-3 as a string, and 1 as an integer
+    if Path in allowed and isinstance(value, str):
+        value = user_path(value)
     if str in allowed and value is False:
         return "no"  # YAML 1.1 reads a bare `no` as false
     if isinstance(value, bool) != (bool in allowed) or not isinstance(value, allowed):

@@ -167,7 +167,13 @@ def _is_pictured(character: str) -> bool:
 
 
 def public_name(text: str) -> str:
-    """A name without its folder: `onnx:/home/ada/net.onnx` becomes `onnx:net.onnx`."""
+    """A name without its folder: `onnx:/home/ada/net.onnx` becomes `onnx:net.onnx`.
+
+    In a list of names with commas between them each is such a name.
+    """
+    parts = text.split(",")
+    if len(parts) > 1 and all(_KIND.match(part) or not re.search(r"[/\\]", part) for part in parts):
+        return ",".join(map(public_name, parts))
     kind = _KIND.match(text)
     before = kind[0] if kind else ""
     return before + re.split(r"[/\\]", text[len(before) :].rstrip("/\\"))[-1]

@@ -16,7 +16,7 @@ MAX_BRANDS_BYTES = 200
 
 
 @dataclass(frozen=True)
-class Kind:
+class PictureKind:
     """A kind of picture."""
 
     name: str
@@ -34,30 +34,30 @@ def _brands(text: str) -> frozenset[bytes]:
 
 KINDS = (
     # AVIF comes before HEIC, because its files may have HEIF's general brands, too.
-    Kind(
+    PictureKind(
         "JPEG", (".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".mpo"), rb"\xff\xd8", read=True
     ),
-    Kind("PNG", (".png", ".apng"), rb"\x89PNG", read=True),
-    Kind("WebP", (".webp",), rb"RIFF....WEBP", read=True),
-    Kind("BMP", (".bmp", ".dib"), rb"BM", read=True),
-    Kind("TIFF", (".tif", ".tiff"), rb"II\*\0|MM\0\*", read=True),
-    Kind("GIF", (".gif",), rb"GIF8", read=True),
-    Kind("AVIF", (".avif", ".avifs"), brands=_brands("avif avis"), read=True),
-    Kind(
+    PictureKind("PNG", (".png", ".apng"), rb"\x89PNG", read=True),
+    PictureKind("WebP", (".webp",), rb"RIFF....WEBP", read=True),
+    PictureKind("BMP", (".bmp", ".dib"), rb"BM", read=True),
+    PictureKind("TIFF", (".tif", ".tiff"), rb"II\*\0|MM\0\*", read=True),
+    PictureKind("GIF", (".gif",), rb"GIF8", read=True),
+    PictureKind("AVIF", (".avif", ".avifs"), brands=_brands("avif avis"), read=True),
+    PictureKind(
         "HEIC",
         (".heic", ".heics", ".heif", ".heifs", ".hif"),
         brands=_brands("heic heix heim heis hevc hevx hevm hevs mif1 mif2 msf1 mif3"),
     ),
-    Kind("JPEG XL", (".jxl",), rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n"),
-    Kind(
+    PictureKind("JPEG XL", (".jxl",), rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n"),
+    PictureKind(
         "JPEG 2000",
         (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".jpm"),
         rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
     ),
-    Kind("JPEG XR", (".jxr", ".wdp"), rb"II\xbc"),
-    Kind("JPEG-LS", (".jls",)),
-    Kind("BigTIFF", (".btf", ".tf8"), rb"II\+\0|MM\0\+"),
-    Kind(
+    PictureKind("JPEG XR", (".jxr", ".wdp"), rb"II\xbc"),
+    PictureKind("JPEG-LS", (".jls",)),
+    PictureKind("BigTIFF", (".btf", ".tf8"), rb"II\+\0|MM\0\+"),
+    PictureKind(
         "camera raw",
         (
             *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".srw"),
@@ -66,25 +66,25 @@ KINDS = (
         rb"II\*\0....CR|FUJIFILMCCD-RAW|IIR[OS]|MMOR|IIU\0",
         brands=frozenset({b"crx "}),
     ),
-    Kind("Photoshop", (".psd", ".psb"), rb"8BPS"),
-    Kind("PNM", (".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".pfm"), rb"P[1-7fF][\s#]"),
-    Kind("TGA", (".tga",)),
-    Kind("ICO", (".ico", ".cur"), rb"\0\0[\x01\x02]\0[^\0]\0"),
-    Kind("ICNS", (".icns",), rb"icns"),
-    Kind("PCX", (".pcx",), rb"\x0a[\0-\x05]\x01[\x01\x02\x04\x08]"),
-    Kind("SGI", (".sgi", ".rgb"), rb"\x01\xda[\0\x01][\x01\x02]"),
-    Kind("QOI", (".qoi",), rb"qoif"),
-    Kind("DDS", (".dds",), rb"DDS "),
-    Kind("FITS", (".fits",), rb"SIMPLE  ="),
-    Kind("OpenEXR", (".exr",), rb"v/1\x01"),
-    Kind("Radiance HDR", (".hdr",), rb"#\?(RADIANCE|RGBE)"),
-    Kind("GIMP", (".xcf",), rb"gimp xcf"),
-    Kind("FLIF", (".flif",), rb"FLIF"),
-    Kind("BPG", (".bpg",), rb"BPG\xfb"),
-    Kind("DjVu", (".djvu", ".djv"), rb"AT&TFORM"),
-    Kind("MNG", (".mng", ".jng"), rb"\x8a[MJ]NG"),
-    Kind("EPS", (".eps",), rb"%!PS-Adobe.{0,20}EPSF"),
-    Kind("SVG", (".svg", ".svgz"), rb"\s*<(svg\b|(\?xml|!--|!DOCTYPE svg).{0,400}<svg\b)"),
+    PictureKind("Photoshop", (".psd", ".psb"), rb"8BPS"),
+    PictureKind("PNM", (".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".pfm"), rb"P[1-7fF][\s#]"),
+    PictureKind("TGA", (".tga",)),
+    PictureKind("ICO", (".ico", ".cur"), rb"\0\0[\x01\x02]\0[^\0]\0"),
+    PictureKind("ICNS", (".icns",), rb"icns"),
+    PictureKind("PCX", (".pcx",), rb"\x0a[\0-\x05]\x01[\x01\x02\x04\x08]"),
+    PictureKind("SGI", (".sgi", ".rgb"), rb"\x01\xda[\0\x01][\x01\x02]"),
+    PictureKind("QOI", (".qoi",), rb"qoif"),
+    PictureKind("DDS", (".dds",), rb"DDS "),
+    PictureKind("FITS", (".fits",), rb"SIMPLE  ="),
+    PictureKind("OpenEXR", (".exr",), rb"v/1\x01"),
+    PictureKind("Radiance HDR", (".hdr",), rb"#\?(RADIANCE|RGBE)"),
+    PictureKind("GIMP", (".xcf",), rb"gimp xcf"),
+    PictureKind("FLIF", (".flif",), rb"FLIF"),
+    PictureKind("BPG", (".bpg",), rb"BPG\xfb"),
+    PictureKind("DjVu", (".djvu", ".djv"), rb"AT&TFORM"),
+    PictureKind("MNG", (".mng", ".jng"), rb"\x8a[MJ]NG"),
+    PictureKind("EPS", (".eps",), rb"%!PS-Adobe.{0,20}EPSF"),
+    PictureKind("SVG", (".svg", ".svgz"), rb"\s*<(svg\b|(\?xml|!--|!DOCTYPE svg).{0,400}<svg\b)"),
 )
 
 VIDEO_BRANDS = re.compile(rb"iso.|mp4.|qt  |M4. |avc1|3g..|f4v |dash|MSNV|XAVC|nd..")
@@ -105,12 +105,12 @@ READ_WORDS = f"{', '.join(READ[:-1])} or {READ[-1]}"
 """The supported kinds, for messages."""
 
 
-def kind_of_suffix(suffix: str) -> Kind | None:
+def kind_of_suffix(suffix: str) -> PictureKind | None:
     """The kind of picture by file suffix. None if it is not a picture's."""
     return _BY_SUFFIX.get(suffix.lower())
 
 
-def kind_of(head: bytes) -> Kind | None:
+def kind_of(head: bytes) -> PictureKind | None:
     """The kind of picture by the first bytes of a file. None if they are of no known picture."""
     if head[4:8] == b"ftyp":
         brands = _brands_of(head)

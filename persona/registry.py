@@ -1,4 +1,4 @@
-"""Registries, from names to classes: losses, datasets, backbones, methods, protocols, trackers.
+"""Registries, from names to classes: losses, augmentations, datasets, backbones and others.
 
 The classes of a registry come from three places:
 
@@ -37,7 +37,15 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """The named classes of one kind. Iterating gives the sorted names and imports nothing."""
 
-    def __init__(self, kind: str, package: str, group: str, *, attribute: str = "name") -> None:
+    def __init__(
+        self,
+        kind: str,
+        package: str,
+        group: str,
+        *,
+        attribute: str = "name",
+        families: Registry[T] | None = None,
+    ) -> None:
         """Creates a registry. Names are looked up later.
 
         Args:
@@ -45,8 +53,10 @@ class Registry(Generic[T]):
             package: package of Persona's own classes. A module may hold several.
             group: group of the entry points with which other packages add classes.
             attribute: the class attribute that holds the registered name.
+            families: classes that stand for many names each: `timm` for every `timm:NAME`.
         """
         self.kind, self.package, self.group, self.attribute = kind, package, group, attribute
+        self.families = families
         self._items: dict[str, T] = {}
 
     def add(self, name: str, item: T) -> None:
@@ -64,10 +74,18 @@ class Registry(Generic[T]):
         self._items[name] = item
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted({*self._items, *self.built_in, *self._entry_points}))
+        families = [f"{family}:NAME" for family in self.families or ()]
+        return iter(sorted({*self._items, *self.built_in, *self._entry_points, *families}))
 
     def __contains__(self, name: object) -> bool:
-        return name in self._items or name in self.built_in or name in self._entry_points
+        own = name in self._items or name in self.built_in or name in self._entry_points
+        return own or self._family_of(name) is not None
+
+    def _family_of(self, name: object) -> str | None:
+        """The family in a name like `timm:resnet18`. None means that it has none."""
+        family, colon, member = name.partition(":") if isinstance(name, str) else ("", "", "")
+        known = self.families is not None and family in self.families
+        return family if known and colon and member else None
 
     def find(self, name: str, *, called: str = "", where: str = "") -> T:
         """Looks up a name and imports its module if needed.
@@ -83,6 +101,9 @@ class Registry(Generic[T]):
         """
         if name not in self:
             raise unknown(called or self.kind, name, self, where=where)
+        family = self._family_of(name)
+        if self.families is not None and family is not None:
+            return self.families.find(family)
         if name not in self._items:
             if name in self.built_in:
                 importlib.import_module(self.built_in[name])
@@ -179,10 +200,22 @@ def _package_of(point: EntryPoint) -> str:
 
 
 LOSSES: Registry[Any] = Registry("loss", "persona.training.losses", "persona.losses")
+AUGMENTATIONS: Registry[Any] = Registry(
+    "augmentation", "persona.data.augmentations", "persona.augmentations"
+)
 METHODS: Registry[Any] = Registry("method", "persona.learning.methods", "persona.methods")
-BACKBONES: Registry[Any] = Registry("backbone", "persona.models.backbones", "persona.backbones")
+BACKBONE_FAMILIES: Registry[Any] = Registry(
+    "family of backbones",
+    "persona.models.backbones",
+    "persona.backbone_families",
+    attribute="family",
+)
+BACKBONES: Registry[Any] = Registry(
+    "backbone", "persona.models.backbones", "persona.backbones", families=BACKBONE_FAMILIES
+)
 PROTOCOLS: Registry[Any] = Registry("measure", "persona.evaluation.protocols", "persona.protocols")
 TRACKERS: Registry[Any] = Registry("tracker", "persona.training.trackers", "persona.trackers")
+EXPORTS: Registry[Any] = Registry("format", "persona.deploy.exports", "persona.exports")
 DATASETS: Registry[Any] = Registry("dataset", "persona.data.raw", "persona.datasets")
 DATASET_KINDS: Registry[Any] = Registry(
     "kind of dataset", "persona.data.raw", "persona.dataset_kinds", attribute="kind"

@@ -5,7 +5,7 @@
    is noted after each batch, so that a killed run can continue from there.
 3. The main process hashes the files and writes the card. Without the card there are no targets.
 
-The format is in persona/data/targets.py. On several processes: `accelerate launch -m persona
+The format is in persona/data/kept_targets.py. On several processes: `accelerate launch -m persona
 targets …`.
 """
 
@@ -23,13 +23,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from persona.config import PRECISIONS, AugmentConfig, Checked, among, between
+from persona.config import PRECISIONS, AugmentConfig, Checked, among, between, to_dict
 from persona.data.align.spec import AlignSpec
-from persona.data.sets import FaceSet, of_shards
-from persona.data.shards import key_of
-from persona.data.storage import on_disk
-from persona.data.stream import Batch, build_loader
-from persona.data.targets import (
+from persona.data.kept_targets import (
     CARD,
     HEAD,
     MAX_VIEWS,
@@ -45,14 +41,18 @@ from persona.data.targets import (
     targets_folder,
     write_targets,
 )
+from persona.data.sets import FaceSet, of_shards
+from persona.data.shards import key_of
+from persona.data.storage import on_disk
+from persona.data.stream import Batch, build_loader
 from persona.data.transforms import apply_views, normalise, view_landmarks
-from persona.data.views import VIEW, Views
+from persona.data.views import FLIP_ONLY, Views, view_columns
 from persona.errors import PersonaError
 from persona.evaluation.sanity import check_teacher
 from persona.files import LARGEST_LIST, folder_lock, read_json, sha256_file, write_json
 from persona.memory import keep_freed_memory
 from persona.models.output import freeze
-from persona.models.sources import NamedNetwork, load_network
+from persona.models.sources import NamedNetwork, load_network, spell, teacher_names
 from persona.models.store import save_head
 from persona.progress import progress_bar
 
@@ -88,6 +88,11 @@ class TargetOptions(Checked):
                 "--config, or leave --views out"
             )
 
+    @property
+    def drawn_by(self) -> AugmentConfig:
+        """The augmentation whose columns the views have."""
+        return self.augment if self.views > 2 else FLIP_ONLY
+
 
 def check_teacher_exists(teacher: str, models: Path, align: AlignSpec) -> None:
     """Checks, before hours of packing, that a teacher exists and fits the crops.
@@ -95,8 +100,8 @@ def check_teacher_exists(teacher: str, models: Path, align: AlignSpec) -> None:
     Raises:
         PersonaError: there is no such teacher, or it needs other crops.
     """
-    _check_is_teacher(teacher)
-    named = load_network(teacher, models)
+    _check_is_teacher(teacher, models)
+    named = load_network(spell(teacher), models)
     if named.network.uses_landmarks and not align.has_landmarks:
         raise PersonaError(
             f"{teacher} wants five points of each face: pack with --align mtcnn, landmarks "
@@ -124,9 +129,9 @@ def keep_targets(
         PersonaError: there is no such teacher, it needs other crops, it does not tell the people of
             the set apart, or `make_targets` fails.
     """
-    _check_is_teacher(teacher)
+    _check_is_teacher(teacher, models)
     accelerator = Accelerator()
-    named = load_network(teacher, models)
+    named = load_network(spell(teacher), models)
     faces.manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
     named.network.eval().to(accelerator.device)
     if named.network.from_elsewhere:
@@ -138,9 +143,15 @@ def keep_targets(
     return targets, fresh, main
 
 
-def _check_is_teacher(teacher: str) -> None:
+def _check_is_teacher(teacher: str, models: Path) -> None:
     if teacher == "none":
         raise PersonaError("targets are a teacher's: name one with --teacher")
+    names = teacher_names(teacher, models)
+    if len(names) > 1:
+        raise PersonaError(
+            f"targets are kept of one teacher: run the command for each of {', '.join(names)}, and "
+            "`persona distill --teacher` with the list then reads them all"
+        )
 
 
 def make_targets(
@@ -161,7 +172,7 @@ def make_targets(
     plan = {
         "weights": teacher.digest,
         "views": options.views,
-        "augment": vars(options.augment) if options.views > 2 else None,
+        "augment": to_dict(options.augment) if options.views > 2 else None,
         "seed": options.seed if options.views > 2 else None,
         "precision": options.precision,
         "shards": [shard.sha256 for shard in manifest.shards],
@@ -198,7 +209,7 @@ def make_targets(
         trained_on=teacher.trained_on,
         classes=teacher.classes,
         views=options.views,
-        augment=options.augment,
+        augment=options.drawn_by,
         seed=options.seed,
         files=(),
     )
@@ -269,7 +280,7 @@ def _embed_shard(
     journal = place / f".{number:06d}.done"
     shapes = (
         (photos, options.views, teacher.network.embedding_size),
-        (photos, options.views, len(VIEW)),
+        (photos, options.views, len(view_columns(options.drawn_by))),
     )
     done = _resume(partial, shapes, journal)
     if not done:
@@ -292,11 +303,11 @@ def _embed_shard(
         count = len(batch.labels)
         rows = slice(row, row + count)
         views[rows] = [
-            photo_views(options.augment, options.views, options.seed, key, role)
+            photo_views(options.drawn_by, options.views, options.seed, key, role)
             for key in batch.keys.tolist()
             for role in range(roles)
         ]
-        features[rows] = _vectors(teacher, batch, views[rows], accelerator, options)
+        features[rows] = _features(teacher, batch, views[rows], accelerator, options)
         row += count
         views.flush()
         features.flush()
@@ -332,7 +343,7 @@ def _resume(partial: list[Path], shapes: tuple[tuple[int, ...], ...], journal: P
 
 
 @torch.inference_mode()
-def _vectors(
+def _features(
     teacher: NamedNetwork,
     batch: Batch,
     views_PVN: Views,
@@ -347,13 +358,13 @@ def _vectors(
     images = batch.images.to(accelerator.device).repeat_interleave(views, dim=0)
     rows = np.ascontiguousarray(views_PVN.reshape(photos * views, -1))
     landmarks = batch.landmarks.repeat_interleave(views, dim=0)
-    landmarks = view_landmarks(landmarks, rows, images.shape[2])
+    landmarks = view_landmarks(landmarks, rows, images.shape[2], options.drawn_by)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(options.precision)
     parts = []
     for start in range(0, len(images), options.batch_size):
         part = slice(start, start + options.batch_size)
         # In float32, as in training: student and teacher must see the same pixels.
-        pixels = normalise(apply_views(images[part], rows[part]))
+        pixels = normalise(apply_views(images[part], rows[part], options.drawn_by))
         with torch.autocast(accelerator.device.type, dtype=dtype, enabled=dtype is not None):
             parts.append(teacher.network.features(pixels, landmarks[part]).float().cpu())
     features = torch.cat(parts)

@@ -220,8 +220,7 @@ class Plain:
 def random_targets(faces: Any, teacher: Path, head: Any) -> None:
     """What `persona targets` would keep, of random vectors: only its speed is wanted here."""
     from persona.config import AugmentConfig
-    from persona.data.storage import on_disk
-    from persona.data.targets import (
+    from persona.data.kept_targets import (
         HEAD,
         TargetFile,
         Targets,
@@ -230,6 +229,7 @@ def random_targets(faces: Any, teacher: Path, head: Any) -> None:
         targets_folder,
         write_targets,
     )
+    from persona.data.storage import on_disk
     from persona.files import sha256_file
     from persona.models.store import save_head
 

@@ -111,7 +111,7 @@ def bench(home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     from persona.data.align import AlignSpec
     from persona.data.pack import PackOptions, pack_photos
     from persona.data.raw import open_dataset
-    from persona.evaluation.protocols import Options, evaluate
+    from persona.evaluation.protocols import evaluate
     from persona.memory import keep_freed_memory
     from persona.models.output import FaceNetwork, for_inference
     from persona.models.sources import load_network
@@ -143,7 +143,7 @@ def bench(home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             named,
             packed.faces,
             accelerator,
-            options=Options(resamples=1000),
+            options={"resamples": 1000},
             batch_size=size,
             workers=arguments.workers,
             quiet=True,

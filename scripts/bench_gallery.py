@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from persona.data.align.spec import AlignSpec
-from persona.gallery.search import Index
+from persona.gallery.search import TemplateIndex
 from persona.gallery.store import Facts, Store, StoredPhoto, Templates, open_store, unit
 
 PHOTOS = 5
@@ -54,7 +54,7 @@ def milliseconds(call: Callable[[int], Any], count: int) -> dict[str, float]:
     return {"median_ms": float(np.median(times)), "p95_ms": float(np.quantile(times, 0.95))}
 
 
-def look(index: Index, probes: Templates, number: int) -> None:
+def look(index: TemplateIndex, probes: Templates, number: int) -> None:
     """One probe, as one face of a photo is looked up."""
     index.nearest(probes[number][None])
 
@@ -71,7 +71,7 @@ def search(rows: int, width: int, match: str) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
     truth: list[tuple[str, float] | None] = []
     for method, exact in (("all", 10**9), ("faiss", 0)):
-        index = Index(width, match, exact)
+        index = TemplateIndex(width, match, exact)
         start = time.perf_counter()
         index.add(names, templates)
         index.nearest(probes[:1])

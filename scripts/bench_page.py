@@ -37,8 +37,8 @@ from persona.data.align.decode import EncodedPhoto
 from persona.data.align.detect import Mtcnn
 from persona.data.samples import decode_into
 from persona.data.transforms import normalise
+from persona.deploy.exports.web import Web
 from persona.deploy.faces import drawn_faces
-from persona.deploy.web import export_web
 from persona.models.cards import find_model
 from persona.models.store import load_model
 from persona.report.browser import open_browser
@@ -121,7 +121,7 @@ def main() -> None:
     mtcnn, student = Mtcnn("cpu"), load_model(card, arguments.models).eval()
     with tempfile.TemporaryDirectory() as scratch:
         page = Path(scratch) / "page"
-        exported = export_web(card, arguments.models, drawn_faces(card.image_size, 16), page)
+        exported = Web().export(card, arguments.models, drawn_faces(card.image_size, 16), page)
         with opened_page(page) as look:
             rows = [compare(look(path), path, mtcnn, student, spec) for path in photos]
     away = [row["away_px"] for row in rows if "away_px" in row]

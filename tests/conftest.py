@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import os
@@ -27,6 +28,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 SIZE_PX = 32
 
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's `&` leaves it ignored, and so would every process that a test starts and interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(autouse=True)
 def signal_handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Puts back what a command that was run in this process did with signals."""
@@ -39,6 +45,7 @@ def signal_handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         signal.signal(number, handler)
 
 
+@functools.cache
 def jpeg(seed: int, size_px: int = SIZE_PX) -> bytes:
     """A JPEG of smooth noise, different for every seed."""
     rng = np.random.default_rng(seed)
@@ -48,11 +55,20 @@ def jpeg(seed: int, size_px: int = SIZE_PX) -> bytes:
     return buffer.getvalue()
 
 
-def write_vggface2(raw: Path, identities: int = 6, photos: int = 5, size_px: int = SIZE_PX) -> Path:
-    """A small VGGFace2 below `raw`: `identities` to train on and as many to test on."""
+def write_vggface2(
+    raw: Path,
+    identities: int = 6,
+    photos: int = 5,
+    size_px: int = SIZE_PX,
+    different: int | None = None,
+) -> Path:
+    """A small VGGFace2 below `raw`: `identities` to train on and as many to test on.
+
+    `different`: number of different photos, where many files of any content will do.
+    """
     root = raw / "VGGFace2"
     numbers = itertools.count(2)
-    seeds = itertools.count()
+    seeds = itertools.count() if different is None else itertools.cycle(range(different))
     for split in ("train", "test"):
         lines = []
         for _ in range(identities):
@@ -125,6 +141,16 @@ def _one_thread() -> Iterator[None]:
 
     torch.set_num_threads(1)
     yield
+
+
+@pytest.fixture(scope="session")
+def pair() -> Iterator[Any]:
+    """Two processes that run commands together, for all tests of this pytest process."""
+    from pair import Pair
+
+    started = Pair()
+    yield started
+    started.close()
 
 
 @pytest.fixture

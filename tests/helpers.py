@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+TESTS = str(Path(__file__).parent)
 TWO_PROCESSES = Path(__file__).parents[1] / "configs" / "two_cpu_processes.yaml"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
 
@@ -37,11 +45,6 @@ def run(
     return done
 
 
-def persona(*arguments: str, home: Path) -> Any:
-    """`persona ARGUMENTS --json`, as the value it prints."""
-    return json.loads(run("persona", *arguments, "--json", home=home).stdout)
-
-
 def persona_error(*arguments: str, home: Path) -> str:
     """`persona ARGUMENTS` must fail; its one line on stderr."""
     done = run("persona", *arguments, home=home, fails=True)
@@ -52,14 +55,6 @@ def persona_error(*arguments: str, home: Path) -> str:
 
 
 DISTILL = ("-b", "5", "-w", "0", "--tracker", "none", "--test-set", "none")
-
-
-def distill(*arguments: str, home: Path, processes: int = 1, **more: str | None) -> str:
-    """A short `python -m persona.distill`, or as launched on two processes; the model's ID."""
-    accelerate = ("accelerate.commands.launch", "--config_file", str(TWO_PROCESSES), "-m")
-    launch = (*(accelerate if processes == 2 else ()), "persona.distill")
-    done = run(*launch, *DISTILL, *arguments, "--json", home=home, fails=False, **more)
-    return str(json.loads(done.stdout)["id"])
 
 
 def reset_accelerate() -> None:
@@ -123,3 +118,61 @@ def persona_error_here(*arguments: str, home: Path) -> str:
     explained = explain(result.exception)
     assert explained is not None, result.exception
     return explained[0]
+
+
+@contextlib.contextmanager
+def left_by_a_kill(checkpoints: int, home: Path, elsewhere: Path) -> Iterator[None]:
+    """Copies what a run killed after so many checkpoints leaves on the disk; the run goes on.
+
+    A SIGKILL leaves the files as they are at that moment. In the home `elsewhere` the run is as
+    they were, and can be taken up; in `home` it comes to its end, to compare with.
+    """
+    from persona.training import run as module
+
+    save, count = module.save_checkpoint, itertools.count(1)
+
+    def save_and_copy(folder: Path, *arguments: Any) -> None:
+        save(folder, *arguments)
+        if next(count) == checkpoints:
+            shutil.copytree(folder, elsewhere / "runs" / folder.name)
+            shutil.copytree(home / "models", elsewhere / "models", dirs_exist_ok=True)
+            (elsewhere / "shards").symlink_to(home / "shards")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, "save_checkpoint", save_and_copy)
+        yield
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv.pop(1))
+import little  # the backbone of a teacher
+from persona.cli.distill import main
+from persona.training import run
+
+write, left = run.save_checkpoint, [int(sys.argv.pop(1))]
+
+def write_and_die(*arguments):
+    write(*arguments)
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run.save_checkpoint = write_and_die
+main()
+"""
+
+
+def killed(checkpoints: int, *arguments: str, home: Path) -> str:
+    """A `python -m persona.distill` that is killed after so many checkpoints; the run's ID."""
+    before = set((home / "runs").glob("*"))
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, TESTS, str(checkpoints), *DISTILL, *arguments],
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (folder,) = set((home / "runs").glob("*")) - before
+    return folder.name

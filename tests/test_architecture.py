@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ ROOMS = {
     "targets": FLOOR | {"data", "models", "evaluation"},
     "deploy": FLOOR | {"data", "models", "evaluation"},
     "gallery": FLOOR | {"data", "models", "evaluation"},
+    "demo": FLOOR | {"data", "models"},
     "distill": FLOOR | {"data", "models", "training", "evaluation", "report"},
     "serve": FLOOR | {"data", "gallery"},
     "learning": FLOOR | {"data", "models", "training", "evaluation", "report"},
@@ -28,7 +30,7 @@ ROOMS = {
     | {"data", "models", "training", "evaluation", "report", "deploy", "gallery", "targets"}
     | {"distill"},
     "cli": FLOOR
-    | {"data", "models", "evaluation", "report", "targets", "distill", "deploy"}
+    | {"data", "models", "evaluation", "report", "targets", "distill", "deploy", "demo"}
     | {"gallery", "learning", "serve", "api"},
     "__main__": {"cli"},
     "__init__": FLOOR | {"api", "training"},
@@ -43,6 +45,7 @@ ONLY_IN = {
 }
 
 
+@functools.cache
 def imports(path: Path) -> set[str]:
     """Modules that a file imports, anywhere in it."""
     found = set()
@@ -84,3 +87,12 @@ def test_the_library_does_not_print() -> None:
     for path in FILES:
         calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
         assert not any(getattr(call.func, "id", "") == "print" for call in calls), path
+
+
+def test_no_public_class_has_the_name_of_another() -> None:
+    places: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import subprocess
@@ -33,6 +34,7 @@ found["kind"] = persona_here("shard", "folders-jpg:" + {raw!r}, *flat, home=home
 common = ("-e", "1", "--train-set", "passports")
 teacher = distill_here("plain", "--teacher", "none", *common, home=home)
 options = ("-o", "losses.huber.weight=1", "-o", "losses.huber.delta=0.5", "--tracker", "lines")
+options += ("-o", "augment.vignette=0.5")
 student = distill_here(
     *("plain", "-o", "student.channels=16", "--teacher", teacher, *common, *options), home=home
 )
@@ -44,10 +46,20 @@ found["learned"] = persona_here(
     home=home,
 )
 found["evaluation"] = persona_here(
-    *("evaluate", "--set", "passports", "--student", student, "--measure", "nearest"), home=home
+    *("evaluate", "--set", "passports", "--student", student, "--measure", "nearest"),
+    *("-o", "most=10"),
+    home=home,
 )
+common = ("evaluate", "--set", "passports", "--student", student)
+found["most"] = persona_error_here(*common, "--measure", "nearest", "-o", "most=1", home=home)
+found["taken"] = persona_error_here(*common, "--measure", "class", "-o", "most=3", home=home)
+export = ("export", student, "--format", "onnx-gz")
+found["export"] = persona_here(*export, "-o", "level=1", "--out", {out!r}, home=home)
+found["level"] = persona_error_here(*export, "-o", "level=10", home=home)
+found["stray"] = persona_error_here("export", student, "-o", "level=3", home=home)
 found["range"] = persona_error_here("distill", "plain", "-o", "student.channels=4", home=home)
 found["key"] = persona_error_here("distill", "plain", "-o", "student.width=1", home=home)
+found["strength"] = persona_error_here("distill", "-o", "augment.vignette=2", home=home)
 print(json.dumps(found))
 """
 
@@ -67,7 +79,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         path = home / "data" / "raw" / "Passports" / f"person{number // 4}" / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(jpeg(number))
-    code = USE.format(home=str(home), raw=str(home / "data" / "raw" / "Passports"))
+    out = str(home / "student.onnx.gz")
+    code = USE.format(home=str(home), out=out, raw=str(home / "data" / "raw" / "Passports"))
     tests = Path(__file__).parent
     places = f"{site}:{tests}:{tests.parent}"
     done = subprocess.run(
@@ -85,8 +98,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_every_example_is_in_a_file_of_the_package() -> None:
     text = DOC.read_text()
     blocks = BLOCK.findall(text)
-    assert len(blocks) == text.count("```") / 2 == 7
-    assert all(len(body.splitlines()) < 35 for _, body in blocks)
+    assert len(blocks) == text.count("```") / 2 == 9
+    assert all(len(body.splitlines()) < 45 for _, body in blocks)
 
 
 def test_a_dataset_and_a_kind_of_ones_own_are_packed(found: dict[str, Any]) -> None:
@@ -101,6 +114,11 @@ def test_a_backbone_and_a_loss_of_ones_own_are_trained(found: dict[str, Any]) ->
     assert card["parameters"] < 20_000 + 512 * 16 + 3 * 513
 
 
+def test_an_augmentation_of_ones_own_is_drawn(found: dict[str, Any]) -> None:
+    assert found["card"]["config"]["augment"]["vignette"] == 0.5
+    assert "vignette 2.0: choose 0 to 1" in found["strength"]
+
+
 def test_a_tracker_of_ones_own_gets_the_figures(found: dict[str, Any]) -> None:
     assert "'loss'" in found["lines"] and "images_per_s" in found["lines"]
 
@@ -112,9 +130,19 @@ def test_a_method_of_ones_own_learns(found: dict[str, Any]) -> None:
 
 def test_a_protocol_of_ones_own_measures(found: dict[str, Any]) -> None:
     assert found["evaluation"]["measure"] == "nearest"
-    assert 0 <= found["evaluation"]["rank_1"] <= 1
+    assert 0 <= found["evaluation"]["rank_1"] <= 1 and found["evaluation"]["photos"] == 10
+
+
+def test_a_format_of_ones_own_is_exported_and_checked(found: dict[str, Any]) -> None:
+    assert (found["export"]["format"], found["export"]["faces"]) == ("onnx-gz", 12)
+    assert found["export"]["worst_cosine"] > 0.9999
+    assert gzip.decompress(Path(found["export"]["path"]).read_bytes()).startswith(b"\x08")
 
 
 def test_their_options_are_checked_as_personas_own(found: dict[str, Any]) -> None:
     assert "channels 4: choose 8 to 512" in found["range"]
     assert "unknown key 'student.width'" in found["key"]
+    assert "most 1: choose 2 to 100000" in found["most"]
+    assert "level 10: choose 0 to 9" in found["level"]
+    assert "-o level is for another format: add --format onnx-gz" in found["stray"]
+    assert "-o most goes with --measure nearest, not with class" in found["taken"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from persona.data.align import AlignSpec, Face
+from persona.data.align import AlignSpec, FoundFace
 from persona.data.align.crop import crop_landmarks, in_margin_box, margin_box
 from persona.data.align.decode import Decoded
 from persona.landmarks import TEMPLATE_52, invert, move, similarity, template
@@ -81,7 +81,7 @@ def test_dots_land_on_the_template(degrees: float, scale: float) -> None:
     box = (500 - 0.9 * radius, 500 - 1.2 * radius, 500 + 0.9 * radius, 500 + 1.2 * radius)
     region = margin_box(photo.size, box, spec)
     stretched = np.asarray(Decoded(photo).resize(region, spec.image_size), np.float32)
-    in_crop = in_margin_box(photo.size, Face(box, 1.0, points), spec)
+    in_crop = in_margin_box(photo.size, FoundFace(box, 1.0, points), spec)
     assert in_crop is not None and in_crop[5, 0] > 1.2 * in_crop[5, 1]
     pixels = torch.from_numpy(stretched).permute(2, 0, 1)[None]
     back = turn(pixels, in_crop[None].astype(np.float32), 112)[0, 0].numpy()

@@ -1,10 +1,7 @@
-"""A teacher's vectors kept beside the shards: made, replayed, interrupted, damaged."""
+"""A teacher's embeddings kept beside the shards: made, replayed, interrupted, damaged."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +11,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import NO_ALIGN, SIZE_PX
-from helpers import environment
+from helpers import persona_here
+from pair import Pair
 from servers import Faults, web_server
 
 import persona.targets
 from persona.config import AugmentConfig, LossesConfig, StudentConfig, from_dict
-from persona.data.pack import Packed, pack_photos, pack_triplets
-from persona.data.raw import open_dataset
-from persona.data.sets import FaceSet, open_set, verify_set
-from persona.data.storage import RemoteFolder
-from persona.data.stream import Batch, build_loader
-from persona.data.targets import (
+from persona.data.kept_targets import (
     CARD,
     HEAD,
     Targets,
@@ -35,9 +28,14 @@ from persona.data.targets import (
     short_name,
     targets_folder,
 )
+from persona.data.pack import Packed, pack_photos, pack_triplets
+from persona.data.raw import open_dataset
+from persona.data.sets import FaceSet, open_set, verify_set
+from persona.data.storage import RemoteFolder
+from persona.data.stream import Batch, build_loader
 from persona.data.transforms import apply_views, normalise
 from persona.data.triplets import make_triplets
-from persona.data.views import IDENTITY, MIRROR
+from persona.data.views import IDENTITY, MIRROR, identity_view, mirror_view, view_columns
 from persona.errors import PersonaError
 from persona.models.output import ClassifierHead, FaceNetwork
 from persona.models.sources import NamedNetwork
@@ -48,6 +46,8 @@ from persona.training.task import DistillationTask
 from persona.training.teacher import Teacher
 
 STRONG = AugmentConfig(crop=0.3, low_resolution=0.5, grey=0.3, jitter=0.4, erase=0.5)
+WIDER = AugmentConfig(crop=0.2, rotation=20, shift=0.1, blur=0.5, gamma=0.5)
+"""Its views have more columns than the standard ones."""
 
 
 class Pooled(FaceNetwork):
@@ -119,9 +119,10 @@ def batches(
     return list(loader)
 
 
-def vectors(named: NamedNetwork, batch: Batch) -> torch.Tensor:
+def vectors(named: NamedNetwork, batch: Batch, augment: AugmentConfig = STRONG) -> torch.Tensor:
     with torch.no_grad():
-        return named.network.features(normalise(apply_views(batch.images, batch.views.numpy())))
+        images = apply_views(batch.images, batch.views.numpy(), augment)
+        return named.network.features(normalise(images))
 
 
 def test_a_recipe_that_does_not_mirror_is_shown_no_mirror_image(train_set: Packed) -> None:
@@ -131,6 +132,16 @@ def test_a_recipe_that_does_not_mirror_is_shown_no_mirror_image(train_set: Packe
         b.views[:, 0] for e in range(6) for b in batches(train_set, targets, unmirrored, epoch=e)
     ]
     assert float(torch.cat(flips).max()) == 0
+
+
+def test_a_recipe_that_only_mirrors_reads_views_of_more_columns(train_set: Packed) -> None:
+    targets = make(train_set, views=4, augment=WIDER)
+    for batch in batches(train_set, targets, AugmentConfig()):
+        assert batch.views.shape[1] == len(view_columns(WIDER)) > len(IDENTITY)
+        assert {row.tobytes() for row in batch.views.numpy()} <= {
+            identity_view(WIDER).tobytes(),
+            mirror_view(WIDER).tobytes(),
+        }
 
 
 def test_a_changed_last_layer_is_noticed(train_set: Packed) -> None:
@@ -154,19 +165,26 @@ def test_the_teachers_precision_does_not_change_the_picture(
         torch.testing.assert_close(batch.targets, vectors(named, batch).half())
 
 
-@pytest.mark.parametrize(("views", "augment"), [(2, AugmentConfig()), (6, STRONG)])
+@pytest.mark.parametrize(
+    ("views", "augment"), [(2, AugmentConfig()), (2, WIDER), (6, STRONG), (6, WIDER)]
+)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_kept_vector_is_the_teachers_of_the_view_that_is_shown(
     train_set: Packed, views: int, augment: AugmentConfig, workers: int
 ) -> None:
     named = teacher()
     targets = make(train_set, named, views=views, augment=augment)
+    shown = augment if views > 2 else AugmentConfig()
+    assert targets.augment == shown
     seen = set()
     for epoch in range(3):
-        for batch in batches(train_set, targets, augment, epoch=epoch, workers=workers):
+        for batch in batches(train_set, targets, shown, epoch=epoch, workers=workers):
             assert batch.targets is not None and batch.targets.dtype == torch.float16
             torch.testing.assert_close(
-                batch.targets.float(), vectors(named, batch), rtol=2e-3, atol=2e-3
+                batch.targets.float(),
+                vectors(named, batch, targets.augment),
+                rtol=2e-3,
+                atol=2e-3,
             )
             seen |= {view.tobytes() for view in batch.views.numpy()}
     if views == 2:
@@ -316,7 +334,7 @@ def damage(place: Path, kind: str) -> None:
         ("another width", r"holds \(2, 15\) numbers a photo, its card says \(2, 16\)"),
         ("cut", "is damaged"),
         ("a pickle", "is damaged"),
-        ("integers", "holds int8, not vectors"),
+        ("integers", "holds int8, not embeddings"),
         ("changed", "does not match its checksum"),
         ("views", r"000001\.views\.npy is missing"),
         ("card", "is no card of targets"),
@@ -377,7 +395,9 @@ def test_a_vector_that_is_not_finite_is_named(train_set: Packed) -> None:
     array = np.load(path)
     array[3] = np.nan
     np.save(path, array)
-    with pytest.raises(PersonaError, match=r"000002\.features\.npy, or .* not finite for photo 3"):
+    with pytest.raises(
+        PersonaError, match=r"000002\.features\.npy, or .* out of range, for photo 3"
+    ):
         batches(train_set, targets, AugmentConfig())
 
 
@@ -411,8 +431,7 @@ def test_names_do_not_tell_where_a_file_lies() -> None:
     assert targets_folder(Path("s"), "../../etc").parent == Path("s/targets")
 
 
-def test_two_processes_keep_what_one_does(raw: Path, tmp_path: Path) -> None:
-    """The real command, really started twice."""
+def test_two_processes_keep_what_one_does(raw: Path, tmp_path: Path, pair: Pair) -> None:
     from persona.models.store import save_model
 
     student = Student(StudentConfig(embedding_size=16), 6, image_size=SIZE_PX)
@@ -423,21 +442,11 @@ def test_two_processes_keep_what_one_does(raw: Path, tmp_path: Path) -> None:
     save_model(tmp_path / "models", student, model_id="t", classes=CLASSES, **facts)
     dataset = open_dataset("vggface2", raw, "train")
     kept = []
-    for home, launch in (
-        ("one", []),
-        ("two", ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]),
-    ):
-        pack_photos(dataset, tmp_path / home / "shards" / dataset.set_name, NO_ALIGN)
-        done = subprocess.run(
-            [sys.executable, *launch, "-m", "persona", "targets", "vggface2", "--teacher", "t",
-             "--models", str(tmp_path / "models"), "-b", "4", "--json"],
-            env=environment(tmp_path / home),
-            capture_output=True,
-            text=True,
-            check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        row = json.loads(done.stdout)
+    for name, start in (("one", persona_here), ("two", pair.persona)):
+        home = tmp_path / name
+        pack_photos(dataset, home / "shards" / dataset.set_name, NO_ALIGN)
+        options = ("--teacher", "t", "--models", str(tmp_path / "models"), "-b", "4")
+        row = start("targets", "vggface2", *options, home=home)
         assert (row["photos"], row["views"], row["logits"], row["fresh"]) == (30, 2, 6, True)
         kept.append(contents(Path(row["path"])))
     one, two = kept

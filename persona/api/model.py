@@ -161,21 +161,22 @@ class Model:
             faces: a packed set.
             measure: the protocol: verification, match, class, identification or templates. None
                 means the one that the set is made for.
-            options: fields of `persona.evaluation.protocols.Options`, for example
-                `resamples=1000`.
+            options: options of the protocol, for example `resamples=1000`. Each protocol has a
+                dataclass of them, its `config_class`.
 
         Raises:
-            PersonaError: the set does not fit the protocol, or its crops do not fit the model.
+            PersonaError: the set does not fit the protocol, its crops do not fit the model, or the
+                protocol does not take an option.
         """
         from persona.evaluation.processes import join_processes
-        from persona.evaluation.protocols import Options, evaluate
+        from persona.evaluation.protocols import evaluate
 
         return evaluate(
             self.named,
             faces,
             join_processes(self.named.network),
             measure=measure,
-            options=Options(**options),
+            options=options,
             quiet=True,
         )
 
@@ -202,7 +203,7 @@ class Model:
 
         Args:
             path: the file to write.
-            options: fields of `persona.deploy.export.ExportOptions`, for example
+            options: fields of `persona.deploy.exports.ExportOptions`, for example
                 `precision="fp16"`.
 
         Raises:
@@ -210,16 +211,14 @@ class Model:
                 model's.
         """
         with needing("exporting"):
-            from persona.deploy.export import ExportOptions, export_onnx
+            from persona.deploy.exports.onnx import Onnx
         from persona.deploy.faces import drawn_faces
         from persona.models.cards import find_model
-        from persona.models.store import load_model
 
-        card = find_model(self.name, self.workspace.models)
-        target = Path(path)
+        models, target = self.workspace.models, Path(path)
+        card = find_model(self.name, models)
         faces = drawn_faces(card.image_size, CHECK_FACES)
-        student = load_model(card, self.workspace.models)
-        export_onnx(student, card, faces, target, ExportOptions(**options))
+        Onnx().export(card, models, faces, target, Onnx.config_class(**options))
         return target
 
     def in_torch(self) -> NamedNetwork:
@@ -266,7 +265,7 @@ def load(name: str | None = None, *, workspace: Workspace | None = None) -> Mode
     Args:
         name: a model's ID, `onnx:FILE`, `litert:FILE`, `facenet-vggface2`, the path of an ONNX or
             LiteRT file, `hf://OWNER/NAME`, or an architecture for an untrained student. None means
-            the best student that was trained here.
+            the best student that was trained here, or else `persona-s` if Persona ships it.
         workspace: where models are stored. None means `PERSONA_HOME`, or the current folder where
             it is not set.
 
@@ -278,21 +277,15 @@ def load(name: str | None = None, *, workspace: Workspace | None = None) -> Mode
         >>> persona.load("mobilenet_v3_small").embedding_size
         512
     """
-    from persona.gallery.people import network_align
-    from persona.gallery.store import Threshold
+    from persona.gallery.people import card_threshold, network_align
     from persona.models.cards import find_model
-    from persona.models.sources import load_embedder, source_of, spell
+    from persona.models.sources import load_embedder, spell
 
     place = workspace or Workspace.locate()
     if name is None:
         name = find_model(None, place.models).id
     named = load_embedder(spell(name), place.models)
-    card = source_of(named.name, place.models).card(named.name, place.models)
-    threshold = None
-    if card is not None and card.threshold is not None:
-        value, far = card.threshold
-        threshold = Threshold(value, f"FAR {far:g} on {card.test_set}, its test set", far)
-    return Model(named, network_align(named, place), place, threshold)
+    return Model(named, network_align(named, place), place, card_threshold(named.name, place))
 
 
 def wrap(

@@ -12,7 +12,7 @@ from persona.workspace import Workspace
 
 if TYPE_CHECKING:
     from persona.api.model import Model
-    from persona.data.targets import Targets
+    from persona.data.kept_targets import Targets
 
 
 class FaceSet(sets.FaceSet):
@@ -20,6 +20,12 @@ class FaceSet(sets.FaceSet):
 
     Make one with `persona.open_set`.
     """
+
+    def targets(self, teacher: str) -> Targets | None:
+        """Returns a teacher's embeddings from beside the set, or None if none are stored."""
+        from persona.models.sources import spell
+
+        return super().targets(spell(teacher))
 
     def keep_targets(
         self, teacher: Model, *, views: int = 2, batch_size: int = 128, seed: int = 0

@@ -15,6 +15,7 @@ from persona.api.model import Model, load
 from persona.config import load_config
 from persona.data.mixed import check_weight
 from persona.data.sets import FaceSet
+from persona.distill.start import start_values
 from persona.errors import PersonaError
 from persona.training.callbacks import Callback
 from persona.workspace import Workspace
@@ -94,11 +95,10 @@ def distill_student(
     base: dict[str, Any] = {}
     if teacher is not None:
         base["losses"] = {term: dict(values) for term, values in EMBEDDING_LOSSES.items()}
-    config = load_config(
-        None if recipe is None else Path(recipe),
-        {key: value for key, value in given.items() if value is not None},
-        base=base,
-    )
+    file = None if recipe is None else Path(recipe)
+    given = {key: value for key, value in given.items() if value is not None}
+    base |= start_values(file, given, place.models)
+    config = load_config(file, given, base=base)
     if config.teacher != name:
         raise PersonaError("options: the teacher is given by `teacher`, leave it out here")
     from persona.distill import distill

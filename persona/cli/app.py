@@ -16,6 +16,7 @@ from persona.cli import (
     download,
     evaluate,
     gallery,
+    group,
     learn,
     models,
     recognise,
@@ -72,6 +73,7 @@ app.command("verify")(verify.verify_command)
 app.command("embed")(verify.embed_command)
 app.command("enroll")(gallery.enroll_command)
 app.command("recognise")(recognise.recognise_command)
+app.command("group")(group.group_command)
 app.command("forget")(gallery.forget_command)
 app.add_typer(gallery.gallery_app, name="gallery")
 app.command("serve")(serve.serve_command)

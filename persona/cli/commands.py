@@ -21,7 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from persona.cli.output import note
 from persona.cli.process import is_first
-from persona.registry import BACKBONES, METHODS, PROTOCOLS
+from persona.registry import BACKBONES, EXPORTS, METHODS, PROTOCOLS
 
 SYNONYMS = {"--model": ("--student", "--teacher")}
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -38,7 +38,12 @@ class Commands(typer.Typer):
         return super().command(*arguments, **{"cls": _Command, **settings})
 
 
-REGISTRIES = {"{backbones}": BACKBONES, "{methods}": METHODS, "{protocols}": PROTOCOLS}
+REGISTRIES = {
+    "{backbones}": BACKBONES,
+    "{exports}": EXPORTS,
+    "{methods}": METHODS,
+    "{protocols}": PROTOCOLS,
+}
 """Registries by their placeholders in help texts."""
 
 

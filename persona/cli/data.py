@@ -113,7 +113,9 @@ def shard_command(
     ] = None,
     teacher: Annotated[
         str | None,
-        typer.Option(help="Keep this teacher's vectors beside the shards, see `persona targets`."),
+        typer.Option(
+            help="Keep this teacher's embeddings beside the shards, see `persona targets`."
+        ),
     ] = None,
     annotations: Annotated[
         Path | None,
@@ -327,7 +329,7 @@ def shards_verify(
     folder, manifest = faces.folder, faces.manifest
     cards = sorted(folder.glob("targets/*/targets.json")) if isinstance(folder, Path) else []
     if cards:
-        from persona.data.targets import check_targets, read_targets
+        from persona.data.kept_targets import check_targets, read_targets
 
         for card in cards:
             check_targets(faces, read_targets(card.parent), deep=True)
@@ -356,9 +358,10 @@ def shards_duplicates(
 
     `persona distill --exclude-duplicates COSINE` leaves them out.
     """
+    from persona.data.kept_targets import kept_teachers
     from persona.data.near import find_duplicates, kept_vectors
     from persona.data.sets import open_set
-    from persona.data.targets import kept_teachers
+    from persona.models.sources import spell
     from persona.progress import progress_bar
 
     faces = open_set(set_, workspace(shards=shards).shards, verify=verify)
@@ -371,7 +374,7 @@ def shards_duplicates(
                 f"`persona targets {faces.name} --teacher NAME` keeps its embeddings"
             )
         (teacher,) = known
-    targets = kept_vectors(faces, teacher)
+    targets = kept_vectors(faces, spell(teacher))
     with progress_bar("comparing photos", total=len(faces), unit="photos") as advance:
         found = find_duplicates(faces, targets, cosine, advance=advance)
     source = {key: str(meta["source"]) for key, meta in faces.metas().items()} if found else {}

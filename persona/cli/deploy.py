@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from persona.cli.commands import told_twice
 from persona.cli.output import (
     NETWORKS,
     Column,
@@ -22,23 +23,20 @@ from persona.cli.output import (
     print_table,
     workspace,
 )
-from persona.errors import PersonaError, unknown
 
 if TYPE_CHECKING:
-    from persona.deploy.export import Exported
-    from persona.models.cards import Card
-    from persona.workspace import Workspace
+    from persona.deploy.exports import Exported
 
-FORMATS = ("onnx", "litert", "web")
 EXACT = 1e-6
 """Smallest difference of cosines that is shown; float32 is not more exact."""
 LAYERS_SHOWN = 10
-ENDINGS = {"onnx": ".onnx", "litert": ".tflite", "web": "-web"}
 
 
 def export_command(
     model: ModelArgument = None,
-    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16 or int8.  [default: fp32]")
+    ] = None,
     preprocessing: Annotated[
         bool,
         typer.Option(
@@ -82,7 +80,7 @@ def export_command(
         str,
         typer.Option(
             "--format",
-            help="onnx, litert (TensorFlow Lite; needs extra `litert`), or web: a page that "
+            help="{exports}.  litert is TensorFlow Lite (needs extra `litert`), web a page that "
             "compares faces in a browser.",
         ),
     ] = "onnx",
@@ -93,66 +91,53 @@ def export_command(
             "[default: npm fetches it once]"
         ),
     ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            "-o",
+            metavar="NAME=VALUE",
+            help="Any option of the format.  Repeatable.",
+        ),
+    ] = None,
     shards: ShardsOption = None,
     verify: VerifyOption = True,
     models: ModelsOption = None,
     json: JsonFlag = False,
 ) -> None:
     """Write a student as a file that needs no torch, checked against the model first."""
-    from persona.models.cards import find_model
+    from persona.config import read_options
+    from persona.deploy.exporting import export_model
 
-    if format_ not in FORMATS:
-        raise unknown("format", format_, FORMATS)
-    if runtime and format_ != "web":
-        raise PersonaError("--runtime is for pages: add --format web, or leave it out")
-    if calibrate is not None and precision != "int8":
-        raise PersonaError("--calibrate is for --precision int8: add that, or leave it out")
-    place = workspace(shards=shards, models=models)
-    card = find_model(model, place.models)
-
-    from persona.deploy.export import ExportOptions, export_litert, export_onnx
-    from persona.models.store import load_model
-    from persona.names import public_name
-
-    options = ExportOptions(precision, preprocessing, classifier)
-    stem = card.id if precision == "fp32" or format_ == "web" else f"{card.id}-{precision}"
-    path = out or Path(stem + ENDINGS[format_])
-    if format_ != "web" and path.is_dir():
-        raise PersonaError(
-            f"{path} is a folder: name the file with --out {path / stem}{ENDINGS[format_]}"
-        )
-    checked = set_ or _packed((card.test_set, card.train_set), place)
-    more: dict[str, Any] = {"facts": {} if licence is None else {"persona.licence": licence}}
-    if precision == "int8":
-        name = calibrate or _packed((card.train_set, card.test_set), place)
-        if name is None:
-            raise PersonaError("int8 is calibrated on faces: name a packed set with --calibrate")
-        faces, ranges = _faces_apart(card, checked, name, place, seed, verify=verify)
-        more["calibration_NHWC"] = ranges
-        more["facts"]["persona.calibration"] = (
-            f"{len(ranges)} faces of {public_name(name)}, seed {seed}"
-        )
-    else:
-        faces = _check_faces(card, checked, place, seed, verify=verify)
-    if format_ == "web":
-        from persona.deploy.web import export_web
-
-        done = export_web(card, place.models, faces, path, options, runtime=runtime, **more)
-    else:
-        export = export_litert if format_ == "litert" else export_onnx
-        done = export(load_model(card, place.models), card, faces, path, options, **more)
+    given = {
+        "precision": precision,
+        "preprocessing": preprocessing or None,
+        "classifier": classifier or None,
+        "runtime": runtime,
+    }
+    done = export_model(
+        *(model, workspace(shards=shards, models=models)),
+        form=format_,
+        options=read_options(given, option or [], told_twice),
+        out=out,
+        set_name=set_,
+        calibrate=calibrate,
+        seed=seed,
+        licence=licence,
+        verify=verify,
+    )
     if json:
         row = {
-            "model": card.id,
+            "model": done.model,
             "path": str(done.path),
             "format": format_,
-            "precision": precision,
+            "precision": done.precision,
             "bytes": done.bytes,
             "worst_cosine": done.worst_cosine,
             "faces": done.faces,
         }
-        if precision == "int8":
-            row["calibration_faces"] = len(more["calibration_NHWC"])
+        if done.precision == "int8":
+            row["calibration_faces"] = done.calibration_faces
             row |= {"layers": done.layers, "floats": {k.layer: k.cost for k in done.floats}}
         print_json(row)
         return
@@ -161,58 +146,9 @@ def export_command(
         f"{done.worst_cosine:.6f} over {done.faces} faces"
     )
     _print_layers(done)
-    if format_ == "web":
+    if done.path.is_dir():
         serve = f"python -m http.server --bind 127.0.0.1 -d {shlex.quote(str(done.path))}"
         typer.echo(f"open it with `{serve}` at http://127.0.0.1:8000")
-
-
-def _check_faces(card: Card, set_: str | None, place: Workspace, seed: int, *, verify: bool) -> Any:
-    """Returns the faces to check a file on: those of a set, or drawn faces where there is none."""
-    from persona.data.sets import open_set
-    from persona.deploy.export import FACES
-    from persona.deploy.faces import drawn_faces, set_faces
-
-    if set_ is not None:
-        return set_faces(open_set(set_, place.shards, verify=verify), card.image_size, FACES, seed)
-    note("no set of this model is packed here: the file is checked on drawn faces")
-    return drawn_faces(card.image_size, FACES)
-
-
-def _faces_apart(
-    card: Card, checked: str | None, calibrate: str, place: Workspace, seed: int, *, verify: bool
-) -> tuple[Any, Any]:
-    """Returns faces to check a file on, and other faces to calibrate on.
-
-    If both are from one set, the check faces are its first ones.
-    """
-    from persona.data.sets import open_set
-    from persona.deploy.export import CALIBRATION_FACES, FACES
-    from persona.deploy.faces import set_faces
-
-    if checked != calibrate:
-        ranges = open_set(calibrate, place.shards, verify=verify)
-        return (
-            _check_faces(card, checked, place, seed, verify=verify),
-            set_faces(ranges, card.image_size, CALIBRATION_FACES, seed),
-        )
-    both = FACES + CALIBRATION_FACES
-    faces = set_faces(open_set(calibrate, place.shards, verify=verify), card.image_size, both, seed)
-    if len(faces) < 2:
-        raise PersonaError(
-            f"set {calibrate} has one face, and int8 wants one to calibrate on and another to be "
-            "checked on: name another set with --calibrate"
-        )
-    count = max(1, len(faces) * FACES // both)
-    return faces[:count], faces[count:]
-
-
-def _packed(sets: tuple[str, ...], place: Workspace) -> str | None:
-    """Returns the first of the sets that is packed here. A name may be that of a mix of sets."""
-    from persona.data.mixed import names_in
-    from persona.data.shards import MANIFEST
-
-    names = [name for mix in sets for name in (mix, *names_in(mix))]
-    return next((name for name in names if (place.shards / name / MANIFEST).is_file()), None)
 
 
 def _print_layers(done: Exported) -> None:

@@ -68,8 +68,16 @@ def distill_command(
     teacher: Annotated[
         str | None,
         typer.Option(
-            help="facenet-vggface2, facenet-casia-webface, onnx:FILE, a model ID, or none (hard "
-            "labels alone).  [default: facenet-vggface2]"
+            help="facenet-vggface2, facenet-casia-webface, onnx:FILE, a model ID, several with "
+            "commas, or none (hard labels alone).  [default: facenet-vggface2]"
+        ),
+    ] = None,
+    from_model: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="MODEL",
+            help="Go on from this student (ID, folder or hf://OWNER/NAME), as with another set.",
         ),
     ] = None,
     epochs: Annotated[
@@ -124,7 +132,7 @@ def distill_command(
     targets: Annotated[
         str | None,
         typer.Option(
-            help="The teacher's vectors: kept (persona targets), online, or auto: kept if there."
+            help="The teacher's embeddings: kept (persona targets), online, or auto: kept if there."
             "  [default: auto]"
         ),
     ] = None,
@@ -159,6 +167,7 @@ def distill_command(
     options: dict[str, Any] = {
         "student.architecture": student,
         "teacher": teacher,
+        "from_model": from_model,
         "train_set": train_set,
         "exclude_near": exclude_near,
         "exclude_duplicates": exclude_duplicates,
@@ -187,7 +196,10 @@ def distill_command(
 
     given = read_options(options, option or [], told_twice)
     if resume is None:
-        resolved = load_config(config, given, base=launcher_options())
+        from persona.distill.start import start_values
+
+        base = launcher_options() | start_values(config, given, place.models)
+        resolved = load_config(config, given, base=base)
     elif config is not None:
         raise PersonaError("--resume takes the run's own config: leave --config out")
     else:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from persona.cli.commands import told_twice
 from persona.cli.output import (
     NETWORKS,
     CacheOption,
@@ -34,14 +35,10 @@ SetOption = Annotated[
     typer.Option("--set", help="lfw, a packed set or its URL, or the ID of a packed triplet set."),
 ]
 FlipFlag = Annotated[bool, typer.Option("--flip", help="Add the mirror image's embedding.")]
-NoFaceOption = Annotated[
-    str,
-    typer.Option(
-        "--no-face",
-        help="Photos without a face: centre (its middle stands in), fail (their pairs are wrong, "
-        "as are those of absent photos) or exclude.",
-    ),
-]
+NO_FACE = (
+    "Photos without a face: centre (its middle stands in), fail (their pairs are wrong, as are "
+    "those of absent photos) or exclude."
+)
 PairsOption = Annotated[
     Path | None,
     typer.Option("--pairs", help="Your pairs: CSV or parquet (a,b,label) or LFW's pairs.txt."),
@@ -68,7 +65,9 @@ def evaluate_command(
         typer.Option(help="{protocols}.  [default: what the set is made for]"),
     ] = None,
     flip: FlipFlag = False,
-    no_face: NoFaceOption = "centre",
+    no_face: Annotated[
+        str | None, typer.Option("--no-face", help=f"{NO_FACE}  [default: centre]")
+    ] = None,
     pairs: PairsOption = None,
     by: Annotated[
         str | None,
@@ -90,6 +89,15 @@ def evaluate_command(
         Path | None, typer.Option(help="Write fold,same,score of every pair to this CSV file.")
     ] = None,
     resamples: ResamplesOption = 1000,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            "-o",
+            metavar="NAME=VALUE",
+            help="Any option of the measure, as `-o fars=[0.01]`.  Repeatable.",
+        ),
+    ] = None,
     batch_size: BatchOption = 128,
     workers: WorkersOption = None,
     shards: ShardsOption = None,
@@ -99,6 +107,7 @@ def evaluate_command(
     json: JsonFlag = False,
 ) -> None:
     """Measure a network on a packed set."""
+    from persona.config import read_options
     from persona.data.sets import open_set
     from persona.models.cards import find_model
 
@@ -109,7 +118,7 @@ def evaluate_command(
 
     from persona.evaluation.overlap import trained_identities
     from persona.evaluation.processes import join_processes
-    from persona.evaluation.protocols import Options, evaluate
+    from persona.evaluation.protocols import evaluate
     from persona.models.sources import load_embedder, spell
 
     trained = None
@@ -117,24 +126,24 @@ def evaluate_command(
         trained = trained_identities(exclude_overlap, place.shards, place.models)
     named = load_embedder(spell(name), place.models)
     processes = join_processes(named.network)
-    options = Options(
-        flip=flip,
-        no_face=no_face,
-        pairs=pairs,
-        by=by,
-        resamples=resamples,
-        trained=trained,
-        scores=scores,
-        overlap_names=overlap_names,
-        gallery=opened,
-        templates=templates,
-    )
+    options = {
+        "flip": flip or None,
+        "no_face": no_face,
+        "pairs": pairs,
+        "by": by,
+        "resamples": resamples,
+        "trained": trained,
+        "scores": scores,
+        "overlap_names": overlap_names,
+        "gallery": opened,
+        "templates": templates,
+    }
     evaluation = evaluate(
         _placed(named, processes),
         faces,
         processes,
         measure=measure,
-        options=options,
+        options=read_options(options, option or [], told_twice),
         batch_size=batch_size,
         workers=workers,
     )
@@ -154,7 +163,7 @@ def compare_command(
     model_b: Annotated[str, typer.Argument(metavar="B", help="The one it is compared with.")],
     set_: SetOption,
     flip: FlipFlag = False,
-    no_face: NoFaceOption = "centre",
+    no_face: Annotated[str, typer.Option("--no-face", help=NO_FACE)] = "centre",
     pairs: PairsOption = None,
     exclude_overlap: OverlapOption = None,
     resamples: Annotated[
@@ -177,14 +186,16 @@ def compare_command(
     from persona.evaluation.compare import compare
     from persona.evaluation.overlap import trained_identities
     from persona.evaluation.processes import join_processes
-    from persona.evaluation.protocols import Options
+    from persona.evaluation.protocols.verification import VerificationOptions
     from persona.evaluation.statistics import interval_text
     from persona.models.sources import load_embedder, spell
 
     trained = None
     if exclude_overlap is not None:
         trained = trained_identities(exclude_overlap, place.shards, place.models)
-    options = Options(flip=flip, no_face=no_face, pairs=pairs, trained=trained, resamples=resamples)
+    options = VerificationOptions(
+        flip=flip, no_face=no_face, pairs=pairs, trained=trained, resamples=resamples
+    )
     first, second = (load_embedder(spell(name), place.models) for name in (model_a, model_b))
     processes = join_processes(first.network, second.network)
     both = (_placed(first, processes), _placed(second, processes))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -26,10 +25,9 @@ from persona.cli.output import (
 )
 from persona.errors import PersonaError
 from persona.names import legible
-from persona.progress import progress_bar
 
 if TYPE_CHECKING:
-    from persona.gallery import Enrolled, Gallery, Store
+    from persona.gallery import DoubtError, Gallery, Store
 
 gallery_app = Commands(help="The people who are enrolled.", no_args_is_help=True)
 
@@ -94,15 +92,14 @@ def enroll_command(
     json: JsonFlag = False,
 ) -> None:
     """Remember somebody by their photos."""
-    people, failed = _who(what)
+    from persona.gallery.enrolling import enroll_people, people_of
+
+    people, failed = people_of(what, note)
     with open_people(
         store, model, threshold, "mean", passphrase_file, models, keep_crops=keep_crops
     ) as gallery:
-        gallery.store.check_writable()  # one error instead of the same one for every person
-        if len(people) + len(failed) == 1:
-            done = [_enroll(gallery, *one, force=force) for one in people.items()]
-        else:
-            done = _enroll_all(gallery, people, failed, force=force)
+        ask = _ask if sys.stdin.isatty() else None
+        done = enroll_people(gallery, people, failed, force=force, ask=ask)
         threshold_line = threshold_facts(gallery)
     if json:
         print_json({"enrolled": [vars(one) for one in done], "failed": failed, **threshold_line})
@@ -135,115 +132,10 @@ def enroll_command(
     note(f"`{_command('recognise PHOTO|FOLDER|VIDEO', store)}` tells who is on a photo")
 
 
-def _who(what: list[str]) -> tuple[dict[str, list[Path]], dict[str, str]]:
-    """Reads the arguments of `persona enroll`: a name and photos, or a folder of folders.
-
-    Returns:
-        The photos by name, and, for a folder of folders, the reasons by folder for those whose
-        name cannot be used.
-
-    Raises:
-        PersonaError: there are no photos, or it is not clear whom they show.
-    """
-    from persona.gallery.photos import folders_of
-    from persona.gallery.store import check_name
-    from persona.pictures import READ_WORDS
-
-    if len(what) == 1:
-        folder = Path(what[0])
-        folders = folders_of(folder) if folder.is_dir() else []
-        if not folders:
-            raise PersonaError(
-                f"{what[0]!r}: give a name and photos (NAME PHOTO...), or a folder that holds a "
-                "folder of photos for each person"
-            )
-        people: dict[str, list[Path]] = {}
-        failed = {}
-        for person in folders:
-            try:
-                # Two folders may give one name, which differ in Unicode's form or in blanks.
-                people.setdefault(check_name(person.name), []).extend(photos_in(person))
-            except PersonaError as error:
-                failed[person.name] = str(error)
-        return people, failed
-    name, paths = check_name(what[0]), [Path(path) for path in what[1:]]
-    if os.path.isfile(what[0]):  # noqa: PTH113 - a name may be too long for a path
-        raise PersonaError(f"{what[0]!r} is a file: whose photo is it? Give a name first")
-    photos = []
-    for path in paths:
-        if not path.exists():
-            raise PersonaError(f"no photo or folder at {path}")
-        found = photos_in(path) if path.is_dir() else [path]
-        if not found:
-            several = path.is_dir() and folders_of(path)
-            remedy = f"`persona enroll {path}` enrols its folders as people" if several else ""
-            raise PersonaError(f"{path} holds no photos: {remedy or READ_WORDS}")
-        photos += found
-    return {name: photos}, {}
-
-
-def photos_in(folder: Path) -> list[Path]:
-    """Returns the photos directly in a folder, and prints a note if it has folders too."""
-    from persona.gallery.photos import folders_of, photos_of
-
-    found, below = photos_of(folder), len(folders_of(folder))
-    if found and below:
-        note(f"note: {folder} is looked into, {below} folder(s) in it are not")
-    return found
-
-
-def _enroll(gallery: Gallery, name: str, photos: list[Path], *, force: bool) -> Enrolled:
-    """Enrols a person. On a terminal it asks the user about doubts."""
-    from persona.gallery import DoubtError
-    from persona.gallery.photos import iter_photos
-
-    labels = [path.name for path in photos]
-    accept: set[type[DoubtError]] = set()
-    while True:
-        try:
-            with progress_bar("enrolling", total=len(photos), unit="photos") as advance:
-                return gallery.enroll(
-                    *(name, iter_photos(photos, advance)),
-                    force=force,
-                    accept=accept,
-                    labels=labels,
-                )
-        except DoubtError as doubt:
-            if not sys.stdin.isatty():
-                raise
-            note(str(doubt).rpartition(";")[0])
-            if not typer.confirm(doubt.question.format(name=legible(name)), err=True):
-                raise PersonaError(f"{name!r} is not enrolled") from None
-            accept.add(type(doubt))
-
-
-def _enroll_all(
-    gallery: Gallery, people: dict[str, list[Path]], failed: dict[str, str], *, force: bool
-) -> list[Enrolled]:
-    """Enrols people, and adds the reasons of those who were not enrolled to `failed`."""
-    from persona.gallery import DoubtError
-    from persona.gallery.photos import iter_photos
-
-    done = []
-    doubtful = []
-    total = sum(map(len, people.values()))
-    with progress_bar("enrolling", total=total, unit="photos") as advance:
-        for name, photos in people.items():
-            labels = [path.name for path in photos]
-            seen = iter_photos(photos, advance)
-            try:
-                done.append(gallery.enroll(name, seen, force=force, labels=labels))
-            except PersonaError as error:
-                failed[name] = str(error)
-                if isinstance(error, DoubtError) and sys.stdin.isatty():
-                    doubtful.append(name)
-    for name in doubtful:  # after the progress bar, so that nothing else writes on the terminal
-        try:
-            done.append(_enroll(gallery, name, people[name], force=force))
-            del failed[name]
-        except PersonaError as error:
-            failed[name] = str(error)
-    return done
+def _ask(doubt: DoubtError, name: str) -> bool:
+    """Asks the user about a doubt, and returns whether the photos are enrolled all the same."""
+    note(str(doubt).rpartition(";")[0])
+    return typer.confirm(doubt.question.format(name=legible(name)), err=True)
 
 
 def forget_command(
@@ -296,19 +188,10 @@ def gallery_show(
     json: JsonFlag = False,
 ) -> None:
     """What is kept of somebody, and how alike their photos are."""
-    import numpy as np
+    from persona.gallery.people import describe_person
 
     with _store(store, passphrase_file) as opened:
-        person = opened.person(name)
-        photos = [photo for _, _, photo in opened.photos(person.name)]
-    templates_NE = np.stack([photo.template for photo in photos])
-    pairs = (templates_NE @ templates_NE.T)[np.triu_indices(len(photos), 1)]
-    value = {
-        **vars(person),
-        "crops": sum(photo.crop is not None for photo in photos),
-        "least_similarity": float(pairs.min()) if len(pairs) else None,
-        "mean_similarity": float(pairs.mean()) if len(pairs) else None,
-    }
+        value = describe_person(opened, name)
     if json:
         print_json(value)
         return
@@ -375,21 +258,12 @@ def gallery_calibrate(
     place = workspace(shards=shards, models=models)
     faces = None if set_ is None else open_set(set_, place.shards, cache, verify=verify)
 
-    from persona.gallery.people import open_eyes
-    from persona.gallery.store import Threshold
+    from persona.gallery.calibrate import calibrate_gallery
 
     with _store(store, passphrase_file, create=True) as opened:
-        opened.check_writable()
-        eyes = open_eyes(opened, model, place)
-        if faces is None:
-            assert threshold is not None
-            chosen = Threshold(threshold, "set by hand")
-        else:
-            from persona.evaluation.processes import join_processes
-            from persona.gallery.calibrate import calibrate
-
-            chosen = calibrate(eyes.named, faces, join_processes(eyes.named.network), far)
-        opened.set_threshold(chosen)
+        chosen = calibrate_gallery(
+            *(opened, model, place), faces=faces, far=far, threshold=threshold or 0.0
+        )
     if json:
         print_json({"threshold": chosen.value, "threshold_source": chosen.source})
     else:

@@ -26,8 +26,6 @@ from persona.cli.process import is_first, launcher_options
 from persona.errors import PersonaError
 from persona.workspace import Workspace
 
-FIRST = ("auc", "eer")
-
 learn_app = Commands(
     help="Teach a student new people without losing the old ones.", invoke_without_command=True
 )
@@ -144,18 +142,12 @@ def learn_command(
         "cache": None if cache is None else str(cache),
         "verify": None if verify else False,
     }
-    from persona.config import LearnConfig, load_learn_config, read_options, resume_config
+    from persona.config import read_options
+    from persona.learning.configure import build_learn_config
     from persona.models.cards import find_model
 
     given = read_options(given, option or [], told_twice)
-    if resume is not None:
-        config = resume_config(LearnConfig, place.runs, resume, given)
-    else:
-        for name in ("on", "method"):
-            if name not in given:
-                raise PersonaError(f"give --{name}: see persona learn --help")
-        given["student"] = find_model(student, place.models).id
-        config = load_learn_config(given, base=launcher_options("mixed_precision"))
+    config = build_learn_config(place, given, launcher_options("mixed_precision"), resume)
     from persona.learning.run import learn
 
     card = find_model(learn(config, place, resume), place.models)
@@ -207,23 +199,12 @@ def benchmark_command(
     Killed, it goes on when run again. Several processes: accelerate launch … -m persona learn …
     """
     place = Workspace.locate(shards=shards, models=models, runs=runs)
-    from persona.config import load_learn_config, read_options
-    from persona.models.cards import find_model
-    from persona.registry import METHODS
+    from persona.config import read_options
+    from persona.learning.configure import build_benchmark_config
 
-    if on is None:
-        raise PersonaError("give --on: see persona learn benchmark --help")
-    card = find_model(student, place.models)
-    chosen = list(METHODS) if methods == "all" else methods.split(",")
-    for name in chosen:
-        METHODS.find(name)
-    if methods == "all" and card.teacher == "none" and teacher is None:
-        chosen.remove("anchor")
-        note(f"note: {card.id} had no teacher, so anchor is left out; --teacher gives it one")
     given = {
-        "student": card.id,
+        "student": student,
         "on": on,
-        "method": chosen[0],
         "experiences": experiences,
         "steps": steps,
         "batch_size": batch_size,
@@ -239,7 +220,11 @@ def benchmark_command(
         "verify": None if verify else False,
     }
     given = read_options(given, option or [], told_twice)
-    config = load_learn_config(given, base=launcher_options("mixed_precision"))
+    config, chosen, notes = build_benchmark_config(
+        place, given, launcher_options("mixed_precision"), methods
+    )
+    for text in notes:
+        note(text)
 
     from persona.learning.benchmark import benchmark, draw
 
@@ -293,15 +278,12 @@ def show(found: dict[str, Any]) -> None:
     )
     if not found["runs"]:
         return
-    before = {key: mean_of([run["outside_before"][key] for run in found["runs"]]) for key in FIRST}
+    from persona.learning.benchmark import outside_before
+
+    before = outside_before(found)
     typer.echo(
         f"{found['identities']} people an experience, the base first; seen: accuracy on all so "
         "far, the mean over experiences, last: after the last. "
         f"Outside ({found['outside']}) before the stream: AUC {before['auc']:.3f}, "
         f"EER {before['eer']:.3f}. Mean and standard deviation of {found['seeds']} order(s)."
     )
-
-
-def mean_of(values: list[float]) -> float:
-    """Returns the mean of the values."""
-    return sum(values) / len(values)

@@ -27,7 +27,7 @@ models_app = Commands(help="The model store.", no_args_is_help=True)
 @models_app.command("list")
 def models_list(models: ModelsOption = None, json: JsonFlag = False) -> None:
     """Every student: what it is, what it learned from, how good it is."""
-    from persona.models.cards import list_models
+    from persona.models.cards import list_models, list_shipped
 
     names = (
         "id",
@@ -41,16 +41,22 @@ def models_list(models: ModelsOption = None, json: JsonFlag = False) -> None:
         "scored_on",
         "created",
     )
-    cards = list_models(workspace(models=models).models)
-    rows = [{name: getattr(card, name) for name in names} for card in cards]
+    place = workspace(models=models).models
+    shipped = list_shipped(place)
+    cards = [*shipped, *list_models(place)]
     if json:
+        rows = [
+            {name: getattr(card, name) for name in names}
+            | ({"shipped": True} if card in shipped else {})
+            for card in cards
+        ]
         print_json(rows)
         return
     print_table(
         [Column(name, right=name in {"parameters", "bytes", "score"}) for name in names],
         [
             [
-                card.id,
+                f"{card.id} (shipped)" if card in shipped else card.id,
                 card.architecture,
                 f"{card.parameters:,}",
                 human_bytes(card.bytes),
@@ -77,15 +83,17 @@ def models_show(
     """All that is known of a student: its card."""
     from dataclasses import asdict
 
-    from persona.models.cards import find_model
+    from persona.models.cards import find_model, list_shipped
 
-    card = find_model(model, workspace(models=models).models)
+    place = workspace(models=models).models
+    card = find_model(model, place)
+    facts = asdict(card) | ({"shipped": True} if card in list_shipped(place) else {})
     if json:
-        print_json(asdict(card))
+        print_json(facts)
         return
     import yaml
 
-    text = yaml.safe_dump(asdict(card), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
     for line in text.rstrip("\n").split("\n"):
         typer.echo(legible(line))  # the card may come from an untrusted source
 

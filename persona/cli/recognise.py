@@ -16,7 +16,6 @@ from persona.cli.gallery import (
     ThresholdOption,
     nobody_enrolled,
     open_people,
-    photos_in,
     threshold_facts,
 )
 from persona.cli.output import Column, JsonFlag, ModelsOption, note, print_json, print_table
@@ -52,13 +51,14 @@ def recognise_command(
     json: JsonFlag = False,
 ) -> None:
     """Say who is in a photo, in each photo directly in a folder, or in a video and when."""
+    from persona.gallery.enrolling import photos_in
     from persona.gallery.photos import folders_of
     from persona.pictures import READ_WORDS
 
     if not what.exists():
         raise PersonaError(f"no photo, folder or video at {what}")
     folder = what.is_dir()
-    paths = photos_in(what) if folder else [what]
+    paths = photos_in(what, note) if folder else [what]
     if not paths:
         below = len(folders_of(what))
         remedy = f"it holds {below} folder(s), name one of them" if below else READ_WORDS

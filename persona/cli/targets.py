@@ -37,7 +37,7 @@ def targets_command(
     models: ModelsOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """Keep a teacher's vectors beside a set: training then runs without the teacher.
+    """Keep a teacher's embeddings beside a set: training then runs without the teacher.
 
     On several processes: `accelerate launch -m persona targets …`.
     """
@@ -63,8 +63,10 @@ def targets_command(
     targets, fresh, main = keep_targets(faces, teacher, place.models, options)
     if not main:
         return
-    from persona.data.targets import targets_folder
+    from persona.data.kept_targets import targets_folder
+    from persona.models.sources import spell
 
+    teacher = spell(teacher)
     kept = targets_folder(here, teacher)
     size = sum(path.stat().st_size for path in kept.iterdir())
     if json:
@@ -84,5 +86,5 @@ def targets_command(
     verb = "keeps" if fresh else "kept before:"
     typer.echo(
         f"{faces.name} {verb} {targets.views} views of {sum(f.photos for f in targets.files)} "
-        f"photos, {targets.embedding_size} numbers each ({human_bytes(size)}) at {kept}"
+        f"photos, {targets.embedding_size}-d embeddings ({human_bytes(size)}) at {kept}"
     )

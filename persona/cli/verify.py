@@ -98,7 +98,7 @@ def embed_command(
         )
     else:
         typer.echo(
-            f"{len(found)} faces of {len(photos)} photos, {size} numbers each, by {network.name}: "
+            f"{len(found)} faces of {len(photos)} photos, {size}-d embeddings, by {network.name}: "
             f"{out}"
         )
         for place, reason in list(found.left_out.items())[:SHOWN]:

@@ -23,7 +23,7 @@ MAX_UNPACKED_FILES = 50_000
 
 
 @dataclass(frozen=True)
-class Source:
+class MirroredFile:
     """A file, its mirrors and its checksum."""
 
     file: str
@@ -33,7 +33,7 @@ class Source:
 
 # Checksums: torchvision 0.26, datasets/lfw.py. Mirrors: LFW's site, scikit-learn's (_lfw.py), and
 # the copy of pairs.txt in davidsandberg/facenet.
-ARCHIVE = Source(
+ARCHIVE = MirroredFile(
     "lfw.tgz",
     (
         "https://ndownloader.figshare.com/files/5976018",
@@ -42,7 +42,7 @@ ARCHIVE = Source(
     ),
     Checksum("md5", "a17d05bd522c52d84eca14327a23d494"),
 )
-PAIRS = Source(
+PAIRS = MirroredFile(
     "pairs.txt",
     (
         "https://ndownloader.figshare.com/files/5976006",
@@ -58,8 +58,8 @@ def download_lfw(
     raw: Path,
     mirror: str | None = None,
     *,
-    archive: Source = ARCHIVE,
-    pairs: Source = PAIRS,
+    archive: MirroredFile = ARCHIVE,
+    pairs: MirroredFile = PAIRS,
     rounds: int = 5,
 ) -> tuple[Path, bool]:
     """Downloads LFW, unless it exists below `raw`.
@@ -100,7 +100,7 @@ def download_lfw(
     return target, True
 
 
-def _complete(root: Path, mirror: str | None, pairs: Source, rounds: int) -> bool:
+def _complete(root: Path, mirror: str | None, pairs: MirroredFile, rounds: int) -> bool:
     """Checks an existing LFW and downloads pairs.txt if only that is missing."""
     dataset = LFW(root)
     dataset.index()
@@ -111,14 +111,16 @@ def _complete(root: Path, mirror: str | None, pairs: Source, rounds: int) -> boo
     return True
 
 
-def _mirrors(source: Source, mirror: str | None, *, alone: bool = False) -> Sequence[str]:
+def _mirrors(source: MirroredFile, mirror: str | None, *, alone: bool = False) -> Sequence[str]:
     if mirror is None:
         return source.mirrors
     base = mirror.removesuffix(ARCHIVE.file).rstrip("/")
     return (f"{base}/{source.file}", *(() if alone else source.mirrors))
 
 
-def _fetch(source: Source, mirrors: Sequence[str], work: Path, home: Path, rounds: int) -> Path:
+def _fetch(
+    source: MirroredFile, mirrors: Sequence[str], work: Path, home: Path, rounds: int
+) -> Path:
     by_hand = (
         f"fetch {source.file} ({source.checksum.algorithm} {source.checksum.digits}) on another "
         f"machine and put it at {work / source.file}, then run this again; or name another place "

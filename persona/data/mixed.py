@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from persona.data.align.spec import AlignSpec
+from persona.data.kept_targets import photos_of
 from persona.data.sets import FaceSet, open_set
 from persona.data.shards import MANIFEST, key_of
-from persona.data.targets import photos_of
 from persona.errors import PersonaError
 
 MAX_WEIGHT = 1000.0

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from persona.data.sets import FaceSet, open_faces
-from persona.data.storage import drop_file
-from persona.data.targets import (
+from persona.data.kept_targets import (
     Targets,
     check_targets,
     drop_targets,
     open_array,
     target_paths,
 )
+from persona.data.sets import FaceSet, open_faces
+from persona.data.storage import drop_file
 from persona.errors import PersonaError
 
 BLOCK, OTHERS = 1024, 16_384

@@ -43,20 +43,21 @@ import simplejpeg
 
 from persona.config import AugmentConfig
 from persona.data.align.jpeg import check_crop
+from persona.data.ensembles import (
+    KeptTargets,
+    drop_kept,
+    fetch_targets,
+    open_reader,
+    shared_augment,
+)
+from persona.data.kept_targets import Features
 from persona.data.mixed import KEYS, MixedSet, Part
 from persona.data.sets import FaceSet, shard_path
 from persona.data.shards import NO_CLASS, key_of
 from persona.data.storage import drop_file, is_remote
-from persona.data.targets import (
-    Features,
-    TargetReader,
-    Targets,
-    drop_targets,
-    target_paths,
-)
 from persona.data.tars import ShardReader, damaged
 from persona.data.triplets import ROLES
-from persona.data.views import IDENTITY, VIEW, Views, draw_views, mix_seeds
+from persona.data.views import IDENTITY, VIEW, Views, draw_views, mix_seeds, view_columns
 from persona.errors import PersonaError
 
 SHUFFLE_BUFFER = 10_000
@@ -64,11 +65,11 @@ SHUFFLE_BUFFER = 10_000
 NO_LANDMARKS = [[math.nan, math.nan]] * 6
 
 
-class Memory(Protocol):
+class BatchMemory(Protocol):
     """Allocates the memory that photos are decoded into."""
 
     def take(self, worker: int, count: int) -> tuple[Any, npt.NDArray[np.uint8]]:
-        """Returns what `Decoded.photos` holds, and its (count, side, side, 3) uint8 to fill."""
+        """Returns what `DecodedBatch.photos` holds, and its (count, side, side, 3) uint8 array."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class NewMemory:
         return photos, photos
 
 
-class Decoded(NamedTuple):
+class DecodedBatch(NamedTuple):
     """A batch as a worker sends it. It holds arrays, because each tensor would travel by a file."""
 
     photos: Any
@@ -324,12 +325,13 @@ class Window:
 class MixedTargets:
     """Reads the kept targets of the sets of a mix. Each worker makes its own."""
 
-    def __init__(self, stream: ShardStream, targets: Sequence[Targets]) -> None:
+    def __init__(self, stream: ShardStream, targets: Sequence[KeptTargets]) -> None:
         self.part_of, self.first_shard = stream.part_of, stream.first_shard
         self.readers = [
-            TargetReader(part.faces.folder, kept)
+            open_reader(part.faces.folder, kept)
             for part, kept in zip(stream.mix.parts, targets, strict=True)
         ]
+        self._columns = len(view_columns(shared_augment(targets)))
 
     def keep(self, shards: Collection[int]) -> None:
         """Closes the files of all shards but these."""
@@ -360,22 +362,24 @@ class MixedTargets:
         photos_B: npt.NDArray[np.int64],
         chosen_B: npt.NDArray[np.int64],
     ) -> tuple[Features, Views]:
-        """Reads the teacher's embeddings (B, E) and the views (B, V), as `TargetReader.read`."""
+        """Reads the teacher's embeddings (B, E) and the views (B, V), as `TargetReader.read`.
+
+        The views have the columns of `shared_augment`.
+        """
         size = self.readers[0].targets.embedding_size
         features = np.empty((len(photos_B), size), np.float16)
-        views = np.empty((len(photos_B), len(VIEW)), np.float32)
+        views = np.empty((len(photos_B), self._columns), np.float32)
         for part, here in self._parts(shards_B):
             own = shards_B[here] - self.first_shard[part]
-            features[here], views[here] = self.readers[part].read(
-                own, photos_B[here], chosen_B[here]
-            )
+            features[here], own_views = self.readers[part].read(own, photos_B[here], chosen_B[here])
+            views[here] = own_views[:, : self._columns]
         return features, views
 
 
 class ShardStream:
     """Iterates one epoch of one rank as decoded batches."""
 
-    memory: Memory
+    memory: BatchMemory
     worker = (0, 1)
     """(number of this worker, number of workers)."""
 
@@ -386,7 +390,7 @@ class ShardStream:
         seeds: tuple[int, int],
         skip: int,
         augment: AugmentConfig | None,
-        targets: Sequence[Targets] | None,
+        targets: Sequence[KeptTargets] | None,
     ) -> None:
         """Prepares the stream.
 
@@ -412,7 +416,7 @@ class ShardStream:
         self.augment = augment
         self.targets = targets
 
-    def read_into(self, memory: Memory) -> Self:
+    def read_into(self, memory: BatchMemory) -> Self:
         """A copy of the stream for one reading, which decodes photos into `memory`."""
         stream = copy.copy(self)
         stream.memory = memory
@@ -424,7 +428,7 @@ class ShardStream:
         roles = self.mix.roles
         return [*(f"{role}.jpg" for role in ROLES), "json"] if roles > 1 else ["jpg", "json"]
 
-    def __iter__(self) -> Iterator[Decoded | Failure]:
+    def __iter__(self) -> Iterator[DecodedBatch | Failure]:
         """Yields this worker's batches. A damaged shard ends it with a Failure."""
         place, workers = self.worker
         try:
@@ -465,7 +469,7 @@ class ShardStream:
         part, number = self.locate(shard)
         faces = self.mix.parts[part].faces
         if self.targets is not None:
-            target_paths(faces.folder, self.targets[part], number)
+            fetch_targets(faces.folder, self.targets[part], number)
         return shard_path(faces, number)
 
     def drop(self, shard: int) -> None:
@@ -475,7 +479,7 @@ class ShardStream:
         known = faces.manifest.shards[number]
         drop_file(faces.folder, known.name, known.sha256)
         if self.targets is not None:
-            drop_targets(faces.folder, self.targets[part], number)
+            drop_kept(faces.folder, self.targets[part], number)
 
     def _is_remote(self, shard: int) -> bool:
         return is_remote(self.mix.parts[self.part_of[shard]].faces.folder)
@@ -532,15 +536,16 @@ class ShardStream:
             return views, None
         if self.augment.beyond_flip:
             rng = np.random.default_rng(mix_seeds(*seeds))
-            mirrors = 0 if self.augment.flip else 1  # view 1 is the mirror image
+            mirrors = 0 if self.augment.options["flip"] else 1  # view 1 is the mirror image
             chosen = reader.draw(rng, shards, mirrors)
             chosen += mirrors * (chosen >= 1)
         else:
-            chosen = views[:, 0].astype(np.int64)  # the same coin flips as without kept targets
+            # The same coin flips as without kept targets.
+            chosen = views[:, VIEW.index("flip")].astype(np.int64)
         vectors, views = reader.read(shards, photos, chosen)
         return views, vectors
 
-    def _decode(self, window: Window, number: int, reader: MixedTargets | None) -> Decoded:
+    def _decode(self, window: Window, number: int, reader: MixedTargets | None) -> DecodedBatch:
         chosen = window.batch(number, self.plan.batch_size)
         photos = self.mix.roles
         # Each stage runs over the whole batch: decoding is fastest when nothing comes between.
@@ -574,7 +579,7 @@ class ShardStream:
             raise damaged(where, "a class index outside the manifest's list")
         labels_B = np.where(labels_B == NO_CLASS, NO_CLASS, labels_B + first_B)
         views, targets = self._views(shards_B, photos_B, number, reader)
-        return Decoded(photos_memory, labels_B, keys_B, landmarks_B, views, targets)
+        return DecodedBatch(photos_memory, labels_B, keys_B, landmarks_B, views, targets)
 
 
 def decode_into(jpeg: bytes | memoryview, image_HWC: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
@@ -668,8 +673,8 @@ def training_spans(part: Part, first_shard: int, seed: int, epoch: int) -> Itera
 
 def read_batches(
     faces: FaceSet, *, batch_size: int, rank: int = 0, world_size: int = 1
-) -> Iterator[Decoded]:
-    """Yields the batches of a set in order, without augmentation. `Decoded.photos` are arrays.
+) -> Iterator[DecodedBatch]:
+    """Yields the batches of a set in order, without augmentation. `DecodedBatch.photos` are arrays.
 
     Raises:
         PersonaError: If a shard is damaged. The message names it.

@@ -42,8 +42,8 @@ from persona.files import sha256_file
 from persona.workspace import Workspace
 
 if TYPE_CHECKING:
+    from persona.data.kept_targets import Targets
     from persona.data.stream import EpochLoader
-    from persona.data.targets import Targets
 
 _MENDED = "restore it, or run the `persona shard` that made the set again"
 
@@ -188,7 +188,7 @@ class FaceSet:
 
     def targets(self, teacher: str) -> Targets | None:
         """Returns a teacher's embeddings from beside the set, or None if none are stored."""
-        from persona.data.targets import find_targets
+        from persona.data.kept_targets import find_targets
 
         return find_targets(self.folder, teacher)
 

@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from persona.config import AugmentConfig
+from persona.data.ensembles import KeptTargets
 from persona.data.mixed import MixedSet
-from persona.data.samples import Decoded, Failure, ShardStream, plan_epoch
+from persona.data.samples import DecodedBatch, Failure, ShardStream, plan_epoch
 from persona.data.sets import FaceSet
-from persona.data.targets import Targets
 from persona.errors import PersonaError
 from persona.workers import no_interrupts
 
@@ -145,7 +145,7 @@ class EpochLoader:
         # A worker without a batch would be started for nothing.
         self._workers = min(workers, max(1, self.remaining))
 
-    def _start(self, slabs: Slabs) -> Iterator[Decoded | Failure]:
+    def _start(self, slabs: Slabs) -> Iterator[DecodedBatch | Failure]:
         stream = self._stream.read_into(slabs)
         if not self._workers:
             return iter(stream)
@@ -274,7 +274,7 @@ def build_loader(
     workers: int = 0,
     multiple: int = 1,
     augment: AugmentConfig | None = None,
-    targets: Targets | Sequence[Targets] | None = None,
+    targets: KeptTargets | Sequence[KeptTargets] | None = None,
 ) -> EpochLoader:
     """Builds a loader for the batches of one epoch, starting at batch `skip`.
 
@@ -300,7 +300,7 @@ def build_loader(
     if workers < 0:
         raise PersonaError(f"{workers} workers: choose 0 or more")
     mix = faces if isinstance(faces, MixedSet) else MixedSet.of(faces)
-    kept = (targets,) if isinstance(targets, Targets) else targets
+    kept = (targets,) if isinstance(targets, KeptTargets) else targets
     plan = plan_epoch(
         mix,
         batch_size=batch_size,

@@ -1,60 +1,96 @@
 """Random views of photos, as rows of numbers drawn from seeds. No torch.
 
-A view is an augmentation of one photo. Its parameters are a row of numbers (`VIEW`). Rows are drawn
-on the CPU and applied in batches on any device (persona/data/transforms.py).
+A view is an augmentation of one photo. Its parameters are a row of numbers: the columns of the
+standard augmentations, then those of each other augmentation in use (persona/data/augmentations/).
+Rows are drawn on the CPU and applied in batches on any device (persona/data/transforms.py).
 
 Shapes: B batch, V numbers of a view.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
-from persona.config import AugmentConfig
+from persona.config import STANDARD, AugmentConfig
+from persona.data.augmentations import Augmentation, Column
+from persona.data.augmentations.base import Columns
 from persona.landmarks import MIRRORED, Floats
 
 PIXEL_MEAN = 127.5
 PIXEL_SCALE = 128.0
 """FaceNet's "fixed image standardization" (facenet-pytorch 2.5.3, models/mtcnn.py)."""
 
-VIEW = (
-    "flip",  # 0 or 1
-    "left", "top", "side",  # the crop, as fractions of the photo's side
-    "reduce",  # factor by which the photo is reduced; 1 keeps it
-    "brightness", "contrast", "saturation",  # factors
-    "erase_left", "erase_top", "erase_side",  # as fractions of the side; side 0 erases nothing
-)  # fmt: skip
-IDENTITY = np.array([0, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0], dtype=np.float32)
-MIRROR = np.array([1, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0], dtype=np.float32)
-MAX_REDUCE = 4
-ERASE = (0.1, 0.4)
-"""Smallest and largest erased square, as fractions of the photo's side."""
+FLIP_ONLY = AugmentConfig()
+"""Mirroring alone, whose views have the standard columns."""
 Views = npt.NDArray[np.float32]
 
 
-def draw_views(config: AugmentConfig, count: int, *seeds: int) -> Views:
-    """(count, V) float32 random views. They depend on `config` and `seeds` alone."""
-    rng = np.random.default_rng(mix_seeds(*seeds))
-    views = np.tile(IDENTITY, (count, 1))
-    # Mirroring is drawn first, so that no other option changes it.
-    flip = rng.random(count) < 0.5
-    if config.flip:
-        views[:, VIEW.index("flip")] = flip
-    if not config.beyond_flip:
-        return views
-    side = 1 - config.crop * rng.random(count)
-    views[:, 3] = side
-    views[:, 1:3] = (1 - side)[:, None] * rng.random((count, 2))
-    low = rng.random(count) < config.low_resolution
-    views[:, 4] = np.where(low, rng.integers(2, MAX_REDUCE + 1, count), 1)
-    views[:, 5:8] = 1 + config.jitter * rng.uniform(-1, 1, (count, 3))
-    grey = rng.random(count) < config.grey
-    views[:, 7] = np.where(grey, 0, views[:, 7])
-    erase_side = np.where(rng.random(count) < config.erase, rng.uniform(*ERASE, count), 0)
-    views[:, 10] = erase_side
-    views[:, 8:10] = (1 - erase_side)[:, None] * rng.random((count, 2))
+def view_columns(augment: AugmentConfig) -> list[Column]:
+    """The V columns of the views that `augment` draws."""
+    return [column for one in augment.augmentations for column in one.columns]
+
+
+def identity_view(augment: AugmentConfig) -> Views:
+    """(V,) float32: the view that leaves a photo as it is."""
+    return np.array([column.identity for column in view_columns(augment)], dtype=np.float32)
+
+
+def mirror_view(augment: AugmentConfig) -> Views:
+    """(V,) float32: the view that only mirrors."""
+    row = identity_view(augment)
+    row[VIEW.index("flip")] = 1
+    return row
+
+
+def draw_views(augment: AugmentConfig, count: int, *seeds: int) -> Views:
+    """(count, V) float32 random views. They depend on `augment` and `seeds` alone."""
+    views = np.tile(identity_view(augment), (count, 1))
+    # The standard augmentations share a stream. Mirroring is drawn first, so that no option changes
+    # it. The rest are drawn together or not at all: the draws of one move those of the next.
+    shared = np.random.default_rng(mix_seeds(*seeds))
+    rest_in_use = any(one.in_use for one in augment.augmentations[1 : len(STANDARD)])
+    for one, columns in split_views(views, augment):
+        if one.name not in STANDARD:
+            drawn = one.draw(own_stream(one.name, *seeds), count)
+        elif one.name == "flip" or rest_in_use:
+            drawn = one.draw(shared, count)
+        else:
+            continue
+        for name, column in columns.items():
+            column[:] = drawn[name]
     return views
+
+
+def split_views(views_BV: Views, augment: AugmentConfig) -> Iterator[tuple[Augmentation, Columns]]:
+    """Yields each augmentation with its columns, which are views of the array."""
+    columns = iter(views_BV.T)
+    for one in augment.augmentations:
+        yield one, {column.name: next(columns) for column in one.columns}
+
+
+def sound_views(views_BV: Views, augment: AugmentConfig) -> npt.NDArray[np.bool_]:
+    """(B,) whether all numbers of a view are within the bounds of their columns."""
+    low, high = (
+        np.array([getattr(column, bound) for column in view_columns(augment)], dtype=np.float32)
+        for bound in ("low", "high")
+    )
+    return np.asarray(((views_BV >= low) & (views_BV <= high)).all(axis=1))
+
+
+def own_stream(name: str, *seeds: int) -> np.random.Generator:
+    """A stream of random numbers that depends on a name and on `seeds`."""
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+    return np.random.default_rng(mix_seeds(*seeds, seed))
+
+
+VIEW = tuple(column.name for column in view_columns(FLIP_ONLY))
+"""Names of the standard columns."""
+IDENTITY = identity_view(FLIP_ONLY)
+MIRROR = mirror_view(FLIP_ONLY)
 
 
 def mirror_landmarks(landmarks_B62: Floats, size_px: int) -> Floats:

@@ -36,7 +36,7 @@ Run = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class Subject:
+class InRuntime:
     """A model in one runtime."""
 
     model: str
@@ -155,7 +155,7 @@ def _timed(run: Run) -> float:
 
 def _prepare(
     name: str, models: Path, scratch: Path
-) -> list[tuple[Subject, int | None, int | None, int]]:
+) -> list[tuple[InRuntime, int | None, int | None, int]]:
     """The subjects of a name, each with its parameters, MACs and file size in bytes."""
     source = source_of(name, models)
     runner = source.open_runner(name, models, threads=1)  # raises an error if the file is wrong
@@ -163,27 +163,27 @@ def _prepare(
         file = source.file(name, models)
         parameters, macs = source.costs(name, models)
         size = 0 if file is None else file.stat().st_size
-        return [(Subject(name, runner.runtime, name), parameters, macs, size)]
+        return [(InRuntime(name, runner.runtime, name), parameters, macs, size)]
     from persona.models.student import Student
 
     network, card = source.open(name, models).network, source.card(name, models)
-    parameters, macs = network.count_parameters(), _count_macs(network)
+    parameters, macs = network.count_parameters(), count_macs(network)
     size = 4 * (parameters or 0)
     subjects = []
     if isinstance(network, Student) and card is not None:
-        from persona.deploy.export import build_graph
+        from persona.deploy.graph import build_graph
 
         size = card.bytes
         data = build_graph(network, card)
         path = scratch / f"{name}.onnx"
         path.write_bytes(data)
         exported = ONNX.prefix + str(path)
-        subjects.append((Subject(name, "onnxruntime", exported), parameters, macs, len(data)))
-    return [(Subject(name, "torch", name), parameters, macs, size), *subjects]
+        subjects.append((InRuntime(name, "onnxruntime", exported), parameters, macs, len(data)))
+    return [(InRuntime(name, "torch", name), parameters, macs, size), *subjects]
 
 
-def _count_macs(network: Any) -> int:
-    """Multiply-accumulates of the convolutions and matrix products that embed one face."""
+def count_macs(network: Any) -> int:
+    """Counts the multiply-accumulates of the convolutions and matrix products for one face."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -193,7 +193,7 @@ def _count_macs(network: Any) -> int:
     return int(counter.get_total_flops()) // 2  # one MAC is two operations
 
 
-def _open(subject: Subject, models: Path, threads: int) -> Callable[[int], Run]:
+def _open(subject: InRuntime, models: Path, threads: int) -> Callable[[int], Run]:
     """A function that makes a run on a given number of random faces."""
     if subject.runtime == "torch":
         return _open_torch(subject.source, models)
@@ -222,7 +222,7 @@ def _open_torch(name: str, models: Path) -> Callable[[int], Run]:
     return on
 
 
-def _peak_memory(subject: Subject, models: Path) -> int:
+def _peak_memory(subject: InRuntime, models: Path) -> int:
     """Peak memory of a new process that runs the subject, in bytes."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -240,7 +240,7 @@ def _peak_memory(subject: Subject, models: Path) -> int:
         process.join()
 
 
-def _report_peak(subject: Subject, models: Path, pipe: Any) -> None:
+def _report_peak(subject: InRuntime, models: Path, pipe: Any) -> None:
     run = _open(subject, models, threads=1)(1)
     _use_threads(1)
     for _ in range(WARM_UP):

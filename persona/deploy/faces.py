@@ -15,6 +15,10 @@ from persona.data.stream import build_loader
 from persona.data.synthetic import draw_identity, draw_photo
 from persona.errors import PersonaError
 
+FACES = 256
+"""Number of faces that a file is checked on."""
+CALIBRATION_FACES = 128
+"""Number of faces that int8 is calibrated on."""
 POOL = 10_000
 """Number of crops of a set to choose from. Whole shards are taken, so it may be a few more."""
 

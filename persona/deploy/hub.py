@@ -46,13 +46,11 @@ def push(
         folder = scratch / card.id
         write_atomically(folder / "README.md", model_card(public, licence).encode())
         if onnx:
-            from persona.deploy.export import FACES, export_onnx
-            from persona.deploy.faces import drawn_faces
-            from persona.models.store import load_model
+            from persona.deploy.exports.onnx import Onnx
+            from persona.deploy.faces import FACES, drawn_faces
 
-            student = load_model(public, scratch)
-            faces = drawn_faces(student.image_size, FACES)
-            export_onnx(student, public, faces, folder / "model.onnx")
+            faces = drawn_faces(public.image_size, FACES)
+            Onnx().export(public, scratch, faces, folder / "model.onnx")
         with hub.explained(repository):
             api.create_repo(repository, private=private, exist_ok=True)
             commit = api.upload_folder(

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from persona.data.mixed import names_in
+from persona.evaluation.statistics import interval_text
 from persona.models.cards import Card
 from persona.models.public import public_card
 
@@ -27,10 +28,12 @@ decisions that matter to a person. It is not made for surveillance."""
 def model_card(card: Card, licence: str) -> str:
     """The README of a published model."""
     card = public_card(card)
-    return f"---\n{yaml.safe_dump(_front(card, licence), sort_keys=False)}---\n\n{_text(card)}"
+    front = yaml.safe_dump(front_matter(card, licence), sort_keys=False)
+    return f"---\n{front}---\n\n{_text(card)}"
 
 
-def _front(card: Card, licence: str) -> dict[str, Any]:
+def front_matter(card: Card, licence: str) -> dict[str, Any]:
+    """The fields that the hub reads."""
     results = [
         {"type": name, "name": title, "value": card.scores[name]}
         for name, title in FIGURES.items()
@@ -52,8 +55,9 @@ def _front(card: Card, licence: str) -> dict[str, Any]:
     return front
 
 
-def _text(card: Card) -> str:
-    rows = [
+def fact_rows(card: Card) -> list[tuple[str, str]]:
+    """What a network is and what it learned from, as pairs of title and value."""
+    return [
         ("architecture", card.architecture),
         ("parameters", f"{card.parameters:,}"),
         ("input", f"{card.image_size} x {card.image_size} px RGB, (pixel - 127.5) / 128"),
@@ -61,19 +65,51 @@ def _text(card: Card) -> str:
         ("teacher", card.teacher),
         ("trained on", card.train_set),
         ("epochs", str(card.epochs)),
+    ]
+
+
+def figure_rows(card: Card) -> list[tuple[str, str]]:
+    """The figures of the card's evaluation with their intervals, as pairs of title and value."""
+    intervals = card.scores.get("intervals") or {}
+    figures = [
+        (title, card.scores[name], name)
+        for name, title in FIGURES.items()
+        if card.scores.get(name) is not None
+    ]
+    figures += [
+        (f"TAR @ FAR {far}", value, f"tar@{far}")
+        for far, value in (card.scores.get("tar_at_far") or {}).items()
+        if value is not None
+    ]
+    rows = []
+    for title, value, name in figures:
+        interval = interval_text(intervals.get(name))
+        rows.append((title, f"{value:.4f}" + (f" ({interval})" if interval else "")))
+    groups = card.scores.get("groups") or {}
+    return rows + [
+        (f"accuracy, {card.scores.get('by')} {name}", f"{group['accuracy']:.4f}")
+        for name, group in groups.items()
+    ]
+
+
+def table(rows: list[tuple[str, str]]) -> str:
+    """A Markdown table of titles and values."""
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def _text(card: Card) -> str:
+    rows = [
+        *fact_rows(card),
         *((title, f"{card.scores[n]:.4f}") for n, title in FIGURES.items() if n in card.scores),
         *([("measured on", card.test_set)] if card.scores else []),
     ]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return f"""\
 # {card.id}
 
 A small face recognition network, distilled with Persona: a face in, an embedding out, compared with
 others by the cosine.
 
-| | |
-|---|---|
-{table}
+{table(rows)}
 
 ## Use
 

@@ -30,6 +30,7 @@ from persona.data.sets import open_set
 from persona.data.shards import key_of
 from persona.errors import PersonaError
 from persona.files import PRIVATE, write_atomically
+from persona.models.sources import teacher_names
 from persona.progress import progress_bar
 from persona.training.devices import agree
 from persona.workspace import Workspace, user_path
@@ -99,7 +100,7 @@ def exclude(
 
     Raises:
         PersonaError: the option does not read as `SET` or `SET:COSINE`, or a set keeps no
-            embeddings of the teacher.
+            embeddings of the teacher, or there are several teachers.
     """
     if config.exclude_near is None and config.exclude_duplicates is None:
         return train, Exclusion()
@@ -107,6 +108,11 @@ def exclude(
         raise PersonaError(
             "--exclude-near and --exclude-duplicates compare embeddings of the teacher: name one "
             "with --teacher"
+        )
+    if len(teacher_names(config.teacher, workspace.models)) > 1:
+        raise PersonaError(
+            "--exclude-near and --exclude-duplicates compare embeddings of one teacher, and "
+            f"--teacher {config.teacher} names several: choose one, or leave these options out"
         )
     other, bound = None, NEAR
     if config.exclude_near is not None:

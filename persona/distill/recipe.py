@@ -25,13 +25,15 @@ from torch import Tensor
 
 from persona.config import NOT_LEARNED, DistillConfig, to_dict
 from persona.data.mixed import open_mixed
+from persona.data.mixing import draw_mix
 from persona.data.sets import FaceSet, open_set
 from persona.data.stream import EpochLoader, build_loader, to_device
 from persona.distill.exclusion import exclude
 from persona.distill.selection import Selection
+from persona.distill.start import Start, find_start
 from persona.errors import PersonaError, resumed_by
 from persona.evaluation.sanity import check_teacher
-from persona.models.sources import NamedNetwork
+from persona.models.sources import NamedNetwork, spell
 from persona.models.student import Student
 from persona.progress import progress_bar
 from persona.training.callbacks import Callback
@@ -67,6 +69,7 @@ def distill(
     Raises:
         PersonaError: an error that the user can mend, raised before the first step where possible.
     """
+    config = dataclasses.replace(config, teacher=spell(config.teacher))
     accelerator = build_accelerator(
         config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
@@ -108,13 +111,19 @@ class Distillation:
             test = open_set(config.test_set, shards, cache, verify=verify)
         side = open_teacher(config, workspace, self.train, teacher)
         self.targets = side.targets
+        # A checkpoint holds the weights, so a run that is resumed needs no other model.
+        start = None if stored else find_start(config.from_model, workspace.models)
 
         origin = {
             "recipe": {k: v for k, v in to_dict(config).items() if k not in NOT_LEARNED},
             "train set": self.train.origin,
             "targets": "kept" if side.targets else "online",
             "teacher": side.digest,
-        } | ({"photos left out": self.excluded.digest} if self.excluded else {})
+        }
+        if self.excluded:
+            origin["photos left out"] = self.excluded.digest
+        if config.from_model is not None:
+            origin["from"] = start.card.weights_sha256 if start else stored_start(stored)
         self.run = Run(
             *(DISTILLING, workspace, accelerator),
             architecture=config.student.architecture,
@@ -126,11 +135,12 @@ class Distillation:
             callbacks=callbacks,
         )
         set_seed(config.seed)  # here, so that loading a teacher does not change the student
-        student = build_student(config, workspace, side, self.train.align.image_size)
+        student = build_student(config, workspace, side, self.train.align.image_size, start)
         self.selection = Selection(self.run, config, workspace, self.train, side.classes, test)
         self.selection.check(student)
-        if side.network is not None and side.network.network.from_elsewhere:
-            check_teacher(side.network, test or self.train.labelled_part(), accelerator)
+        for network in side.networks:
+            if network.network.from_elsewhere:
+                check_teacher(network, test or self.train.labelled_part(), accelerator)
 
         self.length = Length(config.epochs, config.steps, config.photos)
         accumulated = config.gradient_accumulation_steps
@@ -165,6 +175,12 @@ class Distillation:
             listed = self.excluded.write(self.run.folder, train)
             told = "%d photos are left out as near others by the teacher; %s lists them"
             log.info(told, len(self.excluded), listed)
+        if self.trainer.projection is not None:
+            log.info(
+                "the student's embedding has %d dimensions; while it learns, a linear head maps it "
+                "to the teacher's %d",
+                *(self.trainer.student.embedding_size, self.trainer.projection.out_features),
+            )
 
     @property
     def targets_are(self) -> str:
@@ -216,7 +232,11 @@ class Distillation:
         ) as advance:
             for batch in meter.waiting_for(to_device(loader, accelerator.device)):
                 measured = (progress.step + 1) % LOG_STEPS == 0
-                total, terms = self.trainer.train_step(batch, progress.step, measure_norm=measured)
+                seeds = self.config.seed, progress.epoch, accelerator.process_index, progress.batch
+                mix = draw_mix(self.config.mix, len(batch.labels), *seeds)
+                total, terms = self.trainer.train_step(
+                    batch, progress.step, mix=mix, measure_norm=measured
+                )
                 meter.add(len(batch.images), total, terms)
                 progress.batch += 1
                 advance(1)
@@ -309,18 +329,41 @@ class Distillation:
 
 
 def build_student(
-    config: DistillConfig, workspace: Workspace, side: TeacherSide, image_size: int
+    config: DistillConfig,
+    workspace: Workspace,
+    side: TeacherSide,
+    image_size: int,
+    start: Start | None = None,
 ) -> Student:
-    """Builds the student. Its embedding size is `side.embedding_size`.
+    """Builds the student, with the weights of `start` if there is one.
+
+    Its embedding size is `side.embedding_size`.
 
     Raises:
-        PersonaError: pretrained weights of the backbone cannot be had.
+        PersonaError: pretrained weights of the backbone cannot be had, it fails on crops of this
+            size, it leaves depthwise pooling one place to weigh, or `start` is of other options.
     """
+    options = dataclasses.replace(config.student, embedding_size=side.embedding_size)
+    if start is not None:
+        start.check(options, image_size)
     student = Student(
-        dataclasses.replace(config.student, embedding_size=side.embedding_size),
+        options,
         len(side.classes),
         head=head_kind(config.losses),
         image_size=image_size,
     )
-    student.start(workspace.models)
+    if student.maps_side() == 1 and config.student.pooling == "depthwise":
+        raise PersonaError(
+            f"student.pooling depthwise weighs places, and {config.student.architecture} leaves "
+            f"one of a crop of {image_size} px: choose average, or a larger --image-size"
+        )
+    if start is None:
+        student.start(workspace.models)
+    else:
+        start.load(student, side.classes)
     return student
+
+
+def stored_start(stored: Stored | None) -> str:
+    """SHA-256 of the student that a resumed run began with."""
+    return "" if stored is None else str(stored.state["origin"].get("from", ""))

@@ -23,13 +23,12 @@ from persona.errors import PersonaError
 from persona.evaluation.protocols import (
     PROTOCOLS,
     Evaluation,
-    Options,
     Subject,
     check_measure,
     default_measure,
     evaluate,
 )
-from persona.evaluation.protocols.verification import pair_scores
+from persona.evaluation.protocols.verification import VerificationOptions, pair_scores
 from persona.models import store
 from persona.models.cards import list_models
 from persona.models.sources import NamedNetwork
@@ -172,7 +171,9 @@ class Selection:
         if self.config.tracker == "none" or self.test is None or not self.test.manifest.pairs:
             return
         named, size = self._named(student), self.config.batch_size
-        subject = Subject(named, self.test, self.accelerator, Options(), size, self._workers)
+        subject = Subject(
+            *(named, self.test, self.accelerator, VerificationOptions(), size, self._workers)
+        )
         scores, _ = pair_scores(subject)
         tracker, step = self.run.tracker, self.run.progress.step
         if tracker is not None:
@@ -203,6 +204,12 @@ class Selection:
             image_size=self.train.align.image_size,
         )
 
+    @property
+    def _started_from(self) -> dict[str, str] | None:
+        if self.config.from_model is None:
+            return None
+        return {"model": self.config.from_model, "weights_sha256": self.run.origin["from"]}
+
     def _save(self, student: Student, suffix: str, evaluation: Evaluation | None) -> None:
         """Saves a student in the model store."""
         config, model_id = self.config, self.model_id(suffix)
@@ -219,6 +226,7 @@ class Selection:
             score=evaluation.score if evaluation else None,
             chosen_by=evaluation.chosen_by if evaluation else "",
             run=self.run.id,
+            started_from=self._started_from,
             scores=evaluation.to_json() | {"model": model_id} if evaluation else {},
             train_set=self.train.name,
             alignment=dataclasses.asdict(self.train.align),

@@ -26,8 +26,12 @@ from persona.data.sets import FaceSet
 from persona.evaluation.metrics import Bools, Floats, Ints, resolves, roc_auc
 from persona.evaluation.pairs import PairScores
 from persona.evaluation.processes import Processes
-from persona.evaluation.protocols.base import Options, Subject, check_measure
-from persona.evaluation.protocols.verification import Verification, pair_scores
+from persona.evaluation.protocols.base import Subject, check_measure
+from persona.evaluation.protocols.verification import (
+    Verification,
+    VerificationOptions,
+    pair_scores,
+)
 from persona.evaluation.spread import has_collapsed, tell_collapse
 from persona.evaluation.statistics import (
     RESAMPLES,
@@ -64,7 +68,7 @@ def compare(
     networks: tuple[Named, Named],
     faces: FaceSet,
     accelerator: Processes,
-    options: Options = Options(),  # noqa: B008 - frozen
+    options: VerificationOptions = VerificationOptions(),  # noqa: B008 - frozen
     *,
     batch_size: int = 128,
     workers: int | None = None,

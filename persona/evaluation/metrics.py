@@ -224,7 +224,7 @@ def decide_folds(scores_P: Floats, same_P: Bools, folds_P: Ints) -> Folds:
 
 
 @dataclass(frozen=True)
-class Verification:
+class PairFigures:
     """The figures of a pairs protocol. Rates and accuracies are shares in [0, 1]."""
 
     accuracy: float
@@ -253,7 +253,7 @@ def verification(
     folds_P: Ints,
     fars: Sequence[float] = FARS,
     decided: Folds | None = None,
-) -> Verification:
+) -> PairFigures:
     """Computes all verification figures at once.
 
     Args:
@@ -271,7 +271,7 @@ def verification(
     far, tar, threshold = roc(scores_P, same_P)
     impostors = int((~same_P).sum())
     resolved = {f"{rate:g}": rate if resolves(rate, impostors) else None for rate in fars}
-    return Verification(
+    return PairFigures(
         accuracy=float(decided.accuracies.mean()),
         accuracy_std=float(decided.accuracies.std()),
         auc=_area(far, tar),

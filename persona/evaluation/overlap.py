@@ -6,7 +6,7 @@ from pathlib import Path
 
 from persona.data.sets import open_set
 from persona.errors import PersonaError
-from persona.models.sources import known_source
+from persona.models.sources import known_source, spell
 
 
 def trained_identities(name: str, shards: Path, models: Path) -> tuple[str, ...]:
@@ -21,9 +21,10 @@ def trained_identities(name: str, shards: Path, models: Path) -> tuple[str, ...]
         PersonaError: there is no such model or set, or the names of the model's identities are not
             known.
     """
-    source = known_source(name, models)
+    network = spell(name)
+    source = known_source(network, models)
     if source is not None:
-        return source.identities(name, models)
+        return source.identities(network, models)
     try:
         return open_set(name, shards).identities
     except PersonaError as error:

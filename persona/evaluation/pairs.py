@@ -33,7 +33,7 @@ from persona.evaluation.metrics import (
     Floats,
     Folds,
     Ints,
-    Verification,
+    PairFigures,
     decide_folds,
     listed_scores,
     verification,
@@ -87,7 +87,7 @@ class PairScores:
         accuracies = [right[self.fold == number].mean() for number in decided.numbers]
         return Folds(decided.numbers, decided.thresholds, np.array(accuracies), right)
 
-    def figures(self, fars: Iterable[float], decided: Folds) -> Verification:
+    def figures(self, fars: Iterable[float], decided: Folds) -> PairFigures:
         """Accuracy, AUC, EER and TAR at each FAR, given the result of `decide`."""
         return verification(self.score, self.same, self.fold, tuple(fars), decided)
 

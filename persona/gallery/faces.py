@@ -23,7 +23,7 @@ from persona.data.align import crop_face
 from persona.data.align.decode import Decoded
 from persona.data.align.detect import MIN_FACE_PX, Mtcnn
 from persona.data.align.detect_onnx import OnnxNetworks
-from persona.data.align.spec import AlignSpec, Box, Crop, Face
+from persona.data.align.spec import AlignSpec, Box, Crop, FoundFace
 from persona.errors import PersonaError, SkipPhoto
 from persona.gallery import quality
 from persona.gallery.store import Templates
@@ -40,7 +40,7 @@ BATCH = 64
 class SeenFace:
     """A detected face of a photo, with its crop."""
 
-    face: Face
+    face: FoundFace
     crop: Crop | None = None
     """Aligned crop. None means that the face could not be aligned."""
     flaw: str | None = None
@@ -68,7 +68,7 @@ class Eyes:
         inside = [replace(face, box=_within(face.box, width, height)) for face in faces]
         return [self._cut(decoded, face) for face in sorted(inside, key=lambda face: face.box)]
 
-    def _cut(self, photo: Decoded, face: Face) -> SeenFace:
+    def _cut(self, photo: Decoded, face: FoundFace) -> SeenFace:
         try:
             crop = crop_face(photo, face, self.align)
         except SkipPhoto as reason:

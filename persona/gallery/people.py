@@ -18,19 +18,19 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from persona.config import from_dict
 from persona.data.align.spec import AlignSpec, Crop
 from persona.errors import PersonaError, SkipPhoto, unknown
+from persona.evaluation.thresholds import SAME
 from persona.gallery import quality
 from persona.gallery.store import (
     MATCHES,
-    SAME,
     Facts,
-    Match,
+    Nearest,
     Person,
     Store,
     StoredPhoto,
@@ -41,6 +41,7 @@ from persona.gallery.store import (
     open_store,
     unit,
 )
+from persona.models.cards import is_of_zoo
 from persona.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -263,12 +264,12 @@ class Gallery:
         matches = iter(self.store.nearest(self.eyes.embed(crops), self.match) if crops else ())
         return tuple(self._sighting(seen, None if seen.flaw else next(matches)) for seen in found)
 
-    def _sighting(self, seen: SeenFace, match: Match | None) -> Sighting:
+    def _sighting(self, seen: SeenFace, match: Nearest | None) -> Sighting:
         x0, y0, x1, y1 = seen.face.box
         box = (x0, y0, x1 - x0, y1 - y0)
         return Sighting(box, None, None, None, seen.flaw) if seen.flaw else self.answer(box, match)
 
-    def answer(self, box: tuple[float, float, float, float], match: Match | None) -> Sighting:
+    def answer(self, box: tuple[float, float, float, float], match: Nearest | None) -> Sighting:
         """Returns the sighting of a face whose nearest person is `match`.
 
         None means that nobody is enrolled.
@@ -377,6 +378,8 @@ def open_gallery(
             if not -1 <= threshold <= 1:
                 raise PersonaError(f"threshold {threshold:g}: a similarity is between -1 and 1")
             chosen = Threshold(threshold, "given by hand")
+        if chosen is None and is_of_zoo(eyes.named.name, workspace.models):
+            chosen = card_threshold(eyes.named.name, workspace)
         if chosen is None:
             raise PersonaError(
                 f"{store.place} has no threshold for {eyes.named.name}: choose one with `persona "
@@ -414,6 +417,17 @@ def open_eyes(store: Store, network: str | None, workspace: Workspace) -> Eyes:
     if facts.network != fresh.network and not _leads_to(facts, workspace):
         store.take_name(fresh.network)
     return Eyes(named, facts.align)
+
+
+def card_threshold(name: str, workspace: Workspace) -> Threshold | None:
+    """The threshold on a model's card. None means that the network has no card, or none on it."""
+    from persona.models.sources import source_of
+
+    card = source_of(name, workspace.models).card(name, workspace.models)
+    if card is None or card.threshold is None:
+        return None
+    value, far = card.threshold
+    return Threshold(value, f"FAR {far:g} on {card.threshold_from}", far)
 
 
 def _leads_to(facts: Facts, workspace: Workspace) -> bool:
@@ -503,6 +517,32 @@ def network_align(named: Named, workspace: Workspace) -> AlignSpec:
     if align is not None and align.has_landmarks:
         return align.of_photos
     return AlignSpec(image_size=named.image_size or CROP_PX)
+
+
+def describe_person(store: Store, name: str) -> dict[str, Any]:
+    """What a gallery keeps of a person, and how alike their photos are.
+
+    Args:
+        store: the open gallery.
+        name: the person's name.
+
+    Returns:
+        The fields of `Person`, the number of stored `crops`, and `least_similarity` and
+        `mean_similarity` over all pairs of the person's photos, None if there is only one photo.
+
+    Raises:
+        PersonaError: nobody of that name is enrolled.
+    """
+    person = store.person(name)
+    photos = [photo for _, _, photo in store.photos(person.name)]
+    templates_NE = np.stack([photo.template for photo in photos])
+    pairs_P = (templates_NE @ templates_NE.T)[np.triu_indices(len(photos), 1)]
+    return {
+        **vars(person),
+        "crops": sum(photo.crop is not None for photo in photos),
+        "least_similarity": float(pairs_P.min()) if len(pairs_P) else None,
+        "mean_similarity": float(pairs_P.mean()) if len(pairs_P) else None,
+    }
 
 
 def rebuild(store: Store, network: str, workspace: Workspace) -> int:

@@ -25,7 +25,7 @@ from persona.errors import PersonaError
 from persona.extras import missing
 from persona.gallery.store import (
     Facts,
-    Match,
+    Nearest,
     Person,
     Store,
     StoredPhoto,
@@ -297,7 +297,7 @@ class PostgresStore(Store):
 
     def nearest(
         self, probes_PE: Templates, match: str, *, without: str | None = None
-    ) -> list[Match | None]:
+    ) -> list[Nearest | None]:
         """Finds the nearest person to each probe, or None where there is nobody."""
         table = "person" if match == "mean" else "photo"
         vector = f"{table}.{_VECTORS[table]}"
@@ -311,7 +311,7 @@ class PostgresStore(Store):
                     f"WHERE %s::text IS NULL OR name <> %s ORDER BY {vector} <=> %s LIMIT 1",
                     (text, without, without, text),
                 ).fetchone()
-                found.append(None if row is None else Match(row[0], float(row[1])))
+                found.append(None if row is None else Nearest(row[0], float(row[1])))
             if self._network is not None:
                 # After the search, because another machine may have replaced the templates before.
                 check_digest(self._facts(), self._network, self.place)

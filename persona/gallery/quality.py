@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from persona.data.align.spec import Face
+from persona.data.align.spec import FoundFace
 
 MIN_SIDE_PX = 40
 """Shortest side in px of a face's box. Smaller faces have too few pixels for networks of 112 to
@@ -27,7 +27,7 @@ SECOND = 0.5
 """Share of the largest face's side from which a second face makes a photo ambiguous."""
 
 
-def side_px(face: Face) -> float:
+def side_px(face: FoundFace) -> float:
     """Returns the shorter side of a face's box in px."""
     x0, y0, x1, y1 = face.box
     return min(x1 - x0, y1 - y0)
@@ -45,7 +45,7 @@ def sharpness(crop: Image.Image) -> float:
     return float(edges.var())
 
 
-def flaw(face: Face, crop: Image.Image) -> str | None:
+def flaw(face: FoundFace, crop: Image.Image) -> str | None:
     """Returns why a face is too poor to be used, or None if it is good enough."""
     if side_px(face) < MIN_SIDE_PX:
         return f"too small: the face is {side_px(face):.0f} px, at least {MIN_SIDE_PX} are needed"
@@ -55,7 +55,7 @@ def flaw(face: Face, crop: Image.Image) -> str | None:
     return None
 
 
-def several(faces: Sequence[Face]) -> bool:
+def several(faces: Sequence[FoundFace]) -> bool:
     """Whether a photo shows several faces of similar size, so that it is unclear whose it is."""
     sides = sorted(
         (side_px(face) for face in faces if (face.probability or 0) >= SURE), reverse=True

@@ -35,7 +35,7 @@ REBUILT_AT = 0.05
 """Share of changed rows from which the FAISS index is built anew."""
 
 
-class Index:
+class TemplateIndex:
     """Rows and the people they belong to. It only grows: a removal needs a new index."""
 
     def __init__(self, width: int, match: str, exact: int = EXACT) -> None:

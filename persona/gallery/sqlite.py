@@ -36,10 +36,10 @@ import numpy as np
 from persona.errors import PersonaError
 from persona.files import PRIVATE
 from persona.gallery.crypt import CHECK, SALT_BYTES, Sealer
-from persona.gallery.search import Index
+from persona.gallery.search import TemplateIndex
 from persona.gallery.store import (
     Facts,
-    Match,
+    Nearest,
     Person,
     Store,
     StoredPhoto,
@@ -101,7 +101,7 @@ class SqliteStore(Store):
         self.path, self.place = path.absolute(), str(path)
         self._lock = threading.RLock()
         """Held by the one thread that uses the connection."""
-        self._indices: dict[str, tuple[Index, str | None, int]] = {}
+        self._indices: dict[str, tuple[TemplateIndex, str | None, int]] = {}
         """The index, its generation and the number of its last photo, by match."""
         self._network: str | None = None
         """Digest of the network whose templates are searched."""
@@ -442,20 +442,20 @@ class SqliteStore(Store):
 
     def nearest(
         self, probes_PE: Templates, match: str, *, without: str | None = None
-    ) -> list[Match | None]:
+    ) -> list[Nearest | None]:
         """Finds the nearest person to each probe, or None where there is nobody."""
         with self._lock:
             found = self._index(match, probes_PE.shape[1]).nearest(probes_PE, without=without)
-        return [None if best is None else Match(*best) for best in found]
+        return [None if best is None else Nearest(*best) for best in found]
 
-    def _index(self, match: str, width: int) -> Index:
+    def _index(self, match: str, width: int) -> TemplateIndex:
         """Returns the index of all committed templates."""
         with self._explained(), self._transaction("BEGIN"):
             self._demand_passphrase()
             generation = self._fact(GENERATION) or ""
-            index, known, last = self._indices.get(match) or (Index(width, match), None, 0)
+            index, known, last = self._indices.get(match) or (TemplateIndex(width, match), None, 0)
             if known != generation:
-                index, last = Index(width, match), 0
+                index, last = TemplateIndex(width, match), 0
                 if self._network is not None:  # another process may have changed the network
                     check_digest(self._facts(), self._network, self.place)
             rows = self._execute(

@@ -38,8 +38,6 @@ Templates = npt.NDArray[np.float32]
 
 MAX_NAME = 200
 """Largest number of characters of a name."""
-SAME = 1 - 1e-5
-"""Cosine similarity from which two templates count as the same photo."""
 MATCHES = ("mean", "max")
 """A probe is compared with the mean of a person's templates, or with the nearest of them."""
 POSTGRES = ("postgresql://", "postgres://")
@@ -152,7 +150,7 @@ class StoredPhoto:
 
 
 @dataclass(frozen=True)
-class Match:
+class Nearest:
     """The nearest person to a probe."""
 
     name: str
@@ -254,7 +252,7 @@ class Store(ABC):
     @abstractmethod
     def nearest(
         self, probes_PE: Templates, match: str, *, without: str | None = None
-    ) -> list[Match | None]:
+    ) -> list[Nearest | None]:
         """Finds the nearest person to each of the (P, E) probes, or None where there is nobody.
 
         Args:

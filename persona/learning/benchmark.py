@@ -44,8 +44,8 @@ import torch
 from accelerate import Accelerator
 
 from persona.config import NOT_LEARNED, LearnConfig, to_dict
+from persona.data.ensembles import Reader
 from persona.data.sets import FaceSet, open_set
-from persona.data.targets import TargetReader
 from persona.errors import PersonaError
 from persona.files import folder_lock, read_json, write_atomically, write_json
 from persona.learning import metrics
@@ -58,7 +58,7 @@ from persona.learning.run import open_anchor
 from persona.learning.stream import Experience, build_experience, in_groups, in_order
 from persona.models import store
 from persona.models.cards import Card, find_model
-from persona.models.student import Student
+from persona.models.student import Student, without_head
 from persona.report.plain import Curves
 from persona.training.devices import agree, build_accelerator
 from persona.training.meter import NotFiniteError
@@ -67,7 +67,7 @@ from persona.workspace import Workspace, user_path
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """Version of how methods learn and what is measured. Runs of another version are not reused."""
 HIGHER = ("incremental", "final", "backward", "forward")
 FIGURES = (*HIGHER, "forgetting", "outside_auc", "outside_eer", "seconds", "kept_bytes")
@@ -232,7 +232,7 @@ class Bench:
     accelerator: Accelerator
     base: float
     test_set: FaceSet | None
-    anchor: tuple[Teacher | None, TargetReader | None, str] | None = None
+    anchor: tuple[Teacher | None, Reader | None, str] | None = None
     """The teacher, its precomputed embeddings and the digest of both. None until opened."""
 
     @cached_property
@@ -261,12 +261,7 @@ class Bench:
 
     def student(self) -> Student:
         """The stored student without its last layer, since the stream begins with no identity."""
-        stored = store.load_model(self.parent, self.workspace.models)
-        config = dataclasses.replace(stored.config, embedding_size=stored.embedding_size)
-        bare = Student(config, 0, head="none", image_size=stored.image_size)
-        kept = bare.state_dict().keys()
-        bare.load_state_dict({n: v for n, v in stored.state_dict().items() if n in kept})
-        return bare
+        return without_head(store.load_model(self.parent, self.workspace.models))
 
     def order(self, seed: int) -> Order:
         """Builds the experiences of one order, the base first, and the pairs outside of it.
@@ -419,6 +414,14 @@ def summary(runs: Sequence[dict[str, Any]], failed: Sequence[int]) -> dict[str, 
         spread = len(values) > 1 and there
         found[f"{name}_std"] = float(np.std(values, ddof=1)) if spread else None
     return found
+
+
+def outside_before(found: dict[str, Any]) -> dict[str, float]:
+    """AUC and EER outside of the stream before its first experience, as means over the runs."""
+    return {
+        name: float(np.mean([run["outside_before"][name] for run in found["runs"]]))
+        for name in ("auc", "eer")
+    }
 
 
 def draw(found: dict[str, Any], path: Path) -> None:

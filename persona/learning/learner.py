@@ -26,7 +26,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from persona.config import LearnConfig
-from persona.data.targets import TargetReader
+from persona.data.ensembles import Reader
 from persona.data.transforms import apply_views, normalise, view_landmarks
 from persona.data.views import draw_views, mix_seeds
 from persona.errors import PersonaError
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 Moment = Callable[[int, dict[str, float]], None]
 
 
-class Source(NamedTuple):
+class BatchSource(NamedTuple):
     """What the batches of an experience are drawn from."""
 
     number: int
@@ -72,7 +72,7 @@ class Learner:
         *,
         folder: Path,
         teacher: Teacher | None = None,
-        targets: TargetReader | None = None,
+        targets: Reader | None = None,
         quiet: bool = False,
     ) -> None:
         """Builds the method. The student is trained in place.
@@ -235,11 +235,11 @@ class Learner:
                 f"the weights are not finite after step {step - 1}: start a new run with {REMEDY}"
             )
 
-    def _source(self, experience: Experience) -> Source:
+    def _source(self, experience: Experience) -> BatchSource:
         pool = self.method.pool(experience.train)
-        return Source(experience.number, pool, self.labels(np.arange(len(self.photos))))
+        return BatchSource(experience.number, pool, self.labels(np.arange(len(self.photos))))
 
-    def _batch(self, source: Source, step: int) -> LearnBatch:
+    def _batch(self, source: BatchSource, step: int) -> LearnBatch:
         """This process's batch of a step: random views with labels, landmarks and targets."""
         accelerator, config = self.accelerator, self.config
         rank, ranks = accelerator.process_index, accelerator.num_processes

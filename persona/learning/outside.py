@@ -99,10 +99,10 @@ def pairs_of_set(faces: FaceSet, stream: Photos) -> Outside:
 
 
 def draw_pairs(identity_N: Ints, most: int, seed: int) -> tuple[Ints, Ints, Any]:
-    """Draws up to `most` genuine and up to `most` impostor pairs.
+    """Draws `most` genuine and `most` impostor pairs.
 
-    If there are few, all are taken. Memory grows with the number of drawn pairs, not of all
-    pairs: 40,000 photos have 800 million pairs.
+    If there are fewer of a kind, all of them are taken. Memory grows with the number of drawn
+    pairs, not of all pairs: 40,000 photos have 800 million pairs.
 
     Args:
         identity_N: (N,) identity of each photo.
@@ -113,20 +113,24 @@ def draw_pairs(identity_N: Ints, most: int, seed: int) -> tuple[Ints, Ints, Any]
         (P,) and (P,) places of the pairs' photos, and (P,) whether a pair is genuine.
     """
     rng = np.random.default_rng(seed)
-    everything = len(identity_N) * (len(identity_N) - 1) // 2
-    a, b = pair_at(rng.choice(everything, min(everything, 2 * most), replace=False))
-    of_two = np.flatnonzero(identity_N[a] != identity_N[b])[:most]
     order = np.argsort(identity_N, kind="stable")  # one person's photos are neighbours
     _, first, counts = np.unique(identity_N[order], return_index=True, return_counts=True)
-    pairs = counts * (counts - 1) // 2
-    ends = np.cumsum(pairs)
-    total = int(pairs.sum())
+    # Photo j makes an impostor pair with each photo of the people before its own.
+    j, i = _numbered(np.repeat(first, counts), most, rng)
+    who, place = _numbered(counts * (counts - 1) // 2, most, rng)
+    one, other = pair_at(place)
+    a = np.concatenate([order[i], order[first[who] + one]])
+    b = np.concatenate([order[j], order[first[who] + other]])
+    return a, b, np.repeat([False, True], [len(j), len(who)])
+
+
+def _numbered(sizes_G: Ints, most: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+    """Draws up to `most` items of groups of these sizes: the group and the place of each item."""
+    ends_G = np.cumsum(sizes_G)
+    total = int(sizes_G.sum())
     drawn = rng.choice(total, min(total, most), replace=False)
-    who = np.searchsorted(ends, drawn, side="right")
-    i, j = pair_at(drawn - (ends - pairs)[who])
-    found = [(a[of_two], order[first[who] + i]), (b[of_two], order[first[who] + j])]
-    same = np.repeat([False, True], [len(of_two), len(who)])
-    return np.concatenate(found[0]), np.concatenate(found[1]), same
+    group = np.searchsorted(ends_G, drawn, side="right")
+    return group, drawn - (ends_G - sizes_G)[group]
 
 
 def pair_at(numbers: Ints) -> tuple[Ints, Ints]:

@@ -29,9 +29,9 @@ from persona.config import (
     from_dict,
     to_dict,
 )
+from persona.data.ensembles import Reader, open_reader
 from persona.data.mixed import MixedSet
 from persona.data.sets import FaceSet, open_set
-from persona.data.targets import TargetReader
 from persona.errors import PersonaError, resumed_by
 from persona.evaluation.spread import has_collapsed, tell_collapse
 from persona.learning.learner import Learner
@@ -39,6 +39,7 @@ from persona.learning.photos import Photos
 from persona.learning.stream import Experience, build_experience, in_groups, in_order
 from persona.models import store
 from persona.models.cards import Card, find_model, list_models, read_classes
+from persona.models.sources import spell
 from persona.models.student import Student
 from persona.training.checkpoint import Progress, load_checkpoint
 from persona.training.devices import build_accelerator
@@ -292,6 +293,7 @@ class Learning:
             run=self.run.id,
             train_set=self.new_set.name,
             alignment=parent.alignment,
+            licence=parent.licence,
             test_set="none",
             config=to_dict(config),
             learned={
@@ -360,7 +362,7 @@ def open_anchor(
     parent: Card,
     new: FaceSet,
     accelerator: Accelerator,
-) -> tuple[Teacher | None, TargetReader | None, str]:
+) -> tuple[Teacher | None, Reader | None, str]:
     """The original teacher, its precomputed embeddings, and the digest of both.
 
     They are None, None and an empty string if the method needs no teacher.
@@ -372,7 +374,7 @@ def open_anchor(
         if config.teacher is not None:
             raise PersonaError("--teacher goes with --method anchor")
         return None, None, ""
-    name = config.teacher or parent.teacher
+    name = spell(config.teacher or parent.teacher)
     if name == "none":
         return None, None, ""  # the method raises an error that says what to do
     losses = from_dict(LossesConfig, {"embedding_cosine": {}}, where="anchor")
@@ -380,7 +382,13 @@ def open_anchor(
     student = dataclasses.replace(DistillConfig().student, embedding_size=size)
     asked = DistillConfig(teacher=name, losses=losses, student=student)
     side = open_teacher(asked, workspace, MixedSet.of(new))
-    reader = TargetReader(new.folder, side.targets[0]) if side.targets is not None else None
+    if side.teacher_size not in {None, side.embedding_size}:
+        raise PersonaError(
+            "the method anchor compares embeddings number by number: the student has "
+            f"{side.embedding_size} dimensions, teacher {name} {side.teacher_size}: choose a "
+            "teacher of the same size"
+        )
+    reader = open_reader(new.folder, side.targets[0]) if side.targets is not None else None
     return side.teacher(asked, accelerator.device, None), reader, side.digest
 
 

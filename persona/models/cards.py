@@ -1,8 +1,13 @@
-"""Model cards: the metadata of the models in `models/<ID>/`. This module does not import torch.
+"""Model cards: the metadata of models. This module does not import torch.
 
-The card names the weights file and its SHA-256, and it is written last. A model that training saves
-again is therefore at any moment either the old or the new one. The name of the folder is the
-model's ID. The ID in the card differs if the folder was copied, or while it is being renamed.
+The user's own models lie in `models/<ID>/`. The card names the weights file and its SHA-256, and it
+is written last. A model that training saves again is therefore at any moment either the old or the
+new one. The name of the folder is the model's ID. The ID in the card differs if the folder was
+copied, or while it is being renamed.
+
+The models that are shipped with Persona lie in `ZOO`: `NAME.safetensors`, and `NAME.md` with the
+card in its front matter (persona/deploy/zoo.py writes both). If a model of the user's own has the
+same ID, the user's own is taken.
 """
 
 from __future__ import annotations
@@ -28,6 +33,10 @@ log = logging.getLogger(__name__)
 CARD = "card.json"
 CLASSES = "classes.txt"
 VERSION = 2
+ZOO = Path(__file__).parents[1] / "zoo"
+"""Folder of the models that are shipped with Persona."""
+DEFAULT = "persona-s"
+"""Shipped model that is taken if none is named and the user has none."""
 EMA = "ema"
 """Suffix to a run's ID for the model that holds the EMA of the student's weights."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -78,6 +87,9 @@ class Card:
     learned: dict[str, Any] | None = None
     """Parent, method, memory and experiences of a model that `persona learn` made. None means that
     the model was distilled."""
+    started_from: dict[str, Any] | None = None
+    """Name and SHA-256 of the student that a distillation went on from (`--from`). None means that
+    it began anew."""
     alignment: dict[str, Any] | None = None
     """AlignSpec of the crops that it was distilled from. Older cards have None."""
     chosen_by: str = "accuracy"
@@ -87,6 +99,8 @@ class Card:
     steps: int = 0
     """Number of optimizer steps after which these weights were saved. 0 in older cards and in those
     of `persona learn`, whose steps are in `learned`."""
+    licence: str = ""
+    """Condition under which the weights may be used. Empty means that it is unknown."""
 
     @property
     def made_in(self) -> str:
@@ -129,6 +143,12 @@ class Card:
         return None
 
     @property
+    def threshold_from(self) -> str:
+        """The sets on whose pairs the thresholds were chosen, as text."""
+        found = self.scores.get("threshold_from")
+        return found if isinstance(found, str) else f"{self.test_set}, its test set"
+
+    @property
     def scored_on(self) -> str | None:
         """The set on which `score` was measured.
 
@@ -160,7 +180,9 @@ class Card:
 
 def new_id(architecture: str) -> str:
     """Creates a new ID, which a run and its model share."""
-    return f"{architecture}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    return (
+        f"{architecture.replace(':', '-')}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    )
 
 
 def classes_digest(classes: tuple[str, ...]) -> str:
@@ -174,22 +196,69 @@ def read_card(folder: Path) -> Card:
     Raises:
         PersonaError: the card is missing, damaged or of another version.
     """
-    value = read_json(folder / CARD, what="model card")
+    path = folder / CARD
+    card = _parse(read_json(path, what="model card"), path)
+    if not WEIGHTS.fullmatch(card.weights):
+        raise PersonaError(f"{path} names weights outside its folder: {shown(card.weights)}")
+    return card
+
+
+def _parse(value: object, path: Path) -> Card:
+    """Builds a card from the value that `path` holds, and checks it."""
     if not isinstance(value, dict) or value.get("version") != VERSION:
-        raise PersonaError(f"{folder / CARD} is no model card of version {VERSION}")
+        raise PersonaError(f"{path} is no model card of version {VERSION}")
     names = {item.name for item in dataclasses.fields(Card)}
     known = {name: item for name, item in value.items() if name in names}
     try:
-        card = from_dict(Card, known, where=str(folder / CARD))
+        card = from_dict(Card, known, where=str(path))
     except TypeError as error:
-        raise PersonaError(f"{folder / CARD} is not complete ({error})") from None
-    if not WEIGHTS.fullmatch(card.weights):
-        weights = shown(card.weights)
-        raise PersonaError(f"{folder / CARD} names weights outside its folder: {weights}")
+        raise PersonaError(f"{path} is not complete ({error})") from None
     wrong = _wrong_of(card)
     if wrong is not None:
-        raise PersonaError(f"{folder / CARD} cannot be: its {wrong}")
+        raise PersonaError(f"{path} cannot be: its {wrong}")
     return card
+
+
+def shipped_ids() -> list[str]:
+    """The IDs of the models that are shipped with Persona, sorted."""
+    return sorted(path.stem for path in ZOO.glob("*.safetensors") if NAME.fullmatch(path.stem))
+
+
+def is_shipped(model_id: str) -> bool:
+    """Whether a model with this ID is shipped with Persona."""
+    return NAME.fullmatch(model_id) is not None and (ZOO / f"{model_id}.safetensors").is_file()
+
+
+def shipped_card(model_id: str) -> Card:
+    """Reads the card of a model that is shipped with Persona.
+
+    Raises:
+        PersonaError: the card is missing, damaged or of another version.
+    """
+    import yaml
+
+    path = ZOO / f"{model_id}.md"
+    try:
+        _, front, _ = path.read_text(encoding="utf-8").split("---\n", 2)
+        value = yaml.safe_load(front)["persona"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        raise PersonaError(f"{path} is no model card: install Persona again") from None
+    card = _parse(value, path)
+    if (card.id, card.weights, card.num_classes) != (model_id, f"{model_id}.safetensors", 0):
+        raise PersonaError(f"{path} is not the card of {model_id}: install Persona again")
+    return card
+
+
+def weights_path(card: Card, models: Path) -> Path:
+    """The file of a model's weights, in the store or among the models shipped with Persona."""
+    if is_of_zoo(card.id, models):
+        return ZOO / card.weights
+    return models / card.id / card.weights
+
+
+def is_of_zoo(model_id: str, models: Path) -> bool:
+    """Whether an ID means a model shipped with Persona: no model in the store has it."""
+    return not is_stored(model_id, models) and is_shipped(model_id)
 
 
 def _wrong_of(card: Card) -> str | None:
@@ -217,7 +286,10 @@ def _wrong_values_of(card: Card) -> str | None:
         for figure in (*figures, *(thresholds or {}).values())
     ):
         return "scores hold figures that are no numbers"
-    nested = (card.student, card.scores, card.config, card.learned, card.alignment)
+    nested = (
+        *(card.student, card.scores, card.config),
+        *(card.learned, card.alignment, card.started_from),
+    )
     if any(_is_deeper(value, DEEPEST) for value in nested):
         return f"values lie over {DEEPEST} deep"
     return None
@@ -252,23 +324,53 @@ def list_models(models: Path) -> list[Card]:
     return sorted(cards, key=lambda card: (card.created, card.id))
 
 
+def list_shipped(models: Path) -> list[Card]:
+    """The cards of the shipped models, without those whose ID a model in the store has."""
+    return [shipped_card(name) for name in shipped_ids() if not is_stored(name, models)]
+
+
 def find_model(model_id: str | None, models: Path) -> Card:
-    """Finds the card of `model_id`. None means the best student of the newest run, which is logged.
+    """Finds the card of `model_id`, in the store or among the models shipped with Persona.
+
+    None means the best student of the newest run, or `DEFAULT` if the store is empty. The choice is
+    logged.
 
     Raises:
         PersonaError: the model is unknown (the message names known IDs), or there is none yet.
     """
     if model_id is None:
         cards = list_models(models)
-        if not cards:
+        if cards:
+            return _best_of_newest(cards)
+        if not is_shipped(DEFAULT):
             raise PersonaError(
                 f"there is no student below {models} yet: "
                 "train one with `accelerate launch -m persona.distill`"
             )
-        return _best_of_newest(cards)
-    if not is_stored(model_id, models):
-        raise unknown("model", model_id, model_ids(models))
-    return stored_card(model_id, models)
+        log.info(
+            "no model is named, and there is none below %s: taking %s, which is shipped with "
+            "Persona",
+            *(models, DEFAULT),
+        )
+        return shipped_card(DEFAULT)
+    if is_stored(model_id, models):
+        return stored_card(model_id, models)
+    if is_shipped(model_id):
+        return shipped_card(model_id)
+    raise unknown("model", model_id, [*model_ids(models), *shipped_ids()])
+
+
+def find_own_model(model_id: str, models: Path) -> Card:
+    """Finds the card of a model in the user's store, to change it.
+
+    Raises:
+        PersonaError: the model is unknown, or it is shipped with Persona.
+    """
+    if is_of_zoo(model_id, models):
+        raise PersonaError(
+            f"{model_id} is shipped with Persona and stays as it is: name a model below {models}"
+        )
+    return find_model(model_id, models)
 
 
 def is_stored(model_id: str, models: Path) -> bool:
@@ -310,11 +412,13 @@ def mode_of_weights(classes: Sized) -> int:
 
 
 def read_classes(card: Card, models: Path) -> tuple[str, ...]:
-    """Reads the identities of a model's logits, in order.
+    """Reads the identities of a model's logits, in order. A shipped model has none.
 
     Raises:
         PersonaError: the class list is missing or does not match the card.
     """
+    if is_of_zoo(card.id, models):
+        return ()
     path = models / card.id / CLASSES
     if not path.is_file():
         raise PersonaError(f"model {card.id} has no class list at {path}")

@@ -18,7 +18,7 @@ from persona.models.cards import (
     NAME,
     WEIGHTS,
     Card,
-    find_model,
+    find_own_model,
     list_models,
     mode_of_weights,
     read_card,
@@ -99,10 +99,10 @@ def rename_model(model_id: str, name: str, models: Path) -> Card:
         PersonaError: there is no such model, or the name cannot be used.
     """
     if not _is_half_renamed(model_id, name, models):
-        find_model(model_id, models)
+        find_own_model(model_id, models)
         check_name(name, models)
         _put(models / model_id, models / name)
-    renamed = _named(find_model(name, models), name)
+    renamed = _named(find_own_model(name, models), name)
     write_json(models / name / CARD, asdict(renamed))
     return renamed
 
@@ -119,7 +119,7 @@ def remove_model(model_id: str, models: Path) -> Card:
     Raises:
         PersonaError: there is no such model.
     """
-    card = find_model(model_id, models)
+    card = find_own_model(model_id, models)
     with scratch_folder(models, model_id) as scratch:
         (models / model_id).rename(scratch / model_id)
     return card
@@ -139,5 +139,5 @@ def import_model(folder: Path, name: str | None, models: Path) -> Card:
 
 
 def students_of(model_id: str, models: Path) -> list[str]:
-    """The IDs of the models whose teacher is `model_id`."""
-    return [card.id for card in list_models(models) if card.teacher == model_id]
+    """The IDs of the models whose teacher, or one of whose teachers, is `model_id`."""
+    return [card.id for card in list_models(models) if model_id in card.teacher.split(",")]

@@ -243,6 +243,17 @@ class OnnxSession(Embedder):
         return vectors
 
     def _embed(self, pixels: Vectors) -> Vectors:
+        lanes = self._lanes
+        if lanes is not None and len(pixels) < MANY * lanes.threads:
+            lanes = None
+        size = self._batch or (PART if lanes is not None else len(pixels))
+        parts = [pixels[start : start + size] for start in range(0, len(pixels), size)]
+        if lanes is not None:
+            return np.concatenate(list(lanes.map(self._run_part, parts)))
+        return np.concatenate([self._run_part(part) for part in parts])
+
+    def _normalised(self, pixels: Vectors) -> Vectors:
+        """The input of the file for crops of 0 to 255, RGB and channels first."""
         if self.settings.channels == "bgr":
             pixels = pixels[:, ::-1]
         if self.settings.layout == "nhwc-uint8":
@@ -251,18 +262,14 @@ class OnnxSession(Embedder):
             mean = np.array(self.settings.mean, np.float32)[:, None, None]
             std = np.array(self.settings.std, np.float32)[:, None, None]
             pixels = (pixels - mean) / std
-        images = np.ascontiguousarray(pixels)
-        lanes = self._lanes
-        if lanes is not None and len(images) < MANY * lanes.threads:
-            lanes = None
-        size = self._batch or (PART if lanes is not None else len(images))
-        parts = [images[start : start + size] for start in range(0, len(images), size)]
-        if lanes is not None:
-            return np.concatenate(list(lanes.map(self._run_part, parts)))
-        return np.concatenate([self._run_part(part) for part in parts])
+        return np.ascontiguousarray(pixels)
 
-    def _run_part(self, images: Vectors, session: Any = None) -> Vectors:
-        """Computes the embeddings of one part, which fits into a file's fixed batch, if any."""
+    def _run_part(self, pixels: Vectors, session: Any = None) -> Vectors:
+        """Computes the embeddings of one part, which fits into a file's fixed batch, if any.
+
+        A part is normalised here, so that all lanes share that work too.
+        """
+        images = self._normalised(pixels)
         lacking = (self._batch or len(images)) - len(images)
         if lacking:  # a file of fixed batch needs the last part filled up
             images = np.concatenate([images, np.zeros((lacking, *images.shape[1:]), images.dtype)])
@@ -279,7 +286,7 @@ class OnnxSession(Embedder):
 
     def _run(self, images: Vectors, options: Any = None, session: Any = None) -> Vectors:
         assert self._type is not None
-        given = {self._input: images.astype(self._type)}
+        given = {self._input: images.astype(self._type, copy=False)}
         try:
             (found,) = (session or self._session).run([self._output], given, options)
         except Exception as error:  # onnxruntime has an error class for each status

@@ -44,20 +44,16 @@ def publish_copy(card: Card, models: Path, target: Path, *, with_classes: bool) 
         with_classes: whether to keep the last layer and the class list.
     """
     from persona.models.store import load_model, save_model
-    from persona.models.student import Student
+    from persona.models.student import without_head
 
     student = load_model(card, models)
     classes = read_classes(card, models) if with_classes else ()
     if not with_classes:
-        config = replace(student.config, embedding_size=student.embedding_size)
-        bare = Student(config, 0, head="none", image_size=student.image_size)
-        kept = bare.state_dict().keys()
-        bare.load_state_dict({n: v for n, v in student.state_dict().items() if n in kept})
-        student = bare
+        student = without_head(student)
     shown = public_card(card)
     as_it_is = (
         *("teacher", "temperature", "epochs", "score", "scores", "train_set", "test_set"),
-        *("config", "learned", "alignment", "chosen_by", "steps"),
+        *("config", "learned", "started_from", "alignment", "chosen_by", "steps", "licence"),
     )
     facts: dict[str, Any] = {name: getattr(shown, name) for name in as_it_is}
     return save_model(target, student, model_id=card.id, classes=classes, **facts)

@@ -31,7 +31,18 @@ from persona.errors import PersonaError, unknown
 from persona.extras import needing
 from persona.files import sha256_file
 from persona.models import litert, onnx
-from persona.models.cards import Card, is_stored, model_ids, read_classes, stored_card
+from persona.models.cards import (
+    CARD,
+    Card,
+    is_shipped,
+    is_stored,
+    model_ids,
+    read_classes,
+    shipped_card,
+    shipped_ids,
+    stored_card,
+    weights_path,
+)
 from persona.models.embedder import Embedder, own_threads
 from persona.models.onnx_graph import count_onnx
 from persona.models.weights import FACENETS, find_weights
@@ -40,9 +51,6 @@ from persona.workspace import user_path
 
 if TYPE_CHECKING:
     from persona.models.output import FaceNetwork
-
-ZOO = Path(__file__).parents[1] / "zoo"
-"""Folder of the models that are shipped with Persona, a model store like the user's own."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +94,6 @@ class Source(ABC):
 
     shown: ClassVar[str] = ""
     """Pattern of its names for messages, as `onnx:FILE`. Empty means that they list `names`."""
-    from_stores = False
-    """Whether its networks are models with a card, whose names users may choose."""
 
     @abstractmethod
     def has(self, name: str, models: Path) -> bool:
@@ -356,61 +362,63 @@ class _Untrained(Source):
         from persona.models.student import Student
 
         torch.manual_seed(0)
-        return NamedNetwork(name, Student(StudentConfig(name), 0, head="none"), "nothing", (), None)
+        student = Student(StudentConfig(name), 0, head="none")
+        any_size = student.config.pooling == "average" and ":" not in name
+        size = None if any_size else student.image_size
+        return NamedNetwork(name, student, "nothing", (), size)
 
 
-class _Stores(Source):
-    """Models with a card, in a model store."""
-
-    from_stores = True
+class _Models(Source):
+    """Students with a card."""
 
     @abstractmethod
-    def store(self, models: Path) -> Path:
-        """The folder of the model store."""
-
-    def has(self, name: str, models: Path) -> bool:
-        return is_stored(name, self.store(models))
-
-    def names(self, models: Path) -> list[str]:
-        return model_ids(self.store(models))
-
-    def card(self, name: str, models: Path) -> Card:
-        return stored_card(name, self.store(models))
+    def card(self, name: str, models: Path) -> Card: ...
 
     def digest(self, name: str, models: Path) -> str | None:
         return self.card(name, models).weights_sha256
 
     def file(self, name: str, models: Path) -> Path | None:
-        path = self.store(models) / name / self.card(name, models).weights
+        path = weights_path(self.card(name, models), models)
         return path if path.is_file() else None
-
-    def identities(self, name: str, models: Path) -> tuple[str, ...]:
-        return read_classes(self.card(name, models), self.store(models))
 
     def open(self, name: str, models: Path) -> NamedNetwork:
         from persona.models.store import load_model
 
         card = self.card(name, models)
-        student = load_model(card, self.store(models))
-        classes = self.identities(name, models)
+        student, classes = load_model(card, models), read_classes(card, models)
         return NamedNetwork(
             *(name, student, card.train_set, classes, card.image_size, card.weights_sha256),
             alignment=card.alignment,
         )
 
 
-class _OwnModels(_Stores):
+class _OwnModels(_Models):
     """Students in the user's store, which were trained, pulled or imported here."""
 
-    def store(self, models: Path) -> Path:
-        return models
+    def has(self, name: str, models: Path) -> bool:
+        return is_stored(name, models)
+
+    def names(self, models: Path) -> list[str]:
+        return model_ids(models)
+
+    def card(self, name: str, models: Path) -> Card:
+        return stored_card(name, models)
+
+    def identities(self, name: str, models: Path) -> tuple[str, ...]:
+        return read_classes(self.card(name, models), models)
 
 
-class _Zoo(_Stores):
-    """Students that are shipped with Persona."""
+class _Zoo(_Models):
+    """Students that are shipped with Persona. Their cards name no identities."""
 
-    def store(self, models: Path) -> Path:
-        return ZOO
+    def has(self, name: str, models: Path) -> bool:
+        return is_shipped(name)
+
+    def names(self, models: Path) -> list[str]:
+        return shipped_ids()
+
+    def card(self, name: str, models: Path) -> Card:
+        return shipped_card(name)
 
 
 ONNX, OWN = _OnnxFiles(), _OwnModels()
@@ -453,9 +461,8 @@ def known_names(models: Path) -> list[str]:
 
 
 def is_reserved(name: str, models: Path) -> bool:
-    """Whether a name belongs to a network outside the model stores."""
-    found = known_source(name, models)
-    return found is not None and not found.from_stores
+    """Whether a name belongs to a network outside the user's model store."""
+    return known_source(name, models) not in {None, OWN}
 
 
 def load_network(name: str, models: Path) -> NamedNetwork:
@@ -482,6 +489,44 @@ def load_embedder(name: str, models: Path) -> Named:
         return load_network(name, models)
     digest = source.digest(name, models) or ""
     return Named(name, embedder, "embeddings alone", (), None, digest)
+
+
+def teacher_names(teacher: str, models: Path) -> tuple[str, ...]:
+    """The names in `A,B`. The path of one file may have a comma too.
+
+    Raises:
+        PersonaError: a name is empty, `none` or given twice.
+    """
+    source = known_source(teacher, models)
+    if "," not in teacher or (source is not None and source.file(teacher, models) is not None):
+        return (teacher,)
+    names = tuple(spell(name.strip()) for name in teacher.split(","))
+    if not all(names) or "none" in names or len(set(names)) < len(names):
+        raise PersonaError(f"--teacher {teacher}: name networks, each of them once")
+    return names
+
+
+def student_card(name: str, models: Path) -> tuple[Card, Path]:
+    """The card of a student and the store that holds it. A student on the hub is pulled first.
+
+    `name` may also be the folder of a model, in any store.
+
+    Raises:
+        PersonaError: the name is unknown, or is that of another kind of network.
+    """
+    folder = user_path(name)
+    if (folder / CARD).is_file():
+        return stored_card(folder.name, folder.parent.resolve()), folder.parent.resolve()
+    source = source_of(name, models)
+    if isinstance(source, _Hub):
+        source.open(name, models)
+        name, source = source.title(name), OWN
+    if not isinstance(source, _Models):
+        raise PersonaError(
+            f"{name} is no student that was trained by Persona: name a model, its folder or "
+            "hf://OWNER/NAME"
+        )
+    return source.card(name, models), models
 
 
 def network_digest(name: str, models: Path) -> str | None:

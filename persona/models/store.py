@@ -1,4 +1,4 @@
-"""The model store: saves students to `models/<ID>/` and loads them.
+"""The model store: saves students to `models/<ID>/` and loads them, and those shipped with Persona.
 
 sources.py opens any network by its name.
 """
@@ -13,11 +13,12 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 
 from persona.config import StudentConfig, from_dict, to_dict
 from persona.errors import PersonaError, unknown
 from persona.files import PRIVATE, sha256_file, write_atomically, write_json
-from persona.models.backbones import BACKBONES
+from persona.models.backbones import BACKBONES, make_backbone
 from persona.models.cards import (
     CARD,
     CLASSES,
@@ -25,9 +26,13 @@ from persona.models.cards import (
     classes_digest,
     encode_classes,
     mode_of_weights,
+    weights_path,
 )
 from persona.models.output import EMBEDDING_SIZE, ClassifierHead
 from persona.models.student import Student, count_parameters
+
+SMALLEST = 2
+"""Bytes of a stored number: weights are float32, those of the zoo float16."""
 
 
 def save_model(
@@ -85,7 +90,7 @@ def load_model(card: Card, models: Path) -> Student:
         PersonaError: the architecture is unknown, or the weights are missing, damaged or of another
             architecture.
     """
-    path = models / card.id / card.weights
+    path = weights_path(card, models)
     if card.architecture not in BACKBONES:
         raise unknown("architecture", card.architecture, BACKBONES, where=str(path.parent))
     if not path.is_file():
@@ -103,16 +108,24 @@ def load_model(card: Card, models: Path) -> Student:
 
 
 def _check_size(card: Card, config: StudentConfig, path: Path) -> None:
-    """Checks, before memory is allocated, that the file can hold the classes of the card.
+    """Checks, before memory is allocated, that the file can hold the classes and the backbone.
 
     Raises:
         PersonaError: the file is too small.
     """
+    size = path.stat().st_size
     numbers = card.num_classes * (config.embedding_size or EMBEDDING_SIZE)
-    if numbers * 4 > path.stat().st_size:
+    if numbers * 4 > size:
         raise PersonaError(
             f"{path} cannot hold a last layer of {card.num_classes:,} classes, which its card names"
         )
+    try:
+        with torch.device("meta"):  # a family of backbones has networks of gigabytes
+            backbone, _ = make_backbone(card.architecture, config.backbone, card.image_size).build()
+    except Exception:  # a few networks cannot be built without memory
+        return
+    if count_parameters(backbone) * SMALLEST > size:
+        raise PersonaError(f"{path} does not hold a {card.architecture}")
 
 
 def save_head(path: Path, head: ClassifierHead) -> None:

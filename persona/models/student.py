@@ -13,14 +13,15 @@ Shapes: B batch, C channel, H W pixels, E embedding, K identities.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from persona.config import StudentConfig
-from persona.errors import PersonaError
-from persona.models.backbones import BACKBONES
+from persona.errors import PersonaError, shown
+from persona.models.backbones import Backbone, make_backbone
 from persona.models.output import EMBEDDING_SIZE, ClassifierHead, FaceNetwork
 
 BATCH_NORM_EPS = 0.001
@@ -45,10 +46,11 @@ class Student(FaceNetwork):
             config: the options of the student.
             num_classes: number of identities of the logits; 0 only with head `none`.
             head: kind of the last layer: `linear`, `cosine` or `none`.
-            image_size: side of the crops in px. Only depthwise pooling depends on it.
+            image_size: side of the crops in px. Only depthwise pooling and some backbones depend
+                on it.
 
         Raises:
-            PersonaError: the head has no identities.
+            PersonaError: the head has no identities, or the backbone cannot be built.
         """
         super().__init__()
         if head != "none" and num_classes < 1:
@@ -57,10 +59,11 @@ class Student(FaceNetwork):
         self.num_classes = num_classes
         self.embedding_size = config.embedding_size or EMBEDDING_SIZE
         self.image_size = image_size
-        self.backbone, channels = BACKBONES.find(config.architecture)(config.backbone).build()
+        self.backbone, channels = _backbone(config, image_size).build()
+        self.channels = channels
         self.pool: nn.Module = nn.AdaptiveAvgPool2d(1)
         if config.pooling == "depthwise":
-            self.pool = _depthwise_pooling(channels, _maps_side(self.backbone, image_size))
+            self.pool = _depthwise_pooling(channels, self.maps_side())
         self.last_linear = nn.Linear(channels, self.embedding_size, bias=False)
         self.last_bn = nn.BatchNorm1d(self.embedding_size, eps=BATCH_NORM_EPS)
         self.logits = ClassifierHead(self.embedding_size, num_classes, head)
@@ -74,8 +77,37 @@ class Student(FaceNetwork):
         Raises:
             PersonaError: the weights cannot be had. The message says where to put the file by hand.
         """
-        backbone = BACKBONES.find(self.config.architecture)(self.config.backbone)
-        backbone.start(self.backbone, models)
+        _backbone(self.config, self.image_size).start(self.backbone, models)
+
+    def maps_side(self) -> int:
+        """The side of the backbone's last maps in cells, measured with an empty crop.
+
+        Raises:
+            PersonaError: the backbone cannot take crops of this size, or does not give such maps.
+        """
+        name, size, was = self.config.architecture, self.image_size, self.backbone.training
+        self.backbone.eval()  # so that batch norm's statistics do not change
+        try:
+            with torch.no_grad():
+                maps = self.backbone(torch.zeros(1, 3, size, size))
+        except PersonaError:
+            raise
+        except Exception as error:  # a network from elsewhere may raise anything
+            reason = shown(f"{type(error).__name__}: {error}".partition("\n")[0])
+            raise PersonaError(
+                f"{name} fails on a crop of {size} px ({reason}): choose another --image-size or "
+                "student"
+            ) from None
+        finally:
+            self.backbone.train(was)
+        shape = tuple(maps.shape) if isinstance(maps, Tensor) else ()
+        if len(shape) != 4 or shape[1] != self.channels or shape[2] != shape[3] or not shape[3]:
+            raise PersonaError(
+                f"{name} gives {shape or type(maps).__name__} of a crop of {size} px, where maps "
+                f"(1, {self.channels}, h, h) are wanted: mend its `build`, or choose another "
+                "student"
+            )
+        return int(shape[3])
 
     def features(self, images_BCHW: Tensor, landmarks_B62: Tensor | None = None) -> Tensor:
         """Computes the embeddings before normalisation, (B, E)."""
@@ -111,13 +143,17 @@ class Student(FaceNetwork):
         self.logits, self.num_classes = head.to(device), num_classes
 
 
-def _maps_side(backbone: nn.Module, image_size: int) -> int:
-    """The side of the backbone's last feature map, in cells, measured with an empty crop."""
-    backbone.eval()  # so that batch norm's statistics do not change
-    with torch.no_grad():
-        maps = backbone(torch.zeros(1, 3, image_size, image_size))
-    backbone.train()
-    return int(maps.shape[-1])
+def without_head(student: Student) -> Student:
+    """A copy of a student that gives embeddings alone."""
+    config = replace(student.config, embedding_size=student.embedding_size)
+    bare = Student(config, 0, head="none", image_size=student.image_size)
+    kept = bare.state_dict().keys()
+    bare.load_state_dict({n: v for n, v in student.state_dict().items() if n in kept})
+    return bare
+
+
+def _backbone(config: StudentConfig, image_size: int) -> Backbone:
+    return make_backbone(config.architecture, config.backbone, image_size)
 
 
 def _depthwise_pooling(channels: int, side: int) -> nn.Module:

@@ -51,7 +51,7 @@ from persona.report.measure import (
     read_faces,
     time_on_cpu,
 )
-from persona.report.page import FacePair, Made, Mistakes, Page, Section, ShownFace, Table
+from persona.report.page import FacePair, Made, Mistakes, Page, PageTable, Section, ShownFace
 from persona.workspace import Workspace
 
 
@@ -201,9 +201,9 @@ def _summary(models: list[Measured], manifest: Manifest) -> str:
     )
 
 
-def _headline(models: list[Measured]) -> Table:
+def _headline(models: list[Measured]) -> PageTable:
     if not models:
-        return Table([], [])
+        return PageTable([], [])
     rows: list[list[str]] = [
         ["accuracy", *(_figure(model, "accuracy") for model in models)],
         ["AUC", *(_figure(model, "auc") for model in models)],
@@ -216,7 +216,7 @@ def _headline(models: list[Measured]) -> Table:
     rows.append(["parameters", *sizes])
     rows.append(["size of the file", *(f"{m.bytes:,} bytes" for m in models)])
     rows.append(["CPU ms/face", *(f"{m.cpu_ms:.1f}" for m in models)])
-    return Table(["figure", *(model.name for model in models)], rows)
+    return PageTable(["figure", *(model.name for model in models)], rows)
 
 
 def _figure(model: Measured, name: str) -> str:

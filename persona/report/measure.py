@@ -21,9 +21,10 @@ from persona.data.stream import build_loader
 from persona.data.transforms import normalise
 from persona.evaluation.embed import Embedded
 from persona.evaluation.groups import as_number, group_figures, groups_of
-from persona.evaluation.metrics import FARS, Folds, Verification
+from persona.evaluation.metrics import FARS, Folds, PairFigures
 from persona.evaluation.pairs import PairScores, score_pairs
-from persona.evaluation.protocols import Options, Subject, check_measure
+from persona.evaluation.protocols import Subject, check_measure
+from persona.evaluation.protocols.verification import VerificationOptions
 from persona.evaluation.spread import has_collapsed, tell_collapse
 from persona.evaluation.statistics import Interval, verification_intervals
 from persona.extras import missing
@@ -60,7 +61,7 @@ class Measured:
 
     name: str
     teacher: bool
-    figures: Verification
+    figures: PairFigures
     intervals: dict[str, Interval | None]
     resampled: str
     scores: PairScores
@@ -126,7 +127,7 @@ def measure(
         PersonaError: the set has no pairs, or its crops do not fit the network.
     """
     check_measure("verification", named, faces.manifest)
-    subject = Subject(named, faces, accelerator, Options(), batch_size, workers)
+    subject = Subject(named, faces, accelerator, VerificationOptions(), batch_size, workers)
     embedded = subject.embed(faces)
     scores = score_pairs(embedded, faces.manifest, faces.pairs())
     decided = scores.decide()

@@ -18,7 +18,7 @@ from persona.report.figures import Figure
 
 
 @dataclass(frozen=True)
-class Table:
+class PageTable:
     """A table of text cells under named columns."""
 
     columns: list[str]
@@ -88,7 +88,7 @@ class Page:
 
     set: str
     summary: str
-    headline: Table
+    headline: PageTable
     facts: list[list[str]]
     plots: list[Section] = field(default_factory=list)
     faces: list[Mistakes] = field(default_factory=list)

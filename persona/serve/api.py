@@ -73,7 +73,7 @@ class Bounds(BaseModel):
     pixels: int
 
 
-class People(BaseModel):
+class PeopleAnswer(BaseModel):
     """The enrolled people, the network, the threshold and the limits of a request."""
 
     network: str
@@ -85,7 +85,7 @@ class People(BaseModel):
     limits: Bounds
 
 
-class Face(BaseModel):
+class FaceAnswer(BaseModel):
     """A face in a photo. An unknown face has no name."""
 
     box: tuple[float, float, float, float]
@@ -102,7 +102,7 @@ class Recognised(BaseModel):
     width: int
     height: int
     threshold: float
-    faces: list[Face]
+    faces: list[FaceAnswer]
 
 
 class EnrolledPhotos(BaseModel):
@@ -175,10 +175,10 @@ def build_app(
         return Health(status="ok")
 
     @app.get("/api/people")
-    def people() -> People:
+    def people() -> PeopleAnswer:
         """Lists the enrolled people, with the network, the threshold and the limits."""
         rows = [PersonRow(**dataclasses.asdict(person)) for person in gallery.people()]
-        return People(
+        return PeopleAnswer(
             network=network,
             match=match,
             threshold=gallery.threshold,
@@ -194,7 +194,7 @@ def build_app(
         def work(form: Form, _: Claim) -> Recognised:
             photo = look_at(_only(form.photos), limits.pixels, SIDE_PX)
             faces = [
-                Face(**{**dataclasses.asdict(seen), "box": photo.whole(seen.box)})
+                FaceAnswer(**{**dataclasses.asdict(seen), "box": photo.whole(seen.box)})
                 for seen in gallery.recognise(photo.pixels)
             ]
             width, height = photo.size

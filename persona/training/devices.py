@@ -57,7 +57,7 @@ def build_accelerator(mixed_precision: str, **options: Any) -> Accelerator:
 
 
 def prepare(
-    accelerator: Accelerator, student: Student, optimizer: Optimizer
+    accelerator: Accelerator, student: torch.nn.Module, optimizer: Optimizer
 ) -> tuple[torch.nn.Module, Any]:
     """Prepares student and optimizer: on the device, with DDP if there are several processes."""
     with warnings.catch_warnings():

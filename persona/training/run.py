@@ -34,7 +34,7 @@ LOG_STEPS = 20
 
 
 @dataclass(frozen=True)
-class Kind:
+class RunKind:
     """A kind of run: the file name and the words for messages in which kinds differ."""
 
     config: str
@@ -47,13 +47,13 @@ class Kind:
     """Name of one part of the run, as "epoch"."""
 
 
-DISTILLING = Kind(
+DISTILLING = RunKind(
     config="config.yaml",
     doing="training in",
     made="trained with another recipe, set or teacher",
     part="epoch",
 )
-LEARNING = Kind(
+LEARNING = RunKind(
     config="learn.yaml",
     doing="learning in",
     made="made with another config, student, set or teacher",
@@ -92,7 +92,7 @@ class Run:
 
     def __init__(
         self,
-        kind: Kind,
+        kind: RunKind,
         workspace: Workspace,
         accelerator: Accelerator,
         *,

@@ -27,15 +27,18 @@ class DistillationTask(nn.Module):
         teacher: Teacher | None,
         config: LossesConfig,
         num_identities: int,
+        teacher_size: int | None = None,
     ) -> None:
         """Builds the loss terms.
 
         Args:
-            student: the network that is called; it may be wrapped (DDP, torch.compile).
+            student: the network that is called; it may be wrapped (DDP, torch.compile) and have a
+                projection head.
             bare_student: the network inside `student`.
             teacher: the frozen teacher, if any.
             config: the terms and their weights.
             num_identities: identities of the labels, also if the student has no logits.
+            teacher_size: the teacher's embedding size. None means the student's.
         """
         super().__init__()
         self.student = student
@@ -43,9 +46,11 @@ class DistillationTask(nn.Module):
             config,
             num_classes=num_identities,
             embedding_size=bare_student.embedding_size,
+            teacher_size=teacher_size,
         )
         self.weights = {name: term.weight for name, term in counting(config).items()}
         self.inputs = inputs_of(config)
+        self.paired = {name for name, loss in self.losses.items() if loss.paired}
         self.wanted = {name for inputs in self.inputs.values() for name in inputs}
         # Lists hide them from nn.Module, which would register them as submodules.
         self._teacher = [teacher]
@@ -89,11 +94,13 @@ class DistillationTask(nn.Module):
             found["teacher_features"] = targets_BE.float()
             if "teacher_logits" in self.wanted:
                 found["teacher_logits"] = self.teacher.logits(targets_BE)
+        projected = found | {"student_features": getattr(output, "projected", output.features)}
         total = torch.zeros((), device=images_BCHW.device)
         terms: dict[str, Tensor] = {}
         # Losses run in float32: cosines and softmaxes lose too much precision in 16 bits.
         with torch.autocast(images_BCHW.device.type, enabled=False):
             for name, loss in self.losses.items():
-                terms[name] = loss(*(found[key] for key in self.inputs[name]))
+                values = projected if name in self.paired else found
+                terms[name] = loss(*(values[key] for key in self.inputs[name]))
                 total = total + self.weights[name] * terms[name]
         return total, {name: term.detach() for name, term in terms.items()}

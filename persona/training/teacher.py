@@ -13,20 +13,23 @@ import torch
 from torch import Tensor
 
 from persona.config import DistillConfig, LossesConfig
-from persona.data.mixed import MixedSet
-from persona.data.sets import FaceSet
-from persona.data.targets import (
+from persona.data.ensembles import EnsembleTargets, KeptTargets
+from persona.data.kept_targets import (
     Targets,
     check_targets,
     head_path,
     short_name,
     targets_name,
 )
+from persona.data.mixed import MixedSet
+from persona.data.sets import FaceSet
 from persona.errors import PersonaError
 from persona.models import sources, store
+from persona.models.ensemble import EnsembleNetwork
 from persona.models.output import EMBEDDING_SIZE, ClassifierHead, FaceNetwork, freeze
 from persona.models.sources import NamedNetwork
-from persona.training.losses import LOSSES, head_kind, inputs_of
+from persona.training.ensemble import open_ensemble
+from persona.training.losses import head_kind, inputs_of
 from persona.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -90,7 +93,7 @@ class TeacherSide:
 
     network: NamedNetwork | None
     """The teacher's network. None means that there is no teacher, or that its targets are kept."""
-    targets: tuple[Targets, ...] | None
+    targets: tuple[KeptTargets, ...] | None
     """The kept targets of each train set. None means that there is no teacher, or that it runs
     online."""
     train: MixedSet
@@ -99,6 +102,16 @@ class TeacherSide:
     """Dimensions of the student's embedding."""
     classes: tuple[str, ...]
     """Identities of the student's logits. Empty means that the student has no logits."""
+    teacher_size: int | None = None
+    """Dimensions of the teacher's embedding. None means that there is no teacher."""
+
+    @property
+    def networks(self) -> tuple[NamedNetwork, ...]:
+        """The networks that run online: none, the teacher, or all of an ensemble."""
+        if self.network is None:
+            return ()
+        network = self.network.network
+        return network.named if isinstance(network, EnsembleNetwork) else (self.network,)
 
     @property
     def digest(self) -> str:
@@ -117,8 +130,8 @@ class TeacherSide:
         logits = any("teacher_logits" in inputs for inputs in inputs_of(config.losses).values())
         if self.targets is not None:
             head = None
-            if logits:
-                kept = self.targets[0]
+            kept = self.targets[0]
+            if logits and isinstance(kept, Targets):
                 head = store.load_head(
                     head_path(self.train.parts[0].faces.folder, kept),
                     embedding_size=kept.embedding_size,
@@ -155,18 +168,27 @@ def open_teacher(
     for name, inputs in inputs_of(config.losses).items():
         if "labels" in inputs:
             train.check_labelled(f"loss {name}")
+        if config.mix.in_use and "labels" in inputs:
+            raise PersonaError(
+                f"loss {name} compares with the label of one photo, and `mix` makes images of two: "
+                "leave the loss or `mix` out"
+            )
     asked = bool(wanted & set(FROM_TEACHER))
     size = config.student.embedding_size
+    names = (config.teacher,) if loaded else sources.teacher_names(config.teacher, workspace.models)
     if not asked or config.teacher == "none":
         if config.teacher != "none" and loaded is None:
-            sources.check_named(config.teacher, workspace.models)
-        check_losses(config.losses, teacher="none", has_logits=False, sizes=(0, 0))
+            for name in names:
+                sources.check_named(name, workspace.models)
+        check_losses(config.losses, teacher="none", has_logits=False)
         classes = train.identities if head_kind(config.losses) != "none" else ()
         return TeacherSide(None, None, train, size or EMBEDDING_SIZE, classes)
-    targets = kept_targets(config, workspace, train, loaded)
-    network = None
-    if targets is None:
-        network = loaded or sources.load_network(config.teacher, workspace.models)
+    network: NamedNetwork | None
+    targets: tuple[KeptTargets, ...] | None
+    if len(names) > 1:
+        network, targets = _open_several(config, names, workspace, train)
+    else:
+        network, targets = _open_one(config, workspace, train, loaded)
     if targets is not None:
         width, count = targets[0].embedding_size, targets[0].num_classes
         trained_on, known = targets[0].trained_on, targets[0].classes
@@ -176,9 +198,7 @@ def open_teacher(
         trained_on, known = network.trained_on, network.classes
         uses_landmarks = network.network.uses_landmarks
         train.check_crops(network.name, network.image_size, uses_landmarks)
-    check_losses(
-        config.losses, teacher=config.teacher, has_logits=count > 0, sizes=(size or width, width)
-    )
+    check_losses(config.losses, teacher=config.teacher, has_logits=count > 0)
     classes = train.identities if head_kind(config.losses) != "none" else ()
     if "teacher_logits" in wanted and not train.knows(trained_on, count, known):
         if "labels" in wanted:
@@ -189,7 +209,42 @@ def open_teacher(
                 "another teacher"
             )
         classes = known or tuple(f"{config.teacher}/{number}" for number in range(count))
-    return TeacherSide(network, targets, train, size or width, classes)
+    return TeacherSide(network, targets, train, size or width, classes, width)
+
+
+def _open_one(
+    config: DistillConfig, workspace: Workspace, train: MixedSet, loaded: NamedNetwork | None
+) -> tuple[NamedNetwork | None, tuple[Targets, ...] | None]:
+    """The network of a single teacher, or its kept targets of each train set."""
+    targets = kept_targets(config, workspace, train, loaded)
+    if targets is not None:
+        return None, targets
+    return loaded or sources.load_network(config.teacher, workspace.models), None
+
+
+def _open_several(
+    config: DistillConfig, names: tuple[str, ...], workspace: Workspace, train: MixedSet
+) -> tuple[NamedNetwork | None, tuple[EnsembleTargets] | None]:
+    """The network of several teachers, or their kept targets.
+
+    Raises:
+        PersonaError: there are several train sets. The projection that joins the teachers is fitted
+            on one set and stored beside it.
+    """
+    if len(train.parts) > 1:
+        raise PersonaError(
+            f"--teacher {config.teacher}: several teachers are joined on one train set, and "
+            f"--train-set {train.name} names several: choose one teacher or one set"
+        )
+
+    def find_kept(one: DistillConfig) -> Targets | None:
+        found = kept_targets(one, workspace, train)
+        return None if found is None else found[0]
+
+    network, targets = open_ensemble(
+        config, names, workspace.models, train.parts[0].faces, find_kept
+    )
+    return network, None if targets is None else (targets,)
 
 
 def kept_targets(
@@ -203,9 +258,15 @@ def kept_targets(
     Raises:
         PersonaError: the recipe asks for kept targets and a set has none; or the targets are of
             another teacher, the teacher's file is missing and cannot be compared, or the targets
-            lack the recipe's augmented views.
+            lack the recipe's augmented views; or the recipe mixes photos, which the teacher must
+            see.
     """
-    if config.targets == "online":
+    if config.mix.in_use and config.targets == "kept":
+        raise PersonaError(
+            "the recipe mixes photos (`mix`), and the teacher must look at the mixed image: choose "
+            "--targets online, or leave `mix` out"
+        )
+    if config.targets == "online" or config.mix.in_use:
         return None
     sets = [part.faces for part in train.parts]
     found = [faces.targets(config.teacher) for faces in sets]
@@ -261,16 +322,13 @@ def _check_kept(config: DistillConfig, faces: FaceSet, targets: Targets, digest:
     check_targets(faces, targets, deep=False)
 
 
-def check_losses(
-    config: LossesConfig, *, teacher: str, has_logits: bool, sizes: tuple[int, int]
-) -> None:
+def check_losses(config: LossesConfig, *, teacher: str, has_logits: bool) -> None:
     """Refuses loss terms that need something this teacher does not give.
 
     Args:
         config: the terms.
         teacher: name of the teacher, or `none`.
         has_logits: whether the teacher gives logits.
-        sizes: embedding sizes of student and teacher.
 
     Raises:
         PersonaError: a term cannot be computed. The message names it and says what to do.
@@ -287,11 +345,6 @@ def check_losses(
                     if others
                     else "choose a recipe of embedding losses (--config configs/embedding.yaml)"
                 )
-            )
-        if LOSSES.find(name).paired and sizes[0] != sizes[1]:
-            raise PersonaError(
-                f"loss {name} compares vectors number by number: the student has {sizes[0]}, "
-                f"teacher {teacher} {sizes[1]}; leave student.embedding_size out"
             )
 
 

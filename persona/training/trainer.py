@@ -1,6 +1,6 @@
 """The train step, the same for accumulation, mixed precision, one process and many.
 
-1. Apply the views (augmentation) to the batch on the device.
+1. Apply the views (augmentation) to the batch on the device, and mix its photos.
 2. Run student and teacher on them and sum the weighted losses.
 3. Compute the gradients and clip them if the recipe asks for it.
 4. Step the optimizer, the schedule and the EMA of the weights.
@@ -13,16 +13,20 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from persona.config import DistillConfig
+from persona.data.ensembles import shared_augment
+from persona.data.mixing import Mix, apply_mix
 from persona.data.stream import Batch
 from persona.data.transforms import apply_views, normalise, view_landmarks
 from persona.models.cards import EMA
 from persona.models.student import Student
 from persona.training.devices import compile_options, finite_lag, prepare, with_sync_batch_norm
+from persona.training.losses import needs_projection
 from persona.training.meter import FiniteWatch
 from persona.training.optim import build_ema, build_optimizer, build_scheduler
+from persona.training.projection import ProjectedStudent
 from persona.training.task import DistillationTask
 from persona.training.teacher import TeacherSide
 
@@ -65,12 +69,22 @@ class Trainer:
         self.ema = None
         if config.optim.ema_decay:
             self.ema = build_ema(self.student, config.optim.ema_decay).to(accelerator.device)
-        raw_optimizer = build_optimizer(self.student, config.optim)
+        self.trained: nn.Module = self.student
+        self.projection: nn.Linear | None = None
+        if needs_projection(config.losses, student.embedding_size, side.teacher_size):
+            assert side.teacher_size is not None
+            self.trained = ProjectedStudent(self.student, side.teacher_size)
+            self.projection = self.trained.projection
+        raw_optimizer = build_optimizer(self.trained, config.optim)
         self.scheduler = build_scheduler(raw_optimizer, config.optim, total_steps, epoch_steps)
-        wrapped, self.optimizer = prepare(accelerator, self.student, raw_optimizer)
+        wrapped, self.optimizer = prepare(accelerator, self.trained, raw_optimizer)
         asked = side.teacher(config, accelerator.device, compile_options(accelerator))
-        self.task = DistillationTask(wrapped, self.student, asked, config.losses, identities)
+        self.task = DistillationTask(
+            *(wrapped, self.student, asked, config.losses, identities, side.teacher_size)
+        )
         self.task.to(accelerator.device)
+        # Kept views may have columns that the recipe does not need.
+        self.augment = shared_augment(side.targets) if side.targets else config.augment
         self.clip_norm = config.optim.clip_norm
         self.watch = FiniteWatch(folder, finite_lag(accelerator), side.train.spell)
 
@@ -88,7 +102,7 @@ class Trainer:
         return both
 
     def train_step(
-        self, batch: Batch, step: int, *, measure_norm: bool = False
+        self, batch: Batch, step: int, *, mix: Mix | None = None, measure_norm: bool = False
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Learns from one batch.
 
@@ -98,6 +112,7 @@ class Trainer:
         Args:
             batch: photos, labels and perhaps kept targets, on the device.
             step: number of optimizer steps before this one, for messages.
+            mix: which photos are mixed (persona/data/mixing.py). None mixes none.
             measure_norm: whether an optimizer step adds `gradient_norm` to the terms.
 
         Returns:
@@ -108,9 +123,12 @@ class Trainer:
         """
         accelerator = self.accelerator
         views = batch.views.numpy()
-        images = normalise(apply_views(batch.images, views))
+        images = apply_views(batch.images, views, self.augment)
+        if mix is not None:
+            images = apply_mix(images, mix)
+        images = normalise(images)
         images = images.contiguous(memory_format=torch.channels_last)
-        landmarks = view_landmarks(batch.landmarks, views, images.shape[2])
+        landmarks = view_landmarks(batch.landmarks, views, images.shape[2], self.augment)
         with accelerator.accumulate(self.task.student):
             with accelerator.autocast():
                 total, terms = self.task(images, batch.labels, batch.targets, landmarks)
@@ -131,7 +149,7 @@ class Trainer:
         if not accelerator.sync_gradients or not (self.clip_norm or measure_norm):
             return {}
         limit = self.clip_norm or float("inf")
-        norm = accelerator.clip_grad_norm_(self.student.parameters(), limit)
+        norm = accelerator.clip_grad_norm_(self.trained.parameters(), limit)
         return {"gradient_norm": norm.detach()} if measure_norm and norm is not None else {}
 
     def state(self) -> dict[str, Any]:
@@ -141,6 +159,7 @@ class Trainer:
         return {
             "student": self.student.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
+            "projection": None if self.projection is None else self.projection.state_dict(),
             "losses": self.task.losses.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -155,6 +174,8 @@ class Trainer:
                 another student or optimizer.
         """
         self.student.load_state_dict(state["student"])
+        if self.projection is not None:
+            self.projection.load_state_dict(state["projection"])
         self.task.losses.load_state_dict(state["losses"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import typer
 from conftest import jpeg, write_lfw, write_vggface2
-from helpers import environment, persona, persona_error, persona_here, run
+from helpers import _here, environment, persona_error, persona_here, run
 from typer.testing import CliRunner
 
 from persona.cli import signals
@@ -35,27 +35,29 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_whole_way_from_photos_to_packed_triplets(home: Path) -> None:
-    rows = {(r["dataset"], r["split"]): r for r in persona("datasets", home=home)}
+    rows = {(r["dataset"], r["split"]): r for r in persona_here("datasets", home=home)}
     assert rows["vggface2", "train"]["state"] == "complete"
     assert (rows["lfw", "all"]["identities"], rows["lfw", "all"]["photos"]) == (6, 24)
     assert rows["agedb", "all"]["state"] == "missing"
 
-    packed = persona("shard", "vggface2", "--split", "test", *NO_ALIGN, home=home)
+    packed = persona_here("shard", "vggface2", "--split", "test", *NO_ALIGN, home=home)
     keys = ["name", "dataset", "split", "samples", "identities", "shards", "skipped", "mended"]
     assert list(packed)[:8] == keys
     assert (packed["name"], packed["samples"]) == ("vggface2-test", 30)
 
-    card = persona("triplets", "make", "15", "vggface2", "--split", "test", home=home)
-    assert persona("triplets", "list", home=home)[0]["packed"] is False
-    covered = persona("triplets", "coverage", "--set", card["id"], home=home)
+    card = persona_here("triplets", "make", "15", "vggface2", "--split", "test", home=home)
+    assert persona_here("triplets", "list", home=home)[0]["packed"] is False
+    covered = persona_here("triplets", "coverage", "--set", card["id"], home=home)
     assert list(covered) == ["id", "triplets", "class_coverage", "image_coverage"]
     assert covered["class_coverage"] == 1.0
     arguments = ("shard", "vggface2", "--split", "test", "--triplets", card["id"], *NO_ALIGN)
-    assert persona(*arguments, home=home)["samples"] == 15
-    listed = persona("shards", "list", home=home)
+    assert persona_here(*arguments, home=home)["samples"] == 15
+    listed = persona_here("shards", "list", home=home)
     assert [list(row) for row in listed] == [keys, keys]
-    assert persona("shards", "verify", card["id"], home=home)["verified"] is True
-    figures = persona("evaluate", "--set", card["id"], "--model", "mobilenet_v3_small", home=home)
+    assert persona_here("shards", "verify", card["id"], home=home)["verified"] is True
+    figures = persona_here(
+        "evaluate", "--set", card["id"], "--model", "mobilenet_v3_small", home=home
+    )
     names = ["model", "set", "measure", "accuracy", "auc", "triplets", "no_face"]
     assert list(figures)[:7] == names
     assert (figures["measure"], figures["triplets"]) == ("match", 15)
@@ -67,17 +69,17 @@ def test_what_is_empty_says_the_next_step(tmp_path: Path) -> None:
         (("triplets", "list"), "`persona triplets make NUMBER DATASET` draws one"),
         (("models", "list"), "`accelerate launch -m persona.distill` trains one"),
     ):
-        done = run("persona", *command, home=tmp_path)
+        done = _here(app, command, tmp_path)
         assert done.stdout == "" and step in done.stderr
-        assert persona(*command, home=tmp_path) == []
+        assert persona_here(*command, home=tmp_path) == []
 
 
 def test_a_dataset_that_cannot_be_listed_says_why(tmp_path: Path) -> None:
     (tmp_path / "data" / "raw" / "AgeDB").mkdir(parents=True)
     (tmp_path / "data" / "raw" / "AgeDB" / "1_X_3²_f.jpg").write_bytes(jpeg(1))
-    done = run("persona", "datasets", home=tmp_path)
+    done = _here(app, ("datasets",), tmp_path)
     assert "agedb (all): " in done.stderr and "3²_f.jpg: expected <id>_<Name>" in done.stderr
-    rows = {row["dataset"]: row for row in persona("datasets", home=tmp_path)}
+    rows = {row["dataset"]: row for row in persona_here("datasets", home=tmp_path)}
     assert rows["agedb"]["state"] == "missing"
 
 
@@ -89,7 +91,16 @@ def test_json_is_alone_on_stdout_and_no_bar_on_a_pipe(home: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("shard",), ("distill",), ("triplets", "make"), ("evaluate",), ("compare",), ("demo",)],
+    [
+        (),
+        ("shard",),
+        ("distill",),
+        ("triplets", "make"),
+        ("evaluate",),
+        ("compare",),
+        ("export",),
+        ("demo",),
+    ],
 )
 def test_help_answers_without_torch(arguments: tuple[str, ...]) -> None:
     code = (
@@ -161,7 +172,7 @@ def test_an_error_is_one_line_and_debug_shows_the_trace(home: Path) -> None:
 
 
 def test_evaluating_what_a_set_cannot_give(home: Path) -> None:
-    run("persona", "shard", "lfw", *NO_ALIGN, home=home)
+    persona_here("shard", "lfw", *NO_ALIGN, home=home)
     for measure, message in (
         ("match", "holds photos, no triplets"),
         ("class", "mobilenet_v3_small gives embeddings alone, no classes: class accuracy"),
@@ -175,7 +186,7 @@ def test_evaluating_what_a_set_cannot_give(home: Path) -> None:
 
 
 def test_comparing_two_models_and_bad_options_of_evaluation(home: Path) -> None:
-    run("persona", "shard", "lfw", *NO_ALIGN, home=home)
+    persona_here("shard", "lfw", *NO_ALIGN, home=home)
     models = ("mobilenet_v3_small", "mobilenet_v3_large")
     known = ("--set", "lfw", "-w", "0", "--resamples", "100")
     found = persona_here("compare", *models, *known, home=home)
@@ -200,14 +211,14 @@ def test_comparing_two_models_and_bad_options_of_evaluation(home: Path) -> None:
 
 
 def test_a_person_reads_intervals_and_what_cannot_be_resolved(home: Path) -> None:
-    run("persona", "shard", "lfw", *NO_ALIGN, home=home)
+    persona_here("shard", "lfw", *NO_ALIGN, home=home)
     pairs = home / "pairs.csv"
     rows = [f"Person_A/Person_A_000{i}.jpg,Person_A/Person_A_000{j}.jpg,1" for i, j in PLACES]
     rows += [f"Person_A/Person_A_000{i}.jpg,Person_B/Person_B_000{j}.jpg,0" for i, j in PLACES]
     rows += [rows[0], "Nobody/1.jpg,Nobody/2.jpg,0"]
     pairs.write_text("\n".join(["a,b,label", *rows]) + "\n")
     arguments = ("evaluate", "--set", "lfw", "--model", "mobilenet_v3_small", "-w", "0")
-    done = run("persona", *arguments, "--pairs", str(pairs), home=home)
+    done = _here(app, (*arguments, "--pairs", str(pairs)), home)
     assert "95 % interval" in done.stdout and "not resolvable" in done.stdout
     for line in (
         "6 impostor pairs cannot resolve FAR 0.1, 0.01, 0.001, 0.0001",
@@ -279,7 +290,7 @@ def test_errors_of_devices_and_peers_are_explained(said: str, part: str) -> None
 
 
 def test_a_path_with_brackets_is_printed_as_it_is(tmp_path: Path) -> None:
-    done = run("persona", "datasets", "--raw", str(tmp_path / "[/x]"), home=tmp_path)
+    done = _here(app, ("datasets", "--raw", str(tmp_path / "[/x]")), tmp_path)
     assert "[/x]/LFW" in done.stdout
 
 
@@ -295,7 +306,7 @@ def test_a_photo_whose_name_has_line_ends_is_told_in_one_line(tmp_path: Path) ->
 
 
 def test_a_damaged_set_does_not_hide_the_others(home: Path, tmp_path: Path) -> None:
-    persona("shard", "lfw", *NO_ALIGN, "--out", str(tmp_path / "shards" / "good"), home=home)
+    persona_here("shard", "lfw", *NO_ALIGN, "--out", str(tmp_path / "shards" / "good"), home=home)
     (tmp_path / "shards" / "bad").mkdir()
     (tmp_path / "shards" / "bad" / "manifest.json").write_text('{"version": 3, "shards": [5]}')
     done = run("persona", "shards", "list", "--json", home=tmp_path, fails=True)
@@ -306,7 +317,7 @@ def test_a_damaged_set_does_not_hide_the_others(home: Path, tmp_path: Path) -> N
 def test_a_set_is_called_as_its_folder(home: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     out = f"{tmp_path}/mine/../mine/."
-    assert persona("shard", "lfw", *NO_ALIGN, "--out", out, home=home)["name"] == "mine"
+    assert persona_here("shard", "lfw", *NO_ALIGN, "--out", out, home=home)["name"] == "mine"
 
 
 def test_no_write_permission_is_one_line(home: Path, tmp_path: Path) -> None:
@@ -320,7 +331,7 @@ def test_sigint_ends_with_one_line(tmp_path: Path) -> None:
     import signal
     import time
 
-    write_vggface2(tmp_path / "data" / "raw", identities=80, photos=40, size_px=200)
+    write_vggface2(tmp_path / "data" / "raw", identities=80, photos=40, size_px=200, different=50)
     process = subprocess.Popen(
         [sys.executable, "-m", "persona", "shard", "vggface2", "--align", "none", "-w", "2"],
         env=environment(tmp_path),

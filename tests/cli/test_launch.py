@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 import typer
 from conftest import NO_ALIGN, write_vggface2
-from helpers import DISTILL, TWO_PROCESSES, environment
+from helpers import DISTILL, TWO_PROCESSES, _here, environment
+from little import LITTLE
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from persona.cli import launch, signals
+from persona.cli.app import app
 from persona.cli.launch import launch_on_gpus
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
@@ -36,14 +38,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_on_one_device_it_trains_in_its_own_process(home: Path) -> None:
-    command = [sys.executable, "-m", "persona", "distill", *DISTILL, *ARGUMENTS]
-    done = subprocess.run(
-        command, env=environment(home), capture_output=True, text=True, check=True
-    )
+def test_on_one_device_it_trains_in_its_own_process(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(launch, "count_gpus", lambda: 1)
+    with caplog.at_level("INFO", "persona"):
+        done = _here(app, ("distill", LITTLE, *DISTILL, *ARGUMENTS), home)
     assert json.loads(done.stdout)["epochs"] == 1
-    assert "6 batches of 5 on 1 process(es)" in done.stderr
-    assert "launching" not in done.stderr
+    assert "6 batches of 5 on 1 process(es)" in caplog.text
+    assert "launching" not in caplog.text
 
 
 def test_on_several_each_has_a_process_and_what_one_says_is_the_end(home: Path) -> None:
@@ -57,13 +60,11 @@ def test_on_several_each_has_a_process_and_what_one_says_is_the_end(home: Path) 
     assert "launching on 2 GPUs as accelerate_config.yaml says" in done.stderr
     assert "3 batches of 5 on 2 process(es)" in done.stderr
 
-    done = subprocess.run([*command, "-b", "50"], **options, check=False)
+    # A mistake that each finds before it imports torch.
+    done = subprocess.run([*command, "--config", "nope.yaml"], **options, check=False)
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if not line.startswith(("launch", "note:"))]
-    assert set(lines) == {
-        "error: set vggface2-train has 30 samples, fewer than one step's 50 on each of 2 "
-        "processes: choose a smaller --batch-size"
-    }
+    assert len(set(lines)) == 1 and lines[0].startswith("error: cannot read config nope.yaml")
 
 
 Launched = Callable[..., list[str]]

@@ -18,12 +18,12 @@ from helpers import persona_error_here, persona_here
 from onnx_files import SETTINGS, write_model
 
 from persona.config import AugmentConfig
+from persona.data.kept_targets import file_names, targets_folder
 from persona.data.pack import Packed, pack_photos, pack_triplets
 from persona.data.raw import open_dataset
 from persona.data.sets import FaceSet, open_faces, open_set
 from persona.data.storage import CheckedFolder
 from persona.data.stream import build_loader
-from persona.data.targets import file_names, targets_folder
 from persona.data.triplets import make_triplets
 from persona.errors import PersonaError
 from persona.models.sources import load_network

@@ -13,12 +13,8 @@ import numpy as np
 import pytest
 
 from persona.config import AugmentConfig
-from persona.data.pack import Packed
-from persona.data.raw import open_dataset
-from persona.data.sets import open_set
-from persona.data.shards import MANIFEST
-from persona.data.targets import CARD as TARGETS_CARD
-from persona.data.targets import (
+from persona.data.kept_targets import CARD as TARGETS_CARD
+from persona.data.kept_targets import (
     TargetFile,
     Targets,
     check_targets,
@@ -26,6 +22,10 @@ from persona.data.targets import (
     targets_folder,
     write_targets,
 )
+from persona.data.pack import Packed
+from persona.data.raw import open_dataset
+from persona.data.sets import open_set
+from persona.data.shards import MANIFEST
 from persona.data.triplets import CARD as TRIPLET_CARD
 from persona.data.triplets import INDICES, list_triplets, load_triplets, make_triplets
 from persona.errors import PersonaError

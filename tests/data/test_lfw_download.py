@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from persona.cli.app import app
 from persona.data import download
-from persona.data.download import Source, download_lfw
+from persona.data.download import MirroredFile, download_lfw
 from persona.data.raw import open_dataset
 from persona.download import Checksum
 from persona.errors import PersonaError
@@ -45,19 +45,21 @@ def mirror(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 
 @pytest.fixture
-def sources(mirror: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> tuple[Source, Source]:
+def sources(
+    mirror: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> tuple[MirroredFile, MirroredFile]:
     """The archive and the pairs as the mirror has them."""
     url, folder = mirror
 
-    def source(name: str) -> Source:
+    def source(name: str) -> MirroredFile:
         digest = hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest()
-        return Source(name, (f"{url}/{name}",), Checksum("md5", digest))
+        return MirroredFile(name, (f"{url}/{name}",), Checksum("md5", digest))
 
     return source("lfw.tgz"), source("pairs.txt")
 
 
 def test_lfw_is_unpacked_with_its_pairs_and_only_once(
-    mirror: tuple[str, Path], sources: tuple[Source, Source], tmp_path: Path
+    mirror: tuple[str, Path], sources: tuple[MirroredFile, MirroredFile], tmp_path: Path
 ) -> None:
     archive, pairs = sources
     raw = tmp_path / "raw"
@@ -71,7 +73,7 @@ def test_lfw_is_unpacked_with_its_pairs_and_only_once(
     assert download_lfw(raw, archive=archive, pairs=pairs, rounds=1) == (root, False)
 
 
-def test_a_killed_run_goes_on(sources: tuple[Source, Source], tmp_path: Path) -> None:
+def test_a_killed_run_goes_on(sources: tuple[MirroredFile, MirroredFile], tmp_path: Path) -> None:
     archive, pairs = sources
     work = tmp_path / "raw" / ".lfw"
     (work / "unpacked" / "half").mkdir(parents=True)
@@ -82,7 +84,7 @@ def test_a_killed_run_goes_on(sources: tuple[Source, Source], tmp_path: Path) ->
 
 
 def test_pairs_alone_are_added_to_photos_that_are_there(
-    sources: tuple[Source, Source], tmp_path: Path
+    sources: tuple[MirroredFile, MirroredFile], tmp_path: Path
 ) -> None:
     archive, pairs = sources
     lfw = write_lfw(tmp_path / "raw")
@@ -93,7 +95,7 @@ def test_pairs_alone_are_added_to_photos_that_are_there(
 
 
 def test_an_archive_of_something_else_leaves_nothing_that_looks_whole(
-    mirror: tuple[str, Path], sources: tuple[Source, Source], tmp_path: Path
+    mirror: tuple[str, Path], sources: tuple[MirroredFile, MirroredFile], tmp_path: Path
 ) -> None:
     archive, pairs = sources
     (mirror[1] / "lfw.tgz").write_bytes(b"another file")
@@ -105,7 +107,7 @@ def test_an_archive_of_something_else_leaves_nothing_that_looks_whole(
 
 def test_the_command_takes_a_mirror(
     mirror: tuple[str, Path],
-    sources: tuple[Source, Source],
+    sources: tuple[MirroredFile, MirroredFile],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -13,19 +13,19 @@ from helpers import distill_error, distill_here, persona_error_here, persona_her
 
 from persona.config import AugmentConfig, DistillConfig
 from persona.data import near
-from persona.data.mixed import KEYS, MixedSet, open_mixed
-from persona.data.near import find_duplicates, find_near, iter_vectors, kept_vectors
-from persona.data.pack import pack_photos
-from persona.data.raw import open_dataset
-from persona.data.sets import FaceSet, open_faces, open_set
-from persona.data.stream import build_loader
-from persona.data.targets import (
+from persona.data.kept_targets import (
     TargetFile,
     Targets,
     file_names,
     targets_folder,
     write_targets,
 )
+from persona.data.mixed import KEYS, MixedSet, open_mixed
+from persona.data.near import find_duplicates, find_near, iter_vectors, kept_vectors
+from persona.data.pack import pack_photos
+from persona.data.raw import open_dataset
+from persona.data.sets import FaceSet, open_faces, open_set
+from persona.data.stream import build_loader
 from persona.data.views import IDENTITY, MIRROR
 from persona.distill.exclusion import Excluded, Exclusion, exclude, read_near
 from persona.errors import PersonaError

@@ -208,7 +208,7 @@ def test_killed_between_record_and_rename(raw: Path, tmp_path: Path) -> None:
 
 def test_sigkill_of_the_real_command(tmp_path: Path) -> None:
     """Kills `persona shard` with its workers at work, runs it again, compares the bytes."""
-    write_vggface2(tmp_path, identities=60, photos=30, size_px=200)
+    write_vggface2(tmp_path, identities=60, photos=30, size_px=200, different=50)
     command = [sys.executable, "-m", "persona", "shard", "vggface2", "--align", "none"]
     command += ["--raw", str(tmp_path), "--shard-size", "2000", "--workers", "2", "--shards"]
     subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)

@@ -17,15 +17,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from helpers import persona_error
+from helpers import persona_error_here
 from servers import Cuts, Faults, cutting_proxy, web_server
 
 from persona.data import samples, storage
+from persona.data.kept_targets import find_targets
 from persona.data.pack import Packed
 from persona.data.sets import FaceSet, open_set, shard_path, verify_set
 from persona.data.storage import RemoteFolder, local_file, open_remote
 from persona.data.stream import build_loader
-from persona.data.targets import find_targets
 from persona.errors import PersonaError
 from persona.extras import install_command
 
@@ -214,7 +214,7 @@ def test_a_full_cache_goes_on_without_its_server(
     assert "connection refused, 6 times" in line
     assert f": going on with the copy of {datetime.now(UTC):%Y-}" in line
     assert find_targets(faces.folder, "facenet-vggface2") is None
-    assert "as if it had no vectors of facenet-vggface2" in caplog.messages[1]
+    assert "as if it had no embeddings of facenet-vggface2" in caplog.messages[1]
     with pytest.raises(PersonaError, match="connection refused, 6 times"):
         open_set(f"{address}/vggface2-train", tmp_path)
     with pytest.raises(PersonaError, match="connection refused, 6 times"):
@@ -342,7 +342,9 @@ def test_pairs_and_verification_from_elsewhere(lfw_set: Packed, url: str, tmp_pa
 
 
 def test_targets_want_a_set_on_this_machine(lfw_set: Packed, url: str, tmp_path: Path) -> None:
-    line = persona_error("targets", f"{url}/lfw", "--teacher", "facenet-vggface2", home=tmp_path)
+    line = persona_error_here(
+        "targets", f"{url}/lfw", "--teacher", "facenet-vggface2", home=tmp_path
+    )
     assert "keeping targets wants the set on this machine: copy http://" in line
 
 

@@ -32,8 +32,10 @@ def keys_of(packed: Packed, **options) -> list[int]:
     return [int(key) for batch in loader for key in batch.keys]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
-@pytest.mark.parametrize("workers", [0, 1, 2, 7])
+@pytest.mark.parametrize(
+    ("world_size", "workers"),
+    [(1, 0), (1, 2), (1, 7), (2, 0), (2, 1), (2, 7), (3, 2), (5, 0), (5, 1)],
+)
 def test_every_sample_once_and_equal_batches(
     train_set: Packed, world_size: int, workers: int
 ) -> None:
@@ -128,8 +130,10 @@ def test_ranks_see_other_shards_in_other_epochs(train_set: Packed) -> None:
     assert len(set(epochs)) > 1
 
 
-@pytest.mark.parametrize("workers", [0, 2, 3])
-@pytest.mark.parametrize("skip", [0, 1, 4, 9, 10])
+@pytest.mark.parametrize(
+    ("skip", "workers"),
+    [(0, 0), (0, 3), (1, 0), (1, 2), (4, 0), (4, 2), (4, 3), (9, 0), (9, 3), (10, 2)],
+)
 def test_resumed_epoch_goes_on_with_the_same_batches(
     train_set: Packed, small_windows: None, workers: int, skip: int
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from little import LITTLE
 
 from persona.config import StudentConfig
 from persona.data.transforms import normalise
@@ -17,11 +18,14 @@ SIDE = 32
 SECRET = "secret-place"
 
 
-def write_student(models: Path, model_id: str = "small") -> Card:
+def write_student(
+    models: Path, model_id: str = "small", architecture: str = "mobilenet_v3_small"
+) -> Card:
     """Of two named people, from a teacher at a path; its batch norms have seen faces."""
     torch.manual_seed(0)
     # Norms that know the faces spread the embeddings, which else nearly point the same way.
-    config = StudentConfig(width=0.35, embedding_size=16, norm_momentum=0.5)
+    options = {} if architecture == LITTLE else {"width": 0.35}
+    config = StudentConfig(architecture, embedding_size=16, norm_momentum=0.5, **options)
     student = Student(config, 2, image_size=SIDE).train()
     with torch.no_grad():
         faces = torch.from_numpy(drawn_faces(SIDE, 16)).permute(0, 3, 1, 2)

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from little import LITTLE
 from PIL import Image
 from students import SIDE, write_student
 
 from persona.data.transforms import normalise
-from persona.deploy.export import ExportOptions, export_onnx
+from persona.deploy.exports import ExportOptions
+from persona.deploy.exports.onnx import Onnx
 from persona.deploy.faces import drawn_faces
 from persona.models.store import load_model
 
@@ -28,11 +30,11 @@ ALONE = (
 def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], float]:
     """An exported model and two faces as paths, and their cosine by PyTorch."""
     folder = tmp_path_factory.mktemp("examples")
-    card = write_student(folder)
+    card = write_student(folder, architecture=LITTLE)
     student = load_model(card, folder).eval()
     faces = drawn_faces(SIDE, 8)
     paths = [folder / "model.onnx", folder / "first.ppm", folder / "second.ppm"]
-    export_onnx(student, card, faces, paths[0], ExportOptions(preprocessing=True))
+    Onnx().write(student, card, faces, paths[0], ExportOptions(preprocessing=True))
     for face, path in zip(faces[:2], paths[1:], strict=True):
         Image.fromarray(face).save(path)
     with torch.inference_mode():

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from fake_hub import Hub, run_hub
+from little import LITTLE
 from typer.testing import CliRunner
 
 from persona.cli.app import app
@@ -34,7 +35,7 @@ def models(tmp_path: Path) -> Path:
     scores = {"model": "small", "set": "lfw", "measure": "verification", "accuracy": 0.75}
     save_model(
         folder,
-        Student(StudentConfig(width=0.35, embedding_size=8), 2, image_size=32),
+        Student(StudentConfig(LITTLE, embedding_size=8), 2, image_size=32),
         model_id="small",
         classes=NAMES,
         teacher="onnx:/home/ada/secret-place/teacher.onnx",
@@ -205,10 +206,10 @@ def test_what_is_no_repository(url: str) -> None:
 def test_the_commands(
     models: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("persona.deploy.export.FACES", 8)
+    monkeypatch.setattr("persona.deploy.faces.FACES", 8)
     for arguments, words in (
         (["push", "small", "hf://me/small", "--licence", "mit"], "small is at http"),
-        (["pull", "hf://me/small", "--name", "again"], "again: mobilenet_v3_small"),
+        (["pull", "hf://me/small", "--name", "again"], "again: little"),
     ):
         result = CliRunner().invoke(
             app, ["models", *arguments], env={"PERSONA_HOME": str(tmp_path)}

@@ -18,10 +18,11 @@ from onnx_files import write_model
 from students import SIDE, write_student
 
 from persona.data.align import AlignSpec
-from persona.deploy import web, web_runtime
-from persona.deploy.export import Exported, ExportOptions
+from persona.deploy import web_runtime
+from persona.deploy.exports import Exported, web
+from persona.deploy.exports.onnx import Onnx
+from persona.deploy.exports.web import Web, WebOptions
 from persona.deploy.faces import drawn_faces
-from persona.deploy.web import export_web
 from persona.deploy.web_runtime import BINARY, FILES, NAME, SCRIPT, load_runtime
 from persona.errors import PersonaError
 
@@ -108,14 +109,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exporting costs nothing here."""
 
     def write(
-        _student: Any, _card: Any, faces: Any, path: Path, options: Any, **_: Any
+        _: Any, _card: Any, _models: Any, faces: Any, path: Path, options: Any, **_more: Any
     ) -> Exported:
         assert options.preprocessing
         path.parent.mkdir()
         path.write_bytes(b"graph")
         return Exported(path, 5, 1.0, len(faces))
 
-    monkeypatch.setattr(web, "export_onnx", write)
+    monkeypatch.setattr(Onnx, "export", write)
     monkeypatch.setattr(web, "build_detector", lambda: {"pnet.onnx": b"network"})
     monkeypatch.setattr(web, "_threshold", lambda _: {"threshold": 0.4, "threshold_of": "lfw"})
 
@@ -125,8 +126,9 @@ def test_a_page_is_made_whole_and_replaces_only_a_page(
 ) -> None:
     card, faces = write_student(tmp_path / "models"), drawn_faces(SIDE, 2)
 
-    def make(folder: Path, options: ExportOptions | None = None) -> Exported:
-        return export_web(card, tmp_path / "models", faces, folder, options, runtime=tarball)
+    def make(folder: Path, **options: Any) -> Exported:
+        chosen = WebOptions(runtime=tarball, **options)
+        return Web().export(card, tmp_path / "models", faces, folder, chosen)
 
     page = tmp_path / "site" / "page"
     done = make(page)
@@ -148,12 +150,12 @@ def test_a_page_is_made_whole_and_replaces_only_a_page(
         (tmp_path / "small.txt").touch()
         make(tmp_path / "small.txt")
     with pytest.raises(PersonaError, match="leave --classifier out"):
-        make(tmp_path / "new", ExportOptions(classifier=True))
+        make(tmp_path / "new", classifier=True)
 
     def broken(*_: Any, **__: Any) -> Exported:
         raise PersonaError("would differ")
 
-    monkeypatch.setattr(web, "export_onnx", broken)
+    monkeypatch.setattr(Onnx, "export", broken)
     with pytest.raises(PersonaError, match="would differ"):
         make(tmp_path / "site" / "other")
     assert [path.name for path in (tmp_path / "site").iterdir()] == ["page"]

@@ -18,11 +18,11 @@ from PIL import Image
 from servers import static_server
 from students import SECRET, write_student
 
-from persona.data.align import AlignSpec, Face
+from persona.data.align import AlignSpec, FoundFace
 from persona.data.align.crop import crop_landmarks, margin_box
 from persona.data.align.detect import Mtcnn
 from persona.data.synthetic import draw_identity, draw_photo
-from persona.deploy.export import ExportedStudent, ExportOptions
+from persona.deploy.graph import ExportedStudent, ExportOptions
 from persona.deploy.web_runtime import load_runtime
 from persona.errors import PersonaError
 from persona.models.cards import find_model
@@ -46,7 +46,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     except PersonaError as error:
         pytest.skip(str(error))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("persona.deploy.export.FACES", 8)
+        patch.setattr("persona.deploy.exporting.FACES", 8)
         persona_here("export", "--format", "web", "--out", str(folder / "page"), home=folder)
     return folder
 
@@ -163,7 +163,7 @@ SEEN = """import('./page.js').then(async ({ sides, findFaces, crop }) => Promise
     pixels: Array.from(crop.pixels(photo, frame).data).filter((_, place) => place % 4 < 3) }))))"""
 
 
-def detect(path: Path) -> tuple[Image.Image, list[Face]]:
+def detect(path: Path) -> tuple[Image.Image, list[FoundFace]]:
     """The photo and its faces, the one that training takes first."""
     with Image.open(path) as image:
         photo = image.convert("RGB")

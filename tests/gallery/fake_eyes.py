@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from persona.data.align.spec import AlignSpec, Crop, Face
+from persona.data.align.spec import AlignSpec, Crop, FoundFace
 from persona.gallery.faces import SeenFace
 from persona.gallery.people import Gallery
 from persona.gallery.store import Facts, Store, StoredPhoto, Templates, Threshold, open_store, unit
@@ -50,7 +50,7 @@ class FakeEyes:
     def find(self, photo: Any) -> list[SeenFace]:
         return [
             SeenFace(
-                Face(BOX, 1.0),
+                FoundFace(BOX, 1.0),
                 Crop(template.tobytes(), None, np.arange(12.0).reshape(6, 2)),
                 photo.flaw,
             )

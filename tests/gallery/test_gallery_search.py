@@ -9,7 +9,7 @@ import pytest
 from fake_eyes import near, vectors
 
 from persona.extras import install_command
-from persona.gallery.search import Index
+from persona.gallery.search import TemplateIndex
 from persona.gallery.store import Templates, unit
 
 EXACT, INDEXED = 10**9, 100
@@ -33,7 +33,7 @@ def brute(
 def test_agrees_with_the_definition_as_it_grows(match: str, exact: int) -> None:
     rng = np.random.default_rng(0)
     centres = vectors(200, width=32)
-    index = Index(32, match, exact)
+    index = TemplateIndex(32, match, exact)
     names: list[str] = []
     parts: list[Templates] = []
     for round_ in range(3):  # people of earlier rounds get more photos
@@ -56,7 +56,7 @@ def test_agrees_with_the_definition_as_it_grows(match: str, exact: int) -> None:
 
 def test_an_index_knows_who_came_since() -> None:
     templates = vectors(1000, width=32)
-    index = Index(32, "max", exact=INDEXED)
+    index = TemplateIndex(32, "max", exact=INDEXED)
     index.add([f"P{n}" for n in range(1000)], templates)
     index.nearest(templates[:1])
     built = index._faiss
@@ -72,7 +72,7 @@ def test_an_index_knows_who_came_since() -> None:
 
 
 def test_nobody_is_there() -> None:
-    index = Index(8, "mean")
+    index = TemplateIndex(8, "mean")
     assert index.nearest(vectors(2)) == [None, None]
     index.add(["Ann"], vectors(1))
     assert index.nearest(vectors(1), without="Ann") == [None]
@@ -89,7 +89,7 @@ def test_without_faiss_all_are_compared(
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", lacking)
-    index = Index(8, "max", exact=10)
+    index = TemplateIndex(8, "max", exact=10)
     templates = vectors(20)
     index.add([str(n) for n in range(20)], templates)
     with caplog.at_level(logging.WARNING):

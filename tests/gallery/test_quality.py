@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 from PIL import Image, ImageFilter
 
-from persona.data.align.spec import Face
+from persona.data.align.spec import FoundFace
 from persona.data.synthetic import draw_identity, draw_photo
 from persona.gallery.quality import flaw, several, sharpness
 
-FACE = Face((0, 0, 100, 120), 0.99)
+FACE = FoundFace((0, 0, 100, 120), 0.99)
 
 
-def face(side_px: float, probability: float = 1.0) -> Face:
-    return Face((0, 0, side_px, side_px * 1.2), probability)
+def face(side_px: float, probability: float = 1.0) -> FoundFace:
+    return FoundFace((0, 0, side_px, side_px * 1.2), probability)
 
 
 def test_blur_is_seen() -> None:
@@ -46,5 +46,5 @@ def test_a_small_face() -> None:
         ([], False),
     ],
 )
-def test_whose_photo_is_it(faces: list[Face], unclear: bool) -> None:
+def test_whose_photo_is_it(faces: list[FoundFace], unclear: bool) -> None:
     assert several(faces) == unclear

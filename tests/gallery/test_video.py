@@ -16,7 +16,7 @@ import pytest
 from fake_eyes import FakeEyes, gallery, photo_of
 from PIL import Image
 
-from persona.data.align.spec import Crop, Face
+from persona.data.align.spec import Crop, FoundFace
 from persona.errors import PersonaError
 from persona.gallery import Gallery, video
 from persona.gallery.faces import SeenFace
@@ -45,7 +45,7 @@ class ColourEyes(FakeEyes):
                 x0, y0, x1, y1 = map(float, box)
                 crop = Crop(template.tobytes(), None, None)
                 flaw = "too small: 24 px" if self.small else None
-                seen.append(SeenFace(Face((x0, y0, x1, y1), 1.0), crop, flaw))
+                seen.append(SeenFace(FoundFace((x0, y0, x1, y1), 1.0), crop, flaw))
         return sorted(seen, key=lambda one: one.face.box)
 
 

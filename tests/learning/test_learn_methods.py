@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import NO_ALIGN, jpeg
+from little import LITTLE
 
 from persona.config import LearnConfig, StudentConfig
 from persona.data.pack import pack_photos
@@ -55,13 +56,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Photos:
 
 def learner_of(method: str, photos: Photos, folder: Path, **options: Any) -> Learner:
     torch.manual_seed(0)
-    student = Student(StudentConfig(embedding_size=8, width=0.5), 0, head="none", image_size=32)
+    student = Student(StudentConfig(LITTLE, embedding_size=8), 0, head="none", image_size=32)
     options = {"steps": 2, "batch_size": 8, "memory": 8, **options}
     config = LearnConfig("student", "people", method, **options)
     teacher = None
     if method == "anchor":
         torch.manual_seed(1)
-        network = Student(StudentConfig(embedding_size=8, width=0.5), 0, head="none", image_size=32)
+        network = Student(StudentConfig(LITTLE, embedding_size=8), 0, head="none", image_size=32)
         teacher = Teacher(network, None)
     accelerator = Accelerator(cpu=True)
     return Learner(

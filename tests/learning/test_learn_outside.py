@@ -39,6 +39,13 @@ def test_few_pairs_are_all_drawn_and_of_many_a_sample_of_each_kind() -> None:
     assert (again != a).any()
 
 
+def test_few_strangers_among_many_photos_of_one_person_are_all_drawn() -> None:
+    identity = np.array([0] * 300 + [1, 2])  # 45,451 pairs, of which 601 are of two people
+    a, b, same = draw_pairs(identity, 1000, seed=0)
+    assert (same.sum(), (~same).sum()) == (1000, 601)
+    assert len(set(zip(a.tolist(), b.tolist(), strict=True))) == 1601 and (a != b).all()
+
+
 @pytest.mark.parametrize("identity", [[], [0], [0, 1], [0, 0]])
 def test_hardly_anybody(identity: list[int]) -> None:
     a, _, same = draw_pairs(np.array(identity, np.int64), 10, seed=0)

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import signal
 import stat
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,8 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import NO_ALIGN, write_lfw, write_vggface2
-from helpers import TWO_PROCESSES, _here, environment, persona_here, run
+from helpers import TWO_PROCESSES, _here, left_by_a_kill, persona_here, run
+from little import LITTLE
 
 from persona.config import StudentConfig
 from persona.data.pack import pack_photos
@@ -53,8 +51,20 @@ def student(home: Path) -> str:
     return save_student(home, "student", manifest.classes)
 
 
+@pytest.fixture(scope="module")
+def known(home: Path) -> str:
+    """A student like `student`, of the backbone that started processes know too."""
+    manifest = read_manifest(home / "shards" / OLD)
+    return save_student(home, "known", manifest.classes, architecture="mobilenet_v3_small")
+
+
 def save_student(
-    home: Path, name: str, classes: tuple[str, ...], seed: int = 0, batches: int = 0
+    home: Path,
+    name: str,
+    classes: tuple[str, ...],
+    seed: int = 0,
+    batches: int = 0,
+    architecture: str = LITTLE,
 ) -> str:
     """An untrained student of these identities, in the store; of embeddings alone without any.
 
@@ -62,7 +72,8 @@ def save_student(
     """
     torch.manual_seed(seed)
     head = "linear" if classes else "none"
-    config = StudentConfig(width=0.5, embedding_size=32)
+    options = {} if architecture == LITTLE else {"width": 0.5}
+    config = StudentConfig(architecture, embedding_size=32, **options)
     student = Student(config, len(classes), head=head, image_size=32)
     with torch.no_grad():
         for _ in range(batches):
@@ -228,9 +239,9 @@ def test_identities_of_one_name_are_one(home: Path, student: str) -> None:
     assert persona_here(*LEARN, *options, home=home)["num_classes"] == 6
 
 
-def test_what_was_learned_is_measured_by_name(home: Path, student: str) -> None:
+def test_what_was_learned_is_measured_by_name(home: Path, known: str) -> None:
     """The new model knows both sets' people: its logits are in neither set's order."""
-    options = ("--student", student, "--old", OLD, "--method", "ncm", "--hold-out", "0")
+    options = ("--student", known, "--old", OLD, "--method", "ncm", "--hold-out", "0")
     card = persona_here(*LEARN, *options, home=home)
     measure = ("--measure", "class", "--student", card["id"])
     for name in (OLD, NEW):
@@ -322,67 +333,39 @@ def test_one_identity_and_one_photo(home: Path, student: str) -> None:
 # --- killed and taken up --------------------------------------------------------------------------
 
 
-KILLED = """
-import os, signal, sys
-from persona.cli.app import main
-from persona.training import run
-
-write, left = run.save_checkpoint, [int(sys.argv.pop(1))]
-
-def write_and_die(*arguments):
-    write(*arguments)
-    left[0] -= 1
-    if not left[0]:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-run.save_checkpoint = write_and_die
-main()
-"""
-
-
-def killed(checkpoints: int, *arguments: str, home: Path) -> str:
-    """A `persona learn` that is killed once it has written so many checkpoints; the run's ID."""
-    before = set((home / "runs").glob("*"))
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(checkpoints), *arguments],
-        env=environment(home),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    (folder,) = set((home / "runs").glob("*")) - before
-    return folder.name
-
-
 @pytest.mark.parametrize(
     ("method", "checkpoints", "place"),
     [
         ("der++", 2, (0, 4)),
-        pytest.param("icarl", 4, (1, 2), marks=pytest.mark.heavy),
-        pytest.param("ewc", 3, (1, 0), marks=pytest.mark.heavy),  # between experiences
-        pytest.param("lwf", 4, (1, 2), marks=pytest.mark.heavy),
-        pytest.param("anchor", 5, (1, 4), marks=pytest.mark.heavy),
+        ("icarl", 4, (1, 2)),
+        ("ewc", 3, (1, 0)),  # between experiences
+        ("lwf", 4, (1, 2)),
+        ("anchor", 5, (1, 4)),
     ],
 )
 def test_killed_it_goes_on_to_the_same_weights(
-    home: Path, student: str, method: str, checkpoints: int, place: tuple[int, int]
+    home: Path,
+    student: str,
+    method: str,
+    checkpoints: int,
+    place: tuple[int, int],
+    tmp_path: Path,
 ) -> None:
     options = ["--student", student, "--method", method, "--experiences", "2", "--memory", "12"]
     options += ["--teacher", student] if method == "anchor" else []
     options += ["--steps", "6", "--checkpoint-steps", "2"]
-    whole = persona_here(*LEARN, *options, home=home)["id"]
-    run_id = killed(checkpoints, *LEARN, *options, home=home)
-    stopped = load_checkpoint(home / "runs" / run_id)
+    with left_by_a_kill(checkpoints, home, tmp_path):
+        run_id = persona_here(*LEARN, *options, home=home)["id"]
+    stopped = load_checkpoint(tmp_path / "runs" / run_id)
     assert stopped is not None
     assert (stopped[0].epoch, stopped[0].batch) == place
-    resumed = persona_here("learn", "--resume", run_id, home=home)
+    resumed = persona_here("learn", "--resume", run_id, home=tmp_path)
     assert resumed["id"] == run_id
-    before, after = weights(home, whole), weights(home, run_id)
+    before, after = weights(home, run_id), weights(tmp_path, run_id)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert [r["step"] for r in records(home, run_id) if "loss" in r] == [6, 12]
-    done = persona_here("learn", "--resume", run_id, home=home)  # nothing is left
+    assert [r["step"] for r in records(tmp_path, run_id) if "loss" in r] == [6, 12]
+    done = persona_here("learn", "--resume", run_id, home=tmp_path)  # nothing is left
     assert done["weights_sha256"] == resumed["weights_sha256"]
 
 
@@ -445,9 +428,9 @@ def test_a_resumed_run_is_the_same_run(home: Path, student: str) -> None:
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("method", ["der++", "ewc"])
-def test_two_processes_learn_as_one_run(home: Path, student: str, method: str) -> None:
+def test_two_processes_learn_as_one_run(home: Path, known: str, method: str) -> None:
     """Each sees its own photos; all keep the same memory and weights."""
-    options = [*LEARN, "--student", student, "--method", method, "--memory", "12", "--json"]
+    options = [*LEARN, "--student", known, "--method", method, "--memory", "12", "--json"]
     options += ["--experiences", "2"]
     launch = ("accelerate.commands.launch", "--config_file", str(TWO_PROCESSES), "-m", "persona")
     done = run(*launch, *options, home=home)
@@ -601,8 +584,8 @@ def test_a_benchmark_of_another_teacher_is_not_taken_up(home: Path, student: str
 
 
 @pytest.mark.heavy
-def test_a_benchmark_on_two_processes(home: Path, student: str) -> None:
-    options = ["--student", student, "--experiences", "2", "--hold-out", "0.4", "--test-set", "lfw"]
+def test_a_benchmark_on_two_processes(home: Path, known: str) -> None:
+    options = ["--student", known, "--experiences", "2", "--hold-out", "0.4", "--test-set", "lfw"]
     options += ["--methods", "finetune,replay,ncm", "--seeds", "1"]
     launch = ("accelerate.commands.launch", "--config_file", str(TWO_PROCESSES), "-m", "persona")
     found = json.loads(run(*launch, *BENCHMARK, *options, "--json", home=home).stdout)

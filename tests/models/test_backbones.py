@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -15,11 +16,12 @@ import persona
 from persona.config import Checked, StudentConfig, among, between, from_dict, to_dict
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
+from persona.deploy.bench import count_macs
 from persona.errors import PersonaError
 from persona.models.backbones import Backbone
 from persona.models.cards import find_model
 from persona.models.store import load_model
-from persona.models.student import Student
+from persona.models.student import Student, count_parameters
 from persona.workspace import Workspace
 
 
@@ -125,6 +127,72 @@ def test_cards_and_recipes_of_earlier_versions_are_read() -> None:
         PersonaError, match=r"unknown student 'resnet'; known: .*mobilenet_v3_small"
     ):
         from_dict(StudentConfig, {"architecture": "resnet"}, where="a card")
+
+
+def test_mobilefacenet_is_the_papers() -> None:
+    """Table 1 and section 4: 0.99 million parameters and 221 million MACs at 112 px."""
+    config = StudentConfig("mobilefacenet", embedding_size=128)
+    assert config.pooling == "depthwise"
+    student = Student(config, 0, head="none", image_size=112).eval()
+    assert (student.maps_side(), student.channels) == (7, 512)
+    assert student.pool.get_submodule("0").kernel_size == (7, 7)
+    # The paper's head folds its batch norms; the rest are slopes and norms of every layer.
+    assert 0.98e6 < count_parameters(student) < 1.01e6
+    assert round(count_macs(student) / 1e6) == 221
+    images = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    images = nn.functional.interpolate(images, (112, 112), mode="bicubic")
+    one, two = student.embed(images).detach()
+    assert float(one @ two) < 0.999  # a signal comes through before the first step
+    adding = [module for module in student.modules() if getattr(module, "adds", False)]
+    assert len(adding) == 4 + 0 + 6 + 0 + 2
+
+
+def test_a_backbone_that_gives_no_maps_is_refused_in_one_line(home: Path) -> None:
+    class Wrong(Backbone):
+        name = "wrong-test"
+
+        def build(self) -> tuple[nn.Module, int]:
+            return nn.Sequential(nn.Conv2d(3, 8, 3, 4), nn.Flatten()), 8
+
+    class Small(Backbone):
+        name = "small-test"
+
+        def build(self) -> tuple[nn.Module, int]:
+            return nn.Conv2d(3, 8, SIZE_PX), 8
+
+    class Larger(Backbone):
+        name = "larger-test"
+
+        def build(self) -> tuple[nn.Module, int]:
+            return nn.Conv2d(3, 8, 2 * SIZE_PX), 8
+
+    short = ("--teacher", "none", "-e", "1")
+    line = distill_error("wrong-test", *short, home=home)
+    assert "wrong-test gives (1, 512) of a crop of 32 px, where maps (1, 8, h, h) are" in line
+    line = distill_error("larger-test", *short, home=home)
+    assert "larger-test fails on a crop of 32 px (" in line and "RuntimeError" in line
+    line = distill_error("small-test", *short, "-o", "student.pooling=depthwise", home=home)
+    assert "small-test leaves one of a crop of 32 px: choose average" in line
+    assert distill_here("small-test", *short, home=home)
+
+
+def test_a_card_cannot_name_a_backbone_that_its_file_does_not_hold(home: Path) -> None:
+    class Huge(Backbone):
+        name = "huge-test"
+        built: ClassVar[list[torch.device]] = []
+
+        def build(self) -> tuple[nn.Module, int]:
+            network = nn.Conv2d(3, 1 << 20, 64)
+            self.built.append(network.weight.device)
+            return network, 1 << 20
+
+    model_id = distill_here("tiny-test", "--teacher", "none", "-e", "1", home=home)
+    card = find_model(model_id, home / "models")
+    student = {"architecture": "huge-test", "embedding_size": 8}
+    forged = replace(card, architecture="huge-test", student=student)
+    with pytest.raises(PersonaError, match="does not hold a huge-test"):
+        load_model(forged, home / "models")
+    assert Huge.built == [torch.device("meta")]  # no memory was taken
 
 
 @pytest.mark.parametrize(("architecture", "count"), [("small", 240), ("large", 308)])

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from fake_hub import run_hub
-from helpers import persona_here, run
+from helpers import TESTS, persona_here, run
+from little import LITTLE
 from typer.testing import CliRunner
 
 from persona.cli.app import app
@@ -49,11 +50,13 @@ FACTS: dict[str, Any] = {
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    folder = tmp_path / "models"
+    return write_models(tmp_path / "models", StudentConfig(width=0.35, embedding_size=8))
+
+
+def write_models(folder: Path, config: StudentConfig) -> Path:
     for name, teacher in (("large", "none"), ("small", "large")):
-        student = Student(StudentConfig(width=0.35, embedding_size=8), 2)
         facts = {**FACTS, "teacher": teacher}
-        save_model(folder, student, model_id=name, classes=("a", "b"), **facts)
+        save_model(folder, Student(config, 2), model_id=name, classes=("a", "b"), **facts)
     return folder
 
 
@@ -99,7 +102,8 @@ def pull():
     hub.pull("me/large", "other", models)
 
 def save(name):
-    import torch
+    sys.path.append(sys.argv[4])
+    import little, torch
     from persona.models.store import load_model, save_model
     card = stored_card("small", before)
     student = load_model(card, before)
@@ -162,15 +166,16 @@ assert stop > 5
 
 @pytest.mark.parametrize("command", ["rename", "import", "remove", "pull", "save", "save again"])
 def test_killed_at_any_moment_models_are_whole_and_it_runs_again(
-    models: Path, tmp_path: Path, command: str
+    tmp_path: Path, command: str
 ) -> None:
+    models = write_models(tmp_path / "models", StudentConfig(LITTLE, embedding_size=8))
     shutil.copytree(models / "large", tmp_path / "theirs")
     shutil.copytree(models, tmp_path / "before")
     with run_hub() as hub:
         hub.repositories["me/large"] = {
             path.name: path.read_bytes() for path in (models / "large").iterdir()
         }
-        script = [sys.executable, "-c", KILLED_AT_EACH, command, str(models), hub.url]
+        script = [sys.executable, "-c", KILLED_AT_EACH, command, str(models), hub.url, TESTS]
         environment = os.environ | {"HF_HUB_OFFLINE": "0"}
         done = subprocess.run(script, check=False, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

@@ -37,7 +37,7 @@ FACTS = {
 
 @pytest.mark.parametrize("architecture", BACKBONES.built_in)
 def test_student_gives_features_and_logits_at_once(architecture: str) -> None:
-    student = Student(StudentConfig(architecture), 7).eval()
+    student = Student(StudentConfig(architecture), 7, image_size=64).eval()
     images = torch.randn(2, 3, 64, 64)
     output = student(images)
     assert output.features.shape == (2, 512)

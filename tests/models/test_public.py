@@ -15,13 +15,14 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from little import LITTLE
 
 import persona
 from persona.config import DistillConfig, LearnConfig, StudentConfig, save_config, to_dict
 from persona.data.align.spec import AlignSpec
 from persona.data.pack import Packed
 from persona.data.sets import open_set
-from persona.deploy.export import EMBEDDING, build_graph
+from persona.deploy.graph import EMBEDDING, build_graph
 from persona.deploy.litert import to_litert
 from persona.deploy.model_card import model_card
 from persona.files import write_json
@@ -56,7 +57,7 @@ def place(tmp_path: Path, lfw_set: Packed) -> Workspace:
     """A workspace whose one model has a path wherever a card can hold one."""
     place = Workspace.locate(home=tmp_path)
     torch.manual_seed(0)
-    student = Student(StudentConfig(width=0.35, embedding_size=16), 2, image_size=SIDE)
+    student = Student(StudentConfig(LITTLE, embedding_size=16), 2, image_size=SIDE)
     with torch.no_grad():
         student.train()(torch.randn(16, 3, SIDE, SIDE))
     facts = {

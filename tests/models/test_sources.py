@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,13 +21,11 @@ from persona.models.sources import (
     NamedNetwork,
     Source,
     check_named,
-    known_names,
     load_network,
     network_digest,
     source_of,
     spell,
 )
-from persona.models.store import save_model
 from persona.models.student import Student
 
 
@@ -71,23 +68,6 @@ def test_another_source_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert entry.title == "attic:a" and entry.has_network
     with pytest.raises(PersonaError, match="attic:NAME"):
         check_named("nothing", tmp_path)
-
-
-def test_shipped_models_are_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not any(name.startswith("persona") for name in known_names(tmp_path))  # none yet
-    monkeypatch.setattr(sources, "ZOO", tmp_path / "zoo")
-    student = Student(StudentConfig(), 0, head="none")
-    facts: dict[str, Any] = {"teacher": "none", "temperature": None, "epochs": 1, "score": 0.9}
-    facts |= {"scores": {"threshold_at_far": {"0.001": 0.4}}, "train_set": "faces"}
-    facts |= {"test_set": "lfw", "config": {}}
-    card = save_model(tmp_path / "zoo", student, model_id="persona-s", classes=(), **facts)
-    models = tmp_path / "models"
-    assert "persona-s" in known_names(models)
-    assert load_network("persona-s", models).digest == card.weights_sha256
-    assert network_digest("persona-s", models) == card.weights_sha256
-    assert source_of("persona-s", models).card("persona-s", models) == card
-    with pytest.raises(PersonaError, match="did you mean 'persona-s'"):
-        load_network("persona-z", models)
 
 
 def test_names_are_spelled_and_found_from_anywhere(

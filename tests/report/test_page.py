@@ -38,7 +38,7 @@ from persona.report.figures import (
     with_interval,
 )
 from persona.report.measure import Group, measure, measure_groups
-from persona.report.page import Made, Page, Section, Table, encode_for_script, render
+from persona.report.page import Made, Page, PageTable, Section, encode_for_script, render
 from persona.workspace import Workspace
 
 EVIL = "</script><img src=x onerror=alert(1)>\"'&"
@@ -49,7 +49,7 @@ def test_what_users_write_is_escaped() -> None:
     page = Page(
         set=EVIL,
         summary=EVIL,
-        headline=Table([EVIL], [[EVIL, EVIL]]),
+        headline=PageTable([EVIL], [[EVIL, EVIL]]),
         facts=[[EVIL, EVIL]],
         plots=[Section("s", EVIL, [figure], EVIL)],
         made=[Made(EVIL, [[EVIL, EVIL]], EVIL)],
@@ -65,7 +65,7 @@ def test_what_users_write_is_escaped() -> None:
 
 
 def test_nothing_is_fetched() -> None:
-    html = render(Page("x", "s", Table([], []), [["a", "b"]]))
+    html = render(Page("x", "s", PageTable([], []), [["a", "b"]]))
     assert "default-src &#39;none&#39;" in html
     assert not re.search(r'<(script|link|img|iframe)[^>]+(src|href)="(?!data:)', html)
     assert "No model to measure yet." in html
@@ -232,7 +232,7 @@ def test_libraries_and_browsers_that_are_not_there(
         return pytest.raises(PersonaError, match=text)
 
     with lacks("jinja2"):
-        render(Page("x", "s", Table([], []), []))
+        render(Page("x", "s", PageTable([], []), []))
     program = tmp_path / "chromium"
     program.write_text("#!/bin/sh\nexit 1\n")
     program.chmod(0o755)

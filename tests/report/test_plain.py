@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from helpers import distill_here
+from little import LITTLE
 
 from persona.data.pack import Packed
 from persona.report.plain import pair_curves
@@ -26,7 +27,7 @@ def test_a_tracked_run_gets_them_and_no_name_or_face(
     train_set: Packed, lfw_set: Packed, tmp_path: Path
 ) -> None:
     arguments = ("--teacher", "none", "-e", "1", "--test-set", "lfw", "--tracker", "wandb")
-    run = distill_here(*arguments, "--train-set", "vggface2-train", home=tmp_path)
+    run = distill_here(LITTLE, *arguments, "--train-set", "vggface2-train", home=tmp_path)
     media = sorted((tmp_path / "runs" / run / "wandb").glob("offline-run-*/files/media/*/test/*/*"))
     assert [path.suffix for path in media] == [".png", ".png", ".json", ".json"]
     for path in media:

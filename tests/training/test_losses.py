@@ -11,7 +11,7 @@ import torch
 
 from persona.config import LossesConfig, from_dict
 from persona.errors import PersonaError
-from persona.training.losses import LOSSES, build_losses, head_kind
+from persona.training.losses import LOSSES, build_losses, head_kind, needs_projection
 from persona.training.losses.adadistill import AdaDistill
 from persona.training.losses.adaface import AdaFace
 from persona.training.losses.arcface import ArcFace, arc_margin
@@ -19,7 +19,9 @@ from persona.training.losses.cosface import CosFace
 from persona.training.losses.embedding_angular import EmbeddingAngular
 from persona.training.losses.embedding_cosine import EmbeddingCosine
 from persona.training.losses.embedding_l2 import EmbeddingL2
+from persona.training.losses.feature_norm import FeatureNorm
 from persona.training.losses.hard_labels import HardLabels
+from persona.training.losses.relation_bank import RelationBank
 from persona.training.losses.rkd_angle import RkdAngle
 from persona.training.losses.rkd_distance import RkdDistance
 from persona.training.losses.similarity import Similarity
@@ -81,7 +83,7 @@ SHAPES = [(2, 4), (7, 16), (12, 128)]
 
 
 def pair(shape: tuple[int, int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Student's and teacher's vectors, of different lengths."""
+    """Student's and teacher's embeddings, of different lengths."""
     torch.manual_seed(seed)
     return 3 * torch.randn(shape), 10 * torch.randn(shape) + 1
 
@@ -375,6 +377,64 @@ def test_triplet_without_a_positive_or_a_negative_is_zero_with_a_gradient() -> N
         assert float(loss.detach()) == 0
 
 
+def test_a_relation_bank_agrees_with_seed() -> None:
+    """Equations 3 to 6 in loops, with a queue that a second and third batch go round."""
+    loss = RelationBank(embedding_size=8, size=6, teacher_temperature=0.1, student_temperature=0.5)
+    loss.train()
+    queue: list[Any] = []
+    for seed in range(3):
+        student, teacher = pair((4, 8), seed)
+        s, t = unit(student), unit(teacher)
+        terms = []
+        for z_s, z_t in zip(s, t, strict=True):
+            rows = [*queue, z_t]  # D+ of the paper
+            wanted = np.exp([z_t @ row / 0.1 for row in rows])
+            found = np.exp([z_s @ row / 0.5 for row in rows])
+            terms.append(-float(wanted / wanted.sum() @ np.log(found / found.sum())))
+        close(loss(student, teacher), np.mean(terms))
+        queue = [*queue, *t][-6:]
+    kept = sorted(map(tuple, loss.bank.numpy().round(5).tolist()))
+    np.testing.assert_allclose(kept, sorted(map(tuple, np.round(queue, 5).tolist())), atol=1e-4)
+    assert (int(loss.place), int(loss.filled)) == (0, 6)
+    again = RelationBank(embedding_size=8, size=6)
+    again.load_state_dict(loss.state_dict())
+    assert torch.equal(again.bank, loss.bank) and int(again.filled) == 6
+    before = loss.bank.clone()
+    loss.eval()(student, teacher)
+    assert torch.equal(loss.bank, before)
+
+
+def test_a_batch_larger_than_the_bank_leaves_its_last_rows() -> None:
+    loss = RelationBank(embedding_size=4, size=3).train()
+    student, teacher = pair((5, 4))
+    loss(student, teacher)
+    np.testing.assert_allclose(loss.bank.numpy(), unit(teacher)[-3:], atol=1e-6)
+    with pytest.raises(ValueError, match="shapes"):
+        loss(student, teacher[:, :3])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_feature_norms_are_compared_by_their_logarithms(shape: tuple[int, int]) -> None:
+    student, teacher = pair(shape)
+    wide = torch.cat([teacher, teacher], dim=1)  # of another size
+    norms = [np.linalg.norm(x.double().numpy(), axis=1) for x in (student, wide)]
+    close(FeatureNorm()(student, wide), np.mean((np.log(norms[0]) - np.log(norms[1])) ** 2))
+    close(FeatureNorm()(teacher, teacher), 0)
+    with pytest.raises(PersonaError, match="this teacher gives all of them the length 1"):
+        FeatureNorm()(student, torch.nn.functional.normalize(teacher, dim=1).half())
+
+
+def test_a_paired_loss_compares_at_the_teachers_size() -> None:
+    terms = {"adadistill": {}, "relation_bank": {}, "embedding_cosine": {}}
+    config = from_dict(LossesConfig, terms, where="a test")
+    built = build_losses(config, num_classes=5, embedding_size=16, teacher_size=8)
+    assert built["adadistill"].get_buffer("centres").shape == (5, 8)
+    assert built["relation_bank"].get_buffer("bank").shape == (4096, 8)
+    assert needs_projection(config, 16, 8) and not needs_projection(config, 8, 8)
+    alone = from_dict(LossesConfig, {"similarity": {}, "embedding_l2": {"weight": 0}}, where="t")
+    assert not needs_projection(alone, 16, 8) and not needs_projection(config, 16, None)
+
+
 @pytest.mark.parametrize("name", LOSSES.built_in)
 def test_every_loss_can_be_named_and_trains_from_half_precision(name: str) -> None:
     config = from_dict(LossesConfig, {name: {}}, where="a test")
@@ -392,7 +452,9 @@ def test_every_loss_can_be_named_and_trains_from_half_precision(name: str) -> No
             "teacher_features": torch.randn(6, 8).half(),
             "teacher_logits": torch.randn(6, 5),
         }
-    value = loss(*(found[key] for key in LOSSES.find(name).inputs))
+    inputs = [found[key] for key in LOSSES.find(name).inputs]
+    loss(*inputs)  # a bank is empty before the first batch
+    value = loss(*inputs)
     assert value.dtype == torch.float32 and torch.isfinite(value)
     value.backward()
     assert weight.grad is not None and bool((weight.grad != 0).any())

@@ -35,7 +35,7 @@ from persona.data.align.spec import (
     AlignSpec,
     Box,
     Crop,
-    Face,
+    FoundFace,
     RawPhoto,
     default_size,
 )
@@ -48,7 +48,7 @@ __all__ = [
     "Aligner",
     "Box",
     "Crop",
-    "Face",
+    "FoundFace",
     "RawPhoto",
     "build_aligner",
     "centre_photo",
@@ -121,7 +121,7 @@ def align_box(photo: RawPhoto, spec: AlignSpec) -> Crop:
     left, top, right, bottom = region = margin_box(encoded.size, photo.box, spec)
     decoded = encoded.decode(shrink_for(right - left, bottom - top, spec.image_size))
     jpeg = encode_jpeg(decoded.resize(region, spec.image_size))
-    return Crop(jpeg, Face(photo.box), None, decoded.mended)
+    return Crop(jpeg, FoundFace(photo.box), None, decoded.mended)
 
 
 def centre_photo(photo: RawPhoto, spec: AlignSpec) -> Crop:
@@ -141,7 +141,7 @@ def centre_photo(photo: RawPhoto, spec: AlignSpec) -> Crop:
     return Crop(jpeg, None, points, decoded.mended)
 
 
-def crop_face(photo: Decoded, face: Face, spec: AlignSpec) -> Crop:
+def crop_face(photo: Decoded, face: FoundFace, spec: AlignSpec) -> Crop:
     """Crops a detected face.
 
     Raises:

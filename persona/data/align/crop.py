@@ -8,7 +8,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from persona.data.align.spec import AlignSpec, Box, Face
+from persona.data.align.spec import AlignSpec, Box, FoundFace
 from persona.errors import SkipPhoto
 from persona.landmarks import Floats, invert, move, similarity, template
 
@@ -35,7 +35,7 @@ def margin_box(size: tuple[int, int], box: Box, spec: AlignSpec) -> tuple[int, i
     raise SkipPhoto("no face: its box lies outside the photo or is empty")
 
 
-def in_margin_box(size: tuple[int, int], face: Face, spec: AlignSpec) -> Floats | None:
+def in_margin_box(size: tuple[int, int], face: FoundFace, spec: AlignSpec) -> Floats | None:
     """(6, 2) landmarks and scale of the face, in the crop that is made of its margin box."""
     if face.landmarks_52 is None:
         return None

@@ -30,7 +30,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from persona.data.align.spec import Face
+from persona.data.align.spec import FoundFace
 from persona.extras import missing
 from persona.workers import tell_done
 
@@ -122,13 +122,13 @@ class _Found:
     landmarks: Array
     """(N, 2, 5) five-point landmarks in px."""
 
-    def face(self, place: int) -> Face:
+    def face(self, place: int) -> FoundFace:
         """The face at position `place`."""
         x0, y0, x1, y1 = map(float, self.boxes[place])
         points_52 = self.landmarks[place].T.astype(float)
-        return Face((x0, y0, x1, y1), float(self.scores[place]), points_52)
+        return FoundFace((x0, y0, x1, y1), float(self.scores[place]), points_52)
 
-    def chosen(self, height: int, width: int) -> Face | None:
+    def chosen(self, height: int, width: int) -> FoundFace | None:
         """The large central face, or None if there is no face."""
         if not len(self.boxes):
             return None
@@ -201,11 +201,11 @@ class Mtcnn:
         """
         self.networks = networks or _choose_networks(device)
 
-    def __call__(self, photos: Sequence[Array]) -> list[Face | None]:
+    def __call__(self, photos: Sequence[Array]) -> list[FoundFace | None]:
         """The chosen face of each photo, (H, W, 3) uint8 of at least 20 px. None if it has none."""
         return [found.chosen(*photo.shape[:2]) for photo, found in self._detect(photos)]
 
-    def find_all(self, photos: Sequence[Array]) -> list[list[Face]]:
+    def find_all(self, photos: Sequence[Array]) -> list[list[FoundFace]]:
         """Every face of each photo, (H, W, 3) uint8 of at least 20 px, by decreasing score."""
         return [
             [found.face(place) for place in range(len(found.boxes))]

@@ -66,7 +66,7 @@ class RawPhoto:
 
 
 @dataclass(frozen=True)
-class Face:
+class FoundFace:
     """A face in its upright photo."""
 
     box: Box
@@ -81,7 +81,7 @@ class Crop:
     """An aligned crop."""
 
     jpeg: bytes
-    face: Face | None
+    face: FoundFace | None
     """The face. None if the crop shows the whole photo."""
     landmarks_62: Floats | None
     """(6, 2) points and scale in the crop, see persona/landmarks.py. None if it has none."""

@@ -9,10 +9,15 @@ A new protocol is one file with one subclass of `Protocol`. Defining the class r
         shown = (("purity", "accuracy"), ("spread", "spread"))
         counted = ("photos", "no_face", "absent")
 
+    @dataclass(frozen=True)
+    class ClusteringOptions(Options):
+        neighbours: int = between(1, 100, default=5)
+
     class Clustering(Protocol):
         name = "clustering"
         result = ClusteringFigures
         chosen_by = "accuracy"
+        config_class = ClusteringOptions
 
         def check(self, named, manifest, options):
             ...
@@ -20,26 +25,27 @@ A new protocol is one file with one subclass of `Protocol`. Defining the class r
         def figures(self, subject):
             ...
             return {"accuracy": purity}
+
+Then `persona evaluate --measure clustering -o neighbours=10` measures it.
 """
 
 from __future__ import annotations
 
 import html
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from persona import registry
+from persona.config import Checked, build_given
 from persona.data.sets import FaceSet
 from persona.data.shards import Manifest
-from persona.errors import PersonaError
+from persona.errors import PersonaError, unknown
 from persona.evaluation.embed import Embedded, embed_set
-from persona.evaluation.metrics import FARS
 from persona.evaluation.processes import Processes
 from persona.evaluation.spread import has_collapsed, spread, tell_collapse
 from persona.evaluation.statistics import Interval, interval_text
@@ -50,31 +56,16 @@ NOT_RESOLVABLE = "not resolvable"
 
 
 @dataclass(frozen=True)
-class Options:
-    """What a user may choose about an evaluation, apart from the set and the measure."""
+class Options(Checked):
+    """What a user may choose about every evaluation, apart from the set and the measure.
+
+    A protocol with more options derives a class from this one.
+    """
 
     flip: bool = False
     """Add the embedding of the mirrored photo to that of the photo."""
-    no_face: str = "centre"
-    """Policy for photos without a face, see persona/evaluation/pairs.py."""
-    pairs: Path | None = None
-    """The user's own list of pairs. None takes the pairs of the set."""
-    by: str | None = None
-    """Annotation to group the figures by."""
-    fars: Sequence[float] = FARS
-    """False accept rates at which the true accept rate is reported."""
     resamples: int = 0
     """Bootstrap resamples for the intervals. 0 computes no intervals."""
-    trained: tuple[str, ...] | None = None
-    """Names of trained identities. Their pairs are left out."""
-    scores: Path | None = None
-    """File to which the main process writes one row for each pair."""
-    overlap_names: Path | None = None
-    """File to which the main process writes the set's identities that were trained on."""
-    gallery: FaceSet | None = None
-    """The set that is enrolled as the gallery; the evaluated set gives the probes."""
-    templates: Path | None = None
-    """Folder with IJB's lists of templates and media."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +224,8 @@ class Subject:
     named: Named
     faces: FaceSet
     accelerator: Processes
-    options: Options
+    options: Any
+    """Options of the protocol, an instance of its `config_class`."""
     batch_size: int = 128
     workers: int | None = None
     quiet: bool = False
@@ -278,8 +270,8 @@ class Protocol(ABC):
     """Name of the protocol, as `--measure` takes it."""
     result: ClassVar[type[Any]]
     """Dataclass of its figures, an `Evaluation`. It begins with `model`, `set`, `measure`."""
-    options: ClassVar[frozenset[str]] = frozenset()
-    """Fields of `Options` that this protocol uses, apart from `flip` and `resamples`."""
+    config_class: ClassVar[type[Options]] = Options
+    """Dataclass of its options."""
     needs_identities: ClassVar[bool] = True
     """Whether it needs the identity of each photo."""
     chosen_by: ClassVar[str] = "accuracy"
@@ -291,8 +283,11 @@ class Protocol(ABC):
         PROTOCOLS.add(cls.name, cls)
 
     @abstractmethod
-    def check(self, named: Named, manifest: Manifest, options: Options) -> None:
-        """Raises PersonaError if this set cannot give these figures for this network."""
+    def check(self, named: Named, manifest: Manifest, options: Any) -> None:
+        """Raises PersonaError if this set cannot give these figures for this network.
+
+        `options` is an instance of its `config_class`.
+        """
 
     @abstractmethod
     def figures(self, subject: Subject) -> dict[str, Any]:
@@ -302,39 +297,64 @@ class Protocol(ABC):
 PROTOCOLS: Registry[type[Protocol]] = registry.PROTOCOLS
 
 
-def default_measure(manifest: Manifest, options: Options = Options()) -> str:
-    """The protocol that fits a set and the options.
+def default_measure(manifest: Manifest, given: Collection[str] = ()) -> str:
+    """The protocol that fits a set and the names of the options that are given.
 
     Triplets give `match`. The options `templates` and `gallery` choose `templates` and
     `identification`. Otherwise pairs give `verification`, and photos without pairs `class`.
     """
     if manifest.kind == "triplets":
         return "match"
-    if options.templates:
+    if "templates" in given:
         return "templates"
-    if options.gallery:
+    if "gallery" in given:
         return "identification"
-    return "verification" if manifest.pairs or options.pairs else "class"
+    return "verification" if manifest.pairs or "pairs" in given else "class"
+
+
+def build_options(measure: str, given: Mapping[str, Any]) -> Options:
+    """Builds the options of a protocol from those that are given, by name.
+
+    A plain value, as `-o NAME=VALUE` gives it, is checked against the type of its field.
+
+    Raises:
+        PersonaError: the protocol does not take an option, or a value is of the wrong type or out
+            of range.
+    """
+    kind = PROTOCOLS.find(measure).config_class
+    for name in given:
+        if name not in names_of(kind):
+            raise _not_taken(measure, name)
+    return build_given(kind, given, where=f"the options of measure {measure}")
+
+
+def names_of(kind: type[Options]) -> list[str]:
+    """The names of the options that a dataclass holds."""
+    return [item.name for item in fields(kind)]
+
+
+def _not_taken(measure: str, name: str) -> PersonaError:
+    known = [n for n, p in PROTOCOLS.load_all().items() if name in names_of(p.config_class)]
+    if not known:
+        taken = names_of(PROTOCOLS.find(measure).config_class)
+        return unknown("option", name, taken, where=f"measure {measure}")
+    has_flag = any(name in PROTOCOLS.built_in for name in known)
+    flag = {"trained": "exclude-overlap"}.get(name, name.replace("_", "-"))
+    shown = f"--{flag}" if has_flag else f"-o {name}"
+    return PersonaError(f"{shown} goes with --measure {' or '.join(known)}, not with {measure}")
 
 
 def check_measure(
-    measure: str,
-    named: Named,
-    manifest: Manifest,
-    options: Options = Options(),
+    measure: str, named: Named, manifest: Manifest, options: Options | None = None
 ) -> None:
-    """Raises PersonaError if this set cannot give this measure for this network."""
+    """Raises PersonaError if this set cannot give this measure for this network.
+
+    `options` is an instance of the protocol's `config_class`. None takes the defaults.
+    """
     protocol = PROTOCOLS.find(measure)
-    for name in ("pairs", "by", "trained", "scores", "overlap_names", "gallery", "templates"):
-        if getattr(options, name) is not None and name not in protocol.options:
-            shown = {"trained": "exclude-overlap"}.get(name, name.replace("_", "-"))
-            meant = [n for n, p in PROTOCOLS.load_all().items() if name in p.options]
-            raise PersonaError(
-                f"--{shown} goes with --measure {' or '.join(meant)}, not with {measure}"
-            )
     if protocol.needs_identities:
         manifest.check_labelled(f"measure {measure}")
-    protocol().check(named, manifest, options)
+    protocol().check(named, manifest, options or protocol.config_class())
     manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
 
 
@@ -358,7 +378,7 @@ def evaluate(
     accelerator: Processes,
     *,
     measure: str | None = None,
-    options: Options = Options(),
+    options: Mapping[str, Any] | None = None,
     batch_size: int = 128,
     workers: int | None = None,
     quiet: bool = False,
@@ -370,20 +390,24 @@ def evaluate(
         faces: the packed set.
         accelerator: processes and their device, see `join_processes`.
         measure: name of a protocol. None takes `default_measure`.
-        options: what else the user chose.
+        options: options of the protocol, by name. Those that are missing or None have their
+            defaults.
         batch_size: samples in one forward pass on each process.
         workers: loader processes of each process. None chooses the number by the device.
         quiet: show no progress bar.
 
     Raises:
-        PersonaError: the set cannot give the measure, or its crops do not fit the network.
+        PersonaError: the set cannot give the measure, its crops do not fit the network, or the
+            protocol does not take an option.
     """
-    measure = measure or default_measure(faces.manifest, options)
-    check_measure(measure, named, faces.manifest, options)
-    subject = Subject(named, faces, accelerator, options, batch_size, workers, quiet)
+    given = {name: value for name, value in (options or {}).items() if value is not None}
+    measure = measure or default_measure(faces.manifest, given)
+    chosen = build_options(measure, given)
+    check_measure(measure, named, faces.manifest, chosen)
+    subject = Subject(named, faces, accelerator, chosen, batch_size, workers, quiet)
     protocol = PROTOCOLS.find(measure)()
     figures = protocol.figures(subject)
-    flip = True if options.flip else None
+    flip = True if chosen.flip else None
     evaluation: Evaluation = protocol.result(
         *(named.name, faces.name, measure), **figures, flip=flip, spread=subject.spread
     )

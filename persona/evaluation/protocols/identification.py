@@ -41,6 +41,14 @@ SEED = 0
 
 
 @dataclass(frozen=True)
+class IdentificationOptions(Options):
+    """Options of identification."""
+
+    gallery: FaceSet | None = None
+    """The set that is enrolled; the evaluated set gives the probes. None: see the module."""
+
+
+@dataclass(frozen=True)
 class IdentificationFigures(Evaluation):
     """Identification figures of the closed and the open search. Rates are shares in [0, 1]."""
 
@@ -83,9 +91,9 @@ class Identification(Protocol):
 
     name = "identification"
     result = IdentificationFigures
-    options = frozenset({"gallery"})
+    config_class = IdentificationOptions
 
-    def check(self, named: Named, manifest: Manifest, options: Options) -> None:
+    def check(self, named: Named, manifest: Manifest, options: IdentificationOptions) -> None:
         """Raises PersonaError if a set holds triplets or the gallery's crops do not fit."""
         if manifest.kind != "photos":
             raise PersonaError(f"set {manifest.name} holds triplets: identification needs photos")

@@ -49,6 +49,14 @@ MAX_MISSING = 0.5
 
 
 @dataclass(frozen=True)
+class TemplateOptions(Options):
+    """Options of the measure of templates."""
+
+    templates: Path | None = None
+    """Folder with IJB's lists of templates and media."""
+
+
+@dataclass(frozen=True)
 class Lists:
     """The published lists."""
 
@@ -130,9 +138,9 @@ class Templates(Protocol):
     name = "templates"
     result = TemplateFigures
     chosen_by = "auc"
-    options = frozenset({"templates"})
+    config_class = TemplateOptions
 
-    def check(self, named: Named, manifest: Manifest, options: Options) -> None:
+    def check(self, named: Named, manifest: Manifest, options: TemplateOptions) -> None:
         """Raises PersonaError if the lists are not given or the set holds triplets."""
         if options.templates is None:
             raise PersonaError("templates are read from IJB's lists: give --templates DIR")

@@ -5,7 +5,9 @@ AgeDB-30, CFP-FP, CALFW and CPLFW are measured in the same way, and so is a user
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import numpy as np
 from persona.data.shards import Manifest, PairTable
 from persona.errors import PersonaError
 from persona.evaluation.groups import group_figures, groups_of
+from persona.evaluation.metrics import FARS
 from persona.evaluation.pair_lists import cut_folds, read_pair_list
 from persona.evaluation.pairs import PairScores, overlap, score_pairs, write_scores
 from persona.evaluation.protocols.base import (
@@ -29,6 +32,26 @@ from persona.models.sources import Named
 
 UNKNOWN_SHOWN = 10
 """How many paths of a user's list that are not in the set are named in the note."""
+
+
+@dataclass(frozen=True)
+class VerificationOptions(Options):
+    """Options of verification."""
+
+    no_face: str = "centre"
+    """Policy for photos without a face, see persona/evaluation/pairs.py."""
+    pairs: Path | None = None
+    """The user's own list of pairs. None takes the pairs of the set."""
+    by: str | None = None
+    """Annotation to group the figures by."""
+    fars: Sequence[float] = FARS
+    """False accept rates at which the true accept rate is reported."""
+    trained: tuple[str, ...] | None = None
+    """Names of trained identities. Their pairs are left out."""
+    scores: Path | None = None
+    """File to which the main process writes one row for each pair."""
+    overlap_names: Path | None = None
+    """File to which the main process writes the set's identities that were trained on."""
 
 
 @dataclass(frozen=True)
@@ -140,9 +163,9 @@ class Verification(Protocol):
     needs_identities = False
     result = VerificationFigures
     chosen_by = "auc"
-    options = frozenset({"pairs", "by", "trained", "scores", "overlap_names"})
+    config_class = VerificationOptions
 
-    def check(self, named: Named, manifest: Manifest, options: Options) -> None:
+    def check(self, named: Named, manifest: Manifest, options: VerificationOptions) -> None:
         """Raises PersonaError if there are no pairs."""
         if not manifest.pairs and options.pairs is None:
             raise PersonaError(
@@ -152,7 +175,7 @@ class Verification(Protocol):
 
     def figures(self, subject: Subject) -> dict[str, Any]:
         """Accuracy over folds, AUC, EER and TAR at FAR, also by group and with intervals."""
-        options = subject.options
+        options: VerificationOptions = subject.options
         scores, facts = pair_scores(subject)
         decided = scores.decide()
         figures = {**vars(scores.figures(options.fars, decided)), **facts}
@@ -188,7 +211,8 @@ def pair_scores(subject: Subject) -> tuple[PairScores, dict[str, Any]]:
     Raises:
         PersonaError: there are no pairs, none is left to measure, or the list does not fit the set.
     """
-    options, manifest = subject.options, subject.manifest
+    options: VerificationOptions = subject.options
+    manifest = subject.manifest
     facts: dict[str, Any] = {"no_face_policy": options.no_face}
     pairs: PairTable
     if options.pairs is None:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from persona import registry
 from persona.config import AugmentConfig, LearnConfig
-from persona.data.targets import TargetReader
+from persona.data.ensembles import Reader
 from persona.data.transforms import apply_views, normalise
 from persona.data.views import draw_views
 from persona.evaluation.embed_torch import gather_rows
@@ -77,7 +77,7 @@ class Context:
     photos: Photos
     accelerator: Accelerator
     teacher: Teacher | None = None
-    targets: TargetReader | None = None
+    targets: Reader | None = None
     """Precomputed teacher embeddings of the photos of the first set."""
 
     @torch.no_grad()

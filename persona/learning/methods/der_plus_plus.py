@@ -16,7 +16,7 @@ from torch import Tensor
 
 from persona.config import Checked, between
 from persona.data.transforms import normalise
-from persona.learning.methods.base import LearnBatch, label_loss
+from persona.learning.methods.base import EMBED_BATCH, LearnBatch, label_loss
 from persona.learning.methods.replay import WithMemory
 from persona.learning.photos import Ints
 from persona.training.collectives import gather_batch
@@ -89,8 +89,8 @@ class DerPlusPlus(WithMemory):
     def adopt(self, photos: Ints, labels: Tensor) -> None:
         """Offers photos that were learned elsewhere to the reservoir, with their current logits."""
         context = self.context
-        for start in range(0, len(photos), 64):
-            part = photos[start : start + 64]
+        for start in range(0, len(photos), EMBED_BATCH):
+            part = photos[start : start + EMBED_BATCH]
             images = normalise(context.photos.images(part).to(context.accelerator.device))
             logits_BK = context.student(images).logits.float().cpu()
-            self._keep(part, labels[start : start + 64], logits_BK)
+            self._keep(part, labels[start : start + EMBED_BATCH], logits_BK)

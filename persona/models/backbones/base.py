@@ -37,18 +37,30 @@ class Backbone(ABC):
 
     name: ClassVar[str]
     """The name, for `student.architecture`."""
+    family: ClassVar[str]
+    """In place of a name: the class stands for every `FAMILY:MEMBER`, as `timm:resnet18`."""
+    pooling: ClassVar[str] = "average"
+    """The student's pooling if its options name none, see persona/models/student.py."""
     config_class: ClassVar[type[Any]] = NoOptions
     """A frozen dataclass of its options. In a recipe they stand beside those of the student."""
     options: Any
 
-    def __init__(self, options: Any) -> None:
-        """Keeps the options, an instance of `config_class`."""
-        self.options = options
+    def __init__(self, options: Any, *, member: str = "", image_size: int = 160) -> None:
+        """Keeps what `build` may ask for.
+
+        Args:
+            options: an instance of `config_class`.
+            member: what follows the name of the family; empty for a class with a name.
+            image_size: side of the crops in px. Few networks depend on it.
+        """
+        self.options, self.member, self.image_size = options, member, image_size
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "name" in vars(cls):
             BACKBONES.add(cls.name, cls)
+        if "family" in vars(cls):
+            BACKBONE_FAMILIES.add(cls.family, cls)
 
     @abstractmethod
     def build(self) -> tuple[nn.Module, int]:
@@ -73,3 +85,14 @@ class Backbone(ABC):
 
 
 BACKBONES: Registry[type[Backbone]] = registry.BACKBONES
+BACKBONE_FAMILIES: Registry[type[Backbone]] = registry.BACKBONE_FAMILIES
+
+
+def make_backbone(architecture: str, options: Any, image_size: int) -> Backbone:
+    """The backbone of a name, as `mobilenet_v3_small` or `timm:resnet18`.
+
+    Raises:
+        PersonaError: the name is unknown; the message gives the nearest one.
+    """
+    member = architecture.partition(":")[2]
+    return BACKBONES.find(architecture)(options, member=member, image_size=image_size)

@@ -20,16 +20,38 @@ def counting(config: LossesConfig) -> dict[str, Term]:
     return {name: term for name, term in config.terms.items() if term.weight}
 
 
-def build_losses(config: LossesConfig, *, num_classes: int, embedding_size: int) -> nn.ModuleDict:
-    """Builds the modules of the terms that count."""
-    sizes = {"num_classes": num_classes, "embedding_size": embedding_size}
+def build_losses(
+    config: LossesConfig,
+    *,
+    num_classes: int,
+    embedding_size: int,
+    teacher_size: int | None = None,
+) -> nn.ModuleDict:
+    """Builds the modules of the terms that count.
+
+    Args:
+        config: the terms.
+        num_classes: identities of the labels.
+        embedding_size: the student's embedding size.
+        teacher_size: the teacher's, at which paired terms compare. None means the student's.
+    """
     losses = nn.ModuleDict()
     for name, term in counting(config).items():
         options = dataclasses.asdict(term)
         del options["weight"]
         loss = LOSSES.find(name)
-        losses[name] = loss(**options, **(sizes if loss.needs_classes else {}))
+        if loss.needs_classes:
+            options["num_classes"] = num_classes
+        if loss.needs_classes or loss.needs_size:
+            options["embedding_size"] = (loss.paired and teacher_size) or embedding_size
+        losses[name] = loss(**options)
     return losses
+
+
+def needs_projection(config: LossesConfig, embedding_size: int, teacher_size: int | None) -> bool:
+    """Whether a term compares embeddings number by number that have different sizes."""
+    paired = any(LOSSES.find(name).paired for name in counting(config))
+    return paired and teacher_size not in {None, embedding_size}
 
 
 def head_kind(config: LossesConfig) -> str:
@@ -40,4 +62,12 @@ def head_kind(config: LossesConfig) -> str:
     return "cosine" if "class_centres" in wanted else "none"
 
 
-__all__ = ["LOSSES", "Loss", "build_losses", "counting", "head_kind", "inputs_of"]
+__all__ = [
+    "LOSSES",
+    "Loss",
+    "build_losses",
+    "counting",
+    "head_kind",
+    "inputs_of",
+    "needs_projection",
+]

@@ -100,7 +100,7 @@ class AdaDistill(Loss):
             ValueError: the shapes of the features differ.
         """
         if student_BE.shape != teacher_BE.shape:
-            raise ValueError(f"vectors of shapes {student_BE.shape} and {teacher_BE.shape}")
+            raise ValueError(f"embeddings of shapes {student_BE.shape} and {teacher_BE.shape}")
         if self.training:
             self.update(student_BE.detach(), teacher_BE, labels_B)
         # Cloned, because a later batch may change the centres in place before the backward pass.

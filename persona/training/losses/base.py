@@ -52,9 +52,12 @@ class Loss(nn.Module):
     inputs: ClassVar[tuple[str, ...]]
     """Names of the tensors that `forward` takes; see the table in this module's docstring."""
     paired: ClassVar[bool] = False
-    """Whether student and teacher must have the same embedding size."""
+    """Whether the features of student and teacher must have the same size. If their embeddings have
+    not, the student's go through a projection head first (persona/training/projection.py)."""
     needs_classes: ClassVar[bool] = False
     """Whether the constructor also takes `num_classes` and `embedding_size`."""
+    needs_size: ClassVar[bool] = False
+    """Whether the constructor also takes `embedding_size`, that of the features it compares."""
     config_class: ClassVar[type[Term]] = Term
 
     def __init_subclass__(cls, **options: Any) -> None:

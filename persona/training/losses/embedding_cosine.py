@@ -38,5 +38,5 @@ def paired_cosine(student_BE: Tensor, teacher_BE: Tensor) -> Tensor:
         ValueError: the shapes differ.
     """
     if student_BE.shape != teacher_BE.shape:
-        raise ValueError(f"vectors of shapes {student_BE.shape} and {teacher_BE.shape}")
+        raise ValueError(f"embeddings of shapes {student_BE.shape} and {teacher_BE.shape}")
     return F.cosine_similarity(student_BE.float(), teacher_BE.float(), dim=1)

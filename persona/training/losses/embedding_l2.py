@@ -45,7 +45,7 @@ class EmbeddingL2(Loss):
             ValueError: the shapes differ.
         """
         if student_BE.shape != teacher_BE.shape:
-            raise ValueError(f"vectors of shapes {student_BE.shape} and {teacher_BE.shape}")
+            raise ValueError(f"embeddings of shapes {student_BE.shape} and {teacher_BE.shape}")
         student, teacher = student_BE.float(), teacher_BE.float()
         if self.unit:
             student, teacher = F.normalize(student, dim=1), F.normalize(teacher, dim=1)

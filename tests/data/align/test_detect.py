@@ -18,7 +18,7 @@ from persona.data.align.decode import Decoded
 from persona.data.align.detect import Mtcnn, Networks, _AreaSums, _Level, _pyramid, _suppress
 from persona.data.align.detect_onnx import OnnxNetworks
 from persona.data.align.detect_torch import TorchNetworks
-from persona.data.align.spec import Face
+from persona.data.align.spec import FoundFace
 from persona.data.synthetic import draw_identity, draw_photo
 from persona.errors import PersonaError
 
@@ -62,11 +62,11 @@ def reference() -> Any:
     )
 
 
-def find(*photos: Image.Image) -> list[Face | None]:
+def find(*photos: Image.Image) -> list[FoundFace | None]:
     return detector()([np.asarray(photo) for photo in photos])
 
 
-def crop(photo: Image.Image, face: Face) -> np.ndarray:
+def crop(photo: Image.Image, face: FoundFace) -> np.ndarray:
     region = margin_box(photo.size, face.box, SPEC)
     return np.asarray(Decoded(photo).resize(region, SPEC.image_size), np.float32)
 

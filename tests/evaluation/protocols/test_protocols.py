@@ -30,7 +30,15 @@ from persona.evaluation.embed import embed_set
 from persona.evaluation.groups import group_figures
 from persona.evaluation.metrics import Folds, cosine_scores
 from persona.evaluation.pairs import PairScores
-from persona.evaluation.protocols import PROTOCOLS, Options, base, default_measure, evaluate
+from persona.evaluation.protocols import (
+    PROTOCOLS,
+    Options,
+    base,
+    build_options,
+    default_measure,
+    evaluate,
+)
+from persona.evaluation.protocols.verification import VerificationOptions
 from persona.models.output import ClassifierHead, FaceNetwork
 from persona.models.sources import NamedNetwork
 
@@ -74,7 +82,7 @@ def measure(packed: Packed, cpu: Accelerator, name: str | None = None, **options
         packed.faces,
         cpu,
         measure=name,
-        options=Options(**options),
+        options=options,
         quiet=True,
     )
 
@@ -206,7 +214,7 @@ def test_embeddings_that_are_not_finite_are_one_line(lfw_set: Packed, cpu: Accel
 
 def test_top_1_and_top_5(train_set: Packed, cpu: Accelerator) -> None:
     named = pixels(train_set, classes=6)
-    found = evaluate(named, train_set.faces, cpu, options=Options(resamples=50), quiet=True)
+    found = evaluate(named, train_set.faces, cpu, options={"resamples": 50}, quiet=True)
     assert found.measure == "class" and found.photos == 30
     loader = build_loader(train_set.faces, batch_size=30, training=False)
     (batch,) = loader
@@ -401,7 +409,7 @@ def test_identification_against_a_gallery_set(lfw_set: Packed, cpu: Accelerator)
     with pytest.raises(
         PersonaError, match="no person of set lfw is in gallery lfw: choose a gallery"
     ):
-        evaluate(pixels(), strangers, cpu, options=Options(gallery=lfw_set.faces), quiet=True)
+        evaluate(pixels(), strangers, cpu, options={"gallery": lfw_set.faces}, quiet=True)
 
 
 def test_nobody_is_enrolled_by_a_photo_without_a_face(
@@ -419,7 +427,7 @@ def test_nobody_is_enrolled_by_a_photo_without_a_face(
     nobody = FaceSet(
         gallery.folder, replace(gallery.manifest, shards=_all_faceless(gallery.manifest))
     )
-    for options in (Options(gallery=nobody), Options()):
+    for options in ({"gallery": nobody}, {}):
         with pytest.raises(PersonaError, match="gallery: no face was found in any photo"):
             evaluate(
                 *(pixels(), nobody, cpu),
@@ -474,11 +482,29 @@ def test_options_of_another_measure_are_refused(
         measure(lfw_set, cpu, "verification", gallery=lfw_set.faces)
     with pytest.raises(PersonaError, match="--by goes with --measure verification"):
         measure(lfw_set, cpu, "identification", by="age")
+    with pytest.raises(PersonaError, match="--no-face goes with --measure verification, not with"):
+        measure(train_set, cpu, "class", no_face="fail")
+    with pytest.raises(PersonaError, match=r"unknown option 'flp' in measure verification.*'flip'"):
+        measure(lfw_set, cpu, flp=True)
     with pytest.raises(
         PersonaError, match=r"has no verification pairs: .*--measure class or --pairs"
     ):
         measure(train_set, cpu, "verification")
     assert set(PROTOCOLS) == {"verification", "match", "class", "identification", "templates"}
+
+
+def test_plain_values_become_those_of_the_option(tmp_path: Path) -> None:
+    options = build_options("verification", {"fars": [0.1], "pairs": "a/b.csv", "resamples": 5})
+    assert options == VerificationOptions(resamples=5, pairs=Path("a/b.csv"), fars=[0.1])
+    assert build_options("class", {}) == Options()
+    given = {"trained": ("Ada",), "scores": tmp_path, "flip": True}
+    assert build_options("verification", given) == VerificationOptions(**given)
+    for values, told in (
+        ({"resamples": "many"}, "resamples in the options of measure verification: expected int"),
+        ({"by": 3}, "by in the options of measure verification: expected str"),
+    ):
+        with pytest.raises(PersonaError, match=told):
+            build_options("verification", values)
 
 
 def test_sets_that_do_not_fit_a_measure(

@@ -2,17 +2,23 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fake_eyes import vectors
 
 from persona.errors import PersonaError
+from persona.evaluation import thresholds
 from persona.evaluation.metrics import resolves
-from persona.gallery import calibrate
-from persona.gallery.calibrate import threshold_at
+from persona.evaluation.search import Embeddings
+from persona.evaluation.thresholds import threshold_at, threshold_interval
+
+
+def vectors(count: int, seed: int = 0, width: int = 8) -> Embeddings:
+    """Unit vectors in any direction."""
+    drawn = np.random.default_rng(seed).normal(size=(count, width))
+    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
 
 
 @pytest.mark.parametrize("far", [0.3, 1e-2, 1e-3])
 def test_agrees_with_the_definition(far: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "BLOCK", 17)
+    monkeypatch.setattr(thresholds, "BLOCK", 17)
     embeddings, labels = vectors(90), np.arange(90) % 9
     threshold, tar, impostors = threshold_at(embeddings, labels, far, "x")
     scores = embeddings @ embeddings.T
@@ -53,3 +59,24 @@ def test_one_photo_under_two_names() -> None:
         threshold_at(rows, labels, 1 / 12, "x")
     threshold, *_ = threshold_at(rows, labels, 2 / 12, "x")
     assert threshold < 1
+
+
+def test_the_interval_of_a_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thresholds, "BLOCK", 17)
+    faces, labels = vectors(200), np.arange(200) // 4
+    threshold, *_ = threshold_at(faces, labels, 0.01, "x")
+    interval = threshold_interval(faces, labels, 0.01, resamples=200)
+    assert interval is not None and interval[0] < threshold < interval[1]
+    assert interval[1] - interval[0] < 0.1
+    assert interval == threshold_interval(faces, labels, 0.01, resamples=200)
+    assert threshold_interval(faces, np.zeros(200, np.int64), 0.01) is None
+
+
+def test_an_interval_covers_what_other_people_give() -> None:
+    labels = np.arange(120) // 3
+    true, *_ = threshold_at(vectors(3000, 99), np.arange(3000) // 3, 0.05, "x")
+    intervals = [
+        threshold_interval(vectors(120, seed), labels, 0.05, resamples=100) for seed in range(40)
+    ]
+    covered = sum(found is not None and found[0] <= true <= found[1] for found in intervals)
+    assert covered >= 34

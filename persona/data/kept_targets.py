@@ -4,7 +4,7 @@
         targets.json        the teacher, a hash of its weights, the views, a SHA-256 a file
         head.safetensors    the teacher's last layer, which turns the embeddings into logits
         000000.features.npy (photos, views, E) float16: before normalisation, in the shard's order
-        000000.views.npy    (photos, views, V) float32: what was done to it, see transforms.py
+        000000.views.npy    (photos, views, V) float32: what was done to it, see views.py
 
 View 0 is the photo and view 1 its mirror image. `augment` draws the others, different ones for each
 photo. In an epoch the student is shown one of the kept views of each photo, replayed from its row.
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from persona.config import AugmentConfig, from_dict
+from persona.config import AugmentConfig, from_dict, to_dict
 from persona.data.shards import Manifest
 from persona.data.storage import (
     NotThereError,
@@ -38,7 +38,14 @@ from persona.data.storage import (
     on_disk,
 )
 from persona.data.triplets import ROLES
-from persona.data.views import IDENTITY, MIRROR, VIEW, Views, draw_views
+from persona.data.views import (
+    Views,
+    draw_views,
+    identity_view,
+    mirror_view,
+    sound_views,
+    view_columns,
+)
 from persona.errors import PersonaError
 from persona.files import LARGEST_LIST, read_json, sha256_file, write_json
 from persona.names import public_name
@@ -85,7 +92,7 @@ class Targets:
     """The identities of the logits. None means that only their number and dataset are known."""
     views: int
     augment: AugmentConfig
-    """The augmentation that drew the views from the third on."""
+    """The augmentation that drew the views from the third on. All views have its columns."""
     seed: int
     files: tuple[TargetFile, ...]
     head_sha256: str | None = None
@@ -162,12 +169,13 @@ def photo_views(augment: AugmentConfig, views: int, seed: int, key: int, role: i
     They depend on the arguments alone.
     """
     drawn = draw_views(augment, max(views - 2, 0), seed, key, role)
-    return np.concatenate([IDENTITY[None], MIRROR[None], drawn])[:views]
+    return np.concatenate([identity_view(augment)[None], mirror_view(augment)[None], drawn])[:views]
 
 
 def write_targets(folder: Path, targets: Targets) -> None:
     """Writes the card. The targets exist from this moment on."""
-    write_json(folder / CARD, asdict(targets))
+    # `asdict` would not write the options of an augmentation as a recipe holds them.
+    write_json(folder / CARD, asdict(targets) | {"augment": to_dict(targets.augment)})
 
 
 def read_targets(folder: Path) -> Targets:
@@ -210,7 +218,7 @@ def find_targets(folder: SetFolder, teacher: str) -> Targets | None:
     except UnreachableError as error:
         if not keeps(folder):
             raise
-        log.warning("%s: going on as if it had no vectors of %s", error, teacher)
+        log.warning("%s: going on as if it had no embeddings of %s", error, teacher)
         return None
     return read_targets(card.parent) if card.is_file() else None
 
@@ -250,7 +258,7 @@ def check_targets(faces: FaceSet, targets: Targets, *, deep: bool) -> None:
         photos = shard.samples * photos_of(manifest)
         shapes = (
             (photos, targets.views, targets.embedding_size),
-            (photos, targets.views, len(VIEW)),
+            (photos, targets.views, len(view_columns(targets.augment))),
         )
         digests = (file.features_sha256, file.views_sha256)
         # Their checksums are compared when they are read, so that the first read need not wait.
@@ -286,7 +294,7 @@ def open_array(path: Path) -> npt.NDArray[Any]:
             f"{path} is damaged: remove {path.parent} and make the targets again"
         ) from None
     if array.dtype not in {np.dtype(np.float16), np.dtype(np.float32)}:
-        raise PersonaError(f"{path} holds {array.dtype}, not vectors: make the targets again")
+        raise PersonaError(f"{path} holds {array.dtype}, not embeddings: make the targets again")
     return np.asarray(array)
 
 
@@ -296,6 +304,7 @@ class TargetReader:
     def __init__(self, folder: SetFolder, targets: Targets) -> None:
         self.folder = folder
         self.targets = targets
+        self._columns = len(view_columns(targets.augment))
         self._open: dict[int, tuple[Features, Views]] = {}
 
     def keep(self, shards: Collection[int]) -> None:
@@ -306,7 +315,7 @@ class TargetReader:
         if shard not in self._open:
             features, views = map(open_array, target_paths(self.folder, self.targets, shard))
             shape = (self.targets.files[shard].photos, self.targets.views)
-            sizes = (self.targets.embedding_size, len(VIEW))
+            sizes = (self.targets.embedding_size, self._columns)
             if (features.shape, views.shape) != tuple((*shape, size) for size in sizes):
                 raise PersonaError(
                     f"the targets of shard {shard} at {self._place} are not what their card says: "
@@ -333,21 +342,22 @@ class TargetReader:
             chosen: (B,) which of its kept views to read.
 
         Raises:
-            PersonaError: If an embedding is not finite.
+            PersonaError: If an embedding is not finite, or a view is out of bounds.
         """
         features = np.empty((len(photos), self.targets.embedding_size), np.float16)
-        views = np.empty((len(photos), len(VIEW)), np.float32)
+        views = np.empty((len(photos), self._columns), np.float32)
         for shard in np.unique(shards).tolist():
             here = shards == shard
             kept_features, kept_views = self._files(shard)
             features[here] = kept_features[photos[here], chosen[here]]
             views[here] = kept_views[photos[here], chosen[here]]
-        good = np.isfinite(features).all(axis=1) & (np.abs(views) < 100).all(axis=1)
+        good = np.isfinite(features).all(axis=1) & sound_views(views, self.targets.augment)
         if not good.all():
             first = int(np.argmin(good))
             name, photo = file_names(int(shards[first]))[0], photos[first]
             raise PersonaError(
                 f"{self._place}/{name}, or the views beside it, holds numbers that "
-                f"are not finite for photo {photo}: remove {self._place} and make the targets again"
+                f"are not finite, or out of range, for photo {photo}: remove {self._place} and "
+                "make the targets again"
             )
         return features, views

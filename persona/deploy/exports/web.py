@@ -1,4 +1,4 @@
-"""Exports a student as a web page of static files that compares two faces in the browser.
+"""A web page of static files that compares two faces in the browser.
 
 1. onnxruntime's two files are found (persona/deploy/web_runtime.py).
 2. The detector that cropped the training photos is added (persona/deploy/web_detector.py).
@@ -10,24 +10,22 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from persona import __version__
 from persona.data.align.spec import AlignSpec
-from persona.deploy.export import Exported, ExportOptions, export_onnx
+from persona.deploy.exports.base import Exported, ExportFormat
+from persona.deploy.exports.onnx import Onnx
+from persona.deploy.graph import ExportOptions, Faces
 from persona.deploy.web_detector import build_detector
 from persona.deploy.web_runtime import NAME, load_runtime
 from persona.errors import PersonaError
 from persona.files import read_json, scratch_folder, sha256_file, write_atomically, write_json
 from persona.models.cards import Card
 from persona.models.public import publish_copy
-from persona.models.store import load_model
 
 MARKER = "persona.json"
 """File with the facts that the page reads. It also marks a folder as a page of Persona."""
@@ -39,66 +37,77 @@ THRESHOLD_KEY = "persona.threshold"
 person. The text begins with the number, if it is known, and says on which set it was measured."""
 
 
-def export_web(
-    card: Card,
-    models: Path,
-    faces_NHWC: npt.NDArray[np.uint8],
-    folder: Path,
-    options: ExportOptions | None = None,
-    *,
-    runtime: Path | None = None,
-    calibration_NHWC: npt.NDArray[np.uint8] | None = None,
-    facts: dict[str, str] | None = None,
-) -> Exported:
-    """Writes the page of a student and replaces a page that is already there.
+@dataclass(frozen=True)
+class WebOptions(ExportOptions):
+    """Options of a page. Preprocessing is always on."""
 
-    Args:
-        card: card of the student.
-        models: the model store.
-        faces_NHWC: (N, H, W, 3) uint8 RGB crops of the student's size, to check the ONNX file on.
-        folder: folder of the page.
-        options: options of the ONNX file. Preprocessing is always on.
-        runtime: onnxruntime-web as tarball or folder. None takes it from the model store or npm.
-        calibration_NHWC: as in `export_onnx`.
-        facts: as in `export_onnx`.
+    runtime: Path | None = None
+    """onnxruntime-web as tarball or folder. None takes it from the model store or npm."""
 
-    Raises:
-        PersonaError: the folder holds something else, the runtime is missing, or the ONNX file's
-            embeddings differ.
-    """
-    options = replace(options or ExportOptions(), preprocessing=True)
-    if options.classifier:
-        raise PersonaError("the page compares embeddings: leave --classifier out")
-    folder = folder.resolve()
-    check_page_folder(folder)
-    files = load_runtime(models, runtime) | build_detector()
-    source = resources.files("persona.deploy") / "page"
-    files |= {name: (source / name).read_bytes() for name in PAGE}
-    with scratch_folder(folder.parent, folder.name) as scratch:
-        public = publish_copy(card, models, scratch, with_classes=False)
-        student = load_model(public, scratch)
-        page = scratch / "page"
-        more: Any = {"calibration_NHWC": calibration_NHWC, "facts": facts}
-        done = export_onnx(student, public, faces_NHWC, page / MODEL, options, **more)
-        for name, data in files.items():
-            write_atomically(page / name, data)
-        said = {
-            "kind": KIND,
-            "model": card.id,
-            "architecture": card.architecture,
-            "precision": options.precision,
-            **_threshold(page / MODEL),
-            "alignment": _alignment(card),
-            "runtime": NAME,
-            "persona": __version__,
-            "files": {path.name: sha256_file(path) for path in sorted(page.iterdir())},
-        }
-        write_json(page / MARKER, said)
-        total = sum(path.stat().st_size for path in page.iterdir())
-        if folder.exists():
-            folder.rename(scratch / "old")
-        page.rename(folder)
-    return replace(done, path=folder, bytes=total)
+
+class Web(ExportFormat):
+    """A folder with a page, onnxruntime-web, the detector and the student."""
+
+    name = "web"
+    suffix = "-web"
+    is_folder = True
+    config_class = WebOptions
+
+    def check(self, options: Any) -> None:
+        """Raises PersonaError if the logits are asked for."""
+        if options.classifier:
+            raise PersonaError("the page compares embeddings: leave --classifier out")
+
+    def export(
+        self,
+        card: Card,
+        models: Path,
+        faces_NHWC: Faces,
+        path: Path,
+        options: WebOptions | None = None,
+        *,
+        calibration_NHWC: Faces | None = None,
+        facts: dict[str, str] | None = None,
+    ) -> Exported:
+        """Writes the page and replaces a page that is already there.
+
+        The arguments are those of `ExportFormat.export`; the faces check the ONNX file.
+
+        Raises:
+            PersonaError: the folder holds something else, the runtime is missing, or the ONNX
+                file's embeddings differ.
+        """
+        options = replace(options or WebOptions(), preprocessing=True)
+        self.check(options)
+        folder = path.resolve()
+        check_page_folder(folder)
+        files = load_runtime(models, options.runtime) | build_detector()
+        source = resources.files("persona.deploy") / "page"
+        files |= {name: (source / name).read_bytes() for name in PAGE}
+        with scratch_folder(folder.parent, folder.name) as scratch:
+            public = publish_copy(card, models, scratch, with_classes=False)
+            page = scratch / "page"
+            more: Any = {"calibration_NHWC": calibration_NHWC, "facts": facts}
+            done = Onnx().export(public, scratch, faces_NHWC, page / MODEL, options, **more)
+            for name, data in files.items():
+                write_atomically(page / name, data)
+            said = {
+                "kind": KIND,
+                "model": card.id,
+                "architecture": card.architecture,
+                "precision": options.precision,
+                **_threshold(page / MODEL),
+                "alignment": _alignment(card),
+                "runtime": NAME,
+                "persona": __version__,
+                "files": {path.name: sha256_file(path) for path in sorted(page.iterdir())},
+            }
+            write_json(page / MARKER, said)
+            total = sum(path.stat().st_size for path in page.iterdir())
+            if folder.exists():
+                folder.rename(scratch / "old")
+            page.rename(folder)
+        return replace(done, path=folder, bytes=total)
 
 
 def check_page_folder(folder: Path) -> None:

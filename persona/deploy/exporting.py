@@ -1,0 +1,131 @@
+"""Exports a model by its name: `persona export`.
+
+1. The format and its options are looked up, then the model.
+2. Faces are chosen: of a packed set, or drawn. For int8, the faces of the calibration are others.
+3. The format writes the file, see persona/deploy/exports/base.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from persona.data.mixed import names_in
+from persona.data.sets import open_set
+from persona.data.shards import MANIFEST
+from persona.deploy.exports.base import EXPORTS, Exported, build_options
+from persona.deploy.faces import CALIBRATION_FACES, FACES, drawn_faces, set_faces
+from persona.deploy.graph import Faces
+from persona.errors import PersonaError
+from persona.models.cards import Card, find_model
+from persona.names import public_name
+from persona.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+
+def export_model(
+    model: str | None,
+    place: Workspace,
+    *,
+    form: str = "onnx",
+    options: Mapping[str, Any] | None = None,
+    out: Path | None = None,
+    set_name: str | None = None,
+    calibrate: str | None = None,
+    seed: int = 0,
+    licence: str | None = None,
+    verify: bool = True,
+) -> Exported:
+    """Exports a student.
+
+    Args:
+        model: ID of the student. None takes the best of the newest run.
+        place: the folders of models and sets.
+        form: name of the format.
+        options: options of the format by name, for example `{"precision": "int8"}`.
+        out: the file or folder to write. None names it by the ID in the current folder.
+        set_name: packed set whose faces the file is checked on. None takes a set of the model's own
+            if one is packed, otherwise drawn faces.
+        calibrate: packed set whose faces int8 is calibrated on. None takes the model's own.
+        seed: seed of the choice of the faces.
+        licence: licence that the metadata names. None takes the card's.
+        verify: whether each file of a set is compared with its checksum before its first use.
+
+    Raises:
+        PersonaError: the format does not have such an option, the model or a set cannot be found,
+            or the file's embeddings differ from the model's.
+    """
+    kind = EXPORTS.find(form)
+    chosen = build_options(form, options or {})
+    integers = chosen.precision == "int8"
+    if calibrate is not None and not integers:
+        raise PersonaError("--calibrate is for --precision int8: add that, or leave it out")
+    card = find_model(model, place.models)
+    stem = card.id
+    if chosen.precision != "fp32" and not kind.is_folder:
+        stem = f"{card.id}-{chosen.precision}"
+    path = out or Path(stem + kind.suffix)
+    if path.is_dir() and not kind.is_folder:
+        raise PersonaError(
+            f"{path} is a folder: name the file with --out {path / stem}{kind.suffix}"
+        )
+    facts = {} if licence is None else {"persona.licence": licence}
+    checked = set_name or _packed((card.test_set, card.train_set), place)
+    ranges = None
+    if integers:
+        name = calibrate or _packed((card.train_set, card.test_set), place)
+        if name is None:
+            raise PersonaError("int8 is calibrated on faces: name a packed set with --calibrate")
+        faces, ranges = _faces_apart(card, checked, name, place, seed, verify=verify)
+        facts["persona.calibration"] = f"{len(ranges)} faces of {public_name(name)}, seed {seed}"
+    else:
+        faces = _check_faces(card, checked, place, seed, verify=verify)
+    done = kind().export(
+        *(card, place.models, faces, path, chosen), calibration_NHWC=ranges, facts=facts
+    )
+    count = 0 if ranges is None else len(ranges)
+    return replace(done, model=card.id, precision=chosen.precision, calibration_faces=count)
+
+
+def _check_faces(
+    card: Card, set_: str | None, place: Workspace, seed: int, *, verify: bool
+) -> Faces:
+    """The faces to check a file on: those of a set, or drawn faces where there is none."""
+    if set_ is not None:
+        return set_faces(open_set(set_, place.shards, verify=verify), card.image_size, FACES, seed)
+    log.info("no set of this model is packed here: the file is checked on drawn faces")
+    return drawn_faces(card.image_size, FACES)
+
+
+def _faces_apart(
+    card: Card, checked: str | None, calibrate: str, place: Workspace, seed: int, *, verify: bool
+) -> tuple[Faces, Faces]:
+    """Faces to check a file on, and other faces to calibrate on.
+
+    If both are from one set, the check faces are its first ones.
+    """
+    if checked != calibrate:
+        ranges = open_set(calibrate, place.shards, verify=verify)
+        return (
+            _check_faces(card, checked, place, seed, verify=verify),
+            set_faces(ranges, card.image_size, CALIBRATION_FACES, seed),
+        )
+    both = FACES + CALIBRATION_FACES
+    faces = set_faces(open_set(calibrate, place.shards, verify=verify), card.image_size, both, seed)
+    if len(faces) < 2:
+        raise PersonaError(
+            f"set {calibrate} has one face, and int8 wants one to calibrate on and another to be "
+            "checked on: name another set with --calibrate"
+        )
+    count = max(1, len(faces) * FACES // both)
+    return faces[:count], faces[count:]
+
+
+def _packed(sets: tuple[str, ...], place: Workspace) -> str | None:
+    """The first of the sets that is packed here. A name may be that of a mix of sets."""
+    names = [name for mix in sets for name in (mix, *names_in(mix))]
+    return next((name for name in names if (place.shards / name / MANIFEST).is_file()), None)

@@ -1,0 +1,253 @@
+"""A student as an ONNX graph, which all formats of persona/deploy/exports/ are made from.
+
+1. The student becomes a graph with a free batch size. It gives embeddings of unit length, and the
+   logits if they are asked for.
+2. For int8, the layers are quantised with calibration faces (persona/deploy/quantise.py).
+3. The metadata gets what a user of the file must know, and Persona's own settings. With these,
+   `onnx:FILE` opens the file like any teacher.
+
+Shapes: B batch, C channel, H W pixels, E embedding, N faces.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import Tensor, nn
+
+from persona import __version__
+from persona.config import Checked, among
+from persona.data.views import PIXEL_MEAN, PIXEL_SCALE
+from persona.deploy.quantise import Quantised, quantise_graph
+from persona.deploy.trace import trace_onnx
+from persona.errors import PersonaError, shown
+from persona.models.cards import Card
+from persona.models.onnx import SETTINGS_KEY
+from persona.models.public import public_card
+from persona.models.student import Student
+
+CALIBRATION_BATCH = 8
+"""Faces in a calibration batch. All tensors of a batch are in memory at once."""
+FAR = "0.001"
+"""False accept rate of the threshold in a file's metadata."""
+INPUT, EMBEDDING, LOGITS = "images", "embedding", "logits"
+
+PRECISIONS = ("fp32", "fp16", "int8")
+WORST_COSINE = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.99}
+"""Lowest allowed cosine similarity of the file's and PyTorch's embedding of a check face."""
+
+Faces = npt.NDArray[np.uint8]
+"""(N, H, W, 3) uint8 RGB crops."""
+
+
+@dataclass(frozen=True)
+class ExportOptions(Checked):
+    """What a user may choose about an exported file. A format with more options derives a class."""
+
+    precision: str = among(PRECISIONS, default="fp32")
+    preprocessing: bool = False
+    """Whether the graph takes (B, H, W, 3) uint8 RGB of any size, and resizes and normalises it."""
+    classifier: bool = False
+    """Whether the graph gives the logits too."""
+
+
+class ExportedStudent(nn.Module):
+    """The module that becomes the graph.
+
+    It takes float32, or uint8 with `preprocessing`, and gives float32, also if it computes in fp16.
+    """
+
+    def __init__(self, student: Student, options: ExportOptions) -> None:
+        super().__init__()
+        self.dtype = torch.float16 if options.precision == "fp16" else torch.float32
+        self.student = student.eval().to(self.dtype)
+        self.options = options
+
+    def forward(self, images: Tensor) -> Any:
+        """(B, E) float32 embeddings of unit length, followed by (B, K) logits with `classifier`."""
+        if self.options.preprocessing:
+            images = images.permute(0, 3, 1, 2).float()
+            side = self.student.image_size
+            images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
+            images = (images - PIXEL_MEAN) / PIXEL_SCALE
+        features_BE = self.student.features(images.to(self.dtype))
+        embedding_BE = F.normalize(features_BE.float(), dim=1)
+        if not self.options.classifier:
+            return embedding_BE
+        return embedding_BE, self.student.classify(features_BE).float()
+
+
+def build_graph(
+    student: Student,
+    card: Card,
+    options: ExportOptions | None = None,
+    facts: dict[str, str] | None = None,
+) -> bytes:
+    """The bytes of the ONNX file, not checked on faces.
+
+    For fp16 the student's weights are rounded in place.
+
+    Raises:
+        PersonaError: packages are missing.
+    """
+    return build_with_cost(student, card, options or ExportOptions(), facts or {})[0]
+
+
+def build_with_cost(
+    student: Student,
+    card: Card,
+    options: ExportOptions,
+    facts: dict[str, str],
+    calibration_NHWC: Faces | None = None,
+    faces_NHWC: Faces | None = None,
+) -> tuple[bytes, Quantised | None]:
+    """The bytes of the ONNX file and, for int8, the result of the quantisation.
+
+    The ranges of the tensors are found on the calibration faces, and layers are chosen by their
+    cost on the others.
+    """
+    with refusing(card, "an ONNX file"):
+        model = _trace(student, options)
+    quantised = None
+    metadata = _metadata(card, student, options) | facts
+    if options.precision == "int8":
+        assert calibration_NHWC is not None and faces_NHWC is not None
+        batches, others = (
+            np.array_split(
+                graph_input(faces, preprocessing=options.preprocessing),
+                -(-len(faces) // CALIBRATION_BATCH),
+            )
+            for faces in (calibration_NHWC, faces_NHWC)
+        )
+        with refusing(card, "an int8 file"):
+            quantised = quantise_graph(model, batches, EMBEDDING, WORST_COSINE["int8"], others)
+        model = quantised.model
+        metadata["persona.floats"] = ", ".join(kept.layer for kept in quantised.floats) or "none"
+    import onnx
+
+    onnx.helper.set_model_props(model, metadata)
+    model.producer_name, model.producer_version = "persona", __version__
+    onnx.checker.check_model(model)
+    buffer = io.BytesIO()
+    onnx.save(model, buffer)
+    return buffer.getvalue(), quantised
+
+
+@contextlib.contextmanager
+def refusing(card: Card, what: str) -> Iterator[None]:
+    """Context in which a graph is made of a network that may have any operators.
+
+    Raises:
+        PersonaError: a step failed with an error of its own, which the message names.
+    """
+    try:
+        yield
+    except (PersonaError, MemoryError):
+        raise
+    except Exception as error:  # of torch's exporter, onnx, onnxruntime and the interpreter
+        reason = shown(f"{type(error).__name__}: {error}".partition("\n")[0])
+        raise PersonaError(
+            f"{card.architecture} cannot become {what} ({reason}): choose another format, "
+            "precision or student"
+        ) from error
+
+
+def _trace(student: Student, options: ExportOptions) -> Any:
+    """The student as an onnx.ModelProto."""
+    side = student.image_size
+    example = (
+        torch.zeros(2, side, side, 3, dtype=torch.uint8)
+        if options.preprocessing
+        else torch.zeros(2, 3, side, side)
+    )
+    axes: dict[int, Any] = {0: torch.export.Dim("batch")}
+    if options.preprocessing:
+        axes |= {1: torch.export.Dim("height", min=2), 2: torch.export.Dim("width", min=2)}
+    outputs = [EMBEDDING, *([LOGITS] if options.classifier else [])]
+    model = trace_onnx(ExportedStudent(student, options), example, axes, INPUT, outputs)
+    _name_pooling(model)
+    return model
+
+
+def _name_pooling(model: Any) -> None:
+    """Replaces means over height and width by GlobalAveragePool.
+
+    onnxruntime runs GlobalAveragePool in its blocked layout and in integers, but not ReduceMean.
+    """
+    import onnx
+
+    constants = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type != "ReduceMean":
+            continue
+        axes = sorted(axis % 4 for axis in constants[node.input[1]].tolist())
+        if axes == [2, 3] and all(a.i for a in node.attribute if a.name == "keepdims"):
+            pooled = onnx.helper.make_node(
+                "GlobalAveragePool", node.input[:1], node.output, name=node.name
+            )
+            node.CopyFrom(pooled)
+    used = {name for node in model.graph.node for name in node.input}
+    unused = [i for i in model.graph.initializer if i.name not in used]
+    for initializer in unused:
+        model.graph.initializer.remove(initializer)
+
+
+def _metadata(card: Card, student: Student, options: ExportOptions) -> dict[str, str]:
+    """Metadata of the file. Keys of Persona's own begin with `persona.`."""
+    card = public_card(card)
+    normalisation = f"(pixel - {PIXEL_MEAN}) / {PIXEL_SCALE}"
+    side = student.image_size
+    given = (
+        "uint8 RGB (batch, height, width, 3); resized and normalised inside"
+        if options.preprocessing
+        else f"float32 RGB (batch, 3, {side}, {side})"
+    )
+    settings = {
+        "input_size": side,
+        "alignment": "five-point" if card.aligned_by in {"landmarks", "template"} else "margin",
+        "mean": [PIXEL_MEAN] * 3,
+        "std": [PIXEL_SCALE] * 3,
+        "output": EMBEDDING,
+        "layout": "nhwc-uint8" if options.preprocessing else "nchw",
+    }
+    threshold = (card.scores.get("threshold_at_far") or {}).get(FAR)
+    said = card.scores.get("threshold_from", card.test_set)
+    return {
+        "persona.model": card.id,
+        "persona.architecture": card.architecture,
+        "persona.precision": options.precision,
+        "persona.input": given,
+        "persona.alignment": card.crops,
+        "persona.normalisation": f"{normalisation}, pixels of 0 to 255",
+        "persona.embedding": f"{student.embedding_size} numbers, of unit length",
+        "persona.threshold": "unknown: measure it on faces like yours"
+        if threshold is None
+        # Rounded up, since a lower threshold would have a higher false accept rate.
+        else f"{math.ceil(threshold * 1e4) / 1e4:.4f}, the cosine at FAR {FAR} on {said}",
+        "persona.licence": card.licence
+        or "unknown: see the terms of its training data and of its teacher",
+        "persona.card": json.dumps(vars(card), sort_keys=True),
+        SETTINGS_KEY: yaml.safe_dump(settings),
+    }
+
+
+def graph_input(faces_NHWC: Faces, *, preprocessing: bool = False) -> npt.NDArray[Any]:
+    """Crops as a graph takes them: (N, 3, H, W) float32 normalised, or unchanged uint8 crops.
+
+    A graph with `preprocessing` takes the unchanged crops.
+    """
+    if preprocessing:
+        return faces_NHWC
+    normalised = (faces_NHWC.astype(np.float32) - PIXEL_MEAN) / PIXEL_SCALE
+    return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))

@@ -1,0 +1,107 @@
+"""`--from MODEL`: a distillation that goes on from a student, with another set, teacher or recipe.
+
+The student must have the architecture and the options of the run. Its convolutions, pooling and
+embedding are taken over, and its last layer if that names the same identities. Optimizer, schedule
+and EMA begin anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from persona.config import StudentConfig, differences, from_dict, read_values, to_dict
+from persona.errors import PersonaError
+from persona.models.cards import CARD, Card, classes_digest
+from persona.models.sources import student_card
+
+HEAD = "logits."
+
+
+@dataclass(frozen=True)
+class Start:
+    """The student that a run goes on from."""
+
+    name: str
+    """Its name, as the user gave it."""
+    card: Card
+    store: Path
+    """The model store that holds it."""
+
+    @property
+    def options(self) -> StudentConfig:
+        """The options of the student."""
+        return from_dict(StudentConfig, self.card.student, where=str(self.store / CARD))
+
+    def check(self, config: StudentConfig, image_size: int) -> None:
+        """Checks that the student of a run is of the same architecture and options.
+
+        Args:
+            config: the options of the run's student, with its embedding size.
+            image_size: side of the run's crops in px.
+
+        Raises:
+            PersonaError: it is not.
+        """
+        found = differences(to_dict(self.options), to_dict(config))
+        if config.pooling == "depthwise" and image_size != self.card.image_size:
+            found.append(f"crops: {self.card.image_size} px are now {image_size} px")
+        if found:
+            raise PersonaError(
+                f"--from {self.name}: its student is of other options ({'; '.join(found)}): leave "
+                "those of the student out, or begin without --from"
+            )
+
+    def load(self, student: Any, classes: tuple[str, ...]) -> None:
+        """Loads the weights into the student of a run.
+
+        Args:
+            student: a Student of the same options.
+            classes: the identities of its logits.
+
+        Raises:
+            PersonaError: the weights are missing or damaged.
+        """
+        from persona.models.store import load_model
+
+        state = load_model(self.card, self.store).state_dict()
+        same = (self.card.head, self.card.classes_sha256) == (
+            student.logits.kind,
+            classes_digest(classes),
+        )
+        own = student.state_dict()
+        taken = {name: v for name, v in state.items() if same or not name.startswith(HEAD)}
+        student.load_state_dict({**own, **taken})
+
+
+def find_start(name: str | None, models: Path) -> Start | None:
+    """Finds the student of `--from`; None if the run begins anew.
+
+    Raises:
+        PersonaError: there is no such student.
+    """
+    return None if name is None else Start(name, *student_card(name, models))
+
+
+def start_values(config: Path | None, given: Mapping[str, Any], models: Path) -> dict[str, Any]:
+    """Values below a recipe and the command line: the student's options are those of `--from`.
+
+    They are left out if another architecture is asked for, so that the message about it is of the
+    architecture and not of one of its options.
+
+    Args:
+        config: the file of the recipe, if any.
+        given: options of the command line, by dotted name.
+        models: the model store.
+
+    Raises:
+        PersonaError: there is no such student, or the file cannot be read.
+    """
+    values = read_values(config)
+    start = find_start(given.get("from_model", values.get("from_model")), models)
+    if start is None or "student" in values:
+        return {}
+    asked = given.get("student.architecture", start.card.architecture)
+    return {"student": dict(start.card.student)} if asked == start.card.architecture else {}

@@ -1,0 +1,164 @@
+"""Thresholds for a false accept rate (FAR), chosen on all pairs of one or several sets.
+
+A threshold is the lowest cosine similarity at which at most the share `far` of the impostor pairs
+is accepted.
+
+Shapes: N samples, E embedding, P pairs, K identities.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from persona.data.sets import FaceSet
+from persona.errors import PersonaError
+from persona.evaluation.metrics import Ints, resolves
+from persona.evaluation.processes import Processes
+from persona.evaluation.search import Embeddings
+from persona.evaluation.spread import has_collapsed, spread, tell_collapse
+from persona.evaluation.statistics import Interval, interval_of
+from persona.models.sources import Named
+
+SAME = 1 - 1e-5
+"""Cosine similarity from which two embeddings count as those of one photo."""
+MAX_SAMPLES = 20_000
+"""Largest number of samples, which gives 200 million pairs. From a larger set, as many samples are
+taken at even distances."""
+BLOCK = 512
+TAIL = 20
+"""Number of the highest impostor pairs that an interval rests on, as a multiple of those that the
+threshold accepts."""
+
+
+def faces_of(named: Named, faces: FaceSet, processes: Processes) -> tuple[Embeddings, Ints]:
+    """Embeds the faces of a set, at most `MAX_SAMPLES`.
+
+    Returns:
+        (N, E) float32 embeddings of unit length, and the (N,) label of each.
+
+    Raises:
+        PersonaError: the set holds triplets or crops of another kind than the network's, or the
+            network has collapsed.
+    """
+    from persona.evaluation.embed import embed_set
+
+    manifest = faces.manifest
+    if manifest.kind != "photos":
+        raise PersonaError(f"set {manifest.name} holds triplets: choose a set of photos")
+    manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
+    embedded = embed_set(named.network, faces, processes)
+    # The set has centre crops of photos without a face, but a gallery refuses such photos.
+    no_face = [key for shard in manifest.shards for key in shard.no_face]
+    rows = np.flatnonzero(~np.isin(embedded.keys, no_face))
+    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_SAMPLES)).round().astype(int)]
+    embedding_NE, label_N = embedded.embeddings[rows, 0], embedded.labels[rows, 0]
+    found = spread(embedding_NE, label_N)
+    if has_collapsed(found):
+        raise PersonaError(tell_collapse(named.name, found, f"set {manifest.name}"))
+    return embedding_NE, label_N
+
+
+def threshold_at(
+    embeddings_NE: Embeddings, labels_N: Ints, far: float, where: str
+) -> tuple[float, float, int]:
+    """Chooses the threshold on embeddings.
+
+    Args:
+        embeddings_NE: (N, E) embeddings of unit length.
+        labels_N: (N,) labels of the identities.
+        far: the false accept rate.
+        where: name of the set in errors.
+
+    Returns:
+        The threshold, the TAR at it, and the number of impostor pairs.
+
+    Raises:
+        PersonaError: there are too few impostor pairs to resolve `far`, or no genuine pair.
+    """
+    counts = np.unique(labels_N, return_counts=True)[1]
+    genuine = int((counts * (counts - 1) // 2).sum())
+    impostors = len(labels_N) * (len(labels_N) - 1) // 2 - genuine
+    if not genuine:
+        raise PersonaError(f"{where} has no two photos of one person: choose another set")
+    if not resolves(far, impostors):
+        least = f"--far {_least(impostors)} or more" if impostors else "a set of several people"
+        raise PersonaError(
+            f"the {impostors:,} pairs of two people in {where} cannot resolve a FAR of {far:g}: "
+            f"choose {least}, or a larger set"
+        )
+    allowed = int(far * impostors + 1e-9)
+    highest_P = np.zeros(0, np.float32)
+    same_P = []
+    for start in range(0, len(labels_N), BLOCK):
+        rows = np.arange(start, min(start + BLOCK, len(labels_N)))
+        scores = embeddings_NE[rows] @ embeddings_NE.T
+        later = np.arange(len(labels_N)) > rows[:, None]
+        same = labels_N[rows, None] == labels_N
+        same_P.append(scores[later & same])
+        highest_P = np.concatenate([highest_P, scores[later & ~same]])
+        # Only the highest scores can still become the threshold.
+        if len(highest_P) > allowed + 1:
+            highest_P = np.partition(highest_P, -allowed - 1)[-allowed - 1 :]
+    # The threshold lies just above the highest impostor score that may not be accepted.
+    first = highest_P.min() if len(highest_P) > allowed else np.float32(-1)
+    threshold = float(np.nextafter(first, np.float32(2)))
+    if threshold >= SAME:
+        raise PersonaError(
+            f"{where} has the same photo under several people's names, so that no similarity is "
+            f"enough for a FAR of {far:g}: mend the set, or choose a larger --far"
+        )
+    tar = float(np.mean(np.concatenate(same_P) >= np.float32(threshold)))
+    return threshold, tar, impostors
+
+
+def _least(impostors: int) -> str:
+    """Returns the lowest FAR, in two digits, that this number of impostor pairs can resolve."""
+    digits = 1 - math.floor(math.log10(1 / impostors))
+    return f"{math.ceil(10**digits / impostors) / 10**digits:.2g}"
+
+
+def threshold_interval(
+    embeddings_NE: Embeddings, labels_N: Ints, far: float, resamples: int = 1000, seed: int = 0
+) -> Interval | None:
+    """95 % interval of the threshold of `threshold_at`. Identities are resampled.
+
+    Each resample weights a pair by the product of how often its two identities were drawn. It is
+    computed on the highest impostor pairs alone, `TAIL` times as many as the threshold accepts.
+    None means that the interval cannot be told, for example because one pair decides it.
+
+    Args:
+        embeddings_NE: (N, E) embeddings of unit length.
+        labels_N: (N,) labels of the identities.
+        far: the false accept rate.
+        resamples: number of resamples.
+        seed: seed of the random draws.
+    """
+    _, label_N, counts_K = np.unique(labels_N, return_inverse=True, return_counts=True)
+    total = (int(counts_K.sum()) ** 2 - int((counts_K**2).sum())) // 2
+    wanted = TAIL * (int(far * total + 1e-9) + 1)
+    scores_P = np.zeros(0, np.float32)
+    pairs_P2 = np.zeros((0, 2), np.int64)
+    for start in range(0, len(label_N), BLOCK):
+        rows = np.arange(start, min(start + BLOCK, len(label_N)))
+        scores = embeddings_NE[rows] @ embeddings_NE.T
+        others = label_N[rows, None] != label_N
+        a, b = np.nonzero(others & (np.arange(len(label_N)) > rows[:, None]))
+        scores_P = np.concatenate([scores_P, scores[a, b]])
+        pairs_P2 = np.concatenate([pairs_P2, np.stack([label_N[rows[a]], label_N[b]], axis=1)])
+        highest = np.argsort(-scores_P, kind="stable")[:wanted]
+        scores_P, pairs_P2 = scores_P[highest], pairs_P2[highest]
+    rng = np.random.default_rng(seed)
+    found_R = np.full(resamples, np.nan)
+    for place in range(resamples):
+        drawn_K = np.bincount(
+            rng.integers(0, len(counts_K), len(counts_K)), minlength=len(counts_K)
+        )
+        faces_K = drawn_K * counts_K
+        impostors = (int(faces_K.sum()) ** 2 - int((faces_K**2).sum())) / 2
+        accepted_P = np.cumsum(drawn_K[pairs_P2[:, 0]] * drawn_K[pairs_P2[:, 1]])
+        first = int(np.searchsorted(accepted_P, far * impostors, side="right"))
+        if first < len(scores_P):
+            found_R[place] = scores_P[first]
+    return interval_of(found_R)
