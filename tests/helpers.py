@@ -127,7 +127,9 @@ def left_by_a_kill(checkpoints: int, home: Path, elsewhere: Path) -> Iterator[No
     A SIGKILL leaves the files as they are at that moment. In the home `elsewhere` the run is as
     they were, and can be taken up; in `home` it comes to its end, to compare with.
     """
-    from persona.training import run as module
+    from persona.training import run
+
+    module: Any = run
 
     save, count = module.save_checkpoint, itertools.count(1)
 

@@ -126,7 +126,7 @@ def vectors(named: NamedNetwork, batch: Batch, augment: AugmentConfig = STRONG) 
 
 
 def test_a_recipe_that_does_not_mirror_is_shown_no_mirror_image(train_set: Packed) -> None:
-    unmirrored = replace(STRONG, flip=False)
+    unmirrored = AugmentConfig(STRONG.options, flip=False)
     targets = make(train_set, views=4, augment=unmirrored)
     flips = [
         b.views[:, 0] for e in range(6) for b in batches(train_set, targets, unmirrored, epoch=e)
@@ -255,7 +255,7 @@ def test_interrupted_it_goes_on_to_the_same_bytes(
     whole = contents(place)
     for path in place.iterdir():
         path.unlink()
-    real, calls = persona.targets._vectors, 0
+    real, calls = persona.targets._features, 0
 
     def failing(*arguments: Any) -> Any:
         nonlocal calls
@@ -264,7 +264,7 @@ def test_interrupted_it_goes_on_to_the_same_bytes(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(persona.targets, "_vectors", failing)
+    monkeypatch.setattr(persona.targets, "_features", failing)
     runs = 0
     while not (place / CARD).exists():
         runs += 1

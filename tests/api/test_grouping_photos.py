@@ -57,9 +57,12 @@ def test_a_folder_of_groups_takes_new_photos_and_keeps_its_numbers(
     first = group(loaded, photos, "--out", str(out))
     looked: list[str] = []
     find = persona.Model.find
-    monkeypatch.setattr(
-        persona.Model, "find", lambda self, photo: looked.append(photo.name) or find(self, photo)
-    )
+
+    def noted(self: persona.Model, photo: Path) -> Any:
+        looked.append(photo.name)
+        return find(self, photo)
+
+    monkeypatch.setattr(persona.Model, "find", noted)
     for n in (4, 5, 6):  # a larger group than the first
         shutil.copy(photos / "c.png", photos / f"d{n}.png")
     (photos / "below" / "b.jpg").unlink()

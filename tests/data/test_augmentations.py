@@ -37,8 +37,17 @@ NEW: dict[str, dict[str, Any]] = {
     "jpeg": {"jpeg": 0.5},
     "temperature": {"temperature": 60},
 }
-STRONG = {"crop": 0.2, "low_resolution": 0.2, "grey": 0.1, "jitter": 0.3, "erase": 0.1}
-ALL = {**STRONG, **{name: value for options in NEW.values() for name, value in options.items()}}
+STRONG: dict[str, Any] = {
+    "crop": 0.2,
+    "low_resolution": 0.2,
+    "grey": 0.1,
+    "jitter": 0.3,
+    "erase": 0.1,
+}
+ALL: dict[str, Any] = {
+    **STRONG,
+    **{name: value for options in NEW.values() for name, value in options.items()},
+}
 
 
 def photos(count: int = 8, side: int = 64) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from little import LITTLE
@@ -24,7 +25,7 @@ def write_student(
     """Of two named people, from a teacher at a path; its batch norms have seen faces."""
     torch.manual_seed(0)
     # Norms that know the faces spread the embeddings, which else nearly point the same way.
-    options = {} if architecture == LITTLE else {"width": 0.35}
+    options: dict[str, Any] = {} if architecture == LITTLE else {"width": 0.35}
     config = StudentConfig(architecture, embedding_size=16, norm_momentum=0.5, **options)
     student = Student(config, 2, image_size=SIDE).train()
     with torch.no_grad():

@@ -13,7 +13,8 @@ from persona.evaluation.thresholds import threshold_at, threshold_interval
 def vectors(count: int, seed: int = 0, width: int = 8) -> Embeddings:
     """Unit vectors in any direction."""
     drawn = np.random.default_rng(seed).normal(size=(count, width))
-    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+    unit: Embeddings = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+    return unit
 
 
 @pytest.mark.parametrize("far", [0.3, 1e-2, 1e-3])

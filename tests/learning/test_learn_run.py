@@ -72,7 +72,7 @@ def save_student(
     """
     torch.manual_seed(seed)
     head = "linear" if classes else "none"
-    options = {} if architecture == LITTLE else {"width": 0.5}
+    options: dict[str, Any] = {} if architecture == LITTLE else {"width": 0.5}
     config = StudentConfig(architecture, embedding_size=32, **options)
     student = Student(config, len(classes), head=head, image_size=32)
     with torch.no_grad():

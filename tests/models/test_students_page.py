@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ ROW = re.compile(
 @pytest.mark.parametrize("row", ROW.findall(PAGE.read_text()), ids=" ".join)
 def test_the_table_of_backbones_is_right(row: tuple[str, ...]) -> None:
     name, option, value, channels, side, parameters, macs = row
-    options = {option: int(value)} if option else {}
+    options: dict[str, Any] = {option: int(value)} if option else {}
     config = StudentConfig(name, embedding_size=128, **options)
     student = Student(config, 0, head="none", image_size=112).eval()
     assert (student.channels, student.maps_side()) == (int(channels), int(side))

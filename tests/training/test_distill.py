@@ -389,7 +389,7 @@ def test_kept_targets_train_without_the_teacher(home: Path, teacher: str) -> Non
     """Kept is chosen where it is there, and gives what online gives but for float16's rounding."""
     row = persona_here("targets", "vggface2", "--teacher", teacher, home=home)
     assert (row["photos"], row["views"], row["logits"]) == (30, 2, 6)
-    options = (LITTLE, "--teacher", teacher, "-e", "2", "--seed", "3")
+    options: tuple[str, ...] = (LITTLE, "--teacher", teacher, "-e", "2", "--seed", "3")
     options += ("-o", "teacher_precision='no'")
     still = ("--lr", "1e-9")  # steps of Adam would blow the rounding up
     try:
@@ -481,7 +481,8 @@ optim: {optimizer: adamw, schedule: cosine, warmup_epochs: 1, weight_decay: 0.05
 def test_resumed_with_ema_and_learned_centres_it_ends_in_the_same_weights(
     home: Path, teacher: str, tmp_path: Path
 ) -> None:
-    options = (LITTLE, "--teacher", teacher, "-e", "3", "--checkpoint-steps", "4")
+    options: tuple[str, ...] = (LITTLE, "--teacher", teacher, "-e", "3")
+    options += ("--checkpoint-steps", "4")
     options += ("-o", "losses={adadistill: {}, embedding_cosine: {}}", "-o", "optim.ema_decay=0.9")
     with left_by_a_kill(3, home, tmp_path):
         run_id = distill_here(*options, home=home)

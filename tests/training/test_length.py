@@ -165,7 +165,7 @@ def test_evaluating_has_no_say_in_what_is_learned(home: Path) -> None:
 def test_killed_in_the_middle_it_ends_in_the_same_weights(
     home: Path, tmp_path: Path, checkpoints: int, place: tuple[int, int, int]
 ) -> None:
-    options = (*LABELS, "--photos", "52", "--evaluate-steps", "3")
+    options: tuple[str, ...] = (*LABELS, "--photos", "52", "--evaluate-steps", "3")
     options += ("--checkpoint-steps", "1", "-o", "optim.ema_decay=0.9")
     with left_by_a_kill(checkpoints, home, tmp_path):
         run_id = distill_here(*options, home=home)

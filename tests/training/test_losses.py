@@ -425,7 +425,7 @@ def test_feature_norms_are_compared_by_their_logarithms(shape: tuple[int, int]) 
 
 
 def test_a_paired_loss_compares_at_the_teachers_size() -> None:
-    terms = {"adadistill": {}, "relation_bank": {}, "embedding_cosine": {}}
+    terms: dict[str, Any] = {"adadistill": {}, "relation_bank": {}, "embedding_cosine": {}}
     config = from_dict(LossesConfig, terms, where="a test")
     built = build_losses(config, num_classes=5, embedding_size=16, teacher_size=8)
     assert built["adadistill"].get_buffer("centres").shape == (5, 8)

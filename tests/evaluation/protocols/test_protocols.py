@@ -497,7 +497,7 @@ def test_plain_values_become_those_of_the_option(tmp_path: Path) -> None:
     options = build_options("verification", {"fars": [0.1], "pairs": "a/b.csv", "resamples": 5})
     assert options == VerificationOptions(resamples=5, pairs=Path("a/b.csv"), fars=[0.1])
     assert build_options("class", {}) == Options()
-    given = {"trained": ("Ada",), "scores": tmp_path, "flip": True}
+    given: dict[str, Any] = {"trained": ("Ada",), "scores": tmp_path, "flip": True}
     assert build_options("verification", given) == VerificationOptions(**given)
     for values, told in (
         ({"resamples": "many"}, "resamples in the options of measure verification: expected int"),
