@@ -89,7 +89,7 @@ def test_near_photos_of_another_set_are_found(
     place: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = sets(place)
-    pairs = [(faces, kept_vectors(faces, TEACHER)) for faces in (one, two)]
+    pairs = (one, kept_vectors(one, TEACHER)), (two, kept_vectors(two, TEACHER))
     found = find_near(*pairs, 0.9)
     assert {(near.key, near.other) for near in found} == {(3, 0), (4, 1)}
     for row in found:
@@ -190,7 +190,7 @@ def test_what_cannot_be_compared_is_one_line(place: Workspace, tmp_path: Path) -
     assert "of two teachers called" in distill_error(*base, "--exclude-near", "two", home=tmp_path)
     config = DistillConfig(teacher=TEACHER, train_set="one")
     mix = MixedSet.of(one)
-    assert exclude(config, place, mix, None) == (mix, Exclusion())  # type: ignore[arg-type]
+    assert exclude(config, place, mix, None) == (mix, Exclusion())
     command = ("shards", "duplicates", "one")
     assert "keeps none of t: run `persona targets one --teacher t`" in persona_error_here(
         *command, "--teacher", "t", home=tmp_path

@@ -60,6 +60,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def packed(home: Path) -> Packed:
     write_vggface2(home / "raw")
+    write_lfw(home / "raw")
+    pack_photos(open_dataset("lfw", home / "raw"), home / "shards" / "lfw", NO_ALIGN)
     dataset = open_dataset("vggface2", home / "raw")
     return pack_photos(dataset, home / "shards" / dataset.set_name, NO_ALIGN)
 
@@ -183,8 +185,6 @@ def test_what_an_ensemble_cannot_be_is_refused_by_name(
 def test_what_several_teachers_do_not_go_with_is_refused(
     home: Path, packed: Packed, teachers: list[str], options: tuple[str, ...], message: str
 ) -> None:
-    write_lfw(home / "raw")
-    pack_photos(open_dataset("lfw", home / "raw"), home / "shards" / "lfw", NO_ALIGN)
     line = distill_error(*COSINE, "--teacher", ",".join(teachers), *options, home=home)
     assert message in line and ",".join(teachers) in line
 
