@@ -120,7 +120,7 @@ def test_a_new_one_changes_nothing_that_others_draw(name: str) -> None:
 def test_drawn_columns_are_within_their_bounds_and_change_a_photo(name: str) -> None:
     augment = AugmentConfig(**(NEW.get(name) or STRONG))
     (one,) = (one for one in augment.augmentations if one.name == name)
-    strongest = {}
+    strongest: dict[str, Any] = {}
     for item in dataclasses.fields(one.config_class):
         check = item.metadata.get("check")
         strongest[item.name] = check.keywords["high"] if check else True
