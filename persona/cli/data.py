@@ -11,11 +11,11 @@ import typer
 from persona.cli.commands import Commands
 from persona.cli.output import (
     CacheOption,
-    Column,
     JsonFlag,
     ModelsOption,
     RawOption,
     ShardsOption,
+    TableColumn,
     VerifyOption,
     human_bytes,
     note,
@@ -49,9 +49,9 @@ def datasets_command(raw: RawOption = None, json: JsonFlag = False) -> None:
         return
     print_table(
         [
-            *map(Column, ("dataset", "split", "path", "state")),
-            Column("identities", right=True),
-            Column("photos", right=True),
+            *map(TableColumn, ("dataset", "split", "path", "state")),
+            TableColumn("identities", right=True),
+            TableColumn("photos", right=True),
         ],
         [
             [r["dataset"], r["split"], r["path"], r["state"], r["identities"], r["photos"]]
@@ -59,7 +59,7 @@ def datasets_command(raw: RawOption = None, json: JsonFlag = False) -> None:
         ],
     )
     print_table(
-        [*map(Column, ("your own", "what PATH is"))],
+        [*map(TableColumn, ("your own", "what PATH is"))],
         [
             [f"{kind}:PATH", kind_class.layout]
             for kind, kind_class in DATASET_KINDS.load_all().items()
@@ -287,7 +287,7 @@ def shards_list(shards: ShardsOption = None, json: JsonFlag = False) -> None:
     if json:
         print_json(rows)
     else:
-        columns = [Column(name, right=place > 2) for place, name in enumerate(names)]
+        columns = [TableColumn(name, right=place > 2) for place, name in enumerate(names)]
         print_table(
             columns,
             [[row[name] for name in names] for row in rows],

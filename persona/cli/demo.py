@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from persona.cli.output import Column, JsonFlag, human_bytes, note, print_json, print_table
+from persona.cli.output import JsonFlag, TableColumn, human_bytes, note, print_json, print_table
 
 
 def demo_command(
@@ -25,12 +25,12 @@ def demo_command(
         return
     print_table(
         [
-            Column("model"),
-            Column("parameters", right=True),
-            Column("size", right=True),
-            Column("match accuracy", right=True),
-            Column("verification accuracy", right=True),
-            Column("AUC", right=True),
+            TableColumn("model"),
+            TableColumn("parameters", right=True),
+            TableColumn("size", right=True),
+            TableColumn("match accuracy", right=True),
+            TableColumn("verification accuracy", right=True),
+            TableColumn("AUC", right=True),
         ],
         [
             [

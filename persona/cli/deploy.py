@@ -11,11 +11,11 @@ import typer
 from persona.cli.commands import told_twice
 from persona.cli.output import (
     NETWORKS,
-    Column,
     JsonFlag,
     ModelArgument,
     ModelsOption,
     ShardsOption,
+    TableColumn,
     VerifyOption,
     human_bytes,
     note,
@@ -183,7 +183,9 @@ def bench_command(
         print_json({"machine": versions(), "models": [asdict(cost) for cost in costs]})
         return
     titles = ("model", "runtime", "parameters", "MACs", "size", "p50 ms", "p95 ms", "of first")
-    columns = [Column(t, right=place > 1) for place, t in enumerate((*titles, "faces/s", "peak"))]
+    columns = [
+        TableColumn(t, right=place > 1) for place, t in enumerate((*titles, "faces/s", "peak"))
+    ]
     rows = [
         [
             *(cost.model, cost.runtime),

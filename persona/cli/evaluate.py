@@ -11,11 +11,11 @@ from persona.cli.commands import told_twice
 from persona.cli.output import (
     NETWORKS,
     CacheOption,
-    Column,
     JsonFlag,
     ModelOption,
     ModelsOption,
     ShardsOption,
+    TableColumn,
     VerifyOption,
     WorkersOption,
     note,
@@ -212,7 +212,7 @@ def compare_command(
         else:
             columns = ("figure", "A", "B", "A - B", "95 % interval", "p")
             print_table(
-                [Column(title, right=place > 0) for place, title in enumerate(columns)],
+                [TableColumn(title, right=place > 0) for place, title in enumerate(columns)],
                 [
                     [
                         d.figure,
@@ -254,7 +254,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
     """Prints the tables of an evaluation's protocol."""
     note(f"{evaluation.model} on {evaluation.set}, {evaluation.measure}")
     for table in evaluation.tables():
-        columns = [Column(title, right=place > 0) for place, title in enumerate(table.titles)]
+        columns = [TableColumn(title, right=place > 0) for place, title in enumerate(table.titles)]
         print_table(columns, table.rows)
         for line in table.notes:
             note(line)

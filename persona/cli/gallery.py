@@ -13,10 +13,10 @@ from persona.cli.commands import Commands
 from persona.cli.output import (
     NETWORKS,
     CacheOption,
-    Column,
     JsonFlag,
     ModelsOption,
     ShardsOption,
+    TableColumn,
     VerifyOption,
     note,
     print_json,
@@ -105,7 +105,11 @@ def enroll_command(
         print_json({"enrolled": [vars(one) for one in done], "failed": failed, **threshold_line})
     elif done:
         print_table(
-            [Column("name"), Column("photos added", right=True), Column("refused", right=True)],
+            [
+                TableColumn("name"),
+                TableColumn("photos added", right=True),
+                TableColumn("refused", right=True),
+            ],
             # Of a folder that was enrolled before, only the people who changed are shown.
             [
                 [one.name, one.added, len(one.refused)]
@@ -171,7 +175,7 @@ def gallery_list(store: StoreOption = None, json: JsonFlag = False) -> None:
         )
         return
     print_table(
-        [Column("name"), Column("photos", right=True), Column("enrolled")],
+        [TableColumn("name"), TableColumn("photos", right=True), TableColumn("enrolled")],
         [[person.name, person.photos, person.created] for person in people],
         empty=nobody_enrolled(store),
     )
@@ -199,7 +203,7 @@ def gallery_show(
         [key.replace("_", " "), f"{item:.3f}" if isinstance(item, float) else item]
         for key, item in value.items()
     ]
-    print_table([Column("fact"), Column("value")], rows)
+    print_table([TableColumn("fact"), TableColumn("value")], rows)
 
 
 @gallery_app.command("export")

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from persona.cli.output import (
-    Column,
     JsonFlag,
     ModelOption,
     ModelsOption,
     ShardsOption,
+    TableColumn,
     note,
     print_json,
     print_table,
@@ -81,7 +81,10 @@ def group_command(
         for number, faces in found.groups.items()
         if len(faces) > 1
     ]
-    print_table([Column("group"), Column("faces", right=True), Column("first photo")], rows[:SHOWN])
+    print_table(
+        [TableColumn("group"), TableColumn("faces", right=True), TableColumn("first photo")],
+        rows[:SHOWN],
+    )
     if len(rows) > SHOWN:
         note(f"{len(rows) - SHOWN} more groups: --out or --json has them all")
     typer.echo(

@@ -11,10 +11,10 @@ import typer
 from persona.cli.commands import Commands, told_twice
 from persona.cli.output import (
     CacheOption,
-    Column,
     JsonFlag,
     ModelsOption,
     ShardsOption,
+    TableColumn,
     TrackerOption,
     VerifyOption,
     human_bytes,
@@ -263,7 +263,10 @@ def show(found: dict[str, Any]) -> None:
         return f"{figures[name]:.3f}" + ("" if spread is None else f" ± {spread:.3f}")
 
     print_table(
-        [Column("method"), *(Column(c, right=True) for c in (*columns, "seconds", "kept"))],
+        [
+            TableColumn("method"),
+            *(TableColumn(c, right=True) for c in (*columns, "seconds", "kept")),
+        ],
         [
             [
                 method,

@@ -9,10 +9,10 @@ import typer
 
 from persona.cli.commands import Commands
 from persona.cli.output import (
-    Column,
     JsonFlag,
     ModelArgument,
     ModelsOption,
+    TableColumn,
     human_bytes,
     note,
     print_json,
@@ -53,7 +53,7 @@ def models_list(models: ModelsOption = None, json: JsonFlag = False) -> None:
         print_json(rows)
         return
     print_table(
-        [Column(name, right=name in {"parameters", "bytes", "score"}) for name in names],
+        [TableColumn(name, right=name in {"parameters", "bytes", "score"}) for name in names],
         [
             [
                 f"{card.id} (shipped)" if card in shipped else card.id,

@@ -87,7 +87,7 @@ def print_json(value: object) -> None:
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A column of a table."""
 
     title: str
@@ -95,7 +95,7 @@ class Column:
 
 
 def print_table(
-    columns: Sequence[Column], rows: Sequence[Sequence[object]], *, empty: str | None = None
+    columns: Sequence[TableColumn], rows: Sequence[Sequence[object]], *, empty: str | None = None
 ) -> None:
     """Prints a table on stdout. On a pipe it is 200 characters wide, so that no cell is cut.
 

@@ -18,7 +18,7 @@ from persona.cli.gallery import (
     open_people,
     threshold_facts,
 )
-from persona.cli.output import Column, JsonFlag, ModelsOption, note, print_json, print_table
+from persona.cli.output import JsonFlag, ModelsOption, TableColumn, note, print_json, print_table
 from persona.errors import PersonaError, SkipPhoto
 from persona.progress import progress_bar
 
@@ -169,10 +169,10 @@ def _print_photos(answers: list[tuple[Path, tuple[Sighting, ...] | str]], neares
             where = f"{x:.0f}, {y:.0f}, {width:.0f} x {height:.0f}"
             rows.append([path, where, *_answer(face, nearest)])
     columns = [
-        Column("photo"),
-        Column("face (px)"),
-        Column("who"),
-        Column("similarity", right=True),
+        TableColumn("photo"),
+        TableColumn("face (px)"),
+        TableColumn("who"),
+        TableColumn("similarity", right=True),
     ]
     print_table(columns, rows)
 
@@ -202,9 +202,9 @@ def _print_video(seen: Seen, nearest: bool) -> None:
         return
     print_table(
         [
-            *(Column(title, right=True) for title in ("from (s)", "to (s)", "frames")),
-            Column("who"),
-            Column("similarity", right=True),
+            *(TableColumn(title, right=True) for title in ("from (s)", "to (s)", "frames")),
+            TableColumn("who"),
+            TableColumn("similarity", right=True),
         ],
         [
             [

@@ -9,10 +9,10 @@ import typer
 
 from persona.cli.commands import Commands
 from persona.cli.output import (
-    Column,
     JsonFlag,
     RawOption,
     ShardsOption,
+    TableColumn,
     print_json,
     print_table,
     workspace,
@@ -83,7 +83,7 @@ def list_(shards: ShardsOption = None, json: JsonFlag = False) -> None:
         print_json(rows)
         return
     names = ("id", "dataset", "split", "triplets", "seed", "packed")
-    columns = [Column(name, right=name in {"triplets", "seed"}) for name in names]
+    columns = [TableColumn(name, right=name in {"triplets", "seed"}) for name in names]
     print_table(
         columns,
         [[*(row[n] for n in names[:-1]), "yes" if row["packed"] else "no"] for row in rows],

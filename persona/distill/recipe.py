@@ -30,7 +30,7 @@ from persona.data.sets import FaceSet, open_set
 from persona.data.stream import EpochLoader, build_loader, to_device
 from persona.distill.exclusion import exclude
 from persona.distill.selection import Selection
-from persona.distill.start import Start, find_start
+from persona.distill.start import StartModel, find_start
 from persona.errors import PersonaError, resumed_by
 from persona.evaluation.sanity import check_teacher
 from persona.models.sources import NamedNetwork, spell
@@ -333,7 +333,7 @@ def build_student(
     workspace: Workspace,
     side: TeacherSide,
     image_size: int,
-    start: Start | None = None,
+    start: StartModel | None = None,
 ) -> Student:
     """Builds the student, with the weights of `start` if there is one.
 

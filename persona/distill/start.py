@@ -21,7 +21,7 @@ HEAD = "logits."
 
 
 @dataclass(frozen=True)
-class Start:
+class StartModel:
     """The student that a run goes on from."""
 
     name: str
@@ -76,13 +76,13 @@ class Start:
         student.load_state_dict({**own, **taken})
 
 
-def find_start(name: str | None, models: Path) -> Start | None:
+def find_start(name: str | None, models: Path) -> StartModel | None:
     """Finds the student of `--from`; None if the run begins anew.
 
     Raises:
         PersonaError: there is no such student.
     """
-    return None if name is None else Start(name, *student_card(name, models))
+    return None if name is None else StartModel(name, *student_card(name, models))
 
 
 def start_values(config: Path | None, given: Mapping[str, Any], models: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class CropConfig(Checked):
     """Largest share of the side that a random crop removes. The crop is scaled to full size."""
 
 
-class Crop(Augmentation):
+class RandomCrop(Augmentation):
     """Crops a random square and scales it back, by bilinear sampling."""
 
     name = "crop"
