@@ -124,7 +124,7 @@ def test_drawn_columns_are_within_their_bounds_and_change_a_photo(name: str) -> 
     for item in dataclasses.fields(one.config_class):
         check = item.metadata.get("check")
         strongest[item.name] = check.keywords["high"] if check else True
-    augment = AugmentConfig(**strongest)
+    augment = AugmentConfig(strongest)
     views = draw_views(augment, 500, 1)
     assert sound_views(views, augment).all()
     images = photos(1).expand(24, -1, -1, -1)
