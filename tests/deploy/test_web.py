@@ -26,7 +26,7 @@ from persona.deploy.faces import drawn_faces
 from persona.deploy.web_runtime import BINARY, FILES, NAME, SCRIPT, load_runtime
 from persona.errors import PersonaError
 
-PAGE = Path(web.__file__).parent / "page"
+PAGE = Path(web.__file__).parents[1] / "page"
 
 
 @pytest.fixture
