@@ -28,13 +28,21 @@ class FaceSet(sets.FaceSet):
         return super().targets(spell(teacher))
 
     def keep_targets(
-        self, teacher: Model, *, views: int = 2, batch_size: int = 128, seed: int = 0
+        self,
+        teacher: Model,
+        *,
+        views: int = 2,
+        recipe: str | Path | None = None,
+        batch_size: int = 128,
+        seed: int = 0,
     ) -> Targets:
         """Stores a teacher's embeddings beside the set, so that training can run without it.
 
         Args:
             teacher: the teacher. Embeddings that are stored already are not made again.
             views: number of views per photo. The first two are the photo and its mirror image.
+            recipe: a YAML file whose `augment` draws the further views. More than two views need
+                one.
             batch_size: photos per forward pass.
             seed: seed for drawing the views after the first two.
 
@@ -45,12 +53,14 @@ class FaceSet(sets.FaceSet):
         with needing("keeping targets"):
             from accelerate import Accelerator
 
+            from persona.config import load_config
             from persona.targets import TargetOptions, make_targets
 
         named = teacher.in_torch()
         self.manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
         named.network.eval()
-        options = TargetOptions(views=views, seed=seed, batch_size=batch_size)
+        augment = load_config(None if recipe is None else Path(recipe), {}).augment
+        options = TargetOptions(views=views, seed=seed, batch_size=batch_size, augment=augment)
         targets, _ = make_targets(self, named, options, Accelerator())
         return targets
 
