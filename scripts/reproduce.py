@@ -166,6 +166,7 @@ class Experiment:
             resume = started.read_text(encoding="utf-8") if started.exists() else None
             student = self.distill(run, steps, callbacks=[Started(started)], resume=resume)
             started.unlink(missing_ok=True)
+            # The recipe keeps an EMA; the run may have chosen either model.
             name = f"{student.name.removesuffix('-ema')}-ema"
         assert name is not None
         row = {
