@@ -285,10 +285,11 @@ def run_steps(run: Any, *, resident: bool = False) -> Iterator[Callable[[], int]
     from persona.data.stream import to_device
 
     run.trainer.task.train()
-    epoch, config = 0, run.config
+    epoch, inputs = 0, run.inputs
     while True:
-        run.config = replace(config, workers=0) if resident else config  # one batch: no process
-        for batch in to_device(run.loader(epoch), run.accelerator.device):
+        if resident:  # one batch: no process
+            inputs = replace(inputs, config=replace(run.config, workers=0))
+        for batch in to_device(inputs.loader(run.accelerator, epoch), run.accelerator.device):
             while True:
 
                 def step(batch: Any = batch) -> int:

@@ -12,6 +12,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from accelerate.utils import broadcast
 
@@ -137,11 +138,15 @@ class Selection:
             workers=self._workers,
         )
 
-    def compare_anew(self) -> None:
-        """Evaluates the saved models again by the present figure. All processes must call it.
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes up the state of a checkpoint. All processes must call it.
 
-        A model that is missing or cannot be read counts as worst, so the next one replaces it.
+        If the run compared its students by another figure until now, the saved models are
+        evaluated again by the present one. A model that is missing or cannot be read counts as
+        worst, so the next one replaces it.
         """
+        if state.get("chosen_by", "accuracy") == self.chosen_by:  # the oldest used accuracy
+            return
         best = self.run.progress.best
         known = {card.id: card for card in list_models(self.workspace.models)}
         for suffix in best:

@@ -76,13 +76,13 @@ class StartingPoint:
         student.load_state_dict({**own, **taken})
 
 
-def find_start(name: str | None, models: Path) -> StartingPoint | None:
-    """Finds the student of `--from`; None if the run begins anew.
+def find_start(name: str, models: Path) -> StartingPoint:
+    """Finds the student of `--from`.
 
     Raises:
         PersonaError: there is no such student.
     """
-    return None if name is None else StartingPoint(name, *student_card(name, models))
+    return StartingPoint(name, *student_card(name, models))
 
 
 def start_values(config: Path | None, given: Mapping[str, Any], models: Path) -> dict[str, Any]:
@@ -100,8 +100,9 @@ def start_values(config: Path | None, given: Mapping[str, Any], models: Path) ->
         PersonaError: there is no such student, or the file cannot be read.
     """
     values = read_values(config)
-    start = find_start(given.get("from_model", values.get("from_model")), models)
-    if start is None or "student" in values:
+    name = given.get("from_model", values.get("from_model"))
+    if name is None or "student" in values:
         return {}
+    start = find_start(name, models)
     asked = given.get("student.architecture", start.card.architecture)
     return {"student": dict(start.card.student)} if asked == start.card.architecture else {}

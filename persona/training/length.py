@@ -54,3 +54,9 @@ class Length:
     def title(self, epoch: int) -> str:
         """The title of an epoch's progress bar. Epochs count from 1."""
         return f"epoch {epoch}" if self.epochs is None else f"epoch {epoch}/{self.epochs}"
+
+    def place(self, progress: Progress, total_steps: int) -> str:
+        """How far a run has come, as text for the log: `epoch 3/20` or `step 500/2000`."""
+        if progress.batch or self.epochs is None:
+            return f"step {progress.step}/{total_steps}"
+        return f"epoch {progress.epoch}/{self.epochs}"

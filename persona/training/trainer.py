@@ -20,6 +20,7 @@ from persona.data.ensembles import shared_augment
 from persona.data.mixing import Mix, apply_mix
 from persona.data.stream import Batch
 from persona.data.transforms import apply_views, normalise, view_landmarks
+from persona.errors import PersonaError
 from persona.models.cards import EMA
 from persona.models.student import Student
 from persona.training.devices import compile_options, finite_lag, prepare, with_sync_batch_norm
@@ -27,6 +28,7 @@ from persona.training.losses import needs_projection
 from persona.training.meter import FiniteWatch
 from persona.training.optim import build_ema, build_optimizer, build_scheduler
 from persona.training.projection import ProjectedStudent
+from persona.training.run import DISTILLING
 from persona.training.task import DistillationTask
 from persona.training.teacher import TeacherSide
 
@@ -86,6 +88,7 @@ class Trainer:
         # Kept views may have columns that the recipe does not need.
         self.augment = shared_augment(side.targets) if side.targets else config.augment
         self.clip_norm = config.optim.clip_norm
+        self.folder = folder
         self.watch = FiniteWatch(folder, finite_lag(accelerator), side.train.spell)
 
     @property
@@ -170,9 +173,17 @@ class Trainer:
         """Restores what `state` returned.
 
         Raises:
-            RuntimeError, TypeError, AttributeError, KeyError, ValueError: the state belongs to
-                another student or optimizer.
+            PersonaError: the state belongs to another student or optimizer.
         """
+        try:
+            self._load(state)
+        except (RuntimeError, TypeError, AttributeError, KeyError, ValueError):
+            raise PersonaError(
+                f"the checkpoint of run {self.folder.name} is of another student or optimizer than "
+                f"its {DISTILLING.config} says: restore one of them, or start a new run"
+            ) from None
+
+    def _load(self, state: dict[str, Any]) -> None:
         self.student.load_state_dict(state["student"])
         if self.projection is not None:
             self.projection.load_state_dict(state["projection"])
