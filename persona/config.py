@@ -47,7 +47,9 @@ LONGEST_NUMBER = 100
 PRECISIONS = ("no", "fp16", "bf16")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("multistep", "cosine", "constant")
-POOLINGS = ("average", "depthwise")
+POOLINGS = ("average", "depthwise", "full")
+FIXED_SIZE = ("depthwise", "full")
+"""Poolings that weigh the places of the last maps. Their students take crops of one size."""
 TARGETS = ("auto", "kept", "online")
 COMPILERS = ("no", "inductor", "eager", "aot_eager", "cudagraphs")
 """Backends of torch.compile."""
@@ -194,8 +196,8 @@ class StudentConfig(Checked):
     backbone: Any = field(metadata=INLINE)
     """Options of the backbone, an instance of its `config_class`."""
     pooling: str = among(POOLINGS)
-    """`average`, or `depthwise`: a global depthwise convolution that learns to weigh positions.
-    The default is the backbone's."""
+    """`average`; `depthwise`: a global depthwise convolution that learns to weigh positions;
+    `full`: a linear layer over all positions and channels. The default is the backbone's."""
     embedding_size: int | None = between(8, 4096)
     """Dimensions of the embedding. None means the teacher's, or 512 without a teacher. If the two
     differ, a projection head is trained with the student, see persona/training/projection.py."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 
-from persona.config import NOT_LEARNED, DistillConfig, to_dict
+from persona.config import FIXED_SIZE, NOT_LEARNED, DistillConfig, to_dict
 from persona.data.mixed import MixedSet, open_mixed
 from persona.data.sets import FaceSet, open_set
 from persona.data.stream import EpochLoader, build_loader
@@ -70,7 +70,7 @@ class Inputs:
 
         Raises:
             PersonaError: pretrained weights of the backbone cannot be had, it fails on crops of
-                this size, it leaves depthwise pooling one place to weigh, or the starting point has
+                this size, it leaves the pooling one place to weigh, or the starting point has
                 other options.
         """
         config, image_size = self.config, self.train.align.image_size
@@ -83,9 +83,9 @@ class Inputs:
             head=head_kind(config.losses),
             image_size=image_size,
         )
-        if student.maps_side() == 1 and options.pooling == "depthwise":
+        if student.maps_side() == 1 and options.pooling in FIXED_SIZE:
             raise PersonaError(
-                f"student.pooling depthwise weighs places, and {options.architecture} leaves one "
+                f"student.pooling {options.pooling} weighs places, and {options.architecture} leaves one "
                 f"of a crop of {image_size} px: choose average, or a larger --image-size"
             )
         if self.start is None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from persona.config import StudentConfig, differences, from_dict, read_values, to_dict
+from persona.config import FIXED_SIZE, StudentConfig, differences, from_dict, read_values, to_dict
 from persona.errors import PersonaError
 from persona.models.cards import CARD, Card, classes_digest
 from persona.models.sources import student_card
@@ -46,7 +46,7 @@ class StartingPoint:
             PersonaError: it is not.
         """
         found = differences(to_dict(self.options), to_dict(config))
-        if config.pooling == "depthwise" and image_size != self.card.image_size:
+        if config.pooling in FIXED_SIZE and image_size != self.card.image_size:
             found.append(f"crops: {self.card.image_size} px are now {image_size} px")
         if found:
             raise PersonaError(

@@ -231,6 +231,7 @@ def test_an_error_of_a_library_is_one_line(models: Path) -> None:
         {"width": 0.35},
         {"width": 0.75, "pooling": "depthwise", "activation": "prelu", "first_stride": 1},
         {"architecture": "mobilenet_v3_large"},
+        {"pooling": "full", "embedding_size": 128},
         {"architecture": "mobilefacenet"},
     ],
 )

@@ -22,6 +22,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"width": 0.5, "first_stride": 1},
     {"pooling": "depthwise"},
     {"pooling": "depthwise", "last_stride": 1},
+    {"pooling": "full", "embedding_size": 128},
     {"architecture": "mobilenet_v3_large", "pooling": "depthwise", "last_stride": 1},
     {"pooling": "depthwise", "first_stride": 1, "activation": "prelu", "embedding_size": 128},
 ]
@@ -91,6 +92,21 @@ def test_depthwise_pooling_weighs_places() -> None:
     assert not torch.allclose(pooled, student.pool(swapped.flip(3)))
     average = Student(StudentConfig(), 1).pool
     torch.testing.assert_close(average(swapped), average(swapped.flip(3)))
+
+
+def test_full_pooling_is_a_linear_layer_over_all_places() -> None:
+    student = Student(StudentConfig(pooling="full", embedding_size=32), 1, image_size=64).eval()
+    reduce, norm, weigh = student.pool
+    maps = torch.randn(2, 576, 2, 2)
+    expected = norm(reduce(maps)).flatten(1) @ weigh.weight.flatten(1).T
+    torch.testing.assert_close(student.pool(maps).flatten(1), expected)
+    assert student(torch.randn(2, 3, 64, 64)).embedding.shape == (2, 32)
+
+
+def test_full_pooling_has_as_many_parameters_as_it_says() -> None:
+    config = StudentConfig(pooling="full", embedding_size=128, last_stride=1)
+    student = Student(config, 0, head="none", image_size=112)
+    assert count_parameters(student) == 1_256_064
 
 
 def test_a_cosine_head_gives_scaled_cosines_and_no_head_gives_none() -> None:
