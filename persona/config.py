@@ -45,7 +45,7 @@ LONGEST_NUMBER = 100
 """Most characters of a number in a YAML file."""
 
 PRECISIONS = ("no", "fp16", "bf16")
-OPTIMIZERS = ("adam", "adamw", "sgd")
+OPTIMIZERS = ("adam", "adamw", "muon", "sgd")
 SCHEDULES = ("multistep", "cosine", "constant")
 POOLINGS = ("average", "depthwise", "full")
 FIXED_SIZE = ("depthwise", "full")
@@ -255,6 +255,8 @@ class OptimConfig(Checked):
     """
 
     optimizer: str = among(OPTIMIZERS, default="adam")
+    """`adam`, `adamw`, `sgd`, or `muon`, which steps matrices along their orthogonalised momentum
+    and all other parameters as `adamw` does."""
     lr: float = between(1e-9, 10, default=0.001)
     schedule: str = among(SCHEDULES, default="multistep")
     warmup_epochs: float = between(0, 100_000, default=0.0)

@@ -85,8 +85,8 @@ class Inputs:
         )
         if student.maps_side() == 1 and options.pooling in FIXED_SIZE:
             raise PersonaError(
-                f"student.pooling {options.pooling} weighs places, and {options.architecture} leaves one "
-                f"of a crop of {image_size} px: choose average, or a larger --image-size"
+                f"student.pooling {options.pooling} weighs places, and {options.architecture} "
+                f"leaves one of a crop of {image_size} px: choose average, or a larger --image-size"
             )
         if self.start is None:
             student.start(workspace.models)

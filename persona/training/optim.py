@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from persona.config import OptimConfig
+from persona.training.muon import Muon, is_matrix
 
 DECAY = 0.1
 MILESTONES = (1 / 4, 1 / 2, 3 / 4)
@@ -26,10 +27,18 @@ def build_optimizer(student: nn.Module, config: OptimConfig) -> Optimizer:
     on the CPU (docs/measurements.md).
     """
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    weights, others = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": weights, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
+    if config.optimizer == "muon":
+        matrices = [p for p in weights if is_matrix(p)]
+        groups[0]["params"] = [p for p in weights if not is_matrix(p)]
+        groups.append({"params": matrices, "weight_decay": config.weight_decay})
+        for group in groups:
+            group["matrices"] = group["params"] is matrices
+        return Muon(groups, lr=config.lr)
     if config.optimizer == "sgd":
         return SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
     kind: type[Adam] = {"adam": Adam, "adamw": AdamW}[config.optimizer]
