@@ -32,7 +32,7 @@ from persona.evaluation.protocols import (
 from persona.evaluation.protocols.verification import VerificationOptions, pair_scores
 from persona.models import store
 from persona.models.cards import list_models
-from persona.models.sources import NamedNetwork
+from persona.models.sources import NamedNetwork, known_licence, teacher_names
 from persona.models.student import Student
 from persona.report.plain import pair_curves
 from persona.training.run import Run
@@ -215,6 +215,14 @@ class Selection:
             return None
         return {"model": self.config.from_model, "weights_sha256": self.run.origin["from"]}
 
+    @property
+    def _licence(self) -> str:
+        """The conditions of the networks that the student learned or started from."""
+        models = self.workspace.models
+        names = [*teacher_names(self.config.teacher, models), self.config.from_model or ""]
+        found = (known_licence(name, models) for name in names)
+        return "; ".join(dict.fromkeys(filter(None, found)))
+
     def _save(self, student: Student, suffix: str, evaluation: Evaluation | None) -> None:
         """Saves a student in the model store."""
         config, model_id = self.config, self.model_id(suffix)
@@ -232,6 +240,7 @@ class Selection:
             chosen_by=evaluation.chosen_by if evaluation else "",
             run=self.run.id,
             started_from=self._started_from,
+            licence=self._licence,
             scores=evaluation.to_json() | {"model": model_id} if evaluation else {},
             train_set=self.train.name,
             alignment=dataclasses.asdict(self.train.align),

@@ -20,6 +20,7 @@ Then `attic:NAME` works wherever the name of a network does.
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -527,6 +528,15 @@ def student_card(name: str, models: Path) -> tuple[Card, Path]:
             "hf://OWNER/NAME"
         )
     return source.card(name, models), models
+
+
+def known_licence(name: str, models: Path) -> str:
+    """The condition of use on the card of a network. It is empty if there is no card here."""
+    source = known_source(name, models)
+    title = name if source is None else source.title(name)
+    with contextlib.suppress(PersonaError):
+        return student_card(title, models)[0].licence
+    return ""
 
 
 def network_digest(name: str, models: Path) -> str | None:

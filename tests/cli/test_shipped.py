@@ -99,7 +99,8 @@ def test_it_teaches_and_learns(home: Path) -> None:
     assert kept["embedding_size"] == 16
     common = ("--train-set", "lfw", "-e", "1", "-o", "losses={embedding_cosine: {}}")
     student = distill_here("mobilenet_v3_small", "--teacher", NAME, *common, home=home)
-    assert persona_here("models", "show", student, home=home)["student"]["embedding_size"] == 16
+    card = persona_here("models", "show", student, home=home)
+    assert card["student"]["embedding_size"] == 16 and card["licence"] == LICENCE
     learned = persona_here(
         *("learn", "--model", NAME, "--on", "lfw", "--method", "finetune", "--steps", "2"),
         *("-b", "4", "--tracker", "none"),

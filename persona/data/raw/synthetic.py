@@ -27,6 +27,14 @@ class Synthetic(VGGFace2Layout):
     obtain = OBTAIN
 
 
+class SyntheticAlbum(VGGFace2Layout):
+    """A few drawn people in VGGFace2's layout: what somebody has who did not train the teacher."""
+
+    name = "synthetic-album"
+    folder = "SyntheticAlbum"
+    obtain = OBTAIN
+
+
 class SyntheticLFW(LFWLayout):
     """Drawn faces of other identities in LFW's layout, with verification pairs."""
 
@@ -37,11 +45,12 @@ class SyntheticLFW(LFWLayout):
 
 @dataclass(frozen=True)
 class Population:
-    """How many faces to draw. Identities are numbered consecutively: the three parts share none."""
+    """How many faces to draw. Identities are numbered consecutively: the parts share none."""
 
     train_identities: int = 240
     test_identities: int = 30
     lfw_identities: int = 60
+    album_identities: int = 40
     photos: int = 5
     """Photos per identity."""
     pairs_per_fold: int = 40
@@ -52,26 +61,30 @@ class Population:
 
 def draw_datasets(raw: Path, population: Population, workers: int) -> None:
     """Draws the photos that do not exist below `raw`, then writes the list files."""
-    synthetic, lfw = raw / Synthetic.folder, raw / SyntheticLFW.folder
+    synthetic, album, lfw = (
+        raw / kind.folder for kind in (Synthetic, SyntheticAlbum, SyntheticLFW)
+    )
     photos: dict[Path, tuple[int, int]] = {}
     lists: dict[Path, str] = {}
     number = 0
-    for split, count in (
-        ("train", population.train_identities),
-        ("test", population.test_identities),
-    ):
+
+    def add_split(folder: Path, split: str, count: int, first: int) -> int:
         names = []
-        for _ in range(count):
+        for person in range(first, first + count):
             for photo in range(population.photos):
-                names.append(f"n{number:06d}/{photo + 1:04d}_01.jpg")
-                photos[synthetic / split / names[-1]] = (number, photo)
-            number += 1
-        lists[synthetic / f"{split}_list.txt"] = "".join(f"{name}\n" for name in names)
+                names.append(f"n{person:06d}/{photo + 1:04d}_01.jpg")
+                photos[folder / split / names[-1]] = (person, photo)
+        lists[folder / f"{split}_list.txt"] = "".join(f"{name}\n" for name in names)
+        return first + count
+
+    number = add_split(synthetic, "train", population.train_identities, 0)
+    number = add_split(synthetic, "test", population.test_identities, number)
     people = [f"Person_{number + place:04d}" for place in range(population.lfw_identities)]
     for person in people:
         for photo in range(population.photos):
             photos[lfw / person / f"{person}_{photo + 1:04d}.jpg"] = (number, photo)
         number += 1
+    add_split(album, "train", population.album_identities, number)
     lists[lfw / "pairs.txt"] = "".join(draw_pairs(people, population))
 
     wanted = [(path, *what) for path, what in photos.items() if not path.is_file()]
