@@ -1,9 +1,14 @@
 """The demo: draws faces, distils a student and evaluates it, with the commands of a user.
 
-1. Faces are drawn and packed: people to train on, triplets of others to choose the best epoch by,
-   and pairs of others again to evaluate on.
-2. The teacher is FaceNet if its weights can be had. Otherwise a larger student is trained.
-3. A student is distilled. Teacher, student and an untrained student are evaluated.
+1. Faces are drawn and packed: many people for the teacher, an album of a few others for the
+   student, triplets of others again to choose the best epoch by, and pairs of others again to
+   evaluate on.
+2. The teacher is FaceNet if its weights can be had. Otherwise a larger student is trained on the
+   many people.
+3. A student is distilled from the photos of the album. The control is the same student, trained on
+   the same photos by their labels alone.
+4. Teacher, both students and an untrained one are evaluated. A report and a sheet of pairs are
+   written.
 """
 
 from __future__ import annotations
@@ -13,35 +18,44 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from PIL import Image, ImageDraw
 
 from persona.errors import PersonaError
 from persona.extras import check_training
 from persona.workspace import HOME_VARIABLE, Workspace
 
 FACENET = "facenet-vggface2"
+FACENET_SIZE, SMALL_SIZE = 160, 64
+"""Side of the crops in px, with FaceNet as the teacher and with a teacher trained here."""
 TRIPLETS = 150
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The settings in which the demo's two teachers differ."""
-
-    image_size: int
-    teacher_epochs: int
-    student_epochs: int
-    batch_size: int
-    extra: tuple[str, ...]
-    """Further options of the student's distillation."""
-
-
-DRAWN_TEACHER = Recipe(64, teacher_epochs=10, student_epochs=12, batch_size=32, extra=())
-# FaceNet's identities are not the drawn ones, so only its logits can be learned from, not labels.
-FACENET_TEACHER = Recipe(160, 0, student_epochs=4, batch_size=32, extra=("--hard-weight", "0"))
+ALBUM = 24
+"""People of the student's photos."""
+TEACHER_EPOCHS, STUDENT_STEPS = 10, 360
+SHORT_RUN = (*("-o", "optim.schedule=cosine"), *("-b", "32"), *("-w", "1"), *("--tracker", "none"))
+"""The default schedule divides the learning rate by ten after a quarter of the run, which would
+stop the learning of such a short run."""
+VIEWS = ("-o", "augment.crop=0.15", "-o", "augment.jitter=0.2")
+"""All see such views of each photo: so few photos would else be learned by heart."""
+RELATIONS = (
+    "losses={relation_bank: {size: 512, teacher_temperature: 0.1, student_temperature: 0.1}}"
+)
+"""How a face relates to others in the teacher's eyes. It needs no identities."""
+SAME_SUMS = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_CBWR": "AVX2",
+    "OMP_NUM_THREADS": "2",
+}
+"""Environment in which the libraries add numbers up in the same order on x86-64 processors with
+AVX2, so that the table is the same from run to run, however many cores there are."""
+REPORT, SHEET = "report.html", "pairs.png"
+SHEET_PAIRS = 6
+"""Pairs of one person on the sheet, and as many of two people."""
 
 
 def run_demo(home: Path, told: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -59,70 +73,125 @@ def run_demo(home: Path, told: Callable[[str], None]) -> list[dict[str, Any]]:
         PersonaError: an extra is not installed, or one of the commands fails.
     """
     check_training("the demo")
-    from persona.data.raw.synthetic import Population, Synthetic, SyntheticLFW, draw_datasets
+    from persona.data.raw.synthetic import Synthetic, SyntheticAlbum, SyntheticLFW, draw_datasets
 
     commands = UserCommands(home, told)
     place = Workspace.locate(home=home)
-    population = Population()
+    population = people_of_demo()
     told(
-        f"drawing {population.train_identities} people to train on and "
-        f"{population.test_identities + population.lfw_identities} others to test on"
+        f"drawing {population.train_identities} people for the teacher, {ALBUM} others for the "
+        f"student and {untrained_people()} others to test on"
     )
     draw_datasets(place.raw, population, workers=len(os.sched_getaffinity(0)))
-    recipe = DRAWN_TEACHER if not facenet_at_hand(place, told) else FACENET_TEACHER
-
-    size = ["--image-size", str(recipe.image_size)]
-    commands.persona("shard", Synthetic.name, *size)
+    facenet = facenet_at_hand(place, told)
+    size = ["--image-size", str(FACENET_SIZE if facenet else SMALL_SIZE)]
     triplets = commands.persona(
         "triplets", "make", str(TRIPLETS), Synthetic.name, "--split", "test"
     )["id"]
-    commands.side_by_side(
-        [
-            ["shard", SyntheticLFW.name, *size],
-            ["shard", Synthetic.name, "--split", "test", "--triplets", triplets, *size],
-        ]
-    )
+    sets = [[SyntheticAlbum.name], [SyntheticLFW.name]]
+    sets += [[Synthetic.name, "--split", "test", "--triplets", triplets]]
+    sets += [] if facenet else [[Synthetic.name]]
+    commands.side_by_side([["shard", *one, *size] for one in reversed(sets)])
 
     # The best epoch is chosen on the triplets, so that the pairs are only used for the final
-    # evaluation. The default schedule divides the learning rate by ten after a quarter of the run,
-    # which would stop the learning of such a short run.
-    common = ["--train-set", Synthetic.name, "--test-set", triplets, "-o", "optim.schedule=cosine"]
-    common += ["-b", str(recipe.batch_size), "-w", "1", "--tracker", "none"]
+    # evaluation.
+    common = ["--test-set", triplets, *SHORT_RUN]
     teacher = FACENET
-    if recipe is DRAWN_TEACHER:
-        epochs = str(recipe.teacher_epochs)
-        teacher = commands.distill("mobilenet_v3_large", "--teacher", "none", "-e", epochs, *common)
-    epochs = str(recipe.student_epochs)
+    if not facenet:
+        told("")
+        told(f"The teacher sees {population.train_identities} people, and their labels.")
+        learns = ["--train-set", Synthetic.name, "-e", str(TEACHER_EPOCHS), *VIEWS, *common]
+        teacher = commands.distill("mobilenet_v3_large", "--teacher", "none", *learns)
+    told("")
+    told(f"The students see {ALBUM} other people: one learns from the teacher, one from labels.")
+    learns = ["mobilenet_v3_small", "--train-set", SyntheticAlbum.name, *VIEWS, *common]
+    learns += ["--steps", str(STUDENT_STEPS), "--evaluate-steps", str(STUDENT_STEPS // 3)]
     student = commands.distill(
-        "mobilenet_v3_small", "--teacher", teacher, "-e", epochs, *recipe.extra, *common
+        *learns, "--teacher", teacher, "-o", RELATIONS, "-o", "teacher_precision=no"
     )
+    control = commands.distill(*learns, "--teacher", "none")
 
     models = {
-        "teacher": ("--model", teacher),
-        "distilled student": ("--model", student),
-        "untrained student": ("--model", "mobilenet_v3_small"),
+        "teacher": teacher,
+        "distilled student": student,
+        "same student, labels alone": control,
+        "untrained student": "mobilenet_v3_small",
     }
     figures = commands.side_by_side(
         [
-            ["evaluate", "--set", name, *model]
+            ["evaluate", "--set", name, "--model", model]
             for model in models.values()
             for name in (triplets, SyntheticLFW.name)
         ]
     )
+    report = str(home / REPORT)
+    shown = ["--set", SyntheticLFW.name, "--out", report]
+    commands.persona("report", student, control, "--teacher", teacher, *shown)
+    draw_sheet(place, {"teacher": teacher, "student": student}).save(home / SHEET)
     return [
-        {"role": role, "match": match, "verification": pairs, **size_of(model[1], place)}
+        {"role": role, "match": match, "verification": pairs, **size_of(model, place)}
         for (role, model), match, pairs in zip(
             models.items(), figures[::2], figures[1::2], strict=True
         )
     ]
 
 
-def untrained_people() -> int:
-    """Number of people in the evaluations that no model of the demo was trained on."""
+def people_of_demo() -> Any:
+    """How many people are drawn for what."""
     from persona.data.raw.synthetic import Population
 
-    population = Population()
+    return Population(album_identities=ALBUM)
+
+
+def untrained_people() -> int:
+    """Number of people in the evaluations that no model of the demo was trained on."""
+    population = people_of_demo()
     return population.test_identities + population.lfw_identities
+
+
+def draw_sheet(place: Workspace, models: Mapping[str, str]) -> Image.Image:
+    """Draws pairs of the evaluation, each with the similarity that the models give it.
+
+    Args:
+        place: the folders of photos and models.
+        models: a title and the name of each model.
+    """
+    import persona
+    from persona.data.raw.synthetic import SyntheticLFW
+
+    folder = place.raw / SyntheticLFW.folder
+    lines = [line.split() for line in (folder / "pairs.txt").read_text().splitlines()[1:]]
+    loaded = {title: persona.load(name, workspace=place) for title, name in models.items()}
+    side, gap = 96, 8
+    sheet = Image.new("RGB", (4 * (2 * side + 2 * gap), SHEET_PAIRS // 2 * (side + 40)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for kind, same in enumerate((True, False)):
+        drawn = 0
+        # The pairs of a fold are of few people, so that every seventh pair is shown.
+        for line in [line for line in lines if (len(line) == 3) == same][::7]:
+            first, second = (line[0], line[1]), (line[0], line[2])
+            if not same:
+                second = (line[2], line[3])
+            photos = [folder / p / f"{p}_{int(n):04d}.jpg" for p, n in (first, second)]
+            try:
+                scores = [
+                    persona.verify(*photos, model=model, threshold=0.0).similarity
+                    for model in loaded.values()
+                ]
+            except PersonaError:  # no face was found in one of the drawings
+                continue
+            row, column = divmod(drawn, 2)
+            x, y = (2 * kind + column) * (2 * side + 2 * gap) + gap, row * (side + 40) + gap
+            for number, photo in enumerate(photos):
+                with Image.open(photo) as image:
+                    sheet.paste(image.resize((side, side)), (x + number * side, y))
+            told = ", ".join(f"{t} {s:.2f}" for t, s in zip(loaded, scores, strict=True))
+            draw.text((x, y + side + 2), "one person" if same else "two people", "black")
+            draw.text((x, y + side + 14), told, "black")
+            drawn += 1
+            if drawn == SHEET_PAIRS:
+                break
+    return sheet
 
 
 def facenet_at_hand(place: Workspace, told: Callable[[str], None]) -> bool:
@@ -165,7 +234,7 @@ class UserCommands:
 
     def __init__(self, home: Path, told: Callable[[str], None]) -> None:
         self.told = told
-        self.environment = os.environ | {HOME_VARIABLE: str(home)}
+        self.environment = os.environ | SAME_SUMS | {HOME_VARIABLE: str(home)}
 
     def persona(self, *arguments: str) -> Any:
         """Runs `persona ARGUMENTS` and returns its JSON."""

@@ -22,7 +22,7 @@ ROOMS = {
     "targets": FLOOR | {"data", "models", "evaluation"},
     "deploy": FLOOR | {"data", "models", "evaluation"},
     "gallery": FLOOR | {"data", "models", "evaluation"},
-    "demo": FLOOR | {"data", "models"},
+    "demo": FLOOR | {"data", "models", "api"},
     "distill": FLOOR | {"data", "models", "training", "evaluation", "report"},
     "serve": FLOOR | {"data", "gallery"},
     "learning": FLOOR | {"data", "models", "training", "evaluation", "report"},

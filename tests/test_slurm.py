@@ -109,4 +109,5 @@ def test_every_node_is_launched_with_its_rank(folder: Path) -> None:
         assert (launch.num_machines, launch.num_processes) == (2, 8)
         assert (launch.main_process_ip, launch.main_process_port) == ("first", 23456)
         assert (launch.module, launch.training_script) == (True, "persona.distill")
-        assert launch.training_script_args == ["mobilenet_v3_large", "--name", "two words"]
+        assert launch.training_script_args[:2] == ["--resume", "auto"]
+        assert launch.training_script_args[2:] == ["mobilenet_v3_large", "--name", "two words"]

@@ -61,7 +61,8 @@ def distill_student(
             `{"optim.lr": 0.002}`.
         callbacks: objects that are called on steps, epochs and evaluations; one may stop the
             training.
-        resume: ID of a run of the same recipe, to continue from its last checkpoint.
+        resume: ID of a run of the same recipe, to continue from its last checkpoint. `auto` takes
+            the newest unfinished run of the same recipe, or begins a new one.
         workspace: where models and runs are written. None means the teacher's workspace.
 
     Returns:

@@ -17,7 +17,7 @@ def demo_command(
     json: JsonFlag = False,
 ) -> None:
     """Draw faces, pack them, distil a student and compare it: a few minutes, nothing downloaded."""
-    from persona.demo import run_demo, untrained_people
+    from persona.demo import REPORT, SHEET, run_demo, untrained_people
 
     rows = run_demo(home, note)
     if json:
@@ -46,6 +46,6 @@ def demo_command(
         ],
     )
     typer.echo(
-        f"{untrained_people()} people that no model was trained on; chance is 0.5. Everything lies "
-        f"in {home}."
+        f"{untrained_people()} people that no model was trained on; chance is 0.5. Look at "
+        f"{home / REPORT} and {home / SHEET}."
     )

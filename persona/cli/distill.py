@@ -150,7 +150,12 @@ def distill_command(
         Path | None, typer.Option(help="A YAML recipe, see configs/; options win over it.")
     ] = None,
     resume: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Take up a run from its last checkpoint.")
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Take up a run from its last checkpoint. `auto`: the run that this same command "
+            "began, or a new one.",
+        ),
     ] = None,
     shards: ShardsOption = None,
     cache: CacheOption = None,
@@ -195,14 +200,15 @@ def distill_command(
     from persona.config import DistillConfig, load_config, read_options, resume_config
 
     given = read_options(options, option or [], told_twice)
-    if resume is None:
-        from persona.distill.start import start_values
+    from persona.distill.start import AUTO, start_values
 
+    if resume in {None, AUTO}:
         base = launcher_options() | start_values(config, given, place.models)
         resolved = load_config(config, given, base=base)
     elif config is not None:
         raise PersonaError("--resume takes the run's own config: leave --config out")
     else:
+        assert resume is not None
         resolved = resume_config(DistillConfig, place.runs, resume, given)
     check_training("distilling")
     if context.parent is not None:  # `persona distill` starts the processes itself

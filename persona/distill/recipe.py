@@ -26,6 +26,7 @@ from persona.data.mixing import draw_mix
 from persona.data.stream import to_device
 from persona.distill.inputs import open_inputs
 from persona.distill.selection import Selection
+from persona.distill.start import AUTO, find_unfinished
 from persona.errors import resumed_by
 from persona.evaluation.sanity import check_teacher
 from persona.models.sources import NamedNetwork, spell
@@ -52,7 +53,8 @@ def distill(
     Args:
         config: the resolved config. With `resume` it is the config of that run.
         workspace: the folders of sets, models and runs.
-        resume: ID of the run to continue from its last checkpoint.
+        resume: ID of the run to continue from its last checkpoint. `auto` continues the newest
+            unfinished run of the same config, or begins a new one.
         teacher: the network that `config.teacher` names, if it is already loaded.
         callbacks: called after steps, epochs and evaluations. A callback may end the training.
 
@@ -65,6 +67,8 @@ def distill(
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         dynamo_backend=config.compile,
     )
+    if resume == AUTO:
+        resume = find_unfinished(config, workspace.runs)
     training = Distillation(config, workspace, accelerator, resume, teacher, callbacks)
     with resumed_by(f"--resume {training.run.id}"), training.run:
         training.inputs.announce(training.run, training.length, training.trainer)

@@ -1,23 +1,39 @@
-"""`--from MODEL`: a distillation that goes on from a student, with another set, teacher or recipe.
+"""What a distillation starts from: nothing, a student (`--from`) or a run that was cut off.
 
-The student must have the architecture and the options of the run. Its convolutions, pooling and
-embedding are taken over, and its last layer if that names the same identities. Optimizer, schedule
-and EMA begin anew.
+With `--from MODEL` it goes on from a student, with another set, teacher or recipe. The student must
+have the architecture and the options of the run. Its convolutions, pooling and embedding are taken
+over, and its last layer if that names the same identities. Optimizer, schedule and EMA begin anew.
+
+With `--resume auto` a command continues the run that the same command began, or begins one.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from persona.config import FIXED_SIZE, StudentConfig, differences, from_dict, read_values, to_dict
+from persona.config import (
+    FIXED_SIZE,
+    NOT_LEARNED,
+    DistillConfig,
+    StudentConfig,
+    differences,
+    from_dict,
+    read_values,
+    resume_config,
+    to_dict,
+)
 from persona.errors import PersonaError
 from persona.models.cards import CARD, Card, classes_digest
 from persona.models.sources import student_card
+from persona.training.length import Length
 
 HEAD = "logits."
+AUTO = "auto"
+"""Value of `resume` that stands for the run that the same command began."""
 
 
 @dataclass(frozen=True)
@@ -106,3 +122,26 @@ def start_values(config: Path | None, given: Mapping[str, Any], models: Path) ->
     start = find_start(name, models)
     asked = given.get("student.architecture", start.card.architecture)
     return {"student": dict(start.card.student)} if asked == start.card.architecture else {}
+
+
+def find_unfinished(config: DistillConfig, runs: Path) -> str | None:
+    """Finds the run that `--resume auto` continues.
+
+    Args:
+        config: the resolved config, with the teacher's name spelled as in a run.
+        runs: the folder of runs.
+
+    Returns:
+        ID of the newest run of the same config that has a checkpoint and has not reached its
+        length. None means that a new run begins.
+    """
+    from persona.training.checkpoint import NAME, load_progress
+
+    length = Length(config.epochs, config.steps, config.photos)
+    checkpoints = sorted(runs.glob(f"*/{NAME}"), key=lambda path: path.stat().st_mtime_ns)
+    for folder in (path.parent for path in reversed(checkpoints)):
+        with contextlib.suppress(PersonaError):  # a damaged run is not taken up
+            was = resume_config(DistillConfig, runs, folder.name, {})
+            if was == replace(config, **{name: getattr(was, name) for name in NOT_LEARNED}):
+                return None if length.reached(load_progress(folder)) else folder.name
+    return None

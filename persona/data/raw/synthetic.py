@@ -50,13 +50,14 @@ class Population:
     train_identities: int = 240
     test_identities: int = 30
     lfw_identities: int = 60
-    album_identities: int = 40
     photos: int = 5
     """Photos per identity."""
     pairs_per_fold: int = 40
     """Genuine pairs per fold. There are as many impostor pairs."""
     size_px: int = 200
     seed: int = 0
+    album_identities: int = 0
+    """People of `synthetic-album`."""
 
 
 def draw_datasets(raw: Path, population: Population, workers: int) -> None:
@@ -84,7 +85,8 @@ def draw_datasets(raw: Path, population: Population, workers: int) -> None:
         for photo in range(population.photos):
             photos[lfw / person / f"{person}_{photo + 1:04d}.jpg"] = (number, photo)
         number += 1
-    add_split(album, "train", population.album_identities, number)
+    if population.album_identities:
+        add_split(album, "train", population.album_identities, number)
     lists[lfw / "pairs.txt"] = "".join(draw_pairs(people, population))
 
     wanted = [(path, *what) for path, what in photos.items() if not path.is_file()]

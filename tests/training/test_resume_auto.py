@@ -1,0 +1,73 @@
+"""`--resume auto`: what a job runs that may be cut off and started again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from conftest import NO_ALIGN, write_vggface2
+from helpers import distill_here, reset_accelerate
+from little import LITTLE
+
+from persona.config import load_config
+from persona.data.pack import pack_photos
+from persona.data.raw import open_dataset
+from persona.distill import recipe
+from persona.distill.start import find_unfinished
+from persona.training.callbacks import Callback, Moment
+from persona.workspace import Workspace
+
+COMMAND = (LITTLE, "--teacher", "none", "-e", "2", "--checkpoint-steps", "2", "--resume", "auto")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    write_vggface2(folder / "raw")
+    dataset = open_dataset("vggface2", folder / "raw")
+    pack_photos(dataset, folder / "shards" / dataset.set_name, NO_ALIGN)
+    return folder
+
+
+class Cut(Callback):
+    """Ends a training in the middle of an epoch, as a preemption does."""
+
+    def on_step(self, moment: Moment) -> None:
+        if moment.step == 3:
+            raise RuntimeError("cut")
+
+
+def weights(home: Path, model: str) -> dict[str, torch.Tensor]:
+    (file,) = (home / "models" / model).glob("*.safetensors")
+    return safetensors.torch.load_file(file)
+
+
+def test_the_same_command_goes_on_until_its_run_is_done(home: Path) -> None:
+    whole = distill_here(*COMMAND, home=home)  # nothing to take up: a new run
+    place = Workspace.locate(home=home)
+    config = load_config(home / "runs" / whole / "config.yaml", {})
+    assert find_unfinished(config, place.runs) is None
+    with pytest.raises(RuntimeError, match="cut"):
+        recipe.distill(config, place, resume="auto", callbacks=[Cut()])
+    reset_accelerate()
+    (cut,) = {path.name for path in (home / "runs").iterdir()} - {whole}
+    assert find_unfinished(config, place.runs) == cut
+
+    other = distill_here(*COMMAND, "--lr", "0.5", home=home)
+    assert other not in {whole, cut}
+    assert distill_here(*COMMAND, "-w", "1", home=home) == cut
+    for name, value in weights(home, whole).items():
+        assert torch.equal(value, weights(home, cut)[name]), name
+    assert distill_here(*COMMAND, home=home) not in {whole, cut, other}
+
+
+def test_a_damaged_run_is_not_taken_up(home: Path) -> None:
+    folder = home / "runs" / "small-cut"
+    folder.mkdir(parents=True)
+    place = Workspace.locate(home=home)
+    config = load_config(next((home / "runs").glob("*/config.yaml")), {})
+    (folder / "config.yaml").write_text("epochs: [")
+    (folder / "checkpoint.pt").write_bytes(b"no checkpoint")
+    assert find_unfinished(config, place.runs) is None
