@@ -184,7 +184,8 @@ def bench_command(
         return
     titles = ("model", "runtime", "parameters", "MACs", "size", "p50 ms", "p95 ms", "of first")
     columns = [
-        TableColumn(t, right=place > 1) for place, t in enumerate((*titles, "faces/s", "peak"))
+        TableColumn(title, right=place > 1, whole=place == 0)
+        for place, title in enumerate((*titles, "faces/s", "peak"))
     ]
     rows = [
         [

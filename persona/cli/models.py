@@ -53,7 +53,10 @@ def models_list(models: ModelsOption = None, json: JsonFlag = False) -> None:
         print_json(rows)
         return
     print_table(
-        [TableColumn(name, right=name in {"parameters", "bytes", "score"}) for name in names],
+        [
+            TableColumn(name, right=name in {"parameters", "bytes", "score"}, whole=name == "id")
+            for name in names
+        ],
         [
             [
                 f"{card.id} (shipped)" if card in shipped else card.id,

@@ -86,12 +86,19 @@ def print_json(value: object) -> None:
     sys.stdout.write(escape_json(json.dumps(value, indent=2, ensure_ascii=False)) + "\n")
 
 
+WIDEST = 10_000
+"""Width of a terminal on which no table is cut."""
+
+
 @dataclass(frozen=True)
 class TableColumn:
     """A column of a table."""
 
     title: str
     right: bool = False
+    whole: bool = False
+    """Whether its cells are never cut or wrapped, as an ID that is typed again. If such a table is
+    wider than the terminal, its last other columns are left out."""
 
 
 def print_table(
@@ -109,18 +116,38 @@ def print_table(
         return
     from rich import box
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in columns:
-        table.add_column(column.title, justify="right" if column.right else "left")
-    for row in rows:
-        table.add_row(*("–" if cell is None else legible(str(cell)) for cell in row))
     # Without markup, because a path may have brackets.
     console = Console(highlight=False, markup=False)
     if not sys.stdout.isatty():
         console = Console(highlight=False, markup=False, width=200)
+    cells = [["–" if cell is None else legible(str(cell)) for cell in row] for row in rows]
+
+    def build(places: Sequence[int]) -> tuple[Table, int]:
+        """The table of these columns, and its width if no cell is wrapped."""
+        table = Table(box=box.SIMPLE_HEAD)
+        for place in places:
+            justify: Any = "right" if columns[place].right else "left"
+            table.add_column(columns[place].title, justify=justify)
+        for row in cells:
+            table.add_row(*(row[place] for place in places))
+        return table, Measurement.get(console, unlimited, table).maximum
+
+    unlimited = console.options.update(width=WIDEST)
+    shown = list(range(len(columns)))
+    table, width = build(shown)
+    if any(column.whole for column in columns):
+        others = [place for place in shown if not columns[place].whole]
+        while width > console.width and others:
+            shown.remove(others.pop())
+            table, width = build(shown)
+        console.width = max(console.width, width)
     console.print(table)
+    left_out = [column.title for place, column in enumerate(columns) if place not in shown]
+    if left_out:
+        note(f"left out, because the terminal is too narrow: {', '.join(left_out)}")
 
 
 def note(text: str) -> None:
