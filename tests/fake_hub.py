@@ -143,7 +143,7 @@ class Handler(BaseHTTPRequestHandler):
 def run_hub() -> Iterator[Hub]:
     """A running hub."""
     hub = Hub()
-    thread = threading.Thread(target=hub.serve_forever, daemon=True)
+    thread = threading.Thread(target=hub.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield hub
