@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
+# Before the libraries read it. If each of two test processes has a thread per core, these wait for
+# one another in barriers that spin: on a busy machine t-SNE of 24 photos took minutes.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import functools
 import io
 import itertools
-import os
 import signal
 import sys
 from collections.abc import Iterator
