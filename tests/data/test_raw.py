@@ -406,7 +406,7 @@ def test_an_index_holds_few_bytes_of_a_photo(tmp_path: Path) -> None:
 
     class Many(RawDataset):
         def iter_photos(self) -> Iterator[Photo]:
-            for n in range(60_000):
+            for n in range(30_000):
                 yield Photo(f"n{n // 100:06d}/{n % 100:04d}_01.jpg", f"n{n // 100:06d}")
 
     tracemalloc.start()
