@@ -50,6 +50,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Gives it back: at the end of the process libraries report what is not collected as leaked."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def signal_handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Puts back what a command that was run in this process did with signals."""
