@@ -40,6 +40,7 @@ class Hub(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     server: Hub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are two packets: the second would wait 40 ms
 
     def log_message(self, *_: Any) -> None:
         """Quiet."""
@@ -143,7 +144,7 @@ class Handler(BaseHTTPRequestHandler):
 def run_hub() -> Iterator[Hub]:
     """A running hub."""
     hub = Hub()
-    thread = threading.Thread(target=hub.serve_forever, daemon=True)
+    thread = threading.Thread(target=hub.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield hub

@@ -11,7 +11,7 @@ from persona.memory import keep_freed_memory
 torch.set_num_threads(1)
 layers = [torch.nn.Conv2d(3, 24, 3), torch.nn.Hardswish(), torch.nn.Conv2d(24, 32, 3, stride=2)]
 network = torch.nn.Sequential(*layers)
-images = torch.randn(16, 3, 128, 128)
+images = torch.randn(4, 3, 128, 128)
 
 def faults(steps):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -182,6 +182,7 @@ class EpochLoader:
         """
         stream = self._stream
         photos = self.plan.batch_size * stream.mix.roles
+        batches: Iterator[DecodedBatch | Failure] = iter(())
         try:
             with _shared_memory():
                 # New slabs for each reading: batches of an earlier one may still be in use.
@@ -210,6 +211,10 @@ class EpochLoader:
                     "a loader process was killed, perhaps for memory: run again with fewer workers"
                 ) from error
             raise
+        finally:
+            # Ends the workers now, also when the trace of an error keeps this frame. The garbage
+            # collector may take torch's queues first, and torch then waits 5 s for each worker.
+            batches = iter(())
 
 
 @contextlib.contextmanager

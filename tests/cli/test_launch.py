@@ -53,7 +53,8 @@ def test_on_several_each_has_a_process_and_what_one_says_is_the_end(home: Path) 
     """Two processes on the CPU, in place of two GPUs; the launcher adds no trace of its own."""
     (home / launch.CONFIG).write_text(TWO_PROCESSES.read_text())
     code = "from persona.cli import launch, main\nlaunch.count_gpus = lambda: 2\nmain()"
-    command = [sys.executable, "-c", code, "distill", *DISTILL, *ARGUMENTS]
+    small = ("-o", "student.width=0.35", "-o", "student.embedding_size=32")
+    command = [sys.executable, "-c", code, "distill", *DISTILL, *ARGUMENTS, *small]
     options: Any = {"env": environment(home), "capture_output": True, "text": True, "cwd": home}
     done = subprocess.run(command, **options, check=True)
     assert json.loads(done.stdout)["epochs"] == 1

@@ -197,8 +197,21 @@ def test_vggface2_as_it_was_handed_out(
 
 def test_what_is_there_instead_is_named(tmp_path: Path) -> None:
     (tmp_path / "photos" / "ann").mkdir(parents=True)
-    with pytest.raises(PersonaError, match=r"lfw is not at .*/LFW, .* holds photos/: expected"):
+    with pytest.raises(PersonaError, match=r"lfw is not at .*/LFW: .* holds photos/; expected"):
         open_dataset("lfw", tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    for name, told in (
+        ("nowhere", "does not exist"),
+        ("file", "is a file and no folder"),
+        ("empty", "is empty"),
+    ):
+        with pytest.raises(PersonaError) as refusal:
+            open_dataset("lfw", tmp_path / name)
+        said = f"lfw is not at {tmp_path / name}/LFW: {tmp_path / name} {told}; expected <Name>/"
+        assert str(refusal.value).startswith(said)
+    with pytest.raises(PersonaError, match=r"has no photo below .*/file, which is a file and no"):
+        open_dataset(f"folders:{tmp_path / 'file'}", tmp_path).index()
     write_lfw(tmp_path / "LFW" / "one")
     write_lfw(tmp_path / "LFW" / "two")
     (tmp_path / "LFW" / "pairs.csv").write_text("")
@@ -393,7 +406,7 @@ def test_an_index_holds_few_bytes_of_a_photo(tmp_path: Path) -> None:
 
     class Many(RawDataset):
         def iter_photos(self) -> Iterator[Photo]:
-            for n in range(60_000):
+            for n in range(30_000):
                 yield Photo(f"n{n // 100:06d}/{n % 100:04d}_01.jpg", f"n{n // 100:06d}")
 
     tracemalloc.start()

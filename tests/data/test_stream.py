@@ -278,6 +278,8 @@ def test_a_damaged_shard_is_one_clear_error(train_set: Packed) -> None:
         with pytest.raises(PersonaError, match=r"000002\.tar is damaged") as error:
             keys_of(train_set, batch_size=3, training=True, workers=workers)
         assert "Traceback" not in str(error.value)
+        # The trace that `error` holds keeps no loader process alive.
+        assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(

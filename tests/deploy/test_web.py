@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx
 import pytest
-from helpers import persona_error
+from helpers import persona_error_here
 from onnx_files import write_model
 from students import SIDE, write_student
 
@@ -200,8 +200,8 @@ def test_the_files_threshold(
 
 def test_what_the_command_refuses(tmp_path: Path) -> None:
     write_student(tmp_path / "models")
-    assert "did you mean 'web'" in persona_error("export", "--format", "webb", home=tmp_path)
-    assert "add --format web" in persona_error("export", "--runtime", "a", home=tmp_path)
+    assert "did you mean 'web'" in persona_error_here("export", "--format", "webb", home=tmp_path)
+    assert "add --format web" in persona_error_here("export", "--runtime", "a", home=tmp_path)
 
 
 def test_the_page_allows_nothing_from_elsewhere() -> None:

@@ -130,7 +130,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[str]:
             """Quiet."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http_server:
-        threading.Thread(target=http_server.serve_forever, daemon=True).start()
+        threading.Thread(target=http_server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{http_server.server_port}"
         http_server.shutdown()
 

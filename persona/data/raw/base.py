@@ -364,14 +364,14 @@ class RawDataset(ABC):
     def nothing_found(self) -> PersonaError:
         """The error for a split without photos."""
         return PersonaError(
-            f"{self.name} ({self.split}) has no photo below {self.root}, which holds "
+            f"{self.name} ({self.split}) has no photo below {self.root}, which "
             f"{seen(self.root)}: expected {self.layout}; {self.obtain}"
         )
 
     def complain(self, wanted: Path) -> PersonaError:
         """The error for a missing part of the dataset."""
         return PersonaError(
-            f"{self.name} ({self.split}) is not complete: {wanted} is missing, {self.root} holds "
+            f"{self.name} ({self.split}) is not complete: {wanted} is missing, {self.root} "
             f"{seen(self.root)}; expected {self.layout}; {self.obtain}"
         )
 
@@ -414,9 +414,9 @@ def _open(name: str, raw: Path, split: str | None, options: dict[str, int]) -> R
     root = find_root(dataset_class, raw)
     if root is None:
         raise PersonaError(
-            f"{dataset_class.name} is not at {raw / dataset_class.folder}, {raw} holds "
-            f"{seen(raw)}: expected {dataset_class.layout}; {dataset_class.obtain}. "
-            "--raw DIR names another place"
+            f"{dataset_class.name} is not at {raw / dataset_class.folder}: {raw} {seen(raw)}; "
+            f"expected {dataset_class.layout}; {dataset_class.obtain}. --raw DIR names another "
+            "folder of raw datasets"
         )
     return dataset_class(root, split, **options)
 
@@ -456,9 +456,11 @@ def _plain_name(name: str) -> str:
 
 
 def seen(folder: Path) -> str:
-    """The first files in a folder, for the error that something else was expected there."""
+    """What is at a folder's path, for the error that something else was expected there."""
+    if not folder.exists():
+        return "does not exist"
     if not folder.is_dir():
-        return "nothing, for it is no folder"
+        return "is a file and no folder"
     with os.scandir(folder) as entries:
         names = sorted(
             f"{entry.name}/" if entry.is_dir() else entry.name
@@ -466,9 +468,9 @@ def seen(folder: Path) -> str:
             if not is_litter(entry.name)
         )
     if not names:
-        return "nothing"
+        return "is empty"
     more = f" and {len(names) - SEEN:,} more" if len(names) > SEEN else ""
-    return ", ".join(name[:60] for name in names[:SEEN]) + more
+    return f"holds {', '.join(name[:60] for name in names[:SEEN])}{more}"
 
 
 def list_images(folder: Path) -> list[str]:

@@ -51,7 +51,7 @@ class PhotoLists(RawDataset):
         self.file = root
         self.name = root.resolve().stem
         if not root.is_file():
-            raise PersonaError(f"{root} is no file: expected {self.layout}")
+            raise PersonaError(f"{root} is a folder: expected {self.layout}")
         if not self._has_identities():
             self.unlabelled = True
 
