@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 
 import pytest
@@ -24,7 +25,7 @@ def printed(columns: int, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
         patch.setattr(sys, "stdout", out)
         patch.setattr(sys, "stderr", err)
         print_table(COLUMNS, [ROW])
-    return out.getvalue(), err.getvalue()
+    return re.sub(r"\x1b\[[\d;]*m", "", out.getvalue()), err.getvalue()
 
 
 @pytest.mark.parametrize(("width", "left_out"), [(120, 0), (80, 1), (60, 2), (20, 2)])
