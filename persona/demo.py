@@ -21,13 +21,16 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw
 
 from persona.errors import PersonaError
 from persona.extras import check_training
 from persona.workspace import HOME_VARIABLE, Workspace
+
+if TYPE_CHECKING:
+    from persona.data.raw.synthetic import Population
 
 FACENET = "facenet-vggface2"
 FACENET_SIZE, SMALL_SIZE = 160, 64
@@ -136,7 +139,7 @@ def run_demo(home: Path, told: Callable[[str], None]) -> list[dict[str, Any]]:
     ]
 
 
-def people_of_demo() -> Any:
+def people_of_demo() -> Population:
     """How many people are drawn for what."""
     from persona.data.raw.synthetic import Population
 

@@ -35,8 +35,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 SIZE_PX = 32
 
 # Made once for each application, and not for each command that a test runs: it takes 50 ms.
-_made_once: Any = functools.cache(typer.testing._get_command)
-typer.testing._get_command = _made_once
+_made_once: Any = functools.cache(typer.testing._get_command)  # type: ignore[attr-defined]
+typer.testing._get_command = _made_once  # type: ignore[attr-defined]
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -31,8 +31,8 @@ def test_the_sheet_shows_as_many_pairs_of_each_kind(
     monkeypatch.setattr("persona.verify", verify)
     sheet = demo.draw_sheet(place, {"teacher": "T", "student": "S"})
     assert asked == [(same, model) for same in (True, False) for _ in range(2) for model in "TS"]
-    left, right = (sheet.crop((x, 0, x + 100, 100)).getcolors(100_000) for x in (8, 432))
-    assert len(left) > 50 and len(right) > 50  # photos, not an empty sheet
+    for x in (8, 432):  # photos, not an empty sheet
+        assert len(sheet.crop((x, 0, x + 100, 100)).getcolors(100_000) or ()) > 50
 
 
 def test_the_album_has_people_of_its_own(place: Workspace) -> None:

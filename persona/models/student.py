@@ -151,7 +151,7 @@ class Student(FaceNetwork):
             with torch.no_grad():
                 for new, old in zip(head.parameters(), self.logits.parameters(), strict=True):
                     new[:kept] = old[:kept]
-        device = self.last_linear.weight.device
+        device = self.last_bn.weight.device
         self.logits, self.num_classes = head.to(device), num_classes
 
 

@@ -43,7 +43,7 @@ class Muon(AdamW):
         self._step_supports_amp_scaling = False
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Takes one step; returns what the closure returns, if there is one."""
         groups = self.param_groups
         self.param_groups = [group for group in groups if not group["matrices"]]
@@ -81,7 +81,7 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     Returns:
         (N, M) of the same dtype, with singular values of about 0.7 to 1.2.
     """
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    wide: Tensor = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     wide = wide / wide.norm().clamp(min=1e-7)
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):

@@ -80,7 +80,8 @@ def test_alone_and_launched_it_is_the_same_run(tmp_path: Path) -> None:
     write_vggface2(tmp_path / "raw")
     dataset = open_dataset("vggface2", tmp_path / "raw")
     pack_photos(dataset, tmp_path / "shards" / dataset.set_name, NO_ALIGN)
-    options = ("--teacher", "none", "-e", "1", "-b", "15", "-w", "0", "--tracker", "none")
+    options: tuple[str, ...] = ("--teacher", "none", "-e", "1", "-b", "15", "-w", "0")
+    options += ("--tracker", "none")
     options += ("-o", "student.width=0.35", "-o", "student.embedding_size=32")
     found = []
     for start in ((), LAUNCH):

@@ -96,7 +96,9 @@ def test_depthwise_pooling_weighs_places() -> None:
 
 def test_full_pooling_is_a_linear_layer_over_all_places() -> None:
     student = Student(StudentConfig(pooling="full", embedding_size=32), 1, image_size=64).eval()
+    assert isinstance(student.pool, nn.Sequential)
     reduce, norm, weigh = student.pool
+    assert isinstance(weigh, nn.Conv2d)
     maps = torch.randn(2, 576, 2, 2)
     expected = norm(reduce(maps)).flatten(1) @ weigh.weight.flatten(1).T
     torch.testing.assert_close(student.pool(maps).flatten(1), expected)

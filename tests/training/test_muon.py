@@ -65,7 +65,7 @@ def test_matrices_move_as_by_torch() -> None:
     for _ in range(3):
         for layer, one in ((ours.linear, optimizer), (theirs.linear, reference)):
             layer.zero_grad()
-            torch.nn.functional.linear(inputs, layer.weight).square().sum().backward()
+            torch.nn.functional.linear(inputs, layer.weight).square().sum().backward()  # type: ignore[no-untyped-call]
             one.step()
     moved, expected = ours.linear.weight - before, theirs.linear.weight - before
     assert (moved - expected).norm() < 0.02 * expected.norm()
