@@ -81,9 +81,17 @@ def group_faces(embedding_NE: Embeddings, threshold: float, *, seed: int = 0) ->
         >>> group_faces(np.eye(3, dtype=np.float32)[[0, 1, 1]], 0.5).tolist()
         [1, 0, 0]
     """
+    return group_linked(embedding_NE, link(embedding_NE, threshold), threshold, seed=seed)
+
+
+def group_linked(
+    embedding_NE: Embeddings, links: Links, threshold: float, *, seed: int = 0
+) -> Ints:
+    """Groups faces as `group_faces` does, by links that are known. Those below are left out."""
     if not len(embedding_NE):
         return np.zeros(0, np.int64)
-    links = link(embedding_NE, threshold)
+    kept = links.weight >= threshold
+    links = Links(links.source[kept], links.target[kept], links.weight[kept])
     groups = whisper(links, len(embedding_NE), seed)
     return ranked(join(embedding_NE, groups, threshold))
 
@@ -222,7 +230,8 @@ def _links_of(starts: Ints, faces: Ints) -> Ints:
     """The places of all links of some faces, face by face."""
     lengths = starts[faces + 1] - starts[faces]
     ends = np.cumsum(lengths)
-    return np.arange(lengths.sum()) + np.repeat(starts[faces] - (ends - lengths), lengths)
+    places: Ints = np.arange(lengths.sum()) + np.repeat(starts[faces] - (ends - lengths), lengths)
+    return places
 
 
 def _heaviest(links: Links, starts: Ints, faces: Ints, group: Ints) -> Ints:
@@ -252,8 +261,8 @@ def join(embedding_NE: Embeddings, group: Ints, threshold: float) -> Ints:
         sizes = np.bincount(group)
         several = np.flatnonzero(sizes > 1)
         _, total_GE = _sums(embedding_NE, group)
-        mean_GE = total_GE[several] / sizes[several][:, None].astype(np.float32)
-        near = link(mean_GE, threshold, most=1)
+        mean_GE = total_GE[several] / sizes[several, None]
+        near = link(mean_GE.astype(np.float32), threshold, most=1)
         if not len(near.source):
             return group
         taken = np.zeros(len(several), bool)
