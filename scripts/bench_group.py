@@ -16,7 +16,7 @@ group` estimates, and those at false accept rates (--far), as `--calibrate` woul
 
     ./scripts/bench_group.py --copies DIR --model NAME
 
-finds how similar a face is to itself after its photo was changed, and to the most similar other one.
+finds how similar a face is to itself after its photo was changed, and to the nearest other face.
 """
 
 from __future__ import annotations

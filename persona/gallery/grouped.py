@@ -19,6 +19,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import itertools
 import json
 import os
 import zipfile
@@ -113,6 +114,8 @@ class Given:
     given: set[Key] = field(default_factory=set)
     """The faces of given groups."""
     names: dict[int, str] = field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
+    """By photo: an earlier photo of which it is nearly a copy."""
 
 
 @dataclass
@@ -129,7 +132,7 @@ class Groups:
     """Cosine similarity from which on two faces count as one person; NaN if it is not known."""
     duplicates: dict[str, tuple[str, float]]
     """By photo: an earlier photo of which it is nearly a copy, and the least similarity of their
-    faces."""
+    faces; NaN if it is not known."""
 
     def members(self) -> dict[int, list[int]]:
         """Places of the faces of each group; the largest group comes first."""
@@ -430,13 +433,38 @@ def _cut_again(eyes: Eyes, face: GroupedFace) -> Crop:
 # --- files ------------------------------------------------------------------------------------
 
 
+def read_groups(folder: Path, empty: Faces) -> Groups:
+    """Reads a folder of groups as they are, without grouping anything anew.
+
+    Args:
+        folder: the folder.
+        empty: a table of the network that is in use, without faces.
+
+    Raises:
+        PersonaError: the folder holds no groups, its files are damaged, or another network made
+            them.
+    """
+    if not (folder / TABLE).is_file() or not (folder / ROWS).is_file():
+        raise PersonaError(f"{folder} holds no groups: `persona group PHOTOS --out` makes them")
+    table, said = read_table(folder / TABLE, empty), read_rows(folder / ROWS)
+    keys = [face.key for face in table.faces]
+    following = itertools.count(max([0, *said.number.values(), *said.names]) + 1)
+    numbers = [said.number[key] if key in said.number else next(following) for key in keys]
+    return Groups(
+        *(table, np.array(numbers, np.int64), np.array([key in said.given for key in keys], bool)),
+        *(said.names, float("nan")),
+        duplicates={photo: (original, float("nan")) for photo, original in said.copies.items()},
+    )
+
+
 def read_table(path: Path, empty: Faces, spelled: dict[str, str] | None = None) -> Faces:
     """Reads the faces of photos that are still there and have not changed.
 
     Args:
         path: the file. Where there is none, the table is empty.
         empty: a table of the network that is in use, without faces.
-        spelled: by absolute path, the photos to read as they were given. None reads all.
+        spelled: by absolute path, the photos to read as they were given. None reads all faces,
+            also of photos that are not there at the moment.
 
     Raises:
         PersonaError: the table is damaged, or another model made it.
@@ -452,7 +480,11 @@ def read_table(path: Path, empty: Faces, spelled: dict[str, str] | None = None) 
     table = empty
     photos = dict(zip(stored["seen"], stored["stamp"], strict=True))
     given = {photo: photo for photo in photos} if spelled is None else spelled
-    fresh = {p for p, stamp in photos.items() if p in given and stamp == stamp_of(Path(p))}
+    fresh = {
+        photo
+        for photo, stamp in photos.items()
+        if spelled is None or (photo in given and stamp == stamp_of(Path(photo)))
+    }
     table.seen = {given[photo]: photos[photo] for photo in sorted(fresh)}
     had_faces = set()
     starts = stored["start"]
@@ -574,6 +606,7 @@ def read_rows(path: Path) -> Given:
         PersonaError: the file is no such CSV, or holds a number or a name that cannot be used.
     """
     kept: list[tuple[Key, int, str, int]] = []
+    copies = {}
     if not path.exists():
         return Given()
     try:
@@ -589,9 +622,13 @@ def read_rows(path: Path) -> Given:
             reader = csv.DictReader(lines, columns, delimiter=separator)
             for row in reader:
                 kept.append(_read_row(row, f"{path} line {reader.line_num + 1}"))
+                if row["duplicate_of"]:
+                    copies[row["photo"]] = row["duplicate_of"]
     except csv.Error as error:
         raise PersonaError(f"{path} cannot be read as CSV: {error}") from None
-    return _given(kept)
+    result = _given(kept)
+    result.copies = copies
+    return result
 
 
 def _read_row(row: dict[str, str], where: str) -> tuple[Key, int, str, int]:

@@ -43,7 +43,7 @@ def page_of(groups: Groups) -> bytes:
         )
     summary = (
         f"{len(groups.numbers)} faces, {len(several)} people with two faces or more. Model "
-        f"{html.escape(groups.faces.model)}, threshold {groups.threshold:.3f}."
+        f"{html.escape(groups.faces.model)}."
     )
     if groups.duplicates:
         summary += (

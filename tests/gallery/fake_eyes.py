@@ -46,6 +46,7 @@ class FakeEyes:
     """Finds what `photo_of` put there."""
 
     named = SimpleNamespace(name="net", digest=FACTS.digest)
+    align = FACTS.align
 
     def find(self, photo: Any) -> list[SeenFace]:
         return [

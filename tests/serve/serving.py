@@ -24,6 +24,7 @@ from persona.gallery.store import Threshold, nobody
 from persona.serve.api import build_app
 from persona.serve.door import Networks
 from persona.serve.gate import Claim, Gate
+from persona.serve.groups import OpenGroups
 from persona.serve.server import build_server, listen, run
 from persona.serve.uploads import Limits
 
@@ -137,6 +138,7 @@ def serving(
     certificate: Path | None = None,
     key: Path | None = None,
     proxies: Networks = (),
+    groups: OpenGroups | None = None,
 ) -> Iterator[int]:
     """The port of a server in a thread of this process."""
     limits = limits or Limits()
@@ -148,6 +150,7 @@ def serving(
         token=token,
         names=names,
         proxies=proxies,
+        groups=groups,
     )
     listener = listen("127.0.0.1", 0)
     listener.proxies = proxies
