@@ -40,7 +40,7 @@ function groupCard(group) {
   });
   const name = make("input", { type: "text", value: group.name ?? "", autocomplete: "off" });
   const into = make("input", { type: "text", inputMode: "numeric", className: "number", autocomplete: "off" });
-  const naming = make("form", { className: "tools" }, make("label", {}, "Name ", name), make("button", {}, "Name"));
+  const naming = make("form", { className: "tools" }, make("label", {}, "Name ", name), make("button", {}, "Save"));
   const merging = make("form", { className: "tools" }, make("label", {}, "Merge into group ", into), make("button", {}, "Merge"));
   const act = (element, kind, path, fields, done) => {
     element.addEventListener(kind, (event) => event.preventDefault());
@@ -58,7 +58,7 @@ function groupCard(group) {
   const more = size > faces.length ? [make("p", { className: "why" }, `and ${size - faces.length} more`)] : [];
   return make("article", { id: `group-${number}`, tabIndex: -1 },
     make("h3", { dir: "auto" }, title, ...(group.name === null ? [] : [make("span", { className: "why" }, ` group ${number}`)])),
-    make("ul", { className: "faces" }, ...pictures), ...more, naming, merging, split);
+    make("ul", { className: "faces" }, ...pictures), ...more, naming, merging, ...(size > 1 ? [split] : []));
 }
 
 // The groups are enrolled one by one, so that a request is short. Doubts are asked about.

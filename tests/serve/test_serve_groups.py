@@ -2,69 +2,28 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
-from serving import ask, photo, post, serving
+from serving import EYES, FACTS, ask, post, serving, write_groups
 
-from persona.data.align.spec import AlignSpec
 from persona.errors import PersonaError
 from persona.gallery import Gallery
 from persona.gallery.grouped import (
     PAGE,
     ROWS,
-    TABLE,
-    Faces,
-    Given,
-    GroupedFace,
-    group_table,
-    maker,
     read_rows,
-    stamp_of,
-    write_rows,
-    write_table,
 )
-from persona.gallery.store import Facts, Threshold, open_store, unit
+from persona.gallery.store import Threshold, open_store
 from persona.serve.groups import OpenGroups, open_groups
-
-WIDTH = 8
-FACTS = Facts("net", "digest", WIDTH, AlignSpec())
-EYES: Any = SimpleNamespace(
-    named=SimpleNamespace(name="net", digest="digest"),
-    align=FACTS.align,
-    network=SimpleNamespace(embedding_size=WIDTH),
-)
-
-
-def write_groups(home: Path, sizes: tuple[int, ...] = (3, 2, 1)) -> Path:
-    """A folder of groups of so many faces each, found at a threshold of 0.9."""
-    table = Faces(maker("digest", FACTS.align), "net", WIDTH)
-    rng = np.random.default_rng(0)
-    for person, size in enumerate(sizes):
-        for number in range(size):
-            path = home / "photos" / f"{person}-{number} <b>.jpg"
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(photo((200, 40 * person, 40 + number)))
-            table.seen[str(path)] = stamp_of(path)
-            table.faces.append(GroupedFace(str(path), (0.0, 0.0, 40.0, 40.0)))
-            row = np.eye(WIDTH)[person] + 0.05 * rng.normal(size=WIDTH)
-            table.embeddings.append(unit(row[None])[0])
-            table.thumbnails.append(photo((200, 40 * person, 40 + number), size_px=(64, 64)))
-    folder = home / "groups"
-    folder.mkdir()
-    groups = group_table(table, Given(), 0.9)
-    write_table(folder / TABLE, table)
-    write_rows(folder, groups)
-    return folder
 
 
 @pytest.fixture
@@ -196,8 +155,8 @@ CHANGES = """
 import sys
 from pathlib import Path
 sys.path[:0] = {path}
-from persona.gallery.grouped import Faces, maker, read_groups, write_rows
 from persona.data.align.spec import AlignSpec
+from persona.gallery.grouped import Faces, maker, read_groups, write_rows
 folder = Path(sys.argv[1])
 groups = read_groups(folder, Faces(maker("digest", AlignSpec()), "net", 8))
 print("ready", flush=True)
@@ -225,8 +184,5 @@ def test_killed_while_it_writes(folder: Path) -> None:
 
 
 def test_pictures_are_pictures(opened: OpenGroups) -> None:
-    import base64
-    import io
-
     picture = opened.shown(0, 1).groups[0].faces[0].picture
     assert Image.open(io.BytesIO(base64.b64decode(picture))).size == (64, 64)
