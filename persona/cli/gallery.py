@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +28,7 @@ from persona.errors import PersonaError
 from persona.names import legible
 
 if TYPE_CHECKING:
-    from persona.gallery import DoubtError, Gallery, Store
+    from persona.gallery import DoubtError, Enrolled, Gallery, Store
 
 gallery_app = Commands(help="The people who are enrolled.", no_args_is_help=True)
 
@@ -103,7 +104,22 @@ def enroll_command(
         threshold_line = threshold_facts(gallery)
     if json:
         print_json({"enrolled": [vars(one) for one in done], "failed": failed, **threshold_line})
-    elif done:
+    tell_enrolled(done, failed, quiet=json)
+    note(f"`{_command('recognise PHOTO|FOLDER|VIDEO', store)}` tells who is on a photo")
+
+
+def tell_enrolled(done: Sequence[Enrolled], failed: dict[str, str], *, quiet: bool) -> None:
+    """Prints who was enrolled.
+
+    Args:
+        done: the results.
+        failed: the reasons by name, for those who are not enrolled.
+        quiet: whether to leave the table out.
+
+    Raises:
+        PersonaError: somebody is not enrolled.
+    """
+    if done and not quiet:
         print_table(
             [
                 TableColumn("name"),
@@ -133,7 +149,6 @@ def enroll_command(
     if failed:
         everybody = len(done) + len(failed)
         raise PersonaError(f"{len(failed)} of {everybody} people are not enrolled")
-    note(f"`{_command('recognise PHOTO|FOLDER|VIDEO', store)}` tells who is on a photo")
 
 
 def _ask(doubt: DoubtError, name: str) -> bool:

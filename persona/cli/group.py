@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from persona.cli.gallery import (
+    KeepCropsOption,
+    PassphraseOption,
+    StoreOption,
+    open_people,
+    tell_enrolled,
+)
 from persona.cli.output import (
     JsonFlag,
     ModelOption,
@@ -19,10 +27,16 @@ from persona.cli.output import (
     workspace,
 )
 from persona.errors import PersonaError
+from persona.files import whole_number
 from persona.progress import progress_bar
+
+if TYPE_CHECKING:
+    from persona.api.grouping import Grouping
+    from persona.gallery import Enrolled
 
 SHOWN = 20
 """Most groups that are printed."""
+NO_FACE = "no face"
 
 
 def group_command(
@@ -35,7 +49,7 @@ def group_command(
             "--out",
             metavar="DIR|FILE",
             help="Write a CSV file, an HTML page, or a folder with both. With a folder, another "
-            "call looks only at new photos.",
+            "call looks only at new photos and keeps what was changed in its CSV.",
         ),
     ] = None,
     model: ModelOption = None,
@@ -53,46 +67,126 @@ def group_command(
     far: Annotated[
         float, typer.Option(help="False accept rate that --calibrate chooses it for.")
     ] = 1e-3,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GROUP=NAME",
+            help="Name a group that --out has already; two groups of one name become one. May be "
+            "repeated.",
+        ),
+    ] = None,
+    enroll: Annotated[
+        bool, typer.Option("--enroll", help="Enrol the named groups in the gallery.")
+    ] = False,
+    store: StoreOption = None,
+    passphrase_file: PassphraseOption = None,
+    keep_crops: KeepCropsOption = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Enrol a group even if it looks like two people, or like somebody else."
+        ),
+    ] = False,
     shards: ShardsOption = None,
     models: ModelsOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """Group the faces of a photo folder into people, without names."""
+    """Group the faces of a photo folder into people, without names.
+
+    To name, merge and split the groups, change them in the CSV of --out, or on the page of
+    `persona serve --groups DIR`. Then --enroll brings them into a gallery.
+    """
     if threshold is not None and calibrate is not None:
         raise PersonaError("choose one of --threshold and --calibrate")
+    names = dict(_number_and_name(text) for text in name or ())
+    of_gallery: dict[str, object] = {"--store": store, "--passphrase-file": passphrase_file}
+    of_gallery |= {"--keep-crops": keep_crops, "--force": force}
+    if not enroll and (idle := [option for option, value in of_gallery.items() if value]):
+        raise PersonaError(f"{idle[0]} is about a gallery: give --enroll too, or leave it out")
     from persona.api.embedding import find_photos
-    from persona.api.grouping import check_out, group_photos
+    from persona.api.grouping import check_out, group_photos, is_folder
     from persona.api.model import load
     from persona.api.sets import load_set
+    from persona.gallery.grouped import enroll_groups
 
     check_out(out)
+    if (names or enroll) and (out is None or not is_folder(out)):
+        raise PersonaError("--name and --enroll take the groups of a folder: name it with --out")
     photos = find_photos(folder)
     place = workspace(shards=shards, models=models)
     network = load(model, workspace=place)
     if calibrate is not None:
         network.calibrate(load_set(calibrate, workspace=place), far)
-    with progress_bar("looking at photos", total=len(photos), unit="photos") as advance:
-        found = group_photos(network, photos, threshold=threshold, out=out, advance=advance)
+    done: list[Enrolled] = []
+    failed: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+        gallery = None
+        if enroll:  # before the photos are looked at, because it may be refused
+            chosen = network.threshold.value if calibrate and network.threshold else threshold
+            gallery = stack.enter_context(
+                open_people(
+                    *(store, network.name, chosen, "mean", passphrase_file, models),
+                    keep_crops=keep_crops,
+                )
+            )
+        with progress_bar("looking at photos", total=len(photos), unit="photos") as advance:
+            found = group_photos(
+                *(network, photos), threshold=threshold, out=out, names=names, advance=advance
+            )
+        if gallery is not None:
+            done, failed = enroll_groups(gallery, found.state, force=force)
     if json:
-        print_json(found.to_json())
-        return
+        about = {"enrolled": [vars(one) for one in done], "failed": failed} if enroll else {}
+        print_json(found.to_json() | about)
+    else:
+        _tell(found, len(photos), out)
+    if enroll:
+        if not found.names:
+            note("no group has a name yet: --name GROUP=NAME gives one, and so does the CSV")
+        tell_enrolled(done, failed, quiet=json)
+
+
+def _number_and_name(text: str) -> tuple[int, str]:
+    number, equals, name = text.partition("=")
+    if not equals or not (found := whole_number(number)):
+        raise PersonaError(f"--name {text!r}: give the number of a group and a name, as in 3=Ada")
+    return found, name
+
+
+def _tell(found: Grouping, photos: int, out: Path | None) -> None:
+    """Prints the groups as a table, and what there is to know about them."""
     rows = [
-        [str(number), str(len(faces)), Path(faces[0].photo).name]
+        [number, found.names.get(number, ""), len(faces), Path(faces[0].photo).name]
         for number, faces in found.groups.items()
         if len(faces) > 1
     ]
     print_table(
-        [TableColumn("group"), TableColumn("faces", right=True), TableColumn("first photo")],
+        [
+            TableColumn("group"),
+            TableColumn("name"),
+            TableColumn("faces", right=True),
+            TableColumn("first photo"),
+        ],
         rows[:SHOWN],
     )
     if len(rows) > SHOWN:
         note(f"{len(rows) - SHOWN} more groups: --out or --json has them all")
     typer.echo(
-        f"{found.faces} faces in {len(photos)} photos: {found.people} people with two faces or "
+        f"{found.faces} faces in {photos} photos: {found.people} people with two faces or "
         f"more, {len(found.groups) - found.people} faces alone"
     )
     note(f"threshold {found.threshold:.3f}: {found.source}")
-    if found.left_out:
-        note(f"{len(found.left_out)} photos without a face, or unreadable; --json lists them")
+    if found.duplicates:
+        photo, (original, similarity) = next(iter(found.duplicates.items()))
+        note(
+            f"{len(found.duplicates)} photos are nearly copies of another one, such as "
+            f"{Path(photo).name} of {Path(original).name} (similarity {similarity:.3f})"
+        )
+    unreadable = {p: reason for p, reason in found.left_out.items() if reason != NO_FACE}
+    if faceless := len(found.left_out) - len(unreadable):
+        note(f"{faceless} photos without a face")
+    if unreadable:
+        photo, reason = next(iter(unreadable.items()))
+        note(f"{len(unreadable)} photos are left out, such as {photo}: {reason}; --json has all")
     if out is not None:
         note(f"written: {out}")

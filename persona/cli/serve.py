@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
@@ -62,6 +63,14 @@ def serve_command(
             "address or network; may be repeated. A token is wanted then, and with --allowed-host.",
         ),
     ] = None,
+    groups: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of `persona group --out`: its groups are named, merged, split and "
+            "enrolled on the page.",
+        ),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Requests in work at once.  [default: the cores]")
     ] = None,
@@ -77,6 +86,7 @@ def serve_command(
         from persona.serve.api import build_app
         from persona.serve.door import read_networks
         from persona.serve.gate import Gate
+        from persona.serve.groups import open_groups
         from persona.serve.guard import read_names
         from persona.serve.server import LEFT_S, build_server, is_loopback, listen, serve, url_of
         from persona.serve.uploads import Limits
@@ -92,6 +102,7 @@ def serve_command(
         open_people(
             *(store, model, threshold, match, passphrase_file, models), keep_crops=keep_crops
         ) as gallery,
+        contextlib.nullcontext() if groups is None else open_groups(groups, gallery) as opened,
     ):
         gallery.store.place = "the gallery"  # clients need not know its path
         # A server with another host name, or behind a proxy, can be reached from other machines.
@@ -117,6 +128,7 @@ def serve_command(
             names=names | {"localhost", host.lower(), socket.gethostname().lower()},
             token=token,
             proxies=proxies,
+            groups=opened,
         )
         listener.proxies = proxies
         server = build_server(app, certificate=certificate, key=key)

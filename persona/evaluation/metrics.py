@@ -1,7 +1,8 @@
 """Verification figures from scores and embeddings: pure functions on NumPy arrays.
 
 The module needs no torch and knows nothing of processes. A score is a cosine similarity. A pair is
-accepted as genuine when its score is at or above a threshold.
+accepted as genuine when its score is at or above a threshold. At the end are the figures of groups
+of faces.
 
 Shapes: P pairs, T triplets, E embedding.
 """
@@ -325,3 +326,59 @@ def match_auc(genuine_T: Floats, impostor_T: Floats) -> float:
     """
     same = np.repeat([True, False], len(genuine_T))
     return roc_auc(np.concatenate([genuine_T, impostor_T]), same)
+
+
+def pairwise_f(group_N: Ints, label_N: Ints) -> tuple[float, float, float]:
+    """Precision, recall and F of the pairs of faces that are in one group.
+
+    Args:
+        group_N: (N,) group of each face.
+        label_N: (N,) person of each face.
+
+    Example:
+        >>> import numpy as np
+        >>> pairwise_f(np.array([0, 0, 1]), np.array([0, 0, 0]))
+        (1.0, 0.3333333333333333, 0.5)
+    """
+    both, grouped, right = (_pairs(sizes) for sizes in _shared_sizes(group_N, label_N)[:3])
+    precision = both / grouped if grouped else 1.0
+    recall = both / right if right else 1.0
+    return precision, recall, _harmonic(precision, recall)
+
+
+def b_cubed(group_N: Ints, label_N: Ints) -> tuple[float, float, float]:
+    """B-cubed precision, recall and F (Bagga and Baldwin 1998): means over faces.
+
+    A face's precision is the share of its group that shows its person, its recall the share of its
+    person's faces that are in its group.
+
+    Args:
+        group_N: (N,) group of each face.
+        label_N: (N,) person of each face.
+
+    Example:
+        >>> import numpy as np
+        >>> b_cubed(np.array([0, 0, 1]), np.array([0, 0, 0]))
+        (1.0, 0.5555555555555556, 0.7142857142857143)
+    """
+    both, groups, people, group_of, person_of = _shared_sizes(group_N, label_N)
+    precision = float(np.sum(both**2 / groups[group_of]) / len(group_N))
+    recall = float(np.sum(both**2 / people[person_of]) / len(group_N))
+    return precision, recall, _harmonic(precision, recall)
+
+
+def _shared_sizes(group_N: Ints, label_N: Ints) -> tuple[Ints, Ints, Ints, Ints, Ints]:
+    """Number of faces of each (group, person), of each group and of each person, and the group and
+    person of the first."""
+    group_N, label_N = (np.unique(side, return_inverse=True)[1] for side in (group_N, label_N))
+    people = np.bincount(label_N)
+    cell, both = np.unique(group_N * len(people) + label_N, return_counts=True)
+    return both, np.bincount(group_N), people, cell // len(people), cell % len(people)
+
+
+def _pairs(counts: Ints) -> int:
+    return int((counts * (counts - 1) // 2).sum())
+
+
+def _harmonic(a: float, b: float) -> float:
+    return 2 * a * b / (a + b) if a + b else 0.0

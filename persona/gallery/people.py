@@ -169,17 +169,49 @@ class Gallery:
                 refused.append(f"{label}: {reason}")
             else:
                 usable.append((label, seen))
-        if not usable:
+        crops = [seen.crop for _, seen in usable if seen.crop is not None]
+        return self.enroll_templates(
+            *(name, [label for label, _ in usable], self.eyes.embed(crops), crops),
+            refused=refused,
+            accept=(DoubtError,) if force else accept,
+            claim=claim,
+        )
+
+    def enroll_templates(
+        self,
+        name: str,
+        labels: Sequence[str],
+        templates_NE: Templates,
+        crops: Sequence[Crop],
+        *,
+        refused: Sequence[str] = (),
+        accept: Collection[type[DoubtError]] = (),
+        claim: Callable[[], None] = lambda: None,
+    ) -> Enrolled:
+        """Adds faces of a person that the gallery's network has embedded already.
+
+        Args:
+            name: the person's name.
+            labels: names of the N photos in messages.
+            templates_NE: (N, E) float32 templates of unit length.
+            crops: the N crops. They may be left out if the gallery keeps none.
+            refused: photos that were refused, each with its reason.
+            accept: doubts in spite of which to enrol.
+            claim: called last, before the transaction is committed.
+
+        Raises:
+            DoubtError: the photos look like two people, or like somebody who is enrolled.
+            PersonaError: there is no template, or the name cannot be used.
+        """
+        name = check_name(name)
+        self.store.check_writable()
+        if not len(templates_NE):
             reasons = _some(refused, "; ") or "there is none"
             raise PersonaError(f"no photo of {name!r} can be used: {reasons}")
-        crops = [seen.crop for _, seen in usable if seen.crop is not None]
-        templates_NE = self.eyes.embed(crops)
-        labels = [label for label, _ in usable]
         # The first query builds the index. Outside the transaction no other writer waits for it.
         self.store.nearest(templates_NE[:1], self.match)
         with self.store.changing():
-            accept = (DoubtError,) if force else tuple(accept)
-            enrolled = self._add(name, labels, crops, templates_NE, refused, accept)
+            enrolled = self._add(name, labels, crops, templates_NE, refused, tuple(accept))
             claim()
             return enrolled
 
@@ -189,7 +221,7 @@ class Gallery:
         labels: Sequence[str],
         crops: Sequence[Crop],
         templates_NE: Templates,
-        refused: list[str],
+        refused: Sequence[str],
         accept: tuple[type[DoubtError], ...],
     ) -> Enrolled:
         """Adds the photos that are not stored yet.

@@ -5,6 +5,7 @@
     POST /api/recognise  photo                   recognises the faces of a photo
     POST /api/enroll     name, photo..., force   enrols a person
     POST /api/forget     name                    removes a person
+    /api/groups                                  groups of unknown faces, see persona/serve/groups
     GET  /openapi.json                           the whole API
 
 Requests post forms (`curl -F photo=@me.jpg URL/api/recognise`). Every answer is JSON; an error is
@@ -14,7 +15,7 @@ Requests post forms (`curl -F photo=@me.jpg URL/api/recognise`). Every answer is
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from importlib import resources
 from typing import Any, TypeVar
@@ -33,6 +34,7 @@ from persona.gallery.photos import look_at
 from persona.gallery.store import NobodyError, OtherNetworkError, ReadOnlyError
 from persona.serve.door import Networks, client_of
 from persona.serve.gate import Busy, Claim, Gate, TooSlow
+from persona.serve.groups import ChangedGroup, GroupsAnswer, OpenGroups
 from persona.serve.guard import EscapedJSON, Guard, problem
 from persona.serve.uploads import FORM, PHOTO, Form, Limits, read_form
 
@@ -43,6 +45,7 @@ PAGE = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
+    "/groups.js": ("groups.js", "text/javascript"),
 }
 T = TypeVar("T")
 NO_PHOTO = f"no {PHOTO} in the form: send one"
@@ -83,6 +86,8 @@ class PeopleAnswer(BaseModel):
     """Text that says on what the threshold was chosen."""
     people: list[PersonRow]
     limits: Bounds
+    groups: bool
+    """Whether there are groups of unknown faces to name."""
 
 
 class FaceAnswer(BaseModel):
@@ -140,6 +145,7 @@ def build_app(
     names: frozenset[str] = frozenset({"localhost"}),
     token: str | None = None,
     proxies: Networks = (),
+    groups: OpenGroups | None = None,
 ) -> Guard:
     """Builds the ASGI application.
 
@@ -152,6 +158,7 @@ def build_app(
         names: host names that a request may give besides IP addresses.
         token: token that requests to the API must send. None means that they need none.
         proxies: addresses of proxies whose X-Forwarded headers are trusted.
+        groups: groups of unknown faces to name. None means that there are none.
     """
     limits = limits or Limits()
     app = FastAPI(
@@ -185,6 +192,7 @@ def build_app(
             threshold_source=gallery.calibration.source,
             people=rows,
             limits=Bounds(**{name: getattr(limits, name) for name in Bounds.model_fields}),
+            groups=groups is not None,
         )
 
     @app.post("/api/recognise", openapi_extra=_body({PHOTO: _FILE}, PHOTO))
@@ -231,11 +239,55 @@ def build_app(
 
         return await through(request, 0, work)
 
+    if groups is not None:
+        _add_groups(app, gallery, groups, through)
     for path, (file, kind) in PAGE.items():
         content = (resources.files("persona.serve") / file).read_bytes()
         answer = partial(Response, content, media_type=f"{kind}; charset=utf-8")
         app.add_api_route(path, _constant(answer), include_in_schema=False)
     return Guard(app, names=names, token=token, proxies=proxies)
+
+
+Through = Callable[[Request, int, Callable[[Form, Claim], Any]], Awaitable[Any]]
+
+
+def _add_groups(app: FastAPI, gallery: Gallery, groups: OpenGroups, through: Through) -> None:
+    """Adds what shows and changes the groups of unknown faces."""
+
+    @app.get("/api/groups")
+    def list_groups(first: int = 0, count: int = 20, named: bool = False) -> GroupsAnswer:
+        """Lists some groups, the largest first; `named` lists those with a name alone."""
+        return groups.shown(first, count, named=named)
+
+    @app.post("/api/groups/name", openapi_extra=_body({"group": _TEXT, "name": _TEXT}, "group"))
+    async def name_group(request: Request) -> ChangedGroup:
+        """Names a group; a blank takes its name away."""
+        changed: ChangedGroup = await through(request, 0, groups.name)
+        return changed
+
+    @app.post("/api/groups/merge", openapi_extra=_body({"group": _TEXT, "into": _TEXT}, "group"))
+    async def merge_groups(request: Request) -> ChangedGroup:
+        """Moves all faces of a group into another one."""
+        changed: ChangedGroup = await through(request, 0, groups.merge)
+        return changed
+
+    @app.post("/api/groups/split", openapi_extra=_body({"group": _TEXT, "faces": _TEXT}, "group"))
+    async def split_group(request: Request) -> ChangedGroup:
+        """Moves some faces of a group into a new one."""
+        changed: ChangedGroup = await through(request, 0, groups.split)
+        return changed
+
+    @app.post("/api/groups/enroll", openapi_extra=_body({"group": _TEXT, "force": _TEXT}, "group"))
+    async def enroll_named(request: Request) -> EnrolledPhotos:
+        """Enrols the faces of a named group; `force` enrols in spite of a doubt."""
+
+        def work(form: Form, claim: Claim) -> EnrolledPhotos:
+            force = form.fields.get("force", "").lower() in YES
+            enrolled = groups.enroll(gallery, form, claim, force=force)
+            return EnrolledPhotos(**dataclasses.asdict(enrolled))
+
+        answer: EnrolledPhotos = await through(request, 0, work)
+        return answer
 
 
 _TEXT = {"type": "string"}

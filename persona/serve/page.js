@@ -79,7 +79,7 @@ function ask(question, yes) {
 const plural = (count, one, many) => `${count} ${count === 1 ? one : many}`;
 
 async function refresh() {
-  const { network, match, threshold, threshold_source: source, people, limits: bounds } = await call("people");
+  const { network, match, threshold, threshold_source: source, people, limits: bounds, groups } = await call("people");
   limits = bounds;
   const photos = people.reduce((sum, person) => sum + person.photos, 0);
   $("rules").textContent = `${network} · threshold ${threshold.toFixed(3)} (${source}) · match ${match}`;
@@ -87,6 +87,7 @@ async function refresh() {
     ? `${plural(people.length, "person", "people")}, ${plural(photos, "photo", "photos")}`
     : "Nobody yet: enrol someone first.";
   document.querySelector("#gallery table").hidden = !people.length;
+  if (groups && $("groups").hidden) await showGroups();
   $("people").replaceChildren(...people.map((person) => {
     const button = make("button", { type: "button", className: "grave", ariaLabel: `Forget ${shown(person.name)}` }, "Forget");
     button.addEventListener("click", () => attempt(() => forget(person)));
@@ -331,4 +332,5 @@ $("shoot").addEventListener("click", () => attempt(async () => add([await frame(
 $("form").addEventListener("submit", (event) => event.preventDefault());
 $("form").addEventListener("submit", once(() => attempt(enrol)));
 $("locked").addEventListener("cancel", (event) => event.preventDefault());
-attempt(refresh).then(() => { document.body.dataset.ready = "true"; });
+// Then groups.js has run too.
+document.addEventListener("DOMContentLoaded", () => attempt(refresh).then(() => { document.body.dataset.ready = "true"; }));

@@ -8,13 +8,8 @@ import numpy as np
 import pytest
 
 from persona.evaluation import grouping
-from persona.evaluation.grouping import (
-    b_cubed,
-    estimate_threshold,
-    group_faces,
-    pairwise_f,
-    ranked,
-)
+from persona.evaluation.grouping import estimate_threshold, group_faces, ranked
+from persona.evaluation.metrics import b_cubed, pairwise_f
 from persona.gallery.store import unit
 
 

@@ -46,6 +46,7 @@ class FakeEyes:
     """Finds what `photo_of` put there."""
 
     named = SimpleNamespace(name="net", digest=FACTS.digest)
+    align = FACTS.align
 
     def find(self, photo: Any) -> list[SeenFace]:
         return [
@@ -58,7 +59,8 @@ class FakeEyes:
         ]
 
     def embed(self, crops: Sequence[Crop]) -> Templates:
-        return np.stack([np.frombuffer(crop.jpeg, np.float32) for crop in crops])
+        rows = [np.frombuffer(crop.jpeg, np.float32) for crop in crops]
+        return np.stack(rows) if rows else np.zeros((0, WIDTH), np.float32)
 
 
 def new_store(path: Path, **options: Any) -> Store:

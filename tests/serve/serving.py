@@ -12,18 +12,32 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from persona.data.align.spec import AlignSpec
 from persona.errors import PersonaError, SkipPhoto
 from persona.gallery import Enrolled, Person, Sighting, TwoPeopleError
-from persona.gallery.store import Threshold, nobody
+from persona.gallery.grouped import (
+    TABLE,
+    Faces,
+    Given,
+    GroupedFace,
+    group_table,
+    maker,
+    stamp_of,
+    write_rows,
+    write_table,
+)
+from persona.gallery.store import Facts, Threshold, nobody, unit
 from persona.serve.api import build_app
 from persona.serve.door import Networks
 from persona.serve.gate import Claim, Gate
+from persona.serve.groups import OpenGroups
 from persona.serve.server import build_server, listen, run
 from persona.serve.uploads import Limits
 
@@ -137,6 +151,7 @@ def serving(
     certificate: Path | None = None,
     key: Path | None = None,
     proxies: Networks = (),
+    groups: OpenGroups | None = None,
 ) -> Iterator[int]:
     """The port of a server in a thread of this process."""
     limits = limits or Limits()
@@ -148,6 +163,7 @@ def serving(
         token=token,
         names=names,
         proxies=proxies,
+        groups=groups,
     )
     listener = listen("127.0.0.1", 0)
     listener.proxies = proxies
@@ -226,3 +242,35 @@ def photo(
     buffer = io.BytesIO()
     Image.new("RGB", size_px, colour).convert(mode).save(buffer, form, **options)
     return buffer.getvalue()
+
+
+WIDTH = 8
+FACTS = Facts("net", "digest", WIDTH, AlignSpec())
+EYES: Any = SimpleNamespace(
+    named=SimpleNamespace(name="net", digest="digest"),
+    align=FACTS.align,
+    network=SimpleNamespace(embedding_size=WIDTH),
+)
+"""What `open_groups` asks of a network."""
+
+
+def write_groups(home: Path, sizes: tuple[int, ...] = (3, 2, 1)) -> Path:
+    """A folder of groups of so many faces each, found at a threshold of 0.9."""
+    table = Faces(maker("digest", FACTS.align), "net", WIDTH)
+    rng = np.random.default_rng(0)
+    for person, size in enumerate(sizes):
+        for number in range(size):
+            path = home / "photos" / f"{person}-{number} <b>.jpg"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(photo((200, 40 * person, 40 + number)))
+            table.seen[str(path)] = stamp_of(path)
+            table.faces.append(GroupedFace(str(path), (0.0, 0.0, 40.0, 40.0)))
+            row = np.eye(WIDTH)[person] + 0.05 * rng.normal(size=WIDTH)
+            table.embeddings.append(unit(row[None])[0])
+            table.thumbnails.append(photo((200, 40 * person, 40 + number), size_px=(64, 64)))
+    folder = home / "groups"
+    folder.mkdir()
+    groups = group_table(table, Given(), 0.9)
+    write_table(folder / TABLE, table)
+    write_rows(folder, groups)
+    return folder

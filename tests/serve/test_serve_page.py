@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 from onnx_files import SETTINGS, write_model
 from PIL import Image
-from serving import ColourGallery, photo, serving
+from serving import EYES, FACTS, ColourGallery, photo, serving, write_groups
 
 from persona.data.synthetic import draw_identity, draw_photo
 from persona.errors import PersonaError
-from persona.gallery import open_gallery
+from persona.gallery import Gallery, open_gallery
+from persona.gallery.store import Threshold, open_store
 from persona.report.browser import find_chromium
+from persona.serve.groups import open_groups
 from persona.workspace import Workspace
 
 pytestmark = pytest.mark.heavy
@@ -357,6 +359,54 @@ def test_it_fits_and_can_be_read(
     page.close()
 
 
+@pytest.mark.parametrize("size_px", [(1280, 900), (390, 844)])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_groups_are_named_merged_split_and_enrolled(
+    browser: Any, tmp_path: Path, scheme: str, size_px: tuple[int, int]
+) -> None:
+    folder = write_groups(tmp_path, (3, 2, 1))
+    store = open_store(tmp_path / "gallery.db", create=True)
+    store.adopt(FACTS)
+    people = Gallery(store, EYES, Threshold(0.8, "by hand"))
+    viewport = {"width": size_px[0], "height": size_px[1]}
+    with people, open_groups(folder, people) as opened, serving(people, groups=opened) as port:
+        url = f"http://127.0.0.1:{port}/"
+        page, seen = visit(browser, url, viewport=viewport, color_scheme=scheme)
+        ready(page)
+        assert page.locator("#groups article").count() == 3
+        assert page.evaluate("document.documentElement.scrollWidth") <= size_px[0]
+        assert page.evaluate("[...document.images].every((i) => i.alt || i.id)")
+        name = "Zoë <b>&amp;</b>"
+        page.fill("#group-1 form:nth-of-type(1) input", name)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#status:has-text('Group 1')")
+        assert name in page.inner_text("#group-1 h3")
+        page.click("#group-1 .faces li:nth-child(2) button")
+        page.click("#group-1 > button")
+        page.wait_for_selector("#group-4")
+        page.fill("#group-3 input.number", "4")
+        page.click("#group-3 form:nth-of-type(2) button")
+        page.wait_for_selector("#group-3", state="detached")
+        assert page.evaluate("document.activeElement.id") == "group-4"
+        page.fill("#group-2 input.number", "77")
+        page.click("#group-2 form:nth-of-type(2) button")
+        page.wait_for_selector("#status:has-text('77')")
+        page.fill("#group-4 form:nth-of-type(1) input", "Eve")  # two people: it is asked about
+        page.click("#group-4 form:nth-of-type(1) button")
+        page.wait_for_selector("#status:has-text('Eve')")
+        page.click("#groups-enrol")
+        page.wait_for_selector("#ask[open]")
+        assert "do not look like" in page.inner_text("#question")
+        page.click("#ask button:not(#yes)")
+        page.wait_for_selector("#people tr")
+        assert page.inner_text("#people th") == name
+        assert "Eve is not enrolled" in page.inner_text("#status")
+        assert {person.name: person.photos for person in people.people()} == {name: 2}
+        # The browser itself logs the answers 409 and 422.
+        assert [line for line in seen if "status of 4" not in line] == []
+        page.close()
+
+
 def test_the_keyboard_reaches_everything(browser: Any, url: str, gallery: ColourGallery) -> None:
     gallery.known = {"Ada": [np.ones(3)]}
     page, _ = visit(browser, url)
@@ -364,14 +414,15 @@ def test_the_keyboard_reaches_everything(browser: Any, url: str, gallery: Colour
     page.set_input_files("#photos", photo_file(1))
     page.click("#camera")
     page.wait_for_selector("#shoot:enabled")
-    wanted = page.evaluate("document.querySelectorAll('main button, main input, a.skip').length")
+    reachable = ":is(main button, main input, a.skip):not([hidden] *)"
+    wanted = page.evaluate("(what) => document.querySelectorAll(what).length", reachable)
     reached = set()
     for _ in range(wanted * 3):
         page.keyboard.press("Tab")
         reached.add(
             page.evaluate(
-                "[...document.querySelectorAll('main button, main input, a.skip')]"
-                ".indexOf(document.activeElement)"
+                "(what) => [...document.querySelectorAll(what)].indexOf(document.activeElement)",
+                reachable,
             )
         )
     assert len(reached - {-1}) == wanted

@@ -1,0 +1,188 @@
+"""The groups of `persona group` over the API: shown, changed on disk, and enrolled."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import itertools
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from serving import EYES, FACTS, ask, post, serving, write_groups
+
+from persona.errors import PersonaError
+from persona.gallery import Gallery
+from persona.gallery.grouped import (
+    PAGE,
+    ROWS,
+    read_rows,
+)
+from persona.gallery.store import Threshold, open_store
+from persona.serve.groups import OpenGroups, open_groups
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_groups(tmp_path)
+
+
+@pytest.fixture
+def gallery(tmp_path: Path) -> Iterator[Gallery]:
+    store = open_store(tmp_path / "gallery.db", create=True)
+    store.adopt(FACTS)
+    with Gallery(store, EYES, Threshold(0.8, "by hand")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def opened(folder: Path, gallery: Gallery) -> Iterator[OpenGroups]:
+    with open_groups(folder, gallery) as groups:
+        yield groups
+
+
+@pytest.fixture
+def port(gallery: Gallery, opened: OpenGroups) -> Iterator[int]:
+    with serving(gallery, groups=opened) as found:
+        yield found
+
+
+def shown(port: int, query: str = "") -> dict[int, tuple[str | None, list[int]]]:
+    found = ask(port, f"/api/groups{query}").json["groups"]
+    return {g["group"]: (g["name"], [face["face"] for face in g["faces"]]) for g in found}
+
+
+def test_named_merged_split_and_enrolled(port: int, gallery: Gallery, folder: Path) -> None:
+    assert ask(port, "/api/people").json["groups"] is True
+    assert shown(port) == {1: (None, [0, 1, 2]), 2: (None, [3, 4]), 3: (None, [5])}
+    assert shown(port, "?first=1&count=1") == {2: (None, [3, 4])}
+    face = ask(port, "/api/groups").json["groups"][0]["faces"][0]
+    assert face["photo"] == "0-0 <b>.jpg" and face["picture"].startswith("/9j/")
+
+    named = post(port, "/api/groups/name", ("group", "1"), ("name", "Ada"))
+    assert named.json == {"group": 1}
+    assert post(port, "/api/groups/split", ("group", "2"), ("faces", "4")).json == {"group": 4}
+    assert post(port, "/api/groups/merge", ("group", "3"), ("into", "4")).json == {"group": 4}
+    wanted = {1: ("Ada", [0, 1, 2]), 4: (None, [4, 5]), 2: (None, [3])}
+    assert shown(port) == wanted
+    assert shown(port, "?named=true") == {1: wanted[1]}
+    said = read_rows(folder / ROWS)  # what the next `persona group` reads
+    assert said.names == {1: "Ada"} and sorted(said.number.values()) == [1, 1, 1, 2, 4, 4]
+    assert len(said.given) == 6
+
+    done = post(port, "/api/groups/enroll", ("group", "1")).json
+    assert (done["name"], done["added"]) == ("Ada", 3)
+    assert [(person.name, person.photos) for person in gallery.people()] == [("Ada", 3)]
+    assert post(port, "/api/groups/enroll", ("group", "1")).json["already"] == 3
+    post(port, "/api/groups/name", ("group", "4"), ("name", "Eve"))
+    doubt = post(port, "/api/groups/enroll", ("group", "4"))
+    assert doubt.status == 409 and "send force=1" in doubt.error
+    assert post(port, "/api/groups/enroll", ("group", "4"), ("force", "1")).json["added"] == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "problem"),
+    [
+        ("name", {"group": "9", "name": "Ada"}, "there is no group 9"),
+        ("name", {"name": "Ada"}, "no number group in the form"),
+        ("name", {"group": "1", "name": "A\u202e"}, "which cannot be seen"),
+        ("merge", {"group": "1"}, "no number into in the form"),
+        ("merge", {"group": "1", "into": "1"}, "cannot be merged into itself"),
+        ("split", {"group": "1", "faces": "0,x"}, "faces are numbers with commas"),
+        ("split", {"group": "1", "faces": "0,5"}, "are not in group 1"),
+        ("split", {"group": "1", "faces": "0,1,2"}, "but not all"),
+        ("enroll", {"group": "1"}, "group 1 has no name"),
+    ],
+)
+def test_bad_changes_change_nothing(
+    port: int, folder: Path, path: str, fields: dict[str, str], problem: str
+) -> None:
+    before = (folder / ROWS).read_bytes()
+    refused = post(port, f"/api/groups/{path}", *fields.items())
+    assert refused.status == 422 and problem in refused.error
+    assert (folder / ROWS).read_bytes() == before
+
+
+def test_a_change_that_cannot_be_written_is_not_kept(
+    port: int, opened: OpenGroups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("persona.serve.groups.write_rows", full)
+    assert post(port, "/api/groups/name", ("group", "1"), ("name", "Ada")).status == 500
+    assert opened.groups.names == {}
+
+
+def test_without_groups_there_is_nothing(gallery: Gallery) -> None:
+    with serving(gallery) as port:
+        assert ask(port, "/api/people").json["groups"] is False
+        assert ask(port, "/api/groups").status == 404
+        assert post(port, "/api/groups/name", ("group", "1")).status == 404
+
+
+def test_guards_hold(gallery: Gallery, opened: OpenGroups) -> None:
+    with serving(gallery, groups=opened, token="t" * 20) as port:
+        assert ask(port, "/api/groups").status == 401
+        assert post(port, "/api/groups/name", ("group", "1"), ("name", "Ada")).status == 401
+    with serving(gallery, groups=opened) as port:
+        foreign = post(port, "/api/groups/merge", ("group", "1"), origin="http://evil.example")
+        assert foreign.status == 403
+    assert opened.groups.names == {}
+
+
+def test_one_process_works_on_a_folder(folder: Path, gallery: Gallery) -> None:
+    with open_groups(folder, gallery) as groups:
+        with (
+            pytest.raises(PersonaError, match="another process is working on the groups in"),
+            open_groups(folder, gallery),
+        ):
+            pass
+        groups.groups.name(1, "Ada")
+    assert "Ada: 3 faces" in (folder / PAGE).read_text()
+    with (
+        pytest.raises(PersonaError, match="no folder of groups"),
+        open_groups(folder / "none", gallery),
+    ):
+        pass
+
+
+CHANGES = """
+import sys
+from pathlib import Path
+sys.path[:0] = {path}
+from persona.data.align.spec import AlignSpec
+from persona.gallery.grouped import Faces, maker, read_groups, write_rows
+folder = Path(sys.argv[1])
+groups = read_groups(folder, Faces(maker("digest", AlignSpec()), "net", 8))
+print("ready", flush=True)
+for number in range(10**9):
+    groups.name(1, f"Name {{number}}")
+    groups.merge(groups.split(1, [number % 3]), 1)
+    write_rows(folder, groups)
+    print(number, flush=True)
+"""
+
+
+def test_killed_while_it_writes(folder: Path) -> None:
+    """Whenever it is killed, the CSV is whole and holds the last change that was told."""
+    script = CHANGES.format(path=repr(sys.path))
+    for tries in range(6):
+        command = [sys.executable, "-c", script, str(folder)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout is not None
+            told = list(itertools.islice(writer.stdout, 2 + 3 * tries))[-1]
+            writer.kill()
+        said = read_rows(folder / ROWS)
+        assert int(said.names[1].removeprefix("Name ")) >= int(told)
+        with (folder / ROWS).open() as file:
+            assert len(list(csv.DictReader(file))) == 6
+
+
+def test_pictures_are_pictures(opened: OpenGroups) -> None:
+    picture = opened.shown(0, 1).groups[0].faces[0].picture
+    assert Image.open(io.BytesIO(base64.b64decode(picture))).size == (64, 64)
