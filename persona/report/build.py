@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -70,7 +70,7 @@ class Entry:
     """Card of the model, if it has one."""
     history: History | None
     """History of the run, if its folder is here."""
-    look: Look = look(0, "")
+    look: Look = field(default_factory=lambda: look(0, ""))
     """Its short name and how it is drawn."""
 
     @property

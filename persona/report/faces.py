@@ -60,7 +60,7 @@ def mistakes(
             ShownFace(jpegs[key], f"Face of photo {key}" + (f", {people[label]}" if people else ""))
             for key, label in zip(own, labels, strict=True)
         ]
-        beyond = abs(float(model.margin_P[place]))
+        beyond = abs(float(model.margins[place]))
         side = "under" if scores.same[place] else "over"
         margin = f"{beyond:.3f} {side} the threshold"
         return FacePair(shown, margin, similarities(models, place), names)
@@ -93,7 +93,7 @@ def similarities(models: Sequence[Measured], place: int) -> list[Similarity]:
         Similarity(
             model.look,
             float(model.scores.score[place]),
-            float(model.margin_P[place]),
+            float(model.margins[place]),
             bool(model.decided.right[place]),
         )
         for model in models
@@ -139,7 +139,7 @@ def map_faces(
 
 def _rightness(model: Measured) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """(P,) how far each pair lies on the right side of its threshold. Mistakes are negative."""
-    return np.where(model.scores.same, model.margin_P, -model.margin_P)
+    return np.where(model.scores.same, model.margins, -model.margins)
 
 
 def _pair(models: Sequence[Measured], key: int, place: int) -> MapPair:

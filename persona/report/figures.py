@@ -51,14 +51,15 @@ def _line(look: Look) -> dict[str, Any]:
     return {"color": look.colour, "dash": look.dash, "width": 2.5}
 
 
-def _axis(title: str, **more: Any) -> dict[str, Any]:
+def axis(title: str, **more: Any) -> dict[str, Any]:
+    """An axis with a title, and room for it."""
     return {"title": {"text": title}, "automargin": True, **more}
 
 
 def _rate_axis(title: str) -> dict[str, Any]:
     """A logarithmic axis with labelled decades."""
     minor = {"dtick": "D1", "ticks": "outside", "ticklen": 4}
-    return _axis(title, type="log", dtick=1, tickformat="~g", minor=minor)
+    return axis(title, type="log", dtick=1, tickformat="~g", minor=minor)
 
 
 def thin(far: Floats, *others: Floats) -> tuple[list[float], ...]:
@@ -100,9 +101,9 @@ def roc_figure(models: list[Measured]) -> Figure:
     traces = []
     for model in models:
         x, y = roc_traces(model.scores.score, model.scores.same)
-        traces.append(_curve(model.look, x, y))
+        traces.append(curve_trace(model.look, x, y))
     far = _chance_rates(traces)
-    traces.append(_chance(far, far))
+    traces.append(chance_trace(far, far))
     best = max(models, key=lambda model: model.figures.auc)
     return Figure(
         id="roc",
@@ -112,7 +113,7 @@ def roc_figure(models: list[Measured]) -> Figure:
         traces=traces,
         layout={
             "xaxis": _rate_axis("false accept rate"),
-            "yaxis": _axis("true accept rate", rangemode="tozero"),
+            "yaxis": axis("true accept rate", rangemode="tozero"),
         },
         columns=["model", "AUC", *map(tar_name, models[0].figures.tar_at_far)],
         rows=[
@@ -128,10 +129,10 @@ def det_figure(models: list[Measured]) -> Figure:
     for model in models:
         far, frr, _ = det(model.scores.score, model.scores.same)
         x, y = thin(far[frr > 0], frr[frr > 0]) if ((far > 0) & (frr > 0)).any() else ([], [])
-        trace = _curve(model.look, x or [None], y or [None])
+        trace = curve_trace(model.look, x or [None], y or [None])
         traces.append(trace if x else trace | {"name": f"{model.name}: no errors"})
     rates = [rate for rate in _chance_rates(traces) if rate < 1]
-    traces.append(_chance(rates, [1 - rate for rate in rates]))
+    traces.append(chance_trace(rates, [1 - rate for rate in rates]))
     best = min(models, key=lambda model: model.figures.eer)
     return Figure(
         id="det",
@@ -149,7 +150,8 @@ def det_figure(models: list[Measured]) -> Figure:
     )
 
 
-def _curve(look: Look, x: list[Any], y: list[Any]) -> dict[str, Any]:
+def curve_trace(look: Look, x: list[Any], y: list[Any]) -> dict[str, Any]:
+    """A line, or a point where there is one value, as its look says."""
     return {
         "type": "scatter",
         "mode": "lines" if len(x) > 1 or x == [None] else "markers",
@@ -162,7 +164,7 @@ def _curve(look: Look, x: list[Any], y: list[Any]) -> dict[str, Any]:
     }
 
 
-def _chance(x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
+def chance_trace(x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
     """The line of a network that guesses."""
     return {
         "type": "scatter",
@@ -186,7 +188,7 @@ def cost_figure(models: list[Measured]) -> Figure:
     """Accuracy over CPU time per face (ms, logarithmic axis). Up and left is better."""
     traces = []
     for model in models:
-        trace = _curve(model.look, [model.cpu_ms], [model.figures.accuracy])
+        trace = curve_trace(model.look, [model.cpu_ms], [model.figures.accuracy])
         trace["marker"] = {**trace["marker"], "size": 13}
         traces.append(trace | {"hovertemplate": "%{x:.2f} ms, %{y:.4f}"})
     fastest = min(models, key=lambda model: model.cpu_ms)
@@ -198,7 +200,7 @@ def cost_figure(models: list[Measured]) -> Figure:
         f"most accurate is {best.name} with {best.figures.accuracy:.4f}, the fastest "
         f"{fastest.name} with {fastest.cpu_ms:.2f} ms.",
         traces=traces,
-        layout={"xaxis": _axis("CPU ms a face", type="log"), "yaxis": _axis("accuracy")},
+        layout={"xaxis": axis("CPU ms a face", type="log"), "yaxis": axis("accuracy")},
         columns=["model", "CPU ms a face", "accuracy"],
         rows=[[m.name, f"{m.cpu_ms:.2f}", f"{m.figures.accuracy:.4f}"] for m in models],
     )
@@ -228,8 +230,8 @@ def histogram_figure(number: int, model: Measured) -> Figure:
     ]
     at = model.threshold
     layout = {
-        "xaxis": _axis("cosine similarity"),
-        "yaxis": _axis("share of the pairs", tickformat=".0%", rangemode="tozero"),
+        "xaxis": axis("cosine similarity"),
+        "yaxis": axis("share of the pairs", tickformat=".0%", rangemode="tozero"),
         "shapes": [
             {"type": "line", "x0": at, "x1": at, "yref": "paper", "y0": 0, "y1": 1, "themed": True}
         ],
@@ -276,8 +278,8 @@ def group_figures(models: list[Measured]) -> list[Figure]:
                 traces=traces,
                 layout={
                     "barmode": "group",
-                    "xaxis": _axis(by, type="category", showgrid=False),
-                    "yaxis": _axis("accuracy", range=[0, 1.02]),
+                    "xaxis": axis(by, type="category", showgrid=False),
+                    "yaxis": axis("accuracy", range=[0, 1.02]),
                     **_level(COIN, "chance"),
                 },
                 columns=["model", by, "pairs", "accuracy"],
@@ -351,8 +353,8 @@ def training_figures(runs: Sequence[tuple[Look, History]]) -> list[Figure]:
                 alt=f"{title} of {len(shown)} runs over optimizer steps. They end: {lasts}.",
                 traces=traces,
                 layout={
-                    "xaxis": _axis("optimizer step"),
-                    "yaxis": _axis("loss" if key.startswith("loss/") else _lower(title)),
+                    "xaxis": axis("optimizer step"),
+                    "yaxis": axis("loss" if key.startswith("loss/") else _lower(title)),
                 },
                 columns=["run", "first", "lowest", "highest", "last"],
                 rows=rows,
@@ -387,7 +389,7 @@ def _lower(title: str) -> str:
 
 
 def _exact(own: Look, steps_N: Floats, values_N: Floats) -> list[dict[str, Any]]:
-    trace = _curve(own, steps_N.tolist(), values_N.tolist())
+    trace = curve_trace(own, steps_N.tolist(), values_N.tolist())
     mode = "lines+markers" if len(steps_N) <= MAX_MARKED else "lines"
     return [trace | {"mode": mode, "hovertemplate": "step %{x}: %{y:.4g}"}]
 
@@ -397,7 +399,7 @@ def _smoothed(own: Look, steps_N: Floats, values_N: Floats) -> list[dict[str, An
     step, raw = extremes(steps_N, values_N)
     places = np.unique(np.linspace(0, len(values_N) - 1, MAX_RAW // 2).round().astype(int))
     mean = moving_mean(values_N)
-    line = _curve(own, steps_N[places].tolist(), mean[places].tolist())
+    line = curve_trace(own, steps_N[places].tolist(), mean[places].tolist())
     line["hovertemplate"] = "step %{x}: %{y:.4g}"
     faint = {
         "name": f"{own.name}, raw",

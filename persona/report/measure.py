@@ -91,7 +91,7 @@ class Measured:
         return float(np.median(self.decided.thresholds))
 
     @cached_property
-    def margin_P(self) -> Floats:
+    def margins(self) -> Floats:
         """(P,) score of each pair minus the threshold of its fold."""
         fold = np.searchsorted(self.decided.numbers, self.scores.fold)
         margin: Floats = self.scores.score - self.decided.thresholds[fold]
@@ -102,7 +102,7 @@ class Measured:
 
         With `genuine` they are false rejects, otherwise false accepts.
         """
-        beyond = -self.margin_P if genuine else self.margin_P
+        beyond = -self.margins if genuine else self.margins
         wrong = ~self.decided.right & ~self.scores.failed & (self.scores.same == genuine)
         places = np.flatnonzero(wrong)
         order = np.argsort(-beyond[places], kind="stable")[:WORST]

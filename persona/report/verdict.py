@@ -30,7 +30,8 @@ def verdicts(models: Sequence[Measured], of: str, teachers: dict[str, str]) -> l
         (only,) = models
         interval = only.intervals.get("accuracy")
         spread = "" if interval is None else f" (95 % {_ends(*interval, 100)})"
-        return [f"{only.name} decides {100 * only.figures.accuracy:.1f} % of the pairs of {of} right{spread}."]
+        right = f"{100 * only.figures.accuracy:.1f} % of the pairs of {of} right"
+        return [f"{only.name} decides {right}{spread}."]
     pairs = [
         (b, a) if teachers.get(b.name) == a.name or (a.teacher and not b.teacher) else (a, b)
         for a, b in itertools.combinations(models, 2)
@@ -75,7 +76,7 @@ def tell(
     if not points:
         return f"{first} decides as many pairs of {of} right as {other}; {spent}"
     sign = 1 if found.difference > 0 else -1
-    digits = 1 if points >= 0.1 else 2  # noqa: PLR2004 - a tenth of a point
+    digits = 1 if points >= 0.1 else 2
     facts = []
     if found.interval is not None:
         ends = sorted(sign * end * 100 for end in found.interval)
@@ -114,7 +115,9 @@ def cards(models: Sequence[Measured]) -> list[FigureCard]:
     """Three cards: accuracy, TAR at a low FAR (or AUC, if there are too few pairs), and time."""
     accuracy = [model.figures.accuracy for model in models]
     if any(model.figures.tar_at_far.get(CARD_FAR) is None for model in models):
-        second = FigureCard("AUC", _rows(models, "auc", [model.figures.auc for model in models]), COIN)
+        second = FigureCard(
+            "AUC", _rows(models, "auc", [model.figures.auc for model in models]), COIN
+        )
     else:
         tars = [model.figures.tar_at_far[CARD_FAR] or 0.0 for model in models]
         rows = _rows(models, f"tar@{CARD_FAR}", tars)
@@ -153,15 +156,15 @@ def best_of(texts: Sequence[str], chosen: Callable[[list[float]], float]) -> lis
     """
     numbers = [_number(text) for text in texts]
     there = [number for number in numbers if number is not None]
-    if len(set(there)) < 2:  # noqa: PLR2004 - nothing to choose from
+    if len(set(there)) < 2:
         return [False] * len(texts)
     return [number == chosen(there) for number in numbers]
 
 
 def _number(text: str) -> float | None:
     try:
-        return float(text.split("\n")[0].split(" ")[0].replace(",", ""))
-    except ValueError:
+        return float(text.split(maxsplit=1)[0].replace(",", ""))
+    except (ValueError, IndexError):
         return None
 
 
