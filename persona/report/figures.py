@@ -461,7 +461,7 @@ def map_figure(
                 "y": np.array(places["y"])[which].tolist(),
                 "marker": {"color": own.colour, "symbol": own.symbol, "size": 9},
                 "customdata": np.array(places["key"])[which].tolist(),
-                "hovertemplate": "%{fullData.name}<extra></extra>",
+                "hoverinfo": "none",  # the page shows the face
             }
         )
     bare: dict[str, Any] = {

@@ -111,7 +111,8 @@ function said([score, margin, right], model) {
   return row;
 }
 
-function choose(key) {
+// Shows the pairs of a photo below the maps; on a narrow page below the map where it was chosen.
+function choose(key, own) {
   chosen = key;
   ring();
   const pairs = data.map.pairs[key] || [];
@@ -130,7 +131,11 @@ function choose(key) {
     item.append(says, element("span", data.map.people[pair.other], "names"));
     list.append(item);
   }
-  document.getElementById("chosen").replaceChildren(head, list);
+  const panel = document.getElementById("chosen");
+  panel.replaceChildren(head, list);
+  const plot = (own || canvas(maps[0].id)).closest(".plot");
+  (narrow.matches ? plot : plot.parentElement).after(panel);
+  panel.scrollIntoView({ block: "nearest" });
 }
 
 const tip = document.getElementById("tip");
@@ -138,8 +143,8 @@ function point(event) {
   const [at] = event.points;
   if (at.customdata === undefined) return;
   tip.hidden = false;
-  tip.querySelector("img").src = data.map.faces[at.customdata];
-  tip.querySelector("span").textContent = `${data.map.people[at.customdata]}, photo ${at.customdata}`;
+  const name = `${data.map.people[at.customdata]}, photo ${at.customdata}`;
+  tip.replaceChildren(face(at.customdata), element("span", name));
   const { pageX, pageY } = event.event;
   const left = Math.min(pageX + 14, document.documentElement.clientWidth - tip.offsetWidth - 4);
   tip.style.left = `${Math.max(left, 4)}px`;
@@ -152,7 +157,7 @@ function listen() {
     own.on("plotly_hover", point);
     own.on("plotly_unhover", () => { tip.hidden = true; });
     own.on("plotly_click", ({ points: [at] }) => {
-      if (at.customdata !== undefined) choose(at.customdata);
+      if (at.customdata !== undefined) choose(at.customdata, own);
     });
   }
 }

@@ -5,7 +5,7 @@ Lines have their names at their ends, so that a plot needs no legend and can be 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,15 @@ from persona.report.looks import look
 from persona.report.page import render_figure
 
 FORMATS = ("svg", "pdf", "png")
-SIZE_PX = (760, 480)
+SIZE_PX = (800, 480)
 """Width and height of a plot. A PNG has three times as many pixels, which is about 300 dpi."""
-MARGINS_PX = {"l": 64, "r": 190, "t": 12, "b": 52}
-LABEL_PX = 17
-"""Height of a label."""
+MARGINS_PX = {"l": 64, "t": 12, "b": 52}
+FONT = "DejaVu Sans, Verdana, sans-serif"
+"""Fonts of like width, since whoever opens an SVG has other ones."""
+LABEL_PX, CHARACTER_PX, ARROW_PX = 17, 7.4, 26
+"""Height of a label, width of its characters, and length of the line to it."""
 MARGIN = 0.04
-"""Free share of the y axis above the highest and below the lowest value."""
+"""Free share of an axis beyond its highest and its lowest value."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,13 @@ def line_plot(
         traces.insert(0, chance_trace(chance.x, chance.y))
         values += chance.y
         ends.append((traces[0]["line"]["color"], chance))
-    room = MARGIN * max(max(values) - min(values), 1e-9)
-    low, high = min(values) - room, max(values) + room
+    low, high = _range(values)
     height_px = SIZE_PX[1] - MARGINS_PX["t"] - MARGINS_PX["b"]
     px = [(line.y[-1] - low) / (high - low) * height_px for _, line in ends]
     labels = [
         {
             "text": f"<b>{line.name}</b> {line.note}".rstrip(),
-            **{"x": line.x[-1], "y": line.y[-1], "ax": 26, "ay": own_px - label_px},
+            **{"x": line.x[-1], "y": line.y[-1], "ax": ARROW_PX, "ay": own_px - label_px},
             **{"xanchor": "left", "align": "left", "standoff": 6, "font": {"size": 12}},
             **{"showarrow": True, "arrowhead": 0, "arrowwidth": 1, "arrowcolor": colour},
         }
@@ -83,6 +84,8 @@ def line_plot(
             ends, px, spread_labels(px, LABEL_PX, height_px), strict=True
         )
     ]
+    longest = max(len(f"{line.name} {line.note}") for _, line in ends)
+    drawn = {"showline": True, "ticks": "outside"}
     return Figure(
         id="plot",
         title=title,
@@ -90,13 +93,21 @@ def line_plot(
         + ", ".join(f"{line.name} {line.y[-1]:.3f}" for line in lines),
         traces=traces,
         layout={
-            "xaxis": axis(axes[0], showline=True, ticks="outside"),
-            "yaxis": axis(axes[1], range=[low, high], showline=True, ticks="outside"),
+            "xaxis": axis(axes[0], range=_range(x for line in lines for x in line.x), **drawn),
+            "yaxis": axis(axes[1], range=[low, high], **drawn),
             "annotations": labels,
-            "margin": MARGINS_PX,
+            "margin": {**MARGINS_PX, "r": round(ARROW_PX + 14 + longest * CHARACTER_PX)},
+            "font": {"family": FONT},
             "showlegend": False,
         },
     )
+
+
+def _range(values: Iterable[float]) -> list[float]:
+    """Ends of an axis with some room around the values. Labels beside them need none of it."""
+    low, high = min(there := list(values)), max(there)
+    room = MARGIN * max(high - low, 1e-9)
+    return [low - room, high + room]
 
 
 def spread_labels(places: Sequence[float], gap: float, height: float) -> list[float]:
