@@ -454,7 +454,7 @@ def test_the_benchmark(
     home: Path, student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr("persona.report.plots.check_plot", lambda path: drawn.append(path))
+    monkeypatch.setattr("persona.report.plots.check_plot", drawn.append)
     monkeypatch.setattr("persona.learning.benchmark.write_plot", lambda *plot: drawn.append(plot))
     plot = tmp_path / "plot.svg"
     options = ["--student", student, "--methods", "finetune,ncm", "--seeds", "2"]
