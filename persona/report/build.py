@@ -42,7 +42,7 @@ from persona.report.figures import (
     training_figures,
 )
 from persona.report.history import CONFIG, History, read_history
-from persona.report.looks import Look, look, short_names
+from persona.report.looks import ModelLook, look, short_names
 from persona.report.measure import (
     MAP_PEOPLE,
     MAP_PHOTOS,
@@ -70,7 +70,7 @@ class Entry:
     """Card of the model, if it has one."""
     history: History | None
     """History of the run, if its folder is here."""
-    look: Look = field(default_factory=lambda: look(0, ""))
+    look: ModelLook = field(default_factory=lambda: look(0, ""))
     """Its short name and how it is drawn."""
 
     @property

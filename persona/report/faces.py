@@ -21,8 +21,8 @@ from persona.report.page import (
     MapFaces,
     MapPair,
     Mistakes,
+    ModelSimilarity,
     ShownFace,
-    Similarity,
 )
 
 THUMB_PX = 72
@@ -87,10 +87,10 @@ def mistakes(
     ]
 
 
-def similarities(models: Sequence[Measured], place: int) -> list[Similarity]:
+def similarities(models: Sequence[Measured], place: int) -> list[ModelSimilarity]:
     """What each model says of a pair. All models have the same pairs in the same order."""
     return [
-        Similarity(
+        ModelSimilarity(
             model.look,
             float(model.scores.score[place]),
             float(model.margins[place]),

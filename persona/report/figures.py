@@ -14,7 +14,7 @@ import numpy as np
 
 from persona.evaluation.metrics import Bools, Floats, det, roc
 from persona.report.history import History
-from persona.report.looks import GREY, Look, look
+from persona.report.looks import GREY, ModelLook, look
 from persona.report.measure import Group, Measured
 
 BINS = 40
@@ -47,7 +47,7 @@ class Figure:
     """The figure's values as a table under `columns`."""
 
 
-def _line(look: Look) -> dict[str, Any]:
+def _line(look: ModelLook) -> dict[str, Any]:
     return {"color": look.colour, "dash": look.dash, "width": 2.5}
 
 
@@ -150,7 +150,7 @@ def det_figure(models: list[Measured]) -> Figure:
     )
 
 
-def curve_trace(look: Look, x: list[Any], y: list[Any]) -> dict[str, Any]:
+def curve_trace(look: ModelLook, x: list[Any], y: list[Any]) -> dict[str, Any]:
     """A line, or a point where there is one value, as its look says."""
     return {
         "type": "scatter",
@@ -181,7 +181,8 @@ def _chance_rates(traces: list[dict[str, Any]]) -> list[float]:
     """False accept rates for the line of chance: from the lowest that a model has, up to 1."""
     least = min((x for trace in traces for x in trace["x"] if x), default=0.01)
     decades = -np.log10(least)
-    return np.logspace(-decades, 0, 2 + round(20 * decades)).tolist()
+    rates: list[float] = np.logspace(-decades, 0, 2 + round(20 * decades)).tolist()
+    return rates
 
 
 def cost_figure(models: list[Measured]) -> Figure:
@@ -289,7 +290,7 @@ def group_figures(models: list[Measured]) -> list[Figure]:
     return figures
 
 
-def _bars(look: Look, groups: list[Group]) -> dict[str, Any]:
+def _bars(look: ModelLook, groups: list[Group]) -> dict[str, Any]:
     return {
         "type": "bar",
         "name": look.name,
@@ -327,13 +328,13 @@ def _with_interval(group: Group) -> str:
     return with_interval(group.accuracy, group.interval)
 
 
-def training_figures(runs: Sequence[tuple[Look, History]]) -> list[Figure]:
+def training_figures(runs: Sequence[tuple[ModelLook, History]]) -> list[Figure]:
     """Training curves of all runs over each other: the loss, its terms and the test accuracy.
 
     A thin line shows the records as they are, a thick one their moving mean. Evaluations are few
     and exact, so they are not smoothed.
     """
-    figures = []
+    figures: list[Figure] = []
     for key in _curve_keys(runs):
         shown = [(own, history.curves[key]) for own, history in runs if key in history.curves]
         exact = key.endswith("/accuracy")
@@ -363,7 +364,7 @@ def training_figures(runs: Sequence[tuple[Look, History]]) -> list[Figure]:
     return figures
 
 
-def _curve_keys(runs: Sequence[tuple[Look, History]]) -> list[str]:
+def _curve_keys(runs: Sequence[tuple[ModelLook, History]]) -> list[str]:
     """Figures of the runs' metrics that are drawn: the loss, its terms, then the accuracies."""
     terms: dict[str, None] = {}
     accuracies: dict[str, None] = {}
@@ -388,13 +389,13 @@ def _lower(title: str) -> str:
     return title[:1].lower() + title[1:]
 
 
-def _exact(own: Look, steps_N: Floats, values_N: Floats) -> list[dict[str, Any]]:
+def _exact(own: ModelLook, steps_N: Floats, values_N: Floats) -> list[dict[str, Any]]:
     trace = curve_trace(own, steps_N.tolist(), values_N.tolist())
     mode = "lines+markers" if len(steps_N) <= MAX_MARKED else "lines"
     return [trace | {"mode": mode, "hovertemplate": "step %{x}: %{y:.4g}"}]
 
 
-def _smoothed(own: Look, steps_N: Floats, values_N: Floats) -> list[dict[str, Any]]:
+def _smoothed(own: ModelLook, steps_N: Floats, values_N: Floats) -> list[dict[str, Any]]:
     """The raw line, which the legend does not list, and the smoothed one above it."""
     step, raw = extremes(steps_N, values_N)
     places = np.unique(np.linspace(0, len(values_N) - 1, MAX_RAW // 2).round().astype(int))
@@ -481,7 +482,7 @@ def map_figure(
     )
 
 
-def map_looks(places: dict[str, Any], people: dict[int, str]) -> list[tuple[Look, int]]:
+def map_looks(places: dict[str, Any], people: dict[int, str]) -> list[tuple[ModelLook, int]]:
     """The look and the label of each person in a map. They are the same in the maps of a set."""
     labels = dict.fromkeys(places["label"])
     return [(look(number, people[label]), label) for number, label in enumerate(labels)]

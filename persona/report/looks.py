@@ -43,7 +43,7 @@ _ID = re.compile(r"(?P<made>.+)-\d{8}-\d{6}-(?P<tail>[0-9a-f]{4})(?P<ema>-ema)?"
 
 
 @dataclass(frozen=True)
-class Look:
+class ModelLook:
     """How a model is named and drawn."""
 
     name: str
@@ -55,14 +55,14 @@ class Look:
     pattern: str = PATTERNS[0]
 
 
-def look(number: int, name: str) -> Look:
+def look(number: int, name: str) -> ModelLook:
     """The look with a number. Looks of numbers below 10 differ in colour, dash and symbol.
 
     Example:
         look(0, "small · e94f").colour  # "#0072B2"
     """
     turn = number + number // len(PALETTE)  # the second round combines colours and symbols anew
-    return Look(
+    return ModelLook(
         name,
         PALETTE[number % len(PALETTE)],
         DASHES[turn % len(DASHES)],

@@ -31,7 +31,7 @@ from persona.evaluation.statistics import Interval, verification_intervals
 from persona.extras import missing
 from persona.models.output import FaceNetwork, for_inference
 from persona.models.sources import NamedNetwork
-from persona.report.looks import Look
+from persona.report.looks import ModelLook
 
 WORST = 24
 """Most pairs shown of each kind of mistake."""
@@ -61,7 +61,7 @@ class Group:
 class Measured:
     """All that was measured of one network on one set."""
 
-    look: Look
+    look: ModelLook
     """Its short name and how it is drawn."""
     teacher: bool
     figures: PairFigures
@@ -114,7 +114,7 @@ def measure(
     faces: FaceSet,
     accelerator: Accelerator,
     *,
-    look: Look,
+    look: ModelLook,
     teacher: bool,
     size: int,
     cpu_ms: float,

@@ -15,7 +15,7 @@ from typing import Any
 
 from persona.extras import missing
 from persona.report.figures import Figure
-from persona.report.looks import LIGHTER, Look
+from persona.report.looks import LIGHTER, ModelLook
 
 SHAPES = {
     "circle": "M8 3a5 5 0 1 0 0 10a5 5 0 1 0 0-10z",
@@ -46,7 +46,7 @@ class PageTable:
 class ShownModel:
     """A model in the key of the page, which is the one place that names it in full."""
 
-    look: Look
+    look: ModelLook
     full: str
     role: str = ""
     """As `teacher`."""
@@ -56,7 +56,7 @@ class ShownModel:
 class CardRow:
     """What a card says of one model."""
 
-    look: Look
+    look: ModelLook
     text: str
     spread: str
     """95 % interval as text. Empty if there is none."""
@@ -100,14 +100,14 @@ class ShownFace:
 
 
 @dataclass(frozen=True)
-class Similarity:
+class ModelSimilarity:
     """What one model says of a pair of photos."""
 
-    look: Look
+    look: ModelLook
     score: float
     """Cosine similarity."""
     margin: float
-    """Similarity minus threshold."""
+    """ModelSimilarity minus threshold."""
     right: bool
     """Whether the pair was decided correctly."""
 
@@ -129,7 +129,7 @@ class FacePair:
     faces: list[ShownFace]
     margin: str
     """How far the similarity lies on the wrong side of the threshold, as text."""
-    similarities: list[Similarity]
+    similarities: list[ModelSimilarity]
     """Of all models."""
     names: str = ""
 
@@ -138,7 +138,7 @@ class FacePair:
 class Mistakes:
     """The worst false accepts and false rejects of a model."""
 
-    look: Look
+    look: ModelLook
     accepts_title: str
     accepts: list[FacePair]
     rejects_title: str
@@ -152,7 +152,7 @@ class MapPair:
     other: int
     """Key of the other photo."""
     same: bool
-    similarities: list[Similarity]
+    similarities: list[ModelSimilarity]
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class MapFaces:
 class Made:
     """How a model was made."""
 
-    look: Look
+    look: ModelLook
     facts: list[list[str]]
     """Rows of a name and a value."""
     config: str = ""
@@ -211,14 +211,14 @@ class Page:
     facts: list[list[str]]
     models: list[ShownModel] = field(default_factory=list)
     """All models and runs."""
-    measured: list[Look] = field(default_factory=list)
+    measured: list[ModelLook] = field(default_factory=list)
     """The models that were measured, in the order of every list of similarities."""
     verdicts: list[str] = field(default_factory=list)
     cards: list[FigureCard] = field(default_factory=list)
     plots: list[Section] = field(default_factory=list)
     faces: list[Mistakes] = field(default_factory=list)
     map_faces: MapFaces = field(default_factory=MapFaces)
-    map_legend: list[Look] = field(default_factory=list)
+    map_legend: list[ModelLook] = field(default_factory=list)
     """The people of the maps."""
     made: list[Made] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
@@ -289,7 +289,7 @@ def _render(template: str, scripts: tuple[str, ...], data: Any, **values: Any) -
     )
 
 
-def swatch(look: Look) -> dict[str, str]:
+def swatch(look: ModelLook) -> dict[str, str]:
     """What template and script draw of a look: its name, its colours and the path of its symbol."""
     dark = LIGHTER.get(look.colour, look.colour)
     return {"name": look.name, "colour": look.colour, "dark": dark, "path": SHAPES[look.symbol]}
