@@ -31,7 +31,7 @@ def test_labels_move_apart_no_further_than_they_must() -> None:
     assert spread_labels([100, 100], 20, 400) == [90, 110]
     assert spread_labels([0, 5, 390, 400], 20, 400) == [0, 20, 380, 400]
     many = spread_labels(np.linspace(200, 210, 40).tolist(), 17, 400)
-    assert (min(many), max(many)) == (pytest.approx(0), pytest.approx(400))
+    assert min(many) == pytest.approx(0) and max(many) == pytest.approx(400)
 
 
 def test_ten_lines_have_ten_styles_and_ten_labels() -> None:
@@ -71,7 +71,7 @@ def test_formats(tmp_path: Path, form: str) -> None:
     if form == "png":
         image = Image.open(io.BytesIO(data))
         assert image.size == (3 * width, 3 * height)
-        assert len(image.convert("RGB").getcolors(2**24)) > 50
+        assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 50
     elif form == "pdf":
         assert data.startswith(b"%PDF") and len(re.findall(rb"/Type /Page\b", data)) == 1
         assert b"/Font" in data  # text stays text

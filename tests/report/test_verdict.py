@@ -82,8 +82,18 @@ def measured(number: int, name: str, wrong: int, cpu_ms: float, *, teacher: bool
     figures = scores.figures(FARS, decided)
     nothing: Any = None
     return Measured(
-        *(look(number, name), teacher, figures, {"accuracy": Interval(0.9, 1.0)}, "pairs"),
-        *(scores, decided, [], nothing, 1000 * (number + 1), 4000, cpu_ms),
+        look=look(number, name),
+        teacher=teacher,
+        figures=figures,
+        intervals={"accuracy": Interval(0.9, 1.0)},
+        resampled="pairs",
+        scores=scores,
+        decided=decided,
+        groups=[],
+        embedded=nothing,
+        parameters=1000 * (number + 1),
+        bytes=4000,
+        cpu_ms=cpu_ms,
     )
 
 
