@@ -185,7 +185,8 @@ def benchmark_command(
     mixed_precision: PrecisionOption = None,
     option: ValueOption = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Draw accuracy over experiences.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw accuracy over experiences, as .svg, .pdf or .png."),
     ] = None,
     shards: ShardsOption = None,
     cache: CacheOption = None,
@@ -227,6 +228,10 @@ def benchmark_command(
         note(text)
 
     from persona.learning.benchmark import benchmark, draw
+    from persona.report.plots import check_plot
+
+    if plot is not None and is_first():
+        check_plot(plot)
 
     found = benchmark(
         *(config, place),

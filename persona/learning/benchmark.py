@@ -28,7 +28,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import io
 import json
 import logging
 import time
@@ -47,7 +46,7 @@ from persona.config import NOT_LEARNED, LearnConfig, to_dict
 from persona.data.ensembles import Reader
 from persona.data.sets import FaceSet, open_set
 from persona.errors import PersonaError
-from persona.files import folder_lock, read_json, write_atomically, write_json
+from persona.files import folder_lock, read_json, write_json
 from persona.learning import metrics
 from persona.learning.learner import Learner
 from persona.learning.means import ClassMeans
@@ -59,7 +58,7 @@ from persona.learning.stream import Experience, build_experience, in_groups, in_
 from persona.models import store
 from persona.models.cards import Card, find_model
 from persona.models.student import Student, without_head
-from persona.report.plain import Curves
+from persona.report.plots import Line, line_plot, write_plot
 from persona.training.devices import agree, build_accelerator
 from persona.training.meter import NotFiniteError
 from persona.training.teacher import Teacher
@@ -425,14 +424,31 @@ def outside_before(found: dict[str, Any]) -> dict[str, float]:
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """Draws the accuracy on all identities so far by experience, one line per method, as PNG."""
-    lines = {
-        method: np.mean([r["seen"] for r in found["runs"] if r["method"] == method], 0).tolist()
-        for method, figures in found["methods"].items()
-        if not figures["failed"]
-    }
+    """Draws the accuracy on all identities so far by experience, one line per method.
+
+    Args:
+        found: figures of `benchmark`. Methods that failed are left out.
+        path: an .svg, .pdf or .png file.
+
+    Raises:
+        PersonaError: every method failed, or the plot cannot be drawn (see `write_plot`).
+    """
     x = [float(number) for number in range(len(found["identities"]))]
-    curves = Curves("learning", ("experience", "accuracy on all so far"), x, lines)
-    buffer = io.BytesIO()
-    curves.image().save(buffer, "PNG")
-    write_atomically(path, buffer.getvalue())
+    lines = []
+    for method, figures in found["methods"].items():
+        if figures["failed"]:
+            continue
+        seen = np.mean([run["seen"] for run in found["runs"] if run["method"] == method], 0)
+        spread = figures["final_std"]
+        note = f"{seen[-1]:.3f}" + ("" if spread is None else f" ± {spread:.3f}")
+        lines.append(Line(method, x, seen.tolist(), note))
+    if not lines:
+        raise PersonaError(f"every method failed, so there is nothing to draw in {path}")
+    chance = (1 / np.cumsum(found["identities"])).tolist()
+    figure = line_plot(
+        *("Accuracy of learning methods", lines),
+        ("experience (0 is the base)", "accuracy on all people so far"),
+        Line("chance", x, chance),
+    )
+    figure.layout["xaxis"]["dtick"] = 1
+    write_plot(figure, path)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,18 +28,21 @@ from persona.models.cards import Card
 from persona.models.public import public, public_card
 from persona.models.sources import Source, known_names, known_source, load_network, spell
 from persona.names import legible, public_name
+from persona.registry import BACKBONES
+from persona.report.faces import map_faces, mistakes
 from persona.report.figures import (
     Figure,
     cost_figure,
-    curve_figures,
     det_figure,
     group_figures,
     histogram_figure,
     map_figure,
+    map_looks,
     roc_figure,
-    with_interval,
+    training_figures,
 )
 from persona.report.history import CONFIG, History, read_history
+from persona.report.looks import ModelLook, look, short_names
 from persona.report.measure import (
     MAP_PEOPLE,
     MAP_PHOTOS,
@@ -48,10 +51,10 @@ from persona.report.measure import (
     Measured,
     embedding_map,
     measure,
-    read_faces,
     time_on_cpu,
 )
-from persona.report.page import FacePair, Made, Mistakes, Page, PageTable, Section, ShownFace
+from persona.report.page import Made, MapFaces, Page, Section, ShownModel
+from persona.report.verdict import cards, headline, verdicts
 from persona.workspace import Workspace
 
 
@@ -67,12 +70,13 @@ class Entry:
     """Card of the model, if it has one."""
     history: History | None
     """History of the run, if its folder is here."""
+    look: ModelLook = field(default_factory=lambda: look(0, ""))
+    """Its short name and how it is drawn."""
 
     @property
     def title(self) -> str:
-        """Name on the page. For a file it is the file's name without its folder."""
-        name = self.name if self.source is None else self.source.title(self.name)
-        return f"{name} (teacher)" if self.teacher else name
+        """Full name. For a file it is the file's name without its folder."""
+        return self.name if self.source is None else self.source.title(self.name)
 
     @property
     def has_network(self) -> bool:
@@ -92,7 +96,12 @@ def find_entries(names: Sequence[str], teacher: str | None, place: Workspace) ->
     if teacher is not None:
         found = _find(teacher, place)
         entries.append(replace(found, teacher=True))
-    return entries
+    untrained = [entry.name for entry in entries if entry.card is None and entry.name in BACKBONES]
+    short = short_names([entry.title for entry in entries], untrained)
+    return [
+        replace(entry, look=look(number, name))
+        for number, (entry, name) in enumerate(zip(entries, short, strict=True))
+    ]
 
 
 def _find(name: str, place: Workspace) -> Entry:
@@ -151,7 +160,7 @@ def build_page(
         models.append(
             measure(
                 *(named, faces, accelerator),
-                title=entry.title,
+                look=entry.look,
                 teacher=entry.teacher,
                 size=weights_bytes(entry, place, named.network.count_parameters()),
                 cpu_ms=cpu_ms,
@@ -160,18 +169,48 @@ def build_page(
             )
         )
     people = _people(manifest, names)
-    plots = [section for section in _sections(models, people) if section.figures]
+    maps = [embedding_map(model.embedded) for model in models]
+    figures = [
+        figure
+        for number, (model, places) in enumerate(zip(models, maps, strict=True))
+        if (figure := map_figure(number, model.name, places, people))
+    ]
+    keys = {key for places in maps for key in places["key"]}
+    sections = [*_sections(models, figures), _training(entries)]
+    teachers = _teachers(measured)
     return Page(
         set=manifest.name,
         summary=_summary(models, manifest),
-        headline=_headline(models),
+        headline=headline(models),
         facts=_facts(manifest),
-        plots=plots,
-        faces=_mistakes(models, faces, people if names else None),
-        made=[_made(number, entry, place) for number, entry in enumerate(entries)],
+        models=[ShownModel(entry.look, entry.title, _role(entry)) for entry in entries],
+        measured=[model.look for model in models],
+        verdicts=verdicts(models, manifest.name, teachers) if models else [],
+        cards=cards(models) if models else [],
+        plots=[section for section in sections if section.figures],
+        faces=mistakes(models, faces, people if names else None),
+        map_faces=map_faces(models, keys, faces, people) if keys else MapFaces(),
+        map_legend=[own for own, _ in map_looks(maps[0], people)] if figures else [],
+        made=[_made(entry, place) for entry in entries],
         notices=[*_collapses(models), *_notices(entries)],
         remarks=_remarks(models),
     )
+
+
+def _role(entry: Entry) -> str:
+    if entry.teacher:
+        return "teacher"
+    return "" if entry.has_network else "no model yet"
+
+
+def _teachers(entries: list[Entry]) -> dict[str, str]:
+    """Short name of the teacher of each student, where both are shown."""
+    shown = {entry.name: entry.look.name for entry in entries}
+    return {
+        entry.look.name: shown[entry.card.teacher]
+        for entry in entries
+        if entry.card is not None and entry.card.teacher in shown
+    }
 
 
 def weights_bytes(entry: Entry, place: Workspace, parameters: int | None) -> int:
@@ -199,28 +238,6 @@ def _summary(models: list[Measured], manifest: Manifest) -> str:
         f"{photos}; {figures.pairs:,} pairs, {figures.impostors:,} of them impostor, in "
         f"{len(figures.folds)} folds. The threshold of a fold is chosen on the others."
     )
-
-
-def _headline(models: list[Measured]) -> PageTable:
-    if not models:
-        return PageTable([], [])
-    rows: list[list[str]] = [
-        ["accuracy", *(_figure(model, "accuracy") for model in models)],
-        ["AUC", *(_figure(model, "auc") for model in models)],
-        ["EER", *(_figure(model, "eer") for model in models)],
-    ]
-    for far in models[0].figures.tar_at_far:
-        tars = [(m.figures.tar_at_far[far], m.intervals.get(f"tar@{far}")) for m in models]
-        rows.append([f"TAR at FAR {far}", *(with_interval(*tar) for tar in tars)])
-    sizes = ["unknown" if m.parameters is None else f"{m.parameters:,}" for m in models]
-    rows.append(["parameters", *sizes])
-    rows.append(["size of the file", *(f"{m.bytes:,} bytes" for m in models)])
-    rows.append(["CPU ms/face", *(f"{m.cpu_ms:.1f}" for m in models)])
-    return PageTable(["figure", *(model.name for model in models)], rows)
-
-
-def _figure(model: Measured, name: str) -> str:
-    return with_interval(getattr(model.figures, name), model.intervals.get(name))
 
 
 def _remarks(models: list[Measured]) -> list[str]:
@@ -263,13 +280,9 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def _sections(models: list[Measured], people: dict[int, str]) -> list[Section]:
+def _sections(models: list[Measured], maps: list[Figure]) -> list[Section]:
     if not models:
         return []
-    maps: list[Figure] = []
-    for number, model in enumerate(models):
-        figure = map_figure(number, model.name, embedding_map(model.embedded), people)
-        maps += [figure] if figure else []
     return [
         Section("curves", "ROC and DET", [roc_figure(models), det_figure(models)]),
         Section("cost", "Accuracy and cost", [cost_figure(models)] if len(models) > 1 else []),
@@ -289,62 +302,23 @@ def _sections(models: list[Measured], people: dict[int, str]) -> list[Section]:
     ]
 
 
+def _training(entries: list[Entry]) -> Section:
+    runs = [(entry.look, entry.history) for entry in entries if entry.history is not None]
+    several = " Losses of different recipes do not compare." if len(runs) > 1 else ""
+    return Section(
+        "training",
+        "Training curves",
+        training_figures(runs),
+        f"Thin lines are the records as they are, thick ones their moving mean.{several}",
+    )
+
+
 def _mapped(model: Measured) -> str:
     """Text that says whose photos a map shows, and how many."""
     people = len(np.unique(model.embedded.labels))
     most = f"the {MAP_PEOPLE} people with the most"
     who = most if people > MAP_PEOPLE else f"all {people} people"
     return f"Photos of {who}, at most {MAP_PHOTOS} of each"
-
-
-def _mistakes(
-    models: list[Measured], faces: FaceSet, people: dict[int, str] | None
-) -> list[Mistakes]:
-    """The worst pairs of each model, with the names of the people if `people` is given."""
-    places = {
-        (model.name, genuine): model.worst(genuine=genuine)
-        for model in models
-        for genuine in (False, True)
-    }
-    keys: set[int] = set()
-    for model in models:
-        for genuine in (False, True):
-            chosen = places[model.name, genuine]
-            for column in (model.scores.key_a, model.scores.key_b):
-                keys |= {int(key) for key in column[chosen]}
-    jpegs = read_faces(faces, keys)
-
-    def pair(model: Measured, place: int) -> FacePair:
-        scores = model.scores
-        own = [int(scores.key_a[place]), int(scores.key_b[place])]
-        labels = [int(scores.identity_a[place]), int(scores.identity_b[place])]
-        names = " / ".join(dict.fromkeys(people[label] for label in labels)) if people else ""
-        faces = [
-            ShownFace(jpegs[key], f"Face of photo {key}" + (f", {people[label]}" if people else ""))
-            for key, label in zip(own, labels, strict=True)
-        ]
-        return FacePair(faces, f"{scores.score[place]:.3f}", names)
-
-    def title(model: Measured, genuine: bool) -> str:
-        wrong = int((~model.decided.right & (model.scores.same == genuine)).sum())
-        shown = len(places[model.name, genuine])
-        kind = (
-            "False rejects: one person, taken for two"
-            if genuine
-            else ("False accepts: two people, taken for one")
-        )
-        return f"{kind} ({shown} of {wrong})" if wrong else kind
-
-    return [
-        Mistakes(
-            model.name,
-            title(model, genuine=False),
-            [pair(model, place) for place in places[model.name, False]],
-            title(model, genuine=True),
-            [pair(model, place) for place in places[model.name, True]],
-        )
-        for model in models
-    ]
 
 
 def _collapses(models: list[Measured]) -> list[str]:
@@ -362,11 +336,11 @@ def _notices(entries: list[Entry]) -> list[str]:
             lines = "line" if history.damaged == 1 else "lines"
             told.append(f"{history.damaged} damaged {lines} of its metrics left out.")
         if told:
-            notices.append(f"{entry.title}: {' '.join(told)}")
+            notices.append(f"{entry.look.name}: {' '.join(told)}")
     return notices
 
 
-def _made(number: int, entry: Entry, place: Workspace) -> Made:
+def _made(entry: Entry, place: Workspace) -> Made:
     facts: list[list[str]] = []
     if entry.card is not None:
         card = public_card(entry.card)
@@ -391,8 +365,7 @@ def _made(number: int, entry: Entry, place: Workspace) -> Made:
         facts.append(["run", entry.history.told])
     config = entry.card.config if entry.card else entry.history.config if entry.history else {}
     text = yaml.safe_dump(public(config), sort_keys=False, allow_unicode=True) if config else ""
-    curves = [] if entry.history is None else curve_figures(number, entry.title, entry.history)
-    return Made(entry.title, facts, text, curves)
+    return Made(entry.look, facts, text)
 
 
 def _facts(manifest: Manifest) -> list[list[str]]:

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from persona.data.stream import build_loader
 from persona.data.transforms import normalise
 from persona.evaluation.embed import Embedded
 from persona.evaluation.groups import as_number, group_figures, groups_of
-from persona.evaluation.metrics import FARS, Folds, PairFigures
+from persona.evaluation.metrics import FARS, Floats, Folds, PairFigures
 from persona.evaluation.pairs import PairScores, score_pairs
 from persona.evaluation.protocols import Subject, check_measure
 from persona.evaluation.protocols.verification import VerificationOptions
@@ -30,6 +31,7 @@ from persona.evaluation.statistics import Interval, verification_intervals
 from persona.extras import missing
 from persona.models.output import FaceNetwork, for_inference
 from persona.models.sources import NamedNetwork
+from persona.report.looks import ModelLook
 
 WORST = 24
 """Most pairs shown of each kind of mistake."""
@@ -59,7 +61,8 @@ class Group:
 class Measured:
     """All that was measured of one network on one set."""
 
-    name: str
+    look: ModelLook
+    """Its short name and how it is drawn."""
     teacher: bool
     figures: PairFigures
     intervals: dict[str, Interval | None]
@@ -78,18 +81,28 @@ class Measured:
     """Message that the network has collapsed. None if it has not."""
 
     @property
+    def name(self) -> str:
+        """Short name."""
+        return self.look.name
+
+    @property
     def threshold(self) -> float:
         """Median of the folds' cosine thresholds."""
         return float(np.median(self.decided.thresholds))
+
+    @cached_property
+    def margins(self) -> Floats:
+        """(P,) score of each pair minus the threshold of its fold."""
+        fold = np.searchsorted(self.decided.numbers, self.scores.fold)
+        margin: Floats = self.scores.score - self.decided.thresholds[fold]
+        return margin
 
     def worst(self, *, genuine: bool) -> list[int]:
         """Places of the `WORST` wrongly decided pairs, the furthest from their threshold first.
 
         With `genuine` they are false rejects, otherwise false accepts.
         """
-        fold = np.searchsorted(self.decided.numbers, self.scores.fold)
-        beyond = self.scores.score - self.decided.thresholds[fold]
-        beyond = -beyond if genuine else beyond
+        beyond = -self.margins if genuine else self.margins
         wrong = ~self.decided.right & ~self.scores.failed & (self.scores.same == genuine)
         places = np.flatnonzero(wrong)
         order = np.argsort(-beyond[places], kind="stable")[:WORST]
@@ -101,7 +114,7 @@ def measure(
     faces: FaceSet,
     accelerator: Accelerator,
     *,
-    title: str,
+    look: ModelLook,
     teacher: bool,
     size: int,
     cpu_ms: float,
@@ -115,7 +128,7 @@ def measure(
         named: the network, on the accelerator's device.
         faces: the packed set.
         accelerator: device and processes.
-        title: name of the network on the page.
+        look: short name of the network and how it is drawn.
         teacher: whether the network is shown as the teacher.
         size: size of the network's file in bytes.
         cpu_ms: time per face from `time_on_cpu`, in ms.
@@ -133,7 +146,7 @@ def measure(
     decided = scores.decide()
     units = scores.units()
     return Measured(
-        name=title,
+        look=look,
         teacher=teacher,
         figures=scores.figures(FARS, decided),
         intervals=verification_intervals(scores.curve(decided), units, resamples=resamples),
@@ -145,7 +158,7 @@ def measure(
         parameters=named.network.count_parameters(),
         bytes=size,
         cpu_ms=cpu_ms,
-        collapse=tell_collapse(title, subject.spread, f"set {faces.name}")
+        collapse=tell_collapse(look.name, subject.spread, f"set {faces.name}")
         if has_collapsed(subject.spread)
         else None,
     )
@@ -215,15 +228,15 @@ def embedding_map(
     It shows the `identities` people with the most photos, and at most `photos` of each.
 
     Returns:
-        Lists `x` and `y` of coordinates and `label` of class indices, all of length N. They are
-        empty if there are fewer than 6 photos.
+        Lists `x` and `y` of coordinates, `label` of class indices and `key` of photos, all of
+        length N. They are empty if there are fewer than 6 photos.
     """
     labels = embedded.labels[:, 0]
     found, counts = np.unique(labels, return_counts=True)
     chosen = found[np.argsort(-counts, kind="stable")[:identities]]
     rows = np.concatenate([np.flatnonzero(labels == label)[:photos] for label in chosen])
     if len(rows) < 6:
-        return {"x": [], "y": [], "label": []}
+        return {"x": [], "y": [], "label": [], "key": []}
     try:
         from sklearn.manifold import TSNE
     except ImportError:
@@ -232,4 +245,9 @@ def embedding_map(
     perplexity = min(30.0, (len(rows) - 1) / 3)
     tsne = TSNE(perplexity=perplexity, metric="cosine", init="random", random_state=0)
     place = tsne.fit_transform(embedded.embeddings[rows, 0].astype(np.float64))
-    return {"x": place[:, 0].tolist(), "y": place[:, 1].tolist(), "label": labels[rows].tolist()}
+    return {
+        "x": place[:, 0].tolist(),
+        "y": place[:, 1].tolist(),
+        "label": labels[rows].tolist(),
+        "key": embedded.keys[rows].tolist(),
+    }

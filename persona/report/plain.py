@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from persona.evaluation.metrics import Bools, Floats
-from persona.report.figures import PALETTE, histogram, roc_traces
+from persona.report.figures import histogram, roc_traces
+from persona.report.looks import PALETTE
 
 WIDTH_PX, HEIGHT_PX, MARGIN_PX = 640, 420, 48
 LEGEND_COLUMNS = 4

@@ -450,16 +450,31 @@ def test_two_processes_learn_as_one_run(home: Path, known: str, method: str) -> 
 BENCHMARK = ("learn", "benchmark", "--on", NEW, "--steps", "2", "-b", "8", "--memory", "8")
 
 
-def test_the_benchmark(home: Path, student: str, tmp_path: Path) -> None:
-    plot = tmp_path / "plot.png"
+def test_the_benchmark(
+    home: Path, student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr("persona.report.plots.check_plot", drawn.append)
+    monkeypatch.setattr("persona.learning.benchmark.write_plot", lambda *plot: drawn.append(plot))
+    plot = tmp_path / "plot.svg"
     options = ["--student", student, "--methods", "finetune,ncm", "--seeds", "2"]
     options += ["--experiences", "2", "--hold-out", "0.4", "--test-set", "lfw", "--plot", str(plot)]
     found = persona_here(*BENCHMARK, *options, home=home)
+    checked, (figure, path) = drawn  # checked before the first step
+    assert checked == path == plot
+    chance, *lines = figure.traces
+    assert [line["name"] for line in lines] == ["finetune", "ncm"]
+    assert chance["y"] == pytest.approx([1 / 3, 1 / 4, 1 / 6])
+    for line in lines:
+        seen = [run_["seen"] for run_ in found["runs"] if run_["method"] == line["name"]]
+        assert line["y"] == pytest.approx([sum(column) / 2 for column in zip(*seen, strict=True)])
+    final = found["methods"]["ncm"]
+    label = f"<b>ncm</b> {final['final']:.3f} ± {final['final_std']:.3f}"
+    assert figure.layout["annotations"][1]["text"] == label
     assert found["identities"] == [3, 1, 2]
     assert found["photos"] == {"train": [9, 3, 6], "test": [6, 2, 4]}
     assert found["steps"] == [4, 2, 2]  # as many an identity
     assert set(found["methods"]) == {"finetune", "ncm"}
-    assert plot.read_bytes()[:4] == b"\x89PNG"
     for run_ in found["runs"]:
         matrix = run_["accuracy"]
         assert [len(row) for row in matrix] == [3, 3, 3]
@@ -533,8 +548,12 @@ def test_a_method_that_fails_leaves_the_others(
     monkeypatch.setattr(Lwf, "step", broken)
     options = ["--student", student, "--experiences", "2", "--hold-out", "0.4", "--seeds", "1"]
     options += ["--test-set", "lfw", "--methods", "lwf,ncm", "--lr", "2e-3"]
+    drawn: list[Any] = []
     options += ["--plot", str(tmp_path / "plot.png")]
+    monkeypatch.setattr("persona.report.plots.check_plot", lambda _path: None)
+    monkeypatch.setattr("persona.learning.benchmark.write_plot", lambda *plot: drawn.append(plot))
     error = learn_error(*BENCHMARK, *options, home=home)
+    assert [trace["name"] for trace in drawn[0][0].traces] == ["chance", "ncm"]
     assert error == "1 of 2 runs failed (lwf over order 0): see why above"
     done = _here(app, (*BENCHMARK, *options), home)
     rows = dict(re.findall(r"^ +(lwf|ncm) +(\S+)", done.stdout, re.M))
@@ -546,7 +565,7 @@ def test_a_method_that_fails_leaves_the_others(
     assert found["methods"]["lwf"]["failed"] == [0]
     assert found["methods"]["lwf"]["final"] is None
     assert found["methods"]["ncm"]["failed"] == []
-    monkeypatch.undo()
+    monkeypatch.setattr(Lwf, "step", loss)
     assert persona_here(*BENCHMARK, *options, home=home)["failed"] == []  # it is run again
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,24 @@ from test_history import write_run
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
 from persona.errors import PersonaError
-from persona.report.browser import find_chromium, open_browser, print_page
+from persona.report.browser import find_chromium, open_browser, opened, print_page
 
 pytestmark = pytest.mark.heavy
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _chromium() -> None:
+def need_chromium() -> None:
+    """Fails in CI and skips elsewhere if there is no Chromium."""
     try:
         find_chromium()
     except PersonaError as error:
         if os.environ.get("CI"):
             pytest.fail(str(error))
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _chromium() -> None:
+    need_chromium()
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +59,14 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def browser() -> Iterator[Any]:
     with open_browser() as opened:
         yield opened
+
+
+WIDER = """[...document.querySelectorAll('body, body *')].filter((e) => (
+  e.getBoundingClientRect().right > innerWidth + 1 && e.checkVisibility()
+  && (e === document.body || !e.parentElement.closest('.scroll, svg, .skip'))))
+  .map((e) => e.outerHTML)
+  .concat(document.documentElement.scrollWidth > innerWidth ? ['the page'] : [])"""
+"""Elements that reach beyond the page, but for what a scrolled table holds."""
 
 
 def visit(browser: Any, report: Path, **options: Any) -> tuple[Any, list[str]]:
@@ -78,7 +92,7 @@ def test_it_is_drawn_whole(
     viewport = {"width": size_px[0], "height": size_px[1]}
     page, seen = visit(browser, report, viewport=viewport, color_scheme=scheme)
     count = page.evaluate("figures.length")
-    # ROC, DET, accuracy over cost, of two models scores and map, of the run loss and accuracy.
+    # ROC, DET, accuracy over cost, of two models scores and map, of all runs loss and accuracy.
     assert count == 9
     assert page.evaluate(
         "[...document.querySelectorAll('.canvas')].every(c => c.querySelector('.main-svg'))"
@@ -87,11 +101,86 @@ def test_it_is_drawn_whole(
     assert all(page.evaluate(f"[...document.querySelectorAll('.canvas')].map({drawn})"))
     faces = page.evaluate("[...document.querySelectorAll('.pairs img')].map(i => i.naturalWidth)")
     assert faces and min(faces) > 0
-    assert page.evaluate("document.documentElement.scrollWidth") <= size_px[0]
+    assert page.evaluate(WIDER) == []
+    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    page.wait_for_function("[...document.querySelectorAll('.main-svg')].every(s => s.clientWidth)")
+    assert page.evaluate(WIDER) == []
+    page.evaluate("scrollTo(0, 0)")
     shot = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("L"), np.float64)
     assert shot.std() > 5
     assert (np.median(shot) < 128) == (scheme == "dark")
     assert seen == []
+    page.close()
+
+
+def test_a_narrow_page_is_folded_and_what_is_cut_says_so(browser: Any, report: Path) -> None:
+    page, seen = visit(browser, report, viewport={"width": 390, "height": 844})
+    opened = "[...document.querySelectorAll('details.fold')].map(d => d.open)"
+    assert page.evaluate(opened)[0] and not any(page.evaluate(opened)[1:])
+    page.click("nav a[href='#maps']")
+    page.wait_for_function("document.querySelector('#maps details').open")
+    assert sum(page.evaluate(opened)) == 2
+    # A figure is as wide as its canvas, though it was drawn while its section was closed.
+    page.wait_for_function(
+        "(() => { const c = document.querySelector('[data-figure=map-0]');"
+        "return Math.abs(c.querySelector('.main-svg').clientWidth - c.clientWidth) < 2; })()"
+    )
+    table = page.locator("#headline .scroll")
+    hint = page.locator("#headline .hint")
+    assert table.evaluate("t => t.scrollWidth > t.clientWidth") and hint.is_visible()
+    table.evaluate("t => { t.scrollLeft = t.scrollWidth; }")
+    page.wait_for_function("!document.querySelector('#headline .scroll').matches('.cut')")
+    assert not hint.is_visible()
+    assert seen == []
+    page.close()
+
+
+def test_a_wide_page_has_all_sections_open_and_no_hint(browser: Any, report: Path) -> None:
+    page, _ = visit(browser, report, viewport={"width": 1280, "height": 900})
+    assert page.locator("details.fold:not([open])").count() == 0
+    assert not page.locator("#headline .hint").is_visible()
+    page.close()
+
+
+def test_a_map_shows_the_face_under_the_pointer_and_the_pairs_of_a_chosen_photo(
+    browser: Any, report: Path
+) -> None:
+    page, seen = visit(browser, report, viewport={"width": 1280, "height": 900})
+    page.locator("[data-figure=map-0]").scroll_into_view_if_needed()
+    point = page.locator("[data-figure=map-0] .point").first.bounding_box()
+    at = (point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
+    page.mouse.move(at[0] - 30, at[1])
+    page.mouse.move(*at, steps=5)
+    page.wait_for_selector("#tip img", state="visible")
+    shown = page.locator("#tip span").inner_text()
+    assert re.fullmatch(r"person \d, photo \d+", shown)
+    assert page.locator("#tip img").evaluate("i => i.naturalWidth") > 0
+    page.mouse.click(*at)
+    page.wait_for_selector("#chosen p img")
+    person, _, photo = shown.partition(", ")
+    assert page.locator("#chosen p").inner_text().startswith(f"{photo.capitalize()}, {person}: ")
+    # Rings in the maps of both models, and below them what both say of each pair.
+    assert page.evaluate("maps.every(m => canvas(m.id).data.at(-1).x.length === 1)")
+    pairs = page.locator("#chosen .pairs > li").count()
+    assert page.locator("#chosen .says li").count() == 2 * pairs
+    page.click("text=Next photo")
+    assert not page.locator("#chosen p").inner_text().startswith(f"{photo.capitalize()}, ")
+    assert page.locator("#maps .legend li").count() == 6
+    assert page.evaluate("maps.every(m => m.layout.showlegend === false)")
+    assert seen == []
+    page.close()
+
+
+def test_a_model_has_one_colour_everywhere(browser: Any, report: Path) -> None:
+    page, _ = visit(browser, report)
+    found = page.evaluate(
+        "data.models.map(m => figures.flatMap(f => f.traces).filter(t => t.name === m.name)"
+        ".map(t => t.marker.color === m.colour))"
+    )
+    assert len(found) == 2 and all(all(own) and len(own) >= 3 for own in found)
+    html = report.read_text()
+    visible = html.partition('<script type="application/json"')[0]
+    assert visible.count("<code>mobilenet_v3_large</code>") == 1
     page.close()
 
 
@@ -170,8 +259,35 @@ def test_on_paper_all_is_open_and_nothing_waits_for_a_click(browser: Any, report
     page.close()
 
 
+def test_paper_has_no_scrollbar_and_no_figure_over_two_pages(browser: Any, report: Path) -> None:
+    with opened(browser, report.read_text(), (703, 1000), media="print") as page:
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        scrolls = (
+            "e => getComputedStyle(e).overflowX !== 'visible' || e.scrollWidth > e.clientWidth"
+        )
+        boxes = "[...document.querySelectorAll('.scroll, pre')]"
+        assert page.evaluate(f"{boxes}.filter({scrolls}).map(e => e.outerHTML)") == []
+        plots = page.evaluate(
+            "[...document.querySelectorAll('.plot')].map((p) => [getComputedStyle(p).breakInside,"
+            "getComputedStyle(p.parentElement).display, p.offsetHeight, p.offsetWidth])"
+        )
+        assert len(plots) == 9
+        for inside, outside, height, width in plots:
+            assert (inside, outside) == ("avoid", "block")  # Chromium breaks grids anywhere
+            assert height < 340 and width > 600
+        legends = page.evaluate(
+            "[...document.querySelectorAll('.canvas')].map(c => [c.querySelector('.legend'),"
+            "c.querySelector('.xtick')]).filter(([l]) => l).map(([l, p]) => "
+            "l.getBoundingClientRect().top - p.getBoundingClientRect().bottom)"
+        )
+        assert legends and min(legends) > 0  # below the axis
+
+
 def test_pdf_and_png(browser: Any, report: Path) -> None:
     html = report.read_text()
-    assert print_page(browser, html, "pdf").startswith(b"%PDF")
+    pdf = print_page(browser, html, "pdf")
+    assert pdf.startswith(b"%PDF")
+    # Nine figures, at most three on a page, and pages for table, mistakes and config.
+    assert 6 <= len(re.findall(rb"/Type /Page\b", pdf)) <= 20
     image = Image.open(io.BytesIO(print_page(browser, html, "png")))
     assert image.width == 1100 and image.height > 2000

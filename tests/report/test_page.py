@@ -37,8 +37,21 @@ from persona.report.figures import (
     thin,
     with_interval,
 )
+from persona.report.looks import look
 from persona.report.measure import Group, measure, measure_groups
-from persona.report.page import Made, Page, PageTable, Section, encode_for_script, render
+from persona.report.page import (
+    CardRow,
+    FigureCard,
+    Made,
+    MapFaces,
+    Mistakes,
+    Page,
+    PageTable,
+    Section,
+    ShownModel,
+    encode_for_script,
+    render,
+)
 from persona.workspace import Workspace
 
 EVIL = "</script><img src=x onerror=alert(1)>\"'&"
@@ -46,22 +59,34 @@ EVIL = "</script><img src=x onerror=alert(1)>\"'&"
 
 def test_what_users_write_is_escaped() -> None:
     figure = Figure("evil", EVIL, EVIL, [{"name": EVIL}], {}, [EVIL], [[EVIL]])
+    evil = look(0, EVIL)
     page = Page(
         set=EVIL,
         summary=EVIL,
         headline=PageTable([EVIL], [[EVIL, EVIL]]),
         facts=[[EVIL, EVIL]],
-        plots=[Section("s", EVIL, [figure], EVIL)],
-        made=[Made(EVIL, [[EVIL, EVIL]], EVIL)],
+        models=[ShownModel(evil, EVIL, EVIL)],
+        measured=[evil],
+        verdicts=[EVIL] * 7,
+        cards=[
+            FigureCard(EVIL, [CardRow(evil, EVIL, EVIL, 0.5, best) for best in (True, False)], 0)
+        ],
+        plots=[Section("maps", EVIL, [figure], EVIL)],
+        faces=[Mistakes(evil, EVIL, [], EVIL, [])],
+        map_faces=MapFaces({1: EVIL}, {1: EVIL}),
+        map_legend=[evil],
+        made=[Made(evil, [[EVIL, EVIL]], EVIL)],
         notices=[EVIL],
         remarks=[EVIL],
     )
     html = render(page)
     assert "<img" not in html.split("<script>")[0]
     assert "onerror=alert(1)>" not in html.split("<script>")[0]
-    data = re.search(r'id="figures">(.*?)</script>', html, re.S)
-    assert data is not None
-    assert json.loads(data[1])[0]["title"] == EVIL
+    found = re.search(r'id="data">(.*?)</script>', html, re.S)
+    assert found is not None
+    data = json.loads(found[1])
+    assert data["figures"][0]["title"] == data["models"][0]["name"] == EVIL
+    assert data["map"]["people"] == {"1": EVIL}
 
 
 def test_nothing_is_fetched() -> None:
@@ -117,16 +142,27 @@ def build(home: Path, *names: str, teacher: str | None = None, people: bool = Fa
 
 def test_models_side_by_side_with_faces_and_no_names(home: Path) -> None:
     page = build(home, "mobilenet_v3_small", teacher="mobilenet_v3_large")
-    assert page.headline.columns == ["figure", "mobilenet_v3_small", "mobilenet_v3_large (teacher)"]
-    figures = {row[0]: row[1:] for row in page.headline.rows}
+    names = ["small · untrained", "large · untrained"]
+    assert page.headline.columns == ["figure", "chance", *names]
+    shown = [(model.look.name, model.full, model.role) for model in page.models]
+    fulls = ["mobilenet_v3_small", "mobilenet_v3_large"]
+    assert shown == list(zip(names, fulls, ["", "teacher"], strict=True))
+    figures = {row[0]: row[2:] for row in page.headline.rows}
     assert re.fullmatch(r"0\.\d{4}\n\[0\.\d{4}, [01]\.\d{4}\]", figures["accuracy"][0])
-    assert figures["TAR at FAR 0.001"] == ["not resolvable"] * 2
+    assert figures["TAR@FAR=1e-3"] == ["not resolvable"] * 2
+    (verdict,) = page.verdicts
+    assert verdict.startswith("small · untrained ") and "large · untrained" in verdict
+    assert [card.title for card in page.cards] == ["Accuracy", "AUC", "CPU ms/face"]
+    first = [row.look for row in page.cards[0].rows]
+    assert first == page.measured == [model.look for model in page.models]
     assert [section.id for section in page.plots] == ["curves", "cost", "scores", "maps"]
     texts = {section.id: section.text for section in page.plots}
     assert texts["maps"].startswith("Photos of all 6 people, at most 30 of each, laid out by t-SNE")
     titles = {figure.id: figure.title for section in page.plots for figure in section.figures}
     assert titles["cost"] == "Accuracy over CPU time per face"
-    assert any(mistakes.accepts or mistakes.rejects for mistakes in page.faces)
+    wrong = [pair for mistakes in page.faces for pair in (*mistakes.accepts, *mistakes.rejects)]
+    assert wrong and all(len(pair.similarities) == 2 for pair in wrong)
+    assert len(page.map_faces.faces) == 24 and set(page.map_faces.pairs) <= set(range(24))
     assert all(float(cell) > 0 for cell in figures["CPU ms/face"])
     assert "Person_" not in render(page)
     named = build(home, "mobilenet_v3_small", people=True)
@@ -152,7 +188,7 @@ def test_worst_pairs_are_wrong_and_sorted(lfw_set: Packed, tmp_path: Path) -> No
 
     measured = measure(
         *(network, open_set("lfw", place.shards), Accelerator(cpu=True)),
-        title="m",
+        look=look(0, "m"),
         teacher=False,
         size=1,
         cpu_ms=1.0,
@@ -177,6 +213,7 @@ def test_worst_pairs_are_wrong_and_sorted(lfw_set: Packed, tmp_path: Path) -> No
 def test_group_figures_have_a_row_a_bar(lfw_set: Packed, tmp_path: Path) -> None:
     class Fake:
         name = "m"
+        look = look(0, "m")
         groups = (Group("g", "a", 5, 0.8, Interval(0.7, 0.9)), Group("g", "b", 5, 0.5, None))
 
     (figure,) = group_figures([Fake()])  # type: ignore[list-item]
@@ -190,11 +227,12 @@ def test_the_det_curve_tells_of_a_model_without_errors() -> None:
 
     def fake(name: str, scores: list[float]) -> SimpleNamespace:
         pairs = SimpleNamespace(score=np.array(scores), same=same)
-        return SimpleNamespace(name=name, scores=pairs, figures=SimpleNamespace(eer=0.0))
+        own = look(0, name)
+        return SimpleNamespace(name=name, look=own, scores=pairs, figures=SimpleNamespace(eer=0.0))
 
     models = [fake("a", [0.9, 0.8, 0.2, 0.1]), fake("b", [0.9, 0.1, 0.9, 0.1])]
     figure = det_figure(models)  # type: ignore[arg-type]
-    assert [trace["name"] for trace in figure.traces] == ["a", "b: no errors"]
+    assert [trace["name"] for trace in figure.traces] == ["a", "b: no errors", "chance"]
     assert figure.traces[1]["x"] == [None]  # it has its line in the legend
 
 
@@ -204,8 +242,9 @@ def test_a_run_without_a_model_gets_a_report_that_says_so(home: Path) -> None:
     page = build(home, "r1")
     assert "stopped in epoch 1 of 3" in page.notices[0]
     assert len(page.notices) == 1 and "1 damaged line" in page.notices[0]
-    assert page.plots == [] and [figure.id for figure in page.made[0].curves] == ["loss-0"]
-    assert 'data-figure="loss-0"' in render(page)
+    assert [section.id for section in page.plots] == ["training"]
+    assert [figure.title for figure in page.plots[0].figures] == ["Loss"]
+    assert 'data-figure="training-0"' in render(page)
     assert "No model to measure yet." in render(page)
 
 
