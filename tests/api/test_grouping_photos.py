@@ -134,7 +134,8 @@ def test_groups_are_named_and_enrolled(loaded: persona.Model, photos: Path) -> N
     other = ("--name", "2=Ada", "--enroll", "--store", str(photos.parent / "other.db"))
     error = persona_error_here(*split[:-2], *other, home=photos.parent)
     assert "1 of 1 people are not enrolled" in error
-    assert members(group(loaded, photos, "--out", str(out))) == {1: ["a.jpg", "b.jpg", "c.png"]}
+    (joined,) = members(group(loaded, photos, "--out", str(out))).values()
+    assert sorted(joined) == ["a.jpg", "b.jpg", "c.png"]
     shutil.move(photos / "below", photos.parent / "elsewhere")
     kept = ("--out", str(out), "--model", loaded.name)
     home = photos.parent
