@@ -21,6 +21,7 @@ Then `attic:NAME` works wherever the name of a network does.
 from __future__ import annotations
 
 import contextlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -409,6 +410,41 @@ class _OwnModels(_Models):
         return read_classes(self.card(name, models), models)
 
 
+class _Folders(_OwnModels):
+    """Folders of single models outside the store, as `sent/small`."""
+
+    shown = "DIR/NAME"
+
+    def has(self, name: str, models: Path) -> bool:
+        return os.sep in name and (user_path(name) / CARD).is_file()
+
+    def names(self, models: Path) -> list[str]:
+        return [self.shown]
+
+    def full_name(self, name: str) -> str:
+        return str(user_path(name).resolve())
+
+    def title(self, name: str) -> str:
+        return user_path(name).resolve().name
+
+    def card(self, name: str, models: Path) -> Card:
+        return super().card(*self._in_store(name))
+
+    def file(self, name: str, models: Path) -> Path | None:
+        return super().file(name, self._in_store(name)[1])
+
+    def identities(self, name: str, models: Path) -> tuple[str, ...]:
+        return read_classes(self.card(name, models), self._in_store(name)[1])
+
+    def open(self, name: str, models: Path) -> NamedNetwork:
+        return super().open(name, self._in_store(name)[1])
+
+    def _in_store(self, name: str) -> tuple[str, Path]:
+        """The model's ID, and its parent folder as a store."""
+        folder = user_path(name).resolve()
+        return folder.name, folder.parent
+
+
 class _Zoo(_Models):
     """Students that are shipped with Persona. Their cards name no identities."""
 
@@ -422,8 +458,10 @@ class _Zoo(_Models):
         return shipped_card(name)
 
 
-ONNX, OWN = _OnnxFiles(), _OwnModels()
-SOURCES: list[Source] = [ONNX, _LitertFiles(), _Hub(), _Facenets(), _Untrained(), OWN, _Zoo()]
+ONNX, OWN, FOLDERS = _OnnxFiles(), _OwnModels(), _Folders()
+SOURCES: list[Source] = [
+    *(ONNX, _LitertFiles(), _Hub(), _Facenets(), _Untrained(), FOLDERS, OWN, _Zoo())
+]
 """All sources, in the order in which they are asked."""
 
 
@@ -515,10 +553,9 @@ def student_card(name: str, models: Path) -> tuple[Card, Path]:
     Raises:
         PersonaError: the name is unknown, or is that of another kind of network.
     """
-    folder = user_path(name)
-    if (folder / CARD).is_file():
-        return stored_card(folder.name, folder.parent.resolve()), folder.parent.resolve()
     source = source_of(name, models)
+    if source is FOLDERS:
+        return FOLDERS.card(name, models), user_path(name).resolve().parent
     if isinstance(source, _Hub):
         source.open(name, models)
         name, source = source.title(name), OWN

@@ -128,3 +128,28 @@ def test_resizing_is_torchs(size: int) -> None:
 def test_the_table_needs_no_torch() -> None:
     code = "import sys, persona.models.sources; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_folder_of_a_model_is_named_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from persona.models.store import save_model
+
+    monkeypatch.chdir(tmp_path)
+    student = Student(StudentConfig(width=0.35, embedding_size=16), 2)
+    facts = {"teacher": "none", "temperature": None, "epochs": 1, "score": None, "scores": {}}
+    facts |= {"train_set": "faces", "test_set": "none", "config": {}}
+    card = save_model(tmp_path / "sent", student, model_id="m1", classes=("a", "b"), **facts)
+    (tmp_path / "m1").symlink_to("sent/m1")  # a bare name is one of the store, not a folder here
+    store = tmp_path / "models"
+    source = source_of("sent/m1", store)
+    assert source.digest("sent/m1", store) == card.weights_sha256
+    assert source.identities("sent/m1", store) == ("a", "b")
+    assert source.title("sent/m1") == "m1"
+    assert source.full_name("sent/m1") == str(tmp_path / "sent" / "m1")
+    assert source.file("sent/m1", store) == tmp_path / "sent" / "m1" / card.weights
+    named = load_network(str(tmp_path / "sent" / "m1"), store)
+    assert torch.equal(named.network.state_dict()["last_bn.bias"], student.last_bn.bias)
+    for name in ("m1", "sent/m2"):
+        with pytest.raises(PersonaError, match=r"unknown model .* DIR/NAME"):
+            source_of(name, store)
