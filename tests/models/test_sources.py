@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,7 +138,13 @@ def test_a_folder_of_a_model_is_named_by_its_path(
 
     monkeypatch.chdir(tmp_path)
     student = Student(StudentConfig(width=0.35, embedding_size=16), 2)
-    facts = {"teacher": "none", "temperature": None, "epochs": 1, "score": None, "scores": {}}
+    facts: dict[str, Any] = {
+        "teacher": "none",
+        "temperature": None,
+        "epochs": 1,
+        "score": None,
+        "scores": {},
+    }
     facts |= {"train_set": "faces", "test_set": "none", "config": {}}
     card = save_model(tmp_path / "sent", student, model_id="m1", classes=("a", "b"), **facts)
     (tmp_path / "m1").symlink_to("sent/m1")  # a bare name is one of the store, not a folder here
