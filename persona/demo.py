@@ -54,8 +54,8 @@ SAME_SUMS = {
     "MKL_CBWR": "AVX2",
     "OMP_NUM_THREADS": "1",
 }
-"""Environment in which the libraries add numbers up in the same order on x86-64 processors with
-AVX2, so that the table is the same from run to run, however many cores there are."""
+"""Environment that holds the libraries to AVX2 and one thread a process, so that the order of sums
+depends little on the machine."""
 REPORT, SHEET = "report.html", "pairs.png"
 SHEET_PAIRS = 6
 """Pairs of one person on the sheet, and as many of two people."""

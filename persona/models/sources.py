@@ -570,9 +570,10 @@ def student_card(name: str, models: Path) -> tuple[Card, Path]:
 def known_licence(name: str, models: Path) -> str:
     """The condition of use on the card of a network. It is empty if there is no card here."""
     source = known_source(name, models)
-    title = name if source is None else source.title(name)
+    if isinstance(source, _Hub):  # pulled under its NAME
+        name = source.title(name)
     with contextlib.suppress(PersonaError):
-        return student_card(title, models)[0].licence
+        return student_card(name, models)[0].licence
     return ""
 
 

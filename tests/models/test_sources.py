@@ -22,6 +22,7 @@ from persona.models.sources import (
     NamedNetwork,
     Source,
     check_named,
+    known_licence,
     load_network,
     network_digest,
     source_of,
@@ -145,7 +146,7 @@ def test_a_folder_of_a_model_is_named_by_its_path(
         "score": None,
         "scores": {},
     }
-    facts |= {"train_set": "faces", "test_set": "none", "config": {}}
+    facts |= {"train_set": "faces", "test_set": "none", "config": {}, "licence": "research only"}
     card = save_model(tmp_path / "sent", student, model_id="m1", classes=("a", "b"), **facts)
     (tmp_path / "m1").symlink_to("sent/m1")  # a bare name is one of the store, not a folder here
     store = tmp_path / "models"
@@ -155,6 +156,8 @@ def test_a_folder_of_a_model_is_named_by_its_path(
     assert source.title("sent/m1") == "m1"
     assert source.full_name("sent/m1") == str(tmp_path / "sent" / "m1")
     assert source.file("sent/m1", store) == tmp_path / "sent" / "m1" / card.weights
+    assert known_licence("sent/m1", store) == "research only"
+    assert known_licence("onnx:sent/m1", store) == ""
     named = load_network(str(tmp_path / "sent" / "m1"), store)
     assert torch.equal(named.network.state_dict()["last_bn.bias"], student.last_bn.bias)
     for name in ("m1", "sent/m2"):
