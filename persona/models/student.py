@@ -71,12 +71,14 @@ class Student(FaceNetwork):
         self.backbone, channels = _backbone(config, image_size).build()
         self.channels = channels
         self.pool: nn.Module = nn.AdaptiveAvgPool2d(1)
-        self.last_linear: nn.Module = nn.Linear(channels, self.embedding_size, bias=False)
         if config.pooling == "depthwise":
             self.pool = _depthwise_pooling(channels, self.maps_side())
-        elif config.pooling == "full":
+        self.last_linear: nn.Module
+        if config.pooling == "full":  # its pooling is the linear layer
             self.pool = _full_pooling(channels, self.maps_side(), self.embedding_size)
             self.last_linear = nn.Identity()
+        else:
+            self.last_linear = nn.Linear(channels, self.embedding_size, bias=False)
         self.last_bn = nn.BatchNorm1d(self.embedding_size, eps=BATCH_NORM_EPS)
         self.logits = ClassifierHead(self.embedding_size, num_classes, head)
         for module in self.modules():
