@@ -409,7 +409,7 @@ def compare(home: Path, plain: Plain, arguments: argparse.Namespace) -> dict[str
     kept = build_run(home, arguments, "kept")
     head = sum(
         1
-        for module in (kept.task.teacher.head, kept.task.teacher.network)
+        for module in (kept.trainer.task.teacher.head, kept.trainer.task.teacher.network)
         if module is not None
         for parameter in module.parameters()
         if parameter.shape[:1] == (CLASSES,) and parameter.ndim == 2
@@ -455,7 +455,7 @@ def compare(home: Path, plain: Plain, arguments: argparse.Namespace) -> dict[str
         "student": arguments.student,
         "batch_size": arguments.batch_size,
         "precision": arguments.precision,
-        "teacher_precision": str(online.task.teacher.dtype or torch.float32).removeprefix("torch."),
+        "teacher_precision": str(online.trainer.task.teacher.dtype or torch.float32).removeprefix("torch."),
         "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.ndimage import affine_transform, gaussian_filter
+from scipy.ndimage import affine_transform, gaussian_filter, maximum_filter
 
 from persona.config import STANDARD, AugmentConfig, from_dict, to_dict
 from persona.data.augmentations import AUGMENTATIONS, Augmentation, Column, Stage
@@ -33,6 +33,7 @@ from persona.errors import PersonaError
 NEW: dict[str, dict[str, Any]] = {
     "affine": {"rotation": 20, "scale": 0.2, "shift": 0.1},
     "blur": {"blur": 0.5},
+    "fill": {"fill": 0.5},
     "gamma": {"gamma": 1.0},
     "jpeg": {"jpeg": 0.5},
     "temperature": {"temperature": 60},
@@ -127,7 +128,8 @@ def test_drawn_columns_are_within_their_bounds_and_change_a_photo(name: str) -> 
     augment = AugmentConfig(strongest)
     views = draw_views(augment, 500, 1)
     assert sound_views(views, augment).all()
-    images = photos(1).expand(24, -1, -1, -1)
+    images = photos(1).repeat(24, 1, 1, 1)
+    images[:, :, :, :4] = 0  # something to fill
     assert (apply_views(images, views[:24], augment) != images).any()
     kept = apply_views(images, np.tile(identity_view(augment), (24, 1)), augment)
     assert torch.equal(kept, images.float())
@@ -214,6 +216,61 @@ def test_landmarks_follow_the_pixels_of_affine() -> None:
         centre = (seen[row] * place).sum() / mass, (seen[row] * place[:, None]).sum() / mass
         assert moved[row, 0].tolist() == pytest.approx([float(c) for c in centre], abs=0.1)
     assert moved[:, 5, 0].tolist() == pytest.approx([1, 1.4, 0.8, 1 / 0.8])
+
+
+def cut(angle: float, shift: float, *, brightness: float = 1.0) -> tuple[Any, Any]:
+    """Two photos that end inside of their crops, as uint8, and (64, 64) bool where they do."""
+    turn, place = np.radians(angle), np.mgrid[:64, :64] - 31.5
+    across = np.cos(turn) * place[1] - np.sin(turn) * place[0]
+    along = np.sin(turn) * place[1] + np.cos(turn) * place[0]
+    outside = (np.abs(across + shift) > 26) | (along > 20)
+    images = 40 + 0.8 * brightness * photos(2).float()
+    images[:, :, torch.from_numpy(outside)] = 0
+    return images.round().to(torch.uint8), outside
+
+
+@pytest.mark.parametrize(("angle", "shift"), [(0, 0), (0, 12), (9, 3), (-23, -5)])
+def test_fill_leaves_no_black_and_touches_nothing_else(angle: float, shift: float) -> None:
+    augment, (images, outside) = AugmentConfig(fill=1), cut(angle, shift)
+    seen = apply_views(images, np.tile(view(augment, fill=1), (2, 1)), augment).numpy()
+    assert seen.min() >= 40  # the darkest of the photos
+    near = maximum_filter(outside, 3)  # the decoder mixes the rim with black
+    assert np.array_equal(seen[:, :, ~near], images.numpy()[:, :, ~near])
+
+
+def test_fill_takes_the_colour_at_the_near_end_of_the_shortest_run() -> None:
+    augment = AugmentConfig(fill=1)
+    images = torch.full((1, 3, 64, 64), 60, dtype=torch.uint8)
+    images[:, 0, :, 20:] = 200
+    images[:, 1, :14] = 150
+    images[:, :, :10] = images[:, :, :, :16] = 0
+    seen = apply_views(images, view(augment, fill=1), augment)[0]
+    assert seen[:, 40, 4].tolist() == [60, 60, 60]  # from the right, 2 px behind the rim
+    assert seen[:, 2, 40].tolist() == [200, 150, 60]  # from below
+    assert torch.equal(seen[:, 14:, 20:], images[0, :, 14:, 20:].float())
+
+
+@pytest.mark.parametrize("kind", ["whole", "black", "night", "not chosen"])
+def test_fill_leaves_whole_dark_and_black_photos_alone(kind: str) -> None:
+    augment, (images, outside) = AugmentConfig(fill=1), cut(12, 4)
+    if kind == "whole":
+        images = photos(2).clamp(min=30)
+    elif kind == "black":
+        images.zero_()
+    elif kind == "night":  # what is dark is not black
+        images[:, :, torch.from_numpy(outside)] = 12
+    rows = np.tile(view(augment, fill=kind != "not chosen"), (2, 1))
+    assert torch.equal(apply_views(images, rows, augment), images.float())
+
+
+def test_fill_sees_through_the_noise_of_a_jpeg() -> None:
+    augment, (images, outside) = AugmentConfig(fill=1), cut(9, 3)
+    buffer = io.BytesIO()
+    Image.fromarray(images[0].permute(1, 2, 0).numpy()).save(buffer, "JPEG", quality=92)
+    stored = torch.from_numpy(np.array(Image.open(buffer))).permute(2, 0, 1)[None]
+    seen = apply_views(stored, view(augment, fill=1), augment)[0].amax(0).numpy()
+    assert (stored[0].amax(0).numpy()[outside] < 24).mean() > 0.9
+    assert (seen[outside] < 24).mean() < 0.01
 
 
 @pytest.mark.parametrize("sigma_px", [0.3, 0.8, 1.28])
