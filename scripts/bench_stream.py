@@ -2,7 +2,7 @@
 """How fast shards become batches: this project's stream against what one would use instead.
 
     python scripts/bench_stream.py [--quick] [--json]
-    ./scripts/bench_peers       # once: litdata, mosaicml-streaming and other decoders beside them
+    ./scripts/bench_peers loaders   # once: litdata, mosaicml-streaming, other decoders
 
 Side by side in one run, in turns, medians of several rounds; of each the first batches are dropped.
 Every loader reads the same drawn faces (160 px JPEGs) and gives shuffled batches of 128 as uint8.

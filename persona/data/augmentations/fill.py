@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DARK = 24
-"""Brightest channel of a pixel that may be outside. JPEG makes black near an edge a little lighter."""
+"""Brightest channel of a pixel that may be outside. JPEG makes black lighter near an edge."""
 BLACK = 4
 """Largest mean of the brightest channel outside. Dark hair and backgrounds are above it."""
 SMALLEST = 0.02
@@ -102,13 +102,13 @@ def _steps(light_BHW: Tensor) -> Tensor:
     import torch
 
     found = []
-    for dim, place in zip((2, 1), reversed(_grid(light_BHW)), strict=True):
-        place = place.to(torch.int16)
+    row, column = (place.to(torch.int16) for place in _grid(light_BHW))
+    for dim, place in ((2, column), (1, row)):
         first = torch.where(light_BHW, place, OUT_OF_SIGHT).amin(dim, keepdim=True)
         last = torch.where(light_BHW, place, -OUT_OF_SIGHT).amax(dim, keepdim=True)
         for inside, steps in ((place < first, first - place), (place > last, place - last)):
-            inside &= first < OUT_OF_SIGHT
-            found.append(torch.where(inside, steps + RIM - 1, OUT_OF_SIGHT))
+            ends = inside & (first < OUT_OF_SIGHT)
+            found.append(torch.where(ends, steps + RIM - 1, OUT_OF_SIGHT))
     return torch.stack(found)
 
 
