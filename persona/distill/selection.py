@@ -41,16 +41,18 @@ from persona.workspace import Workspace
 log = logging.getLogger(__name__)
 
 
-def check_test_set(student: NamedNetwork, manifest: Manifest) -> None:
-    """Checks that a student of the run can be evaluated on a test set.
+def check_test_set(student: NamedNetwork, manifest: Manifest) -> str:
+    """Checks that a student of the run can be evaluated on a test set; returns the protocol.
 
     Raises:
         PersonaError: it cannot.
     """
     try:
-        check_measure(default_measure(manifest), student, manifest)
+        measure = default_measure(manifest, named=student)
+        check_measure(measure, student, manifest)
     except PersonaError as error:
         raise PersonaError(f"--test-set: {error}; `none` goes without") from None
+    return measure
 
 
 class Selection:
@@ -78,6 +80,8 @@ class Selection:
         self.run, self.config, self.workspace = run, config, workspace
         self.train, self.classes, self.test = train, classes, test
         self.accelerator = run.accelerator
+        self.measure = ""
+        """The protocol of the test set. `check` finds it."""
 
     def check(self, student: Student) -> None:
         """Checks that the student can be evaluated on the test set, if there is one.
@@ -86,14 +90,14 @@ class Selection:
             PersonaError: it cannot.
         """
         if self.test is not None:
-            check_test_set(self._named(student), self.test.manifest)
+            self.measure = check_test_set(self._named(student), self.test.manifest)
 
     @property
     def chosen_by(self) -> str | None:
         """Name of the figure by which students are compared; None without a test set."""
         if self.test is None:
             return None
-        return PROTOCOLS.find(default_measure(self.test.manifest)).chosen_by
+        return PROTOCOLS.find(self.measure).chosen_by
 
     def choose(self, students: Mapping[str, Student], place: str) -> dict[str, float]:
         """Evaluates students and saves each that is the best of its kind so far.
@@ -134,6 +138,7 @@ class Selection:
             self._named(student),
             self.test,
             self.accelerator,
+            measure=self.measure,
             batch_size=self.config.batch_size,
             workers=self._workers,
         )
@@ -173,7 +178,7 @@ class Selection:
 
         All processes must call it.
         """
-        if self.config.tracker == "none" or self.test is None or not self.test.manifest.pairs:
+        if self.config.tracker == "none" or self.test is None or self.measure != "verification":
             return
         named, size = self._named(student), self.config.batch_size
         subject = Subject(

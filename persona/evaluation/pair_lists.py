@@ -1,4 +1,6 @@
-"""Reads a user's own list of pairs of a packed set: CSV, parquet, or LFW's pairs.txt layout.
+"""Pairs of a packed set that has none of its own: a user's list, or drawn from its identities.
+
+A list is a CSV or parquet file, or has the layout of LFW's pairs.txt.
 
 A CSV or parquet table has a header. Two paths are in the columns `a` and `b`, or in the first two
 columns. The column `label` (or `same`) is 1 for a genuine and 0 for an impostor pair. The column
@@ -12,18 +14,26 @@ set.
 from __future__ import annotations
 
 import csv
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from persona.data.raw.lfw import parse_pairs
+from persona.data.sets import FaceSet
 from persona.data.shards import FACELESS, Manifest, PairTable
 from persona.errors import PersonaError
 from persona.extras import missing
 from persona.files import LONGEST_LINE, bounded_lines, whole_number
 
 FOLDS = 10
+SEED = 0
+"""Seed of drawn pairs, so that all models are measured on the same ones."""
+DRAWN = 3000
+"""Genuine pairs, and as many impostor pairs, that are drawn where a set has no pairs."""
+LEAST_PEOPLE = 4
+"""Of whom pairs can be drawn: two folds of two people."""
 UNKNOWN = -1
 MAX_FOLD = 10**9
 SHOWN = 5
@@ -33,6 +43,8 @@ MAX_UNKNOWN = 0.5
 LABELS = dict.fromkeys(("1", "1.0", "true", "same"), True)
 LABELS |= dict.fromkeys(("0", "0.0", "false", "different"), False)
 
+Pair = tuple[int, int]
+"""The keys of two photos."""
 Row = tuple[int | None, bool, str, str]
 """The fold (None if the list has none), whether the pair is genuine, and the two paths."""
 
@@ -112,6 +124,90 @@ def cut_folds(same: np.ndarray[Any, np.dtype[np.bool_]], path: Path | str) -> An
     fold[same] = np.arange(genuine) * FOLDS // genuine
     fold[~same] = FOLDS - 1 - np.arange(impostor) * FOLDS // impostor
     return fold
+
+
+def pairs_of(faces: FaceSet, drawn: int = DRAWN) -> PairTable:
+    """The pairs of a set, or as many drawn genuine and impostor pairs if it has none.
+
+    Raises:
+        PersonaError: the set's pairs cannot be read, or there are too few people to draw some.
+    """
+    if faces.manifest.pairs:
+        return faces.pairs()
+    return draw_pairs(faces.metas(), drawn, faces.manifest)
+
+
+def draw_pairs(metas: dict[int, dict[str, Any]], count: int, manifest: Manifest) -> PairTable:
+    """Draws pairs of the people of a set, from a fixed seed.
+
+    As in LFW's view 2, no person is in two folds, and there are as many impostor as genuine pairs.
+    A person is drawn as often as any other, however many photos there are. No pair is drawn twice.
+
+    Args:
+        metas: `FaceSet.metas` of the set.
+        count: genuine pairs. A set with fewer gives those that it has.
+        manifest: manifest of the set. Its photos without a face are not drawn.
+
+    Raises:
+        PersonaError: there are fewer than four people, or none with two photos.
+    """
+    people: dict[str, list[int]] = {}
+    for key in sorted(metas.keys() - {*manifest.no_face}):
+        people.setdefault(metas[key]["identity"], []).append(key)
+    folds = min(FOLDS, len(people) // 2)
+    if len(people) < LEAST_PEOPLE:
+        raise PersonaError(
+            f"set {manifest.name} has no pairs and {len(people)} people: pairs are drawn of at "
+            f"least {LEAST_PEOPLE} people; give a list of pairs"
+        )
+    rng = np.random.default_rng(SEED)
+    photos = [people[name] for name in sorted(people)]
+    order = rng.permutation(len(photos)).tolist()
+    rows: list[tuple[int, bool, int, int]] = []
+    for fold in range(folds):
+        mine = [photos[place] for place in order[fold::folds]]
+        wanted = count // folds + (fold < count % folds)
+        genuine = _genuine(mine, wanted, rng)
+        rows += [(fold, True, a, b) for a, b in genuine]
+        rows += [(fold, False, a, b) for a, b in _impostor(mine, len(genuine), rng)]
+    if not any(same for _, same, _, _ in rows):
+        raise PersonaError(
+            f"set {manifest.name} has no pairs and one photo of each person: pack more photos, or "
+            "give a list of pairs"
+        )
+    fold_P, same_P, a_P, b_P = map(np.array, zip(*rows, strict=True))
+    return PairTable(fold_P, same_P, a_P, b_P)
+
+
+def _genuine(people: list[list[int]], wanted: int, rng: np.random.Generator) -> list[Pair]:
+    """Draws pairs of two photos of a person, from the photos of each person."""
+    several = [keys for keys in people if len(keys) > 1]
+    known = sum(len(keys) * (len(keys) - 1) // 2 for keys in several)
+    if known <= 2 * wanted:  # drawing would rarely find the last ones
+        return _some_of([pair for keys in several for pair in combinations(keys, 2)], wanted, rng)
+    drawn = set[Pair]()
+    while len(drawn) < wanted:
+        keys = several[rng.integers(len(several))]
+        first, second = sorted(rng.choice(len(keys), 2, replace=False).tolist())
+        drawn.add((keys[first], keys[second]))
+    return sorted(drawn)
+
+
+def _impostor(people: list[list[int]], wanted: int, rng: np.random.Generator) -> list[Pair]:
+    """Draws pairs of photos of two people."""
+    known = sum(map(len, people)) ** 2 - sum(len(keys) ** 2 for keys in people)
+    if known // 2 <= 2 * wanted:
+        both = combinations(people, 2)
+        return _some_of([pair for one, other in both for pair in product(one, other)], wanted, rng)
+    drawn = set[Pair]()
+    while len(drawn) < wanted:
+        one, other = (people[place] for place in sorted(rng.choice(len(people), 2, replace=False)))
+        drawn.add((one[rng.integers(len(one))], other[rng.integers(len(other))]))
+    return sorted(drawn)
+
+
+def _some_of(pairs: list[Pair], wanted: int, rng: np.random.Generator) -> list[Pair]:
+    return [pairs[place] for place in sorted(rng.permutation(len(pairs))[:wanted].tolist())]
 
 
 def _some(names: list[str]) -> str:

@@ -22,6 +22,7 @@ from persona.evaluation.metrics import (
     roc_auc,
     tar_at_far,
 )
+from persona.evaluation.pair_lists import pairs_of
 from persona.learning.methods import Context
 from persona.learning.photos import Ints, Photos
 
@@ -76,9 +77,9 @@ def pairs_of_set(faces: FaceSet, stream: Photos) -> Outside:
     """The pairs of a set with a face in both photos.
 
     Raises:
-        PersonaError: the set has no pairs, or shares identities with the stream.
+        PersonaError: the set has no pairs and too few people, or shares identities with the stream.
     """
-    pairs = faces.pairs()
+    pairs = pairs_of(faces)
     photos = Photos([faces])
     common = len(set(photos.names) & set(stream.names))
     if common:

@@ -23,6 +23,7 @@ from persona.data.transforms import normalise
 from persona.evaluation.embed import Embedded
 from persona.evaluation.groups import as_number, group_figures, groups_of
 from persona.evaluation.metrics import FARS, Floats, Folds, PairFigures
+from persona.evaluation.pair_lists import pairs_of
 from persona.evaluation.pairs import PairScores, score_pairs
 from persona.evaluation.protocols import Subject, check_measure
 from persona.evaluation.protocols.verification import VerificationOptions
@@ -142,7 +143,7 @@ def measure(
     check_measure("verification", named, faces.manifest)
     subject = Subject(named, faces, accelerator, VerificationOptions(), batch_size, workers)
     embedded = subject.embed(faces)
-    scores = score_pairs(embedded, faces.manifest, faces.pairs())
+    scores = score_pairs(embedded, faces.manifest, pairs_of(faces))
     decided = scores.decide()
     units = scores.units()
     return Measured(

@@ -638,7 +638,6 @@ def test_the_benchmark_prints_a_table(home: Path, student: str) -> None:
         (("--methods", "ncm", "--base", "1"), "base 1.0: choose a share between 0 and 1"),
         (("--methods", "ncm", "--experiences", "9"), "do not make a base of 0.5 and 9 experiences"),
         (("--methods", "ncm", "--hold-out", "0"), "has no photo to measure on"),
-        (("--methods", "ncm", "--test-set", OLD), "has no verification pairs"),
     ],
 )
 def test_a_benchmark_that_cannot_be(

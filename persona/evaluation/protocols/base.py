@@ -46,6 +46,7 @@ from persona.data.sets import FaceSet
 from persona.data.shards import Manifest
 from persona.errors import PersonaError, unknown
 from persona.evaluation.embed import Embedded, embed_set
+from persona.evaluation.pair_lists import LEAST_PEOPLE
 from persona.evaluation.processes import Processes
 from persona.evaluation.spread import has_collapsed, spread, tell_collapse
 from persona.evaluation.statistics import Interval, interval_text
@@ -297,11 +298,14 @@ class Protocol(ABC):
 PROTOCOLS: Registry[type[Protocol]] = registry.PROTOCOLS
 
 
-def default_measure(manifest: Manifest, given: Collection[str] = ()) -> str:
-    """The protocol that fits a set and the names of the options that are given.
+def default_measure(
+    manifest: Manifest, given: Collection[str] = (), *, named: Named | None = None
+) -> str:
+    """The protocol that fits a set, the names of the options that are given, and a network.
 
     Triplets give `match`. The options `templates` and `gallery` choose `templates` and
-    `identification`. Otherwise pairs give `verification`, and photos without pairs `class`.
+    `identification`. Otherwise pairs give `verification`. Photos without pairs give `class` for a
+    network that knows their identities, and else `verification`, with pairs drawn of them.
     """
     if manifest.kind == "triplets":
         return "match"
@@ -309,7 +313,10 @@ def default_measure(manifest: Manifest, given: Collection[str] = ()) -> str:
         return "templates"
     if "gallery" in given:
         return "identification"
-    return "verification" if manifest.pairs or "pairs" in given else "class"
+    if manifest.pairs or "pairs" in given:
+        return "verification"
+    knows = named is None or logit_places(named, manifest) is not None
+    return "class" if knows or manifest.identities < LEAST_PEOPLE else "verification"
 
 
 def build_options(measure: str, given: Mapping[str, Any]) -> Options:
@@ -401,7 +408,7 @@ def evaluate(
             protocol does not take an option.
     """
     given = {name: value for name, value in (options or {}).items() if value is not None}
-    measure = measure or default_measure(faces.manifest, given)
+    measure = measure or default_measure(faces.manifest, given, named=named)
     chosen = build_options(measure, given)
     check_measure(measure, named, faces.manifest, chosen)
     subject = Subject(named, faces, accelerator, chosen, batch_size, workers, quiet)

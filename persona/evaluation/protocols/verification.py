@@ -12,11 +12,18 @@ from typing import Any
 
 import numpy as np
 
+from persona.config import between
 from persona.data.shards import Manifest, PairTable
 from persona.errors import PersonaError
 from persona.evaluation.groups import group_figures, groups_of
 from persona.evaluation.metrics import FARS
-from persona.evaluation.pair_lists import cut_folds, read_pair_list
+from persona.evaluation.pair_lists import (
+    DRAWN,
+    LEAST_PEOPLE,
+    cut_folds,
+    pairs_of,
+    read_pair_list,
+)
 from persona.evaluation.pairs import PairScores, overlap, score_pairs, write_scores
 from persona.evaluation.protocols.base import (
     Evaluation,
@@ -42,6 +49,8 @@ class VerificationOptions(Options):
     """Policy for photos without a face, see persona/evaluation/pairs.py."""
     pairs: Path | None = None
     """The user's own list of pairs. None takes the pairs of the set."""
+    drawn: int = between(1, 1_000_000, default=DRAWN)
+    """Genuine pairs, and as many impostor pairs, that are drawn where a set has no pairs."""
     by: str | None = None
     """Annotation to group the figures by."""
     fars: Sequence[float] = FARS
@@ -94,6 +103,8 @@ class VerificationFigures(Evaluation):
     """Pairs left out because they show such an identity."""
     duplicates: int | None = None
     """Pairs listed more than once. Each counts as often as it is listed."""
+    drawn: int | None = None
+    """Pairs that were drawn of the set's people, because it has none of its own."""
     unknown_photos: list[str] | None = None
     """Paths of the user's list that are not photos of the set."""
     flip: bool | None = None
@@ -136,6 +147,11 @@ class VerificationFigures(Evaluation):
     def notes(self) -> list[str]:
         """Notes of every protocol, then those about the pairs, one line each."""
         lines = super().notes()
+        if self.drawn:
+            lines.append(
+                f"note: the set has no pairs: {self.drawn} were drawn of its people, from a fixed "
+                "seed"
+            )
         if self.duplicates:
             lines.append(
                 f"note: {self.duplicates} pairs are listed more than once and count each time"
@@ -157,7 +173,7 @@ class VerificationFigures(Evaluation):
 
 
 class Verification(Protocol):
-    """Verification on a set with pairs, or on any set with a user's list of pairs."""
+    """Verification on the pairs of a set, on a user's list, or on pairs drawn of its people."""
 
     name = "verification"
     needs_identities = False
@@ -166,11 +182,14 @@ class Verification(Protocol):
     config_class = VerificationOptions
 
     def check(self, named: Named, manifest: Manifest, options: VerificationOptions) -> None:
-        """Raises PersonaError if there are no pairs."""
-        if not manifest.pairs and options.pairs is None:
+        """Raises PersonaError if there are no pairs and too few people to draw some."""
+        if manifest.pairs or options.pairs is not None:
+            return
+        if manifest.kind != "photos" or manifest.identities < LEAST_PEOPLE:
             raise PersonaError(
-                f"set {manifest.name} has no verification pairs: choose a set like lfw, or in "
-                f"`persona evaluate` --measure {default_measure(manifest)} or --pairs FILE"
+                f"set {manifest.name} has no verification pairs, and {manifest.identities} people "
+                "are too few to draw some: choose a set like lfw, or in `persona evaluate` "
+                f"--measure {default_measure(manifest, named=named)} or --pairs FILE"
             )
 
     def figures(self, subject: Subject) -> dict[str, Any]:
@@ -216,7 +235,8 @@ def pair_scores(subject: Subject) -> tuple[PairScores, dict[str, Any]]:
     facts: dict[str, Any] = {"no_face_policy": options.no_face}
     pairs: PairTable
     if options.pairs is None:
-        pairs = subject.faces.pairs()
+        pairs = pairs_of(subject.faces, options.drawn)
+        facts["drawn"] = None if manifest.pairs else len(pairs)
         if len(np.unique(pairs.fold)) == 1:  # LFW's view 1 has no folds
             fold = cut_folds(pairs.same, f"set {manifest.name}")
             pairs = replace(pairs, fold=fold)

@@ -35,6 +35,7 @@ from persona.evaluation.protocols import (
     Options,
     base,
     build_options,
+    check_measure,
     default_measure,
     evaluate,
 )
@@ -486,11 +487,26 @@ def test_options_of_another_measure_are_refused(
         measure(train_set, cpu, "class", no_face="fail")
     with pytest.raises(PersonaError, match=r"unknown option 'flp' in measure verification.*'flip'"):
         measure(lfw_set, cpu, flp=True)
-    with pytest.raises(
-        PersonaError, match=r"has no verification pairs: .*--measure class or --pairs"
-    ):
-        measure(train_set, cpu, "verification")
+    with pytest.raises(PersonaError, match=r"unknown option 'drown' in measure verification"):
+        measure(train_set, cpu, "verification", drown=7)
     assert set(PROTOCOLS) == {"verification", "match", "class", "identification", "templates"}
+
+
+def test_a_set_without_pairs_is_verified_on_pairs_drawn_of_its_people(
+    train_set: Packed, cpu: Accelerator
+) -> None:
+    drawn = measure(train_set, cpu, "verification")
+    assert drawn.pairs == drawn.drawn == 120  # all 60 genuine ones, and as many impostor pairs
+    assert any("120 were drawn of its people" in note for note in drawn.notes())
+    assert measure(train_set, cpu, "verification", drawn=9).pairs == 18
+    manifest = train_set.manifest
+    few = replace(manifest, identities=3)
+    knows, bare = pixels(train_set, classes=6), pixels()
+    assert [default_measure(manifest, named=n) for n in (knows, bare)] == ["class", "verification"]
+    assert default_measure(few, named=bare) == "class"
+    message = r"no verification pairs, and 3 people are too few .*--measure class or --pairs"
+    with pytest.raises(PersonaError, match=message):
+        check_measure("verification", bare, few)
 
 
 def test_plain_values_become_those_of_the_option(tmp_path: Path) -> None:
