@@ -363,7 +363,7 @@ def test_bad_photos(place: Path) -> None:
         "bomb.png: unreadable: 12000 x 12000 px is over the limit of 52 megapixels for what is",
         "nobody.png: no face",
         "tiny.png: no face",
-        "both.png: several faces: 2",
+        "both.png: two faces: cut out the one you mean",
     ):
         assert reason in line, line
     seen = here(place, "recognise", bad, *model)
