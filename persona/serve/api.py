@@ -67,7 +67,7 @@ DOUBTS = {kind.kind: kind for kind in (TwoPeopleError, DuplicateError)}
 TAKEN = "taken"
 """Doubt of a rename to a name that somebody has. Merging the two settles it."""
 REFUSED = re.compile(r"photo (\d+)(?:: (.+))?", re.DOTALL)
-UNLIKE = "it does not look like the others"
+UNLIKE = "unlike the others"
 
 
 class Health(BaseModel):

@@ -79,7 +79,7 @@ def test_two_people_under_one_name_are_asked_about(port: int, gallery: ColourGal
     doubt = "not like the other photos: photo 3; leave them out, or send force=1"
     assert asked.error == f"{doubt} if it is one person"
     assert asked.json["doubt"] == "two-people"
-    assert asked.json["photos"] == [{"photo": 3, "reason": "it does not look like the others"}]
+    assert asked.json["photos"] == [{"photo": 3, "reason": "unlike the others"}]
     assert gallery.known == {}
     other = post(port, "/api/enroll", ("name", "Ada"), ("accept", "duplicate"), *photos)
     assert other.status == 409
