@@ -88,7 +88,7 @@ class ColourGallery:
                 rows[f"photo {number}"] = self._template(photo)
         if not rows:
             raise NoPhotoError(f"no photo can be used: {'; '.join(refused)}", refused)
-        first = next(iter(rows.values()))
+        first = self.known.get(name, [next(iter(rows.values()))])[0]
         odd = [label for label, row in rows.items() if row @ first < 0]
         if odd and not issubclass(TwoPeopleError, tuple(accept)):
             raise TwoPeopleError(f"not like the other photos: {', '.join(odd)}; --force", odd)
