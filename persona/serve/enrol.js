@@ -105,7 +105,7 @@ async function enrolPart(name, part, accept, sum) {
         apart.push(...odd);
         left = left.filter((shot) => !odd.has(shot));
       } else if (error.doubt) {
-        if (!await ask(doubtOf(error), "Enrol all the same")) throw new Refused(`${shown(name)} is not enrolled: ${doubtOf(error)}`);
+        if (!await ask(`${doubtOf(error)} Is ${shown(name)} somebody else?`, "Enrol all the same")) throw new Refused(`${shown(name)} is not enrolled: ${doubtOf(error)}`);
         accept.add(error.doubt);
       } else if (error.status === 422 && error.photos?.length) {
         refuse(error.photos, left, sum);

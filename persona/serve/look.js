@@ -112,8 +112,8 @@ function placeBoxes() {
   const places = sizes.map(() => null);
   for (const length of [0, 1]) {
     faces.forEach((face, n) => {
-      const taken = [...faces, ...places.filter((other, m) => other && m !== n)];
-      const free = freePlace(face, sizes[n][length], taken, whole);
+      const others = faces.filter((_, m) => m !== n);
+      const free = freePlace(face, sizes[n][length], others, places.filter((other, m) => other && m !== n), whole);
       if (!free) return;
       places[n] = free;
       put(labels[n][length], { left: free.left, top: free.top });
@@ -129,8 +129,11 @@ const put = (element, rectangle) => {
 };
 const meet = (a, b) => a.left < b.left + b.width && b.left < a.left + a.width && a.top < b.top + b.height && b.top < a.top + a.height;
 
-// The first place beside a box, then a little further away, that is within the picture and covers no face and no label.
-function freePlace(face, { width, height }, taken, whole) {
+const distance = (a, b) => Math.hypot(Math.max(0, a.left - b.left - b.width, b.left - a.left - a.width), Math.max(0, a.top - b.top - b.height, b.top - a.top - a.height));
+
+// The first place beside a box, then a little further away, that is within the picture, covers no face and no label, and is
+// nearer to its own face than to any other.
+function freePlace(face, { width, height }, others, labels, whole) {
   for (const gap of [1, 0.5 * height, height]) {
     const [left, middle, right] = [face.left, face.left + (face.width - width) / 2, face.left + face.width - width];
     const [above, below] = [face.top - height - gap, face.top + face.height + gap];
@@ -146,7 +149,9 @@ function freePlace(face, { width, height }, taken, whole) {
     for (const [x, y] of candidates) {
       const place = { left: x, top: y, width, height };
       const inside = x >= 0 && y >= 0 && x + width <= whole.width && y + height <= whole.height;
-      if (inside && !taken.some((other) => meet(place, other))) return place;
+      const own = distance(place, face);
+      const isFree = inside && !meet(place, face) && !labels.some((other) => meet(place, other));
+      if (isFree && others.every((other) => own < distance(place, other))) return place;
     }
   }
   return null;

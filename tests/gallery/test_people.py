@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -266,11 +266,12 @@ def test_changes_that_are_not_claimed_are_not_made(known: Gallery) -> None:
     def late() -> None:
         raise TimeoutError
 
-    for change in (
+    changes: list[Callable[[], Moved]] = [
         lambda: known.rename("Ann", "Eve", claim=late),
         lambda: known.merge("Ann", "Bob", force=True, claim=late),
         lambda: known.split("Ann", numbers[:1], "Eve", claim=late),
-    ):
+    ]
+    for change in changes:
         with pytest.raises(TimeoutError):
             change()
     assert [(p.name, p.photos) for p in known.people()] == [("Ann", 2), ("Bob", 1)]
