@@ -150,7 +150,7 @@ function freePlace(face, { width, height }, others, labels, whole) {
       const place = { left: x, top: y, width, height };
       const inside = x >= 0 && y >= 0 && x + width <= whole.width && y + height <= whole.height;
       const own = distance(place, face);
-      const isFree = inside && !meet(place, face) && !labels.some((other) => meet(place, other));
+      const isFree = inside && !labels.some((other) => meet(place, other));
       if (isFree && others.every((other) => own < distance(place, other))) return place;
     }
   }
