@@ -27,7 +27,7 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -47,8 +47,10 @@ from persona.gallery.store import (
     changed_meanwhile,
     check_digest,
     nobody,
+    not_theirs,
     read_only,
     still_there,
+    taken,
     there_already,
 )
 
@@ -352,6 +354,17 @@ class SqliteStore(Store):
                 ),
             )
 
+    def face(self, name: str) -> bytes | None:
+        """Returns the oldest stored crop of a person as JPEG, or None if there is none."""
+        with self._explained(), self._transaction("BEGIN"):
+            self._demand_passphrase()
+            row = self._execute(
+                "SELECT crop FROM photo JOIN person ON person.id = person "
+                "WHERE name = ? AND crop IS NOT NULL ORDER BY photo.id LIMIT 1",
+                (name,),
+            ).fetchone()
+            return None if row is None else self._unseal(row[0], name)
+
     def add(
         self, people: Mapping[str, Sequence[StoredPhoto]], digest: str, *, new: bool = False
     ) -> None:
@@ -405,6 +418,71 @@ class SqliteStore(Store):
             # Not by name: another process may have enrolled somebody under it meanwhile.
             self._check_gone(name, row[0], None)
         return count
+
+    def move(
+        self,
+        name: str,
+        to: str,
+        *,
+        new: bool,
+        photos: Collection[int] | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> int:
+        """Moves photos of a person to another one: all of them or none."""
+        with self._explained():
+            with self.changing():
+                self._demand_passphrase()
+                check()
+                row = self._execute(
+                    "SELECT id, created FROM person WHERE name = ?", (name,)
+                ).fetchone()
+                if row is None:
+                    raise nobody(name, self.place)
+                number, created = row
+                held = self._execute(
+                    "SELECT template, crop, landmarks, id FROM photo WHERE person = ?", (number,)
+                ).fetchall()
+                wanted = {one[-1] for one in held} if photos is None else set(photos)
+                chosen = [one for one in held if one[-1] in wanted]
+                if len(chosen) < len(wanted):
+                    raise not_theirs(name, self.place)
+                if new:
+                    added = self._execute(
+                        "INSERT INTO person (name, created) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                        (to, created),
+                    )
+                    if not added.rowcount:
+                        raise taken(to, self.place)
+                other = self._execute("SELECT id FROM person WHERE name = ?", (to,)).fetchone()
+                if other is None:
+                    raise nobody(to, self.place)
+                self._execute(
+                    "UPDATE person SET created = min(created, ?) WHERE id = ?", (created, *other)
+                )
+                # A value is sealed together with the name of its person.
+                moved = self._db.executemany(
+                    "UPDATE photo SET person = ?, template = ?, crop = ?, landmarks = ? "
+                    "WHERE id = ?",
+                    (
+                        (*other, *(self._reseal(value, name, to) for value in values), photo)
+                        for *values, photo in chosen
+                    ),
+                )
+                if moved.rowcount != len(chosen):
+                    raise still_there(name, self.place)  # removing the person would remove them
+                self._taken_away()
+                emptied = len(chosen) == len(held)
+                if emptied:
+                    self._execute("DELETE FROM person WHERE id = ?", (number,))
+                    self._check_gone(name, number, name)  # an error here undoes the move
+            self._clean()
+            if emptied:
+                self._check_gone(name, number, None)
+        return len(chosen)
+
+    def _reseal(self, value: bytes | None, name: str, to: str) -> bytes | None:
+        """Returns a stored value as it is stored for another person."""
+        return None if value is None else self._seal(self._unseal(value, name), to)
 
     def _check_gone(self, name: str, number: int, other: str | None) -> None:
         """Searches all rows, without using the indices, for what should have been removed."""
