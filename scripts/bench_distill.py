@@ -455,7 +455,9 @@ def compare(home: Path, plain: Plain, arguments: argparse.Namespace) -> dict[str
         "student": arguments.student,
         "batch_size": arguments.batch_size,
         "precision": arguments.precision,
-        "teacher_precision": str(online.trainer.task.teacher.dtype or torch.float32).removeprefix("torch."),
+        "teacher_precision": str(online.trainer.task.teacher.dtype or torch.float32).removeprefix(
+            "torch."
+        ),
         "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -12,6 +12,7 @@ import contextlib
 import math
 import multiprocessing
 import os
+import signal
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,6 +37,9 @@ SLABS = 4
 ALIGNMENT, ASIDE = 32, 16
 """Bytes. libjpeg-turbo writes rows at multiples of 32 bytes past the cache, which makes decoding
 about 7 % slower. The photos therefore begin 16 bytes off such a multiple."""
+
+GRACE_S = 60
+"""Seconds that a loader process goes on after SIGTERM, at most. SIGALRM then ends it."""
 
 
 class Batch(NamedTuple):
@@ -127,12 +131,18 @@ def as_it_is(decoded: Any) -> Any:
 
 
 def step_back(_worker: int) -> None:
-    """Lowers a worker's priority, so that the training process gets the core first.
+    """Lowers a worker's priority, and leaves signals that ask the run to end to its process.
 
-    Batches are loaded ahead, so a worker can wait.
+    The training process gets the core first. Batches are loaded ahead, so a worker can wait.
+
+    A cluster sends its signals to all processes of a job. The training process still needs batches
+    until its next step (persona/training/preemption.py). The DataLoader ends a worker that hangs by
+    SIGTERM, too, so the worker does end, but later.
     """
     with contextlib.suppress(OSError):
         os.nice(5)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
 
 
 class EpochLoader:

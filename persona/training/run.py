@@ -11,21 +11,23 @@ saves and restores their state.
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from accelerate import Accelerator
 
 from persona.config import differences, save_config
-from persona.errors import PersonaError
+from persona.errors import PersonaError, Preempted
 from persona.files import folder_lock
 from persona.models.cards import new_id
 from persona.training.callbacks import Callback, Moment, tell
 from persona.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from persona.training.devices import agree
+from persona.training.preemption import Preemption
 from persona.training.tracking import Tracker, check_trackers
 from persona.workspace import Workspace
 
@@ -132,6 +134,7 @@ class Run:
         self.folder: Path = workspace.runs / self.id
         self.progress = Progress()
         self.tracker: Tracker | None = None
+        self._preemption = Preemption(accelerator)
         self._held = contextlib.ExitStack()
         if stored is not None:
             self._take_up(stored)
@@ -152,7 +155,11 @@ class Run:
         self.progress = stored.progress
 
     def __enter__(self) -> Run:
-        """Locks the folder, writes the config and opens the trackers, on the main process only."""
+        """Locks the folder, writes the config and opens the trackers, on the main process only.
+
+        From here on, every process receives the signals that ask it to end.
+        """
+        self._held.enter_context(self._preemption)
         if self.accelerator.is_main_process:
             self._held.enter_context(folder_lock(self.folder, doing=self.kind.doing))
             save_config(self.folder / self.kind.config, self.config)
@@ -189,6 +196,23 @@ class Run:
             moment = Moment(self.id, self.progress.step, self.progress.epoch, metrics)
             tell(self.callbacks, method, moment)
             self.stopping |= agree(self.accelerator, moment.stopping)
+
+    def preempted(self) -> bool:
+        """Whether a process was told to end. All processes ask after each optimizer step."""
+        return self._preemption.agreed()
+
+    def end_early(self) -> NoReturn:
+        """Ends a run that was told to end, after its checkpoint.
+
+        Raises:
+            Preempted: always.
+        """
+        number = self._preemption.received
+        told = "told to end" if number is None else f"told to end ({signal.Signals(number).name})"
+        raise Preempted(
+            f"{told}: a checkpoint is written at step {self.progress.step}; run the command with "
+            f"--resume {self.id} to go on"
+        )
 
     def checkpoint(self, state: Mapping[str, Any]) -> None:
         """Writes progress and state to the checkpoint. All processes wait until it is on disk."""
