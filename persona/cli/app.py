@@ -19,6 +19,7 @@ from persona.cli import (
     group,
     learn,
     models,
+    plan,
     recognise,
     report,
     serve,
@@ -64,6 +65,7 @@ app.command("shard", rich_help_panel=DATA)(data.shard_command)
 app.add_typer(data.shards_app, name="shards", rich_help_panel=DATA)
 app.command("targets", rich_help_panel=DATA)(targets.targets_command)
 app.add_typer(triplets.app, name="triplets", rich_help_panel=DATA)
+app.command("plan", rich_help_panel=TRAIN)(plan.plan_command)
 app.command("distill", rich_help_panel=TRAIN)(distill.distill_command)
 app.add_typer(learn.learn_app, name="learn", rich_help_panel=TRAIN)
 app.add_typer(models.models_app, name="models", rich_help_panel=TRAIN)
