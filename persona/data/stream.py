@@ -288,6 +288,7 @@ def build_loader(
     world_size: int = 1,
     workers: int = 0,
     multiple: int = 1,
+    earlier: Sequence[Sequence[int]] = (),
     augment: AugmentConfig | None = None,
     targets: KeptTargets | Sequence[KeptTargets] | None = None,
 ) -> EpochLoader:
@@ -305,6 +306,8 @@ def build_loader(
         world_size: Number of processes.
         workers: Loader processes of this rank. 0 decodes in this process.
         multiple: In training, the number of batches per rank is a multiple of this.
+        earlier: Parts of this epoch that were trained on other numbers of processes: of each the
+            number of processes, and the batches of each process. The loader has what they left.
         augment: How views are drawn. None leaves every photo as it is.
         targets: Kept targets to read along, already checked against the set. Of a mix, those of
             each set.
@@ -325,6 +328,7 @@ def build_loader(
         rank=rank,
         world_size=world_size,
         multiple=multiple,
+        earlier=earlier,
     )
     stream = _Stream(mix, plan, (seed, epoch), skip, augment, kept)
     return EpochLoader(stream, workers)

@@ -148,7 +148,7 @@ class Distillation:
     def train_epoch(self) -> None:
         """Trains until the epoch or the run ends."""
         progress, accelerator = self.run.progress, self.accelerator
-        loader = self.inputs.loader(accelerator, progress.epoch, skip=progress.batch)
+        loader = self.inputs.loader(accelerator, progress.epoch, progress.batch, progress.earlier)
         meter = Meter(accelerator.num_processes, accelerator.device)
         self.trainer.task.train()
         with progress_bar(
@@ -208,7 +208,7 @@ class Distillation:
         With `evaluate_steps` the end of an epoch is not evaluated, but the end of the run is.
         """
         progress = self.run.progress
-        progress.epoch, progress.batch = progress.epoch + 1, 0
+        progress.epoch, progress.batch, progress.earlier = progress.epoch + 1, 0, []
         by_steps = self.config.evaluate_steps is not None
         if self.evaluated != progress.step and (self.ends or not by_steps):
             self.evaluate()

@@ -26,7 +26,10 @@ class Progress:
 
     epoch: int = 0
     batch: int = 0
-    """Number of batches of this epoch that each rank has trained on."""
+    """Number of batches of this epoch, or of its last part, that each rank has trained on."""
+    earlier: list[list[int]] = field(default_factory=list)
+    """Parts of this epoch that were trained on other numbers of processes: of each the number of
+    processes, and the batches of each rank."""
     step: int = 0
     """Number of optimizer steps."""
     photos: int = 0
@@ -71,7 +74,7 @@ def load_checkpoint(folder: Path) -> tuple[Progress, int, dict[str, Any]] | None
 def load_progress(folder: Path) -> Progress:
     """Loads the progress of the newest checkpoint, of any version, without reading its tensors.
 
-    Without a checkpoint all counts are 0. `batch` and `best` are not read.
+    Without a checkpoint all counts are 0. The other fields are not read.
 
     Raises:
         PersonaError: the checkpoint is damaged.

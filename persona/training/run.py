@@ -11,6 +11,7 @@ saves and restores their state.
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from persona.training.preemption import Preemption
 from persona.training.tracking import Tracker, check_trackers
 from persona.workspace import Workspace
 
+log = logging.getLogger(__name__)
+
 LOG_STEPS = 20
 """Optimizer steps between metric records."""
 
@@ -47,6 +50,8 @@ class RunKind:
     """Text for how a run with another origin was made."""
     part: str
     """Name of one part of the run, as "epoch"."""
+    divisible: bool
+    """Whether what is left of a part can be shared by another number of processes."""
 
 
 DISTILLING = RunKind(
@@ -54,12 +59,14 @@ DISTILLING = RunKind(
     doing="training in",
     made="trained with another recipe, set or teacher",
     part="epoch",
+    divisible=True,
 )
 LEARNING = RunKind(
     config="learn.yaml",
     doing="learning in",
     made="made with another config, student, set or teacher",
     part="experience",
+    divisible=False,
 )
 
 
@@ -122,7 +129,7 @@ class Run:
             callbacks: called after steps, epochs and evaluations. A callback may end the training.
 
         Raises:
-            PersonaError: the checkpoint has another origin, or was written inside an epoch by
+            PersonaError: the checkpoint has another origin, or was written inside an experience by
                 another number of processes, or a tracker's package is not installed.
         """
         check_trackers(trackers)
@@ -147,12 +154,15 @@ class Run:
                 f"run {self.id} was {kind.made} ({'; '.join(differing)}): restore it, or start a "
                 "new run"
             )
-        if stored.progress.batch and stored.world_size != processes:
-            raise PersonaError(
-                f"run {self.id} stopped inside an {kind.part} on {stored.world_size} process(es): "
-                f"resume it on as many, not {processes}"
-            )
         self.progress = stored.progress
+        if not self.progress.batch or stored.world_size == processes:
+            return
+        stopped = f"stopped inside an {kind.part} on {stored.world_size} process(es)"
+        if not kind.divisible:
+            raise PersonaError(f"run {self.id} {stopped}: resume it on as many, not {processes}")
+        log.info("run %s %s: %d share what is left of it", self.id, stopped, processes)
+        self.progress.earlier.append([stored.world_size, self.progress.batch])
+        self.progress.batch = 0
 
     def __enter__(self) -> Run:
         """Locks the folder, writes the config and opens the trackers, on the main process only.

@@ -171,6 +171,11 @@ def test_all_processes_end_after_the_same_step(home: Path) -> None:
     (folder,) = set((home / "runs").glob("*")) - before
     assert "error: told to end: a checkpoint is written at step 2; run" in done.stderr
     assert reached(home, folder.name) == (0, 2)
+    # 20 of 30 samples are seen. One process has two batches left of this epoch, then six.
+    distill_here("--resume", folder.name, home=home)
+    progress = torch.load(folder / "checkpoint.pt", weights_only=True)["progress"]
+    assert (progress["epoch"], progress["step"], progress["photos"]) == (2, 10, 60)
+    assert progress["earlier"] == []
 
 
 def test_signals_are_as_before_after_a_run() -> None:
