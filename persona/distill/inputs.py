@@ -102,7 +102,7 @@ class Inputs:
         skip: int = 0,
         earlier: Sequence[Sequence[int]] = (),
     ) -> EpochLoader:
-        """The batches of this process in an epoch, as `build_loader`, beginning with batch `skip`."""
+        """The batches of this process in an epoch. The options are those of `build_loader`."""
         config = self.config
         return build_loader(
             self.train,
