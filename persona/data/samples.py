@@ -16,10 +16,10 @@
    teacher's embedding of that view is read
 7. decode: the JPEG is decoded to uint8, straight into the batch
 
-A batch depends on (seed, epoch, rank, world size, batch size) and on such cuts alone. Any number of workers take
-the batches in turns, and a resumed epoch can begin with any batch. Photos stay uint8 until they are
-on the device, where the views are applied (persona.data.transforms). persona.data.stream makes
-tensors of the batches, in loader processes.
+A batch depends on (seed, epoch, rank, world size, batch size) and on such cuts alone. Any number of
+workers take the batches in turns, and a resumed epoch can begin with any batch. Photos stay uint8
+until they are on the device, where the views are applied (persona.data.transforms).
+persona.data.stream makes tensors of the batches, in loader processes.
 
 Shapes: B batch, R roles (1 for photos, 3 for triplets), C channel, H W pixels, V numbers of a view,
 E embedding.

@@ -292,15 +292,17 @@ def test_crops_that_differ_are_not_mixed(shards: Path, tmp_path: Path) -> None:
     assert "\n" not in str(e.value)
     faces = open_mixed("lfw", shards).parts[0].faces
 
-    def packed(method: str, **facts: Any) -> Part:
-        align = AlignSpec(method, SIZE_PX, 0)
+    def packed(method: str, min_face: int = 20, **facts: Any) -> Part:
+        align = AlignSpec(method, SIZE_PX, 0, min_face)
         first, *rest = faces.manifest.shards
-        changed = (replace(first, sha256=f"{len(method):064d}"), *rest)
+        changed = (replace(first, sha256=f"{len(method) + min_face:064d}"), *rest)
         manifest = replace(faces.manifest, name=method, align=align, shards=changed, **facts)
         return Part(FaceSet(faces.folder, manifest))
 
     with pytest.raises(PersonaError, match="none and mtcnn cannot be mixed"):
         MixedSet([packed("none"), packed("mtcnn")])
+    with pytest.raises(PersonaError, match=r"faces from 20 px, and .* faces from 40 px; pack one"):
+        MixedSet([packed("mtcnn"), packed("mtcnn", 40)])
     with pytest.raises(PersonaError, match="one holds triplets and the other photos"):
         MixedSet([packed("landmarks"), packed("template", kind="triplets")])
     assert MixedSet([packed("landmarks"), packed("template")]).name == "landmarks,template"
