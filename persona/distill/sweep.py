@@ -407,6 +407,7 @@ def _start(command: list[str], folder: Path, where: dict[str, str]) -> subproces
             stdout=out,
             stderr=told,
             env={**os.environ, **where},
+            start_new_session=True,  # Ctrl-C is for the sweep, which ends them after a checkpoint
             preexec_fn=_end_with_parent,  # noqa: PLW1509 - this process has no other threads
         )
 

@@ -166,7 +166,8 @@ def _cells_of(figure: FigureOfRuns) -> list[str | None]:
 def as_markdown(rows: Sequence[Row], figures: Sequence[str]) -> str:
     """A table in Markdown."""
     head = titles(figures)
-    lines = [head, ["---", *["--:"] * (len(head) - 1)], *cells(rows, figures)]
+    lines: list[Sequence[str | None]] = [head, ["---", *["--:"] * (len(head) - 1)]]
+    lines += cells(rows, figures)
     shown = ([(cell or "").replace("|", "\\|") for cell in line] for line in lines)
     return "".join(f"| {' | '.join(line)} |\n" for line in shown)
 
@@ -192,7 +193,9 @@ def as_csv(rows: Sequence[Row], figures: Sequence[str]) -> str:
     """A table of numbers: of each figure mean, std, difference, p and pairs."""
     axes = list(dict.fromkeys(itertools.chain(*(row.variant for row in rows))))
     fields = ("mean", "std", "difference", "p", "pairs")
-    lines = [[*axes, "seeds", *(f"{n}_{f}" for n in figures for f in fields), "seconds"]]
+    lines: list[list[Any]] = [
+        [*axes, "seeds", *(f"{n}_{f}" for n in figures for f in fields), "seconds"]
+    ]
     for row in rows:
         numbers = [getattr(row.figures[name], one) for name in figures for one in fields]
         own = [row.variant.get(axis, "") for axis in axes]

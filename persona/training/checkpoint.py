@@ -27,9 +27,6 @@ class Progress:
     epoch: int = 0
     batch: int = 0
     """Number of batches of this epoch, or of its last part, that each rank has trained on."""
-    earlier: list[list[int]] = field(default_factory=list)
-    """Parts of this epoch that were trained on other numbers of processes: of each the number of
-    processes, and the batches of each rank."""
     step: int = 0
     """Number of optimizer steps."""
     photos: int = 0
@@ -37,6 +34,9 @@ class Progress:
     best: dict[str, float] = field(default_factory=dict)
     """Best score so far, of the student under "" and of the EMA of its weights under "ema". -inf
     means that the kept model has no valid score."""
+    earlier: list[list[int]] = field(default_factory=list)
+    """Parts of this epoch that were trained on other numbers of processes: of each the number of
+    processes, and the batches of each rank."""
 
 
 def save_checkpoint(

@@ -199,10 +199,10 @@ def test_tables_and_curves(file: Path, fake: Path, tmp_path: Path) -> None:
     beside, first, second, third, _ = rows
     assert (beside.name, beside.seeds) == ("mobilenet_v3_small", [])
     accuracy = first.figures["accuracy"]
-    assert (accuracy.mean, accuracy.std) == (pytest.approx(0.62), pytest.approx(0.01))
+    assert [accuracy.mean, accuracy.std] == pytest.approx([0.62, 0.01])
     assert (accuracy.difference, accuracy.p, accuracy.pairs) == (None, None, 0)
     accuracy = second.figures["accuracy"]  # ten times the rate
-    assert (accuracy.difference, accuracy.p, accuracy.pairs) == (pytest.approx(0.09), 0.25, 3)
+    assert [accuracy.difference, accuracy.p, accuracy.pairs] == pytest.approx([0.09, 0.25, 3])
     assert third.figures["auc"].difference == pytest.approx(-0.025)
 
     sweep_table.write_tables(rows, found.measure.figures, tmp_path)

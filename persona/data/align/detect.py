@@ -34,6 +34,8 @@ from persona.data.align.spec import MIN_FACE_PX, FoundFace
 from persona.extras import missing
 from persona.workers import tell_done
 
+__all__ = ["MIN_FACE_PX", "Mtcnn", "Networks"]
+
 Array = npt.NDArray[Any]
 
 CELL_PX = 12
