@@ -25,7 +25,7 @@ from persona.training.preemption import Preemption
 
 OPTIONS = (*(LITTLE, "--teacher", "none", "-e", "2"), *("--seed", "3", "--checkpoint-steps", "100"))
 SIGNALLED = """
-import os, signal, sys
+import os, signal, subprocess, sys, time
 sys.path.insert(0, sys.argv.pop(1))
 import little  # the backbone
 from persona.cli.distill import main
@@ -36,7 +36,13 @@ step, name, where = int(sys.argv.pop(1)), sys.argv.pop(1), sys.argv.pop(1)
 me = os.getpid()
 kill = lambda: os.kill(me, getattr(signal, name))
 
-if where == "step":
+if where == "group":  # as a cluster does: from elsewhere, and the loader processes get it, too
+
+    def kill():
+        subprocess.run(["kill", f"-{name[3:]}", "--", f"-{os.getpgrp()}"])
+        time.sleep(1)
+
+if where in {"step", "group"}:
     after = Distillation.after_step
 
     def after_step(self, *arguments):
@@ -90,6 +96,7 @@ def signalled(
         text=True,
         check=False,
         timeout=120,
+        start_new_session=True,
     )
     found = set((home / "runs").glob("*")) - before
     return done.returncode, done.stderr, found.pop().name if found else None
@@ -126,6 +133,14 @@ def test_a_run_that_is_told_to_end_is_resumed_to_the_same_weights(
     resumed = weights(home, run)
     for tensor, value in whole.items():
         assert torch.equal(value, resumed[tensor]), tensor
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_loader_processes_go_on_until_the_run_has_ended(name: str, home: Path) -> None:
+    options = (*OPTIONS, "-w", "2")
+    code, told, run = signalled(2, name, "group", *options, home=home)
+    assert code == EXIT_PREEMPTED and run is not None, told
+    assert reached(home, run) == (0, 2)
 
 
 def test_after_its_last_step_a_run_ends_as_usual(home: Path) -> None:
