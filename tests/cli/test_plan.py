@@ -13,8 +13,9 @@ from conftest import NO_ALIGN
 from typer.testing import CliRunner
 
 from persona.cli.app import app
+from persona.cli.output import human_bytes
 from persona.data.pack import pack_photos
-from persona.data.planning import PER_WORKER, Plan
+from persona.data.planning import GPUS, PER_WORKER, Plan
 from persona.data.raw import open_dataset
 from persona.errors import PersonaError
 
@@ -83,3 +84,21 @@ def test_measured_rates_stand_in_the_page_that_they_name() -> None:
 def test_what_is_refused(options: tuple[str, ...], said: str) -> None:
     error = CliRunner().invoke(app, ["plan", *options]).exception
     assert isinstance(error, PersonaError) and str(error).startswith(said)
+
+
+def test_the_tables_of_the_page_are_what_it_plans() -> None:
+    page = (DOCS / "scaling.md").read_text()
+    sets = {"VGGFace2": 3_300_000, "Glint360K": 17_000_000, "WebFace260M": 260_000_000}
+    for name, photos in sets.items():
+        figures = Plan(photos).set_figures()
+        sizes = [human_bytes(int(figures[f"{one}_bytes"] or 0)) for one in ("shard", "targets")]
+        row = f"| {name} | {photos / 1e6:g} M | {figures['shards']:,} | {' | '.join(sizes)} |"
+        assert row in page
+    for gpus in GPUS:
+        whole = [Plan(photos).on(gpus) for photos in sets.values()]
+        read = " | ".join(human_bytes(int(run["read_bytes"])) for run in whole)
+        rate, network = whole[0]["images_per_s"], whole[-1]["network_gbit"]
+        assert f"| {gpus} | {rate:,.0f} | {network:.1f} | {read} |" in page
+        slow = Plan(sets["WebFace260M"], step_rate=5000).on(gpus)
+        rates = (slow["network_gbit"], slow["storage_gb_per_s"])
+        assert f"| {gpus} | {slow['images_per_s']:,.0f} | {rates[0]:.1f} | {rates[1]:.2f} |" in page
