@@ -7,6 +7,7 @@
     POST /api/forget     name                    removes a person
     POST /api/faces, photos, rename, merge, split   see persona/serve/people
     /api/groups                                  groups of unknown faces, see persona/serve/groups
+    GET  /metrics                                counts and times of requests, for Prometheus
     GET  /openapi.json                           the whole API
 
 Requests post forms (`curl -F photo=@me.jpg URL/api/recognise`). Every answer is JSON; an error is
@@ -27,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
@@ -46,7 +48,8 @@ from persona.serve import people as people_of
 from persona.serve.door import Networks, client_of
 from persona.serve.gate import Busy, Claim, Gate, TooSlow
 from persona.serve.groups import ChangedGroup, GroupsAnswer, OpenGroups
-from persona.serve.guard import EscapedJSON, Guard, problem
+from persona.serve.guard import EscapedJSON, Guard, Tell, problem
+from persona.serve.metrics import CONTENT_TYPE_LATEST, METRICS, OTHER, Metrics
 from persona.serve.uploads import FORM, PHOTO, Form, Limits, read_form
 
 RETRY_AFTER_S = 1
@@ -180,6 +183,7 @@ def build_app(
     token: str | None = None,
     proxies: Networks = (),
     groups: OpenGroups | None = None,
+    log: Tell | None = None,
 ) -> Guard:
     """Builds the ASGI application.
 
@@ -193,6 +197,8 @@ def build_app(
         token: token that requests to the API must send. None means that they need none.
         proxies: addresses of proxies whose X-Forwarded headers are trusted.
         groups: groups of unknown faces to name. None means that there are none.
+        log: called after each answer with its path, status and seconds. Paths that are not the
+            API's are `other`.
     """
     limits = limits or Limits()
     app = FastAPI(
@@ -287,7 +293,17 @@ def build_app(
         content = (resources.files("persona.serve") / file).read_bytes()
         answer = partial(Response, content, media_type=f"{kind}; charset=utf-8")
         app.add_api_route(path, _constant(answer), include_in_schema=False)
-    return Guard(app, names=names, token=token, proxies=proxies)
+    paths = {METRICS, *(route.path for route in app.routes if isinstance(route, APIRoute))}
+    metrics = Metrics(paths, taken=lambda: gate.taken, places=gate.places)
+    numbers = partial(_numbers, metrics)
+    app.add_api_route(METRICS, _constant(numbers), include_in_schema=False)
+
+    def tell(path: str, status: int, seconds: float) -> None:
+        metrics.add(path, status, seconds)
+        if log is not None:
+            log(path if path in paths else OTHER, status, seconds)
+
+    return Guard(app, names=names, token=token, proxies=proxies, tell=tell)
 
 
 Through = Callable[[Request, int, Callable[[Form, Claim], Any]], Awaitable[Any]]
@@ -394,6 +410,10 @@ def _body(properties: dict[str, Any], *required: str) -> dict[str, Any]:
     """Returns OpenAPI's description of a form."""
     schema = {"type": "object", "properties": properties, "required": list(required)}
     return {"requestBody": {"required": True, "content": {FORM: {"schema": schema}}}}
+
+
+def _numbers(metrics: Metrics) -> Response:
+    return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _constant(answer: Callable[[], Response]) -> Callable[[], Any]:

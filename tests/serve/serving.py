@@ -45,6 +45,7 @@ from persona.serve.api import build_app
 from persona.serve.door import Networks
 from persona.serve.gate import Claim, Gate
 from persona.serve.groups import OpenGroups
+from persona.serve.guard import Tell
 from persona.serve.server import build_server, listen, run
 from persona.serve.uploads import Limits
 
@@ -163,6 +164,7 @@ def serving(
     key: Path | None = None,
     proxies: Networks = (),
     groups: OpenGroups | None = None,
+    log: Tell | None = None,
 ) -> Iterator[int]:
     """The port of a server in a thread of this process."""
     limits = limits or Limits()
@@ -175,6 +177,7 @@ def serving(
         names=names,
         proxies=proxies,
         groups=groups,
+        log=log,
     )
     listener = listen("127.0.0.1", 0)
     listener.proxies = proxies
