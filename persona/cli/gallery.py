@@ -287,6 +287,19 @@ def _threshold_of(store: Store) -> float:
     return facts.threshold.value
 
 
+@gallery_app.command("backup")
+def gallery_backup(
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")],
+    store: StoreOption = None,
+    passphrase_file: PassphraseOption = None,
+) -> None:
+    """Copy the gallery, as it is at one moment, to a new file that --store takes."""
+    with _store(store, passphrase_file) as opened:
+        opened.back_up(out)
+        count = len(opened.people())
+    note(f"{out} holds {count} people with their templates, which are biometric data")
+
+
 @gallery_app.command("export")
 def gallery_export(
     out: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors file.")],

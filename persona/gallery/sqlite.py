@@ -547,6 +547,30 @@ class SqliteStore(Store):
         self._indices[match] = index, generation, last
         return index
 
+    def back_up(self, path: Path) -> None:
+        """Copies the gallery to a new file, as described at `Store.back_up`.
+
+        What was deleted is not copied. An encrypted gallery stays encrypted.
+        """
+        if path.exists():
+            raise PersonaError(f"{path} exists already: name a new file")
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(partial, os.O_CREAT | os.O_EXCL, PRIVATE))
+            with self._explained():
+                self._execute("VACUUM INTO ?", (str(partial.absolute()),))
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.rename(path)
+        except OSError as error:
+            raise PersonaError(f"{path} cannot be written: {error.strerror}") from None
+        except PersonaError as error:
+            full = partial.exists() and isinstance(error.__cause__, sqlite3.OperationalError)
+            raise (PersonaError(f"copying to {path}: {error}") if full else error) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Closes the file."""
         with self._lock:

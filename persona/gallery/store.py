@@ -305,6 +305,14 @@ class Store(ABC):
             OtherNetworkError: the templates are not, or no longer, of the network that was adopted.
         """
 
+    def back_up(self, path: Path) -> None:
+        """Copies the gallery to a new file, as it is at one moment, while others may use it.
+
+        Raises:
+            PersonaError: the file exists or cannot be written, or the gallery is no file.
+        """
+        raise PersonaError(f"{self.place} is no file: copy it with its database's own pg_dump")
+
     @abstractmethod
     def close(self) -> None:
         """Closes files and connections."""

@@ -315,6 +315,44 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
         assert store._execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+def test_a_backup_is_the_gallery_of_one_moment(tmp_path: Path) -> None:
+    a, b = vectors(2)
+    with new_store(tmp_path / "g.db") as store:
+        store.add({"Ann": kept(a), "Bob": kept(b)}, FACTS.digest)
+        store.forget("Bob")
+        store.back_up(tmp_path / "copies" / "monday.db")
+        store.add({"Cem": kept(b)}, FACTS.digest)
+        with pytest.raises(PersonaError, match=r"monday\.db exists already: name a new file"):
+            store.back_up(tmp_path / "copies" / "monday.db")
+    assert [path.name for path in (tmp_path / "copies").iterdir()] == ["monday.db"]
+    copy = tmp_path / "copies" / "monday.db"
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600 and b"Bob" not in copy.read_bytes()
+    with open_store(copy) as store:
+        assert [person.name for person in store.people()] == ["Ann"]
+        assert store.facts() == FACTS
+        store.add({"Dee": kept(b)}, FACTS.digest)  # it is a gallery like any other
+
+
+def test_a_backup_on_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    body = """
+        import resource, signal
+        store.add({f"P{n}": photos(n) for n in range(2000)}, "digest")
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        store.back_up(__import__("pathlib").Path(rest[0]))
+    """
+    with new_store(tmp_path / "g.db"):
+        pass
+    command = script(
+        body.replace('"digest"', repr(FACTS.digest)), tmp_path / "g.db", tmp_path / "c"
+    )
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment(tmp_path), check=False
+    )
+    assert done.returncode == 1 and "copying to" in done.stderr and "disk" in done.stderr
+    assert not [path for path in tmp_path.iterdir() if "g.db" not in path.name]
+
+
 def test_a_file_limit_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "g.db"
     with new_store(path) as store:
