@@ -86,6 +86,9 @@ class _Convolution(torch.autograd.Function):
             images = _backward(grad_BCHW, images_BCHW, weight, stride, (PAD, PAD))[0]
         if ctx.needs_input_grad[1]:
             weights = weight_gradient(images_BCHW, grad_BCHW, ctx.stride)
+            # With one input channel several strides mean the same memory. DDP warns about others
+            # than the weights' own.
+            weights = weights.as_strided(weight.shape, weight.stride())
         return images, weights, None
 
 

@@ -58,6 +58,8 @@ def test_a_student_learns_the_same(architecture: str, monkeypatch: pytest.Monkey
     images = random_maps(4, 3, 64, 64)
     for student in (quick, plain):
         student(images).logits.square().mean().backward()
+        for parameter in student.parameters():
+            assert parameter.grad is not None and parameter.grad.stride() == parameter.stride()
     assert len(calls) == count
     for (name, one), two in zip(quick.named_parameters(), plain.parameters(), strict=True):
         assert one.grad is not None and two.grad is not None
