@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from persona.data.raw.synthetic import Population, draw_datasets
+from persona.models.cards import DEFAULT, shipped_ids
 
 LARGEST_MB = 300
 TRAINING = ("torch", "torchvision", "accelerate", "facenet_pytorch", "webdataset", "wandb")
@@ -83,6 +84,9 @@ def main() -> None:
 
     verdict = persona("verify", *map(str, photos[:2]), *model, "--threshold", "0.5", "--json")
     assert verdict["same"] is True, verdict
+    if DEFAULT in shipped_ids():
+        shipped = persona("verify", *map(str, photos[:2]), "--json")
+        assert {"similarity", "same", "threshold", "far"} <= shipped.keys(), shipped
     embedded = persona("embed", str(photos[0].parent), "--out", "e.npz", *model, "--json")
     assert embedded["embedding_size"] == 64 and embedded["faces"] >= 2, embedded
     persona("shard", "synthetic-lfw", "--raw", "raw", "--workers", "1")
