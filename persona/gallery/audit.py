@@ -193,7 +193,7 @@ def audit_gallery(store: Store, threshold: Threshold | None) -> Audit:
         for name, number, photo in sorted(only, key=lambda row: row[0])
         if photo.crop is not None and (reason := poor_of(photo)) is not None
     )
-    shown = {found.number for found in (*far, *poor)}
+    shown = {one.number for one in far} | {one.number for one in poor}
     people = {name for found in alike for name in (found.a, found.b)}
     return Audit(
         *(len(names), len(rows), facts.network, threshold, alike, far, poor, len(only)),

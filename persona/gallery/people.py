@@ -164,7 +164,7 @@ class Gallery:
         refused = []
         for place, photo in enumerate(photos):
             label = f"photo {place + 1}" if labels is None else labels[place]
-            seen, reason = self._only_face(photo)
+            seen, reason = only_face(self.eyes, photo)
             if seen is None:
                 refused.append(f"{label}: {reason}")
             else:
@@ -262,18 +262,6 @@ class Gallery:
             similarity=None if alike is None else alike.score,
         )
 
-    def _only_face(self, photo: Pixels | SkipPhoto) -> tuple[SeenFace | None, str | None]:
-        """Returns the one clear face of a photo, or the reason why there is none."""
-        if isinstance(photo, SkipPhoto):
-            return None, str(photo)
-        found = self.eyes.find(photo)
-        if not found:
-            return None, "no face"
-        if quality.several([seen.face for seen in found]):
-            return None, f"several faces: {len(found)}; cut out the one that is meant"
-        largest = max(found, key=lambda seen: quality.side_px(seen.face))
-        return (None, largest.flaw) if largest.flaw else (largest, None)
-
     def _check_one_person(self, name: str, labels: Sequence[str], all_NE: Templates) -> None:
         """Raises TwoPeopleError unless all templates are of one person.
 
@@ -332,6 +320,19 @@ class Gallery:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def only_face(eyes: Eyes, photo: Pixels | SkipPhoto) -> tuple[SeenFace | None, str | None]:
+    """Returns the one clear face of a photo, or the reason why there is none."""
+    if isinstance(photo, SkipPhoto):
+        return None, str(photo)
+    found = eyes.find(photo)
+    if not found:
+        return None, "no face"
+    if quality.several([seen.face for seen in found]):
+        return None, f"several faces: {len(found)}; cut out the one that is meant"
+    largest = max(found, key=lambda seen: quality.side_px(seen.face))
+    return (None, largest.flaw) if largest.flaw else (largest, None)
 
 
 def _some(items: Sequence[str], between: str) -> str:
