@@ -1,9 +1,9 @@
-"""Worker processes that map a function over tasks, in order.
+"""Worker processes, and threads, that map a function over tasks, in order.
 
-The parent has no helper thread and shares no lock with its workers. It sends each worker a task
-through the worker's own pipe, and waits for the pipes. Ctrl-C therefore only ever interrupts that
-wait. Stopping the workers means killing them, which is safe because they write nothing that
-matters. A worker whose parent has ended finds its pipe closed and ends, too.
+The parent of worker processes has no helper thread and shares no lock with its workers. It sends
+each worker a task through the worker's own pipe, and waits for the pipes. Ctrl-C therefore only
+ever interrupts that wait. Stopping the workers means killing them, which is safe because they write
+nothing that matters. A worker whose parent has ended finds its pipe closed and ends, too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import multiprocessing
 import os
 import signal
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -54,6 +56,27 @@ def usable_cores() -> int:
         return max(1, min(cores, int(quota) // int(period)))
     except (OSError, ValueError, ZeroDivisionError):  # no such file, or `max`
         return cores
+
+
+def in_threads(work: Callable[[T], R], items: Iterable[T], threads: int = 0) -> Iterator[R]:
+    """Yields `work(item)` of each item, in order, from as many threads as there are cores.
+
+    It is for work that leaves Python for most of its time, such as decoding and detecting. Only a
+    few items per thread are taken ahead. If the caller stops, so do the threads after their item.
+    """
+    threads = threads or usable_cores()
+    with ThreadPoolExecutor(threads, "work") as pool:
+        waiting = deque[Future[R]]()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > AHEAD * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def tell_done(count: int) -> None:

@@ -48,12 +48,11 @@ def prepare(photos: Path, scratch: Path) -> dict[str, str]:
 class Ours:
     """`persona recognise`."""
 
-    def __init__(self, scratch: Path, model: str | None) -> None:
+    def __init__(self, scratch: Path, options: list[str]) -> None:
         self.scratch, self.named = scratch, defaultdict(set)
-        chosen = ["--model", model] if model else []
         self.persona = [sys.executable, "-m", "persona"]
-        self.store = ["--store", str(scratch / "gallery.db")]
-        run([*self.persona, "enroll", str(scratch / "people"), *self.store, *chosen])
+        self.store = ["--store", str(scratch / "gallery.db"), *options]
+        run([*self.persona, "enroll", str(scratch / "people"), *self.store])
 
     def __call__(self) -> float:
         """Seconds of one command."""
@@ -100,6 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--photos", type=Path, required=True, help="folder with a folder a person")
     parser.add_argument("--model", help="network of the gallery.  [default: persona's default]")
+    parser.add_argument("--threshold", help="of a network that Persona does not ship")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -107,7 +107,9 @@ def main() -> None:
         sys.exit(f"error: {PEER} is not there: run ./scripts/bench_peers dlib first")
     with tempfile.TemporaryDirectory() as folder:
         wanted = prepare(arguments.photos, Path(folder))
-        ours, theirs = Ours(Path(folder), arguments.model), Theirs(Path(folder))
+        chosen = {"--model": arguments.model, "--threshold": arguments.threshold}
+        options = [word for name, value in chosen.items() if value for word in (name, value)]
+        ours, theirs = Ours(Path(folder), options), Theirs(Path(folder))
         seconds = in_turns({"persona": ours, "face_recognition": theirs}, arguments.rounds)
     result: dict[str, Any] = {
         "photos": len(wanted),

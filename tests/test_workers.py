@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 
 from persona.cli.errors import explain
 from persona.errors import PersonaError
-from persona.workers import AHEAD, tell_done, worker_pool
+from persona.workers import AHEAD, in_threads, tell_done, worker_pool
 
 
 def build_square(offset: int) -> Callable[[int], int]:
@@ -233,3 +234,37 @@ def test_workers_end_with_their_parent(how: signal.Signals, tmp_path: Path) -> N
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_threads_keep_the_order_and_take_few_items_ahead() -> None:
+    taken: list[int] = []
+    both = threading.Barrier(2, timeout=30)
+
+    def items() -> Iterator[int]:
+        for number in range(40):
+            taken.append(number)
+            yield number
+
+    def work(number: int) -> int:
+        if number < 2:
+            both.wait()  # it passes only if two items are worked on at once
+        return 10 * number
+
+    results = in_threads(work, items(), threads=2)
+    assert next(results) == 0 and len(taken) <= 2 * AHEAD + 1
+    assert list(results) == [10 * number for number in range(1, 40)]
+
+
+def test_threads_pass_an_error_on_and_begin_nothing_else() -> None:
+    begun: list[int] = []
+
+    def work(number: int) -> int:
+        begun.append(number)
+        if number == 3:
+            raise PersonaError("no luck")
+        return number
+
+    results = in_threads(work, range(100), threads=1)
+    with pytest.raises(PersonaError, match="no luck"):
+        list(results)
+    assert len(begun) <= 3 + AHEAD + 2

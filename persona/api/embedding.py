@@ -25,8 +25,11 @@ from persona.errors import PersonaError
 from persona.extras import missing
 from persona.files import PRIVATE, write_atomically
 from persona.pictures import IMAGE_SUFFIXES
+from persona.workers import in_threads
 
 BATCH = 64
+NO_FACE = "no face"
+"""Why a photo is left out that can be read."""
 FORMATS = (".npz", ".parquet")
 
 
@@ -90,14 +93,16 @@ def embed_photos(
         parts.append(model.embed(faces))
         faces.clear()
 
-    for path in photos:
-        try:
-            found = model.find(path)
-            if not found:
-                left_out[str(path)] = "no face"
-        except PersonaError as reason:
-            found = []
-            left_out[str(path)] = str(reason).removeprefix(f"photo {path}: ")
+    _ = model.sight  # built once, before the threads ask for it
+
+    def look(path: Path) -> tuple[Path, list[Face] | str]:
+        return path, find_faces(model, path)
+
+    for path, found in in_threads(look, photos):
+        advance(1)
+        if isinstance(found, str) or not found:
+            left_out[str(path)] = found if isinstance(found, str) else NO_FACE
+            continue
         for place, face in enumerate(found, start=1):
             if face.flaw is not None:
                 left_out[f"{path}, face {place} from the left"] = face.flaw
@@ -108,7 +113,6 @@ def embed_photos(
             faces.append(face)
         if len(faces) >= BATCH:
             flush()
-        advance(1)
     flush()
     return EmbeddedFaces(
         owners,
@@ -117,6 +121,14 @@ def embed_photos(
         np.concatenate(parts),
         left_out,
     )
+
+
+def find_faces(model: Model, path: Path) -> list[Face] | str:
+    """The faces of a photo, or the reason why it cannot be read."""
+    try:
+        return model.find(path)
+    except PersonaError as reason:
+        return str(reason).removeprefix(f"photo {path}: ")
 
 
 def check_format(path: Path) -> None:

@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from persona.api.embedding import NO_FACE, find_faces
 from persona.api.model import Face, Model
 from persona.errors import PersonaError
 from persona.files import PRIVATE, folder_lock, write_atomically
@@ -43,6 +45,7 @@ from persona.gallery.grouped import (
     write_table,
 )
 from persona.gallery.grouped_page import page_of
+from persona.workers import in_threads
 
 BATCH = 64
 THUMBNAIL_PX = 64
@@ -209,6 +212,13 @@ def _add_names(before: Given, names: Mapping[int, str], folder: Path) -> None:
     before.names = state.names
 
 
+def _look_at(model: Model, path: Path) -> tuple[str, str, list[Face] | str]:
+    """The photo, its size and time, and its faces or the reason why there is none."""
+    stamp = stamp_of(path)  # before it is read: what is written meanwhile is looked at anew
+    found = find_faces(model, path)
+    return str(path), stamp, found
+
+
 def look_at_photos(
     model: Model,
     photos: Sequence[Path],
@@ -230,21 +240,18 @@ def look_at_photos(
                 table.embeddings[place] = row
             waiting.clear()
 
-    for path in photos:
+    _ = model.sight  # built once, before the threads ask for it
+    new = [path for path in dict.fromkeys(photos) if str(path) not in table.seen]
+    advance(len(photos) - len(new))
+    for name, stamp, found in in_threads(partial(_look_at, model), new):
         advance(1)
-        name = str(path)
-        if name in table.seen:
-            continue
         table.left_out.pop(name, None)
-        try:
-            stamp = stamp_of(path)  # before it is read: what is written meanwhile is looked at anew
-            found = model.find(path)
-            table.seen[name] = stamp
-        except PersonaError as reason:
-            table.left_out[name] = str(reason).removeprefix(f"photo {path}: ")
+        if isinstance(found, str):  # it is looked at again by the next call
+            table.left_out[name] = found
             continue
+        table.seen[name] = stamp
         if not found:
-            table.left_out[name] = "no face"
+            table.left_out[name] = NO_FACE
         for face in found:
             if face.flaw is None:
                 waiting.append((len(table.faces), face))

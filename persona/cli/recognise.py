@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,7 @@ from persona.cli.gallery import (
 from persona.cli.output import JsonFlag, ModelsOption, TableColumn, note, print_json, print_table
 from persona.errors import PersonaError, SkipPhoto
 from persona.progress import progress_bar
+from persona.workers import in_threads
 
 if TYPE_CHECKING:
     from persona.gallery import Gallery, Sighting
@@ -72,8 +74,9 @@ def recognise_command(
         answers: list[tuple[Path, tuple[Sighting, ...] | str]] = []
         if seen is None:
             with progress_bar("recognising", total=len(paths), unit="photos", enabled=folder) as up:
-                for path in paths:
-                    answers.append((path, _recognise(gallery, path, annotate, folder)))
+                look = partial(_recognise, gallery, annotate=annotate, folder=folder)
+                for path, answer in zip(paths, in_threads(look, paths), strict=True):
+                    answers.append((path, answer))
                     up(1)
         threshold_line, empty = threshold_facts(gallery), not gallery.store.people()
     if json:

@@ -45,9 +45,7 @@ FACTOR = 0.709
 """Scale between two levels of the image pyramid."""
 THRESHOLDS = (0.6, 0.7, 0.7)
 CENTRE_WEIGHT = 2.0
-BLOCK = 64
-"""Candidates per run of R-Net or O-Net. They fit into the cache of one core."""
-GPU_CANVASES, GPU_BLOCK = 32, 1024
+GPU_CANVASES = 32
 BAND_PX, GPU_BAND_PX = 1 << 22, 1 << 26
 """Pixels of a canvas or photo that are processed at once. P-Net takes 100 bytes per pixel."""
 NMS_ROWS = 256
@@ -140,6 +138,9 @@ class Networks(Protocol):
     differently."""
 
     on_gpu: bool
+    block: int
+    """Candidates per run of R-Net or O-Net. Every run is filled up to it: with another number of
+    rows, sums may be added in another order, and a face would depend on what else is in view."""
 
     def running(self) -> AbstractContextManager[Any]:
         """The context in which all the other methods are called."""
@@ -296,8 +297,7 @@ class Mtcnn:
         self, network: Any, sums: _AreaSums, owner: Array, windows: Array, side_px: int
     ) -> list[Array]:
         """Runs a network over windows of the photos. Its outputs have one row per window."""
-        block = GPU_BLOCK if self.networks.on_gpu else BLOCK
-        rows = len(windows)
+        block, rows = self.networks.block, len(windows)
         # Without windows an empty block still gives every output its width.
         padding = -rows % block or (block if not rows else 0)
         owner = np.concatenate([owner, np.zeros(padding, owner.dtype)])

@@ -28,6 +28,8 @@ class TorchNetworks:
         if device == "cuda" and not gpus:
             raise PersonaError("--device cuda: torch sees no GPU here; --device cpu does the same")
         self.on_gpu = gpus > 0 and device != "cpu"
+        # Blocks of 64 fit into the cache of one core.
+        self.block = 1024 if self.on_gpu else 64
         # Worker processes spread over the GPUs.
         self.device = torch.device("cuda", os.getpid() % gpus) if self.on_gpu else "cpu"
         # With one thread processes share the cores better, and sums do not depend on their number.
