@@ -14,6 +14,7 @@ partial files and retries.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import http.client
 import json
@@ -66,12 +67,23 @@ class Checksum:
         return digest.hexdigest().startswith(self.digits)
 
 
+class RefusedError(PersonaError):
+    """Every mirror has answered, and does not give the file."""
+
+    reason = ""
+    """The answer of the last mirror."""
+
+
 class _CutError(Exception):
     """A mirror gave less than the whole file. The message says why."""
 
 
 class _RefusalError(_CutError):
     """A mirror refused, and need not be asked again."""
+
+
+class _NowhereError(_RefusalError):
+    """There is no such server, or nothing answers there."""
 
 
 class _BeyondError(_CutError):
@@ -158,6 +170,8 @@ def fetch(
     timeout_s: float = TIMEOUT_S,
     rounds: int = ROUNDS,
     sleep: Callable[[float], None] = time.sleep,
+    most_bytes: int = MAX_BYTES,
+    quiet: bool = False,
 ) -> Path:
     """Downloads one file to `target`. It keeps an existing file and continues a partial one.
 
@@ -169,8 +183,11 @@ def fetch(
         timeout_s: Seconds without data after which a mirror is left for this round.
         rounds: Number of consecutive rounds without data before the download fails.
         sleep: Function that waits between rounds.
+        most_bytes: A larger file is refused.
+        quiet: Show no progress bar.
 
     Raises:
+        RefusedError: If every mirror refused the file.
         PersonaError: If no mirror has the whole file, or another process is downloading it.
     """
     for url in mirrors:
@@ -183,7 +200,8 @@ def fetch(
         if target.exists():  # another process has just finished
             return _kept(target, checksum)
         partial = _Partial(work, target.name)
-        _fill(partial, mirrors, checksum, by_hand, timeout_s, rounds, sleep)
+        ask = functools.partial(_ask, checksum=checksum, timeout_s=timeout_s, most_bytes=most_bytes)
+        _fill(partial, mirrors, ask, by_hand, rounds, sleep, quiet)
         partial.path.replace(target)
         partial.clear()
         if [path.name for path in work.iterdir()] == [".lock"]:
@@ -235,27 +253,27 @@ class _Partial:
 def _fill(
     partial: _Partial,
     mirrors: Sequence[str],
-    checksum: Checksum | None,
+    ask: Callable[[str, _Partial, _Bar], None],
     by_hand: str,
-    timeout_s: float,
     rounds: int,
     sleep: Callable[[float], None],
+    quiet: bool,
 ) -> None:
     """Asks the mirrors until the file is complete."""
     asked = list(dict.fromkeys(mirrors))
-    reasons: dict[str, str] = {}
+    reasons: dict[str, _CutError] = {}
     vain, most = 0, partial.size
     with contextlib.ExitStack() as stack:
-        bar = _Bar(stack, partial)
+        bar = _Bar(stack, partial, quiet)
         while asked and vain < rounds:
             if reasons:
                 sleep(WAIT_S * 2 ** max(0, vain - 1))
             for url in list(asked):
                 log.debug("asking %s from byte %d", _shown(url), partial.size)
                 try:
-                    _ask(url, partial, checksum, timeout_s, bar)
+                    ask(url, partial, bar)
                 except _CutError as why:
-                    reasons[url] = str(why)
+                    reasons[url] = why
                     if isinstance(why, _RefusalError):
                         asked.remove(url)
                     continue
@@ -264,14 +282,20 @@ def _fill(
             vain = 0 if partial.size > most else vain + 1
             most = max(most, partial.size)
     told = "; ".join(f"{_shown(url)}: {why}" for url, why in reasons.items())
-    raise PersonaError(f"cannot download {partial.path.stem} ({told}): {by_hand}")
+    line = f"cannot download {partial.path.stem} ({told}): {by_hand}"
+    if asked or any(isinstance(why, _NowhereError) for why in reasons.values()):
+        raise PersonaError(line)
+    refused = RefusedError(line)
+    refused.reason = str([*reasons.values()][-1])
+    raise refused
 
 
 class _Bar:
     """A progress bar that appears when the length is known, and may go back."""
 
-    def __init__(self, stack: contextlib.ExitStack, partial: _Partial) -> None:
+    def __init__(self, stack: contextlib.ExitStack, partial: _Partial, quiet: bool) -> None:
         self._stack = stack
+        self._quiet = quiet
         self._title = partial.path.stem
         self._advance: Callable[[int], None] | None = None
         self._at = 0
@@ -279,7 +303,9 @@ class _Bar:
     def __call__(self, done: int, total: int) -> None:
         """Shows that `done` bytes of `total` are here. A total of 0 is not known."""
         if self._advance is None:
-            bar = progress_bar(self._title, total=total, unit="bytes", done=done)
+            bar = progress_bar(
+                self._title, total=total, unit="bytes", done=done, enabled=not self._quiet
+            )
             self._advance = self._stack.enter_context(bar)
         else:
             self._advance(done - self._at)
@@ -287,7 +313,13 @@ class _Bar:
 
 
 def _ask(
-    url: str, partial: _Partial, checksum: Checksum | None, timeout_s: float, bar: _Bar
+    url: str,
+    partial: _Partial,
+    bar: _Bar,
+    *,
+    checksum: Checksum | None,
+    timeout_s: float,
+    most_bytes: int,
 ) -> None:
     """Downloads the rest of the file from one mirror.
 
@@ -300,7 +332,7 @@ def _ask(
         start = 0  # without a checksum, bytes of two different files could be joined unnoticed
     version = partial.version if same else ""
     try:
-        size, total = _receive(url, version, partial, start, timeout_s, bar)
+        size, total = _receive(url, version, partial, start, timeout_s, most_bytes, bar)
     except _BeyondError as length:  # killed between the last byte and the renaming, or damaged
         if str(length) != str(start) or (checksum is None and partial.total != start):
             partial.clear()
@@ -316,24 +348,30 @@ def _ask(
 
 
 def _receive(
-    url: str, version: str, partial: _Partial, start: int, timeout_s: float, bar: _Bar
+    url: str,
+    version: str,
+    partial: _Partial,
+    start: int,
+    timeout_s: float,
+    most_bytes: int,
+    bar: _Bar,
 ) -> tuple[int, int]:
     """Appends the data of one request. Returns the size so far and of the whole, 0 if unknown."""
     with _response(url, start, version, timeout_s) as response:
-        total = _begin(response, url, partial, start)
+        total = _begin(response, url, partial, start, most_bytes)
         size = partial.size
         bar(size, total)
         with partial.path.open("ab") as file:
             for block in _blocks(response):
                 size += len(block)
-                if size > (total or MAX_BYTES):
+                if size > (total or most_bytes):
                     raise _CutError("more bytes came than were promised")
                 file.write(block)
                 bar(size, total)
     return size, total
 
 
-def _begin(response: Any, url: str, partial: _Partial, start: int) -> int:
+def _begin(response: Any, url: str, partial: _Partial, start: int, most_bytes: int) -> int:
     """Prepares the partial file for the answer. Returns the length of the whole, 0 if unknown."""
     headers = response.headers
     if response.status == 206:
@@ -349,7 +387,7 @@ def _begin(response: Any, url: str, partial: _Partial, start: int) -> int:
         length = headers.get("Content-Length") or ""
         total = whole_number(length, MOST_DIGITS) or 0
         partial.begin(url, version, total)
-    if total > MAX_BYTES:
+    if total > most_bytes:
         raise _RefusalError(f"it promises {total:,} bytes")
     return total
 
@@ -370,7 +408,7 @@ def _response(url: str, start: int, version: str, timeout_s: float) -> Iterator[
         # An unknown host or a closed port: waiting does not help.
         reason = getattr(error, "reason", error)
         nowhere = isinstance(reason, socket.gaierror | ConnectionRefusedError)
-        raise (_RefusalError if nowhere else _CutError)(_reason(error)) from None
+        raise (_NowhereError if nowhere else _CutError)(_reason(error)) from None
     except ValueError:  # http.client.InvalidURL and the like
         raise _RefusalError("this is no address") from None
     with response:

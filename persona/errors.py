@@ -18,6 +18,10 @@ class PersonaError(Exception):
     """An error that the user can mend. The command line prints its message as one line."""
 
 
+class Preempted(PersonaError):  # noqa: N818 - it is asked for
+    """A run ended early because it was told to. Its checkpoint is written; it can be resumed."""
+
+
 class SkipPhoto(Exception):  # noqa: N818 - it steers packing, it is not an error of the command
     """This photo cannot be packed; the message is the reason that the manifest keeps."""
 

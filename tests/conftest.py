@@ -58,7 +58,7 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(autouse=True)
 def signal_handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Puts back what a command that was run in this process did with signals."""
-    kinds = (signal.SIGINT, signal.SIGTERM)
+    kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     before = {number: signal.getsignal(number) for number in kinds}
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     monkeypatch.setattr(signals, "received", signals.received)

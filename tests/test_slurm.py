@@ -35,6 +35,12 @@ SRUN = """
 shift
 for node in 0 1; do SLURM_NODEID=$node "$@"; done
 """
+SCONTROL = """
+case $1 in
+    requeue) echo "$2" >> requeued ;;
+    *) printf '%s\\n' first second ;;
+esac
+"""
 
 
 @pytest.fixture
@@ -48,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
         "persona": f'exec {sys.executable} -m persona "$@"',
         "sbatch": SBATCH,
         "srun": SRUN,
-        "scontrol": "printf '%s\\n' first second",
+        "scontrol": SCONTROL,
         "accelerate": dump,
     }.items():
         (bin_ / name).write_text(f"#!/usr/bin/env bash\nset -eu\n{body}\n")
@@ -111,3 +117,30 @@ def test_every_node_is_launched_with_its_rank(folder: Path) -> None:
         assert (launch.module, launch.training_script) == (True, "persona.distill")
         assert launch.training_script_args[:2] == ["--resume", "auto"]
         assert launch.training_script_args[2:] == ["mobilenet_v3_large", "--name", "two words"]
+    assert not (folder / "requeued").exists()
+
+
+ENDS = {
+    # Before the time limit Slurm signals the script, and srun passes SIGTERM on to its tasks.
+    "told": ("trap 'exit 1' TERM; kill -USR1 $PPID; sleep 60 & wait", 1, True),
+    "told, and done": ("trap 'exit 0' TERM; kill -USR1 $PPID; sleep 60 & wait", 0, False),
+    "its processes were told": ("exit 75", 75, True),
+    "an error": ("exit 1", 1, False),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_job_that_was_told_to_end_is_queued_again(end: str, folder: Path) -> None:
+    srun, code, requeued = ENDS[end]
+    (folder / ".venv" / "bin" / "srun").write_text(f"#!/usr/bin/env bash\n{srun}\n")
+    slurm = {"SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_NODELIST": "n1", "SLURM_NNODES": "1"}
+    path = f"{folder / '.venv' / 'bin'}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", str(SCRIPTS / "distill.sbatch")],
+        cwd=folder,
+        env=environment(folder, PATH=path, SLURM_JOB_ID="7", **slurm),
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == code
+    assert (folder / "requeued").exists() == requeued

@@ -52,6 +52,27 @@ class People:
         """
         return self._gallery.recognise(to_pixels(photo))
 
+    def rename(self, name: str, to: str) -> None:
+        """Gives a person another name.
+
+        Raises:
+            PersonaError: nobody has the name, somebody has the new one, or it cannot be used.
+        """
+        self._gallery.rename(name, to)
+
+    def merge(self, name: str, into: str, *, force: bool = False) -> int:
+        """Makes two people one, and returns how many photos were moved.
+
+        Args:
+            name: name of the person who is removed.
+            into: name of the person who gets the photos.
+            force: whether to merge two people who do not look alike.
+
+        Raises:
+            PersonaError: one of them is not enrolled, or they do not look alike.
+        """
+        return self._gallery.merge(name, into, force=force).photos
+
     def forget(self, name: str) -> int:
         """Removes a person from the gallery for good, and returns how many photos were removed.
 

@@ -71,6 +71,7 @@ def shard_dataset(
     split: str | None = None,
     align: str = "mtcnn",
     image_size: int | None = None,
+    min_face: int = 20,
     unlabelled: bool = False,
     workers: int | None = None,
     out: Path | None = None,
@@ -85,6 +86,7 @@ def shard_dataset(
         split: one split of a dataset that has several. None means the first.
         align: `mtcnn`, `landmarks`, `template`, `boxes` or `none`, as in `persona shard --align`.
         image_size: side of the square crops in px. None means 160 px, or 112 px with `template`.
+        min_face: side in px of the smallest face to look for, with `mtcnn` and `landmarks`.
         unlabelled: whether to take the photos without identities.
         workers: worker processes. None means one per core; with 0, this process does the work.
         out: the set's folder. None means a folder of the set's name in the workspace's shards.
@@ -104,7 +106,7 @@ def shard_dataset(
 
     place = workspace or Workspace.locate()
     source = open_dataset(dataset, place.raw, split, unlabelled=unlabelled)
-    spec = AlignSpec(align, image_size or default_size(align))
+    spec = AlignSpec(align, image_size or default_size(align), min_face=min_face)
     packed = pack_photos(
         source,
         out.resolve() if out else place.shards / source.set_name,

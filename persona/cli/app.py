@@ -20,9 +20,11 @@ from persona.cli import (
     group,
     learn,
     models,
+    plan,
     recognise,
     report,
     serve,
+    sweep,
     targets,
     triplets,
     verify,
@@ -65,7 +67,9 @@ app.command("shard", rich_help_panel=DATA)(data.shard_command)
 app.add_typer(data.shards_app, name="shards", rich_help_panel=DATA)
 app.command("targets", rich_help_panel=DATA)(targets.targets_command)
 app.add_typer(triplets.app, name="triplets", rich_help_panel=DATA)
+app.command("plan", rich_help_panel=TRAIN)(plan.plan_command)
 app.command("distill", rich_help_panel=TRAIN)(distill.distill_command)
+app.command("sweep", rich_help_panel=TRAIN)(sweep.sweep_command)
 app.add_typer(learn.learn_app, name="learn", rich_help_panel=TRAIN)
 app.add_typer(models.models_app, name="models", rich_help_panel=TRAIN)
 app.command("demo", rich_help_panel=TRAIN)(demo.demo_command)

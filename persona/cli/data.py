@@ -102,6 +102,10 @@ def shard_command(
         str, typer.Option(help="Where faces are detected: auto, cpu or cuda.")
     ] = "auto",
     margin: Annotated[int, typer.Option(help="Around the box, in px of the crop.")] = 14,
+    min_face: Annotated[
+        int,
+        typer.Option(help="Smallest face to look for, px of the photo; larger is faster."),
+    ] = 20,
     workers: Annotated[
         int | None, typer.Option("--workers", "-w", help="Processes.  [default: all cores]")
     ] = None,
@@ -150,7 +154,7 @@ def shard_command(
     if workers is not None and workers < 1:
         raise PersonaError(f"{workers} workers: choose at least 1")
     options = PackOptions(
-        align=AlignSpec(align, image_size or default_size(align), margin),
+        align=AlignSpec(align, image_size or default_size(align), margin, min_face),
         shard_size=shard_size,
         workers=workers,
         max_skipped=max_skipped,

@@ -18,8 +18,8 @@ from typer.main import get_command
 
 from persona.cli import signals
 from persona.cli.output import LegibleFormatter, keep_brackets
-from persona.cli.process import quiet_others, share_threads
-from persona.errors import PersonaError
+from persona.cli.process import is_first, quiet_others, share_threads
+from persona.errors import PersonaError, Preempted
 from persona.extras import missing_for_training
 from persona.files import placed, sweep
 from persona.names import legible
@@ -27,6 +27,8 @@ from persona.workspace import check_working_directory
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
+EXIT_PREEMPTED = 75
+"""Exit code of a run that was told to end and can be resumed: EX_TEMPFAIL of sysexits.h."""
 
 _NO_MEMORY = "there is no memory left: fewer --workers or a smaller --batch-size want less of it"
 _OS_ERRORS = {
@@ -68,6 +70,8 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         return str(error) or signals.INTERRUPTED, signals.EXIT_SIGNAL + number
     if isinstance(error, _UsageError):
         return _usage_line(error), EXIT_USAGE
+    if isinstance(error, Preempted):
+        return str(error), EXIT_PREEMPTED
     line = _line_of(error)
     return None if line is None else (line, EXIT_ERROR)
 
@@ -176,7 +180,7 @@ def _say(error: BaseException, debug: bool) -> int:
     if explained is None:
         return EXIT_ERROR
     line, code = explained
-    if isinstance(error, KeyboardInterrupt) and int(os.environ.get("RANK", "0")) > 0:
+    if isinstance(error, KeyboardInterrupt | Preempted) and not is_first():
         line = ""  # every process of the run is interrupted, and one of them prints it
     if line:
         sys.stderr.write(f"error: {legible(line)}\n")

@@ -142,7 +142,7 @@ def tell_enrolled(done: Sequence[Enrolled], failed: dict[str, str], *, quiet: bo
         if one.looks_like is not None:
             note(
                 f"note: {one.name} looks like {one.looks_like} (similarity {one.similarity:.3f}): "
-                "one person under two names? `persona forget` one of them"
+                "one person under two names? `persona gallery merge` joins them"
             )
     for name, reason in failed.items():
         note(f"not enrolled: {name}: {reason}")
@@ -219,6 +219,85 @@ def gallery_show(
         for key, item in value.items()
     ]
     print_table([TableColumn("fact"), TableColumn("value")], rows)
+
+
+@gallery_app.command("rename")
+def gallery_rename(
+    name: NameArgument,
+    to: Annotated[str, typer.Argument(metavar="NEW_NAME", help="1 to 200 characters.")],
+    store: StoreOption = None,
+    passphrase_file: PassphraseOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Give somebody another name, so that nothing of the old one is left in the gallery's files."""
+    from persona.gallery.people import rename_person
+
+    with _store(store, passphrase_file) as opened:
+        moved = rename_person(opened, name, to)
+    if json:
+        print_json(vars(moved))
+    else:
+        typer.echo(f"{legible(name)} is {legible(moved.name)} now: {moved.photos} photos")
+
+
+@gallery_app.command("merge")
+def gallery_merge(
+    name: Annotated[str, typer.Argument(help="Who is removed; the photos are kept.")],
+    into: Annotated[str, typer.Argument(help="Who gets the photos.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Without asking, also where the two do not look alike.")
+    ] = False,
+    threshold: ThresholdOption = None,
+    store: StoreOption = None,
+    passphrase_file: PassphraseOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Make two people one, where one person was enrolled under two names."""
+    from persona.gallery.people import TwoPeopleError, merge_people
+
+    with _store(store, passphrase_file) as opened:
+        if force:
+            threshold = None
+        elif threshold is None:
+            threshold = _threshold_of(opened)
+        try:
+            moved = merge_people(opened, name, into, threshold)
+        except TwoPeopleError as doubt:
+            if not sys.stdin.isatty():
+                raise
+            note(str(doubt).rpartition(";")[0])
+            question = f"Merge {legible(name)} into {legible(into)}?"
+            if not typer.confirm(question, err=True):
+                raise
+            moved = merge_people(opened, name, into, None)
+    if json:
+        print_json(vars(moved))
+    else:
+        typer.echo(f"{legible(moved.name)} has {moved.photos} photos of {legible(name)} now")
+
+
+def _threshold_of(store: Store) -> float:
+    """Returns the gallery's own threshold."""
+    facts = store.facts()
+    if facts is None or facts.threshold is None:
+        raise PersonaError(
+            f"{store.place} has no threshold to compare the two with: give --threshold X, or "
+            "--force to merge without comparing"
+        )
+    return facts.threshold.value
+
+
+@gallery_app.command("backup")
+def gallery_backup(
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")],
+    store: StoreOption = None,
+    passphrase_file: PassphraseOption = None,
+) -> None:
+    """Copy the gallery, as it is at one moment, to a new file that --store takes."""
+    with _store(store, passphrase_file) as opened:
+        opened.back_up(out)
+        count = len(opened.people())
+    note(f"{out} holds {count} people with their templates, which are biometric data")
 
 
 @gallery_app.command("export")

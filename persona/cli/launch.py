@@ -13,7 +13,7 @@ import typer
 import yaml
 
 from persona.cli import signals
-from persona.errors import PersonaError
+from persona.errors import PersonaError, Preempted
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ ONE_MACHINE = (
     *("--multi_gpu", "--num_machines", "1"),
     *("--mixed_precision", "no", "--dynamo_backend", "no"),
 )
-INTERRUPTED = "interrupted: run the command with --resume RUN to go on from its last checkpoint"
+ENDED_EARLY = "told to end: run the command with --resume RUN to go on from its last checkpoint"
 
 
 def launch_on_gpus(module: str, arguments: Sequence[str]) -> None:
@@ -34,6 +34,7 @@ def launch_on_gpus(module: str, arguments: Sequence[str]) -> None:
     there are fewer than two GPUs.
 
     Raises:
+        Preempted: this process was told to end (SIGTERM, SIGUSR1), and so were the others.
         PersonaError: a process was killed, or Accelerate cannot use its config file. A process
             reports its other errors itself.
     """
@@ -51,6 +52,8 @@ def launch_on_gpus(module: str, arguments: Sequence[str]) -> None:
     options = ["--config_file", str(CONFIG)] if known else [*ONE_MACHINE]
     # Port 0 takes any free port: another run may use the default one.
     options += ["--num_processes", str(processes), "--main_process_port", "0"]
+    # The launcher forwards SIGTERM to its processes, but not SIGUSR1.
+    signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     # The processes report their errors themselves.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
@@ -59,7 +62,7 @@ def launch_on_gpus(module: str, arguments: Sequence[str]) -> None:
         signals.received = stop.sigval
         if stop.sigval == signal.SIGINT:  # the processes got it too, and one has printed a line
             raise typer.Exit(signals.EXIT_SIGNAL + signal.SIGINT) from None
-        raise KeyboardInterrupt(INTERRUPTED) from None
+        raise Preempted(ENDED_EARLY) from None
     except (ValueError, TypeError, yaml.YAMLError) as error:
         reason = str(error).partition("\n")[0]
         raise PersonaError(f"Accelerate cannot launch as {CONFIG} says: {reason}") from None

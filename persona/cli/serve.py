@@ -7,7 +7,9 @@ import os
 import secrets
 import socket
 import sys
+from datetime import UTC, datetime
 from functools import partial
+from json import dumps as json_text
 from pathlib import Path
 from typing import Annotated
 
@@ -74,13 +76,21 @@ def serve_command(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Requests in work at once.  [default: the cores]")
     ] = None,
+    log_requests: Annotated[
+        bool,
+        typer.Option(
+            "--log-requests",
+            help="A line of JSON on stderr for each request: time, path, status and ms.",
+        ),
+    ] = False,
     models: ModelsOption = None,
     json: JsonFlag = False,
 ) -> None:
     """A page and a JSON API: enrol, recognise, forget, with a camera or photos.
 
-    Ends with Ctrl-C. It logs no photo, name or score. A proxy before it has to send
-    X-Forwarded-Host (with the port, where that is not 443), X-Forwarded-Proto and X-Forwarded-For.
+    Ends with Ctrl-C. It logs no photo, name or score. GET /metrics gives numbers for Prometheus. A
+    proxy before it has to send X-Forwarded-Host (with the port, where that is not 443),
+    X-Forwarded-Proto and X-Forwarded-For.
     """
     try:
         from persona.serve.api import build_app
@@ -129,6 +139,7 @@ def serve_command(
             token=token,
             proxies=proxies,
             groups=opened,
+            log=_log_request if log_requests else None,
         )
         listener.proxies = proxies
         server = build_server(app, certificate=certificate, key=key)
@@ -155,6 +166,14 @@ def serve_command(
             note("note: ended without waiting for a request that takes too long")
             sys.stdout.flush()
             os._exit(0)
+
+
+def _log_request(path: str, status: int, seconds: float) -> None:
+    """Writes a request to stderr. It names no person, address or photo."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    line = {"time": now, "path": path, "status": status, "ms": round(1e3 * seconds, 1)}
+    sys.stderr.write(json_text(line) + "\n")
+    sys.stderr.flush()
 
 
 def _take_threads(count: int) -> None:

@@ -191,7 +191,11 @@ def _check_alike(one: FaceSet, other: FaceSet) -> None:
     specs = [faces.manifest.align for faces in (one, other)]
     # `template` and `landmarks` make equal crops of equal faces.
     if specs[0].of_photos != specs[1].of_photos:
-        told = [f"{spec.image_size} px by {spec.method}, margin {spec.margin} px" for spec in specs]
+        told = [
+            f"{spec.image_size} px by {spec.method}, margin {spec.margin} px"
+            + (f", faces from {spec.min_face} px" if spec.detects else "")
+            for spec in specs
+        ]
         raise PersonaError(
             f"train sets {one.name} and {other.name} cannot be mixed: their crops are {told[0]}, "
             f"and {told[1]}; pack one of them again as the other is"

@@ -23,7 +23,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -281,7 +281,7 @@ def plan_photos(
             "kind": "photos",
             "dataset": dataset.name,
             "split": dataset.split,
-            "alignment": asdict(options.align),
+            "alignment": options.align.facts,
             "boxes": boxes_digest,
             "shard size": options.samples_per_shard(1),
             "photos": index.digest,
@@ -424,7 +424,7 @@ def plan_triplets(
             "kind": "triplets",
             "dataset": dataset.name,
             "split": dataset.split,
-            "alignment": asdict(options.align),
+            "alignment": options.align.facts,
             "boxes": boxes_digest,
             "shard size": options.samples_per_shard(len(ROLES)),
             "photos": card.index_sha256,

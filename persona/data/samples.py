@@ -7,17 +7,19 @@
    can share any number of shards. Of a mix, each span has its share of each set. In training, the
    samples that do not fill equal batches are dropped and counted
 3. windows: a rank's span is cut into windows of whole batches, of about SHUFFLE_BUFFER samples,
-   each again with its share of each set. Each is shuffled as one by (seed, epoch, rank, window)
+   each again with its share of each set. Each is shuffled as one by (seed, epoch, rank, window).
+   If a run is resumed inside an epoch on another number of ranks, steps 2 and 3 are done again with
+   the samples that no rank has seen (`Rest`)
 4. fetch: a window's shards are opened. Shards of a remote set are downloaded, one shard ahead
 5. read: each worker reads the samples of its own batches at their positions in the tars
 6. draw: a view of each photo is drawn. With kept targets it is one of the kept views, and the
    teacher's embedding of that view is read
 7. decode: the JPEG is decoded to uint8, straight into the batch
 
-A batch depends on (seed, epoch, rank, world size, batch size) alone. Any number of workers take
-the batches in turns, and a resumed epoch can begin with any batch. Photos stay uint8 until they are
-on the device, where the views are applied (persona.data.transforms). persona.data.stream makes
-tensors of the batches, in loader processes.
+A batch depends on (seed, epoch, rank, world size, batch size) and on such cuts alone. Any number of
+workers take the batches in turns, and a resumed epoch can begin with any batch. Photos stay uint8
+until they are on the device, where the views are applied (persona.data.transforms).
+persona.data.stream makes tensors of the batches, in loader processes.
 
 Shapes: B batch, R roles (1 for photos, 3 for triplets), C channel, H W pixels, V numbers of a view,
 E embedding.
@@ -27,6 +29,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import itertools
 import math
 import threading
@@ -137,6 +140,8 @@ class EpochPlan:
     training: bool
     multiple: int = 1
     """In training, the number of batches per rank is a multiple of this (gradient accumulation)."""
+    rest: Rest | None = None
+    """What an earlier part of the epoch left, on another number of ranks. This part plans it."""
 
     @cached_property
     def spans(self) -> tuple[Span, ...]:
@@ -151,8 +156,8 @@ class EpochPlan:
 
     @cached_property
     def samples(self) -> int:
-        """Number of samples in the epoch."""
-        return self._ends[-1]
+        """Number of samples in the epoch, or in the rest of it."""
+        return self._ends[-1] if self.rest is None else self.rest.samples
 
     @cached_property
     def batches(self) -> int:
@@ -160,7 +165,7 @@ class EpochPlan:
         if self.training:
             step = self.world_size * self.batch_size * self.multiple
             return self.samples // step * self.multiple
-        start, stop = self.rank_range()
+        start, stop = self.rank_range(self.rank)
         return -(-(stop - start) // self.batch_size)
 
     @property
@@ -170,15 +175,15 @@ class EpochPlan:
             return 0
         return self.samples - self.batches * self.world_size * self.batch_size
 
-    def rank_range(self) -> tuple[int, int]:
-        """The span [start, stop) of this rank's samples in the epoch's order."""
+    def rank_range(self, rank: int) -> tuple[int, int]:
+        """The span [start, stop) of a rank's samples in the epoch's order."""
         if self.training:
             share = self.batches * self.batch_size
-            return self.rank * share, (self.rank + 1) * share
+            return rank * share, (rank + 1) * share
         # The cut is between batches. A batch then holds the same samples on any number of ranks,
         # and the network gives bit-identical embeddings.
         whole = -(-self.samples // self.batch_size)
-        first, last = (whole * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        first, last = (whole * part // self.world_size for part in (rank, rank + 1))
         return first * self.batch_size, min(last * self.batch_size, self.samples)
 
     @cached_property
@@ -212,16 +217,36 @@ class EpochPlan:
         """The number of the first batch of a window."""
         return window * self.batches // self.windows
 
-    def _window_ranges(self, window: int) -> list[tuple[int, int]]:
-        """The places [start, stop) of each set's samples in a window."""
-        start, stop = self.rank_range()
+    def window_range(self, window: int, rank: int) -> tuple[int, int]:
+        """The span [start, stop) of a window of a rank in the epoch's order."""
+        start, stop = self.rank_range(rank)
         first, last = (self.first_batch(number) for number in (window, window + 1))
-        bounds = (start + first * self.batch_size, min(start + last * self.batch_size, stop))
-        return list(zip(*map(self._places, bounds), strict=True))
+        return start + first * self.batch_size, min(start + last * self.batch_size, stop)
 
-    def window_spans(self, window: int) -> list[range]:
+    def _set_ranges(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """The places [start, stop) of each set's samples between two positions of the order."""
+        return list(zip(self._places(start), self._places(stop), strict=True))
+
+    def places_between(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """The places of the samples between two positions of the epoch's order."""
+        if self.rest is not None:
+            return self.rest.places_between(start, stop)
+        ranges = self._set_ranges(start, stop)
+        return np.concatenate([np.arange(*places, dtype=np.int64) for places in ranges])
+
+    def _ranges_of_spans(self, window: int) -> list[range]:
+        """`window_spans` of an epoch that is planned as a whole."""
+        bounds = self.window_range(window, self.rank)
+        return [self._spans_between(*places) for places in self._set_ranges(*bounds)]
+
+    def window_spans(self, window: int) -> list[Sequence[int]]:
         """The spans of each set that a window has samples of, as places in `spans`."""
-        return [self._spans_between(*places) for places in self._window_ranges(window)]
+        if self.rest is None:
+            return [*self._ranges_of_spans(window)]
+        bounds = self.window_range(window, self.rank)
+        here = np.unique(self._span_of(self.places_between(*bounds)))
+        cuts = np.searchsorted(here, np.cumsum([len(spans) for spans in self.parts]))
+        return [spans.tolist() for spans in np.split(here, cuts[:-1])]
 
     def _spans_between(self, start: int, stop: int) -> range:
         first, last = np.searchsorted(self._bounds, (start, stop - 1), side="right") - 1
@@ -234,21 +259,43 @@ class EpochPlan:
 
     def shards_ahead(self, window: int) -> list[int]:
         """The shards of a window, and the next one of each set that a later window reads."""
-        ends = [spans.stop for spans in self.window_spans(self.windows - 1)]
+        if self.rest is not None:
+            return self._shards_ahead_of_rest(window)
+        ends = [spans.stop for spans in self._ranges_of_spans(self.windows - 1)]
         places = itertools.chain(
             *(
                 range(spans.start, max(spans.stop, min(spans.stop + 1, end)))
-                for spans, end in zip(self.window_spans(window), ends, strict=True)
+                for spans, end in zip(self._ranges_of_spans(window), ends, strict=True)
             )
         )
         return list(dict.fromkeys(self.spans[place].shard for place in places))
 
+    def _shards_ahead_of_rest(self, window: int) -> list[int]:
+        """The shards of a window, and the first one of each set that only the next window reads."""
+        here = self.window_spans(window)
+        following = self.window_spans(min(window + 1, self.windows - 1))
+        fresh = [
+            [place for place in after if place not in now][:1]
+            for now, after in zip(here, following, strict=True)
+        ]
+        places = itertools.chain(*here, *fresh)
+        return list(dict.fromkeys(self.spans[place].shard for place in places))
+
+    def window_places(self, window: int, rank: int, *seeds: int) -> npt.NDArray[np.int64]:
+        """The places of a rank's samples in a window, in the order in which they are seen."""
+        places = self.places_between(*self.window_range(window, rank))
+        if self.training:
+            np.random.default_rng(mix_seeds(*seeds, rank, window)).shuffle(places)
+        return places
+
+    def _span_of(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The span of each sample, as place in `spans`."""
+        return np.searchsorted(self._bounds, places, side="right") - 1
+
     def window_samples(self, window: int, *seeds: int) -> npt.NDArray[np.int64]:
         """(samples, 2) shard and position in it, in the order in which the samples are seen."""
-        flat = np.concatenate([np.arange(*places) for places in self._window_ranges(window)])
-        if self.training:
-            np.random.default_rng(mix_seeds(*seeds, self.rank, window)).shuffle(flat)
-        place = np.searchsorted(self._bounds, flat, side="right") - 1
+        flat = self.window_places(window, self.rank, *seeds)
+        place = self._span_of(flat)
         shards, _, begin, whole = self._columns
         within = (flat - self._bounds[place] + begin[place]) % whole[place]
         return np.stack([shards[place], within], axis=1)
@@ -268,8 +315,58 @@ class EpochPlan:
         place = self._place_of[shard]
         if self.training:
             return self.spans[place].whole
-        _, stop = self.rank_range()
+        _, stop = self.rank_range(self.rank)
         return int(min(stop, self._bounds[place + 1]) - self._bounds[place])
+
+
+class Rest:
+    """The samples of an epoch that no rank has seen when a part of it ends, in an order of its own.
+
+    1. of each rank: the rest of the window that it was in, as that was shuffled, then the later
+       windows
+    2. the samples that would have been dropped
+    """
+
+    def __init__(self, plan: EpochPlan, done: int, *seeds: int) -> None:
+        """Takes stock after `done` batches of each rank.
+
+        Args:
+            plan: the plan of the part that ends, of any of its ranks.
+            done: batches that each rank has seen of that part.
+            seeds: (seed, epoch).
+        """
+        self._plan = plan
+        pieces: list[tuple[int, int] | npt.NDArray[np.int64]] = []
+        for rank in range(plan.world_size if done < plan.batches else 0):
+            window = plan.window_of(done)
+            seen = (done - plan.first_batch(window)) * plan.batch_size
+            pieces.append(plan.window_places(window, rank, *seeds)[seen:])
+            pieces.append((plan.window_range(window, rank)[1], plan.rank_range(rank)[1]))
+        pieces.append((plan.rank_range(plan.world_size - 1)[1], plan.samples))
+        self._pieces = pieces
+        lengths = [len(p) if isinstance(p, np.ndarray) else p[1] - p[0] for p in pieces]
+        self._ends = np.cumsum(lengths)
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return int(self._ends[-1])
+
+    def places_between(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """The places of the samples between two positions of this order."""
+        found = [np.empty(0, np.int64)]
+        number = int(np.searchsorted(self._ends, start, side="right"))
+        while start < stop:
+            piece, end = self._pieces[number], int(self._ends[number])
+            count = min(stop, end) - start
+            if isinstance(piece, np.ndarray):
+                first = len(piece) - (end - start)
+                found.append(piece[first : first + count])
+            else:
+                first = piece[1] - (end - start)
+                found.append(self._plan.places_between(first, first + count))
+            start, number = start + count, number + 1
+        return np.concatenate(found)
 
 
 class Window:
@@ -604,6 +701,7 @@ def plan_epoch(
     rank: int = 0,
     world_size: int = 1,
     multiple: int = 1,
+    earlier: Sequence[Sequence[int]] = (),
 ) -> EpochPlan:
     """Plans one epoch. The options are those of `persona.data.stream.build_loader`.
 
@@ -620,7 +718,10 @@ def plan_epoch(
         parts.append(tuple(spans))
         first_shard += len(part.faces.manifest.shards)
     plan = EpochPlan(tuple(parts), batch_size, rank, world_size, training, multiple)
-    if training and not plan.batches:
+    for ranks, done in earlier:
+        before = dataclasses.replace(plan, rank=0, world_size=ranks)
+        plan = dataclasses.replace(plan, rest=Rest(before, done, seed, epoch))
+    if training and not plan.batches and not earlier:
         raise PersonaError(
             f"set {mix.name} has {plan.samples} samples, fewer than one step's "
             f"{batch_size} on each of {world_size} processes"

@@ -267,7 +267,8 @@ def parse_manifest(value: Any, path: Path) -> Manifest:
         raise PersonaError(f"{path} is no manifest: remove it and pack the set again") from None
     align = manifest.align
     texts = (manifest.name, manifest.dataset, manifest.split)
-    counts = (manifest.identities, manifest.pairs or 0, align.image_size, align.margin)
+    sizes = (align.image_size, align.margin, align.min_face)
+    counts = (manifest.identities, manifest.pairs or 0, *sizes)
     if not (
         all(type(text) is str and hidden(text) is None for text in texts)
         and all(type(count) is int and count >= 0 for count in counts)

@@ -12,6 +12,7 @@ import contextlib
 import math
 import multiprocessing
 import os
+import signal
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,6 +37,9 @@ SLABS = 4
 ALIGNMENT, ASIDE = 32, 16
 """Bytes. libjpeg-turbo writes rows at multiples of 32 bytes past the cache, which makes decoding
 about 7 % slower. The photos therefore begin 16 bytes off such a multiple."""
+
+GRACE_S = 60
+"""Seconds that a loader process goes on after SIGTERM, at most. SIGALRM then ends it."""
 
 
 class Batch(NamedTuple):
@@ -127,12 +131,18 @@ def as_it_is(decoded: Any) -> Any:
 
 
 def step_back(_worker: int) -> None:
-    """Lowers a worker's priority, so that the training process gets the core first.
+    """Lowers a worker's priority, and leaves signals that ask the run to end to its process.
 
-    Batches are loaded ahead, so a worker can wait.
+    The training process gets the core first. Batches are loaded ahead, so a worker can wait.
+
+    A cluster sends its signals to all processes of a job. The training process still needs batches
+    until its next step (persona/training/preemption.py). The DataLoader ends a worker that hangs by
+    SIGTERM, too, so the worker does end, but later.
     """
     with contextlib.suppress(OSError):
         os.nice(5)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
 
 
 class EpochLoader:
@@ -278,6 +288,7 @@ def build_loader(
     world_size: int = 1,
     workers: int = 0,
     multiple: int = 1,
+    earlier: Sequence[Sequence[int]] = (),
     augment: AugmentConfig | None = None,
     targets: KeptTargets | Sequence[KeptTargets] | None = None,
 ) -> EpochLoader:
@@ -295,6 +306,8 @@ def build_loader(
         world_size: Number of processes.
         workers: Loader processes of this rank. 0 decodes in this process.
         multiple: In training, the number of batches per rank is a multiple of this.
+        earlier: Parts of this epoch that were trained on other numbers of processes: of each the
+            number of processes, and the batches of each process. The loader has what they left.
         augment: How views are drawn. None leaves every photo as it is.
         targets: Kept targets to read along, already checked against the set. Of a mix, those of
             each set.
@@ -315,6 +328,7 @@ def build_loader(
         rank=rank,
         world_size=world_size,
         multiple=multiple,
+        earlier=earlier,
     )
     stream = _Stream(mix, plan, (seed, epoch), skip, augment, kept)
     return EpochLoader(stream, workers)

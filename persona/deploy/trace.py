@@ -18,7 +18,13 @@ it."""
 
 
 def trace_onnx(
-    network: nn.Module, example: Tensor, axes: dict[int, Any], given: str, outputs: Sequence[str]
+    network: nn.Module,
+    example: Tensor,
+    axes: dict[int, Any],
+    given: str,
+    outputs: Sequence[str],
+    *,
+    optimise: bool = True,
 ) -> Any:
     """Exports a network with one input to an onnx.ModelProto.
 
@@ -28,6 +34,8 @@ def trace_onnx(
         axes: a torch.export.Dim for each free axis.
         given: name of the input.
         outputs: names of the outputs.
+        optimise: whether constants are folded, for example batch norm into convolutions. Otherwise
+            every weight keeps its name and its values.
 
     Raises:
         PersonaError: packages are missing.
@@ -51,6 +59,7 @@ def trace_onnx(
             output_names=list(outputs),
             dynamic_shapes=(axes,),
             verbose=False,
+            optimize=optimise,
         )
     model = program.model_proto
     del model.metadata_props[:]

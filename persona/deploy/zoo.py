@@ -5,7 +5,8 @@
 2. The caller measures the rounded student.
 3. The rounded weights are compared with the student's on drawn faces and written to
    `NAME.safetensors`, with the embeddings of some of these faces in the file's metadata.
-4. The card is written to `NAME.md`. It names the SHA-256 of the weights.
+4. A graph that reads these weights is written to `NAME.onnx`, so that embedding needs no torch.
+5. The card is written to `NAME.md`. It names the SHA-256 of both files.
 
 Shapes: N faces, H W pixels, E embedding.
 """
@@ -29,12 +30,14 @@ import yaml
 from persona.config import to_dict
 from persona.data.transforms import normalise
 from persona.deploy.faces import drawn_faces
-from persona.deploy.graph import WORST_COSINE
+from persona.deploy.graph import WORST_COSINE, build_on_weights
 from persona.deploy.model_card import CAUTION, fact_rows, figure_rows, front_matter, table
 from persona.errors import PersonaError
 from persona.files import write_atomically
+from persona.landmarks import template
 from persona.models import cards
-from persona.models.cards import Card, classes_digest, shipped_card
+from persona.models.cards import Card, classes_digest, shipped_card, shipped_graph
+from persona.models.onnx import open_session
 from persona.models.public import public_card
 from persona.models.store import load_model
 from persona.models.student import Student, count_parameters, without_head
@@ -134,9 +137,12 @@ def write_shipped(card: Card, models: Path, shipped: Shipped) -> Card:
         run=card.made_in,
         licence=shipped.licence,
     )
+    graph = build_on_weights(rounded, new, data)
+    new = replace(new, graph_sha256=hashlib.sha256(graph).hexdigest())
     # The card is written last: without it, commands refuse the weights.
     (cards.ZOO / f"{shipped.name}.md").unlink(missing_ok=True)
     write_atomically(cards.ZOO / new.weights, data)
+    write_atomically(cards.ZOO / f"{shipped.name}.onnx", graph)
     write_atomically(cards.ZOO / f"{shipped.name}.md", shipped_text(new, shipped).encode())
     check_shipped(shipped.name)
     return shipped_card(shipped.name)
@@ -144,6 +150,8 @@ def write_shipped(card: Card, models: Path, shipped: Shipped) -> Card:
 
 def check_shipped(name: str) -> float:
     """Embeds drawn faces again and compares them with the embeddings in the file's metadata.
+
+    The graph and, where torch loads the weights, the student must both give them.
 
     Returns:
         The lowest cosine similarity.
@@ -156,14 +164,23 @@ def check_shipped(name: str) -> float:
     with safetensors.safe_open(cards.ZOO / card.weights, "numpy") as file:
         kept = (file.metadata() or {}).get(KEPT, "")
     wanted = np.frombuffer(base64.b64decode(kept), "<f2").astype(np.float32)
-    found_NE = embed_faces(student, drawn_faces(card.image_size, KEPT_FACES))
+    faces_NHWC = drawn_faces(card.image_size, KEPT_FACES)
+    found_NE = embed_faces(student, faces_NHWC)
     if wanted.size != found_NE.size:
         raise PersonaError(
             f"{card.weights} holds no embeddings of {KEPT_FACES} faces: ship it anew"
         )
     wanted_NE = wanted.reshape(found_NE.shape)
     wanted_NE = wanted_NE / np.linalg.norm(wanted_NE, axis=1, keepdims=True)
-    worst = float((found_NE * wanted_NE).sum(axis=1).min())
+    similarity_N = (found_NE * wanted_NE).sum(axis=1)
+    graph = shipped_graph(card)
+    if graph is not None:
+        points = np.vstack([template(card.image_size), (1.0, 1.0)])
+        run_NE = open_session(graph, threads=1).embed(
+            faces_NHWC, np.tile(points, (len(faces_NHWC), 1, 1))
+        )
+        similarity_N = np.concatenate([similarity_N, (run_NE * wanted_NE).sum(axis=1)])
+    worst = float(similarity_N.min())
     if not worst >= SAME_NETWORK:
         raise PersonaError(
             f"{card.weights} gives other embeddings than when it was written: worst cosine "

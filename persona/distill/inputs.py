@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -94,8 +95,14 @@ class Inputs:
             self.start.load(student, self.side.classes)
         return student
 
-    def loader(self, accelerator: Accelerator, epoch: int, skip: int = 0) -> EpochLoader:
-        """The batches of this process in an epoch, beginning with batch `skip`."""
+    def loader(
+        self,
+        accelerator: Accelerator,
+        epoch: int,
+        skip: int = 0,
+        earlier: Sequence[Sequence[int]] = (),
+    ) -> EpochLoader:
+        """The batches of this process in an epoch. The options are those of `build_loader`."""
         config = self.config
         return build_loader(
             self.train,
@@ -108,6 +115,7 @@ class Inputs:
             world_size=accelerator.num_processes,
             workers=config.workers,
             multiple=config.gradient_accumulation_steps,
+            earlier=earlier,
             augment=config.augment,
             targets=self.side.targets,
         )
@@ -129,6 +137,13 @@ class Inputs:
             *(train.name, len(train), train.people, f"{length.counted}{unit}", plan.batches),
             *(config.batch_size, plan.world_size, torch.get_num_threads(), plan.dropped),
         )
+        if run.progress.earlier:
+            rest = self.loader(run.accelerator, run.progress.epoch, 0, run.progress.earlier).plan
+            log.info(
+                "of epoch %d, %d samples were left for this number of processes: %d batches on "
+                "each, %d samples left out by the last batch",
+                *(run.progress.epoch + 1, rest.samples, rest.batches, rest.dropped),
+            )
         if self.excluded and run.accelerator.is_main_process:
             listed = self.excluded.write(run.folder, train)
             told = "%d photos are left out as near others by the teacher; %s lists them"

@@ -148,7 +148,7 @@ class Distillation:
     def train_epoch(self) -> None:
         """Trains until the epoch or the run ends."""
         progress, accelerator = self.run.progress, self.accelerator
-        loader = self.inputs.loader(accelerator, progress.epoch, skip=progress.batch)
+        loader = self.inputs.loader(accelerator, progress.epoch, progress.batch, progress.earlier)
         meter = Meter(accelerator.num_processes, accelerator.device)
         self.trainer.task.train()
         with progress_bar(
@@ -179,8 +179,13 @@ class Distillation:
         self.run.tell("on_epoch", {})
 
     def after_step(self, meter: Meter, total: Tensor, terms: dict[str, Tensor]) -> None:
-        """Records metrics, evaluates, writes a checkpoint and calls the callbacks, where due."""
+        """Records metrics, evaluates, writes a checkpoint and calls the callbacks, where due.
+
+        Raises:
+            Preempted: a process was told to end. The checkpoint is written.
+        """
         step, config = self.run.progress.step, self.config
+        preempted = self.run.preempted()
         evaluates = config.evaluate_steps is not None and step % config.evaluate_steps == 0
         if step % LOG_STEPS == 0 or evaluates:
             self.record(**meter.read())
@@ -189,11 +194,13 @@ class Distillation:
             self.evaluate()
             self.trainer.task.train()
             meter.restart()  # the time of an evaluation is no training time
-        elif step % config.checkpoint_steps == 0 and not self.ends:
+        elif (preempted or step % config.checkpoint_steps == 0) and not self.ends:
             self.checkpoint()
         if self.run.callbacks:
             losses = {name: float(value) for name, value in terms.items()}
             self.run.tell("on_step", {"loss": float(total), **losses})
+        if preempted and not self.ends:
+            self.run.end_early()
 
     def end_epoch(self) -> None:
         """Counts the epoch as done, then evaluates or only writes a checkpoint.
@@ -201,7 +208,7 @@ class Distillation:
         With `evaluate_steps` the end of an epoch is not evaluated, but the end of the run is.
         """
         progress = self.run.progress
-        progress.epoch, progress.batch = progress.epoch + 1, 0
+        progress.epoch, progress.batch, progress.earlier = progress.epoch + 1, 0, []
         by_steps = self.config.evaluate_steps is not None
         if self.evaluated != progress.step and (self.ends or not by_steps):
             self.evaluate()

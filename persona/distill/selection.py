@@ -8,7 +8,6 @@ kept only while there is no other.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import math
 from collections.abc import Mapping
@@ -248,7 +247,7 @@ class Selection:
             licence=self._licence,
             scores=evaluation.to_json() | {"model": model_id} if evaluation else {},
             train_set=self.train.name,
-            alignment=dataclasses.asdict(self.train.align),
+            alignment=self.train.align.facts,
             test_set=self.test.name if self.test else "none",
             config=to_dict(config),
         )

@@ -25,7 +25,7 @@ import os
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +212,7 @@ class Groups:
 
 def maker(digest: str, align: AlignSpec) -> str:
     """What made an embedding: two faces are comparable if it is the same."""
-    return f"{digest} {json.dumps(asdict(align), sort_keys=True)}"
+    return f"{digest} {json.dumps(align.facts, sort_keys=True)}"
 
 
 def _key(photo: str, box: Sequence[float]) -> Key:

@@ -124,7 +124,8 @@ def kind_of(reason: str) -> str:
     ):
         if part in reason:
             return kind
-    return reason.partition(":")[0]
+    kind = reason.partition(":")[0]
+    return "several faces" if kind.endswith(" faces") else kind
 
 
 # --- the list ---------------------------------------------------------------------------------

@@ -52,6 +52,7 @@ CROP_PX = 160
 """Side in px of the crops for a network that takes any size; packed sets have it too."""
 
 
+WORDS = {2: "two", 3: "three", 4: "four", 5: "five"}
 SHOWN = 10
 """Number of photos that a message names at most."""
 
@@ -62,20 +63,38 @@ class DoubtError(PersonaError):
     The message ends with a semicolon and what to do at the command line.
     """
 
+    kind: ClassVar[str]
+    """Name of the doubt, for programs."""
     question: ClassVar[str]
     """Question to the user, with `{name}`. The answer yes enrols the photos."""
+
+    def __init__(self, line: str, labels: Sequence[str] = ()) -> None:
+        super().__init__(line)
+        self.labels = tuple(labels)
+        """Labels of the photos in doubt, if it is not about all of them."""
 
 
 class TwoPeopleError(DoubtError):
     """The photos under one name look like two people."""
 
+    kind = "two-people"
     question = "Enrol all of them as {name}?"
 
 
 class DuplicateError(DoubtError):
     """The photos of a new name look like somebody who is enrolled."""
 
+    kind = "duplicate"
     question = "Is {name} somebody else?"
+
+
+class NoPhotoError(PersonaError):
+    """None of the photos can be enrolled."""
+
+    def __init__(self, line: str, refused: Sequence[str]) -> None:
+        super().__init__(line)
+        self.refused = tuple(refused)
+        """The photos, each with its reason."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +130,28 @@ class Sighting:
     """Cosine similarity to the nearest person, in [-1, 1]."""
     refused: str | None
     """Why the face was not compared. None means that it was."""
+
+
+@dataclass(frozen=True)
+class PersonPhoto:
+    """What a gallery stores of one photo of a person, to be looked at."""
+
+    number: int
+    """Number of the photo in the gallery."""
+    crop: bytes | None
+    """Aligned crop as JPEG. None means that it was not kept."""
+    similarity: float
+    """Cosine similarity to the mean of the person's photos, in [-1, 1]."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Result of renaming, merging or splitting."""
+
+    name: str
+    """Name of the person who has the photos now."""
+    photos: int
+    """Number of photos that were moved."""
 
 
 class Gallery:
@@ -207,7 +248,7 @@ class Gallery:
         self.store.check_writable()
         if not len(templates_NE):
             reasons = _some(refused, "; ") or "there is none"
-            raise PersonaError(f"no photo of {name!r} can be used: {reasons}")
+            raise NoPhotoError(f"no photo of {name!r} can be used: {reasons}", refused)
         # The first query builds the index. Outside the transaction no other writer waits for it.
         self.store.nearest(templates_NE[:1], self.match)
         with self.store.changing():
@@ -271,10 +312,11 @@ class Gallery:
         odd = strangers(all_NE, known, self.threshold)
         if odd:
             whom = f"{name!r} as enrolled" if known else "the other photos"
+            unlike = [labels[n] for n in odd]
             raise TwoPeopleError(
                 f"these do not look like {whom} (similarity below {self.threshold:.3f}): "
-                f"{_some([labels[n] for n in odd], ', ')}; leave them out, or --force if it is one "
-                "person"
+                f"{_some(unlike, ', ')}; leave them out, or --force if it is one person",
+                unlike,
             )
 
     def recognise(self, photo: Pixels) -> tuple[Sighting, ...]:
@@ -311,6 +353,43 @@ class Gallery:
         """
         return self.store.forget(self.store.person(name).name)
 
+    def face(self, name: str) -> bytes | None:
+        """Returns the oldest stored crop of a person as JPEG, or None if there is none."""
+        return self.store.face(name)
+
+    def photos(self, name: str) -> list[PersonPhoto]:
+        """Returns the stored photos of a person, see `photos_of`."""
+        return photos_of(self.store, name)
+
+    def rename(self, name: str, to: str, *, claim: Callable[[], None] = lambda: None) -> Moved:
+        """Gives a person another name, see `rename_person`."""
+        return rename_person(self.store, name, to, claim=claim)
+
+    def merge(
+        self,
+        name: str,
+        into: str,
+        *,
+        photos: Collection[int] | None = None,
+        force: bool = False,
+        claim: Callable[[], None] = lambda: None,
+    ) -> Moved:
+        """Moves photos of a person to somebody who is enrolled, see `merge_people`."""
+        return merge_people(
+            *(self.store, name, into, None if force else self.threshold), photos=photos, claim=claim
+        )
+
+    def split(
+        self,
+        name: str,
+        photos: Collection[int],
+        to: str,
+        *,
+        claim: Callable[[], None] = lambda: None,
+    ) -> Moved:
+        """Moves some photos of a person to a new one, see `split_person`."""
+        return split_person(self.store, name, photos, to, claim=claim)
+
     def close(self) -> None:
         """Closes the store."""
         self.store.close()
@@ -330,7 +409,8 @@ def only_face(eyes: Eyes, photo: Pixels | SkipPhoto) -> tuple[SeenFace | None, s
     if not found:
         return None, "no face"
     if quality.several([seen.face for seen in found]):
-        return None, f"several faces: {len(found)}; cut out the one that is meant"
+        count = WORDS.get(len(found), str(len(found)))
+        return None, f"{count} faces: cut out the one you mean"
     largest = max(found, key=lambda seen: quality.side_px(seen.face))
     return (None, largest.flaw) if largest.flaw else (largest, None)
 
@@ -576,6 +656,140 @@ def describe_person(store: Store, name: str) -> dict[str, Any]:
         "least_similarity": float(pairs_P.min()) if len(pairs_P) else None,
         "mean_similarity": float(pairs_P.mean()) if len(pairs_P) else None,
     }
+
+
+def photos_of(store: Store, name: str) -> list[PersonPhoto]:
+    """Returns the stored photos of a person, in the order of enrolment.
+
+    Raises:
+        NobodyError: nobody of that name is enrolled.
+    """
+    rows = list(store.photos(store.person(name).name))
+    if not rows:
+        return []
+    templates_NE = np.stack([photo.template for _, _, photo in rows])
+    mean_E = unit(templates_NE.mean(axis=0))
+    return [
+        PersonPhoto(number, photo.crop, float(photo.template @ mean_E)) for _, number, photo in rows
+    ]
+
+
+def rename_person(
+    store: Store, name: str, to: str, *, claim: Callable[[], None] = lambda: None
+) -> Moved:
+    """Gives a person another name. Nothing of the old name is left in the gallery's files.
+
+    Args:
+        store: the open gallery.
+        name: the person's name.
+        to: the new name, 1 to 200 characters.
+        claim: called last, before the transaction is committed. If it raises, nothing is changed.
+
+    Raises:
+        NobodyError: nobody of that name is enrolled.
+        TakenError: somebody has the new name.
+        PersonaError: the new name cannot be used.
+    """
+    old, to = store.person(name).name, check_name(to)
+    if old == to:
+        raise PersonaError(f"{old!r} has this name already: choose another one")
+    return Moved(to, store.move(old, to, new=True, check=claim))
+
+
+def merge_people(
+    store: Store,
+    name: str,
+    into: str,
+    threshold: float | None,
+    *,
+    photos: Collection[int] | None = None,
+    claim: Callable[[], None] = lambda: None,
+) -> Moved:
+    """Moves photos of a person to somebody who is enrolled, who must look alike.
+
+    Args:
+        store: the open gallery.
+        name: name of the person, who is removed if all photos are moved.
+        into: name of the person who gets the photos.
+        threshold: lowest cosine similarity of two photos of one person. None means that the photos
+            are not compared.
+        photos: numbers of the photos. None means all.
+        claim: called last, before the transaction is committed. If it raises, nothing is changed.
+
+    Raises:
+        NobodyError: one of the two is not enrolled.
+        TwoPeopleError: the photos do not look like the other person.
+        PersonaError: both names are one person's, or no photo is given.
+    """
+    old, new = store.person(name).name, store.person(into).name
+    if old == new:
+        raise PersonaError(f"{old!r} cannot be merged with themselves: name two people")
+    _check_chosen(photos)
+
+    def check() -> None:
+        if threshold is not None:
+            _check_alike(store, old, new, threshold, photos)
+        claim()
+
+    return Moved(new, store.move(old, new, new=False, photos=photos, check=check))
+
+
+def _check_chosen(photos: Collection[int] | None) -> None:
+    if photos is not None and not photos:
+        raise PersonaError("no photo is chosen: choose one or more")
+
+
+def _check_alike(
+    store: Store, name: str, into: str, threshold: float, photos: Collection[int] | None
+) -> None:
+    """Raises TwoPeopleError unless the photos to move look like the person who gets them."""
+    moving = [
+        photo.template
+        for _, number, photo in store.photos(name)
+        if photos is None or number in photos
+    ]
+    there = [photo.template for _, _, photo in store.photos(into)]
+    if not moving or not there:
+        return
+    odd = strangers(np.stack([*there, *moving]), len(there), threshold)
+    if odd:
+        raise TwoPeopleError(
+            f"{len(odd)} of {len(moving)} photos of {name!r} do not look like {into!r} (similarity "
+            f"below {threshold:.3f}); leave them apart, or --force if it is one person"
+        )
+
+
+def split_person(
+    store: Store,
+    name: str,
+    photos: Collection[int],
+    to: str,
+    *,
+    claim: Callable[[], None] = lambda: None,
+) -> Moved:
+    """Moves some photos of a person to a new one.
+
+    Args:
+        store: the open gallery.
+        name: the person's name.
+        photos: numbers of the photos. The person must keep one or more.
+        to: name of the new person, 1 to 200 characters.
+        claim: called last, before the transaction is committed. If it raises, nothing is changed.
+
+    Raises:
+        NobodyError: nobody of that name is enrolled.
+        TakenError: somebody has the new name.
+        PersonaError: no photo or all photos are given, or the new name cannot be used.
+    """
+    old, to = store.person(name).name, check_name(to)
+    _check_chosen(photos)
+
+    def check() -> None:
+        if all(number in photos for _, number, _ in store.photos(old)):
+            raise PersonaError(f"these are all photos of {old!r}: leave one, or rename the person")
+        claim()
+
+    return Moved(to, store.move(old, to, new=True, photos=photos, check=check))
 
 
 def rebuild(store: Store, network: str, workspace: Workspace) -> int:

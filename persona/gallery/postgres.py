@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -33,8 +33,10 @@ from persona.gallery.store import (
     changed_meanwhile,
     check_digest,
     nobody,
+    not_theirs,
     read_only,
     still_there,
+    taken,
     there_already,
 )
 
@@ -209,6 +211,16 @@ class PostgresStore(Store):
                 StoredPhoto(np.array(json.loads(template), np.float32), crop, points),
             )
 
+    def face(self, name: str) -> bytes | None:
+        """Returns the oldest stored crop of a person as JPEG, or None if there is none."""
+        with self._explained():
+            row = self._db.execute(
+                "SELECT crop FROM photo JOIN person ON person.id = person "
+                "WHERE name = %s AND crop IS NOT NULL ORDER BY photo.id LIMIT 1",
+                (name,),
+            ).fetchone()
+        return None if row is None else bytes(row[0])
+
     def add(
         self, people: Mapping[str, Sequence[StoredPhoto]], digest: str, *, new: bool = False
     ) -> None:
@@ -259,6 +271,66 @@ class PostgresStore(Store):
             # Not by name: another machine may have enrolled somebody under it meanwhile.
             self._check_gone(name, row[0], None)
         return int(count)
+
+    def move(
+        self,
+        name: str,
+        to: str,
+        *,
+        new: bool,
+        photos: Collection[int] | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> int:
+        """Moves photos of a person to another one: all of them or none."""
+        with self._explained():
+            with self.changing():
+                check()
+                # One order of locks for all, so that two opposite moves do not wait for each other.
+                rows = self._db.execute(
+                    "SELECT name, id, created FROM person WHERE name IN (%s, %s) "
+                    "ORDER BY id FOR UPDATE",
+                    (name, to),
+                ).fetchall()
+                people = {row[0]: row[1:] for row in rows}
+                if name not in people:
+                    raise nobody(name, self.place)
+                number, created = people[name]
+                held = self._db.execute(
+                    "SELECT id FROM photo WHERE person = %s FOR UPDATE", (number,)
+                ).fetchall()
+                wanted = {row[0] for row in held} if photos is None else set(photos)
+                chosen = [row[0] for row in held if row[0] in wanted]
+                if len(chosen) < len(wanted):
+                    raise not_theirs(name, self.place)
+                if new:
+                    added = self._db.execute(
+                        "INSERT INTO person (name, created) VALUES (%s, %s) "
+                        "ON CONFLICT DO NOTHING RETURNING id",
+                        (to, created),
+                    ).fetchone()
+                    if added is None:
+                        raise taken(to, self.place)
+                    people[to] = (added[0], created)
+                if to not in people:
+                    raise nobody(to, self.place)
+                other, since = people[to]
+                self._db.execute(
+                    "UPDATE person SET created = %s WHERE id = %s", (min(created, since), other)
+                )
+                moved = self._db.execute(
+                    "UPDATE photo SET person = %s WHERE id = ANY(%s)", (other, chosen)
+                )
+                if moved.rowcount != len(chosen):
+                    raise still_there(name, self.place)  # removing the person would remove them
+                self._average("id = ANY(%s)", ([number, other],))
+                emptied = len(chosen) == len(held)
+                if emptied:
+                    self._db.execute("DELETE FROM person WHERE id = %s", (number,))
+                    self._check_gone(name, number, name)  # an error here undoes the move
+            self._clean()
+            if emptied:
+                self._check_gone(name, number, None)
+        return len(chosen)
 
     def _check_gone(self, name: str, number: int, other: str | None) -> None:
         """Searches for rows that a rule or trigger of the database kept from being removed."""

@@ -27,7 +27,7 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -47,8 +47,10 @@ from persona.gallery.store import (
     changed_meanwhile,
     check_digest,
     nobody,
+    not_theirs,
     read_only,
     still_there,
+    taken,
     there_already,
 )
 
@@ -354,6 +356,17 @@ class SqliteStore(Store):
                 ),
             )
 
+    def face(self, name: str) -> bytes | None:
+        """Returns the oldest stored crop of a person as JPEG, or None if there is none."""
+        with self._explained(), self._transaction("BEGIN"):
+            self._demand_passphrase()
+            row = self._execute(
+                "SELECT crop FROM photo JOIN person ON person.id = person "
+                "WHERE name = ? AND crop IS NOT NULL ORDER BY photo.id LIMIT 1",
+                (name,),
+            ).fetchone()
+            return None if row is None else self._unseal(row[0], name)
+
     def add(
         self, people: Mapping[str, Sequence[StoredPhoto]], digest: str, *, new: bool = False
     ) -> None:
@@ -407,6 +420,71 @@ class SqliteStore(Store):
             # Not by name: another process may have enrolled somebody under it meanwhile.
             self._check_gone(name, row[0], None)
         return count
+
+    def move(
+        self,
+        name: str,
+        to: str,
+        *,
+        new: bool,
+        photos: Collection[int] | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> int:
+        """Moves photos of a person to another one: all of them or none."""
+        with self._explained():
+            with self.changing():
+                self._demand_passphrase()
+                check()
+                row = self._execute(
+                    "SELECT id, created FROM person WHERE name = ?", (name,)
+                ).fetchone()
+                if row is None:
+                    raise nobody(name, self.place)
+                number, created = row
+                held = self._execute(
+                    "SELECT template, crop, landmarks, id FROM photo WHERE person = ?", (number,)
+                ).fetchall()
+                wanted = {one[-1] for one in held} if photos is None else set(photos)
+                chosen = [one for one in held if one[-1] in wanted]
+                if len(chosen) < len(wanted):
+                    raise not_theirs(name, self.place)
+                if new:
+                    added = self._execute(
+                        "INSERT INTO person (name, created) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                        (to, created),
+                    )
+                    if not added.rowcount:
+                        raise taken(to, self.place)
+                other = self._execute("SELECT id FROM person WHERE name = ?", (to,)).fetchone()
+                if other is None:
+                    raise nobody(to, self.place)
+                self._execute(
+                    "UPDATE person SET created = min(created, ?) WHERE id = ?", (created, *other)
+                )
+                # A value is sealed together with the name of its person.
+                moved = self._db.executemany(
+                    "UPDATE photo SET person = ?, template = ?, crop = ?, landmarks = ? "
+                    "WHERE id = ?",
+                    (
+                        (*other, *(self._reseal(value, name, to) for value in values), photo)
+                        for *values, photo in chosen
+                    ),
+                )
+                if moved.rowcount != len(chosen):
+                    raise still_there(name, self.place)  # removing the person would remove them
+                self._taken_away()
+                emptied = len(chosen) == len(held)
+                if emptied:
+                    self._execute("DELETE FROM person WHERE id = ?", (number,))
+                    self._check_gone(name, number, name)  # an error here undoes the move
+            self._clean()
+            if emptied:
+                self._check_gone(name, number, None)
+        return len(chosen)
+
+    def _reseal(self, value: bytes | None, name: str, to: str) -> bytes | None:
+        """Returns a stored value as it is stored for another person."""
+        return None if value is None else self._seal(self._unseal(value, name), to)
 
     def _check_gone(self, name: str, number: int, other: str | None) -> None:
         """Searches all rows, without using the indices, for what should have been removed."""
@@ -470,6 +548,30 @@ class SqliteStore(Store):
             last = rows[-1][2]
         self._indices[match] = index, generation, last
         return index
+
+    def back_up(self, path: Path) -> None:
+        """Copies the gallery to a new file, as described at `Store.back_up`.
+
+        What was deleted is not copied. An encrypted gallery stays encrypted.
+        """
+        if path.exists():
+            raise PersonaError(f"{path} exists already: name a new file")
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(partial, os.O_CREAT | os.O_EXCL, PRIVATE))
+            with self._explained():
+                self._execute("VACUUM INTO ?", (str(partial.absolute()),))
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.rename(path)
+        except OSError as error:
+            raise PersonaError(f"{path} cannot be written: {error.strerror}") from None
+        except PersonaError as error:
+            full = partial.exists() and isinstance(error.__cause__, sqlite3.OperationalError)
+            raise (PersonaError(f"copying to {path}: {error}") if full else error) from error
+        finally:
+            partial.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Closes the file."""

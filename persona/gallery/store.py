@@ -19,7 +19,7 @@ import contextlib
 import json
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -162,6 +162,10 @@ class NobodyError(PersonaError):
     """Nobody of that name is enrolled."""
 
 
+class TakenError(PersonaError):
+    """Somebody of that name is enrolled already."""
+
+
 class OtherNetworkError(PersonaError):
     """The templates were made by another network."""
 
@@ -214,6 +218,10 @@ class Store(ABC):
         """Yields name, number and photo, for one person or for everybody in order of enrolment."""
 
     @abstractmethod
+    def face(self, name: str) -> bytes | None:
+        """Returns the oldest stored crop of a person as JPEG, or None if there is none."""
+
+    @abstractmethod
     def add(
         self, people: Mapping[str, Sequence[StoredPhoto]], digest: str, *, new: bool = False
     ) -> None:
@@ -242,6 +250,39 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def move(
+        self,
+        name: str,
+        to: str,
+        *,
+        new: bool,
+        photos: Collection[int] | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> int:
+        """Moves photos of a person to another one: all of them or none.
+
+        A person who keeps no photo is removed, and nothing is left of the name. The other person
+        was enrolled when the first of the two was.
+
+        Args:
+            name: the person's name, as it is stored.
+            to: name of the person who gets the photos.
+            new: whether that person must be new. Otherwise they must be enrolled.
+            photos: numbers of the photos. None means all.
+            check: called within the transaction, before anything is changed. If it raises, nothing
+                is moved.
+
+        Returns:
+            The number of photos that were moved.
+
+        Raises:
+            NobodyError: one of the two is not enrolled.
+            TakenError: the person who must be new is enrolled.
+            PersonaError: a photo is not, or no longer, the person's; or the store cannot be
+                written.
+        """
+
+    @abstractmethod
     def replace(self, facts: Facts, templates: dict[int, Templates]) -> None:
         """Replaces all templates by those of another network, which are given by photo number.
 
@@ -263,6 +304,14 @@ class Store(ABC):
         Raises:
             OtherNetworkError: the templates are not, or no longer, of the network that was adopted.
         """
+
+    def back_up(self, path: Path) -> None:
+        """Copies the gallery to a new file, as it is at one moment, while others may use it.
+
+        Raises:
+            PersonaError: the file exists or cannot be written, or the gallery is no file.
+        """
+        raise PersonaError(f"{self.place} is no file: copy it with its database's own pg_dump")
 
     @abstractmethod
     def close(self) -> None:
@@ -385,6 +434,21 @@ def check_digest(facts: Facts | None, digest: str, place: str) -> None:
 def there_already(name: str, place: str) -> PersonaError:
     """Returns the error for a name that should be new but is enrolled."""
     return PersonaError(f"{place} has somebody named {name!r} already: forget one of them")
+
+
+def taken(name: str, place: str) -> TakenError:
+    """Returns the error for a person's new name that somebody else has."""
+    return TakenError(
+        f"{place} has somebody named {name[:80]!r} already: choose another name, or merge the two "
+        "with `persona gallery merge`"
+    )
+
+
+def not_theirs(name: str, place: str) -> PersonaError:
+    """Returns the error for photos that are not, or no longer, a person's."""
+    return PersonaError(
+        f"{place}: some of these photos are not, or no longer, photos of {name[:80]!r}: look again"
+    )
 
 
 def read_only(place: str, why: str) -> ReadOnlyError:

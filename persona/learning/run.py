@@ -226,7 +226,11 @@ class Learning:
         )
 
     def learn_next(self) -> None:
-        """Learns the next experience (or the rest of it), measures it and saves the model."""
+        """Learns the next experience (or the rest of it), measures it and saves the model.
+
+        Raises:
+            Preempted: a process was told to end. The checkpoint is written.
+        """
         progress, experience = self.progress, self.experiences[self.progress.epoch]
         state, self.state = self.state, None
 
@@ -234,9 +238,14 @@ class Learning:
             progress.batch, progress.step = step, progress.step + 1
             if figures:
                 self.run.record(**figures)
-            if step % self.config.checkpoint_steps == 0 and step < self.config.steps:
+            if step == self.config.steps:
+                return  # the experience is measured and saved first
+            preempted = self.run.preempted()
+            if preempted or step % self.config.checkpoint_steps == 0:
                 self.learner.watch.flush()  # a checkpoint must hold finite weights
                 self.checkpoint(self.learner.training_state())
+            if preempted:
+                self.run.end_early()
 
         self.learner.learn(experience, step=progress.batch, state=state, moment=moment)
         progress.epoch, progress.batch = progress.epoch + 1, 0
@@ -255,6 +264,8 @@ class Learning:
         if self.accelerator.is_main_process:
             self.save(scores)
         self.checkpoint(None)
+        if progress.epoch < len(self.experiences) and self.run.preempted():
+            self.run.end_early()
 
     def spread(self) -> float | None:
         """Spread of the embeddings of all identities so far, see persona/evaluation/spread.py."""

@@ -5,9 +5,10 @@ is written last. A model that training saves again is therefore at any moment ei
 new one. The name of the folder is the model's ID. The ID in the card differs if the folder was
 copied, or while it is being renamed.
 
-The models that are shipped with Persona lie in `ZOO`: `NAME.safetensors`, and `NAME.md` with the
-card in its front matter (persona/deploy/zoo.py writes both). If a model of the user's own has the
-same ID, the user's own is taken.
+The models that are shipped with Persona lie in `ZOO`: the weights in `NAME.safetensors`, a graph
+for onnxruntime in `NAME.onnx`, which reads the same weights, and `NAME.md` with the card in its
+front matter (persona/deploy/zoo.py writes all three). If a model of the user's own has the same ID,
+the user's own is taken.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 from persona import __version__
 from persona.config import from_dict
 from persona.errors import PersonaError, shown, unknown
-from persona.files import PRIVATE, read_json, sweep
+from persona.files import PRIVATE, read_json, sha256_file, sweep
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,9 @@ class Card:
     of `persona learn`, whose steps are in `learned`."""
     licence: str = ""
     """Condition under which the weights may be used. Empty means that it is unknown."""
+    graph_sha256: str = ""
+    """SHA-256 of the ONNX graph beside the weights of a shipped model. Empty means that it has
+    none."""
 
     @property
     def made_in(self) -> str:
@@ -247,6 +251,26 @@ def shipped_card(model_id: str) -> Card:
     if (card.id, card.weights, card.num_classes) != (model_id, f"{model_id}.safetensors", 0):
         raise PersonaError(f"{path} is not the card of {model_id}: install Persona again")
     return card
+
+
+def shipped_graph(card: Card) -> Path | None:
+    """The ONNX graph of a shipped model, which takes its weights from the file of the weights.
+
+    None means that it has none.
+
+    Raises:
+        PersonaError: the graph or the weights are not those that the card names.
+    """
+    if not card.graph_sha256:
+        return None
+    path = ZOO / f"{card.id}.onnx"
+    for file, wanted in ((path, card.graph_sha256), (ZOO / card.weights, card.weights_sha256)):
+        if not file.is_file() or sha256_file(file) != wanted:
+            raise PersonaError(
+                f"{file} is missing or does not match the checksum in its card: install Persona "
+                "again"
+            )
+    return path
 
 
 def weights_path(card: Card, models: Path) -> Path:

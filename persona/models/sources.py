@@ -41,6 +41,7 @@ from persona.models.cards import (
     model_ids,
     read_classes,
     shipped_card,
+    shipped_graph,
     shipped_ids,
     stored_card,
     weights_path,
@@ -166,8 +167,8 @@ class Source(ABC):
         """
         return None, None
 
-    def open_embedder(self, name: str, models: Path, threads: int) -> Embedder | None:
-        """Opens the network without torch. None means that it needs torch.
+    def open_embedder(self, name: str, models: Path, threads: int) -> Named | None:
+        """Opens the network for embedding, without torch. None means that it needs torch.
 
         Raises:
             PersonaError: the network is missing or damaged.
@@ -239,8 +240,12 @@ class _Files(Source):
         return [["source", self.described], ["SHA-256", sha256_file(self.found(name))]]
 
     def named(self, name: str, path: Path, network: FaceNetwork) -> NamedNetwork:
-        """Builds the NamedNetwork of a network from a file, of which no classes are known."""
+        """Names a network from a file, of which no classes are known."""
         return NamedNetwork(name, network, "embeddings alone", (), None, self.hash(path))
+
+    def named_embedder(self, name: str, path: Path, embedder: Embedder) -> Named:
+        """Names an embedder from a file."""
+        return Named(name, embedder, "embeddings alone", (), None, self.hash(path))
 
 
 class _OnnxFiles(_Files):
@@ -261,8 +266,9 @@ class _OnnxFiles(_Files):
     def costs(self, name: str, models: Path) -> tuple[int | None, int | None]:
         return count_onnx(self.found(name))
 
-    def open_embedder(self, name: str, models: Path, threads: int) -> Embedder:
-        return onnx.open_session(self.found(name), threads, onnx.providers())
+    def open_embedder(self, name: str, models: Path, threads: int) -> Named:
+        path = self.found(name)
+        return self.named_embedder(name, path, onnx.open_session(path, threads, onnx.providers()))
 
     def open_runner(self, name: str, models: Path, threads: int) -> Runner:
         return onnx.OnnxRunner(self.found(name), threads)
@@ -280,8 +286,9 @@ class _LitertFiles(_Files):
         path = self.found(name)
         return self.named(name, path, LitertNetwork(path))
 
-    def open_embedder(self, name: str, models: Path, threads: int) -> Embedder:
-        return litert.LitertSession(self.found(name), threads)
+    def open_embedder(self, name: str, models: Path, threads: int) -> Named:
+        path = self.found(name)
+        return self.named_embedder(name, path, litert.LitertSession(path, threads))
 
     def open_runner(self, name: str, models: Path, threads: int) -> Runner:
         return litert.LitertRunner(self.found(name), threads)
@@ -457,6 +464,18 @@ class _Zoo(_Models):
     def card(self, name: str, models: Path) -> Card:
         return shipped_card(name)
 
+    def open_embedder(self, name: str, models: Path, threads: int) -> Named | None:
+        card = self.card(name, models)
+        graph = shipped_graph(card)
+        if graph is None:
+            return None
+        return Named(
+            name,
+            onnx.open_session(graph, threads, onnx.providers()),
+            *(card.train_set, (), card.image_size, card.weights_sha256),
+            alignment=card.alignment,
+        )
+
 
 ONNX, OWN, FOLDERS = _OnnxFiles(), _OwnModels(), _Folders()
 SOURCES: list[Source] = [
@@ -522,12 +541,8 @@ def load_embedder(name: str, models: Path) -> Named:
         PersonaError: the name is unknown, the network's file is missing or damaged, or the network
             needs torch and torch is not installed.
     """
-    source = source_of(name, models)
-    embedder = source.open_embedder(name, models, own_threads())
-    if embedder is None:
-        return load_network(name, models)
-    digest = source.digest(name, models) or ""
-    return Named(name, embedder, "embeddings alone", (), None, digest)
+    opened = source_of(name, models).open_embedder(name, models, own_threads())
+    return load_network(name, models) if opened is None else opened
 
 
 def teacher_names(teacher: str, models: Path) -> tuple[str, ...]:

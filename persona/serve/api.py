@@ -3,19 +3,23 @@
     GET  /api/health                             whether the server runs
     GET  /api/people                             the enrolled people, the threshold and the limits
     POST /api/recognise  photo                   recognises the faces of a photo
-    POST /api/enroll     name, photo..., force   enrols a person
+    POST /api/enroll     name, photo..., accept  enrols a person
     POST /api/forget     name                    removes a person
+    POST /api/faces, photos, rename, merge, split   see persona/serve/people
     /api/groups                                  groups of unknown faces, see persona/serve/groups
+    GET  /metrics                                counts and times of requests, for Prometheus
     GET  /openapi.json                           the whole API
 
 Requests post forms (`curl -F photo=@me.jpg URL/api/recognise`). Every answer is JSON; an error is
-`{"error": one line}`. Names are never part of a URL.
+`{"error": one line}`. An error about some of the photos lists them, and one that the user can
+decide names its `doubt`. Names are never part of a URL.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from importlib import resources
 from typing import Any, TypeVar
@@ -24,18 +28,28 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from persona import __version__
 from persona.errors import PersonaError, SkipPhoto
-from persona.gallery import DoubtError, Gallery, TwoPeopleError
+from persona.gallery import (
+    DoubtError,
+    DuplicateError,
+    Enrolled,
+    Gallery,
+    NoPhotoError,
+    TwoPeopleError,
+)
 from persona.gallery.photos import look_at
-from persona.gallery.store import NobodyError, OtherNetworkError, ReadOnlyError
+from persona.gallery.store import NobodyError, OtherNetworkError, ReadOnlyError, TakenError
+from persona.serve import people as people_of
 from persona.serve.door import Networks, client_of
 from persona.serve.gate import Busy, Claim, Gate, TooSlow
 from persona.serve.groups import ChangedGroup, GroupsAnswer, OpenGroups
-from persona.serve.guard import EscapedJSON, Guard, problem
+from persona.serve.guard import EscapedJSON, Guard, Tell, problem
+from persona.serve.metrics import CONTENT_TYPE_LATEST, METRICS, OTHER, Metrics
 from persona.serve.uploads import FORM, PHOTO, Form, Limits, read_form
 
 RETRY_AFTER_S = 1
@@ -45,11 +59,18 @@ PAGE = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
+    "/look.js": ("look.js", "text/javascript"),
+    "/enrol.js": ("enrol.js", "text/javascript"),
+    "/people.js": ("people.js", "text/javascript"),
     "/groups.js": ("groups.js", "text/javascript"),
 }
 T = TypeVar("T")
 NO_PHOTO = f"no {PHOTO} in the form: send one"
-YES = {"1", "true", "yes"}
+DOUBTS = {kind.kind: kind for kind in (TwoPeopleError, DuplicateError)}
+TAKEN = "taken"
+"""Doubt of a rename to a name that somebody has. Merging the two settles it."""
+REFUSED = re.compile(r"photo (\d+)(?:: (.+))?", re.DOTALL)
+UNLIKE = "unlike the others"
 
 
 class Health(BaseModel):
@@ -88,6 +109,8 @@ class PeopleAnswer(BaseModel):
     limits: Bounds
     groups: bool
     """Whether there are groups of unknown faces to name."""
+    keeps_crops: bool
+    """Whether the faces of new photos are kept, so that they can be shown."""
 
 
 class FaceAnswer(BaseModel):
@@ -110,12 +133,22 @@ class Recognised(BaseModel):
     faces: list[FaceAnswer]
 
 
+class RefusedPhoto(BaseModel):
+    """A photo that was not enrolled."""
+
+    photo: int
+    """Its place in the request, from 1 on."""
+    reason: str
+
+
 class EnrolledPhotos(BaseModel):
     """Result of an enrolment. A refused photo is listed with its reason."""
 
     name: str
     added: int
     refused: list[str]
+    photos: list[RefusedPhoto]
+    """The refused photos again, by their number."""
     already: int
     """Number of photos that were enrolled before or given twice."""
     looks_like: str | None
@@ -133,6 +166,10 @@ class Problem(BaseModel):
     """An error in one line: what is wrong, where it is, and what to do."""
 
     error: str
+    doubt: str | None = None
+    """What the user can decide: two-people, duplicate (see `accept`) or taken (a name)."""
+    photos: list[RefusedPhoto] = []
+    """The photos that the error is about, if it is about some of them."""
 
 
 def build_app(
@@ -146,6 +183,7 @@ def build_app(
     token: str | None = None,
     proxies: Networks = (),
     groups: OpenGroups | None = None,
+    log: Tell | None = None,
 ) -> Guard:
     """Builds the ASGI application.
 
@@ -159,6 +197,8 @@ def build_app(
         token: token that requests to the API must send. None means that they need none.
         proxies: addresses of proxies whose X-Forwarded headers are trusted.
         groups: groups of unknown faces to name. None means that there are none.
+        log: called after each answer with its path, status and seconds. Paths that are not the
+            API's are `other`.
     """
     limits = limits or Limits()
     app = FastAPI(
@@ -193,6 +233,7 @@ def build_app(
             people=rows,
             limits=Bounds(**{name: getattr(limits, name) for name in Bounds.model_fields}),
             groups=groups is not None,
+            keeps_crops=gallery.keep_crops,
         )
 
     @app.post("/api/recognise", openapi_extra=_body({PHOTO: _FILE}, PHOTO))
@@ -210,21 +251,27 @@ def build_app(
 
         return await through(request, 1, work)
 
-    fields = {"name": _TEXT, PHOTO: {"type": "array", "items": _FILE}, "force": _TEXT}
+    fields = {
+        **{"name": _TEXT, "accept": _TEXT, "force": _TEXT},
+        PHOTO: {"type": "array", "items": _FILE},
+    }
 
     @app.post("/api/enroll", openapi_extra=_body(fields, "name", PHOTO))
     async def enroll(request: Request) -> EnrolledPhotos:
-        """Enrols a person with up to `limits.photos` photos; `force` enrols in spite of a doubt."""
+        """Enrols a person with up to `limits.photos` photos.
+
+        `accept` names doubts in spite of which to enrol, with commas between them: two-people,
+        duplicate. `force` accepts both.
+        """
 
         def work(form: Form, claim: Claim) -> EnrolledPhotos:
-            name = _field(form, "name")
+            name = people_of.text_of(form, "name")
             if not form.photos:
                 raise PersonaError(NO_PHOTO)
-            force = form.fields.get("force", "").lower() in YES
             # A generator, so that only one decoded photo is in memory at a time.
             photos = (_pixels(data, limits.pixels) for data in form.photos)
-            enrolled = gallery.enroll(name, photos, force=force, claim=claim)
-            return EnrolledPhotos(**dataclasses.asdict(enrolled))
+            enrolled = gallery.enroll(name, photos, accept=_accepted(form), claim=claim)
+            return _enrolled(enrolled)
 
         return await through(request, limits.photos, work)
 
@@ -233,22 +280,88 @@ def build_app(
         """Removes a person with all templates and crops."""
 
         def work(form: Form, claim: Claim) -> Forgotten:
-            name = _field(form, "name")
+            name = people_of.text_of(form, "name")
             claim()
             return Forgotten(name=name, templates=gallery.forget(name))
 
         return await through(request, 0, work)
 
+    _add_people(app, gallery, through)
     if groups is not None:
         _add_groups(app, gallery, groups, through)
     for path, (file, kind) in PAGE.items():
         content = (resources.files("persona.serve") / file).read_bytes()
         answer = partial(Response, content, media_type=f"{kind}; charset=utf-8")
         app.add_api_route(path, _constant(answer), include_in_schema=False)
-    return Guard(app, names=names, token=token, proxies=proxies)
+    paths = {METRICS, *(route.path for route in app.routes if isinstance(route, APIRoute))}
+    metrics = Metrics(paths, taken=lambda: gate.taken, places=gate.places)
+    numbers = partial(_numbers, metrics)
+    app.add_api_route(METRICS, _constant(numbers), include_in_schema=False)
+
+    def tell(path: str, status: int, seconds: float) -> None:
+        metrics.add(path, status, seconds)
+        if log is not None:
+            log(path if path in paths else OTHER, status, seconds)
+
+    return Guard(app, names=names, token=token, proxies=proxies, tell=tell)
 
 
 Through = Callable[[Request, int, Callable[[Form, Claim], Any]], Awaitable[Any]]
+
+
+def _add_people(app: FastAPI, gallery: Gallery, through: Through) -> None:
+    """Adds what shows and changes the people."""
+
+    @app.post("/api/faces", openapi_extra=_body({"names": _TEXT}, "names"))
+    async def faces(request: Request) -> people_of.FacesAnswer:
+        """Shows a face of each of some people; `names` is a JSON list."""
+
+        def work(form: Form, _: Claim) -> people_of.FacesAnswer:
+            return people_of.list_faces(gallery, form)
+
+        answer: people_of.FacesAnswer = await through(request, 0, work)
+        return answer
+
+    fields = {"name": _TEXT, "first": _TEXT, "count": _TEXT}
+
+    @app.post("/api/photos", openapi_extra=_body(fields, "name"))
+    async def photos(request: Request) -> people_of.PhotosAnswer:
+        """Lists photos of a person."""
+
+        def work(form: Form, _: Claim) -> people_of.PhotosAnswer:
+            return people_of.list_photos(gallery, form)
+
+        answer: people_of.PhotosAnswer = await through(request, 0, work)
+        return answer
+
+    async def change(request: Request, work: Change) -> people_of.MovedPhotos:
+        moved: people_of.MovedPhotos = await through(request, 0, partial(work, gallery))
+        return moved
+
+    @app.post("/api/rename", openapi_extra=_body({"name": _TEXT, "to": _TEXT}, "name", "to"))
+    async def rename(request: Request) -> people_of.MovedPhotos:
+        """Gives a person another name, which nobody has."""
+        return await change(request, people_of.rename)
+
+    fields = {"name": _TEXT, "into": _TEXT, "photos": _TEXT, "force": _TEXT}
+
+    @app.post("/api/merge", openapi_extra=_body(fields, "name", "into"))
+    async def merge(request: Request) -> people_of.MovedPhotos:
+        """Moves all or some photos of a person to somebody who is enrolled.
+
+        `photos` are numbers with commas between them; `force` does not compare the two.
+        """
+        return await change(request, people_of.merge)
+
+    fields = {"name": _TEXT, "photos": _TEXT, "to": _TEXT}
+
+    @app.post("/api/split", openapi_extra=_body(fields, *fields))
+    async def split(request: Request) -> people_of.MovedPhotos:
+        """Moves some photos of a person to a new one."""
+        return await change(request, people_of.split)
+
+
+Change = Callable[[Gallery, Form, Claim], people_of.MovedPhotos]
 
 
 def _add_groups(app: FastAPI, gallery: Gallery, groups: OpenGroups, through: Through) -> None:
@@ -282,9 +395,8 @@ def _add_groups(app: FastAPI, gallery: Gallery, groups: OpenGroups, through: Thr
         """Enrols the faces of a named group; `force` enrols in spite of a doubt."""
 
         def work(form: Form, claim: Claim) -> EnrolledPhotos:
-            force = form.fields.get("force", "").lower() in YES
-            enrolled = groups.enroll(gallery, form, claim, force=force)
-            return EnrolledPhotos(**dataclasses.asdict(enrolled))
+            force = form.fields.get("force", "").lower() in people_of.YES
+            return _enrolled(groups.enroll(gallery, form, claim, force=force))
 
         answer: EnrolledPhotos = await through(request, 0, work)
         return answer
@@ -298,6 +410,10 @@ def _body(properties: dict[str, Any], *required: str) -> dict[str, Any]:
     """Returns OpenAPI's description of a form."""
     schema = {"type": "object", "properties": properties, "required": list(required)}
     return {"requestBody": {"required": True, "content": {FORM: {"schema": schema}}}}
+
+
+def _numbers(metrics: Metrics) -> Response:
+    return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _constant(answer: Callable[[], Response]) -> Callable[[], Any]:
@@ -321,10 +437,32 @@ def _pixels(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8] | SkipPhoto:
         return reason
 
 
-def _field(form: Form, name: str) -> str:
-    if name not in form.fields:
-        raise PersonaError(f"no {name} in the form: send one")
-    return form.fields[name]
+def _accepted(form: Form) -> tuple[type[DoubtError], ...]:
+    """Returns the doubts in spite of which a form enrols."""
+    if form.fields.get("force", "").lower() in people_of.YES:
+        return (DoubtError,)
+    kinds = [kind.strip() for kind in form.fields.get("accept", "").split(",") if kind.strip()]
+    unknown = [kind for kind in kinds if kind not in DOUBTS]
+    if unknown:
+        raise PersonaError(f"accept holds an unknown doubt: send {' or '.join(DOUBTS)}")
+    return tuple(DOUBTS[kind] for kind in kinds)
+
+
+def _enrolled(enrolled: Enrolled) -> EnrolledPhotos:
+    return EnrolledPhotos(
+        **dataclasses.asdict(enrolled), photos=_refused(enrolled.refused, "refused")
+    )
+
+
+def _refused(lines: Iterable[str], reason: str) -> list[RefusedPhoto]:
+    """Returns the photos of lines such as `photo 3: no face`.
+
+    Args:
+        lines: the lines. Those of a group of faces name files and no numbers, and are left out.
+        reason: the reason where a line gives none.
+    """
+    found = map(REFUSED.fullmatch, lines)
+    return [RefusedPhoto(photo=int(one[1]), reason=one[2] or reason) for one in found if one]
 
 
 EXPLAINED = (HTTPException, PersonaError, SkipPhoto, Busy, TooSlow, Exception)
@@ -349,7 +487,14 @@ async def _explain(_: Request, error: Exception) -> Response:
                 if isinstance(error, TwoPeopleError)
                 else "enroll the photos under that name, or send force=1 if they are two people"
             )
-            answer = problem(409, f"{doubt}; {remedy}")
+            unlike = [one.model_dump() for one in _refused(error.labels, UNLIKE)]
+            answer = problem(409, f"{doubt}; {remedy}", doubt=error.kind, photos=unlike)
+        case TakenError():
+            line = "somebody has that name already: choose another one, or merge the two"
+            answer = problem(409, line, doubt=TAKEN)
+        case NoPhotoError():
+            refused = [one.model_dump() for one in _refused(error.refused, "refused")]
+            answer = problem(422, str(error), photos=refused)
         case PersonaError() | SkipPhoto():
             answer = problem(422, str(error))
         case TooSlow():

@@ -53,7 +53,9 @@ class Gate:
             begin: function that each thread calls first.
         """
         self._pool = ThreadPoolExecutor(workers, "serve", begin)
-        self._free = workers + waiting
+        self.places = workers + waiting
+        """Most requests in work and in the queue."""
+        self._free = self.places
         self._share = self._free - self._free // 4
         """Places that one client may have. The last quarter is for others."""
         self._taken: Counter[str] = Counter()
@@ -61,6 +63,11 @@ class Gate:
         self._lock = threading.Lock()
         self._futures: set[Future[Any]] = set()
         self._read_s, self._work_s = read_s, work_s
+
+    @property
+    def taken(self) -> int:
+        """Number of requests in work and in the queue."""
+        return self.places - self._free
 
     async def run(
         self, read: Callable[[], Awaitable[T]], work: Callable[[T, Claim], R], client: str = ""

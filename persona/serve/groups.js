@@ -47,7 +47,7 @@ function groupCard(group) {
     element.addEventListener(kind, once(() => attempt(async () => {
       const answer = await call(`groups/${path}`, [["group", number], ...fields()]);
       await showGroups();
-      say(done(answer.group));
+      tell({ good: [done(answer.group)] });
       (document.getElementById(`group-${answer.group}`) ?? $("groups-list")).focus();
     })));
   };
@@ -71,23 +71,26 @@ async function enrolGroups() {
     first += part.groups.length || total;
   }
   if (!named.length) throw new Refused("Name a group first.");
-  const lines = [];
-  for (const { group, name } of named) lines.push(await enrolGroup(group, name, false));
+  const told = { good: [], notes: [], bad: [] };
+  for (const { group, name } of named) await enrolGroup(group, name, false, told);
   await refresh();
-  say(lines.join("\n"));
+  tell(told);
 }
 
-async function enrolGroup(group, name, force) {
+async function enrolGroup(group, name, force, told) {
   try {
     const { added, already, refused } = await call("groups/enroll", [["group", group], ...(force ? [["force", "1"]] : [])]);
     const notes = [...(already ? [`${already} enrolled already`] : []), ...(refused.length ? [`${refused.length} too poor`] : [])];
-    return `${shown(name)}: ${plural(added, "face", "faces")} enrolled${notes.map((note) => `, ${note}`).join("")}.`;
+    const line = `${shown(name)}: ${plural(added, "face", "faces")} enrolled${notes.map((note) => `, ${note}`).join("")}.`;
+    (added ? told.good : told.notes).push(line);
   } catch (error) {
     if (error.status === 409 && !force) {
-      const doubt = error.message.slice(0, error.message.lastIndexOf(";"));
-      if (await ask(`${shown(name)}: ${doubt}.`, "Enrol all the same")) return enrolGroup(group, name, true);
+      if (await ask(`${shown(name)}: ${doubtOf(error)}`, "Enrol all the same")) {
+        await enrolGroup(group, name, true, told);
+        return;
+      }
     } else if (!(error instanceof Refused) || error.status !== 422) throw error;
-    return `${shown(name)} is not enrolled: ${error.message}`;
+    told.bad.push(`${shown(name)} is not enrolled: ${error.message}`);
   }
 }
 

@@ -16,8 +16,9 @@ import ipaddress
 import json
 import logging
 import re
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,6 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from persona.errors import PersonaError
 from persona.names import escape_json, legible
 from persona.serve.door import Networks, is_among
+from persona.serve.metrics import METRICS
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +50,8 @@ HEADERS = {
 
 
 PORTS = {"http": 80, "https": 443}
+Tell = Callable[[str, int, float], None]
+"""It takes the path, the HTTP status and the seconds of a request."""
 NAME = re.compile(r"(?!-)[a-z0-9-]{1,63}(\.[a-z0-9-]{1,63})*")
 
 
@@ -65,9 +69,24 @@ class Guard:
     """The outermost layer of the ASGI application, which refuses requests or passes them on."""
 
     def __init__(
-        self, app: ASGIApp, *, names: frozenset[str], token: str | None, proxies: Networks = ()
+        self,
+        app: ASGIApp,
+        *,
+        names: frozenset[str],
+        token: str | None,
+        proxies: Networks = (),
+        tell: Tell | None = None,
     ) -> None:
-        self._app, self._names, self._proxies = app, names, proxies
+        """Wraps an application.
+
+        Args:
+            app: the application.
+            names: host names that a request may give besides IP addresses.
+            token: token that requests to the API must send. None means that they need none.
+            proxies: addresses of proxies whose X-Forwarded headers are trusted.
+            tell: called after each answer.
+        """
+        self._app, self._names, self._proxies, self._tell = app, names, proxies, tell
         self._token = None if token is None else f"Bearer {token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,8 +95,12 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
+        status, begun_s = 500, time.perf_counter()
+
         async def answer(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
@@ -89,6 +112,9 @@ class Guard:
             # Without the message, which may hold what a user sent.
             trace = "".join(traceback.format_tb(error.__traceback__))
             logger.error("fault in persona serve: %s\n%s", type(error).__name__, trace)
+        finally:
+            if self._tell is not None:
+                self._tell(scope["path"], status, time.perf_counter() - begun_s)
 
     def _as_asked(self, scope: Scope) -> Scope:
         """Returns the request as the client sent it to the proxy.
@@ -137,7 +163,8 @@ class Guard:
                 "asked by another site's page; behind a proxy, have it send X-Forwarded-Host and "
                 "X-Forwarded-Proto, and start persona serve with --proxy ADDRESS",
             )
-        if self._token is None or not is_api or scope["path"] in OPEN:
+        is_guarded = (is_api or scope["path"] == METRICS) and scope["path"] not in OPEN
+        if self._token is None or not is_guarded:
             return None
         given = headers.get("authorization", "").encode()
         if hmac.compare_digest(given, self._token):

@@ -26,7 +26,7 @@ class Progress:
 
     epoch: int = 0
     batch: int = 0
-    """Number of batches of this epoch that each rank has trained on."""
+    """Number of batches of this epoch, or of its last part, that each rank has trained on."""
     step: int = 0
     """Number of optimizer steps."""
     photos: int = 0
@@ -34,6 +34,9 @@ class Progress:
     best: dict[str, float] = field(default_factory=dict)
     """Best score so far, of the student under "" and of the EMA of its weights under "ema". -inf
     means that the kept model has no valid score."""
+    earlier: list[list[int]] = field(default_factory=list)
+    """Parts of this epoch that were trained on other numbers of processes: of each the number of
+    processes, and the batches of each rank."""
 
 
 def save_checkpoint(
@@ -71,7 +74,7 @@ def load_checkpoint(folder: Path) -> tuple[Progress, int, dict[str, Any]] | None
 def load_progress(folder: Path) -> Progress:
     """Loads the progress of the newest checkpoint, of any version, without reading its tensors.
 
-    Without a checkpoint all counts are 0. `batch` and `best` are not read.
+    Without a checkpoint all counts are 0. The other fields are not read.
 
     Raises:
         PersonaError: the checkpoint is damaged.

@@ -11,23 +11,28 @@ saves and restores their state.
 from __future__ import annotations
 
 import contextlib
+import logging
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from accelerate import Accelerator
 
 from persona.config import differences, save_config
-from persona.errors import PersonaError
+from persona.errors import PersonaError, Preempted
 from persona.files import folder_lock
 from persona.models.cards import new_id
 from persona.training.callbacks import Callback, Moment, tell
 from persona.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from persona.training.devices import agree
+from persona.training.preemption import Preemption
 from persona.training.tracking import Tracker, check_trackers
 from persona.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 LOG_STEPS = 20
 """Optimizer steps between metric records."""
@@ -45,6 +50,8 @@ class RunKind:
     """Text for how a run with another origin was made."""
     part: str
     """Name of one part of the run, as "epoch"."""
+    divisible: bool
+    """Whether what is left of a part can be shared by another number of processes."""
 
 
 DISTILLING = RunKind(
@@ -52,12 +59,14 @@ DISTILLING = RunKind(
     doing="training in",
     made="trained with another recipe, set or teacher",
     part="epoch",
+    divisible=True,
 )
 LEARNING = RunKind(
     config="learn.yaml",
     doing="learning in",
     made="made with another config, student, set or teacher",
     part="experience",
+    divisible=False,
 )
 
 
@@ -120,7 +129,7 @@ class Run:
             callbacks: called after steps, epochs and evaluations. A callback may end the training.
 
         Raises:
-            PersonaError: the checkpoint has another origin, or was written inside an epoch by
+            PersonaError: the checkpoint has another origin, or was written inside an experience by
                 another number of processes, or a tracker's package is not installed.
         """
         check_trackers(trackers)
@@ -132,6 +141,7 @@ class Run:
         self.folder: Path = workspace.runs / self.id
         self.progress = Progress()
         self.tracker: Tracker | None = None
+        self._preemption = Preemption(accelerator)
         self._held = contextlib.ExitStack()
         if stored is not None:
             self._take_up(stored)
@@ -144,15 +154,22 @@ class Run:
                 f"run {self.id} was {kind.made} ({'; '.join(differing)}): restore it, or start a "
                 "new run"
             )
-        if stored.progress.batch and stored.world_size != processes:
-            raise PersonaError(
-                f"run {self.id} stopped inside an {kind.part} on {stored.world_size} process(es): "
-                f"resume it on as many, not {processes}"
-            )
         self.progress = stored.progress
+        if not self.progress.batch or stored.world_size == processes:
+            return
+        stopped = f"stopped inside an {kind.part} on {stored.world_size} process(es)"
+        if not kind.divisible:
+            raise PersonaError(f"run {self.id} {stopped}: resume it on as many, not {processes}")
+        log.info("run %s %s: %d share what is left of it", self.id, stopped, processes)
+        self.progress.earlier.append([stored.world_size, self.progress.batch])
+        self.progress.batch = 0
 
     def __enter__(self) -> Run:
-        """Locks the folder, writes the config and opens the trackers, on the main process only."""
+        """Locks the folder, writes the config and opens the trackers, on the main process only.
+
+        From here on, every process receives the signals that ask it to end.
+        """
+        self._held.enter_context(self._preemption)
         if self.accelerator.is_main_process:
             self._held.enter_context(folder_lock(self.folder, doing=self.kind.doing))
             save_config(self.folder / self.kind.config, self.config)
@@ -189,6 +206,23 @@ class Run:
             moment = Moment(self.id, self.progress.step, self.progress.epoch, metrics)
             tell(self.callbacks, method, moment)
             self.stopping |= agree(self.accelerator, moment.stopping)
+
+    def preempted(self) -> bool:
+        """Whether a process was told to end. All processes ask after each optimizer step."""
+        return self._preemption.agreed()
+
+    def end_early(self) -> NoReturn:
+        """Ends a run that was told to end, after its checkpoint.
+
+        Raises:
+            Preempted: always.
+        """
+        number = self._preemption.received
+        told = "told to end" if number is None else f"told to end ({signal.Signals(number).name})"
+        raise Preempted(
+            f"{told}: a checkpoint is written at step {self.progress.step}; run the command with "
+            f"--resume {self.id} to go on"
+        )
 
     def checkpoint(self, state: Mapping[str, Any]) -> None:
         """Writes progress and state to the checkpoint. All processes wait until it is on disk."""

@@ -178,7 +178,12 @@ def test_people_are_enrolled_recognised_and_forgotten(
         assert [person.name for person in people.list()] == ["Ada", "Bob"]
         (seen,) = people.recognise(drawn(1, 1))
         assert seen.name == "Ada" and seen.score == pytest.approx(1, abs=1e-4)
-        assert people.forget("Ada") == 1
+        people.rename("Ada", "Eve")
+        with pytest.raises(persona.PersonaError, match="somebody named 'Bob' already"):
+            people.rename("Eve", "Bob")
+        people.enroll("Cy", drawn(3), force=True)
+        assert people.merge("Cy", "Eve", force=True) == 1
+        assert people.forget("Eve") == 2
         assert [person.name for person in people.list()] == ["Bob"]
     untrained = persona.load("mobilenet_v3_small")
     with pytest.raises(persona.PersonaError, match="is untrained"):

@@ -114,6 +114,48 @@ def tables(place: Path, *arguments: object) -> tuple[str, str]:
     return result.stdout, result.stderr
 
 
+def test_rename_and_merge(place: Path) -> None:
+    model = ("--model", f"onnx:{place}/net.onnx")
+    here(place, "enroll", place / "people", *model, *EXACTLY, "--force")
+    out, _ = tables(place, "gallery", "rename", "Ann", "Zoë")
+    assert out == "Ann is Zoë now: 2 photos\n"
+    assert here(place, "gallery", "rename", "Zoë", "Eve") == {"name": "Eve", "photos": 2}
+    line = error(place, "gallery", "rename", "Eve", "Bob")
+    assert "has somebody named 'Bob' already: choose another name, or merge the two" in line
+    assert "nobody named 'Ann'" in error(place, "gallery", "rename", "Ann", "Cy")
+
+    line = error(place, "gallery", "merge", "Eve", "Bob")
+    assert "has no threshold to compare the two with: give --threshold X, or --force" in line
+    line = error(place, "gallery", "merge", "Eve", "Bob", *EXACTLY)
+    assert " of 2 photos of 'Eve' do not look like 'Bob' (similarity below 1.000); leave" in line
+    listed = here(place, "gallery", "list")["people"]
+    assert [(one["name"], one["photos"]) for one in listed] == [("Bob", 2), ("Eve", 2)]
+    assert here(place, "gallery", "merge", "Eve", "Bob", "--threshold", -1) == {
+        "name": "Bob",
+        "photos": 2,
+    }
+    here(place, "enroll", "Ann", place / "people" / "Ann", *EXACTLY, "--force")
+    out, _ = tables(place, "gallery", "merge", "Ann", "Bob", "--force")
+    assert out == "Bob has 2 photos of Ann now\n"
+    (one,) = here(place, "gallery", "list")["people"]
+    assert (one["name"], one["photos"]) == ("Bob", 6)
+
+
+def test_merging_two_who_differ_is_asked_about(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ("--model", f"onnx:{place}/net.onnx")
+    here(place, "enroll", place / "people", *model, *EXACTLY, "--force")
+    monkeypatch.setattr("persona.cli.gallery.sys", type("", (), {"stdin": Terminal()}))
+    for answer, names in (("n", ["Ann", "Bob"]), ("y", ["Bob"])):
+        result = CliRunner().invoke(
+            app, ["gallery", "merge", "Ann", "Bob", *EXACTLY], env=env(place), input=f"{answer}\n"
+        )
+        assert "Merge Ann into Bob?" in result.stderr
+        assert (result.exception is None) == (answer == "y")
+        assert [one["name"] for one in here(place, "gallery", "list")["people"]] == names
+
+
 def test_what_a_person_reads(place: Path) -> None:
     model = ("--model", f"onnx:{place}/net.onnx")
     drawn(0, 0).filter(ImageFilter.GaussianBlur(5)).save(place / "people" / "Ann" / "2.png")
@@ -363,7 +405,7 @@ def test_bad_photos(place: Path) -> None:
         "bomb.png: unreadable: 12000 x 12000 px is over the limit of 52 megapixels for what is",
         "nobody.png: no face",
         "tiny.png: no face",
-        "both.png: several faces: 2",
+        "both.png: two faces: cut out the one you mean",
     ):
         assert reason in line, line
     seen = here(place, "recognise", bad, *model)

@@ -24,7 +24,7 @@ from persona.cli.app import app
 from persona.cli.launch import launch_on_gpus
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
-from persona.errors import PersonaError
+from persona.errors import PersonaError, Preempted
 
 ARGUMENTS = ("--teacher", "none", "-e", "1", "--json")
 
@@ -138,7 +138,7 @@ def test_its_exit_code_is_that_of_its_processes(launched: Launched) -> None:
         launched(2, failed(-signal.SIGKILL))
     with pytest.raises(PersonaError, match=r"cannot launch as accelerate_config.yaml says: odd"):
         launched(2, ValueError("odd\nlines"))
-    with pytest.raises(KeyboardInterrupt, match="--resume RUN to go on"):
+    with pytest.raises(Preempted, match="--resume RUN to go on"):
         launched(2, SignalException("x", signal.SIGTERM))
     assert signals.received == signal.SIGTERM
     logging.getLogger("torch.distributed.elastic").setLevel(logging.NOTSET)

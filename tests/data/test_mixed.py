@@ -117,6 +117,68 @@ def test_shares_of_any_stretch_are_right_and_add_up() -> None:
     assert before.tolist() == list(sizes)
 
 
+@pytest.mark.parametrize("names", ["vggface2-train", "vggface2-train,lfw*2", MIX])
+@pytest.mark.parametrize(
+    "parts",  # of each the number of processes, and the batches of each; None goes to the end
+    [
+        *([(2, 1), (1, None)], [(2, 3), (1, None)], [(1, 2), (2, None)], [(1, 6), (2, None)]),
+        *([(2, 1), (3, None)], [(2, 2), (3, 1), (1, None)], [(2, 2), (2, 1), (3, None)]),
+    ],
+    ids=str,
+)
+def test_the_rest_of_an_epoch_is_shared_by_another_number_of_processes(
+    shards: Path, small_windows: None, names: str, parts: list[tuple[int, int | None]]
+) -> None:
+    """Every sample of the epoch is seen exactly once over all parts, or dropped and counted."""
+    mix, batch_size = open_mixed(names, shards), 3
+    whole = Counter(keys_of(mix, batch_size=1, epoch=1))
+    seen: Counter[int] = Counter()
+    earlier: list[list[int]] = []
+    dropped = -1
+    for ranks, batches in parts:
+        lengths = set()
+        for rank in range(ranks):
+            options: dict[str, Any] = {"rank": rank, "world_size": ranks, "earlier": earlier}
+            loader = build_loader(mix, batch_size=batch_size, training=True, epoch=1, **options)
+            dropped = loader.plan.dropped
+            lengths.add(len(loader))
+            keys = [batch.keys.tolist() for batch in loader][:batches]
+            assert batches is None or len(keys) == batches
+            seen.update(key for batch in keys for key in batch)
+            # A part can be resumed, with any number of workers.
+            resumed = keys_of(mix, batch_size=batch_size, epoch=1, skip=1, workers=2, **options)
+            assert resumed[: 3 * len(keys) - 3] == [key for batch in keys[1:] for key in batch]
+        assert len(lengths) == 1
+        earlier = [*earlier, [ranks, batches or 0]]
+    assert not seen - whole
+    assert (whole - seen).total() == dropped < batch_size * parts[-1][0]
+
+
+def test_what_an_epoch_left_is_too_little_for_a_batch_of_each(shards: Path) -> None:
+    mix = open_mixed("vggface2-train", shards)
+    loader = build_loader(
+        *(mix,), batch_size=7, training=True, world_size=3, workers=2, earlier=[[2, 2]]
+    )
+    assert (list(loader), loader.plan.dropped) == ([], 2)
+
+
+def test_windows_of_the_rest_open_the_shards_that_they_read(
+    shards: Path, small_windows: None
+) -> None:
+    mix = open_mixed("vggface2-train", shards)
+    plan = build_loader(mix, batch_size=3, training=True, earlier=[[2, 1]]).plan
+    assert (plan.samples, plan.batches, plan.windows) == (24, 8, 2)
+    rests = [plan.window_samples(window, 0, 0).tolist() for window in range(2)]
+    assert len({tuple(row) for rest in rests for row in rest}) == 24
+    assert plan.window_samples(0, 0, 0).tolist() == rests[0]
+    assert plan.window_samples(0, 1, 0).tolist() != rests[0]
+    for window, rest in enumerate(rests):
+        read = {shard for shard, _ in rest}
+        assert set(plan.shards_of(window)) == read
+        assert read <= set(plan.shards_ahead(window))
+    assert plan.shards_ahead(0)[-1] in plan.shards_of(1)
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("skip", [0, 1, 6, 15, 16])
 def test_a_mixed_epoch_is_resumed_exactly_with_any_number_of_workers(
@@ -230,15 +292,17 @@ def test_crops_that_differ_are_not_mixed(shards: Path, tmp_path: Path) -> None:
     assert "\n" not in str(e.value)
     faces = open_mixed("lfw", shards).parts[0].faces
 
-    def packed(method: str, **facts: Any) -> Part:
-        align = AlignSpec(method, SIZE_PX, 0)
+    def packed(method: str, min_face: int = 20, **facts: Any) -> Part:
+        align = AlignSpec(method, SIZE_PX, 0, min_face)
         first, *rest = faces.manifest.shards
-        changed = (replace(first, sha256=f"{len(method):064d}"), *rest)
+        changed = (replace(first, sha256=f"{len(method) + min_face:064d}"), *rest)
         manifest = replace(faces.manifest, name=method, align=align, shards=changed, **facts)
         return Part(FaceSet(faces.folder, manifest))
 
     with pytest.raises(PersonaError, match="none and mtcnn cannot be mixed"):
         MixedSet([packed("none"), packed("mtcnn")])
+    with pytest.raises(PersonaError, match=r"faces from 20 px, and .* faces from 40 px; pack one"):
+        MixedSet([packed("mtcnn"), packed("mtcnn", 40)])
     with pytest.raises(PersonaError, match="one holds triplets and the other photos"):
         MixedSet([packed("landmarks"), packed("template", kind="triplets")])
     assert MixedSet([packed("landmarks"), packed("template")]).name == "landmarks,template"

@@ -187,7 +187,7 @@ def test_a_window_is_a_seeded_permutation() -> None:
     def flat(*seeds: int) -> list[tuple[int, ...]]:
         return [tuple(row) for row in plan.window_samples(0, *seeds).tolist()]
 
-    start, stop = plan.rank_range()
+    start, stop = plan.rank_range(plan.rank)
     everything = (
         [(3, n) for n in range(10)] + [(1, n) for n in range(3)] + [(2, n) for n in range(20)]
     )

@@ -17,7 +17,14 @@ from persona.deploy.zoo import Shipped, check_shipped, write_shipped
 from persona.errors import PersonaError
 from persona.models import cards
 from persona.models.cards import Card, find_model, shipped_card, shipped_ids
-from persona.models.sources import known_names, load_network, network_digest, source_of
+from persona.models.embedder import Embedder
+from persona.models.sources import (
+    known_names,
+    load_embedder,
+    load_network,
+    network_digest,
+    source_of,
+)
 
 LICENCE = "for research alone, as the photos that it was trained on"
 
@@ -49,7 +56,8 @@ def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_an_entry_is_its_weights_in_float16_and_a_card(zoo: Path, tmp_path: Path) -> None:
     made = ship(tmp_path)
-    assert sorted(path.name for path in zoo.iterdir()) == ["persona-s.md", "persona-s.safetensors"]
+    endings = sorted(path.name.removeprefix("persona-s") for path in zoo.iterdir())
+    assert endings == [".md", ".onnx", ".safetensors"]
     state = safetensors.torch.load_file(zoo / "persona-s.safetensors")
     assert state["last_linear.weight"].dtype == torch.float16
     assert state["last_bn.running_var"].dtype == torch.float32
@@ -79,6 +87,30 @@ def test_embeddings_are_those_of_the_run(zoo: Path, tmp_path: Path) -> None:
     )
     new = embed_faces(load_network("persona-s", tmp_path / "none").network, faces)  # type: ignore[arg-type]
     assert np.abs((old * new).sum(axis=1) - 1).max() < 1e-3
+
+
+def test_it_embeds_without_torch_from_the_same_weights(zoo: Path, tmp_path: Path) -> None:
+    from persona.deploy.faces import drawn_faces
+    from persona.deploy.zoo import embed_faces
+    from persona.landmarks import template
+
+    card = ship(tmp_path)
+    weights, graph = zoo / card.weights, zoo / "persona-s.onnx"
+    assert graph.stat().st_size < 150_000  # it holds no weights
+    opened = load_embedder("persona-s", tmp_path)
+    assert isinstance(opened.network, Embedder) and opened.digest == card.weights_sha256
+    assert (opened.image_size, opened.alignment) == (32, card.alignment)
+    faces = drawn_faces(32, 8)
+    points = np.tile(np.vstack([template(32), (1.0, 1.0)]), (8, 1, 1))
+    wanted = embed_faces(load_network("persona-s", tmp_path).network, faces)  # type: ignore[arg-type]
+    found = opened.network.embed(faces, points)
+    assert np.abs((found * wanted).sum(axis=1) - 1).max() < 1e-5
+    for path in (graph, weights):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(PersonaError, match="does not match the checksum in its card: install"):
+            load_embedder("persona-s", tmp_path)
+        path.write_bytes(whole)
 
 
 @pytest.mark.parametrize("name", shipped_ids())

@@ -148,7 +148,7 @@ def test_what_is_refused_and_why(tmp_path: Path, opened: Gallery) -> None:
         6: "no name",
         7: "unreadable",
         8: "no face",
-        9: "several faces",
+        9: "two faces",
         11: "no photo",
         12: "unreadable",
         13: "net gives no finite numbers for these faces",
@@ -164,6 +164,7 @@ def test_what_is_refused_and_why(tmp_path: Path, opened: Gallery) -> None:
         "Hal": "no photo: no row names one",
     }
     assert dict(done.reasons())["no photo"] == 3
+    assert dict(done.reasons())["several faces"] == 1
     assert (done.people, done.added) == (3, 3)
 
 

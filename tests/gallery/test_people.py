@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,8 @@ from persona.config import StudentConfig
 from persona.data.align.spec import AlignSpec
 from persona.errors import PersonaError
 from persona.gallery import DuplicateError, Gallery, TwoPeopleError
-from persona.gallery.people import network_align, strangers
+from persona.gallery.people import Moved, network_align, strangers
+from persona.gallery.store import NobodyError, TakenError
 from persona.models.sources import NamedNetwork
 from persona.models.student import Student
 from persona.workspace import Workspace
@@ -65,7 +66,7 @@ def test_what_enrolling_says(known: Gallery) -> None:
     assert (done.name, done.added) == ("Ann", 1)
     assert done.refused == (
         "2.jpg: no face",
-        "3.jpg: several faces: 2; cut out the one that is meant",
+        "3.jpg: two faces: cut out the one you mean",
         "4.jpg: too small: the face is 20 px",
     )
     assert done.already == 1
@@ -191,3 +192,86 @@ def test_a_card_with_another_alignment_is_refused(tmp_path: Path) -> None:
     named = NamedNetwork("m", student, "elsewhere", (), 64, alignment={"angle": 3})
     with pytest.raises(PersonaError, match="unknown key 'angle'"):
         network_align(named, Workspace.locate(home=tmp_path))
+
+
+def test_rename(known: Gallery) -> None:
+    (number,) = [photo.number for photo in known.photos("Ann")]
+    assert known.rename("Ann", "  Zoe\u0308 ") == Moved("Zoë", 1)
+    assert [photo.number for photo in known.photos("Zoë")] == [number]
+    assert known.recognise(photo_of(A))[0].name == "Zoë"
+    with pytest.raises(NobodyError, match="nobody named 'Ann'"):
+        known.rename("Ann", "Cy")
+    with pytest.raises(TakenError, match="somebody named 'Bob' already"):
+        known.rename("Zoë", "Bob")
+    with pytest.raises(PersonaError, match="'Bob' has this name already"):
+        known.rename("Bob", "Bob ")
+    with pytest.raises(PersonaError, match="cannot be seen"):
+        known.rename("Bob", "B\u200bob")
+    assert [person.name for person in known.people()] == ["Bob", "Zoë"]
+
+
+def test_merge_asks_where_they_differ(known: Gallery) -> None:
+    with pytest.raises(
+        TwoPeopleError, match=r"^1 of 1 photos of 'Ann' do not look like 'Bob' \(.* 0.500\); leave"
+    ):
+        known.merge("Ann", "Bob")
+    with pytest.raises(PersonaError, match="'Ann' cannot be merged with themselves"):
+        known.merge("Ann", "Ann")
+    with pytest.raises(NobodyError, match="nobody named 'Cy'"):
+        known.merge("Ann", "Cy")
+    assert [(p.name, p.photos) for p in known.people()] == [("Ann", 1), ("Bob", 1)]
+    assert known.merge("Ann", "Bob", force=True) == Moved("Bob", 1)
+    assert [(p.name, p.photos) for p in known.people()] == [("Bob", 2)]
+    assert known.recognise(photo_of(A))[0].name == "Bob"
+
+
+def test_merge_of_the_same_person(known: Gallery) -> None:
+    known.enroll("Anna", [photo_of(near(A, 0.9)), photo_of(near(B, 0.9))], force=True)
+    like, unlike = (photo.number for photo in known.photos("Anna"))
+    with pytest.raises(TwoPeopleError, match="1 of 2 photos of 'Anna'"):
+        known.merge("Anna", "Ann")
+    assert known.merge("Anna", "Ann", photos=[like]) == Moved("Ann", 1)
+    assert [photo.number for photo in known.photos("Anna")] == [unlike]
+    with pytest.raises(PersonaError, match="no photo is chosen"):
+        known.merge("Anna", "Ann", photos=[])
+    with pytest.raises(PersonaError, match="not, or no longer, photos of 'Anna'"):
+        known.merge("Anna", "Ann", photos=[like])
+
+
+def test_split(known: Gallery) -> None:
+    known.enroll("Ann", [photo_of(near(A, 0.9)), photo_of(near(B, 0.9))], force=True)
+    photos = known.photos("Ann")
+    assert photos[2].similarity < photos[0].similarity <= 1
+    assert [photo.crop for photo in photos] == [None] * 3
+    odd = photos[2].number
+    for numbers, to, message in (
+        ([], "Eve", "no photo is chosen"),
+        ([photo.number for photo in photos], "Eve", "these are all photos of 'Ann'"),
+        ([odd], "Bob", "somebody named 'Bob' already"),
+        ([odd], "Ann", "somebody named 'Ann' already"),
+        ([odd], " ", "a name holds nothing"),
+        ([odd + 99], "Eve", "not, or no longer, photos of 'Ann'"),
+    ):
+        with pytest.raises(PersonaError, match=message):
+            known.split("Ann", numbers, to)
+    assert known.split("Ann", [odd], "Eve") == Moved("Eve", 1)
+    assert {p.name: p.photos for p in known.people()} == {"Ann": 2, "Bob": 1, "Eve": 1}
+    assert known.recognise(photo_of(near(B, 0.9)))[0].nearest == "Eve"
+
+
+def test_changes_that_are_not_claimed_are_not_made(known: Gallery) -> None:
+    known.enroll("Ann", [photo_of(near(A, 0.9))])
+    numbers = [photo.number for photo in known.photos("Ann")]
+
+    def late() -> None:
+        raise TimeoutError
+
+    changes: list[Callable[[], Moved]] = [
+        lambda: known.rename("Ann", "Eve", claim=late),
+        lambda: known.merge("Ann", "Bob", force=True, claim=late),
+        lambda: known.split("Ann", numbers[:1], "Eve", claim=late),
+    ]
+    for change in changes:
+        with pytest.raises(TimeoutError):
+            change()
+    assert [(p.name, p.photos) for p in known.people()] == [("Ann", 2), ("Bob", 1)]

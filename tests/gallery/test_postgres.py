@@ -24,7 +24,15 @@ from helpers import persona_error_here
 from persona.errors import PersonaError
 from persona.gallery import Gallery
 from persona.gallery.postgres import PostgresStore
-from persona.gallery.store import ReadOnlyError, Store, StoredPhoto, Threshold, open_store
+from persona.gallery.store import (
+    NobodyError,
+    ReadOnlyError,
+    Store,
+    StoredPhoto,
+    TakenError,
+    Threshold,
+    open_store,
+)
 
 pytestmark = pytest.mark.heavy
 
@@ -160,6 +168,83 @@ def test_forget_leaves_no_row(store: Store) -> None:
     assert vectors(5)[0].tobytes() not in content
     with pytest.raises(PersonaError, match="has nobody named 'Wanda'"):
         store.forget("Wanda")
+
+
+def test_move_renames_merges_and_splits(store: Store, url: str) -> None:
+    assert isinstance(store, PostgresStore)
+    a, b, c = vectors(3)
+    store.add({"Wanda": [StoredPhoto(a), StoredPhoto(b, b"\0jpeg")], "Bob": kept(c)}, FACTS.digest)
+    with open_store(url) as other:
+        assert store.move("Wanda", "Eve", new=True) == 2
+        assert (other.face("Eve"), other.face("Bob"), other.face("Cy")) == (b"\0jpeg", None, None)
+        store._db.execute("CHECKPOINT")
+        (path,) = store._db.execute(
+            "SELECT current_setting('data_directory') || '/' || pg_relation_filepath('person')"
+        ).fetchone()
+        assert b"Wanda" not in Path(path).read_bytes()
+        _, (_, number, _) = store.photos("Eve")
+        assert store.move("Eve", "Fay", new=True, photos=[number]) == 1
+        for match in ("mean", "max"):
+            found = other.nearest(np.stack([a, b, c]), match)
+            assert [one and one.name for one in found] == ["Eve", "Fay", "Bob"]
+            assert [one and one.score for one in found] == pytest.approx([1, 1, 1], abs=1e-5)
+        store._db.execute("UPDATE person SET created = '1999' WHERE name = 'Fay'")
+        assert store.move("Fay", "Bob", new=False) == 1
+        assert other.person("Bob").created == "1999"
+        assert {p.name: p.photos for p in other.people()} == {"Bob": 2, "Eve": 1}
+        assert other.nearest(a[None], "mean", without="Bob")[0] is not None
+
+
+def test_move_takes_all_or_nothing(store: Store) -> None:
+    def doubt() -> None:
+        raise PersonaError("they differ")
+
+    assert isinstance(store, PostgresStore)
+    store.add({"Ann": kept(*vectors(2)), "Bob": kept(*vectors(1, 1))}, FACTS.digest)
+    before = [(name, number) for name, number, _ in store.photos()]
+    strange = [number for name, number in before if name == "Bob"]
+    with pytest.raises(NobodyError, match="nobody named 'Cy'"):
+        store.move("Cy", "Dan", new=True)
+    with pytest.raises(NobodyError, match="nobody named 'Cy'"):
+        store.move("Ann", "Cy", new=False)
+    with pytest.raises(TakenError, match="somebody named 'Bob' already"):
+        store.move("Ann", "Bob", new=True)
+    with pytest.raises(PersonaError, match="not, or no longer, photos of 'Ann'"):
+        store.move("Ann", "Cy", new=True, photos=strange)
+    with pytest.raises(PersonaError, match="they differ"):
+        store.move("Ann", "Bob", new=False, check=doubt)
+    store._db.execute("CREATE RULE keep AS ON UPDATE TO photo DO INSTEAD NOTHING")
+    with pytest.raises(PersonaError, match="still holds something of 'Ann'"):
+        store.move("Ann", "Bob", new=False)
+    store._db.execute("DROP RULE keep ON photo")
+    assert [(name, number) for name, number, _ in store.photos()] == before
+    assert [person.name for person in store.people()] == ["Ann", "Bob"]
+
+
+def test_two_opposite_moves_at_once_end(store: Store, url: str) -> None:
+    numbers = {}
+    for name in ("Ann", "Bob"):
+        store.add({name: kept(*vectors(10))}, FACTS.digest)
+        numbers[name] = [number for _, number, _ in store.photos(name)]
+    failures: list[BaseException] = []
+
+    def work(name: str, to: str) -> None:
+        try:
+            with open_store(url) as mine:
+                for number in numbers[name][:8]:
+                    mine.move(name, to, new=False, photos=[number])
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [
+        threading.Thread(target=work, args=pair) for pair in (("Ann", "Bob"), ("Bob", "Ann"))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert {p.name: p.photos for p in store.people()} == {"Ann": 10, "Bob": 10}
 
 
 def test_who_may_only_read(store: Store, url: str) -> None:

@@ -23,7 +23,17 @@ from helpers import environment
 from persona.errors import PersonaError
 from persona.gallery import crypt, sqlite
 from persona.gallery.sqlite import SqliteStore
-from persona.gallery.store import MAX_NAME, Facts, StoredPhoto, Threshold, check_name, open_store
+from persona.gallery.store import (
+    MAX_NAME,
+    Facts,
+    NobodyError,
+    Store,
+    StoredPhoto,
+    TakenError,
+    Threshold,
+    check_name,
+    open_store,
+)
 
 PASSPHRASE = b"correct horse"
 
@@ -303,6 +313,44 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
         store._execute("PRAGMA max_page_count = 1000000")
         store.add({"Bob": kept(*vectors(1))}, FACTS.digest)
         assert store._execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_backup_is_the_gallery_of_one_moment(tmp_path: Path) -> None:
+    a, b = vectors(2)
+    with new_store(tmp_path / "g.db") as store:
+        store.add({"Ann": kept(a), "Bob": kept(b)}, FACTS.digest)
+        store.forget("Bob")
+        store.back_up(tmp_path / "copies" / "monday.db")
+        store.add({"Cem": kept(b)}, FACTS.digest)
+        with pytest.raises(PersonaError, match=r"monday\.db exists already: name a new file"):
+            store.back_up(tmp_path / "copies" / "monday.db")
+    assert [path.name for path in (tmp_path / "copies").iterdir()] == ["monday.db"]
+    copy = tmp_path / "copies" / "monday.db"
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600 and b"Bob" not in copy.read_bytes()
+    with open_store(copy) as store:
+        assert [person.name for person in store.people()] == ["Ann"]
+        assert store.facts() == FACTS
+        store.add({"Dee": kept(b)}, FACTS.digest)  # it is a gallery like any other
+
+
+def test_a_backup_on_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    body = """
+        import resource, signal
+        store.add({f"P{n}": photos(n) for n in range(2000)}, "digest")
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        store.back_up(__import__("pathlib").Path(rest[0]))
+    """
+    with new_store(tmp_path / "g.db"):
+        pass
+    command = script(
+        body.replace('"digest"', repr(FACTS.digest)), tmp_path / "g.db", tmp_path / "c"
+    )
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment(tmp_path), check=False
+    )
+    assert done.returncode == 1 and "copying to" in done.stderr and "disk" in done.stderr
+    assert not [path for path in tmp_path.iterdir() if "g.db" not in path.name]
 
 
 def test_a_file_limit_is_one_line(tmp_path: Path) -> None:
@@ -861,3 +909,131 @@ def test_facts_of_a_stranger() -> None:
         with pytest.raises(PersonaError, match="x"):
             Facts.from_json(value | change, "x")
     assert value["width"] == WIDTH
+
+
+def photo_ids(store: Store, name: str) -> list[int]:
+    return [number for _, number, _ in store.photos(name)]
+
+
+def test_move_renames_merges_and_splits(tmp_path: Path) -> None:
+    a, b, c = vectors(3)
+    points = np.arange(12.0).reshape(6, 2)
+    with new_store(tmp_path / "g.db") as store, open_store(tmp_path / "g.db") as other:
+        store.add({"Ann": [StoredPhoto(a), StoredPhoto(b, b"jpeg", points)]}, FACTS.digest)
+        store.add({"Bob": kept(c)}, FACTS.digest)
+        assert isinstance(store, SqliteStore)
+        store._execute("UPDATE person SET created = 'later' WHERE name = 'Ann'")
+        assert other.nearest(a[None], "max") != [None]
+        assert (store.face("Ann"), store.face("Bob"), store.face("Cy")) == (b"jpeg", None, None)
+
+        assert store.move("Ann", "Eve", new=True) == 2
+        assert [(p.name, p.photos, p.created[:5]) for p in store.people()] == [
+            ("Bob", 1, store.person("Bob").created[:5]),
+            ("Eve", 2, "later"),
+        ]
+        for match in ("mean", "max"):  # what another connection had in memory
+            assert [n and n.name for n in other.nearest(np.stack([a, c]), match)] == ["Eve", "Bob"]
+        _, (_, number, photo) = store.photos("Eve")
+        assert (photo.crop, store.face("Eve")) == (b"jpeg", b"jpeg")
+        assert photo.landmarks_62 is not None
+        assert np.array_equal(photo.landmarks_62, points)
+
+        assert store.move("Eve", "Fay", new=True, photos=[number]) == 1
+        assert {p.name: p.photos for p in store.people()} == {"Bob": 1, "Eve": 1, "Fay": 1}
+        (found,) = other.nearest(b[None], "max")
+        assert found is not None
+        assert found.name == "Fay"
+
+        assert store.move("Fay", "Bob", new=False) == 1
+        assert {p.name: p.photos for p in store.people()} == {"Bob": 2, "Eve": 1}
+        assert store.person("Bob").created < "later"  # the older of both
+        assert store.move("Eve", "Bob", new=False, photos=photo_ids(store, "Eve")) == 1
+        assert [p.name for p in other.people()] == ["Bob"]
+
+
+def test_move_takes_all_or_nothing(tmp_path: Path) -> None:
+    def doubt() -> None:
+        raise PersonaError("they differ")
+
+    with new_store(tmp_path / "g.db") as store:
+        store.add({"Ann": kept(*vectors(2)), "Bob": kept(*vectors(1, 1))}, FACTS.digest)
+        strange = photo_ids(store, "Bob")
+        before = [(name, number) for name, number, _ in store.photos()]
+        with pytest.raises(NobodyError, match="nobody named 'Cy'"):
+            store.move("Cy", "Dan", new=True)
+        with pytest.raises(NobodyError, match="nobody named 'Cy'"):
+            store.move("Ann", "Cy", new=False)
+        with pytest.raises(TakenError, match="somebody named 'Bob' already: choose another name"):
+            store.move("Ann", "Bob", new=True)
+        with pytest.raises(PersonaError, match="not, or no longer, photos of 'Ann'"):
+            store.move("Ann", "Cy", new=True, photos=[*photo_ids(store, "Ann"), *strange])
+        with pytest.raises(PersonaError, match="they differ"):
+            store.move("Ann", "Bob", new=False, check=doubt)
+        assert [(name, number) for name, number, _ in store.photos()] == before
+        assert [person.name for person in store.people()] == ["Ann", "Bob"]
+        assert isinstance(store, SqliteStore)
+        store._execute(
+            "CREATE TEMP TRIGGER keep BEFORE UPDATE OF person ON photo BEGIN "
+            "SELECT RAISE(IGNORE); END"
+        )
+        with pytest.raises(PersonaError, match="still holds something of 'Ann'"):
+            store.move("Ann", "Bob", new=False)
+        assert [(name, number) for name, number, _ in store.photos()] == before
+
+
+@pytest.mark.parametrize("moment", ["UPDATE photo", "COMMIT", "VACUUM"])
+def test_killed_inside_a_move(tmp_path: Path, moment: str) -> None:
+    path = tmp_path / "g.db"
+    new_store(path).close()
+    body = """
+        import os, signal
+        store.add({"Wanda Wanished": photos(0), "Bob": photos(1)}, "digest")
+        execute = store._execute
+        def dying(statement, *values):
+            if rest[0] == "UPDATE photo" and statement.startswith("DELETE FROM person"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            done = execute(statement, *values)
+            if statement.startswith(rest[0]):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return done
+        store._execute = dying
+        store.move("Wanda Wanished", "Bob", new=False)
+    """
+    done = subprocess.run(script(body, path, moment), env=environment(tmp_path), check=False)
+    assert done.returncode == -signal.SIGKILL
+    with open_store(path) as store:
+        found = {person.name: person.photos for person in store.people()}
+        undone = {"Bob": 3, "Wanda Wanished": 3}
+        assert found == (undone if moment == "UPDATE photo" else {"Bob": 6})
+        assert ("Wanda Wanished" in found) == (b"Wanda" in files_of(path))
+
+
+def test_move_leaves_no_byte_of_the_old_name(tmp_path: Path) -> None:
+    path = tmp_path / "g.db"
+    with new_store(path) as store:
+        for number in range(20):
+            store.add({f"Somebody {number}": kept(*vectors(3, seed=number))}, FACTS.digest)
+        store.add({"Wanda Wanished": kept(*vectors(40, 99))}, FACTS.digest)
+        assert b"Wanda" in files_of(path)
+        assert store.move("Wanda Wanished", "Eve", new=True) == 40
+        assert b"Wanda" not in files_of(path)
+        assert vectors(40, 99)[7].tobytes() in files_of(path)
+
+
+def test_move_under_a_passphrase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(crypt.SCRYPT, "n", 2**10)
+    path = tmp_path / "g.db"
+    template = vectors(1)[0]
+    with new_store(path, passphrase=PASSPHRASE) as store:
+        store.add({"Ann": [StoredPhoto(template, b"jpeg", np.ones((6, 2)))]}, FACTS.digest)
+        store.move("Ann", "Eve", new=True)
+    with open_store(path) as store:
+        for use in (lambda: store.move("Eve", "Fay", new=True), lambda: store.face("Eve")):
+            with pytest.raises(PersonaError, match="is encrypted: give --passphrase-file"):
+                use()
+    with open_store(path, passphrase=PASSPHRASE) as store:
+        ((name, _, photo),) = store.photos()
+        assert (name, photo.crop, store.face("Eve")) == ("Eve", b"jpeg", b"jpeg")
+        assert np.array_equal(photo.template, template)
+        assert photo.landmarks_62 is not None
+        assert np.array_equal(photo.landmarks_62, np.ones((6, 2)))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import stat
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from persona.models.cards import find_model, read_classes
 from persona.models.store import save_model
 from persona.models.student import Student
 from persona.registry import METHODS
-from persona.training.checkpoint import load_checkpoint, save_checkpoint
+from persona.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 
 OLD, NEW = "vggface2-train", "vggface2-test"
 LEARN = ("learn", "--on", NEW, "--steps", "4", "-b", "8", "--lr", "1e-3", "--tracker", "none")
@@ -367,6 +369,35 @@ def test_killed_it_goes_on_to_the_same_weights(
     assert [r["step"] for r in records(tmp_path, run_id) if "loss" in r] == [6, 12]
     done = persona_here("learn", "--resume", run_id, home=tmp_path)  # nothing is left
     assert done["weights_sha256"] == resumed["weights_sha256"]
+
+
+@pytest.mark.parametrize(("step", "place"), [(3, (0, 3)), (6, (1, 0))])
+def test_told_to_end_it_writes_a_checkpoint_first(
+    home: Path, student: str, step: int, place: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = Progress.__setattr__
+
+    def told(progress: Progress, name: str, value: Any) -> None:
+        record(progress, name, value)
+        if (name, value) == ("step", step):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    options = ["--model", student, "--method", "replay", "--experiences", "2"]
+    options += ["--steps", "6", "--checkpoint-steps", "100"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Progress, "__setattr__", told)
+        line = learn_error(*LEARN, *options, home=home)
+    found = re.fullmatch(
+        r"told to end \(SIGUSR1\): a checkpoint is written at step (\d+); run the command with "
+        r"--resume (\S+) to go on",
+        line,
+    )
+    assert found is not None and int(found[1]) == step
+    stopped = load_checkpoint(home / "runs" / found[2])
+    assert stopped is not None and (stopped[0].epoch, stopped[0].batch) == place
+    resumed = persona_here("learn", "--resume", found[2], home=home)
+    whole = persona_here(*LEARN, *options, home=home)
+    assert resumed["weights_sha256"] == whole["weights_sha256"]
 
 
 def test_a_run_is_taken_up_whatever_its_student_is_called(home: Path) -> None:

@@ -17,6 +17,7 @@ from persona.data.transforms import normalise
 from persona.errors import PersonaError
 from persona.landmarks import resize, template, warp
 from persona.models import sources
+from persona.models.embedder import Embedder
 from persona.models.onnx_network import turn
 from persona.models.sources import (
     NamedNetwork,
@@ -100,8 +101,10 @@ def test_an_onnx_file_embeds_without_torch_as_with_it(tmp_path: Path, alignment:
     images = normalise(torch.from_numpy(crops).permute(0, 3, 1, 2))
     with torch.inference_mode():
         wanted = network.embed(images, torch.from_numpy(landmarks).float()).numpy()
-    embedder = source_of(name, tmp_path).open_embedder(name, tmp_path, 1)
-    assert embedder is not None and embedder.uses_landmarks == network.uses_landmarks
+    opened = source_of(name, tmp_path).open_embedder(name, tmp_path, 1)
+    assert opened is not None and isinstance(opened.network, Embedder)
+    embedder = opened.network
+    assert embedder.uses_landmarks == network.uses_landmarks
     found = embedder.embed(crops, landmarks)
     assert found.shape == (3, embedder.embedding_size) and found.dtype == np.float32
     assert np.allclose(found, wanted, atol=2e-5)

@@ -8,7 +8,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,7 +21,14 @@ from PIL import Image
 
 from persona.data.align.spec import AlignSpec
 from persona.errors import PersonaError, SkipPhoto
-from persona.gallery import Enrolled, Person, Sighting, TwoPeopleError
+from persona.gallery import (
+    DoubtError,
+    Enrolled,
+    NoPhotoError,
+    Person,
+    Sighting,
+    TwoPeopleError,
+)
 from persona.gallery.grouped import (
     TABLE,
     Faces,
@@ -38,6 +45,7 @@ from persona.serve.api import build_app
 from persona.serve.door import Networks
 from persona.serve.gate import Claim, Gate
 from persona.serve.groups import OpenGroups
+from persona.serve.guard import Tell
 from persona.serve.server import build_server, listen, run
 from persona.serve.uploads import Limits
 
@@ -54,6 +62,7 @@ class ColourGallery:
 
     threshold: float = 0.9
     pause_s: float = 0.0
+    keep_crops: bool = False
     calibration: Threshold = CALIBRATION
     known: dict[str, list[npt.NDArray[np.float64]]] = field(default_factory=dict)
     seen: list[tuple[int, ...]] = field(default_factory=list)
@@ -67,7 +76,7 @@ class ColourGallery:
         name: str,
         photos: Iterable[Photo | SkipPhoto],
         *,
-        force: bool = False,
+        accept: Collection[type[DoubtError]] = (),
         claim: Claim = lambda: None,
     ) -> Enrolled:
         if len(name) > 200:
@@ -79,11 +88,11 @@ class ColourGallery:
             else:
                 rows[f"photo {number}"] = self._template(photo)
         if not rows:
-            raise PersonaError(f"no photo can be used: {'; '.join(refused)}")
-        first = next(iter(rows.values()))
+            raise NoPhotoError(f"no photo can be used: {'; '.join(refused)}", refused)
+        first = self.known.get(name, [next(iter(rows.values()))])[0]
         odd = [label for label, row in rows.items() if row @ first < 0]
-        if odd and not force:
-            raise TwoPeopleError(f"not like the other photos: {', '.join(odd)}; --force")
+        if odd and not issubclass(TwoPeopleError, tuple(accept)):
+            raise TwoPeopleError(f"not like the other photos: {', '.join(odd)}; --force", odd)
         claim()
         with self.lock:
             self.known.setdefault(name, []).extend(rows.values())
@@ -112,6 +121,9 @@ class ColourGallery:
         if name not in self.known:
             raise nobody(name, "/home/me/gallery.db")
         return len(self.known.pop(name))
+
+    def face(self, _: str) -> bytes | None:
+        return None
 
     @staticmethod
     def _template(photo: Photo) -> npt.NDArray[np.float64]:
@@ -152,6 +164,7 @@ def serving(
     key: Path | None = None,
     proxies: Networks = (),
     groups: OpenGroups | None = None,
+    log: Tell | None = None,
 ) -> Iterator[int]:
     """The port of a server in a thread of this process."""
     limits = limits or Limits()
@@ -164,6 +177,7 @@ def serving(
         names=names,
         proxies=proxies,
         groups=groups,
+        log=log,
     )
     listener = listen("127.0.0.1", 0)
     listener.proxies = proxies

@@ -8,6 +8,7 @@ import http.client
 import io
 import json
 import logging
+import re
 import struct
 import threading
 import zlib
@@ -77,12 +78,25 @@ def test_two_people_under_one_name_are_asked_about(port: int, gallery: ColourGal
     assert asked.status == 409
     doubt = "not like the other photos: photo 3; leave them out, or send force=1"
     assert asked.error == f"{doubt} if it is one person"
+    assert asked.json["doubt"] == "two-people"
+    assert asked.json["photos"] == [{"photo": 3, "reason": "unlike the others"}]
     assert gallery.known == {}
+    other = post(port, "/api/enroll", ("name", "Ada"), ("accept", "duplicate"), *photos)
+    assert other.status == 409
+    strange = post(port, "/api/enroll", ("name", "Ada"), ("accept", "two-people, all"), *photos)
+    assert strange.status == 422
+    assert strange.error == "accept holds an unknown doubt: send two-people or duplicate"
+    accepted = post(port, "/api/enroll", ("name", "Ada"), ("accept", "two-people"), *photos)
+    assert accepted.json["added"] == 2
+    gallery.known.clear()
     forced = post(port, "/api/enroll", ("name", "Ada"), ("force", "true"), *photos)
     assert forced.json["added"] == 2
-    assert forced.json["refused"] == [
-        "photo 1: unreadable: no JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF"
-    ]
+    reason = "unreadable: no JPEG, PNG, WebP, BMP, TIFF, GIF or AVIF"
+    assert forced.json["refused"] == [f"photo 1: {reason}"]
+    assert forced.json["photos"] == [{"photo": 1, "reason": reason}]
+    none = post(port, "/api/enroll", ("name", "Ada"), ("photo", b"no photo"))
+    assert none.status == 422
+    assert none.json["photos"] == [{"photo": 1, "reason": reason}]
 
 
 def test_a_gallery_that_became_another_networks(
@@ -108,6 +122,7 @@ def test_somebody_who_is_there_under_another_name_is_asked_about(
     assert asked.status == 409
     remedy = "enroll the photos under that name, or send force=1 if they are two people"
     assert asked.error == f"'A;b' looks like 'C' (similarity 0.9); {remedy}"
+    assert (asked.json["doubt"], asked.json["photos"]) == ("duplicate", [])
 
 
 def test_a_gallery_that_may_only_be_read(
@@ -324,10 +339,16 @@ def test_no_path_is_opened(port: int, path: str) -> None:
 def test_openapi_and_page_load_nothing_from_elsewhere(port: int) -> None:
     paths = ask(port, "/openapi.json").json["paths"]
     assert set(paths) == {
-        f"/api/{name}" for name in ("health", "people", "recognise", "enroll", "forget")
+        f"/api/{name}"
+        for name in (
+            *("health", "people", "recognise", "enroll", "forget"),
+            *("faces", "photos", "rename", "merge", "split"),
+        )
     }
     assert "multipart/form-data" in paths["/api/enroll"]["post"]["requestBody"]["content"]
-    for path in ("/", "/page.css", "/page.js"):
+    scripts = re.findall(r'src="(.+?)"', ask(port, "/").body.decode())
+    assert len(scripts) == 5
+    for path in ("/", "/page.css", *(f"/{script}" for script in scripts)):
         answer = ask(port, path)
         assert answer.status == 200
         assert b"://" not in answer.body

@@ -163,7 +163,7 @@ class DetectedFaces:
         from persona.data.align.detect import Mtcnn
 
         self.spec = spec
-        self.find = Mtcnn(device)
+        self.find = Mtcnn(device, min_face_px=spec.min_face)
 
     def __call__(self, photos: Iterable[RawPhoto]) -> Iterator[Crop | SkipPhoto]:
         """Yields crops in order. Photos are detected in groups of about GROUP_PIXELS pixels."""
@@ -180,14 +180,12 @@ class DetectedFaces:
         yield from self._align(group)
 
     def _decode(self, photo: RawPhoto) -> Decoded | SkipPhoto:
-        from persona.data.align.detect import MIN_FACE_PX
-
         try:
             decoded = EncodedPhoto(photo.read()).decode()
         except SkipPhoto as reason:
             return reason
-        if min(decoded.image.size) < MIN_FACE_PX:
-            return NoFace(f"no face: the photo is smaller than {MIN_FACE_PX} px")
+        if min(decoded.image.size) < self.spec.min_face:
+            return NoFace(f"no face: the photo is smaller than {self.spec.min_face} px")
         return decoded
 
     def _align(self, group: list[Decoded | SkipPhoto]) -> Iterator[Crop | SkipPhoto]:

@@ -42,7 +42,8 @@ def look_at(photos: Iterable[RawPhoto], device: str = "auto") -> Look:
         photos: Some photos of a set, about `LOOKED_AT`. Unreadable ones are ignored.
         device: Device of MTCNN: auto, cpu or cuda.
     """
-    from persona.data.align.detect import MIN_FACE_PX, Mtcnn
+    from persona.data.align.detect import Mtcnn
+    from persona.data.align.spec import MIN_FACE_PX
 
     images = []
     for photo in photos:

@@ -30,14 +30,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from persona.data.align.spec import FoundFace
+from persona.data.align.spec import MIN_FACE_PX, FoundFace
 from persona.extras import missing
 from persona.workers import tell_done
 
+__all__ = ["MIN_FACE_PX", "Mtcnn", "Networks"]
+
 Array = npt.NDArray[Any]
 
-MIN_FACE_PX = 20
-"""Side of the smallest face that is detected. The image pyramid of a smaller photo is empty."""
 CELL_PX = 12
 """Side of P-Net's window."""
 STRIDE_PX = 2
@@ -72,13 +72,15 @@ class _Level:
 
 
 @lru_cache(maxsize=256)
-def _pyramid(height: int, width: int) -> tuple[tuple[_Level, ...], tuple[int, int]]:
+def _pyramid(
+    height: int, width: int, min_face_px: int = MIN_FACE_PX
+) -> tuple[tuple[_Level, ...], tuple[int, int]]:
     """The levels of a photo, and the height and width of its canvas, both even.
 
     A level goes into the first column of a shelf that has room. Otherwise it starts a new column,
     or else a new shelf.
     """
-    scale, least = CELL_PX / MIN_FACE_PX, min(height, width) * (CELL_PX / MIN_FACE_PX)
+    scale, least = CELL_PX / min_face_px, min(height, width) * (CELL_PX / min_face_px)
     levels: list[_Level] = []
     shelves: list[dict[str, Any]] = []
     total = 0
@@ -194,20 +196,34 @@ def _choose_networks(device: str) -> Networks:
 class Mtcnn:
     """Detects the face in each of many photos. Of several it takes the "center_weighted_size"."""
 
-    def __init__(self, device: str = "auto", networks: Networks | None = None) -> None:
+    def __init__(
+        self,
+        device: str = "auto",
+        networks: Networks | None = None,
+        min_face_px: int = MIN_FACE_PX,
+    ) -> None:
         """Loads the networks on `device` (auto, cpu or cuda), unless they are given.
+
+        Faces smaller than `min_face_px` are not looked for. 20 is facenet-pytorch's default.
 
         Raises:
             PersonaError: If a GPU is requested and there is none.
         """
         self.networks = networks or _choose_networks(device)
+        self.min_face_px = min_face_px
 
     def __call__(self, photos: Sequence[Array]) -> list[FoundFace | None]:
-        """The chosen face of each photo, (H, W, 3) uint8 of at least 20 px. None if it has none."""
+        """The chosen face of each photo, (H, W, 3) uint8. None if it has none.
+
+        Its sides are at least `min_face_px`.
+        """
         return [found.chosen(*photo.shape[:2]) for photo, found in self._detect(photos)]
 
     def find_all(self, photos: Sequence[Array]) -> list[list[FoundFace]]:
-        """Every face of each photo, (H, W, 3) uint8 of at least 20 px, by decreasing score."""
+        """Every face of each photo, (H, W, 3) uint8, by decreasing score.
+
+        Its sides are at least `min_face_px`.
+        """
         return [
             [found.face(place) for place in range(len(found.boxes))]
             for _, found in self._detect(photos)
@@ -243,7 +259,7 @@ class Mtcnn:
 
     def _run_pnet(self, sums: _AreaSums) -> list[tuple[tuple[_Level, ...], Array, Array]]:
         """Levels, scores (H, W) and box regression (4, H, W) of each photo's canvas."""
-        pyramids = [_pyramid(*size) for size in sums.sizes]
+        pyramids = [_pyramid(*size, self.min_face_px) for size in sums.sizes]
         stack = GPU_CANVASES if self.networks.on_gpu else 1
         maps = []
         for start in range(0, len(pyramids), stack):

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from persona.errors import PersonaError, unknown
 from persona.landmarks import Floats
 
+MIN_FACE_PX = 20
+"""Side of the smallest face that MTCNN looks for, unless it is told another one."""
 ALIGNMENTS = ("mtcnn", "boxes", "landmarks", "template", "none")
 
 Box = tuple[float, float, float, float]
@@ -28,6 +30,9 @@ class AlignSpec:
     """Side of the square crop in px. Photos that are already aligned mostly have 112 px."""
     margin: int = 14
     """Margin around the box in px of the crop, both sides together."""
+    min_face: int = MIN_FACE_PX
+    """Side in px of the smallest face that the detector looks for. Larger is faster. The boxes of
+    other faces change a little, too, because the photo is searched at other scales."""
 
     def __post_init__(self) -> None:
         if self.method not in ALIGNMENTS:
@@ -37,6 +42,13 @@ class AlignSpec:
         if not 0 <= self.margin < self.image_size // 2:
             raise PersonaError(
                 f"margin {self.margin} px: choose 0 to below half the image size {self.image_size}"
+            )
+        if not 12 <= self.min_face <= 1000:  # MTCNN's first network sees 12 px
+            raise PersonaError(f"smallest face {self.min_face} px: choose 12 to 1000")
+        if self.min_face != MIN_FACE_PX and not self.detects:
+            raise PersonaError(
+                f"a smallest face goes with --align mtcnn or landmarks: --align {self.method} "
+                "detects none"
             )
 
     @property
@@ -48,6 +60,15 @@ class AlignSpec:
     def detects(self) -> bool:
         """Whether a detector looks for the face in each photo."""
         return self.method in {"mtcnn", "landmarks"}
+
+    @property
+    def facts(self) -> dict[str, str | int]:
+        """Its values as plain ones. The default of the smallest face is left out, so that what was
+        written before there was a choice is the same."""
+        values = dict(vars(self))
+        if self.min_face == MIN_FACE_PX:
+            del values["min_face"]
+        return values
 
     @property
     def of_photos(self) -> AlignSpec:

@@ -4,13 +4,14 @@
     photos/0001.jpg,Tony Blair           photos/0002.jpg
     /mnt/other/0002.jpg,Tony Blair       …
 
-Paths are relative to the list's own folder, or absolute. The photos of a list without identities
-are unlabelled.
+Paths are relative to the list's own folder, or absolute, or http(s) URLs, which are downloaded
+(persona/data/raw/fetched.py). The photos of a list without identities are unlabelled.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from persona.data.raw.base import (
     iter_lines,
     read_plain,
 )
+from persona.data.raw.fetched import FetchedPhotos, is_url
 from persona.data.raw.parquet import open_parquet
 from persona.errors import PersonaError
 from persona.names import hidden
@@ -42,14 +44,15 @@ class PhotoLists(RawDataset):
 
     kind = "list"
     layout = (
-        "a .csv or .parquet with a column photo (paths) and perhaps one called identity, or a text "
-        "with a path a line"
+        "a .csv or .parquet with a column photo (paths or URLs) and perhaps one called identity, "
+        "or a text with a path or URL a line"
     )
 
     def __init__(self, root: Path, split: str | None = None, *, scan_workers: int = 8) -> None:
         super().__init__(root.parent, split, scan_workers=scan_workers)
         self.file = root
         self.name = root.resolve().stem
+        self.fetched = FetchedPhotos(root.resolve().with_name(f"{root.name}.downloads"))
         if not root.is_file():
             raise PersonaError(f"{root} is a folder: expected {self.layout}")
         if not self._has_identities():
@@ -61,16 +64,26 @@ class PhotoLists(RawDataset):
         return f"{self.kind}:{self.file.resolve()}"
 
     def iter_photos(self) -> Iterator[Photo]:
-        """Yields each listed photo that exists. The others are `missing`.
+        """Yields each listed photo that exists or could be downloaded. The others are `missing`.
 
         Raises:
             PersonaError: If a row has no path, a path that a manifest cannot hold, or no identity
-                although the list has a column of identities.
+                although the list has a column of identities; or if a server gave no answer.
         """
-        for where, path, identity in self._rows():
-            source = os.path.normpath(path) if path else ""
-            if not path or len(path) > MAX_PATH or hidden(path) is not None:
-                raise PersonaError(f"{where} names no photo: expected a path")
+        rows, remote = self._rows(), 0
+        while some := list(itertools.islice(rows, ROWS_AT_ONCE)):
+            for where, path, _ in some:
+                _check_path(where, path)
+            urls = [path for _, path, _ in some if is_url(path)]
+            self.fetched.fetch(urls)
+            remote += len(urls)
+            yield from self._there(some)
+        if remote:
+            self.fetched.check(remote)
+
+    def _there(self, rows: list[tuple[str, str, Any]]) -> Iterator[Photo]:
+        for where, path, identity in rows:
+            source = path if is_url(path) else os.path.normpath(path)
             if not os.path.isfile(self._path(source)):  # noqa: PTH113 - a Path per photo is slow
                 self.missing.append(source)
                 continue
@@ -78,10 +91,12 @@ class PhotoLists(RawDataset):
             yield Photo(source, UNLABELLED if known else identity_name(identity, where))
 
     def read(self, photo: Photo) -> bytes:
-        """Reads the photo's file. The source may be an absolute path."""
+        """Reads the photo's file. The source may be an absolute path or a URL."""
         return read_plain(self._path(photo.source))
 
     def _path(self, source: str) -> str:
+        if is_url(source):
+            return self.fetched.path(source)
         return os.path.join(self.root, source)  # noqa: PTH118 - a Path per photo is slow
 
     def nothing_found(self) -> PersonaError:
@@ -135,6 +150,16 @@ class PhotoLists(RawDataset):
                     text = path if isinstance(path, str) else ""
                     yield f"{self.file} row {row}", text, values.get(identity)
                     row += 1
+
+
+def _check_path(where: str, path: str) -> None:
+    """Raises PersonaError if a row names neither a path nor a URL that a manifest may hold."""
+    if not path or len(path) > MAX_PATH or hidden(path) is not None:
+        raise PersonaError(f"{where} names no photo: expected a path")
+    if is_url(path) and "@" in path.split("/")[2]:
+        raise PersonaError(
+            f"{where}: its URL holds a login, which the set would show to everybody: leave it out"
+        )
 
 
 def _fields(line: str) -> list[str]:

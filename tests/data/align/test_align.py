@@ -112,11 +112,24 @@ def test_photos_and_faults_keep_their_order(method: str, monkeypatch: pytest.Mon
         ({"image_size": 10**9}, "choose 32 to 1024"),
         ({"margin": -1}, "choose 0 to"),
         ({"margin": 160}, "choose 0 to"),
+        ({"min_face": 11}, "smallest face 11 px: choose 12 to 1000"),
+        ({"method": "boxes", "min_face": 40}, "--align boxes detects none"),
     ],
 )
 def test_absurd_settings(spec: dict[str, object], message: str) -> None:
     with pytest.raises(PersonaError, match=message):
         AlignSpec(**spec)  # type: ignore[arg-type]
+
+
+def test_a_smallest_face_is_part_of_the_spec() -> None:
+    aligner = build_aligner(AlignSpec(min_face=60), "cpu")
+    small = jpeg(1, 50)
+    (reason,) = aligner([RawPhoto(lambda: small)])
+    assert str(reason) == "no face: the photo is smaller than 60 px"
+    assert AlignSpec(min_face=60) != AlignSpec()
+    assert AlignSpec(**AlignSpec(min_face=60).facts) == AlignSpec(min_face=60)  # type: ignore[arg-type]
+    # As it was written before there was a choice.
+    assert AlignSpec().facts == {"method": "mtcnn", "image_size": 160, "margin": 14}
 
 
 def test_import_without_torch() -> None:

@@ -169,6 +169,29 @@ def test_stacked_canvases_give_the_same_faces(monkeypatch: pytest.MonkeyPatch) -
             np.testing.assert_allclose(face.box, found.box, atol=0.01)
 
 
+def test_a_larger_smallest_face_is_that_of_the_reference() -> None:
+    """facenet-pytorch's `min_face_size`: other scales, so other crops, and small faces are lost."""
+    larger = Mtcnn(networks=networks(), min_face_px=60)
+    known = {"image_size": 160, "margin": 14, "post_process": False}
+    theirs = MTCNN(min_face_size=60, selection_method="center_weighted_size", **known)
+    photos = [photo for photo in drawn(24) if min(photo.size) >= 60]
+    small = Image.new("RGB", (200, 200), "grey")
+    small.paste(draw_photo(draw_identity(1, 0), 0, 64), (70, 70))
+    photos.append(small)
+    faces = larger([np.asarray(photo) for photo in photos])
+    default = find(*photos)
+    for photo, face in zip(photos, faces, strict=True):
+        expected = theirs(photo)
+        assert (face is None) == (expected is None)
+        if face is not None:
+            gap = np.abs(crop(photo, face) - expected.permute(1, 2, 0).numpy())
+            assert float(gap.mean()) < 1
+    assert any(face is not None for face in faces)
+    assert default[-1] is not None and faces[-1] is None
+    pairs = [(a.box, b.box) for a, b in zip(faces, default, strict=True) if a and b]
+    assert any(one != other for one, other in pairs)
+
+
 def test_no_photos_have_no_faces() -> None:
     assert find() == []
 

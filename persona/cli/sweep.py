@@ -1,0 +1,111 @@
+"""`persona sweep`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from persona.cli.commands import told_twice
+from persona.cli.output import (
+    JsonFlag,
+    ModelsOption,
+    ShardsOption,
+    TableColumn,
+    note,
+    print_json,
+    print_table,
+)
+from persona.errors import PersonaError, resumed_by
+from persona.extras import check_training
+from persona.workspace import Workspace
+
+
+def sweep_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="See configs/sweeps/.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of runs, results and tables.  [default: sweeps/FILE]"),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            "-o",
+            metavar="NAME=VALUE",
+            help="Any value of a recipe, for all runs, as `-o teacher=onnx:FILE`.  Repeatable.",
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at the same time.  [default: one on each GPU]")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs and whether they are done.")
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the runs' curves, as .svg, .pdf or .png."),
+    ] = None,
+    shards: ShardsOption = None,
+    models: ModelsOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Train every combination of options and seeds in a file, and compare the students.
+
+    Killed, it goes on when run again. Tables lie in the folder as CSV, Markdown and LaTeX.
+    """
+    place = Workspace.locate(shards=shards, models=models)
+    from persona.config import read_options
+    from persona.distill.sweep import SweepRunner, read_sweep
+
+    sweep = read_sweep(file, read_options({}, option or [], told_twice))
+    folder = out or place.runs.parent / "sweeps" / file.stem
+    runner = SweepRunner(place, folder, note)
+    if dry_run:
+        print_table(
+            [TableColumn("run"), TableColumn("state")],
+            [[run.title, "done" if runner.result_of(run) else "to do"] for run in sweep.runs],
+        )
+        return
+    check_training("a sweep")
+    from persona.data.sets import open_set
+    from persona.distill.sweep_table import cells, curves_figure, tabulate, titles, write_tables
+    from persona.report.plots import check_plot, write_plot
+
+    open_set(sweep.measure.set, place.shards)
+    if plot is not None:
+        check_plot(plot)
+    with resumed_by("the same options"):
+        failed = runner.run(sweep, _devices(jobs))
+    rows, figures = tabulate(sweep, runner), sweep.measure.figures
+    write_tables(rows, figures, folder)
+    if json:
+        print_json({"out": str(folder), "rows": [asdict(row) for row in rows], "failed": failed})
+    else:
+        head = [
+            TableColumn(title, right=number > 0) for number, title in enumerate(titles(figures))
+        ]
+        print_table(head, cells(rows, figures), empty="no run has a result")
+        note(f"tables: {folder}/table.csv, table.md, table.tex and runs.csv")
+    if plot is not None:
+        write_plot(curves_figure(rows, sweep, runner), plot)
+    if failed:
+        raise PersonaError(
+            f"{len(failed)} of {len(sweep.runs) + len(sweep.beside)} failed: see why above, and "
+            "run it again for these alone"
+        )
+
+
+def _devices(jobs: int | None) -> list[str | None]:
+    """The GPUs that runs take in turns, or None for each run at the same time without them."""
+    from persona.cli.launch import count_gpus
+
+    gpus = count_gpus()
+    if not gpus:
+        return [None] * (jobs or 1)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    names = visible if len(visible) >= gpus and visible[0] else [str(n) for n in range(gpus)]
+    return [names[number % gpus] for number in range(jobs or gpus)]

@@ -1,0 +1,124 @@
+"""`list:FILE` with http(s) URLs, against servers of this machine."""
+
+from __future__ import annotations
+
+import csv
+import socket
+from pathlib import Path
+
+import pytest
+from conftest import NO_ALIGN, jpeg
+from servers import Faults, web_server
+
+from persona import download
+from persona.data.pack import pack_photos
+from persona.data.raw import fetched, open_dataset
+from persona.errors import PersonaError
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Six photos that a server has."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    for number in range(6):
+        (folder / f"{number}.jpg").write_bytes(jpeg(number))
+    return folder
+
+
+def write_list(tmp_path: Path, *rows: str) -> str:
+    path = tmp_path / "web.csv"
+    path.write_text("photo,identity\n" + "".join(f"{row}\n" for row in rows))
+    return f"list:{path}"
+
+
+def test_photos_behind_urls_are_packed(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "here.jpg").write_bytes(jpeg(77))
+    faults = Faults()
+    with web_server(photos, faults) as url:
+        rows = [f"{url}/{n}.jpg,{'Ann' if n % 2 else 'Ben'}" for n in range(6)]
+        name = write_list(tmp_path, *rows, "here.jpg,Ann")
+        packed = pack_photos(open_dataset(name, tmp_path), tmp_path / "s", NO_ALIGN)
+        assert (packed.manifest.samples, packed.manifest.identities) == (7, 2)
+        assert len(faults.asked) == 6
+        # Once and for all, and for each worker.
+        assert len(open_dataset(name, tmp_path).index().photos) == 7
+        assert len(faults.asked) == 6
+    dataset = open_dataset(name, tmp_path)  # the server is gone
+    found = {photo.source: dataset.read(photo) for photo in dataset.index().photos}
+    assert found[f"{url}/3.jpg"] == jpeg(3) and found["here.jpg"] == jpeg(77)
+
+
+def test_refused_photos_are_counted_and_listed(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults = Faults()
+    with web_server(photos, faults) as url:
+        wanted = [f"{url}/{n}.jpg" for n in (0, 1, 8, 9)]
+        name = write_list(tmp_path, *(f"{one},Ann" for one in wanted))
+        packed = pack_photos(open_dataset(name, tmp_path), tmp_path / "s", NO_ALIGN)
+        assert packed.manifest.samples == 2
+        assert [one.source for one in packed.manifest.skipped] == wanted[2:]
+        assert "2 of 4 photos were refused by their servers" in caplog.text
+        listed = tmp_path / "web.csv.downloads" / "refused.csv"
+        with listed.open(newline="") as file:
+            assert sorted(csv.reader(file)) == [[one, "HTTP 404 Not Found"] for one in wanted[2:]]
+        asked = len(faults.asked)
+        open_dataset(name, tmp_path).index()
+        assert len(faults.asked) == asked  # neither again
+        listed.unlink()
+        (photos / "8.jpg").write_bytes(jpeg(8))
+        assert len(open_dataset(name, tmp_path).index().photos) == 3
+        assert len(faults.asked) == asked + 2
+
+
+def test_a_server_without_an_answer_ends_it_and_it_goes_on(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "WAIT_S", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]  # nobody answers there once it is closed
+    faults = Faults()
+    with web_server(photos, faults) as url:
+        rows = [f"{url}/{n}.jpg,Ann" for n in range(6)]
+        name = write_list(tmp_path, f"http://127.0.0.1:{port}/1.jpg,Ann", *rows)
+        with pytest.raises(PersonaError) as error:
+            open_dataset(name, tmp_path).index()
+        assert str(error.value).startswith("1 of 7 photos did not come, the first: cannot download")
+        assert str(error.value).endswith("run again to go on, or take them out of the list")
+        assert not (tmp_path / "web.csv.downloads" / "refused.csv").exists()
+        assert len(faults.asked) == 6  # all others are here
+        write_list(tmp_path, *rows)
+        assert len(open_dataset(name, tmp_path).index().photos) == 6
+        assert len(faults.asked) == 6
+
+
+def test_a_photo_that_was_cut_off_is_gone_on_with(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "WAIT_S", 0.0)
+    (photos / "0.tar").write_bytes(jpeg(5))  # the server cuts tars
+    faults = Faults(cuts=fetched.ROUNDS - 1)
+    with web_server(photos, faults) as url:
+        dataset = open_dataset(write_list(tmp_path, f"{url}/0.tar,Ann"), tmp_path)
+        (photo,) = dataset.index().photos
+        assert dataset.read(photo) == jpeg(5)
+    assert len(faults.asked) > 1
+
+
+def test_a_photo_that_is_too_large_is_refused(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetched, "MAX_PHOTO_BYTES", 100)
+    with web_server(photos, Faults()) as url:
+        dataset = open_dataset(write_list(tmp_path, f"{url}/0.jpg,Ann"), tmp_path)
+        with pytest.raises(PersonaError, match="none of its 1 photos is there"):
+            dataset.index()
+    assert "it promises" in dataset.fetched.refused[f"{url}/0.jpg"]  # type: ignore[attr-defined]
+
+
+def test_a_login_in_a_url_is_refused(tmp_path: Path) -> None:
+    name = write_list(tmp_path, "https://me:secret@example.org/1.jpg,Ann")
+    with pytest.raises(PersonaError, match=r"web.csv line 2: its URL holds a login") as error:
+        open_dataset(name, tmp_path).index()
+    assert "secret" not in str(error.value)

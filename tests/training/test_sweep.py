@@ -1,0 +1,299 @@
+"""`persona sweep`: its file, what it runs and resumes, and its tables."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import NO_ALIGN, write_lfw, write_vggface2
+from helpers import environment, persona_error_here, persona_here
+
+from persona.config import to_dict
+from persona.data.pack import pack_photos
+from persona.data.raw import open_dataset
+from persona.distill import sweep, sweep_table
+from persona.distill.sweep import SweepRunner, read_sweep
+from persona.distill.sweep_table import sign_flip_p
+from persona.errors import PersonaError
+from persona.workspace import Workspace
+
+SWEEPS = Path(__file__).parents[2] / "configs" / "sweeps"
+FILE = """
+base:
+  teacher: none
+  test_set: none
+  steps: 2
+vary:
+  loss:
+    labels: {losses: {hard_labels: {weight: 1.0}}}
+    "half & half": {losses: {hard_labels: {weight: 0.5}}}
+  optim.lr: [0.001, 0.01]
+seeds: [0, 1, 2]
+measure: {set: lfw, figures: [accuracy, auc], beside: [mobilenet_v3_small]}
+"""
+
+FAKE = '''
+"""Stands in for `persona.distill` and `persona evaluate`, and for their figures."""
+import hashlib, json, sys, time
+from pathlib import Path
+options = dict(one.lstrip("-").split("=", 1) for one in sys.argv[1:] if "=" in one)
+with open(__file__ + ".calls", "a") as file:
+    file.write(sys.argv[1] + "\\n")
+if sys.argv[1] == "persona.distill":
+    import yaml
+    config = yaml.safe_load(Path(options["config"]).read_text())
+    if config["seed"] == 99:
+        sys.exit("error: no luck")
+    lr, weight = config["optim"]["lr"], config["losses"]["hard_labels"]["weight"]
+    run = Path(options["runs"]) / f"run-{lr}-{weight}-{config['seed']}"
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": s, "epoch": 0, "loss": lr / s}) + "\\n" for s in (1, 2))
+    )
+    print(json.dumps({"id": run.name}))
+else:
+    name = options["model"]
+    lr, weight, seed = (map(float, name.split("-")[1:4]) if "run" in name else (0, 0, 0))
+    accuracy = 0.5 + lr * 10 + seed / 100 + weight / 10
+    print(json.dumps({"accuracy": accuracy, "auc": accuracy / 2, "model": name}))
+'''
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "grid.yaml"
+    path.write_text(FILE)
+    return path
+
+
+def edited(file: Path, before: str, after: str) -> Path:
+    text = file.read_text()
+    assert before in text
+    file.write_text(text.replace(before, after))
+    return file
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Processes of the sweep are a script that writes down each of its calls."""
+    script = tmp_path / "fake.py"
+    script.write_text(FAKE)
+    monkeypatch.setattr(sweep, "_python", lambda: [sys.executable, str(script)])
+    return Path(f"{script}.calls")
+
+
+def runner_of(tmp_path: Path, told: list[str] | None = None) -> SweepRunner:
+    lines = told if told is not None else []
+    return SweepRunner(Workspace.locate(home=tmp_path), tmp_path / "out", lines.append)
+
+
+def test_every_combination_is_a_run(file: Path) -> None:
+    found = read_sweep(file, {"batch_size": 5})
+    assert len(found.runs) == 2 * 2 * 3 == len({run.digest for run in found.runs})
+    last = found.runs[-1]
+    assert last.variant == {"loss": "half & half", "optim.lr": "0.01"} and last.seed == 2
+    assert to_dict(last.config)["losses"]["hard_labels"]["weight"] == 0.5
+    assert (last.config.optim.lr, last.config.steps, last.config.batch_size) == (0.01, 2, 5)
+    assert last.config.tracker == "none"  # not the default
+    assert last.title == "loss: half & half, optim.lr: 0.01, seed 2"
+
+
+def test_a_recipe_lies_below_the_file_and_the_command_line_above_it(file: Path) -> None:
+    recipe = file.with_name("recipe.yaml")
+    recipe.write_text("epochs: 3\noptim: {lr: 0.5, weight_decay: 0.25}\nbatch_size: 7\n")
+    edited(file, "base:", "recipe: recipe.yaml\nbase:")
+    edited(file, "vary:\n", "  optim: {weight_decay: 0.125}\nvary:\n")
+    config = read_sweep(file, {"optim.weight_decay": 0.5}).runs[0].config
+    assert (config.optim.lr, config.optim.weight_decay) == (0.001, 0.5)
+    assert (config.steps, config.batch_size) == (2, 7)
+
+
+@pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.name)
+def test_the_sweeps_of_the_project_are_right(path: Path) -> None:
+    found = read_sweep(path, {"teacher": "onnx:teacher.onnx"})
+    assert len(found.runs) == 4 * 3
+    assert found.beside == ["onnx:teacher.onnx", "mobilenet_v3_small"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("steps: 2", "stepz: 2", "loss: labels, optim.lr: 0.001: unknown key 'stepz'"),
+        ("optim.lr:", "optim.lrr:", "unknown key 'optim.lrr' in the sweep; did you mean"),
+        ("weight: 0.5", "weigth: 0.5", "half & half, optim.lr: 0.001: unknown key"),
+        ("0.01]", "much]", "optim.lr: much: optim.lr in the sweep: expected float"),
+        ("[0.001, 0.01]", "0.01", "vary.optim.lr is 0.01: give a list of values"),
+        ("[0.001, 0.01]", "[]", "vary.optim.lr is []: give a list of values"),
+        ("[0.001, 0.01]", "[0.001, 0.001]", "6 run(s) equal to another one"),
+        ("seeds: [0, 1, 2]", "seeds: []", "has 0 runs: give it 1 to 10,000"),
+        ("seeds: [0, 1, 2]", "seads: [0]", "unknown key 'seads'"),
+        ("measure: {set: lfw, ", "measure: {", "`measure` lacks the set"),
+        ("measure:", "measures:", "lacks `measure`: name a set"),
+        ("beside: [", "besides: [", "unknown key 'measure.besides'"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name(file: Path, before: str, after: str, said: str) -> None:
+    with pytest.raises(PersonaError) as error:
+        read_sweep(edited(file, before, after), {})
+    assert said in str(error.value) and str(file) in str(error.value)
+    assert "command line" not in str(error.value).replace("an option of the command line", "")
+
+
+def test_what_is_done_is_not_done_again(file: Path, fake: Path, tmp_path: Path) -> None:
+    found = read_sweep(file, {})
+    told: list[str] = []
+    runner = runner_of(tmp_path, told)
+    begun = 0
+
+    def interrupting(line: str) -> None:
+        nonlocal begun
+        begun += line.count("begins")
+        if begun == 4:
+            raise KeyboardInterrupt
+        told.append(line)
+
+    with pytest.raises(KeyboardInterrupt):
+        SweepRunner(runner.place, runner.out, interrupting).run(found, [None])
+    assert fake.read_text().split() == ["persona", *["persona.distill", "persona"] * 2]
+    assert runner.run(found, [None, None, None]) == []  # three at the same time
+    assert fake.read_text().split().count("persona.distill") == 12
+    assert "3 of 13 are done already" in told
+    assert runner.run(found, [None]) == []
+    assert fake.read_text().split().count("persona.distill") == 12
+    # A new seed and another name of a variant: the other runs stay as they are.
+    edited(edited(file, "[0, 1, 2]", "[0, 1, 2, 3]"), " labels:", " labels alone:")
+    more = read_sweep(file, {})
+    assert runner.run(more, [None]) == []
+    assert fake.read_text().split().count("persona.distill") == 12 + 4
+    rows = sweep_table.tabulate(more, runner)
+    assert [row.name for row in rows][:2] == ["mobilenet_v3_small", "labels alone / 0.001"]
+
+
+def test_a_run_that_fails_is_told_and_the_others_go_on(
+    file: Path, fake: Path, tmp_path: Path
+) -> None:
+    found = read_sweep(edited(file, "[0, 1, 2]", "[99, 1]"), {})
+    runner = runner_of(tmp_path)
+    failed = runner.run(found, [None])
+    assert len(failed) == 4
+    assert failed[0].startswith("loss: labels, optim.lr: 0.001, seed 99: no luck (")
+    assert [row.seeds for row in sweep_table.tabulate(found, runner)] == [[], *[[1]] * 4]
+    edited(file, "figures: [accuracy, auc]", "figures: [accuracy, eer]")
+    (line, *_) = runner_of(tmp_path / "other").run(read_sweep(file, {}), [None])
+    assert "set lfw has no figure eer: name others in measure.figures" in line
+
+
+def test_tables_and_curves(file: Path, fake: Path, tmp_path: Path) -> None:
+    found, runner = read_sweep(file, {}), runner_of(tmp_path)
+    runner.run(found, [None, None])
+    rows = sweep_table.tabulate(found, runner)
+    beside, first, second, third, _ = rows
+    assert (beside.name, beside.seeds) == ("mobilenet_v3_small", [])
+    accuracy = first.figures["accuracy"]
+    assert [accuracy.mean, accuracy.std] == pytest.approx([0.62, 0.01])
+    assert (accuracy.difference, accuracy.p, accuracy.pairs) == (None, None, 0)
+    accuracy = second.figures["accuracy"]  # ten times the rate
+    assert [accuracy.difference, accuracy.p, accuracy.pairs] == pytest.approx([0.09, 0.25, 3])
+    assert third.figures["auc"].difference == pytest.approx(-0.025)
+
+    sweep_table.write_tables(rows, found.measure.figures, tmp_path)
+    table = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    assert table[2]["loss"] == "labels" and table[2]["optim.lr"] == "0.01"
+    assert float(table[2]["accuracy_difference"]) == pytest.approx(0.09)
+    assert table[0]["accuracy_std"] == "" and float(table[0]["accuracy_mean"]) == 0.5
+    runs = list(csv.DictReader((tmp_path / "runs.csv").read_text().splitlines()))
+    assert len(runs) == 12 and runs[0]["model"] == "run-0.001-1.0-0"
+    markdown = (tmp_path / "table.md").read_text().splitlines()
+    assert markdown[0].startswith("| runs | seeds | accuracy | to the first (p) | auc |")
+    assert "| labels / 0.01 | 3 | 0.710 ± 0.010 | +0.090 (0.25) |" in markdown[4]
+    latex = (tmp_path / "table.tex").read_text()
+    assert r"half \& half / 0.001 & 3 & 0.570 $\pm$ 0.010 & -0.050 (0.25)" in latex
+    assert latex.startswith(r"\begin{tabular}{lrrrrrr}")
+
+    figure = sweep_table.curves_figure(rows, found, runner)
+    assert [trace["y"] for trace in figure.traces][:2] == [[0.001, 0.0005], [0.01, 0.005]]
+    assert "labels / 0.001 0.001" in figure.alt and "loss over optimizer step" in figure.alt
+    with pytest.raises(PersonaError, match="no run of this sweep has recorded"):
+        sweep_table.curves_figure(rows[:1], found, runner)
+
+
+def test_p_values_of_sign_flips() -> None:
+    assert sign_flip_p([0.1]) is None
+    assert sign_flip_p([0.1, 0.1]) == 0.5
+    assert sign_flip_p([0.1, 0.2, 0.3, 0.4, 0.5]) == 2 / 32
+    assert sign_flip_p([0.1, -0.1, 0.2, -0.2]) == 1
+    assert sign_flip_p([0.0, 0.0]) == 1
+    gains = np.random.default_rng(0).normal(0.3, 0.3, 20).tolist()
+    p = sign_flip_p(gains)
+    assert p is not None and 0 < p < 0.05
+    assert p == sign_flip_p(gains)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from persona.distill import sweep
+sweep._python = lambda: [sys.executable, "-c", "import time; time.sleep(60)"]
+folder = Path(sys.argv[1])
+print(sweep._start([], folder, {}).pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_its_processes_end_with_a_killed_sweep(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path)],
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    for _ in range(100):
+        try:
+            state = Path(f"/proc/{int(done.stdout)}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        if state == "Z":
+            return
+        time.sleep(0.1)
+    os.kill(int(done.stdout), signal.SIGKILL)
+    raise AssertionError("the process goes on")
+
+
+def test_a_real_sweep(tmp_path: Path) -> None:
+    """Two runs of the real commands."""
+    write_vggface2(tmp_path / "raw")
+    write_lfw(tmp_path / "raw")
+    for dataset in (
+        open_dataset("vggface2", tmp_path / "raw"),
+        open_dataset("lfw", tmp_path / "raw"),
+    ):
+        pack_photos(dataset, tmp_path / "shards" / dataset.set_name, NO_ALIGN)
+    path = tmp_path / "real.yaml"
+    path.write_text(
+        "base: {teacher: none, test_set: none, steps: 2, batch_size: 5, workers: 0,\n"
+        "  student: {width: 0.35, embedding_size: 32}, optim: {ema_decay: 0.5}}\n"
+        "vary: {optim.lr: [0.001, 0.01]}\n"
+        "measure: {set: lfw, figures: [accuracy], model: ema}\n"
+    )
+    line = persona_error_here("sweep", str(path), "-o", "optim.sched=cosine", home=tmp_path)
+    assert "unknown key 'optim.sched' in the sweep; did you mean 'optim.schedule'" in line
+    assert not (tmp_path / "sweeps").exists()
+    answer: Any = persona_here("sweep", str(path), home=tmp_path)
+    assert [row["seeds"] for row in answer["rows"]] == [[0], [0]] and answer["failed"] == []
+    out = Path(answer["out"])
+    assert out == tmp_path / "sweeps" / "real"
+    (result, _) = sorted(out.glob("runs/*/result.json"))
+    found = json.loads(result.read_text())
+    assert found["model"] == f"{found['run']}-ema" and found["figures"]["model"] == found["model"]
+    assert (out / "table.tex").is_file() and (out / "runs.csv").is_file()
