@@ -51,7 +51,7 @@ JOURNALS = ".imports"
 
 
 @dataclass(frozen=True)
-class Row:
+class ListedRow:
     """A row of a list."""
 
     row: int
@@ -77,7 +77,7 @@ class Listed:
     """A list that was read."""
 
     path: Path
-    people: dict[str, list[Row]] = field(default_factory=dict)
+    people: dict[str, list[ListedRow]] = field(default_factory=dict)
     """Rows by the person's name as it is stored, in the order in which names first occur."""
     refused: list[Refusal] = field(default_factory=list)
     """Rows without a name that can be used, or without a photo."""
@@ -89,7 +89,7 @@ class Listed:
         """Number of rows that name a person and a photo."""
         return sum(map(len, self.people.values()))
 
-    def path_of(self, row: Row) -> Path:
+    def path_of(self, row: ListedRow) -> Path:
         """Path of a row's photo."""
         return self.path.parent / row.photo
 
@@ -125,7 +125,8 @@ def kind_of(reason: str) -> str:
         if part in reason:
             return kind
     kind = reason.partition(":")[0]
-    return "several faces" if kind.endswith(" faces") else kind
+    words = kind.split()
+    return "several faces" if len(words) == 2 and words[1] == "faces" else kind
 
 
 # --- the list ---------------------------------------------------------------------------------
@@ -141,7 +142,7 @@ def read_list(path: Path) -> Listed:
         raise PersonaError(f"no file at {path}")
     listed = Listed(path)
     rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _parquet_rows(path)
-    empty: dict[str, list[Row]] = {}
+    empty: dict[str, list[ListedRow]] = {}
     count = 0
     for row in rows:
         count += 1
@@ -163,7 +164,7 @@ def read_list(path: Path) -> Listed:
     return listed
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
+def _csv_rows(path: Path) -> Iterator[ListedRow]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(bounded_lines(file, path))
@@ -174,12 +175,12 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                     continue  # an empty line
                 # A row that is too short is refused for what it lacks.
                 padded = [*fields, *[""] * (len(header) - len(fields))]
-                yield Row(number, padded[at_name].strip(), padded[at_photo].strip())
+                yield ListedRow(number, padded[at_name].strip(), padded[at_photo].strip())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise PersonaError(f"{path} cannot be read as a CSV in UTF-8 ({error})") from None
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(path: Path) -> Iterator[ListedRow]:
     with open_parquet(path) as (file, schema):
         lower = [str(name).strip().lower() for name in schema.names]
         columns = [schema.names[place] for place in _columns(path, lower)]
@@ -188,7 +189,9 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
             for values in batch.to_pylist():
                 number += 1
                 name, photo = (values[column] for column in columns)
-                yield Row(number, *(v.strip() if isinstance(v, str) else "" for v in (name, photo)))
+                yield ListedRow(
+                    number, *(v.strip() if isinstance(v, str) else "" for v in (name, photo))
+                )
 
 
 def _columns(path: Path, header: Sequence[str]) -> tuple[int, int]:
@@ -449,7 +452,7 @@ def _same(looker: Looker) -> Looker:
 def _enroll(
     gallery: Gallery,
     name: str,
-    rows: Sequence[Row],
+    rows: Sequence[ListedRow],
     seen: Sequence[Looked],
     key: str,
     how: str,
@@ -477,7 +480,7 @@ def _enroll(
     return Note(key, enrolled.added, enrolled.already, refused)
 
 
-def _count(done: Imported, name: str, rows: Sequence[Row], note: Note) -> None:
+def _count(done: Imported, name: str, rows: Sequence[ListedRow], note: Note) -> None:
     """Adds what is noted of a person to the result."""
     if note.failed is None:
         done.people += 1
