@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
@@ -27,9 +28,15 @@ def write_model(
     outputs: int = 1,
     width: int = 9,
     settings: str | None = None,
+    turn: npt.NDArray[np.float64] | None = None,
 ) -> Path:
-    """An embedding that is easily computed by hand: a linear map of each channel's mean."""
+    """An embedding that is easily computed by hand: a linear map of each channel's mean.
+
+    `turn` is a (width, width) matrix that moves it into another space.
+    """
     weight = np.random.default_rng(0).normal(size=(3, width)).astype(np.float32)
+    if turn is not None:
+        weight = (weight @ turn).astype(np.float32)
     given = helper.make_tensor_value_info("faces", TensorProto.FLOAT, [batch, 3, side, side])
     wanted = [
         helper.make_tensor_value_info(f"out{n}", TensorProto.FLOAT, [batch, width])

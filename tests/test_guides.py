@@ -104,6 +104,10 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "teacher.yaml").write_text(SETTINGS)
     groups = [f"{person.name},{'ab'[n % 2]}" for n, person in enumerate((raw / "LFW").glob("*_*"))]
     (home / "groups.csv").write_text("identity,group\n" + "\n".join(groups) + "\n")
+    rows = [
+        f"{p.parent.name},{p.relative_to(home)}" for p in sorted((home / "photos").rglob("*.jpg"))
+    ]
+    (home / "people.csv").write_text("\n".join(["name,photo", *rows]) + "\n")
     (home / "configs").symlink_to(ROOT / "configs")
     return home
 

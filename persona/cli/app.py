@@ -16,6 +16,7 @@ from persona.cli import (
     download,
     evaluate,
     gallery,
+    gallery_more,
     group,
     learn,
     models,
@@ -83,7 +84,7 @@ app.command("enroll", rich_help_panel=PEOPLE)(gallery.enroll_command)
 app.command("recognise", rich_help_panel=PEOPLE)(recognise.recognise_command)
 app.command("group", rich_help_panel=PEOPLE)(group.group_command)
 app.command("forget", rich_help_panel=PEOPLE)(gallery.forget_command)
-app.add_typer(gallery.gallery_app, name="gallery", rich_help_panel=PEOPLE)
+app.add_typer(gallery_more.gallery_app, name="gallery", rich_help_panel=PEOPLE)
 app.command("serve", rich_help_panel=PEOPLE)(serve.serve_command)
 
 

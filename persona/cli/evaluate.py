@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,8 +24,11 @@ from persona.cli.output import (
     print_table,
     workspace,
 )
+from persona.errors import PersonaError
 
 if TYPE_CHECKING:
+    from persona.data.sets import FaceSet
+    from persona.evaluation.across import Across
     from persona.evaluation.protocols import Evaluation
     from persona.models.sources import Named
 
@@ -98,6 +102,23 @@ def evaluate_command(
             help="Any option of the measure, as `-o fars=[0.01]`.  Repeatable.",
         ),
     ] = None,
+    gallery_model: Annotated[
+        str | None,
+        typer.Option(
+            "--gallery-model",
+            metavar="NAME",
+            help="Verification across two networks: the one that embeds the first photo of each "
+            "pair, with --probe-model.",
+        ),
+    ] = None,
+    probe_model: Annotated[
+        str | None,
+        typer.Option(
+            "--probe-model",
+            metavar="NAME",
+            help="The one that embeds the second photo, such as a student of that teacher.",
+        ),
+    ] = None,
     batch_size: BatchOption = 128,
     workers: WorkersOption = None,
     shards: ShardsOption = None,
@@ -106,15 +127,16 @@ def evaluate_command(
     models: ModelsOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """Measure a network on a packed set."""
+    """Measure a network on a packed set, or two networks of one space against each other."""
     from persona.config import read_options
     from persona.data.sets import open_set
     from persona.models.cards import find_model
 
+    both = _both_models(gallery_model, probe_model, model, measure)
     place = workspace(shards=shards, models=models)
     faces = open_set(set_, place.shards, cache, verify=verify)
     opened = None if gallery is None else open_set(gallery, place.shards, cache, verify=verify)
-    name = model or find_model(None, place.models).id
+    names = both or (model or find_model(None, place.models).id,)
 
     from persona.evaluation.overlap import trained_identities
     from persona.evaluation.processes import join_processes
@@ -124,8 +146,9 @@ def evaluate_command(
     trained = None
     if exclude_overlap is not None:
         trained = trained_identities(exclude_overlap, place.shards, place.models)
-    named = load_embedder(spell(name), place.models)
-    processes = join_processes(named.network)
+    loaded = [load_embedder(spell(name), place.models) for name in names]
+    processes = join_processes(*(named.network for named in loaded))
+    networks = [_placed(named, processes) for named in loaded]
     options = {
         "flip": flip or None,
         "no_face": no_face,
@@ -138,12 +161,16 @@ def evaluate_command(
         "gallery": opened,
         "templates": templates,
     }
+    given = read_options(options, option or [], told_twice)
+    if both is not None:
+        _evaluate_across(networks, faces, processes, given, batch_size, workers, json=json)
+        return
     evaluation = evaluate(
-        _placed(named, processes),
+        networks[0],
         faces,
         processes,
         measure=measure,
-        options=read_options(options, option or [], told_twice),
+        options=given,
         batch_size=batch_size,
         workers=workers,
     )
@@ -156,6 +183,98 @@ def evaluate_command(
             note(line)
     processes.wait_for_everyone()
     processes.end_training()
+
+
+def _both_models(
+    gallery: str | None, probe: str | None, model: str | None, measure: str | None
+) -> tuple[str, str] | None:
+    """The two networks of an evaluation across both, or None if there is one network."""
+    if gallery is None and probe is None:
+        return None
+    if gallery is None or probe is None:
+        raise PersonaError("--gallery-model and --probe-model go together: give both")
+    if model is not None:
+        raise PersonaError("choose one of --model and --gallery-model with --probe-model")
+    if measure not in (None, "verification"):
+        raise PersonaError(f"--gallery-model goes with verification, not with --measure {measure}")
+    return gallery, probe
+
+
+def _evaluate_across(
+    networks: Sequence[Named],
+    faces: FaceSet,
+    processes: Any,
+    options: dict[str, Any],
+    batch_size: int,
+    workers: int | None,
+    *,
+    json: bool,
+) -> None:
+    """Measures the pairs of a set across two networks, and prints the figures."""
+    from persona.evaluation.across import evaluate_across
+    from persona.evaluation.protocols.base import build_options
+    from persona.evaluation.protocols.verification import VerificationOptions
+
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in ("by", "overlap_names"):
+        if name in given:
+            flag = name.replace("_", "-")
+            raise PersonaError(f"--{flag} is about one network: leave it out, or give --model")
+    chosen = build_options("verification", given)
+    assert isinstance(chosen, VerificationOptions)
+    found = evaluate_across(
+        *(networks[0], networks[1], faces, processes, chosen),
+        batch_size=batch_size,
+        workers=workers,
+    )
+    if processes.is_main_process:
+        if json:
+            print_json(found.to_json())
+        else:
+            print_across(found)
+    processes.wait_for_everyone()
+    processes.end_training()
+
+
+def print_across(found: Across) -> None:
+    """Prints the figures across two networks beside those of each alone."""
+    from persona.evaluation.statistics import interval_text
+
+    differences = {one.figure: one for one in found.differences}
+    columns = (found.gallery, found.probe, found.across)
+    lines = [(name, [getattr(one, name) for one in columns]) for name in ("accuracy", "auc", "eer")]
+    lines += [
+        (f"tar@{far}", [one.tar_at_far[far] for one in columns]) for far in found.across.tar_at_far
+    ]
+    rows: list[list[str | None]] = []
+    for name, values in lines:
+        shown = ["not resolvable" if value is None else f"{value:.4f}" for value in values]
+        one = differences.get(name)
+        gap = (
+            (None, None)
+            if one is None
+            else (
+                f"{one.difference:+.4f}",
+                interval_text(one.interval, sign="+"),
+            )
+        )
+        rows.append([name, *shown, *gap])
+    titles = (
+        "figure",
+        "gallery alone",
+        "probe alone",
+        "across",
+        "across - gallery",
+        "95 % interval",
+    )
+    print_table([TableColumn(title, right=place > 0) for place, title in enumerate(titles)], rows)
+    for text in found.warnings:
+        note(f"warning: {text}")
+    note(
+        f"first photos by {found.gallery_model}, second by {found.probe_model}, set {found.set}: "
+        f"{found.across.pairs} pairs"
+    )
+    note(f"mean similarity of both networks' embeddings of one photo: {found.agreement:.4f}")
 
 
 def compare_command(

@@ -314,20 +314,6 @@ def gallery_export(
     note(f"{out} holds {count} templates, which are biometric data, and is not encrypted")
 
 
-@gallery_app.command("import")
-def gallery_import(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Of `persona gallery export`.")],
-    store: StoreOption = None,
-    passphrase_file: PassphraseOption = None,
-) -> None:
-    """Add everybody of an exported file."""
-    from persona.gallery.transfer import import_people
-
-    with _store(store, passphrase_file, create=True) as opened:
-        people = import_people(opened, file)
-    note(f"{len(people)} people with {sum(people.values())} templates are added")
-
-
 @gallery_app.command("calibrate")
 def gallery_calibrate(
     set_: Annotated[

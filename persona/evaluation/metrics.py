@@ -42,7 +42,12 @@ def cosine_scores(a_PE: npt.ArrayLike, b_PE: npt.ArrayLike) -> Floats:
     return np.asarray(np.einsum("pe,pe->p", a, b) / np.maximum(lengths, 1e-12), np.float64)
 
 
-def listed_scores(embeddings_NE: npt.NDArray[np.float32], a_P: Ints, b_P: Ints) -> Floats:
+def listed_scores(
+    embeddings_NE: npt.NDArray[np.float32],
+    a_P: Ints,
+    b_P: Ints,
+    second_ME: npt.NDArray[np.float32] | None = None,
+) -> Floats:
     """Cosine similarity of the listed pairs of rows.
 
     It equals `cosine_scores` of the rows `a` and `b`, but copies only a block of pairs at a time.
@@ -51,20 +56,30 @@ def listed_scores(embeddings_NE: npt.NDArray[np.float32], a_P: Ints, b_P: Ints) 
         embeddings_NE: (N, E) embeddings of any length.
         a_P: (P,) row of each pair's first photo.
         b_P: (P,) row of each pair's second photo.
+        second_ME: (M, E) embeddings of the second photos, of which `b_P` are rows. None takes the
+            same embeddings for both.
 
     Returns:
         (P,) float64 in [-1, 1].
     """
-    length_N, scores_P = np.empty(len(embeddings_NE)), np.empty(len(a_P))
-    for start in range(0, len(embeddings_NE), PAIR_BLOCK):
-        part = slice(start, start + PAIR_BLOCK)
-        length_N[part] = np.linalg.norm(embeddings_NE[part].astype(np.float64), axis=1)
+    length_N, scores_P = _lengths(embeddings_NE), np.empty(len(a_P))
+    other_ME = embeddings_NE if second_ME is None else second_ME
+    length_M = length_N if second_ME is None else _lengths(second_ME)
     for start in range(0, len(a_P), PAIR_BLOCK):
         part = slice(start, start + PAIR_BLOCK)
         a, b = a_P[part], b_P[part]
-        dots = np.einsum("pe,pe->p", embeddings_NE[a], embeddings_NE[b], dtype=np.float64)
-        scores_P[part] = dots / np.maximum(length_N[a] * length_N[b], 1e-12)
+        dots = np.einsum("pe,pe->p", embeddings_NE[a], other_ME[b], dtype=np.float64)
+        scores_P[part] = dots / np.maximum(length_N[a] * length_M[b], 1e-12)
     return scores_P
+
+
+def _lengths(embeddings_NE: npt.NDArray[np.float32]) -> Floats:
+    """(N,) lengths of embeddings, computed in float64 a block at a time."""
+    length_N = np.empty(len(embeddings_NE))
+    for start in range(0, len(embeddings_NE), PAIR_BLOCK):
+        part = slice(start, start + PAIR_BLOCK)
+        length_N[part] = np.linalg.norm(embeddings_NE[part].astype(np.float64), axis=1)
+    return length_N
 
 
 def _check(scores_P: Floats, same_P: Bools) -> None:

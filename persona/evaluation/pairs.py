@@ -120,6 +120,7 @@ def score_pairs(
     *,
     no_face: str = "centre",
     left_out: frozenset[int] = frozenset(),
+    second: Embedded | None = None,
 ) -> PairScores:
     """Scores the pairs that the policy keeps.
 
@@ -129,6 +130,8 @@ def score_pairs(
         pairs: the pairs by key, from the set or from a user's list.
         no_face: policy for absent and faceless photos, one of POLICIES.
         left_out: labels of identities whose pairs are left out.
+        second: another network's embeddings of the same photos, for the second photo of each pair.
+            None takes `embedded` for both.
 
     Raises:
         PersonaError: no pair is left, or a pair is listed both as genuine and as impostor.
@@ -162,7 +165,10 @@ def score_pairs(
     which: slice | Bools = slice(None) if kept.all() else kept
     a, b, same = a[which], b[which], pairs.same[which]
     failed = lost[which] if no_face == "fail" else np.zeros(len(a), bool)
-    score = listed_scores(embedded.embeddings[:, 0], np.maximum(a, 0), np.maximum(b, 0))
+    score = listed_scores(
+        *(embedded.embeddings[:, 0], np.maximum(a, 0), np.maximum(b, 0)),
+        second_ME=None if second is None else second.embeddings[:, 0],
+    )
     score[failed] = np.where(same[failed], -FAILED, FAILED)
     return PairScores(
         fold=pairs.fold[which],

@@ -61,7 +61,12 @@ def faces_of(named: Named, faces: FaceSet, processes: Processes) -> tuple[Embedd
 
 
 def threshold_at(
-    embeddings_NE: Embeddings, labels_N: Ints, far: float, where: str
+    embeddings_NE: Embeddings,
+    labels_N: Ints,
+    far: float,
+    where: str,
+    *,
+    probes_NE: Embeddings | None = None,
 ) -> tuple[float, float, int]:
     """Chooses the threshold on embeddings.
 
@@ -70,6 +75,8 @@ def threshold_at(
         labels_N: (N,) labels of the identities.
         far: the false accept rate.
         where: name of the set in errors.
+        probes_NE: (N, E) embeddings of the same photos by another network, for the later photo of
+            each pair. None takes the same embeddings for both.
 
     Returns:
         The threshold, the TAR at it, and the number of impostor pairs.
@@ -91,9 +98,10 @@ def threshold_at(
     allowed = int(far * impostors + 1e-9)
     highest_P = np.zeros(0, np.float32)
     same_P = []
+    later_NE = embeddings_NE if probes_NE is None else probes_NE
     for start in range(0, len(labels_N), BLOCK):
         rows = np.arange(start, min(start + BLOCK, len(labels_N)))
-        scores = embeddings_NE[rows] @ embeddings_NE.T
+        scores = embeddings_NE[rows] @ later_NE.T
         later = np.arange(len(labels_N)) > rows[:, None]
         same = labels_N[rows, None] == labels_N
         same_P.append(scores[later & same])

@@ -205,7 +205,7 @@ class Gallery:
         refused = []
         for place, photo in enumerate(photos):
             label = f"photo {place + 1}" if labels is None else labels[place]
-            seen, reason = self._only_face(photo)
+            seen, reason = only_face(self.eyes, photo)
             if seen is None:
                 refused.append(f"{label}: {reason}")
             else:
@@ -303,19 +303,6 @@ class Gallery:
             similarity=None if alike is None else alike.score,
         )
 
-    def _only_face(self, photo: Pixels | SkipPhoto) -> tuple[SeenFace | None, str | None]:
-        """Returns the one clear face of a photo, or the reason why there is none."""
-        if isinstance(photo, SkipPhoto):
-            return None, str(photo)
-        found = self.eyes.find(photo)
-        if not found:
-            return None, "no face"
-        if quality.several([seen.face for seen in found]):
-            count = WORDS.get(len(found), str(len(found)))
-            return None, f"{count} faces: cut out the one you mean"
-        largest = max(found, key=lambda seen: quality.side_px(seen.face))
-        return (None, largest.flaw) if largest.flaw else (largest, None)
-
     def _check_one_person(self, name: str, labels: Sequence[str], all_NE: Templates) -> None:
         """Raises TwoPeopleError unless all templates are of one person.
 
@@ -412,6 +399,20 @@ class Gallery:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def only_face(eyes: Eyes, photo: Pixels | SkipPhoto) -> tuple[SeenFace | None, str | None]:
+    """Returns the one clear face of a photo, or the reason why there is none."""
+    if isinstance(photo, SkipPhoto):
+        return None, str(photo)
+    found = eyes.find(photo)
+    if not found:
+        return None, "no face"
+    if quality.several([seen.face for seen in found]):
+        count = WORDS.get(len(found), str(len(found)))
+        return None, f"{count} faces: cut out the one you mean"
+    largest = max(found, key=lambda seen: quality.side_px(seen.face))
+    return (None, largest.flaw) if largest.flaw else (largest, None)
 
 
 def _some(items: Sequence[str], between: str) -> str:

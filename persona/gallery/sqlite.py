@@ -332,10 +332,12 @@ class SqliteStore(Store):
         with self._explained(), self._transaction("BEGIN"):
             self._demand_passphrase()
             facts = self._facts()
+            # Two statements, because SQLite would search all photos for one that takes both.
             rows = self._execute(
                 "SELECT name, photo.id, template, crop, landmarks FROM photo "
-                "JOIN person ON person.id = person WHERE ?1 IS NULL OR name = ?1 ORDER BY photo.id",
-                (name,),
+                "JOIN person ON person.id = person "
+                f"{'' if name is None else 'WHERE name = ?'} ORDER BY photo.id",
+                () if name is None else (name,),
             ).fetchall()
         for owner, number, template, crop, landmarks in rows:
             if facts is None:

@@ -15,6 +15,7 @@ import numpy as np
 from persona.config import between
 from persona.data.shards import Manifest, PairTable
 from persona.errors import PersonaError
+from persona.evaluation.embed import Embedded
 from persona.evaluation.groups import group_figures, groups_of
 from persona.evaluation.metrics import FARS
 from persona.evaluation.pair_lists import (
@@ -221,8 +222,15 @@ class Verification(Protocol):
         return figures
 
 
-def pair_scores(subject: Subject) -> tuple[PairScores, dict[str, Any]]:
+def pair_scores(
+    subject: Subject, embedded: Embedded | None = None, second: Embedded | None = None
+) -> tuple[PairScores, dict[str, Any]]:
     """Scores the pairs of a set.
+
+    Args:
+        subject: the network on the set, with the options.
+        embedded: the network's embeddings of the set. None embeds it.
+        second: another network's embeddings, for the second photo of each pair.
 
     Returns:
         The scores, and the counts about them as fields of `VerificationFigures`.
@@ -251,9 +259,11 @@ def pair_scores(subject: Subject) -> tuple[PairScores, dict[str, Any]]:
     if options.overlap_names is not None and subject.accelerator.is_main_process:
         names = "".join(f"{manifest.classes[place]}\n" for place in common)
         write_atomically(options.overlap_names, names.encode(), PRIVATE)
-    embedded = subject.embed(subject.faces)
+    embedded = embedded or subject.embed(subject.faces)
     left_out = frozenset(common if options.trained is not None else ())
-    scores = score_pairs(embedded, manifest, pairs, no_face=options.no_face, left_out=left_out)
+    scores = score_pairs(
+        embedded, manifest, pairs, no_face=options.no_face, left_out=left_out, second=second
+    )
     facts |= {"no_face": scores.no_face, "absent": scores.absent}
     if options.trained is not None:
         facts["overlap_pairs"] = scores.overlapping
