@@ -27,6 +27,7 @@ from typing import Any
 from persona import __version__
 from persona.config import from_dict
 from persona.errors import PersonaError, shown, unknown
+from persona.figure_names import label_of
 from persona.files import PRIVATE, read_json, sha256_file, sweep
 
 log = logging.getLogger(__name__)
@@ -122,10 +123,12 @@ class Card:
 
     @property
     def told_score(self) -> str | None:
-        """The score as text: `auc 0.9160` or `auc 0.5000 (collapsed)`. None means not measured."""
+        """The score as text: `AUC 0.9160` or `AUC 0.5000 (collapsed)`. None means not measured."""
         if self.score is None:
             return None
-        return f"{self.chosen_by} {self.score:.4f}" + (" (collapsed)" if self.collapsed else "")
+        return f"{label_of(self.chosen_by)} {self.score:.4f}" + (
+            " (collapsed)" if self.collapsed else ""
+        )
 
     @property
     def collapsed(self) -> bool:
@@ -278,6 +281,24 @@ def weights_path(card: Card, models: Path) -> Path:
     if is_of_zoo(card.id, models):
         return ZOO / card.weights
     return models / card.id / card.weights
+
+
+def files_of(card: Card, models: Path) -> list[Path]:
+    """The files of a model in the store or among the models shipped with Persona.
+
+    The weights come first, whether they are there or not.
+    """
+    weights = weights_path(card, models)
+    if is_of_zoo(card.id, models):
+        others = [ZOO / f"{card.id}{suffix}" for suffix in (".onnx", ".md")]
+        return [weights, *(path for path in others if path.is_file())]
+    return files_in(weights)
+
+
+def files_in(weights: Path) -> list[Path]:
+    """A model's weights and the other files of its folder, sorted by name."""
+    others = sorted(path for path in weights.parent.iterdir() if path.is_file())
+    return [weights, *(path for path in others if path != weights)]
 
 
 def is_of_zoo(model_id: str, models: Path) -> bool:

@@ -221,7 +221,7 @@ def test_a_person_reads_intervals_and_what_cannot_be_resolved(home: Path) -> Non
     done = _here(app, (*arguments, "--pairs", str(pairs)), home)
     assert "95 % interval" in done.stdout and "not resolvable" in done.stdout
     for line in (
-        "6 impostor pairs cannot resolve FAR 0.1, 0.01, 0.001, 0.0001",
+        "6 impostor pairs cannot resolve FAR 1e-1, 1e-2, 1e-3, 1e-4",
         "1 pairs are listed more than once and count each time",
         "2 paths are no photo of the set",
     ):

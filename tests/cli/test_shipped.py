@@ -140,7 +140,7 @@ def test_it_knows_faces(home: Path) -> None:
     assert persona_here("embed", str(photos[0]), "--out", str(out), home=home)["model"] == NAME
     found = persona_here("enroll", "Ada", str(photos[0]), home=home)
     assert (found["model"], found["threshold"]) == (NAME, verdict["threshold"])
-    assert found["threshold_source"].startswith("FAR 0.01 on all ")
+    assert found["threshold_source"].startswith("FAR 1e-2 on all ")
     seen = persona_here("recognise", str(photos[0]), home=home)["photos"][0]["faces"]
     assert seen[0]["name"] == "Ada"
     chosen = persona_here("gallery", "calibrate", "--threshold", "0.9", home=home)
