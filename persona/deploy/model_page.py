@@ -16,7 +16,7 @@ UNKNOWN_LICENCE = "unknown: see the terms of its training data and of its teache
 
 
 @dataclass(frozen=True)
-class Section:
+class FactSection:
     """A part of a page: a title and rows of a name and a value. A row without a name is text."""
 
     title: str
@@ -30,7 +30,7 @@ class ModelPage:
     title: str
     lead: str
     """One sentence that says what the model is."""
-    sections: list[Section]
+    sections: list[FactSection]
 
 
 def model_page(card: Card, files: Sequence[Path], *, is_shipped: bool) -> ModelPage:
@@ -43,12 +43,12 @@ def model_page(card: Card, files: Sequence[Path], *, is_shipped: bool) -> ModelP
     """
     title = f"{card.id} (shipped with Persona)" if is_shipped else card.id
     sections = [
-        Section("Faces", _crop_rows(card)),
-        Section(*_figures(card)),
-        Section(*_thresholds(card)),
-        Section("Training", _training_rows(card)),
-        Section("Conditions of use", [("", card.licence or UNKNOWN_LICENCE)]),
-        Section(*_files(card, files)),
+        FactSection("Faces", _crop_rows(card)),
+        FactSection(*_figures(card)),
+        FactSection(*_thresholds(card)),
+        FactSection("Training", _training_rows(card)),
+        FactSection("Conditions of use", [("", card.licence or UNKNOWN_LICENCE)]),
+        FactSection(*_files(card, files)),
     ]
     return ModelPage(title, _lead(card), sections)
 
@@ -97,7 +97,7 @@ def _figures(card: Card) -> tuple[str, list[tuple[str, str]]]:
         for name in ("pairs", "triplets", "photos")
         if isinstance(card.scores.get(name), int)
     ]
-    of = ", ".join([str(card.scored_on), *counts[:1]])
+    of = ", ".join([card.scored_on or card.test_set, *counts[:1]])
     has_intervals = bool(card.scores.get("intervals"))
     return f"Figures on {of}" + (", with 95 % intervals" if has_intervals else ""), rows
 

@@ -324,12 +324,7 @@ def _wrong_size_of(card: Card) -> str | None:
 
 
 def _wrong_values_of(card: Card) -> str | None:
-    thresholds = card.scores.get("threshold_at_far")
-    figures = [card.scores.get(name) for name in ("accuracy", "auc", "eer")]
-    if not isinstance(thresholds, dict | None) or not all(
-        isinstance(figure, int | float | None)
-        for figure in (*figures, *(thresholds or {}).values())
-    ):
+    if not _hold_numbers(card.scores):
         return "scores hold figures that are no numbers"
     nested = (
         *(card.student, card.scores, card.config),
@@ -338,6 +333,27 @@ def _wrong_values_of(card: Card) -> str | None:
     if any(_is_deeper(value, DEEPEST) for value in nested):
         return f"values lie over {DEEPEST} deep"
     return None
+
+
+def _hold_numbers(scores: dict[str, Any]) -> bool:
+    """Whether the figures that are shown of an evaluation are numbers."""
+    tables = [scores.get(name) or {} for name in ("threshold_at_far", "tar_at_far", "intervals")]
+    groups = scores.get("groups") or {}
+    if not all(isinstance(table, dict) for table in (*tables, groups)):
+        return False
+    if not all(isinstance(group, dict) for group in groups.values()):
+        return False
+    *by_rate, intervals = tables
+    ends = [interval for interval in intervals.values() if interval is not None]
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in ends):
+        return False
+    numbers = [scores.get(name) for name in ("accuracy", "auc", "eer")]
+    numbers += [value for table in by_rate for value in table.values()]
+    known = [end for pair in ends for end in pair]
+    known += [group.get("accuracy") for group in groups.values()]
+    return all(isinstance(number, int | float | None) for number in numbers) and all(
+        isinstance(number, int | float) for number in known
+    )
 
 
 def _is_deeper(value: Any, limit: int) -> bool:
