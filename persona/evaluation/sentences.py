@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from persona.figure_names import power
 
@@ -38,9 +38,12 @@ class Sentence:
         return f"{self.before}{self.headline}{self.after}"
 
 
-def spread_of(interval: Any) -> str:
+def spread_of(interval: tuple[float, float] | None) -> str:
     """The interval of a figure in brackets, such as ` (95 % 0.9500 to 0.9650)`, or nothing."""
-    return "" if interval is None else f" (95 % {ends(*interval, 1, 4)})"
+    if interval is None:
+        return ""
+    low, high = interval
+    return f" (95 % {ends(low, high, 1, 4)})"
 
 
 def ends(low: float, high: float, factor: float, digits: int = 1) -> str:

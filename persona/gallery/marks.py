@@ -163,7 +163,8 @@ def _distances(a_A4: Ints, b_B4: Ints) -> npt.NDArray[np.float64]:
     start_AB2 = np.maximum(a_A4[:, None, :2], b_B4[None, :, :2])
     end_AB2 = np.minimum((a_A4[:, :2] + a_A4[:, 2:])[:, None], (b_B4[:, :2] + b_B4[:, 2:])[None])
     apart_AB2 = np.maximum(start_AB2 - end_AB2, 0)
-    return np.hypot(apart_AB2[..., 0], apart_AB2[..., 1])
+    distance_AB: npt.NDArray[np.float64] = np.hypot(apart_AB2[..., 0], apart_AB2[..., 1])
+    return distance_AB
 
 
 def _outer(box: Box) -> Rectangle:

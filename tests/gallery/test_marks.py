@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -108,15 +109,15 @@ def test_a_label_is_nearest_to_its_own_face(
     draw_marks(np.zeros((400, 400, 3), np.uint8), marked(boxes))
     for number, place in enumerate(placed[-1]):
         assert place is not None
-        distances = [float(distance(place[1], box)) for box in boxes]
+        distances = [distance(place[1], box) for box in boxes]
         assert distances[number] < min(distances[:number] + distances[number + 1 :])
 
 
-def distance(a: Rectangle, b: Rectangle) -> Any:
-    apart = (
+def distance(a: Rectangle, b: Rectangle) -> float:
+    across, down = (
         max(0, a[axis] - b[axis] - b[axis + 2], b[axis] - a[axis] - a[axis + 2]) for axis in (0, 1)
     )
-    return np.hypot(*apart)
+    return math.hypot(across, down)
 
 
 def test_a_face_alone_has_its_name_below_and_at_the_lower_edge_above() -> None:

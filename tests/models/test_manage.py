@@ -246,7 +246,7 @@ def test_a_card_of_a_stranger_is_refused_in_one_line(
 @pytest.mark.parametrize(
     "scores",
     [
-        {"intervals": []},
+        {"intervals": ["auc"]},
         {"intervals": {"auc": 1}},
         {"intervals": {"auc": [0.1, "x"]}},
         {"intervals": {"auc": [None, 0.5]}},

@@ -5,7 +5,6 @@ from persona.evaluation.protocols.base import (
     Evaluation,
     Options,
     Protocol,
-    Sentence,
     Subject,
     Table,
     build_options,
@@ -14,6 +13,7 @@ from persona.evaluation.protocols.base import (
     evaluate,
     logit_places,
 )
+from persona.evaluation.sentences import Sentence
 
 __all__ = [
     "PROTOCOLS",
