@@ -40,6 +40,7 @@ from PIL import Image
 from persona.evaluation.grouping import estimate_threshold, group_faces
 from persona.evaluation.metrics import b_cubed, pairwise_f
 from persona.evaluation.thresholds import faces_of, threshold_at
+from persona.figure_names import power
 
 Embeddings = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -213,7 +214,7 @@ def main() -> None:
         other = draw(5_000, seed=1)
     far = {}
     if other is not None:
-        far = {f"FAR {rate:g}": threshold_at(*other, rate, "the set")[0] for rate in given.far}
+        far = {f"FAR {power(rate)}": threshold_at(*other, rate, "the set")[0] for rate in given.far}
     rows: list[dict[str, Any]] = []
     for name, (embedding, label) in sets.items():
         thresholds = {"estimated": estimate_threshold(embedding)} | far

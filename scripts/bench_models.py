@@ -85,7 +85,7 @@ def measure(names: list[str], set_name: str, *, dlib: bool, resamples: int) -> l
 def table(rows: list[dict[str, Any]], set_name: str) -> str:
     """The rows as a Markdown table."""
     lines = [
-        f"| model | {set_name} accuracy | 95 % | TAR at FAR 1e-3 | parameters | MB | ms | in |",
+        f"| model | {set_name} accuracy | 95 % | TAR@FAR=1e-3 | parameters | MB | ms | in |",
         "|---|--:|--:|--:|--:|--:|--:|---|",
     ]
     for row in rows:

@@ -234,7 +234,7 @@ def table(results: list[dict[str, Any]]) -> str:
     """The results as a Markdown table."""
     lines = [
         "| network | photos | photos seen | selection AUC | LFW accuracy | 95 % | "
-        "TAR at FAR 1e-3 | hours |",
+        "TAR@FAR=1e-3 | hours |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in results:

@@ -22,6 +22,7 @@ from persona.evaluation.protocols import evaluate
 from persona.evaluation.search import Embeddings
 from persona.evaluation.statistics import interval_text
 from persona.evaluation.thresholds import faces_of, threshold_at, threshold_interval
+from persona.figure_names import power
 from persona.models.cards import ZOO, find_model
 from persona.models.sources import NamedNetwork
 from persona.models.store import load_model
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
         thresholds[f"{far:g}"] = value
         scores["intervals"][f"threshold@{far:g}"] = interval
         told.append(
-            f"FAR {far:g}: threshold {value:.4f} ({interval_text(interval)}), TAR {tar:.4f}"
+            f"FAR {power(far)}: threshold {value:.4f} ({interval_text(interval)}), TAR {tar:.4f}"
         )
     shipped = Shipped(
         *(given.name, given.data, given.licence, given.set, scores, evaluation.chosen_by),

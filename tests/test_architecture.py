@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "persona"
 FLOOR = {
     *("errors", "workspace", "config", "files", "pictures", "progress", "landmarks", "memory"),
-    *("workers", "download", "extras", "names", "registry"),
+    *("workers", "download", "extras", "names", "registry", "figure_names"),
 }
 ROOMS = {
     "data": FLOOR,

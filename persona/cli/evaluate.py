@@ -21,6 +21,7 @@ from persona.cli.output import (
     WorkersOption,
     note,
     print_json,
+    print_sentence,
     print_table,
     workspace,
 )
@@ -306,7 +307,9 @@ def compare_command(
     from persona.evaluation.overlap import trained_identities
     from persona.evaluation.processes import join_processes
     from persona.evaluation.protocols.verification import VerificationOptions
+    from persona.evaluation.sentences import compare_sentence
     from persona.evaluation.statistics import interval_text
+    from persona.figure_names import label_of
     from persona.models.sources import load_embedder, spell
 
     trained = None
@@ -334,7 +337,7 @@ def compare_command(
                 [TableColumn(title, right=place > 0) for place, title in enumerate(columns)],
                 [
                     [
-                        d.figure,
+                        label_of(d.figure),
                         *(f"{value:.4f}" for value in (d.a, d.b)),
                         f"{d.difference:+.4f}",
                         interval_text(d.interval, sign="+"),
@@ -342,6 +345,11 @@ def compare_command(
                     ]
                     for d in differences
                 ],
+            )
+            accuracy = next(d for d in differences if d.figure == "accuracy")
+            collapsed = "warnings" in facts
+            print_sentence(
+                compare_sentence(model_a, model_b, faces.name, accuracy, collapsed=collapsed)
             )
             for text in facts.get("warnings", ()):
                 note(f"warning: {text}")
@@ -370,10 +378,11 @@ def _placed(named: Named, processes: Any) -> Named:
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    """Prints the tables of an evaluation's protocol."""
+    """Prints the tables of an evaluation's protocol, and then its sentence."""
     note(f"{evaluation.model} on {evaluation.set}, {evaluation.measure}")
     for table in evaluation.tables():
         columns = [TableColumn(title, right=place > 0) for place, title in enumerate(table.titles)]
         print_table(columns, table.rows)
         for line in table.notes:
             note(line)
+    print_sentence(evaluation.sentence())

@@ -10,16 +10,15 @@ import typer
 from persona.cli.commands import Commands
 from persona.cli.output import (
     JsonFlag,
-    ModelArgument,
     ModelsOption,
     TableColumn,
     human_bytes,
     note,
     print_json,
+    print_page,
     print_table,
     workspace,
 )
-from persona.names import legible
 
 models_app = Commands(help="The model store.", no_args_is_help=True)
 
@@ -79,26 +78,34 @@ def models_list(models: ModelsOption = None, json: JsonFlag = False) -> None:
 
 @models_app.command("show")
 def models_show(
-    model: ModelArgument = None,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="Model ID, or a model's folder.  [default: the best of the newest run]"
+        ),
+    ] = None,
     models: ModelsOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """All that is known of a student: its card."""
+    """What a student is, how good it is, what it learned from, and its files."""
     from dataclasses import asdict
 
-    from persona.models.cards import find_model, list_shipped
+    from persona.models.cards import files_in, files_of, find_model, is_of_zoo, is_stored, read_card
 
     place = workspace(models=models).models
-    card = find_model(model, place)
-    facts = asdict(card) | ({"shipped": True} if card in list_shipped(place) else {})
+    folder = None
+    if model is not None and not is_stored(model, place) and Path(model).is_dir():
+        folder = Path(model)
+    card = find_model(model, place) if folder is None else read_card(folder)
+    is_shipped = folder is None and is_of_zoo(card.id, place)
     if json:
-        print_json(facts)
+        print_json(asdict(card) | ({"shipped": True} if is_shipped else {}))
         return
-    import yaml
+    from persona.deploy.model_page import model_page
 
-    text = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
-    for line in text.rstrip("\n").split("\n"):
-        typer.echo(legible(line))  # the card may come from an untrusted source
+    files = files_of(card, place) if folder is None else files_in(folder / card.weights)
+    page = model_page(card, files, is_shipped=is_shipped)
+    print_page(page.title, page.lead, [(part.title, part.rows) for part in page.sections])
 
 
 @models_app.command("rename")

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from persona.names import escape_json, legible
 from persona.workspace import Workspace
+
+if TYPE_CHECKING:
+    from persona.evaluation.sentences import Sentence
 
 WorkersOption = Annotated[
     int | None,
@@ -151,8 +155,65 @@ def print_table(
 
 
 def note(text: str) -> None:
-    """Prints a line on stderr."""
-    sys.stderr.write(legible(text) + "\n")
+    """Prints a line on stderr. In a terminal it is dim, unless it is a warning."""
+    line = legible(text)
+    if sys.stderr.isatty() and not line.startswith("warning"):
+        _print_styled([(line, "dim")], sys.stderr)
+    else:
+        sys.stderr.write(line + "\n")
+
+
+def print_sentence(sentence: Sentence) -> None:
+    """Prints a sentence on stdout. In a terminal its headline is bold."""
+    parts = [(sentence.before, ""), (sentence.headline, "bold"), (sentence.after, "")]
+    _print_styled([(legible(text), style) for text, style in parts], sys.stdout)
+
+
+def print_page(
+    title: str, lead: str, sections: Sequence[tuple[str, Sequence[tuple[str, str]]]]
+) -> None:
+    """Prints a page of facts on stdout: a title, a sentence, and sections of names and values.
+
+    No word is cut, so that an ID, a path or a checksum can be copied.
+
+    Args:
+        title: the title.
+        lead: a sentence on what the page is about.
+        sections: title and rows of each section. A row without a name is text.
+    """
+    _print_styled([(legible(title), "bold")], sys.stdout)
+    _print_styled([(legible(lead), "")], sys.stdout)
+    for heading, rows in sections:
+        sys.stdout.write("\n")
+        _print_styled([(legible(heading), "bold")], sys.stdout)
+        cells = [(legible(name), legible(value)) for name, value in rows]
+        column = max((len(name) for name, _ in cells), default=0)
+        for name, value in cells:
+            first = f"  {name:{column}}  " if name else "  "
+            _print_styled([(first, "dim"), (value, "")], sys.stdout, indent=len(first))
+
+
+def _print_styled(parts: Sequence[tuple[str, str]], file: TextIO, *, indent: int = 0) -> None:
+    """Prints a line of texts and their styles. In a terminal it is broken between words alone.
+
+    Lines after the first one begin with `indent` spaces. A word that is wider than the terminal is
+    left to the terminal, which folds it.
+    """
+    from rich.cells import cell_len
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=file, highlight=False, markup=False)
+    line = Text.assemble(*parts)
+    width = console.width if file.isatty() else WIDEST
+    start, end, margin = 0, indent, 0
+    for word in re.finditer(r"[^ ]+", line.plain[indent:]):
+        after = indent + word.end()
+        if end > max(start, indent) and margin + cell_len(line.plain[start:after]) > width:
+            console.print(Text(" " * margin) + line[start:end], soft_wrap=True)
+            start, margin = indent + word.start(), indent
+        end = after
+    console.print(Text(" " * margin) + line[start:], soft_wrap=True)
 
 
 def keep_brackets(command: Any) -> None:

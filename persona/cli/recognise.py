@@ -99,7 +99,8 @@ def _recognise(
     gallery: Gallery, path: Path, annotate: Path | None, folder: bool
 ) -> tuple[Sighting, ...] | str:
     """Recognises the faces of a photo. For an unreadable photo of a folder, returns the reason."""
-    from persona.gallery.photos import copy_name, draw_marks, mark_of, read_photo, save_image
+    from persona.gallery.marks import draw_marks, mark_of
+    from persona.gallery.photos import copy_name, read_photo, save_image
 
     try:
         photo = read_photo(path)
@@ -109,7 +110,7 @@ def _recognise(
         return str(reason)
     faces = gallery.recognise(photo.pixels)
     if annotate is not None:
-        marks = [mark_of(face, face.box) for face in faces]
+        marks = [mark_of(face, face.box, number) for number, face in enumerate(faces, start=1)]
         out = annotate / copy_name(path) if folder else annotate
         save_image(draw_marks(photo.pixels, marks), out)
     return tuple(replace(face, box=photo.whole(face.box)) for face in faces)
@@ -165,15 +166,16 @@ def _print_photos(answers: list[tuple[Path, tuple[Sighting, ...] | str]], neares
     rows: list[list[object]] = []
     for path, faces in answers:
         if isinstance(faces, str) or not faces:
-            rows.append([path, None, faces or "no face", None])
+            rows.append([path, None, None, faces or "no face", None])
             continue
-        for face in faces:
+        for number, face in enumerate(faces, start=1):
             x, y, width, height = face.box
             where = f"{x:.0f}, {y:.0f}, {width:.0f} x {height:.0f}"
-            rows.append([path, where, *_answer(face, nearest)])
+            rows.append([path, number, where, *_answer(face, nearest)])
     columns = [
         TableColumn("photo"),
-        TableColumn("face (px)"),
+        TableColumn("face", right=True),
+        TableColumn("where (px)"),
         TableColumn("who"),
         TableColumn("similarity", right=True),
     ]
@@ -191,10 +193,9 @@ def _video_json(path: Path, seen: Seen, nearest: bool) -> dict[str, Any]:
                 "from_s": track.from_s,
                 "to_s": track.to_s,
                 "frames": len(track.boxes),
-                **_face_json(track.sighting, nearest),
+                **_face_json(sighting, nearest),
             }
-            for track in seen.tracks
-            if track.sighting is not None
+            for track, sighting in seen.told
         ],
     }
 
@@ -205,17 +206,17 @@ def _print_video(seen: Seen, nearest: bool) -> None:
         return
     print_table(
         [
-            *(TableColumn(title, right=True) for title in ("from (s)", "to (s)", "frames")),
+            *(TableColumn(title, right=True) for title in ("face", "from (s)", "to (s)", "frames")),
             TableColumn("who"),
             TableColumn("similarity", right=True),
         ],
         [
             [
+                number,
                 *(f"{time:.1f}" for time in (track.from_s, track.to_s)),
                 len(track.boxes),
-                *_answer(track.sighting, nearest),
+                *_answer(sighting, nearest),
             ]
-            for track in seen.tracks
-            if track.sighting is not None
+            for number, (track, sighting) in enumerate(seen.told, start=1)
         ],
     )

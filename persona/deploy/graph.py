@@ -32,6 +32,7 @@ from persona.data.views import PIXEL_MEAN, PIXEL_SCALE
 from persona.deploy.quantise import Quantised, quantise_graph
 from persona.deploy.trace import trace_onnx
 from persona.errors import PersonaError, shown
+from persona.figure_names import power
 from persona.models.cards import Card
 from persona.models.onnx import SETTINGS_KEY
 from persona.models.public import public_card
@@ -309,7 +310,7 @@ def _metadata(card: Card, student: Student, options: ExportOptions) -> dict[str,
         "persona.threshold": "unknown: measure it on faces like yours"
         if threshold is None
         # Rounded up, since a lower threshold would have a higher false accept rate.
-        else f"{math.ceil(threshold * 1e4) / 1e4:.4f}, the cosine at FAR {FAR} on {said}",
+        else f"{math.ceil(threshold * 1e4) / 1e4:.4f}, the cosine at FAR {power(FAR)} on {said}",
         "persona.licence": card.licence
         or "unknown: see the terms of its training data and of its teacher",
         "persona.card": json.dumps(vars(card), sort_keys=True),

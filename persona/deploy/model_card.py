@@ -11,10 +11,12 @@ import yaml
 
 from persona.data.mixed import names_in
 from persona.evaluation.statistics import interval_text
+from persona.figure_names import label_of
 from persona.models.cards import Card
 from persona.models.public import public_card
 
-FIGURES = {"accuracy": "accuracy", "auc": "ROC AUC", "eer": "EER"}
+FIGURES = ("accuracy", "auc", "eer")
+"""Single figures, in the order of a table."""
 CAUTION = """\
 Faces are biometric data. In many places, the European Union among them, you need the consent of
 the people whose faces you compare, or another legal ground. An embedding is a biometric template:
@@ -35,8 +37,8 @@ def model_card(card: Card, licence: str) -> str:
 def front_matter(card: Card, licence: str) -> dict[str, Any]:
     """The fields that the hub reads."""
     results = [
-        {"type": name, "name": title, "value": card.scores[name]}
-        for name, title in FIGURES.items()
+        {"type": name, "name": label_of(name), "value": card.scores[name]}
+        for name in FIGURES
         if card.scores.get(name) is not None
     ]
     front: dict[str, Any] = {
@@ -71,20 +73,16 @@ def fact_rows(card: Card) -> list[tuple[str, str]]:
 def figure_rows(card: Card) -> list[tuple[str, str]]:
     """The figures of the card's evaluation with their intervals, as pairs of title and value."""
     intervals = card.scores.get("intervals") or {}
-    figures = [
-        (title, card.scores[name], name)
-        for name, title in FIGURES.items()
-        if card.scores.get(name) is not None
-    ]
+    figures = [(card.scores[name], name) for name in FIGURES if card.scores.get(name) is not None]
     figures += [
-        (f"TAR @ FAR {far}", value, f"tar@{far}")
+        (value, f"tar@{far}")
         for far, value in (card.scores.get("tar_at_far") or {}).items()
         if value is not None
     ]
     rows = []
-    for title, value, name in figures:
+    for value, name in figures:
         interval = interval_text(intervals.get(name))
-        rows.append((title, f"{value:.4f}" + (f" ({interval})" if interval else "")))
+        rows.append((label_of(name), f"{value:.4f}" + (f" ({interval})" if interval else "")))
     groups = card.scores.get("groups") or {}
     return rows + [
         (f"accuracy, {card.scores.get('by')} {name}", f"{group['accuracy']:.4f}")
@@ -100,7 +98,7 @@ def table(rows: list[tuple[str, str]]) -> str:
 def _text(card: Card) -> str:
     rows = [
         *fact_rows(card),
-        *((title, f"{card.scores[n]:.4f}") for n, title in FIGURES.items() if n in card.scores),
+        *((label_of(n), f"{card.scores[n]:.4f}") for n in FIGURES if n in card.scores),
         *([("measured on", card.test_set)] if card.scores else []),
     ]
     return f"""\

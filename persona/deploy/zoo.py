@@ -33,6 +33,7 @@ from persona.deploy.faces import drawn_faces
 from persona.deploy.graph import WORST_COSINE, build_on_weights
 from persona.deploy.model_card import CAUTION, fact_rows, figure_rows, front_matter, table
 from persona.errors import PersonaError
+from persona.figure_names import power
 from persona.files import write_atomically
 from persona.landmarks import template
 from persona.models import cards
@@ -201,7 +202,9 @@ def shipped_text(card: Card, shipped: Shipped) -> str:
     """The text of the card: front matter with the card's fields, then what a user must know."""
     front = front_matter(card, "other") | {"persona": asdict(card)}
     front = json.loads(json.dumps(front))  # plain numbers and lists, which YAML takes
-    thresholds = [(f"FAR {far}", f"{value:.4f}") for far, value in shipped.thresholds.items()]
+    thresholds = [
+        (f"FAR={power(far)}", f"{value:.4f}") for far, value in shipped.thresholds.items()
+    ]
     return f"""\
 ---
 {yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---

@@ -29,6 +29,7 @@ from persona.evaluation.protocols import (
     evaluate,
 )
 from persona.evaluation.protocols.verification import VerificationOptions, pair_scores
+from persona.figure_names import label_of
 from persona.models import store
 from persona.models.cards import list_models
 from persona.models.sources import NamedNetwork, known_licence, teacher_names
@@ -268,9 +269,9 @@ def _tell(evaluation: Evaluation, suffix: str, kept: bool, place: str) -> None:
     log.info(
         "%s: %s %s on %s%s%s",
         *(place, evaluation.measure),
-        ", ".join(f"{name} {value:.4f}" for name, value in shown.items()),
+        ", ".join(f"{label_of(name)} {value:.4f}" for name, value in shown.items()),
         *(evaluation.set, f" ({suffix})" if suffix else ""),
-        f", the best so far by {by}" if kept and not evaluation.collapse else "",
+        f", the best so far by {label_of(by)}" if kept and not evaluation.collapse else "",
     )
     if evaluation.collapse:
         log.warning("warning: %s: %s", place, evaluation.collapse)

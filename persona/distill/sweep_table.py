@@ -20,6 +20,7 @@ import numpy as np
 
 from persona.distill.sweep import Sweep, SweepRunner
 from persona.errors import PersonaError
+from persona.figure_names import label_of
 from persona.files import write_atomically
 from persona.report.figures import Figure
 from persona.report.history import read_metrics
@@ -151,7 +152,7 @@ def cells(rows: Sequence[Row], figures: Sequence[str]) -> list[list[str | None]]
 
 def titles(figures: Sequence[str]) -> list[str]:
     """The titles of `cells`."""
-    pairs = [[name, "to the first (p)"] for name in figures]
+    pairs = [[label_of(name), "to the first (p)"] for name in figures]
     return ["runs", "seeds", *itertools.chain(*pairs), "seconds a run"]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from persona.data.sets import FaceSet
 from persona.evaluation.processes import Processes, join_processes
 from persona.evaluation.thresholds import faces_of, threshold_at
+from persona.figure_names import power
 from persona.gallery.people import open_eyes
 from persona.gallery.store import Store, Threshold
 from persona.models.sources import Named
@@ -23,7 +24,7 @@ def calibrate(named: Named, faces: FaceSet, processes: Processes, far: float) ->
             network has collapsed.
     """
     value, tar, impostors = threshold_at(*faces_of(named, faces, processes), far, faces.name)
-    source = f"FAR {far:g} on {faces.name} ({impostors:,} pairs of two people), TAR {tar:.4f}"
+    source = f"FAR {power(far)} on {faces.name} ({impostors:,} pairs of two people), TAR {tar:.4f}"
     return Threshold(value, source, far)
 
 

@@ -26,6 +26,7 @@ from persona.config import from_dict
 from persona.data.align.spec import AlignSpec, Crop
 from persona.errors import PersonaError, SkipPhoto, unknown
 from persona.evaluation.thresholds import SAME
+from persona.figure_names import power
 from persona.gallery import quality
 from persona.gallery.store import (
     MATCHES,
@@ -540,7 +541,7 @@ def card_threshold(name: str, workspace: Workspace) -> Threshold | None:
     if card is None or card.threshold is None:
         return None
     value, far = card.threshold
-    return Threshold(value, f"FAR {far:g} on {card.threshold_from}", far)
+    return Threshold(value, f"FAR {power(far)} on {card.threshold_from}", far)
 
 
 def _leads_to(facts: Facts, workspace: Workspace) -> bool:

@@ -1,4 +1,4 @@
-"""Reading photos from files and folders, and drawing boxes and names on them."""
+"""Reading photos from files and folders, and writing annotated copies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from persona.data.align.bare import is_animated_gif
 from persona.data.align.decode import MOST_PIXELS, SHRINKS, EncodedPhoto
@@ -18,8 +18,6 @@ from persona.data.align.spec import Box
 from persona.data.raw.base import is_litter
 from persona.errors import PersonaError, SkipPhoto
 from persona.files import PRIVATE, write_atomically
-from persona.gallery.people import Sighting
-from persona.names import legible
 from persona.pictures import HEAD_BYTES, IMAGE_SUFFIXES, kind_of, kind_of_suffix
 
 log = logging.getLogger(__name__)
@@ -32,8 +30,6 @@ MAX_WHOLE = 52_000_000
 MAX_LOOKED_AT = 16_000_000
 """Largest number of pixels of a decoded photo; larger ones are downscaled. The detector takes
 50 bytes per pixel."""
-KNOWN, UNKNOWN, REFUSED = (0, 200, 80), (255, 170, 0), (150, 150, 150)
-"""RGB colours of the boxes."""
 QUALITY = 95
 """Quality of an annotated JPEG or WebP."""
 
@@ -134,35 +130,6 @@ def photos_of(folder: Path) -> list[Path]:
 def folders_of(folder: Path) -> list[Path]:
     """Returns the folders directly in a folder, sorted by name, without those of the system."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not is_litter(path.name))
-
-
-Mark = tuple[tuple[float, float, float, float], str, tuple[int, int, int]]
-"""A box (x, y, width, height) in px, its text, and its RGB colour."""
-
-
-def mark_of(sighting: Sighting, box: tuple[float, float, float, float]) -> Mark:
-    """Returns the box, text and colour with which a face is drawn."""
-    if sighting.refused is not None:
-        return box, sighting.refused.partition(":")[0], REFUSED
-    if sighting.name is None:
-        return box, "unknown", UNKNOWN
-    return box, f"{legible(sighting.name)} {sighting.score:.2f}", KNOWN
-
-
-def draw_marks(photo: Pixels, marks: Sequence[Mark]) -> Image.Image:
-    """Draws boxes and their texts on a copy of the photo."""
-    image = Image.fromarray(photo)
-    draw = ImageDraw.Draw(image)
-    thick = max(1, round(min(image.size) / 200))
-    font = ImageFont.load_default(max(10, min(image.size) / 25))
-    for (x, y, width, height), words, colour in marks:
-        draw.rectangle((x, y, x + width, y + height), outline=colour, width=thick)
-        left, top, right, bottom = draw.textbbox((x, y), words, font=font, anchor="lb")
-        down = max(0.0, -top)  # at the upper edge of the photo the text moves into the box
-        place = (left, top + down, right + 2, bottom + down)
-        draw.rectangle(place, fill=colour)
-        draw.text((x, y + down), words, fill="black", font=font, anchor="lb")
-    return image
 
 
 def save_image(image: Image.Image, path: Path) -> None:

@@ -31,8 +31,9 @@ from persona.errors import PersonaError
 from persona.extras import missing
 from persona.files import PRIVATE, replacing
 from persona.gallery.faces import Pixels, SeenFace
+from persona.gallery.marks import Mark, draw_marks, mark_of
 from persona.gallery.people import Gallery, Sighting
-from persona.gallery.photos import MAX_WHOLE, Mark, draw_marks, mark_of
+from persona.gallery.photos import MAX_WHOLE
 from persona.gallery.store import Templates, unit
 
 GAP_S = 1.0
@@ -105,6 +106,11 @@ class Seen:
     """Time in s between two samples."""
     cut_off: bool
     """Whether the file ends before the video does. The frames before the cut were used."""
+
+    @property
+    def told(self) -> list[tuple[Track, Sighting]]:
+        """The tracks that have an answer, with it. Their places are the numbers of the faces."""
+        return [(track, track.sighting) for track in self.tracks if track.sighting is not None]
 
 
 def check_copy(out: Path) -> None:
@@ -333,12 +339,12 @@ def annotate_video(seen: Seen, path: Path, out: Path) -> None:
 
 
 def _marks(seen: Seen, time_s: float) -> Iterator[Mark]:
-    for track in seen.tracks:
+    for number, (track, sighting) in enumerate(seen.told, start=1):
         # A track keeps its last box until the next sample shows that it is gone.
         held_s = min(time_s, track.to_s) if time_s < track.to_s + seen.every_s else time_s
         box = track.at(held_s)
-        if box is not None and track.sighting is not None:
-            yield mark_of(track.sighting, box)
+        if box is not None:
+            yield mark_of(sighting, box, number)
 
 
 def _av() -> Any:

@@ -27,6 +27,7 @@ from typing import Any
 from persona import __version__
 from persona.config import from_dict
 from persona.errors import PersonaError, shown, unknown
+from persona.figure_names import label_of
 from persona.files import PRIVATE, read_json, sha256_file, sweep
 
 log = logging.getLogger(__name__)
@@ -122,10 +123,12 @@ class Card:
 
     @property
     def told_score(self) -> str | None:
-        """The score as text: `auc 0.9160` or `auc 0.5000 (collapsed)`. None means not measured."""
+        """The score as text: `AUC 0.9160` or `AUC 0.5000 (collapsed)`. None means not measured."""
         if self.score is None:
             return None
-        return f"{self.chosen_by} {self.score:.4f}" + (" (collapsed)" if self.collapsed else "")
+        return f"{label_of(self.chosen_by)} {self.score:.4f}" + (
+            " (collapsed)" if self.collapsed else ""
+        )
 
     @property
     def collapsed(self) -> bool:
@@ -280,6 +283,24 @@ def weights_path(card: Card, models: Path) -> Path:
     return models / card.id / card.weights
 
 
+def files_of(card: Card, models: Path) -> list[Path]:
+    """The files of a model in the store or among the models shipped with Persona.
+
+    The weights come first, whether they are there or not.
+    """
+    weights = weights_path(card, models)
+    if is_of_zoo(card.id, models):
+        others = [ZOO / f"{card.id}{suffix}" for suffix in (".onnx", ".md")]
+        return [weights, *(path for path in others if path.is_file())]
+    return files_in(weights)
+
+
+def files_in(weights: Path) -> list[Path]:
+    """A model's weights and the other files of its folder, sorted by name."""
+    others = sorted(path for path in weights.parent.iterdir() if path.is_file())
+    return [weights, *(path for path in others if path != weights)]
+
+
 def is_of_zoo(model_id: str, models: Path) -> bool:
     """Whether an ID means a model shipped with Persona: no model in the store has it."""
     return not is_stored(model_id, models) and is_shipped(model_id)
@@ -303,12 +324,7 @@ def _wrong_size_of(card: Card) -> str | None:
 
 
 def _wrong_values_of(card: Card) -> str | None:
-    thresholds = card.scores.get("threshold_at_far")
-    figures = [card.scores.get(name) for name in ("accuracy", "auc", "eer")]
-    if not isinstance(thresholds, dict | None) or not all(
-        isinstance(figure, int | float | None)
-        for figure in (*figures, *(thresholds or {}).values())
-    ):
+    if not _hold_numbers(card.scores):
         return "scores hold figures that are no numbers"
     nested = (
         *(card.student, card.scores, card.config),
@@ -317,6 +333,27 @@ def _wrong_values_of(card: Card) -> str | None:
     if any(_is_deeper(value, DEEPEST) for value in nested):
         return f"values lie over {DEEPEST} deep"
     return None
+
+
+def _hold_numbers(scores: dict[str, Any]) -> bool:
+    """Whether the figures that are shown of an evaluation are numbers."""
+    tables = [scores.get(name) or {} for name in ("threshold_at_far", "tar_at_far", "intervals")]
+    groups = scores.get("groups") or {}
+    if not all(isinstance(table, dict) for table in (*tables, groups)):
+        return False
+    if not all(isinstance(group, dict) for group in groups.values()):
+        return False
+    *by_rate, intervals = tables
+    ends = [interval for interval in intervals.values() if interval is not None]
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in ends):
+        return False
+    numbers = [scores.get(name) for name in ("accuracy", "auc", "eer")]
+    numbers += [value for table in by_rate for value in table.values()]
+    known = [end for pair in ends for end in pair]
+    known += [group.get("accuracy") for group in groups.values()]
+    return all(isinstance(number, int | float | None) for number in numbers) and all(
+        isinstance(number, int | float) for number in known
+    )
 
 
 def _is_deeper(value: Any, limit: int) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from persona.evaluation.metrics import Bools, Floats, det, roc
+from persona.figure_names import label_of
 from persona.report.history import History
 from persona.report.looks import GREY, ModelLook, look
 from persona.report.measure import Group, Measured
@@ -115,7 +116,7 @@ def roc_figure(models: list[Measured]) -> Figure:
             "xaxis": _rate_axis("false accept rate"),
             "yaxis": axis("true accept rate", rangemode="tozero"),
         },
-        columns=["model", "AUC", *map(tar_name, models[0].figures.tar_at_far)],
+        columns=["model", "AUC", *(label_of(f"tar@{far}") for far in models[0].figures.tar_at_far)],
         rows=[
             [m.name, f"{m.figures.auc:.4f}", *map(rate, m.figures.tar_at_far.values())]
             for m in models
@@ -486,12 +487,6 @@ def map_looks(places: dict[str, Any], people: dict[int, str]) -> list[tuple[Mode
     """The look and the label of each person in a map. They are the same in the maps of a set."""
     labels = dict.fromkeys(places["label"])
     return [(look(number, people[label]), label) for number, label in enumerate(labels)]
-
-
-def tar_name(far: str) -> str:
-    """Name of the TAR at a FAR, as `TAR@FAR=1e-3` for `0.001`."""
-    mantissa, _, exponent = f"{float(far):e}".partition("e")
-    return f"TAR@FAR={float(mantissa):g}e{int(exponent)}"
 
 
 def rate(value: float | None) -> str:

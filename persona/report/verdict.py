@@ -6,14 +6,15 @@ import itertools
 from collections.abc import Callable, Sequence
 
 from persona.evaluation.compare import Difference, paired_differences
-from persona.report.figures import COIN, rate, tar_name, with_interval
+from persona.evaluation.sentences import ends, tell_difference
+from persona.figure_names import label_of
+from persona.report.figures import COIN, rate, with_interval
 from persona.report.measure import Measured
 from persona.report.page import CardRow, FigureCard, PageTable
 
 SHARES = ((1 / 2, "half"), (1 / 3, "a third"), (1 / 4, "a quarter"), (1 / 5, "a fifth"))
 NEAR = 0.06
 """Largest relative distance at which a ratio of times is called by the name of a share."""
-SIGNIFICANT = 0.05
 CARD_FAR = "0.001"
 """False accept rate of the second card, if the pairs resolve it."""
 
@@ -29,7 +30,7 @@ def verdicts(models: Sequence[Measured], of: str, teachers: dict[str, str]) -> l
     if len(models) == 1:
         (only,) = models
         interval = only.intervals.get("accuracy")
-        spread = "" if interval is None else f" (95 % {_ends(*interval, 100)})"
+        spread = "" if interval is None else f" (95 % {ends(*interval, 100)})"
         right = f"{100 * only.figures.accuracy:.1f} % of the pairs of {of} right"
         return [f"{only.name} decides {right}{spread}."]
     pairs = [
@@ -70,30 +71,8 @@ def tell(
         # small is 1.4 points below its teacher large on lfw (95 % 0.9 to 1.9, p = 0.001); it
         # needs a quarter of the time.
     """
-    other = f"its teacher {second}" if is_teacher else second
-    points = abs(found.difference) * 100
-    spent = f"it needs {share_of_time(times)}."
-    if not points:
-        return f"{first} decides as many pairs of {of} right as {other}; {spent}"
-    sign = 1 if found.difference > 0 else -1
-    digits = 1 if points >= 0.1 else 2
-    facts = []
-    if found.interval is not None:
-        ends = sorted(sign * end * 100 for end in found.interval)
-        facts.append(f"95 % {_ends(ends[0], ends[1], 1, digits)}")
-    if found.p is not None:
-        facts.append(f"p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{found.p:.2g}")
-    proof = f" ({', '.join(facts)})" if facts else ""
-    chance = "" if is_significant(found) else ", which may be chance"
-    where = "above" if sign > 0 else "below"
-    return f"{first} is {points:.{digits}f} points {where} {other} on {of}{chance}{proof}; {spent}"
-
-
-def is_significant(found: Difference) -> bool:
-    """Whether neither the interval nor the permutations allow for no difference."""
-    if found.interval is None or found.p is None:
-        return False
-    return found.interval.low * found.interval.high > 0 and found.p < SIGNIFICANT
+    told = tell_difference(first, second, of, found, is_teacher=is_teacher)
+    return f"{told}; it needs {share_of_time(times)}."
 
 
 def share_of_time(times: float) -> str:
@@ -106,11 +85,6 @@ def share_of_time(times: float) -> str:
     return f"{100 * times:.0f} % of the time" if times < 1 else f"{times:.1f} times the time"
 
 
-def _ends(low: float, high: float, factor: float, digits: int = 1) -> str:
-    low, high = (round(end * factor, digits) + 0.0 for end in (low, high))  # no -0.0
-    return f"{low:.{digits}f} to {high:.{digits}f}".replace("-", "−")
-
-
 def cards(models: Sequence[Measured]) -> list[FigureCard]:
     """Three cards: accuracy, TAR at a low FAR (or AUC, if there are too few pairs), and time."""
     accuracy = [model.figures.accuracy for model in models]
@@ -121,7 +95,7 @@ def cards(models: Sequence[Measured]) -> list[FigureCard]:
     else:
         tars = [model.figures.tar_at_far[CARD_FAR] or 0.0 for model in models]
         rows = _rows(models, f"tar@{CARD_FAR}", tars)
-        second = FigureCard(tar_name(CARD_FAR), rows, float(CARD_FAR))
+        second = FigureCard(label_of(f"tar@{CARD_FAR}"), rows, float(CARD_FAR))
     times = [model.cpu_ms for model in models]
     return [
         FigureCard("Accuracy", _rows(models, "accuracy", accuracy), chance_accuracy(models[0])),
@@ -188,7 +162,7 @@ def headline(models: Sequence[Measured]) -> PageTable:
     for far in first.tar_at_far:
         tars = [(m.figures.tar_at_far[far], m.intervals.get(f"tar@{far}")) for m in models]
         cells = [with_interval(*tar) for tar in tars]
-        rows.append((max, [tar_name(far), rate(float(far)), *cells]))
+        rows.append((max, [label_of(f"tar@{far}"), rate(float(far)), *cells]))
     sizes = ["unknown" if m.parameters is None else f"{m.parameters:,}" for m in models]
     rows.append((min, ["parameters", "", *sizes]))
     rows.append((min, ["size of the file", "", *(f"{m.bytes:,} bytes" for m in models)]))

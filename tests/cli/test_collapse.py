@@ -44,7 +44,10 @@ def test_evaluate_and_compare_say_so(home: Path) -> None:
     figures = persona_here(*arguments, home=home)
     assert 0 < figures["auc"] < 1  # the order of its similarities hides it
     assert figures["collapsed"] is True and figures["spread"] < 1e-4
-    said = _here(app, arguments, home).stderr
+    done = _here(app, arguments, home)
+    assert "Nothing can be said about flat on lfw: it gives different people" in done.stdout
+    assert "decided rightly" not in done.stdout
+    said = done.stderr
     assert "warning: flat has collapsed: it gives the people of set lfw nearly one" in said
     arguments = ("evaluate", "--set", "lfw", "--model", "mobilenet_v3_small", *arguments[5:])
     figures = persona_here(*arguments, home=home)
@@ -52,6 +55,8 @@ def test_evaluate_and_compare_say_so(home: Path) -> None:
     both = ("compare", "flat", "mobilenet_v3_small", "--set", "lfw", "-w", "0")
     (warning,) = persona_here(*both, "--resamples", "100", home=home)["warnings"]
     assert "flat has collapsed" in warning
+    said = _here(app, (*both, "--resamples", "100"), home).stdout
+    assert "Nothing can be said: a network that has collapsed" in said and "points" not in said
 
 
 def test_no_threshold_is_calibrated_on_it(home: Path) -> None:

@@ -192,6 +192,9 @@ def test_comparing_two_models_and_bad_options_of_evaluation(home: Path) -> None:
     found = persona_here("compare", *models, *known, home=home)
     assert list(found)[:4] == ["a", "b", "set", "pairs"]
     assert set(found["differences"]) == {"accuracy", "auc", "eer"}
+    done = _here(app, ("compare", *models, *known), home)
+    assert "No difference can be shown: mobilenet_v3_small " in done.stdout.replace("\xa0", " ")
+    assert " AUC " in done.stdout and " auc " not in done.stdout
     auc = found["differences"]["auc"]
     assert list(auc) == ["a", "b", "difference", "interval", "p"]
     assert auc["difference"] == pytest.approx(auc["a"] - auc["b"])
@@ -220,8 +223,11 @@ def test_a_person_reads_intervals_and_what_cannot_be_resolved(home: Path) -> Non
     arguments = ("evaluate", "--set", "lfw", "--model", "mobilenet_v3_small", "-w", "0")
     done = _here(app, (*arguments, "--pairs", str(pairs)), home)
     assert "95 % interval" in done.stdout and "not resolvable" in done.stdout
+    assert "TAR@FAR=1e-3" in done.stdout
+    last = done.stdout.rstrip().splitlines()[-1]
+    assert re.match(r"0\.\d{4} of lfw's \d+ pairs are decided rightly", last)
     for line in (
-        "6 impostor pairs cannot resolve FAR 0.1, 0.01, 0.001, 0.0001",
+        "6 impostor pairs cannot resolve FAR 1e-1, 1e-2, 1e-3, 1e-4",
         "1 pairs are listed more than once and count each time",
         "2 paths are no photo of the set",
     ):

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from conftest import write_lfw
-from helpers import distill_here, persona_error_here, persona_here
+from helpers import _here, distill_here, persona_error_here, persona_here
 
+from persona.cli.app import app
 from persona.config import StudentConfig
 from persona.data.synthetic import draw_identity, draw_photo
 from persona.deploy import graph
@@ -57,12 +58,13 @@ def trace_once(patch: pytest.MonkeyPatch) -> None:
     """Exports of the one student take the graph that was traced before, which takes seconds."""
     import onnx
 
-    trace, traced = graph._trace, dict[ExportOptions, bytes]()
+    trace, traced = graph._trace, dict[tuple[ExportOptions, bool], bytes]()
 
-    def once(student: Student, options: ExportOptions) -> Any:
-        if options not in traced:
-            traced[options] = trace(student, options).SerializeToString()
-        return onnx.load_from_string(traced[options])
+    def once(student: Student, options: ExportOptions, *, optimise: bool = True) -> Any:
+        known = (options, optimise)
+        if known not in traced:
+            traced[known] = trace(student, options, optimise=optimise).SerializeToString()
+        return onnx.load_from_string(traced[known])
 
     patch.setattr(graph, "_trace", once)
 
@@ -84,6 +86,26 @@ def test_it_is_listed_and_shown_as_shipped(home: Path) -> None:
     assert set(card["scores"]["threshold_at_far"]) == {"0.1", "0.01"}
     assert "threshold@0.1" in card["scores"]["intervals"]
     assert "is shipped with Persona" in persona_error_here("models", "remove", NAME, home=home)
+
+
+def test_its_page_and_those_of_a_store_and_of_a_folder(home: Path) -> None:
+    card = cards.shipped_card(NAME)
+    page = _here(app, ("models", "show", NAME), home).stdout
+    assert page.startswith(f"{NAME} (shipped with Persona)\nA face network (")
+    for wanted in (
+        *("FAR=1e-1", "FAR=1e-2", f"Files in {home / 'zoo'}", LICENCE, card.weights_sha256),
+        *(f"{card.bytes:,} bytes", f"{NAME}.onnx", f"{NAME}.md", "  AUC ", "95 % intervals"),
+    ):
+        assert wanted in page
+    folder = home / "run" / "models" / "small"
+    stored = _here(app, ("models", "show", "small"), home / "run").stdout
+    assert stored.startswith("small\nA face network (") and f"Files in {folder}\n" in stored
+    assert _here(app, ("models", "show", str(folder)), home).stdout == stored
+    assert persona_here("models", "show", str(folder), home=home) == persona_here(
+        "models", "show", "small", home=home / "run"
+    )
+    told = persona_error_here("models", "show", str(home), home=home)
+    assert "card.json" in told and "\n" not in told
 
 
 def test_it_is_measured(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +162,7 @@ def test_it_knows_faces(home: Path) -> None:
     assert persona_here("embed", str(photos[0]), "--out", str(out), home=home)["model"] == NAME
     found = persona_here("enroll", "Ada", str(photos[0]), home=home)
     assert (found["model"], found["threshold"]) == (NAME, verdict["threshold"])
-    assert found["threshold_source"].startswith("FAR 0.01 on all ")
+    assert found["threshold_source"].startswith("FAR 1e-2 on all ")
     seen = persona_here("recognise", str(photos[0]), home=home)["photos"][0]["faces"]
     assert seen[0]["name"] == "Ada"
     chosen = persona_here("gallery", "calibrate", "--threshold", "0.9", home=home)

@@ -3,10 +3,12 @@ from __future__ import annotations
 import io
 import re
 import sys
+from typing import Any
 
 import pytest
 
-from persona.cli.output import TableColumn, print_table
+from persona.cli.output import TableColumn, note, print_page, print_sentence, print_table
+from persona.evaluation.sentences import Sentence
 
 ID = "mobilenet_v3_small-20261129-054434-0385-ema"
 COLUMNS = (TableColumn("id", whole=True), TableColumn("architecture"), TableColumn("created"))
@@ -47,3 +49,60 @@ def test_on_a_pipe_nothing_is_left_out(capsys: pytest.CaptureFixture[str]) -> No
     print_table(COLUMNS, [ROW])
     out, err = capsys.readouterr()
     assert all(cell in out for cell in ROW) and not err
+
+
+def in_terminal(columns: int, monkeypatch: pytest.MonkeyPatch, call: Any) -> tuple[str, str]:
+    """What a call prints on stdout and stderr of a terminal, styles included."""
+    out, err = Terminal(), Terminal()
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(sys, "stderr", err)
+        call()
+    return out.getvalue(), err.getvalue()
+
+
+SENTENCE = Sentence("1.4 points above", f" the other on lfw (95 % 0.9 to 1.9, {ID}).", f"{ID} is ")
+
+
+def test_the_headline_of_a_sentence_is_bold_and_notes_are_dim(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, _ = in_terminal(200, monkeypatch, lambda: print_sentence(SENTENCE))
+    assert "is \x1b[1m1.4 points above\x1b[0m the other" in out
+    _, err = in_terminal(200, monkeypatch, lambda: note("6 pairs"))
+    assert err == "\x1b[2m6 pairs\x1b[0m\n"
+    _, err = in_terminal(200, monkeypatch, lambda: note("warning: it has collapsed"))
+    assert err == "warning: it has collapsed\n"
+    print_sentence(SENTENCE)
+    note("6 pairs\x1b")
+    assert capsys.readouterr() == (f"{SENTENCE}\n", "6 pairs\\x1b\n")
+
+
+SHA = "0123456789abcdef" * 4
+SECTIONS = [
+    ("Training", [("set", "one of many words that are broken between words " * 3), ("run", ID)]),
+    ("Files", [("weights-0123456789ab.safetensors", "3,712,345 bytes"), ("", SHA)]),
+]
+
+
+@pytest.mark.parametrize("width", [120, 80, 74])
+def test_a_page_fits_and_cuts_no_word(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    lead = f"A network that is called {ID} and has learned from another one, {ID}."
+    out, _ = in_terminal(width, monkeypatch, lambda: print_page(ID, lead, SECTIONS))
+    assert out.startswith(f"\x1b[1m{ID}\x1b[0m\n")
+    plain = re.sub(r"\x1b\[[\d;]*m", "", out)
+    assert max(map(len, plain.splitlines())) <= width
+    words = " ".join([ID, lead, *(" ".join([t, *map(" ".join, rows)]) for t, rows in SECTIONS)])
+    assert plain.split() == words.split()
+    assert "\n\nTraining\n  set  one of many" in plain and f"\n  run  {ID}\n" in plain
+    after = plain.splitlines()[plain.splitlines().index("Training") + 2]
+    assert after.startswith("       ") and after[7] != " "
+
+
+def test_a_page_on_a_pipe_is_plain_and_unbroken(capsys: pytest.CaptureFixture[str]) -> None:
+    print_page(ID, "A \x1b[2J network.", SECTIONS)
+    out, _ = capsys.readouterr()
+    assert "\x1b" not in out and "A \\x1b[2J network." in out
+    assert len(out.splitlines()) == 10

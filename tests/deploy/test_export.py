@@ -111,7 +111,7 @@ def test_the_file_gives_the_models_embeddings_and_logits(
     facts = session.get_modelmeta().custom_metadata_map
     assert facts["persona.architecture"] == "mobilenet_v3_small"
     # Rounded upwards, as below it the FAR would not hold.
-    assert facts["persona.threshold"] == "0.3125, the cosine at FAR 0.001 on drawn"
+    assert facts["persona.threshold"] == "0.3125, the cosine at FAR 1e-3 on drawn"
     assert facts["persona.licence"].startswith("unknown: see the terms")
     assert facts["persona.alignment"] == "unknown"
     assert facts["persona.normalisation"].startswith("(pixel - 127.5) / 128.0")

@@ -42,7 +42,7 @@ def test_the_best_of_the_newest_run_is_taken_and_told(
     with caplog.at_level("INFO", "persona"):
         assert find_model(None, tmp_path).id == "r2"
     assert caplog.messages == [
-        "no model is named: taking the newest, r2, the best of the 2 models of its run, auc 0.9500 "
+        "no model is named: taking the newest, r2, the best of the 2 models of its run, AUC 0.9500 "
         "on lfw"
     ]
     card(tmp_path, "r2-ema", 0.96, 3, **facts)
@@ -71,7 +71,7 @@ def test_a_card_says_by_what_its_weights_were_chosen(tmp_path: Path) -> None:
     made = card(tmp_path, "m", 0.5, 1, chosen_by="margin")
     assert made.told_score == read_card(tmp_path / "m").told_score == "margin 0.5000"
     flat = card(tmp_path, "m", 0.5, 1, chosen_by="auc", scores={"collapsed": True})
-    assert flat.told_score == "auc 0.5000 (collapsed)"
+    assert flat.told_score == "AUC 0.5000 (collapsed)"
     assert card(tmp_path, "m", None, 1).told_score is None
     for name, value in (("scores", None), ("score", "high"), ("run", [1])):
         write_json(tmp_path / "m" / CARD, asdict(flat) | {name: value})

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from persona.cli.app import app
 from persona.config import StudentConfig
 from persona.deploy.model_card import model_card
+from persona.deploy.model_page import model_page
 from persona.errors import PersonaError
 from persona.models.cards import (
     CARD,
@@ -235,10 +236,36 @@ def test_a_card_of_a_stranger_is_refused_in_one_line(
                 found = list_models(models)[-1]
                 json.dumps(dataclasses.asdict(found))
                 model_card(found, "mit")
+                model_page(found, [models / found.weights], is_shipped=False)
                 assert public_card(found).crops and found.aligned_by
                 load_model(stored_card("small", models), models)
             except PersonaError as error:
                 assert "\n" not in str(error) and len(str(error)) < 600 + len(str(path))
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        {"intervals": ["auc"]},
+        {"intervals": {"auc": 1}},
+        {"intervals": {"auc": [0.1, "x"]}},
+        {"intervals": {"auc": [None, 0.5]}},
+        {"tar_at_far": {"0.001": "high"}},
+        {"tar_at_far": [0.5]},
+        {"threshold_at_far": {"0.001": []}},
+        {"groups": {"a": 1}},
+        {"groups": {"a": {}}},
+        {"groups": "all"},
+        {"auc": "x"},
+    ],
+)
+def test_figures_of_a_stranger_that_are_no_numbers_are_refused(
+    models: Path, scores: dict[str, Any]
+) -> None:
+    path = models / "small" / CARD
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"scores": scores}))
+    with pytest.raises(PersonaError, match="scores hold figures that are no numbers"):
+        stored_card("small", models)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +305,7 @@ def test_the_commands(models: Path, tmp_path: Path) -> None:
     assert persona_here("models", "show", "large", home=models.parent)["score"] == 0.5
     theirs = shutil.copytree(models / "large", tmp_path / "copy")
     for arguments, words in (
-        (["models", "show", "small"], "architecture: mobilenet_v3_small"),
+        (["models", "show", "small"], "A face network (mobilenet_v3_small, "),
         (["models", "rename", "large", "older"], "large is now older"),
         (["models", "rename", "older", "large"], "older is now large"),
         (["models", "import", str(theirs), "--name", "copy"], "copy: mobilenet_v3_small"),

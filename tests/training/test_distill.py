@@ -150,7 +150,7 @@ def test_the_best_epoch_is_the_later_of_equals_and_none_that_collapsed(
     card = find_model(student, home / "models")
     assert (card.epochs, card.score, card.chosen_by) == (kept, epochs[kept - 1][0], "auc")
     assert card.collapsed is (epochs[kept - 1][1] < 0.01)
-    assert f"epoch {kept}/{len(epochs)}: verification accuracy 0.5000, auc 0." in caplog.text
+    assert f"epoch {kept}/{len(epochs)}: verification accuracy 0.5000, AUC 0." in caplog.text
     assert ("the student has collapsed" in caplog.text) is (epochs[0][1] < 0.01)
     assert (f"{student} had collapsed after every epoch" in caplog.text) is card.collapsed
     lines = (home / "runs" / student / "metrics.jsonl").read_text().splitlines()

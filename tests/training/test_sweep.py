@@ -213,7 +213,7 @@ def test_tables_and_curves(file: Path, fake: Path, tmp_path: Path) -> None:
     runs = list(csv.DictReader((tmp_path / "runs.csv").read_text().splitlines()))
     assert len(runs) == 12 and runs[0]["model"] == "run-0.001-1.0-0"
     markdown = (tmp_path / "table.md").read_text().splitlines()
-    assert markdown[0].startswith("| runs | seeds | accuracy | to the first (p) | auc |")
+    assert markdown[0].startswith("| runs | seeds | accuracy | to the first (p) | AUC |")
     assert "| labels / 0.01 | 3 | 0.710 ± 0.010 | +0.090 (0.25) |" in markdown[4]
     latex = (tmp_path / "table.tex").read_text()
     assert r"half \& half / 0.001 & 3 & 0.570 $\pm$ 0.010 & -0.050 (0.25)" in latex

@@ -13,12 +13,14 @@ from persona.evaluation.protocols.base import (
     evaluate,
     logit_places,
 )
+from persona.evaluation.sentences import Sentence
 
 __all__ = [
     "PROTOCOLS",
     "Evaluation",
     "Options",
     "Protocol",
+    "Sentence",
     "Subject",
     "Table",
     "build_options",

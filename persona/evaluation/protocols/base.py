@@ -48,8 +48,10 @@ from persona.errors import PersonaError, unknown
 from persona.evaluation.embed import Embedded, embed_set
 from persona.evaluation.pair_lists import LEAST_PEOPLE
 from persona.evaluation.processes import Processes
+from persona.evaluation.sentences import Sentence, spread_of
 from persona.evaluation.spread import has_collapsed, spread, tell_collapse
 from persona.evaluation.statistics import Interval, interval_text
+from persona.figure_names import RATES, label_of, power
 from persona.models.sources import Named
 from persona.registry import Registry
 
@@ -91,9 +93,8 @@ class Evaluation:
 
     shown: ClassVar[tuple[tuple[str, str], ...]] = ()
     """Title and field of each single figure, in the order of the table."""
-    rates: ClassVar[tuple[tuple[str, str, str], ...]] = ()
-    """Title, field and name in `intervals` of the figures by rate, such as ("TAR @ FAR",
-    "tar_at_far", "tar")."""
+    rates: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Name in `intervals` and field of the figures by rate, such as ("tar", "tar_at_far")."""
     counted: ClassVar[tuple[str, ...]] = ()
     """Fields that are counts. They end the table."""
     unit: ClassVar[str] = "photos"
@@ -145,6 +146,36 @@ class Evaluation:
             return None
         return tell_collapse(self.model, self.spread, f"set {self.set}")
 
+    def sentence(self) -> Sentence:
+        """The sentence that closes the evaluation. A collapsed network gets no other praise."""
+        if self.collapse:
+            return Sentence(
+                "Nothing can be said",
+                f" about {self.model} on {self.set}: it gives different people nearly one "
+                "embedding, whatever its figures are.",
+            )
+        return self.in_words()
+
+    def in_words(self) -> Sentence:
+        """The figures in a sentence, for a network that has not collapsed.
+
+        A protocol overrides this with a sentence of its own.
+        """
+        name = self.chosen_by
+        title = next((title for title, field in self.shown if field == name), label_of(name))
+        return Sentence(
+            self.told(name),
+            f" is the {title} of {self.model} on {self.set}{self.spread_of(name)}.",
+        )
+
+    def told(self, name: str) -> str:
+        """A figure that was measured as text, with the digits of the table."""
+        return f"{getattr(self, name):.4f}"
+
+    def spread_of(self, name: str) -> str:
+        """The 95 % interval of a figure in brackets, or nothing if there is none."""
+        return spread_of((self.intervals or {}).get(name))
+
     def tables(self) -> list[Table]:
         """The tables to print: first the figures with their intervals, then any others."""
         intervals = self.intervals or {}
@@ -159,9 +190,9 @@ class Evaluation:
         for title, name in self.shown:
             if (value := getattr(self, name)) is not None:
                 add(title, value, name, getattr(self, f"{name}_std", None))
-        for title, name, short in self.rates:
+        for short, name in self.rates:
             for rate, value in (getattr(self, name) or {}).items():
-                add(f"{title} {rate}", value, f"{short}@{rate}")
+                add(label_of(f"{short}@{rate}"), value, f"{short}@{rate}")
         for name in self.counted:
             if (count := getattr(self, name)) is not None:
                 rows.append([name.replace("_", " "), str(count), None])
@@ -171,11 +202,11 @@ class Evaluation:
     def notes(self) -> list[str]:
         """Warnings and notes about the measurement, one line each."""
         lines = [f"warning: {self.collapse}"] if self.collapse else []
-        for title, name, _ in self.rates:
+        for short, name in self.rates:
             rates = getattr(self, name) or {}
-            unresolved = [rate for rate, value in rates.items() if value is None]
+            unresolved = [power(rate) for rate, value in rates.items() if value is None]
             if unresolved:
-                kind = title.rpartition(" ")[2]
+                kind = RATES.get(short, short).rpartition("@")[2]
                 trials = self.trials(kind)
                 lines.append(f"note: {trials} cannot resolve {kind} {', '.join(unresolved)}")
         if self.intervals and self.intervals.get("accuracy", ...) is None:

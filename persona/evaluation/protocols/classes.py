@@ -14,6 +14,7 @@ from persona.evaluation.protocols.base import (
     Subject,
     logit_places,
 )
+from persona.evaluation.sentences import Sentence
 from persona.evaluation.statistics import Interval, bootstrap_interval
 from persona.models.sources import Named
 
@@ -41,6 +42,15 @@ class ClassFigures(Evaluation):
 
     shown = (("accuracy", "accuracy"), ("top-5", "top_5"), ("spread", "spread"))
     counted = ("photos", "no_face", "absent")
+
+    def in_words(self) -> Sentence:
+        """How many photos are named rightly, at once and among five names."""
+        return Sentence(
+            self.told("accuracy"),
+            f" of {self.set}'s {self.photos:,} photos are named rightly"
+            f"{self.spread_of('accuracy')}; for {self.told('top_5')} of them, the right name is "
+            f"among the first {TOP}.",
+        )
 
 
 class Classes(Protocol):

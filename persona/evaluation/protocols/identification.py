@@ -33,6 +33,7 @@ from persona.evaluation.metrics import Ints
 from persona.evaluation.pairs import normalised
 from persona.evaluation.protocols.base import Evaluation, Options, Protocol, Subject
 from persona.evaluation.search import FPIRS, Embeddings, Search, accepted, cmc, pool, search
+from persona.evaluation.sentences import Sentence, one_in, rate_told
 from persona.evaluation.statistics import Interval, bootstrap_interval
 from persona.models.sources import Named
 
@@ -78,8 +79,18 @@ class IdentificationFigures(Evaluation):
     spread: float | None = None
 
     shown = (("rank-1", "accuracy"), ("rank-5", "rank_5"), ("spread", "spread"))
-    rates = (("TPIR @ FPIR", "tpir_at_fpir", "tpir"),)
+    rates = (("tpir", "tpir_at_fpir"),)
     counted = ("gallery", "probes", "non_mated", "no_face", "absent")
+
+    def in_words(self) -> Sentence:
+        """How many probes find their person, and how many are named with strangers about."""
+        text = f" of {self.probes:,} probes on {self.set} find their person first among "
+        text += f"{self.gallery:,} templates{self.spread_of('rank_1')}"
+        if (told := rate_told(self.tpir_at_fpir)) is not None:
+            rate, tpir = told
+            where = f"where {one_in(rate, 'stranger')} gets a name"
+            text += f"; {where}, {tpir:.4f} of them are named rightly"
+        return Sentence(self.told("accuracy"), f"{text}.")
 
     def trials(self, rate: str) -> str:
         """Number of non-mated probes, as text."""

@@ -14,6 +14,7 @@ from persona.data.shards import Manifest
 from persona.errors import PersonaError
 from persona.evaluation.metrics import match_auc, match_scores
 from persona.evaluation.protocols.base import Evaluation, Options, Protocol, Subject
+from persona.evaluation.sentences import Sentence
 from persona.evaluation.statistics import Interval, bootstrap_interval
 from persona.models.sources import Named
 
@@ -46,6 +47,14 @@ class MatchFigures(Evaluation):
     )
     counted = ("triplets", "no_face", "absent")
     unit = "triplets"
+
+    def in_words(self) -> Sentence:
+        """In how many triplets the two photos of one person are closer."""
+        return Sentence(
+            self.told("accuracy"),
+            f" of {self.set}'s {self.triplets:,} triplets have the two photos of one person closer "
+            f"together{self.spread_of('accuracy')}.",
+        )
 
 
 class Match(Protocol):

@@ -34,6 +34,7 @@ from persona.evaluation.metrics import (
 )
 from persona.evaluation.protocols.base import Evaluation, Options, Protocol, Subject
 from persona.evaluation.search import FPIRS, Embeddings, accepted, cmc, pool, search
+from persona.evaluation.sentences import Sentence, one_in, rate_told
 from persona.evaluation.statistics import (
     Curve,
     Interval,
@@ -121,9 +122,21 @@ class TemplateFigures(Evaluation):
         ("rank-5", "rank_5"),
         ("spread", "spread"),
     )
-    rates = (("TAR @ FAR", "tar_at_far", "tar"), ("TPIR @ FPIR", "tpir_at_fpir", "tpir"))
+    rates = (("tar", "tar_at_far"), ("tpir", "tpir_at_fpir"))
     counted = ("pairs", "photos", "gallery", "probes", "non_mated", "no_face", "absent")
     unit = "pairs"
+
+    def in_words(self) -> Sentence:
+        """How many genuine pairs are accepted at a low FAR, and how many probes are found."""
+        told = rate_told(self.tar_at_far)
+        if told is None:
+            return super().in_words()
+        rate, tar = told
+        text = f" of {self.set}'s genuine pairs of templates are accepted at "
+        text += f"{one_in(rate, 'false accept')}{self.spread_of(f'tar@{rate}')}"
+        if self.rank_1 is not None:
+            text += f"; {self.told('rank_1')} of {self.probes:,} probes find their subject first"
+        return Sentence(f"{tar:.4f}", f"{text}.")
 
     def trials(self, rate: str) -> str:
         """Number of impostor pairs for FAR, or of non-mated probes for FPIR, as text."""

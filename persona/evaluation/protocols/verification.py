@@ -34,6 +34,7 @@ from persona.evaluation.protocols.base import (
     Table,
     default_measure,
 )
+from persona.evaluation.sentences import Sentence, one_in, rate_told
 from persona.evaluation.statistics import Interval, interval_text, verification_intervals
 from persona.files import PRIVATE, write_atomically
 from persona.models.sources import Named
@@ -113,13 +114,23 @@ class VerificationFigures(Evaluation):
     spread: float | None = None
 
     shown = (("accuracy", "accuracy"), ("AUC", "auc"), ("EER", "eer"), ("spread", "spread"))
-    rates = (("TAR @ FAR", "tar_at_far", "tar"),)
+    rates = (("tar", "tar_at_far"),)
     counted = ("pairs", "no_face", "absent", "overlap")
     unit = "pairs"
 
     def trials(self, rate: str) -> str:
         """Number of impostor pairs, as text."""
         return f"{self.impostors} impostor pairs"
+
+    def in_words(self) -> Sentence:
+        """How many pairs are decided rightly, and how many genuine ones at a low FAR."""
+        figure, text = self.told("accuracy"), f" of {self.set}'s {self.pairs:,} pairs are "
+        text += f"decided rightly{self.spread_of('accuracy')}"
+        if (told := rate_told(self.tar_at_far)) is not None:
+            rate, tar = told
+            where = one_in(rate, "false accept")
+            text += f"; at {where}, {tar:.4f} of the genuine pairs are accepted"
+        return Sentence(figure, f"{text}.")
 
     def tables(self) -> list[Table]:
         """The table of the figures, then that of the groups if there are some."""
