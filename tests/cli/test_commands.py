@@ -20,6 +20,7 @@ from persona.cli import signals
 from persona.cli.app import app, name_default_teacher
 from persona.cli.errors import explain, run_app
 from persona.errors import PersonaError, resumed_by
+from persona.models import cards
 
 PLACES = ((1, 2), (1, 3), (1, 4), (2, 3), (2, 4), (3, 4))
 NO_ALIGN = ("--align", "none", "--image-size", "32", "--margin", "0", "--workers", "1")
@@ -63,7 +64,8 @@ def test_the_whole_way_from_photos_to_packed_triplets(home: Path) -> None:
     assert (figures["measure"], figures["triplets"]) == ("match", 15)
 
 
-def test_what_is_empty_says_the_next_step(tmp_path: Path) -> None:
+def test_what_is_empty_says_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cards, "ZOO", tmp_path / "none")
     for command, step in (
         (("shards", "list"), "`persona shard DATASET` packs one"),
         (("triplets", "list"), "`persona triplets make NUMBER DATASET` draws one"),

@@ -16,6 +16,7 @@ from persona.data.synthetic import draw_identity, draw_photo
 from persona.errors import PersonaError
 from persona.gallery.faces import Eyes
 from persona.gallery.people import load_named
+from persona.models import cards
 from persona.models.onnx import OnnxSession, OnnxSettings
 from persona.models.sources import Named
 from persona.workspace import Workspace
@@ -112,6 +113,8 @@ def test_what_a_gallery_keeps_of_a_network(tmp_path: Path, monkeypatch: pytest.M
     assert (facts.width, facts.align.image_size, facts.align.method) == (9, 160, "mtcnn")
     with pytest.raises(PersonaError, match="mobilenet_v3_small is untrained"):
         load_named("mobilenet_v3_small", workspace)
+    assert load_named(None, workspace)[0].name == "persona-s"  # shipped
+    monkeypatch.setattr(cards, "ZOO", tmp_path / "none")
     with pytest.raises(PersonaError, match="there is no student below"):
         load_named(None, workspace)
 

@@ -15,6 +15,7 @@ from facenet_pytorch import InceptionResnetV1
 
 from persona.config import StudentConfig
 from persona.errors import PersonaError
+from persona.models import cards
 from persona.models.backbones import BACKBONES
 from persona.models.cards import find_model, list_models, read_classes
 from persona.models.sources import load_network
@@ -207,7 +208,8 @@ def test_damaged_models_are_refused(tmp_path: Path) -> None:
         find_model("m1", tmp_path)
 
 
-def test_unknown_models_name_the_known(tmp_path: Path) -> None:
+def test_unknown_models_name_the_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cards, "ZOO", tmp_path / "none")
     with pytest.raises(PersonaError, match="there is no student below"):
         find_model(None, tmp_path)
     save(tmp_path)
