@@ -46,7 +46,7 @@ def model_page(card: Card, files: Sequence[Path], *, is_shipped: bool) -> ModelP
         FactSection("Faces", _crop_rows(card)),
         FactSection(*_figures(card)),
         FactSection(*_thresholds(card)),
-        FactSection("Training", _training_rows(card)),
+        FactSection("Training", _training_rows(card, is_shipped=is_shipped)),
         FactSection("Conditions of use", [("", card.licence or UNKNOWN_LICENCE)]),
         FactSection(*_files(card, files)),
     ]
@@ -117,7 +117,7 @@ def _thresholds(card: Card) -> tuple[str, list[tuple[str, str]]]:
     return f"Thresholds of the cosine, from {card.threshold_from}", rows
 
 
-def _training_rows(card: Card) -> list[tuple[str, str]]:
+def _training_rows(card: Card, *, is_shipped: bool) -> list[tuple[str, str]]:
     rows = [("set", card.train_set), ("teacher", card.teacher)]
     learned = card.learned or {}
     steps = card.steps or learned.get("steps")
@@ -126,10 +126,10 @@ def _training_rows(card: Card) -> list[tuple[str, str]]:
     if card.temperature is not None:
         rows.append(("temperature", f"{card.temperature:g}"))
     if card.started_from is not None:
-        rows.append(("began from", str(card.started_from.get("name"))))
+        rows.append(("began from", str(card.started_from.get("model"))))
     if card.learned is not None:
         rows += [(name, str(learned.get(name))) for name in ("parent", "method")]
-    if card.score is not None:
+    if card.score is not None and not is_shipped:  # the set of a shipped model only measures
         rows.append(("chosen by", f"{label_of(card.chosen_by)} on {card.scored_on}"))
     return [*rows, ("run", card.made_in), ("created", f"{card.created}, Persona {card.persona}")]
 

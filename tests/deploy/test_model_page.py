@@ -46,7 +46,7 @@ def test_a_measured_model(model: tuple[Card, Path]) -> None:
         model,
         **{"score": 0.99, "scores": SCORES, "chosen_by": "auc", "test_set": "lfw"},
         **{"steps": 12_000, "epochs": 3, "licence": "research alone"},
-        started_from={"name": "older", "sha256": "ab"},
+        started_from={"model": "older", "weights_sha256": "ab"},
         alignment={"method": "mtcnn", "image_size": 32, "margin": 14},
     )
     told = parts(found)
@@ -107,6 +107,18 @@ def test_one_that_learned_says_from_whom(model: tuple[Card, Path]) -> None:
     training = parts(found)["Training"]
     assert (training["parent"], training["method"]) == ("small", "icarl")
     assert training["length"].endswith(", 40 steps")
+
+
+def test_a_shipped_model_was_not_chosen_by_the_set_that_measures_it(
+    model: tuple[Card, Path],
+) -> None:
+    card, models = model
+    known = dataclasses.replace(card, score=0.99, scores=SCORES, chosen_by="auc", test_set="lfw")
+    own, shipped = (
+        parts(model_page(known, files_of(known, models), is_shipped=value))["Training"]
+        for value in (False, True)
+    )
+    assert own["chosen by"] == "AUC on lfw" and "chosen by" not in shipped
 
 
 def test_weights_that_are_gone_are_missing(model: tuple[Card, Path]) -> None:
