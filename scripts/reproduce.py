@@ -17,17 +17,13 @@ recipe, its options) looks at the selection pairs alone; LFW is only reported.
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import json
 import os
 import platform
-import random
 import subprocess
 import sys
 import time
-from collections import defaultdict
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +31,6 @@ import persona
 from persona import Callback, FaceSet, Model, Moment, PersonaError, Workspace
 
 RECIPE = Path("configs/faces_112.yaml")
-PAIRS = 3000
-"""Genuine pairs of the selection set, and as many impostor pairs."""
 WARM_UP, TIMED = 4, 12
 """Steps before the timed ones, and timed ones."""
 MOST_MINUTES = 60 * 24 * 30
@@ -103,7 +97,6 @@ class Experiment:
         # The official LFW under its own name; its folder may lie anywhere.
         raw = dataclasses.replace(self.place, raw=faces)
         self.lfw = persona.shard("lfw", **shard | {"workspace": raw})
-        self.pairs = write_pairs(self.selection, arguments.home / "selection_pairs.csv")
         self.path = arguments.home / "results.jsonl"
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         self.results = {row["run"]: row for row in map(json.loads, lines)}
@@ -184,29 +177,9 @@ class Experiment:
     def measure(self, name: str) -> dict[str, Any]:
         """A network on the selection pairs and on LFW."""
         model = self.load(name)
-        chosen = model.evaluate(self.selection, measure="verification", pairs=self.pairs)
+        chosen = model.evaluate(self.selection, measure="verification")  # of drawn pairs
         reported = model.evaluate(self.lfw, resamples=self.arguments.resamples)
         return {"selection": chosen.to_json(), "lfw": reported.to_json()}
-
-
-def write_pairs(faces: FaceSet, path: Path) -> Path:
-    """Draws pairs of the selection set's people from a seed and writes them as a CSV file."""
-    if path.exists():
-        return path
-    rng = random.Random(0)
-    people: dict[str, list[str]] = defaultdict(list)
-    for meta in faces.metas().values():
-        people[meta["identity"]].append(meta["source"])
-    names = sorted(people)
-    genuine = [pair for name in names for pair in combinations(sorted(people[name]), 2)]
-    rows = [(a, b, 1) for a, b in rng.sample(genuine, min(PAIRS, len(genuine)))]
-    for _ in range(PAIRS):
-        first, second = rng.sample(names, 2)
-        rows.append((rng.choice(people[first]), rng.choice(people[second]), 0))
-    rng.shuffle(rows)  # so that each of the ten folds has pairs of both kinds
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([("a", "b", "label"), *rows])
-    return path
 
 
 def rows_of(experiment: Experiment) -> list[Run]:
