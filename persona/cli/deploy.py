@@ -134,6 +134,7 @@ def export_command(
             "precision": done.precision,
             "bytes": done.bytes,
             "worst_cosine": done.worst_cosine,
+            "similarity_error": done.error,
             "faces": done.faces,
         }
         if done.precision == "int8":

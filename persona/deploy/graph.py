@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from persona import __version__
 from persona.config import Checked, among
 from persona.data.views import PIXEL_MEAN, PIXEL_SCALE
+from persona.deploy.likeness import Bounds
 from persona.deploy.quantise import Quantised, quantise_graph
 from persona.deploy.trace import trace_onnx
 from persona.errors import PersonaError, shown
@@ -45,8 +46,8 @@ FAR = "0.001"
 INPUT, EMBEDDING, LOGITS = "images", "embedding", "logits"
 
 PRECISIONS = ("fp32", "fp16", "int8")
-WORST_COSINE = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.99}
-"""Lowest allowed cosine similarity of the file's and PyTorch's embedding of a check face."""
+BOUNDS = {"fp32": Bounds(0.9999), "fp16": Bounds(0.999), "int8": Bounds(0.9, 0.2)}
+"""How like a file's embeddings of the check faces must be to those of PyTorch."""
 
 Faces = npt.NDArray[np.uint8]
 """(N, H, W, 3) uint8 RGB crops."""
@@ -132,7 +133,7 @@ def build_with_cost(
             for faces in (calibration_NHWC, faces_NHWC)
         )
         with refusing(card, "an int8 file"):
-            quantised = quantise_graph(model, batches, EMBEDDING, WORST_COSINE["int8"], others)
+            quantised = quantise_graph(model, batches, EMBEDDING, BOUNDS["int8"], others)
         model = quantised.model
         metadata["persona.floats"] = ", ".join(kept.layer for kept in quantised.floats) or "none"
     import onnx
@@ -252,7 +253,67 @@ def _trace(student: Student, options: ExportOptions, *, optimise: bool = True) -
     network = ExportedStudent(student, options)
     model = trace_onnx(network, example, axes, INPUT, outputs, optimise=optimise)
     _name_pooling(model)
+    if optimise:
+        _fold_flat_norm(model)
     return model
+
+
+def _fold_flat_norm(model: Any) -> None:
+    """Folds a batch norm of a flattened map of one place into the convolution before it.
+
+    The exporter folds only what stands directly behind a convolution, and LiteRT has no batch norm.
+    """
+    import onnx
+
+    graph = model.graph
+    weights = {initializer.name: initializer for initializer in graph.initializer}
+    producer = {name: node for node in graph.node for name in node.output}
+    readers = [name for node in graph.node for name in node.input]
+    for norm in [node for node in graph.node if node.op_type == "BatchNormalization"]:
+        flat = producer.get(norm.input[0])
+        before = producer.get(flat.input[0]) if flat is not None and flat.input else None
+        if (
+            flat is None
+            or before is None
+            or flat.op_type not in ("Reshape", "Flatten")
+            or before.op_type != "Conv"
+            or not set(before.input[1:]) | set(norm.input[1:]) <= set(weights)
+            or max(readers.count(flat.input[0]), readers.count(norm.input[0])) > 1
+        ):
+            continue
+        scale, shift, mean, variance = (
+            onnx.numpy_helper.to_array(weights[name]).astype(np.float64) for name in norm.input[1:]
+        )
+        stored = weights[before.input[1]]
+        kernel = onnx.numpy_helper.to_array(stored)
+        if len(kernel) != len(scale):  # the map has several places
+            continue
+        epsilon = next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5)
+        factor = scale / np.sqrt(variance + epsilon)
+        bias = np.zeros(len(kernel))
+        if len(before.input) > 2:
+            bias = onnx.numpy_helper.to_array(weights[before.input[2]]).astype(np.float64)
+        folded = {
+            before.input[1]: kernel * factor.reshape(-1, *[1] * (kernel.ndim - 1)),
+            f"{before.input[1]}_folded_bias": (bias - mean) * factor + shift,
+        }
+        for name, value in folded.items():
+            found = onnx.numpy_helper.from_array(value.astype(kernel.dtype), name)
+            if name in weights:
+                weights[name].CopyFrom(found)
+            else:
+                graph.initializer.append(found)
+        before.input[:] = [before.input[0], *folded]
+        flat.output[:] = norm.output
+        graph.node.remove(norm)
+    _drop_unused(graph)
+
+
+def _drop_unused(graph: Any) -> None:
+    """Removes the initializers of a graph that no node reads."""
+    used = {name for node in graph.node for name in node.input}
+    for initializer in [i for i in graph.initializer if i.name not in used]:
+        graph.initializer.remove(initializer)
 
 
 def _name_pooling(model: Any) -> None:
@@ -281,10 +342,7 @@ def _name_pooling(model: Any) -> None:
                 "GlobalAveragePool", node.input[:1], node.output, name=node.name
             )
             node.CopyFrom(pooled)
-    used = {name for node in model.graph.node for name in node.input}
-    unused = [i for i in model.graph.initializer if i.name not in used]
-    for initializer in unused:
-        model.graph.initializer.remove(initializer)
+    _drop_unused(model.graph)
 
 
 def _metadata(card: Card, student: Student, options: ExportOptions) -> dict[str, str]:

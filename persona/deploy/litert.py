@@ -39,6 +39,28 @@ def to_litert(model: Any, output: str, metadata: dict[str, str]) -> bytes:
     return _Converter(model, metadata).convert(output)
 
 
+def _builder() -> Any:
+    """A builder of a file that writes equal vectors once.
+
+    Every channel of every layer has a zero point of eight bytes. Written once for each number of
+    channels, they are 130 kB less of a file of 1.5 MB.
+    """
+    import flatbuffers
+
+    class Builder(flatbuffers.Builder):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__(1 << 20)
+            self.written: dict[tuple[str, bytes], int] = {}
+
+        def CreateNumpyVector(self, x: npt.NDArray[Any]) -> int:  # noqa: N802
+            key = x.dtype.str, x.tobytes()
+            if key not in self.written:
+                self.written[key] = super().CreateNumpyVector(x)
+            return self.written[key]
+
+    return Builder()
+
+
 class _Converter:
     """One conversion. Tensors are known by their ONNX names."""
 
@@ -78,8 +100,6 @@ class _Converter:
 
     def convert(self, output: str) -> bytes:
         """The bytes of the file."""
-        import flatbuffers
-
         self.place[self.given] = self._tensor(self.given, self._shape(self.given))
         needed = self._needed(output)
         for node in self.nodes:
@@ -87,7 +107,7 @@ class _Converter:
             if name in needed and name not in self.done and name not in self.constants:
                 self._node(node)
         self.graph.inputs, self.graph.outputs = [self.place[self.given]], [self.place[output]]
-        builder = flatbuffers.Builder(1 << 20)
+        builder = _builder()
         builder.Finish(self.file.Pack(builder), IDENTIFIER)
         return bytes(builder.Output())
 

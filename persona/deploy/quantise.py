@@ -10,7 +10,7 @@
    Layers that compute in float32, such as the last linear one, still have int8 weights where that
    does no harm.
 4. `find_costs` measures how much cosine similarity each layer costs if only that layer is int8.
-5. `quantise_graph` keeps the costliest layers in float32, as few as the wanted cosine allows.
+5. `quantise_graph` keeps the costliest layers in float32, as few as the bounds allow.
 
 The exporter has already folded batch norm.
 
@@ -26,17 +26,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from persona.deploy.likeness import Bounds, compare
 from persona.errors import PersonaError
 from persona.progress import progress_bar
 
 Arrays = list[npt.NDArray[Any]]
 """Batches of faces as the graph takes them."""
-MARGIN = 0.002
-"""Added to the wanted cosine, since another runtime rounds differently."""
 SMALLEST = 1e-6
 """Smallest range of a tensor, for tensors with the same value everywhere."""
 COST_FACES = 32
 """Faces on which the cost of single layers is measured."""
+LARGEST_BIAS = 2**30
+"""Largest bias of a layer in steps, half of what an int32 can hold: the sum of products comes on
+top of it."""
+ZERO_BELOW = -3.0
+"""Hard-swish is 0 for all values below."""
 THREE = "three"
 FLOAT = 1
 """The value of onnx.TensorProto.FLOAT."""
@@ -84,19 +88,19 @@ class Quantised:
 
 
 def quantise_graph(
-    model: Any, batches: Arrays, output: str, worst: float, others: Arrays | None = None
+    model: Any, batches: Arrays, output: str, bounds: Bounds, others: Arrays | None = None
 ) -> Quantised:
-    """Quantises as many layers of a float32 graph as the wanted cosine allows.
+    """Quantises as many layers of a float32 graph as the bounds allow.
 
     Args:
         model: the graph as onnx.ModelProto of float32.
         batches: calibration faces. The ranges of the tensors come from them.
         output: name of the embedding.
-        worst: lowest allowed cosine of a face's embedding with that of the float32 graph.
-        others: further faces that must reach this cosine.
+        bounds: how like the embeddings must be to those of the float32 graph.
+        others: further faces for which the bounds hold.
 
     Raises:
-        PersonaError: no layer can be int8 with this cosine.
+        PersonaError: no layer can be int8 within the bounds.
     """
     # Ranges of the original tensors come from the original graph, those of tensors that only the
     # lowered graph has from that one. The latter are the same in every lowered graph.
@@ -108,30 +112,30 @@ def quantise_graph(
     for weights in (True, False):
         found: dict[int, Any] = {}
 
-        def quality(count: int, weights: bool = weights, found: dict[int, Any] = found) -> float:
+        def enough(count: int, weights: bool = weights, found: dict[int, Any] = found) -> bool:
             floats = {kept.layer for kept in costs[:count]}
             found[count] = quantise(model, ranges, floats, weights=weights)
-            return float(_cosines(_run(found[count], judged, output), wanted_NE).min())
+            return bounds.tighter().allow(compare(_run(found[count], judged, output), wanted_NE))
 
-        count = fewest(quality, len(costs), worst + MARGIN)
+        count = fewest(enough, len(costs))
         if count < len(costs):
             return Quantised(found[count], len(costs), costs[:count])
     raise PersonaError(
-        f"none of the {len(costs)} layers can be in integers: with any the worst cosine over the "
-        f"faces falls below {worst + MARGIN:g}; a model that answers like photos so "
-        "differently has seen too few faces"
+        f"none of the {len(costs)} layers can be in integers: {bounds} over the faces is wanted, "
+        "and any layer breaks that; a model that answers like photos so differently has seen too "
+        "few faces"
     )
 
 
-def fewest(quality: Callable[[int], float], most: int, wanted: float) -> int:
-    """The smallest number from 0 to `most` with the wanted quality, or `most`, by bisection.
+def fewest(enough: Callable[[int], bool], most: int) -> int:
+    """The smallest number from 0 to `most` that is enough, or `most`, by bisection.
 
-    The quality must rise with the number.
+    All numbers above one that is enough must be enough too.
     """
     low, high = 0, most
     while low < high:
         middle = (low + high) // 2
-        if quality(middle) >= wanted:
+        if enough(middle):
             high = middle
         else:
             low = middle + 1
@@ -298,7 +302,7 @@ def find_ranges(model: Any, batches: Arrays) -> Ranges:
 
     0 is always within the range. Values beyond it are clipped: finer steps for all values are worth
     more than the outliers of a few faces. The averages follow the moving averages of Jacob et al.
-    2018, section 3.1.
+    2018, section 3.1. What only a hard-swish reads is clipped at -3, which loses nothing.
     """
     import onnx
 
@@ -323,6 +327,16 @@ def find_ranges(model: Any, batches: Arrays) -> Ranges:
             low, high = ranges[name]
             low += share * min(0.0, float(value.min()))
             ranges[name] = (low, high + share * max(0.0, float(value.max())))
+    readers: dict[str, set[str]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, set()).add(node.op_type)
+        if list(node.input[1:]) == [THREE]:  # the sum in a hard-swish that was lowered
+            ranges[node.output[0]] = (0.0, ranges[node.output[0]][1])
+    for name, by in readers.items():
+        if by == {"HardSwish"}:
+            low, high = ranges[name]
+            ranges[name] = (max(low, ZERO_BELOW), high)
     return ranges
 
 
@@ -380,12 +394,17 @@ class _Quantiser(_Graph):
     def _integer_inputs(self, node: Any) -> list[str]:
         inputs = [name if name in self.weights else self._round(name) for name in node.input]
         if node.op_type == "Conv":
-            name = inputs[1]
-            self.weights[f"{name}_scale"] = self._per_channel(name, 0).ravel()
+            name, given = inputs[1], self.weights[f"{node.input[0]}_scale"]
+            least: Any = SMALLEST
+            if len(inputs) > 2:
+                # Behind a tensor that is nearly 0 for all faces, as the maps of a dead
+                # squeeze-and-excitation are, the bias has more steps than an int32 can count.
+                bias = self.weights[inputs[2]].reshape(-1, *[1] * (self.weights[name].ndim - 1))
+                least = np.maximum(SMALLEST, 127 * np.abs(bias) / (LARGEST_BIAS * given))
+            self.weights[f"{name}_scale"] = self._per_channel(name, 0, least).ravel()
             inputs[1] = self._dequantise(name, axis=0)
             for name in inputs[2:]:
-                step = self.weights[f"{node.input[0]}_scale"]
-                step = step * self.weights[f"{node.input[1]}_scale"]
+                step = given * self.weights[f"{node.input[1]}_scale"]
                 self.weights[f"{name}_scale"] = step
                 self.weights[f"{name}_q"] = np.round(self.weights[name] / step).astype(np.int32)
                 inputs[2] = self._dequantise(name, axis=0)
@@ -411,16 +430,21 @@ class _Quantiser(_Graph):
 
     def _steps(self, name: str, low: float, high: float) -> list[str]:
         """Adds scale and zero point of a range as initializers and returns their names."""
-        step = max(high - low, SMALLEST) / 255
+        # A tensor that is 0 for all faces may have any step. A tiny one would ask kernels for
+        # factors that they do not have: XNNPACK ends the process.
+        step = (high - low if high - low > SMALLEST else 1.0) / 255
         self.weights[f"{name}_scale"] = np.float32(step).reshape(())
         self.weights[f"{name}_zero"] = np.uint8(round(-low / step)).reshape(())
         return [f"{name}_scale", f"{name}_zero"]
 
-    def _per_channel(self, name: str, axis: int) -> npt.NDArray[np.float32]:
-        """Rounds weights to int8 and returns the scale of each channel, with the same axes."""
+    def _per_channel(self, name: str, axis: int, least: Any = SMALLEST) -> npt.NDArray[np.float32]:
+        """Rounds weights to int8 and returns the scale of each channel, with the same axes.
+
+        `least` is the smallest weight that 127 stands for, of all channels or of each.
+        """
         value = self.weights[name]
         others = tuple(place for place in range(value.ndim) if place != axis)
-        step = np.maximum(np.abs(value).max(others, keepdims=True), SMALLEST) / np.float32(127)
+        step = np.maximum(np.abs(value).max(others, keepdims=True), least) / np.float32(127)
         self.weights[f"{name}_q"] = np.round(value / step).astype(np.int8)
         return np.asarray(step, np.float32)
 

@@ -30,7 +30,8 @@ import yaml
 from persona.config import to_dict
 from persona.data.transforms import normalise
 from persona.deploy.faces import drawn_faces
-from persona.deploy.graph import WORST_COSINE, build_on_weights
+from persona.deploy.graph import BOUNDS, build_on_weights
+from persona.deploy.likeness import compare
 from persona.deploy.model_card import CAUTION, fact_rows, figure_rows, front_matter, table
 from persona.errors import PersonaError
 from persona.figure_names import power
@@ -102,11 +103,11 @@ def write_shipped(card: Card, models: Path, shipped: Shipped) -> Card:
     rounded = round_student(student)
     faces_NHWC = drawn_faces(student.image_size, FACES)
     found_NE, wanted_NE = embed_faces(rounded, faces_NHWC), embed_faces(student, faces_NHWC)
-    worst = float((found_NE * wanted_NE).sum(axis=1).min())
-    if not worst >= WORST_COSINE["fp16"]:
+    alike = compare(found_NE, wanted_NE)
+    if not BOUNDS["fp16"].allow(alike):
         raise PersonaError(
-            f"model {card.id} in float16 would differ: worst cosine {worst:.6f} over {FACES} "
-            f"faces, at least {WORST_COSINE['fp16']} is wanted; nothing was written"
+            f"model {card.id} in float16 would differ: worst cosine {alike.cosine:.6f} over "
+            f"{FACES} faces, {BOUNDS['fp16']} is wanted; nothing was written"
         )
     halves = {name for name, _ in rounded.named_parameters()}
     state = {

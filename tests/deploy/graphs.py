@@ -11,10 +11,11 @@ from onnx import TensorProto, helper, numpy_helper
 SIDE, CHANNELS, EMBEDDING = 16, 8, 12
 
 
-def small_graph(*, extra: str | None = None) -> Any:
+def small_graph(*, extra: str | None = None, dead: bool = False) -> Any:
     """Stem, depthwise, squeeze-and-excitation, a sum, the last convolution, the embedding.
 
-    `extra`: an operator more, after the stem.
+    `extra`: an operator more, after the stem. `dead`: whether the maps inside the
+    squeeze-and-excitation are 0 for every face.
     """
     rng = np.random.default_rng(0)
     nodes: list[Any] = []
@@ -51,10 +52,12 @@ def small_graph(*, extra: str | None = None) -> Any:
     squeezed = add("Relu", conv(pooled, "se.fc1", 4, CHANNELS, 1, 1), to="squeezed")
     gate = add(
         "HardSigmoid",
-        conv(squeezed, "se.fc2", CHANNELS, 4, 1, 1, bias=False),
+        conv(squeezed, "se.fc2", CHANNELS, 4, 1, 1, bias=dead),
         to="gate",
         alpha=1 / 6,
     )
+    if dead:
+        weights["student.se.fc1.bias"] = np.full(4, -100.0)
     scaled = add("Mul", gate, deep, to="scaled")
     projected = conv(scaled, "project", CHANNELS, CHANNELS, 1, 1, bias=False)
     total = add("Add", projected, tensor, to="sum")

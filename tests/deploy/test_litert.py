@@ -47,6 +47,31 @@ def test_the_embeddings_are_those_of_the_graph(
     assert (swishes in codes) == (floats is None or "stem hard-swish" in floats)
 
 
+def test_a_dead_squeeze_excite_can_be_run() -> None:
+    """XNNPACK ended the process for the factor that its tiny steps asked for."""
+    model: Any = small_graph(dead=True)
+    ranges = find_ranges(lower(model).model, [images(16)]) | find_ranges(model, [images(16)])
+    model = quantise(model, ranges, [])
+    faces = images(6, 3)
+    wanted = open_session(model).run(["embedding"], {"images": faces})[0]
+    found = run_litert(open_litert(to_litert(model, "embedding", {})), faces)
+    assert (found * wanted).sum(axis=1).min() > 0.99
+
+
+def test_equal_vectors_are_written_once() -> None:
+    model: Any = small_graph()
+    ranges = find_ranges(lower(model).model, [images(16)]) | find_ranges(model, [images(16)])
+    data = to_litert(quantise(model, ranges, []), "embedding", {})
+    tensors = unpack(data).subgraphs[0].tensors
+    zeros = [t.quantization.zeroPoint for t in tensors if t.quantization is not None]
+    by_channel = [zero for zero in zeros if zero is not None and len(zero) > 1]
+    lengths = {len(zero) for zero in by_channel}
+    assert len(by_channel) > 2 * len(lengths)
+    for length in lengths:
+        vector = length.to_bytes(4, "little") + bytes(8 * length)
+        assert data.count(vector) == 1
+
+
 def test_the_file_says_what_it_is() -> None:
     file = unpack(to_litert(small_graph(), "embedding", {"persona.model": "small"}))
     entry = file.metadata[0]

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from graphs import images, small_graph
 
+from persona.deploy.likeness import MARGIN, Bounds, compare
 from persona.deploy.quantise import (
-    MARGIN,
     fewest,
     find_costs,
     find_ranges,
@@ -42,7 +42,11 @@ def model() -> Any:
 
 @pytest.fixture(scope="module")
 def ranges(model: Any) -> dict[str, tuple[float, float]]:
-    return find_ranges(lower(model).model, BATCHES) | find_ranges(model, BATCHES)
+    return find_all(model, BATCHES)
+
+
+def find_all(model: Any, batches: list[np.ndarray]) -> dict[str, tuple[float, float]]:
+    return find_ranges(lower(model).model, batches) | find_ranges(model, batches)
 
 
 def embed(model: Any, faces: np.ndarray) -> np.ndarray:
@@ -110,22 +114,59 @@ def test_costs_are_of_each_layer_alone(model: Any, ranges: Any) -> None:
 
 
 def test_as_many_layers_stay_in_floats_as_the_cosine_wants(model: Any) -> None:
-    easy = quantise_graph(model, BATCHES, "embedding", 0.5)
+    easy = quantise_graph(model, BATCHES, "embedding", Bounds(0.5))
     faces = np.concatenate(BATCHES)
     between = (worst(model, easy.model, faces) + 1) / 2 - MARGIN
-    hard = quantise_graph(model, BATCHES, "embedding", between)
+    hard = quantise_graph(model, BATCHES, "embedding", Bounds(between))
     assert easy.layers == hard.layers == len(LAYERS)
     assert not easy.floats and 0 < len(hard.floats) < len(LAYERS)
     assert worst(model, hard.model, faces) > between
-    with pytest.raises(PersonaError, match=r"none of the 9 layers .* below 1"):
-        quantise_graph(model, BATCHES, "embedding", 1 - MARGIN)
+    with pytest.raises(PersonaError, match=r"none of the 9 layers .* at least 0\.998 over"):
+        quantise_graph(model, BATCHES, "embedding", Bounds(1 - MARGIN))
+
+
+def test_as_many_layers_stay_in_floats_as_the_similarities_want(model: Any) -> None:
+    easy = quantise_graph(model, BATCHES, "embedding", Bounds(0.5, 10))
+    faces = np.concatenate(BATCHES)
+    error = compare(embed(easy.model, faces), embed(model, faces)).error
+    hard = quantise_graph(model, BATCHES, "embedding", Bounds(0.5, error / 2 + MARGIN))
+    assert not easy.floats and 0 < len(hard.floats) < len(LAYERS)
+    assert compare(embed(hard.model, faces), embed(model, faces)).error <= error / 2
+
+
+def test_a_dead_squeeze_excite_has_integers_too() -> None:
+    """Its bias had more steps than an int32 can hold, and became any number."""
+    model = small_graph(dead=True)
+    found = quantise(model, find_all(model, BATCHES), set())
+    stored = {i.name: onnx.numpy_helper.to_array(i) for i in found.graph.initializer}
+    step = float(stored["student.se.fc2.bias_scale"].max())
+    assert step * 127 < 1  # fc2 still rounds its weights finely
+    assert worst(model, found, images(16, 9)) > 0.97
+
+
+def test_a_nearly_dead_tensor_leaves_the_bias_within_an_int32(model: Any) -> None:
+    ranges = find_all(model, BATCHES) | {"images": (0.0, 2e-6)}
+    found = quantise(model, ranges, set())
+    stored = {i.name: onnx.numpy_helper.to_array(i) for i in found.graph.initializer}
+    steps = stored["student.stem.bias_q"].astype(np.float64)
+    wanted = next(i for i in model.graph.initializer if i.name == "student.stem.bias")
+    found_bias = steps * stored["student.stem.bias_scale"].ravel()
+    np.testing.assert_allclose(found_bias, onnx.numpy_helper.to_array(wanted), rtol=1e-3)
+
+
+def test_what_a_hard_swish_makes_0_takes_no_part_of_the_range(model: Any) -> None:
+    loud = [10 * batch for batch in BATCHES]
+    ranges = find_all(model, loud)
+    assert ranges["stem"][0] == ranges["top"][0] == -3
+    assert ranges["stem"][1] > 3 and ranges["deep"][0] < -3  # behind deep stands a Relu
+    assert ranges["swish_sum"][0] == 0
 
 
 def test_faces_that_gave_no_range_keep_the_cosine_too(model: Any) -> None:
-    easy = quantise_graph(model, BATCHES[:1], "embedding", 0.97)
+    easy = quantise_graph(model, BATCHES[:1], "embedding", Bounds(0.97))
     others = 2 * BATCHES[1]  # beyond every range
     assert not easy.floats and worst(model, easy.model, others) < 0.97
-    both = quantise_graph(model, BATCHES[:1], "embedding", 0.97, [others])
+    both = quantise_graph(model, BATCHES[:1], "embedding", Bounds(0.97), [others])
     assert 0 < len(both.floats) < len(LAYERS)
     assert worst(model, both.model, others) > 0.97
 
@@ -133,7 +174,7 @@ def test_faces_that_gave_no_range_keep_the_cosine_too(model: Any) -> None:
 def test_fewest() -> None:
     for enough in range(12):
 
-        def quality(count: int, enough: int = enough) -> float:
-            return float(count >= enough)
+        def suffices(count: int, enough: int = enough) -> bool:
+            return count >= enough
 
-        assert fewest(quality, 10, 1) == min(enough, 10)
+        assert fewest(suffices, 10) == min(enough, 10)

@@ -27,17 +27,18 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from persona import registry
 from persona.config import build_given
 from persona.data.views import PIXEL_MEAN, PIXEL_SCALE
-from persona.deploy.graph import WORST_COSINE, ExportOptions, Faces, build_with_cost, refusing
+from persona.deploy.graph import BOUNDS, ExportOptions, Faces, build_with_cost, refusing
+from persona.deploy.likeness import compare
 from persona.deploy.quantise import Kept, Quantised
 from persona.errors import PersonaError, unknown
 from persona.evaluation.spread import has_collapsed, spread, tell_collapse
 from persona.files import write_atomically
+from persona.landmarks import unit
 from persona.models.cards import Card
 from persona.models.student import Student
 from persona.registry import Registry
@@ -54,6 +55,9 @@ class Exported:
     """Lowest cosine similarity of the file's and PyTorch's embedding over the check faces."""
     faces: int
     """Number of check faces."""
+    error: float = 0.0
+    """Root mean square change of the similarity of two check faces, as a share of the standard
+    deviation of these similarities."""
     layers: int = 0
     """Number of layers, for int8. 0 otherwise."""
     floats: tuple[Kept, ...] = ()
@@ -251,15 +255,15 @@ def _write(
     Raises:
         PersonaError: its embeddings differ; nothing is written.
     """
-    worst = float(F.cosine_similarity(wanted_NE, torch.from_numpy(found_NE)).min())
-    if not worst >= WORST_COSINE[options.precision]:
+    alike = compare(unit(found_NE), wanted_NE.numpy())
+    if not BOUNDS[options.precision].allow(alike):
         raise PersonaError(
             f"the {options.precision} file of {card.id} would differ from the model: worst cosine "
-            f"{worst:.6f} over {len(found_NE)} faces, at least "
-            f"{WORST_COSINE[options.precision]} is wanted; nothing was written"
+            f"{alike.cosine:.6f} and error {alike.error:.3f} over {len(found_NE)} faces, "
+            f"{BOUNDS[options.precision]} is wanted; nothing was written"
         )
     write_atomically(path, data)
-    exported = Exported(path, len(data), worst, len(found_NE))
+    exported = Exported(path, len(data), alike.cosine, len(found_NE), alike.error)
     if quantised is None:
         return exported
     return replace(exported, layers=quantised.layers, floats=tuple(quantised.floats))
