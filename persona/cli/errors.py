@@ -18,7 +18,7 @@ from typer.main import get_command
 
 from persona.cli import signals
 from persona.cli.output import LegibleFormatter, keep_brackets
-from persona.cli.process import is_first, quiet_others, share_threads
+from persona.cli.process import is_first, quiet_others, share_threads, tell_launcher
 from persona.errors import PersonaError, Preempted
 from persona.extras import missing_for_training
 from persona.files import placed, sweep
@@ -183,7 +183,9 @@ def _say(error: BaseException, debug: bool) -> int:
     if isinstance(error, KeyboardInterrupt | Preempted) and not is_first():
         line = ""  # every process of the run is interrupted, and one of them prints it
     if line:
-        sys.stderr.write(f"error: {legible(line)}\n")
+        told = tell_launcher(f"error: {legible(line)}")
+        if is_first() or not told:  # the others usually have the same error
+            sys.stderr.write(f"error: {legible(line)}\n")
     return code
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,24 @@ LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
 def is_first() -> bool:
     """Whether this is the first process of a run, which prints messages for all."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def tell_launcher(line: str) -> bool:
+    """Tells the launcher why this process fails. Returns whether there is one that prints it.
+
+    torchrun and `accelerate launch` print a trace of their own when a process fails, and close it
+    with what each process wrote into its error file (torch 2.15,
+    torch/distributed/elastic/multiprocessing/errors). The reason is then the last line that a user
+    sees, and not buried above the trace.
+    """
+    name = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not name:
+        return False
+    try:
+        Path(name).write_text(json.dumps({"message": line, "timestamp": int(time.time())}))
+    except OSError:
+        return False
+    return True
 
 
 def quiet_others() -> None:

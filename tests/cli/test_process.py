@@ -12,9 +12,10 @@ from conftest import NO_ALIGN, write_vggface2
 from helpers import run
 
 from persona import workers
-from persona.cli import process
+from persona.cli import errors, process
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
+from persona.errors import PersonaError
 
 ALONE = ("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no")
 LAUNCH = ("accelerate.commands.launch", *ALONE, "--dynamo_backend", "no", "-m")
@@ -93,3 +94,30 @@ def test_alone_and_launched_it_is_the_same_run(tmp_path: Path) -> None:
         found.append((said[1], json.loads(metrics.read_text().splitlines()[-1])["loss"]))
     assert found[0] == found[1]
     assert found[0][0] == str(workers.usable_cores())
+
+
+def test_the_launcher_closes_its_trace_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    failures = {}
+    for rank in (0, 1):
+        file = tmp_path / f"{rank}.json"
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+        assert errors._say(PersonaError(f"no set of rank {rank}"), debug=False) == 1
+        failures[rank] = ProcessFailure(local_rank=rank, pid=1, exitcode=1, error_file=str(file))
+    assert capfd.readouterr().err == "error: no set of rank 0\n"
+    told = str(ChildFailedError("persona.distill", failures))
+    assert "error: no set of rank 0" in told and "error: no set of rank 1" in told
+
+
+@pytest.mark.parametrize("file", ["", "no/such/folder/error.json"])
+def test_without_a_file_of_the_launcher_every_process_says_its_error(
+    file: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", file)
+    errors._say(PersonaError("a set of rank 1"), debug=False)
+    assert capfd.readouterr().err == "error: a set of rank 1\n"
