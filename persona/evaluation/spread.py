@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 COLLAPSED = 0.01
-"""A smaller spread is a collapse. Different people then have a cosine of 0.99 and more, which leaves
+"""A smaller spread is a collapse. Different people then have a cosine of 0.99 or more, which leaves
 no room for a threshold. An untrained student has a spread of 0.12 on drawn faces, a trained one at
 least 0.5."""
 MAX_PEOPLE = 4096
