@@ -263,8 +263,16 @@ def within_limit(what: str, work: Callable[[], T], stop: Callable[[], None] = la
     return answers[0]
 
 
-def open_onnx(path: Path, threads: int, providers: Sequence[str]) -> Any:
+def open_onnx(
+    path: Path, threads: int, providers: Sequence[str], content: bytes | None = None
+) -> Any:
     """Opens an onnxruntime session, after `read_onnx` has checked the file.
+
+    Args:
+        path: the file.
+        threads: number of onnxruntime's threads.
+        providers: onnxruntime's providers, in order of preference.
+        content: what is opened in place of the file, made from it.
 
     Raises:
         PersonaError: `read_onnx` refuses the file, or onnxruntime cannot load it. The message gives
@@ -278,7 +286,7 @@ def open_onnx(path: Path, threads: int, providers: Sequence[str]) -> Any:
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.load_model_format", "ONNX")  # the checked format
     session = functools.partial(
-        onnxruntime.InferenceSession, str(path), options, providers=list(providers)
+        onnxruntime.InferenceSession, content or str(path), options, providers=list(providers)
     )
     try:
         return within_limit(f"{path}: loading", session)

@@ -31,8 +31,9 @@ from persona.config import LARGEST_YAML, from_dict, parse_yaml
 from persona.errors import PersonaError, unknown
 from persona.files import sha256_file
 from persona.landmarks import Floats, is_aligned, resize, unit, warp
-from persona.models.embedder import Embedder
+from persona.models.embedder import Embedder, own_threads
 from persona.models.graphs import external_files, open_onnx, read_onnx, reason, within_limit
+from persona.models.onnx_batch import free_batch
 
 PREFIX = "onnx:"
 CONFIGS = Path(__file__).parent / "teachers"
@@ -193,6 +194,32 @@ class OnnxSession(Embedder):
         ):
             raise self._wrong(f"output {self._output} of shape {probe.shape}, no (batch, numbers)")
         self.embedding_size = probe.shape[1]
+        if self._batch is not None and self._session.get_providers()[0] != ON_CPU[0]:
+            self.free()
+
+    def free(self) -> bool:
+        """Lets a file of fixed batch run any number of photos at once, if its graph allows it.
+
+        Returns:
+            Whether it does. Photos must have the same embeddings alone and together.
+        """
+        size = self._batch
+        content = None if size is None else free_batch(self.path)
+        if size is None or content is None:
+            return False
+        side = self.settings.input_size
+        pixels = 255 * np.random.default_rng(0).random((2 * size + 1, 3, side, side), np.float32)
+        alone = [self._run_part(pixels[n : n + 1]) for n in range(len(pixels))]
+        try:
+            used = self._session.get_providers()
+            session = open_onnx(self.path, own_threads(), used, content)
+            together = self._run(self._normalised(pixels), session=session)
+        except PersonaError:  # another operator fixes the batch too
+            return False
+        if not np.allclose(unit(together), unit(np.concatenate(alone)), atol=1e-3):
+            return False
+        self._session, self._batch, self._lanes = session, None, None
+        return True
 
     @property
     def uses_landmarks(self) -> bool:  # type: ignore[override]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx_files import SETTINGS, SIDE, write_model
@@ -67,6 +68,59 @@ def test_lanes_give_the_same_vectors(folder: Path, batch: int | str) -> None:
         images = pixels(count).numpy().astype(np.float32)
         np.testing.assert_allclose(lanes.run(images), alone.run(images), rtol=1e-5, atol=1e-5)
         assert lanes.run(images).shape == (count, 9)
+
+
+def rewrite(path: Path, operator: str, shape: list[int] | None = None) -> None:
+    """Puts another operator in place of the model's Flatten."""
+    model = onnx.load(str(path))
+    (flat,) = (node for node in model.graph.node if node.op_type == "Flatten")
+    if shape is not None:
+        stored = onnx.numpy_helper.from_array(np.array(shape, np.int64), "shape")
+        model.graph.initializer.append(stored)
+    inputs = ["pooled"] if shape is None else ["pooled", "shape"]
+    flat.CopyFrom(onnx.helper.make_node(operator, inputs, ["flat"]))
+    onnx.save(model, str(path))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_fixed_batch_is_made_free(folder: Path, batch: int) -> None:
+    path = folder / "net.onnx"
+    write_model(path, batch=batch)
+    rewrite(path, "Reshape", [batch, -1])
+    before = path.read_bytes()
+    images = pixels(7).numpy().astype(np.float32)
+    fixed, freed = open_session(path, 1), open_session(path, 1)
+    assert freed.free() and not freed.free()  # there is nothing to free a second time
+    np.testing.assert_allclose(freed.run(images), fixed.run(images), rtol=1e-5)
+    assert freed._session.get_inputs()[0].shape[0] == "batch"
+    assert path.read_bytes() == before
+
+
+def test_a_batch_that_the_graph_fixes_stays_fixed(folder: Path, tmp_path: Path) -> None:
+    path = folder / "net.onnx"
+    write_model(path, batch=1)
+    rewrite(path, "Reshape", [3, 1])  # fails for more than one photo
+    model = onnx.load(str(path))
+    turned = onnx.helper.make_node("Transpose", ["turn"], ["flat"], perm=[1, 0])
+    model.graph.node[1].output[0] = "turn"
+    model.graph.node.insert(2, turned)
+    onnx.save(model, str(path))
+    session, images = open_session(path, 1), pixels(3).numpy().astype(np.float32)
+    wanted = session.run(images)
+    assert not session.free()
+    np.testing.assert_array_equal(session.run(images), wanted)
+    # One that mixes its photos gives other embeddings together than alone.
+    write_model(path, batch=1)
+    model = onnx.load(str(path))
+    mean = onnx.helper.make_node("ReduceMean", ["faces"], ["mean"], axes=[0], keepdims=1)
+    mixed = onnx.helper.make_node("Mul", ["faces", "mean"], ["mixed"])
+    model.graph.node[0].input[0] = "mixed"
+    for node in (mixed, mean):
+        model.graph.node.insert(0, node)
+    onnx.save(model, str(path))
+    assert not open_session(path, 1).free()
+    write_model(path)
+    assert not open_session(path, 1).free()  # it is free already
 
 
 def test_flip_average_adds_the_mirror_image(folder: Path) -> None:
