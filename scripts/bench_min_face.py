@@ -3,11 +3,11 @@
 
     ./scripts/bench_min_face.py FOLDER [--json] [--min-face 20,40,60] [--model persona-s]
 
-Of each photo of the folder, every face is found, cropped and judged as `persona recognise` does it, on
-one thread, for each smallest face in turn. The first value is what the others are compared with:
+Of each photo of the folder, every face is found, cropped and judged as `persona recognise` does it,
+on one thread, for each smallest face in turn. The first value is what the others are compared with:
 
 - ms: processor time per photo, from pixels to crops, as the median over rounds
-- faces, usable: how many are found, and how many of these are large and sharp enough to be recognised
+- faces, usable: how many are found, and how many of these are large and sharp enough
 - lost: share of the first value's usable faces that are not found, or not usable
 - moved: share of the others whose crop has other pixels
 - cosine: mean and smallest similarity of the embeddings of those
@@ -43,7 +43,7 @@ def overlap(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def compare(model: Any, before: Sequence[Any], after: Sequence[Any]) -> dict[str, float]:
-    """What becomes of the usable faces of one list of photos in another; lists of lists of faces."""
+    """What becomes of the usable faces of some photos, each a list of faces, in another search."""
     import numpy as np
 
     count, lost, pairs = 0, 0, []
@@ -101,11 +101,13 @@ def measure(folder: Path, sizes: Sequence[int], name: str) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """The figures as Markdown."""
     lines = [
-        "| smallest face | processor ms per photo | faces | usable | lost | moved | cosine of moved | least |",
+        "| smallest face | processor ms | faces | usable | lost | moved | cosine | least |",
         "|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for size, row in result["by_min_face"].items():
-        cosines = [f"{row[name]:.3f}" if name in row else "–" for name in ("cosine", "cosine_least")]
+        cosines = [
+            f"{row[name]:.3f}" if name in row else "–" for name in ("cosine", "cosine_least")
+        ]
         lines.append(
             f"| {size} px | {row['ms']:.1f} | {row['faces']} | {row['usable']} | {row['lost']:.3f} | "
             f"{row['moved']:.3f} | {' | '.join(cosines)} |"
