@@ -105,13 +105,10 @@ def table(result: dict[str, Any]) -> str:
         "|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for size, row in result["by_min_face"].items():
-        cosines = [
-            f"{row[name]:.3f}" if name in row else "–" for name in ("cosine", "cosine_least")
-        ]
-        lines.append(
-            f"| {size} px | {row['ms']:.1f} | {row['faces']} | {row['usable']} | {row['lost']:.3f} | "
-            f"{row['moved']:.3f} | {' | '.join(cosines)} |"
-        )
+        cells = [f"{size} px", f"{row['ms']:.1f}", row["faces"], row["usable"]]
+        for name in ("lost", "moved", "cosine", "cosine_least"):
+            cells.append(f"{row[name]:.3f}" if name in row else "–")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     spreads = (f"{size} px {row['spread']:.2f}" for size, row in result["by_min_face"].items())
     return "\n".join([*lines, "", f"{result['photos']} photos; slowest over fastest round: "]) + (
         ", ".join(spreads)
