@@ -134,7 +134,8 @@ def group_photos(
         raise PersonaError(f"threshold {threshold:g}: choose -1 to 1, it is a cosine")
     check_out(out)
     spelled = {os.path.abspath(photo): str(photo) for photo in photos}  # noqa: PTH100
-    table = Faces(maker(model.named.digest, model.align), model.name, model.embedding_size)
+    made_by = maker(model.named.digest, model.align, model.min_face)
+    table = Faces(made_by, model.name, model.embedding_size)
     folder = out if out is not None and is_folder(out) else None
     with contextlib.ExitStack() as stack:
         before = Given()

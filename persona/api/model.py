@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from persona.api.photos import PhotoLike, Pixels, to_pixels
-from persona.data.align.spec import AlignSpec, Box, Crop
+from persona.data.align.spec import MIN_FACE_PX, AlignSpec, Box, Crop, check_min_face
 from persona.errors import PersonaError
 from persona.extras import needing
 from persona.gallery import quality
@@ -72,8 +72,11 @@ class Model:
         align: AlignSpec,
         workspace: Workspace,
         threshold: Threshold | None = None,
+        min_face: int = MIN_FACE_PX,
     ) -> None:
+        check_min_face(min_face)
         self.named, self.align, self.workspace = named, align, workspace
+        self._min_face = min_face
         self.threshold = threshold
         """Lowest cosine similarity at which two faces count as one person.
 
@@ -87,6 +90,11 @@ class Model:
         return self.named.name
 
     @property
+    def min_face(self) -> int:
+        """Side in px of the smallest face that it looks for. `persona.load` sets it."""
+        return self._min_face
+
+    @property
     def embedding_size(self) -> int:
         """Width E of an embedding, for example 512."""
         return self.named.network.embedding_size
@@ -97,15 +105,17 @@ class Model:
             f"by {self.align.method})"
         )
 
-    def find(self, photo: PhotoLike) -> list[Face]:
+    def find(self, photo: PhotoLike, *, min_face: int | None = None) -> list[Face]:
         """Detects every face of a photo and returns them from left to right.
 
         Args:
             photo: a path, the bytes of an image file, a PIL image, or an upright (H, W, 3) uint8
                 RGB array.
+            min_face: side in px of the smallest face to look for, 12 to 1000. Larger is faster.
+                None means the model's own, `Model.min_face`.
 
         Raises:
-            PersonaError: the photo cannot be read.
+            PersonaError: the photo cannot be read, or the detector cannot look for such faces.
 
         Example:
             >>> import persona
@@ -114,7 +124,8 @@ class Model:
             >>> model.find(Image.new("RGB", (200, 200)))
             []
         """
-        return [_face(seen) for seen in self.sight.find(to_pixels(photo)) if seen.crop is not None]
+        found = self.sight.find(to_pixels(photo), min_face)
+        return [_face(seen) for seen in found if seen.crop is not None]
 
     def embed(self, faces: FacesLike) -> Embeddings:
         """Embeds faces as (N, E) float32 embeddings of unit length, one per face.
@@ -239,7 +250,7 @@ class Model:
         if self._eyes is None:
             from persona.gallery.faces import Eyes
 
-            self._eyes = Eyes(self.named, self.align)
+            self._eyes = Eyes(self.named, self.align, self.min_face)
         return self._eyes
 
     def _crop(self, face: Face | PhotoLike, place: int, count: int) -> Crop:
@@ -259,7 +270,9 @@ class Model:
         return Crop(file.getvalue(), None, points)
 
 
-def load(name: str | None = None, *, workspace: Workspace | None = None) -> Model:
+def load(
+    name: str | None = None, *, workspace: Workspace | None = None, min_face: int = MIN_FACE_PX
+) -> Model:
     """Loads a face network by its name.
 
     Args:
@@ -268,6 +281,8 @@ def load(name: str | None = None, *, workspace: Workspace | None = None) -> Mode
             the best student that was trained here, or else `persona-s` if Persona ships it.
         workspace: where models are stored. None means `PERSONA_HOME`, or the current folder where
             it is not set.
+        min_face: side in px of the smallest face to look for in photos, 12 to 1000. Larger is
+            faster. Everything that is done with the model uses it, a gallery as well.
 
     Raises:
         PersonaError: there is no such model, or its file is missing or damaged.
@@ -285,7 +300,8 @@ def load(name: str | None = None, *, workspace: Workspace | None = None) -> Mode
     if name is None:
         name = find_model(None, place.models).id
     named = load_embedder(spell(name), place.models)
-    return Model(named, network_align(named, place), place, card_threshold(named.name, place))
+    threshold = card_threshold(named.name, place)
+    return Model(named, network_align(named, place), place, threshold, min_face)
 
 
 def wrap(
@@ -297,6 +313,7 @@ def wrap(
     std: float | Sequence[float] = 128.0,
     name: str = "a wrapped network",
     workspace: Workspace | None = None,
+    min_face: int = MIN_FACE_PX,
 ) -> Model:
     """Makes a `Model` from the user's own torch network.
 
@@ -311,6 +328,7 @@ def wrap(
         name: name of the model in messages.
         workspace: where sets and models are stored. None means `PERSONA_HOME`, or the current
             folder where it is not set.
+        min_face: side in px of the smallest face to look for in photos, as of `persona.load`.
 
     Raises:
         PersonaError: the network does not return (B, E) embeddings.
@@ -331,7 +349,8 @@ def wrap(
     margin = 0 if alignment == "landmarks" else AlignSpec().margin
     trained_on = "a network of the user's own"
     named = NamedNetwork(name, wrapped, trained_on, (), image_size, wrapped.digest())
-    return Model(named, AlignSpec(alignment, image_size, margin), workspace or Workspace.locate())
+    align = AlignSpec(alignment, image_size, margin)
+    return Model(named, align, workspace or Workspace.locate(), min_face=min_face)
 
 
 def _face(seen: SeenFace) -> Face:

@@ -10,8 +10,10 @@ import typer
 
 from persona.cli.commands import Commands
 from persona.cli.output import (
+    MIN_FACE_PX,
     CacheOption,
     JsonFlag,
+    MinFaceOption,
     ModelsOption,
     RawOption,
     ShardsOption,
@@ -102,10 +104,7 @@ def shard_command(
         str, typer.Option(help="Where faces are detected: auto, cpu or cuda.")
     ] = "auto",
     margin: Annotated[int, typer.Option(help="Around the box, in px of the crop.")] = 14,
-    min_face: Annotated[
-        int,
-        typer.Option(help="Smallest face to look for, px of the photo; larger is faster."),
-    ] = 20,
+    min_face: MinFaceOption = MIN_FACE_PX,
     workers: Annotated[
         int | None, typer.Option("--workers", "-w", help="Processes.  [default: all cores]")
     ] = None,

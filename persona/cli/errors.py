@@ -48,12 +48,18 @@ _OS_ERRORS = {
 }
 
 _PEER_LOST = "another process of this run ended: its own line says why"
+_NO_WAY = (
+    "the processes of this run cannot reach each other: on every machine, set GLOO_SOCKET_IFNAME "
+    "to the name of its network interface (`ip address` lists them)"
+)
 _RUNTIME_ERRORS = {
     "out of memory": _NO_MEMORY,  # torch.OutOfMemoryError
     "can't allocate memory": _NO_MEMORY,  # torch on the CPU
     "Connection closed by peer": _PEER_LOST,  # gloo, in processes that wait for another one
     "Connection reset by peer": _PEER_LOST,
     "NCCL communicator was aborted": _PEER_LOST,
+    # Gloo takes the address of the machine's own name, which may be that of the loopback interface.
+    "connectFullMesh failed": _NO_WAY,
 }
 
 _UsageError = typer.BadParameter.__mro__[1]

@@ -12,9 +12,11 @@ import typer
 
 from persona.cli.commands import Commands
 from persona.cli.output import (
+    MIN_FACE_PX,
     NETWORKS,
     CacheOption,
     JsonFlag,
+    MinFaceOption,
     ModelsOption,
     ShardsOption,
     TableColumn,
@@ -85,6 +87,7 @@ def enroll_command(
         ),
     ] = False,
     keep_crops: KeepCropsOption = False,
+    min_face: MinFaceOption = MIN_FACE_PX,
     store: StoreOption = None,
     model: ModelOption = None,
     threshold: ThresholdOption = None,
@@ -97,7 +100,9 @@ def enroll_command(
 
     people, failed = people_of(what, note)
     with open_people(
-        store, model, threshold, "mean", passphrase_file, models, keep_crops=keep_crops
+        *(store, model, threshold, "mean", passphrase_file, models),
+        keep_crops=keep_crops,
+        min_face=min_face,
     ) as gallery:
         ask = _ask if sys.stdin.isatty() else None
         done = enroll_people(gallery, people, failed, force=force, ask=ask)
@@ -415,6 +420,7 @@ def open_people(
     *,
     keep_crops: bool = False,
     create: bool = True,
+    min_face: int = MIN_FACE_PX,
 ) -> Gallery:
     """Opens the gallery that a command's options name: a file, or a database by its URL."""
     from persona.gallery import open_gallery
@@ -429,4 +435,5 @@ def open_people(
         passphrase=_passphrase(passphrase_file),
         keep_crops=keep_crops,
         create=create,
+        min_face=min_face,
     )

@@ -20,9 +20,11 @@ from persona.cli.gallery import (
     threshold_facts,
 )
 from persona.cli.output import (
+    MIN_FACE_PX,
     NETWORKS,
     CacheOption,
     JsonFlag,
+    MinFaceOption,
     ModelsOption,
     ShardsOption,
     TableColumn,
@@ -127,6 +129,7 @@ def gallery_import(
         int | None,
         typer.Option("--workers", "-w", min=0, help="Processes.  [default: all cores]"),
     ] = None,
+    min_face: MinFaceOption = MIN_FACE_PX,
     store: StoreOption = None,
     model: ModelOption = None,
     threshold: ThresholdOption = None,
@@ -162,7 +165,9 @@ def gallery_import(
     place = workspace(models=models)
     with (
         open_people(
-            *(store, model, threshold, "mean", passphrase_file, models), keep_crops=keep_crops
+            *(store, model, threshold, "mean", passphrase_file, models),
+            keep_crops=keep_crops,
+            min_face=min_face,
         ) as gallery,
         open_journal(place.gallery.parent, gallery, file) as journal,
     ):

@@ -16,7 +16,9 @@ from persona.cli.gallery import (
     tell_enrolled,
 )
 from persona.cli.output import (
+    MIN_FACE_PX,
     JsonFlag,
+    MinFaceOption,
     ModelOption,
     ModelsOption,
     ShardsOption,
@@ -67,6 +69,7 @@ def group_command(
     far: Annotated[
         float, typer.Option(help="False accept rate that --calibrate chooses it for.")
     ] = 1e-3,
+    min_face: MinFaceOption = MIN_FACE_PX,
     name: Annotated[
         list[str] | None,
         typer.Option(
@@ -114,7 +117,7 @@ def group_command(
         raise PersonaError("--name and --enroll take the groups of a folder: name it with --out")
     photos = find_photos(folder)
     place = workspace(shards=shards, models=models)
-    network = load(model, workspace=place)
+    network = load(model, workspace=place, min_face=min_face)
     if calibrate is not None:
         network.calibrate(load_set(calibrate, workspace=place), far)
     done: list[Enrolled] = []
@@ -127,6 +130,7 @@ def group_command(
                 open_people(
                     *(store, network.name, chosen, "mean", passphrase_file, models),
                     keep_crops=keep_crops,
+                    min_face=min_face,
                 )
             )
         with progress_bar("looking at photos", total=len(photos), unit="photos") as advance:

@@ -50,6 +50,16 @@ ModelOption = Annotated[
 ModelArgument = Annotated[
     str | None, typer.Argument(help="Model ID.  [default: the best of the newest run]")
 ]
+MIN_FACE_PX = 20
+"""Default of `MinFaceOption`, as of persona/data/align/spec.py, which imports numpy."""
+MinFaceOption = Annotated[
+    int,
+    typer.Option(
+        "--min-face",
+        metavar="PX",
+        help="Smallest face to look for, px of the photo; larger is faster.",
+    ),
+]
 TrackerOption = Annotated[
     str | None,
     typer.Option(

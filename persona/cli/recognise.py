@@ -19,7 +19,16 @@ from persona.cli.gallery import (
     open_people,
     threshold_facts,
 )
-from persona.cli.output import JsonFlag, ModelsOption, TableColumn, note, print_json, print_table
+from persona.cli.output import (
+    MIN_FACE_PX,
+    JsonFlag,
+    MinFaceOption,
+    ModelsOption,
+    TableColumn,
+    note,
+    print_json,
+    print_table,
+)
 from persona.errors import PersonaError, SkipPhoto
 from persona.progress import progress_bar
 from persona.workers import in_threads
@@ -45,6 +54,7 @@ def recognise_command(
     every: Annotated[
         float, typer.Option(min=0.01, max=60, help="Of a video, look every so many seconds.")
     ] = 0.2,
+    min_face: MinFaceOption = MIN_FACE_PX,
     store: StoreOption = None,
     model: ModelOption = None,
     threshold: ThresholdOption = None,
@@ -68,7 +78,9 @@ def recognise_command(
     if annotate is not None and annotate.resolve() == what.resolve():
         raise PersonaError(f"--annotate {annotate} would overwrite what it shows: choose another")
     with open_people(
-        store, model, threshold, match, passphrase_file, models, create=False
+        *(store, model, threshold, match, passphrase_file, models),
+        create=False,
+        min_face=min_face,
     ) as gallery:
         seen = None if folder else _video(gallery, what, annotate, every)
         answers: list[tuple[Path, tuple[Sighting, ...] | str]] = []

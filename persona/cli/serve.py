@@ -24,7 +24,14 @@ from persona.cli.gallery import (
     ThresholdOption,
     open_people,
 )
-from persona.cli.output import JsonFlag, ModelsOption, note, print_json
+from persona.cli.output import (
+    MIN_FACE_PX,
+    JsonFlag,
+    MinFaceOption,
+    ModelsOption,
+    note,
+    print_json,
+)
 from persona.errors import PersonaError
 from persona.extras import missing
 
@@ -39,6 +46,7 @@ def serve_command(
     match: MatchOption = "mean",
     passphrase_file: PassphraseOption = None,
     keep_crops: KeepCropsOption = False,
+    min_face: MinFaceOption = MIN_FACE_PX,
     host: Annotated[
         str, typer.Option(help="Address to listen on; beyond this machine a token is wanted.")
     ] = "127.0.0.1",
@@ -110,7 +118,9 @@ def serve_command(
     with (
         listen(host, port) as listener,
         open_people(
-            *(store, model, threshold, match, passphrase_file, models), keep_crops=keep_crops
+            *(store, model, threshold, match, passphrase_file, models),
+            keep_crops=keep_crops,
+            min_face=min_face,
         ) as gallery,
         contextlib.nullcontext() if groups is None else open_groups(groups, gallery) as opened,
     ):

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from persona.cli.output import (
+    MIN_FACE_PX,
     JsonFlag,
+    MinFaceOption,
     ModelOption,
     ModelsOption,
     ShardsOption,
@@ -40,6 +42,7 @@ def verify_command(
     far: Annotated[
         float, typer.Option(help="False accept rate that --calibrate chooses it for.")
     ] = 1e-3,
+    min_face: MinFaceOption = MIN_FACE_PX,
     shards: ShardsOption = None,
     models: ModelsOption = None,
     json: JsonFlag = False,
@@ -52,7 +55,7 @@ def verify_command(
     from persona.api.verification import verify
 
     place = workspace(shards=shards, models=models)
-    network = load(model, workspace=place)
+    network = load(model, workspace=place, min_face=min_face)
     if calibrate is not None:
         network.calibrate(load_set(calibrate, workspace=place), far)
     verdict = verify(a, b, model=network, threshold=threshold)
@@ -71,6 +74,7 @@ def embed_command(
     what: Annotated[Path, typer.Argument(metavar="PHOTO|FOLDER")],
     out: Annotated[Path, typer.Option("--out", help="The file to write: .npz or .parquet.")],
     model: ModelOption = None,
+    min_face: MinFaceOption = MIN_FACE_PX,
     models: ModelsOption = None,
     json: JsonFlag = False,
 ) -> None:
@@ -80,7 +84,7 @@ def embed_command(
 
     check_format(out)
     photos = find_photos(what)
-    network = load(model, workspace=workspace(models=models))
+    network = load(model, workspace=workspace(models=models), min_face=min_face)
     with progress_bar("embedding", total=len(photos), unit="photos") as advance:
         found = embed_photos(network, photos, advance)
     write_embeddings(out, found)

@@ -32,7 +32,7 @@ from persona.evaluation.sanity import check_teacher
 from persona.models.sources import NamedNetwork, spell
 from persona.progress import progress_bar
 from persona.training.callbacks import Callback
-from persona.training.devices import build_accelerator, rng_state, set_rng_state
+from persona.training.devices import agree, build_accelerator, rng_state, set_rng_state
 from persona.training.length import Length
 from persona.training.meter import Meter
 from persona.training.run import DISTILLING, LOG_STEPS, Run, find_stored
@@ -68,7 +68,8 @@ def distill(
         dynamo_backend=config.compile,
     )
     if resume == AUTO:
-        resume = find_unfinished(config, workspace.runs)
+        # The first process decides: a shared file system may show another one an older state.
+        resume = agree(accelerator, find_unfinished(config, workspace.runs))
     training = Distillation(config, workspace, accelerator, resume, teacher, callbacks)
     with resumed_by(f"--resume {training.run.id}"), training.run:
         training.inputs.announce(training.run, training.length, training.trainer)

@@ -23,7 +23,7 @@ from persona.data.align import crop_face
 from persona.data.align.decode import Decoded
 from persona.data.align.detect import MIN_FACE_PX, Mtcnn
 from persona.data.align.detect_onnx import OnnxNetworks
-from persona.data.align.spec import AlignSpec, Box, Crop, FoundFace
+from persona.data.align.spec import AlignSpec, Box, Crop, FoundFace, check_min_face
 from persona.errors import PersonaError, SkipPhoto
 from persona.gallery import quality
 from persona.gallery.store import Templates
@@ -50,19 +50,42 @@ class SeenFace:
 class Eyes:
     """A detector and a network. Any number of threads may use them at once."""
 
-    def __init__(self, named: Named, align: AlignSpec) -> None:
-        self.named, self.align = named, align
+    def __init__(self, named: Named, align: AlignSpec, min_face: int = MIN_FACE_PX) -> None:
+        """Loads the detector.
+
+        Args:
+            named: the network.
+            align: how its crops are made. Its smallest face is that of packed sets, and not used.
+            min_face: side in px of the smallest face to look for.
+
+        Raises:
+            PersonaError: the detector cannot look for such faces.
+        """
+        check_min_face(min_face)
+        self.named, self.align, self.min_face = named, align, min_face
         self.network = _embedder(named)
         # In onnxruntime also where torch is installed: importing torch takes far longer than
         # detecting the faces of a photo.
-        self._find = Mtcnn(networks=OnnxNetworks())
+        self._networks = OnnxNetworks()
 
-    def find(self, photo: Pixels) -> list[SeenFace]:
-        """Detects every face of an upright (H, W, 3) uint8 RGB photo, from left to right."""
+    def find(self, photo: Pixels, min_face: int | None = None) -> list[SeenFace]:
+        """Detects every face of an upright (H, W, 3) uint8 RGB photo, from left to right.
+
+        Args:
+            photo: the photo.
+            min_face: side in px of the smallest face to look for, if it is another than `Eyes`
+                was made with.
+
+        Raises:
+            PersonaError: the photo is of another shape or type, or the detector cannot look for
+                such faces.
+        """
         check_pixels(photo)
-        if min(photo.shape[:2]) < MIN_FACE_PX:
+        least = self.min_face if min_face is None else min_face
+        check_min_face(least)
+        if min(photo.shape[:2]) < least:
             return []
-        (faces,) = self._find.find_all([photo])
+        (faces,) = Mtcnn(networks=self._networks, min_face_px=least).find_all([photo])
         decoded = Decoded(Image.fromarray(photo))
         height, width = photo.shape[:2]
         inside = [replace(face, box=_within(face.box, width, height)) for face in faces]

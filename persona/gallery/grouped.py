@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from persona.data.align.spec import AlignSpec, Box, Crop
+from persona.data.align.spec import MIN_FACE_PX, AlignSpec, Box, Crop
 from persona.errors import PersonaError, SkipPhoto
 from persona.evaluation.grouping import estimate_threshold, group_linked, link
 from persona.evaluation.metrics import Bools, Ints
@@ -210,9 +210,17 @@ class Groups:
         self.given |= inside
 
 
-def maker(digest: str, align: AlignSpec) -> str:
-    """What made an embedding: two faces are comparable if it is the same."""
-    return f"{digest} {json.dumps(align.facts, sort_keys=True)}"
+def maker(digest: str, align: AlignSpec, min_face: int = MIN_FACE_PX) -> str:
+    """What made an embedding: two faces are comparable if it is the same.
+
+    Args:
+        digest: digest of the network.
+        align: how its crops are made.
+        min_face: side in px of the smallest face that was looked for. Another one gives other
+            boxes, by which a face would not be found again.
+    """
+    facts = align.facts | ({} if min_face == MIN_FACE_PX else {"smallest": min_face})
+    return f"{digest} {json.dumps(facts, sort_keys=True)}"
 
 
 def _key(photo: str, box: Sequence[float]) -> Key:
@@ -347,10 +355,12 @@ def _digest(photo: str) -> str | None:
 
 def check_maker(faces: Faces, gallery: Gallery) -> None:
     """Raises OtherNetworkError unless the gallery's templates are made as those of the table."""
-    if faces.made_by != maker(gallery.eyes.named.digest, gallery.eyes.align):
+    eyes = gallery.eyes
+    if faces.made_by != maker(eyes.named.digest, eyes.align, eyes.min_face):
         raise OtherNetworkError(
-            f"the groups were made by {faces.model}, and {gallery.store.place} by another network "
-            f"or alignment ({gallery.eyes.named.name}): group the photos again with --model"
+            f"the groups were made by {faces.model}, and {gallery.store.place} by another network, "
+            f"alignment or --min-face ({eyes.named.name}, {eyes.min_face} px): group the photos "
+            "again with --model and --min-face"
         )
 
 
@@ -474,8 +484,8 @@ def read_table(path: Path, empty: Faces, spelled: dict[str, str] | None = None) 
     stored = _stored(path)
     if stored["made_by"] != empty.made_by:
         raise PersonaError(
-            f"{path.parent} was made by {stored['model']}, not by {empty.model} as it is now: "
-            "name another folder"
+            f"{path.parent} was made by {stored['model']}, not by {empty.model} as it is now, or "
+            "with another --min-face: name another folder"
         )
     table = empty
     photos = dict(zip(stored["seen"], stored["stamp"], strict=True))

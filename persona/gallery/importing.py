@@ -258,7 +258,7 @@ class Looker:
 
 
 def build_looker(
-    network: str, digest: str, models: Path, align: AlignSpec, keep_crops: bool
+    network: str, digest: str, models: Path, align: AlignSpec, min_face: int, keep_crops: bool
 ) -> Looker:
     """Loads the gallery's network in a worker process.
 
@@ -272,7 +272,7 @@ def build_looker(
     named = load_embedder(network, models)
     if named.digest != digest:
         raise OtherNetworkError(f"{network} was replaced since the import began: run again")
-    return Looker(Eyes(named, align), keep_crops=keep_crops)
+    return Looker(Eyes(named, align, min_face), keep_crops=keep_crops)
 
 
 # --- the journal ------------------------------------------------------------------------------
@@ -291,7 +291,7 @@ class Note:
     failed: str | None = None
     """Why nothing of the person was enrolled."""
     how: str = ""
-    """Threshold and `force` with which that was decided."""
+    """Threshold, `force` and smallest face with which that was decided."""
 
 
 class Journal:
@@ -380,7 +380,7 @@ def import_list(
             again continues it.
     """
     gallery.store.check_writable()
-    how = f"{gallery.threshold!r} {force}"
+    how = f"{gallery.threshold!r} {force} {gallery.eyes.min_face}"
     enrolled = {person.name: person.photos for person in gallery.people()}
     done = Imported(refused=list(listed.refused))
     due: list[tuple[str, str]] = []
@@ -429,6 +429,7 @@ def _looking(
         eyes.named.digest,
         models,
         eyes.align,
+        eyes.min_face,
         keep_crops,
     )
     if not workers:

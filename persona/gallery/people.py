@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from persona.config import from_dict
-from persona.data.align.spec import AlignSpec, Crop
+from persona.data.align.spec import MIN_FACE_PX, AlignSpec, Crop, check_min_face
 from persona.errors import PersonaError, SkipPhoto, unknown
 from persona.evaluation.thresholds import SAME
 from persona.figure_names import power
@@ -463,6 +463,7 @@ def open_gallery(
     passphrase: bytes | None = None,
     keep_crops: bool = False,
     create: bool = True,
+    min_face: int = MIN_FACE_PX,
 ) -> Gallery:
     """Opens a gallery with its network, or creates one.
 
@@ -476,16 +477,18 @@ def open_gallery(
         passphrase: passphrase of an encrypted gallery. A new gallery is encrypted with it.
         keep_crops: whether to store the aligned crops of new photos, for `rebuild`.
         create: whether to create the gallery where there is none.
+        min_face: side in px of the smallest face to look for in photos.
 
     Raises:
-        PersonaError: the gallery cannot be opened, its templates are another network's, or there
-            is no threshold.
+        PersonaError: the gallery cannot be opened, its templates are another network's, there
+            is no threshold, or the detector cannot look for such faces.
     """
     if match not in MATCHES:
         raise unknown("match", match, MATCHES)
+    check_min_face(min_face)
     store = open_store(place, passphrase=passphrase, create=create)
     try:
-        eyes = open_eyes(store, network, workspace)
+        eyes = open_eyes(store, network, workspace, min_face)
         facts = store.facts()
         chosen = None if facts is None else facts.threshold
         if threshold is not None:
@@ -505,7 +508,9 @@ def open_gallery(
     return Gallery(store, eyes, chosen, match=match, keep_crops=keep_crops)
 
 
-def open_eyes(store: Store, network: str | None, workspace: Workspace) -> Eyes:
+def open_eyes(
+    store: Store, network: str | None, workspace: Workspace, min_face: int = MIN_FACE_PX
+) -> Eyes:
     """Loads the network of a gallery. A gallery without photos is adopted by the network.
 
     A gallery from another machine names a file of that machine. If its name finds nothing here,
@@ -527,10 +532,10 @@ def open_eyes(store: Store, network: str | None, workspace: Workspace) -> Eyes:
     named, fresh = load_named(name, workspace)
     store.adopt(fresh)
     if facts is None or facts.digest != fresh.digest:
-        return Eyes(named, fresh.align)
+        return Eyes(named, fresh.align, min_face)
     if facts.network != fresh.network and not _leads_to(facts, workspace):
         store.take_name(fresh.network)
-    return Eyes(named, facts.align)
+    return Eyes(named, facts.align, min_face)
 
 
 def card_threshold(name: str, workspace: Workspace) -> Threshold | None:

@@ -175,7 +175,7 @@ def open_groups(folder: Path, gallery: Gallery) -> Iterator[OpenGroups]:
         )
     with folder_lock(folder, doing="working on the groups in"):
         eyes = gallery.eyes
-        made_by = maker(eyes.named.digest, eyes.align)
+        made_by = maker(eyes.named.digest, eyes.align, eyes.min_face)
         empty = Faces(made_by, eyes.named.name, eyes.network.embedding_size)
         opened = OpenGroups(folder, read_groups(folder, empty))
         try:

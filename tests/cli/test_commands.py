@@ -289,6 +289,7 @@ def test_what_an_interrupt_says_is_not_lost_on_its_way_through_typer(
     [
         ("CUDA out of memory. Tried to allocate 2 GiB", "a smaller --batch-size"),
         ("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:2", "another"),
+        ("Gloo connectFullMesh failed with [pair.cc:152] timed out", "set GLOO_SOCKET_IFNAME to"),
     ],
 )
 def test_errors_of_devices_and_peers_are_explained(said: str, part: str) -> None:

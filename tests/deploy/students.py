@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from little import LITTLE
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from persona.config import StudentConfig
 from persona.data.transforms import normalise
@@ -47,3 +48,22 @@ def write_student(
         test_set="none",
         config={"teacher": teacher},
     )
+
+
+def show_faces(student: Student, side: int = SIDE, count: int = 32) -> None:
+    """Gives the batch norms of a random student the statistics of drawn faces.
+
+    Without them a random network gives all faces nearly one embedding, and is not exported.
+    """
+    norms = [each for each in student.modules() if isinstance(each, _BatchNorm)]
+    before = [each.momentum for each in norms]
+    images = normalise(torch.from_numpy(drawn_faces(side, count)).permute(0, 3, 1, 2))
+    student.train()
+    for each in norms:
+        each.momentum = 0.5
+    with torch.no_grad():
+        for _ in range(10):
+            student(images)
+    for each, momentum in zip(norms, before, strict=True):
+        each.momentum = momentum
+    student.eval()

@@ -46,7 +46,7 @@ class FakeEyes:
     """Finds what `photo_of` put there."""
 
     named = SimpleNamespace(name="net", digest=FACTS.digest)
-    align = FACTS.align
+    align, min_face = FACTS.align, 20
 
     def find(self, photo: Any) -> list[SeenFace]:
         return [

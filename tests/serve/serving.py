@@ -264,6 +264,7 @@ EYES: Any = SimpleNamespace(
     named=SimpleNamespace(name="net", digest="digest"),
     align=FACTS.align,
     network=SimpleNamespace(embedding_size=WIDTH),
+    min_face=20,
 )
 """What `open_groups` asks of a network."""
 

@@ -215,14 +215,14 @@ class Mtcnn:
     def __call__(self, photos: Sequence[Array]) -> list[FoundFace | None]:
         """The chosen face of each photo, (H, W, 3) uint8. None if it has none.
 
-        Its sides are at least `min_face_px`.
+        It is searched for from `min_face_px` on; its refined box may be smaller.
         """
         return [found.chosen(*photo.shape[:2]) for photo, found in self._detect(photos)]
 
     def find_all(self, photos: Sequence[Array]) -> list[list[FoundFace]]:
         """Every face of each photo, (H, W, 3) uint8, by decreasing score.
 
-        Its sides are at least `min_face_px`.
+        They are searched for from `min_face_px` on; a refined box may be smaller.
         """
         return [
             [found.face(place) for place in range(len(found.boxes))]

@@ -10,6 +10,8 @@ from persona.landmarks import Floats
 
 MIN_FACE_PX = 20
 """Side of the smallest face that MTCNN looks for, unless it is told another one."""
+FEWEST_PX, MOST_PX = 12, 1000
+"""The smallest and the largest value of it. MTCNN's first network sees 12 px."""
 ALIGNMENTS = ("mtcnn", "boxes", "landmarks", "template", "none")
 
 Box = tuple[float, float, float, float]
@@ -19,6 +21,12 @@ Box = tuple[float, float, float, float]
 def default_size(method: str) -> int:
     """Default side of the crop in px: 112 for `template` (most aligned sets), 160 for FaceNet."""
     return 112 if method == "template" else 160
+
+
+def check_min_face(min_face: int) -> None:
+    """Raises PersonaError unless the detector can look for faces from `min_face` px on."""
+    if not FEWEST_PX <= min_face <= MOST_PX:
+        raise PersonaError(f"smallest face {min_face} px: choose {FEWEST_PX} to {MOST_PX}")
 
 
 @dataclass(frozen=True)
@@ -43,8 +51,7 @@ class AlignSpec:
             raise PersonaError(
                 f"margin {self.margin} px: choose 0 to below half the image size {self.image_size}"
             )
-        if not 12 <= self.min_face <= 1000:  # MTCNN's first network sees 12 px
-            raise PersonaError(f"smallest face {self.min_face} px: choose 12 to 1000")
+        check_min_face(self.min_face)
         if self.min_face != MIN_FACE_PX and not self.detects:
             raise PersonaError(
                 f"a smallest face goes with --align mtcnn or landmarks: --align {self.method} "
