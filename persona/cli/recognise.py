@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from persona.cli.gallery import (
+    KeepUnknownOption,
+    LivenessOption,
+    LivenessThresholdOption,
     MatchOption,
     ModelOption,
     PassphraseOption,
@@ -45,6 +48,9 @@ def recognise_command(
     every: Annotated[
         float, typer.Option(min=0.01, max=60, help="Of a video, look every so many seconds.")
     ] = 0.2,
+    keep_unknown: KeepUnknownOption = None,
+    liveness: LivenessOption = None,
+    liveness_threshold: LivenessThresholdOption = None,
     store: StoreOption = None,
     model: ModelOption = None,
     threshold: ThresholdOption = None,
@@ -68,7 +74,11 @@ def recognise_command(
     if annotate is not None and annotate.resolve() == what.resolve():
         raise PersonaError(f"--annotate {annotate} would overwrite what it shows: choose another")
     with open_people(
-        store, model, threshold, match, passphrase_file, models, create=False
+        *(store, model, threshold, match, passphrase_file, models),
+        create=False,
+        keep_unknown=keep_unknown,
+        liveness=liveness,
+        liveness_threshold=liveness_threshold,
     ) as gallery:
         seen = None if folder else _video(gallery, what, annotate, every)
         answers: list[tuple[Path, tuple[Sighting, ...] | str]] = []
