@@ -80,7 +80,7 @@ LivenessOption = Annotated[
     typer.Option(
         "--liveness",
         metavar="NAME|FILE.onnx",
-        help="Ask this liveness check first: of another package, or an ONNX file. Persona has none.",
+        help="Ask this liveness check first: one of another package, or an ONNX file.",
     ),
 ]
 LivenessThresholdOption = Annotated[

@@ -111,3 +111,34 @@ def _show_cost(plan: Upgrade) -> None:
         f"{fitted.held_out_faces} faces of {fitted.held_out_people} others, {fitted.impostors:,} "
         "pairs of two people"
     )
+
+
+@gallery_app.command("rollback")
+def gallery_rollback(
+    store: StoreOption = None,
+    passphrase_file: PassphraseOption = None,
+    models: ModelsOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Go back to the network and threshold before the last upgrade, rebuild or learning.
+
+    It needs the faces that --keep-crops kept. Run again, it goes forward.
+    """
+    from persona.gallery.upgrade import roll_back
+
+    with store_of(store, passphrase_file) as opened:
+        facts, count = roll_back(opened, workspace(models=models))
+    threshold = facts.threshold
+    if json:
+        print_json(
+            {
+                "model": facts.network,
+                "templates": count,
+                "threshold": threshold and threshold.value,
+            }
+        )
+    note(f"{count} templates are {facts.network}'s again")
+    if threshold is None:
+        note("choose their threshold: `persona gallery calibrate`")
+    else:
+        note(f"threshold {threshold.value:.3f}: {threshold.source}")

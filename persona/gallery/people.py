@@ -873,5 +873,8 @@ def rebuild(store: Store, network: str, workspace: Workspace) -> int:
     crops = [Crop(photo.crop or b"", None, photo.landmarks_62) for _, _, photo in photos]
     templates_NE = eyes.embed(crops)
     numbers = [number for _, number, _ in photos]
-    store.replace(fresh, dict(zip(numbers, templates_NE, strict=True)))
+    anew = dict(zip(numbers, templates_NE, strict=True))
+    # The same network may embed anew with another alignment; it is not moved then.
+    before = facts.previous if fresh.digest == facts.digest else facts.alone
+    store.replace(replace(fresh, previous=before), anew)
     return len(numbers)

@@ -472,8 +472,8 @@ def _comparable(gallery: Gallery, unknown: UnknownFaces) -> list[KeptFace]:
 def _distinct(faces: list[KeptFace], apart_s: float) -> tuple[list[KeptFace], int]:
     """The faces, and the number of their visits. A photo that came again is no visit."""
     templates_NE = np.stack([face.template for face in faces])
-    again_N = np.triu(templates_NE @ templates_NE.T >= SAME, 1).any(axis=0)
-    times = [face.seen for face, again in zip(faces, again_N, strict=True) if not again]
+    same_NN = np.triu(templates_NE @ templates_NE.T >= SAME, 1)
+    times = [face.seen for n, face in enumerate(faces) if not same_NN[:, n].any()]
     return faces, 1 + sum(b - a >= apart_s for a, b in pairwise(times))
 
 

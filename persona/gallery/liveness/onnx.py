@@ -204,12 +204,7 @@ class OnnxLiveness(Liveness):
                     f"settings, (batch, {live + 1} or more) is needed"
                 )
             score = output
-        if self.settings.activation == "softmax":
-            score = np.exp(score - score.max(axis=1, keepdims=True))
-            score /= score.sum(axis=1, keepdims=True)
-        elif self.settings.activation == "sigmoid":
-            score = 1 / (1 + np.exp(-np.clip(score, -80, 80)))
-        return np.asarray(score[:, live or 0])
+        return np.asarray(_activated(score, self.settings.activation)[:, live or 0], np.float32)
 
     def _probe(self, crops: Floats) -> None:
         """Runs the file for the first time, with a time limit."""
@@ -221,3 +216,12 @@ class OnnxLiveness(Liveness):
 
     def _wrong(self, what: str) -> PersonaError:
         return PersonaError(f"{self.path} is no liveness model of its settings: it has {what}")
+
+
+def _activated(output_BK: Floats, activation: str) -> npt.NDArray[np.floating]:
+    if activation == "softmax":
+        powers_BK = np.exp(output_BK - output_BK.max(axis=1, keepdims=True))
+        return powers_BK / powers_BK.sum(axis=1, keepdims=True)
+    if activation == "sigmoid":
+        return 1 / (1 + np.exp(-np.clip(output_BK, -80, 80)))
+    return output_BK
