@@ -169,9 +169,8 @@ def test_the_set_is_private_and_goes_also_where_learning_fails(
         raise PersonaError("it diverged")
 
     monkeypatch.setattr("persona.learning.run.learn", fail)
-    with open_store(gallery) as store:
-        with pytest.raises(PersonaError, match="it diverged"):
-            learn_from_gallery(store, open_set("lfw", place.shards), GIVEN, place)
+    with open_store(gallery) as store, pytest.raises(PersonaError, match="it diverged"):
+        learn_from_gallery(store, open_set("lfw", place.shards), GIVEN, place)
     assert seen == [0o700]
     assert [path.name for path in place.shards.iterdir()] == ["lfw"]
 
