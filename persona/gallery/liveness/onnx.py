@@ -218,10 +218,11 @@ class OnnxLiveness(Liveness):
         return PersonaError(f"{self.path} is no liveness model of its settings: it has {what}")
 
 
-def _activated(output_BK: Floats, activation: str) -> npt.NDArray[np.floating]:
+def _activated(output_BK: Floats, activation: str) -> Floats:
+    found_BK: Floats = output_BK
     if activation == "softmax":
         powers_BK = np.exp(output_BK - output_BK.max(axis=1, keepdims=True))
-        return powers_BK / powers_BK.sum(axis=1, keepdims=True)
-    if activation == "sigmoid":
-        return 1 / (1 + np.exp(-np.clip(output_BK, -80, 80)))
-    return output_BK
+        found_BK = powers_BK / powers_BK.sum(axis=1, keepdims=True)
+    elif activation == "sigmoid":
+        found_BK = 1 / (1 + np.exp(-np.clip(output_BK, -80, 80)))
+    return found_BK
