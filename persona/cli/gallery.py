@@ -195,6 +195,11 @@ def forget_command(
             f"{legible(name)} is forgotten: {templates} templates were removed; a second look "
             "found none"
         )
+    if unknown_file(store, None).exists():
+        note(
+            "note: unknown faces are kept, which may show this person: "
+            f"`{_command('gallery unknown --forget-all', store)}` deletes them"
+        )
 
 
 @gallery_app.command("list")
@@ -478,10 +483,17 @@ def open_unknown(
     hours: float | None = None,
 ) -> UnknownFaces:
     """Opens the kept unknown faces of the gallery that a command's options name."""
-    from persona.gallery.unknown_faces import UnknownFaces, file_of
+    from persona.gallery.unknown_faces import UnknownFaces
+
+    path = unknown_file(store, models)
+    return UnknownFaces(path, hours=hours, passphrase=_passphrase(passphrase_file))
+
+
+def unknown_file(store: str | None, models: Path | None) -> Path:
+    """Returns the file of a gallery's unknown faces, whether or not there is one."""
+    from persona.gallery.unknown_faces import file_of
     from persona.workspace import user_path
 
     default = workspace(models=models).gallery
     place = store or str(default)
-    path = file_of(place if "://" in place else user_path(place), default)
-    return UnknownFaces(path, hours=hours, passphrase=_passphrase(passphrase_file))
+    return file_of(place if "://" in place else user_path(place), default)

@@ -400,10 +400,18 @@ class Gallery:
     def forget(self, name: str) -> int:
         """Removes a person for good, and returns how many templates were removed.
 
+        Kept unknown faces that look like the person are deleted, too.
+
         Raises:
             NobodyError: nobody of that name is enrolled.
         """
-        return self.store.forget(self.store.person(name).name)
+        name = self.store.person(name).name
+        templates = [photo.template for _, _, photo in self.store.photos(name)]
+        count = self.store.forget(name)
+        if self.unknown is not None and templates:
+            digest = self.eyes.named.digest
+            self.unknown.forget_alike(np.stack(templates), self.threshold, digest)
+        return count
 
     def face(self, name: str) -> bytes | None:
         """Returns the oldest stored crop of a person as JPEG, or None if there is none."""

@@ -289,6 +289,15 @@ class UnknownFaces:
                 for number in numbers
             )
 
+    def forget_alike(self, templates_NE: Templates, threshold: float, digest: str) -> int:
+        """Deletes the faces that reach a similarity to one of some templates, and counts them."""
+        alike = [
+            face.number
+            for face in self.faces()
+            if face.model == digest and float((templates_NE @ face.template).max()) >= threshold
+        ]
+        return self.forget(alike)
+
     def forget_all(self) -> int:
         """Deletes every face, and returns how many there were."""
         with self._changing():

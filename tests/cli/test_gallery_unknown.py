@@ -9,7 +9,9 @@ from typing import Any
 import onnx_files
 import pytest
 from helpers import persona_error_here, persona_here
+from typer.testing import CliRunner
 
+from persona.cli.app import app
 from persona.data.synthetic import draw_identity, draw_photo
 from persona.gallery.unknown_faces import UnknownFaces
 
@@ -63,6 +65,8 @@ def test_unknown_faces_are_kept_proposed_and_deleted(place: Path) -> None:
     done = here(place, "gallery", "unknown", *options, "--force", "--keep-crops")
     assert [(one["name"], one["added"]) for one in done["enrolled"]] == [("Bob", found[0]["faces"])]
     assert here(place, "gallery", "show", "Bob")["crops"] == found[0]["faces"]
+    notes = CliRunner().invoke(app, ["forget", "Ann"], env={"PERSONA_HOME": str(place)}).stderr
+    assert "`persona gallery unknown --forget-all` deletes them" in notes
     left = here(place, "gallery", "unknown", "--forget-all")["deleted"]
     assert left == 2 - found[0]["faces"]
 

@@ -134,6 +134,16 @@ def test_a_request_that_failed_keeps_nothing(people: Gallery, unknown: UnknownFa
     assert unknown.faces() == []
 
 
+def test_who_is_forgotten_is_not_kept_as_unknown(people: Gallery, unknown: UnknownFaces) -> None:
+    ada, eve = np.eye(2, 8, dtype=np.float32)
+    come(people, ada, 0)
+    come(people, eve, 0)
+    people.enroll("Ada", [photo_of(ada), photo_of(near(ada, 0.9, 3))])
+    assert people.forget("Ada") == 2
+    (left,) = unknown.faces()
+    assert float(left.template @ eve) > 0.8
+
+
 def test_a_photo_that_comes_again_is_no_visit(
     people: Gallery, unknown: UnknownFaces, clock: Clock
 ) -> None:
