@@ -32,7 +32,7 @@ from persona.data.align.spec import AlignSpec, Crop
 from persona.data.pack import PackOptions, pack_photos
 from persona.data.raw import open_dataset
 from persona.data.sets import FaceSet
-from persona.errors import PersonaError
+from persona.errors import PersonaError, Preempted
 from persona.evaluation.processes import join_processes
 from persona.evaluation.thresholds import faces_of, threshold_at
 from persona.figure_names import power
@@ -58,6 +58,7 @@ FAR = 1e-3
 HELD_OUT = 0.2
 """Share of a person's photos that are held out: one at least, of people with two or more."""
 SEED = 0
+ANEW = "nothing of the gallery is changed; run the command again, and it begins anew"
 JPEG_MODE, FOLDER_MODE = 0o600, 0o700
 
 
@@ -163,7 +164,13 @@ def learn_from_gallery(
         config = _config({**given, "student": material.card.id, "on": name, "hold_out": 0.0})
         from persona.learning.run import learn
 
-        learned = learn(config, place)
+        try:
+            learned = learn(config, place)
+        except Preempted:
+            raise PersonaError(f"learning was told to end: {ANEW}") from None
+        except KeyboardInterrupt:
+            # Not by --resume, as of other runs: the packed faces are deleted.
+            raise KeyboardInterrupt(f"interrupted: {ANEW}") from None
     new, fresh = load_named(learned, place)
     after, _ = _stand(Eyes(new, fresh.align), material, faces, far)
     return Outcome(

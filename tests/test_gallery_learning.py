@@ -23,7 +23,7 @@ from persona.data.align.spec import AlignSpec, Crop
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
 from persona.data.sets import open_set
-from persona.errors import PersonaError
+from persona.errors import PersonaError, Preempted
 from persona.gallery.faces import Eyes
 from persona.gallery.people import load_named
 from persona.gallery.store import Facts, StoredPhoto, Threshold, open_store
@@ -172,6 +172,22 @@ def test_the_set_is_private_and_goes_also_where_learning_fails(
     with open_store(gallery) as store, pytest.raises(PersonaError, match="it diverged"):
         learn_from_gallery(store, open_set("lfw", place.shards), GIVEN, place)
     assert seen == [0o700]
+    assert [path.name for path in place.shards.iterdir()] == ["lfw"]
+
+
+@pytest.mark.parametrize("kind", [Preempted, KeyboardInterrupt])
+def test_an_interruption_does_not_promise_to_go_on(
+    gallery: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+) -> None:
+    def end(*_: Any) -> str:
+        raise kind("run the command with --resume RUN to go on")
+
+    monkeypatch.setattr("persona.learning.run.learn", end)
+    wanted = PersonaError if kind is Preempted else kind
+    lfw = open_set("lfw", place.shards)
+    with open_store(gallery) as store, pytest.raises(wanted, match="it begins anew") as told:
+        learn_from_gallery(store, lfw, GIVEN, place)
+    assert "--resume" not in str(told.value) and not isinstance(told.value, Preempted)
     assert [path.name for path in place.shards.iterdir()] == ["lfw"]
 
 

@@ -219,10 +219,9 @@ class OnnxLiveness(Liveness):
 
 
 def _activated(output_BK: Floats, activation: str) -> Floats:
-    found_BK: Floats = output_BK
     if activation == "softmax":
         powers_BK = np.exp(output_BK - output_BK.max(axis=1, keepdims=True))
-        found_BK = powers_BK / powers_BK.sum(axis=1, keepdims=True)
-    elif activation == "sigmoid":
-        found_BK = 1 / (1 + np.exp(-np.clip(output_BK, -80, 80)))
-    return found_BK
+        return np.asarray(powers_BK / powers_BK.sum(axis=1, keepdims=True), np.float32)
+    if activation == "sigmoid":
+        return np.asarray(1 / (1 + np.exp(-np.clip(output_BK, -80, 80))), np.float32)
+    return output_BK
