@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import shutil
 from collections import defaultdict
@@ -57,6 +58,8 @@ FAR = 1e-3
 """False accept rate of the comparison, where the gallery's threshold has none."""
 HELD_OUT = 0.2
 """Share of a person's photos that are held out: one at least, of people with two or more."""
+CHANCE = 0.05
+"""Largest p-value of a gain that is not taken for chance."""
 SEED = 0
 ANEW = "nothing of the gallery is changed; run the command again, and it begins anew"
 JPEG_MODE, FOLDER_MODE = 0o600, 0o700
@@ -76,10 +79,13 @@ class Standing:
     """TAR at the false accept rate on the other people."""
     threshold: Threshold
     """Threshold of that rate on the other people."""
+    known: tuple[bool, ...]
+    """Whether each held-out photo is named rightly, as `recognised` counts it."""
 
     def to_json(self) -> dict[str, Any]:
         """Returns the figures as `persona learn gallery --json` prints them."""
-        return {**vars(self), "threshold": vars(self.threshold)}
+        shown = {name: value for name, value in vars(self).items() if name != "known"}
+        return shown | {"threshold": vars(self.threshold)}
 
 
 @dataclass(frozen=True)
@@ -105,19 +111,40 @@ class Outcome:
         return self.after.recognised - self.before.recognised
 
     @property
+    def won(self) -> int:
+        """Number of held-out photos that the new network alone names rightly."""
+        return sum(new and not old for old, new in self._both())
+
+    @property
+    def lost(self) -> int:
+        """Number of held-out photos that the old network alone names rightly."""
+        return sum(old and not new for old, new in self._both())
+
+    def _both(self) -> list[tuple[bool, bool]]:
+        return list(zip(self.before.known, self.after.known, strict=True))
+
+    @property
+    def p(self) -> float:
+        """Probability of such a gain or loss by chance: exact two-sided sign test (McNemar)."""
+        changed, fewer = self.won + self.lost, min(self.won, self.lost)
+        ways = sum(math.comb(changed, k) for k in range(fewer + 1))
+        return min(1.0, ways / 2 ** (changed - 1)) if changed else 1.0
+
+    @property
     def forgotten(self) -> float:
         """TAR that is lost on other people."""
         return self.before.tar - self.after.tar
 
     @property
     def is_better(self) -> bool:
-        """Whether more is recognised and little is forgotten, which `--yes` asks for."""
-        return self.gain > 0 and self.forgotten <= MOST_LOSS
+        """Whether more is recognised than by chance and little is forgotten, as `--yes` asks."""
+        return self.gain > 0 and self.p <= CHANCE and self.forgotten <= MOST_LOSS
 
     def to_json(self) -> dict[str, Any]:
         """Returns the outcome as `persona learn gallery --json` prints it."""
         shown = {**vars(self), "before": self.before.to_json(), "after": self.after.to_json()}
-        return shown | {"gain": self.gain, "forgotten": self.forgotten}
+        names = ("gain", "won", "lost", "p", "forgotten")
+        return shown | {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -252,7 +279,8 @@ def _stand(eyes: Eyes, material: Material, faces: FaceSet, far: float) -> tuple[
     source = f"FAR {power(far)} on {faces.name} ({impostors:,} pairs of two people), TAR {tar:.4f}"
     names = list(material.learned)
     mean_KE = np.stack([unit(_embed(eyes, material.learned[n]).mean(axis=0)) for n in names])
-    right, known = [], []
+    right: list[bool] = []
+    known: list[bool] = []
     for name, photos in material.held_out.items():
         score_PK = _embed(eyes, photos) @ mean_KE.T
         nearest_P = score_PK.argmax(axis=1)
@@ -265,6 +293,7 @@ def _stand(eyes: Eyes, material: Material, faces: FaceSet, far: float) -> tuple[
         float(np.mean(right)),
         tar,
         Threshold(value, source, far),
+        tuple(known),
     )
     return standing, impostors
 

@@ -108,12 +108,20 @@ def templates(path: Path) -> Any:
         return np.stack([photo.template for *_, photo in store.photos()])
 
 
-def outcome(before: float, after: float, tar: float, later: float) -> Outcome:
+def outcome(before: str, after: str, tar: float, later: float) -> Outcome:
+    """Of two networks that name the photos marked 1 rightly."""
     one, other = (
-        Standing(name, share, share, of, Threshold(0.4, "set", FAR))
-        for name, share, of in (("a", before, tar), ("b", after, later))
+        Standing(
+            name,
+            text.count("1") / len(text),
+            1.0,
+            of,
+            Threshold(0.4, "set", FAR),
+            tuple(mark == "1" for mark in text),
+        )
+        for name, text, of in (("a", before, tar), ("b", after, later))
     )
-    return Outcome(one, other, 4, 16, 4, "set", 100, FAR)
+    return Outcome(one, other, 4, 16, len(before), "set", 100, FAR)
 
 
 def test_it_learns_is_measured_replaces_and_goes_back(gallery: Path, place: Workspace) -> None:
@@ -267,16 +275,25 @@ def test_going_back_wants_the_network_and_the_faces(
 
 
 @pytest.mark.parametrize(
-    ("figures", "better"),
-    [((0.8, 0.9, 0.7, 0.69), True), ((0.8, 0.8, 0.7, 0.7), False), ((0.5, 0.9, 0.7, 0.6), False)],
+    ("before", "after", "tar", "won", "lost", "p", "better"),
+    [
+        ("0000001111", "1111111111", (0.70, 0.69), 6, 0, 2 / 64, True),
+        ("0000001111", "1111111111", (0.70, 0.64), 6, 0, 2 / 64, False),  # forgets too much
+        ("0111111111", "1111111111", (0.70, 0.70), 1, 0, 1.0, False),  # one photo may be chance
+        ("0000000001", "1111111110", (0.70, 0.70), 9, 1, 22 / 1024, True),
+        ("1111111111", "1111111111", (0.70, 0.70), 0, 0, 1.0, False),
+        ("1111111111", "0000001111", (0.70, 0.90), 0, 6, 2 / 64, False),
+    ],
 )
 def test_only_what_is_better_is_taken_without_asking(
-    figures: tuple[float, float, float, float], better: bool
+    before: str, after: str, tar: tuple[float, float], won: int, lost: int, p: float, better: bool
 ) -> None:
-    assert outcome(*figures).is_better is better
-    assert json.loads(json.dumps(outcome(*figures).to_json()))["gain"] == pytest.approx(
-        figures[1] - figures[0]
-    )
+    found = outcome(before, after, *tar)
+    assert (found.won, found.lost, found.is_better) == (won, lost, better)
+    assert found.p == pytest.approx(p)
+    shown = json.loads(json.dumps(found.to_json()))
+    assert shown["gain"] == pytest.approx((won - lost) / 10)
+    assert shown["p"] == pytest.approx(p) and "known" not in shown["after"]
 
 
 @pytest.mark.parametrize("better", [True, False])

@@ -179,7 +179,9 @@ def gallery_command(
     yes: Annotated[
         bool,
         typer.Option(
-            "--yes", help="Replace the model without asking, if it is better and forgets little."
+            "--yes",
+            help="Replace the model without asking, if it recognises more than by chance and "
+            "forgets little.",
         ),
     ] = False,
     steps: StepsOption = None,
@@ -239,7 +241,7 @@ def gallery_command(
         note(f"threshold {threshold.value:.3f}: {threshold.source}")
         return
     if yes:
-        note("it is not better, or forgets too much")
+        note("it recognises no more than by chance, or forgets too much")
     note(f"nothing is changed: `persona gallery upgrade --model {new}` does it all the same")
 
 
@@ -266,6 +268,10 @@ def show_outcome(outcome: Outcome) -> None:
         f"{outcome.after.model} learned {outcome.photos} photos of {outcome.people} people; "
         f"{outcome.held_out} photos of them are held out; other people: {outcome.test_set}, "
         f"{outcome.impostors:,} pairs of two people"
+    )
+    note(
+        f"of the held-out photos {outcome.won} are recognised now and were not, "
+        f"{outcome.lost} were and are not now (p = {outcome.p:.2g})"
     )
 
 
