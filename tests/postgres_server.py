@@ -144,8 +144,10 @@ def _within_reach(programs: Path, home: Path, user: str) -> Path:
     )
     if seen.returncode == 0:
         return programs
-    copy = home / "installed"
-    shutil.copytree(programs.parent, copy, symlinks=True)
-    for libraries in programs.parents[2].glob("*.libs"):  # a wheel's
-        shutil.copytree(libraries, home / libraries.name)
-    return copy / programs.name
+    # As deep as they were, because a wheel's programs find their libraries from where they lie.
+    root = programs.parents[2]
+    copy = home / "programs" / programs.relative_to(root)
+    shutil.copytree(programs.parent, copy.parent, symlinks=True)
+    for libraries in root.glob("*.libs"):
+        shutil.copytree(libraries, home / "programs" / libraries.name)
+    return copy
