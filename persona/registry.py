@@ -220,3 +220,4 @@ DATASETS: Registry[Any] = Registry("dataset", "persona.data.raw", "persona.datas
 DATASET_KINDS: Registry[Any] = Registry(
     "kind of dataset", "persona.data.raw", "persona.dataset_kinds", attribute="kind"
 )
+LIVENESS: Registry[Any] = Registry("liveness check", "persona.gallery.liveness", "persona.liveness")

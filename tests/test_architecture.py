@@ -29,9 +29,10 @@ ROOMS = {
     "api": FLOOR
     | {"data", "models", "training", "evaluation", "report", "deploy", "gallery", "targets"}
     | {"distill"},
+    "gallery_learning": FLOOR | {"data", "models", "evaluation", "gallery", "learning"},
     "cli": FLOOR
     | {"data", "models", "evaluation", "report", "targets", "distill", "deploy", "demo"}
-    | {"gallery", "learning", "serve", "api"},
+    | {"gallery", "learning", "gallery_learning", "serve", "api"},
     "__main__": {"cli"},
     "__init__": FLOOR | {"api", "training"},
 }

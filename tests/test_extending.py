@@ -60,6 +60,19 @@ found["stray"] = persona_error_here("export", student, "-o", "level=3", home=hom
 found["range"] = persona_error_here("distill", "plain", "-o", "student.channels=4", home=home)
 found["key"] = persona_error_here("distill", "plain", "-o", "student.width=1", home=home)
 found["strength"] = persona_error_here("distill", "-o", "augment.vignette=2", home=home)
+import numpy as np
+from persona.data.align.spec import FoundFace
+from persona.gallery.liveness import open_liveness
+
+grey_red = np.full((40, 80, 3), 90, np.uint8)
+grey_red[:, 40:] = (255, 0, 0)
+boxes = [FoundFace((0.0, 0.0, 40.0, 40.0)), FoundFace((40.0, 0.0, 80.0, 40.0))]
+check = open_liveness("colourful", 0.1)
+found["live"] = [check.threshold, *check.scores(grey_red, boxes)]
+found["nearest"] = persona_error_here(
+    *("serve", "--port", "0", "--liveness", "colourfull", "--model", student, "--threshold", "0.5"),
+    home=home,
+)
 print(json.dumps(found))
 """
 
@@ -98,7 +111,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_every_example_is_in_a_file_of_the_package() -> None:
     text = DOC.read_text()
     blocks = BLOCK.findall(text)
-    assert len(blocks) == text.count("```") / 2 == 9
+    assert len(blocks) == text.count("```") / 2 == 10
     assert all(len(body.splitlines()) < 45 for _, body in blocks)
 
 
@@ -146,3 +159,9 @@ def test_their_options_are_checked_as_personas_own(found: dict[str, Any]) -> Non
     assert "level 10: choose 0 to 9" in found["level"]
     assert "-o level is for another format: add --format onnx-gz" in found["stray"]
     assert "-o most goes with --measure nearest, not with class" in found["taken"]
+
+
+def test_a_liveness_check_of_ones_own_is_asked(found: dict[str, Any]) -> None:
+    assert found["live"] == [0.1, 0.0, 1.0]
+    assert "unknown liveness check 'colourfull'" in found["nearest"]
+    assert "colourful" in found["nearest"].partition("colourfull")[2]

@@ -5,20 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from persona.api.model import Model
 from persona.api.photos import PhotoLike, Pixels, to_pixels
 from persona.errors import PersonaError, SkipPhoto
 from persona.gallery.people import DoubtError, Enrolled, Gallery, Sighting, gallery_of
 from persona.gallery.store import Person, Threshold
+from persona.workspace import Workspace, user_path
+
+if TYPE_CHECKING:
+    from persona.gallery.audit import Audit
+    from persona.gallery.importing import Imported
 
 
 class People:
     """An open gallery. Use it in a `with` block, or call `close`."""
 
-    def __init__(self, gallery: Gallery) -> None:
+    def __init__(self, gallery: Gallery, workspace: Workspace | None = None) -> None:
         self._gallery = gallery
+        self._workspace = workspace or Workspace.locate()
 
     @property
     def threshold(self) -> float:
@@ -81,6 +87,63 @@ class People:
         """
         return self._gallery.forget(name)
 
+    def import_list(self, file: str | Path, *, force: bool = False, workers: int = 0) -> Imported:
+        """Enrols everybody of a list of names and photos, as `persona gallery import` does.
+
+        Interrupted and called again, it continues.
+
+        Args:
+            file: a .csv or .parquet file with the columns `name` and `photo`. Paths are relative to
+                the file, or absolute.
+            force: whether to enrol photos that look like two people, or a new name that looks like
+                somebody who is enrolled.
+            workers: number of processes. 0 works in this process, which a network of one's own
+                (`persona.wrap`) needs.
+
+        Returns:
+            Number of `people` who are enrolled and of photos that were `added`; the `refused` rows
+            and the `failed` people, each with the reason. Nothing is raised for these.
+
+        Raises:
+            PersonaError: the list cannot be read, or the gallery cannot be written.
+
+        Example:
+            with persona.open_gallery("gallery.db", model, threshold=0.4) as people:
+                done = people.import_list("people.csv")
+                print(done.people, [(one.row, one.reason) for one in done.refused])
+        """
+        from persona.gallery.importing import SUFFIXES, import_list, open_journal, read_list
+
+        path, place = user_path(str(file)), self._workspace
+        if path.suffix.lower() not in SUFFIXES:
+            raise PersonaError(f"{path} is no list: give a .csv or .parquet file")
+        if workers < 0:
+            raise PersonaError(f"{workers} workers: choose 0 or more")
+        listed = read_list(path)
+        with open_journal(place.gallery.parent, self._gallery, path) as journal:
+            return import_list(
+                self._gallery, listed, journal, place.models, force=force, workers=workers
+            )
+
+    def audit(self) -> Audit:
+        """Looks for people and photos that should be looked at, as `persona gallery audit` does.
+
+        Returns:
+            People who look `alike`, photos `far` from the others of their person, and people whose
+            only photo is `poor`. Nothing is changed.
+
+        Raises:
+            PersonaError: nobody is enrolled.
+
+        Example:
+            with persona.open_gallery("gallery.db", model, threshold=0.4) as people:
+                for pair in people.audit().alike:
+                    print(pair.a, pair.b, pair.similarity)
+        """
+        from persona.gallery.audit import audit_gallery
+
+        return audit_gallery(self._gallery.store, self._gallery.calibration)
+
     def list(self) -> list[Person]:
         """Everybody who is enrolled, sorted by name."""
         return self._gallery.people()
@@ -136,4 +199,4 @@ def open_gallery(
     gallery = gallery_of(place, model.sight, chosen, keep_crops=keep_crops)
     if threshold is not None and chosen is not None:
         gallery.calibration = chosen
-    return People(gallery)
+    return People(gallery, model.workspace)

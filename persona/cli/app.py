@@ -16,7 +16,10 @@ from persona.cli import (
     download,
     evaluate,
     gallery,
-    gallery_more,
+    gallery_audit,
+    gallery_import,
+    gallery_unknown,
+    gallery_upgrade,
     group,
     learn,
     models,
@@ -58,6 +61,9 @@ def options(
     """Options before the command. `--debug` is read by persona.cli.errors."""
 
 
+# These modules add their commands to `persona gallery`.
+_ = gallery_audit, gallery_import, gallery_unknown, gallery_upgrade
+
 DATA, TRAIN, MEASURE, SHIP, PEOPLE = "Data", "Train", "Measure", "Ship", "People"
 """Panels of `persona --help`."""
 
@@ -84,7 +90,7 @@ app.command("enroll", rich_help_panel=PEOPLE)(gallery.enroll_command)
 app.command("recognise", rich_help_panel=PEOPLE)(recognise.recognise_command)
 app.command("group", rich_help_panel=PEOPLE)(group.group_command)
 app.command("forget", rich_help_panel=PEOPLE)(gallery.forget_command)
-app.add_typer(gallery_more.gallery_app, name="gallery", rich_help_panel=PEOPLE)
+app.add_typer(gallery.gallery_app, name="gallery", rich_help_panel=PEOPLE)
 app.command("serve", rich_help_panel=PEOPLE)(serve.serve_command)
 
 

@@ -31,6 +31,7 @@ from persona.names import legible
 
 if TYPE_CHECKING:
     from persona.gallery import DoubtError, Enrolled, Gallery, Store
+    from persona.gallery.unknown_faces import UnknownFaces
 
 gallery_app = Commands(help="The people who are enrolled.", no_args_is_help=True)
 
@@ -66,6 +67,27 @@ MatchOption = Annotated[
 ]
 KeepCropsOption = Annotated[
     bool, typer.Option("--keep-crops", help="Keep the faces too, so that `rebuild` can use them.")
+]
+KeepUnknownOption = Annotated[
+    float | None,
+    typer.Option(
+        "--keep-unknown",
+        metavar="HOURS",
+        help="Keep unknown faces for so long, so that `persona gallery unknown` proposes people "
+        "who come back. Then they are deleted.  [default: none is kept]",
+    ),
+]
+LivenessOption = Annotated[
+    str | None,
+    typer.Option(
+        "--liveness",
+        metavar="NAME|FILE.onnx",
+        help="Ask this liveness check first: one of another package, or an ONNX file.",
+    ),
+]
+LivenessThresholdOption = Annotated[
+    float | None,
+    typer.Option(help="Lowest liveness score of a live face.  [default: the check's]"),
 ]
 NameArgument = Annotated[str, typer.Argument(help="As enrolled, or as `gallery list` shows it.")]
 
@@ -168,7 +190,7 @@ def forget_command(
     json: JsonFlag = False,
 ) -> None:
     """Remove somebody, so that nothing of them is left in the gallery's files."""
-    with _store(store) as opened:
+    with store_of(store) as opened:
         name = opened.person(name).name
         templates = opened.forget(name)
     if json:
@@ -178,12 +200,17 @@ def forget_command(
             f"{legible(name)} is forgotten: {templates} templates were removed; a second look "
             "found none"
         )
+    if unknown_file(store, None).exists():
+        note(
+            "note: unknown faces are kept, which may show this person: "
+            f"`{_command('gallery unknown --forget-all', store)}` deletes them"
+        )
 
 
 @gallery_app.command("list")
 def gallery_list(store: StoreOption = None, json: JsonFlag = False) -> None:
     """List everybody."""
-    with _store(store) as opened:
+    with store_of(store) as opened:
         people, facts = opened.people(), opened.facts()
     if json:
         print_json(
@@ -214,7 +241,7 @@ def gallery_show(
     """What is kept of somebody, and how alike their photos are."""
     from persona.gallery.people import describe_person
 
-    with _store(store, passphrase_file) as opened:
+    with store_of(store, passphrase_file) as opened:
         value = describe_person(opened, name)
     if json:
         print_json(value)
@@ -237,7 +264,7 @@ def gallery_rename(
     """Give somebody another name, so that nothing of the old one is left in the gallery's files."""
     from persona.gallery.people import rename_person
 
-    with _store(store, passphrase_file) as opened:
+    with store_of(store, passphrase_file) as opened:
         moved = rename_person(opened, name, to)
     if json:
         print_json(vars(moved))
@@ -260,7 +287,7 @@ def gallery_merge(
     """Make two people one, where one person was enrolled under two names."""
     from persona.gallery.people import TwoPeopleError, merge_people
 
-    with _store(store, passphrase_file) as opened:
+    with store_of(store, passphrase_file) as opened:
         if force:
             threshold = None
         elif threshold is None:
@@ -299,7 +326,7 @@ def gallery_backup(
     passphrase_file: PassphraseOption = None,
 ) -> None:
     """Copy the gallery, as it is at one moment, to a new file that --store takes."""
-    with _store(store, passphrase_file) as opened:
+    with store_of(store, passphrase_file) as opened:
         opened.back_up(out)
         count = len(opened.people())
     note(f"{out} holds {count} people with their templates, which are biometric data")
@@ -314,7 +341,7 @@ def gallery_export(
     """Write everybody's templates to one file, without photos and not encrypted."""
     from persona.gallery.transfer import export_people
 
-    with _store(store, passphrase_file) as opened:
+    with store_of(store, passphrase_file) as opened:
         count = export_people(opened, out)
     note(f"{out} holds {count} templates, which are biometric data, and is not encrypted")
 
@@ -349,7 +376,7 @@ def gallery_calibrate(
 
     from persona.gallery.calibrate import calibrate_gallery
 
-    with _store(store, passphrase_file, create=True) as opened:
+    with store_of(store, passphrase_file, create=True) as opened:
         chosen = calibrate_gallery(
             *(opened, model, place), faces=faces, far=far, threshold=threshold or 0.0
         )
@@ -369,7 +396,7 @@ def gallery_rebuild(
     """Make all templates anew with another network, from the faces that --keep-crops kept."""
     from persona.gallery.people import rebuild
 
-    with _store(store, passphrase_file) as opened:
+    with store_of(store, passphrase_file) as opened:
         count = rebuild(opened, model, workspace(models=models))
     note(f"{count} templates are made anew; choose their threshold: `persona gallery calibrate`")
 
@@ -403,7 +430,8 @@ def _passphrase(path: Path | None) -> bytes | None:
     return None if path is None else read_passphrase(path)
 
 
-def _store(store: str | None, passphrase_file: Path | None = None, create: bool = False) -> Store:
+def store_of(store: str | None, passphrase_file: Path | None = None, create: bool = False) -> Store:
+    """Opens the store that a command's options name, without its network."""
     from persona.gallery.store import open_store
 
     passphrase = _passphrase(passphrase_file)
@@ -421,12 +449,18 @@ def open_people(
     keep_crops: bool = False,
     create: bool = True,
     min_face: int = MIN_FACE_PX,
+    keep_unknown: float | None = None,
+    liveness: str | None = None,
+    liveness_threshold: float | None = None,
 ) -> Gallery:
     """Opens the gallery that a command's options name: a file, or a database by its URL."""
     from persona.gallery import open_gallery
+    from persona.gallery.liveness import open_liveness
 
+    if liveness is None and liveness_threshold is not None:
+        raise PersonaError("--liveness-threshold goes with --liveness: name a check")
     place = workspace(models=models)
-    return open_gallery(
+    gallery = open_gallery(
         store or place.gallery,
         model,
         place,
@@ -437,3 +471,36 @@ def open_people(
         create=create,
         min_face=min_face,
     )
+    try:
+        if liveness is not None:
+            gallery.liveness = open_liveness(liveness, liveness_threshold)
+        if keep_unknown is not None:
+            gallery.unknown = open_unknown(store, passphrase_file, models, hours=keep_unknown)
+    except BaseException:
+        gallery.close()
+        raise
+    return gallery
+
+
+def open_unknown(
+    store: str | None,
+    passphrase_file: Path | None,
+    models: Path | None,
+    *,
+    hours: float | None = None,
+) -> UnknownFaces:
+    """Opens the kept unknown faces of the gallery that a command's options name."""
+    from persona.gallery.unknown_faces import UnknownFaces
+
+    path = unknown_file(store, models)
+    return UnknownFaces(path, hours=hours, passphrase=_passphrase(passphrase_file))
+
+
+def unknown_file(store: str | None, models: Path | None) -> Path:
+    """Returns the file of a gallery's unknown faces, whether or not there is one."""
+    from persona.gallery.unknown_faces import file_of
+    from persona.workspace import user_path
+
+    default = workspace(models=models).gallery
+    place = store or str(default)
+    return file_of(place if "://" in place else user_path(place), default)

@@ -1,14 +1,16 @@
-"""`persona learn` and `persona learn benchmark`."""
+"""`persona learn`, `persona learn gallery` and `persona learn benchmark`."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from persona.cli.commands import Commands, told_twice
+from persona.cli.gallery import PassphraseOption, StoreOption, store_of
 from persona.cli.output import (
     CacheOption,
     JsonFlag,
@@ -25,6 +27,9 @@ from persona.cli.output import (
 from persona.cli.process import is_first, launcher_options
 from persona.errors import PersonaError
 from persona.workspace import Workspace
+
+if TYPE_CHECKING:
+    from persona.gallery_learning import Outcome
 
 learn_app = Commands(
     help="Teach a student new people without losing the old ones.", invoke_without_command=True
@@ -158,6 +163,116 @@ def learn_command(
     else:
         score = "" if card.score is None else f", accuracy {card.score:.4f} on held-out photos"
         typer.echo(f"{card.id}: {card.num_classes} identities{score}")
+
+
+@learn_app.command("gallery")
+def gallery_command(
+    test_set: Annotated[
+        str,
+        typer.Option(
+            metavar="SET",
+            help="A packed set of other people: what is forgotten is measured on them, and the "
+            "new threshold is chosen.",
+        ),
+    ],
+    method: Annotated[str, typer.Option(help="{methods}.")] = "anchor",
+    yes: Annotated[
+        bool,
+        typer.Option(
+            "--yes",
+            help="Replace the model without asking, if it recognises more than by chance and "
+            "forgets little.",
+        ),
+    ] = False,
+    steps: StepsOption = None,
+    batch_size: BatchOption = None,
+    memory: MemoryOption = None,
+    teacher: TeacherOption = None,
+    lr: RateOption = None,
+    seed: SeedOption = None,
+    option: ValueOption = None,
+    store: StoreOption = None,
+    passphrase_file: PassphraseOption = None,
+    shards: ShardsOption = None,
+    cache: CacheOption = None,
+    verify: VerifyOption = True,
+    models: ModelsOption = None,
+    runs: RunsOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """The gallery's student learns the people who are enrolled, from their kept faces.
+
+    Its gain, and what it forgets of other people, are shown before it replaces the old model.
+    `persona gallery rollback` goes back. On one process.
+    """
+    from persona.config import read_options
+    from persona.data.sets import open_set
+    from persona.gallery_learning import learn_from_gallery, take_over
+
+    place = Workspace.locate(shards=shards, models=models, runs=runs)
+    given = {
+        "method": method,
+        "steps": steps,
+        "batch_size": batch_size,
+        "memory": memory,
+        "teacher": teacher,
+        "optim.lr": lr,
+        "seed": seed,
+    }
+    given = read_options(given, option or [], told_twice)
+    faces = open_set(test_set, place.shards, cache, verify=verify)
+    with store_of(store, passphrase_file) as opened:
+        outcome = learn_from_gallery(opened, faces, given, place)
+        if not json:
+            show_outcome(outcome)
+        if yes:
+            agreed = outcome.is_better
+        elif json or not sys.stdin.isatty():
+            agreed = False
+        else:
+            agreed = typer.confirm("Replace the model?", err=True)
+        count = take_over(opened, outcome, place) if agreed else 0
+    if json:
+        print_json({"done": agreed, "templates": count, **outcome.to_json()})
+    new = outcome.after.model
+    if agreed:
+        threshold = outcome.after.threshold
+        note(f"{count} templates are {new}'s now; `persona gallery rollback` goes back")
+        note(f"threshold {threshold.value:.3f}: {threshold.source}")
+        return
+    if yes:
+        note("it recognises no more than by chance, or forgets too much")
+    note(f"nothing is changed: `persona gallery upgrade --model {new}` does it all the same")
+
+
+def show_outcome(outcome: Outcome) -> None:
+    """Prints what learning from a gallery gave, before and after."""
+    before, after = outcome.before, outcome.after
+    rows = [
+        ("held-out photos recognised", before.recognised, after.recognised),
+        ("held-out photos, nearest is right", before.rank_1, after.rank_1),
+        (f"TAR at FAR {outcome.far:g} on other people", before.tar, after.tar),
+        ("threshold", before.threshold.value, after.threshold.value),
+    ]
+    print_table(
+        [
+            TableColumn("gallery"),
+            *(TableColumn(n, right=True) for n in ("before", "after", "gain")),
+        ],
+        [
+            [name, f"{old:.4f}", f"{new:.4f}", "" if name == "threshold" else f"{new - old:+.4f}"]
+            for name, old, new in rows
+        ],
+    )
+    note(
+        f"{outcome.after.model} learned {outcome.photos} photos of {outcome.people} people; "
+        f"{outcome.held_out} photos of them are held out; other people: {outcome.test_set}, "
+        f"{outcome.impostors:,} pairs of two people"
+    )
+    note(
+        f"of the held-out photos {outcome.won} are recognised now and were not, "
+        f"{outcome.lost} were and are not now (p = {outcome.p:.2g})"
+    )
 
 
 @learn_app.command("benchmark")

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from persona.cli.gallery import (
+    KeepUnknownOption,
+    LivenessOption,
+    LivenessThresholdOption,
     MatchOption,
     ModelOption,
     PassphraseOption,
@@ -55,6 +58,9 @@ def recognise_command(
         float, typer.Option(min=0.01, max=60, help="Of a video, look every so many seconds.")
     ] = 0.2,
     min_face: MinFaceOption = MIN_FACE_PX,
+    keep_unknown: KeepUnknownOption = None,
+    liveness: LivenessOption = None,
+    liveness_threshold: LivenessThresholdOption = None,
     store: StoreOption = None,
     model: ModelOption = None,
     threshold: ThresholdOption = None,
@@ -81,6 +87,9 @@ def recognise_command(
         *(store, model, threshold, match, passphrase_file, models),
         create=False,
         min_face=min_face,
+        keep_unknown=keep_unknown,
+        liveness=liveness,
+        liveness_threshold=liveness_threshold,
     ) as gallery:
         seen = None if folder else _video(gallery, what, annotate, every)
         answers: list[tuple[Path, tuple[Sighting, ...] | str]] = []

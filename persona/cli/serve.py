@@ -17,6 +17,9 @@ import typer
 
 from persona.cli.gallery import (
     KeepCropsOption,
+    KeepUnknownOption,
+    LivenessOption,
+    LivenessThresholdOption,
     MatchOption,
     ModelOption,
     PassphraseOption,
@@ -47,6 +50,9 @@ def serve_command(
     passphrase_file: PassphraseOption = None,
     keep_crops: KeepCropsOption = False,
     min_face: MinFaceOption = MIN_FACE_PX,
+    keep_unknown: KeepUnknownOption = None,
+    liveness: LivenessOption = None,
+    liveness_threshold: LivenessThresholdOption = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; beyond this machine a token is wanted.")
     ] = "127.0.0.1",
@@ -101,6 +107,7 @@ def serve_command(
     X-Forwarded-Proto and X-Forwarded-For.
     """
     try:
+        from persona.gallery.unknown_faces import purging
         from persona.serve.api import build_app
         from persona.serve.door import read_networks
         from persona.serve.gate import Gate
@@ -121,7 +128,11 @@ def serve_command(
             *(store, model, threshold, match, passphrase_file, models),
             keep_crops=keep_crops,
             min_face=min_face,
+            keep_unknown=keep_unknown,
+            liveness=liveness,
+            liveness_threshold=liveness_threshold,
         ) as gallery,
+        purging(gallery.unknown),
         contextlib.nullcontext() if groups is None else open_groups(groups, gallery) as opened,
     ):
         gallery.store.place = "the gallery"  # clients need not know its path

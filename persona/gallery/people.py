@@ -16,7 +16,7 @@ Shapes: N photos, E embedding.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,6 +28,7 @@ from persona.errors import PersonaError, SkipPhoto, unknown
 from persona.evaluation.thresholds import SAME
 from persona.figure_names import power
 from persona.gallery import quality
+from persona.gallery.liveness import NOT_LIVE, Liveness
 from persona.gallery.store import (
     MATCHES,
     Facts,
@@ -47,6 +48,7 @@ from persona.workspace import Workspace
 
 if TYPE_CHECKING:
     from persona.gallery.faces import Eyes, Pixels, SeenFace
+    from persona.gallery.unknown_faces import UnknownFaces
     from persona.models.sources import Named
 
 CROP_PX = 160
@@ -166,9 +168,15 @@ class Gallery:
         *,
         match: str = "mean",
         keep_crops: bool = False,
+        unknown: UnknownFaces | None = None,
+        liveness: Liveness | None = None,
     ) -> None:
         self.store, self.eyes, self.calibration = store, eyes, threshold
         self.match, self.keep_crops = match, keep_crops
+        self.unknown = unknown
+        """Keeps unknown faces for a limited time. None means that none is kept."""
+        self.liveness = liveness
+        """Asked whether a face is live before it is recognised. None means that it is not asked."""
 
     @property
     def threshold(self) -> float:
@@ -320,12 +328,55 @@ class Gallery:
                 unlike,
             )
 
-    def recognise(self, photo: Pixels) -> tuple[Sighting, ...]:
-        """Recognises every face of an upright (H, W, 3) uint8 RGB photo, from left to right."""
-        found = self.eyes.find(photo)
+    def recognise(
+        self, photo: Pixels, *, claim: Callable[[], None] = lambda: None
+    ) -> tuple[Sighting, ...]:
+        """Recognises every face of an upright (H, W, 3) uint8 RGB photo, from left to right.
+
+        Args:
+            photo: the photo.
+            claim: called before unknown faces are kept, where the operator allows that. If it
+                raises, none is kept.
+        """
+        found = [seen for seen, _ in self.find_live(photo)]
         crops = [seen.crop for seen in found if seen.crop is not None and seen.flaw is None]
-        matches = iter(self.store.nearest(self.eyes.embed(crops), self.match) if crops else ())
-        return tuple(self._sighting(seen, None if seen.flaw else next(matches)) for seen in found)
+        templates_NE = self.eyes.embed(crops)
+        matches = self.store.nearest(templates_NE, self.match) if crops else []
+        strange = [n for n, match in enumerate(matches) if not self._knows(match)]
+        if self.unknown is not None and strange:
+            claim()
+            chosen = [crops[n] for n in strange]
+            self.unknown.keep(templates_NE[strange], chosen, self.eyes.named.digest)
+        answers = iter(matches)
+        return tuple(self._sighting(seen, None if seen.flaw else next(answers)) for seen in found)
+
+    def find_live(self, photo: Pixels) -> list[tuple[SeenFace, float | None]]:
+        """Detects every face of a photo, each with its liveness score in [0, 1].
+
+        The score is None where the face has a flaw, or nobody is asked. A face whose score is below
+        the threshold has the flaw NOT_LIVE.
+        """
+        found = self.eyes.find(photo)
+        if self.liveness is None:
+            return [(seen, None) for seen in found]
+        clear = [seen.face for seen in found if seen.flaw is None and seen.crop is not None]
+        scores = iter(self.liveness.scores(photo, clear))
+        return [
+            (seen, None)
+            if seen.flaw is not None or seen.crop is None
+            else self._judged(seen, next(scores))
+            for seen in found
+        ]
+
+    def _judged(self, seen: SeenFace, score: float) -> tuple[SeenFace, float]:
+        return (seen if self.is_live(score) else replace(seen, flaw=NOT_LIVE)), score
+
+    def is_live(self, score: float) -> bool:
+        """Whether a liveness score is that of a live face. It is, where nobody is asked."""
+        return self.liveness is None or score >= self.liveness.threshold
+
+    def _knows(self, match: Nearest | None) -> bool:
+        return match is not None and match.score >= self.threshold
 
     def _sighting(self, seen: SeenFace, match: Nearest | None) -> Sighting:
         x0, y0, x1, y1 = seen.face.box
@@ -339,7 +390,7 @@ class Gallery:
         """
         if match is None:
             return Sighting(box, None, None, None, None)
-        known = match.score >= self.threshold
+        known = self._knows(match)
         return Sighting(box, match.name if known else None, match.name, match.score, None)
 
     def people(self) -> list[Person]:
@@ -349,10 +400,18 @@ class Gallery:
     def forget(self, name: str) -> int:
         """Removes a person for good, and returns how many templates were removed.
 
+        Kept unknown faces that look like the person are deleted, too.
+
         Raises:
             NobodyError: nobody of that name is enrolled.
         """
-        return self.store.forget(self.store.person(name).name)
+        name = self.store.person(name).name
+        templates = [photo.template for _, _, photo in self.store.photos(name)]
+        count = self.store.forget(name)
+        if self.unknown is not None and templates:
+            digest = self.eyes.named.digest
+            self.unknown.forget_alike(np.stack(templates), self.threshold, digest)
+        return count
 
     def face(self, name: str) -> bytes | None:
         """Returns the oldest stored crop of a person as JPEG, or None if there is none."""
@@ -392,8 +451,10 @@ class Gallery:
         return split_person(self.store, name, photos, to, claim=claim)
 
     def close(self) -> None:
-        """Closes the store."""
+        """Closes the store, and the file of unknown faces."""
         self.store.close()
+        if self.unknown is not None:
+            self.unknown.close()
 
     def __enter__(self) -> Gallery:
         return self
@@ -825,5 +886,8 @@ def rebuild(store: Store, network: str, workspace: Workspace) -> int:
     crops = [Crop(photo.crop or b"", None, photo.landmarks_62) for _, _, photo in photos]
     templates_NE = eyes.embed(crops)
     numbers = [number for _, number, _ in photos]
-    store.replace(fresh, dict(zip(numbers, templates_NE, strict=True)))
+    anew = dict(zip(numbers, templates_NE, strict=True))
+    # The same network may embed anew with another alignment; it is not moved then.
+    before = facts.previous if fresh.digest == facts.digest else facts.alone
+    store.replace(replace(fresh, previous=before), anew)
     return len(numbers)

@@ -69,6 +69,14 @@ class Facts:
     """Alignment of the crops that the network embeds."""
     threshold: Threshold | None = None
     """Threshold for this network. None means that it was not chosen yet."""
+    previous: Facts | None = None
+    """The facts before the gallery moved to this network, to which `persona gallery rollback` goes
+    back. None means that it never moved."""
+
+    @property
+    def alone(self) -> Facts:
+        """The facts without those before."""
+        return replace(self, previous=None)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the facts as they are stored."""
@@ -95,7 +103,9 @@ class Facts:
             PersonaError: a field is missing or has a value that cannot be right.
         """
         try:
-            threshold = value["threshold"]
+            threshold, previous = value["threshold"], value.get("previous")
+            if previous is not None:
+                previous = cls.from_json({**previous, "previous": None}, where)
             facts = cls(
                 network=str(value["network"]),
                 digest=str(value["digest"]),
@@ -107,6 +117,7 @@ class Facts:
                     str(threshold["source"]),
                     _rate(threshold.get("far")),
                 ),
+                previous=previous,
             )
         except (AttributeError, KeyError, TypeError, ValueError):
             raise PersonaError(f"{where} does not say which network it was made with") from None

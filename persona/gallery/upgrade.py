@@ -269,7 +269,7 @@ def carry_out(store: Store, upgrade: Upgrade) -> int:
     """
     embedded_NB = upgrade.eyes.embed(list(upgrade.anew.values()))
     templates = dict(zip(upgrade.anew, embedded_NB, strict=True))
-    facts = upgrade.new
+    facts = replace(upgrade.new, previous=upgrade.old.alone)
     if upgrade.fitted is not None:
         old_NA = np.stack(list(upgrade.to_map.values()))
         mapped_NB = unit(old_NA @ upgrade.fitted.map)
@@ -277,3 +277,41 @@ def carry_out(store: Store, upgrade: Upgrade) -> int:
         facts = replace(facts, threshold=upgrade.fitted.threshold)
     store.replace(facts, templates)
     return len(templates)
+
+
+def roll_back(store: Store, place: Workspace) -> tuple[Facts, int]:
+    """Moves a gallery back to the network and the threshold that it had before.
+
+    The templates are made anew from the kept crops, so people who were enrolled since are there
+    too. Another call moves it forward again.
+
+    Returns:
+        The facts that the gallery has now, and the number of templates.
+
+    Raises:
+        PersonaError: the gallery never moved, a photo has no crop, the network of before is not
+            here or is another one by now, or the gallery cannot be written.
+    """
+    facts = store.facts()
+    if facts is None or facts.previous is None:
+        raise PersonaError(
+            f"{store.place} never moved to another network: there is nothing to go back to"
+        )
+    before = facts.previous
+    lacking = sum(photo.crop is None for _, _, photo in store.photos())
+    if lacking:
+        raise PersonaError(
+            f"{lacking} photos of {store.place} were enrolled without --keep-crops, and their "
+            f"templates of {before.network} are gone: use the copy that `persona gallery backup` "
+            "made"
+        )
+    plan = plan_upgrade(store, before.network, place)
+    if plan.new.digest != before.digest:
+        raise PersonaError(
+            f"{before.network} is not the network any more that {store.place} had before: restore "
+            "its file"
+        )
+    # Its name is that under which it was found; it may lie in another folder by now.
+    back = replace(before, network=plan.new.network)
+    eyes = Eyes(plan.eyes.named, back.align)
+    return back, carry_out(store, replace(plan, new=back, eyes=eyes))

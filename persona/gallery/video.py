@@ -4,7 +4,8 @@
 2. each face of a sampled frame continues a track if it overlaps the track's last box and its
    template is similar to the track's last one, or if the templates alone are very similar;
    otherwise it starts a track. A track ends when it is not seen for GAP_S
-3. each track is recognised once, by the mean of its templates
+3. each track is recognised once, by the mean of its templates. Where a liveness check is asked, a
+   track is live if the mean of its scores is
 4. for a copy with boxes and names the video is read again, because a track's name is known only
    when the track has ended
 
@@ -20,17 +21,20 @@ import contextlib
 import re
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from persona.data.align.spec import Crop
 from persona.errors import PersonaError
 from persona.extras import missing
 from persona.files import PRIVATE, replacing
+from persona.gallery import quality
 from persona.gallery.faces import Pixels, SeenFace
+from persona.gallery.liveness import NOT_LIVE
 from persona.gallery.marks import Mark, draw_marks, mark_of
 from persona.gallery.people import Gallery, Sighting
 from persona.gallery.photos import MAX_WHOLE
@@ -67,6 +71,10 @@ class Track:
     """(E,) sum of the templates of the usable faces."""
     last: Templates | None = None
     """(E,) template of the last usable face."""
+    clearest: tuple[float, Templates, Crop] | None = None
+    """Side in px, template and crop of the largest usable face."""
+    scores: list[float] = field(default_factory=list)
+    """Liveness scores of the usable faces, where somebody is asked."""
     flaw: str | None = None
     """Why the last unusable face was refused."""
     sighting: Sighting | None = None
@@ -149,7 +157,10 @@ def recognise_video(gallery: Gallery, path: Path, *, every_s: float = 0.2) -> Se
 
 def _follow(gallery: Gallery, tracks: list[Track], time_s: float, photo: Pixels) -> None:
     """Adds the faces of a frame to the tracks that they continue, or starts tracks with them."""
-    seen = gallery.eyes.find(photo)
+    found = gallery.find_live(photo)
+    # Whether a track is live is told by all of its frames, see `_vote`.
+    seen = [one if score is None else replace(one, flaw=None) for one, score in found]
+    scores = [score for _, score in found]
     usable = [one for one in seen if one.flaw is None and one.crop is not None]
     crops = [one.crop for one in usable if one.crop is not None]
     vectors = iter(gallery.eyes.embed(crops)) if crops else iter(())
@@ -167,13 +178,13 @@ def _follow(gallery: Gallery, tracks: list[Track], time_s: float, photo: Pixels)
     grown: set[int] = set()
     for kinship, number, n in pairs:
         if kinship > 0 and number not in grown and n not in taken:
-            _grow(alive[number], time_s, *faces[n])
+            _grow(alive[number], time_s, *faces[n], scores[n])
             grown.add(number)
             taken.add(n)
     for n, (one, template) in enumerate(faces):
         if n not in taken:
             tracks.append(track := Track())
-            _grow(track, time_s, one, template)
+            _grow(track, time_s, one, template, scores[n])
 
 
 def _kinship(track: Track, one: SeenFace, template: Templates | None) -> float:
@@ -186,11 +197,18 @@ def _kinship(track: Track, one: SeenFace, template: Templates | None) -> float:
     return overlap + similarity if same else 0.0
 
 
-def _grow(track: Track, time_s: float, one: SeenFace, template: Templates | None) -> None:
+def _grow(
+    track: Track, time_s: float, one: SeenFace, template: Templates | None, score: float | None
+) -> None:
     track.boxes.append((time_s, _box(one)))
-    if template is None:
+    if score is not None:
+        track.scores.append(score)
+    if template is None or one.crop is None:
         track.flaw = one.flaw
     else:
+        side_px = quality.side_px(one.face)
+        if track.clearest is None or side_px > track.clearest[0]:
+            track.clearest = (side_px, template, one.crop)
         track.last = template
         track.total = template if track.total is None else track.total + template
 
@@ -199,8 +217,14 @@ def _vote(gallery: Gallery, track: Track) -> Sighting:
     box = track.boxes[-1][1]
     if track.total is None:
         return Sighting(box, None, None, None, track.flaw)
+    if track.scores and not gallery.is_live(float(np.mean(track.scores))):
+        return Sighting(box, None, None, None, NOT_LIVE)
     (match,) = gallery.store.nearest(unit(track.total[None]), gallery.match)
-    return gallery.answer(box, match)
+    answer = gallery.answer(box, match)
+    if answer.name is None and gallery.unknown is not None and track.clearest is not None:
+        _, template_E, crop = track.clearest  # one face for each time that somebody is seen
+        gallery.unknown.keep(template_E[None], [crop], gallery.eyes.named.digest)
+    return answer
 
 
 def _box(one: SeenFace) -> BoxWH:

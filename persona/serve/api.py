@@ -7,6 +7,7 @@
     POST /api/forget     name                    removes a person
     POST /api/faces, photos, rename, merge, split   see persona/serve/people
     /api/groups                                  groups of unknown faces, see persona/serve/groups
+    /api/unknown                                 who came back, see persona/serve/unknown
     GET  /metrics                                counts and times of requests, for Prometheus
     GET  /openapi.json                           the whole API
 
@@ -50,6 +51,7 @@ from persona.serve.gate import Busy, Claim, Gate, TooSlow
 from persona.serve.groups import ChangedGroup, GroupsAnswer, OpenGroups
 from persona.serve.guard import EscapedJSON, Guard, Tell, problem
 from persona.serve.metrics import CONTENT_TYPE_LATEST, METRICS, OTHER, Metrics
+from persona.serve.unknown import ForgottenFaces, UnknownAnswer, Unknowns
 from persona.serve.uploads import FORM, PHOTO, Form, Limits, read_form
 
 RETRY_AFTER_S = 1
@@ -63,6 +65,7 @@ PAGE = {
     "/enrol.js": ("enrol.js", "text/javascript"),
     "/people.js": ("people.js", "text/javascript"),
     "/groups.js": ("groups.js", "text/javascript"),
+    "/unknown.js": ("unknown.js", "text/javascript"),
 }
 T = TypeVar("T")
 NO_PHOTO = f"no {PHOTO} in the form: send one"
@@ -111,6 +114,10 @@ class PeopleAnswer(BaseModel):
     """Whether there are groups of unknown faces to name."""
     keeps_crops: bool
     """Whether the faces of new photos are kept, so that they can be shown."""
+    keeps_unknown_hours: float | None
+    """How long the faces of unknown people are kept. None means that they are not."""
+    liveness: bool
+    """Whether a liveness check is asked. Without one, a picture is recognised like the person."""
 
 
 class FaceAnswer(BaseModel):
@@ -234,17 +241,19 @@ def build_app(
             limits=Bounds(**{name: getattr(limits, name) for name in Bounds.model_fields}),
             groups=groups is not None,
             keeps_crops=gallery.keep_crops,
+            keeps_unknown_hours=None if gallery.unknown is None else gallery.unknown.hours,
+            liveness=gallery.liveness is not None,
         )
 
     @app.post("/api/recognise", openapi_extra=_body({PHOTO: _FILE}, PHOTO))
     async def recognise(request: Request) -> Recognised:
         """Recognises every face of a photo."""
 
-        def work(form: Form, _: Claim) -> Recognised:
+        def work(form: Form, claim: Claim) -> Recognised:
             photo = look_at(_only(form.photos), limits.pixels, SIDE_PX)
             faces = [
                 FaceAnswer(**{**dataclasses.asdict(seen), "box": photo.whole(seen.box)})
-                for seen in gallery.recognise(photo.pixels)
+                for seen in gallery.recognise(photo.pixels, claim=claim)
             ]
             width, height = photo.size
             return Recognised(width=width, height=height, threshold=gallery.threshold, faces=faces)
@@ -289,6 +298,8 @@ def build_app(
     _add_people(app, gallery, through)
     if groups is not None:
         _add_groups(app, gallery, groups, through)
+    if gallery.unknown is not None:
+        _add_unknown(app, Unknowns(gallery, gallery.unknown), through)
     for path, (file, kind) in PAGE.items():
         content = (resources.files("persona.serve") / file).read_bytes()
         answer = partial(Response, content, media_type=f"{kind}; charset=utf-8")
@@ -399,6 +410,33 @@ def _add_groups(app: FastAPI, gallery: Gallery, groups: OpenGroups, through: Thr
             return _enrolled(groups.enroll(gallery, form, claim, force=force))
 
         answer: EnrolledPhotos = await through(request, 0, work)
+        return answer
+
+
+def _add_unknown(app: FastAPI, unknowns: Unknowns, through: Through) -> None:
+    """Adds what proposes unknown people who came back."""
+
+    @app.get("/api/unknown")
+    def list_unknown() -> UnknownAnswer:
+        """Lists the unknown people who came back."""
+        return unknowns.shown()
+
+    fields = {"person": _TEXT, "name": _TEXT, "accept": _TEXT, "force": _TEXT}
+
+    @app.post("/api/unknown/enroll", openapi_extra=_body(fields, "person", "name"))
+    async def enroll_unknown(request: Request) -> EnrolledPhotos:
+        """Enrols an unknown person under a name; `accept` and `force` as for `/api/enroll`."""
+
+        def work(form: Form, claim: Claim) -> EnrolledPhotos:
+            return _enrolled(unknowns.enroll(form, claim, _accepted(form)))
+
+        answer: EnrolledPhotos = await through(request, 0, work)
+        return answer
+
+    @app.post("/api/unknown/forget", openapi_extra=_body({"person": _TEXT}, "person"))
+    async def forget_unknown(request: Request) -> ForgottenFaces:
+        """Deletes the kept faces of an unknown person."""
+        answer: ForgottenFaces = await through(request, 0, unknowns.forget)
         return answer
 
 

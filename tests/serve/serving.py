@@ -64,6 +64,8 @@ class ColourGallery:
     pause_s: float = 0.0
     keep_crops: bool = False
     calibration: Threshold = CALIBRATION
+    unknown: Any = None
+    liveness: Any = None
     known: dict[str, list[npt.NDArray[np.float64]]] = field(default_factory=dict)
     seen: list[tuple[int, ...]] = field(default_factory=list)
     """Shapes of the photos that came."""
@@ -98,7 +100,7 @@ class ColourGallery:
             self.known.setdefault(name, []).extend(rows.values())
         return Enrolled(name, len(rows), tuple(refused))
 
-    def recognise(self, photo: Photo) -> tuple[Sighting, ...]:
+    def recognise(self, photo: Photo, *, claim: Claim = lambda: None) -> tuple[Sighting, ...]:
         self.began.release()
         time.sleep(self.pause_s)
         wanted = self._template(photo)

@@ -102,7 +102,7 @@ def test_two_people_under_one_name_are_asked_about(port: int, gallery: ColourGal
 def test_a_gallery_that_became_another_networks(
     port: int, gallery: ColourGallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def recognise(_: object) -> None:
+    def recognise(_: object, **__: object) -> None:
         check_digest(Facts("onnx:/home/me/net.onnx", "other", 8, AlignSpec()), "mine", "/home/me/g")
 
     monkeypatch.setattr(gallery, "recognise", recognise)
@@ -347,7 +347,7 @@ def test_openapi_and_page_load_nothing_from_elsewhere(port: int) -> None:
     }
     assert "multipart/form-data" in paths["/api/enroll"]["post"]["requestBody"]["content"]
     scripts = re.findall(r'src="(.+?)"', ask(port, "/").body.decode())
-    assert len(scripts) == 5
+    assert len(scripts) == 6
     for path in ("/", "/page.css", *(f"/{script}" for script in scripts)):
         answer = ask(port, path)
         assert answer.status == 200
@@ -392,7 +392,7 @@ def test_nothing_personal_is_logged(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     class Faulty(ColourGallery):
-        def recognise(self, photo: object) -> tuple[()]:
+        def recognise(self, photo: object, **_: object) -> tuple[()]:
             raise RuntimeError("Ada scored 0.987")
 
     caplog.set_level(logging.DEBUG)
@@ -424,7 +424,7 @@ class HeldGallery(ColourGallery):
         super().__init__()
         self.let = threading.Event()
 
-    def recognise(self, photo: object) -> tuple[()]:
+    def recognise(self, photo: object, **_: object) -> tuple[()]:
         assert self.let.wait(60)
         return ()
 

@@ -19,10 +19,12 @@ from onnx_files import SETTINGS, write_model
 from PIL import Image
 from serving import EYES, FACTS, ColourGallery, photo, serving, write_groups
 
+from persona.data.align.spec import Crop
 from persona.data.synthetic import draw_identity, draw_photo
 from persona.errors import PersonaError
 from persona.gallery import Gallery, open_gallery
 from persona.gallery.store import StoredPhoto, Threshold, open_store
+from persona.gallery.unknown_faces import UnknownFaces
 from persona.report.browser import find_chromium
 from persona.serve.groups import open_groups
 from persona.workspace import Workspace
@@ -920,3 +922,51 @@ def test_the_keyboard_reaches_everything(browser: Any, url: str, gallery: Colour
         )
     assert len(reached - {-1}) == wanted
     page.close()
+
+
+@pytest.mark.parametrize("size_px", [(1280, 900), (390, 844)])
+def test_unknown_people_are_proposed_enrolled_and_deleted(
+    browser: Any, tmp_path: Path, size_px: tuple[int, int]
+) -> None:
+    store = open_store(tmp_path / "gallery.db", create=True)
+    store.adopt(FACTS)
+    rows = np.eye(FACTS.width, dtype=np.float32)
+    store.add({"Known": [StoredPhoto(rows[3])]}, FACTS.digest)
+    times = iter(range(1_700_000_000, 1_800_000_000, 3600))
+    unknown = UnknownFaces(tmp_path / "unknown", hours=24, clock=lambda: float(next(times)))
+    for turn in range(2):
+        for person in range(3):
+            row = rows[person] + 0.1 * rows[4 + turn]
+            crop = Crop(portrait(person), None, None)
+            unknown.keep(row[None] / np.linalg.norm(row), [crop], FACTS.digest)
+    last = next(times)
+    unknown._clock = lambda: float(last)
+    viewport = {"width": size_px[0], "height": size_px[1]}
+    people = Gallery(store, EYES, Threshold(0.8, "by hand"), unknown=unknown)
+    with people, serving(people) as port:
+        page, seen = visit(browser, f"http://127.0.0.1:{port}/", viewport=viewport)
+        ready(page)
+        page.wait_for_selector("#unknown-count:has-text('3 people came more than once')")
+        assert "kept for 24 hours" in page.inner_text("#unknown-count")
+        assert page.locator("#unknown article").count() == 3
+        assert page.evaluate("document.documentElement.scrollWidth") <= size_px[0]
+        assert "Nearest: Known" in page.inner_text("#unknown-1 p")
+        name = "Zoë <b>&amp;</b>"
+        page.fill("#unknown-1 input", name)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#status:has-text('2 faces enrolled')")
+        assert page.locator("#unknown article").count() == 2
+        page.fill("#unknown-2 input", "Known")  # somebody else: it is asked about
+        page.click("#unknown-2 form button")
+        page.wait_for_selector("#ask[open]")
+        assert "do not look like" in page.inner_text("#question")
+        page.click("#ask button:not(#yes)")
+        page.click("#unknown-3 > button")
+        page.wait_for_selector("#ask[open]")
+        page.click("#yes")
+        page.wait_for_selector("#status:has-text('2 faces are deleted')")
+        assert page.locator("#unknown article").count() == 1
+        assert {p.name: p.photos for p in people.people()} == {"Known": 1, name: 2}
+        assert len(unknown.faces()) == 2
+        assert [line for line in seen if "status of 4" not in line] == []
+        page.close()

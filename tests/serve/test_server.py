@@ -289,7 +289,7 @@ from persona.serve.api import build_app
 from persona.serve.gate import Gate
 from persona.serve.server import build_server, listen, serve, url_of
 class SlowGallery(ColourGallery):
-    def recognise(self, photo):
+    def recognise(self, photo, **_):
         print("in work", flush=True)
         time.sleep(0.3)
         return super().recognise(photo)

@@ -576,7 +576,8 @@ def test_triplet_loss_on_a_triplet_set(home: Path) -> None:
 
 def test_two_processes_share_learned_centres(home: Path, teacher: str, pair: Pair) -> None:
     """AdaDistill's centres and a margin head over two processes: every parameter gets its part."""
-    losses = "losses={adadistill: {}, arcface: {}, embedding_cosine: {}, relation_bank: {}}"
+    losses = "losses={adadistill: {}, arcface: {}, embedding_cosine: {}, relation_bank: {}, "
+    losses += "compatible: {}}"
     student = pair.distill(
         LITTLE, *DISTILL, "--teacher", teacher, "-o", losses, "-e", "2", home=home
     )
@@ -584,6 +585,8 @@ def test_two_processes_share_learned_centres(home: Path, teacher: str, pair: Pai
     stored = load_checkpoint(home / "runs" / student)
     assert stored is not None
     progress, _, state = stored
+    # Somebody has photos that the old model does not embed alike.
+    assert (state["losses"]["compatible.least"] < 1).any()
     bank = state["losses"]["relation_bank.bank"]  # of the batches of both
     assert int(state["losses"]["relation_bank.filled"]) == progress.photos == 10 * progress.step
     assert len(bank[: progress.photos].unique(dim=0)) > 5 * progress.step

@@ -15,6 +15,7 @@ from persona.training.losses import LOSSES, build_losses, head_kind, needs_proje
 from persona.training.losses.adadistill import AdaDistill
 from persona.training.losses.adaface import AdaFace
 from persona.training.losses.arcface import ArcFace, arc_margin
+from persona.training.losses.compatible import Compatible
 from persona.training.losses.cosface import CosFace
 from persona.training.losses.embedding_angular import EmbeddingAngular
 from persona.training.losses.embedding_cosine import EmbeddingCosine
@@ -348,6 +349,67 @@ def test_adadistill_starts_from_the_first_photo_and_keeps_its_centres_in_evaluat
     before = loss.centres.clone()
     loss.eval()(student, teacher, labels)
     assert torch.equal(loss.centres, before)
+
+
+@pytest.mark.parametrize(("align", "boundary"), [(100.0, 1.0), (0.0, 2.0), (3.0, 0.0)])
+def test_compatible_agrees_with_meng_2021(align: float, boundary: float) -> None:
+    """The authors' two terms, with the centres and boundaries of all photos so far."""
+    loss = Compatible(num_classes=5, embedding_size=8, align=align, boundary=boundary).train()
+    photos: dict[int, list[Any]] = {}
+    least = dict.fromkeys(range(5), 1.0)
+    for seed in range(4):
+        student, teacher = pair((6, 8), seed)
+        torch.manual_seed(seed)
+        centres, labels = torch.randn(5, 8), torch.tensor([0, 3, 1, 3, 0, 1])
+        old, new, own = unit(teacher), unit(student), unit(centres)
+        for row, label in enumerate(labels.tolist()):
+            photos.setdefault(label, []).append(old[row])
+        centre = {label: np.mean(rows, axis=0) for label, rows in photos.items()}
+        centre = {label: mean / np.linalg.norm(mean) for label, mean in centre.items()}
+        for row, label in enumerate(labels.tolist()):
+            least[label] = min(least[label], old[row] @ centre[label])
+        distance = np.mean([(own[label] - mean) ** 2 for label, mean in centre.items()])
+        outside = np.mean(
+            [
+                max(0.0, least[label] - new[row] @ centre[label])
+                for row, label in enumerate(labels.tolist())
+            ]
+        )
+        close(loss(student, teacher, centres, labels), align * distance + boundary * outside)
+    assert set(photos) == {0, 1, 3}  # the others are left out
+    before = loss.sums.clone()
+    loss.eval()(student, teacher, centres, labels)
+    assert torch.equal(loss.sums, before)
+
+
+def test_a_student_within_the_old_boundaries_costs_nothing() -> None:
+    loss = Compatible(num_classes=2, embedding_size=8, align=0.0).train()
+    _, teacher = pair((4, 8))
+    labels = torch.tensor([0, 0, 1, 1])
+    loss(teacher, teacher, torch.randn(2, 8), labels)
+    centres = torch.nn.functional.normalize(loss.sums, dim=1)
+    close(loss.eval()(teacher, teacher, centres, labels), 0)
+    close(loss(centres[labels], teacher, centres, labels), 0)  # better than the old model
+    assert float(loss(-teacher, teacher, centres, labels)) > 0.5
+    loss.align = 1.0
+    close(loss(3 * teacher, teacher, 2 * centres, labels), 0)
+    close(Compatible(num_classes=2, embedding_size=8).eval()(teacher, teacher, centres, labels), 0)
+    with pytest.raises(PersonaError, match=r"8 numbers and the teacher's 4.*embedding_size=4"):
+        loss(teacher, teacher[:, :4], centres, labels)
+
+
+def test_old_centres_are_those_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if another process had the same photos under the next labels."""
+
+    def others(rows: torch.Tensor) -> torch.Tensor:
+        return torch.cat([rows, rows + 1 if rows.dtype == torch.int64 else rows])
+
+    monkeypatch.setattr("persona.training.losses.compatible.gather_batch", others)
+    loss = Compatible(num_classes=4, embedding_size=8).train()
+    student, teacher = pair((2, 8))
+    loss(student, teacher, torch.randn(4, 8), torch.tensor([0, 2]))
+    torch.testing.assert_close(loss.sums[1], loss.sums[0])
+    torch.testing.assert_close(loss.sums[0], torch.nn.functional.normalize(teacher[:1], dim=1)[0])
 
 
 def test_triplet_agrees_with_facenets_semi_hard_rule() -> None:

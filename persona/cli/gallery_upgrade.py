@@ -1,0 +1,144 @@
+"""`persona gallery upgrade` and `rollback`: a gallery moves to another network, and back."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from persona.cli.gallery import PassphraseOption, StoreOption, gallery_app, store_of
+from persona.cli.output import (
+    NETWORKS,
+    CacheOption,
+    JsonFlag,
+    ModelsOption,
+    ShardsOption,
+    TableColumn,
+    VerifyOption,
+    note,
+    print_json,
+    print_table,
+    workspace,
+)
+
+if TYPE_CHECKING:
+    from persona.gallery.upgrade import Upgrade
+
+
+@gallery_app.command("upgrade")
+def gallery_upgrade(
+    model: Annotated[str, typer.Option("--model", metavar="NAME", help=f"{NETWORKS}.")],
+    fit_set: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SET",
+            help="A packed set of people, or its URL, to fit a map on: for photos whose faces are "
+            "not kept.",
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it without asking.")] = False,
+    store: StoreOption = None,
+    passphrase_file: PassphraseOption = None,
+    shards: ShardsOption = None,
+    cache: CacheOption = None,
+    verify: VerifyOption = True,
+    models: ModelsOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Move a gallery to another network: from kept faces, or by a map between both.
+
+    Where a map is needed, its cost is shown first.
+    """
+    from persona.data.sets import open_set
+    from persona.gallery.upgrade import carry_out, plan_upgrade
+
+    place = workspace(shards=shards, models=models)
+    faces = None if fit_set is None else open_set(fit_set, place.shards, cache, verify=verify)
+    with store_of(store, passphrase_file) as opened:
+        plan = plan_upgrade(opened, model, place, faces)
+        if plan.fitted is not None and not json:
+            _show_cost(plan)
+        if plan.fitted is None:
+            agreed = True  # as by `gallery rebuild`, nothing is lost
+            if faces is not None:
+                note("every photo's face is kept: --fit-set is not needed")
+        elif yes or json or not sys.stdin.isatty():
+            agreed = yes
+        else:
+            agreed = typer.confirm("Replace the templates?", err=True)
+        count = carry_out(opened, plan) if agreed else 0
+    chosen = None if plan.fitted is None else plan.fitted.threshold
+    if json:
+        print_json(
+            {
+                "done": agreed,
+                "model": plan.new.network,
+                "anew": len(plan.anew),
+                "mapped": len(plan.to_map),
+                "fit": plan.fitted and plan.fitted.to_json(),
+            }
+        )
+    if not agreed:
+        note("nothing is changed: --yes does it")
+        return
+    note(f"{count} templates are {plan.new.network}'s now, {len(plan.to_map)} of them mapped")
+    if chosen is None:
+        note("choose their threshold: `persona gallery calibrate`")
+    else:
+        note(f"threshold {chosen.value:.3f}: {chosen.source}")
+
+
+def _show_cost(plan: Upgrade) -> None:
+    """Prints what a map was fitted on, and what it costs."""
+    from persona.gallery.upgrade import FAR
+
+    fitted = plan.fitted
+    assert fitted is not None
+    rows: list[list[object]] = [
+        ["templates made anew from kept faces", len(plan.anew)],
+        ["templates mapped", len(plan.to_map)],
+        ["similarity of mapped and new embeddings", f"{fitted.agreement:.4f}"],
+        [f"TAR at FAR {FAR:g} today: the old network alone", f"{fitted.today:.4f}"],
+        ["  mapped templates against the new network", f"{fitted.mapped:.4f}"],
+        ["  the new network alone, all enrolled anew", f"{fitted.anew:.4f}"],
+        ["cost of the map against today", f"{fitted.today - fitted.mapped:+.4f}"],
+        ["cost of the map against enrolling anew", f"{fitted.anew - fitted.mapped:+.4f}"],
+    ]
+    print_table([TableColumn("upgrade"), TableColumn("value", right=True)], rows)
+    note(
+        f"fitted on {fitted.faces} faces of {fitted.people} people of {fitted.set}; measured on "
+        f"{fitted.held_out_faces} faces of {fitted.held_out_people} others, {fitted.impostors:,} "
+        "pairs of two people"
+    )
+
+
+@gallery_app.command("rollback")
+def gallery_rollback(
+    store: StoreOption = None,
+    passphrase_file: PassphraseOption = None,
+    models: ModelsOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Go back to the network and threshold before the last upgrade, rebuild or learning.
+
+    It needs the faces that --keep-crops kept. Run again, it goes forward.
+    """
+    from persona.gallery.upgrade import roll_back
+
+    with store_of(store, passphrase_file) as opened:
+        facts, count = roll_back(opened, workspace(models=models))
+    threshold = facts.threshold
+    if json:
+        print_json(
+            {
+                "model": facts.network,
+                "templates": count,
+                "threshold": threshold and threshold.value,
+            }
+        )
+    note(f"{count} templates are {facts.network}'s again")
+    if threshold is None:
+        note("choose their threshold: `persona gallery calibrate`")
+    else:
+        note(f"threshold {threshold.value:.3f}: {threshold.source}")

@@ -1,0 +1,344 @@
+"""`persona learn gallery`: the gallery's own student learns the people who are enrolled.
+
+1. of each person, some kept crops are held out; the others become a packed set in a private folder
+2. `persona learn` teaches a copy of the student on that set. The result is a new model
+3. the old and the new network are measured: on the held-out crops against the others (the gain),
+   and on a set of other people (what was forgotten)
+4. if the user agrees, all templates are made anew from the kept crops, in one transaction, with the
+   new network's threshold. `persona gallery rollback` goes back
+
+Nothing of the gallery is changed before step 4. The packed set is deleted at the end; it names
+people by digests of their names.
+
+Shapes: N photos, E embedding, P probes, K people.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from persona.config import LearnConfig, load_learn_config
+from persona.data.align.spec import AlignSpec, Crop
+from persona.data.pack import PackOptions, pack_photos
+from persona.data.raw import open_dataset
+from persona.data.sets import FaceSet
+from persona.errors import PersonaError, Preempted
+from persona.evaluation.processes import join_processes
+from persona.evaluation.thresholds import faces_of, threshold_at
+from persona.figure_names import power
+from persona.files import scratch_folder
+from persona.gallery.faces import Eyes
+from persona.gallery.people import load_named
+from persona.gallery.store import (
+    Facts,
+    Store,
+    StoredPhoto,
+    Templates,
+    Threshold,
+    check_digest,
+    unit,
+)
+from persona.gallery.upgrade import MOST_LOSS, carry_out, plan_upgrade
+from persona.models.cards import Card
+from persona.models.sources import student_card
+from persona.workspace import Workspace
+
+FAR = 1e-3
+"""False accept rate of the comparison, where the gallery's threshold has none."""
+HELD_OUT = 0.2
+"""Share of a person's photos that are held out: one at least, of people with two or more."""
+CHANCE = 0.05
+"""Largest p-value of a gain that is not taken for chance."""
+SEED = 0
+ANEW = "nothing of the gallery is changed; run the command again, and it begins anew"
+JPEG_MODE, FOLDER_MODE = 0o600, 0o700
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How well a network does for a gallery."""
+
+    model: str
+    recognised: float
+    """Share of the held-out photos that are named rightly: the nearest person is the right one, and
+    the similarity reaches the threshold."""
+    rank_1: float
+    """Share of the held-out photos whose nearest person is the right one."""
+    tar: float
+    """TAR at the false accept rate on the other people."""
+    threshold: Threshold
+    """Threshold of that rate on the other people."""
+    known: tuple[bool, ...]
+    """Whether each held-out photo is named rightly, as `recognised` counts it."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the figures as `persona learn gallery --json` prints them."""
+        shown = {name: value for name, value in vars(self).items() if name != "known"}
+        return shown | {"threshold": vars(self.threshold)}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What learning from a gallery gave."""
+
+    before: Standing
+    after: Standing
+    people: int
+    """Number of people who were learned."""
+    photos: int
+    """Number of their photos."""
+    held_out: int
+    """Number of held-out photos."""
+    test_set: str
+    impostors: int
+    """Number of pairs of two other people."""
+    far: float
+
+    @property
+    def gain(self) -> float:
+        """Gain in the share of held-out photos that are recognised."""
+        return self.after.recognised - self.before.recognised
+
+    @property
+    def won(self) -> int:
+        """Number of held-out photos that the new network alone names rightly."""
+        return sum(new and not old for old, new in self._both())
+
+    @property
+    def lost(self) -> int:
+        """Number of held-out photos that the old network alone names rightly."""
+        return sum(old and not new for old, new in self._both())
+
+    def _both(self) -> list[tuple[bool, bool]]:
+        return list(zip(self.before.known, self.after.known, strict=True))
+
+    @property
+    def p(self) -> float:
+        """Probability of such a gain or loss by chance: exact two-sided sign test (McNemar)."""
+        changed, fewer = self.won + self.lost, min(self.won, self.lost)
+        ways = sum(math.comb(changed, k) for k in range(fewer + 1))
+        return min(1.0, ways / 2 ** (changed - 1)) if changed else 1.0
+
+    @property
+    def forgotten(self) -> float:
+        """TAR that is lost on other people."""
+        return self.before.tar - self.after.tar
+
+    @property
+    def is_better(self) -> bool:
+        """Whether more is recognised than by chance and little is forgotten, as `--yes` asks."""
+        return self.gain > 0 and self.p <= CHANCE and self.forgotten <= MOST_LOSS
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the outcome as `persona learn gallery --json` prints it."""
+        shown = {**vars(self), "before": self.before.to_json(), "after": self.after.to_json()}
+        names = ("gain", "won", "lost", "p", "forgotten")
+        return shown | {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Material:
+    """The kept crops of a gallery, divided."""
+
+    facts: Facts
+    card: Card
+    """Card of the gallery's student."""
+    learned: Mapping[str, Sequence[StoredPhoto]]
+    """Photos to learn from by name."""
+    held_out: Mapping[str, Sequence[StoredPhoto]]
+
+
+def learn_from_gallery(
+    store: Store, faces: FaceSet, given: Mapping[str, Any], place: Workspace
+) -> Outcome:
+    """Teaches the gallery's student the people who are enrolled, and measures both networks.
+
+    The gallery is not changed.
+
+    Args:
+        store: the open gallery.
+        faces: packed set of other people, on which forgetting is measured and the threshold is
+            chosen.
+        given: values of `persona learn` by dotted name, with a method.
+        place: the folders of sets, models and runs.
+
+    Raises:
+        PersonaError: a face is not kept, there are too few people or photos, the network is no
+            student of Persona, or a value cannot be used.
+    """
+    store.check_writable()
+    material = divide(store, place)
+    faces.manifest.check_labelled("--test-set")
+    old, _ = load_named(material.facts.network, place)
+    check_digest(material.facts, old.digest, store.place)
+    far = FAR
+    if material.facts.threshold is not None and material.facts.threshold.far is not None:
+        far = material.facts.threshold.far
+    # Before anything is learned: it finds a set that cannot resolve the rate.
+    before, impostors = _stand(Eyes(old, material.facts.align), material, faces, far)
+    with _packed(store, material, place) as name:
+        config = _config({**given, "student": material.card.id, "on": name, "hold_out": 0.0})
+        from persona.learning.run import learn
+
+        try:
+            learned = learn(config, place)
+        except Preempted:
+            raise PersonaError(f"learning was told to end: {ANEW}") from None
+        except KeyboardInterrupt:
+            # Not by --resume, as of other runs: the packed faces are deleted.
+            raise KeyboardInterrupt(f"interrupted: {ANEW}") from None
+    new, fresh = load_named(learned, place)
+    after, _ = _stand(Eyes(new, fresh.align), material, faces, far)
+    return Outcome(
+        before,
+        after,
+        people=len(material.learned),
+        photos=sum(map(len, material.learned.values())),
+        held_out=sum(map(len, material.held_out.values())),
+        test_set=faces.name,
+        impostors=impostors,
+        far=far,
+    )
+
+
+def _config(given: Mapping[str, Any]) -> LearnConfig:
+    return load_learn_config({"tracker": "none", **given}, base={})
+
+
+def take_over(store: Store, outcome: Outcome, place: Workspace) -> int:
+    """Moves the gallery to the network that has learned, and returns the number of templates.
+
+    Raises:
+        PersonaError: the gallery was changed meanwhile, or cannot be written.
+    """
+    plan = plan_upgrade(store, outcome.after.model, place)
+    new = replace(plan.new, threshold=outcome.after.threshold)
+    return carry_out(store, replace(plan, new=new))
+
+
+def divide(store: Store, place: Workspace) -> Material:
+    """Divides the kept crops of a gallery into those to learn from and those held out.
+
+    Raises:
+        PersonaError: a face is not kept, there are too few people or photos, or the network is no
+            student of Persona.
+    """
+    facts = store.facts()
+    photos: dict[str, list[StoredPhoto]] = defaultdict(list)
+    for name, _, photo in store.photos():
+        photos[name].append(photo)
+    if facts is None or not photos:
+        raise PersonaError(f"{store.place} has nobody to learn")
+    card, models = student_card(facts.network, place.models)
+    if models != place.models:
+        raise PersonaError(
+            f"{facts.network} is not in the model store, so it cannot learn: `persona models "
+            "import` brings it there"
+        )
+    everything = [photo for own in photos.values() for photo in own]
+    lacking = sum(photo.crop is None for photo in everything)
+    if lacking:
+        raise PersonaError(
+            f"{lacking} of {len(everything)} photos of {store.place} were enrolled without "
+            "--keep-crops: a network learns from faces; enrol these people anew with it"
+        )
+    rng = np.random.default_rng(SEED)
+    learned, held_out = {}, {}
+    for name, own in photos.items():
+        count = 0 if len(own) < 2 else max(1, round(HELD_OUT * len(own)))
+        chosen = set(rng.permutation(len(own))[:count].tolist())
+        learned[name] = [photo for n, photo in enumerate(own) if n not in chosen]
+        if chosen:
+            held_out[name] = [photo for n, photo in enumerate(own) if n in chosen]
+    if len(learned) < 2 or not held_out:
+        raise PersonaError(
+            f"{store.place} has {len(learned)} people, {len(held_out)} of them with two photos or "
+            "more: enrol at least two people, and two photos of one, so that the gain can be "
+            "measured"
+        )
+    return Material(facts, card, learned, held_out)
+
+
+def _stand(eyes: Eyes, material: Material, faces: FaceSet, far: float) -> tuple[Standing, int]:
+    """Measures a network: on the held-out photos, and on other people."""
+    # As the gallery embeds faces, also where the network is in torch.
+    named = replace(eyes.named, network=eyes.network)
+    embedding_NE, label_N = faces_of(named, faces, join_processes(eyes.network))
+    value, tar, impostors = threshold_at(embedding_NE, label_N, far, faces.name)
+    source = f"FAR {power(far)} on {faces.name} ({impostors:,} pairs of two people), TAR {tar:.4f}"
+    names = list(material.learned)
+    mean_KE = np.stack([unit(_embed(eyes, material.learned[n]).mean(axis=0)) for n in names])
+    right: list[bool] = []
+    known: list[bool] = []
+    for name, photos in material.held_out.items():
+        score_PK = _embed(eyes, photos) @ mean_KE.T
+        nearest_P = score_PK.argmax(axis=1)
+        hits = nearest_P == names.index(name)
+        right += hits.tolist()
+        known += (hits & (score_PK.max(axis=1) >= np.float32(value))).tolist()
+    standing = Standing(
+        eyes.named.name,
+        float(np.mean(known)),
+        float(np.mean(right)),
+        tar,
+        Threshold(value, source, far),
+        tuple(known),
+    )
+    return standing, impostors
+
+
+def _embed(eyes: Eyes, photos: Sequence[StoredPhoto]) -> Templates:
+    return eyes.embed([Crop(photo.crop or b"", None, photo.landmarks_62) for photo in photos])
+
+
+@contextlib.contextmanager
+def _packed(store: Store, material: Material, place: Workspace) -> Iterator[str]:
+    """Packs the crops to learn from as a set, and deletes it at the end; gives its name.
+
+    What a killed process has left of the same gallery is deleted first.
+    """
+    name = f"gallery-{hashlib.sha256(store.place.encode()).hexdigest()[:8]}"
+    folder = place.shards / name
+    # Kept crops lie on the template already, where they were aligned to it.
+    method = "template" if material.facts.align.method in {"landmarks", "template"} else "none"
+    align = AlignSpec(method, material.card.image_size, 0)
+    _remove(folder)
+    folder.mkdir(parents=True, mode=FOLDER_MODE)
+    try:
+        with scratch_folder(place.shards, "faces") as raw:
+            for person, photos in material.learned.items():
+                own = raw / pseudonym(person)
+                own.mkdir(mode=FOLDER_MODE)
+                for number, photo in enumerate(photos):
+                    _write(own / f"{number:06d}.jpg", photo.crop or b"")
+            dataset = open_dataset(f"folders:{raw}", raw)
+            pack_photos(dataset, folder, PackOptions(align=align, workers=0))
+        yield name
+    finally:
+        _remove(folder)
+
+
+def pseudonym(name: str) -> str:
+    """What a set and a model call a person: a digest that is the same each time."""
+    return f"person-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+def _write(path: Path, data: bytes) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, JPEG_MODE), "wb") as file:
+        file.write(data)
+
+
+def _remove(folder: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(folder)

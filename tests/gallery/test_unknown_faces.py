@@ -1,0 +1,336 @@
+"""Unknown faces: kept for a limited time, proposed as new people, enrolled and deleted."""
+
+from __future__ import annotations
+
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_eyes import FACTS, gallery, near, photo_of, vectors
+
+from persona.data.align.spec import Crop
+from persona.errors import PersonaError
+from persona.gallery import DuplicateError, Gallery, TwoPeopleError
+from persona.gallery.unknown_faces import (
+    MOST_FACES,
+    UnknownFaces,
+    enroll_proposal,
+    file_of,
+    find_proposal,
+    propose,
+    purging,
+)
+
+HOUR = 3600.0
+DIGEST = FACTS.digest
+
+
+@dataclass
+class Clock:
+    now: float = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def unknown(tmp_path: Path, clock: Clock) -> Iterator[UnknownFaces]:
+    with UnknownFaces(tmp_path / "g.db.unknown", hours=24, clock=clock) as opened:
+        yield opened
+
+
+@pytest.fixture
+def people(tmp_path: Path, unknown: UnknownFaces) -> Iterator[Gallery]:
+    with gallery(tmp_path / "g.db", 0.6, unknown=unknown) as opened:
+        yield opened
+
+
+def crops(templates: Any) -> list[Crop]:
+    return [Crop(one.tobytes(), None, np.arange(12.0).reshape(6, 2)) for one in templates]
+
+
+def come(people: Gallery, who: Any, seed: int, cosine: float = 0.9) -> None:
+    """Somebody comes by once more, and is recognised or not."""
+    people.recognise(photo_of(near(who, cosine, seed)))
+
+
+def test_who_comes_back_is_proposed_and_enrolled(
+    people: Gallery, unknown: UnknownFaces, clock: Clock
+) -> None:
+    ada, eve, known = np.eye(3, 8, dtype=np.float32)
+    people.enroll("Known", [photo_of(known)])
+    for visit in range(3):
+        come(people, ada, visit)
+        come(people, ada, 10 + visit)
+        come(people, known, visit)  # is recognised, and not kept
+        if visit == 0:
+            come(people, eve, 0)
+            come(people, eve, 1)  # five minutes later is the same visit
+        clock.now += HOUR
+    assert len(unknown.faces()) == 8
+    (one,) = propose(people, unknown)
+    assert (one.visits, len(one.faces), one.number, one.nearest) == (3, 6, 1, "Known")
+    assert one.first == "2023-11-14T22:13:20+00:00" and one.last == "2023-11-15T00:13:20+00:00"
+    assert one.similarity > 0.9 and one.picture
+    assert [len(p.faces) for p in propose(people, unknown, visits=1)] == [6, 2]
+    done = enroll_proposal(people, unknown, one, "Ada")
+    assert (done.added, done.already) == (6, 0)
+    assert propose(people, unknown) == [] and len(unknown.faces()) == 2
+    come(people, ada, 77)
+    assert len(unknown.faces()) == 2  # she is known now
+    with pytest.raises(PersonaError, match="there is no unknown person 1, or not any more"):
+        find_proposal(propose(people, unknown), 1)
+
+
+def test_the_faces_of_a_gallery_with_crops_come_along(
+    tmp_path: Path, unknown: UnknownFaces, clock: Clock
+) -> None:
+    people = gallery(tmp_path / "g.db", 0.6, unknown=unknown, keep_crops=True)
+    ada = vectors(1)[0]
+    for visit in range(2):
+        come(people, ada, visit)
+        clock.now += HOUR
+    (one,) = propose(people, unknown)
+    enroll_proposal(people, unknown, one, "Ada")
+    stored = [photo for _, _, photo in people.store.photos("Ada")]
+    assert all(photo.crop == photo.template.tobytes() for photo in stored)
+    assert all(photo.landmarks_62 is not None for photo in stored)
+
+
+def test_nothing_is_kept_without_the_option(people: Gallery, tmp_path: Path) -> None:
+    people.unknown = None
+    come(people, vectors(1)[0], 0)
+    people.recognise(photo_of(vectors(1)[0], flaw="blurred"))
+    with UnknownFaces(tmp_path / "other") as other:
+        assert other.keep(vectors(1), crops(vectors(1)), DIGEST) == 0
+        assert other.faces() == []
+
+
+def test_a_refused_face_is_not_kept(people: Gallery, unknown: UnknownFaces) -> None:
+    people.recognise(photo_of(vectors(1)[0], flaw="blurred"))
+    assert unknown.faces() == []
+
+
+def test_a_request_that_failed_keeps_nothing(people: Gallery, unknown: UnknownFaces) -> None:
+    def late() -> None:
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        people.recognise(photo_of(vectors(1)[0]), claim=late)
+    assert unknown.faces() == []
+
+
+def test_who_is_forgotten_is_not_kept_as_unknown(people: Gallery, unknown: UnknownFaces) -> None:
+    ada, eve = np.eye(2, 8, dtype=np.float32)
+    come(people, ada, 0)
+    come(people, eve, 0)
+    people.enroll("Ada", [photo_of(ada), photo_of(near(ada, 0.9, 3))])
+    assert people.forget("Ada") == 2
+    (left,) = unknown.faces()
+    assert float(left.template @ eve) > 0.8
+
+
+def test_a_photo_that_comes_again_is_no_visit(
+    people: Gallery, unknown: UnknownFaces, clock: Clock
+) -> None:
+    for _ in range(4):
+        come(people, vectors(1)[0], 0)
+        clock.now += HOUR
+    assert propose(people, unknown) == []
+    (one,) = propose(people, unknown, visits=1)
+    assert (one.visits, len(one.faces)) == (1, 4)
+
+
+def test_the_time_limit(tmp_path: Path, unknown: UnknownFaces, clock: Clock) -> None:
+    a, b = vectors(2)
+    unknown.keep(a[None], crops([a]), DIGEST)
+    clock.now += 23 * HOUR
+    unknown.keep(b[None], crops([b]), DIGEST)
+    clock.now += HOUR
+    assert [face.number for face in unknown.faces()] == [2]  # also before it is deleted
+    content = unknown.path.read_bytes()
+    assert a.tobytes() in content and b.tobytes() in content
+    assert unknown.purge() == 1
+    content = unknown.path.read_bytes()
+    assert a.tobytes() not in content and b.tobytes() in content
+    clock.now += 24 * HOUR
+    with UnknownFaces(unknown.path, clock=clock):  # whoever opens it deletes them
+        assert b.tobytes() not in unknown.path.read_bytes()
+    assert [path.name for path in tmp_path.iterdir() if "unknown" in path.name] == [
+        "g.db.unknown"
+    ]  # no journal is left
+
+
+def test_a_wrong_clock_keeps_nothing_for_years(unknown: UnknownFaces, clock: Clock) -> None:
+    clock.now += 10_000 * HOUR
+    unknown.keep(vectors(1), crops(vectors(1)), DIGEST)
+    clock.now -= 10_000 * HOUR
+    assert unknown.purge() == 1
+
+
+def test_a_server_that_nobody_asks_deletes_too(unknown: UnknownFaces, clock: Clock) -> None:
+    unknown.keep(vectors(1), crops(vectors(1)), DIGEST)
+    clock.now += 25 * HOUR
+    before = threading.active_count()
+    with purging(unknown, 0.01), purging(None):
+        until = time.monotonic() + 5
+        while vectors(1)[0].tobytes() in unknown.path.read_bytes() and time.monotonic() < until:
+            time.sleep(0.01)
+    assert vectors(1)[0].tobytes() not in unknown.path.read_bytes()
+    assert threading.active_count() == before
+
+
+def test_only_its_owner_reads_it(unknown: UnknownFaces) -> None:
+    assert stat.S_IMODE(unknown.path.stat().st_mode) == 0o600
+
+
+def test_under_a_passphrase(tmp_path: Path, clock: Clock) -> None:
+    path, row = tmp_path / "sealed", vectors(1)
+    with UnknownFaces(path, hours=1, passphrase=b"secret", clock=clock) as opened:
+        opened.keep(row, crops(row), DIGEST)
+        assert row.tobytes() not in path.read_bytes()
+    with UnknownFaces(path, passphrase=b"secret", clock=clock) as opened:
+        assert np.array_equal(opened.faces()[0].template, row[0])
+        assert opened.faces()[0].crop.jpeg == row.tobytes()
+    with pytest.raises(PersonaError, match="the passphrase is wrong"):
+        UnknownFaces(path, passphrase=b"other")
+    with pytest.raises(PersonaError, match="is encrypted: give --passphrase-file"):
+        UnknownFaces(path)
+    with UnknownFaces(tmp_path / "open", hours=1, clock=clock) as opened:
+        opened.keep(row, crops(row), DIGEST)
+    with pytest.raises(PersonaError, match="holds faces that are not encrypted"):
+        UnknownFaces(tmp_path / "open", passphrase=b"secret", clock=clock)
+
+
+def test_no_more_than_so_many(unknown: UnknownFaces, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MOST_FACES * 10_000 == 200_000_000
+    monkeypatch.setattr("persona.gallery.unknown_faces.MOST_FACES", 3)
+    for seed in range(5):
+        unknown.keep(vectors(1, seed), crops(vectors(1, seed)), DIGEST)
+    assert [face.number for face in unknown.faces()] == [3, 4, 5]
+
+
+def test_a_full_disk_does_not_stop_recognising(
+    people: Gallery, unknown: UnknownFaces, caplog: pytest.LogCaptureFixture
+) -> None:
+    pages = unknown._db.execute("PRAGMA page_count").fetchone()[0]
+    unknown._db.execute(f"PRAGMA max_page_count = {pages}")
+    many = vectors(200)
+    for _ in range(2):
+        answers = people.recognise(photo_of(*many))
+        assert len(answers) == 200 and answers[0].name is None
+    assert unknown.faces() == []
+    assert [r.message for r in caplog.records] == [
+        f"warning: unknown faces are not kept: {unknown.path}: database or disk is full"
+    ]
+
+
+def test_after_an_upgrade_they_are_embedded_anew(
+    people: Gallery, unknown: UnknownFaces, clock: Clock
+) -> None:
+    ada, old = vectors(1)[0], vectors(2, 9)
+    for visit in range(2):
+        # Templates of the network of yesterday; FakeEyes reads that of today from the crop.
+        unknown.keep(old[visit][None], crops([near(ada, 0.9, visit)]), "yesterday")
+        clock.now += HOUR
+    (one,) = propose(people, unknown)
+    assert len(one.faces) == 2 and one.similarity > 0.8
+    assert {face.model for face in unknown.faces()} == {DIGEST}
+
+
+def test_doubts_are_those_of_enrolling(
+    people: Gallery, unknown: UnknownFaces, clock: Clock
+) -> None:
+    ada, eve = np.eye(2, 8, dtype=np.float32)
+    for visit in range(2):
+        come(people, ada, visit)
+        clock.now += HOUR
+    (one,) = propose(people, unknown)
+    people.enroll("Eve", [photo_of(eve)])
+    with pytest.raises(TwoPeopleError):
+        enroll_proposal(people, unknown, one, "Eve")
+    people.enroll("Ada", [photo_of(near(ada, 0.95, 5))])
+    with pytest.raises(DuplicateError, match="looks like 'Ada'"):
+        enroll_proposal(people, unknown, one, "Somebody")
+    assert len(unknown.faces()) == 2
+    assert propose(people, unknown) == [] and unknown.faces() == []  # she is Ada: not unknown
+    with pytest.raises(PersonaError, match="some of these faces are gone"):
+        enroll_proposal(people, unknown, one, "Ada")
+
+
+@pytest.mark.parametrize("hours", [0, -1, 721, float("nan")])
+def test_no_time_limit_is_refused(tmp_path: Path, hours: float) -> None:
+    with pytest.raises(PersonaError, match="choose a time of up to 720 hours"):
+        UnknownFaces(tmp_path / "u", hours=hours)
+    assert not (tmp_path / "u").exists()
+
+
+def test_other_files_are_refused(tmp_path: Path, people: Gallery, unknown: UnknownFaces) -> None:
+    with pytest.raises(PersonaError, match="does not hold unknown faces"):
+        UnknownFaces(tmp_path / "g.db")
+    (tmp_path / "text").write_bytes(b"no database" * 100)
+    with pytest.raises(PersonaError, match="text is damaged: remove it"):
+        UnknownFaces(tmp_path / "text")
+    unknown.keep(vectors(1), crops(vectors(1)), DIGEST)
+    unknown._db.execute("UPDATE face SET template = zeroblob(31)")
+    with pytest.raises(PersonaError, match="is damaged: remove it"):
+        propose(people, unknown)
+    (tmp_path / "file").touch()
+    with pytest.raises(PersonaError, match="unknown faces cannot be kept"):
+        UnknownFaces(tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize(("visits", "minutes"), [(0, 30), (2, -1), (2, float("nan"))])
+def test_bad_questions(people: Gallery, unknown: UnknownFaces, visits: int, minutes: float) -> None:
+    with pytest.raises(PersonaError, match="choose at least 1"):
+        propose(people, unknown, visits=visits, apart_minutes=minutes)
+
+
+def test_where_they_lie(tmp_path: Path) -> None:
+    assert file_of(tmp_path / "my.db", tmp_path / "x" / "gallery.db") == tmp_path / "my.db.unknown"
+    place = "postgresql://ann:{}@host/db"
+    one, other = (file_of(place.format(word), tmp_path / "gallery.db") for word in ("pw", "new"))
+    assert one == other and one.parent == tmp_path and "host" not in one.name
+
+
+KILLED = """
+import sys
+from pathlib import Path
+import numpy as np
+from persona.data.align.spec import Crop
+from persona.gallery.unknown_faces import UnknownFaces
+
+with UnknownFaces(Path(sys.argv[1]), hours=1) as unknown:
+    for n in range(10_000):
+        rows = np.eye(8, dtype=np.float32)[[n % 8, (n + 1) % 8]]
+        unknown.keep(rows, [Crop(b"face" * 500, None, None)] * 2, "digest")
+        print(n, flush=True)
+"""
+
+
+def test_a_kill_leaves_whole_photos(tmp_path: Path) -> None:
+    path = tmp_path / "u"
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        told = [int(process.stdout.readline()) for _ in range(20)][-1]
+        process.send_signal(signal.SIGKILL)
+    with UnknownFaces(path) as unknown:
+        numbers = [face.number for face in unknown.faces()]
+    # What was told is there, and of no photo one of two faces.
+    assert len(numbers) >= 2 * (told + 1) and len(numbers) % 2 == 0

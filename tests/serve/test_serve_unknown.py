@@ -1,0 +1,103 @@
+"""Unknown people who came back, over the API: proposed, enrolled, deleted."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from serving import EYES, FACTS, ask, post, serving
+
+from persona.data.align.spec import Crop
+from persona.gallery import Gallery
+from persona.gallery.store import StoredPhoto, Threshold, open_store
+from persona.gallery.unknown_faces import UnknownFaces
+
+HOUR = 3600.0
+
+
+class Clock:
+    now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def gallery(tmp_path: Path) -> Iterator[Gallery]:
+    """Two unknown people came twice, and one once; Known is enrolled."""
+    clock = Clock()
+    store = open_store(tmp_path / "gallery.db", create=True)
+    store.adopt(FACTS)
+    axes = np.eye(FACTS.width, dtype=np.float32)
+    store.add({"Known": [StoredPhoto(axes[3])]}, FACTS.digest)
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), "teal").save(buffer, "JPEG")
+    crop = Crop(buffer.getvalue(), None, None)
+    unknown = UnknownFaces(tmp_path / "gallery.db.unknown", hours=24, clock=clock)
+    for visit, who in enumerate(((0, 1, 2), (0, 1))):
+        for person in who:
+            row = axes[person] + 0.1 * axes[4 + visit]
+            unknown.keep(row[None] / np.linalg.norm(row), [crop], FACTS.digest)
+        clock.now += HOUR
+    with Gallery(store, EYES, Threshold(0.8, "by hand"), unknown=unknown) as opened:
+        yield opened
+
+
+@pytest.fixture
+def port(gallery: Gallery) -> Iterator[int]:
+    with serving(gallery) as found:
+        yield found
+
+
+def test_proposed_enrolled_and_deleted(port: int, gallery: Gallery) -> None:
+    people = ask(port, "/api/people").json
+    assert (people["keeps_unknown_hours"], people["liveness"]) == (24, False)
+    found = ask(port, "/api/unknown").json
+    assert (found["hours"], found["total"]) == (24, 2)
+    assert [(p["person"], p["visits"], p["faces"]) for p in found["people"]] == [
+        *((1, 2, 2), (2, 2, 2))
+    ]
+    assert found["people"][0]["nearest"] == "Known" and found["people"][0]["score"] < 0.8
+    assert base64.b64decode(found["people"][0]["picture"])[:2] == b"\xff\xd8"
+    done = post(port, "/api/unknown/enroll", ("person", "1"), ("name", "Ada")).json
+    assert (done["name"], done["added"]) == ("Ada", 2)
+    doubt = post(port, "/api/unknown/enroll", ("person", "2"), ("name", "Known"))
+    assert (doubt.status, doubt.json["doubt"]) == (409, "two-people")
+    assert post(port, "/api/unknown/forget", ("person", "2")).json == {"faces": 2}
+    assert ask(port, "/api/unknown").json["total"] == 0
+    assert [person.name for person in gallery.people()] == ["Ada", "Known"]
+    assert gallery.unknown is not None and len(gallery.unknown.faces()) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "problem"),
+    [
+        ("enroll", {"person": "9", "name": "Ada"}, "there is no unknown person 9"),
+        ("enroll", {"person": "1"}, "no name in the form"),
+        ("enroll", {"name": "Ada"}, "no person in the form"),
+        ("enroll", {"person": "1", "name": " "}, "a name holds nothing"),
+        ("enroll", {"person": "x", "name": "Ada"}, "person is no number"),
+        ("enroll", {"person": "1", "name": "Ada", "accept": "all"}, "accept holds an unknown"),
+        ("forget", {"person": "-1"}, "person is no number"),
+    ],
+)
+def test_bad_requests_change_nothing(
+    port: int, gallery: Gallery, path: str, fields: dict[str, str], problem: str
+) -> None:
+    refused = post(port, f"/api/unknown/{path}", *fields.items())
+    assert refused.status == 422 and problem in refused.error
+    assert gallery.unknown is not None and len(gallery.unknown.faces()) == 5
+    assert [person.name for person in gallery.people()] == ["Known"]
+
+
+def test_without_the_option_there_is_no_such_path(gallery: Gallery) -> None:
+    gallery.unknown = None
+    with serving(gallery) as port:
+        assert ask(port, "/api/people").json["keeps_unknown_hours"] is None
+        assert ask(port, "/api/unknown").status == 404
+        assert post(port, "/api/unknown/forget", ("person", "1")).status == 404

@@ -1,0 +1,320 @@
+"""`persona learn gallery`: learning from kept faces, what it gained, replacing and going back."""
+
+from __future__ import annotations
+
+import io
+import json
+import stat
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import NO_ALIGN, jpeg, write_lfw
+from helpers import persona_error_here, persona_here
+from little import LITTLE
+from PIL import Image
+
+from persona import gallery_learning
+from persona.config import StudentConfig
+from persona.data.align.spec import AlignSpec, Crop
+from persona.data.pack import pack_photos
+from persona.data.raw import open_dataset
+from persona.data.sets import open_set
+from persona.errors import PersonaError, Preempted
+from persona.gallery.faces import Eyes
+from persona.gallery.people import load_named
+from persona.gallery.store import Facts, StoredPhoto, Threshold, open_store
+from persona.gallery.upgrade import roll_back
+from persona.gallery_learning import (
+    FAR,
+    Outcome,
+    Standing,
+    divide,
+    learn_from_gallery,
+    pseudonym,
+    take_over,
+)
+from persona.models.cards import find_model, read_classes
+from persona.models.store import save_model
+from persona.models.student import Student
+from persona.workspace import Workspace
+
+ALIGN = AlignSpec("none", 32, 0)
+GIVEN = {"method": "finetune", "steps": 3, "batch_size": 8, "optim.lr": 1e-3}
+PEOPLE, PHOTOS = 4, 5
+
+
+def face(person: int, photo: int) -> bytes:
+    """A picture of a person: its own pattern, with noise."""
+    image = np.asarray(Image.open(io.BytesIO(jpeg(person))).convert("RGB"), np.int16)
+    noise = np.random.default_rng((person, photo)).integers(-30, 31, image.shape)
+    buffer = io.BytesIO()
+    Image.fromarray((image + noise).clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a student and a set of other people."""
+    home = tmp_path_factory.mktemp("home")
+    write_lfw(home / "raw")
+    pack_photos(open_dataset("lfw", home / "raw"), home / "shards" / "lfw", NO_ALIGN)
+    torch.manual_seed(0)
+    student = Student(StudentConfig(LITTLE, embedding_size=32), 0, head="none", image_size=32)
+    with torch.no_grad():
+        for _ in range(4):
+            student.train()(torch.randn(16, 3, 32, 32))
+    facts: dict[str, Any] = {"teacher": "none", "temperature": None, "epochs": 1, "score": None}
+    facts |= {"scores": {}, "run": "student", "train_set": "x", "test_set": "none", "config": {}}
+    save_model(home / "models", student, model_id="student", classes=(), **facts)
+    return home
+
+
+@pytest.fixture
+def place(made: Path, tmp_path: Path) -> Workspace:
+    """The same sets and models; a gallery and runs of its own."""
+    (tmp_path / "shards").symlink_to(made / "shards")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "student").symlink_to(made / "models" / "student")
+    return Workspace.locate(
+        shards=tmp_path / "shards", models=tmp_path / "models", runs=tmp_path / "runs"
+    )
+
+
+def fill(path: Path, place: Workspace, *, crops: bool = True, photos: int = PHOTOS) -> None:
+    """A gallery of four people."""
+    named, fresh = load_named("student", place)
+    with open_store(path, create=True) as store:
+        store.adopt(replace(fresh, align=ALIGN, threshold=Threshold(0.5, "by hand", 0.1)))
+        eyes = Eyes(named, ALIGN)
+        for person in range(PEOPLE):
+            own = [Crop(face(person, n), None, None) for n in range(photos)]
+            rows = zip(own, eyes.embed(own), strict=True)
+            kept = [StoredPhoto(t, c.jpeg if crops else None) for c, t in rows]
+            store.add({f"Person {person}": kept}, named.digest)
+
+
+@pytest.fixture
+def gallery(tmp_path: Path, place: Workspace) -> Path:
+    fill(tmp_path / "gallery.db", place)
+    return tmp_path / "gallery.db"
+
+
+def templates(path: Path) -> Any:
+    with open_store(path) as store:
+        return np.stack([photo.template for *_, photo in store.photos()])
+
+
+def outcome(before: str, after: str, tar: float, later: float) -> Outcome:
+    """Of two networks that name the photos marked 1 rightly."""
+    one, other = (
+        Standing(
+            name,
+            text.count("1") / len(text),
+            1.0,
+            of,
+            Threshold(0.4, "set", FAR),
+            tuple(mark == "1" for mark in text),
+        )
+        for name, text, of in (("a", before, tar), ("b", after, later))
+    )
+    return Outcome(one, other, 4, 16, len(before), "set", 100, FAR)
+
+
+def test_it_learns_is_measured_replaces_and_goes_back(gallery: Path, place: Workspace) -> None:
+    before = templates(gallery)
+    with open_store(gallery) as store:
+        old = store.facts()
+        found = learn_from_gallery(store, open_set("lfw", place.shards), GIVEN, place)
+        # Nothing is changed until it is agreed to.
+        assert store.facts() == old and np.array_equal(templates(gallery), before)
+        assert (found.people, found.photos, found.held_out) == (PEOPLE, 16, 4)
+        assert (found.far, found.test_set, found.impostors) == (0.1, "lfw", 276 - 6 * 6)
+        assert (found.before.model, found.after.model) == ("student", found.after.model)
+        assert 0 <= found.after.recognised <= found.after.rank_1 <= 1
+        assert found.gain == found.after.recognised - found.before.recognised
+        card = find_model(found.after.model, place.models)
+        assert card.learned is not None and card.learned["parent"] == "student"
+        # No name in the model; the set is gone.
+        assert set(read_classes(card, place.models)) == {
+            pseudonym(f"Person {n}") for n in range(PEOPLE)
+        }
+        assert [path.name for path in place.shards.iterdir()] == ["lfw"]
+        assert take_over(store, found, place) == PEOPLE * PHOTOS
+        facts = store.facts()
+        assert facts is not None and old is not None
+        assert (facts.network, facts.threshold) == (found.after.model, found.after.threshold)
+        assert facts.previous == old
+        assert not np.allclose(templates(gallery), before)
+        # Somebody who is enrolled since is there after going back, too.
+        named, _ = load_named(found.after.model, place)
+        crop = Crop(face(9, 0), None, None)
+        store.add(
+            {"New": [StoredPhoto(Eyes(named, ALIGN).embed([crop])[0], crop.jpeg)]}, named.digest
+        )
+        back, count = roll_back(store, place)
+        assert count == PEOPLE * PHOTOS + 1
+        assert (back.network, back.digest, back.threshold) == ("student", old.digest, old.threshold)
+        assert templates(gallery)[:-1] == pytest.approx(before, abs=1e-5)
+        again, _ = roll_back(store, place)  # and forward again
+        assert (again.network, again.threshold) == (found.after.model, found.after.threshold)
+    for path in (place.runs / found.after.model).rglob("*"):
+        if path.is_file():
+            assert b"Person 0" not in path.read_bytes(), path
+
+
+def test_the_set_is_private_and_goes_also_where_learning_fails(
+    gallery: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def fail(config: Any, _: Workspace) -> str:
+        folder = place.shards / config.on
+        seen.append(stat.S_IMODE(folder.stat().st_mode))
+        raise PersonaError("it diverged")
+
+    monkeypatch.setattr("persona.learning.run.learn", fail)
+    with open_store(gallery) as store, pytest.raises(PersonaError, match="it diverged"):
+        learn_from_gallery(store, open_set("lfw", place.shards), GIVEN, place)
+    assert seen == [0o700]
+    assert [path.name for path in place.shards.iterdir()] == ["lfw"]
+
+
+@pytest.mark.parametrize("kind", [Preempted, KeyboardInterrupt])
+def test_an_interruption_does_not_promise_to_go_on(
+    gallery: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+) -> None:
+    def end(*_: Any) -> str:
+        raise kind("run the command with --resume RUN to go on")
+
+    monkeypatch.setattr("persona.learning.run.learn", end)
+    wanted = PersonaError if kind is Preempted else kind
+    lfw = open_set("lfw", place.shards)
+    with open_store(gallery) as store, pytest.raises(wanted, match="it begins anew") as told:
+        learn_from_gallery(store, lfw, GIVEN, place)
+    assert "--resume" not in str(told.value) and not isinstance(told.value, Preempted)
+    assert [path.name for path in place.shards.iterdir()] == ["lfw"]
+
+
+def test_what_a_kill_left_is_removed(
+    gallery: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gallery_learning, "_remove", lambda folder: None)
+    with open_store(gallery) as store:
+        material = divide(store, place)
+        with gallery_learning._packed(store, material, place) as name:
+            pass
+        assert (place.shards / name).is_dir()  # as after a kill
+        monkeypatch.undo()
+        with gallery_learning._packed(store, material, place) as again:
+            assert again == name and (place.shards / name / "manifest.json").is_file()
+        assert not (place.shards / name).exists()
+
+
+def test_photos_are_held_out_the_same_each_time(gallery: Path, place: Workspace) -> None:
+    with open_store(gallery) as store:
+        one, other = divide(store, place), divide(store, place)
+    assert {name: len(own) for name, own in one.held_out.items()} == {
+        f"Person {n}": 1 for n in range(PEOPLE)
+    }
+    for name, own in one.held_out.items():
+        assert own[0].crop == other.held_out[name][0].crop
+        assert own[0].crop not in [photo.crop for photo in one.learned[name]]
+
+
+def test_bad_galleries(tmp_path: Path, place: Workspace, gallery: Path) -> None:
+    fill(tmp_path / "bare.db", place, crops=False)
+    fill(tmp_path / "single.db", place, photos=1)
+    lfw = open_set("lfw", place.shards)
+    for name, line in (
+        ("bare.db", r"20 of 20 photos .* were enrolled without --keep-crops: a network learns"),
+        ("single.db", r"has 4 people, 0 of them with two photos or more"),
+    ):
+        with open_store(tmp_path / name) as store, pytest.raises(PersonaError, match=line):
+            learn_from_gallery(store, lfw, GIVEN, place)
+    with open_store(tmp_path / "none.db", create=True) as store:
+        with pytest.raises(PersonaError, match="has nobody to learn"):
+            divide(store, place)
+        with pytest.raises(PersonaError, match="never moved to another network"):
+            roll_back(store, place)
+        store.adopt(Facts("onnx:net.onnx", "digest", 8, ALIGN))
+        store.add({"Ann": [StoredPhoto(np.eye(8, dtype=np.float32)[0])]}, "digest")
+        with pytest.raises(PersonaError, match="is no student that was trained by Persona"):
+            divide(store, place)
+    with open_store(gallery) as store:
+        for far, line in ((1e-6, "cannot resolve a FAR of 1e-06"),):
+            store.set_threshold(Threshold(0.5, "by hand", far))
+            with pytest.raises(PersonaError, match=line):  # before anything is learned
+                learn_from_gallery(store, lfw, GIVEN, place)
+        with pytest.raises(PersonaError, match="none is at hand: name it with --teacher"):
+            store.set_threshold(Threshold(0.5, "by hand", 0.1))
+            learn_from_gallery(store, lfw, {**GIVEN, "method": "anchor"}, place)
+    assert [path.name for path in place.shards.iterdir()] == ["lfw"]
+
+
+def test_going_back_wants_the_network_and_the_faces(
+    gallery: Path, place: Workspace, tmp_path: Path
+) -> None:
+    with open_store(gallery) as store:
+        facts = store.facts()
+        assert facts is not None
+        numbers = [number for _, number, _ in store.photos()]
+        rows = dict(zip(numbers, templates(gallery), strict=True))
+        store.replace(replace(facts, digest="new", previous=replace(facts, digest="old")), rows)
+        with pytest.raises(PersonaError, match="student is not the network any more that"):
+            roll_back(store, place)
+        store.replace(replace(facts, digest="new", previous=replace(facts, network="gone")), rows)
+        with pytest.raises(PersonaError, match="unknown model 'gone'"):
+            roll_back(store, place)
+        store.add({"Bare": [StoredPhoto(rows[numbers[0]])]}, "new")
+        with pytest.raises(PersonaError, match=r"1 photos of .* and their templates of gone are"):
+            roll_back(store, place)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "tar", "won", "lost", "p", "better"),
+    [
+        ("0000001111", "1111111111", (0.70, 0.69), 6, 0, 2 / 64, True),
+        ("0000001111", "1111111111", (0.70, 0.64), 6, 0, 2 / 64, False),  # forgets too much
+        ("0111111111", "1111111111", (0.70, 0.70), 1, 0, 1.0, False),  # one photo may be chance
+        ("0000000001", "1111111110", (0.70, 0.70), 9, 1, 22 / 1024, True),
+        ("1111111111", "1111111111", (0.70, 0.70), 0, 0, 1.0, False),
+        ("1111111111", "0000001111", (0.70, 0.90), 0, 6, 2 / 64, False),
+    ],
+)
+def test_only_what_is_better_is_taken_without_asking(
+    before: str, after: str, tar: tuple[float, float], won: int, lost: int, p: float, better: bool
+) -> None:
+    found = outcome(before, after, *tar)
+    assert (found.won, found.lost, found.is_better) == (won, lost, better)
+    assert found.p == pytest.approx(p)
+    shown = json.loads(json.dumps(found.to_json()))
+    assert shown["gain"] == pytest.approx((won - lost) / 10)
+    assert shown["p"] == pytest.approx(p) and "known" not in shown["after"]
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_the_command(
+    gallery: Path, place: Workspace, better: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Outcome, "is_better", better)
+    home = gallery.parent
+    shown = persona_here(
+        *("learn", "gallery", "--test-set", "lfw", "--method", "finetune", "--steps", "2"),
+        *("-b", "8", "--yes"),
+        home=home,
+    )
+    assert shown["done"] is better and shown["held_out"] == 4
+    assert shown["templates"] == (PEOPLE * PHOTOS if better else 0)
+    listed = persona_here("gallery", "list", home=home)
+    assert listed["model"] == (shown["after"]["model"] if better else "student")
+    if better:
+        back = persona_here("gallery", "rollback", home=home)
+        assert (back["model"], back["threshold"]) == ("student", 0.5)
+    else:
+        line = persona_error_here("gallery", "rollback", home=home)
+        assert "never moved to another network" in line
+    assert [path.name for path in place.shards.iterdir()] == ["lfw"]
