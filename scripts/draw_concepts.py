@@ -73,7 +73,9 @@ def plot(name: str, title: str, alt: str, traces: list[dict[str, Any]], **layout
     drawn = {"showline": True, "ticks": "outside"}
     for key in ("xaxis", "yaxis"):
         layout[key] = {**layout[key], **drawn}
-    return Figure(name, title, alt, traces, {"font": {"family": FONT}, "margin": MARGIN_PX, **layout})
+    return Figure(
+        name, title, alt, traces, {"font": {"family": FONT}, "margin": MARGIN_PX, **layout}
+    )
 
 
 def scores_figure(score_P: Floats, same_P: npt.NDArray[np.bool_], threshold: float) -> Figure:
@@ -96,8 +98,8 @@ def scores_figure(score_P: Floats, same_P: npt.NDArray[np.bool_], threshold: flo
     return plot(
         "scores",
         "Similarities of genuine and impostor pairs",
-        f"Two overlapping heaps: impostor pairs around {score_P[~same_P].mean():.2f}, genuine pairs "
-        f"around {score_P[same_P].mean():.2f}; the threshold is {threshold:.2f}.",
+        f"Two overlapping heaps: impostor pairs around {score_P[~same_P].mean():.2f}, genuine "
+        f"pairs around {score_P[same_P].mean():.2f}; the threshold is {threshold:.2f}.",
         traces,
         xaxis=axis("cosine similarity"),
         yaxis=axis("share of the pairs", tickformat=".0%", rangemode="tozero"),
@@ -163,9 +165,14 @@ def temperature_figure(similarity_N: Floats) -> Figure:
         f"Share of the most similar of {len(similarity_N)} faces: "
         + ", ".join(f"{s:.2f} at T = {t:g}" for s, t in zip(first, TEMPERATURES, strict=True)),
         traces,
-        xaxis=axis("another face, and its cosine similarity", ticktext=[
-            f"{name}<br>{value:.2f}" for name, value in zip(names, similarity_N, strict=True)
-        ], tickvals=names, type="category"),
+        xaxis=axis(
+            "another face, and its cosine similarity",
+            ticktext=[
+                f"{name}<br>{value:.2f}" for name, value in zip(names, similarity_N, strict=True)
+            ],
+            tickvals=names,
+            type="category",
+        ),
         yaxis=axis("share after the softmax", tickformat=".0%"),
         barmode="group",
         margin={**MARGIN_PX, "b": 104},
@@ -289,7 +296,9 @@ def tidy(svg: str) -> str:
     found = sorted(set(re.findall(r'id="[a-z]*([0-9a-f]{6})', svg)))
     for number, own in enumerate(found):
         svg = svg.replace(own, f"{number:06d}")
-    return re.sub(r"(<svg[^>]*>)", r'\1<rect width="100%" height="100%" fill="#fff"/>', svg, count=1)
+    return re.sub(
+        r"(<svg[^>]*>)", r'\1<rect width="100%" height="100%" fill="#fff"/>', svg, count=1
+    )
 
 
 if __name__ == "__main__":

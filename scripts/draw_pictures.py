@@ -18,7 +18,6 @@ import argparse
 import base64
 import contextlib
 import io
-import json
 import re
 import subprocess
 import sys
@@ -50,7 +49,7 @@ PHOTOS = 4
 STRANGER = 40
 THRESHOLD = 0.73
 """That of FAR 1e-2 on drawn faces, as scripts/draw_concepts.py prints it."""
-REPORT_PX, PEOPLE_PX, README_PX = (1160, 1165), (1160, 1165), (1200, 830)
+REPORT_PX, PEOPLE_PX, README_PX = (1160, 1165), (1160, 1225), (1200, 775)
 SHOWN = ("headline", "mistakes")
 """Sections of the report on its picture."""
 
@@ -92,8 +91,14 @@ def figures() -> tuple[Shown, Shown]:
     if f"{accuracy:.4f}" != student[1]:
         raise PersonaError(f"the card says {accuracy:.4f}, {MEASURED} {student[1]}: measure again")
     return (
-        Shown("MobileFaceNet", "teacher", float(teacher[5]), "float32", float(teacher[6]),
-              float(teacher[1])),
+        Shown(
+            "MobileFaceNet",
+            "teacher",
+            float(teacher[5]),
+            "float32",
+            float(teacher[6]),
+            float(teacher[1]),
+        ),
         Shown("Persona-S", "student", card.bytes / 1e6, "float16", float(student[6]), accuracy),
     )
 
@@ -104,8 +109,9 @@ def report_picture(browser: Any, report: Path) -> Image.Image:
     page.goto(report.resolve().as_uri())
     page.wait_for_selector("body[data-drawn]", timeout=120_000)
     others = ":not(" + ", ".join(f"#{name}" for name in SHOWN) + ")"
-    page.add_style_tag(content=f"main > section{others}, #headline .scroll, #headline .remark "
-                               "{ display: none }")
+    page.add_style_tag(
+        content=f"main > section{others}, #headline .scroll, #headline .remark {{ display: none }}"
+    )
     return close_with_picture(page)
 
 
@@ -141,11 +147,11 @@ def people_picture(browser: Any, home: Path) -> Image.Image:
 def served(store: Path, home: Path) -> Iterator[str]:
     """The URL of `persona serve` with a gallery."""
     options = ("--store", str(store), "--threshold", str(THRESHOLD), "--keep-crops")
-    command = [sys.executable, "-m", "persona", "serve", *options, "--port", "0", "--json"]
+    command = [sys.executable, "-m", "persona", "serve", *options, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=home) as server:
         assert server.stdout is not None
         try:
-            yield str(json.loads(server.stdout.readline())["url"])
+            yield server.stdout.readline().removeprefix("Persona is at ").strip()
         finally:
             server.terminate()
 
@@ -165,30 +171,11 @@ def close_with_picture(page: Any) -> Image.Image:
 
 
 CARD = Template("""<div class="card $role"><h2>$title <small>$role</small></h2><dl>
-<dt>size</dt><dd><i style="width: $size_width%"></i><b>$size MB</b> $kept</dd>
-<dt>one core</dt><dd><i style="width: $time_width%"></i><b>$time ms</b> a face</dd>
-<dt>LFW</dt><dd><i style="width: $accuracy_width%"></i><b>$accuracy</b> accuracy</dd>
+<dt>size</dt><dd><i style="width: $size_width%"></i><span><b>$size MB</b> $kept</span></dd>
+<dt>one core</dt><dd><i style="width: $time_width%"></i><span><b>$time ms</b> a face</span></dd>
+<dt>LFW</dt><dd><i style="width: $accuracy_width%"></i><span><b>$accuracy</b> accuracy</span></dd>
 </dl></div>""")
-README = Template("""<!doctype html><meta charset="utf-8"><style>
-* { box-sizing: border-box; margin: 0; }
-body { width: 1200px; height: 830px; padding: 20px; background: #fff; color: #1b1f24; font: 21px "DejaVu Sans", sans-serif; }
-.row { display: flex; gap: 24px; align-items: stretch; justify-content: space-between; }
-.card { flex: 1; background: #f6f8fa; border: 1px solid #d0d7de; border-radius: 12px; padding: 16px 22px 18px; }
-h2 { font-size: 28px; margin-bottom: 10px; } small { font-weight: 400; font-size: 19px; color: #57606a; }
-dl { display: grid; grid-template-columns: 7.2rem 1fr; gap: 10px 0; align-items: center; } dt { color: #57606a; }
-dd { position: relative; padding: 2px 10px; height: 36px; line-height: 32px; white-space: nowrap; }
-dd b { position: relative; font-size: 23px; } dd { color: #1b1f24; }
-i { position: absolute; left: 0; top: 0; bottom: 0; border-radius: 6px; background: #9cc7e8; }
-.teacher i { background: #cbd2d9; }
-.arrow { align-self: center; text-align: center; width: 170px; color: #57606a; font-size: 18px; line-height: 1.35; }
-.arrow svg { display: block; margin: 0 auto 8px; }
-figure { flex: 1; min-width: 0; margin-top: 20px; } figcaption { font-size: 20px; margin-top: 8px; color: #57606a; }
-figcaption b { color: #1b1f24; } figure div { height: 470px; overflow: hidden; border: 1px solid #d0d7de; border-radius: 12px; }
-figure img { width: 100%; display: block; }
-</style><div class="row">$teacher<div class="arrow"><svg width="130" height="34" viewBox="0 0 130 34"><path d="M2 17H118M104 4l15 13-15 13"
-fill="none" stroke="#0072B2" stroke-width="5"/></svg>distilled from photos without names</div>$student</div>
-<div class="row"><figure><div><img src="$report"></div><figcaption><b>persona report</b> compares models</figcaption></figure>
-<figure><div><img src="$people"></div><figcaption><b>persona serve</b> recognises people</figcaption></figure></div>""")
+README = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
 
 
 def readme_picture(browser: Any, report: Image.Image, people: Image.Image) -> Image.Image:

@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import nbformat
 from nbclient import NotebookClient
 
 from persona.files import write_atomically
@@ -23,6 +22,20 @@ TIMEOUT_S = 1200
 """Longest time of a cell."""
 LARGEST = 400_000
 """Bytes of a notebook with its outputs."""
+
+
+def load(path: Path) -> Any:
+    """The notebook in a file."""
+    import nbformat
+
+    return nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)  # type: ignore[no-untyped-call]
+
+
+def dumps(notebook: Any) -> str:
+    """The text of a notebook's file."""
+    import nbformat
+
+    return str(nbformat.writes(notebook, version=4))  # type: ignore[no-untyped-call]
 
 
 def clean(notebook: Any) -> None:
@@ -47,13 +60,13 @@ def main() -> None:
     chosen = parser.parse_args()
     for path in chosen.notebooks:
         began = time.monotonic()
-        notebook = nbformat.read(path, as_version=4)
+        notebook = load(path)
         place = {"metadata": {"path": str(path.parent)}}
         NotebookClient(notebook, timeout=TIMEOUT_S, resources=place).execute()
         print(f"{path}: {time.monotonic() - began:.0f} s", file=sys.stderr)
         if chosen.write:
             clean(notebook)
-            text = nbformat.writes(notebook, version=4)
+            text = dumps(notebook)
             if len(text.encode()) > LARGEST:
                 sys.exit(f"{path} would have {len(text.encode()):,} bytes: show less in it")
             write_atomically(path, f"{text.rstrip()}\n".encode())

@@ -52,7 +52,9 @@ def fetch() -> bytes:
         try:
             done = subprocess.run(
                 [npm, "pack", f"axe-core@{VERSION}", *options],
-                **{"capture_output": True, "text": True, "errors": "replace"},
+                capture_output=True,
+                text=True,
+                errors="replace",
                 check=False,
                 timeout=FETCH_S,
             )
