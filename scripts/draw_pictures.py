@@ -50,7 +50,7 @@ STRANGER = 40
 THRESHOLD = 0.73
 """That of FAR 1e-2 on drawn faces, as scripts/draw_concepts.py prints it."""
 REPORT_PX, PEOPLE_PX, README_PX = (1160, 1165), (1160, 1225), (1200, 775)
-SHOWN = ("headline", "mistakes")
+SHOWN = ("headline", "faces")
 """Sections of the report on its picture."""
 
 
@@ -109,9 +109,8 @@ def report_picture(browser: Any, report: Path) -> Image.Image:
     page.goto(report.resolve().as_uri())
     page.wait_for_selector("body[data-drawn]", timeout=120_000)
     others = ":not(" + ", ".join(f"#{name}" for name in SHOWN) + ")"
-    page.add_style_tag(
-        content=f"main > section{others}, #headline .scroll, #headline .remark {{ display: none }}"
-    )
+    hidden = f"main > section{others}, #headline .fold > :is(.scroll, .hint, .remark)"
+    page.add_style_tag(content=f"{hidden} {{ display: none !important }}")
     return close_with_picture(page)
 
 
