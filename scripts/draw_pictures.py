@@ -6,8 +6,9 @@
 1. report.png: verdict and worst mistakes of a report on drawn faces, such as that of the demo or of
    the third notebook.
 2. people.png: the page of `persona serve` with a gallery of drawn people, by Persona-S.
-3. persona.png: teacher and student with size, time and accuracy, above the two pages. The figures
-   are read from docs/measurements.md and from Persona-S's card, so they are the measured ones.
+3. persona.png: teacher and student with size, time and accuracy, above curves of that report and
+   the people page. The figures are read from docs/measurements.md and from Persona-S's card, so
+   they are the measured ones.
 
 It needs the extras `report` and `serve` and a Chromium, and takes about a minute.
 """
@@ -50,8 +51,8 @@ STRANGER = 40
 THRESHOLD = 0.73
 """That of FAR 1e-2 on drawn faces, as scripts/draw_concepts.py prints it."""
 REPORT_PX, PEOPLE_PX, README_PX = (1160, 1165), (1160, 1225), (1200, 775)
-SHOWN = ("headline", "faces")
-"""Sections of the report on its picture."""
+SHOWN, THUMBNAIL = ("headline", "faces"), ("curves", "maps")
+"""Sections of the report on its picture, and on that of the README, which is too small to read."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,12 @@ def figures() -> tuple[Shown, Shown]:
     )
 
 
-def report_picture(browser: Any, report: Path) -> Image.Image:
-    """The report's first screen: header, verdict and worst mistakes."""
+def report_picture(browser: Any, report: Path, shown: tuple[str, ...]) -> Image.Image:
+    """The first screen of the report: its header and these of its sections."""
     page = new_page(browser, REPORT_PX)
     page.goto(report.resolve().as_uri())
     page.wait_for_selector("body[data-drawn]", timeout=120_000)
-    others = ":not(" + ", ".join(f"#{name}" for name in SHOWN) + ")"
+    others = ":not(" + ", ".join(f"#{name}" for name in shown) + ")"
     hidden = f"main > section{others}, #headline .fold > :is(.scroll, .hint, .remark)"
     page.add_style_tag(content=f"{hidden} {{ display: none !important }}")
     return close_with_picture(page)
@@ -232,9 +233,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "img")
     chosen = parser.parse_args()
     with open_browser() as browser, tempfile.TemporaryDirectory() as home:
-        report = report_picture(browser, chosen.report)
+        report = report_picture(browser, chosen.report, SHOWN)
+        thumbnail = report_picture(browser, chosen.report, THUMBNAIL)
         people = people_picture(browser, Path(home))
-        picture = readme_picture(browser, report, people)
+        picture = readme_picture(browser, thumbnail, people)
     keep(report, chosen.out / "report.png")
     keep(people, chosen.out / "people.png")
     keep(picture, chosen.out / "persona.png")
