@@ -80,12 +80,16 @@ def write_report(
         batch_size=batch_size,
         workers=workers,
     )
-    data = render(page).encode()
+    html = render(page)
+    data = html.encode()
     if form != "html":
-        from persona.report.browser import open_browser, print_page
+        from persona.report.browser import open_browser, print_page, run_apart
 
-        with open_browser() as browser:
-            data = print_page(browser, data.decode(), form)
+        def printed() -> bytes:
+            with open_browser() as browser:
+                return print_page(browser, html, form)
+
+        data = run_apart(printed)
     write_atomically(path, data, PRIVATE)
     return list(page.notices)
 

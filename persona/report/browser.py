@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from persona.errors import PersonaError
 from persona.extras import missing
 
+T = TypeVar("T")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 VARIABLE = "PERSONA_CHROMIUM"
 TIMEOUT_MS = 120_000
@@ -38,6 +41,19 @@ def find_chromium() -> str:
             "--format html"
         )
     return found
+
+
+def run_apart(work: Callable[[], T]) -> T:
+    """Runs what opens a browser, in a thread of its own where this one has an event loop.
+
+    The cells of a notebook run inside a loop, where Playwright's functions refuse to be called.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return work()
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import numpy as np
 
 from persona.errors import unknown
 from persona.files import write_atomically
-from persona.report.browser import draw_figure, find_chromium, open_browser
+from persona.report.browser import draw_figure, find_chromium, open_browser, run_apart
 from persona.report.figures import Figure, axis, chance_trace, curve_trace
 from persona.report.looks import look
 from persona.report.page import render_figure
@@ -162,5 +162,9 @@ def write_plot(figure: Figure, path: Path) -> None:
     """
     form = check_plot(path)
     html = render_figure(figure, SIZE_PX)
-    with open_browser() as browser:
-        write_atomically(path, draw_figure(browser, html, form, SIZE_PX))
+
+    def draw() -> bytes:
+        with open_browser() as browser:
+            return draw_figure(browser, html, form, SIZE_PX)
+
+    write_atomically(path, run_apart(draw))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from axe import find_faults
 from helpers import persona_here
 from PIL import Image
 from servers import static_server
@@ -418,6 +419,27 @@ def test_it_fits_a_phone_and_the_dark(
     shot = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("L"), np.float64)
     assert (np.median(shot) < 128) == (scheme == "dark")
     assert seen == []
+    page.close()
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width_px", [390, 1280])
+def test_axe_finds_nothing_grave(
+    address: str, browser: Any, faces: list[Path], scheme: str, width_px: int
+) -> None:
+    size = {"width": width_px, "height": 844}
+    page, _ = visit(browser, address, viewport=size, color_scheme=scheme)
+    assert find_faults(page) == []
+    open_photos(page, faces)
+    for threshold, told in (("-1", "Same person"), ("1", "Different people")):
+        page.fill("#threshold", threshold)
+        page.wait_for_selector(f"#verdict:text-is('{told}')")
+        assert find_faults(page) == []
+    file = {"name": "a.txt", "mimeType": "text/plain", "buffer": b"none"}
+    page.locator("input[type=file]").nth(1).set_input_files(file)
+    page.wait_for_selector(".error:visible")
+    assert find_faults(page) == []
     page.close()
 
 

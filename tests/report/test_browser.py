@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from axe import find_faults
 from conftest import NO_ALIGN, write_lfw
 from helpers import persona_here
 from PIL import Image
@@ -228,6 +229,29 @@ def test_headings_alternatives_and_contrast(browser: Any, report: Path) -> None:
             )
             assert contrast(*colours) >= 4.5
         page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width_px", [390, 1280])
+def test_axe_finds_nothing_grave(browser: Any, report: Path, scheme: str, width_px: int) -> None:
+    size = {"width": width_px, "height": 900}
+    page, _ = visit(browser, report, viewport=size, color_scheme=scheme)
+    assert find_faults(page) == []
+    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    page.wait_for_function("[...document.querySelectorAll('.main-svg')].every(s => s.clientWidth)")
+    page.click("text=Next photo")
+    page.wait_for_selector("#chosen p img")
+    assert find_faults(page) == []
+    page.close()
+
+
+def test_axe_finds_what_is_planted(browser: Any, report: Path) -> None:
+    page, _ = visit(browser, report)
+    page.evaluate("document.querySelector('.pairs img').removeAttribute('alt')")
+    page.evaluate("document.querySelector('.remark').style.color = 'var(--line)'")
+    kinds = [fault.split(": ")[:2] for fault in find_faults(page)]
+    assert kinds == [["serious", "color-contrast"], ["critical", "image-alt"]]
+    page.close()
 
 
 def contrast(first: str, second: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import re
 from pathlib import Path
@@ -84,3 +85,14 @@ def test_formats(tmp_path: Path, form: str) -> None:
         text = "".join(root.itertext())
         assert all(f"method {n}" in text for n in range(10))
         assert b"http" not in re.sub(rb'xmlns(:\w+)?="[^"]+"', b"", data)  # nothing is fetched
+
+
+@pytest.mark.heavy
+def test_a_plot_is_drawn_inside_an_event_loop_as_a_notebooks_cell_is(tmp_path: Path) -> None:
+    need_chromium()
+
+    async def cell() -> None:
+        write_plot(line_plot("learning", TEN, ("experience", "accuracy")), tmp_path / "plot.png")
+
+    asyncio.run(cell())
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from axe import find_faults
 from onnx_files import SETTINGS, write_model
 from PIL import Image
 from serving import EYES, FACTS, ColourGallery, photo, serving, write_groups
@@ -850,6 +851,66 @@ def test_it_fits_and_can_be_read(
     assert menu["x"] + menu["width"] <= size_px[0]
     assert seen == []
     page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size_px", [(390, 844), (1280, 900)], ids=["phone", "desktop"])
+def test_axe_finds_nothing_grave(
+    browser: Any, url: str, gallery: ColourGallery, scheme: str, size_px: tuple[int, int]
+) -> None:
+    viewport = {"width": size_px[0], "height": size_px[1]}
+    page, _ = visit(browser, url, viewport=viewport, color_scheme=scheme)
+    ready(page)
+    assert find_faults(page) == []  # nobody is enrolled
+    page.set_input_files("#photos", [photo_file(2), dark_file()])
+    page.wait_for_selector("#thumbs li:nth-child(2)")
+    page.fill("#name", "Ada")
+    page.click("#send")
+    page.wait_for_selector("#people .person, #ask[open]")
+    page.set_input_files("#photo", photo_file(2))
+    page.wait_for_selector("#faces .face")
+    page.evaluate("tell({ good: ['a'], notes: ['b'], bad: ['c'] })")
+    assert find_faults(page) == []
+    page.evaluate("void ask('Forget Ada?', 'Forget')")
+    page.wait_for_selector("#ask[open]")
+    assert find_faults(page) == []
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size_px", [(390, 844), (1280, 900)], ids=["phone", "desktop"])
+def test_axe_finds_nothing_grave_in_a_person_and_groups(
+    browser: Any, people: Gallery, tmp_path: Path, scheme: str, size_px: tuple[int, int]
+) -> None:
+    viewport = {"width": size_px[0], "height": size_px[1]}
+    folder = write_groups(tmp_path, (3, 2, 1))
+    with open_groups(folder, people) as opened, serving(people, groups=opened) as port:
+        url = f"http://127.0.0.1:{port}/"
+        page, _ = visit(browser, url, viewport=viewport, color_scheme=scheme)
+        ready(page)
+        page.wait_for_selector("#people .person:nth-child(3) img")
+        page.click("#group-1 .faces li:nth-child(2) button")
+        page.click("#people .person:nth-child(2) .dots")
+        page.wait_for_selector("#people .items:visible")
+        assert find_faults(page) == []
+        page.keyboard.press("Escape")
+        page.click("#people .person:first-child .open")
+        page.wait_for_selector("#person-photos li:nth-child(4)")
+        page.click("#person-photos li:nth-child(2) button")
+        page.wait_for_selector("#split:visible")
+        assert find_faults(page) == []
+        page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_grave_at_the_door(
+    browser: Any, gallery: ColourGallery, scheme: str
+) -> None:
+    with serving(gallery, token="drawn-token") as port:
+        page, _ = visit(browser, f"http://127.0.0.1:{port}/", color_scheme=scheme)
+        page.wait_for_selector("#locked[open]")
+        assert find_faults(page) == []
+        page.close()
 
 
 @pytest.mark.parametrize("size_px", [(1280, 900), (390, 844)])
