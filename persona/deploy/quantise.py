@@ -106,8 +106,8 @@ def quantise_graph(
     # lowered graph has from that one. The latter are the same in every lowered graph.
     ranges = find_ranges(lower(model).model, batches) | find_ranges(model, batches)
     costs = find_costs(model, ranges, batches[: -(-COST_FACES // len(batches[0]))], output)
-    judged = [*batches, *(others or [])]
-    wanted_NE = _run(model, judged, output)
+    judged = [faces for faces in (batches, others) if faces]
+    wanted = [_run(model, faces, output) for faces in judged]
 
     for weights in (True, False):
         found: dict[int, Any] = {}
@@ -115,7 +115,10 @@ def quantise_graph(
         def enough(count: int, weights: bool = weights, found: dict[int, Any] = found) -> bool:
             floats = {kept.layer for kept in costs[:count]}
             found[count] = quantise(model, ranges, floats, weights=weights)
-            return bounds.tighter().allow(compare(_run(found[count], judged, output), wanted_NE))
+            return all(
+                bounds.tighter().allow(compare(_run(found[count], faces, output), wanted_NE))
+                for faces, wanted_NE in zip(judged, wanted, strict=True)
+            )
 
         count = fewest(enough, len(costs))
         if count < len(costs):

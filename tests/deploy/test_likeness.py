@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from persona.deploy.likeness import MARGIN, Bounds, Likeness, compare
+from persona.deploy.likeness import ERROR_MARGIN, MARGIN, Bounds, Likeness, compare
 from persona.landmarks import unit
 
 FACES = unit(np.random.default_rng(0).normal(size=(40, 16)))
@@ -42,6 +42,6 @@ def test_bounds() -> None:
     assert not bounds.allow(Likeness(float("nan"), 0.1))
     assert not bounds.allow(Likeness(0.95, float("nan")))
     assert Bounds(0.9).allow(Likeness(0.9, 5))
-    assert bounds.tighter() == Bounds(0.9 + MARGIN, 0.2 - MARGIN)
+    assert bounds.tighter() == Bounds(0.9 + MARGIN, 0.2 - ERROR_MARGIN)
     assert str(bounds) == "a worst cosine of at least 0.9 and an error of at most 0.2"
     assert str(Bounds(0.999)) == "a worst cosine of at least 0.999"

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from graphs import images, small_graph
 
-from persona.deploy.likeness import MARGIN, Bounds, compare
+from persona.deploy.likeness import ERROR_MARGIN, MARGIN, Bounds, compare
 from persona.deploy.quantise import (
     fewest,
     find_costs,
@@ -129,7 +129,7 @@ def test_as_many_layers_stay_in_floats_as_the_similarities_want(model: Any) -> N
     easy = quantise_graph(model, BATCHES, "embedding", Bounds(0.5, 10))
     faces = np.concatenate(BATCHES)
     error = compare(embed(easy.model, faces), embed(model, faces)).error
-    hard = quantise_graph(model, BATCHES, "embedding", Bounds(0.5, error / 2 + MARGIN))
+    hard = quantise_graph(model, BATCHES, "embedding", Bounds(0.5, error / 2 + ERROR_MARGIN))
     assert not easy.floats and 0 < len(hard.floats) < len(LAYERS)
     assert compare(embed(hard.model, faces), embed(model, faces)).error <= error / 2
 
