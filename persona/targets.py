@@ -55,6 +55,7 @@ from persona.models.output import freeze
 from persona.models.sources import NamedNetwork, load_network, spell, teacher_names
 from persona.models.store import save_head
 from persona.progress import progress_bar
+from persona.workers import in_threads
 
 log = logging.getLogger(__name__)
 
@@ -299,15 +300,23 @@ def _embed_shard(
         skip=skip,
         workers=options.workers,
     )
-    for batch in loader:
-        count = len(batch.labels)
+
+    def embed(batch: Batch) -> tuple[Views, Features]:
+        drawn = np.stack(
+            [
+                photo_views(options.drawn_by, options.views, options.seed, key, role)
+                for key in batch.keys.tolist()
+                for role in range(roles)
+            ]
+        )
+        return drawn, _features(teacher, batch, drawn, accelerator, options)
+
+    # While a network with a runtime of its own works, a second thread prepares the next photos.
+    own = teacher.network.computes_itself and accelerator.device.type == "cpu"
+    for drawn, embedded in in_threads(embed, loader, 2) if own else map(embed, loader):
+        count = len(drawn)
         rows = slice(row, row + count)
-        views[rows] = [
-            photo_views(options.drawn_by, options.views, options.seed, key, role)
-            for key in batch.keys.tolist()
-            for role in range(roles)
-        ]
-        features[rows] = _features(teacher, batch, views[rows], accelerator, options)
+        views[rows], features[rows] = drawn, embedded
         row += count
         views.flush()
         features.flush()

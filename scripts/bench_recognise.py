@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True, help="folder with a folder a person")
     parser.add_argument("--model", help="network of the gallery.  [default: persona's default]")
     parser.add_argument("--threshold", help="of a network that Persona does not ship")
+    parser.add_argument("--min-face", type=int, default=40, help="px; that of dlib is 40")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -109,6 +110,7 @@ def main() -> None:
         wanted = prepare(arguments.photos, Path(folder))
         chosen = {"--model": arguments.model, "--threshold": arguments.threshold}
         options = [word for name, value in chosen.items() if value for word in (name, value)]
+        options += ["--min-face", str(arguments.min_face)]
         ours, theirs = Ours(Path(folder), options), Theirs(Path(folder))
         seconds = in_turns({"persona": ours, "face_recognition": theirs}, arguments.rounds)
     result: dict[str, Any] = {
