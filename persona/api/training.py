@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from persona.api.model import Model, load
-from persona.config import load_config
+from persona.config import DistillConfig, load_config
 from persona.data.mixed import check_weight
 from persona.data.sets import FaceSet
 from persona.distill.start import start_values
@@ -37,13 +37,15 @@ def distill_student(
     options: Mapping[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
     resume: str | None = None,
+    processes: int = 1,
     workspace: Workspace | None = None,
 ) -> Model:
     """Distils a student from a teacher; this is `persona.distill`.
 
     Without a recipe the loss is 1 - cosine similarity of the student's and the teacher's
-    embeddings, for which the set needs no labels. To train on several GPUs, start a script that
-    calls this function with `accelerate launch`, or use `accelerate.notebook_launcher`.
+    embeddings, for which the set needs no labels. Several GPUs of this machine are used by
+    `processes`, also from a notebook. A script that calls this function can be started by
+    `accelerate launch`, too, on several machines.
 
     Args:
         student: the student's backbone, for example `mobilenet_v3_small` or `mobilenet_v3_large`.
@@ -63,6 +65,9 @@ def distill_student(
             training.
         resume: ID of a run of the same recipe, to continue from its last checkpoint. `auto` takes
             the newest unfinished run of the same recipe, or begins a new one.
+        processes: how many processes train together, one on each GPU, or on the CPU where there is
+            none. More than one are started beside this process, and each sees `batch_size` samples
+            a step. They cannot have callbacks, nor a teacher made by `persona.wrap`.
         workspace: where models and runs are written. None means the teacher's workspace.
 
     Returns:
@@ -102,6 +107,10 @@ def distill_student(
     config = load_config(file, given, base=base)
     if config.teacher != name:
         raise PersonaError("options: the teacher is given by `teacher`, leave it out here")
+    if processes != 1:
+        return load(
+            _train_apart(config, place, processes, resume, teacher, callbacks), workspace=place
+        )
     from persona.distill import distill
 
     with _own_accelerator():
@@ -111,6 +120,37 @@ def distill_student(
             callbacks=callbacks,
         )
     return load(run, workspace=place)
+
+
+def _train_apart(
+    config: DistillConfig,
+    place: Workspace,
+    processes: int,
+    resume: str | None,
+    teacher: Model | None,
+    callbacks: Sequence[Callback],
+) -> str:
+    """Trains in several processes and returns the ID of the model.
+
+    Raises:
+        PersonaError: that is not possible with these arguments, or a process failed.
+    """
+    from persona.distill.apart import train_apart
+    from persona.models.wrapped import WrappedNetwork
+
+    if processes < 1:
+        raise PersonaError(f"processes {processes}: choose at least 1")
+    if callbacks:
+        raise PersonaError(
+            f"callbacks are called in this process, and {processes} others would train: leave the "
+            "callbacks or `processes` out"
+        )
+    if teacher is not None and isinstance(teacher.in_torch().network, WrappedNetwork):
+        raise PersonaError(
+            f"{processes} processes cannot open the teacher {teacher.name}, which only this one "
+            "has: export it to an ONNX file, or leave `processes` out"
+        )
+    return train_apart(config, place, processes, resume)
 
 
 def _train_names(

@@ -27,15 +27,11 @@ A file:
 from __future__ import annotations
 
 import copy
-import ctypes
 import hashlib
 import itertools
 import json
 import logging
-import os
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,6 +48,7 @@ from persona.config import (
     save_config,
     to_dict,
 )
+from persona.distill.apart import RECIPE, Failed, answer, end, start
 from persona.errors import PersonaError, shown
 from persona.files import folder_lock, read_json, write_json
 from persona.models.sources import spell
@@ -59,15 +56,11 @@ from persona.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-RESULT, RECIPE, LOG = "result.json", "recipe.yaml", "log.txt"
+RESULT = "result.json"
 TEACHER = "teacher"
 """Name in `beside` that stands for the teacher of the first run."""
 MOST_RUNS = 10_000
 POLL_S = 0.2
-ENDING_S = 60.0
-"""Seconds that processes have for a checkpoint when the command is interrupted."""
-PR_SET_PDEATHSIG = 1
-"""Of prctl(2): the signal that a process gets when its parent ends."""
 
 
 @dataclass(frozen=True)
@@ -233,10 +226,6 @@ def _digest(value: Any) -> str:
 # --- running ------------------------------------------------------------------------------------
 
 
-class _Failed(Exception):  # noqa: N818 - it is caught here, and told at the end
-    """A process of a run failed. The message is its last line."""
-
-
 Job = Iterator[subprocess.Popen[bytes]]
 """Starts the processes of a run one after another. Each has ended before the next is asked for."""
 
@@ -319,7 +308,7 @@ class SweepRunner:
                         continue
                     try:
                         process = next(job, None)
-                    except _Failed as error:
+                    except Failed as error:
                         failed.append(f"{title}: {error}")
                         self.told(f"{title}: failed: {error}")
                     if process is not None:
@@ -327,7 +316,7 @@ class SweepRunner:
                 if active:
                     time.sleep(POLL_S)
         finally:
-            _end([process for _, _, process in active.values()])
+            end([process for _, _, process in active.values()])
         return failed
 
     def _train(self, run: SweepRun, where: dict[str, str]) -> Job:
@@ -341,16 +330,16 @@ class SweepRunner:
             *(f"--runs={self.runs_of(run)}", f"--shards={self.place.shards}"),
             f"--models={self.place.models}",
         ]
-        process = _start(command, folder, where)
+        process = start(command, folder, where)
         yield process
-        model = str(_answer(process, folder).get("id"))
+        model = str(answer(process, folder).get("id"))
         took_s = time.perf_counter() - start_s
         made = {path.name for path in self.runs_of(run).glob("*")}
         name = next((one for one in made if model.startswith(one)), model)
         student = f"{name}-ema" if run.measure.model == "ema" else model
         process = self._evaluate(run.measure, student, folder, where)
         yield process
-        figures = _answer(process, folder)
+        figures = answer(process, folder)
         _check_figures(run.measure, figures)
         result = {"variant": run.variant, "seed": run.seed, "run": name, "model": student}
         # The time of a run that was cut off is not known.
@@ -363,7 +352,7 @@ class SweepRunner:
         folder.mkdir(parents=True, exist_ok=True)
         process = self._evaluate(sweep.measure, name, folder, where)
         yield process
-        figures = _answer(process, folder)
+        figures = answer(process, folder)
         _check_figures(sweep.measure, figures)
         write_json(folder / RESULT, {"model": name, "figures": figures})
         self.told(f"{name}: {_told(sweep.measure, figures)}")
@@ -374,7 +363,7 @@ class SweepRunner:
         options = [f"--option={name}={json.dumps(v)}" for name, v in measure.options.items()]
         command = ["persona", "evaluate", f"--set={measure.set}", f"--model={model}", "--json"]
         command += [f"--shards={self.place.shards}", f"--models={self.place.models}", *options]
-        return _start(command, folder, where)
+        return start(command, folder, where)
 
 
 def _bound(job: Callable[..., Job], *arguments: Any) -> Callable[[dict[str, str]], Job]:
@@ -388,68 +377,13 @@ def _read_result(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and isinstance(found.get("figures"), dict) else None
 
 
-def _end_with_parent() -> None:
-    """Has the process end when the sweep is killed. It would train beside the next sweep."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _python() -> list[str]:
-    return [sys.executable, "-m"]
-
-
-def _start(command: list[str], folder: Path, where: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Starts a module. Its output lies in `folder`."""
-    with (folder / "answer.json").open("wb") as out, (folder / LOG).open("ab") as told:
-        return subprocess.Popen(
-            [*_python(), *command],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=told,
-            env={**os.environ, **where},
-            start_new_session=True,  # Ctrl-C is for the sweep, which ends them after a checkpoint
-            preexec_fn=_end_with_parent,  # noqa: PLW1509 - this process has no other threads
-        )
-
-
-def _answer(process: subprocess.Popen[bytes], folder: Path) -> dict[str, Any]:
-    """The JSON that a process has printed.
-
-    Raises:
-        _Failed: it failed, or printed none.
-    """
-    if process.returncode == 0:
-        try:
-            answer = json.loads((folder / "answer.json").read_bytes())
-        except ValueError:
-            answer = None
-        if isinstance(answer, dict):
-            return answer
-    lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
-    last = lines[-1].removeprefix("error: ") if lines else ""
-    raise _Failed(f"{last or f'exit code {process.returncode}'} ({folder / LOG})")
-
-
 def _check_figures(measure: Measurement, figures: dict[str, Any]) -> None:
     missing = [name for name in measure.figures if not isinstance(figures.get(name), int | float)]
     if missing:
-        raise _Failed(
+        raise Failed(
             f"set {measure.set} has no figure {', '.join(missing)}: name others in measure.figures"
         )
 
 
 def _told(measure: Measurement, figures: dict[str, Any]) -> str:
     return ", ".join(f"{name} {figures[name]:.4f}" for name in measure.figures)
-
-
-def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ends processes. A training among them writes a checkpoint first."""
-    for process in processes:
-        process.terminate()
-    until_s = time.monotonic() + ENDING_S
-    for process in processes:
-        try:
-            process.wait(max(0.0, until_s - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()

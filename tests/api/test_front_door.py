@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,22 @@ from PIL import Image
 from torch import nn
 
 import persona
+from persona.api import training
 from persona.api.photos import PhotoLike
 from persona.data.pack import Packed
+from persona.distill import apart
 from persona.workspace import Workspace
+
+FAKE = """
+import json, sys
+recipe = next(word for word in sys.argv if word.startswith("--config="))[9:]
+count = next(word for word in sys.argv if word.startswith("--nproc_per_node="))[17:]
+if "seed: 7" in open(recipe).read():
+    sys.stderr.write("error: no such set\\nTraceback\\nChildFailedError\\n")
+    sys.exit(1)
+assert "--resume=auto" in sys.argv
+print(json.dumps({"id": f"student-of-{count}"}))
+"""
 
 
 def test_importing_it_imports_nothing_heavy() -> None:
@@ -287,3 +301,48 @@ def test_options_of_a_distillation_are_checked(
         persona.distill(teacher=loaded, train=train, options={"epohs": 3})
     with pytest.raises(persona.PersonaError, match="given by `teacher`"):
         persona.distill(teacher=loaded, train=train, options={"teacher": "none"})
+    with pytest.raises(persona.PersonaError, match="processes 0: choose at least 1"):
+        persona.distill(teacher=loaded, train=train, processes=0)
+    with pytest.raises(persona.PersonaError, match="callbacks are called in this process, and 2"):
+        persona.distill(teacher=loaded, train=train, processes=2, callbacks=[Log()])
+    own = persona.wrap(nn.Flatten(), image_size=SIZE_PX)
+    with pytest.raises(persona.PersonaError, match="2 processes cannot open the teacher"):
+        persona.distill(teacher=own, train=train, processes=2)
+
+
+def test_several_processes_are_told_apart_by_their_answer(
+    train_set: Packed, loaded: persona.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "fake.py"
+    script.write_text(FAKE)
+    monkeypatch.setattr(apart, "python", lambda: [sys.executable, str(script)])
+    place = Workspace.locate(home=tmp_path)
+    train = persona.open_set("vggface2", workspace=place)
+    asked = {"teacher": loaded, "train": train, "processes": 3, "workspace": place}
+    with pytest.raises(persona.PersonaError, match=r"^no such set$"):
+        persona.distill(**asked, seed=7)
+    monkeypatch.setattr(training, "load", lambda name, workspace: (name, workspace))
+    assert persona.distill(**asked, resume="auto") == ("student-of-3", place)
+    assert not list(place.runs.glob(".processes-*"))
+
+
+@pytest.mark.heavy
+def test_two_processes_distil_a_student(
+    train_set: Packed, loaded: persona.Model, tmp_path: Path
+) -> None:
+    place = Workspace.locate(home=tmp_path)
+    settings = Path(loaded.name.removeprefix("onnx:")).with_suffix(".yaml")
+    settings.write_text(settings.read_text() + "checked: true\n")  # it tells nobody apart
+    student = persona.distill(
+        teacher=persona.load(loaded.name, workspace=place),
+        train=persona.open_set("vggface2", workspace=place),
+        epochs=1,
+        batch_size=5,
+        processes=2,
+        options={"workers": 0, "student.width": 0.35},
+        workspace=place,
+    )
+    (run,) = place.runs.glob("mobilenet*")
+    assert run.name in student.name
+    told = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert any("loss" in row for row in told)

@@ -20,7 +20,7 @@ from helpers import environment, persona_error_here, persona_here
 from persona.config import to_dict
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
-from persona.distill import sweep, sweep_table
+from persona.distill import apart, sweep_table
 from persona.distill.sweep import SweepRunner, read_sweep
 from persona.distill.sweep_table import sign_flip_p
 from persona.errors import PersonaError
@@ -87,7 +87,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Processes of the sweep are a script that writes down each of its calls."""
     script = tmp_path / "fake.py"
     script.write_text(FAKE)
-    monkeypatch.setattr(sweep, "_python", lambda: [sys.executable, str(script)])
+    monkeypatch.setattr(apart, "python", lambda: [sys.executable, str(script)])
     return Path(f"{script}.calls")
 
 
@@ -241,10 +241,10 @@ def test_p_values_of_sign_flips() -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from persona.distill import sweep
-sweep._python = lambda: [sys.executable, "-c", "import time; time.sleep(60)"]
+from persona.distill import apart
+apart.python = lambda: [sys.executable, "-c", "import time; time.sleep(60)"]
 folder = Path(sys.argv[1])
-print(sweep._start([], folder, {}).pid, flush=True)
+print(apart.start([], folder, {}).pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
