@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from persona.api.model import wrap as wrap
     from persona.api.people import People as People
     from persona.api.people import open_gallery as open_gallery
+    from persona.api.reporting import draw_lines as draw_lines
     from persona.api.reporting import write_report as write_report
     from persona.api.sets import FaceSet as FaceSet
     from persona.api.sets import draw_faces as draw_faces
@@ -48,6 +49,7 @@ _PLACES = {
     "Verdict": "api.verification:Verdict",
     "Workspace": "workspace:Workspace",
     "draw_faces": "api.sets:draw_faces",
+    "draw_lines": "api.reporting:draw_lines",
     "load": "api.model:load",
     "open_gallery": "api.people:open_gallery",
     "open_set": "api.sets:load_set",
@@ -70,6 +72,7 @@ __all__ = [
     "Workspace",
     "distill",
     "draw_faces",
+    "draw_lines",
     "load",
     "open_gallery",
     "open_set",

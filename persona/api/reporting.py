@@ -1,8 +1,8 @@
-"""A report that compares models on one page: `persona.write_report`."""
+"""What a person looks at: `persona.write_report`, a page on models, and `persona.draw_lines`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from persona.api.model import Model
@@ -92,6 +92,45 @@ def write_report(
         data = run_apart(printed)
     write_atomically(path, data, PRIVATE)
     return list(page.notices)
+
+
+def draw_lines(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    path: str | Path,
+    *,
+    title: str,
+    axes: tuple[str, str],
+    chance: float | None = None,
+) -> None:
+    """Draws curves as SVG, PDF or PNG, by the suffix of the path, for a paper or a notebook.
+
+    Each line has its name at its end, and a colour, dash and symbol of its own.
+
+    Args:
+        lines: the x and y values of each line by its name. The name may give a figure, as
+            `student 0.92`.
+        path: the file to write.
+        title: what the figure shows. It is read out, and not drawn: a paper has captions.
+        axes: titles of the x and the y axis.
+        chance: the y value of a network that guesses, drawn as a line of its own.
+
+    Raises:
+        PersonaError: there is no line, the suffix is unknown, or no Chromium is found.
+
+    Example:
+        persona.draw_lines({"loss": ([10, 20, 30], [0.9, 0.6, 0.5])}, "loss.svg",
+                           title="the loss", axes=("step", "loss"))
+    """
+    from persona.report.plots import Line, line_plot, write_plot
+
+    if not lines or not all(len(x) and len(x) == len(y) for x, y in lines.values()):
+        raise PersonaError("lines: give at least one, each with as many x as y values")
+    drawn = [Line(name, list(x), list(y)) for name, (x, y) in lines.items()]
+    beside = None
+    if chance is not None:
+        places = [place for line in drawn for place in line.x]
+        beside = Line("chance", [min(places), max(places)], [chance, chance], f"{chance:.3f}")
+    write_plot(line_plot(title, drawn, axes, beside), Path(path))
 
 
 def format_of(path: Path) -> str:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from persona import __version__
 from persona.config import Checked, among
 from persona.data.views import PIXEL_MEAN, PIXEL_SCALE
-from persona.deploy.likeness import Bounds
+from persona.deploy.likeness import Tolerance
 from persona.deploy.quantise import Quantised, quantise_graph
 from persona.deploy.trace import trace_onnx
 from persona.errors import PersonaError, shown
@@ -46,7 +46,7 @@ FAR = "0.001"
 INPUT, EMBEDDING, LOGITS = "images", "embedding", "logits"
 
 PRECISIONS = ("fp32", "fp16", "int8")
-BOUNDS = {"fp32": Bounds(0.9999), "fp16": Bounds(0.999), "int8": Bounds(0.9, 0.2)}
+BOUNDS = {"fp32": Tolerance(0.9999), "fp16": Tolerance(0.999), "int8": Tolerance(0.9, 0.2)}
 """How like a file's embeddings of the check faces must be to those of PyTorch."""
 
 Faces = npt.NDArray[np.uint8]

@@ -33,7 +33,7 @@ class Likeness:
 
 
 @dataclass(frozen=True)
-class Bounds:
+class Tolerance:
     """How like a file must be to its model."""
 
     cosine: float
@@ -46,9 +46,9 @@ class Bounds:
         """Whether a file is like enough. One that gives numbers that are not finite is not."""
         return found.cosine >= self.cosine and found.error <= self.error
 
-    def tighter(self) -> Bounds:
+    def tighter(self) -> Tolerance:
         """These bounds less the margin for other runtimes."""
-        return Bounds(self.cosine + MARGIN, self.error - ERROR_MARGIN)
+        return Tolerance(self.cosine + MARGIN, self.error - ERROR_MARGIN)
 
     def __str__(self) -> str:
         """The bounds in words, for messages."""

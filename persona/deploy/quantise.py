@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from persona.deploy.likeness import Bounds, compare
+from persona.deploy.likeness import Tolerance, compare
 from persona.errors import PersonaError
 from persona.progress import progress_bar
 
@@ -88,7 +88,7 @@ class Quantised:
 
 
 def quantise_graph(
-    model: Any, batches: Arrays, output: str, bounds: Bounds, others: Arrays | None = None
+    model: Any, batches: Arrays, output: str, bounds: Tolerance, others: Arrays | None = None
 ) -> Quantised:
     """Quantises as many layers of a float32 graph as the bounds allow.
 

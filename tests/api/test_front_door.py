@@ -293,6 +293,25 @@ def test_a_student_is_distilled_from_a_wrapped_network_and_a_callback_stops_it(
         stopped.export(tmp_path / "student.onnx")
 
 
+def test_curves_that_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
+    axes = ("step", "loss")
+    for lines in ({}, {"loss": ([1, 2], [0.5])}, {"loss": ([], [])}):
+        with pytest.raises(persona.PersonaError, match="give at least one, each with as many x"):
+            persona.draw_lines(lines, tmp_path / "a.svg", title="loss", axes=axes)
+    with pytest.raises(persona.PersonaError, match="gif"):
+        persona.draw_lines({"loss": ([1], [2])}, tmp_path / "a.gif", title="loss", axes=axes)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.heavy
+def test_curves_are_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "a.svg"
+    lines = {"student 0.90": ([1, 2], [0.7, 0.9]), "teacher": ([1, 2], [0.95, 0.95])}
+    persona.draw_lines(lines, path, title="AUC", axes=("step", "AUC"), chance=0.5)
+    text = path.read_text()
+    assert all(word in text for word in ("student 0.90", "teacher", "chance 0.500", "step"))
+
+
 def test_options_of_a_distillation_are_checked(
     train_set: Packed, loaded: persona.Model, tmp_path: Path
 ) -> None:

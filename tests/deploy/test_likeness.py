@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from persona.deploy.likeness import ERROR_MARGIN, MARGIN, Bounds, Likeness, compare
+from persona.deploy.likeness import ERROR_MARGIN, MARGIN, Likeness, Tolerance, compare
 from persona.landmarks import unit
 
 FACES = unit(np.random.default_rng(0).normal(size=(40, 16)))
@@ -36,12 +36,12 @@ def test_one_face_that_is_lost_shows_in_the_cosine() -> None:
 
 
 def test_bounds() -> None:
-    bounds = Bounds(0.9, 0.2)
+    bounds = Tolerance(0.9, 0.2)
     assert bounds.allow(Likeness(0.9, 0.2))
     assert not bounds.allow(Likeness(0.89, 0.1)) and not bounds.allow(Likeness(0.95, 0.21))
     assert not bounds.allow(Likeness(float("nan"), 0.1))
     assert not bounds.allow(Likeness(0.95, float("nan")))
-    assert Bounds(0.9).allow(Likeness(0.9, 5))
-    assert bounds.tighter() == Bounds(0.9 + MARGIN, 0.2 - ERROR_MARGIN)
+    assert Tolerance(0.9).allow(Likeness(0.9, 5))
+    assert bounds.tighter() == Tolerance(0.9 + MARGIN, 0.2 - ERROR_MARGIN)
     assert str(bounds) == "a worst cosine of at least 0.9 and an error of at most 0.2"
-    assert str(Bounds(0.999)) == "a worst cosine of at least 0.999"
+    assert str(Tolerance(0.999)) == "a worst cosine of at least 0.999"

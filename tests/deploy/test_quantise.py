@@ -9,7 +9,7 @@ import onnx
 import pytest
 from graphs import images, small_graph
 
-from persona.deploy.likeness import ERROR_MARGIN, MARGIN, Bounds, compare
+from persona.deploy.likeness import ERROR_MARGIN, MARGIN, Tolerance, compare
 from persona.deploy.quantise import (
     fewest,
     find_costs,
@@ -114,22 +114,22 @@ def test_costs_are_of_each_layer_alone(model: Any, ranges: Any) -> None:
 
 
 def test_as_many_layers_stay_in_floats_as_the_cosine_wants(model: Any) -> None:
-    easy = quantise_graph(model, BATCHES, "embedding", Bounds(0.5))
+    easy = quantise_graph(model, BATCHES, "embedding", Tolerance(0.5))
     faces = np.concatenate(BATCHES)
     between = (worst(model, easy.model, faces) + 1) / 2 - MARGIN
-    hard = quantise_graph(model, BATCHES, "embedding", Bounds(between))
+    hard = quantise_graph(model, BATCHES, "embedding", Tolerance(between))
     assert easy.layers == hard.layers == len(LAYERS)
     assert not easy.floats and 0 < len(hard.floats) < len(LAYERS)
     assert worst(model, hard.model, faces) > between
     with pytest.raises(PersonaError, match=r"none of the 9 layers .* at least 0\.998 over"):
-        quantise_graph(model, BATCHES, "embedding", Bounds(1 - MARGIN))
+        quantise_graph(model, BATCHES, "embedding", Tolerance(1 - MARGIN))
 
 
 def test_as_many_layers_stay_in_floats_as_the_similarities_want(model: Any) -> None:
-    easy = quantise_graph(model, BATCHES, "embedding", Bounds(0.5, 10))
+    easy = quantise_graph(model, BATCHES, "embedding", Tolerance(0.5, 10))
     faces = np.concatenate(BATCHES)
     error = compare(embed(easy.model, faces), embed(model, faces)).error
-    hard = quantise_graph(model, BATCHES, "embedding", Bounds(0.5, error / 2 + ERROR_MARGIN))
+    hard = quantise_graph(model, BATCHES, "embedding", Tolerance(0.5, error / 2 + ERROR_MARGIN))
     assert not easy.floats and 0 < len(hard.floats) < len(LAYERS)
     assert compare(embed(hard.model, faces), embed(model, faces)).error <= error / 2
 
@@ -163,10 +163,10 @@ def test_what_a_hard_swish_makes_0_takes_no_part_of_the_range(model: Any) -> Non
 
 
 def test_faces_that_gave_no_range_keep_the_cosine_too(model: Any) -> None:
-    easy = quantise_graph(model, BATCHES[:1], "embedding", Bounds(0.97))
+    easy = quantise_graph(model, BATCHES[:1], "embedding", Tolerance(0.97))
     others = 2 * BATCHES[1]  # beyond every range
     assert not easy.floats and worst(model, easy.model, others) < 0.97
-    both = quantise_graph(model, BATCHES[:1], "embedding", Bounds(0.97), [others])
+    both = quantise_graph(model, BATCHES[:1], "embedding", Tolerance(0.97), [others])
     assert 0 < len(both.floats) < len(LAYERS)
     assert worst(model, both.model, others) > 0.97
 
