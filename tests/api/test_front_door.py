@@ -309,7 +309,7 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
     lines = {"student 0.90": ([1, 2], [0.7, 0.9]), "teacher": ([1, 2], [0.95, 0.95])}
     persona.draw_lines(lines, path, title="AUC", axes=("step", "AUC"), chance=0.5)
     text = path.read_text()
-    assert all(word in text for word in ("student 0.90", "teacher", "chance 0.500", "step"))
+    assert all(word in text for word in ("student 0.90", "teacher", "chance", "0.500", "step"))
 
 
 def test_options_of_a_distillation_are_checked(
