@@ -104,7 +104,7 @@ def gallery_unknown(
         deleted = sum(unknown.forget(one.faces) for one in gone)
         if named or gone:
             found = propose(gallery, unknown, visits=visits, apart_minutes=apart_minutes)
-        facts = threshold_facts(gallery)
+        facts, kept = threshold_facts(gallery), len(unknown.faces())
     if out is not None:
         write_atomically(out, page_of(found), PRIVATE)
     if json:
@@ -114,7 +114,7 @@ def gallery_unknown(
             {"unknown": people, "enrolled": enrolled, "failed": failed, "deleted": deleted, **facts}
         )
     else:
-        _show(found)
+        _show(found, kept)
     if deleted:
         note(f"{deleted} unknown faces are deleted")
     if out is not None:
@@ -159,7 +159,10 @@ def _json(one: Proposal) -> dict[str, object]:
     return shown | {"faces": len(one.faces)}
 
 
-def _show(found: Sequence[Proposal]) -> None:
+def _show(found: Sequence[Proposal], kept: int) -> None:
+    empty = "no unknown face is kept; `persona serve --keep-unknown HOURS` keeps them"
+    if kept:
+        empty = f"{kept} unknown faces are kept, and nobody of them came back; --visits 1 shows all"
     print_table(
         [
             TableColumn("number", right=True),
@@ -177,5 +180,5 @@ def _show(found: Sequence[Proposal]) -> None:
             ]
             for one in found
         ],
-        empty="no unknown person came back; `persona serve --keep-unknown HOURS` keeps their faces",
+        empty=empty,
     )

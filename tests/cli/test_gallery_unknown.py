@@ -54,6 +54,8 @@ def test_unknown_faces_are_kept_proposed_and_deleted(place: Path) -> None:
         assert len(unknown.faces()) == 2
         assert unknown.faces()[0].crop.jpeg[:2] == b"\xff\xd8"
     assert here(place, "gallery", "unknown", *AT)["unknown"] == []  # one visit
+    told = CliRunner().invoke(app, ["gallery", "unknown", *AT], env={"PERSONA_HOME": str(place)})
+    assert "2 unknown faces are kept, and nobody of them came back" in told.output
     page = place / "unknown.html"
     found = here(place, "gallery", "unknown", *AT, "--visits", "1", "--out", page)["unknown"]
     assert sum(one["faces"] for one in found) == 2
@@ -69,6 +71,8 @@ def test_unknown_faces_are_kept_proposed_and_deleted(place: Path) -> None:
     assert "`persona gallery unknown --forget-all` deletes them" in notes
     left = here(place, "gallery", "unknown", "--forget-all")["deleted"]
     assert left == 2 - found[0]["faces"]
+    told = CliRunner().invoke(app, ["gallery", "unknown", *AT], env={"PERSONA_HOME": str(place)})
+    assert "no unknown face is kept" in told.output
 
 
 def test_bad_numbers(place: Path) -> None:
