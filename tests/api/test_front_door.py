@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -295,7 +296,8 @@ def test_a_student_is_distilled_from_a_wrapped_network_and_a_callback_stops_it(
 
 def test_curves_that_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
     axes = ("step", "loss")
-    for lines in ({}, {"loss": ([1, 2], [0.5])}, {"loss": ([], [])}):
+    wrong: list[Any] = [{}, {"loss": ([1, 2], [0.5])}, {"loss": ([], [])}]
+    for lines in wrong:
         with pytest.raises(persona.PersonaError, match="give at least one, each with as many x"):
             persona.draw_lines(lines, tmp_path / "a.svg", title="loss", axes=axes)
     with pytest.raises(persona.PersonaError, match="gif"):
@@ -337,11 +339,12 @@ def test_several_processes_are_told_apart_by_their_answer(
     monkeypatch.setattr(apart, "python", lambda: [sys.executable, str(script)])
     place = Workspace.locate(home=tmp_path)
     train = persona.open_set("vggface2", workspace=place)
-    asked = {"teacher": loaded, "train": train, "processes": 3, "workspace": place}
+    asked: dict[str, Any] = {"teacher": loaded, "train": train, "processes": 3, "workspace": place}
     with pytest.raises(persona.PersonaError, match=r"^no such set$"):
         persona.distill(**asked, seed=7)
     monkeypatch.setattr(training, "load", lambda name, workspace: (name, workspace))
-    assert persona.distill(**asked, resume="auto") == ("student-of-3", place)
+    found: Any = persona.distill(**asked, resume="auto")
+    assert found == ("student-of-3", place)
     assert not list(place.runs.glob(".processes-*"))
 
 

@@ -20,8 +20,10 @@ def test_no_batch_norm_is_left_behind_a_full_pooling(precision: str) -> None:
     )
     with torch.no_grad():  # batch norm that does something
         for tensor in (student.last_bn.weight, student.last_bn.running_var):
+            assert tensor is not None
             tensor.uniform_(0.5, 2)
         for tensor in (student.last_bn.bias, student.last_bn.running_mean):
+            assert tensor is not None
             tensor.uniform_(-0.5, 0.5)
     faces = torch.rand(4, 3, 32, 32)
     wanted = student.eval().embed(faces).detach().numpy()
