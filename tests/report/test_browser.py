@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,18 @@ from persona.errors import PersonaError
 from persona.report.browser import find_chromium, open_browser, opened, print_page
 
 pytestmark = pytest.mark.heavy
+
+
+def wait_until(page: Any, expression: str) -> None:
+    """Waits until an expression is true on the page.
+
+    Playwright's own wait polls from inside the page, where the page's policy allows no `eval`: it
+    fails if the expression is not true at once.
+    """
+    until_s = time.monotonic() + 20
+    while not page.evaluate(expression):
+        assert time.monotonic() < until_s, f"never true: {expression}"
+        page.wait_for_timeout(50)
 
 
 def need_chromium() -> None:
@@ -104,7 +117,7 @@ def test_it_is_drawn_whole(
     assert faces and min(faces) > 0
     assert page.evaluate(WIDER) == []
     page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
-    page.wait_for_function("[...document.querySelectorAll('.main-svg')].every(s => s.clientWidth)")
+    wait_until(page, "[...document.querySelectorAll('.main-svg')].every(s => s.clientWidth)")
     assert page.evaluate(WIDER) == []
     page.evaluate("scrollTo(0, 0)")
     shot = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("L"), np.float64)
@@ -119,18 +132,19 @@ def test_a_narrow_page_is_folded_and_what_is_cut_says_so(browser: Any, report: P
     opened = "[...document.querySelectorAll('details.fold')].map(d => d.open)"
     assert page.evaluate(opened)[0] and not any(page.evaluate(opened)[1:])
     page.click("nav a[href='#maps']")
-    page.wait_for_function("document.querySelector('#maps details').open")
+    wait_until(page, "document.querySelector('#maps details').open")
     assert sum(page.evaluate(opened)) == 2
     # A figure is as wide as its canvas, though it was drawn while its section was closed.
-    page.wait_for_function(
+    wait_until(
+        page,
         "(() => { const c = document.querySelector('[data-figure=map-0]');"
-        "return Math.abs(c.querySelector('.main-svg').clientWidth - c.clientWidth) < 2; })()"
+        "return Math.abs(c.querySelector('.main-svg').clientWidth - c.clientWidth) < 2; })()",
     )
     table = page.locator("#headline .scroll")
     hint = page.locator("#headline .hint")
     assert table.evaluate("t => t.scrollWidth > t.clientWidth") and hint.is_visible()
     table.evaluate("t => { t.scrollLeft = t.scrollWidth; }")
-    page.wait_for_function("!document.querySelector('#headline .scroll').matches('.cut')")
+    wait_until(page, "!document.querySelector('#headline .scroll').matches('.cut')")
     assert not hint.is_visible()
     assert seen == []
     page.close()
@@ -238,7 +252,7 @@ def test_axe_finds_nothing_grave(browser: Any, report: Path, scheme: str, width_
     page, _ = visit(browser, report, viewport=size, color_scheme=scheme)
     assert find_faults(page) == []
     page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
-    page.wait_for_function("[...document.querySelectorAll('.main-svg')].every(s => s.clientWidth)")
+    wait_until(page, "[...document.querySelectorAll('.main-svg')].every(s => s.clientWidth)")
     page.click("text=Next photo")
     page.wait_for_selector("#chosen p img")
     assert find_faults(page) == []
