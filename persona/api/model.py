@@ -210,7 +210,9 @@ class Model:
         return self.threshold
 
     def export(self, path: str | Path, **options: Any) -> Path:
-        """Writes a student as an ONNX file, checks it on drawn faces, and returns its path.
+        """Writes a student, or a network of `persona.wrap`, as an ONNX file and returns its path.
+
+        The file is checked on drawn faces.
 
         Args:
             path: the file to write.
@@ -218,18 +220,23 @@ class Model:
                 `precision="fp16"`.
 
         Raises:
-            PersonaError: the model is not a student, or the file's embeddings differ from the
-                model's.
+            PersonaError: the model is neither, or the file's embeddings differ from the model's.
         """
         with needing("exporting"):
+            from persona.deploy.exporting import export_wrapped
             from persona.deploy.exports.onnx import Onnx
+            from persona.models.wrapped import WrappedNetwork
         from persona.deploy.faces import drawn_faces
         from persona.models.cards import find_model
+        from persona.models.sources import NamedNetwork
 
-        models, target = self.workspace.models, Path(path)
+        models, target, chosen = self.workspace.models, Path(path), Onnx.config_class(**options)
+        named = self.named
+        if isinstance(named, NamedNetwork) and isinstance(named.network, WrappedNetwork):
+            return export_wrapped(named, self.align, target, chosen).path
         card = find_model(self.name, models)
         faces = drawn_faces(card.image_size, CHECK_FACES)
-        Onnx().export(card, models, faces, target, Onnx.config_class(**options))
+        Onnx().export(card, models, faces, target, chosen)
         return target
 
     def in_torch(self) -> NamedNetwork:

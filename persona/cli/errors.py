@@ -189,9 +189,10 @@ def _say(error: BaseException, debug: bool) -> int:
     if isinstance(error, KeyboardInterrupt | Preempted) and not is_first():
         line = ""  # every process of the run is interrupted, and one of them prints it
     if line:
-        told = tell_launcher(f"error: {legible(line)}")
+        text = f"error: {legible(line)}"
+        told = tell_launcher(text)
         if is_first() or not told:  # the others usually have the same error
-            sys.stderr.write(f"error: {legible(line)}\n")
+            sys.stderr.write(f"{text}\n")
     return code
 
 

@@ -7,20 +7,24 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from persona.data.align.spec import AlignSpec
 from persona.data.mixed import names_in
 from persona.data.sets import open_set
 from persona.data.shards import MANIFEST
 from persona.deploy.exports.base import EXPORTS, Exported, build_options
+from persona.deploy.exports.onnx import Onnx
 from persona.deploy.faces import CALIBRATION_FACES, FACES, drawn_faces, set_faces
 from persona.deploy.graph import Faces
 from persona.errors import PersonaError
 from persona.models.cards import Card, find_model
+from persona.models.sources import NamedNetwork
 from persona.names import public_name
 from persona.workspace import Workspace
 
@@ -89,6 +93,47 @@ def export_model(
     )
     count = 0 if ranges is None else len(ranges)
     return replace(done, model=card.id, precision=chosen.precision, calibration_faces=count)
+
+
+def export_wrapped(named: NamedNetwork, align: AlignSpec, path: Path, options: Any) -> Exported:
+    """Exports a network of the user's own (`persona.wrap`) to ONNX, checked on drawn faces.
+
+    Args:
+        named: the wrapped network. It is copied, so the user's own stays as it is.
+        align: how its crops are made.
+        path: the file to write.
+        options: ExportOptions.
+
+    Raises:
+        PersonaError: the network cannot become a graph, or the file's embeddings differ.
+    """
+    network: Any = copy.deepcopy(named.network)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    size = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
+    card = Card(
+        id=named.name,
+        architecture=type(network.wrapped).__name__,
+        student={},
+        head="none",
+        num_classes=0,
+        classes_sha256="",
+        image_size=align.image_size,
+        parameters=parameters,
+        bytes=size,
+        weights="",
+        weights_sha256=named.digest,
+        teacher="none",
+        temperature=None,
+        epochs=0,
+        score=None,
+        scores={},
+        train_set="unknown",
+        test_set="none",
+        config={},
+        created="",
+        alignment=align.facts,
+    )
+    return Onnx().write(network, card, drawn_faces(align.image_size, FACES), path, options)
 
 
 def _check_faces(

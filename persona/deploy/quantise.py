@@ -106,8 +106,10 @@ def quantise_graph(
     # lowered graph has from that one. The latter are the same in every lowered graph.
     ranges = find_ranges(lower(model).model, batches) | find_ranges(model, batches)
     costs = find_costs(model, ranges, batches[: -(-COST_FACES // len(batches[0]))], output)
-    judged = [faces for faces in (batches, others) if faces]
-    wanted = [_run(model, faces, output) for faces in judged]
+    judged = [*batches, *(others or [])]
+    wanted_NE = _run(model, judged, output)
+    first = sum(map(len, batches))
+    parts = [slice(first)] + ([slice(first, None)] if others else [])
 
     for weights in (True, False):
         found: dict[int, Any] = {}
@@ -115,10 +117,9 @@ def quantise_graph(
         def enough(count: int, weights: bool = weights, found: dict[int, Any] = found) -> bool:
             floats = {kept.layer for kept in costs[:count]}
             found[count] = quantise(model, ranges, floats, weights=weights)
-            return all(
-                bounds.tighter().allow(compare(_run(found[count], faces, output), wanted_NE))
-                for faces, wanted_NE in zip(judged, wanted, strict=True)
-            )
+            found_NE = _run(found[count], judged, output)
+            alike = [compare(found_NE[part], wanted_NE[part]) for part in parts]
+            return all(map(bounds.tighter().allow, alike))
 
         count = fewest(enough, len(costs))
         if count < len(costs):

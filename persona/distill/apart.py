@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,20 @@ class Failed(PersonaError):  # noqa: N818 - as StopIteration, it says what happe
     """A process failed, or gave no answer. The message is its own last line."""
 
 
-def end_with_parent() -> None:
-    """Has this process end when its parent is killed. It would train beside the next one."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def ending_with_parent() -> Callable[[], None] | None:
+    """What a new process calls to end when its parent is killed. It would train beside the next.
+
+    Everything is looked up here: between fork and exec the new process must take no lock that
+    another thread of this one may hold.
+    """
+    if sys.platform != "linux":
+        return None
+    prctl, number = ctypes.CDLL(None).prctl, int(signal.SIGTERM)
+
+    def tie() -> None:
+        prctl(PR_SET_PDEATHSIG, number)
+
+    return tie
 
 
 def python() -> list[str]:
@@ -61,7 +71,7 @@ def start(command: list[str], folder: Path, where: dict[str, str]) -> subprocess
             stderr=told,
             env={**os.environ, **where},
             start_new_session=True,  # Ctrl-C is for this process, which ends them properly
-            preexec_fn=end_with_parent,  # noqa: PLW1509 - this process has no other threads
+            preexec_fn=ending_with_parent(),  # noqa: PLW1509 - it makes a system call alone
         )
 
 

@@ -75,7 +75,9 @@ class WrappedNetwork(FaceNetwork):
                 pixels, (side, side), mode="bilinear", antialias=True, align_corners=False
             )
         found = self.wrapped((pixels - self.mean) / self.std)
-        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(images_BCHW):
+        # `len` would fix the batch of an exported graph.
+        batch = images_BCHW.shape[0]
+        if not isinstance(found, Tensor) or found.ndim != 2 or found.shape[0] != batch:
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise PersonaError(
                 f"the wrapped network gives {shape} for {len(images_BCHW)} faces: it must give a "

@@ -22,6 +22,7 @@ from persona.api import training
 from persona.api.photos import PhotoLike
 from persona.data.pack import Packed
 from persona.distill import apart
+from persona.landmarks import template
 from persona.workspace import Workspace
 
 FAKE = """
@@ -292,6 +293,26 @@ def test_a_student_is_distilled_from_a_wrapped_network_and_a_callback_stops_it(
     assert persona.load(stopped.name, workspace=place).name == stopped.name
     with pytest.raises(persona.PersonaError, match="has collapsed"):  # two steps teach nothing
         stopped.export(tmp_path / "student.onnx")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_wrapped_network_is_exported(tmp_path: Path, precision: str) -> None:
+    torch.manual_seed(0)
+    own = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(3 * 7 * 7, 32))
+    place = Workspace.locate(home=tmp_path)
+    model = persona.wrap(
+        own, image_size=112, alignment="landmarks", mean=[120, 110, 100], std=60, workspace=place
+    )
+    path = model.export(tmp_path / "own.onnx", precision=precision)
+    assert own[2].weight.dtype == torch.float32  # the user's own stays as it is
+    opened = persona.load(str(path), workspace=place)
+    crops = np.random.default_rng(0).integers(0, 256, (5, 112, 112, 3), dtype=np.uint8)
+    points = np.tile(np.vstack([template(112), (1, 1)]), (5, 1, 1))
+    network: Any = opened.named.network
+    found = network.embed(crops, points)
+    wanted = own(torch.from_numpy((crops - [120.0, 110, 100]) / 60).float().permute(0, 3, 1, 2))
+    cosines = torch.nn.functional.cosine_similarity(torch.from_numpy(found), wanted.detach())
+    assert cosines.min() > (0.99999 if precision == "fp32" else 0.999)
 
 
 def test_curves_that_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
