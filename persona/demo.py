@@ -99,43 +99,51 @@ def run_demo(home: Path, told: Callable[[str], None]) -> list[dict[str, Any]]:
     # The best epoch is chosen on the triplets, so that the pairs are only used for the final
     # evaluation.
     common = ["--test-set", triplets, *SHORT_RUN]
-    teacher = FACENET
-    if not facenet:
-        told("")
-        told(f"The teacher sees {population.train_identities} people, and their labels.")
-        learns = ["--train-set", Synthetic.name, "-e", str(TEACHER_EPOCHS), *VIEWS, *common]
-        teacher = commands.distill("mobilenet_v3_large", "--teacher", "none", *learns)
-    told("")
-    told(f"The students see {ALBUM} other people: one learns from the teacher, one from labels.")
     learns = ["mobilenet_v3_small", "--train-set", SyntheticAlbum.name, *VIEWS, *common]
     learns += ["--steps", str(STUDENT_STEPS), "--evaluate-steps", str(STUDENT_STEPS // 3)]
-    from_teacher = ["--teacher", teacher, "-o", RELATIONS, "-o", "teacher_precision=no"]
-    student, control = commands.distill_two(
-        [*learns, *from_teacher], [*learns, "--teacher", "none"]
-    )
+    untrained = "mobilenet_v3_small"
 
-    models = {
-        "teacher": teacher,
-        "distilled student": student,
-        "same student, labels alone": control,
-        "untrained student": "mobilenet_v3_small",
-    }
-    figures = commands.side_by_side(
-        [
-            ["evaluate", "--set", name, "--model", model]
-            for model in models.values()
-            for name in (triplets, SyntheticLFW.name)
+    def evaluated(*models: str) -> list[list[Any]]:
+        """Evaluates models on the triplets and on the pairs, one after another."""
+        evaluations = [["evaluate", "--set", name] for name in (triplets, SyntheticLFW.name)]
+        return [
+            [commands.persona(*one, "--model", model, beside=True) for one in evaluations]
+            for model in models
         ]
-    )
+
+    # Such small networks train no faster on two cores. So one core distils: the teacher, then the
+    # student. The other one does what needs neither.
+    with ThreadPoolExecutor(1) as beside:
+        control = beside.submit(commands.distill, *learns, "--teacher", "none", beside=True)
+        teacher = FACENET
+        if not facenet:
+            told("")
+            told(f"The teacher sees {population.train_identities} people, and their labels.")
+            several = ["--train-set", Synthetic.name, "-e", str(TEACHER_EPOCHS), *VIEWS, *common]
+            teacher = commands.distill("mobilenet_v3_large", "--teacher", "none", *several)
+        told("")
+        told(f"The student sees {ALBUM} other people, and learns from the teacher.")
+        others = beside.submit(lambda: evaluated(teacher, control.result(), untrained))
+        from_teacher = ["--teacher", teacher, "-o", RELATIONS, "-o", "teacher_precision=no"]
+        student = commands.distill(*learns, *from_teacher)
+        (of_student,) = evaluated(student)
+        of_teacher, of_control, of_untrained = others.result()
+    told("")
+    told("Beside them, the same student learned from labels alone. All were evaluated:")
+    commands.tell_beside()
     report = str(home / REPORT)
     shown = ["--set", SyntheticLFW.name, "--out", report]
-    commands.persona("report", student, control, "--teacher", teacher, *shown)
+    commands.persona("report", student, control.result(), "--teacher", teacher, *shown)
     draw_sheet(place, {"teacher": teacher, "student": student}).save(home / SHEET)
+    models = [
+        ("teacher", teacher, of_teacher),
+        ("distilled student", student, of_student),
+        ("same student, labels alone", control.result(), of_control),
+        ("untrained student", untrained, of_untrained),
+    ]
     return [
         {"role": role, "match": match, "verification": pairs, **size_of(model, place)}
-        for (role, model), match, pairs in zip(
-            models.items(), figures[::2], figures[1::2], strict=True
-        )
+        for role, model, (match, pairs) in models
     ]
 
 
@@ -238,52 +246,49 @@ class UserCommands:
     def __init__(self, home: Path, told: Callable[[str], None]) -> None:
         self.told = told
         self.environment = os.environ | SAME_SUMS | {HOME_VARIABLE: str(home)}
+        self._beside: list[str] = []
 
-    def persona(self, *arguments: str) -> Any:
+    def persona(self, *arguments: str, beside: bool = False) -> Any:
         """Runs `persona ARGUMENTS` and returns its JSON."""
-        return self._run(["persona", *arguments], [sys.executable, "-m", "persona", *arguments])
+        command = [sys.executable, "-m", "persona", *arguments]
+        return self._run(["persona", *arguments], command, beside=beside)
 
     def side_by_side(self, commands: Sequence[Sequence[str]]) -> list[Any]:
         """Runs several `persona` commands, two at once: they mostly spend their time on imports."""
         with ThreadPoolExecutor(2) as pool:
             return list(pool.map(lambda arguments: self.persona(*arguments), commands))
 
-    def distill_two(self, first: Sequence[str], second: Sequence[str]) -> list[str]:
-        """Distils twice, side by side: such small networks train no faster on two cores.
-
-        What the second one says is shown when it has ended.
-        """
-        with ThreadPoolExecutor(2) as pool:
-            later = pool.submit(self.distill, *second, later=True)
-            return [self.distill(*first), later.result()]
-
-    def distill(self, *arguments: str, later: bool = False) -> str:
-        """Runs `accelerate launch -m persona.distill ARGUMENTS` and returns the model's ID.
-
-        With `later` its messages are shown when it has ended.
-        """
+    def distill(self, *arguments: str, beside: bool = False) -> str:
+        """Runs `accelerate launch -m persona.distill ARGUMENTS` and returns the model's ID."""
         launch = ["launch", "--num_processes", "1", "--num_machines", "1"]
         launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "persona.distill"]
         card = self._run(
             ["accelerate", "launch", "-m", "persona.distill", *arguments],
             [sys.executable, "-m", "accelerate.commands.accelerate_cli", *launch, *arguments],
-            later=later,
+            beside=beside,
         )
         return str(card["id"])
 
-    def _run(self, shown: Sequence[str], command: Sequence[str], *, later: bool = False) -> Any:
+    def tell_beside(self) -> None:
+        """Tells the commands that ran beside others, each with its own messages."""
+        while self._beside:
+            self.told(self._beside.pop(0))
+
+    def _run(self, shown: Sequence[str], command: Sequence[str], *, beside: bool) -> Any:
+        """Runs a command. With `beside` its messages wait, so as not to cut those of another."""
         said = ["", f"$ {shlex.join(shown)}"]
-        if not later:
+        if not beside:
             list(map(self.told, said))
         done = subprocess.run(
             [*command, "--json"],
             env=self.environment,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if later else None,
+            stderr=subprocess.PIPE if beside else None,
             check=False,
         )
-        if later:
-            list(map(self.told, [*said, *done.stderr.decode(errors="replace").splitlines()]))
+        if beside:
+            self._beside += [*said, *done.stderr.decode(errors="replace").splitlines()]
         if done.returncode:
+            self.tell_beside()
             raise PersonaError(f"`{shlex.join(shown)}` failed: its own message is above")
         return json.loads(done.stdout)

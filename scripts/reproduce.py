@@ -1,14 +1,19 @@
 """Distils a student from a teacher on real photos, with its controls, and measures all on LFW.
 
-    ./scripts/reproduce real --faces ../shared/faces/real --minutes 60 --controls
+    ./scripts/reproduce real --faces ../shared/faces/real --minutes 10 --controls --curves
 
 DIR holds `unlabelled/*.tar` (training photos without identities), `selection.tar` (labelled photos,
 `PERSON/PHOTO.jpg`, of people who are in neither of the others) and `LFW/` with its `pairs.txt`. All
 photos are aligned to ArcFace's template at 112 px.
 
-1. Pack the photos. 2. Keep the teacher's embeddings. 3. Measure how fast a training step is, and
-train for as many photos as fit into the minutes. 4. Evaluate on pairs of the people of
-`selection.tar` and on LFW's official pairs.
+1. Pack the photos. Those to train on are drawn into four parts, so that trainings on fewer photos
+   take the first parts alone. 2. Keep the teacher's embeddings. 3. Measure how fast a training step
+is, and train for as many photos as fit into the minutes. 4. Evaluate on pairs of the people of
+`selection.tar` and on LFW's official pairs, compare with each control, and write the page.
+
+`--controls` trains the same student, for as many photos, from labels alone, from drawn faces, and
+from a worse teacher. `--curves` trains it for a ninth and a third of the photos, and on fewer
+distinct ones.
 
 A step that is done is not done again: stop the script and start it when you like. What chooses (the
 recipe, its options) looks at the selection pairs alone; LFW is only reported.
@@ -17,14 +22,21 @@ recipe, its options) looks at the selection pairs alone; LFW is only reported.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import itertools
 import json
+import math
 import os
 import platform
+import random
 import subprocess
 import sys
+import tarfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import persona
@@ -35,6 +47,16 @@ WARM_UP, TIMED = 4, 12
 """Steps before the timed ones, and timed ones."""
 MOST_MINUTES = 60 * 24 * 30
 TRAINED, CHOOSING, REPORTED = "unlabelled", "selection", "LFW"
+PARTS = {"first-3000": 3_000, "next-7000": 7_000, "next-20000": 20_000, "rest": None}
+"""The sets to train on and their photos. Each training on fewer photos takes the first ones."""
+PACKED, PARTIAL = "photos.tar", "photos.tar.partial"
+SHARES = {"a ninth of the steps": 1 / 9, "a third of the steps": 1 / 3}
+DRAWN_PEOPLE = 240
+PLAIN_VIEWS = 2
+"""The photo and its mirror image. Only further views need augmentations."""
+WORSE = "persona-s"
+ROLE = "distilled, no labels"
+EXTRAPOLATED = 1_000_000, 5_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +64,20 @@ class Run:
     """One row of the table: a training, or a network that is only measured."""
 
     name: str
-    faces: FaceSet | None = None
-    """The set it is trained on. None means that it is not trained."""
+    sets: Sequence[FaceSet] = ()
+    """The sets it is trained on. None of them means that it is not trained."""
     teacher: str | None = None
     """None means that it learns from labels alone."""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    share: float = 1.0
+    """Its steps over those of the other trainings."""
     network: str | None = None
     """What is measured of a run without a training."""
+
+    @property
+    def photos(self) -> int:
+        """The number of distinct photos it is trained on."""
+        return sum(len(faces) for faces in self.sets)
 
 
 class Clock(Callback):
@@ -65,8 +94,9 @@ class Clock(Callback):
 
     @property
     def seconds(self) -> float:
-        """Seconds of a step, as the mean of the timed ones."""
-        return (self.times[-1] - self.times[WARM_UP]) / (len(self.times) - 1 - WARM_UP)
+        """Seconds of a step. The median is what a step takes beside short other work."""
+        timed = self.times[WARM_UP:]
+        return median(b - a for a, b in itertools.pairwise(timed))
 
 
 class Started(Callback):
@@ -85,29 +115,38 @@ class Experiment:
     """The sets, the teacher and the results so far, in one folder."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        """Packs the photos and keeps the teacher's embeddings of those to train on."""
+        """Packs the photos."""
         self.arguments = arguments
-        self.place = Workspace.locate(home=arguments.home)
+        self.home: Path = arguments.home
+        self.place = Workspace.locate(home=self.home)
         self.teacher = f"onnx:{arguments.teacher.resolve()}"
         faces: Path = arguments.faces
-        shard = {"align": "template", "image_size": 112, "workspace": self.place}
-        shard["workers"] = len(os.sched_getaffinity(0))
-        self.train = persona.shard(f"tars:{faces / TRAINED}", unlabelled=True, **shard)
-        self.selection = persona.shard(f"tars:{faces / CHOOSING}.tar", **shard)
+        self.parts = [
+            self.shard(f"tars:{part}", unlabelled=True)
+            for part in split_photos(faces / TRAINED, self.home / "parts", arguments.seed)
+        ]
+        self.selection = self.shard(f"tars:{faces / CHOOSING}.tar")
         # The official LFW under its own name; its folder may lie anywhere.
-        raw = dataclasses.replace(self.place, raw=faces)
-        self.lfw = persona.shard("lfw", **shard | {"workspace": raw})
-        self.path = arguments.home / "results.jsonl"
+        self.lfw = self.shard("lfw", workspace=dataclasses.replace(self.place, raw=faces))
+        self.path = self.home / "results.jsonl"
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         self.results = {row["run"]: row for row in map(json.loads, lines)}
+
+    def shard(self, dataset: str, **options: Any) -> FaceSet:
+        """Packs crops of 112 px that are aligned already."""
+        workers = len(os.sched_getaffinity(0))
+        usual: dict[str, Any] = {"align": "template", "image_size": 112, "workspace": self.place}
+        return persona.shard(dataset, **usual | {"workers": workers} | options)
 
     def load(self, name: str) -> Model:
         """Loads a network from this folder's models."""
         return persona.load(name, workspace=self.place)
 
     def photos(self, run: Run) -> int:
-        """How many photos a training sees: as many as fit into the minutes."""
-        known = self.arguments.home / "photos"
+        """How many photos a whole training sees: as many as fit into the minutes."""
+        known = self.home / "photos"
+        if self.arguments.photos:
+            return int(self.arguments.photos)
         if not known.exists():
             clock = Clock()
             self.distill(run, WARM_UP + TIMED + 2, callbacks=[clock], tell=False)
@@ -127,15 +166,16 @@ class Experiment:
         tell: bool = True,
     ) -> Model:
         """Trains the student of a run for so many steps."""
-        assert run.faces is not None
         options = {"steps": steps, "batch_size": self.arguments.batch_size, **run.options}
         options["seed"] = self.arguments.seed
+        if self.arguments.views <= PLAIN_VIEWS:
+            options["augment"] = {"flip": True}
         if tell:
             say(f"{run.name}: {steps:,} steps of {self.arguments.batch_size} photos")
         return persona.distill(
             self.arguments.student,
             teacher=None if run.teacher is None else self.load(run.teacher),
-            train=run.faces,
+            train=list(run.sets),
             recipe=RECIPE,
             options=options,
             callbacks=callbacks,
@@ -148,14 +188,15 @@ class Experiment:
         if run.name in self.results:
             return
         start_s, seen, name = time.monotonic(), 0, run.network
-        if run.faces is not None:
+        if run.sets:
             if run.teacher is not None:
-                run.faces.keep_targets(
-                    self.load(run.teacher), views=self.arguments.views, recipe=RECIPE
-                )
-            steps = max(1, self.photos(run) // self.arguments.batch_size)
+                for faces in run.sets:
+                    faces.keep_targets(
+                        self.load(run.teacher), views=self.arguments.views, recipe=RECIPE
+                    )
+            steps = max(1, round(run.share * self.photos(run) / self.arguments.batch_size))
             seen = steps * self.arguments.batch_size
-            started = self.arguments.home / f"{run.name.replace(' ', '-')}.run"
+            started = self.home / f"{run.name.replace(' ', '-')}.run"
             resume = started.read_text(encoding="utf-8") if started.exists() else None
             student = self.distill(run, steps, callbacks=[Started(started)], resume=resume)
             started.unlink(missing_ok=True)
@@ -166,40 +207,103 @@ class Experiment:
             "run": run.name,
             "model": name,
             "photos_seen": seen,
-            "photos": 0 if run.faces is None else len(run.faces),
+            "photos": run.photos,
             "hours": round((time.monotonic() - start_s) / 3600, 3),
-            **self.measure(name),
+            **self.measure(name, chosen=self.selection not in run.sets),
         }
         self.results[run.name] = row
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def measure(self, name: str) -> dict[str, Any]:
-        """A network on the selection pairs and on LFW."""
+    def measure(self, name: str, *, chosen: bool) -> dict[str, Any]:
+        """A network on LFW, and on the selection pairs unless it was trained on their people."""
         model = self.load(name)
-        chosen = model.evaluate(self.selection, measure="verification")  # of drawn pairs
-        reported = model.evaluate(self.lfw, resamples=self.arguments.resamples)
-        return {"selection": chosen.to_json(), "lfw": reported.to_json()}
+        row: dict[str, Any] = {"selection": None}
+        if chosen:
+            found = model.evaluate(self.selection, measure="verification")  # of drawn pairs
+            row["selection"] = found.to_json()
+        row["lfw"] = model.evaluate(self.lfw, resamples=self.arguments.resamples).to_json()
+        return row
+
+    def compare(self, other: str) -> dict[str, Any]:
+        """The paired test of the distilled student and another row, on LFW's accuracy."""
+        known = self.results[other].get("compared")
+        if known is None:
+            names = [self.results[row]["model"] for row in (ROLE, other)]
+            on = ["--set", str(self.lfw.folder), "--json"]
+            told = subprocess.run(
+                [sys.executable, "-m", "persona", "compare", *names, *on],
+                env=os.environ | {"PERSONA_HOME": str(self.home)},
+                stdout=subprocess.PIPE,
+                check=True,
+            )
+            figures = {row["figure"]: row for row in json.loads(told.stdout)["differences"]}
+            known = self.results[other]["compared"] = figures["accuracy"]
+            lines = [json.dumps(row) for row in self.results.values()]
+            self.path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return dict(known)
+
+
+def split_photos(faces: Path, home: Path, seed: int) -> list[Path]:
+    """Draws the photos of all tars of a folder into the parts; returns the folders of the parts."""
+    folders = {name: home / name for name in PARTS}
+    tars = sorted(faces.glob("*.tar"))
+    if not all((folder / PACKED).is_file() for folder in folders.values()):
+        photos = [(path, name) for path in tars for name in files_of(path)]
+        random.Random(seed).shuffle(photos)
+        part_of: dict[tuple[Path, str], str] = {}
+        start = 0
+        for part, count in PARTS.items():
+            some = photos[start:] if count is None else photos[start : start + count]
+            part_of |= dict.fromkeys(some, part)
+            start += len(some)
+        for folder in folders.values():
+            folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            written = {
+                name: stack.enter_context(tarfile.open(folder / PARTIAL, "w"))
+                for name, folder in folders.items()
+            }
+            for path in tars:
+                with tarfile.open(path) as tar:
+                    for member in filter(tarfile.TarInfo.isfile, tar):
+                        data, part = tar.extractfile(member), part_of[path, member.name]
+                        member.name = f"{path.stem}/{member.name}"
+                        written[part].addfile(member, data)
+        for folder in folders.values():
+            (folder / PARTIAL).rename(folder / PACKED)
+    return [folder for folder in folders.values() if files_of(folder / PACKED)]
+
+
+def files_of(path: Path) -> list[str]:
+    """Names of the files in a tar."""
+    with tarfile.open(path) as tar:
+        return [member.name for member in tar if member.isfile()]
 
 
 def rows_of(experiment: Experiment) -> list[Run]:
     """The rows of the table, in their order."""
     teacher, student = experiment.teacher, experiment.arguments.student
+    parts = experiment.parts
     rows = [
         Run("teacher", network=teacher),
         Run("untrained", network=student),
-        Run("distilled, no labels", experiment.train, teacher),
+        Run(ROLE, parts, teacher),
     ]
     if experiment.arguments.controls:
         labels = {"losses": {"arcface": {"weight": 1.0}}}
-        drawn, _ = persona.draw_faces(240, workspace=experiment.place)
-        drawn_set = persona.shard(
-            drawn, align="landmarks", image_size=112, workspace=experiment.place
-        )
+        drawn, _ = persona.draw_faces(DRAWN_PEOPLE, workspace=experiment.place)
+        drawn_set = experiment.shard(drawn, align="landmarks")
         rows += [
-            Run("labels alone", experiment.selection, None, labels),
-            Run("distilled from drawn faces", drawn_set, teacher),
+            Run("labels alone", [experiment.selection], None, labels),
+            Run("distilled from drawn faces", [drawn_set], teacher),
+            Run(f"distilled from {WORSE}", parts, WORSE),
         ]
+    if experiment.arguments.curves:
+        rows += [Run(name, parts, teacher, share=share) for name, share in SHARES.items()]
+        for count in range(1, len(parts)):
+            some = Run("", parts[:count])
+            rows.append(Run(f"{some.photos:,} photos", some.sets, teacher))
     return rows
 
 
@@ -216,10 +320,66 @@ def table(results: list[dict[str, Any]]) -> str:
         tar = next((v for k, v in lfw["tar_at_far"].items() if float(k) == 1e-3), None)
         cells = (
             *(row["run"], f"{row['photos']:,}", f"{row['photos_seen']:,}"),
-            *(f"{chosen['auc']:.4f}", f"{lfw['accuracy']:.4f}", f"{low:.4f} to {high:.4f}"),
-            *("–" if tar is None else f"{tar:.4f}", f"{row['hours']:.2f}"),
+            *("–" if chosen is None else f"{chosen['auc']:.4f}", f"{lfw['accuracy']:.4f}"),
+            *(f"{low:.4f} to {high:.4f}", "–" if tar is None else f"{tar:.4f}"),
+            f"{row['hours']:.2f}",
         )
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def comparisons(experiment: Experiment, rows: list[Run]) -> str:
+    """The distilled student against each control, as Markdown."""
+    lines = ["| the distilled student against | LFW accuracy, difference | 95 % | p |"]
+    lines.append("|---|--:|--:|--:|")
+    for run in rows:
+        if run.name != ROLE and run.name not in SHARES and "photos" not in run.name:
+            found = experiment.compare(run.name)
+            low, high = found["interval"] or (float("nan"),) * 2
+            p = "–" if found["p"] is None else f"{found['p']:.4f}"
+            lines.append(
+                f"| {run.name} | {found['difference']:+.4f} | {low:+.4f} to {high:+.4f} | {p} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def power_law(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Fits error = a * count ** -b to (count, error), by least squares of the logarithms."""
+    x, y = ([math.log(value) for value in column] for column in zip(*points, strict=True))
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    slope = sum((u - mean_x) * (v - mean_y) for u, v in zip(x, y, strict=True)) / sum(
+        (u - mean_x) ** 2 for u in x
+    )
+    return math.exp(mean_y - slope * mean_x), -slope
+
+
+def curves(results: dict[str, dict[str, Any]], drawn_to: Path) -> str:
+    """What more steps and more photos bring, with fitted power laws, as Markdown and a figure."""
+    whole = results[ROLE]
+    along = {
+        "photos seen": [row for name, row in results.items() if name in SHARES] + [whole],
+        "distinct photos": [r for name, r in results.items() if name.endswith(" photos")] + [whole],
+    }
+    keys = {"photos seen": "photos_seen", "distinct photos": "photos"}
+    lines = [
+        "| over | LFW error, measured | fitted | "
+        + " | ".join(f"extrapolated to {count:,}" for count in EXTRAPOLATED)
+        + " |",
+        "|---|---|---|" + "--:|" * len(EXTRAPOLATED),
+    ]
+    drawn = {}
+    for name, rows in along.items():
+        points = [(row[keys[name]], 1 - row["lfw"]["accuracy"]) for row in rows]
+        a, b = power_law(points)
+        told = ", ".join(f"{error:.4f} at {count:,}" for count, error in points)
+        ahead = " | ".join(f"{a * count**-b:.3f}" for count in EXTRAPOLATED)
+        lines.append(f"| {name} | {told} | {a:.3g} N^-{b:.3f} | {ahead} |")
+        drawn[name] = ([count for count, _ in points], [error for _, error in points])
+    axes = ("photos (distinct, or seen)", "LFW error")
+    try:
+        persona.draw_lines(drawn, drawn_to, title="LFW error over photos", axes=axes)
+    except PersonaError as error:
+        say(f"no figure is drawn: {error}")
     return "\n".join(lines) + "\n"
 
 
@@ -230,11 +390,37 @@ def hardware() -> str:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     cores = len(os.sched_getaffinity(0))
     return (
-        f"commit {commit}, {cores} cores, {device or platform.machine()}, torch {torch.__version__}"
+        f"commit {commit}, {cores} of {os.cpu_count()} cores, {device}, torch {torch.__version__}"
     )
+
+
+def processor() -> str:
+    """The processor's name and the vector instructions that matter, where Linux tells them."""
+    path = Path("/proc/cpuinfo")
+    told = path.read_text() if path.exists() else ""
+    facts = dict(line.split(":", 1) for line in told.replace("\t", "").splitlines() if ":" in line)
+    flags = facts.get("flags", "").split()
+    known = [name for name in ("avx2", "avx512_vnni", "amx_tile") if name in flags]
+    name = facts.get("model name", "").strip() or platform.processor() or platform.machine()
+    return " ".join([name, *(["with"] if known else []), *known])
+
+
+def page(experiment: Experiment, rows: list[Run]) -> str:
+    """Everything that was measured, as Markdown."""
+    arguments = experiment.arguments
+    told = [table([experiment.results[run.name] for run in rows])]
+    told.append(
+        f"{hardware()}; recipe {RECIPE}, {arguments.student}, batches of {arguments.batch_size}, "
+        f"{arguments.views} kept views, seed {arguments.seed}.\n"
+    )
+    if arguments.controls:
+        told.append(comparisons(experiment, rows))
+    if arguments.curves and len(experiment.parts) > 1:
+        told.append(curves(experiment.results, experiment.home / "curves.svg"))
+    return "\n".join(told)
 
 
 def say(line: str) -> None:
@@ -250,6 +436,8 @@ def check(arguments: argparse.Namespace) -> None:
     """
     if not 0 < arguments.minutes <= MOST_MINUTES:
         raise PersonaError(f"--minutes {arguments.minutes:g}: choose more than 0")
+    if arguments.photos is not None and arguments.photos < 1:
+        raise PersonaError(f"--photos {arguments.photos}: choose 1 or more")
     faces: Path = arguments.faces
     wanted = [faces / TRAINED, faces / f"{CHOOSING}.tar", faces / REPORTED / "pairs.txt"]
     missing = [str(path) for path in wanted if not path.exists()]
@@ -269,12 +457,15 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, help="ONNX file of the teacher")
     parser.add_argument("--home", type=Path, default=Path("reproduced"), help="folder of results")
     parser.add_argument("--minutes", type=float, default=60, help="minutes of each training")
+    parser.add_argument("--photos", type=int, help="photos that each training sees, not minutes")
     parser.add_argument("--student", default="mobilenet_v3_small")
     parser.add_argument("--views", type=int, default=4, help="kept views of each photo")
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--controls", action="store_true", help="train the controls too")
+    parser.add_argument("--curves", action="store_true", help="train on fewer photos, too")
+    parser.add_argument("--out", type=Path, help="write the tables to this Markdown file, too")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if arguments.teacher is None:
@@ -282,17 +473,21 @@ def main() -> None:
     try:
         check(arguments)
         experiment = Experiment(arguments)
-        for run in rows_of(experiment):
+        rows = rows_of(experiment)
+        for run in rows:
             experiment.do(run)
+        told = page(experiment, rows)
     except PersonaError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted: run the command again and it continues")
-    results = list(experiment.results.values())
+    if arguments.out:
+        arguments.out.write_text(f"# Results\n\n{told}", encoding="utf-8")
     if arguments.json:
-        print(json.dumps({"hardware": hardware(), "runs": results}, indent=2))
+        runs = list(experiment.results.values())
+        print(json.dumps({"hardware": hardware(), "runs": runs}, indent=2))
     else:
-        print(table(results) + f"\n{hardware()}; recipe {RECIPE}, seed {arguments.seed}.")
+        print(told)
 
 
 if __name__ == "__main__":
