@@ -16,7 +16,6 @@ import hashlib
 import itertools
 import logging
 import os
-import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -52,7 +51,7 @@ class FetchedPhotos:
         self.unanswered: dict[str, str] = {}
         """The reason of each photo whose server gave no whole answer in this process."""
         self._hosts: set[str] = set()
-        self._stopped = threading.Event()
+        self._stopped = False  # an Event could not be sent to the workers that read photos
         if (folder / REFUSED).is_file():
             with (folder / REFUSED).open(encoding="utf-8", newline="") as file:
                 self.refused = {row[0]: row[1] for row in csv.reader(file) if len(row) == 2}
@@ -80,14 +79,14 @@ class FetchedPhotos:
                 for done in pool.map(self._fetch_all, [list(group) for _, group in by_folder]):
                     advance(done)
         finally:
-            self._stopped.set()
+            self._stopped = True
             pool.shutdown(cancel_futures=True)
-            self._stopped.clear()
+            self._stopped = False
             self._write_refused([url for url in self.refused if url not in known])
 
     def _fetch_all(self, urls: list[str]) -> int:
         for url in urls:
-            if self._stopped.is_set():
+            if self._stopped:
                 break
             self._fetch_one(url)
         return len(urls)
