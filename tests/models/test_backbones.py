@@ -172,8 +172,22 @@ def test_a_backbone_that_gives_no_maps_is_refused_in_one_line(home: Path) -> Non
     line = distill_error("larger-test", *short, home=home)
     assert "larger-test fails on a crop of 32 px (" in line and "RuntimeError" in line
     line = distill_error("small-test", *short, "-o", "student.pooling=depthwise", home=home)
-    assert "small-test leaves one of a crop of 32 px: choose average" in line
-    assert distill_here("small-test", *short, home=home)
+    assert "small-test leaves one place of a crop of 32 px: choose average" in line
+
+
+def test_maps_of_one_place_are_told_once(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Coarse(Backbone):
+        name = "coarse-test"
+
+        def build(self) -> tuple[nn.Module, int]:
+            return nn.Conv2d(3, 8, SIZE_PX), 8
+
+    distill_here("coarse-test", "--teacher", "none", "-e", "1", home=home)
+    line = "coarse-test leaves one place of a crop of 32 px, so no part of a face has a place"
+    assert [line in message for message in caplog.messages].count(True) == 1
+    caplog.clear()
+    distill_here("tiny-test", "--teacher", "none", "-e", "1", home=home)
+    assert not any("leaves one place" in message for message in caplog.messages)
 
 
 def test_a_card_cannot_name_a_backbone_that_its_file_does_not_hold(home: Path) -> None:
