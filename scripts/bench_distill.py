@@ -16,8 +16,9 @@ photos are random: a step takes as long on them.
 With `--teacher onnx:FILE` it measures the making of kept targets instead, in views a second:
 
 - targets: `persona targets`, from opening the set to the card
-- runtime: onnxruntime on as many faces that are in memory already, a session of one thread on each
+- sessions: onnxruntime on as many faces that are in memory already, a session of one thread on each
   core
+- session: the same in one session of as many threads, which is onnxruntime's default
 """
 
 from __future__ import annotations
@@ -289,8 +290,13 @@ def targets_speed(home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     accelerator = Accelerator(cpu=True)
     views = photos * options.views
     cores, source = len(os.sched_getaffinity(0)), source_of(spell(arguments.teacher), place.models)
-    runners = [source.open_runner(named.name, place.models, threads=1) for _ in range(cores)]
-    runs = [runner.on(RUNTIME_BATCH) for runner in runners]
+
+    def open_runs(count: int) -> list[Callable[[], object]]:
+        threads = cores // count
+        runners = [source.open_runner(named.name, place.models, threads) for _ in range(count)]
+        return [runner.on(RUNTIME_BATCH) for runner in runners if runner is not None]
+
+    runs = {"sessions": open_runs(cores), "session": open_runs(1)}
     folder = on_disk(packed.folder, "keeping targets") / "targets"
 
     def timed(name: str) -> float:
@@ -299,17 +305,18 @@ def targets_speed(home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         if name == "targets":
             make_targets(packed.faces, named, options, accelerator)
         else:
-            turns = views // (cores * RUNTIME_BATCH)
+            turns = views // (len(runs[name]) * RUNTIME_BATCH)
             with ThreadPoolExecutor(cores) as pool:
-                list(pool.map(lambda run: [run() for _ in range(turns)], runs))
+                list(pool.map(lambda run: [run() for _ in range(turns)], runs[name]))
         return views / (time.perf_counter() - start_s)
 
-    cases = {name: functools.partial(timed, name) for name in ("targets", "runtime")}
+    cases = {name: functools.partial(timed, name) for name in ("targets", *runs)}
     for case in cases.values():  # warm up
         case()
     speeds = in_turns(cases, 2 if arguments.quick else 3)
     return {
-        "targets_over_runtime": ratio(speeds["targets"], speeds["runtime"]),
+        "targets_over_sessions": ratio(speeds["targets"], speeds["sessions"]),
+        "targets_over_session": ratio(speeds["targets"], speeds["session"]),
         "views_per_s": {name: round(value, 1) for name, value in medians(speeds).items()},
         "spread": spread(speeds),
         "photos": photos,
