@@ -50,7 +50,7 @@ def test_files_are_counted_by_their_shapes(tmp_path: Path) -> None:
 
 
 def test_products_of_shapes_that_the_graph_computes_are_counted(tmp_path: Path) -> None:
-    """As those of attention are. A product of unknown size makes the number unknown, not smaller."""
+    """As those of attention are. Where a size is unknown, so is the number."""
     for axes, macs in (([0], 3 * 16 * 3), ([2], None)):
         h = onnx.helper
         nodes = [
