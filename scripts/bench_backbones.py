@@ -29,7 +29,13 @@ from persona.config import StudentConfig, read_options
 from persona.data.transforms import normalise
 from persona.deploy.bench import count_macs
 from persona.deploy.faces import drawn_faces
-from persona.deploy.graph import EMBEDDING, build_graph, graph_input
+from persona.deploy.graph import (
+    EMBEDDING,
+    ExportOptions,
+    build_with_cost,
+    graph_input,
+    split_prelu,
+)
 from persona.deploy.litert import to_litert
 from persona.deploy.quantise import find_ranges, lower, quantise
 from persona.errors import PersonaError
@@ -83,13 +89,15 @@ def write(student: Student, folder: Path) -> tuple[dict[str, str], dict[str, str
     """The names of the files that a student becomes by format, and why others are refused."""
     import onnx
 
-    wholes = onnx.load_from_string(build_graph(student, store(student, folder)))
+    wholes = onnx.load_from_string(
+        build_with_cost(student, store(student, folder), ExportOptions(), {})[0]
+    )
     batches = np.array_split(graph_input(drawn_faces(SIDE_PX, FACES)), 4)
     ranges = find_ranges(lower(wholes).model, batches) | find_ranges(wholes, batches)
     files, refused = {}, {}
     for precision, model in (("", wholes), (" int8", quantise(wholes, ranges, ()))):
         path = folder / f"student{precision.strip()}"
-        onnx.save(model, f"{path}.onnx")
+        Path(f"{path}.onnx").write_bytes(split_prelu(model.SerializeToString()))
         files[f"ONNX{precision}"] = f"onnx:{path}.onnx"
         try:
             Path(f"{path}.tflite").write_bytes(to_litert(model, EMBEDDING, {}))
