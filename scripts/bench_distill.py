@@ -12,34 +12,46 @@ photos are random: a step takes as long on them.
 - online: this project's step and loader, with the teacher
 - kept: the same with kept targets
 - resident: the kept step on one batch that is on the device already
+
+With `--teacher onnx:FILE` it measures the making of kept targets instead, in views a second:
+
+- targets: `persona targets`, from opening the set to the card
+- sessions: onnxruntime on as many faces that are in memory already, a session of one thread on each
+  core
+- session: the same in one session of as many threads, which is onnxruntime's default
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import json
 import logging
 import multiprocessing
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench import commit, medians, ratio, spread
+from bench import commit, facts, in_turns, medians, ratio, spread
 
 CLASSES = 8631
 SIZE_PX = 160
 IDENTITIES = 16
 DISTINCT = 64
 """Photos that are drawn; the others are copies."""
+RUNTIME_BATCH = 8
+"""Faces in a run of the teacher's runtime alone."""
 
 
 def noise_photos() -> list[bytes]:
@@ -252,6 +264,66 @@ def random_targets(faces: Any, teacher: Path, head: Any) -> None:
     write_targets(place, Targets(*known))
 
 
+def targets_speed(home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Views a second of `persona targets` and of its teacher's runtime alone, in turns."""
+    from accelerate import Accelerator
+
+    from persona.data.align import AlignSpec
+    from persona.data.pack import PackOptions, pack_photos
+    from persona.data.raw import open_dataset
+    from persona.data.storage import on_disk
+    from persona.models.sources import load_network, source_of, spell
+    from persona.targets import TargetOptions, make_targets
+    from persona.workspace import Workspace
+
+    place = Workspace.locate(home=home)
+    named = load_network(spell(arguments.teacher), place.models)
+    options = TargetOptions(batch_size=arguments.batch_size, workers=arguments.workers)
+    photos = (4 if arguments.quick else 16) * arguments.batch_size // options.views
+    side = named.image_size or arguments.image_size
+    align = AlignSpec("template", side, 0)
+    write_photos(place.raw, photos)
+    train = open_dataset("vggface2", place.raw, "train")
+    packed = pack_photos(
+        train, place.shards / train.set_name, PackOptions(align=align, workers=2, shard_size=photos)
+    )
+    accelerator = Accelerator(cpu=True)
+    views = photos * options.views
+    cores, source = len(os.sched_getaffinity(0)), source_of(spell(arguments.teacher), place.models)
+
+    def open_runs(count: int) -> list[Callable[[], object]]:
+        threads = cores // count
+        runners = [source.open_runner(named.name, place.models, threads) for _ in range(count)]
+        return [runner.on(RUNTIME_BATCH) for runner in runners if runner is not None]
+
+    runs = {"sessions": open_runs(cores), "session": open_runs(1)}
+    folder = on_disk(packed.folder, "keeping targets") / "targets"
+
+    def timed(name: str) -> float:
+        shutil.rmtree(folder, ignore_errors=True)
+        start_s = time.perf_counter()
+        if name == "targets":
+            make_targets(packed.faces, named, options, accelerator)
+        else:
+            turns = views // (len(runs[name]) * RUNTIME_BATCH)
+            with ThreadPoolExecutor(cores) as pool:
+                list(pool.map(lambda run: [run() for _ in range(turns)], runs[name]))
+        return views / (time.perf_counter() - start_s)
+
+    cases = {name: functools.partial(timed, name) for name in ("targets", *runs)}
+    for case in cases.values():  # warm up
+        case()
+    speeds = in_turns(cases, 2 if arguments.quick else 3)
+    return {
+        "targets_over_sessions": ratio(speeds["targets"], speeds["sessions"]),
+        "targets_over_session": ratio(speeds["targets"], speeds["session"]),
+        "views_per_s": {name: round(value, 1) for name, value in medians(speeds).items()},
+        "spread": spread(speeds),
+        "photos": photos,
+        **facts("torch", "onnxruntime"),
+    }
+
+
 def build_run(home: Path, arguments: argparse.Namespace, targets: str) -> Any:
     """A run of this project, ready to step."""
     from accelerate import Accelerator
@@ -370,6 +442,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--precision", default="no", help="of the student")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--teacher", metavar="onnx:FILE", help="measure targets of this network")
+    parser.add_argument("--image-size", type=int, default=112, help="if the teacher takes any")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     logging.getLogger("persona").setLevel(logging.ERROR)
@@ -377,6 +451,9 @@ def main() -> None:
         worker(arguments)
         return
     with tempfile.TemporaryDirectory() as folder:
+        if arguments.teacher:
+            print(json.dumps(targets_speed(Path(folder), arguments), indent=2))
+            return
         report(bench(Path(folder), arguments), arguments)
 
 
@@ -479,8 +556,8 @@ def report(result: dict[str, Any], arguments: argparse.Namespace) -> None:
     for name in ("loader_over_resident", "two_processes_efficiency", "together_over_apart"):
         if name in result:
             text.write(f"\n{name}: {result[name]:.3f}")
-    facts = ("student", "batch_size", "precision", "teacher_precision", "device", "threads")
-    text.write("\n" + ", ".join(f"{name} {result[name]}" for name in (*facts, "torch", "commit")))
+    told = ("student", "batch_size", "precision", "teacher_precision", "device", "threads")
+    text.write("\n" + ", ".join(f"{name} {result[name]}" for name in (*told, "torch", "commit")))
     print(text.getvalue())
 
 

@@ -23,6 +23,16 @@ from persona.errors import PersonaError
 from persona.models.litert import NCHW_TO_NHWC, import_litert
 
 IDENTIFIER = b"TFL3"
+INTEGER = ("Conv", "Add", "Mul", "GlobalAveragePool", "Relu", "HardSwish")
+"""Operators that are written for int8 where the graph quantises what they take and give. A PReLU is
+not one: its slopes are float32, and the kernel for int8 would read their bytes as integers."""
+FLOATS = (
+    *("Gemm", "HardSigmoid", "PRelu", "Clip", "Concat", "Identity", "Reshape", "Div"),
+    "QuantizeLinear",
+)
+"""Operators that are written too, between tensors of float32."""
+MOST_NAMED = 3
+"""Most operators that a refusal names."""
 
 
 def to_litert(model: Any, output: str, metadata: dict[str, str]) -> bytes:
@@ -100,11 +110,12 @@ class _Converter:
 
     def convert(self, output: str) -> bytes:
         """The bytes of the file."""
-        self.place[self.given] = self._tensor(self.given, self._shape(self.given))
         needed = self._needed(output)
-        for node in self.nodes:
-            name = node.output[0]
-            if name in needed and name not in self.done and name not in self.constants:
+        nodes = [n for n in self.nodes if n.output[0] in needed - self.constants.keys()]
+        self._refuse([n for n in nodes if not self._is_known(n, output)])
+        self.place[self.given] = self._tensor(self.given, self._shape(self.given))
+        for node in nodes:
+            if node.output[0] not in self.done:
                 self._node(node)
         self.graph.inputs, self.graph.outputs = [self.place[self.given]], [self.place[output]]
         builder = _builder()
@@ -124,6 +135,31 @@ class _Converter:
                 node = self.producer[name]
                 left += node.input[:1] if node.op_type == "Div" else node.input
         return found
+
+    def _is_known(self, node: Any, output: str) -> bool:
+        """Whether an operator can be translated. Some can be only as a student's head has them."""
+        name = node.op_type
+        if name in ("DequantizeLinear", "Cast"):  # of weights, or beside QuantizeLinear
+            return name != "Cast" or node.input[0] in self.constants
+        if name == "Div":  # of an embedding by its length
+            return bool(node.output[0] == output)
+        if name == "Reshape":  # of a map of one place
+            return self.shapes.get(node.input[0], [])[2:] == [1, 1]
+        if name == "Clip":  # ReLU6
+            return [self.constants.get(end) for end in node.input[1:]] == [0, 6]
+        if name == "Concat":
+            return self.attributes[node.output[0]].get("axis") == 1
+        return name in (*INTEGER, *FLOATS)
+
+    def _refuse(self, nodes: list[Any]) -> None:
+        """Raises PersonaError that names the operators, if there are any."""
+        names = list(dict.fromkeys(node.op_type for node in nodes))
+        if names:
+            more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+            raise PersonaError(
+                f"LiteRT files hold no {', '.join(names[:MOST_NAMED])}{more}, which this student "
+                "has: export it as ONNX"
+            )
 
     # Parts of a file.
 
@@ -213,6 +249,8 @@ class _Converter:
             return self.place[name]
         if name in self.constants:
             value = self.constants[name].astype(np.float32)
+            if value.ndim > 2:  # one number for each channel
+                value = np.moveaxis(value, -3, -1)
             self.place[name] = self._tensor(name, value.shape, value)
             return self.place[name]
         integer = self._integer(name)
@@ -224,7 +262,8 @@ class _Converter:
     def _ends(self, node: Any) -> tuple[list[int], int, str]:
         """An operator's inputs other than weights, its output, and its fused activation.
 
-        They are int8 if all inputs are dequantised tensors and the output is quantised at once.
+        They are int8 if the operator has an integer form, all inputs are dequantised tensors, and
+        the output is quantised at once.
         """
         output, activation = node.output[0], "NONE"
         users = self.users.get(output, [])
@@ -234,7 +273,7 @@ class _Converter:
             users = self.users.get(output, [])
         inputs = list(node.input if node.op_type in ("Add", "Mul") else node.input[:1])
         integers = [self._integer(name) for name in inputs]
-        whole = None not in integers
+        whole = node.op_type in INTEGER and None not in integers
         if node.op_type in WEIGHTED:  # a float32 layer may stand between two int8 ones
             weights = self.producer.get(node.input[1])
             whole &= weights is not None and weights.op_type == "DequantizeLinear"
@@ -292,12 +331,7 @@ class _Converter:
             return  # added when a node needs the float32 tensor
         if name == "Mul" and self.producer.get(node.input[0], node).op_type == "Cast":
             return  # added by `_weight`
-        convert = getattr(self, f"_{name.lower()}", None)
-        if convert is None:
-            raise PersonaError(
-                f"LiteRT files hold no {name}, which this student has: export it as ONNX"
-            )
-        convert(node)
+        getattr(self, f"_{name.lower()}")(node)
 
     def _quantizelinear(self, node: Any) -> None:
         given = self._float(node.input[0])
@@ -306,7 +340,8 @@ class _Converter:
 
     def _conv(self, node: Any) -> None:
         attributes, output = self.attributes[node.output[0]], node.output[0]
-        depthwise = attributes.get("group", 1) > 1
+        channels = self._shape(node.input[0])[-1]
+        depthwise = attributes.get("group", 1) == channels > 1
         (given,), place, activation = self._ends(node)
         integer = self.graph.tensors[place].type == self.schema.TensorType.INT8
         order = (1, 2, 3, 0) if depthwise else NCHW_TO_NHWC
@@ -315,19 +350,21 @@ class _Converter:
             bias = self._bias(node.input[2], integer)
         else:
             bias = self._no_bias(f"{output}_bias", given, weight)
-        stride, pads = attributes.get("strides", [1, 1])[0], attributes.get("pads", [0] * 4)
-        side = self.graph.tensors[weight].shape[1]
+        strides, dilations = (attributes.get(n, [1, 1]) for n in ("strides", "dilations"))
+        pads, sides = attributes.get("pads", [0] * 4), self.graph.tensors[weight].shape[1:3]
         padding = self.schema.Padding.SAME
-        if stride > 1 or pads != [side // 2] * 4:
+        even = any(side % 2 == 0 for side in sides)
+        if even or max(*strides, *dilations) > 1 or pads != [side // 2 for side in sides] * 2:
             padding = self.schema.Padding.VALID
             given = self._pad(given, pads)
-        options: dict[str, Any] = {"padding": padding, "strideW": stride, "strideH": stride}
-        options |= {"dilationWFactor": 1, "dilationHFactor": 1}
+        options: dict[str, Any] = {"padding": padding}
+        options |= {"strideH": strides[0], "strideW": strides[1]}
+        options |= {"dilationHFactor": dilations[0], "dilationWFactor": dilations[1]}
         options |= {"fusedActivationFunction": self._activation(activation)}
         kind = ("CONV_2D", "Conv2DOptions")
         if depthwise:
             kind = ("DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions")
-            options["depthMultiplier"] = 1
+            options["depthMultiplier"] = self.graph.tensors[weight].shape[3] // channels
         self._operator(kind[0], [given, weight, bias], place, kind[1], **options)
 
     def _pad(self, given: int, pads: list[int]) -> int:
@@ -383,6 +420,10 @@ class _Converter:
         (given,), place, _ = self._ends(node)
         self._operator("RELU", [given], place)
 
+    def _clip(self, node: Any) -> None:
+        (given,), place, _ = self._ends(node)
+        self._operator("RELU6", [given], place)
+
     def _hardswish(self, node: Any) -> None:
         (given,), place, _ = self._ends(node)
         self._operator("HARD_SWISH", [given], place, "HardSwishOptions")
@@ -405,6 +446,19 @@ class _Converter:
         slopes = self.constants[node.input[1]].reshape(1, 1, -1)
         slope = self._tensor(node.input[1], slopes.shape, slopes)
         self._operator("PRELU", [given, slope], place)
+
+    def _concat(self, node: Any) -> None:
+        """Joins maps along their channels, which go last."""
+        output = node.output[0]
+        given = [self._float(name) for name in node.input]
+        self.place[output] = self._tensor(output, self._shape(output))
+        options = {"axis": len(self._shape(output)) - 1}
+        self._operator(
+            "CONCATENATION", given, self.place[output], "ConcatenationOptions", **options
+        )
+
+    def _identity(self, node: Any) -> None:
+        self.place[node.output[0]] = self._float(node.input[0])
 
     def _reshape(self, node: Any) -> None:
         """Reshapes (1, 1, 1, C) to (1, C)."""

@@ -9,6 +9,7 @@
    asymmetrically (Jacob et al. 2018, arXiv:1712.05877), weights symmetrically per output channel.
    Layers that compute in float32, such as the last linear one, still have int8 weights where that
    does no harm.
+   Operators without a kernel for integers stay in float32, too.
 4. `find_costs` measures how much cosine similarity each layer costs if only that layer is int8.
 5. `quantise_graph` keeps the costliest layers in float32, as few as the bounds allow.
 
@@ -44,10 +45,15 @@ ZERO_BELOW = -3.0
 THREE = "three"
 FLOAT = 1
 """The value of onnx.TensorProto.FLOAT."""
-WEIGHTED = ("Conv", "Gemm")
+WEIGHTED = ("Conv", "Gemm", "MatMul")
 FOLDED = ("GlobalAveragePool", "Mul", "Relu", "Reshape", "Flatten")
 """Operators that pass a positive factor of their input on to their output."""
-
+OF_MAPS = (
+    *("Add", "Mul", "Concat", "Identity", "GlobalAveragePool", "AveragePool", "MaxPool"),
+    *("Relu", "PRelu", "Clip", "HardSwish", "HardSigmoid", "Sigmoid"),
+)
+"""Operators whose results are feature maps as those of a convolution are, if their inputs are. Sums
+and products of anything else, as in attention and layer norm, have no integers."""
 
 Ranges = dict[str, tuple[float, float]]
 """Smallest and largest value of tensors by name. 0 is always within the range."""
@@ -225,7 +231,7 @@ def lower(model: Any, floats: Collection[str] = ()) -> Lowered:
         factor[output] = 6
 
     gates = _squeeze_excites(graph)
-    behind = _behind_convolutions(model)
+    maps = _feature_maps(model)
     for node in model.graph.node:
         name, inputs, output = node.op_type, list(node.input), node.output[0]
         by = [factor.get(given, 1) for given in inputs]
@@ -247,7 +253,7 @@ def lower(model: Any, floats: Collection[str] = ()) -> Lowered:
         elif name in FOLDED:
             graph.copy(node, inputs)
             factor[output] = float(np.prod(by))
-            if name in ("GlobalAveragePool", "Mul") and output in behind:
+            if name in ("GlobalAveragePool", "Mul") and output in maps:
                 layers[output] = gates.get(output, f"{output} pooling")
         else:
             for place, (given, times) in enumerate(zip(inputs, by, strict=True)):
@@ -255,19 +261,21 @@ def lower(model: Any, floats: Collection[str] = ()) -> Lowered:
                     part = f"{given}_of_{output}"
                     graph.weights[f"{part}_factor"] = np.full(1, 1 / times, np.float32)
                     inputs[place] = graph.add("Mul", [given, f"{part}_factor"], part)
-                    if name == "Add":
+                    if name == "Add" and output in maps:
                         layers[part] = f"{_module(graph, inputs[0])} sum"
             graph.copy(node, inputs)
-            if name == "Add" and output in behind:
+            if name == "Add" and output in maps:
                 layers[output] = f"{_module(graph, inputs[0])} sum"
     return Lowered(graph.finish(), layers, factor)
 
 
-def _behind_convolutions(model: Any) -> set[str]:
-    """Names of all tensors from the first convolution on. Before it photos are normalised."""
+def _feature_maps(model: Any) -> set[str]:
+    """Names of all tensors that convolutions and operators of `OF_MAPS` give."""
     found: set[str] = set()
     for node in model.graph.node:
-        if node.op_type in WEIGHTED or not found.isdisjoint(node.input):
+        # The other inputs of a PReLU are its slopes, those of a Clip its ends.
+        given = node.input[:1] if node.op_type in ("PRelu", "Clip") else node.input
+        if node.op_type == "Conv" or (node.op_type in OF_MAPS and found.issuperset(given)):
             found.update(node.output)
     return found
 
@@ -380,7 +388,9 @@ class _Quantiser(_Graph):
             end = after[0].output[0] if clipped else output
             skipped.add(end)
             self.copy(node, self._integer_inputs(node), end)
-            self._round(end, gate=clipped and after[0].op_type == "Clip")
+            # A gate's Clip is the lowering's own, which makes it six times as large; ReLU6 is not.
+            gate = clipped and after[0].op_type == "Clip" and end in self.lowered.factor
+            self._round(end, gate=gate)
         return self.finish()
 
     def _in_floats(self, node: Any, weights: bool) -> None:

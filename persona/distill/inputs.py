@@ -84,10 +84,17 @@ class Inputs:
             head=head_kind(config.losses),
             image_size=image_size,
         )
-        if student.maps_side() == 1 and options.pooling in FIXED_SIZE:
-            raise PersonaError(
-                f"student.pooling {options.pooling} weighs places, and {options.architecture} "
-                f"leaves one of a crop of {image_size} px: choose average, or a larger --image-size"
+        if student.maps_side() == 1:
+            where = f"{options.architecture} leaves one place of a crop of {image_size} px"
+            if options.pooling in FIXED_SIZE:
+                raise PersonaError(
+                    f"student.pooling {options.pooling} weighs places, and {where}: choose "
+                    "average, or a larger --image-size"
+                )
+            log.warning(
+                "warning: %s, so no part of a face has a place of its own: smaller strides of the "
+                "student or a larger --image-size leave more",
+                where,
             )
         if self.start is None:
             student.start(workspace.models)

@@ -24,9 +24,14 @@ def count_onnx(path: Path) -> tuple[int | None, int | None]:
     except ImportError:
         return None, None
     model = onnx.load(str(path), load_external_data=False)
-    for axis in model.graph.input[0].type.tensor_type.shape.dim[:1]:
+    known = (*model.graph.input, *model.graph.value_info, *model.graph.output)
+    dims = [axis for tensor in known for axis in tensor.type.tensor_type.shape.dim]
+    batch = model.graph.input[0].type.tensor_type.shape.dim[:1]
+    names = {axis.dim_param for axis in batch} - {""}
+    for axis in [*batch, *(axis for axis in dims if axis.dim_param in names)]:
         axis.dim_value = 1
-    graph = onnx.shape_inference.infer_shapes(model).graph
+    # Shapes that are computed inside the graph, as those of attention are, are propagated too.
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     tensors = (*graph.input, *graph.value_info, *graph.output)
     shapes = {t.name: [d.dim_value for d in t.type.tensor_type.shape.dim] for t in tensors}
     stored = {i.name: i for i in graph.initializer}
@@ -46,7 +51,7 @@ def count_onnx(path: Path) -> tuple[int | None, int | None]:
         given, weight, found = (shapes.get(n, []) for n in (*node.input[:2], node.output[0]))
         # Each value of the output is a sum of this many products.
         terms = weight[1:] if node.op_type == "Conv" else given[-1:]
-        if not terms or not found:
+        if not terms or not found or 0 in (*terms, *found):
             return parameters, None
         macs += math.prod(found) * math.prod(terms)
     return parameters, macs or None

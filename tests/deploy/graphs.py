@@ -14,7 +14,7 @@ SIDE, CHANNELS, EMBEDDING = 16, 8, 12
 def small_graph(*, extra: str | None = None, dead: bool = False) -> Any:
     """Stem, depthwise, squeeze-and-excitation, a sum, the last convolution, the embedding.
 
-    `extra`: an operator more, after the stem. `dead`: whether the maps inside the
+    `extra`: an operator more, before the sum. `dead`: whether the maps inside the
     squeeze-and-excitation are 0 for every face.
     """
     rng = np.random.default_rng(0)
@@ -45,8 +45,6 @@ def small_graph(*, extra: str | None = None, dead: bool = False) -> Any:
         return add("Conv", *inputs, to=name, pads=pads, strides=strides, group=group)
 
     tensor = add("HardSwish", conv("images", "stem", CHANNELS, 3, 3, 3, stride=2), to="swish")
-    if extra is not None:
-        tensor = add(extra, tensor, to="extra")
     deep = add("Relu", conv(tensor, "deep", CHANNELS, 1, 5, 5, group=CHANNELS), to="relu")
     pooled = add("GlobalAveragePool", deep, to="mean")
     squeezed = add("Relu", conv(pooled, "se.fc1", 4, CHANNELS, 1, 1), to="squeezed")
@@ -60,6 +58,21 @@ def small_graph(*, extra: str | None = None, dead: bool = False) -> Any:
         weights["student.se.fc1.bias"] = np.full(4, -100.0)
     scaled = add("Mul", gate, deep, to="scaled")
     projected = conv(scaled, "project", CHANNELS, CHANNELS, 1, 1, bias=False)
+    if extra is not None:
+        inputs, options = [projected], {}
+        if extra == "PRelu":
+            weights["student.slopes"] = rng.random((CHANNELS, 1, 1))
+            inputs.append("student.slopes")
+        elif extra == "Clip":  # ReLU6
+            weights |= {"zero_end": np.float32(0).reshape(()), "six": np.float32(6).reshape(())}
+            inputs += ["zero_end", "six"]
+        elif extra == "Concat":  # half of the channels from each
+            half = CHANNELS // 2
+            inputs = [conv(scaled, n, half, CHANNELS, 1, 1, bias=False) for n in ("left", "right")]
+            options = {"axis": 1}
+        elif extra == "HardSigmoid":
+            options = {"alpha": 1 / 6}
+        projected = add(extra, *inputs, to="extra", **options)
     total = add("Add", projected, tensor, to="sum")
     top = add("HardSwish", conv(total, "top", CHANNELS * 2, CHANNELS, 1, 1), to="top_swish")
     flat = add("Reshape", add("GlobalAveragePool", top, to="all"), "flat", to="view")

@@ -49,6 +49,27 @@ def test_files_are_counted_by_their_shapes(tmp_path: Path) -> None:
     assert found == macs and parameters == pytest.approx(weights + biases, rel=0.05)
 
 
+def test_products_of_shapes_that_the_graph_computes_are_counted(tmp_path: Path) -> None:
+    """As those of attention are. Where a size is unknown, so is the number."""
+    for axes, macs in (([0], 3 * 16 * 3), ([2], None)):
+        h = onnx.helper
+        nodes = [
+            h.make_node("Shape", ["images"], ["shape"], start=axes[0], end=axes[0] + 1),
+            h.make_node("Concat", ["shape", "rest"], ["wanted"], axis=0),
+            h.make_node("Reshape", ["images", "wanted"], ["flat"]),
+            h.make_node("Transpose", ["flat"], ["turned"], perm=[0, 2, 1]),
+            h.make_node("MatMul", ["flat", "turned"], ["embedding"]),
+        ]
+        given = h.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["b", 3, "h", "w"])
+        if macs is not None:
+            given = h.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["b", 3, 4, 4])
+        found = h.make_tensor_value_info("embedding", onnx.TensorProto.FLOAT, ["b", 3, 3])
+        rest = h.make_tensor("rest", onnx.TensorProto.INT64, [2], [3, 16 if macs else -1])
+        graph = h.make_graph(nodes, "products", [given], [found], [rest])
+        onnx.save(h.make_model(graph), tmp_path / "a.onnx")
+        assert count_onnx(tmp_path / "a.onnx")[1] == macs
+
+
 def test_a_litert_file_is_measured(tmp_path: Path) -> None:
     path = tmp_path / "small.tflite"
     path.write_bytes(to_litert(small_graph(), "embedding", {}))

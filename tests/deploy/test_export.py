@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from helpers import persona_error, persona_here
 from PIL import Image
-from students import show_faces
 
 from persona.cli.deploy import _print_layers
 from persona.config import StudentConfig
@@ -233,40 +232,6 @@ def test_an_error_of_a_library_is_one_line(models: Path) -> None:
         raise ValueError("no kernel\nfor this operator")
     with pytest.raises(PersonaError, match="as it was"), refusing(card, "an ONNX file"):
         raise PersonaError("as it was")
-
-
-@pytest.mark.heavy
-@pytest.mark.parametrize(
-    "config",
-    [
-        {},
-        {"width": 0.35},
-        {"width": 0.75, "pooling": "depthwise", "activation": "prelu", "first_stride": 1},
-        {"architecture": "mobilenet_v3_large"},
-        {"pooling": "full", "embedding_size": 128},
-        {"architecture": "mobilefacenet"},
-    ],
-)
-def test_in_integers_it_is_small_and_the_same_in_both_formats(
-    config: dict[str, Any], models: Path, faces: np.ndarray, tmp_path: Path
-) -> None:
-    torch.manual_seed(0)
-    student = Student(StudentConfig(**config), 0, head="none", image_size=SIDE)
-    show_faces(student)
-    images = normalise(torch.from_numpy(faces).permute(0, 3, 1, 2))
-    card = load(models)[1]
-    options = ExportOptions("int8")
-    wholes = {}
-    for name, write in (("a.onnx", Onnx().write), ("a.tflite", Litert().write)):
-        path = tmp_path / name
-        done = write(student.eval(), card, faces, path, options, calibration_NHWC=faces)
-        assert done.worst_cosine >= 0.99 and done.layers >= 50
-        wholes[name] = write(student, card, faces, tmp_path / f"float_{name}")
-        assert wholes[name].worst_cosine > 0.9999
-        assert done.bytes < 0.45 * wholes[name].bytes
-    again = open_network(tmp_path / "a.onnx")  # as --student onnx:FILE does
-    with torch.inference_mode():
-        assert (again.embed(images) * student.embed(images)).sum(1).min() >= 0.99
 
 
 @pytest.mark.heavy

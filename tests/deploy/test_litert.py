@@ -47,6 +47,18 @@ def test_the_embeddings_are_those_of_the_graph(
     assert (swishes in codes) == (floats is None or "stem hard-swish" in floats)
 
 
+@pytest.mark.parametrize("extra", ["PRelu", "HardSigmoid", "Clip", "Concat", "Identity"])
+def test_an_operator_without_integers_is_in_floats_between_integers(extra: str) -> None:
+    """LiteRT's kernel of a PReLU read the bytes of float32 slopes as integers."""
+    model: Any = small_graph(extra=extra)
+    ranges = find_ranges(lower(model).model, [images(16)]) | find_ranges(model, [images(16)])
+    faces = images(6, 3)
+    for graph, least in ((model, 1 - 1e-6), (quantise(model, ranges, []), 0.999)):
+        wanted = open_session(graph).run(["embedding"], {"images": faces})[0]
+        found = run_litert(open_litert(to_litert(graph, "embedding", {})), faces)
+        assert (found * wanted).sum(axis=1).min() > least
+
+
 def test_a_dead_squeeze_excite_can_be_run() -> None:
     """XNNPACK ended the process for the factor that its tiny steps asked for."""
     model: Any = small_graph(dead=True)
@@ -82,6 +94,8 @@ def test_the_file_says_what_it_is() -> None:
 def test_what_cannot_be_translated_or_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PersonaError, match="hold no Sin, which this student has"):
         to_litert(small_graph(extra="Sin"), "embedding", {})
+    with pytest.raises(PersonaError, match="hold no Shape, which"):  # no name of a helper
+        to_litert(small_graph(), "batch", {})
     path = tmp_path / "a.tflite"
     path.write_bytes(b"none")
     with pytest.raises(PersonaError, match=r"a\.tflite is no LiteRT file"):

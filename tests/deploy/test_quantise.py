@@ -90,6 +90,24 @@ def test_every_layer_is_found_and_weights_have_eight_bits(model: Any, ranges: An
         assert worst(model, found, images(16, 9)) > 0.97
 
 
+def test_a_sum_of_anything_but_maps_stays_in_floats() -> None:
+    """A sum of attention was given integers, and its constant made the export fail."""
+    model = small_graph(extra="Erf")
+    assert set(lower(model).layers.values()) == LAYERS - {"project sum"}
+    found = quantise(model, find_all(model, BATCHES), set())
+    assert worst(model, found, images(16, 9)) > 0.97
+
+
+def test_a_clip_of_the_students_own_is_no_gate() -> None:
+    """The range of a ReLU6 was [0, 1], that of a gate."""
+    model = small_graph(extra="Clip")
+    ranges = find_all(model, BATCHES)
+    found = quantise(model, ranges, set())
+    stored = {i.name: onnx.numpy_helper.to_array(i) for i in found.graph.initializer}
+    assert ranges["extra"][1] != pytest.approx(1, abs=0.1)
+    assert stored["extra_scale"] == pytest.approx(ranges["extra"][1] / 255)
+
+
 def test_activations_take_their_range_from_the_faces(model: Any, ranges: Any) -> None:
     assert ranges["images"] == (
         pytest.approx(np.mean([batch.min() for batch in BATCHES])),

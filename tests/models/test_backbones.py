@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from conftest import NO_ALIGN, SIZE_PX, write_vggface2
+from conftest import NO_ALIGN, SIZE_PX, write_lfw, write_vggface2
 from helpers import distill_error, distill_here, persona_here
 from torch import nn
 
@@ -78,6 +78,28 @@ def test_it_is_distilled_saved_loaded_and_exported(home: Path) -> None:
         for name in (model_id, f"onnx:{home / 'tiny.onnx'}")
     )
     assert float((ours * theirs).sum(dim=1).min()) > 0.9999
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v3_large", "mobilefacenet", "timm:ghostnet_050", "timm:edgenext_xx_small"]
+)
+def test_each_kind_is_distilled_evaluated_and_has_its_costs(name: str, home: Path) -> None:
+    if ":" in name:
+        pytest.importorskip("timm", reason="timm is not installed: the extra `timm`")
+    if not (home / "shards" / "lfw").exists():
+        write_lfw(home / "raw")
+        pack_photos(open_dataset("lfw", home / "raw"), home / "shards" / "lfw", NO_ALIGN)
+    options = ("-e", "1", "-o", "student.pooling=average")
+    model_id = distill_here(name, "--teacher", "none", *options, home=home)
+    found = persona_here("evaluate", "--set", "lfw", "--student", model_id, home=home)
+    assert found["pairs"] == 12
+    costs = persona_here("bench", model_id, "--rounds", "1", "--runs", "1", home=home)["models"]
+    assert [cost["runtime"] for cost in costs] == ["torch", "onnxruntime"]
+    student = load_model(find_model(model_id, home / "models"), home / "models")
+    for cost in costs:
+        assert cost["latency_p50_ms"] > 0 and cost["macs"] == count_macs(student)
+        assert cost["parameters"] == count_parameters(student)
 
 
 def test_its_options_are_its_own(home: Path) -> None:
@@ -172,8 +194,22 @@ def test_a_backbone_that_gives_no_maps_is_refused_in_one_line(home: Path) -> Non
     line = distill_error("larger-test", *short, home=home)
     assert "larger-test fails on a crop of 32 px (" in line and "RuntimeError" in line
     line = distill_error("small-test", *short, "-o", "student.pooling=depthwise", home=home)
-    assert "small-test leaves one of a crop of 32 px: choose average" in line
-    assert distill_here("small-test", *short, home=home)
+    assert "small-test leaves one place of a crop of 32 px: choose average" in line
+
+
+def test_maps_of_one_place_are_told_once(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Coarse(Backbone):
+        name = "coarse-test"
+
+        def build(self) -> tuple[nn.Module, int]:
+            return nn.Conv2d(3, 8, SIZE_PX), 8
+
+    distill_here("coarse-test", "--teacher", "none", "-e", "1", home=home)
+    line = "coarse-test leaves one place of a crop of 32 px, so no part of a face has a place"
+    assert [line in message for message in caplog.messages].count(True) == 1
+    caplog.clear()
+    distill_here("tiny-test", "--teacher", "none", "-e", "1", home=home)
+    assert not any("leaves one place" in message for message in caplog.messages)
 
 
 def test_a_card_cannot_name_a_backbone_that_its_file_does_not_hold(home: Path) -> None:

@@ -14,7 +14,7 @@ from persona.models.student import Student, count_parameters
 
 PAGE = Path(__file__).parents[2] / "docs" / "students.md"
 ROW = re.compile(
-    r"^\| `(\w+)`(?:, `(\w+): (\d)`)? \| (\d+) x (\d+) x \5 \| ([\d.]+) \| (\d+) \|$", re.MULTILINE
+    r"^\| `(\w+)`(?:, `(\w+): (\d)`)? \| (\d+) x (\d+) x \5 \| ([\d.]+) \| (\d+) \|", re.MULTILINE
 )
 
 
