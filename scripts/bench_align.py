@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """How fast photos become packed crops: against facenet-pytorch, and against a plain copy.
 
-    ./scripts/bench_align.py [--quick] [--json] [--faces DIR] [--min-face PX]
+    ./scripts/bench_align.py [--quick] [--json] [--faces DIR]
 
 Side by side in one run, in turns, medians of several rounds; models are loaded and warm. The photos
 are drawn faces of 250 px, or those of --faces. On the CPU, on the same cores:
@@ -9,7 +9,6 @@ are drawn faces of 250 px, or those of --faces. On the CPU, on the same cores:
 - single: facenet-pytorch's MTCNN one by one, Pillow around it, JPEGs in memory, torch's own threads
 - batched: the same, 64 photos of one size in each call
 - mtcnn, boxes: this project's worker processes, one a core, from files to the bytes of a tar
-- mtcnn_PX: with --min-face, the same for faces of PX and larger; `crops` says how many crops differ
 - copy: `tarfile` over a folder of aligned 160 px JPEGs
 - pack: `persona shard --align none` of the same folder, from its start to its manifest
 """
@@ -122,53 +121,16 @@ def pack_folder(raw: Path, target: Path, workers: int) -> None:
     pack_photos(open_dataset("lfw", raw), target, options)
 
 
-def differing_crops(photos: Sequence[bytes], min_face: int) -> dict[str, Any]:
-    """What a larger smallest face changes, as shares of the photos.
-
-    Returns `same` (the same pixels), `near` (a mean difference of at most one grey level), `differ`
-    (more), `lost` (a face is only found by the default) and `gained` (only without it).
-    """
-    import numpy as np
-    from PIL import Image
-
-    from persona.data.align import AlignSpec, Crop, RawPhoto, build_aligner
-
-    def pixels(crop: Any) -> Any:
-        if not isinstance(crop, Crop):
-            return None
-        return np.asarray(Image.open(io.BytesIO(crop.jpeg)), np.float32)
-
-    def read(photo: bytes) -> RawPhoto:
-        return RawPhoto(lambda: photo)
-
-    distinct = list(dict.fromkeys(photos))
-    specs = AlignSpec(), AlignSpec(min_face=min_face)
-    both = [[*build_aligner(spec, "cpu")(map(read, distinct))] for spec in specs]
-    counts = dict.fromkeys(("same", "near", "differ", "lost", "gained"), 0)
-    for one, other in zip(*both, strict=True):
-        before, after = pixels(one), pixels(other)
-        if before is None or after is None:
-            found = "same" if before is after else "lost" if after is None else "gained"
-        else:
-            gap = float(np.abs(before - after).mean())
-            found = "same" if gap == 0 else "near" if gap <= 1 else "differ"
-        counts[found] += 1
-    shares = {name: count / len(distinct) for name, count in counts.items()}
-    return {"min_face": min_face, "photos": len(distinct), **shares}
-
-
 def measure(
     quick: bool,
     work: Path,
     faces: Path | None = None,
     before: Callable[[], None] = lambda: None,
-    min_face: int | None = None,
 ) -> dict[str, Any]:
     """Every figure; `work` is an empty folder, `before` is called before the clock starts.
 
     Returns `mtcnn_over_single`, `mtcnn_over_batched`, `boxes_over_single`, `pack_over_copy`,
-    `medians` (photos a second) and `spread` (largest over smallest round). With `min_face` it also
-    returns `larger_over_mtcnn`, and `crops` as of `differing_crops`.
+    `medians` (photos a second) and `spread` (largest over smallest round).
     """
     from facenet_pytorch import MTCNN
 
@@ -183,9 +145,6 @@ def measure(
     dataset = open_dataset("lfw", work / "photos")
     with ExitStack() as stack:
         specs = {"mtcnn": AlignSpec("mtcnn"), "boxes": AlignSpec("boxes")}
-        larger = f"mtcnn_{min_face}"
-        if min_face is not None:
-            specs[larger] = AlignSpec("mtcnn", min_face=min_face)
         ours = {  # first: they import while this process draws
             name: stack.enter_context(
                 worker_pool(
@@ -223,24 +182,17 @@ def measure(
                 crops, lambda: pack_folder(work / "crops", work / "packed", cores)
             ),
         }
-        if min_face is not None:
-            cases[larger] = lambda: timed(found, lambda: list(ours[larger](chunked)))
         for pool in ours.values():  # loads the models, and warms up every worker
             list(pool([chunked[n % chunks][:16] for n in range(2 * cores)]))
         in_turns({"copy": cases["copy"]}, 1)  # the disk's cache
         before()
         speeds = in_turns(cases, rounds)
     median = medians(speeds)
-    of_larger: dict[str, Any] = {}
-    if min_face is not None:
-        of_larger["larger_over_mtcnn"] = median[larger] / median["mtcnn"]
-        of_larger["crops"] = differing_crops(some, min_face)
     return {
         "mtcnn_over_single": median["mtcnn"] / median["single"],
         "mtcnn_over_batched": median["mtcnn"] / median["batched"],
         "boxes_over_single": median["boxes"] / median["single"],
         "pack_over_copy": median["pack"] / median["copy"],
-        **of_larger,
         "medians": median,
         "spread": spread(speeds),
     }
@@ -252,16 +204,7 @@ def table(result: dict[str, Any]) -> str:
     for name, speed in result["medians"].items():
         lines.append(f"| {name} | {speed:,.0f} | {result['spread'].get(name, 1):.2f} |")
     ratios = (f"{name} {value:.2f}" for name, value in result.items() if isinstance(value, float))
-    lines += ["", ", ".join(ratios)]
-    if "crops" in result:
-        crops = result["crops"]
-        shares = (f"{name} {crops[name]:.3f}" for name in ("same", "near", "differ"))
-        lost = f"lost {crops['lost']:.3f}, gained {crops['gained']:.3f}"
-        lines.append(
-            f"crops of {crops['photos']} photos, faces from {crops['min_face']} px and from 20 px: "
-            f"{', '.join(shares)}, {lost}"
-        )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", ", ".join(ratios)])
 
 
 def main() -> None:
@@ -270,13 +213,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer photos and rounds")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--faces", type=Path, help="a folder of photos instead of drawn faces")
-    parser.add_argument(
-        "--min-face", type=int, metavar="PX", help="also detect faces of PX and larger alone"
-    )
     arguments = parser.parse_args()
     logging.getLogger("persona").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as work:
-        result = measure(arguments.quick, Path(work), arguments.faces, min_face=arguments.min_face)
+        result = measure(arguments.quick, Path(work), arguments.faces)
     known = facts("torch", "facenet-pytorch", "pillow", "simplejpeg")
     if arguments.json:
         print(json.dumps({**result, **known}, indent=2))

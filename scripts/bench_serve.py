@@ -2,10 +2,13 @@
 """What `persona serve` answers under load: recognise requests, so many at a time, none lost.
 
     ./scripts/bench_serve.py [--quick] [--json] [--model onnx:FILE] [--photos FOLDER]
+    ./scripts/bench_peers dlib; ./scripts/bench_serve.py --peer --min-face 40 --photos FOLDER
 
 The real command on a port of this machine, clients on as many connections. A request's time is from
 its first byte to the answer's last, waiting for its turn included. Without --model a student with
-random weights and without --photos drawn faces stand in: both take as long.
+random weights and without --photos drawn faces stand in: both take as long. With --peer,
+face_recognition answers the same requests in turns, behind a minimal server of one process a core;
+its detector looks for faces of 40 px and more.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from PIL import Image
 BOUNDARY = "bench"
 DISTINCT = 20
 PEOPLE = 5
+PEER = Path(".tools/dlib/bin/python")
 
 
 def drawn_photos() -> list[bytes]:
@@ -93,10 +97,10 @@ def post(line: http.client.HTTPConnection, path: str, body: bytes) -> tuple[int,
 
 
 @contextlib.contextmanager
-def server(home: Path, model: str, workers: int | None) -> Iterator[str]:
+def server(home: Path, model: str, options: Sequence[str]) -> Iterator[str]:
     """Host and port of `persona serve` on a new gallery."""
-    options = ["--store", str(home / "gallery.sqlite"), "--model", model, "--threshold", "0.5"]
-    options += ["--workers", str(workers)] if workers else []
+    options = ["--store", str(home / "gallery.sqlite"), "--model", model, *options]
+    options += ["--threshold", "0.5"]
     process = subprocess.Popen(
         [sys.executable, "-m", "persona", "serve", *options, "--port", "0", "--json"],
         env={**os.environ, "PERSONA_HOME": str(home)},
@@ -114,6 +118,29 @@ def server(home: Path, model: str, workers: int | None) -> Iterator[str]:
             yield urlsplit(json.loads(text)["url"]).netloc
         finally:
             process.send_signal(signal.SIGINT)
+
+
+@contextlib.contextmanager
+def peer(home: Path, known: Sequence[bytes]) -> Iterator[str]:
+    """Host and port of face_recognition's server, which knows a photo of each person."""
+    folder = home / "known"
+    folder.mkdir()
+    for number, photo in enumerate(known):
+        (folder / f"Person {number}.jpg").write_bytes(photo)
+    cores = str(len(os.sched_getaffinity(0)))
+    process = subprocess.Popen(
+        [str(PEER), str(Path(__file__).parent / "peer_serve.py"), str(folder), cores],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            yield f"127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def load(place: str, photos: Sequence[bytes], requests: int, at_once: int) -> dict[str, Any]:
@@ -153,8 +180,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--model", help="as persona serve takes it")
     parser.add_argument("--photos", type=Path, help="a folder of JPEGs, at any depth")
-    parser.add_argument("--workers", type=int, help="of persona serve")
+    parser.add_argument("--workers", help="of persona serve")
+    parser.add_argument("--min-face", help="of persona serve")
+    parser.add_argument("--peer", action="store_true", help="also face_recognition")
     arguments = parser.parse_args()
+    if arguments.peer and not PEER.exists():
+        sys.exit(f"error: {PEER} is not there: run ./scripts/bench_peers dlib first")
     photos = drawn_photos()
     if arguments.photos:
         photos = [path.read_bytes() for path in sorted(arguments.photos.rglob("*.jpg"))]
@@ -162,14 +193,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         model = arguments.model or save_student(home)
-        with server(home, model, arguments.workers) as place:
+        chosen = {"--workers": arguments.workers, "--min-face": arguments.min_face}
+        options = [word for name, value in chosen.items() if value for word in (name, value)]
+        with contextlib.ExitStack() as running:
+            place = running.enter_context(server(home, model, options))
             with contextlib.closing(http.client.HTTPConnection(place, timeout=120)) as line:
                 for number, data in enumerate(photos[:PEOPLE]):
                     # Random weights take everybody for one person.
                     fields = [("name", f"Person {number}"), ("force", "1"), ("photo", data)]
                     post(line, "/api/enroll", form(*fields))
-            load(place, photos, 8, 2)  # warm up
-            results = [load(place, photos, requests, at_once) for at_once in (1, 16)]
+            places = {"persona": place}
+            if arguments.peer:
+                places["face_recognition"] = running.enter_context(peer(home, photos[:PEOPLE]))
+            for place in places.values():
+                load(place, photos, 8, 2)  # warm up
+            results = [
+                {"server": name, **load(place, photos, requests, at_once)}
+                for at_once in (1, 16)
+                for name, place in places.items()
+            ]
     found = {
         "results": results,
         "model": arguments.model or "mobilenet_v3_small, random weights",
@@ -179,10 +221,20 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(found, indent=2))
         return
-    print("| at once | requests | lost | requests/s | p50 | p95 | p99 | max, ms |")
-    print("|--:|--:|--:|--:|--:|--:|--:|--:|")
+    print("| server | at once | requests | lost | requests/s | p50 | p95 | p99 | max, ms |")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
     for row in results:
-        names = ("at_once", "requests", "lost", "per_s", "p50_ms", "p95_ms", "p99_ms", "max_ms")
+        names = (
+            "server",
+            "at_once",
+            "requests",
+            "lost",
+            "per_s",
+            "p50_ms",
+            "p95_ms",
+            "p99_ms",
+            "max_ms",
+        )
         print("| " + " | ".join(str(row[name]) for name in names) + " |")
     print(f"\n{found['model']}; {found['photos']}; {found['processor']}, commit {found['commit']}")
 

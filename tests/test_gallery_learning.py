@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import stat
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import NO_ALIGN, jpeg, write_lfw
-from helpers import persona_error_here, persona_here
+from helpers import TESTS, environment, persona_error_here, persona_here
 from little import LITTLE
 from PIL import Image
 
@@ -318,3 +321,72 @@ def test_the_command(
         line = persona_error_here("gallery", "rollback", home=home)
         assert "never moved to another network" in line
     assert [path.name for path in place.shards.iterdir()] == ["lfw"]
+
+
+KILLED = """
+import importlib, os, signal, sys
+sys.path.insert(0, sys.argv.pop(1))
+import little  # the student's backbone
+from persona.cli.app import main
+from persona.gallery_learning import Outcome
+
+Outcome.is_better = True  # so that --yes takes it
+place, attribute = sys.argv.pop(1).split(":")
+owner = importlib.import_module(place)
+*parts, last = attribute.split(".")
+for part in parts:
+    owner = getattr(owner, part)
+work = getattr(owner, last)
+
+def work_and_die(*arguments, **named):
+    work(*arguments, **named)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+setattr(owner, last, work_and_die)
+main()
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("moment", "is_moved"),
+    [
+        ("persona.gallery_learning:_write", False),  # the first face is written
+        ("persona.gallery_learning:pack_photos", False),
+        ("persona.training.run:save_checkpoint", False),
+        ("persona.learning.run:learn", False),  # the new model is saved
+        ("persona.gallery.sqlite:SqliteStore._taken_away", False),  # before the commit
+        ("persona.gallery_learning:carry_out", True),
+    ],
+)
+def test_killed_and_run_again(gallery: Path, place: Workspace, moment: str, is_moved: bool) -> None:
+    """A real SIGKILL: the gallery is as before or as after, and another run ends it."""
+    before, home = templates(gallery), gallery.parent
+    command = ["learn", "gallery", "--test-set", "lfw", "--method", "finetune", "--steps", "2"]
+    command += ["-b", "8", "-o", "checkpoint_steps=1", "--yes", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, TESTS, moment, *command],
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    listed = persona_here("gallery", "list", home=home)
+    assert (listed["model"] != "student") == is_moved
+    assert [person["photos"] for person in listed["people"]] == [PHOTOS] * PEOPLE
+    with open_store(gallery) as store:
+        assert all(photo.crop is not None for *_, photo in store.photos())
+    if is_moved:
+        assert not np.allclose(templates(gallery), before)
+        assert persona_here("gallery", "rollback", home=home)["model"] == "student"
+        assert templates(gallery) == pytest.approx(before, abs=1e-5)
+        return
+    assert np.array_equal(templates(gallery), before)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Outcome, "is_better", True)
+        shown = persona_here(*command[:-1], home=home)
+    assert shown["done"] and shown["templates"] == PEOPLE * PHOTOS
+    # No face is left beside the gallery, neither packed nor waiting for it.
+    assert sorted(path.name for path in place.shards.iterdir()) == ["lfw"]

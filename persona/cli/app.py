@@ -96,7 +96,8 @@ app.command("serve", rich_help_panel=PEOPLE)(serve.serve_command)
 
 def main() -> None:
     """Entry point of `persona`."""
-    run_app(app, "persona", name_default_teacher(sys.argv[1:]))
+    arguments = name_default_teacher(sys.argv[1:])
+    run_app(app.narrowed(arguments), "persona", arguments)
 
 
 def name_default_teacher(arguments: list[str]) -> list[str]:

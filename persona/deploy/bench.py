@@ -12,6 +12,7 @@ needed, so that the memory of a file in onnxruntime is what a device would use.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import platform
@@ -19,7 +20,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def bench(names: Sequence[str], models: Path, *, rounds: int = 10, runs: int = 2
     Raises:
         PersonaError: a name is unknown, or a file does not load.
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, _using_threads() as use_threads:
         facts = [_prepare(spell(name), models, Path(scratch)) for name in names]
         subjects = [subject for found in facts for subject in found]
         built = [_open(subject, models, threads=1) for subject, *_ in subjects]
@@ -94,11 +95,11 @@ def bench(names: Sequence[str], models: Path, *, rounds: int = 10, runs: int = 2
             for _turn in range(rounds):
                 for place in range(len(subjects)):
                     one, many = built[place](1), wide[place](BATCH)
-                    _use_threads(1)
+                    use_threads(1)
                     for _ in range(WARM_UP):
                         one()
                     latency_s[place] += [_timed(one) for _ in range(runs)]
-                    _use_threads(_cores())
+                    use_threads(_cores())
                     many()
                     batches = max(1, runs // 10)
                     took_s = sum(_timed(many) for _ in range(batches))
@@ -141,10 +142,26 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _use_threads(count: int) -> None:
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.set_num_threads(count)
+@contextlib.contextmanager
+def _using_threads() -> Iterator[Callable[[int], None]]:
+    """Yields a function that sets the number of torch's threads, if torch is imported.
+
+    After the block, torch has as many as before.
+    """
+    before: int | None = None
+
+    def use(count: int) -> None:
+        nonlocal before
+        torch = sys.modules.get("torch")
+        if torch is not None:
+            before = before or torch.get_num_threads()
+            torch.set_num_threads(count)
+
+    try:
+        yield use
+    finally:
+        if before is not None:
+            use(before)
 
 
 def _timed(run: Run) -> float:
@@ -242,9 +259,10 @@ def _peak_memory(subject: InRuntime, models: Path) -> int:
 
 def _report_peak(subject: InRuntime, models: Path, pipe: Any) -> None:
     run = _open(subject, models, threads=1)(1)
-    _use_threads(1)
-    for _ in range(WARM_UP):
-        run()
+    with _using_threads() as use_threads:
+        use_threads(1)
+        for _ in range(WARM_UP):
+            run()
     pipe.send(_high_water())
 
 

@@ -9,17 +9,20 @@ Shapes: N samples, E embedding, P pairs, K identities.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from persona.data.sets import FaceSet
 from persona.errors import PersonaError
 from persona.evaluation.metrics import Ints, resolves
-from persona.evaluation.processes import Processes
 from persona.evaluation.search import Embeddings
 from persona.evaluation.spread import has_collapsed, spread, tell_collapse
 from persona.evaluation.statistics import Interval, interval_of
-from persona.models.sources import Named
+
+if TYPE_CHECKING:
+    from persona.data.sets import FaceSet
+    from persona.evaluation.processes import Processes
+    from persona.models.sources import Named
 
 SAME = 1 - 1e-5
 """Cosine similarity from which two embeddings count as those of one photo."""

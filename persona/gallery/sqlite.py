@@ -34,7 +34,7 @@ from pathlib import Path
 import numpy as np
 
 from persona.errors import PersonaError
-from persona.files import PRIVATE
+from persona.files import PRIVATE, replacing
 from persona.gallery.crypt import CHECK, SALT_BYTES, Sealer
 from persona.gallery.search import TemplateIndex
 from persona.gallery.store import (
@@ -556,22 +556,15 @@ class SqliteStore(Store):
         """
         if path.exists():
             raise PersonaError(f"{path} exists already: name a new file")
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(partial, os.O_CREAT | os.O_EXCL, PRIVATE))
-            with self._explained():
-                self._execute("VACUUM INTO ?", (str(partial.absolute()),))
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            partial.rename(path)
+            # What a killed copy has left is deleted by the next one.
+            with replacing(path, PRIVATE) as file, self._explained():
+                self._execute("VACUUM INTO ?", (os.path.abspath(file.name),))  # noqa: PTH100 - text
         except OSError as error:
             raise PersonaError(f"{path} cannot be written: {error.strerror}") from None
         except PersonaError as error:
-            full = partial.exists() and isinstance(error.__cause__, sqlite3.OperationalError)
+            full = isinstance(error.__cause__, sqlite3.OperationalError)
             raise (PersonaError(f"copying to {path}: {error}") if full else error) from error
-        finally:
-            partial.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Closes the file."""

@@ -109,9 +109,20 @@ def read_onnx(path: Path) -> OnnxFile:
     """
     if not path.is_file():
         raise PersonaError(f"no ONNX file at {path}")
-    size = path.stat().st_size
-    if size > MAX_BYTES:
+    known = path.stat()
+    if known.st_size > MAX_BYTES:
         raise PersonaError(f"{path} is over 2 GB: no face network is")
+    stamp = (known.st_dev, known.st_ino, known.st_size, known.st_mtime_ns, known.st_ctime_ns)
+    found = _read_file(path, stamp)
+    for name in sorted(found.external):
+        _find_external(path, name)
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def _read_file(path: Path, stamp: tuple[int, ...]) -> OnnxFile:
+    """Reads a file once for all who ask; `stamp` is that of its content."""
+    size = stamp[2]
     found = OnnxFile()
     try:
         with path.open("rb") as file:
@@ -126,8 +137,6 @@ def read_onnx(path: Path) -> OnnxFile:
             f"{path} has control flow (operator {shown(found.control_flow)}), which may never end "
             "and which no face network needs: export it without, or simplify it (onnxsim)"
         )
-    for name in sorted(found.external):
-        _find_external(path, name)
     return found
 
 

@@ -56,6 +56,18 @@ def test_no_help_text_loses_a_bracket(
         assert Text(below.get_short_help_str(1000)).plain in shown
 
 
+def test_only_the_named_command_is_built() -> None:
+    """Building all of them takes longer than most commands need to start."""
+    for words, kept in (
+        (["recognise", "verify.jpg"], ["recognise"]),
+        (["--debug", "gallery", "list"], ["gallery"]),
+        (["recognize", "a.jpg"], sorted(PLAIN[()].commands)),  # the error proposes others
+        (["--help"], sorted(PLAIN[()].commands)),
+    ):
+        assert sorted(get_command(app.narrowed(words)).commands) == kept  # type: ignore[attr-defined]
+    assert sorted(get_command(app).commands) == sorted(PLAIN[()].commands)  # type: ignore[attr-defined]
+
+
 def test_the_hints_are_there_to_be_lost() -> None:
     texts = [
         param.help or "" for one in PLAIN.values() for param in one.params if hasattr(param, "help")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
+import torch
 from graphs import images, small_graph
 from helpers import persona_error
 from onnx_files import write_model
@@ -32,6 +34,23 @@ def test_models_are_measured_side_by_side(tmp_path: Path) -> None:
         assert 0 < cost.latency_p50_ms <= cost.latency_p95_ms and cost.faces_per_s > 0
     # Without torch a process is small.
     assert 10 < file.peak_memory_mb < network.peak_memory_mb / 2
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_torch_has_as_many_threads_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """A program that goes on afterwards must not run on another number of threads."""
+    if fails:
+        monkeypatch.setattr("persona.deploy.bench._timed", lambda run: 1 / 0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with contextlib.suppress(ZeroDivisionError):
+            bench([f"onnx:{write_model(tmp_path / 'net.onnx')}"], tmp_path, rounds=1, runs=1)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_files_are_counted_by_their_shapes(tmp_path: Path) -> None:

@@ -353,6 +353,41 @@ def test_a_backup_on_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if "g.db" not in path.name]
 
 
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_killed_backup_leaves_the_gallery_and_is_cleared_by_the_next(
+    tmp_path: Path, moment: str
+) -> None:
+    """What it leaves holds templates, also of people who are forgotten since."""
+    path, copies = tmp_path / "g.db", tmp_path / "copies"
+    new_store(path).close()
+    body = """
+        import os, pathlib, signal
+        store.add({"Ann": photos(0), "Wanda": photos(1)}, "digest")
+        execute = store._execute
+        def dying(statement, *values):
+            if rest[1] == "after":
+                execute(statement, *values)
+            os.kill(os.getpid(), signal.SIGKILL)
+        store._execute = dying
+        store.back_up(pathlib.Path(rest[0]))
+    """
+    command = script(body, path, copies / "monday.db", moment)
+    done = subprocess.run(command, env=environment(tmp_path), check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(copies.iterdir())) == 1 and not (copies / "monday.db").exists()
+    body = """
+        import pathlib
+        store.forget("Wanda")
+        store.back_up(pathlib.Path(rest[0]))
+    """
+    command = script(body, path, copies / "monday.db")
+    subprocess.run(command, env=environment(tmp_path), check=True)
+    assert [path.name for path in copies.iterdir()] == ["monday.db"]
+    for place in (path, copies / "monday.db"):
+        with open_store(place) as store:
+            assert {person.name: person.photos for person in store.people()} == {"Ann": 3}
+
+
 def test_a_file_limit_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "g.db"
     with new_store(path) as store:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import subprocess
 import sys
@@ -109,6 +110,19 @@ def test_a_graph_that_never_ends_is_refused_before_it_is_run(tmp_path: Path, wri
     for look in (read_onnx, open_network, digest):
         with pytest.raises(PersonaError, match=r"net\.onnx has control flow \(operator 'Loop'\)"):
             look(path)
+
+
+def test_a_file_that_was_replaced_is_read_again(tmp_path: Path) -> None:
+    """A file is read once; another one at its place, of the same size and time, is another file."""
+    path = write_model(tmp_path / "net.onnx")
+    known, first = path.stat(), read_onnx(path)
+    assert read_onnx(path) is first
+    model = onnx.load(path)
+    model.opset_import[0].version += 1
+    onnx.save(model, path)
+    os.utime(path, ns=(known.st_atime_ns, known.st_mtime_ns))
+    assert path.stat().st_size == known.st_size
+    assert read_onnx(path).opset == first.opset + 1
 
 
 def test_a_gallery_from_elsewhere_runs_no_other_file(tmp_path: Path, monkeypatch: Any) -> None:
