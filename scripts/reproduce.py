@@ -372,8 +372,9 @@ def curves(results: dict[str, dict[str, Any]], drawn_to: Path) -> str:
         points = [(row[keys[name]], 1 - row["lfw"]["accuracy"]) for row in rows]
         a, b = power_law(points)
         told = ", ".join(f"{error:.4f} at {count:,}" for count, error in points)
-        ahead = " | ".join(f"{a * count**-b:.3f}" for count in EXTRAPOLATED)
-        lines.append(f"| {name} | {told} | {a:.3g} N^-{b:.3f} | {ahead} |")
+        # An error that did not fall is no law to go on with.
+        ahead = " | ".join(f"{a * n**-b:.3f}" if b > 0 else "–" for n in EXTRAPOLATED)
+        lines.append(f"| {name} | {told} | {a:.3g} N^({-b:.3f}) | {ahead} |")
         drawn[name] = ([count for count, _ in points], [error for _, error in points])
     axes = ("photos (distinct, or seen)", "LFW error")
     try:
