@@ -38,7 +38,7 @@ FACENET_SIZE, SMALL_SIZE = 160, 64
 TRIPLETS = 150
 ALBUM = 24
 """People of the student's photos."""
-TEACHER_EPOCHS, STUDENT_STEPS = 10, 360
+TEACHER_STEPS, STUDENT_STEPS = 370, 360
 SHORT_RUN = (*("-o", "optim.schedule=cosine"), *("-b", "32"), *("-w", "1"), *("--tracker", "none"))
 """The default schedule divides the learning rate by ten after a quarter of the run, which would
 stop the learning of such a short run."""
@@ -76,25 +76,15 @@ def run_demo(home: Path, told: Callable[[str], None]) -> list[dict[str, Any]]:
         PersonaError: an extra is not installed, or one of the commands fails.
     """
     check_training("the demo")
-    from persona.data.raw.synthetic import Synthetic, SyntheticAlbum, SyntheticLFW, draw_datasets
+    from persona.data.raw.synthetic import Synthetic, SyntheticAlbum, SyntheticLFW
 
     commands = UserCommands(home, told)
     place = Workspace.locate(home=home)
-    population = people_of_demo()
-    told(
-        f"drawing {population.train_identities} people for the teacher, {ALBUM} others for the "
-        f"student and {untrained_people()} others to test on"
-    )
-    draw_datasets(place.raw, population, workers=len(os.sched_getaffinity(0)))
-    facenet = facenet_at_hand(place, told)
+    triplets, facenet = draw_people(commands, place)
     size = ["--image-size", str(FACENET_SIZE if facenet else SMALL_SIZE)]
-    triplets = commands.persona(
-        "triplets", "make", str(TRIPLETS), Synthetic.name, "--split", "test"
-    )["id"]
-    sets = [[SyntheticAlbum.name], [SyntheticLFW.name]]
-    sets += [[Synthetic.name, "--split", "test", "--triplets", triplets]]
-    sets += [] if facenet else [[Synthetic.name]]
-    commands.side_by_side([["shard", *one, *size] for one in reversed(sets)])
+    pack = ["shard", *size]
+    sets = [[*pack, Synthetic.name, "--split", "test", "--triplets", triplets]]
+    sets += [] if facenet else [[*pack, Synthetic.name]]
 
     # The best epoch is chosen on the triplets, so that the pairs are only used for the final
     # evaluation.
@@ -103,33 +93,39 @@ def run_demo(home: Path, told: Callable[[str], None]) -> list[dict[str, Any]]:
     learns += ["--steps", str(STUDENT_STEPS), "--evaluate-steps", str(STUDENT_STEPS // 3)]
     untrained = "mobilenet_v3_small"
 
-    def evaluated(*models: str) -> list[list[Any]]:
-        """Evaluates models on the triplets and on the pairs, one after another."""
-        evaluations = [["evaluate", "--set", name] for name in (triplets, SyntheticLFW.name)]
-        return [
-            [commands.persona(*one, "--model", model, beside=True) for one in evaluations]
-            for model in models
-        ]
+    def pack_others() -> None:
+        for name in (SyntheticAlbum.name, SyntheticLFW.name):
+            commands.persona(*pack, name, "--workers", "1", beside=True)
+
+    def evaluations(model: str) -> list[list[str]]:
+        sets = (triplets, SyntheticLFW.name)
+        return [["evaluate", "--set", name, "--model", model] for name in sets]
+
+    def evaluate_others() -> list[list[Any]]:
+        several = (teacher, control.result(), untrained)
+        return [[commands.persona(*e, beside=True) for e in evaluations(m)] for m in several]
 
     # Such small networks train no faster on two cores. So one core distils: the teacher, then the
     # student. The other one does what needs neither.
     with ThreadPoolExecutor(1) as beside:
+        others = beside.submit(pack_others)
+        commands.side_by_side(sets)
         control = beside.submit(commands.distill, *learns, "--teacher", "none", beside=True)
         teacher = FACENET
         if not facenet:
-            told("")
-            told(f"The teacher sees {population.train_identities} people, and their labels.")
-            several = ["--train-set", Synthetic.name, "-e", str(TEACHER_EPOCHS), *VIEWS, *common]
+            seen = people_of_demo().train_identities
+            commands.say(f"The teacher sees {seen} people, and their labels.")
+            several = ["--train-set", Synthetic.name, *VIEWS, *common]
+            several += ["--steps", str(TEACHER_STEPS), "--evaluate-steps", str(TEACHER_STEPS // 2)]
             teacher = commands.distill("mobilenet_v3_large", "--teacher", "none", *several)
-        told("")
-        told(f"The student sees {ALBUM} other people, and learns from the teacher.")
-        others = beside.submit(lambda: evaluated(teacher, control.result(), untrained))
+        others.result()
+        measured = beside.submit(evaluate_others)
+        commands.say(f"The student sees {ALBUM} other people, and learns from the teacher.")
         from_teacher = ["--teacher", teacher, "-o", RELATIONS, "-o", "teacher_precision=no"]
         student = commands.distill(*learns, *from_teacher)
-        (of_student,) = evaluated(student)
-        of_teacher, of_control, of_untrained = others.result()
-    told("")
-    told("Beside them, the same student learned from labels alone. All were evaluated:")
+        of_student = commands.side_by_side(evaluations(student))
+        of_teacher, of_control, of_untrained = measured.result()
+    commands.say("Beside them, the same student learned from labels alone. All were evaluated:")
     commands.tell_beside()
     report = str(home / REPORT)
     shown = ["--set", SyntheticLFW.name, "--out", report]
@@ -145,6 +141,21 @@ def run_demo(home: Path, told: Callable[[str], None]) -> list[dict[str, Any]]:
         {"role": role, "match": match, "verification": pairs, **size_of(model, place)}
         for role, model, (match, pairs) in models
     ]
+
+
+def draw_people(commands: UserCommands, place: Workspace) -> tuple[str, bool]:
+    """Draws all photos; returns the ID of the triplets, and whether FaceNet can be the teacher."""
+    from persona.data.raw.synthetic import Synthetic, draw_datasets
+
+    population = people_of_demo()
+    commands.told(
+        f"drawing {population.train_identities} people for the teacher, {ALBUM} others for the "
+        f"student and {untrained_people()} others to test on"
+    )
+    draw_datasets(place.raw, population, workers=len(os.sched_getaffinity(0)))
+    facenet = facenet_at_hand(place, commands.told)
+    made = commands.persona("triplets", "make", str(TRIPLETS), Synthetic.name, "--split", "test")
+    return made["id"], facenet
 
 
 def people_of_demo() -> Population:
@@ -247,6 +258,11 @@ class UserCommands:
         self.told = told
         self.environment = os.environ | SAME_SUMS | {HOME_VARIABLE: str(home)}
         self._beside: list[str] = []
+
+    def say(self, text: str) -> None:
+        """Tells a line below an empty one."""
+        self.told("")
+        self.told(text)
 
     def persona(self, *arguments: str, beside: bool = False) -> Any:
         """Runs `persona ARGUMENTS` and returns its JSON."""
