@@ -79,21 +79,29 @@ def crop_to_template(landmarks_N62: Floats, size_px: int) -> Floats:
     return np.asarray(invert(there_N23) * scale_N12.transpose(0, 2, 1))
 
 
-def is_aligned(side_px: int, landmarks_N62: Floats, size_px: int) -> bool:
-    """Whether crops of this side have their points on ArcFace's template of `size_px`."""
+def aligned(side_px: int, landmarks_N62: Floats, size_px: int) -> npt.NDArray[np.bool_]:
+    """(N,) which crops of this side have their points on ArcFace's template of `size_px`."""
     if side_px != size_px:
-        return False
+        return np.zeros(len(landmarks_N62), dtype=bool)
     points_N52 = landmarks_N62[:, :5] / landmarks_N62[:, 5:]
     there_N23 = similarity(points_N52, template(size_px))
-    return np.allclose(landmarks_N62[:, :5], move(points_N52, there_N23), atol=SAME_PX)
+    off_N52 = np.abs(landmarks_N62[:, :5] - move(points_N52, there_N23))
+    return np.asarray((off_N52 <= SAME_PX).all(axis=(1, 2)))
 
 
 def warp(pixels_NCHW: Floats, landmarks_N62: Floats, size_px: int) -> Floats:
     """Warps crops so that their points lie on ArcFace's template: (N, C, size, size) float32.
 
-    Sampling is bilinear. Beyond the edge of a crop its last pixel is repeated.
+    Sampling is bilinear. Beyond the edge of a crop its last pixel is repeated. A crop whose points
+    lie there already keeps its pixels.
     """
     height, width = pixels_NCHW.shape[2:]
+    done_N = aligned(height, landmarks_N62, size_px)
+    if done_N.any():
+        found = pixels_NCHW.astype(np.float32)
+        if not done_N.all():
+            found[~done_N] = warp(found[~done_N], landmarks_N62[~done_N], size_px)
+        return found
     back_N23 = crop_to_template(landmarks_N62, size_px)
     y, x = np.mgrid[:size_px, :size_px].reshape(2, -1)
     places_N2P = back_N23 @ np.stack([x, y, np.ones_like(x)])

@@ -30,7 +30,7 @@ import numpy.typing as npt
 from persona.config import LARGEST_YAML, from_dict, parse_yaml
 from persona.errors import PersonaError, unknown
 from persona.files import sha256_file
-from persona.landmarks import Floats, is_aligned, resize, unit, warp
+from persona.landmarks import Floats, resize, unit, warp
 from persona.models.embedder import Embedder, own_threads
 from persona.models.graphs import external_files, open_onnx, read_onnx, reason, within_limit
 from persona.models.onnx_batch import free_batch
@@ -256,8 +256,7 @@ class OnnxSession(Embedder):
         side = self.settings.input_size
         if self.uses_landmarks:
             assert landmarks_B62 is not None
-            if not is_aligned(pixels.shape[2], landmarks_B62, side):
-                pixels = warp(pixels, landmarks_B62, side)
+            pixels = warp(pixels, landmarks_B62, side)
         else:
             pixels = resize(pixels, side)
         return unit(self.run(pixels))

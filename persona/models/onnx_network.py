@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from persona.landmarks import Floats, crop_to_template, is_aligned
+from persona.landmarks import Floats, aligned, crop_to_template
 from persona.models.graphs import read_onnx
 from persona.models.onnx import (
     OnnxSession,
@@ -97,7 +97,7 @@ class OnnxNetwork(FaceNetwork):
             return self._features(images_BCHW.float(), points)
 
     def _features(self, images_BCHW: Tensor, landmarks_B62: Floats | None) -> Tensor:
-        pixels = images_BCHW * PIXEL_SCALE + PIXEL_MEAN
+        pixels = (images_BCHW * PIXEL_SCALE).add_(PIXEL_MEAN)
         side = self.settings.input_size
         if self.uses_landmarks:
             assert landmarks_B62 is not None
@@ -114,10 +114,18 @@ class OnnxNetwork(FaceNetwork):
 
 
 def turn(pixels_BCHW: Tensor, landmarks_B62: Floats, size_px: int) -> Tensor:
-    """Warps crops so that their landmarks lie on ArcFace's template, (B, 3, size_px, size_px)."""
+    """Warps crops so that their landmarks lie on ArcFace's template, (B, 3, size_px, size_px).
+
+    A crop whose landmarks lie there already keeps its pixels.
+    """
     side = pixels_BCHW.shape[2]
-    if is_aligned(side, landmarks_B62, size_px):
+    done_B = aligned(side, landmarks_B62, size_px)
+    if done_B.all():
         return pixels_BCHW
+    if done_B.any():
+        rows = torch.from_numpy(np.flatnonzero(~done_B)).to(pixels_BCHW.device)
+        turned = turn(pixels_BCHW[rows], landmarks_B62[~done_B], size_px)
+        return pixels_BCHW.index_copy(0, rows, turned)
     back_B23 = crop_to_template(landmarks_B62, size_px)
     # crop_to_template is in px, with pixel centres at whole numbers. grid_sample uses [-1, 1] from
     # edge to edge, for input and output.
@@ -125,9 +133,11 @@ def turn(pixels_BCHW: Tensor, landmarks_B62: Floats, size_px: int) -> Tensor:
     theta[..., :2] = back_B23[..., :2] * (size_px / side)
     middle = back_B23[..., :2] @ np.full(2, (size_px - 1) / 2) + back_B23[..., 2]
     theta[..., 2] = (2 * middle + 1) / side - 1
+    # Mirrored crops of a set that is aligned to the template share one warp.
+    warps = theta[:1] if (theta == theta[:1]).all() else theta
     grid = F.affine_grid(
-        torch.from_numpy(theta).float().to(pixels_BCHW.device),
-        [len(pixels_BCHW), 3, size_px, size_px],
+        torch.from_numpy(warps).float().to(pixels_BCHW.device),
+        [len(warps), 3, size_px, size_px],
         align_corners=False,
-    )
+    ).expand(len(pixels_BCHW), -1, -1, -1)
     return F.grid_sample(pixels_BCHW, grid, padding_mode="border", align_corners=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from persona.config import Checked
-from persona.data.augmentations.base import Augmentation, Column, Columns, Stage, per_photo
+from persona.data.augmentations.base import Augmentation, Column, Columns, Stage
 from persona.landmarks import MIRRORED
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ class Flip(Augmentation):
     name = "flip"
     config_class, stage = FlipConfig, Stage.GEOMETRY
     columns = (Column("flip", 0, 0, 1),)
-    whole_batch = True  # about half of the photos use it
 
     def draw(self, rng: np.random.Generator, count: int) -> Columns:
         """Draws which views are mirrored."""
@@ -38,10 +37,7 @@ class Flip(Augmentation):
 
     def apply(self, images_BCHW: Tensor, columns: Columns) -> Tensor:
         """Mirrors photos."""
-        import torch
-
-        mirrored = per_photo(columns["flip"], images_BCHW) == 1
-        return torch.where(mirrored, images_BCHW.flip(3), images_BCHW)
+        return images_BCHW.flip(3)
 
     def move_landmarks(self, landmarks_B62: Tensor, columns: Columns, size_px: int) -> Tensor:
         """Mirrors landmarks. What was the left eye in the image is then the right one."""
