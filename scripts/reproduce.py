@@ -49,6 +49,7 @@ MOST_MINUTES = 60 * 24 * 30
 TRAINED, CHOOSING, REPORTED = "unlabelled", "selection", "LFW"
 PARTS = {"first-3000": 3_000, "next-7000": 7_000, "next-20000": 20_000, "rest": None}
 """The sets to train on and their photos. Each training on fewer photos takes the first ones."""
+PHOTOS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 PACKED, PARTIAL = "photos.tar", "photos.tar.partial"
 SHARES = {"a ninth of the steps": 1 / 9, "a third of the steps": 1 / 3}
 DRAWN_PEOPLE = 240
@@ -248,8 +249,14 @@ def split_photos(faces: Path, home: Path, seed: int) -> list[Path]:
     """Draws the photos of all tars of a folder into the parts; returns the folders of the parts."""
     folders = {name: home / name for name in PARTS}
     tars = sorted(faces.glob("*.tar"))
+    inputs = {"seed": seed, "tars": {path.name: path.stat().st_size for path in tars}}
+    known = home / "inputs.json"
+    if known.exists() and json.loads(known.read_text()) != inputs:
+        raise PersonaError(f"{home} was made of other photos than {faces}: choose another --home")
     if not all((folder / PACKED).is_file() for folder in folders.values()):
-        photos = [(path, name) for path in tars for name in files_of(path)]
+        photos = [(path, name) for path in tars for name in photos_of(path)]
+        if not photos:
+            raise PersonaError(f"the tars in {faces} hold no photos: put tars of photos there")
         random.Random(seed).shuffle(photos)
         part_of: dict[tuple[Path, str], str] = {}
         start = 0
@@ -266,19 +273,31 @@ def split_photos(faces: Path, home: Path, seed: int) -> list[Path]:
             }
             for path in tars:
                 with tarfile.open(path) as tar:
-                    for member in filter(tarfile.TarInfo.isfile, tar):
-                        data, part = tar.extractfile(member), part_of[path, member.name]
+                    for member in tar:
+                        where = part_of.get((path, member.name))
+                        if where is None:  # no photo
+                            continue
+                        data = tar.extractfile(member)
                         member.name = f"{path.stem}/{member.name}"
-                        written[part].addfile(member, data)
+                        written[where].addfile(member, data)
         for folder in folders.values():
             (folder / PARTIAL).rename(folder / PACKED)
-    return [folder for folder in folders.values() if files_of(folder / PACKED)]
+        known.write_text(json.dumps(inputs), encoding="utf-8")
+    return [folder for folder in folders.values() if photos_of(folder / PACKED)]
 
 
-def files_of(path: Path) -> list[str]:
-    """Names of the files in a tar."""
-    with tarfile.open(path) as tar:
-        return [member.name for member in tar if member.isfile()]
+def photos_of(path: Path) -> list[str]:
+    """Names of the photos in a tar.
+
+    Raises:
+        PersonaError: the file is no tar, or damaged.
+    """
+    try:
+        with tarfile.open(path) as tar:
+            names = [member.name for member in tar if member.isfile()]
+    except (tarfile.TarError, EOFError):
+        raise PersonaError(f"{path} is no tar, or damaged: replace it") from None
+    return [name for name in names if Path(name).suffix.lower() in PHOTOS]
 
 
 def rows_of(experiment: Experiment) -> list[Run]:
@@ -369,7 +388,7 @@ def curves(results: dict[str, dict[str, Any]], drawn_to: Path) -> str:
     ]
     drawn = {}
     for name, rows in along.items():
-        points = [(row[keys[name]], 1 - row["lfw"]["accuracy"]) for row in rows]
+        points = sorted((row[keys[name]], 1 - row["lfw"]["accuracy"]) for row in rows)
         a, b = power_law(points)
         told = ", ".join(f"{error:.4f} at {count:,}" for count, error in points)
         # An error that did not fall is no law to go on with.
@@ -412,6 +431,7 @@ def processor() -> str:
 def page(experiment: Experiment, rows: list[Run]) -> str:
     """Everything that was measured, as Markdown."""
     arguments, results = experiment.arguments, experiment.results
+    drawn_to = (arguments.out or experiment.home / "results.md").with_suffix(".svg")
     told = [
         "# A student of real photos, and its controls\n",
         f"Written by `scripts/reproduce real`. Every trained row is the same student, "
@@ -436,7 +456,8 @@ def page(experiment: Experiment, rows: list[Run]) -> str:
             "lies beyond the measured counts is extrapolated and was not measured. Distinct "
             "photos are compared at one number of photos seen, so that more of them are seen "
             "less often each.\n",
-            curves(results, experiment.home / "curves.svg"),
+            curves(results, drawn_to),
+            f"![LFW error over photos]({drawn_to.name})\n",
         ]
     return "\n".join(told)
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from persona.errors import PersonaError
+
 SCRIPT = Path(__file__).parents[1] / "scripts" / "reproduce.py"
 
 
@@ -60,6 +62,35 @@ def test_a_part_without_photos_is_left_out(
     monkeypatch.setitem(split.__globals__, "PARTS", {"few": 3, "rest": None})
     write_tar(tmp_path / "faces" / "a.tar", 2)
     assert [part.name for part in split(tmp_path / "faces", tmp_path / "home", 0)] == ["few"]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"), [(b"", "no tar, or damaged"), (b"x" * 2000, "no tar, or damaged")]
+)
+def test_a_damaged_tar_is_named(
+    script: dict[str, Any], tmp_path: Path, content: bytes, told: str
+) -> None:
+    write_tar(tmp_path / "faces" / "a.tar", 2)
+    (tmp_path / "faces" / "b.tar").write_bytes(content)
+    with pytest.raises(PersonaError, match=rf"b\.tar is {told}"):
+        script["split_photos"](tmp_path / "faces", tmp_path / "home", 0)
+
+
+def test_what_is_no_photo_is_left_out_and_mended_photos_are_taken(
+    script: dict[str, Any], tmp_path: Path
+) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("read.txt"))
+    (tmp_path / "faces").mkdir()
+    (tmp_path / "a.tar").rename(tmp_path / "faces" / "a.tar")
+    with pytest.raises(PersonaError, match="hold no photos"):
+        script["split_photos"](tmp_path / "faces", tmp_path / "home", 0)
+    write_tar(tmp_path / "faces" / "a.tar", 2)
+    parts = script["split_photos"](tmp_path / "faces", tmp_path / "home", 0)
+    assert len(contents(parts[0] / "photos.tar")) == 2
+    write_tar(tmp_path / "faces" / "a.tar", 30)
+    with pytest.raises(PersonaError, match=r"other photos.*--home"):
+        script["split_photos"](tmp_path / "faces", tmp_path / "home", 0)
 
 
 def test_the_power_law_is_found_again(script: dict[str, Any]) -> None:

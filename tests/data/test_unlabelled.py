@@ -127,6 +127,10 @@ def test_a_list_as_parquet(nested: Path, tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "mine.parquet")
     index = open_dataset(f"list:{tmp_path / 'mine.parquet'}", tmp_path).index()
     assert index.classes == ("0000003", "0000005")
+    nobody = table.set_column(1, "label", pa.array([3, None]))
+    pq.write_table(nobody, tmp_path / "mine.parquet")
+    with pytest.raises(PersonaError, match="row 1 names no identity: expected one, or -1"):
+        open_dataset(f"list:{tmp_path / 'mine.parquet'}", tmp_path).index()
     pq.write_table(table.drop_columns("label"), tmp_path / "mine.parquet")
     assert open_dataset(f"list:{tmp_path / 'mine.parquet'}", tmp_path).index().classes == ()
 
@@ -137,6 +141,7 @@ def test_a_list_as_parquet(nested: Path, tmp_path: Path) -> None:
         ("name,age\nx,3\n", "expected one called photo"),
         ("photo,identity\na.jpg\n", "line 2: 1 fields, its header has 2"),
         ("photo,identity\n,Ann\n", "line 2 names no photo"),
+        ("photo,identity\n", "has no rows"),
         ("photo\nnowhere.jpg\n", "none of its 1 photos is there, the first is nowhere.jpg"),
         ("photo,identity\nphotos/a.jpg,\n", "line 2 has the label ''"),
     ],

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from persona.data.raw.base import (
+    NOBODY,
     UNLABELLED,
     Photo,
     RawDataset,
@@ -87,8 +88,11 @@ class PhotoLists(RawDataset):
             if not os.path.isfile(self._path(source)):  # noqa: PTH113 - a Path per photo is slow
                 self.missing.append(source)
                 continue
-            known = self.unlabelled or identity is None
-            yield Photo(source, UNLABELLED if known else identity_name(identity, where))
+            if identity is None and not self.unlabelled:
+                raise PersonaError(
+                    f"{where} names no identity: expected one, or {NOBODY} for nobody"
+                )
+            yield Photo(source, UNLABELLED if self.unlabelled else identity_name(identity, where))
 
     def read(self, photo: Photo) -> bytes:
         """Reads the photo's file. The source may be an absolute path or a URL."""
@@ -101,10 +105,11 @@ class PhotoLists(RawDataset):
 
     def nothing_found(self) -> PersonaError:
         """The error for a list of which no photo exists."""
-        first = f", the first is {self.missing[0]}" if self.missing else ""
+        if not self.missing:
+            return PersonaError(f"{self.file} has no rows: expected {self.layout}")
         return PersonaError(
-            f"{self.file}: none of its {len(self.missing):,} photos is there{first}: paths are "
-            f"below {self.root} unless they are absolute"
+            f"{self.file}: none of its {len(self.missing):,} photos is there, the first is "
+            f"{self.missing[0]}: paths are below {self.root} unless they are absolute"
         )
 
     def _has_identities(self) -> bool:

@@ -120,6 +120,7 @@ class Identification(Protocol):
         if subject.options.gallery is None:
             closed, opened, owner, gallery = _within(embedding_NE, label_N)
         else:
+            _check_other(subject.manifest, subject.options.gallery.manifest)
             embedding_FE, label_F, more = _faces(subject, subject.options.gallery)
             left_out += more
             known = subject.options.gallery.identities
@@ -164,6 +165,17 @@ class Identification(Protocol):
                     figures["intervals"][f"tpir@{name}"] = interval
             figures["resampled"] = "identities"
         return figures
+
+
+def _check_other(probes: Manifest, gallery: Manifest) -> None:
+    """Raises PersonaError if a gallery holds the probes themselves, which all find their photo."""
+    shared = {shard.sha256 for shard in probes.shards} & {shard.sha256 for shard in gallery.shards}
+    if shared:
+        raise PersonaError(
+            f"gallery {gallery.name} holds photos of set {probes.name}, which would be compared "
+            "with themselves: choose other photos, or leave --gallery out to search the set "
+            "within itself"
+        )
 
 
 def _faces(subject: Subject, faces: FaceSet) -> tuple[Embeddings, Ints, Ints]:

@@ -398,8 +398,12 @@ def test_identification_by_itself(lfw_set: Packed, cpu: Accelerator) -> None:
     assert set(found.intervals) == {"accuracy", "rank_1", "rank_5"}
 
 
-def test_identification_against_a_gallery_set(lfw_set: Packed, cpu: Accelerator) -> None:
-    found = measure(lfw_set, cpu, gallery=lfw_set.faces)
+def test_identification_against_a_gallery_set(
+    lfw_set: Packed, cpu: Accelerator, tmp_path: Path
+) -> None:
+    in_other_shards = replace(NO_ALIGN, shard_size=5)
+    gallery = pack_photos(LFW(write_lfw(tmp_path / "b")), tmp_path / "lfw", in_other_shards)
+    found = measure(lfw_set, cpu, gallery=gallery.faces)
     assert (found.measure, found.gallery, found.probes, found.non_mated) == (
         "identification",
         6,
@@ -410,7 +414,9 @@ def test_identification_against_a_gallery_set(lfw_set: Packed, cpu: Accelerator)
     with pytest.raises(
         PersonaError, match="no person of set lfw is in gallery lfw: choose a gallery"
     ):
-        evaluate(pixels(), strangers, cpu, options={"gallery": lfw_set.faces}, quiet=True)
+        evaluate(pixels(), strangers, cpu, options={"gallery": gallery.faces}, quiet=True)
+    with pytest.raises(PersonaError, match="compared with themselves"):
+        measure(lfw_set, cpu, gallery=lfw_set.faces)
 
 
 def test_nobody_is_enrolled_by_a_photo_without_a_face(
