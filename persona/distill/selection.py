@@ -168,8 +168,8 @@ class Selection:
         for card in list_models(self.workspace.models):
             if card.made_in == self.run.id and card.collapsed:
                 log.warning(
-                    "warning: %s had collapsed after every epoch: do not use it, train anew with a "
-                    "lower --lr or -o optim.clip_norm=1",
+                    "warning: %s had collapsed after every epoch: do not use it; train for longer "
+                    "than a few steps, or anew with a lower --lr or -o optim.clip_norm=1",
                     card.id,
                 )
 

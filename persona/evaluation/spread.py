@@ -60,6 +60,6 @@ def tell_collapse(name: str, value: float | None, where: str) -> str:
     return (
         f"{name} has collapsed: it gives the people of {where} nearly one embedding (spread "
         f"{value:.1e}, a network of use has at least {COLLAPSED:g}), so its similarities tell "
-        "nobody apart, whatever its figures say: train a student anew with a lower --lr or -o "
-        "optim.clip_norm=1, check the settings of a file"
+        "nobody apart, whatever its figures say: train a student of a few steps for longer, "
+        "another one anew with a lower --lr or -o optim.clip_norm=1, check the settings of a file"
     )

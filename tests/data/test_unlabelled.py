@@ -120,6 +120,13 @@ def test_a_list_with_identities(nested: Path, tmp_path: Path) -> None:
     assert unlabelled(place, tmp_path).classes == ()
 
 
+def test_paths_of_a_text_may_hold_commas(nested: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos/a.jpg").rename(tmp_path / "photos/a,b.jpg")
+    (tmp_path / "mine.txt").write_text("photos/a,b.jpg\nphotos/x/b.jpg\n")
+    index = open_dataset(f"list:{tmp_path / 'mine.txt'}", tmp_path).index()
+    assert {photo.source for photo in index.photos} == {"photos/a,b.jpg", "photos/x/b.jpg"}
+
+
 def test_a_list_as_parquet(nested: Path, tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     pq = pytest.importorskip("pyarrow.parquet")
@@ -142,6 +149,8 @@ def test_a_list_as_parquet(nested: Path, tmp_path: Path) -> None:
         ("photo,identity\na.jpg\n", "line 2: 1 fields, its header has 2"),
         ("photo,identity\n,Ann\n", "line 2 names no photo"),
         ("photo,identity\n", "has no rows"),
+        ("photo,identity,photo\na.jpg,Ann,b.jpg\n", "has the column photo twice"),
+        ('photo,identity\n"photos/a\n.jpg",Ann\n', "line 2: a quoted field goes on in the next"),
         ("photo\nnowhere.jpg\n", "none of its 1 photos is there, the first is nowhere.jpg"),
         ("photo,identity\nphotos/a.jpg,\n", "line 2 has the label ''"),
     ],

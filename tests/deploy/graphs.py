@@ -59,7 +59,8 @@ def small_graph(*, extra: str | None = None, dead: bool = False) -> Any:
     scaled = add("Mul", gate, deep, to="scaled")
     projected = conv(scaled, "project", CHANNELS, CHANNELS, 1, 1, bias=False)
     if extra is not None:
-        inputs, options = [projected], {}
+        inputs = [projected]
+        options: dict[str, Any] = {}
         if extra == "PRelu":
             weights["student.slopes"] = rng.random((CHANNELS, 1, 1))
             inputs.append("student.slopes")

@@ -45,7 +45,7 @@ class Grouped(Backbone):
         return nn.Sequential(*layers), 64
 
 
-CASES = [
+CASES: list[tuple[dict[str, Any], int, str, int]] = [
     # options, side of the crops in px, operators that LiteRT refuses, layers that int8 counts
     ({}, 32, "", 50),
     ({"width": 0.35}, 32, "", 50),

@@ -117,7 +117,7 @@ class PhotoLists(RawDataset):
             with open_parquet(self.file) as (_, schema):
                 return _column(self.file, schema.names)[1] is not None
         first = next(iter_lines(self.file), "")
-        header = _header(first)
+        header = _header(self.file, first)
         return header is not None and _column(self.file, header)[1] is not None
 
     def _rows(self) -> Iterator[tuple[str, str, Any]]:
@@ -131,7 +131,7 @@ class PhotoLists(RawDataset):
             if not line.strip():
                 continue
             where = f"{self.file} line {number}"
-            if number == 1 and (header := _header(line)) is not None:
+            if number == 1 and (header := _header(self.file, line)) is not None:
                 photo, identity = _column(self.file, header)
                 columns = header.index(photo), None if identity is None else header.index(identity)
                 continue
@@ -139,6 +139,10 @@ class PhotoLists(RawDataset):
                 yield where, line.strip(), None
                 continue
             row = _fields(line)
+            if line.count('"') % 2:
+                raise PersonaError(
+                    f"{where}: a quoted field goes on in the next line: write each row in one line"
+                )
             if len(row) != len(header):
                 raise PersonaError(f"{where}: {len(row)} fields, its header has {len(header)}")
             photo_at, identity_at = columns
@@ -174,19 +178,26 @@ def _fields(line: str) -> list[str]:
         return []
 
 
-def _header(line: str) -> list[str] | None:
-    """The column names in lower case. None if the first line is a path like all others."""
+def _header(path: Path, line: str) -> list[str] | None:
+    """The column names in lower case. None if the first line is a path like all others.
+
+    A path may hold a comma, so that in a file that is no .csv only known names make a header.
+    """
     names = [name.lower() for name in _fields(line)]
     named = set(names) & {*PHOTO_COLUMNS, *IDENTITY_COLUMNS}
-    return names if named or len(names) > 1 else None
+    several = len(names) > 1 and path.suffix.lower() == ".csv"
+    return names if named or several else None
 
 
 def _column(path: Path, names: list[str]) -> tuple[str, str | None]:
     """The names of the columns of paths and of identities (or None).
 
     Raises:
-        PersonaError: If there is no column of paths.
+        PersonaError: If there is no column of paths, or two columns have one name.
     """
+    twice = sorted({name for name in names if name and names.count(name) > 1})
+    if twice:
+        raise PersonaError(f"{path} has the column {twice[0]} twice: take one of them out")
     photo = next((name for name in PHOTO_COLUMNS if name in names), None)
     if photo is None:
         raise PersonaError(
