@@ -8,11 +8,13 @@
     verdict = persona.verify("a.jpg", "b.jpg", model=model)
 
 Importing this package imports nothing else: torch and numpy come with the first name that is used.
+It switches off the reports that onnxruntime, the Hugging Face Hub and W&B send to their makers.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,6 +39,11 @@ if TYPE_CHECKING:
     from persona.workspace import Workspace as Workspace
 
 __version__ = "0.1.0"
+
+# Packages read these when they are imported. Whoever wants the reports sets the variable to 0.
+for _variable in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
+    os.environ.setdefault(_variable, "1")
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
 _PLACES = {
     "Callback": "training.callbacks:Callback",
