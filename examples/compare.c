@@ -3,7 +3,8 @@
  *     ./compare model.onnx first.ppm second.ppm
  *
  * A face is a binary PPM (P6, 8 bit) cut from the forehead to the chin and from ear to ear, of any
- * size. Plain C11 and onnxruntime's C API; ./scripts/example builds it. */
+ * size. Plain C11 and onnxruntime's C API; ./scripts/example builds it. onnxruntime reports to its
+ * maker by default: set ORT_DISABLE_TELEMETRY=1 in the environment. */
 
 #include <onnxruntime_c_api.h>
 #include <stdint.h>

@@ -8,12 +8,15 @@ onnxruntime and Pillow; neither torch nor Persona.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from PIL import Image, ImageOps
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it reports to its maker by default
+import onnxruntime
 
 
 def main() -> None:
