@@ -707,8 +707,8 @@ def _claim(packing: Packing, share: Share | None) -> Manifest | None:
         differing = _differing(read_plan(folder), plan)
         if differing:
             raise PersonaError(
-                f"{folder} holds a set packed with another {differing}, perhaps of another dataset "
-                "of this name: remove that folder or name another one with --out"
+                f"{folder} holds a set packed with another {differing}: "
+                "remove that folder or name another one with --out"
             )
         if (folder / MANIFEST).is_file():
             finished = read_manifest(folder)
