@@ -97,10 +97,11 @@ def warp(pixels_NCHW: Floats, landmarks_N62: Floats, size_px: int) -> Floats:
     """
     height, width = pixels_NCHW.shape[2:]
     done_N = aligned(height, landmarks_N62, size_px)
+    if done_N.all():
+        return pixels_NCHW.astype(np.float32, copy=False)
     if done_N.any():
         found = pixels_NCHW.astype(np.float32)
-        if not done_N.all():
-            found[~done_N] = warp(found[~done_N], landmarks_N62[~done_N], size_px)
+        found[~done_N] = warp(found[~done_N], landmarks_N62[~done_N], size_px)
         return found
     back_N23 = crop_to_template(landmarks_N62, size_px)
     y, x = np.mgrid[:size_px, :size_px].reshape(2, -1)

@@ -210,6 +210,7 @@ class Experiment:
             "photos_seen": seen,
             "photos": run.photos,
             "hours": round((time.monotonic() - start_s) / 3600, 3),
+            "hardware": hardware(),
             **self.measure(name, chosen=self.selection not in run.sets),
         }
         self.results[run.name] = row
@@ -432,6 +433,9 @@ def page(experiment: Experiment, rows: list[Run]) -> str:
     """Everything that was measured, as Markdown."""
     arguments, results = experiment.arguments, experiment.results
     drawn_to = (arguments.out or experiment.home / "results.md").with_suffix(".svg")
+    # Each row says what it ran on: a later run may only write the page.
+    known = {results[run.name].get("hardware", "hardware not noted") for run in rows}
+    measured_with = "; ".join(sorted(known))
     told = [
         "# A student of real photos, and its controls\n",
         f"Written by `scripts/reproduce real`. Every trained row is the same student, "
@@ -440,7 +444,7 @@ def page(experiment: Experiment, rows: list[Run]) -> str:
         f"The selection AUC is of drawn pairs of people who are in no training but that from "
         "labels alone. LFW is its official 6,000 pairs; the intervals resample its people.\n",
         table([results[run.name] for run in rows]),
-        f"Measured with {hardware()}. Hours are of the wall clock, beside other work if there "
+        f"Measured with {measured_with}. Hours are of the wall clock, beside other work if there "
         "was any, and hold the teacher's embeddings where they were not kept before.\n",
     ]
     if arguments.controls:
