@@ -19,6 +19,7 @@ import hashlib
 import http.client
 import json
 import logging
+import secrets
 import shutil
 import socket
 import tarfile
@@ -116,9 +117,10 @@ def open_url(
     start: int = 0,
     version: str = "",
     login: Mapping[str, str] | None = None,
+    form: Mapping[str, str] | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> Any:
-    """Sends one request for a file, without compression, through the user's proxies.
+    """Sends one request, without compression, through the user's proxies.
 
     Args:
         url: An http(s) URL.
@@ -126,6 +128,7 @@ def open_url(
         version: ETag or date of the bytes that are here. If the file has another one, the server
             sends all of it.
         login: Headers that are not sent to any other server after a redirect.
+        form: Fields to post as multipart/form-data. None gets a file.
         timeout_s: Seconds without data after which the request fails.
 
     Raises:
@@ -142,7 +145,18 @@ def open_url(
             request.add_header("If-Range", version)
     for name, value in (login or {}).items():
         request.add_unredirected_header(name, value)
+    if form is not None:
+        boundary = secrets.token_hex(16)
+        request.add_unredirected_header("Content-Type", f"multipart/form-data; boundary={boundary}")
+        request.data = _form_bytes(form, boundary)
     return urllib.request.build_opener(_SameHost).open(request, timeout=timeout_s)
+
+
+def _form_bytes(form: Mapping[str, str], boundary: str) -> bytes:
+    """The fields of a form as multipart/form-data (RFC 7578). Their names are plain ASCII."""
+    head = f"--{boundary}\r\nContent-Disposition: form-data; name="
+    fields = [f'{head}"{name}"\r\n\r\n{value}\r\n' for name, value in form.items()]
+    return "".join([*fields, f"--{boundary}--\r\n"]).encode()
 
 
 def read_blocks(response: Any, *, whole: bool = False) -> Iterator[bytes]:

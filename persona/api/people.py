@@ -16,7 +16,7 @@ from persona.workspace import Workspace, user_path
 
 if TYPE_CHECKING:
     from persona.gallery.audit import Audit
-    from persona.gallery.importing import Imported
+    from persona.gallery.importing import Imported, PeopleSource
 
 
 class People:
@@ -112,18 +112,47 @@ class People:
                 done = people.import_list("people.csv")
                 print(done.people, [(one.row, one.reason) for one in done.refused])
         """
-        from persona.gallery.importing import SUFFIXES, import_list, open_journal, read_list
+        from persona.gallery.import_list import SUFFIXES, read_list
 
         path, place = user_path(str(file)), self._workspace
         if path.suffix.lower() not in SUFFIXES:
             raise PersonaError(f"{path} is no list: give a .csv or .parquet file")
         if workers < 0:
             raise PersonaError(f"{workers} workers: choose 0 or more")
-        listed = read_list(path)
-        with open_journal(place.gallery.parent, self._gallery, path) as journal:
-            return import_list(
-                self._gallery, listed, journal, place.models, force=force, workers=workers
-            )
+        return self._import(read_list(path, place.models, workers), force=force)
+
+    def import_server(self, url: str, *, token: str | None = None, force: bool = False) -> Imported:
+        """Enrols everybody of another gallery, as `persona gallery import URL` does.
+
+        Interrupted and called again, it continues. With the same network, templates are taken as
+        they are. With another one, the faces that are kept there are embedded anew.
+
+        Args:
+            url: address of a `persona serve --share-templates`. Beyond this machine it must be
+                https.
+            token: the server's token.
+            force: as for `import_list`.
+
+        Returns:
+            As `import_list`.
+
+        Raises:
+            PersonaError: the server is not reached, refuses or answers nonsense, its faces do not
+                fit the network, or the gallery cannot be written.
+
+        Example:
+            with persona.open_gallery("gallery.db", model, threshold=0.4) as people:
+                done = people.import_server("https://faces.example.org", token=token)
+        """
+        from persona.gallery.import_server import read_server
+
+        return self._import(read_server(url, token), force=force)
+
+    def _import(self, source: PeopleSource, *, force: bool) -> Imported:
+        from persona.gallery.importing import import_from, open_journal
+
+        with open_journal(self._workspace.gallery.parent, self._gallery, source) as journal:
+            return import_from(source, self._gallery, journal, force=force)
 
     def audit(self) -> Audit:
         """Looks for people and photos that should be looked at, as `persona gallery audit` does.

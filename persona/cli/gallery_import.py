@@ -1,4 +1,4 @@
-"""`persona gallery import`: many people at once, from a list or an exported file."""
+"""`persona gallery import`: many people at once, from a list, an exported file or a server."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ from persona.cli.output import (
     print_table,
     workspace,
 )
+from persona.cli.serve import read_token
 from persona.errors import PersonaError
 
 if TYPE_CHECKING:
-    from persona.gallery.importing import Imported
+    from persona.gallery.importing import Imported, PeopleSource
 
 SHOWN = 20
 """Most refused photos that are printed."""
@@ -40,18 +41,19 @@ SHOWN = 20
 
 @gallery_app.command("import")
 def gallery_import(
-    file: Annotated[
-        Path,
+    source: Annotated[
+        str,
         typer.Argument(
-            metavar="FILE",
+            metavar="FILE|URL",
             help="A .csv or .parquet file with the columns name and photo (paths relative to the "
-            "file), or what `persona gallery export` wrote.",
+            "file); what `persona gallery export` wrote; or the address of a `persona serve "
+            "--share-templates`.",
         ),
     ],
     refused: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.csv", help="Write the refused rows, with reasons, to this file."
+            metavar="FILE.csv", help="Write the refused photos, with reasons, to this file."
         ),
     ] = None,
     force: Annotated[
@@ -65,9 +67,12 @@ def gallery_import(
     keep_crops: KeepCropsOption = False,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", "-w", min=0, help="Processes.  [default: all cores]"),
+        typer.Option("--workers", "-w", min=0, help="Processes for a list.  [default: all cores]"),
     ] = None,
     min_face: MinFaceOption = MIN_FACE_PX,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File of the token that the server at the URL wants.")
+    ] = None,
     store: StoreOption = None,
     model: ModelOption = None,
     threshold: ThresholdOption = None,
@@ -75,47 +80,56 @@ def gallery_import(
     models: ModelsOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """Enrol everybody of a list of names and photos, or add everybody of an exported file.
+    """Enrol everybody of a list, of an exported file, or of another gallery's server.
 
-    Interrupted and run again, the import of a list goes on.
+    Interrupted and run again, the import of a list or from a server goes on.
     """
-    from persona.gallery.importing import (
-        SUFFIXES,
-        check_refused,
-        import_list,
-        open_journal,
-        read_list,
-        write_refused,
-    )
+    from persona.gallery.import_list import SUFFIXES, check_refused, read_list
+    from persona.gallery.import_server import SCHEMES, read_server
+    from persona.gallery.importing import import_from, open_journal, write_refused
 
-    if file.suffix.lower() not in SUFFIXES:
-        of_list: dict[str, Any] = {"--refused": refused, "--force": force, "--model": model}
-        of_list |= {"--keep-crops": keep_crops, "--workers": workers, "--threshold": threshold}
-        if idle := [option for option, value in of_list.items() if value not in (None, False)]:
-            raise PersonaError(
-                f"{idle[0]} goes with a list ({' or '.join(SUFFIXES[:2])}) of photos"
-            )
+    is_url, file = source.lower().startswith(SCHEMES), Path(source)
+    is_list = not is_url and file.suffix.lower() in SUFFIXES
+    of_people: dict[str, Any] = {"--refused": refused, "--force": force, "--model": model}
+    of_people |= {"--keep-crops": keep_crops, "--threshold": threshold}
+    of_list = {"--workers": workers, "--min-face": None if min_face == MIN_FACE_PX else min_face}
+    if not is_url:
+        _check_idle({"--token-file": token_file}, "the address of a server")
+    if not is_list:
+        _check_idle(of_list, f"a list ({' or '.join(SUFFIXES[:2])}) of photos")
+    if not is_list and not is_url:
+        _check_idle(of_people, "a list of photos, or with the address of a server")
         _import_exported(file, store, passphrase_file, json=json)
         return
-    listed = read_list(file)
-    if refused is not None:
-        check_refused(refused, listed)
     place = workspace(models=models)
+    if refused is not None:
+        check_refused(refused, None if is_url else file)
+    people: PeopleSource
+    if is_url:
+        people = read_server(source, None if token_file is None else read_token(token_file))
+    else:
+        people = read_list(file, place.models, workers)
     with (
         open_people(
             *(store, model, threshold, "mean", passphrase_file, models),
             keep_crops=keep_crops,
             min_face=min_face,
         ) as gallery,
-        open_journal(place.gallery.parent, gallery, file) as journal,
+        open_journal(place.gallery.parent, gallery, people) as journal,
     ):
-        done = import_list(gallery, listed, journal, place.models, force=force, workers=workers)
+        done = import_from(people, gallery, journal, force=force)
         facts = threshold_facts(gallery)
     if refused is not None:
-        write_refused(refused, listed, done.refused)
+        write_refused(refused, done.refused, None if is_url else file.parent)
     if json:
         print_json({**vars(done), "refused": [vars(one) for one in done.refused], **facts})
-    _tell_imported(done, refused, quiet=json)
+    _tell_imported(done, refused, rows=not is_url, quiet=json)
+
+
+def _check_idle(options: dict[str, Any], what: str) -> None:
+    """Raises PersonaError if an option is given that only goes with something else."""
+    if idle := [option for option, value in options.items() if value not in (None, False)]:
+        raise PersonaError(f"{idle[0]} goes with {what}")
 
 
 def _import_exported(
@@ -131,26 +145,28 @@ def _import_exported(
     note(f"{len(people)} people with {templates} templates are added")
 
 
-def _tell_imported(done: Imported, refused: Path | None, *, quiet: bool) -> None:
-    """Prints what an import did.
+def _tell_imported(done: Imported, refused: Path | None, *, rows: bool, quiet: bool) -> None:
+    """Prints what an import did; `rows` names the rows of a list.
 
     Raises:
         PersonaError: somebody of the list is not enrolled.
     """
     if not quiet:
-        rows = [["people enrolled", done.people], ["photos added", done.added]]
-        rows += [["photos enrolled already", done.already], ["rows refused", len(done.refused)]]
-        rows += [[f"  {kind}", count] for kind, count in done.reasons()]
-        print_table([TableColumn("import"), TableColumn("number", right=True)], rows)
+        cells = [["people enrolled", done.people], ["photos added", done.added]]
+        cells += [["photos enrolled already", done.already], ["photos refused", len(done.refused)]]
+        cells += [[f"  {kind}", count] for kind, count in done.reasons()]
+        print_table([TableColumn("import"), TableColumn("number", right=True)], cells)
     if done.continued:
         note(f"continued an interrupted import that had dealt with {done.continued} people")
     if refused is None:
         for one in done.refused[:SHOWN]:
-            note(f"refused: row {one.row}: {one.name}: {one.photo or 'no photo'}: {one.reason}")
+            where = [f"row {one.row}"] if rows else []
+            where += [part for part in (one.name, one.photo) if part]
+            note(f"refused: {': '.join(where)}: {one.reason}")
         if len(done.refused) > SHOWN:
             note(f"{len(done.refused) - SHOWN} more are refused: --refused FILE.csv has them all")
     else:
-        note(f"written: {refused}, with {len(done.refused)} refused rows")
+        note(f"written: {refused}, with {len(done.refused)} refused photos")
     if done.failed:
         everybody = done.people + len(done.failed)
         raise PersonaError(f"{len(done.failed)} of {everybody} people are not enrolled")

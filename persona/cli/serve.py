@@ -87,6 +87,14 @@ def serve_command(
             "enrolled on the page.",
         ),
     ] = None,
+    share_templates: Annotated[
+        bool,
+        typer.Option(
+            "--share-templates",
+            help="Let those who have the token copy all templates and kept faces, for `persona "
+            "gallery import URL`. A token is wanted then.",
+        ),
+    ] = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Requests in work at once.  [default: the cores]")
     ] = None,
@@ -137,7 +145,9 @@ def serve_command(
     ):
         gallery.store.place = "the gallery"  # clients need not know its path
         # A server with another host name, or behind a proxy, can be reached from other machines.
-        is_new = token is None and bool(proxies or names or not is_loopback(listener))
+        # Other users of this machine must not copy the gallery either.
+        is_open = bool(proxies or names or not is_loopback(listener))
+        is_new = token is None and (is_open or share_templates)
         token = secrets.token_urlsafe(32) if is_new else token
         cores = len(os.sched_getaffinity(0))
         workers = workers or cores
@@ -160,6 +170,7 @@ def serve_command(
             token=token,
             proxies=proxies,
             groups=opened,
+            share_templates=share_templates,
             log=_log_request if log_requests else None,
         )
         listener.proxies = proxies

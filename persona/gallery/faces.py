@@ -125,6 +125,21 @@ class Eyes:
         return self.network.embed(np.stack(images), landmarks)
 
 
+def carries(align: AlignSpec, eyes: Eyes) -> bool:
+    """Whether kept crops of an alignment show a network the faces as it wants them.
+
+    A network that aligns faces itself needs their landmarks. Any other one wants crops of its own
+    alignment; their size may differ.
+    """
+    if eyes.network.uses_landmarks:
+        return align.has_landmarks
+    old, new = align.of_photos, eyes.align.of_photos
+    if old.method != new.method:
+        return False
+    cuts_boxes = old.method == "mtcnn"
+    return not cuts_boxes or old.margin * new.image_size == new.margin * old.image_size
+
+
 def _embedder(named: Named) -> Embedder:
     """Returns what embeds crops: the network itself if it needs no torch."""
     if isinstance(named.network, Embedder):

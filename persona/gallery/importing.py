@@ -1,7 +1,8 @@
-"""Enrolling many people from a list: `persona gallery import people.csv`.
+"""Enrolling many people: `persona gallery import`, from a list or from another gallery's server.
 
-1. the list is read: a CSV or parquet file with the columns `name` and `photo`
-2. worker processes read photos, find their one face and embed it, a few photos at a time
+1. a source says who is to be enrolled (persona/gallery/import_list.py: a CSV or parquet file of
+   names and photos; persona/gallery/import_server.py: a gallery behind `persona serve`)
+2. the source looks at the photos of each person, and gives a template or a reason for each
 3. this process enrols each person in one transaction, as soon as all photos of the person are seen
 4. a journal notes the person, so that an interrupted import goes on behind them
 
@@ -19,8 +20,10 @@ import io
 import json
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -28,38 +31,31 @@ from typing import IO, Any
 
 import numpy as np
 
-from persona.data.align.spec import AlignSpec, Crop
-from persona.data.raw.parquet import open_parquet
-from persona.errors import PersonaError, SkipPhoto
-from persona.files import PRIVATE, bounded_lines, folder_lock, write_atomically
-from persona.gallery.faces import Eyes
-from persona.gallery.people import DoubtError, Gallery, only_face
-from persona.gallery.photos import read_photo
-from persona.gallery.store import OtherNetworkError, Templates, check_name
+from persona.data.align.spec import Crop
+from persona.files import PRIVATE, folder_lock, write_atomically
+from persona.gallery.people import DoubtError, Gallery
+from persona.gallery.store import Templates
 from persona.progress import progress_bar
-from persona.workers import told_in_all, usable_cores, worker_pool
 
-SUFFIXES = (".csv", ".parquet", ".pq")
 NAME, PHOTO = "name", "photo"
 """The columns of a list. Others are ignored."""
 REFUSED_COLUMNS = ("row", NAME, PHOTO, "reason")
-AT_ONCE = 8
-"""Photos that a worker takes at once."""
-ROWS_AT_ONCE = 10_000
 JOURNALS = ".imports"
 """Folder of the journals, beside the default gallery."""
 
 
 @dataclass(frozen=True)
 class ListedRow:
-    """A row of a list."""
+    """A photo that a source has of a person."""
 
     row: int
-    """Number of the row in the file. The header of a CSV is row 1, and so is the first row of a
-    parquet file."""
+    """Number of the row in a list. The header of a CSV is row 1, and so is the first row of a
+    parquet file. In another gallery, the person's place in it, from 1 on."""
     name: str
+    """The person's name in the source."""
     photo: str
-    """Path as it is given: relative to the list's folder, or absolute."""
+    """Path in a list as it is given: relative to the list's folder, or absolute. In another
+    gallery `photo 1`, `photo 2`, …."""
 
 
 @dataclass(frozen=True)
@@ -72,26 +68,56 @@ class Refusal:
     reason: str
 
 
-@dataclass
-class Listed:
-    """A list that was read."""
+@dataclass(frozen=True)
+class Looked:
+    """What a photo shows: a template, or the reason why there is none."""
 
-    path: Path
-    people: dict[str, list[ListedRow]] = field(default_factory=dict)
-    """Rows by the person's name as it is stored, in the order in which names first occur."""
-    refused: list[Refusal] = field(default_factory=list)
+    template: Templates | None = None
+    crop: Crop | None = None
+    """The crop, if the gallery keeps crops."""
+    refused: str | None = None
+
+
+Look = Callable[[Sequence[ListedRow]], Iterator[Looked]]
+"""Looks at photos, and yields what they show in their order."""
+
+
+@dataclass
+class PeopleSource(ABC):
+    """Where people are imported from."""
+
+    people: dict[str, list[ListedRow]] = field(default_factory=dict, init=False)
+    """Photos by the person's name as it is stored, in the order in which names first occur."""
+    refused: list[Refusal] = field(default_factory=list, init=False)
     """Rows without a name that can be used, or without a photo."""
-    nameless: int = 0
+    nameless: int = field(default=0, init=False)
     """Number of rows without a name that can be used."""
 
     @property
-    def photos(self) -> int:
-        """Number of rows that name a person and a photo."""
-        return sum(map(len, self.people.values()))
+    @abstractmethod
+    def subject(self) -> str:
+        """What the journal takes for the same source."""
 
-    def path_of(self, row: ListedRow) -> Path:
-        """Path of a row's photo."""
-        return self.path.parent / row.photo
+    @abstractmethod
+    def stamp(self, row: ListedRow) -> list[Any]:
+        """What of a photo changes when it is another one, as values of JSON."""
+
+    @abstractmethod
+    def looking(
+        self, gallery: Gallery, photos: int, advance: Callable[[int], None]
+    ) -> AbstractContextManager[Look]:
+        """Begins to look at photos.
+
+        Args:
+            gallery: the open gallery.
+            photos: number of photos that will be looked at.
+            advance: called with a number of photos when they have been looked at.
+        """
+
+    @property
+    def photos(self) -> int:
+        """Number of photos of all people."""
+        return sum(map(len, self.people.values()))
 
 
 @dataclass
@@ -127,152 +153,6 @@ def kind_of(reason: str) -> str:
     kind = reason.partition(":")[0]
     words = kind.split()
     return "several faces" if len(words) == 2 and words[1] == "faces" else kind
-
-
-# --- the list ---------------------------------------------------------------------------------
-
-
-def read_list(path: Path) -> Listed:
-    """Reads a list of names and photos. No photo is opened.
-
-    Raises:
-        PersonaError: there is no such file, it cannot be read, lacks a column, or has no row.
-    """
-    if not path.is_file():
-        raise PersonaError(f"no file at {path}")
-    listed = Listed(path)
-    rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _parquet_rows(path)
-    empty: dict[str, list[ListedRow]] = {}
-    count = 0
-    for row in rows:
-        count += 1
-        try:
-            name = check_name(row.name)
-        except PersonaError as error:
-            listed.refused.append(Refusal(**vars(row), reason=f"no name: {error}"))
-            listed.nameless += 1
-            continue
-        if row.photo:
-            listed.people.setdefault(name, []).append(row)
-        else:
-            listed.refused.append(Refusal(**vars(row), reason="no photo: the row names none"))
-            empty.setdefault(name, []).append(row)
-    if not count:
-        raise PersonaError(f"{path} has no row below its header: expected a name and a photo a row")
-    for name in empty:
-        listed.people.setdefault(name, [])
-    return listed
-
-
-def _csv_rows(path: Path) -> Iterator[ListedRow]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(bounded_lines(file, path))
-            header = [name.strip().lower() for name in next(reader, [])]
-            at_name, at_photo = _columns(path, header)
-            for number, fields in enumerate(reader, start=2):
-                if not fields:
-                    continue  # an empty line
-                # A row that is too short is refused for what it lacks.
-                padded = [*fields, *[""] * (len(header) - len(fields))]
-                yield ListedRow(number, padded[at_name].strip(), padded[at_photo].strip())
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise PersonaError(f"{path} cannot be read as a CSV in UTF-8 ({error})") from None
-
-
-def _parquet_rows(path: Path) -> Iterator[ListedRow]:
-    with open_parquet(path) as (file, schema):
-        lower = [str(name).strip().lower() for name in schema.names]
-        columns = [schema.names[place] for place in _columns(path, lower)]
-        number = 0
-        for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
-            for values in batch.to_pylist():
-                number += 1
-                name, photo = (values[column] for column in columns)
-                yield ListedRow(
-                    number, *(v.strip() if isinstance(v, str) else "" for v in (name, photo))
-                )
-
-
-def _columns(path: Path, header: Sequence[str]) -> tuple[int, int]:
-    lacking = [name for name in (NAME, PHOTO) if name not in header]
-    if lacking:
-        found = ",".join(header)[:80]
-        raise PersonaError(
-            f"{path} has no column {' and no column '.join(lacking)}: its first line must name the "
-            f"columns {NAME},{PHOTO} (other columns are ignored), found {found!r}"
-        )
-    return header.index(NAME), header.index(PHOTO)
-
-
-# --- looking at photos ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Looked:
-    """What a photo shows: a template, or the reason why there is none."""
-
-    template: Templates | None = None
-    crop: Crop | None = None
-    """The crop, if the gallery keeps crops."""
-    refused: str | None = None
-
-
-class Looker:
-    """A worker's function: looks at some photos."""
-
-    def __init__(self, eyes: Eyes, *, keep_crops: bool) -> None:
-        self.eyes, self.keep_crops = eyes, keep_crops
-
-    def __call__(self, paths: Sequence[Path]) -> list[Looked]:
-        """Looks at each photo. None of them can end the import."""
-        found: list[Looked | Crop] = []
-        with told_in_all() as done:  # the detector reports photos too
-            for path in paths:
-                try:
-                    seen, reason = only_face(self.eyes, read_photo(path).pixels)
-                except SkipPhoto as error:
-                    seen, reason = None, str(error)
-                crop = None if seen is None else seen.crop
-                found.append(crop or Looked(refused=reason or "no face"))
-                done(len(found))
-        crops = [one for one in found if isinstance(one, Crop)]
-        templates = iter(self._embed(crops))
-        return [
-            self._looked(one, next(templates)) if isinstance(one, Crop) else one for one in found
-        ]
-
-    def _looked(self, crop: Crop, template: Templates | PersonaError) -> Looked:
-        if isinstance(template, PersonaError):
-            return Looked(refused=str(template))
-        return Looked(template, crop if self.keep_crops else None)
-
-    def _embed(self, crops: Sequence[Crop]) -> list[Templates | PersonaError]:
-        """Embeds crops at once, or one by one if one of them has no finite embedding."""
-        try:
-            return list(self.eyes.embed(crops))
-        except PersonaError as error:
-            if len(crops) < 2:
-                return [error] * len(crops)
-            return [one for crop in crops for one in self._embed([crop])]
-
-
-def build_looker(
-    network: str, digest: str, models: Path, align: AlignSpec, min_face: int, keep_crops: bool
-) -> Looker:
-    """Loads the gallery's network in a worker process.
-
-    Raises:
-        OtherNetworkError: the network's file was replaced meanwhile.
-    """
-    from persona.models.sources import load_embedder
-
-    # Each worker has one core.
-    os.environ["OMP_NUM_THREADS"] = "1"
-    named = load_embedder(network, models)
-    if named.digest != digest:
-        raise OtherNetworkError(f"{network} was replaced since the import began: run again")
-    return Looker(Eyes(named, align, min_face), keep_crops=keep_crops)
 
 
 # --- the journal ------------------------------------------------------------------------------
@@ -323,31 +203,24 @@ class Journal:
 
 
 @contextlib.contextmanager
-def open_journal(home: Path, gallery: Gallery, path: Path) -> Iterator[Journal]:
-    """Opens the journal of importing a list into a gallery, below the folder `home`.
+def open_journal(home: Path, gallery: Gallery, source: PeopleSource) -> Iterator[Journal]:
+    """Opens the journal of importing a source into a gallery, below the folder `home`.
 
     Raises:
-        PersonaError: another process imports the same list into the same gallery.
+        PersonaError: another process imports the same source into the same gallery.
     """
-    subject = f"{Path(gallery.store.place).absolute()}\0{path.absolute()}"
+    subject = f"{Path(gallery.store.place).absolute()}\0{source.subject}"
     key = hashlib.sha256(subject.encode("utf-8", "replace")).hexdigest()[:16]
     folder = home / JOURNALS / key
-    with folder_lock(folder, doing="importing this list, with its journal in"):
+    with folder_lock(folder, doing="importing the same people, with its journal in"):
         opened = os.open(folder / "people.jsonl", os.O_RDWR | os.O_CREAT, PRIVATE)
         with os.fdopen(opened, "r+b") as file:
             yield Journal(folder, file)
 
 
-def _key(gallery: Gallery, listed: Listed, name: str) -> str:
+def _key(gallery: Gallery, source: PeopleSource, name: str) -> str:
     """Digest of a person's name and photos, and of the network."""
-    stamps = []
-    for row in listed.people[name]:
-        path = listed.path_of(row)
-        try:
-            known = path.stat()
-            stamps.append([str(path), known.st_size, known.st_mtime_ns])
-        except (OSError, ValueError):  # ValueError for a path with a zero byte
-            stamps.append([str(path)])
+    stamps = [source.stamp(row) for row in source.people[name]]
     value = [gallery.eyes.named.digest, gallery.keep_crops, name, stamps]
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
@@ -355,38 +228,30 @@ def _key(gallery: Gallery, listed: Listed, name: str) -> str:
 # --- importing --------------------------------------------------------------------------------
 
 
-def import_list(
-    gallery: Gallery,
-    listed: Listed,
-    journal: Journal,
-    models: Path,
-    *,
-    force: bool = False,
-    workers: int | None = None,
+def import_from(
+    source: PeopleSource, gallery: Gallery, journal: Journal, *, force: bool = False
 ) -> Imported:
-    """Enrols everybody of a list.
+    """Enrols everybody of a source.
 
     Args:
+        source: the people and their photos.
         gallery: the open gallery.
-        listed: the list.
         journal: the open journal of the import. It is removed at the end.
-        models: folder of models, where workers find the gallery's network.
         force: whether to enrol photos that look like two people, or a new name that looks like
             somebody who is enrolled.
-        workers: number of processes. None takes one a core; 0 looks at photos in this process.
 
     Raises:
-        PersonaError: the gallery cannot be written, or a worker was killed. Running the import
-            again continues it.
+        PersonaError: the gallery cannot be written, a worker was killed, or a server is not reached
+            any more. Running the import again continues it.
     """
     gallery.store.check_writable()
     how = f"{gallery.threshold!r} {force} {gallery.eyes.min_face}"
     enrolled = {person.name: person.photos for person in gallery.people()}
-    done = Imported(refused=list(listed.refused))
+    done = Imported(refused=list(source.refused))
     due: list[tuple[str, str]] = []
-    with progress_bar("enrolling", total=listed.photos, unit="photos") as advance:
-        for name, rows in listed.people.items():
-            key = _key(gallery, listed, name)
+    with progress_bar("enrolling", total=source.photos, unit="photos") as advance:
+        for name, rows in source.people.items():
+            key = _key(gallery, source, name)
             note = journal.notes.get(key)
             if note is None or not _still_so(note, name, enrolled, how):
                 due.append((name, key))
@@ -394,11 +259,11 @@ def import_list(
             _count(done, name, rows, note)
             done.continued += 1
             advance(len(rows), earlier=True)
-        paths = [listed.path_of(row) for name, _ in due for row in listed.people[name]]
-        with _looking(gallery, models, workers, len(paths), advance) as look:
-            seen = look(paths)
+        wanted = [row for name, _ in due for row in source.people[name]]
+        with source.looking(gallery, len(wanted), advance) as look:
+            seen = look(wanted)
             for name, key in due:
-                rows = listed.people[name]
+                rows = source.people[name]
                 note = _enroll(gallery, name, rows, list(islice(seen, len(rows))), key, how, force)
                 journal.note(note)
                 _count(done, name, rows, note)
@@ -412,42 +277,6 @@ def _still_so(note: Note, name: str, enrolled: dict[str, int], how: str) -> bool
     if note.failed is not None:
         return note.how == how
     return enrolled.get(name, 0) >= max(1, note.added)
-
-
-@contextlib.contextmanager
-def _looking(
-    gallery: Gallery, models: Path, workers: int | None, photos: int, advance: Callable[[int], None]
-) -> Iterator[Callable[[Sequence[Path]], Iterator[Looked]]]:
-    """Yields a function that looks at photos and yields what they show, in their order."""
-    eyes, keep_crops = gallery.eyes, gallery.keep_crops
-    if workers is None:
-        cores = usable_cores()
-        workers = min(cores, -(-photos // AT_ONCE)) if cores > 1 else 0
-    build: Callable[..., Looker] = build_looker
-    arguments: tuple[Any, ...] = (
-        eyes.named.name,
-        eyes.named.digest,
-        models,
-        eyes.align,
-        eyes.min_face,
-        keep_crops,
-    )
-    if not workers:
-        build, arguments = _same, (Looker(eyes, keep_crops=keep_crops),)
-    with worker_pool(
-        build, arguments, workers, preload=("persona.gallery.importing",), tell=advance
-    ) as work:
-
-        def look(paths: Sequence[Path]) -> Iterator[Looked]:
-            starts = range(0, len(paths), AT_ONCE)
-            for some in work(paths[start : start + AT_ONCE] for start in starts):
-                yield from some
-
-        yield look
-
-
-def _same(looker: Looker) -> Looker:
-    return looker
 
 
 def _enroll(
@@ -465,10 +294,10 @@ def _enroll(
     )
     usable = [place for place, one in enumerate(seen) if one.template is not None]
     if not usable:
-        failed = "no photo of this name can be used" if rows else "no photo: no row names one"
+        failed = "no photo of this name can be used" if rows else "no photo is named"
         return Note(key, refused=refused, failed=failed, how=how)
     templates = [one.template for one in seen if one.template is not None]
-    crops = [one.crop for one in seen if one.crop is not None]
+    crops = [seen[place].crop for place in usable]
     try:
         enrolled = gallery.enroll_templates(
             *(name, [Path(rows[place].photo).name for place in usable], np.stack(templates), crops),
@@ -492,25 +321,21 @@ def _count(done: Imported, name: str, rows: Sequence[ListedRow], note: Note) -> 
     done.refused += [Refusal(**vars(rows[place]), reason=reason) for place, reason in note.refused]
 
 
-def check_refused(path: Path, listed: Listed) -> None:
-    """Raises PersonaError unless refusals may be written to this path."""
-    if path.suffix.lower() != ".csv":
-        raise PersonaError(f"--refused {path}: name it .csv, so that it replaces no other file")
-    if path.exists() and path.samefile(listed.path):
-        raise PersonaError(f"--refused {path} is the list itself: name another file")
+def write_refused(path: Path, refused: Sequence[Refusal], folder: Path | None) -> None:
+    """Writes a CSV of the refused rows. That of a list can be mended and imported itself.
 
-
-def write_refused(path: Path, listed: Listed, refused: Sequence[Refusal]) -> None:
-    """Writes a CSV of the refused rows, which can be mended and imported itself.
-
-    Its paths are relative to its own folder; absolute ones stay so.
+    Args:
+        path: the file.
+        refused: the rows.
+        folder: the list's folder, which relative paths belong to. They are written relative to the
+            folder of the file. None where the rows name no files.
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(REFUSED_COLUMNS)
     for one in refused:
         photo = one.photo
-        if photo and not Path(photo).is_absolute():
-            photo = os.path.relpath(listed.path.parent / photo, path.parent)
+        if folder is not None and photo and not Path(photo).is_absolute():
+            photo = os.path.relpath(folder / photo, path.parent)
         writer.writerow((one.row, one.name, photo, one.reason))
     write_atomically(path, buffer.getvalue().encode("utf-8", "backslashreplace"), PRIVATE)

@@ -232,7 +232,7 @@ class Gallery:
         name: str,
         labels: Sequence[str],
         templates_NE: Templates,
-        crops: Sequence[Crop],
+        crops: Sequence[Crop | None],
         *,
         refused: Sequence[str] = (),
         accept: Collection[type[DoubtError]] = (),
@@ -244,7 +244,7 @@ class Gallery:
             name: the person's name.
             labels: names of the N photos in messages.
             templates_NE: (N, E) float32 templates of unit length.
-            crops: the N crops. They may be left out if the gallery keeps none.
+            crops: the N crops, None where there is none. An empty list if there are none at all.
             refused: photos that were refused, each with its reason.
             accept: doubts in spite of which to enrol.
             claim: called last, before the transaction is committed.
@@ -269,7 +269,7 @@ class Gallery:
         self,
         name: str,
         labels: Sequence[str],
-        crops: Sequence[Crop],
+        crops: Sequence[Crop | None],
         templates_NE: Templates,
         refused: Sequence[str],
         accept: tuple[type[DoubtError], ...],
@@ -296,12 +296,7 @@ class Gallery:
                 f"{alike.score:.3f}); enrol the photos under that name, or --force if they are two "
                 "people"
             )
-        kept = [
-            StoredPhoto(templates_NE[n], crops[n].jpeg, crops[n].landmarks_62)
-            if self.keep_crops
-            else StoredPhoto(templates_NE[n])
-            for n in fresh
-        ]
+        kept = [self._stored(templates_NE[n], crops[n] if crops else None) for n in fresh]
         self.store.add({name: kept}, self.eyes.named.digest)
         return Enrolled(
             name,
@@ -311,6 +306,11 @@ class Gallery:
             looks_like=None if alike is None else alike.name,
             similarity=None if alike is None else alike.score,
         )
+
+    def _stored(self, template: Templates, crop: Crop | None) -> StoredPhoto:
+        if crop is None or not self.keep_crops:
+            return StoredPhoto(template)
+        return StoredPhoto(template, crop.jpeg, crop.landmarks_62)
 
     def _check_one_person(self, name: str, labels: Sequence[str], all_NE: Templates) -> None:
         """Raises TwoPeopleError unless all templates are of one person.

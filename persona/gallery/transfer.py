@@ -74,6 +74,11 @@ def read_people(path: Path) -> tuple[Facts, Sequence[str], np.ndarray]:
     Raises:
         PersonaError: there is no such file, or it is not a valid export of a gallery.
     """
+    if path.is_dir():
+        raise PersonaError(
+            f"{path} is a folder: give a list of names and photos (.csv, .parquet), or a file of "
+            "`persona gallery export`"
+        )
     if not path.is_file():
         raise PersonaError(f"no file at {path}")
     if path.stat().st_size > MAX_BYTES:

@@ -6,6 +6,7 @@
     POST /api/enroll     name, photo..., accept  enrols a person
     POST /api/forget     name                    removes a person
     POST /api/faces, photos, rename, merge, split   see persona/serve/people
+    POST /api/templates                          what is stored of a person, with share_templates
     /api/groups                                  groups of unknown faces, see persona/serve/groups
     /api/unknown                                 who came back, see persona/serve/unknown
     GET  /metrics                                counts and times of requests, for Prometheus
@@ -100,6 +101,15 @@ class Bounds(BaseModel):
     pixels: int
 
 
+class Shares(BaseModel):
+    """What another gallery must know to import from this one."""
+
+    digest: str
+    """Digest of the network that made the templates."""
+    align: dict[str, str | int]
+    """Alignment of the crops."""
+
+
 class PeopleAnswer(BaseModel):
     """The enrolled people, the network, the threshold and the limits of a request."""
 
@@ -118,6 +128,9 @@ class PeopleAnswer(BaseModel):
     """How long the faces of unknown people are kept. None means that they are not."""
     liveness: bool
     """Whether a liveness check is asked. Without one, a picture is recognised like the person."""
+    shares: Shares | None
+    """Network and alignment, where the gallery may be imported into another one. None means that it
+    shares no templates."""
 
 
 class FaceAnswer(BaseModel):
@@ -190,6 +203,7 @@ def build_app(
     token: str | None = None,
     proxies: Networks = (),
     groups: OpenGroups | None = None,
+    share_templates: bool = False,
     log: Tell | None = None,
 ) -> Guard:
     """Builds the ASGI application.
@@ -204,6 +218,7 @@ def build_app(
         token: token that requests to the API must send. None means that they need none.
         proxies: addresses of proxies whose X-Forwarded headers are trusted.
         groups: groups of unknown faces to name. None means that there are none.
+        share_templates: whether clients may copy templates and kept crops.
         log: called after each answer with its path, status and seconds. Paths that are not the
             API's are `other`.
     """
@@ -243,6 +258,9 @@ def build_app(
             keeps_crops=gallery.keep_crops,
             keeps_unknown_hours=None if gallery.unknown is None else gallery.unknown.hours,
             liveness=gallery.liveness is not None,
+            shares=Shares(digest=gallery.eyes.named.digest, align=gallery.eyes.align.facts)
+            if share_templates
+            else None,
         )
 
     @app.post("/api/recognise", openapi_extra=_body({PHOTO: _FILE}, PHOTO))
@@ -296,6 +314,8 @@ def build_app(
         return await through(request, 0, work)
 
     _add_people(app, gallery, through)
+    if share_templates:
+        _add_templates(app, gallery, through)
     if groups is not None:
         _add_groups(app, gallery, groups, through)
     if gallery.unknown is not None:
@@ -373,6 +393,21 @@ def _add_people(app: FastAPI, gallery: Gallery, through: Through) -> None:
 
 
 Change = Callable[[Gallery, Form, Claim], people_of.MovedPhotos]
+
+
+def _add_templates(app: FastAPI, gallery: Gallery, through: Through) -> None:
+    """Adds what another gallery is imported from."""
+    fields = {"name": _TEXT, "first": _TEXT, "count": _TEXT}
+
+    @app.post("/api/templates", openapi_extra=_body(fields, "name"))
+    async def templates(request: Request) -> people_of.SharedPhotos:
+        """Lists templates and kept crops of a person."""
+
+        def work(form: Form, _: Claim) -> people_of.SharedPhotos:
+            return people_of.list_templates(gallery, form)
+
+        answer: people_of.SharedPhotos = await through(request, 0, work)
+        return answer
 
 
 def _add_groups(app: FastAPI, gallery: Gallery, groups: OpenGroups, through: Through) -> None:

@@ -5,6 +5,7 @@
     POST /api/rename  name, to                       gives a person another name
     POST /api/merge   name, into, photos, force      moves photos to somebody who is enrolled
     POST /api/split   name, photos, to               moves some photos to a new person
+    POST /api/templates  name, first, count          templates of a person, with --share-templates
 
 `names` is a JSON list. `photos` are numbers with commas between them. A face can be shown if it was
 enrolled with --keep-crops. A change is one transaction.
@@ -68,6 +69,28 @@ class PhotosAnswer(BaseModel):
     photos: list[PhotoRow]
 
 
+class SharedPhoto(BaseModel):
+    """What is stored of a photo, for another gallery."""
+
+    template: str
+    """Embedding of unit length: little-endian float32 numbers in base64."""
+    crop: str | None
+    """Aligned crop as JPEG in base64. None means that it was not kept."""
+    landmarks: list[list[float]] | None
+    """(6, 2) landmarks and scale of the crop, in px."""
+
+
+class SharedPhotos(BaseModel):
+    """Some photos of a person in the order of enrolment, for `persona gallery import URL`."""
+
+    name: str
+    digest: str
+    """Digest of the network that made the templates."""
+    total: int
+    """Number of all photos of the person."""
+    photos: list[SharedPhoto]
+
+
 class MovedPhotos(BaseModel):
     """The person who has the photos now, and how many were moved."""
 
@@ -100,6 +123,25 @@ def list_photos(gallery: Gallery, form: Form) -> PhotosAnswer:
         for one in photos[first : first + count]
     ]
     return PhotosAnswer(name=name, total=len(photos), photos=rows)
+
+
+def list_templates(gallery: Gallery, form: Form) -> SharedPhotos:
+    """Returns what is stored of some photos of the person whom a form names."""
+    name = text_of(form, "name")
+    first = _number(form, "first", 0)
+    count = min(_number(form, "count", MOST_PHOTOS), MOST_PHOTOS)
+    photos = [photo for _, _, photo in gallery.store.photos(gallery.store.person(name).name)]
+    facts = gallery.store.facts()
+    rows = [
+        SharedPhoto(
+            template=base64.b64encode(photo.template.astype("<f4").tobytes()).decode(),
+            crop=_picture(photo.crop),
+            landmarks=None if photo.landmarks_62 is None else photo.landmarks_62.tolist(),
+        )
+        for photo in photos[first : first + count]
+    ]
+    digest = "" if facts is None else facts.digest
+    return SharedPhotos(name=name, digest=digest, total=len(photos), photos=rows)
 
 
 def rename(gallery: Gallery, form: Form, claim: Claim) -> MovedPhotos:

@@ -93,8 +93,8 @@ def test_what_an_import_refuses(place: Path) -> None:
     command = ["gallery", "import", path, *model, "--refused", refused, "--workers", 0]
     result = CliRunner().invoke(app, [*map(str, command)], env={"PERSONA_HOME": str(place)})
     assert str(result.exception) == "1 of 3 people are not enrolled"
-    assert "rows refused" in result.stdout
-    assert f"written: {refused}, with 2 refused rows" in result.stderr
+    assert "photos refused" in result.stdout
+    assert f"written: {refused}, with 2 refused photos" in result.stderr
     assert refused.read_text().splitlines()[0] == "row,name,photo,reason"
     assert stat.S_IMODE(refused.stat().st_mode) == 0o600
     result = CliRunner().invoke(app, [*map(str, command[:-4])], env={"PERSONA_HOME": str(place)})
@@ -108,6 +108,10 @@ def test_exported_files_are_still_imported(place: Path) -> None:
     tables(place, "gallery", "export", place / "g.safetensors")
     command = ("gallery", "import", place / "g.safetensors", "--store", place / "other.db")
     line = error(place, *command, "--refused", place / "r.csv")
-    assert "--refused goes with a list (.csv or .parquet) of photos" in line
+    assert "--refused goes with a list of photos, or with the address of a server" in line
+    line = error(place, *command, "--workers", 2)
+    assert "--workers goes with a list (.csv or .parquet) of photos" in line
+    line = error(place, *command, "--token-file", place / "token")
+    assert "--token-file goes with the address of a server" in line
     assert here(place, *command) == {"people": 2, "added": 4}
     assert "no file at" in error(place, "gallery", "import", place / "none.csv")

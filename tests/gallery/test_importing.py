@@ -22,14 +22,8 @@ from PIL import Image
 from persona.data.align.spec import Crop
 from persona.errors import PersonaError
 from persona.gallery import importing
-from persona.gallery.importing import (
-    Imported,
-    check_refused,
-    import_list,
-    open_journal,
-    read_list,
-    write_refused,
-)
+from persona.gallery.import_list import check_refused, read_list
+from persona.gallery.importing import Imported, import_from, open_journal, write_refused
 from persona.gallery.people import Gallery
 from persona.gallery.store import Templates, Threshold
 from persona.progress import progress_bar
@@ -92,8 +86,9 @@ def opened(tmp_path: Path) -> Any:
 
 
 def imported(gallery: Gallery, path: Path, **options: Any) -> Imported:
-    with open_journal(path.parent, gallery, path) as journal:
-        return import_list(gallery, read_list(path), journal, path.parent, workers=0, **options)
+    source = read_list(path, path.parent, workers=0)
+    with open_journal(path.parent, gallery, source) as journal:
+        return import_from(source, gallery, journal, **options)
 
 
 def photos_of(gallery: Gallery) -> dict[str, int]:
@@ -143,27 +138,27 @@ def test_what_is_refused_and_why(tmp_path: Path, opened: Gallery) -> None:
     assert photos_of(opened) == {"Ann": 1, "Dan": 1, "Fay": 1}
     assert {one.row: one.reason.partition(":")[0] for one in done.refused} == {
         3: "unreadable",
-        4: "no photo",
+        4: "the row names no photo",
         5: "no name",
         6: "no name",
         7: "unreadable",
         8: "no face",
         9: "two faces",
-        11: "no photo",
+        11: "the row names no photo",
         12: "unreadable",
         13: "net gives no finite numbers for these faces",
         15: "unreadable",
-        16: "no photo",
+        16: "the row names no photo",
     }
     assert [one.row for one in done.refused] == sorted(one.row for one in done.refused)
     assert done.failed == {
         "Cy": "no photo of this name can be used",
         "Eve": "no photo of this name can be used",
         "Gus": "no photo of this name can be used",
-        "Bob": "no photo: no row names one",
-        "Hal": "no photo: no row names one",
+        "Bob": "no photo is named",
+        "Hal": "no photo is named",
     }
-    assert dict(done.reasons())["no photo"] == 3
+    assert dict(done.reasons())["the row names no photo"] == 3
     assert dict(done.reasons())["several faces"] == 1
     assert (done.people, done.added) == (3, 3)
 
@@ -174,7 +169,7 @@ def test_refused_rows_can_be_mended_and_imported(tmp_path: Path, opened: Gallery
     )
     (tmp_path / "out").mkdir()
     refused = tmp_path / "out" / "refused.csv"
-    write_refused(refused, read_list(path), imported(opened, path).refused)
+    write_refused(refused, imported(opened, path).refused, tmp_path)
     with refused.open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["row"], row["name"], row["reason"]) for row in rows] == [
@@ -273,7 +268,11 @@ def test_the_journal_holds_no_names(
     text = journal.read_text()
     assert len(text.splitlines()) == 2
     assert not any(word in text for word in ("Ann", "Bob", "photos", ".png"))
-    with open_journal(tmp_path, opened, path), pytest.raises(PersonaError, match="another process"):
+    source = read_list(path, tmp_path, workers=0)
+    with (
+        open_journal(tmp_path, opened, source),
+        pytest.raises(PersonaError, match="another process"),
+    ):
         imported(opened, path)
 
 
@@ -330,7 +329,7 @@ def test_parquet(tmp_path: Path, opened: Gallery) -> None:
     done = imported(opened, path)
     assert photos_of(opened) == {"Ann": 1, "Bob": 1}
     assert [(one.row, one.reason.partition(":")[0]) for one in done.refused] == [
-        (3, "no photo"),
+        (3, "the row names no photo"),
         (4, "no name"),
     ]
 
@@ -339,10 +338,12 @@ def test_parquet(tmp_path: Path, opened: Gallery) -> None:
     ("text", "line"),
     [
         ("name,file\nAnn,1.jpg\n", "has no column photo: its first line must name the columns"),
-        ("who;photo\nAnn;1.jpg\n", "has no column name and no column photo"),
+        ("who,file\nAnn,1.jpg\n", "has no column name and no column photo"),
+        ("name;photo\nAnn;1.jpg\n", "has semicolons between its columns: save it with commas"),
+        ("name\tphoto\nAnn\t1.jpg\n", "has tabs between its columns"),
         ("", "has no column name and no column photo"),
         ("name,photo\n", "has no row below its header"),
-        ("name,photo\n\xe4,1.jpg\n", "cannot be read as a CSV in UTF-8"),
+        ("name,photo\n\xe4,1.jpg\n", "is not UTF-8 text: save it as a CSV in UTF-8"),
         ("name,photo\n" + "x" * 70_000 + ",1.jpg\n", "is longer than 65,536 characters"),
     ],
 )
@@ -350,20 +351,22 @@ def test_lists_that_are_none(text: str, line: str, tmp_path: Path) -> None:
     path = tmp_path / "people.csv"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(PersonaError, match=line):
-        read_list(path)
+        read_list(path, tmp_path)
 
 
 def test_where_refusals_may_be_written(tmp_path: Path) -> None:
     path = listed(tmp_path, ("Ann", 1))
     with pytest.raises(PersonaError, match="is the list itself"):
-        check_refused(path, read_list(path))
+        check_refused(path, path)
     with pytest.raises(PersonaError, match=r"name it \.csv"):
-        check_refused(tmp_path / "gallery.db", read_list(path))
+        check_refused(tmp_path / "gallery.db", path)
     with pytest.raises(PersonaError, match="no file at"):
-        read_list(tmp_path / "none.csv")
+        read_list(tmp_path / "none.csv", tmp_path)
     (tmp_path / "people.parquet").write_text("hello")
     with pytest.raises(PersonaError, match=r"people\.parquet"):
-        read_list(tmp_path / "people.parquet")
+        read_list(tmp_path / "people.parquet", tmp_path)
+    with pytest.raises(PersonaError, match="is a folder: give a list"):
+        read_list(tmp_path, tmp_path)
 
 
 def test_crops_are_kept_where_wanted(tmp_path: Path, opened: Gallery) -> None:

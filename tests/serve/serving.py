@@ -166,6 +166,7 @@ def serving(
     key: Path | None = None,
     proxies: Networks = (),
     groups: OpenGroups | None = None,
+    share_templates: bool = False,
     log: Tell | None = None,
 ) -> Iterator[int]:
     """The port of a server in a thread of this process."""
@@ -179,6 +180,7 @@ def serving(
         names=names,
         proxies=proxies,
         groups=groups,
+        share_templates=share_templates,
         log=log,
     )
     listener = listen("127.0.0.1", 0)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import environment, persona_here
 from onnx_files import SETTINGS, write_model
@@ -23,6 +24,7 @@ from serving import ask, post, write_certificate
 from persona.cli.serve import read_token
 from persona.data.synthetic import draw_identity, draw_photo
 from persona.errors import PersonaError
+from persona.gallery.store import open_store
 from persona.serve.server import listen
 
 
@@ -90,6 +92,32 @@ def test_enrol_recognise_forget(home: Path) -> None:
         people = ask(port, "/api/people").json
         assert [person["name"] for person in people["people"]] == ["B"]
         assert people["network"].endswith("face.onnx")
+
+
+def test_another_gallery_imports_everybody(home: Path, tmp_path: Path) -> None:
+    store = ("--store", str(tmp_path / "there.db"))
+    with served(home, *store, "--share-templates", "--keep-crops") as said:
+        port, sent = (
+            int(said["url"].rpartition(":")[2]),
+            {"authorization": f"Bearer {said['token']}"},
+        )
+        for n, name in enumerate("AB"):
+            parts = [("photo", portrait(n, 10 * n + seed)) for seed in (1, 2)]
+            fields = [("name", name), ("force", "1")]
+            assert post(port, "/api/enroll", *fields, *parts, **sent).json["added"] == 2
+        assert post(port, "/api/templates", ("name", "A")).status == 401
+        (tmp_path / "token").write_text(said["token"])
+        command = ["gallery", "import", said["url"], "--token-file", str(tmp_path / "token")]
+        command += ["--model", f"onnx:{home / 'face.onnx'}", "--threshold", "0.5", "--force"]
+        command += ["--store", str(tmp_path / "here.db")]
+        done = persona_here(*command, home=home)
+    assert (done["people"], done["added"], done["refused"]) == (2, 4, [])
+    with open_store(tmp_path / "there.db") as there, open_store(tmp_path / "here.db") as here:
+        for (name, _, old), (other, _, new) in zip(there.photos(), here.photos(), strict=True):
+            assert name == other
+            assert np.array_equal(old.template, new.template)
+            assert old.crop is not None
+            assert new.crop is None
 
 
 @pytest.mark.heavy
