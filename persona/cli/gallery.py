@@ -218,6 +218,7 @@ def gallery_list(store: StoreOption = None, json: JsonFlag = False) -> None:
                 "people": [vars(person) for person in people],
                 "model": facts and facts.network,
                 "threshold": facts and facts.threshold and vars(facts.threshold),
+                "previous": facts and facts.previous and facts.previous.network,
             }
         )
         return
@@ -229,6 +230,8 @@ def gallery_list(store: StoreOption = None, json: JsonFlag = False) -> None:
     if facts is not None:
         calibrated = facts.threshold and f"{facts.threshold.value:.3f}: {facts.threshold.source}"
         note(f"model {facts.network}; threshold {calibrated or 'none yet'}")
+        if facts.previous is not None:
+            note(f"`persona gallery rollback` goes back to {facts.previous.network}")
 
 
 @gallery_app.command("show")

@@ -862,6 +862,8 @@ def split_person(
 def rebuild(store: Store, network: str, workspace: Workspace) -> int:
     """Makes all templates anew with another network from the stored crops.
 
+    The templates of the network before are kept, see `Store.replace`.
+
     Returns:
         The number of templates.
 
@@ -886,8 +888,5 @@ def rebuild(store: Store, network: str, workspace: Workspace) -> int:
     crops = [Crop(photo.crop or b"", None, photo.landmarks_62) for _, _, photo in photos]
     templates_NE = eyes.embed(crops)
     numbers = [number for _, number, _ in photos]
-    anew = dict(zip(numbers, templates_NE, strict=True))
-    # The same network may embed anew with another alignment; it is not moved then.
-    before = facts.previous if fresh.digest == facts.digest else facts.alone
-    store.replace(replace(fresh, previous=before), anew)
+    store.replace(fresh, dict(zip(numbers, templates_NE, strict=True)))
     return len(numbers)
