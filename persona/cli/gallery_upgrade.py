@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from persona.cli.gallery import PassphraseOption, StoreOption, gallery_app, store_of
+from persona.cli.gallery import (
+    PassphraseOption,
+    StoreOption,
+    gallery_app,
+    note_threshold,
+    store_of,
+)
 from persona.cli.output import (
     NETWORKS,
     CacheOption,
@@ -52,6 +58,7 @@ def gallery_upgrade(
     Where a map is needed, its cost is shown first.
     """
     from persona.data.sets import open_set
+    from persona.gallery.people import threshold_of
     from persona.gallery.upgrade import carry_out, plan_upgrade
 
     place = workspace(shards=shards, models=models)
@@ -69,7 +76,8 @@ def gallery_upgrade(
         else:
             agreed = typer.confirm("Replace the templates?", err=True)
         count = carry_out(opened, plan) if agreed else 0
-    chosen = None if plan.fitted is None else plan.fitted.threshold
+    # The card of a shipped model has the threshold of its own templates, not of mapped ones.
+    chosen = threshold_of(plan.new, place) if plan.fitted is None else plan.fitted.threshold
     if json:
         print_json(
             {
@@ -85,10 +93,7 @@ def gallery_upgrade(
         return
     note(f"{count} templates are {plan.new.network}'s now, {len(plan.to_map)} of them mapped")
     note("those of before are kept: `persona gallery rollback` goes back, --discard removes them")
-    if chosen is None:
-        note("choose their threshold: `persona gallery calibrate`")
-    else:
-        note(f"threshold {chosen.value:.3f}: {chosen.source}")
+    note_threshold(chosen)
 
 
 def _show_cost(plan: Upgrade) -> None:
@@ -134,9 +139,9 @@ def gallery_rollback(
 ) -> None:
     """Go back to the network and threshold before the last upgrade, rebuild or learning.
 
-    The old templates were kept. Those of photos that were enrolled since are made from their faces,
-    if --keep-crops kept them. Run again, it goes forward.
+    The templates of before were kept and are put back. Run again, it goes forward.
     """
+    from persona.gallery.people import threshold_of
     from persona.gallery.upgrade import discard_previous, plan_rollback, roll_back
 
     if dry_run and discard:
@@ -148,12 +153,13 @@ def gallery_rollback(
                 print_json({"discarded": count, "model": before.network})
             note(f"{count} templates of {before.network} are removed: there is no way back to it")
             return
-        plan = plan_rollback(opened, workspace(models=models))
+        place = workspace(models=models)
+        plan = plan_rollback(opened, place)
         if dry_run and not json:
             _show_way_back(plan)
         count = 0 if dry_run else roll_back(opened, plan)
     facts = plan.facts
-    threshold = facts.threshold
+    threshold = threshold_of(facts, place)
     if json:
         print_json(
             {
@@ -170,10 +176,7 @@ def gallery_rollback(
         note("nothing is changed")
         return
     note(f"{count} templates are {facts.network}'s again, {len(plan.anew)} of them made anew")
-    if threshold is None:
-        note("choose their threshold: `persona gallery calibrate`")
-    else:
-        note(f"threshold {threshold.value:.3f}: {threshold.source}")
+    note_threshold(threshold)
 
 
 def _show_way_back(plan: Rollback) -> None:

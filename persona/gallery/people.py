@@ -610,6 +610,15 @@ def card_threshold(name: str, workspace: Workspace) -> Threshold | None:
     return Threshold(value, f"FAR {power(far)} on {card.threshold_from}", far)
 
 
+def threshold_of(facts: Facts | None, workspace: Workspace) -> Threshold | None:
+    """The threshold of a gallery: its own, or that on the card of a shipped model."""
+    if facts is None:
+        return None
+    if facts.threshold is None and is_of_zoo(facts.network, workspace.models):
+        return card_threshold(facts.network, workspace)
+    return facts.threshold
+
+
 def _leads_to(facts: Facts, workspace: Workspace) -> bool:
     """Whether the network's name finds the same network on this machine."""
     from persona.models.sources import network_digest

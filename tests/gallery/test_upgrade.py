@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from persona.data.raw import open_dataset
 from persona.data.synthetic import draw_identity, draw_photo
 from persona.errors import PersonaError
 from persona.gallery import crypt
+from persona.gallery.people import card_threshold, load_named
 from persona.gallery.store import open_store, unit
 from persona.gallery.upgrade import Fitted, fit, plan_rollback, procrustes, roll_back
 from persona.workspace import Workspace
@@ -313,6 +316,20 @@ def test_who_was_enrolled_since_needs_a_kept_face_for_the_way_back(place: Path) 
     assert np.array_equal(templates(place), np.delete(new, 4, axis=0))
 
 
+def test_the_way_back_to_a_shipped_model_ends_with_the_threshold_of_its_card(place: Path) -> None:
+    enroll(place)
+    upgrade(place)
+    with open_store(place / "gallery.db") as store, store.changing():
+        facts, shipped = store.facts(), load_named("persona-s", Workspace.locate(home=place))[1]
+        assert facts is not None and facts.previous is not None
+        store._keep_facts(replace(facts, previous=replace(shipped, width=facts.previous.width)))
+    wanted = card_threshold("persona-s", Workspace.locate(home=place))
+    assert wanted is not None
+    back = CliRunner().invoke(app, ["gallery", "rollback"], env={"PERSONA_HOME": str(place)})
+    assert f"threshold {wanted.value:.3f}: FAR " in back.stderr
+    assert "choose their threshold" not in back.stderr
+
+
 def test_the_way_back_is_discarded(place: Path) -> None:
     enroll(place)
     both = ("gallery", "rollback", "--discard", "--dry-run")
@@ -329,6 +346,39 @@ def test_the_way_back_is_discarded(place: Path) -> None:
     assert network(place) == "new.onnx"
     assert "discarded the one before" in persona_error_here("gallery", "rollback", home=place)
     assert persona_here("gallery", "list", home=place)["previous"] is None
+
+
+def test_a_plan_sees_the_gallery_of_one_moment(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process moves the gallery while the way back is planned, if it does not wait."""
+    enroll(place)
+    before = templates(place)
+    upgrade(place)
+    home = Workspace.locate(shards=place / "shards", models=place / "models")
+
+    def move() -> None:
+        with open_store(place / "gallery.db") as other:
+            facts = other.facts()
+            assert facts is not None
+            rows = {number: photo.template[::-1] for _, number, photo in other.photos()}
+            other.replace(replace(facts, digest="third"), rows)
+
+    mover = threading.Thread(target=move)
+    with open_store(place / "gallery.db") as store:
+        photos = store.photos
+
+        def late(name: str | None = None) -> Any:
+            found = list(photos(name))
+            mover.start()
+            mover.join(0.5)
+            return iter(found)
+
+        monkeypatch.setattr(store, "photos", late)
+        plan = plan_rollback(store, home)
+    mover.join()
+    assert plan.facts.network.endswith("old.onnx")
+    assert np.array_equal(list(plan.kept.values()), before)
 
 
 def test_two_who_move_a_gallery_at_once_do_not_mix_their_templates(place: Path) -> None:
