@@ -31,6 +31,7 @@ from persona.names import legible
 
 if TYPE_CHECKING:
     from persona.gallery import DoubtError, Enrolled, Gallery, Store
+    from persona.gallery.store import Threshold
     from persona.gallery.unknown_faces import UnknownFaces
 
 gallery_app = Commands(help="The people who are enrolled.", no_args_is_help=True)
@@ -218,6 +219,7 @@ def gallery_list(store: StoreOption = None, json: JsonFlag = False) -> None:
                 "people": [vars(person) for person in people],
                 "model": facts and facts.network,
                 "threshold": facts and facts.threshold and vars(facts.threshold),
+                "previous": facts and facts.previous and facts.previous.network,
             }
         )
         return
@@ -229,6 +231,8 @@ def gallery_list(store: StoreOption = None, json: JsonFlag = False) -> None:
     if facts is not None:
         calibrated = facts.threshold and f"{facts.threshold.value:.3f}: {facts.threshold.source}"
         note(f"model {facts.network}; threshold {calibrated or 'none yet'}")
+        if facts.previous is not None:
+            note(f"`persona gallery rollback` goes back to {facts.previous.network}")
 
 
 @gallery_app.command("show")
@@ -394,11 +398,22 @@ def gallery_rebuild(
     models: ModelsOption = None,
 ) -> None:
     """Make all templates anew with another network, from the faces that --keep-crops kept."""
-    from persona.gallery.people import rebuild
+    from persona.gallery.people import rebuild, threshold_of
 
+    place = workspace(models=models)
     with store_of(store, passphrase_file) as opened:
-        count = rebuild(opened, model, workspace(models=models))
-    note(f"{count} templates are made anew; choose their threshold: `persona gallery calibrate`")
+        count = rebuild(opened, model, place)
+        threshold = threshold_of(opened.facts(), place)
+    note(f"{count} templates are made anew")
+    note_threshold(threshold)
+
+
+def note_threshold(threshold: Threshold | None) -> None:
+    """Prints the threshold of a gallery that moved to another network, or how to choose one."""
+    if threshold is None:
+        note("choose their threshold: `persona gallery calibrate`")
+    else:
+        note(f"threshold {threshold.value:.3f}: {threshold.source}")
 
 
 def _command(words: str, store: str | None) -> str:

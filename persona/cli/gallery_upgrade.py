@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from persona.cli.gallery import PassphraseOption, StoreOption, gallery_app, store_of
+from persona.cli.gallery import (
+    PassphraseOption,
+    StoreOption,
+    gallery_app,
+    note_threshold,
+    store_of,
+)
 from persona.cli.output import (
     NETWORKS,
     CacheOption,
@@ -21,9 +27,10 @@ from persona.cli.output import (
     print_table,
     workspace,
 )
+from persona.errors import PersonaError
 
 if TYPE_CHECKING:
-    from persona.gallery.upgrade import Upgrade
+    from persona.gallery.upgrade import Rollback, Upgrade
 
 
 @gallery_app.command("upgrade")
@@ -51,6 +58,7 @@ def gallery_upgrade(
     Where a map is needed, its cost is shown first.
     """
     from persona.data.sets import open_set
+    from persona.gallery.people import threshold_of
     from persona.gallery.upgrade import carry_out, plan_upgrade
 
     place = workspace(shards=shards, models=models)
@@ -68,7 +76,8 @@ def gallery_upgrade(
         else:
             agreed = typer.confirm("Replace the templates?", err=True)
         count = carry_out(opened, plan) if agreed else 0
-    chosen = None if plan.fitted is None else plan.fitted.threshold
+    # The card of a shipped model has the threshold of its own templates, not of mapped ones.
+    chosen = threshold_of(plan.new, place) if plan.fitted is None else plan.fitted.threshold
     if json:
         print_json(
             {
@@ -83,10 +92,8 @@ def gallery_upgrade(
         note("nothing is changed: --yes does it")
         return
     note(f"{count} templates are {plan.new.network}'s now, {len(plan.to_map)} of them mapped")
-    if chosen is None:
-        note("choose their threshold: `persona gallery calibrate`")
-    else:
-        note(f"threshold {chosen.value:.3f}: {chosen.source}")
+    note("those of before are kept: `persona gallery rollback` goes back, --discard removes them")
+    note_threshold(chosen)
 
 
 def _show_cost(plan: Upgrade) -> None:
@@ -115,6 +122,16 @@ def _show_cost(plan: Upgrade) -> None:
 
 @gallery_app.command("rollback")
 def gallery_rollback(
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show what would be done, and whose photos prevent it."),
+    ] = False,
+    discard: Annotated[
+        bool,
+        typer.Option(
+            "--discard", help="Instead remove the kept templates of before: there is no way back."
+        ),
+    ] = False,
     store: StoreOption = None,
     passphrase_file: PassphraseOption = None,
     models: ModelsOption = None,
@@ -122,23 +139,53 @@ def gallery_rollback(
 ) -> None:
     """Go back to the network and threshold before the last upgrade, rebuild or learning.
 
-    It needs the faces that --keep-crops kept. Run again, it goes forward.
+    The templates of before were kept and are put back. Run again, it goes forward.
     """
-    from persona.gallery.upgrade import roll_back
+    from persona.gallery.people import threshold_of
+    from persona.gallery.upgrade import discard_previous, plan_rollback, roll_back
 
+    if dry_run and discard:
+        raise PersonaError("--dry-run changes nothing and --discard removes: give one of them")
     with store_of(store, passphrase_file) as opened:
-        facts, count = roll_back(opened, workspace(models=models))
-    threshold = facts.threshold
+        if discard:
+            before, count = discard_previous(opened)
+            if json:
+                print_json({"discarded": count, "model": before.network})
+            note(f"{count} templates of {before.network} are removed: there is no way back to it")
+            return
+        place = workspace(models=models)
+        plan = plan_rollback(opened, place)
+        if dry_run and not json:
+            _show_way_back(plan)
+        count = 0 if dry_run else roll_back(opened, plan)
+    facts = plan.facts
+    threshold = threshold_of(facts, place)
     if json:
         print_json(
             {
+                "done": not dry_run,
                 "model": facts.network,
                 "templates": count,
+                "kept": len(plan.kept),
+                "anew": len(plan.anew),
+                "lacking": plan.lacking,
                 "threshold": threshold and threshold.value,
             }
         )
-    note(f"{count} templates are {facts.network}'s again")
-    if threshold is None:
-        note("choose their threshold: `persona gallery calibrate`")
-    else:
-        note(f"threshold {threshold.value:.3f}: {threshold.source}")
+    if dry_run:
+        note("nothing is changed")
+        return
+    note(f"{count} templates are {facts.network}'s again, {len(plan.anew)} of them made anew")
+    note_threshold(threshold)
+
+
+def _show_way_back(plan: Rollback) -> None:
+    """Prints the network to go back to, and where the templates of each photo come from."""
+    rows: list[list[object]] = [
+        ["network", plan.facts.network],
+        ["templates put back", len(plan.kept)],
+        ["templates made anew from kept faces", len(plan.anew)],
+        ["photos that have neither", sum(plan.lacking.values())],
+    ]
+    rows += [[f"  of {name}", count] for name, count in sorted(plan.lacking.items())]
+    print_table([TableColumn("rollback"), TableColumn("value", right=True)], rows)

@@ -25,10 +25,9 @@ from PIL import Image
 from persona.errors import PersonaError
 from persona.evaluation.grouping import link
 from persona.evaluation.metrics import Ints
-from persona.gallery.people import card_threshold
+from persona.gallery.people import threshold_of
 from persona.gallery.quality import sharpness
 from persona.gallery.store import Store, StoredPhoto, Templates, Threshold, unit
-from persona.models.cards import is_of_zoo
 from persona.workspace import Workspace
 
 EXACT = 20_000
@@ -139,10 +138,7 @@ def own_threshold(store: Store, given: float | None, place: Workspace) -> Thresh
         if not -1 <= given <= 1:
             raise PersonaError(f"threshold {given:g}: a similarity is between -1 and 1")
         return Threshold(given, "given by hand")
-    facts = store.facts()
-    if facts is not None and facts.threshold is None and is_of_zoo(facts.network, place.models):
-        return card_threshold(facts.network, place)
-    return None if facts is None else facts.threshold
+    return threshold_of(store.facts(), place)
 
 
 def audit_gallery(store: Store, threshold: Threshold | None) -> Audit:

@@ -610,6 +610,15 @@ def card_threshold(name: str, workspace: Workspace) -> Threshold | None:
     return Threshold(value, f"FAR {power(far)} on {card.threshold_from}", far)
 
 
+def threshold_of(facts: Facts | None, workspace: Workspace) -> Threshold | None:
+    """The threshold of a gallery: its own, or that on the card of a shipped model."""
+    if facts is None:
+        return None
+    if facts.threshold is None and is_of_zoo(facts.network, workspace.models):
+        return card_threshold(facts.network, workspace)
+    return facts.threshold
+
+
 def _leads_to(facts: Facts, workspace: Workspace) -> bool:
     """Whether the network's name finds the same network on this machine."""
     from persona.models.sources import network_digest
@@ -862,6 +871,8 @@ def split_person(
 def rebuild(store: Store, network: str, workspace: Workspace) -> int:
     """Makes all templates anew with another network from the stored crops.
 
+    The templates of the network before are kept, see `Store.replace`.
+
     Returns:
         The number of templates.
 
@@ -886,8 +897,5 @@ def rebuild(store: Store, network: str, workspace: Workspace) -> int:
     crops = [Crop(photo.crop or b"", None, photo.landmarks_62) for _, _, photo in photos]
     templates_NE = eyes.embed(crops)
     numbers = [number for _, number, _ in photos]
-    anew = dict(zip(numbers, templates_NE, strict=True))
-    # The same network may embed anew with another alignment; it is not moved then.
-    before = facts.previous if fresh.digest == facts.digest else facts.alone
-    store.replace(replace(fresh, previous=before), anew)
+    store.replace(fresh, dict(zip(numbers, templates_NE, strict=True)))
     return len(numbers)

@@ -40,7 +40,6 @@ from persona.gallery.store import (
     there_already,
 )
 
-VERSION = 1
 LOCK = 0x50455253
 """Advisory lock for creating tables, which two machines may do at once."""
 INDEXED_WIDTH = 2000
@@ -50,20 +49,25 @@ LOOKED_AT = 100
 """Number of candidates in a search of the HNSW index (`hnsw.ef_search`)."""
 CONNECT_S = 10
 
-_TABLES = """
-CREATE SCHEMA IF NOT EXISTS persona_gallery;
-CREATE TABLE fact (name text PRIMARY KEY, value text NOT NULL);
-CREATE TABLE person (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    name text NOT NULL UNIQUE, created text NOT NULL, mean vector
-);
-CREATE TABLE photo (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    person bigint NOT NULL REFERENCES person ON DELETE CASCADE,
-    model text NOT NULL, template vector NOT NULL, crop bytea, landmarks bytea
-);
-CREATE INDEX photo_person ON photo (person);
-"""
+_MIGRATIONS = (
+    """
+    CREATE SCHEMA IF NOT EXISTS persona_gallery;
+    CREATE TABLE fact (name text PRIMARY KEY, value text NOT NULL);
+    CREATE TABLE person (
+        id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        name text NOT NULL UNIQUE, created text NOT NULL, mean vector
+    );
+    CREATE TABLE photo (
+        id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        person bigint NOT NULL REFERENCES person ON DELETE CASCADE,
+        model text NOT NULL, template vector NOT NULL, crop bytea, landmarks bytea
+    );
+    CREATE INDEX photo_person ON photo (person)
+    """,
+    "ALTER TABLE photo ADD COLUMN previous vector",
+)
+"""SQL from version n of the tables to n + 1, in order. The version is stored as a fact."""
+VERSION = len(_MIGRATIONS)
 _VECTORS = {"person": "mean", "photo": "template"}
 
 
@@ -115,16 +119,46 @@ class PostgresStore(Store):
                     raise PersonaError(f"{self.place} is empty: `persona enroll` fills it")
                 if not self._vector():
                     self._db.execute("CREATE EXTENSION IF NOT EXISTS vector SCHEMA public")
-                for statement in _TABLES.split(";")[:-1]:
-                    self._db.execute(statement)
-                self._set_fact("version", str(VERSION))
-        version = int(self._fact("version") or 0)
-        if version > VERSION:
-            raise PersonaError(
-                f"{self.place} is of version {version}, this Persona knows {VERSION}: update it"
-            )
+                self._migrate(0)
+            version = self._version()
+            if version > VERSION:
+                raise PersonaError(
+                    f"{self.place} is of version {version}, this Persona knows {VERSION}: update it"
+                )
+            if version < VERSION and self._may_migrate():
+                self._migrate(version)
         if self._vector() >= HNSW_SINCE:
             self._db.execute(f"SET hnsw.ef_search = {LOOKED_AT}")
+
+    def _migrate(self, version: int) -> None:
+        """Brings the tables from a version to the newest, within a transaction."""
+        for script in _MIGRATIONS[version:]:
+            for statement in script.split(";"):
+                self._db.execute(statement)
+        self._set_fact("version", str(VERSION))
+
+    def _version(self) -> int:
+        return int(self._fact("version") or 0)
+
+    def _may_migrate(self) -> bool:
+        """Whether this user may change the tables. Only their owner may."""
+        (may,) = self._db.execute(
+            "SELECT current_setting('transaction_read_only') = 'off' "
+            "AND pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = 'photo'::regclass"
+        ).fetchone()
+        return bool(may)
+
+    def _demand_newest(self) -> None:
+        """Raises PersonaError if the owner of the tables has not opened the gallery yet.
+
+        Enrolling, recognising, moving and forgetting do without what the newest version adds.
+        """
+        version = self._version()
+        if version < VERSION:
+            raise PersonaError(
+                f"{self.place} is of version {version}, and this user may not bring it to "
+                f"{VERSION}: let the owner of its tables run `persona gallery list`"
+            )
 
     def _vector(self) -> tuple[int, ...]:
         """Returns pgvector's version, or an empty tuple if the database does not have it."""
@@ -347,25 +381,56 @@ class PostgresStore(Store):
             self._db.execute(f"VACUUM FULL {table}")
 
     def replace(self, facts: Facts, templates: dict[int, Templates]) -> None:
-        """Replaces all templates by those of another network."""
+        """Replaces all templates by those of another network, and keeps the ones before."""
         with self._explained():
             with self._db.transaction(), self._db.cursor() as cursor:
-                self._fact("facts", lock=True)
+                old = self._facts(lock=True)
+                self._demand_newest()
+                if old is None:
+                    raise changed_meanwhile(self.place)
                 found = {row[0] for row in cursor.execute("SELECT id FROM photo").fetchall()}
                 if found != templates.keys():
                     raise changed_meanwhile(self.place)
                 for table, column in _VECTORS.items():
                     cursor.execute(f"DROP INDEX IF EXISTS {table}_nearest")
                     cursor.execute(f"ALTER TABLE {table} ALTER {column} TYPE vector")
+                keep = "previous = template, " if facts.moves(old) else ""
                 cursor.executemany(
-                    "UPDATE photo SET template = %s, model = %s WHERE id = %s",
+                    f"UPDATE photo SET {keep}template = %s, model = %s WHERE id = %s",
                     [(_text(t), facts.digest, number) for number, t in templates.items()],
                 )
                 self._average("true")
-                self._keep_facts(facts)
+                self._keep_facts(facts.after(old))
                 self._shape(facts.width)
             self._network = facts.digest
             self._clean()
+
+    def previous_templates(self) -> dict[int, Templates]:
+        """Returns the kept templates of the network before, by photo number."""
+        with self._explained():
+            self._demand_newest()
+            rows = self._db.execute(
+                "SELECT id, previous::text FROM photo WHERE previous IS NOT NULL ORDER BY id"
+            ).fetchall()
+        return {number: np.array(json.loads(text), np.float32) for number, text in rows}
+
+    def discard_previous(self) -> int:
+        """Removes the kept templates of the network before for good, and its facts."""
+        with self._explained():
+            with self.changing():
+                self._demand_newest()
+                facts = self._facts()
+                if facts is None or facts.previous is None:
+                    return 0
+                count = self._db.execute(
+                    "UPDATE photo SET previous = NULL WHERE previous IS NOT NULL"
+                ).rowcount
+                left = self._db.execute("SELECT 1 FROM photo WHERE previous IS NOT NULL LIMIT 1")
+                if left.fetchone() is not None:
+                    raise still_there(facts.previous.network, self.place)
+                self._keep_facts(facts.alone)
+            self._clean()
+        return int(count)
 
     def nearest(
         self, probes_PE: Templates, match: str, *, without: str | None = None
@@ -376,18 +441,26 @@ class PostgresStore(Store):
         join = "" if match == "mean" else "JOIN photo ON photo.person = person.id"
         found = []
         with self._explained():
-            for probe_E in probes_PE:
-                text = _text(probe_E)
-                row = self._db.execute(
-                    f"SELECT name, 1 - ({vector} <=> %s) FROM person {join} "
-                    f"WHERE %s::text IS NULL OR name <> %s ORDER BY {vector} <=> %s LIMIT 1",
-                    (text, without, without, text),
-                ).fetchone()
-                found.append(None if row is None else Nearest(row[0], float(row[1])))
-            if self._network is not None:
-                # After the search, because another machine may have replaced the templates before.
-                check_digest(self._facts(), self._network, self.place)
+            try:
+                for probe_E in probes_PE:
+                    text = _text(probe_E)
+                    row = self._db.execute(
+                        f"SELECT name, 1 - ({vector} <=> %s) FROM person {join} "
+                        f"WHERE %s::text IS NULL OR name <> %s ORDER BY {vector} <=> %s LIMIT 1",
+                        (text, without, without, text),
+                    ).fetchone()
+                    found.append(None if row is None else Nearest(row[0], float(row[1])))
+            except self._error:  # such as templates of another width
+                with contextlib.suppress(self._error):
+                    self._check_network()
+                raise
+            # After the search, because another machine may have replaced the templates before.
+            self._check_network()
         return found
+
+    def _check_network(self) -> None:
+        if self._network is not None:
+            check_digest(self._facts(), self._network, self.place)
 
     def close(self) -> None:
         """Closes the connection."""

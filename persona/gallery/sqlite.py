@@ -13,6 +13,9 @@ A file may be untrusted. Its whole schema must be the one that the migrations ma
 trigger, a view or a key without CASCADE changes what a statement does. SQLite then checks all pages
 before any query (https://sqlite.org/security.html, untrusted database files).
 
+The template that a photo had before the gallery moved to another network is a column of the photo:
+what removes the photo or gives it to another person does so with both templates.
+
 A file that may not be written is only read. If there is a log, SQLite shares it with the writers.
 If there is none, reading must not leave one: the file is then opened as immutable, and opened again
 when it has changed.
@@ -72,6 +75,7 @@ MIGRATIONS = (
     );
     CREATE INDEX photo_person ON photo (person);
     """,
+    "ALTER TABLE photo ADD COLUMN previous BLOB",
 )
 """SQL from schema version n to n + 1, in order. The version is stored in `PRAGMA user_version`."""
 GENERATION, CLEANING = "generation", "cleaning"
@@ -198,8 +202,8 @@ class SqliteStore(Store):
             self._check_version(version)
             if tables:
                 self._check_schema(version)
-        if version == len(MIGRATIONS) and self._obstacle is not None:
-            return
+        if version and self._obstacle is not None:
+            return  # no reading needs what a later version adds
         self._demand_writable()
         self._execute("PRAGMA journal_mode = WAL")
         if version == len(MIGRATIONS):
@@ -442,7 +446,8 @@ class SqliteStore(Store):
                     raise nobody(name, self.place)
                 number, created = row
                 held = self._execute(
-                    "SELECT template, crop, landmarks, id FROM photo WHERE person = ?", (number,)
+                    "SELECT template, crop, landmarks, previous, id FROM photo WHERE person = ?",
+                    (number,),
                 ).fetchall()
                 wanted = {one[-1] for one in held} if photos is None else set(photos)
                 chosen = [one for one in held if one[-1] in wanted]
@@ -463,8 +468,8 @@ class SqliteStore(Store):
                 )
                 # A value is sealed together with the name of its person.
                 moved = self._db.executemany(
-                    "UPDATE photo SET person = ?, template = ?, crop = ?, landmarks = ? "
-                    "WHERE id = ?",
+                    "UPDATE photo SET person = ?, template = ?, crop = ?, landmarks = ?, "
+                    "previous = ? WHERE id = ?",
                     (
                         (*other, *(self._reseal(value, name, to) for value in values), photo)
                         for *values, photo in chosen
@@ -497,10 +502,13 @@ class SqliteStore(Store):
             raise still_there(name, self.place)
 
     def replace(self, facts: Facts, templates: dict[int, Templates]) -> None:
-        """Replaces all templates by those of another network."""
+        """Replaces all templates by those of another network, and keeps the ones before."""
         with self._explained():
             with self.changing():
                 self._demand_passphrase()
+                old = self._facts()
+                if old is None:
+                    raise self._damaged()
                 owners = dict(
                     self._execute(
                         "SELECT photo.id, name FROM photo JOIN person ON person.id = person"
@@ -508,17 +516,51 @@ class SqliteStore(Store):
                 )
                 if owners.keys() != templates.keys():
                     raise changed_meanwhile(self.place)
+                # A sealed value is kept as it is, because its photo stays that of its person.
+                keep = "previous = template, " if facts.moves(old) else ""
                 self._db.executemany(
-                    "UPDATE photo SET template = ?, model = ? WHERE id = ?",
+                    f"UPDATE photo SET {keep}template = ?, model = ? WHERE id = ?",
                     (
                         (self._seal(t.astype("<f4").tobytes(), owners[n]), facts.digest, n)
                         for n, t in templates.items()
                     ),
                 )
-                self._keep_facts(facts)
+                self._keep_facts(facts.after(old))
                 self._taken_away()
             self._network = facts.digest
             self._clean()
+
+    def previous_templates(self) -> dict[int, Templates]:
+        """Returns the kept templates of the network before, by photo number."""
+        with self._explained(), self._transaction("BEGIN"):
+            self._demand_writable()
+            self._demand_passphrase()
+            facts = self._facts()
+            rows = self._execute(
+                "SELECT name, previous, photo.id FROM photo JOIN person ON person.id = person "
+                "WHERE previous IS NOT NULL ORDER BY photo.id"
+            ).fetchall()
+        if facts is None or facts.previous is None:
+            return {}
+        templates_NE = self._templates([row[:2] for row in rows], facts.previous.width)
+        return {row[2]: template_E for row, template_E in zip(rows, templates_NE, strict=True)}
+
+    def discard_previous(self) -> int:
+        """Removes the kept templates of the network before for good, and its facts."""
+        with self._explained():
+            with self.changing():
+                facts = self._facts()
+                if facts is None or facts.previous is None:
+                    return 0
+                count = self._execute(
+                    "UPDATE photo SET previous = NULL WHERE previous IS NOT NULL"
+                ).rowcount
+                if self._execute("SELECT 1 FROM photo WHERE previous IS NOT NULL").fetchone():
+                    raise still_there(facts.previous.network, self.place)
+                self._keep_facts(facts.alone)
+                self._set_fact(CLEANING, "1")
+            self._clean()
+        return count
 
     def nearest(
         self, probes_PE: Templates, match: str, *, without: str | None = None

@@ -3,7 +3,8 @@
     person    name, time of creation
     photo     template (the embedding, of unit length) and the network that made it; if the user
               asked for it, also the aligned crop and its five-point landmarks, from which another
-              network can make its template
+              network can make its template; after a move to another network, also the template of
+              the network before, until the next move or until it is discarded
     facts     the network, its alignment, the threshold and the source of the threshold
 
 A person is enrolled in one transaction. If the process is killed, the gallery has all of a person's
@@ -71,12 +72,24 @@ class Facts:
     """Threshold for this network. None means that it was not chosen yet."""
     previous: Facts | None = None
     """The facts before the gallery moved to this network, to which `persona gallery rollback` goes
-    back. None means that it never moved."""
+    back. None means that it never moved, or that they were discarded."""
 
     @property
     def alone(self) -> Facts:
         """The facts without those before."""
         return replace(self, previous=None)
+
+    def moves(self, old: Facts) -> bool:
+        """Whether a gallery of the `old` facts moves to another network by these."""
+        return self.digest != old.digest
+
+    def after(self, old: Facts) -> Facts:
+        """Returns these facts with those before, for a gallery that had the `old` ones.
+
+        The same network may embed anew with another alignment. The gallery is not moved then, and
+        keeps what was before.
+        """
+        return replace(self, previous=old.alone if self.moves(old) else old.previous)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the facts as they are stored."""
@@ -297,8 +310,32 @@ class Store(ABC):
     def replace(self, facts: Facts, templates: dict[int, Templates]) -> None:
         """Replaces all templates by those of another network, which are given by photo number.
 
+        The templates that are replaced are kept beside the new ones, and the facts as `previous`.
+        Only one generation is kept. If the network is the same, what was kept before stays.
+
         Raises:
             PersonaError: a photo was added or removed meanwhile.
+        """
+
+    @abstractmethod
+    def previous_templates(self) -> dict[int, Templates]:
+        """Returns the kept templates of the network before, by photo number.
+
+        A photo that was enrolled since the gallery moved has none.
+
+        Raises:
+            PersonaError: the store is of an older version and cannot be brought to this one.
+        """
+
+    @abstractmethod
+    def discard_previous(self) -> int:
+        """Removes the kept templates of the network before for good, and its facts.
+
+        Returns:
+            The number of templates that were removed.
+
+        Raises:
+            PersonaError: something of them is left.
         """
 
     @abstractmethod
@@ -470,7 +507,7 @@ def read_only(place: str, why: str) -> ReadOnlyError:
 
 
 def still_there(name: str, place: str) -> PersonaError:
-    """Returns the error for a removal that left something behind."""
+    """Returns the error for a removal that left something of a person or a network behind."""
     return PersonaError(
         f"{place} still holds something of {name[:80]!r} after it was removed: the gallery does "
         "not do what Persona tells it to; remove the whole of it"

@@ -1,5 +1,7 @@
 """Export and import of a gallery's people as a safetensors file without photos.
 
+Templates of a network before, which the gallery may keep, are not exported.
+
 `templates` is (N, E) float32. The metadata names the person of each row, and the network. The file
 is not encrypted. A file to import is untrusted: everything in it is checked.
 
@@ -42,7 +44,7 @@ def export_people(store: Store, path: Path) -> int:
         raise PersonaError(f"{store.place} has nobody to export")
     meta = {
         "format": FORMAT,
-        "facts": json.dumps(public(facts.to_json())),
+        "facts": json.dumps(public(facts.alone.to_json())),
         "names": json.dumps([name for name, _ in rows]),
     }
     templates_NE = np.stack([template for _, template in rows])
@@ -60,7 +62,7 @@ def import_people(store: Store, path: Path) -> dict[str, int]:
             enrolled already.
     """
     facts, names, templates_NE = read_people(path)
-    store.adopt(replace(facts, threshold=None))
+    store.adopt(replace(facts.alone, threshold=None))
     people: dict[str, list[StoredPhoto]] = defaultdict(list)
     for name, template in zip(names, templates_NE, strict=True):
         people[name].append(StoredPhoto(template))

@@ -8,13 +8,15 @@ orthogonal map, which is fitted on the faces of a packed set by both networks:
    orthogonal Procrustes problem", Psychometrika 31): W = U Vᵀ of the singular vectors of Aᵀ B
 3. what the map costs is measured on the held-out people: the TAR of mapped templates against faces
    by the new network, beside both networks alone
-4. all templates are replaced in one transaction
+4. all templates are replaced in one transaction. Those of before are kept beside the new ones, so
+   that `roll_back` can put them back
 
 Shapes: N faces, A embedding of the old network, B embedding of the new one.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -97,7 +99,6 @@ class Fitted:
 class Upgrade:
     """What an upgrade will do. `carry_out` does it."""
 
-    old: Facts
     new: Facts
     eyes: Eyes
     """The new network."""
@@ -126,7 +127,8 @@ def plan_upgrade(
             too few faces or people, or the map loses too much.
     """
     store.check_writable()
-    old, photos = store.facts(), list(store.photos())
+    with store.changing():  # templates that are those of the facts' network
+        old, photos = store.facts(), list(store.photos())
     if old is None or not photos:
         raise PersonaError(f"{store.place} has nobody to upgrade")
     to_map = {number: photo.template for _, number, photo in photos if photo.crop is None}
@@ -148,7 +150,7 @@ def plan_upgrade(
     fitted = None
     if to_map and faces is not None:
         fitted = _fit(store, old, eyes, place, faces)
-    return Upgrade(old, new, eyes, anew, to_map, fitted)
+    return Upgrade(new, eyes, anew, to_map, fitted)
 
 
 def _fit(store: Store, old: Facts, eyes: Eyes, place: Workspace, faces: FaceSet) -> Fitted:
@@ -269,7 +271,7 @@ def carry_out(store: Store, upgrade: Upgrade) -> int:
     """
     embedded_NB = upgrade.eyes.embed(list(upgrade.anew.values()))
     templates = dict(zip(upgrade.anew, embedded_NB, strict=True))
-    facts = replace(upgrade.new, previous=upgrade.old.alone)
+    facts = upgrade.new
     if upgrade.fitted is not None:
         old_NA = np.stack(list(upgrade.to_map.values()))
         mapped_NB = unit(old_NA @ upgrade.fitted.map)
@@ -279,39 +281,110 @@ def carry_out(store: Store, upgrade: Upgrade) -> int:
     return len(templates)
 
 
-def roll_back(store: Store, place: Workspace) -> tuple[Facts, int]:
-    """Moves a gallery back to the network and the threshold that it had before.
+@dataclass(frozen=True)
+class Rollback:
+    """What going back will do. `roll_back` does it."""
 
-    The templates are made anew from the kept crops, so people who were enrolled since are there
-    too. Another call moves it forward again.
+    facts: Facts
+    """The facts that the gallery will have."""
+    kept: Mapping[int, Templates]
+    """Kept templates by number of the photo, which are put back bit for bit."""
+    anew: Mapping[int, Crop]
+    """Kept crops by number of the photo, of those that have no such template."""
+    lacking: Mapping[str, int]
+    """Number of photos that have neither, by name of the person."""
+    eyes: Eyes | None
+    """The network of before. None if nothing has to be embedded."""
 
-    Returns:
-        The facts that the gallery has now, and the number of templates.
+
+def plan_rollback(store: Store, place: Workspace) -> Rollback:
+    """Finds out how a gallery gets back to the network before. The gallery is not changed.
 
     Raises:
-        PersonaError: the gallery never moved, a photo has no crop, the network of before is not
-            here or is another one by now, or the gallery cannot be written.
+        PersonaError: the gallery cannot be written, has nobody, never moved, or has discarded the
+            network before; or that network is not here or is another one by now.
     """
-    facts = store.facts()
-    if facts is None or facts.previous is None:
-        raise PersonaError(
-            f"{store.place} never moved to another network: there is nothing to go back to"
-        )
-    before = facts.previous
-    lacking = sum(photo.crop is None for _, _, photo in store.photos())
-    if lacking:
-        raise PersonaError(
-            f"{lacking} photos of {store.place} were enrolled without --keep-crops, and their "
-            f"templates of {before.network} are gone: use the copy that `persona gallery backup` "
-            "made"
-        )
-    plan = plan_upgrade(store, before.network, place)
-    if plan.new.digest != before.digest:
+    store.check_writable()
+    with store.changing():  # all three of one moment
+        facts, photos = store.facts(), list(store.photos())
+        kept = store.previous_templates()
+    before = previous_of(facts, store.place)
+    if not photos:
+        raise PersonaError(f"{store.place} has nobody to go back with")
+    named, fresh = load_named(before.network, place)
+    if fresh.digest != before.digest:
         raise PersonaError(
             f"{before.network} is not the network any more that {store.place} had before: restore "
             "its file"
         )
-    # Its name is that under which it was found; it may lie in another folder by now.
-    back = replace(before, network=plan.new.network)
-    eyes = Eyes(plan.eyes.named, back.align)
-    return back, carry_out(store, replace(plan, new=back, eyes=eyes))
+    others = [(name, number, photo) for name, number, photo in photos if number not in kept]
+    anew = {
+        number: Crop(photo.crop, None, photo.landmarks_62)
+        for _, number, photo in others
+        if photo.crop is not None
+    }
+    return Rollback(
+        # Its name is that under which it was found; it may lie in another folder by now.
+        facts=replace(before, network=fresh.network),
+        kept=kept,
+        anew=anew,
+        lacking=Counter(name for name, number, _ in others if number not in anew),
+        eyes=Eyes(named, before.align) if anew else None,
+    )
+
+
+def previous_of(facts: Facts | None, place: str) -> Facts:
+    """Returns the facts before the gallery moved.
+
+    Raises:
+        PersonaError: it never moved, or they were discarded.
+    """
+    if facts is None or facts.previous is None:
+        raise PersonaError(
+            f"{place} never moved to another network, or discarded the one before: there is "
+            "nothing to go back to"
+        )
+    return facts.previous
+
+
+def roll_back(store: Store, plan: Rollback) -> int:
+    """Moves a gallery back to the network and the threshold before, in one transaction.
+
+    What it moves away from is kept in its turn, so another call moves it forward again.
+
+    Returns:
+        The number of templates.
+
+    Raises:
+        PersonaError: some photos have no template of that network and no crop, the gallery was
+            changed meanwhile, or it cannot be written.
+    """
+    if plan.lacking:
+        lacking = sum(plan.lacking.values())
+        raise PersonaError(
+            f"{lacking} of {lacking + len(plan.kept) + len(plan.anew)} photos of {store.place} "
+            f"have neither a template of {plan.facts.network} nor a kept face to make one from: "
+            "`persona gallery rollback --dry-run` names their people; forget them, go back and "
+            "enrol them again, or use the copy that `persona gallery backup` made"
+        )
+    templates = dict(plan.kept)
+    if plan.eyes is not None:
+        embedded_NA = plan.eyes.embed(list(plan.anew.values()))
+        templates |= dict(zip(plan.anew, embedded_NA, strict=True))
+    store.replace(plan.facts, templates)
+    return len(templates)
+
+
+def discard_previous(store: Store) -> tuple[Facts, int]:
+    """Removes the kept templates of the network before for good.
+
+    Returns:
+        The facts before, to which there is no way back now, and the number of templates.
+
+    Raises:
+        PersonaError: there is nothing to discard, the gallery cannot be written, or something of
+            the templates is left.
+    """
+    store.check_writable()
+    before = previous_of(store.facts(), store.place)
+    return before, store.discard_previous()

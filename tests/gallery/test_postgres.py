@@ -19,14 +19,16 @@ from helpers import persona_error_here
 from postgres_server import find_programs, running
 
 from persona.errors import PersonaError
-from persona.gallery import Gallery
+from persona.gallery import Gallery, postgres
 from persona.gallery.postgres import PostgresStore
 from persona.gallery.store import (
+    Facts,
     NobodyError,
     ReadOnlyError,
     Store,
     StoredPhoto,
     TakenError,
+    Templates,
     Threshold,
     open_store,
 )
@@ -308,6 +310,162 @@ def test_what_another_machine_replaced_is_not_compared(store: Store, url: str) -
         store.nearest(vectors(1), "mean")
 
 
+NEWER = replace(FACTS, digest="newer", network="newer", width=24)
+
+
+def move_to(store: Store, facts: Facts, seed: int) -> Templates:
+    """Gives each photo a template of another network, and returns them."""
+    numbers = [number for _, number, _ in store.photos()]
+    templates = vectors(len(numbers), seed, facts.width)
+    store.replace(facts, dict(zip(numbers, templates, strict=True)))
+    return templates
+
+
+def content_of(store: Store) -> bytes:
+    """Every byte of the tables, with what is too long for a row."""
+    assert isinstance(store, PostgresStore)
+    store._db.execute("CHECKPOINT")
+    rows = store._db.execute(
+        "SELECT current_setting('data_directory') || '/' || pg_relation_filepath(oid) "
+        "FROM pg_class WHERE relname IN ('person', 'photo') OR oid IN "
+        "(SELECT reltoastrelid FROM pg_class WHERE relname = 'photo')"
+    ).fetchall()
+    return b"".join(Path(row[0]).read_bytes() for row in rows)
+
+
+def test_the_templates_before_are_kept_for_one_generation(store: Store, url: str) -> None:
+    store.set_threshold(Threshold(0.25, "a set"))
+    before = replace(FACTS, threshold=Threshold(0.25, "a set"))
+    old = vectors(2)
+    store.add({"Ann": kept(old[0]), "Bob": kept(old[1])}, FACTS.digest)
+    seen = store.nearest(old, "mean")
+    assert store.previous_templates() == {}
+    with open_store(url) as other:
+        now = move_to(other, NEWER, 5)
+        other.add({"Cy": kept(*vectors(1, 2, 24))}, NEWER.digest)
+        assert other.facts() == replace(NEWER, previous=before)
+        found = other.previous_templates()
+        assert np.array_equal(list(found.values()), old) and list(found) == [1, 2]
+        with pytest.raises(PersonaError, match="made by another network"):
+            store.nearest(old, "mean")
+        # Renamed, merged and forgotten with their photos.
+        other.move("Ann", "Eve", new=True)
+        other.move("Bob", "Cy", new=False)
+        assert np.array_equal(list(other.previous_templates().values()), old)
+        other.replace(before, found | {3: vectors(1, 9)[0]})
+        assert other.facts() == replace(before, previous=NEWER)
+        assert np.array_equal(list(other.previous_templates().values())[:2], now)
+        assert np.array_equal([photo.template for *_, photo in other.photos()][:2], old)
+        there = store.nearest(old, "max")
+        assert [one and one.score for one in there] == [one and one.score for one in seen]
+        # The same network with other crops: the gallery does not move.
+        turned = replace(FACTS, align=replace(FACTS.align, image_size=96))
+        move_to(other, turned, 7)
+        assert other.facts() == replace(turned, previous=NEWER)
+        assert np.array_equal(list(other.previous_templates().values())[:2], now)
+
+
+@pytest.mark.parametrize("width", [24, 1024])
+def test_nothing_of_the_templates_before_is_left(store: Store, width: int) -> None:
+    wide = replace(FACTS, digest="wide", network="wide", width=width)
+    store.add({"Wanda": kept(*vectors(3)), "Bob": kept(*vectors(1, 1))}, FACTS.digest)
+    old = move_to(store, wide, 3)
+    move_to(store, NEWER, 5)
+    assert all(template.tobytes()[:64] in content_of(store) for template in old)
+    store.forget("Wanda")
+    content = content_of(store)
+    assert [template.tobytes()[:64] in content for template in old] == [False] * 3 + [True]
+    assert store.discard_previous() == 1
+    assert old[3].tobytes()[:64] not in content_of(store)
+    assert store.facts() == NEWER and store.previous_templates() == {}
+    assert store.discard_previous() == 0
+
+
+def test_discarding_says_so_where_something_is_left(store: Store) -> None:
+    assert isinstance(store, PostgresStore)
+    store.add({"Ann": kept(*vectors(2))}, FACTS.digest)
+    move_to(store, NEWER, 5)
+    store._db.execute("CREATE RULE keep AS ON UPDATE TO photo DO INSTEAD NOTHING")
+    with pytest.raises(PersonaError, match="still holds something of 'net' after it was removed"):
+        store.discard_previous()
+    assert store.facts() == replace(NEWER, previous=FACTS)
+
+
+def test_a_connection_that_ends_in_the_middle_changes_nothing(
+    store: Store, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psycopg
+
+    assert isinstance(store, PostgresStore)
+    store.add({"Ann": kept(*vectors(2))}, FACTS.digest)
+    now = move_to(store, NEWER, 5)
+    (process,) = store._db.execute("SELECT pg_backend_pid()").fetchone()
+
+    def end(self: PostgresStore, width: int) -> None:
+        with psycopg.connect(url, autocommit=True) as db:
+            db.execute("SELECT pg_terminate_backend(%s, 10000)", (process,))
+        self._db.execute("SELECT 1")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PostgresStore, "_shape", end)  # every template is written by then
+        with pytest.raises(PersonaError, match="the PostgreSQL gallery"):
+            store.replace(FACTS, store.previous_templates())
+    with open_store(url) as other:
+        assert other.facts() == replace(NEWER, previous=FACTS)
+        assert np.array_equal([photo.template for *_, photo in other.photos()], now)
+        other.replace(FACTS, other.previous_templates())
+        assert np.array_equal([photo.template for *_, photo in other.photos()], vectors(2))
+
+
+def write_version_1(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gallery of Ann that was moved before the templates of the network before were kept."""
+    with monkeypatch.context() as patch:
+        patch.setattr(postgres, "_MIGRATIONS", postgres._MIGRATIONS[:1])
+        patch.setattr(postgres, "VERSION", 1)
+        with open_store(url, create=True) as store:
+            store.adopt(replace(FACTS, previous=replace(FACTS, digest="older")))
+            store.add({"Ann": kept(*vectors(2))}, FACTS.digest)
+
+
+def test_a_gallery_of_version_1_is_brought_to_this_one(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_version_1(url, monkeypatch)
+    for _ in range(2):
+        with open_store(url) as store:
+            assert isinstance(store, PostgresStore)
+            assert store._version() == 2
+            assert store.previous_templates() == {}
+            assert np.array_equal([photo.template for *_, photo in store.photos()], vectors(2))
+    with open_store(url) as store:
+        move_to(store, NEWER, 5)
+        assert np.array_equal(list(store.previous_templates().values()), vectors(2))
+
+
+def test_who_does_not_own_the_tables_leaves_them_to_their_owner(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psycopg
+
+    write_version_1(url, monkeypatch)
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute("CREATE ROLE clerk LOGIN")
+        db.execute("GRANT USAGE ON SCHEMA persona_gallery TO clerk")
+        db.execute(
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA persona_gallery TO clerk"
+        )
+    with open_store(url.replace("persona@", "clerk@")) as store:
+        assert isinstance(store, PostgresStore)
+        assert store._version() == 1
+        store.add({"Bob": kept(*vectors(1, 1))}, FACTS.digest)
+        assert store.nearest(vectors(1), "max") != [None]
+        for work in (store.previous_templates, store.discard_previous):
+            with pytest.raises(PersonaError, match=r"of version 1, and this user may not bring it"):
+                work()
+        open_store(url).close()  # its owner
+        assert store.previous_templates() == {}
+
+
 def test_what_is_said(server: str, url: str, tmp_path: Path) -> None:
     with pytest.raises(PersonaError, match="is empty: `persona enroll` fills it"):
         open_store(url)
@@ -319,7 +477,7 @@ def test_what_is_said(server: str, url: str, tmp_path: Path) -> None:
     with open_store(url, create=True) as store:
         assert isinstance(store, PostgresStore)
         store._set_fact("version", "9")
-    with pytest.raises(PersonaError, match="is of version 9, this Persona knows 1: update it"):
+    with pytest.raises(PersonaError, match="is of version 9, this Persona knows 2: update it"):
         open_store(url)
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,11 @@ from persona.gallery.store import (
     MAX_NAME,
     Facts,
     NobodyError,
+    ReadOnlyError,
     Store,
     StoredPhoto,
     TakenError,
+    Templates,
     Threshold,
     check_name,
     open_store,
@@ -473,11 +476,168 @@ def test_replace_takes_all_templates_or_none(tmp_path: Path) -> None:
         with pytest.raises(PersonaError, match="was changed while it was rebuilt"):
             store.replace(fresh, {numbers[0]: new[0]})
         store.replace(fresh, dict(zip(numbers, new, strict=True)))
-        assert store.facts() == fresh
+        assert store.facts() == replace(fresh, previous=FACTS)
         (found,) = store.nearest(new[:1], "max")
         assert found is not None
         assert found.score == pytest.approx(1, abs=1e-6)
-        assert old[0].tobytes() not in files_of(path)
+
+
+NEWER = replace(FACTS, digest="newer", network="newer")
+
+
+def move_to(store: Store, facts: Facts, seed: int) -> Templates:
+    """Gives each photo a template of another network, and returns them."""
+    numbers = [number for _, number, _ in store.photos()]
+    templates = vectors(len(numbers), seed, facts.width)
+    store.replace(facts, dict(zip(numbers, templates, strict=True)))
+    return templates
+
+
+@pytest.fixture(params=[None, PASSPHRASE], ids=["plain", "encrypted"])
+def moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Store]:
+    """A gallery of Ann (two photos) and Bob that moved to `NEWER`, and Cy who is enrolled since."""
+    monkeypatch.setitem(crypt.SCRYPT, "n", 2**10)  # it is slow by design
+    with new_store(tmp_path / "g.db", passphrase=request.param) as store:
+        store.set_threshold(Threshold(0.25, "a set"))
+        store.add({"Ann": kept(*vectors(2)), "Bob": kept(*vectors(1, 1))}, FACTS.digest)
+        move_to(store, NEWER, 5)
+        store.add({"Cy": kept(*vectors(1, 2))}, NEWER.digest)
+        yield store
+
+
+def sealed(store: Store, column: str) -> list[bytes]:
+    """The stored bytes of a column of all photos, so that they can be looked for in files."""
+    assert isinstance(store, SqliteStore)
+    return [value for (value,) in store._execute(f"SELECT {column} FROM photo") if value]
+
+
+def test_the_templates_before_are_kept_for_one_generation(moved: Store, tmp_path: Path) -> None:
+    before = replace(FACTS, threshold=Threshold(0.25, "a set"))
+    assert moved.facts() == replace(NEWER, previous=before)
+    found = moved.previous_templates()
+    assert list(found) == [1, 2, 3]  # not Cy's
+    assert np.array_equal(list(found.values()), [*vectors(2), *vectors(1, 1)])
+    oldest, now = sealed(moved, "previous"), [photo.template for *_, photo in moved.photos()]
+    wide = replace(FACTS, digest="wide", width=2 * WIDTH)
+    move_to(moved, wide, 6)
+    assert moved.facts() == replace(wide, previous=NEWER)
+    assert np.array_equal(list(moved.previous_templates().values()), now)
+    assert not [value for value in oldest if value in files_of(tmp_path / "g.db")]
+    # The same network with other crops: the gallery does not move.
+    turned = replace(wide, align=replace(wide.align, image_size=96))
+    move_to(moved, turned, 7)
+    assert moved.facts() == replace(turned, previous=NEWER)
+    assert np.array_equal(list(moved.previous_templates().values()), now)
+
+
+def test_nothing_of_a_forgotten_person_is_left_in_the_templates_before(
+    moved: Store, tmp_path: Path
+) -> None:
+    assert isinstance(moved, SqliteStore)
+    anns = moved._execute("SELECT previous FROM photo WHERE person = 1").fetchall()
+    assert len(anns) == 2
+    assert all(value in files_of(tmp_path / "g.db") for (value,) in anns)
+    moved.forget("Ann")
+    assert not [value for (value,) in anns if value in files_of(tmp_path / "g.db")]
+    assert np.array_equal(list(moved.previous_templates().values()), vectors(1, 1))
+
+
+def test_the_templates_before_go_to_whoever_gets_the_photo(moved: Store) -> None:
+    first, second = photo_ids(moved, "Ann")
+    ann, bob = vectors(2), vectors(1, 1)
+    moved.move("Ann", "Eve", new=True)  # renamed
+    moved.move("Eve", "Fay", new=True, photos=[second])  # split
+    moved.move("Bob", "Cy", new=False)  # merged
+    assert [one.name for one in moved.people()] == ["Cy", "Eve", "Fay"]
+    found = moved.previous_templates()
+    assert np.array_equal([found[first], found[second], found[3]], [*ann, *bob])
+    moved.move("Eve", "Fay", new=False)
+    moved.replace(FACTS, found | {4: vectors(1, 2)[0]})
+    assert np.array_equal([photo.template for *_, photo in moved.photos("Fay")], ann)
+
+
+def test_discarding_leaves_no_byte_and_needs_no_passphrase(moved: Store, tmp_path: Path) -> None:
+    path = tmp_path / "g.db"
+    oldest, now = sealed(moved, "previous"), [photo.template for *_, photo in moved.photos()]
+    assert len(oldest) == 3 and all(value in files_of(path) for value in oldest)
+    with open_store(path) as other:
+        assert other.discard_previous() == 3
+        assert other.discard_previous() == 0
+    assert not [value for value in oldest if value in files_of(path)]
+    assert moved.facts() == NEWER
+    assert moved.previous_templates() == {}
+    assert np.array_equal([photo.template for *_, photo in moved.photos()], now)
+
+
+def test_discarding_says_so_where_something_is_left(moved: Store) -> None:
+    assert isinstance(moved, SqliteStore)
+    moved._execute(
+        "CREATE TEMP TRIGGER keep BEFORE UPDATE OF previous ON photo BEGIN "
+        "SELECT RAISE(IGNORE); END"
+    )
+    with pytest.raises(PersonaError, match="still holds something of 'net' after it was removed"):
+        moved.discard_previous()
+    assert len(moved.previous_templates()) == 3
+
+
+def test_damage_of_the_templates_before_is_seen(moved: Store) -> None:
+    assert isinstance(moved, SqliteStore)
+    moved._execute("UPDATE photo SET previous = zeroblob(32) WHERE id = 2")
+    with pytest.raises(PersonaError, match=r"file is damaged|does not open"):
+        moved.previous_templates()
+
+
+def test_a_backup_has_the_templates_before(moved: Store, tmp_path: Path) -> None:
+    moved.back_up(tmp_path / "copy.db")
+    assert isinstance(moved, SqliteStore)
+    passphrase = None if moved._sealer is None else PASSPHRASE
+    with open_store(tmp_path / "copy.db", passphrase=passphrase) as copy:
+        assert copy.facts() == moved.facts()
+        there, here = copy.previous_templates(), moved.previous_templates()
+        assert np.array_equal(list(there.values()), list(here.values()))
+
+
+@pytest.mark.parametrize("match", ["mean", "max"])
+def test_who_has_an_index_of_the_network_before_goes_on_after_the_way_back(
+    tmp_path: Path, match: str
+) -> None:
+    path = tmp_path / "g.db"
+    with new_store(path) as store, open_store(path) as other:
+        store.add({"Ann": kept(*vectors(2))}, FACTS.digest)
+        before = store.nearest(vectors(1), match)
+        move_to(other, NEWER, 5)
+        with pytest.raises(PersonaError, match="were made by another network"):
+            store.nearest(vectors(1), match)
+        other.replace(FACTS, other.previous_templates())
+        assert store.nearest(vectors(1), match) == before
+
+
+@pytest.mark.parametrize("moment", ["UPDATE photo", "COMMIT", "VACUUM"])
+def test_killed_while_discarding(tmp_path: Path, moment: str) -> None:
+    path = tmp_path / "g.db"
+    with new_store(path) as store:
+        store.add({"Ann": kept(*vectors(2))}, FACTS.digest)
+        move_to(store, NEWER, 5)
+    body = """
+        import os, signal
+        execute = store._execute
+        def dying(statement, *values):
+            done = execute(statement, *values)
+            if statement.startswith(rest[0]):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return done
+        store._execute = dying
+        store.discard_previous()
+    """
+    done = subprocess.run(script(body, path, moment), env=environment(tmp_path), check=False)
+    assert done.returncode == -signal.SIGKILL
+    with open_store(path) as store:
+        undone = moment == "UPDATE photo"
+        assert store.facts() == (replace(NEWER, previous=FACTS) if undone else NEWER)
+        assert len(store.previous_templates()) == (2 if undone else 0)
+        assert (vectors(2)[0].tobytes() in files_of(path)) == undone
 
 
 @pytest.mark.parametrize("width", [WIDTH, 2 * WIDTH])
@@ -618,10 +778,10 @@ def test_a_schema_is_compared_without_its_blanks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new_store(tmp_path / "g.db").close()
-    (script,) = sqlite.MIGRATIONS
+    script, *more = sqlite.MIGRATIONS
     sqlite.schema_of.cache_clear()
     with monkeypatch.context() as patch:
-        patch.setattr(sqlite, "MIGRATIONS", (script.replace("\n", "\n\t "),))
+        patch.setattr(sqlite, "MIGRATIONS", (script.replace("\n", "\n\t "), *more))
         open_store(tmp_path / "g.db").close()
     sqlite.schema_of.cache_clear()
 
@@ -778,8 +938,58 @@ def test_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with open_store(path) as store:
             assert isinstance(store, SqliteStore)
             assert store._execute("SELECT name, note FROM person").fetchall() == [("Ann", None)]
-    with pytest.raises(PersonaError, match=r"gallery of version 2, this Persona knows 1: update"):
+    with pytest.raises(PersonaError, match=r"gallery of version 3, this Persona knows 2: update"):
         open_store(path)
+
+
+def write_version_1(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gallery of Ann that was moved before the templates of the network before were kept."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite, "MIGRATIONS", sqlite.MIGRATIONS[:1])
+        with new_store(path) as store:
+            store.add({"Ann": kept(*vectors(2))}, FACTS.digest)
+            with store.changing():
+                store._keep_facts(replace(FACTS, previous=replace(FACTS, digest="older")))
+
+
+def version_of(path: Path) -> int:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def test_a_gallery_of_version_1_is_brought_to_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "g.db"
+    write_version_1(path, monkeypatch)
+    assert version_of(path) == 1
+    with open_store(path) as store:
+        assert version_of(path) == 2
+        assert np.array_equal([photo.template for *_, photo in store.photos()], vectors(2))
+        facts = store.facts()
+        assert facts is not None and facts.previous is not None
+        assert store.previous_templates() == {}
+        new = vectors(2, 5)
+        store.replace(replace(FACTS, digest="new"), dict(zip((1, 2), new, strict=True)))
+        assert np.array_equal(list(store.previous_templates().values()), vectors(2))
+    with open_store(path) as store:  # what is migrated has the schema of what is new
+        assert store.person("Ann").photos == 2
+
+
+def test_a_gallery_of_version_1_that_may_only_be_read_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "g.db"
+    write_version_1(path, monkeypatch)
+    before = path.read_bytes()
+    monkeypatch.setattr(sqlite, "obstacle_to_writing", lambda _: "mounted read-only")
+    with open_store(path) as store:
+        assert store.nearest(vectors(1), "max") != [None]
+        assert len(list(store.photos())) == 2
+        for change in (store.previous_templates, store.discard_previous):
+            with pytest.raises(ReadOnlyError, match="can be read but not changed: mounted"):
+                change()
+    assert path.read_bytes() == before
 
 
 def test_none_there(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,25 @@ def test_there_and_back(tmp_path: Path) -> None:
             import_people(store, out)
     with new_store(tmp_path / "c.db") as store, pytest.raises(PersonaError, match="nobody to exp"):
         export_people(store, out)
+
+
+def test_what_a_gallery_keeps_of_a_network_before_stays_there(tmp_path: Path) -> None:
+    out, newer = tmp_path / "people.safetensors", replace(FACTS, digest="newer", network="newer")
+    with new_store(tmp_path / "a.db") as store:
+        store.add({"Ann": kept(*ROWS[:2])}, FACTS.digest)
+        store.replace(newer, {1: ROWS[1], 2: ROWS[2]})
+        export_people(store, out)
+    written = out.read_bytes()
+    assert ROWS[2].tobytes() in written and ROWS[0].tobytes() not in written
+    with open_store(tmp_path / "b.db", create=True) as store:
+        import_people(store, out)
+        assert store.facts() == newer
+    # An older version wrote the facts before, too.
+    facts = json.dumps(replace(newer, previous=FACTS).to_json())
+    path = write(tmp_path / "old.safetensors", facts=facts)
+    with open_store(tmp_path / "c.db", create=True) as store:
+        import_people(store, path)
+        assert store.facts() == newer
 
 
 def write(path: Path, templates: Any = ROWS, **change: Any) -> Path:

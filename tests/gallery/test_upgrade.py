@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,11 @@ from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
 from persona.data.synthetic import draw_identity, draw_photo
 from persona.errors import PersonaError
+from persona.gallery import crypt
+from persona.gallery.people import card_threshold, load_named
 from persona.gallery.store import open_store, unit
-from persona.gallery.upgrade import Fitted, fit, procrustes
+from persona.gallery.upgrade import Fitted, fit, plan_rollback, procrustes, roll_back
+from persona.workspace import Workspace
 
 SIDE = NO_ALIGN.align.image_size
 TURN = np.linalg.qr(np.random.default_rng(7).normal(size=(9, 9)))[0]
@@ -216,23 +221,185 @@ main()
 """
 
 
-def test_a_kill_changes_all_or_nothing(place: Path) -> None:
-    enroll(place)
-    before = templates(place)
-    command = ["gallery", "upgrade", "--model", f"onnx:{place}/new.onnx", "--fit-set", "faces"]
+def killed(place: Path, *command: str) -> None:
+    """Runs a command that is killed when every template and the facts are written.
+
+    Nothing is committed by then.
+    """
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, *command, "--yes"],
+        [sys.executable, "-c", KILLED, *command],
         env=environment(place),
         capture_output=True,
         text=True,
         check=False,
         timeout=300,
     )
-    # Every template is written by then, and so are the facts, but nothing is committed.
     assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def test_a_kill_changes_all_or_nothing(place: Path) -> None:
+    enroll(place)
+    before = templates(place)
+    command = ["gallery", "upgrade", "--model", f"onnx:{place}/new.onnx", "--fit-set", "faces"]
+    killed(place, *command, "--yes")
     assert (network(place), templates(place).tolist()) == ("old.onnx", before.tolist())
     assert persona_here(*command, "--yes", home=place)["done"]
     assert network(place) == "new.onnx"
+    # And back.
+    mapped = templates(place)
+    killed(place, "gallery", "rollback")
+    assert (network(place), templates(place).tolist()) == ("new.onnx", mapped.tolist())
+    assert persona_here("gallery", "rollback", home=place)["kept"] == 4
+    assert (network(place), templates(place).tolist()) == ("old.onnx", before.tolist())
+
+
+def upgrade(place: Path, *more: str) -> None:
+    new = ("gallery", "upgrade", "--model", f"onnx:{place}/new.onnx", "--fit-set", "faces", "--yes")
+    assert persona_here(*new, *more, home=place)["done"]
+
+
+def recognised(place: Path, *more: str) -> Any:
+    return persona_here("recognise", str(place / "people" / "Bob"), *more, home=place)
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_the_way_back_needs_no_kept_face(
+    place: Path, encrypted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(crypt.SCRYPT, "n", 2**10)  # it is slow by design
+    (place / "secret").write_text("correct horse")
+    more = ("--passphrase-file", str(place / "secret")) if encrypted else ()
+    enroll(place, *more)
+    persona_here("gallery", "calibrate", "--threshold", "0.9", *more, home=place)
+    before = recognised(place, *more)
+    upgrade(place, *more)
+    after = recognised(place, *more)
+    assert after != before
+    shown = persona_here("gallery", "list", home=place)
+    assert shown["previous"].endswith("old.onnx")
+    back = persona_here("gallery", "rollback", *more, home=place)
+    assert (back["done"], back["kept"], back["anew"], back["lacking"]) == (True, 4, 0, {})
+    assert (back["threshold"], back["templates"]) == (0.9, 4)
+    assert recognised(place, *more) == before  # to the last digit
+    forward = persona_here("gallery", "rollback", *more, home=place)
+    assert (forward["kept"], forward["anew"]) == (4, 0)
+    assert recognised(place, *more) == after
+
+
+def test_who_was_enrolled_since_needs_a_kept_face_for_the_way_back(place: Path) -> None:
+    enroll(place)
+    before = templates(place)
+    upgrade(place)
+    photo = str(place / "people" / "Ann" / "0.png")
+    common = ("--model", f"onnx:{place}/new.onnx", "--threshold", "0.9", "--force")
+    persona_here("enroll", "Cy", photo, *common, home=place)
+    persona_here("enroll", "Dee", photo, *common, "--keep-crops", home=place)
+    new = templates(place)
+    line = persona_error_here("gallery", "rollback", home=place)
+    assert "1 of 6 photos of " in line and "have neither a template of onnx:" in line
+    assert "rollback --dry-run` names their people; forget them" in line and "Cy" not in line
+    plan = persona_here("gallery", "rollback", "--dry-run", home=place)
+    assert (plan["done"], plan["kept"], plan["anew"], plan["lacking"]) == (False, 4, 1, {"Cy": 1})
+    shown = CliRunner().invoke(
+        app, ["gallery", "rollback", "--dry-run"], env={"PERSONA_HOME": str(place)}
+    )
+    assert "of Cy" in shown.stdout and "nothing is changed" in shown.stderr
+    assert (network(place), templates(place).tolist()) == ("new.onnx", new.tolist())
+
+    persona_here("forget", "Cy", home=place)
+    back = persona_here("gallery", "rollback", home=place)
+    assert (back["kept"], back["anew"]) == (4, 1)
+    assert np.array_equal(templates(place)[:4], before)
+    assert templates(place)[4] == pytest.approx(before[0], abs=1e-6)  # Dee's, by the old network
+    # Forward again, Dee's template is put back, too.
+    assert persona_here("gallery", "rollback", home=place)["kept"] == 5
+    assert np.array_equal(templates(place), np.delete(new, 4, axis=0))
+
+
+def test_the_way_back_to_a_shipped_model_ends_with_the_threshold_of_its_card(place: Path) -> None:
+    enroll(place)
+    upgrade(place)
+    with open_store(place / "gallery.db") as store, store.changing():
+        facts, shipped = store.facts(), load_named("persona-s", Workspace.locate(home=place))[1]
+        assert facts is not None and facts.previous is not None
+        store._keep_facts(replace(facts, previous=replace(shipped, width=facts.previous.width)))
+    wanted = card_threshold("persona-s", Workspace.locate(home=place))
+    assert wanted is not None
+    back = CliRunner().invoke(app, ["gallery", "rollback"], env={"PERSONA_HOME": str(place)})
+    assert f"threshold {wanted.value:.3f}: FAR " in back.stderr
+    assert "choose their threshold" not in back.stderr
+
+
+def test_the_way_back_is_discarded(place: Path) -> None:
+    enroll(place)
+    both = ("gallery", "rollback", "--discard", "--dry-run")
+    assert "give one of them" in persona_error_here(*both, home=place)
+    for command in (("gallery", "rollback"), ("gallery", "rollback", "--discard")):
+        line = persona_error_here(*command, home=place)
+        assert "never moved to another network, or discarded the one before" in line
+    before = templates(place)
+    upgrade(place)
+    assert before[0].tobytes() in (place / "gallery.db").read_bytes()
+    gone = persona_here("gallery", "rollback", "--discard", home=place)
+    assert gone["discarded"] == 4 and gone["model"].endswith("old.onnx")
+    assert before[0].tobytes() not in (place / "gallery.db").read_bytes()
+    assert network(place) == "new.onnx"
+    assert "discarded the one before" in persona_error_here("gallery", "rollback", home=place)
+    assert persona_here("gallery", "list", home=place)["previous"] is None
+
+
+def test_a_plan_sees_the_gallery_of_one_moment(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process moves the gallery while the way back is planned, if it does not wait."""
+    enroll(place)
+    before = templates(place)
+    upgrade(place)
+    home = Workspace.locate(shards=place / "shards", models=place / "models")
+
+    def move() -> None:
+        with open_store(place / "gallery.db") as other:
+            facts = other.facts()
+            assert facts is not None
+            rows = {number: photo.template[::-1] for _, number, photo in other.photos()}
+            other.replace(replace(facts, digest="third"), rows)
+
+    mover = threading.Thread(target=move)
+    with open_store(place / "gallery.db") as store:
+        photos = store.photos
+
+        def late(name: str | None = None) -> Any:
+            found = list(photos(name))
+            mover.start()
+            mover.join(0.5)
+            return iter(found)
+
+        monkeypatch.setattr(store, "photos", late)
+        plan = plan_rollback(store, home)
+    mover.join()
+    assert plan.facts.network.endswith("old.onnx")
+    assert np.array_equal(list(plan.kept.values()), before)
+
+
+def test_two_who_move_a_gallery_at_once_do_not_mix_their_templates(place: Path) -> None:
+    """A rollback is planned, another process moves on, and then the rollback is carried out."""
+    enroll(place, "--keep-crops")
+    before = templates(place)
+    third = onnx_files.write_model(place / "third.onnx", side=SIDE, turn=TURN.T)
+    third.with_suffix(".yaml").write_text((place / "old.yaml").read_text())
+    upgrade(place)
+    home = Workspace.locate(shards=place / "shards", models=place / "models")
+    with open_store(place / "gallery.db") as store:
+        plan = plan_rollback(store, home)
+        persona_here("gallery", "upgrade", "--model", f"onnx:{third}", home=place)
+        moved = templates(place)
+        roll_back(store, plan)
+        assert (network(place), templates(place).tolist()) == ("old.onnx", before.tolist())
+        # What is kept is what was there at that moment.
+        facts = store.facts()
+        assert facts is not None and facts.previous is not None
+        assert facts.previous.network.endswith("third.onnx")
+        assert np.array_equal(list(store.previous_templates().values()), moved)
 
 
 def test_the_loss_is_against_the_weaker_network() -> None:
