@@ -34,6 +34,9 @@ from persona.models.sources import Named
 Pixels = npt.NDArray[np.uint8]
 
 BATCH = 64
+MARGIN_APART = 0.05
+"""Largest difference of the margins of two alignments that are taken for the same, as a share of a
+crop's side."""
 
 
 @dataclass(frozen=True)
@@ -129,15 +132,19 @@ def carries(align: AlignSpec, eyes: Eyes) -> bool:
     """Whether kept crops of an alignment show a network the faces as it wants them.
 
     A network that aligns faces itself needs their landmarks. Any other one wants crops of its own
-    alignment; their size may differ.
+    alignment; their size may differ, and their margin a little.
     """
     if eyes.network.uses_landmarks:
         return align.has_landmarks
     old, new = align.of_photos, eyes.align.of_photos
     if old.method != new.method:
         return False
-    cuts_boxes = old.method == "mtcnn"
-    return not cuts_boxes or old.margin * new.image_size == new.margin * old.image_size
+    return old.method != "mtcnn" or abs(_margin(old) - _margin(new)) <= MARGIN_APART
+
+
+def _margin(align: AlignSpec) -> float:
+    """The margin of a crop as a share of its side."""
+    return align.margin / align.image_size
 
 
 def _embedder(named: Named) -> Embedder:

@@ -879,7 +879,7 @@ def rebuild(store: Store, network: str, workspace: Workspace) -> int:
     Raises:
         PersonaError: nobody is enrolled, some photos have no crop, or the network cannot be used.
     """
-    from persona.gallery.faces import Eyes
+    from persona.gallery.faces import Eyes, carries
 
     store.check_writable()
     facts = store.facts()
@@ -894,6 +894,12 @@ def rebuild(store: Store, network: str, workspace: Workspace) -> int:
         )
     named, fresh = load_named(network, workspace)
     eyes = Eyes(named, fresh.align)
+    if not carries(facts.align, eyes):
+        raise PersonaError(
+            f"{fresh.network} wants faces that are aligned in another way ({fresh.align.method}) "
+            f"than those that {store.place} keeps ({facts.align.method}): map the templates with "
+            "`persona gallery upgrade --fit-set SET`, or enrol all anew into another --store"
+        )
     crops = [Crop(photo.crop or b"", None, photo.landmarks_62) for _, _, photo in photos]
     templates_NE = eyes.embed(crops)
     numbers = [number for _, number, _ in photos]

@@ -1,7 +1,8 @@
 """Moving a gallery to another network.
 
-Photos whose crop is kept get their template anew. The templates of the others are mapped by an
-orthogonal map, which is fitted on the faces of a packed set by both networks:
+Photos whose crop is kept get their template anew, where the new network wants crops of that
+alignment. The templates of the others are mapped by an orthogonal map, which is fitted on the faces
+of a packed set by both networks:
 
 1. the people of the set are divided: most to fit on, the others are held out
 2. the map W is the one with least ||A W - B|| (Schönemann 1966, "A generalized solution of the
@@ -17,26 +18,27 @@ Shapes: N faces, A embedding of the old network, B embedding of the new one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from persona.data.align.spec import Crop
+from persona.data.align.spec import AlignSpec, Crop
 from persona.data.sets import FaceSet
 from persona.errors import PersonaError
 from persona.evaluation.metrics import Ints, resolves
 from persona.evaluation.processes import join_processes
 from persona.evaluation.search import Embeddings
 from persona.evaluation.thresholds import faces_of, threshold_at
-from persona.gallery.faces import Eyes
+from persona.gallery.faces import Eyes, carries
 from persona.gallery.people import load_named
 from persona.gallery.store import (
     Facts,
     OtherNetworkError,
     Store,
+    StoredPhoto,
     Templates,
     Threshold,
     check_digest,
@@ -103,11 +105,11 @@ class Upgrade:
     eyes: Eyes
     """The new network."""
     anew: Mapping[int, Crop]
-    """Kept crops by number of the photo, which are embedded."""
+    """Kept crops that the new network can embed, by number of the photo."""
     to_map: Mapping[int, Templates]
     """Templates by number of the photo, which are mapped."""
     fitted: Fitted | None
-    """The map. None if every photo has a crop."""
+    """The map. None if every photo has such a crop."""
 
 
 def plan_upgrade(
@@ -119,7 +121,8 @@ def plan_upgrade(
         store: the open gallery.
         network: the new network's name.
         place: the folders of sets and models.
-        faces: the set to fit a map on. It is only needed if some photos have no crop.
+        faces: the set to fit a map on. It is only needed if some photos have no crop, or one that
+            was aligned in another way than the new network wants.
 
     Raises:
         PersonaError: the gallery cannot be written, has nobody, or is of that network already; a
@@ -131,26 +134,46 @@ def plan_upgrade(
         old, photos = store.facts(), list(store.photos())
     if old is None or not photos:
         raise PersonaError(f"{store.place} has nobody to upgrade")
-    to_map = {number: photo.template for _, number, photo in photos if photo.crop is None}
-    if to_map and faces is None:
-        raise PersonaError(
-            f"{len(to_map)} of {len(photos)} photos of {store.place} were enrolled without "
-            "--keep-crops: give --fit-set SET, a packed set of people, to map their templates to "
-            "the new network's"
-        )
     named, new = load_named(network, place)
     if new.digest == old.digest:
         raise PersonaError(f"{store.place} is of {new.network} already: nothing is to be done")
     eyes = Eyes(named, new.align)
-    anew = {
-        number: Crop(photo.crop, None, photo.landmarks_62)
-        for _, number, photo in photos
-        if photo.crop is not None
-    }
+    anew = usable_crops(photos, old.align, eyes)
+    to_map = {number: photo.template for _, number, photo in photos if number not in anew}
+    if to_map and faces is None:
+        why = "were enrolled without --keep-crops"
+        if any(photo.crop is not None for _, number, photo in photos if number in to_map):
+            why = (
+                f"have no face that is aligned as {new.network} wants it ({old.align.method}, not "
+                f"{new.align.method})"
+            )
+        raise PersonaError(
+            f"{len(to_map)} of {len(photos)} photos of {store.place} {why}: give --fit-set SET, a "
+            "packed set of people, to map their templates to the new network's"
+        )
     fitted = None
     if to_map and faces is not None:
         fitted = _fit(store, old, eyes, place, faces)
     return Upgrade(new, eyes, anew, to_map, fitted)
+
+
+def usable_crops(
+    photos: Iterable[tuple[str, int, StoredPhoto]], align: AlignSpec, eyes: Eyes
+) -> dict[int, Crop]:
+    """Returns the kept crops that a network can embed, by number of the photo.
+
+    Args:
+        photos: name, number and photo, as `Store.photos` yields them.
+        align: alignment of the gallery's crops.
+        eyes: the network.
+    """
+    if not carries(align, eyes):
+        return {}
+    return {
+        number: Crop(photo.crop, None, photo.landmarks_62)
+        for _, number, photo in photos
+        if photo.crop is not None
+    }
 
 
 def _fit(store: Store, old: Facts, eyes: Eyes, place: Workspace, faces: FaceSet) -> Fitted:
@@ -318,18 +341,16 @@ def plan_rollback(store: Store, place: Workspace) -> Rollback:
             "its file"
         )
     others = [(name, number, photo) for name, number, photo in photos if number not in kept]
-    anew = {
-        number: Crop(photo.crop, None, photo.landmarks_62)
-        for _, number, photo in others
-        if photo.crop is not None
-    }
+    eyes = Eyes(named, before.align) if others else None
+    assert facts is not None
+    anew = {} if eyes is None else usable_crops(others, facts.align, eyes)
     return Rollback(
         # Its name is that under which it was found; it may lie in another folder by now.
         facts=replace(before, network=fresh.network),
         kept=kept,
         anew=anew,
         lacking=Counter(name for name, number, _ in others if number not in anew),
-        eyes=Eyes(named, before.align) if anew else None,
+        eyes=eyes,
     )
 
 

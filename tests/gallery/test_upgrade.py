@@ -201,6 +201,20 @@ def test_some_faces_are_kept(place: Path) -> None:
     assert templates(place) == pytest.approx(unit(before @ TURN), abs=1e-4)
 
 
+def test_faces_of_another_alignment_are_not_embedded(place: Path) -> None:
+    """Persona-S looks at faces on the template, the other network at boxes with a margin."""
+    people = ("enroll", str(place / "people"), "--force", "--threshold", "0.9", "--keep-crops")
+    persona_here(*people, "--model", "persona-s", home=place)
+    new = ("--model", f"onnx:{place}/new.onnx")
+    line = persona_error_here("gallery", "upgrade", *new, home=place)
+    assert "4 of 4 photos of " in line
+    assert "have no face that is aligned as onnx:" in line
+    assert "wants it (landmarks, not mtcnn): give --fit-set SET" in line
+    line = persona_error_here("gallery", "rebuild", *new, home=place)
+    assert "wants faces that are aligned in another way (mtcnn) than those that" in line
+    assert network(place) == "persona-s"
+
+
 def test_a_map_needs_the_gallerys_own_network(place: Path) -> None:
     enroll(place)
     command = ("gallery", "upgrade", "--model", f"onnx:{place}/new.onnx", "--fit-set", "faces")

@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from persona.config import OptimConfig
-from persona.training.muon import Muon, is_matrix, orthogonalise
+from persona.training.muon import COEFFICIENTS, ITERATIONS, Muon, is_matrix, orthogonalise
 from persona.training.optim import build_optimizer
 
 CONFIG = OptimConfig(optimizer="muon", lr=0.01, weight_decay=0.1)
@@ -51,6 +51,21 @@ def test_a_step_has_singular_values_near_one() -> None:
     for shape in ((8, 8), (4, 30), (30, 4)):
         values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
         assert values.min() > 0.4 and values.max() < 1.3
+
+
+def test_it_gives_what_iterating_on_the_matrix_gives() -> None:
+    """Also where most singular values are tiny, as those of gradients are."""
+    torch.manual_seed(0)
+    a, b, c = COEFFICIENTS
+    for rows, columns in ((8, 8), (16, 200), (200, 16), (1, 9)):
+        matrix = torch.randn(rows, columns) * torch.logspace(0, -4, columns)
+        expected = matrix.double() if rows <= columns else matrix.double().T
+        expected = expected / expected.norm()
+        for _ in range(ITERATIONS):
+            gram = expected @ expected.T
+            expected = a * expected + (b * gram + c * gram @ gram) @ expected
+        expected = expected if rows <= columns else expected.T
+        assert (orthogonalise(matrix) - expected).norm() < 1e-3 * expected.norm()
 
 
 def test_matrices_move_as_by_torch() -> None:
