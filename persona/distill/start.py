@@ -127,13 +127,24 @@ def start_values(config: Path | None, given: Mapping[str, Any], models: Path) ->
 def find_unfinished(config: DistillConfig, runs: Path) -> str | None:
     """Finds the run that `--resume auto` continues.
 
+    Returns:
+        ID of the run of `find_newest` if it has not reached its length. None means that a new run
+        begins.
+    """
+    found = find_newest(config, runs)
+    return None if found is None or found[1] else found[0]
+
+
+def find_newest(config: DistillConfig, runs: Path) -> tuple[str, bool] | None:
+    """Finds the newest run of a config that has a checkpoint.
+
     Args:
         config: the resolved config, with the teacher's name spelled as in a run.
         runs: the folder of runs.
 
     Returns:
-        ID of the newest run of the same config that has a checkpoint and has not reached its
-        length. None means that a new run begins.
+        ID of the run, and whether it has reached its length: its student is saved then. None if
+        there is no such run.
     """
     from persona.training.checkpoint import NAME, load_progress
 
@@ -143,5 +154,5 @@ def find_unfinished(config: DistillConfig, runs: Path) -> str | None:
         with contextlib.suppress(PersonaError):  # a damaged run is not taken up
             was = resume_config(DistillConfig, runs, folder.name, {})
             if was == replace(config, **{name: getattr(was, name) for name in NOT_LEARNED}):
-                return None if length.reached(load_progress(folder)) else folder.name
+                return folder.name, length.reached(load_progress(folder))
     return None
