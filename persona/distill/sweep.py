@@ -4,7 +4,7 @@
 2. What has a result is done. Each other run is a process of `python -m persona.distill`, one after
    another, or one on each GPU. `--resume auto` takes up a run that was cut off.
 3. The student of each run is measured by a process of `persona evaluate`.
-4. persona/distill/sweep_table.py makes the tables and the curves.
+4. persona/distill/sweep_table.py makes the tables, after each run, and the curves.
 
     OUT/runs/DIGEST/recipe.yaml     the config of a run; DIGEST is a hash of it and the measurement
     OUT/runs/DIGEST/runs/ID/        its run, as in any folder of runs
@@ -239,13 +239,20 @@ class SweepRunner:
     told: Callable[[str], None]
     """Receives a line for each run that begins, ends or fails."""
 
-    def run(self, sweep: Sweep, devices: Sequence[str | None]) -> list[str]:
+    def run(
+        self,
+        sweep: Sweep,
+        devices: Sequence[str | None],
+        finished: Callable[[], None] = lambda: None,
+    ) -> list[str]:
         """Runs everything that has no result yet.
 
         Args:
             sweep: the runs.
             devices: the GPUs to use at the same time, as in CUDA_VISIBLE_DEVICES. None stands for
                 whatever the processes find.
+            finished: called as soon as a result is in the folder, first for those that were there
+                already.
 
         Returns:
             A line for each run that failed.
@@ -261,7 +268,8 @@ class SweepRunner:
             done = len(sweep.runs) + len(sweep.beside) - len(jobs)
             if done:
                 self.told(f"{done} of {len(sweep.runs) + len(sweep.beside)} are done already")
-            return self._work(jobs, devices)
+                finished()
+            return self._work(jobs, devices, finished)
 
     def result_of(self, run: SweepRun) -> dict[str, Any] | None:
         """The result of a run. None if it has none yet."""
@@ -286,6 +294,7 @@ class SweepRunner:
         self,
         jobs: Sequence[tuple[str, Callable[[dict[str, str]], Job]]],
         devices: Sequence[str | None],
+        finished: Callable[[], None],
     ) -> list[str]:
         waiting = list(jobs)
         active: dict[int, tuple[str, Job, subprocess.Popen[bytes]]] = {}
@@ -311,7 +320,10 @@ class SweepRunner:
                     except Failed as error:
                         failed.append(f"{title}: {error}")
                         self.told(f"{title}: failed: {error}")
-                    if process is not None:
+                        continue
+                    if process is None:
+                        finished()
+                    else:
                         active[slot] = title, job, process
                 if active:
                     time.sleep(POLL_S)
@@ -340,7 +352,7 @@ class SweepRunner:
         process = self._evaluate(run.measure, student, folder, where)
         yield process
         figures = answer(process, folder)
-        _check_figures(run.measure, figures)
+        check_figures(run.measure, figures)
         result = {"variant": run.variant, "seed": run.seed, "run": name, "model": student}
         # The time of a run that was cut off is not known.
         result |= {"seconds": None if begun else round(took_s, 1), "figures": figures}
@@ -353,7 +365,7 @@ class SweepRunner:
         process = self._evaluate(sweep.measure, name, folder, where)
         yield process
         figures = answer(process, folder)
-        _check_figures(sweep.measure, figures)
+        check_figures(sweep.measure, figures)
         write_json(folder / RESULT, {"model": name, "figures": figures})
         self.told(f"{name}: {_told(sweep.measure, figures)}")
 
@@ -377,7 +389,12 @@ def _read_result(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and isinstance(found.get("figures"), dict) else None
 
 
-def _check_figures(measure: Measurement, figures: dict[str, Any]) -> None:
+def check_figures(measure: Measurement, figures: dict[str, Any]) -> None:
+    """Checks that an evaluation has the figures that a sweep compares.
+
+    Raises:
+        Failed: a figure is missing.
+    """
     missing = [name for name in measure.figures if not isinstance(figures.get(name), int | float)]
     if missing:
         raise Failed(
