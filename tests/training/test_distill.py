@@ -701,6 +701,12 @@ def test_wandb_without_a_login_is_offline_and_says_how_to_sync(
         (("-w", "-1"), "workers -1: choose 0 to"),
         (("--lr", "-1"), "lr -1.0: choose"),
         (("--train-set", "nope"), "unknown set 'nope'"),
+        (
+            ("--test-set", "agedb"),
+            "run `persona shard agedb --align none --image-size 32`; --test-set none trains "
+            "without a test set",
+        ),
+        (("--test-set", "nope"), "--test-set none trains without a test set"),
         (("--teacher", "nope"), "unknown model 'nope'"),
         (("--config", "nope.yaml"), "cannot read config nope.yaml"),
         (("--hard-weight", "0", "--soft-weight", "0"), "sum to 0: there is nothing to learn"),
