@@ -87,6 +87,15 @@ def test_a_test_set_that_tells_nothing(home: Path) -> None:
         check_test_set(student, dataclasses.replace(manifest, identities=3))
 
 
+def test_a_run_of_two_steps_has_not_collapsed(home: Path) -> None:
+    """Its batch norm has the statistics of photos, and not nearly those of before training."""
+    options = ("mobilenet_v3_small", *TEACHER_NONE, "--steps", "2", "--test-set", "lfw")
+    student = distill_here(*options, "-o", "optim.ema_decay=0.999", home=home)
+    for name in (student, f"{student}-ema"):
+        card = find_model(name, home / "models")
+        assert not card.collapsed and card.scores["spread"] > 0.01
+
+
 def weights(home: Path, model_id: str) -> dict[str, torch.Tensor]:
     card = find_model(model_id, home / "models")
     return safetensors.torch.load_file(home / "models" / model_id / card.weights)
