@@ -157,7 +157,7 @@ def test_a_teacher_without_a_name_is_facenet() -> None:
             "run `persona shard casia-webface --align landmarks --image-size 112` for Persona-S "
             "and most networks, or `persona shard casia-webface` for FaceNet",
         ),
-        (("evaluate", "--set", "vggface2-test"), "`persona shard vggface2 --split test --align"),
+        (("evaluate", "--set", "synthetic-test"), "shard synthetic --split test --align"),
         (("evaluate", "--set", "folders:my photos"), "`persona shard 'folders:my photos' --align"),
         (("verify", "x", "y", "--model", "b"), "unknown model 'b'"),
         (("verify", "x", "y", "--student", "b"), "unknown model 'b'"),
@@ -246,8 +246,8 @@ def test_a_person_reads_intervals_and_what_cannot_be_resolved(home: Path) -> Non
     assert re.match(r"0\.\d{4} of lfw's \d+ pairs are decided rightly", last)
     for line in (
         "6 impostor pairs cannot resolve FAR 1e-1, 1e-2, 1e-3, 1e-4",
-        "1 pairs are listed more than once and count each time",
-        "2 paths are no photo of the set",
+        "1 pair is listed more than once and counted each time",
+        "2 paths are no photos of the set",
     ):
         assert line in done.stderr
 
