@@ -1,4 +1,4 @@
-"""The one spelling of each figure, in terminal, pages and documents.
+"""The one spelling of each figure and count, in terminal, pages and documents.
 
 A label (a row or column of a table, an axis, a card) has the rate attached: `TAR@FAR=1e-3`. In a
 sentence it is `TAR at FAR 1e-3`. JSON, CSV and Python keep the names of the fields.
@@ -33,3 +33,17 @@ def power(rate: str | float) -> str:
         return f"{float(mantissa):g}e{int(exponent)}"
     except ValueError:  # infinity has no exponent
         return str(rate)
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """A number of things as text.
+
+    Args:
+        number: how many.
+        one: the word, or words, for one of them.
+        many: those for several. None adds an s.
+
+    >>> counted(1, "photo"), counted(7701, "photo"), counted(0, "person", "people")
+    ('1 photo', '7,701 photos', '0 people')
+    """
+    return f"{number:,} {one if number == 1 else many or one + 's'}"

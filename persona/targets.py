@@ -251,8 +251,8 @@ def _claim(place: Path, plan: dict[str, object], *, write: bool) -> Targets | No
         differing = sorted(name for name in plan if earlier.get(name) != plan[name])
         if differing:
             raise PersonaError(
-                f"{place} holds targets of other {', '.join(differing)}: remove that folder to "
-                "make them again"
+                f"{place} holds targets that differ in {', '.join(differing)}: remove that folder "
+                "to make them again"
             )
         return read_targets(place) if (place / CARD).is_file() else None
     if (place / CARD).is_file():

@@ -297,7 +297,7 @@ def test_shards_and_their_checksums_stay_as_they_were(train_set: Packed) -> None
 def test_other_targets_are_not_mixed_in(train_set: Packed, other: dict[str, Any]) -> None:
     make(train_set)
     with pytest.raises(
-        PersonaError, match=r"holds targets of other (views|weights|augment|precision)"
+        PersonaError, match=r"holds targets that differ in (views|weights|augment|precision)"
     ):
         make(train_set, **other)
 

@@ -26,6 +26,7 @@ from persona.cli.output import (
     workspace,
 )
 from persona.errors import PersonaError
+from persona.figure_names import counted
 
 if TYPE_CHECKING:
     from persona.data.pack import Packed, PackedShare, Packing
@@ -235,22 +236,23 @@ def _report_set(packed: Packed, json: bool) -> None:
         return
     verb = "packed" if packed.fresh else "was packed before:"
     size = human_bytes(sum(shard.bytes for shard in manifest.shards))
-    whom = f"of {manifest.identities} identities" if manifest.classes else "without identities"
-    typer.echo(
-        f"{manifest.name} {verb} {manifest.samples} {manifest.kind} {whom} in "
-        f"{len(manifest.shards)} shards ({size}) at {packed.folder}"
-    )
+    kinds = counted(manifest.samples, manifest.kind.removesuffix("s"))
+    of = counted(manifest.identities, "identity", "identities")
+    whom = f"of {of}" if manifest.classes else "without identities"
+    shards = counted(len(manifest.shards), "shard")
+    typer.echo(f"{manifest.name} {verb} {kinds} {whom} in {shards} ({size}) at {packed.folder}")
     if manifest.pairs is not None:
-        typer.echo(f"with {manifest.pairs} verification pairs")
+        typer.echo(f"with {counted(manifest.pairs, 'verification pair')}")
     report_skips(manifest)
 
 
 def report_skips(manifest: Manifest) -> None:
     """Prints which photos were mended or skipped and why. The manifest lists all of them."""
     if manifest.no_face:
+        faceless = counted(len(manifest.no_face), "photo")
         note(
-            f"{len(manifest.no_face)} photos without a detected face are kept as centre crops for "
-            "evaluation; `persona evaluate --no-face` says what becomes of their pairs"
+            f"kept for evaluation as centre crops: {faceless} without a detected face; `persona "
+            "evaluate --no-face` says what becomes of their pairs"
         )
     for what, photos in (("mended", manifest.mended), ("skipped", manifest.skipped)):
         if not photos:
@@ -339,8 +341,9 @@ def shards_verify(
     if json:
         print_json({**set_row(manifest), "targets": len(cards), "verified": True})
     else:
-        kept = f" and the targets of {len(cards)} teacher(s)" if cards else ""
-        typer.echo(f"{manifest.name}: {len(manifest.shards)} shards{kept} match their checksums")
+        kept = f" and the targets of {counted(len(cards), 'teacher')}" if cards else ""
+        shards_of = counted(len(manifest.shards), "shard")
+        typer.echo(f"{manifest.name}: the checksums of {shards_of}{kept} match")
 
 
 @shards_app.command("duplicates")
@@ -389,8 +392,9 @@ def shards_duplicates(
         print_json({"set": faces.name, "teacher": teacher, "cosine": cosine, "duplicates": rows})
         return
     typer.echo(
-        f"{faces.name}: {len(rows)} of {len(faces)} photos are nearly the same as an earlier one, "
-        f"by {teacher} from a cosine similarity of {cosine:g}"
+        f"{faces.name}: nearly the same as an earlier one {'is' if len(rows) == 1 else 'are'} "
+        f"{len(rows):,} of {counted(len(faces), 'photo')}, by {teacher} from a cosine similarity "
+        f"of {cosine:g}"
     )
     for row in rows[:SKIPS_SHOWN]:
         note(f"  {row['photo']} as {row['same_as']}: {row['cosine']:.3f}")

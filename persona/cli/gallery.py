@@ -27,6 +27,7 @@ from persona.cli.output import (
     workspace,
 )
 from persona.errors import PersonaError
+from persona.figure_names import counted
 from persona.names import legible
 
 if TYPE_CHECKING:
@@ -163,7 +164,8 @@ def tell_enrolled(done: Sequence[Enrolled], failed: dict[str, str], *, quiet: bo
         )
     old = [one.already for one in done if one.already]
     if old:
-        note(f"{sum(old)} photos of {len(old)} people were enrolled already")
+        people = counted(len(old), "person", "people")
+        note(f"enrolled already: {counted(sum(old), 'photo')} of {people}")
     for one in done:
         for reason in one.refused:
             note(f"refused: {one.name}: {reason}")
@@ -198,8 +200,9 @@ def forget_command(
         print_json({"forgotten": name, "templates": templates})
     else:
         typer.echo(
-            f"{legible(name)} is forgotten: {templates} templates were removed; a second look "
-            "found none"
+            f"{legible(name)} is forgotten: "
+            f"{counted(templates, 'template was', 'templates were')} removed; a second look found "
+            "none"
         )
     if unknown_file(store, None).exists():
         note(
@@ -273,7 +276,9 @@ def gallery_rename(
     if json:
         print_json(vars(moved))
     else:
-        typer.echo(f"{legible(name)} is {legible(moved.name)} now: {moved.photos} photos")
+        typer.echo(
+            f"{legible(name)} is {legible(moved.name)} now: {counted(moved.photos, 'photo')}"
+        )
 
 
 @gallery_app.command("merge")
@@ -309,7 +314,8 @@ def gallery_merge(
     if json:
         print_json(vars(moved))
     else:
-        typer.echo(f"{legible(moved.name)} has {moved.photos} photos of {legible(name)} now")
+        photos = counted(moved.photos, "photo")
+        typer.echo(f"{legible(moved.name)} has {photos} of {legible(name)} now")
 
 
 def _threshold_of(store: Store) -> float:
@@ -333,7 +339,8 @@ def gallery_backup(
     with store_of(store, passphrase_file) as opened:
         opened.back_up(out)
         count = len(opened.people())
-    note(f"{out} holds {count} people with their templates, which are biometric data")
+    people = counted(count, "person", "people")
+    note(f"{out} holds {people} with their templates, which are biometric data")
 
 
 @gallery_app.command("export")
@@ -347,7 +354,8 @@ def gallery_export(
 
     with store_of(store, passphrase_file) as opened:
         count = export_people(opened, out)
-    note(f"{out} holds {count} templates, which are biometric data, and is not encrypted")
+    templates = counted(count, "template")
+    note(f"{out} holds {templates}, which are biometric data, and is not encrypted")
 
 
 @gallery_app.command("calibrate")
@@ -404,7 +412,7 @@ def gallery_rebuild(
     with store_of(store, passphrase_file) as opened:
         count = rebuild(opened, model, place)
         threshold = threshold_of(opened.facts(), place)
-    note(f"{count} templates are made anew")
+    note(f"{counted(count, 'template is', 'templates are')} made anew")
     note_threshold(threshold)
 
 

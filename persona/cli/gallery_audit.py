@@ -24,6 +24,7 @@ from persona.cli.output import (
     workspace,
 )
 from persona.errors import PersonaError
+from persona.figure_names import counted
 
 SHOWN = 20
 """Most findings of one kind that are printed."""
@@ -71,13 +72,13 @@ def gallery_audit(
         if len(rows) > len(shown):
             note(f"{len(rows) - len(shown)} more: --json and --out have them")
     note(
-        f"{found.people} people, {found.templates} photos; threshold {found.threshold.value:.3f}: "
-        f"{found.threshold.source}"
+        f"{counted(found.people, 'person', 'people')}, {counted(found.templates, 'photo')}; "
+        f"threshold {found.threshold.value:.3f}: {found.threshold.source}"
     )
     if found.unknown_quality:
         note(
-            f"{found.unknown_quality} people have one photo without a kept face, so how good it is "
-            "is not known; --keep-crops keeps faces"
+            f"{counted(found.unknown_quality, 'person has', 'people have')} one photo without a "
+            "kept face, so how good it is is not known; --keep-crops keeps faces"
         )
     if out is not None:
         note(f"written: {out}, with people's names and faces: only you can read it")

@@ -23,6 +23,7 @@ from persona.cli.gallery import (
 )
 from persona.cli.output import JsonFlag, ModelsOption, TableColumn, note, print_json, print_table
 from persona.errors import PersonaError
+from persona.figure_names import counted
 from persona.files import whole_number
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def gallery_unknown(
             count = unknown.forget_all()
         if json:
             print_json({"deleted": count})
-        note(f"{count} unknown faces are deleted")
+        note(counted(count, "unknown face is deleted", "unknown faces are deleted"))
         return
     with (
         open_people(
@@ -116,7 +117,7 @@ def gallery_unknown(
     else:
         _show(found, kept)
     if deleted:
-        note(f"{deleted} unknown faces are deleted")
+        note(counted(deleted, "unknown face is deleted", "unknown faces are deleted"))
     if out is not None:
         note(f"written: {out}, with faces: only you can read it")
     tell_enrolled(done, failed, quiet=json)
@@ -162,7 +163,8 @@ def _json(one: Proposal) -> dict[str, object]:
 def _show(found: Sequence[Proposal], kept: int) -> None:
     empty = "no unknown face is kept; `persona serve --keep-unknown HOURS` keeps them"
     if kept:
-        empty = f"{kept} unknown faces are kept, and nobody of them came back; --visits 1 shows all"
+        faces = counted(kept, "unknown face is", "unknown faces are")
+        empty = f"{faces} kept, and nobody of them came back; --visits 1 shows all"
     print_table(
         [
             TableColumn("number", right=True),

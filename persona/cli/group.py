@@ -29,6 +29,7 @@ from persona.cli.output import (
     workspace,
 )
 from persona.errors import PersonaError
+from persona.figure_names import counted
 from persona.files import whole_number
 from persona.progress import progress_bar
 
@@ -174,23 +175,27 @@ def _tell(found: Grouping, photos: int, out: Path | None) -> None:
         rows[:SHOWN],
     )
     if len(rows) > SHOWN:
-        note(f"{len(rows) - SHOWN} more groups: --out or --json has them all")
+        note(f"{counted(len(rows) - SHOWN, 'more group')}: --out or --json has them all")
+    people = counted(found.people, "person", "people")
+    alone = counted(len(found.groups) - found.people, "face")
     typer.echo(
-        f"{found.faces} faces in {photos} photos: {found.people} people with two faces or "
-        f"more, {len(found.groups) - found.people} faces alone"
+        f"{counted(found.faces, 'face')} in {counted(photos, 'photo')}: {people} with two faces or "
+        f"more, {alone} alone"
     )
     note(f"threshold {found.threshold:.3f}: {found.source}")
     if found.duplicates:
         photo, (original, similarity) = next(iter(found.duplicates.items()))
+        copies = counted(len(found.duplicates), "photo is", "photos are")
         note(
-            f"{len(found.duplicates)} photos are nearly copies of another one, such as "
+            f"{copies} nearly the same as another one, such as "
             f"{Path(photo).name} of {Path(original).name} (similarity {similarity:.3f})"
         )
     unreadable = {p: reason for p, reason in found.left_out.items() if reason != NO_FACE}
     if faceless := len(found.left_out) - len(unreadable):
-        note(f"{faceless} photos without a face")
+        note(f"{counted(faceless, 'photo')} without a face")
     if unreadable:
         photo, reason = next(iter(unreadable.items()))
-        note(f"{len(unreadable)} photos are left out, such as {photo}: {reason}; --json has all")
+        lost = counted(len(unreadable), "photo is", "photos are")
+        note(f"{lost} left out, such as {photo}: {reason}; --json has all")
     if out is not None:
         note(f"written: {out}")

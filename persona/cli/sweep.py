@@ -45,6 +45,9 @@ def sweep_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the runs and whether they are done.")
     ] = False,
+    tables: Annotated[
+        bool, typer.Option("--tables", help="Write and print the tables of what is done.")
+    ] = False,
     plot: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Draw the runs' curves, as .svg, .pdf or .png."),
@@ -55,7 +58,8 @@ def sweep_command(
 ) -> None:
     """Train every combination of options and seeds in a file, and compare the students.
 
-    Killed, it goes on when run again. Tables lie in the folder as CSV, Markdown and LaTeX.
+    Killed, it goes on when run again. Tables lie in the folder as CSV, Markdown and LaTeX, and are
+    written after each run.
     """
     place = Workspace.locate(shards=shards, models=models)
     from persona.config import read_options
@@ -64,6 +68,8 @@ def sweep_command(
     sweep = read_sweep(file, read_options({}, option or [], told_twice))
     folder = out or place.runs.parent / "sweeps" / file.stem
     runner = SweepRunner(place, folder, note)
+    if dry_run and tables:
+        raise PersonaError("--dry-run lists runs and --tables their figures: give one of them")
     if dry_run:
         print_table(
             [TableColumn("run"), TableColumn("state")],
@@ -72,30 +78,48 @@ def sweep_command(
         return
     check_training("a sweep")
     from persona.data.sets import open_set
-    from persona.distill.sweep_table import cells, curves_figure, tabulate, titles, write_tables
+    from persona.distill.sweep_table import (
+        cells,
+        count_done,
+        curves_figure,
+        tabulate,
+        titles,
+        write_tables,
+    )
     from persona.report.plots import check_plot, write_plot
 
-    open_set(sweep.measure.set, place.shards)
+    figures = sweep.measure.figures
     if plot is not None:
         check_plot(plot)
-    with resumed_by("the same options"):
-        failed = runner.run(sweep, _devices(jobs))
-    rows, figures = tabulate(sweep, runner), sweep.measure.figures
-    write_tables(rows, figures, folder)
+    failed: list[str] = []
+    if not tables:
+        open_set(sweep.measure.set, place.shards)
+        with resumed_by("the same options"):
+            failed = runner.run(
+                sweep,
+                _devices(jobs),
+                lambda: write_tables(tabulate(sweep, runner), figures, folder),
+            )
+    rows = tabulate(sweep, runner)
+    done, planned = count_done(rows)
+    if done:
+        write_tables(rows, figures, folder)
     if json:
-        print_json({"out": str(folder), "rows": [asdict(row) for row in rows], "failed": failed})
-    else:
+        counts = {"done": done, "planned": planned, "failed": failed}
+        print_json({"out": str(folder), "rows": [asdict(row) for row in rows], **counts})
+    elif done:
         head = [
             TableColumn(title, right=number > 0) for number, title in enumerate(titles(figures))
         ]
-        print_table(head, cells(rows, figures), empty="no run has a result")
+        print_table(head, cells(rows, figures))
         note(f"tables: {folder}/table.csv, table.md, table.tex and runs.csv")
+    if tables and done < planned:
+        note(f"unfinished: {done} of {planned} are done; the command without --tables goes on")
     if plot is not None:
         write_plot(curves_figure(rows, sweep, runner), plot)
     if failed:
         raise PersonaError(
-            f"{len(failed)} of {len(sweep.runs) + len(sweep.beside)} failed: see why above, and "
-            "run it again for these alone"
+            f"{len(failed)} of {planned} failed: see why above, and run it again for these alone"
         )
 
 

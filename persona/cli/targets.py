@@ -17,6 +17,7 @@ from persona.cli.output import (
     print_json,
     workspace,
 )
+from persona.figure_names import counted
 
 
 def targets_command(
@@ -84,7 +85,8 @@ def targets_command(
         print_json(row)
         return
     verb = "keeps" if fresh else "kept before:"
+    photos = counted(sum(f.photos for f in targets.files), "photo")
     typer.echo(
-        f"{faces.name} {verb} {targets.views} views of {sum(f.photos for f in targets.files)} "
-        f"photos, {targets.embedding_size}-d embeddings ({human_bytes(size)}) at {kept}"
+        f"{faces.name} {verb} {targets.views} views of {photos}, "
+        f"{targets.embedding_size}-d embeddings ({human_bytes(size)}) at {kept}"
     )

@@ -19,6 +19,7 @@ from persona.cli.output import (
     workspace,
 )
 from persona.errors import PersonaError
+from persona.figure_names import counted
 from persona.progress import progress_bar
 
 SHOWN = 10
@@ -102,8 +103,8 @@ def embed_command(
         )
     else:
         typer.echo(
-            f"{len(found)} faces of {len(photos)} photos, {size}-d embeddings, by {network.name}: "
-            f"{out}"
+            f"{counted(len(found), 'face')} of {counted(len(photos), 'photo')}, {size}-d "
+            f"embeddings, by {network.name}: {out}"
         )
         for place, reason in list(found.left_out.items())[:SHOWN]:
             note(f"left out: {place}: {reason}")

@@ -707,14 +707,14 @@ def _claim(packing: Packing, share: Share | None) -> Manifest | None:
         differing = _differing(read_plan(folder), plan)
         if differing:
             raise PersonaError(
-                f"{folder} holds a set packed with another {differing}: "
+                f"{folder} holds a set that differs in {differing}: "
                 "remove that folder or name another one with --out"
             )
         if (folder / MANIFEST).is_file():
             finished = read_manifest(folder)
             if finished.pairs_sha256 != packing.draft.pairs_sha256:
                 raise PersonaError(
-                    f"{folder} holds a set packed with other verification pairs: "
+                    f"{folder} holds a set that differs in its verification pairs: "
                     "remove that folder or name another one with --out"
                 )
             return finished
@@ -904,7 +904,7 @@ def _whole(folder: Path, plan: Plan, num_shards: int, tasks: int | None) -> list
             missing.append(number)
         elif differing := _differing(record.plan, plan):
             raise PersonaError(
-                f"{folder / shard_name(number)} was packed with another {differing} than the set: "
+                f"{folder / shard_name(number)} differs from the set in {differing}: "
                 f"remove it and run {_command([number], tasks)} again"
             )
         else:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from persona.data.align.spec import ARCFACE, AlignSpec
 from persona.data.shards import (
     MANIFEST,
     PAIRS,
@@ -201,7 +203,18 @@ class FaceSet:
         return webdataset.WebDataset(paths, shardshuffle=False)
 
 
-def open_set(name: str, shards: Path, cache: Path | None = None, *, verify: bool = True) -> FaceSet:
+class NotPacked(PersonaError):  # noqa: N818 - it is the state of a set
+    """There is no such packed set on this machine. The message says what packs it."""
+
+
+def open_set(
+    name: str,
+    shards: Path,
+    cache: Path | None = None,
+    *,
+    verify: bool = True,
+    like: AlignSpec | None = None,
+) -> FaceSet:
     """Opens a packed set.
 
     Args:
@@ -210,16 +223,18 @@ def open_set(name: str, shards: Path, cache: Path | None = None, *, verify: bool
         cache: folder in which files of a remote set are kept. None deletes them after reading.
         verify: check each file of a local set before its first use. Files of a remote set are
             always checked.
+        like: the crops that are wanted, if they are known. The message on a set that is not packed
+            names them.
 
     Raises:
-        PersonaError: there is no such set (the message says what to run), or a shard is missing or
-            cut.
+        NotPacked: there is no such set. The message says what to run.
+        PersonaError: a shard is missing or cut, or the set holds no sample.
     """
     if is_url(name):
         remote = open_remote(name, cache)
         found = FaceSet(remote, read_manifest(remote))
     else:
-        folder = _find_local(name, shards)
+        folder = _find_local(name, shards, like)
         found = FaceSet(folder, read_manifest(folder))
         _check_sizes(found)
         if verify:
@@ -229,7 +244,7 @@ def open_set(name: str, shards: Path, cache: Path | None = None, *, verify: bool
     return found
 
 
-def _find_local(name: str, shards: Path) -> Path:
+def _find_local(name: str, shards: Path, like: AlignSpec | None) -> Path:
     """Folder of a packed set on this machine."""
     from persona.data.raw import DATASETS
 
@@ -240,20 +255,43 @@ def _find_local(name: str, shards: Path) -> Path:
         folder = shards / (dataset.name if len(dataset.splits) == 1 else f"{dataset.name}-{split}")
     if (folder / MANIFEST).is_file():
         return folder
+    raise _not_packed(name, folder, shards, like)
+
+
+def _not_packed(name: str, folder: Path, shards: Path, like: AlignSpec | None) -> PersonaError:
+    """The error for a set that is not here, with the command that packs it."""
     if (folder / CARD).is_file():
         from persona.data.triplets import read_card
 
         card = read_card(folder)
-        raise PersonaError(
+        return NotPacked(
             f"triplet set {card.id} is not packed yet: run "
             f"`persona shard {card.dataset} --split {card.split} --triplets {card.id}`"
         )
-    if dataset is not None:
-        raise PersonaError(
-            f"{dataset.name} is not packed below {shards}: run `persona shard {dataset.name}`"
-        )
     known = [path.parent.name for path in shards.glob(f"*/{MANIFEST}")]
-    raise unknown("set", name, known, where=str(shards))
+    if (raw := _raw_of(name, known)) is not None:
+        command = f"persona shard {raw}"
+        how = f"run `{command} {(like or ARCFACE).options}`"
+        if like is None:
+            how += f" for Persona-S and most networks, or `{command}` for FaceNet"
+        return NotPacked(f"{name} is not packed below {shards}: {how}")
+    line = str(unknown("set", name, known, where=str(shards)))
+    return NotPacked(line if known else f"{line}: `persona shard DATASET` packs one")
+
+
+def _raw_of(name: str, known: Sequence[str]) -> str | None:
+    """What `persona shard` packs as the set of this name. None if only the user knows."""
+    from persona.data.raw import DATASET_KINDS, DATASETS
+
+    kind, _, path = name.partition(":")
+    if kind in DATASET_KINDS:  # it is packed as a set without this word
+        return None if Path(path).stem in known else shlex.quote(name)
+    if (dataset := DATASETS.get(name.lower())) is not None:
+        return dataset.name
+    whole, _, split = name.lower().rpartition("-")
+    dataset = DATASETS.get(whole)
+    split_of = dataset is not None and len(dataset.splits) > 1 and split in dataset.splits
+    return f"{whole} --split {split}" if split_of else None
 
 
 def _check_sizes(found: FaceSet) -> None:

@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from persona.data.align import AlignSpec
+from persona.data.align.spec import ARCFACE
 from persona.data.storage import (
     NotThereError,
     SetFolder,
@@ -215,9 +216,15 @@ class Manifest:
                 "landmarks, or template if its photos are aligned to ArcFace's"
             )
         if image_size not in {None, self.align.image_size}:
+            turned = ""
+            if image_size == ARCFACE.image_size and self.align.method != ARCFACE.method:
+                turned = (
+                    "; --align landmarks turns faces to ArcFace's template, which most networks of "
+                    "this size take, and --align template packs photos that are turned to it"
+                )
             raise PersonaError(
                 f"set {self.name} has crops of {self.align.image_size} px, {network} was trained "
-                f"on {image_size} px: pack the set with --image-size {image_size}"
+                f"on {image_size} px: pack the set with --image-size {image_size}{turned}"
             )
 
 

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from persona.config import FIXED_SIZE, NOT_LEARNED, DistillConfig, to_dict
 from persona.data.mixed import MixedSet, open_mixed
-from persona.data.sets import FaceSet, open_set
+from persona.data.sets import FaceSet, NotPacked, open_set
 from persona.data.stream import EpochLoader, build_loader
 from persona.distill.exclusion import Exclusion, exclude
 from persona.distill.start import StartingPoint, find_start
@@ -199,7 +199,10 @@ def open_inputs(
     train, excluded = exclude(config, workspace, train, accelerator)
     test = None
     if config.test_set != "none":
-        test = open_set(config.test_set, shards, cache, verify=verify)
+        try:
+            test = open_set(config.test_set, shards, cache, verify=verify, like=train.align)
+        except NotPacked as error:
+            raise PersonaError(f"{error}; --test-set none trains without a test set") from None
     side = open_teacher(config, workspace, train, teacher)
     start, started_from = None, None
     if config.from_model is not None and stored is not None:

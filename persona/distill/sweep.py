@@ -4,7 +4,7 @@
 2. What has a result is done. Each other run is a process of `python -m persona.distill`, one after
    another, or one on each GPU. `--resume auto` takes up a run that was cut off.
 3. The student of each run is measured by a process of `persona evaluate`.
-4. persona/distill/sweep_table.py makes the tables and the curves.
+4. persona/distill/sweep_table.py makes the tables, after each run, and the curves.
 
     OUT/runs/DIGEST/recipe.yaml     the config of a run; DIGEST is a hash of it and the measurement
     OUT/runs/DIGEST/runs/ID/        its run, as in any folder of runs
@@ -34,7 +34,7 @@ import logging
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -239,13 +239,20 @@ class SweepRunner:
     told: Callable[[str], None]
     """Receives a line for each run that begins, ends or fails."""
 
-    def run(self, sweep: Sweep, devices: Sequence[str | None]) -> list[str]:
+    def run(
+        self,
+        sweep: Sweep,
+        devices: Sequence[str | None],
+        finished: Callable[[], None] = lambda: None,
+    ) -> list[str]:
         """Runs everything that has no result yet.
 
         Args:
             sweep: the runs.
             devices: the GPUs to use at the same time, as in CUDA_VISIBLE_DEVICES. None stands for
                 whatever the processes find.
+            finished: called as soon as a result is in the folder, first for those that were there
+                already.
 
         Returns:
             A line for each run that failed.
@@ -261,7 +268,8 @@ class SweepRunner:
             done = len(sweep.runs) + len(sweep.beside) - len(jobs)
             if done:
                 self.told(f"{done} of {len(sweep.runs) + len(sweep.beside)} are done already")
-            return self._work(jobs, devices)
+                finished()
+            return self._work(jobs, devices, finished)
 
     def result_of(self, run: SweepRun) -> dict[str, Any] | None:
         """The result of a run. None if it has none yet."""
@@ -286,6 +294,7 @@ class SweepRunner:
         self,
         jobs: Sequence[tuple[str, Callable[[dict[str, str]], Job]]],
         devices: Sequence[str | None],
+        finished: Callable[[], None],
     ) -> list[str]:
         waiting = list(jobs)
         active: dict[int, tuple[str, Job, subprocess.Popen[bytes]]] = {}
@@ -311,7 +320,10 @@ class SweepRunner:
                     except Failed as error:
                         failed.append(f"{title}: {error}")
                         self.told(f"{title}: failed: {error}")
-                    if process is not None:
+                        continue
+                    if process is None:
+                        finished()
+                    else:
                         active[slot] = title, job, process
                 if active:
                     time.sleep(POLL_S)
@@ -324,15 +336,22 @@ class SweepRunner:
         begun = folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         save_config(folder / RECIPE, to_dict(run.config))
+        from persona.distill.start import find_newest  # torch
+
         start_s = time.perf_counter()
-        command = [
-            *("persona.distill", f"--config={folder / RECIPE}", "--resume=auto", "--json"),
-            *(f"--runs={self.runs_of(run)}", f"--shards={self.place.shards}"),
-            f"--models={self.place.models}",
-        ]
-        process = start(command, folder, where)
-        yield process
-        model = str(answer(process, folder).get("id"))
+        config = replace(run.config, teacher=spell(run.config.teacher))
+        found = find_newest(config, self.runs_of(run))
+        if found is not None and found[1]:  # it was cut off before it was measured
+            model = found[0]
+        else:
+            command = [
+                *("persona.distill", f"--config={folder / RECIPE}", "--resume=auto", "--json"),
+                *(f"--runs={self.runs_of(run)}", f"--shards={self.place.shards}"),
+                f"--models={self.place.models}",
+            ]
+            process = start(command, folder, where)
+            yield process
+            model = str(answer(process, folder).get("id"))
         took_s = time.perf_counter() - start_s
         made = {path.name for path in self.runs_of(run).glob("*")}
         name = next((one for one in made if model.startswith(one)), model)
@@ -340,7 +359,7 @@ class SweepRunner:
         process = self._evaluate(run.measure, student, folder, where)
         yield process
         figures = answer(process, folder)
-        _check_figures(run.measure, figures)
+        check_figures(run.measure, figures)
         result = {"variant": run.variant, "seed": run.seed, "run": name, "model": student}
         # The time of a run that was cut off is not known.
         result |= {"seconds": None if begun else round(took_s, 1), "figures": figures}
@@ -353,7 +372,7 @@ class SweepRunner:
         process = self._evaluate(sweep.measure, name, folder, where)
         yield process
         figures = answer(process, folder)
-        _check_figures(sweep.measure, figures)
+        check_figures(sweep.measure, figures)
         write_json(folder / RESULT, {"model": name, "figures": figures})
         self.told(f"{name}: {_told(sweep.measure, figures)}")
 
@@ -377,7 +396,12 @@ def _read_result(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and isinstance(found.get("figures"), dict) else None
 
 
-def _check_figures(measure: Measurement, figures: dict[str, Any]) -> None:
+def check_figures(measure: Measurement, figures: dict[str, Any]) -> None:
+    """Checks that an evaluation has the figures that a sweep compares.
+
+    Raises:
+        Failed: a figure is missing.
+    """
     missing = [name for name in measure.figures if not isinstance(figures.get(name), int | float)]
     if missing:
         raise Failed(

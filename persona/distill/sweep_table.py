@@ -3,6 +3,9 @@
 Each variant is compared with the first one by the runs of the same seed. The p-value is that of the
 exact sign-flip test: if the variants were equal, each difference could as well have the other sign.
 With n seeds it cannot be below 2 / 2^n, so that three seeds never show more than 0.25.
+
+The tables of an unfinished sweep have a row for every variant, too. Their column `seeds` says how
+many are done, as `1 of 3`.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import csv
 import io
 import itertools
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from persona.distill.sweep import Sweep, SweepRunner
+from persona.distill.sweep import Sweep, SweepRunner, check_figures
 from persona.errors import PersonaError
 from persona.figure_names import label_of
 from persona.files import write_atomically
@@ -60,7 +64,11 @@ class Row:
 
     variant: dict[str, str]
     seeds: list[int]
+    """Seeds of the runs that are done. Empty for a network beside."""
+    planned: int
+    """How many seeds the file asks for. 0 for a network beside."""
     figures: dict[str, FigureOfRuns]
+    """Empty as long as nothing of the row is done."""
     seconds: float | None
     runs: list[dict[str, Any]] = field(default_factory=list)
     """Results of its runs, in the order of the seeds."""
@@ -72,36 +80,54 @@ class Row:
 
 
 def tabulate(sweep: Sweep, runner: SweepRunner) -> list[Row]:
-    """The rows of what is done so far: networks beside, then variants in the order of the file."""
+    """The rows of a sweep: networks beside, then variants in the order of the file.
+
+    A row of which nothing is done has no figures.
+
+    Raises:
+        PersonaError: the results lack a figure of the file.
+    """
     rows = []
     axes = list(sweep.runs[0].variant)
     for name in sweep.beside:
         result = runner.beside_of(sweep, name)
+        figures = {}
         if result is not None:
+            check_figures(sweep.measure, result["figures"])
             figures = {
                 figure: FigureOfRuns(float(result["figures"][figure]), None)
                 for figure in sweep.measure.figures
             }
-            rows.append(Row(dict.fromkeys(axes[:1] or ["network"], name), [], figures, None))
+        rows.append(Row(dict.fromkeys(axes[:1] or ["network"], name), [], 0, figures, None))
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    planned: Counter[tuple[str, ...]] = Counter()
     for run in sweep.runs:
         result = runner.result_of(run)
-        own = groups.setdefault(tuple(run.variant.values()), [])
+        variant = tuple(run.variant.values())
+        planned[variant] += 1
+        own = groups.setdefault(variant, [])
         if result is not None:
+            check_figures(sweep.measure, result["figures"])
             # The names of the file, should they have changed since.
             own.append({**result, "variant": run.variant, "seed": run.seed})
     first: Mapping[int, dict[str, Any]] | None = None
     for variant, results in groups.items():
         by_seed = {result["seed"]: result["figures"] for result in results}
-        if results:
-            figures = {name: _over_seeds(name, by_seed, first) for name in sweep.measure.figures}
-            times = [result["seconds"] for result in results if result["seconds"] is not None]
-            seconds = statistics.mean(times) if times else None
-            named = dict(zip(axes, variant, strict=True))
-            rows.append(Row(named, list(by_seed), figures, seconds, results))
+        names = sweep.measure.figures if results else ()
+        figures = {name: _over_seeds(name, by_seed, first) for name in names}
+        times = [result["seconds"] for result in results if result["seconds"] is not None]
+        seconds = statistics.mean(times) if times else None
+        named = dict(zip(axes, variant, strict=True))
+        rows.append(Row(named, list(by_seed), planned[variant], figures, seconds, results))
         if first is None:
             first = by_seed
     return rows
+
+
+def count_done(rows: Sequence[Row]) -> tuple[int, int]:
+    """How many runs and networks beside are done, and how many there are."""
+    done = sum(len(row.seeds) if row.planned else bool(row.figures) for row in rows)
+    return done, sum(row.planned or 1 for row in rows)
 
 
 def _over_seeds(
@@ -143,9 +169,9 @@ def cells(rows: Sequence[Row], figures: Sequence[str]) -> list[list[str | None]]
     """The cells of a table for people: name, seeds, and two cells for each figure, then seconds."""
     found = []
     for row in rows:
-        line: list[str | None] = [row.name, str(len(row.seeds)) if row.seeds else None]
+        line: list[str | None] = [row.name, _seeds_of(row)]
         for name in figures:
-            line += _cells_of(row.figures[name])
+            line += _cells_of(row.figures.get(name))
         found.append([*line, None if row.seconds is None else f"{row.seconds:.0f}"])
     return found
 
@@ -156,7 +182,16 @@ def titles(figures: Sequence[str]) -> list[str]:
     return ["runs", "seeds", *itertools.chain(*pairs), "seconds a run"]
 
 
-def _cells_of(figure: FigureOfRuns) -> list[str | None]:
+def _seeds_of(row: Row) -> str | None:
+    done = len(row.seeds)
+    return (
+        (str(done) if done == row.planned else f"{done} of {row.planned}") if row.planned else None
+    )
+
+
+def _cells_of(figure: FigureOfRuns | None) -> list[str | None]:
+    if figure is None:
+        return [None, None]
     spread = "" if figure.std is None else f" ± {figure.std:.3f}"
     if figure.difference is None:
         return [f"{figure.mean:.3f}{spread}", None]
@@ -191,16 +226,20 @@ def as_latex(rows: Sequence[Row], figures: Sequence[str]) -> str:
 
 
 def as_csv(rows: Sequence[Row], figures: Sequence[str]) -> str:
-    """A table of numbers: of each figure mean, std, difference, p and pairs."""
+    """A table of numbers: of each figure mean, std, difference, p and pairs.
+
+    The sweep is unfinished where `seeds` is less than `seeds_planned`.
+    """
     axes = list(dict.fromkeys(itertools.chain(*(row.variant for row in rows))))
     fields = ("mean", "std", "difference", "p", "pairs")
     lines: list[list[Any]] = [
-        [*axes, "seeds", *(f"{n}_{f}" for n in figures for f in fields), "seconds"]
+        [*axes, "seeds", *(f"{n}_{f}" for n in figures for f in fields), "seconds", "seeds_planned"]
     ]
     for row in rows:
-        numbers = [getattr(row.figures[name], one) for name in figures for one in fields]
+        found = [row.figures.get(name) for name in figures]
+        numbers = [None if one is None else getattr(one, of) for one in found for of in fields]
         own = [row.variant.get(axis, "") for axis in axes]
-        lines.append([*own, len(row.seeds), *numbers, row.seconds])
+        lines.append([*own, len(row.seeds), *numbers, row.seconds, row.planned])
     return _csv(lines)
 
 

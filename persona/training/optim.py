@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from persona.config import OptimConfig
 from persona.training.muon import Muon, is_matrix
 
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
 DECAY = 0.1
 MILESTONES = (1 / 4, 1 / 2, 3 / 4)
 """Shares of the run after which the reference recipe multiplies the learning rate by `DECAY`."""
@@ -77,6 +78,37 @@ def rate_of(schedule: str, total_steps: int, warmup_steps: int = 0) -> Callable[
         return 1.0
 
     return rate
+
+
+def unused_norms(network: nn.Module) -> list[BatchNorm]:
+    """The batch norm layers whose running statistics are those of no batch: mean 0, variance 1."""
+    return [
+        module
+        for module in network.modules()
+        if isinstance(module, BatchNorm)
+        and module.running_mean is not None
+        and module.running_var is not None
+        and not bool(module.running_mean.any())
+        and bool((module.running_var == 1).all())
+    ]
+
+
+def start_norms(norms: Sequence[BatchNorm]) -> None:
+    """Makes the running statistics of batch norm layers those of the one batch they have seen.
+
+    They hold `1 - momentum` of mean 0 and variance 1 otherwise, which dominate for the first dozens
+    of batches: a student of few steps gives every face nearly the same embedding. The momentum
+    itself stays, because a compiled network would be compiled anew with another.
+
+    Args:
+        norms: layers that were unused before that batch, see `unused_norms`.
+    """
+    with torch.no_grad():
+        for norm in norms:
+            momentum = norm.momentum
+            if momentum and norm.running_mean is not None and norm.running_var is not None:
+                norm.running_mean.div_(momentum)
+                norm.running_var.sub_(1 - momentum).div_(momentum).clamp_(min=0)
 
 
 def build_ema(student: nn.Module, decay: float) -> AveragedModel:

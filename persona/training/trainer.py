@@ -26,7 +26,13 @@ from persona.models.student import Student
 from persona.training.devices import compile_options, finite_lag, prepare, with_sync_batch_norm
 from persona.training.losses import needs_projection
 from persona.training.meter import FiniteWatch
-from persona.training.optim import build_ema, build_optimizer, build_scheduler
+from persona.training.optim import (
+    build_ema,
+    build_optimizer,
+    build_scheduler,
+    start_norms,
+    unused_norms,
+)
 from persona.training.projection import ProjectedStudent
 from persona.training.run import DISTILLING
 from persona.training.task import DistillationTask
@@ -68,6 +74,7 @@ class Trainer:
             student = with_sync_batch_norm(student, accelerator)
         # With channels last in memory, convolutions give the same sums up to twice as fast.
         self.student: Student = student.to(memory_format=torch.channels_last)
+        self._stepped = False
         self.ema = None
         if config.optim.ema_decay:
             self.ema = build_ema(self.student, config.optim.ema_decay).to(accelerator.device)
@@ -132,11 +139,14 @@ class Trainer:
         images = normalise(images)
         images = images.contiguous(memory_format=torch.channels_last)
         landmarks = view_landmarks(batch.landmarks, views, images.shape[2], self.augment)
+        unused = [] if self._stepped else unused_norms(self.student)
+        self._stepped = True
         with accelerator.accumulate(self.task.student):
             with accelerator.autocast():
                 total, terms = self.task(images, batch.labels, batch.targets, landmarks)
             self.watch.add(total, batch.keys, step)
             accelerator.backward(total)
+            start_norms(unused)  # not before, because autograd holds the statistics
             terms |= self._clip_gradients(measure_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()

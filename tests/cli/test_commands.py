@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import typer
 from conftest import jpeg, write_lfw, write_vggface2
-from helpers import _here, environment, persona_error, persona_here, run
+from helpers import _here, environment, persona_error, persona_error_here, persona_here, run
 from typer.testing import CliRunner
 
 from persona.cli import signals
@@ -152,7 +152,13 @@ def test_a_teacher_without_a_name_is_facenet() -> None:
         (("triplets", "coverage", "--set", "nope"), "unknown triplet set 'nope'"),
         (("shards", "verify", "nope"), "unknown set 'nope'"),
         (("evaluate", "--set", "nope"), "unknown set 'nope'"),
-        (("evaluate", "--set", "casia-webface"), "run `persona shard casia-webface`"),
+        (
+            ("evaluate", "--set", "casia-webface"),
+            "run `persona shard casia-webface --align landmarks --image-size 112` for Persona-S "
+            "and most networks, or `persona shard casia-webface` for FaceNet",
+        ),
+        (("evaluate", "--set", "synthetic-test"), "shard synthetic --split test --align"),
+        (("evaluate", "--set", "folders:my photos"), "`persona shard 'folders:my photos' --align"),
         (("verify", "x", "y", "--model", "b"), "unknown model 'b'"),
         (("verify", "x", "y", "--student", "b"), "unknown model 'b'"),
         (("verify", "x", "y", "--teacher", "b.onnx"), "no ONNX file at b.onnx"),
@@ -171,6 +177,16 @@ def test_an_error_is_one_line_and_debug_shows_the_trace(home: Path) -> None:
     assert line.startswith("error: unknown set 'nope'")
     done = run("persona", "--debug", "shards", "verify", "nope", home=home, fails=True)
     assert "Traceback" in done.stderr
+
+
+def test_a_set_is_named_without_the_kind_of_its_photos(home: Path) -> None:
+    assert "there is none yet: `persona shard DATASET` packs one" in persona_error_here(
+        "evaluate", "--set", "lwf", home=home / "empty"
+    )
+    photos = home / "data" / "raw" / "LFW"
+    persona_here("shard", f"folders:{photos}", *NO_ALIGN, home=home)
+    line = persona_error_here("evaluate", "--set", "folders:LFW", home=home)
+    assert "unknown set 'folders:LFW'" in line and "LFW" in line.partition("known")[2]
 
 
 def test_evaluating_what_a_set_cannot_give(home: Path) -> None:
@@ -230,8 +246,8 @@ def test_a_person_reads_intervals_and_what_cannot_be_resolved(home: Path) -> Non
     assert re.match(r"0\.\d{4} of lfw's \d+ pairs are decided rightly", last)
     for line in (
         "6 impostor pairs cannot resolve FAR 1e-1, 1e-2, 1e-3, 1e-4",
-        "1 pairs are listed more than once and count each time",
-        "2 paths are no photo of the set",
+        "1 pair is listed more than once and counted each time",
+        "2 paths are no photos of the set",
     ):
         assert line in done.stderr
 

@@ -192,7 +192,7 @@ def test_a_second_time_is_one_line(place: Path) -> None:
     assert "Ann" not in out
     assert "Bob" in out
     assert notes.splitlines() == [
-        "4 photos of 2 people were enrolled already",
+        "enrolled already: 4 photos of 2 people",
         "`persona recognise PHOTO|FOLDER|VIDEO` tells who is on a photo",
     ]
 

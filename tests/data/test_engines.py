@@ -155,15 +155,15 @@ def test_shards_of_another_plan_are_not_merged(
     share(raw, other, "1/1", align=AlignSpec("none", 40, 0))
     for name in ("000003.tar", ".000003.json"):  # as when two machines' disks are put together
         shutil.copy(other / name, folder / name)
-    with pytest.raises(PersonaError, match=r"000003.tar was packed with another alignment than"):
+    with pytest.raises(PersonaError, match=r"000003.tar differs from the set in alignment"):
         merge_set(folder)
     share(raw, folder, "1/1")  # holds it for missing
     record = json.loads((folder / ".000000.json").read_text())
     record["plan"]["version"] = 1
     (folder / ".000000.json").write_text(json.dumps(record))
-    with pytest.raises(PersonaError, match=r"000000.tar was packed with another version than"):
+    with pytest.raises(PersonaError, match=r"000000.tar differs from the set in version"):
         merge_set(folder)
-    with pytest.raises(PersonaError, match=r"holds a set packed with another alignment"):
+    with pytest.raises(PersonaError, match=r"holds a set that differs in alignment"):
         share(raw, folder, "1/1", align=AlignSpec("none", 40, 0))
     share(raw, folder, "1/1")
     merge_set(folder)

@@ -82,6 +82,8 @@ def test_manifests(lfw_set: Packed) -> None:
 
     with pytest.raises(PersonaError):  # crops of 32 px
         use()
+    with pytest.raises(PersonaError, match="--image-size 112; --align landmarks turns faces to"):
+        open_set("lfw", lfw_set.folder.parent).manifest.check_crops("network", 112, False)
     refuse_all(lfw_set.folder / MANIFEST, lambda: _any_error(use))
 
 

@@ -90,7 +90,7 @@ def test_packed_again_it_says_so_and_changes_nothing(raw: Path, tmp_path: Path) 
     again = pack_photos(dataset, tmp_path / "s", NO_ALIGN)
     assert (first.fresh, again.fresh) == (True, False)
     assert contents(again.folder) == before
-    with pytest.raises(PersonaError, match=r"another alignment.*--out"):
+    with pytest.raises(PersonaError, match=r"differs in alignment: .*--out"):
         pack_photos(dataset, tmp_path / "s", replace(NO_ALIGN, align=AlignSpec("none", 64, 0)))
 
 
@@ -123,7 +123,7 @@ def test_packed_again_it_has_what_it_lost(raw: Path, tmp_path: Path, damage: str
     (raw / "LFW" / "pairs.txt").write_text(
         "\n".join([*lines[:1], *lines[2:4], *lines[1:2], *lines[4:]])
     )
-    with pytest.raises(PersonaError, match="packed with other verification pairs: remove"):
+    with pytest.raises(PersonaError, match="differs in its verification pairs: remove"):
         pack_photos(dataset, tmp_path / "s", NO_ALIGN)
     (raw / "LFW" / "pairs.txt").write_text("\n".join(lines))
     # A photo that is another one now makes another shard than the manifest promises.
@@ -524,7 +524,7 @@ def test_a_manifest_cannot_name_files_outside_its_folder(train_set: Packed) -> N
 def test_unknown_sets_say_what_to_run(raw: Path, train_set: Packed) -> None:
     shards = train_set.folder.parent
     assert open_set("vggface2", shards).name == "vggface2-train"
-    with pytest.raises(PersonaError, match="run `persona shard lfw`"):
+    with pytest.raises(PersonaError, match="`persona shard lfw` for FaceNet"):
         open_set("lfw", shards)
     with pytest.raises(PersonaError, match="did you mean 'vggface2-train'"):
         open_set("vggface2-trian", shards)
@@ -613,7 +613,7 @@ def test_boxes_from_a_csv(raw: Path, tmp_path: Path) -> None:
     }
     assert not pack_photos(dataset, tmp_path / "s", options).fresh
     write_boxes(tmp_path / "boxes.csv", dict.fromkeys(sources, "5,4,20,20"))
-    with pytest.raises(PersonaError, match=r"another boxes: remove"):
+    with pytest.raises(PersonaError, match=r"differs in boxes: remove"):
         pack_photos(dataset, tmp_path / "s", options)
 
 

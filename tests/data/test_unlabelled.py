@@ -181,7 +181,7 @@ def test_packing_it_again_with_identities_is_another_set(tmp_path: Path) -> None
         path.write_bytes(jpeg(number))
     place = f"folders:{tmp_path / 'people'}"
     packed = pack(place, tmp_path)
-    with pytest.raises(PersonaError, match="packed with another identities"):
+    with pytest.raises(PersonaError, match="differs in identities"):
         pack_photos(open_dataset(place, tmp_path), packed.folder, TEMPLATE)
 
 

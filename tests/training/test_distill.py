@@ -87,6 +87,15 @@ def test_a_test_set_that_tells_nothing(home: Path) -> None:
         check_test_set(student, dataclasses.replace(manifest, identities=3))
 
 
+def test_a_run_of_two_steps_has_not_collapsed(home: Path) -> None:
+    """Its batch norm has the statistics of photos, and not nearly those of before training."""
+    options = ("mobilenet_v3_small", *TEACHER_NONE, "--steps", "2", "--test-set", "lfw")
+    student = distill_here(*options, "-o", "optim.ema_decay=0.999", home=home)
+    for name in (student, f"{student}-ema"):
+        card = find_model(name, home / "models")
+        assert not card.collapsed and card.scores["spread"] > 0.01
+
+
 def weights(home: Path, model_id: str) -> dict[str, torch.Tensor]:
     card = find_model(model_id, home / "models")
     return safetensors.torch.load_file(home / "models" / model_id / card.weights)
@@ -701,6 +710,12 @@ def test_wandb_without_a_login_is_offline_and_says_how_to_sync(
         (("-w", "-1"), "workers -1: choose 0 to"),
         (("--lr", "-1"), "lr -1.0: choose"),
         (("--train-set", "nope"), "unknown set 'nope'"),
+        (
+            ("--test-set", "agedb"),
+            "run `persona shard agedb --align none --image-size 32`; --test-set none trains "
+            "without a test set",
+        ),
+        (("--test-set", "nope"), "--test-set none trains without a test set"),
         (("--teacher", "nope"), "unknown model 'nope'"),
         (("--config", "nope.yaml"), "cannot read config nope.yaml"),
         (("--hard-weight", "0", "--soft-weight", "0"), "sum to 0: there is nothing to learn"),

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from persona.config import OptimConfig
-from persona.training.optim import build_ema, build_optimizer, build_scheduler, rate_of
+from persona.training.optim import (
+    build_ema,
+    build_optimizer,
+    build_scheduler,
+    rate_of,
+    start_norms,
+    unused_norms,
+)
 
 
 def network() -> torch.nn.Module:
@@ -84,3 +91,29 @@ def test_the_running_mean_agrees_with_its_formula() -> None:
                 wanted[name] = decay * wanted[name] + (1 - decay) * fresh
     for name, value in ema.module.state_dict().items():
         torch.testing.assert_close(value.double(), wanted[name], rtol=1e-4, atol=1e-5)
+
+
+def test_running_statistics_start_as_those_of_the_first_batch() -> None:
+    """Without it the first dozens of batches leave nearly a mean of 0 and a variance of 1."""
+    body = torch.nn.Sequential(network(), torch.nn.BatchNorm1d(4))
+    used = body[1]
+    used.running_mean.fill_(3)  # type: ignore[operator]
+    unused = unused_norms(body)
+    assert unused == [body[0][1]]  # type: ignore[index]
+    (norm,) = unused
+    seen: list[torch.Tensor] = []
+    norm.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].detach()))
+    body(torch.randn(8, 3) * 5 + 2).sum().backward()
+    before = used.running_mean.clone()  # type: ignore[operator]
+    start_norms(unused)
+    assert torch.allclose(norm.running_mean, seen[0].mean(0), atol=1e-5)  # type: ignore[arg-type]
+    assert torch.allclose(norm.running_var, seen[0].var(0), rtol=1e-4)  # type: ignore[arg-type]
+    assert norm.momentum == 0.1 and torch.equal(used.running_mean, before)  # type: ignore[arg-type]
+    assert unused_norms(body) == []
+
+
+def test_a_layer_that_saw_no_batch_keeps_its_statistics() -> None:
+    norm = torch.nn.BatchNorm1d(2)
+    start_norms([norm])
+    assert norm.running_mean is not None and norm.running_var is not None
+    assert not norm.running_mean.any() and torch.allclose(norm.running_var, torch.ones(2))

@@ -9,19 +9,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import NO_ALIGN, write_lfw, write_vggface2
-from helpers import environment, persona_error_here, persona_here
+from helpers import environment, persona_error_here, persona_here, run
 
 from persona.config import to_dict
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
-from persona.distill import apart, sweep_table
-from persona.distill.sweep import SweepRunner, read_sweep
+from persona.distill import apart, start, sweep_table
+from persona.distill.sweep import Sweep, SweepRunner, read_sweep
 from persona.distill.sweep_table import sign_flip_p
 from persona.errors import PersonaError
 from persona.workspace import Workspace
@@ -43,7 +44,7 @@ measure: {set: lfw, figures: [accuracy, auc], beside: [mobilenet_v3_small]}
 
 FAKE = '''
 """Stands in for `persona.distill` and `persona evaluate`, and for their figures."""
-import hashlib, json, sys, time
+import json, os, signal, sys
 from pathlib import Path
 options = dict(one.lstrip("-").split("=", 1) for one in sys.argv[1:] if "=" in one)
 with open(__file__ + ".calls", "a") as file:
@@ -53,6 +54,8 @@ if sys.argv[1] == "persona.distill":
     config = yaml.safe_load(Path(options["config"]).read_text())
     if config["seed"] == 99:
         sys.exit("error: no luck")
+    if config["seed"] == 98:
+        os.kill(os.getppid(), signal.SIGKILL)
     lr, weight = config["optim"]["lr"], config["losses"]["hard_labels"]["weight"]
     run = Path(options["runs"]) / f"run-{lr}-{weight}-{config['seed']}"
     run.mkdir(parents=True, exist_ok=True)
@@ -120,8 +123,8 @@ def test_a_recipe_lies_below_the_file_and_the_command_line_above_it(file: Path) 
 @pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.name)
 def test_the_sweeps_of_the_project_are_right(path: Path) -> None:
     found = read_sweep(path, {"teacher": "onnx:teacher.onnx"})
-    variants = {"students.yaml": 3}.get(path.name, 4)
-    assert len(found.runs) == variants * 3
+    runs = {"students.yaml": 9, "ablation.yaml": 9, "ablation_seeds.yaml": 12}
+    assert len(found.runs) == runs.get(path.name, 12)
     assert found.beside == ["onnx:teacher.onnx", "mobilenet_v3_small"]
 
 
@@ -179,6 +182,83 @@ def test_what_is_done_is_not_done_again(file: Path, fake: Path, tmp_path: Path) 
     assert [row.name for row in rows][:2] == ["mobilenet_v3_small", "labels alone / 0.001"]
 
 
+def test_tables_are_written_after_each_run(file: Path, fake: Path, tmp_path: Path) -> None:
+    """They are there whenever a sweep ends, and say that they are not of all runs."""
+    found = read_sweep(file, {})
+    runner = runner_of(tmp_path)
+    table, seen = runner.out / "table.csv", []
+
+    def finished() -> None:
+        rows = sweep_table.tabulate(found, runner)
+        sweep_table.write_tables(rows, found.measure.figures, runner.out)
+        lines = csv.DictReader(table.read_text().splitlines())
+        seen.append([int(line["seeds"]) for line in lines])
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(found, [None], finished)
+    assert seen == [[0] * 5, *([0, n, 0, 0, 0] for n in (1, 2, 3)), [0, 3, 1, 0, 0]]
+    planned = [line["seeds_planned"] for line in csv.DictReader(table.read_text().splitlines())]
+    assert planned == ["0", "3", "3", "3", "3"]
+    markdown = (runner.out / "table.md").read_text()
+    assert "| labels / 0.001 | 3 | 0.620 ± 0.010 |" in markdown
+    assert "| labels / 0.01 | 1 of 3 | 0.700 | +0.090 |" in markdown
+    assert "| half & half / 0.01 | 0 of 3 |  |" in markdown
+    assert r"labels / 0.01 & 1 of 3 & 0.700" in (runner.out / "table.tex").read_text()
+    assert sweep_table.count_done(sweep_table.tabulate(found, runner)) == (5, 13)
+    table.unlink()  # as if the command had been killed between a result and its tables
+    runner.run(found, [None], finished)
+    assert table.is_file()
+
+
+def test_a_run_that_was_cut_off_at_its_end_is_only_measured(
+    file: Path, fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its student is saved, so `--resume auto` would begin another one."""
+    asked: list[Any] = []
+
+    def newest(config: Any, runs: Path) -> tuple[str, bool]:
+        asked.append((config.seed, runs))
+        return "run-0.5-0-1", config.seed == 1
+
+    monkeypatch.setattr(start, "find_newest", newest)
+    found, runner = read_sweep(file, {}), runner_of(tmp_path)
+    runner.run(
+        replace(found, runs=found.runs[:2], measure=replace(found.measure, beside=())), [None]
+    )
+    assert asked == [(run.seed, runner.runs_of(run)) for run in found.runs[:2]]
+    calls = fake.read_text().splitlines()
+    assert [("persona.distill" in call) for call in calls] == [True, False, False]
+    result = runner.result_of(found.runs[1])
+    assert result is not None
+    assert result["run"] == "run-0.5-0-1"
+    assert result["model"] == "run-0.5-0-1" + "-ema" * (found.measure.model == "ema")
+
+
+def test_tables_of_what_is_done(file: Path, fake: Path, tmp_path: Path) -> None:
+    """`--tables` trains nothing, and needs neither the set nor the teacher."""
+    told = ("sweep", str(file), "--out", str(tmp_path / "out"), "--tables")
+    assert persona_here(*told, home=tmp_path)["rows"][1]["seeds"] == []
+    assert not (tmp_path / "out").exists()
+    runner = runner_of(tmp_path)
+    first = read_sweep(file, {}).runs[0]
+    runner.run(Sweep((first,), first.measure), [None])
+    calls = fake.read_text()
+    answer: Any = persona_here(*told, home=tmp_path)
+    assert (answer["done"], answer["planned"], answer["failed"]) == (2, 13, [])
+    assert [row["seeds"] for row in answer["rows"]] == [[], [0], [], [], []]
+    assert "| labels / 0.001 | 1 of 3 | 0.610 |" in (tmp_path / "out" / "table.md").read_text()
+    printed = run("persona", *told, home=tmp_path)
+    assert "labels / 0.001" in printed.stdout and "1 of 3" in printed.stdout
+    assert "unfinished: 2 of 13 are done" in printed.stderr
+    assert fake.read_text() == calls
+    line = persona_error_here(*told, "--dry-run", home=tmp_path)
+    assert "give one of them" in line
+    edited(file, "figures: [accuracy, auc]", "figures: [accuracy, auk]")
+    assert "set lfw has no figure auk: name others" in persona_error_here(*told, home=tmp_path)
+
+
 def test_a_run_that_fails_is_told_and_the_others_go_on(
     file: Path, fake: Path, tmp_path: Path
 ) -> None:
@@ -187,7 +267,9 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(
     failed = runner.run(found, [None])
     assert len(failed) == 4
     assert failed[0].startswith("loss: labels, optim.lr: 0.001, seed 99: no luck (")
-    assert [row.seeds for row in sweep_table.tabulate(found, runner)] == [[], *[[1]] * 4]
+    rows = sweep_table.tabulate(found, runner)
+    assert [row.seeds for row in rows] == [[], *[[1]] * 4]
+    assert sweep_table.cells(rows, [])[1][1] == "1 of 2"
     edited(file, "figures: [accuracy, auc]", "figures: [accuracy, eer]")
     (line, *_) = runner_of(tmp_path / "other").run(read_sweep(file, {}), [None])
     assert "set lfw has no figure eer: name others in measure.figures" in line
@@ -248,6 +330,37 @@ folder = Path(sys.argv[1])
 print(apart.start([], folder, {}).pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+FAKED = """
+import sys
+from persona.distill import apart
+apart.python = lambda: [sys.executable, sys.argv[-1]]
+from persona.cli.app import app
+app(sys.argv[1:-1])
+"""
+
+
+def test_a_killed_sweep_leaves_its_tables(file: Path, fake: Path, tmp_path: Path) -> None:
+    write_lfw(tmp_path / "raw")
+    pack_photos(open_dataset("lfw", tmp_path / "raw"), tmp_path / "shards" / "lfw", NO_ALIGN)
+    edited(file, "[0, 1, 2]", "[0, 98]")
+    script = str(fake).removesuffix(".calls")
+    done = subprocess.run(
+        [sys.executable, "-c", FAKED, "sweep", str(file), script],
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (table,) = (tmp_path / "sweeps").glob("*/table.csv")
+    lines = list(csv.DictReader(table.read_text().splitlines()))
+    assert [(line["seeds"], line["seeds_planned"]) for line in lines[:3]] == [
+        ("0", "0"),
+        ("1", "2"),
+        ("0", "2"),
+    ]
 
 
 def test_its_processes_end_with_a_killed_sweep(tmp_path: Path) -> None:

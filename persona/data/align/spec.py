@@ -78,9 +78,24 @@ class AlignSpec:
         return values
 
     @property
+    def options(self) -> str:
+        """The options of `persona shard` that make such crops of whole photos."""
+        of, default = self.of_photos, AlignSpec()
+        told = f"--align {of.method} --image-size {of.image_size}"
+        if of.method in {"mtcnn", "boxes"} and of.margin != default.margin:
+            told += f" --margin {of.margin}"
+        if of.min_face != default.min_face:
+            told += f" --min-face {of.min_face}"
+        return told
+
+    @property
     def of_photos(self) -> AlignSpec:
         """The spec that makes equal crops from whole photos: `landmarks` in place of `template`."""
         return replace(self, method="landmarks") if self.method == "template" else self
+
+
+ARCFACE = AlignSpec("landmarks", 112)
+"""The crops that ArcFace's and most other networks take."""
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from persona.evaluation.protocols.base import (
 )
 from persona.evaluation.sentences import Sentence, one_in, rate_told
 from persona.evaluation.statistics import Interval, interval_text, verification_intervals
+from persona.figure_names import counted
 from persona.files import PRIVATE, write_atomically
 from persona.models.sources import Named
 
@@ -153,7 +154,8 @@ class VerificationFigures(Evaluation):
             notes.append(f"between the best and the worst group: {self.gap:.4f} of accuracy")
         if self.ungrouped:
             of_two = "" if (self.by or "").endswith("-gap") else "of two groups or "
-            notes.append(f"note: {self.ungrouped} pairs are {of_two}not annotated")
+            pairs = counted(self.ungrouped, "pair is", "pairs are")
+            notes.append(f"note: {pairs} {of_two}not annotated")
         return [*tables, Table(titles, rows, tuple(notes))]
 
     def notes(self) -> list[str]:
@@ -165,19 +167,18 @@ class VerificationFigures(Evaluation):
                 "seed"
             )
         if self.duplicates:
-            lines.append(
-                f"note: {self.duplicates} pairs are listed more than once and count each time"
-            )
+            pairs = counted(self.duplicates, "pair is", "pairs are")
+            lines.append(f"note: {pairs} listed more than once and counted each time")
         if self.overlap:
             left = self.overlap_pairs
             fate = "are measured" if left is None else f"are left out ({left})"
-            lines.append(
-                f"note: {self.overlap} people of the set were trained on; their pairs {fate}"
-            )
+            people = counted(self.overlap, "person of the set was", "people of the set were")
+            lines.append(f"note: {people} trained on; their pairs {fate}")
         strangers = self.unknown_photos or []
         if strangers:
             count = len(strangers)
-            lines.append(f"note: {count} paths are no photo of the set; their pairs are left out:")
+            paths = counted(count, "path is no photo", "paths are no photos")
+            lines.append(f"note: {paths} of the set; the pairs are left out:")
             lines += [f"  {path}" for path in strangers[:UNKNOWN_SHOWN]]
             if count > UNKNOWN_SHOWN:
                 lines.append(f"  … {count - UNKNOWN_SHOWN} more")

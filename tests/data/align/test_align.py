@@ -132,6 +132,22 @@ def test_a_smallest_face_is_part_of_the_spec() -> None:
     assert AlignSpec().facts == {"method": "mtcnn", "image_size": 160, "margin": 14}
 
 
+@pytest.mark.parametrize(
+    ("spec", "options"),
+    [
+        (AlignSpec(), "--align mtcnn --image-size 160"),
+        (AlignSpec("mtcnn", 112, 0), "--align mtcnn --image-size 112 --margin 0"),
+        (AlignSpec("template", 112), "--align landmarks --image-size 112"),
+        (
+            AlignSpec("landmarks", 112, 0, min_face=60),
+            "--align landmarks --image-size 112 --min-face 60",
+        ),
+    ],
+)
+def test_the_options_that_make_such_crops_of_photos(spec: AlignSpec, options: str) -> None:
+    assert spec.options == options
+
+
 def test_import_without_torch() -> None:
     code = (
         "import sys, persona.cli, persona.data.align, persona.data.pack, persona.data.shards; "

@@ -355,7 +355,7 @@ def test_a_users_annotations(tmp_path: Path, cpu: Accelerator) -> None:
     assert found.groups["blue"]["auc"] is None  # genuine pairs alone
     assert found.gap is None  # so nothing to hold beside red
     assert found.ungrouped + sum(g["pairs"] for g in found.groups.values()) == 12
-    with pytest.raises(PersonaError, match="packed with another annotations"):
+    with pytest.raises(PersonaError, match="differs in annotations"):
         pack_photos(
             dataset,
             tmp_path / "s",
