@@ -130,18 +130,20 @@ def list_templates(gallery: Gallery, form: Form) -> SharedPhotos:
     name = text_of(form, "name")
     first = _number(form, "first", 0)
     count = min(_number(form, "count", MOST_PHOTOS), MOST_PHOTOS)
-    photos = [photo for _, _, photo in gallery.store.photos(gallery.store.person(name).name)]
+    # By the exact name first: finding a person by what is shown reads all of them.
+    rows = list(gallery.store.photos(name))
+    rows = rows or list(gallery.store.photos(gallery.store.person(name).name))
     facts = gallery.store.facts()
-    rows = [
+    photos = [
         SharedPhoto(
             template=base64.b64encode(photo.template.astype("<f4").tobytes()).decode(),
             crop=_picture(photo.crop),
             landmarks=None if photo.landmarks_62 is None else photo.landmarks_62.tolist(),
         )
-        for photo in photos[first : first + count]
+        for _, _, photo in rows[first : first + count]
     ]
     digest = "" if facts is None else facts.digest
-    return SharedPhotos(name=name, digest=digest, total=len(photos), photos=rows)
+    return SharedPhotos(name=name, digest=digest, total=len(rows), photos=photos)
 
 
 def rename(gallery: Gallery, form: Form, claim: Claim) -> MovedPhotos:
