@@ -23,7 +23,9 @@ def random_maps(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", [(10, 10), (5, 5), (7, 4), (1, 1), (2, 3), (20, 11)])
+@pytest.mark.parametrize(
+    "size", [(10, 10), (5, 5), (7, 4), (1, 1), (2, 3), (20, 11), (4, 4), (9, 4)]
+)
 def test_the_gradient_is_torchs(stride: int, size: tuple[int, int]) -> None:
     plain = convolution(6, stride).double()
     images = random_maps(3, 6, *size, dtype=torch.float64)
