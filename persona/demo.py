@@ -38,7 +38,7 @@ FACENET_SIZE, SMALL_SIZE = 160, 64
 TRIPLETS = 150
 ALBUM = 24
 """People of the student's photos."""
-TEACHER_STEPS, STUDENT_STEPS = 370, 360
+TEACHER_STEPS, STUDENT_STEPS = 300, 360
 SHORT_RUN = (*("-o", "optim.schedule=cosine"), *("-b", "32"), *("-w", "1"), *("--tracker", "none"))
 """The default schedule divides the learning rate by ten after a quarter of the run, which would
 stop the learning of such a short run."""
