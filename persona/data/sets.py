@@ -38,7 +38,7 @@ from persona.data.storage import (
 )
 from persona.data.tars import ShardReader, TarError, damaged, drop_indexes, iter_members
 from persona.data.triplets import CARD
-from persona.errors import PersonaError, unknown
+from persona.errors import NotPacked, PersonaError, unknown
 from persona.extras import needing
 from persona.files import sha256_file
 from persona.workspace import Workspace
@@ -201,10 +201,6 @@ class FaceSet:
 
         paths = [str(shard_path(self, number)) for number in range(len(self.manifest.shards))]
         return webdataset.WebDataset(paths, shardshuffle=False)
-
-
-class NotPacked(PersonaError):  # noqa: N818 - it is the state of a set
-    """There is no such packed set on this machine. The message says what packs it."""
 
 
 def open_set(
