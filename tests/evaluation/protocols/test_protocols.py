@@ -364,10 +364,10 @@ def test_a_users_annotations(tmp_path: Path, cpu: Accelerator) -> None:
         )
     for text, message in (
         ("name,team\nx,y\n", "expected a header of photo"),
-        ("photo,team\nx\n", "row 2: 1 fields, its header has 2"),
+        ("photo,team\nx\n", "line 2: 1 fields, its header has 2"),
         ("photo,team\nnobody.jpg,red\n", "none of its 1 rows is about a photo"),
-        ("photo,team\nx,r\u200bed\n", r"row 2 holds U\+200B ZERO WIDTH SPACE, which cannot be"),
-        ("photo,te\u3164am\nx,red\n", r"row 1 holds U\+3164 HANGUL FILLER"),
+        ("photo,team\nx,r\u200bed\n", r"line 2 holds U\+200B ZERO WIDTH SPACE, which cannot be"),
+        ("photo,te\u3164am\nx,red\n", r"line 1 holds U\+3164 HANGUL FILLER"),
     ):
         with pytest.raises(PersonaError, match=message):
             annotate(index, _write(file, text))
@@ -657,6 +657,11 @@ def test_bad_lists_of_templates(ijb: tuple[Packed, Path], cpu: Accelerator) -> N
         probe.write_text(text)
         with pytest.raises(PersonaError, match=message):
             measure(packed, cpu, templates=folder)
+    for path in (media, probe):
+        path.write_bytes("Zoë.jpg 1 1\n".encode("latin-1"))
+        with pytest.raises(PersonaError, match="is not in UTF-8: save it as UTF-8"):
+            measure(packed, cpu, templates=folder)
+        path.write_text(good[1])
     media.unlink()
     with pytest.raises(PersonaError, match=r"has 0 files \*_face_tid_mid\.txt, expected one"):
         measure(packed, cpu, templates=folder)
