@@ -9,7 +9,7 @@ import contextlib
 import io
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -332,6 +332,19 @@ def index_members(faces: FaceSet) -> dict[str, Member]:
         except TarError as error:
             raise damaged(path, str(error)) from None
     return members
+
+
+def iter_jpegs(faces: FaceSet, keys: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+    """Yields the key and the JPEG bytes of some samples, in the order of the keys.
+
+    Raises:
+        PersonaError: a shard is damaged.
+    """
+    members = index_members(faces)
+    for key in sorted(keys):
+        member = members[f"{key_of(key)}.jpg"]
+        with shard_path(faces, member.shard).open("rb") as stream:
+            yield key, member.read(stream)
 
 
 def open_faces(faces: FaceSet, number: int) -> ShardReader:
