@@ -18,6 +18,10 @@ class PersonaError(Exception):
     """An error that the user can mend. The command line prints its message as one line."""
 
 
+class NotPacked(PersonaError):  # noqa: N818 - it is the state of a set
+    """There is no such packed set on this machine. The message says what packs it."""
+
+
 class Preempted(PersonaError):  # noqa: N818 - it is asked for
     """A run ended early because it was told to. Its checkpoint is written; it can be resumed."""
 

@@ -6,16 +6,20 @@ it. A killed process leaves it behind. The next process that writes to the same 
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import csv
 import dataclasses
 import fcntl
 import functools
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -36,6 +40,20 @@ millions of photos."""
 GAP_S = 60.0
 """Age in seconds from which a partial file without a lock has no writer. A writer locks its file
 right after creating it."""
+
+
+SEPARATORS = (",", ";", "\t")
+"""What may separate the columns of a CSV."""
+PEEKED = 4096
+"""Bytes of a list file that are looked at before it is decoded."""
+_IN_UTF8 = "save it as UTF-8, in Excel as `CSV UTF-8`"
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 def process_name() -> str:
@@ -194,6 +212,82 @@ def read_json(path: Path, *, what: str, limit: int = LARGEST_JSON) -> Any:
         raise PersonaError(
             f"{what} {path} is not valid JSON ({error}): restore it, or remove it and make it anew"
         ) from None
+
+
+@contextlib.contextmanager
+def open_list(
+    path: Path, what: str, *, newline: str | None = None, errors: str = "strict"
+) -> Iterator[IO[str]]:
+    """Opens a user's text file, such as a CSV, as UTF-8 with or without a byte order mark.
+
+    A pipe can be read, too.
+
+    Args:
+        path: the file.
+        what: what it should be, such as "a CSV of boxes", for messages.
+        newline: as of `open`. The module csv wants "".
+        errors: as of `open`.
+
+    Raises:
+        PersonaError: there is no such file, it cannot be read, or it is no UTF-8 text, which may
+            only show while the block reads it.
+    """
+    try:
+        with path.open("rb") as raw:
+            start = raw.peek(PEEKED)[:PEEKED]
+            if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start:
+                raise PersonaError(f"{path} is in UTF-16 or no text: {_IN_UTF8}")
+            with io.TextIOWrapper(raw, "utf-8-sig", errors, newline) as file:
+                yield file
+    except FileNotFoundError:
+        raise PersonaError(f"{path}: there is no such file: expected {what}") from None
+    except IsADirectoryError:
+        raise PersonaError(f"{path} is a folder: expected {what}") from None
+    except UnicodeDecodeError:
+        raise PersonaError(f"{path} is not in UTF-8: {_IN_UTF8}") from None
+    except OSError as error:
+        raise PersonaError(f"{path} cannot be read as {what} ({error.strerror})") from None
+
+
+def separator_of(head: str) -> str:
+    """What separates the columns of a CSV, by its first line.
+
+    Spreadsheets write semicolons where the comma is in decimal numbers, and tabs into `.tsv`.
+    """
+    return max(SEPARATORS, key=head.count)
+
+
+def iter_csv(path: Path, what: str) -> Iterator[tuple[int, list[str]]]:
+    """Yields the line number and the fields of each row of a user's CSV; empty lines are left out.
+
+    The columns are separated by what separates most in the first line, see `SEPARATORS`.
+
+    Args:
+        path: the file.
+        what: what it should be, as of `open_list`.
+
+    Raises:
+        PersonaError: as `open_list`, a line is too long, or quotes are not closed.
+    """
+    with open_list(path, what, newline="") as file:
+        lines = bounded_lines(file, path)
+        head = next(lines, "")
+        rows = csv.reader(chain([head], lines), delimiter=separator_of(head), strict=True)
+        try:
+            for row in rows:
+                if row:
+                    yield rows.line_num, row
+        except csv.Error as error:
+            raise PersonaError(f"{path} line {rows.line_num}: {error}") from None
+
+
+def kind_of(path: Path) -> str | None:
+    """What lies at a path in place of a file, as text. None for a file and where nothing lies."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return "a link to nothing" if path.is_symlink() else None
+    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no file")
 
 
 def bounded_lines(file: IO[AnyStr], path: Path) -> Iterator[AnyStr]:

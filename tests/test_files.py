@@ -16,7 +16,14 @@ import pytest
 
 from persona import files
 from persona.errors import PersonaError
-from persona.files import read_json, replacing, scratch_folder, sweep, write_atomically
+from persona.files import (
+    iter_csv,
+    read_json,
+    replacing,
+    scratch_folder,
+    sweep,
+    write_atomically,
+)
 
 HOST = socket.gethostname()
 
@@ -123,3 +130,49 @@ def test_json_of_a_stranger_is_refused_in_one_line(tmp_path: Path, data: bytes, 
     assert len(str(raised.value)) < 400 and "\n" not in str(raised.value)
     (tmp_path / "card.json").write_text(json.dumps({"a": 1}))
     assert read_json(tmp_path / "card.json", what="model card") == {"a": 1}
+
+
+ROWS = [["name", "photo"], ["Zoë", "a,b.jpg"], ["Ann", "c.jpg"]]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_csv_of_any_spreadsheet(tmp_path: Path, separator: str, encoding: str, end: str) -> None:
+    text = end.join(separator.join(f'"{field}"' for field in row) for row in ROWS)
+    (tmp_path / "x.csv").write_bytes(f"{text}{end}{end}".encode(encoding))
+    found = list(iter_csv(tmp_path / "x.csv", "a CSV of people"))
+    assert found == [(number, row) for number, row in enumerate(ROWS, start=1)]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("name,photo\nZoë,a.jpg\n".encode("utf-16"), "is in UTF-16 or no text: save it as UTF-8"),
+        ("name,photo\n".encode("utf-16-be"), "is in UTF-16 or no text"),
+        (
+            "name,photo\nZoë,a.jpg\n".encode("latin-1"),
+            "is not in UTF-8: save it as UTF-8, in Excel",
+        ),
+        (b'name,photo\nAnn,"a.jpg\n', "line 2: unexpected end of data"),
+        (b"name,photo\n" + b"x" * 70_000, "line 2 is longer than 65,536 characters"),
+        (None, "is a folder: expected a CSV of people"),
+    ],
+)
+def test_what_is_no_csv_is_refused_in_one_line(
+    tmp_path: Path, data: bytes | None, words: str
+) -> None:
+    path = tmp_path / "x.csv"
+    path.mkdir() if data is None else path.write_bytes(data)
+    with pytest.raises(PersonaError, match=words) as raised:
+        list(iter_csv(path, "a CSV of people"))
+    assert str(raised.value).startswith(str(path)) and "\n" not in str(raised.value)
+
+
+def test_a_csv_may_come_through_a_pipe() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"name,photo\nAnn,a.jpg\n")
+    os.close(writing)
+    found = list(iter_csv(Path(f"/dev/fd/{reading}"), "a CSV of people"))
+    os.close(reading)
+    assert [row for _, row in found] == [["name", "photo"], ["Ann", "a.jpg"]]

@@ -160,14 +160,15 @@ def load_set(
             is not set.
 
     Raises:
-        PersonaError: there is no such set; the message names the command that makes it.
+        PersonaError: there is no such set (`NotPacked`); the message names the command that makes
+            it.
 
     Example:
         >>> import persona
         >>> persona.open_set("nowhere")
         Traceback (most recent call last):
         ...
-        persona.errors.PersonaError: ...
+        persona.errors.NotPacked: ...
     """
     place = workspace or Workspace.locate()
     found = sets.open_set(name, place.shards, cache)

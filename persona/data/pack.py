@@ -301,7 +301,7 @@ def plan_photos(
             classes=index.classes,
             shards=(),
             skipped=(
-                *(Skipped(source, "listed, not on disk") for source in sorted(absent)),
+                *(Skipped(source, dataset.why_missing(source)) for source in sorted(absent)),
                 *(Skipped(source, OF_NOBODY) for source in nobody),
                 *(
                     Skipped(source, "it has a box, but is not there")

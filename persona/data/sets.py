@@ -9,7 +9,7 @@ import contextlib
 import io
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -38,7 +38,7 @@ from persona.data.storage import (
 )
 from persona.data.tars import ShardReader, TarError, damaged, drop_indexes, iter_members
 from persona.data.triplets import CARD
-from persona.errors import PersonaError, unknown
+from persona.errors import NotPacked, PersonaError, unknown
 from persona.extras import needing
 from persona.files import sha256_file
 from persona.workspace import Workspace
@@ -203,10 +203,6 @@ class FaceSet:
         return webdataset.WebDataset(paths, shardshuffle=False)
 
 
-class NotPacked(PersonaError):  # noqa: N818 - it is the state of a set
-    """There is no such packed set on this machine. The message says what packs it."""
-
-
 def open_set(
     name: str,
     shards: Path,
@@ -336,6 +332,19 @@ def index_members(faces: FaceSet) -> dict[str, Member]:
         except TarError as error:
             raise damaged(path, str(error)) from None
     return members
+
+
+def iter_jpegs(faces: FaceSet, keys: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+    """Yields the key and the JPEG bytes of some samples, in the order of the keys.
+
+    Raises:
+        PersonaError: a shard is damaged.
+    """
+    members = index_members(faces)
+    for key in sorted(keys):
+        member = members[f"{key_of(key)}.jpg"]
+        with shard_path(faces, member.shard).open("rb") as stream:
+            yield key, member.read(stream)
 
 
 def open_faces(faces: FaceSet, number: int) -> ShardReader:

@@ -16,11 +16,11 @@ from accelerate import Accelerator
 
 from persona.config import FIXED_SIZE, NOT_LEARNED, DistillConfig, to_dict
 from persona.data.mixed import MixedSet, open_mixed
-from persona.data.sets import FaceSet, NotPacked, open_set
+from persona.data.sets import FaceSet, open_set
 from persona.data.stream import EpochLoader, build_loader
 from persona.distill.exclusion import Exclusion, exclude
 from persona.distill.start import StartingPoint, find_start
-from persona.errors import PersonaError
+from persona.errors import NotPacked, PersonaError
 from persona.models.sources import NamedNetwork
 from persona.models.student import Student
 from persona.training.length import Length

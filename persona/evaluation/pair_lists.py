@@ -13,7 +13,6 @@ set.
 
 from __future__ import annotations
 
-import csv
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,13 @@ from typing import Any
 import numpy as np
 
 from persona.data.raw.lfw import parse_pairs
+from persona.data.raw.parquet import open_parquet
 from persona.data.sets import FaceSet
 from persona.data.shards import FACELESS, Manifest, PairTable
 from persona.errors import PersonaError
-from persona.extras import missing
-from persona.files import LONGEST_LINE, bounded_lines, whole_number
+from persona.files import LONGEST_LINE, iter_csv, open_list, whole_number
 
+LAYOUT = "a list of pairs (a CSV or parquet file with columns a, b and label, or a pairs.txt)"
 FOLDS = 10
 SEED = 0
 """Seed of drawn pairs, so that all models are measured on the same ones."""
@@ -66,10 +66,7 @@ def read_pair_list(
         PersonaError: the list is unreadable or malformed, has too few pairs for ten folds, or more
             than half of its pairs name unknown photos.
     """
-    try:
-        rows = _read_rows(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise PersonaError(f"{path} cannot be read as a list of pairs ({error})") from None
+    rows = _read_rows(path)
     if not rows:
         raise PersonaError(f"{path} holds no pair")
     find = _Finder(metas, manifest)
@@ -241,29 +238,20 @@ class _Finder:
 def _read_rows(path: Path) -> list[Row]:
     if path.suffix.lower() in {".parquet", ".pq"}:
         return _read_table(path, *_parquet(path))
-    with path.open(encoding="utf-8-sig") as file:
+    with open_list(path, LAYOUT) as file:
         head = file.readline(LONGEST_LINE).split()
     if 1 <= len(head) <= 2 and all(whole_number(field) is not None for field in head):
         pairs = parse_pairs(path)
         own = len({pair.fold for pair in pairs}) > 1  # LFW's view 1 has no folds
         return [(pair.fold if own else None, pair.same, pair.a, pair.b) for pair in pairs]
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [row for row in csv.reader(bounded_lines(file, path)) if row]
+    rows = [row for _, row in iter_csv(path, LAYOUT)]
     return _read_table(path, rows[0], rows[1:]) if rows else []
 
 
 def _parquet(path: Path) -> tuple[list[str], list[list[Any]]]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise missing(f"{path}: reading parquet needs pyarrow", "parquet") from None
-    try:
-        table = parquet.read_table(path)
-    except pyarrow.ArrowException as error:
-        raise PersonaError(f"{path} is no parquet file ({type(error).__name__})") from None
-    columns = [table.column(name).to_pylist() for name in table.column_names]
-    return table.column_names, [list(row) for row in zip(*columns, strict=True)]
+    with open_parquet(path) as (file, schema):
+        columns = [column.to_pylist() for column in file.read().columns]
+    return schema.names, [list(row) for row in zip(*columns, strict=True)]
 
 
 def _read_table(path: Path, header: list[str], rows: list[list[Any]]) -> list[Row]:

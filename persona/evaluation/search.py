@@ -11,6 +11,7 @@ Shapes: N probes, M of them mated, G gallery templates, E embedding, K ranks.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,14 @@ def accepted(best_N: npt.NDArray[Any], rank_N: Ints, fpir: float) -> Bools | Non
     allowed = int(fpir * len(strangers) + 1e-9)
     threshold = strangers[allowed] if allowed < len(strangers) else -np.inf
     return np.asarray((rank_N[mated] == 1) & (best_N[mated] > threshold))
+
+
+def rows_of_each(values_N: Ints) -> dict[int, Ints]:
+    """Rows of each value, rising, by value; the values rise too."""
+    order = np.argsort(values_N, kind="stable")
+    found, starts = np.unique(values_N[order], return_index=True)
+    bounds = pairwise([*starts.tolist(), len(order)])
+    return {value: order[a:b] for value, (a, b) in zip(found.tolist(), bounds, strict=True)}
 
 
 def pool(embeddings_NE: Embeddings, owner_N: Ints, count: int) -> Embeddings:

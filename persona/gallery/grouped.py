@@ -36,7 +36,15 @@ from persona.data.align.spec import MIN_FACE_PX, AlignSpec, Box, Crop
 from persona.errors import PersonaError, SkipPhoto
 from persona.evaluation.grouping import estimate_threshold, group_linked, link
 from persona.evaluation.metrics import Bools, Ints
-from persona.files import PRIVATE, bounded_lines, replacing, whole_number, write_atomically
+from persona.files import (
+    PRIVATE,
+    bounded_lines,
+    open_list,
+    replacing,
+    separator_of,
+    whole_number,
+    write_atomically,
+)
 from persona.gallery.faces import Eyes
 from persona.gallery.people import DoubtError, Enrolled, Gallery
 from persona.gallery.photos import read_photo
@@ -620,10 +628,10 @@ def read_rows(path: Path) -> Given:
     if not path.exists():
         return Given()
     try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with open_list(path, "a CSV of groups", newline="", errors="surrogateescape") as file:
             lines = bounded_lines(file, path)
             head = next(lines, "")
-            separator = ";" if head.count(";") > head.count(",") else ","
+            separator = separator_of(head)
             columns = next(csv.reader([head], delimiter=separator), [])
             if missing := [name for name in COLUMNS if name not in columns]:
                 raise PersonaError(

@@ -193,14 +193,6 @@ def _check(manifest: Manifest, size_px: int) -> None:
         )
 
 
-def group(values_N: Ints) -> dict[int, Ints]:
-    """Places of each value, rising, by value; the values rise too."""
-    order = np.argsort(values_N, kind="stable")
-    found, starts = np.unique(values_N[order], return_index=True)
-    bounds = itertools.pairwise([*starts.tolist(), len(order)])
-    return {value: order[a:b] for value, (a, b) in zip(found.tolist(), bounds, strict=True)}
-
-
 def decode(jpegs: Iterable[bytes | memoryview], size_px: int) -> Tensor:
     """(B, 3, H, W) uint8 RGB of JPEGs, channels last in memory. ValueError if one is damaged."""
     wanted = list(jpegs)

@@ -17,7 +17,8 @@ import numpy as np
 
 from persona.data.views import mix_seeds
 from persona.errors import PersonaError
-from persona.learning.photos import Ints, Photos, group
+from persona.evaluation.search import rows_of_each
+from persona.learning.photos import Ints, Photos
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def build_experience(
     """
     train, test = [], []
     place_of = {name: place for place, name in enumerate(photos.names)}
-    of_identity = group(photos.identity[chosen])
+    of_identity = rows_of_each(photos.identity[chosen])
     for name in identities:
         place = place_of[name]
         mine = chosen[of_identity[place]]

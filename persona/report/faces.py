@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from PIL import Image
 
-from persona.data.sets import FaceSet
-from persona.report.measure import Measured, read_faces
+from persona.data.sets import FaceSet, iter_jpegs
+from persona.report.measure import Measured
 from persona.report.page import (
     FacePair,
     MapFaces,
@@ -40,16 +40,14 @@ def mistakes(
         for model in models
         for genuine in (False, True)
     }
-    jpegs = read_faces(
-        faces,
-        {
-            int(key)
-            for model in models
-            for genuine in (False, True)
-            for column in (model.scores.key_a, model.scores.key_b)
-            for key in column[places[model.name, genuine]]
-        },
-    )
+    keys = {
+        int(key)
+        for model in models
+        for genuine in (False, True)
+        for column in (model.scores.key_a, model.scores.key_b)
+        for key in column[places[model.name, genuine]]
+    }
+    jpegs = dict(iter_jpegs(faces, keys))
 
     def pair(model: Measured, place: int) -> FacePair:
         scores = model.scores
@@ -128,7 +126,7 @@ def map_faces(
     label_of = dict(
         zip(models[0].embedded.keys.tolist(), models[0].embedded.labels[:, 0].tolist(), strict=True)
     )
-    jpegs = read_faces(faces, (wanted | others) & label_of.keys())
+    jpegs = dict(iter_jpegs(faces, (wanted | others) & label_of.keys()))
     return MapFaces(
         faces={key: thumbnail(jpeg) for key, jpeg in jpegs.items()},
         people={key: people[label_of[key]] for key in jpegs},

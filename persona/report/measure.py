@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from persona.data.sets import FaceSet, index_members, shard_path
-from persona.data.shards import key_of
+from persona.data.sets import FaceSet
 from persona.data.stream import build_loader
 from persona.data.transforms import normalise
 from persona.evaluation.embed import Embedded
@@ -208,17 +207,6 @@ def time_on_cpu(networks: Sequence[FaceNetwork], faces: FaceSet) -> list[float]:
             network.features(images, batch.landmarks)
             least_s[place] = min(least_s[place], time.perf_counter() - before_s)
     return [time_s * 1000 / len(images) for time_s in least_s]
-
-
-def read_faces(faces: FaceSet, keys: set[int]) -> dict[int, bytes]:
-    """JPEG bytes of samples, by key."""
-    members = index_members(faces)
-    jpegs = {}
-    for key in sorted(keys):
-        member = members[f"{key_of(key)}.jpg"]
-        with shard_path(faces, member.shard).open("rb") as stream:
-            jpegs[key] = member.read(stream)
-    return jpegs
 
 
 def embedding_map(

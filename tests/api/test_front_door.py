@@ -291,8 +291,7 @@ def test_a_student_is_distilled_from_a_wrapped_network_and_a_callback_stops_it(
     )
     assert [told for told in stopping.told if told[0] == "step"] == [("step", 1, 0), ("step", 2, 0)]
     assert persona.load(stopped.name, workspace=place).name == stopped.name
-    with pytest.raises(persona.PersonaError, match="has collapsed"):  # two steps teach nothing
-        stopped.export(tmp_path / "student.onnx")
+    assert stopped.export(tmp_path / "student.onnx").is_file()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -223,9 +223,12 @@ def test_comparing_two_models_and_bad_options_of_evaluation(home: Path) -> None:
         ((*student, "--gallery", "nobody"), "unknown set 'nobody'"),
         ((*student, "--no-face", "perhaps"), "unknown policy for photos without a face"),
         ((*student, "--by", "age"), "this set has no annotations to group by"),
-        ((*student, "--pairs", str(home / "no.csv")), "cannot be read as a list of pairs"),
+        (
+            (*student, "--pairs", str(home / "no.csv")),
+            "no.csv: there is no such file: expected a list",
+        ),
         (("compare", "nobody", models[0], *known), "unknown model 'nobody'"),
-        (("shard", "lfw", "--annotations", str(home / "no.csv")), "cannot be read as annotations"),
+        (("shard", "lfw", "--annotations", str(home / "no.csv")), "there is no such file"),
     ):
         with pytest.raises(PersonaError, match=re.escape(message)):
             persona_here(*arguments, home=home)

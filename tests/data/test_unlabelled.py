@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,32 @@ def test_a_list_with_identities(nested: Path, tmp_path: Path) -> None:
     assert unlabelled(place, tmp_path).classes == ()
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_list_as_a_spreadsheet_writes_it(nested: Path, tmp_path: Path, separator: str) -> None:
+    text = "photo,identity\nphotos/a.jpg,Tony\nphotos/x/b.jpg,Zoë\n".replace(",", separator)
+    (tmp_path / "mine.csv").write_text(text, encoding="utf-8-sig")
+    place = f"list:{tmp_path / 'mine.csv'}"
+    assert open_dataset(place, tmp_path).index().classes == ("Tony", "Zoë")
+
+
+def test_a_list_says_what_lies_where_a_photo_should(nested: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "link.jpg").symlink_to("nowhere.jpg")
+    listed = ["photos/a.jpg", "photos", "/dev/null", "pipe.jpg", "link.jpg", "gone.jpg"]
+    (tmp_path / "mine.csv").write_text("\n".join(["photo", *listed]))
+    packed = pack(f"list:{tmp_path / 'mine.csv'}", tmp_path)
+    assert {one.source: one.reason for one in packed.manifest.skipped} == {
+        "photos": "listed, but a folder",
+        "/dev/null": "listed, but a device",
+        "pipe.jpg": "listed, but a pipe",
+        "link.jpg": "listed, but a link to nothing",
+        "gone.jpg": "listed, not on disk",
+    }
+    for path, kind in ((nested, "a folder"), (Path("/dev/null"), "a device")):
+        with pytest.raises(PersonaError, match=f"is {kind}: expected a .csv or .parquet"):
+            open_dataset(f"list:{path}", tmp_path)
+
+
 def test_paths_of_a_text_may_hold_commas(nested: Path, tmp_path: Path) -> None:
     (tmp_path / "photos/a.jpg").rename(tmp_path / "photos/a,b.jpg")
     (tmp_path / "mine.txt").write_text("photos/a,b.jpg\nphotos/x/b.jpg\n")
@@ -151,7 +178,11 @@ def test_a_list_as_parquet(nested: Path, tmp_path: Path) -> None:
         ("photo,identity\n", "has no rows"),
         ("photo,identity,photo\na.jpg,Ann,b.jpg\n", "has the column photo twice"),
         ('photo,identity\n"photos/a\n.jpg",Ann\n', "line 2: a quoted field goes on in the next"),
-        ("photo\nnowhere.jpg\n", "none of its 1 photos is there, the first is nowhere.jpg"),
+        (
+            "photo\nnowhere.jpg\n",
+            r"none of its photos is there, the first of 1 is nowhere.jpg \(not on disk\)",
+        ),
+        ("photo\nphotos\n", r"the first of 1 is photos \(but a folder\)"),
         ("photo,identity\nphotos/a.jpg,\n", "line 2 has the label ''"),
     ],
 )

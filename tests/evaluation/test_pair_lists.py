@@ -133,10 +133,15 @@ def test_bad_lists_are_one_line(lfw_set: Packed, tmp_path: Path, text: str, mess
 def test_what_is_no_list_at_all(lfw_set: Packed, tmp_path: Path) -> None:
     (tmp_path / "p.parquet").write_bytes(b"PAR1 not really")
     (tmp_path / "p.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(PersonaError, match="is no parquet file"):
+    with pytest.raises(PersonaError, match="is no whole parquet file"):
         read(lfw_set, tmp_path / "p.parquet")
-    for name in ("p.csv", "absent.csv"):
-        with pytest.raises(PersonaError, match="cannot be read as a list of pairs"):
+    (tmp_path / "folder.csv").mkdir()
+    for name, message in (
+        ("p.csv", "is in UTF-16 or no text: save it as UTF-8"),
+        ("absent.csv", "there is no such file: expected a list of pairs"),
+        ("folder.csv", "is a folder: expected a list of pairs"),
+    ):
+        with pytest.raises(PersonaError, match=message):
             read(lfw_set, tmp_path / name)
 
 

@@ -8,14 +8,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from persona.data.raw.base import Index, Photo, PhotoList
 from persona.errors import PersonaError
-from persona.files import bounded_lines
+from persona.files import iter_csv
 from persona.names import describe, hidden
 
 Attributes = dict[str, str | int]
@@ -52,36 +51,38 @@ def annotate(index: Index, path: Path) -> Index:
 
 
 def _read(path: Path) -> tuple[str, dict[str, Attributes]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = [line for line in csv.reader(bounded_lines(file, path)) if line]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise PersonaError(f"{path} cannot be read as annotations ({error})") from None
-    header = [name.strip().lower() for name in lines[0]] if lines else []
+    lines = iter_csv(path, "a CSV of annotations")
+    header = [name.strip().lower() for name in next(lines, (1, []))[1]]
     if len(header) < 2 or header[0] not in {"photo", "identity"} or not all(header):
         raise PersonaError(
             f"{path}: expected a header of photo (or identity) and names of annotations, found "
             f"{','.join(header)[:80]!r}"
         )
+    _check_seen(header, f"{path} line 1")
     rows: dict[str, Attributes] = {}
-    for number, line in enumerate(lines, start=1):
-        # The first column is not checked, because it must equal a name in the dataset.
-        unseen = hidden("".join(line[1:]))
-        if unseen is not None:
-            raise PersonaError(
-                f"{path} row {number} holds {describe(unseen)}, which cannot be seen and makes one "
-                "annotation look like another: take it out"
-            )
-    for number, line in enumerate(lines[1:], start=2):
+    for number, line in lines:
+        where = f"{path} line {number}"
+        _check_seen(line, where)
         if len(line) != len(header):
-            raise PersonaError(
-                f"{path} row {number}: {len(line)} fields, its header has {len(header)}"
-            )
+            raise PersonaError(f"{where}: {len(line)} fields, its header has {len(header)}")
         values = {
             name: _value(item.strip()) for name, item in zip(header[1:], line[1:], strict=True)
         }
         rows[line[0].strip()] = {name: item for name, item in values.items() if item != ""}
     return header[0], rows
+
+
+def _check_seen(line: list[str], where: str) -> None:
+    """Raises PersonaError if a field holds what cannot be seen.
+
+    The first column is not checked, because it must equal a name in the dataset.
+    """
+    unseen = hidden("".join(line[1:]))
+    if unseen is not None:
+        raise PersonaError(
+            f"{where} holds {describe(unseen)}, which cannot be seen and makes one annotation look "
+            "like another: take it out"
+        )
 
 
 def _value(text: str) -> str | int:

@@ -38,7 +38,7 @@ import orjson
 
 from persona import registry
 from persona.errors import PersonaError, unknown
-from persona.files import bounded_lines, placed, whole_number
+from persona.files import bounded_lines, kind_of, open_list, placed, whole_number
 from persona.names import hidden
 from persona.pictures import IMAGE_SUFFIXES
 from persona.registry import Registry
@@ -296,6 +296,11 @@ class RawDataset(ABC):
         """Name of the block that must be read to read this photo. None: it is read by itself."""
         return None
 
+    def why_missing(self, source: str) -> str:
+        """Why a photo of the dataset's list is not packed: nothing is there, or no file."""
+        kind = kind_of(Path(self.root, source))
+        return "listed, not on disk" if kind is None else f"listed, but {kind}"
+
     def path_name(self) -> str:
         """Name of a dataset given by path: the folder's name or the file's stem."""
         place = self.root.resolve()
@@ -510,11 +515,8 @@ def iter_lines(path: Path) -> Iterator[str]:
     Raises:
         PersonaError: If the file is not UTF-8 text.
     """
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            yield from bounded_lines(file, path)
-    except UnicodeDecodeError:
-        raise PersonaError(f"{path} is not UTF-8 text: save it as UTF-8") from None
+    with open_list(path, "a list") as file:
+        yield from bounded_lines(file, path)
 
 
 def list_image_folders(

@@ -29,6 +29,7 @@ from persona.data.raw.base import (
 from persona.data.raw.fetched import FetchedPhotos, is_url
 from persona.data.raw.parquet import open_parquet
 from persona.errors import PersonaError
+from persona.files import kind_of, separator_of
 from persona.names import hidden
 
 PHOTO_COLUMNS = ("photo", "path", "file", "filename", "image")
@@ -54,8 +55,8 @@ class PhotoLists(RawDataset):
         self.file = root
         self.name = root.resolve().stem
         self.fetched = FetchedPhotos(root.resolve().with_name(f"{root.name}.downloads"))
-        if not root.is_file():
-            raise PersonaError(f"{root} is a folder: expected {self.layout}")
+        if (kind := kind_of(root)) is not None:
+            raise PersonaError(f"{root} is {kind}: expected {self.layout}")
         if not self._has_identities():
             self.unlabelled = True
 
@@ -107,10 +108,19 @@ class PhotoLists(RawDataset):
         """The error for a list of which no photo exists."""
         if not self.missing:
             return PersonaError(f"{self.file} has no rows: expected {self.layout}")
+        first = self.missing[0]
         return PersonaError(
-            f"{self.file}: none of its {len(self.missing):,} photos is there, the first is "
-            f"{self.missing[0]}: paths are below {self.root} unless they are absolute"
+            f"{self.file}: none of its photos is there, the first of {len(self.missing):,} is "
+            f"{first} ({self.why_missing(first).removeprefix('listed, ')}): paths are below "
+            f"{self.root} unless they are absolute"
         )
+
+    def why_missing(self, source: str) -> str:
+        """Why a listed photo is not packed, as of `RawDataset`, or what a URL's server said."""
+        if is_url(source):
+            reason = self.fetched.refused.get(source)
+            return "listed, not downloaded" if reason is None else f"not downloaded: {reason}"
+        return super().why_missing(source)
 
     def _has_identities(self) -> bool:
         if self.file.suffix == ".parquet":
@@ -125,7 +135,7 @@ class PhotoLists(RawDataset):
         if self.file.suffix == ".parquet":
             yield from self._parquet_rows()
             return
-        header = None
+        header, separator = None, ","
         columns: tuple[int, int | None] = (0, None)
         for number, line in enumerate(iter_lines(self.file), start=1):
             if not line.strip():
@@ -133,12 +143,13 @@ class PhotoLists(RawDataset):
             where = f"{self.file} line {number}"
             if number == 1 and (header := _header(self.file, line)) is not None:
                 photo, identity = _column(self.file, header)
+                separator = separator_of(line)
                 columns = header.index(photo), None if identity is None else header.index(identity)
                 continue
             if header is None:
                 yield where, line.strip(), None
                 continue
-            row = _fields(line)
+            row = _fields(line, separator)
             if line.count('"') % 2:
                 raise PersonaError(
                     f"{where}: a quoted field goes on in the next line: write each row in one line"
@@ -171,9 +182,10 @@ def _check_path(where: str, path: str) -> None:
         )
 
 
-def _fields(line: str) -> list[str]:
+def _fields(line: str, separator: str) -> list[str]:
     try:
-        return [field.strip() for field in next(csv.reader([line]), [])]
+        row = next(csv.reader([line], delimiter=separator), [])
+        return [field.strip() for field in row]
     except csv.Error:
         return []
 
@@ -183,7 +195,7 @@ def _header(path: Path, line: str) -> list[str] | None:
 
     A path may hold a comma, so that in a file that is no .csv only known names make a header.
     """
-    names = [name.lower() for name in _fields(line)]
+    names = [name.lower() for name in _fields(line, separator_of(line))]
     named = set(names) & {*PHOTO_COLUMNS, *IDENTITY_COLUMNS}
     several = len(names) > 1 and path.suffix.lower() == ".csv"
     return names if named or several else None

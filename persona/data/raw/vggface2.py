@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from persona.data.raw.base import (
     list_image_folders,
 )
 from persona.errors import PersonaError
+from persona.files import iter_csv
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class VGGFace2(VGGFace2Layout):
                 f"no face boxes at {path}: it comes with VGGFace2; without it choose --align mtcnn"
             )
         boxes: dict[str, tuple[float, float, float, float]] = {}
-        for number, row in enumerate(_rows(path), start=1):
+        for number, row in iter_csv(path, "VGGFace2's boxes"):
             if number == 1 and row[:1] == ["NAME_ID"]:
                 continue
             try:
@@ -152,10 +152,3 @@ class VGGFace2(VGGFace2Layout):
         if not boxes:
             raise PersonaError(f"{path} has no box: restore it, or choose --align mtcnn")
         return boxes
-
-
-def _rows(path: Path) -> Iterator[list[str]]:
-    try:
-        yield from csv.reader(iter_lines(path))
-    except csv.Error as error:
-        raise PersonaError(f"{path} does not read as CSV ({error}): restore it") from None

@@ -8,7 +8,8 @@ non-mated probes.
 
 With `--gallery SET`, that set is enrolled with one template per person, pooled from all photos of
 the person. The photos of the evaluated set are the probes. Those of people who are not in the
-gallery are the non-mated probes.
+gallery are the non-mated probes. A probe that is a photo of its person in the gallery, too, is left
+out and counted: it would find itself. Its crop then has the same bytes.
 
 The figures are those of NIST's FRVT 1:N. The threshold is the one at which a share FPIR of the
 non-mated probes gets an answer. TPIR is the share of mated probes whose person is ranked first and
@@ -22,21 +23,35 @@ Shapes: N photos, F enrolled photos, G gallery templates, E embedding, K identit
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from hashlib import sha256
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from persona.data.sets import FaceSet
+from persona.data.sets import FaceSet, iter_jpegs
 from persona.data.shards import Manifest
 from persona.errors import PersonaError
-from persona.evaluation.metrics import Ints
+from persona.evaluation.metrics import Bools, Ints
 from persona.evaluation.pairs import normalised
 from persona.evaluation.protocols.base import Evaluation, Options, Protocol, Subject
-from persona.evaluation.search import FPIRS, Embeddings, Search, accepted, cmc, pool, search
+from persona.evaluation.search import (
+    BLOCK,
+    FPIRS,
+    Embeddings,
+    Search,
+    accepted,
+    cmc,
+    pool,
+    rows_of_each,
+    search,
+)
 from persona.evaluation.sentences import Sentence, one_in, rate_told
 from persona.evaluation.statistics import Interval, bootstrap_interval
+from persona.figure_names import counted
 from persona.models.sources import Named
 
+NEARLY = 0.999
+"""Cosine from which on the crops of a probe and of a gallery photo are compared byte by byte."""
 RANKS = 20
 SEED = 0
 
@@ -72,6 +87,8 @@ class IdentificationFigures(Evaluation):
     """Number of mated probes, whose identity is in the gallery."""
     non_mated: int | None = None
     """Number of non-mated probes of the open search."""
+    same_photos: int | None = None
+    """Number of probes that are photos of the gallery, too, and are left out. None without one."""
     intervals: dict[str, Interval | None] | None = None
     resampled: str | None = None
     flip: bool | None = None
@@ -80,7 +97,7 @@ class IdentificationFigures(Evaluation):
 
     shown = (("rank-1", "accuracy"), ("rank-5", "rank_5"), ("spread", "spread"))
     rates = (("tpir", "tpir_at_fpir"),)
-    counted = ("gallery", "probes", "non_mated", "no_face", "absent")
+    counted = ("gallery", "probes", "non_mated", "same_photos", "no_face", "absent")
 
     def in_words(self) -> Sentence:
         """How many probes find their person, and how many are named with strangers about."""
@@ -91,6 +108,14 @@ class IdentificationFigures(Evaluation):
             where = f"where {one_in(rate, 'stranger')} gets a name"
             text += f"; {where}, {tpir:.4f} of them are named rightly"
         return Sentence(self.told("accuracy"), f"{text}.")
+
+    def notes(self) -> list[str]:
+        """Notes of every protocol, then one on probes that are in the gallery, too."""
+        lines = super().notes()
+        if self.same_photos:
+            same = counted(self.same_photos, "probe is a photo", "probes are photos")
+            lines.append(f"note: {same} of the gallery, too: left out")
+        return lines
 
     def trials(self, rate: str) -> str:
         """Number of non-mated probes, as text."""
@@ -113,21 +138,27 @@ class Identification(Protocol):
             if gallery.kind != "photos":
                 raise PersonaError(f"gallery {gallery.name} holds triplets: it must hold photos")
             gallery.check_crops(named.name, named.image_size, named.network.uses_landmarks)
+            if {one.sha256 for one in manifest.shards} <= {one.sha256 for one in gallery.shards}:
+                raise _itself(manifest, gallery)
 
     def figures(self, subject: Subject) -> dict[str, Any]:
         """Rank-1, rank-5, CMC and TPIR at FPIR. Intervals resample the probes' identities."""
-        embedding_NE, label_N, left_out = _faces(subject, subject.faces)
+        probes, left_out = _faces(subject, subject.faces)
+        same_photos = None
         if subject.options.gallery is None:
-            closed, opened, owner, gallery = _within(embedding_NE, label_N)
+            closed, opened, owner, gallery = _within(probes.embeddings, probes.labels)
         else:
-            _check_other(subject.manifest, subject.options.gallery.manifest)
-            embedding_FE, label_F, more = _faces(subject, subject.options.gallery)
+            enrolled, more = _faces(subject, subject.options.gallery)
             left_out += more
             known = subject.options.gallery.identities
-            mate = _mates(label_N, subject.manifest.classes, label_F, known)
-            template_GE, mate = _templates(embedding_FE, label_F, mate)
-            closed = opened = search(embedding_NE, template_GE, mate)
-            owner, gallery = (label_N, label_N), len(template_GE)
+            mate = _mates(probes.labels, subject.manifest.classes, enrolled.labels, known)
+            same_N = _same_photos(subject, probes, enrolled, mate)
+            same_photos = int(same_N.sum())
+            if same_photos and not (mate[~same_N] >= 0).any():
+                raise _itself(subject.manifest, subject.options.gallery.manifest)
+            template_GE, mate = _templates(enrolled.embeddings, enrolled.labels, mate[~same_N])
+            closed = opened = search(probes.embeddings[~same_N], template_GE, mate)
+            owner, gallery = (probes.labels[~same_N],) * 2, len(template_GE)
         mated = closed.rank > 0
         if not mated.any():
             assert subject.options.gallery is not None  # within one set every template has a probe
@@ -147,6 +178,7 @@ class Identification(Protocol):
             "gallery": gallery,
             "probes": len(rank_M),
             "non_mated": int((opened.rank == 0).sum()),
+            "same_photos": same_photos,
             "no_face": int(left_out[0]),
             "absent": int(left_out[1]),
         }
@@ -167,19 +199,28 @@ class Identification(Protocol):
         return figures
 
 
-def _check_other(probes: Manifest, gallery: Manifest) -> None:
-    """Raises PersonaError if a gallery holds the probes themselves, which all find their photo."""
-    shared = {shard.sha256 for shard in probes.shards} & {shard.sha256 for shard in gallery.shards}
-    if shared:
-        raise PersonaError(
-            f"gallery {gallery.name} holds photos of set {probes.name}, which would be compared "
-            "with themselves: choose other photos, or leave --gallery out to search the set "
-            "within itself"
-        )
+class _Faces(NamedTuple):
+    """The photos of a set with a face."""
+
+    keys: Ints
+    """(N,) sample keys."""
+    embeddings: Embeddings
+    """(N, E) embeddings of unit length."""
+    labels: Ints
+    """(N,) class indices."""
 
 
-def _faces(subject: Subject, faces: FaceSet) -> tuple[Embeddings, Ints, Ints]:
-    """Embeddings and labels of a set's photos with a face; counts of faceless and absent ones."""
+def _itself(probes: Manifest, gallery: Manifest) -> PersonaError:
+    """The error for a gallery that holds all probes, which would find their own photos."""
+    return PersonaError(
+        f"gallery {gallery.name} holds the photos of set {probes.name}, which would be compared "
+        "with themselves: choose other photos, or leave --gallery out to search the set within "
+        "itself"
+    )
+
+
+def _faces(subject: Subject, faces: FaceSet) -> tuple[_Faces, Ints]:
+    """A set's photos with a face; counts of faceless and absent ones."""
     manifest = faces.manifest
     embedded = subject.embed(faces)
     usable_N = ~np.isin(embedded.keys, np.array(manifest.no_face, np.int64))
@@ -187,7 +228,38 @@ def _faces(subject: Subject, faces: FaceSet) -> tuple[Embeddings, Ints, Ints]:
         raise PersonaError(f"set {manifest.name}: no face was found in any photo")
     faceless, absent = manifest.left_out
     left_out = np.array([faceless + np.count_nonzero(~usable_N), absent])
-    return embedded.embeddings[usable_N, 0], embedded.labels[usable_N, 0], left_out
+    usable = _Faces(
+        embedded.keys[usable_N], embedded.embeddings[usable_N, 0], embedded.labels[usable_N, 0]
+    )
+    return usable, left_out
+
+
+def _same_photos(subject: Subject, probes: _Faces, enrolled: _Faces, mate_N: Ints) -> Bools:
+    """(N,) whether a probe is a photo of its person in the gallery: the same crop to the byte.
+
+    Crops are read only of probes and photos of one person whose embeddings are nearly the same.
+    Embeddings alone do not tell: those of a collapsed network are all the same.
+    """
+    near_N, near_F = np.zeros(len(mate_N), bool), np.zeros(len(enrolled.labels), bool)
+    of_label = rows_of_each(enrolled.labels)
+    for label, all_N in rows_of_each(mate_N).items():
+        rows_F = of_label.get(label)
+        if rows_F is None:  # -1: the gallery does not have this person
+            continue
+        for rows_N in np.array_split(all_N, -(-len(all_N) * len(rows_F) // BLOCK)):
+            near = probes.embeddings[rows_N] @ enrolled.embeddings[rows_F].T >= NEARLY
+            near_N[rows_N[near.any(axis=1)]] = True
+            near_F[rows_F[near.any(axis=0)]] = True
+    if not near_N.any():
+        return near_N
+    gallery = subject.options.gallery
+    known = {sha256(jpeg).digest() for _, jpeg in iter_jpegs(gallery, enrolled.keys[near_F])}
+    same = {
+        key
+        for key, jpeg in iter_jpegs(subject.faces, probes.keys[near_N])
+        if sha256(jpeg).digest() in known
+    }
+    return np.isin(probes.keys, np.array(sorted(same), np.int64))
 
 
 def _within(

@@ -42,6 +42,7 @@ from persona.evaluation.statistics import (
     units_of,
     verification_intervals,
 )
+from persona.files import bounded_lines, iter_csv, open_list
 from persona.models.sources import Named
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -341,8 +342,8 @@ def _one(folder: Path, pattern: str) -> Path:
 
 def _table(path: Path, width: int, layout: str) -> list[list[str]]:
     rows = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
+    with open_list(path, f"lines of {layout}") as file:
+        for number, line in enumerate(bounded_lines(file, path), start=1):
             fields = line.split()
             if len(fields) != width:
                 raise PersonaError(f"{path} line {number}: expected {layout}, found {line[:80]!r}")
@@ -367,12 +368,15 @@ def _subjects(paths: list[Path]) -> tuple[Ints, Ints]:
     """TEMPLATE_ID and SUBJECT_ID of all files, each template once."""
     rows: dict[int, int] = {}
     for path in paths:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()[1:], start=2):
+        for number, row in iter_csv(path, "lines of TEMPLATE_ID,SUBJECT_ID"):
+            if number == 1:  # the header
+                continue
             try:
-                template, person = np.array(line.split(",")[:2], np.int64).tolist()
+                template, person = np.array(row[:2], np.int64).tolist()
             except (ValueError, OverflowError):
                 raise PersonaError(
-                    f"{path} line {number}: expected TEMPLATE_ID,SUBJECT_ID, found {line[:80]!r}"
+                    f"{path} line {number}: expected TEMPLATE_ID,SUBJECT_ID, found "
+                    f"{','.join(row)[:80]!r}"
                 ) from None
             rows[template] = person
     return np.array(list(rows), np.int64), np.array(list(rows.values()), np.int64)

@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from persona.evaluation.search import rows_of_each
 from persona.learning.memory import Budget, Choice, Exemplar, Memory, herd, herding, reservoir
 from persona.learning.methods.base import LearnBatch, Method, label_loss
-from persona.learning.photos import Ints, decode, group
+from persona.learning.photos import Ints, decode
 
 
 class WithMemory(Method):
@@ -87,7 +88,9 @@ class WithHerding(WithMemory):
         """Raises PersonaError if one photo of each identity does not fit in the memory."""
         smallest = {e.label: len(e.jpeg) for e in self.memory.exemplars}
         sizes = self.context.photos.sizes[photos]
-        smallest |= {label: int(sizes[mine].min()) for label, mine in group(identities).items()}
+        smallest |= {
+            label: int(sizes[mine].min()) for label, mine in rows_of_each(identities).items()
+        }
         self.memory.budget.check_smallest(list(smallest.values()), each=True)
 
     def after(self, photos: Ints, labels: Tensor) -> None:
@@ -97,7 +100,7 @@ class WithHerding(WithMemory):
         kept: dict[int, list[Exemplar]] = defaultdict(list)
         for exemplar in memory.exemplars:
             kept[exemplar.label].append(exemplar)
-        new = group(labels.numpy())
+        new = rows_of_each(labels.numpy())
         wanted = max(1, memory.budget.photos // len(kept.keys() | new))
         fresh: list[Exemplar] = []
         for label, mine in new.items():

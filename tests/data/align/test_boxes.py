@@ -45,18 +45,25 @@ def test_faults_are_named_with_their_line(tmp_path: Path, text: str, message: st
 def test_files_that_are_no_csv(tmp_path: Path) -> None:
     with pytest.raises(PersonaError, match="no such file"):
         read_boxes(tmp_path / "none.csv")
-    with pytest.raises(PersonaError, match="Is a directory"):
+    with pytest.raises(PersonaError, match="is a folder: expected a CSV of source,x,y"):
         read_boxes(tmp_path)
     (tmp_path / "x.csv").write_bytes(HEADER.encode() + b"\xff\xfe,1,2,3,4\n")
-    with pytest.raises(PersonaError, match="no UTF-8 text"):
+    with pytest.raises(PersonaError, match="is not in UTF-8: save it as UTF-8"):
         read_boxes(tmp_path / "x.csv")
+
+
+def test_a_spreadsheet_may_write_semicolons_and_decimal_commas(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("source;x;y;width;height\na.jpg;1,5;2;3;4\n", encoding="utf-8-sig")
+    assert read_boxes(path) == {"a.jpg": (1.5, 2, 4.5, 6)}
 
 
 def test_a_line_without_an_end_is_not_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     with path.open("w") as file:
         file.write(HEADER + "a.jpg,1,2,3,4\n")
-        file.truncate(1 << 30)  # costs no disk
+        for _ in range(32):
+            file.write("x" * (1 << 20))
     tracemalloc.start()
     with pytest.raises(PersonaError, match="line 3 is longer than 65,536 characters"):
         read_boxes(path)

@@ -59,6 +59,8 @@ def test_refused_photos_are_counted_and_listed(
         packed = pack_photos(open_dataset(name, tmp_path), tmp_path / "s", NO_ALIGN)
         assert packed.manifest.samples == 2
         assert [one.source for one in packed.manifest.skipped] == wanted[2:]
+        reasons = {one.reason for one in packed.manifest.skipped}
+        assert reasons == {"not downloaded: HTTP 404 Not Found"}
         assert "2 of 4 photos were refused by their servers" in caplog.text
         listed = tmp_path / "web.csv.downloads" / "refused.csv"
         with listed.open(newline="") as file:
@@ -112,7 +114,9 @@ def test_a_photo_that_is_too_large_is_refused(
     monkeypatch.setattr(fetched, "MAX_PHOTO_BYTES", 100)
     with web_server(photos, Faults()) as url:
         dataset = open_dataset(write_list(tmp_path, f"{url}/0.jpg,Ann"), tmp_path)
-        with pytest.raises(PersonaError, match="none of its 1 photos is there"):
+        with pytest.raises(
+            PersonaError, match=r"none of its photos is there, .*not downloaded: it promises"
+        ):
             dataset.index()
     assert "it promises" in dataset.fetched.refused[f"{url}/0.jpg"]  # type: ignore[attr-defined]
 

@@ -364,10 +364,10 @@ def test_a_users_annotations(tmp_path: Path, cpu: Accelerator) -> None:
         )
     for text, message in (
         ("name,team\nx,y\n", "expected a header of photo"),
-        ("photo,team\nx\n", "row 2: 1 fields, its header has 2"),
+        ("photo,team\nx\n", "line 2: 1 fields, its header has 2"),
         ("photo,team\nnobody.jpg,red\n", "none of its 1 rows is about a photo"),
-        ("photo,team\nx,r\u200bed\n", r"row 2 holds U\+200B ZERO WIDTH SPACE, which cannot be"),
-        ("photo,te\u3164am\nx,red\n", r"row 1 holds U\+3164 HANGUL FILLER"),
+        ("photo,team\nx,r\u200bed\n", r"line 2 holds U\+200B ZERO WIDTH SPACE, which cannot be"),
+        ("photo,te\u3164am\nx,red\n", r"line 1 holds U\+3164 HANGUL FILLER"),
     ):
         with pytest.raises(PersonaError, match=message):
             annotate(index, _write(file, text))
@@ -401,15 +401,26 @@ def test_identification_by_itself(lfw_set: Packed, cpu: Accelerator) -> None:
 def test_identification_against_a_gallery_set(
     lfw_set: Packed, cpu: Accelerator, tmp_path: Path
 ) -> None:
+    # One photo of Person_A and one of Person_B are those of the probes; the others are not.
+    root = write_lfw(tmp_path / "b")
+    for number, path in enumerate(sorted(root.glob("*/*.jpg"))):
+        if path.name not in {"Person_A_0001.jpg", "Person_B_0003.jpg"}:
+            path.write_bytes(jpeg(7000 + number))
     in_other_shards = replace(NO_ALIGN, shard_size=5)
-    gallery = pack_photos(LFW(write_lfw(tmp_path / "b")), tmp_path / "lfw", in_other_shards)
+    gallery = pack_photos(LFW(root), tmp_path / "lfw", in_other_shards)
     found = measure(lfw_set, cpu, gallery=gallery.faces)
     assert (found.measure, found.gallery, found.probes, found.non_mated) == (
         "identification",
         6,
-        24,
+        22,
         0,
     )
+    assert found.same_photos == 2
+    assert "note: 2 probes are photos of the gallery, too: left out" in found.notes()
+    assert ["same photos", "2"] in [row[:2] for row in found.tables()[0].rows]
+    again = pack_photos(LFW(write_lfw(tmp_path / "c")), tmp_path / "all", in_other_shards)
+    with pytest.raises(PersonaError, match="compared with themselves"):  # all of them
+        measure(lfw_set, cpu, gallery=again.faces)
     strangers = FaceSet(lfw_set.folder, replace(lfw_set.manifest, classes=tuple("uvwxyz")))
     with pytest.raises(
         PersonaError, match="no person of set lfw is in gallery lfw: choose a gallery"
@@ -434,10 +445,10 @@ def test_nobody_is_enrolled_by_a_photo_without_a_face(
     nobody = FaceSet(
         gallery.folder, replace(gallery.manifest, shards=_all_faceless(gallery.manifest))
     )
-    for options in ({"gallery": nobody}, {}):
+    for probes, options in ((lfw_set.faces, {"gallery": nobody}), (nobody, {})):
         with pytest.raises(PersonaError, match="gallery: no face was found in any photo"):
             evaluate(
-                *(pixels(), nobody, cpu),
+                *(pixels(), probes, cpu),
                 measure="identification",
                 options=options,
                 quiet=True,
@@ -657,6 +668,11 @@ def test_bad_lists_of_templates(ijb: tuple[Packed, Path], cpu: Accelerator) -> N
         probe.write_text(text)
         with pytest.raises(PersonaError, match=message):
             measure(packed, cpu, templates=folder)
+    for path in (media, probe):
+        path.write_bytes("Zoë.jpg 1 1\n".encode("latin-1"))
+        with pytest.raises(PersonaError, match="is not in UTF-8: save it as UTF-8"):
+            measure(packed, cpu, templates=folder)
+        path.write_text(good[1])
     media.unlink()
     with pytest.raises(PersonaError, match=r"has 0 files \*_face_tid_mid\.txt, expected one"):
         measure(packed, cpu, templates=folder)
