@@ -6,7 +6,6 @@ Worker processes read the photos, find their one face and embed it, a few photos
 from __future__ import annotations
 
 import contextlib
-import csv
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 from persona.data.align.spec import AlignSpec, Crop
 from persona.data.raw.parquet import open_parquet
 from persona.errors import PersonaError, SkipPhoto
-from persona.files import bounded_lines
+from persona.files import iter_csv, kind_of
 from persona.gallery.faces import Eyes
 from persona.gallery.importing import (
     NAME,
@@ -33,6 +32,7 @@ from persona.gallery.store import OtherNetworkError, Templates, check_name
 from persona.workers import told_in_all, usable_cores, worker_pool
 
 SUFFIXES = (".csv", ".parquet", ".pq")
+LAYOUT = "a list of names and photos (a CSV or parquet file with columns name and photo)"
 AT_ONCE = 8
 """Photos that a worker takes at once."""
 ROWS_AT_ONCE = 10_000
@@ -117,10 +117,8 @@ def read_list(path: Path, models: Path, workers: int | None = None) -> PeopleLis
     Raises:
         PersonaError: there is no such file, it cannot be read, lacks a column, or has no row.
     """
-    if path.is_dir():
-        raise PersonaError(f"{path} is a folder: give a list of names and photos (.csv, .parquet)")
-    if not path.is_file():
-        raise PersonaError(f"no file at {path}")
+    if (kind := kind_of(path)) is not None:
+        raise PersonaError(f"{path} is {kind}: give {LAYOUT}")
     listed = PeopleList(path, models, workers)
     rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _parquet_rows(path)
     empty: list[str] = []
@@ -146,21 +144,13 @@ def read_list(path: Path, models: Path, workers: int | None = None) -> PeopleLis
 
 
 def _csv_rows(path: Path) -> Iterator[ListedRow]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(bounded_lines(file, path))
-            header = [name.strip().lower() for name in next(reader, [])]
-            at_name, at_photo = _columns(path, header)
-            for number, fields in enumerate(reader, start=2):
-                if not fields:
-                    continue  # an empty line
-                # A row that is too short is refused for what it lacks.
-                padded = [*fields, *[""] * (len(header) - len(fields))]
-                yield ListedRow(number, padded[at_name].strip(), padded[at_photo].strip())
-    except UnicodeDecodeError:
-        raise PersonaError(f"{path} is not UTF-8 text: save it as a CSV in UTF-8") from None
-    except (OSError, csv.Error) as error:
-        raise PersonaError(f"{path} cannot be read as a CSV ({error})") from None
+    rows = iter_csv(path, LAYOUT)
+    header = [name.strip().lower() for name in next(rows, (1, []))[1]]
+    at_name, at_photo = _columns(path, header)
+    for number, fields in rows:
+        # A row that is too short is refused for what it lacks.
+        padded = [*fields, *[""] * (len(header) - len(fields))]
+        yield ListedRow(number, padded[at_name].strip(), padded[at_photo].strip())
 
 
 def _parquet_rows(path: Path) -> Iterator[ListedRow]:
@@ -181,11 +171,6 @@ def _columns(path: Path, header: Sequence[str]) -> tuple[int, int]:
     lacking = [name for name in (NAME, PHOTO) if name not in header]
     if lacking:
         found = ",".join(header)[:80]
-        for character, called in ((";", "semicolons"), ("\t", "tabs")):
-            if len(header) == 1 and character in found:
-                raise PersonaError(
-                    f"{path} has {called} between its columns: save it with commas between them"
-                )
         raise PersonaError(
             f"{path} has no column {' and no column '.join(lacking)}: its first line must name the "
             f"columns {NAME},{PHOTO} (other columns are ignored), found {found!r}"

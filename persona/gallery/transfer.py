@@ -21,7 +21,7 @@ import safetensors
 import safetensors.numpy
 
 from persona.errors import PersonaError
-from persona.files import PRIVATE, write_atomically
+from persona.files import PRIVATE, kind_of, write_atomically
 from persona.gallery.store import Facts, Store, StoredPhoto, check_name, unit
 from persona.models.public import public
 
@@ -76,9 +76,9 @@ def read_people(path: Path) -> tuple[Facts, Sequence[str], np.ndarray]:
     Raises:
         PersonaError: there is no such file, or it is not a valid export of a gallery.
     """
-    if path.is_dir():
+    if (kind := kind_of(path)) is not None:
         raise PersonaError(
-            f"{path} is a folder: give a list of names and photos (.csv, .parquet), or a file of "
+            f"{path} is {kind}: give a list of names and photos (.csv, .parquet), or a file of "
             "`persona gallery export`"
         )
     if not path.is_file():

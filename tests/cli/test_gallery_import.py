@@ -114,4 +114,4 @@ def test_exported_files_are_still_imported(place: Path) -> None:
     line = error(place, *command, "--token-file", place / "token")
     assert "--token-file goes with the address of a server" in line
     assert here(place, *command) == {"people": 2, "added": 4}
-    assert "no file at" in error(place, "gallery", "import", place / "none.csv")
+    assert "there is no such file" in error(place, "gallery", "import", place / "none.csv")

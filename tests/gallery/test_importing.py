@@ -104,6 +104,14 @@ def test_everybody_of_a_list(tmp_path: Path, opened: Gallery) -> None:
     assert not any((tmp_path / importing.JOURNALS).iterdir())
 
 
+def test_a_list_of_a_spreadsheet(tmp_path: Path, opened: Gallery) -> None:
+    """Where the comma is in decimal numbers, semicolons lie between the columns."""
+    save(tmp_path, 1, 11)
+    path = tmp_path / "people.csv"
+    path.write_text("\ufeffPhoto;Name;Age\r\nphotos/1.png;Ann;3,5\r\nphotos/11.png;Bob;4\r\n")
+    assert (imported(opened, path).added, photos_of(opened)) == (2, {"Ann": 1, "Bob": 1})
+
+
 def test_repeated_nothing_is_there_twice(tmp_path: Path, opened: Gallery) -> None:
     path = listed(tmp_path, ("Ann", 1), ("Bob", 11), ("Ann", 2))
     imported(opened, path)
@@ -129,7 +137,6 @@ def test_what_is_refused_and_why(tmp_path: Path, opened: Gallery) -> None:
         ("Eve", "photos"),
         ("Fay", 77),
         ("Fay", 70),
-        ("Gus", "a\0b"),
     ]
     path = listed(tmp_path, *rows)
     with path.open("a") as file:
@@ -147,14 +154,12 @@ def test_what_is_refused_and_why(tmp_path: Path, opened: Gallery) -> None:
         11: "the row names no photo",
         12: "unreadable",
         13: "net gives no finite numbers for these faces",
-        15: "unreadable",
-        16: "the row names no photo",
+        15: "the row names no photo",
     }
     assert [one.row for one in done.refused] == sorted(one.row for one in done.refused)
     assert done.failed == {
         "Cy": "no photo of this name can be used",
         "Eve": "no photo of this name can be used",
-        "Gus": "no photo of this name can be used",
         "Bob": "no photo is named",
         "Hal": "no photo is named",
     }
@@ -320,8 +325,8 @@ def test_parquet(tmp_path: Path, opened: Gallery) -> None:
     table = pa.table(
         {
             "more": [1, 2, 3, 4],
-            "Photo": ["photos/1.png", "photos/11.png", None, "photos/1.png"],
-            "name": ["Ann", "Bob", "Cy", None],
+            "Photo": ["photos/1.png", "photos/11.png", None, "a\0b"],
+            "name": ["Ann", "Bob", "Cy", "Dan"],
         }
     )
     path = tmp_path / "people.parquet"
@@ -330,7 +335,7 @@ def test_parquet(tmp_path: Path, opened: Gallery) -> None:
     assert photos_of(opened) == {"Ann": 1, "Bob": 1}
     assert [(one.row, one.reason.partition(":")[0]) for one in done.refused] == [
         (3, "the row names no photo"),
-        (4, "no name"),
+        (4, "unreadable"),
     ]
 
 
@@ -339,11 +344,11 @@ def test_parquet(tmp_path: Path, opened: Gallery) -> None:
     [
         ("name,file\nAnn,1.jpg\n", "has no column photo: its first line must name the columns"),
         ("who,file\nAnn,1.jpg\n", "has no column name and no column photo"),
-        ("name;photo\nAnn;1.jpg\n", "has semicolons between its columns: save it with commas"),
-        ("name\tphoto\nAnn\t1.jpg\n", "has tabs between its columns"),
+        ('name,photo\n"Ann,1.jpg\n', "line 2: "),
         ("", "has no column name and no column photo"),
         ("name,photo\n", "has no row below its header"),
-        ("name,photo\n\xe4,1.jpg\n", "is not UTF-8 text: save it as a CSV in UTF-8"),
+        ("name,photo\n\xe4,1.jpg\n", "UTF-8"),
+        ("name,photo\nAnn,a\0b\n", "is in UTF-16 or no text"),
         ("name,photo\n" + "x" * 70_000 + ",1.jpg\n", "is longer than 65,536 characters"),
     ],
 )
@@ -360,7 +365,7 @@ def test_where_refusals_may_be_written(tmp_path: Path) -> None:
         check_refused(path, path)
     with pytest.raises(PersonaError, match=r"name it \.csv"):
         check_refused(tmp_path / "gallery.db", path)
-    with pytest.raises(PersonaError, match="no file at"):
+    with pytest.raises(PersonaError, match="there is no such file"):
         read_list(tmp_path / "none.csv", tmp_path)
     (tmp_path / "people.parquet").write_text("hello")
     with pytest.raises(PersonaError, match=r"people\.parquet"):
