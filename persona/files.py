@@ -281,7 +281,7 @@ def iter_csv(path: Path, what: str) -> Iterator[tuple[int, list[str]]]:
             raise PersonaError(f"{path} line {rows.line_num}: {error}") from None
 
 
-def kind_of(path: Path) -> str | None:
+def not_a_file(path: Path) -> str | None:
     """What lies at a path in place of a file, as text. None for a file and where nothing lies."""
     try:
         mode = path.stat().st_mode

@@ -29,6 +29,7 @@ from persona.errors import PersonaError
 from persona.figure_names import counted
 
 if TYPE_CHECKING:
+    from persona.data.align import AlignSpec
     from persona.data.pack import Packed, PackedShare, Packing
     from persona.data.raw import RawDataset
     from persona.data.shards import Manifest
@@ -183,8 +184,8 @@ def shard_command(
         index = None if annotations is None else annotate(source.index(), annotations)
         folder = out.resolve() if out else place.shards / source.set_name
         packing = plan_photos(source, folder, options, index=index)
-        if align == "template" and not packing.folder.exists():
-            _look_at(source, packing, device)
+        if not packing.folder.exists():
+            _look_at(source, packing, options.align, device)
     elif annotations is not None:
         raise PersonaError("annotations go with photos: pack the split without --triplets")
     else:
@@ -202,12 +203,24 @@ def shard_command(
     _report_set(packed, json)
 
 
-def _look_at(source: RawDataset, packing: Packing, device: str) -> None:
-    """Prints a note if photos that are to be packed as aligned do not look aligned."""
-    from persona.data.align.aligned import LOOKED_AT, look_at
+def _look_at(source: RawDataset, packing: Packing, align: AlignSpec, device: str) -> None:
+    """Prints a note if photos that are packed as aligned do not look so, or the other way round."""
+    from persona.data.align.aligned import LOOKED_AT, are_small_squares, look_at
     from persona.data.pack import sample_photos
 
-    look = look_at(sample_photos(source, packing, LOOKED_AT), device)
+    if align.method not in {"template", "mtcnn", "landmarks"}:
+        return
+    photos = sample_photos(source, packing, LOOKED_AT)
+    if align.detects:
+        if are_small_squares(photos) and (look := look_at(photos, device)).faces and look.aligned:
+            note(
+                "these photos look aligned already: in them the five points lie "
+                f"{look.distance:.2f} of the side from ArcFace's template (the median of "
+                f"{look.faces}); --align template packs them as they are, and detecting faces in "
+                "crops costs accuracy"
+            )
+        return
+    look = look_at(photos, device)
     if not look.aligned:
         note(
             f"these photos do not look aligned: in {look.faces} of them the five points lie "

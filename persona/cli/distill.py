@@ -15,6 +15,7 @@ from persona.cli.errors import run_app
 from persona.cli.output import (
     CacheOption,
     ModelsOption,
+    RunsOption,
     ShardsOption,
     TrackerOption,
     VerifyOption,
@@ -161,7 +162,7 @@ def distill_command(
     cache: CacheOption = None,
     verify: VerifyOption = True,
     models: ModelsOption = None,
-    runs: Annotated[Path | None, typer.Option(help="Folder of runs.  [default: runs]")] = None,
+    runs: RunsOption = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print the model's card as JSON at the end.")
     ] = False,

@@ -44,7 +44,9 @@ def download_command(
         return
     typer.echo(f"{done['name']} {'is now' if done['fresh'] else 'was already'} at {done['path']}")
     if done["name"] == "lfw":
-        note("pack it with: persona shard lfw")
+        from persona.data.align.spec import ARCFACE
+
+        note(f"pack it with: persona shard lfw {ARCFACE.options}; for FaceNet: persona shard lfw")
 
 
 def _lfw(raw: Path, mirror: str | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import typer
 from persona.cli.commands import told_twice
 from persona.cli.output import (
     NETWORKS,
+    BatchOption,
     CacheOption,
     JsonFlag,
     ModelOption,
@@ -59,7 +60,6 @@ OverlapOption = Annotated[
 ResamplesOption = Annotated[
     int, typer.Option(min=0, max=100_000, help="Of the 95 % intervals; 0: none.")
 ]
-BatchOption = Annotated[int, typer.Option("--batch-size", "-b", min=1)]
 
 
 def evaluate_command(

@@ -447,6 +447,12 @@ def threshold_facts(gallery: Gallery) -> dict[str, Any]:
     }
 
 
+def check_page(out: Path | None) -> None:
+    """Raises PersonaError if the file that is to become a page could be a gallery or a photo."""
+    if out is not None and out.suffix.lower() not in {".html", ".htm"}:
+        raise PersonaError(f"--out {out}: name it .html, so that it replaces no gallery or photo")
+
+
 def _passphrase(path: Path | None) -> bytes | None:
     from persona.gallery.crypt import read_passphrase
 

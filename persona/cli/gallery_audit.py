@@ -11,6 +11,7 @@ from persona.cli.gallery import (
     PassphraseOption,
     StoreOption,
     ThresholdOption,
+    check_page,
     gallery_app,
     store_of,
 )
@@ -23,7 +24,6 @@ from persona.cli.output import (
     print_table,
     workspace,
 )
-from persona.errors import PersonaError
 from persona.figure_names import counted
 
 SHOWN = 20
@@ -47,8 +47,7 @@ def gallery_audit(
     from persona.gallery.audit import audit_gallery, own_threshold, rows_of
     from persona.gallery.audit_page import page_of
 
-    if out is not None and out.suffix.lower() not in {".html", ".htm"}:
-        raise PersonaError(f"--out {out}: name it .html, so that it replaces no gallery or photo")
+    check_page(out)
     with store_of(store, passphrase_file) as opened:
         found = audit_gallery(opened, own_threshold(opened, threshold, workspace(models=models)))
     if out is not None:

@@ -15,6 +15,7 @@ from persona.cli.gallery import (
     PassphraseOption,
     StoreOption,
     ThresholdOption,
+    check_page,
     gallery_app,
     open_people,
     open_unknown,
@@ -79,8 +80,7 @@ def gallery_unknown(
     from persona.gallery.unknown_faces import find_proposal, propose
     from persona.gallery.unknown_page import page_of
 
-    if out is not None and out.suffix.lower() not in {".html", ".htm"}:
-        raise PersonaError(f"--out {out}: name it .html, so that it replaces no gallery or photo")
+    check_page(out)
     chosen = _names(name or ())
     if forget_all:
         with open_unknown(store, passphrase_file, models) as unknown:

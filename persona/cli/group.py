@@ -17,6 +17,8 @@ from persona.cli.gallery import (
 )
 from persona.cli.output import (
     MIN_FACE_PX,
+    CalibrateFarOption,
+    CalibrateOption,
     JsonFlag,
     MinFaceOption,
     ModelOption,
@@ -63,13 +65,8 @@ def group_command(
             "model's, or estimated from the photos]"
         ),
     ] = None,
-    calibrate: Annotated[
-        str | None,
-        typer.Option(metavar="SET", help="Choose the threshold on all pairs of this set."),
-    ] = None,
-    far: Annotated[
-        float, typer.Option(help="False accept rate that --calibrate chooses it for.")
-    ] = 1e-3,
+    calibrate: CalibrateOption = None,
+    far: CalibrateFarOption = 1e-3,
     min_face: MinFaceOption = MIN_FACE_PX,
     name: Annotated[
         list[str] | None,

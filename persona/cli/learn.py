@@ -15,6 +15,7 @@ from persona.cli.output import (
     CacheOption,
     JsonFlag,
     ModelsOption,
+    RunsOption,
     ShardsOption,
     TableColumn,
     TrackerOption,
@@ -77,7 +78,6 @@ ValueOption = Annotated[
         help="Any value of a method or the optimizer, as `-o ewc.weight=10`.  Repeatable.",
     ),
 ]
-RunsOption = Annotated[Path | None, typer.Option("--runs", help="Folder of runs.  [default: runs]")]
 
 
 @learn_app.callback()

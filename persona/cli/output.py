@@ -75,6 +75,14 @@ VerifyOption = Annotated[
         help="Check each file of a set against its checksum before its first use.",
     ),
 ]
+BatchOption = Annotated[int, typer.Option("--batch-size", "-b", min=1)]
+RunsOption = Annotated[Path | None, typer.Option("--runs", help="Folder of runs.  [default: runs]")]
+CalibrateOption = Annotated[
+    str | None, typer.Option(metavar="SET", help="Choose the threshold on all pairs of this set.")
+]
+CalibrateFarOption = Annotated[
+    float, typer.Option("--far", help="False accept rate that --calibrate chooses it for.")
+]
 ModelsOption = Annotated[
     Path | None, typer.Option("--models", help="Folder of models.  [default: models]")
 ]

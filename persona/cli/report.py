@@ -10,8 +10,10 @@ import typer
 
 from persona.cli.output import (
     NETWORKS,
+    BatchOption,
     JsonFlag,
     ModelsOption,
+    RunsOption,
     ShardsOption,
     VerifyOption,
     WorkersOption,
@@ -46,14 +48,12 @@ def report_command(
     show_names: Annotated[
         bool, typer.Option("--names", help="Show people's names beside their faces.")
     ] = False,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 128,
+    batch_size: BatchOption = 128,
     workers: WorkersOption = None,
     shards: ShardsOption = None,
     verify: VerifyOption = True,
     models: ModelsOption = None,
-    runs: Annotated[
-        Path | None, typer.Option("--runs", help="Folder of runs.  [default: runs]")
-    ] = None,
+    runs: RunsOption = None,
     json: JsonFlag = False,
 ) -> None:
     """One page on models side by side: curves, worst mistakes, how they were made.

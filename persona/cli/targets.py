@@ -9,6 +9,7 @@ import typer
 
 from persona.cli.output import (
     NETWORKS,
+    BatchOption,
     JsonFlag,
     ModelsOption,
     ShardsOption,
@@ -31,7 +32,7 @@ def targets_command(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the further views.")] = 0,
     precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 128,
+    batch_size: BatchOption = 128,
     workers: Annotated[int, typer.Option("--workers", "-w", min=0, help="Loader processes.")] = 1,
     shards: ShardsOption = None,
     verify: VerifyOption = True,

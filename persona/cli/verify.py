@@ -9,6 +9,8 @@ import typer
 
 from persona.cli.output import (
     MIN_FACE_PX,
+    CalibrateFarOption,
+    CalibrateOption,
     JsonFlag,
     MinFaceOption,
     ModelOption,
@@ -36,13 +38,8 @@ def verify_command(
             help="Cosine from which on they are one person.  [default: of the model's test set]"
         ),
     ] = None,
-    calibrate: Annotated[
-        str | None,
-        typer.Option(metavar="SET", help="Choose the threshold on all pairs of this set."),
-    ] = None,
-    far: Annotated[
-        float, typer.Option(help="False accept rate that --calibrate chooses it for.")
-    ] = 1e-3,
+    calibrate: CalibrateOption = None,
+    far: CalibrateFarOption = 1e-3,
     min_face: MinFaceOption = MIN_FACE_PX,
     shards: ShardsOption = None,
     models: ModelsOption = None,

@@ -308,3 +308,21 @@ def test_photos_that_do_not_look_aligned_are_told_of(
     assert "do not look aligned" in told.err
     assert "2 photos without identities" in told.out
     assert read_manifest(tmp_path / "shards" / "wide").align.image_size == 112
+
+
+def test_crops_that_are_detected_again_are_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos = [RawPhoto(lambda number=number: drawn(number)) for number in range(6)]  # type: ignore[misc]
+    (tmp_path / "crops").mkdir()
+    for number, crop in enumerate(build_aligner(AlignSpec("landmarks", 112), "cpu")(photos)):
+        if not isinstance(crop, SkipPhoto):
+            (tmp_path / "crops" / f"{number}.jpg").write_bytes(crop.jpeg)
+    place = f"folders:{tmp_path / 'crops'}"
+    options: dict[str, Any] = {"unlabelled": True, "device": "cpu", "workers": 1, "json": True}
+    shard_command(place, align="landmarks", image_size=112, out=tmp_path / "a", **options)
+    assert "look aligned already" in capsys.readouterr().err
+    (tmp_path / "crops" / "9.jpg").write_bytes(drawn(9))  # of 160 px
+    shard_command(place, align="landmarks", image_size=112, out=tmp_path / "b", **options)
+    assert "aligned" not in capsys.readouterr().err

@@ -1,8 +1,8 @@
-"""Checks a few photos that should be aligned: do their faces lie on ArcFace's template?"""
+"""Checks a few photos of a set: are they crops, and do their faces lie on ArcFace's template?"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,10 @@ LOOKED_AT = 64
 """Photos that are checked. They take MTCNN two seconds on one core."""
 FAR = 0.1
 """Largest mean distance of a face's five points from the template's, as a fraction of the side."""
+
+
+LARGEST_CROP = 128
+"""Largest side in px of photos that are taken for crops. Most aligned sets have 112."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,24 @@ class Look:
     def aligned(self) -> bool:
         """Whether the photos may be aligned. It is also True if no face was found."""
         return not self.faces or self.distance < FAR
+
+
+def are_small_squares(photos: Sequence[RawPhoto]) -> bool:
+    """Whether photos are squares of one side of at most `LARGEST_CROP` px, as crops are.
+
+    It reads no further than to the first photo that is none.
+    """
+    sides = set()
+    for photo in photos:
+        try:
+            encoded = EncodedPhoto(photo.read())
+        except (SkipPhoto, OSError):
+            continue
+        width, height = encoded.size
+        sides.add(width)
+        if width != height or width > LARGEST_CROP or len(sides) > 1:
+            return False
+    return bool(sides)
 
 
 def look_at(photos: Iterable[RawPhoto], device: str = "auto") -> Look:

@@ -38,7 +38,7 @@ import orjson
 
 from persona import registry
 from persona.errors import PersonaError, unknown
-from persona.files import bounded_lines, kind_of, open_list, placed, whole_number
+from persona.files import bounded_lines, not_a_file, open_list, placed, whole_number
 from persona.names import hidden
 from persona.pictures import IMAGE_SUFFIXES
 from persona.registry import Registry
@@ -298,7 +298,7 @@ class RawDataset(ABC):
 
     def why_missing(self, source: str) -> str:
         """Why a photo of the dataset's list is not packed: nothing is there, or no file."""
-        kind = kind_of(Path(self.root, source))
+        kind = not_a_file(Path(self.root, source))
         return "listed, not on disk" if kind is None else f"listed, but {kind}"
 
     def path_name(self) -> str:

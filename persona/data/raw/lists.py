@@ -29,7 +29,7 @@ from persona.data.raw.base import (
 from persona.data.raw.fetched import FetchedPhotos, is_url
 from persona.data.raw.parquet import open_parquet
 from persona.errors import PersonaError
-from persona.files import kind_of, separator_of
+from persona.files import not_a_file, separator_of
 from persona.names import hidden
 
 PHOTO_COLUMNS = ("photo", "path", "file", "filename", "image")
@@ -55,7 +55,7 @@ class PhotoLists(RawDataset):
         self.file = root
         self.name = root.resolve().stem
         self.fetched = FetchedPhotos(root.resolve().with_name(f"{root.name}.downloads"))
-        if (kind := kind_of(root)) is not None:
+        if (kind := not_a_file(root)) is not None:
             raise PersonaError(f"{root} is {kind}: expected {self.layout}")
         if not self._has_identities():
             self.unlabelled = True
