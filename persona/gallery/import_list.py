@@ -15,7 +15,7 @@ from typing import Any
 from persona.data.align.spec import AlignSpec, Crop
 from persona.data.raw.parquet import open_parquet
 from persona.errors import PersonaError, SkipPhoto
-from persona.files import iter_csv, kind_of
+from persona.files import iter_csv, not_a_file
 from persona.gallery.faces import Eyes
 from persona.gallery.importing import (
     NAME,
@@ -117,7 +117,7 @@ def read_list(path: Path, models: Path, workers: int | None = None) -> PeopleLis
     Raises:
         PersonaError: there is no such file, it cannot be read, lacks a column, or has no row.
     """
-    if (kind := kind_of(path)) is not None:
+    if (kind := not_a_file(path)) is not None:
         raise PersonaError(f"{path} is {kind}: give {LAYOUT}")
     listed = PeopleList(path, models, workers)
     rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _parquet_rows(path)

@@ -21,7 +21,7 @@ import safetensors
 import safetensors.numpy
 
 from persona.errors import PersonaError
-from persona.files import PRIVATE, kind_of, write_atomically
+from persona.files import PRIVATE, not_a_file, write_atomically
 from persona.gallery.store import Facts, Store, StoredPhoto, check_name, unit
 from persona.models.public import public
 
@@ -76,7 +76,7 @@ def read_people(path: Path) -> tuple[Facts, Sequence[str], np.ndarray]:
     Raises:
         PersonaError: there is no such file, or it is not a valid export of a gallery.
     """
-    if (kind := kind_of(path)) is not None:
+    if (kind := not_a_file(path)) is not None:
         raise PersonaError(
             f"{path} is {kind}: give a list of names and photos (.csv, .parquet), or a file of "
             "`persona gallery export`"
