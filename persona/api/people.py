@@ -202,7 +202,11 @@ def _readable(photos: Sequence[PhotoLike]) -> Iterator[Pixels | SkipPhoto]:
 
 
 def open_gallery(
-    place: str | Path, model: Model, *, threshold: float | None = None, keep_crops: bool = False
+    place: str | Path,
+    model: Model,
+    *,
+    threshold: float | None = None,
+    keep_crops: bool | None = None,
 ) -> People:
     """Opens a gallery, or creates it where there is none.
 
@@ -212,7 +216,8 @@ def open_gallery(
         threshold: lowest cosine similarity at which a face counts as an enrolled person. None
             means the gallery's own threshold, or the model's where the gallery has none.
         keep_crops: whether to store the aligned crops too, from which another network can make
-            its embeddings later.
+            its embeddings later. None means as the gallery's user answered when it was new, or
+            not.
 
     Raises:
         PersonaError: the gallery belongs to another network, or there is no threshold.

@@ -68,7 +68,12 @@ MatchOption = Annotated[
     str, typer.Option(help="mean: compare with the mean of a person's photos; max: the nearest.")
 ]
 KeepCropsOption = Annotated[
-    bool, typer.Option("--keep-crops", help="Keep the faces too, so that `rebuild` can use them.")
+    bool | None,
+    typer.Option(
+        "--keep-crops/--no-keep-crops",
+        help="Keep the faces too, so that `rebuild` can use them.  [default: as answered when the "
+        "gallery was new, or not]",
+    ),
 ]
 KeepUnknownOption = Annotated[
     float | None,
@@ -110,7 +115,7 @@ def enroll_command(
             "somebody who is enrolled.",
         ),
     ] = False,
-    keep_crops: KeepCropsOption = False,
+    keep_crops: KeepCropsOption = None,
     min_face: MinFaceOption = MIN_FACE_PX,
     store: StoreOption = None,
     model: ModelOption = None,
@@ -129,12 +134,27 @@ def enroll_command(
         min_face=min_face,
     ) as gallery:
         ask = _ask if sys.stdin.isatty() else None
+        if ask is not None and keep_crops is None and not json:
+            _ask_to_keep(gallery)
         done = enroll_people(gallery, people, failed, force=force, ask=ask)
         threshold_line = threshold_facts(gallery)
     if json:
         print_json({"enrolled": [vars(one) for one in done], "failed": failed, **threshold_line})
     tell_enrolled(done, failed, quiet=json)
     note(f"`{_command('recognise PHOTO|FOLDER|VIDEO', store)}` tells who is on a photo")
+
+
+def _ask_to_keep(gallery: Gallery) -> None:
+    """Asks once, in a new gallery, whether faces are kept. Later commands do as was answered."""
+    facts = gallery.store.facts()
+    if facts is None or facts.keeps_crops is not None or gallery.people():
+        return
+    note(
+        "A kept face lets a better network make its template later. Without it, templates can only "
+        "be mapped, at a loss. Whoever can read the gallery can see the faces that it keeps."
+    )
+    gallery.keep_crops = typer.confirm("Keep the faces of this gallery's photos?", err=True)
+    gallery.store.answer_keeping(gallery.keep_crops)
 
 
 def tell_enrolled(done: Sequence[Enrolled], failed: dict[str, str], *, quiet: bool) -> None:
@@ -475,7 +495,7 @@ def open_people(
     passphrase_file: Path | None,
     models: Path | None,
     *,
-    keep_crops: bool = False,
+    keep_crops: bool | None = None,
     create: bool = True,
     min_face: int = MIN_FACE_PX,
     keep_unknown: float | None = None,

@@ -64,7 +64,7 @@ def gallery_import(
             "enrolled.",
         ),
     ] = False,
-    keep_crops: KeepCropsOption = False,
+    keep_crops: KeepCropsOption = None,
     workers: Annotated[
         int | None,
         typer.Option("--workers", "-w", min=0, help="Processes for a list.  [default: all cores]"),

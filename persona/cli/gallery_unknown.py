@@ -66,7 +66,7 @@ def gallery_unknown(
             "--force", help="Enrol also who looks like two people, or like somebody enrolled."
         ),
     ] = False,
-    keep_crops: KeepCropsOption = False,
+    keep_crops: KeepCropsOption = None,
     match: MatchOption = "mean",
     store: StoreOption = None,
     model: ModelOption = None,

@@ -81,7 +81,7 @@ def group_command(
     ] = False,
     store: StoreOption = None,
     passphrase_file: PassphraseOption = None,
-    keep_crops: KeepCropsOption = False,
+    keep_crops: KeepCropsOption = None,
     force: Annotated[
         bool,
         typer.Option(

@@ -48,7 +48,7 @@ def serve_command(
     threshold: ThresholdOption = None,
     match: MatchOption = "mean",
     passphrase_file: PassphraseOption = None,
-    keep_crops: KeepCropsOption = False,
+    keep_crops: KeepCropsOption = None,
     min_face: MinFaceOption = MIN_FACE_PX,
     keep_unknown: KeepUnknownOption = None,
     liveness: LivenessOption = None,

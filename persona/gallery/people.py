@@ -522,7 +522,7 @@ def open_gallery(
     threshold: float | None = None,
     match: str = "mean",
     passphrase: bytes | None = None,
-    keep_crops: bool = False,
+    keep_crops: bool | None = None,
     create: bool = True,
     min_face: int = MIN_FACE_PX,
 ) -> Gallery:
@@ -536,7 +536,8 @@ def open_gallery(
         match: how a probe is compared with a person: with the `mean` of the templates, or with
             each of them, of which the nearest counts (`max`).
         passphrase: passphrase of an encrypted gallery. A new gallery is encrypted with it.
-        keep_crops: whether to store the aligned crops of new photos, for `rebuild`.
+        keep_crops: whether to store the aligned crops of new photos, for `rebuild`. None means as
+            the gallery's user answered when it was new, or not.
         create: whether to create the gallery where there is none.
         min_face: side in px of the smallest face to look for in photos.
 
@@ -552,6 +553,8 @@ def open_gallery(
         eyes = open_eyes(store, network, workspace, min_face)
         facts = store.facts()
         chosen = None if facts is None else facts.threshold
+        if keep_crops is None:
+            keep_crops = facts is not None and bool(facts.keeps_crops)
         if threshold is not None:
             if not -1 <= threshold <= 1:
                 raise PersonaError(f"threshold {threshold:g}: a similarity is between -1 and 1")
@@ -630,7 +633,7 @@ def _leads_to(facts: Facts, workspace: Workspace) -> bool:
 
 
 def gallery_of(
-    place: Path | str, eyes: Eyes, threshold: Threshold | None, *, keep_crops: bool = False
+    place: Path | str, eyes: Eyes, threshold: Threshold | None, *, keep_crops: bool | None = None
 ) -> Gallery:
     """Opens a gallery with a network that is loaded already, or creates one.
 
@@ -638,7 +641,8 @@ def gallery_of(
         place: a file, or a `postgresql://` URL.
         eyes: the network and its alignment.
         threshold: threshold to use where the gallery has none of its own.
-        keep_crops: whether to store the aligned crops of new photos, for `rebuild`.
+        keep_crops: whether to store the aligned crops of new photos, for `rebuild`. None means as
+            the gallery's user answered when it was new, or not.
 
     Raises:
         PersonaError: the gallery cannot be opened, its templates are another network's, the
@@ -659,6 +663,8 @@ def gallery_of(
                 f"{place} has no threshold for {named.name}: give `threshold`, or choose one with "
                 "`model.calibrate(set)`"
             )
+        if keep_crops is None:
+            keep_crops = facts is not None and bool(facts.keeps_crops)
     except BaseException:
         store.close()
         raise

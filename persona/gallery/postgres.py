@@ -184,7 +184,7 @@ class PostgresStore(Store):
             if self._db.execute("SELECT 1 FROM photo LIMIT 1").fetchone():
                 check_digest(found, facts.digest, self.place)
             elif found is None or found.digest != facts.digest:
-                self._keep_facts(facts)
+                self._keep_facts(facts.adopting(found))
                 self._shape(facts.width)
         self._network = facts.digest
 

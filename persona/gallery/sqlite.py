@@ -302,7 +302,7 @@ class SqliteStore(Store):
             if self._execute("SELECT 1 FROM photo").fetchone():
                 check_digest(found, facts.digest, self.place)
             elif found is None or found.digest != facts.digest:
-                self._keep_facts(facts)
+                self._keep_facts(facts.adopting(found))
                 self._begin_anew()
         self._network = facts.digest
 

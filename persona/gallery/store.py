@@ -73,6 +73,9 @@ class Facts:
     previous: Facts | None = None
     """The facts before the gallery moved to this network, to which `persona gallery rollback` goes
     back. None means that it never moved, or that they were discarded."""
+    keeps_crops: bool | None = None
+    """Whether the faces of new photos are kept, as the user answered when the gallery was new. None
+    means that nobody was asked. It is a fact of the gallery and not of its network."""
 
     @property
     def alone(self) -> Facts:
@@ -89,7 +92,12 @@ class Facts:
         The same network may embed anew with another alignment. The gallery is not moved then, and
         keeps what was before.
         """
-        return replace(self, previous=old.alone if self.moves(old) else old.previous)
+        before = old.alone if self.moves(old) else old.previous
+        return replace(self, previous=before, keeps_crops=old.keeps_crops)
+
+    def adopting(self, old: Facts | None) -> Facts:
+        """Returns these facts for a gallery without photos that had the `old` ones."""
+        return self if old is None else replace(self, keeps_crops=old.keeps_crops)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the facts as they are stored."""
@@ -131,6 +139,7 @@ class Facts:
                     _rate(threshold.get("far")),
                 ),
                 previous=previous,
+                keeps_crops=_answer(value.get("keeps_crops")),
             )
         except (AttributeError, KeyError, TypeError, ValueError):
             raise PersonaError(f"{where} does not say which network it was made with") from None
@@ -147,6 +156,13 @@ class Facts:
 def _rate(far: Any) -> float | None:
     """Reads a false accept rate from untrusted JSON; older galleries have none."""
     return None if far is None else float(far)
+
+
+def _answer(keeps: Any) -> bool | None:
+    """Reads an answer from untrusted JSON; older galleries have none."""
+    if keeps is not None and not isinstance(keeps, bool):
+        raise TypeError(keeps)
+    return keeps
 
 
 @dataclass(frozen=True)
@@ -375,6 +391,13 @@ class Store(ABC):
             facts = self.facts()
             assert facts is not None
             self._keep_facts(replace(facts, threshold=threshold))
+
+    def answer_keeping(self, keeps_crops: bool) -> None:
+        """Stores whether the faces of new photos are kept, for commands that do not say so."""
+        with self.changing():
+            facts = self.facts()
+            assert facts is not None
+            self._keep_facts(replace(facts, keeps_crops=keeps_crops))
 
     def take_name(self, network: str) -> None:
         """Stores another name under which the gallery's network is found from now on.

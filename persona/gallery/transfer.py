@@ -62,7 +62,7 @@ def import_people(store: Store, path: Path) -> dict[str, int]:
             enrolled already.
     """
     facts, names, templates_NE = read_people(path)
-    store.adopt(replace(facts.alone, threshold=None))
+    store.adopt(replace(facts.alone, threshold=None, keeps_crops=None))
     people: dict[str, list[StoredPhoto]] = defaultdict(list)
     for name, template in zip(names, templates_NE, strict=True):
         people[name].append(StoredPhoto(template))

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,41 @@ def test_a_second_time_is_one_line(place: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_new_gallery_asks_once_whether_faces_are_kept(
+    place: Path, keep: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def enroll(name: str, photo: int, *more: str) -> None:
+        model = ("--model", f"onnx:{place}/net.onnx", "--threshold", "-1", "--force", *more)
+        tables(place, "enroll", name, place / "people" / "Ann" / f"{photo}.png", *model)
+
+    def crops() -> list[bool]:
+        with open_store(place / "gallery.db") as store:
+            return [photo.crop is not None for _, _, photo in store.photos()]
+
+    asked: list[str] = []
+
+    def answer(question: str, **_: Any) -> bool:
+        asked.append(question)
+        return keep
+
+    monkeypatch.setattr("typer.confirm", answer)
+    with monkeypatch.context() as patched:
+        patched.setattr("persona.cli.gallery.sys", type("", (), {"stdin": Terminal()}))
+        enroll("Ann", 0)
+        assert asked == ["Keep the faces of this gallery's photos?"]
+        enroll("Bob", 1)
+        assert (len(asked), crops()) == (1, [keep] * 2)
+    # Every command does as was answered, unless it says otherwise.
+    for name, photo, more in (("Ann", 1, ()), ("Bob", 0, ("--no-keep-crops",))):
+        enroll(name, photo, *more)
+    assert crops() == [keep] * 3 + [False]
+    with open_store(place / "gallery.db") as store:  # a new network changes nothing
+        facts = store.facts()
+    assert facts is not None
+    assert replace(facts, digest="other", keeps_crops=None).after(facts).keeps_crops is keep
+
+
 def test_what_comes_next_is_told(place: Path) -> None:
     photo = place / "people" / "Ann" / "0.png"
     store = ("--store", f"{place}/my people.db")
@@ -280,7 +316,7 @@ def test_two_people_are_asked_about(place: Path, monkeypatch: pytest.MonkeyPatch
     arguments.append(f"onnx:{place}/net.onnx")
     runner = CliRunner()
     monkeypatch.setattr("persona.cli.gallery.sys", type("", (), {"stdin": Terminal()}))
-    result = runner.invoke(app, arguments, env=env(place), input="n\n")
+    result = runner.invoke(app, arguments, env=env(place), input="n\nn\n")
     assert str(result.exception) == "'Ann' is not enrolled"
     assert "do not look like the other photos" in result.stderr
     result = runner.invoke(app, arguments, env=env(place), input="y\n")
