@@ -62,6 +62,7 @@ from persona.data.tars import ShardReader, damaged
 from persona.data.triplets import ROLES
 from persona.data.views import IDENTITY, VIEW, Views, draw_views, mix_seeds, view_columns
 from persona.errors import PersonaError
+from persona.figure_names import counted
 
 SHUFFLE_BUFFER = 10_000
 """Samples per window. A worker holds their positions, not their bytes."""
@@ -722,9 +723,10 @@ def plan_epoch(
         before = dataclasses.replace(plan, rank=0, world_size=ranks)
         plan = dataclasses.replace(plan, rest=Rest(before, done, seed, epoch))
     if training and not plan.batches and not earlier:
+        where = "" if world_size == 1 else f" on each of {world_size} processes"
         raise PersonaError(
-            f"set {mix.name} has {plan.samples} samples, fewer than one step's "
-            f"{batch_size} on each of {world_size} processes"
+            f"set {mix.name} has {counted(plan.samples, 'sample')}, fewer than one step's "
+            f"{batch_size}{where}"
             + (f" times {multiple} accumulated" if multiple > 1 else "")
             + ": choose a smaller --batch-size"
         )
