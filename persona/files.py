@@ -285,7 +285,7 @@ def not_a_file(path: Path) -> str | None:
     """What lies at a path in place of a file, as text. None for a file and where nothing lies."""
     try:
         mode = path.stat().st_mode
-    except OSError:
+    except (OSError, ValueError):  # a path with a zero byte is none
         return "a link to nothing" if path.is_symlink() else None
     return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no file")
 

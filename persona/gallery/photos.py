@@ -17,7 +17,7 @@ from persona.data.align.decode import MOST_PIXELS, SHRINKS, EncodedPhoto
 from persona.data.align.spec import Box
 from persona.data.raw.base import is_litter
 from persona.errors import PersonaError, SkipPhoto
-from persona.files import PRIVATE, write_atomically
+from persona.files import PRIVATE, not_a_file, write_atomically
 from persona.pictures import HEAD_BYTES, IMAGE_SUFFIXES, kind_of, kind_of_suffix
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,8 @@ def read_photo(path: Path) -> LookedAt:
     """
     try:
         if not path.is_file():  # reading a pipe may block, and a device may never end
-            raise SkipPhoto("unreadable: no file")
+            kind = not_a_file(path)
+            raise SkipPhoto(f"unreadable: it is {kind}" if kind else "unreadable: no file")
         if path.stat().st_size > MAX_BYTES:
             raise SkipPhoto(f"unreadable: over {MAX_BYTES // 1_000_000} MB")
         photo = look_at(path.read_bytes())

@@ -536,10 +536,11 @@ def test_what_is_no_photo_is_not_waited_for(place: Path) -> None:
     (photos / "folder.jpg").mkdir()
     (one,) = here(place, "enroll", "Ann", photos, *model, "--force")["enrolled"]
     assert one["added"] == 2
-    names = ("endless.jpg", "folder.jpg", "gone.jpg", "pipe.jpg")
-    assert one["refused"] == [f"{name}: unreadable: no file" for name in names]
+    kinds = {"endless": "a device", "folder": "a folder", "gone": "a link to nothing"}
+    kinds["pipe"] = "a pipe"
+    assert one["refused"] == [f"{n}.jpg: unreadable: it is {kind}" for n, kind in kinds.items()]
     for path in (photos / "pipe.jpg", place / "pipe.mp4"):
-        assert error(place, "recognise", path, *EXACTLY) == f"{path}: unreadable: no file"
+        assert error(place, "recognise", path, *EXACTLY) == f"{path}: unreadable: it is a pipe"
     line = error(place, "gallery", "show", "Ann", "--passphrase-file", "/dev/zero")
     assert line == "--passphrase-file /dev/zero: its first line is over 4096 bytes"
 

@@ -317,7 +317,7 @@ def test_a_crop_of_another_size_is_refused(train_set: Packed, size_px: int) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 31}, "30 samples, fewer than one step's 31 on each of 1 processes"),
+        ({"batch_size": 31}, "30 samples, fewer than one step's 31: choose a smaller"),
         ({"batch_size": 8, "world_size": 4}, "on each of 4 processes"),
         ({"batch_size": 0}, "choose at least 1"),
         ({"batch_size": 4, "workers": -1}, "choose 0 or more"),
