@@ -132,11 +132,14 @@ def carries(align: AlignSpec, eyes: Eyes) -> bool:
     """Whether kept crops of an alignment show a network the faces as it wants them.
 
     A network that aligns faces itself needs their landmarks. Any other one wants crops of its own
-    alignment; their size may differ, and their margin a little.
+    alignment; their size may differ, and their margin a little. Of photos that were taken as they
+    are (`none`) nothing is known, so they are believed.
     """
     if eyes.network.uses_landmarks:
         return align.has_landmarks
     old, new = align.of_photos, eyes.align.of_photos
+    if "none" in {old.method, new.method}:
+        return True
     if old.method != new.method:
         return False
     return old.method != "mtcnn" or abs(_margin(old) - _margin(new)) <= MARGIN_APART

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from persona.data.align import AlignSpec
 from persona.data.align.spec import Crop
 from persona.data.synthetic import draw_identity, draw_photo
 from persona.errors import PersonaError
-from persona.gallery.faces import Eyes
+from persona.gallery.faces import Eyes, carries
 from persona.gallery.people import load_named
 from persona.models import cards
 from persona.models.onnx import OnnxSession, OnnxSettings
@@ -134,3 +135,24 @@ def test_a_network_in_torch_gives_its_own_embeddings(tmp_path: Path) -> None:
         images = normalise(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])
         expected = named.network.eval().embed(images).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kept", "wanted", "fits"),
+    [
+        (AlignSpec("landmarks", 112, 0), AlignSpec("template", 112, 0), True),
+        (AlignSpec("landmarks", 112, 0), AlignSpec("landmarks", 160, 0), True),
+        (AlignSpec("landmarks", 112, 0), AlignSpec(), False),
+        (AlignSpec(), AlignSpec("landmarks", 112, 0), False),
+        (AlignSpec(), AlignSpec(image_size=112), True),  # 9 % of the side are like 12 %
+        (AlignSpec(), AlignSpec(margin=44), False),
+        (AlignSpec("none", 112, 0), AlignSpec(), True),  # nothing is known of them
+    ],
+)
+def test_which_kept_crops_a_network_can_embed(
+    kept: AlignSpec, wanted: AlignSpec, fits: bool
+) -> None:
+    eyes: Any = SimpleNamespace(align=wanted, network=SimpleNamespace(uses_landmarks=False))
+    assert carries(kept, eyes) is fits
+    eyes.network.uses_landmarks = True  # it aligns faces itself
+    assert carries(kept, eyes) is kept.has_landmarks
