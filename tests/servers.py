@@ -9,7 +9,7 @@ import re
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
@@ -90,6 +90,13 @@ def web_server(folder: Path, faults: Faults, *, google: bool = False) -> Iterato
     """The URL of a server of `folder`: plain, or as Google's object storage."""
     handler_class = _GoogleHandler if google else _Handler
     handler = functools.partial(handler_class, folder=folder, faults=faults)
+    with answering_with(handler) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def answering_with(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The URL of a server whose requests are answered by a handler."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()

@@ -84,28 +84,34 @@ def gallery_import(
 
     Interrupted and run again, the import of a list or from a server goes on.
     """
-    from persona.gallery.import_list import SUFFIXES, check_refused, read_list
-    from persona.gallery.import_server import SCHEMES, read_server
-    from persona.gallery.importing import import_from, open_journal, write_refused
+    from persona.data.storage import is_url
+    from persona.gallery.import_list import SUFFIXES, read_list
+    from persona.gallery.import_server import read_server
+    from persona.gallery.importing import (
+        check_refused,
+        import_from,
+        open_journal,
+        write_refused,
+    )
 
-    is_url, file = source.lower().startswith(SCHEMES), Path(source)
-    is_list = not is_url and file.suffix.lower() in SUFFIXES
+    is_server, file = is_url(source), Path(source)
+    is_list = not is_server and file.suffix.lower() in SUFFIXES
     of_people: dict[str, Any] = {"--refused": refused, "--force": force, "--model": model}
     of_people |= {"--keep-crops": keep_crops, "--threshold": threshold}
     of_list = {"--workers": workers, "--min-face": None if min_face == MIN_FACE_PX else min_face}
-    if not is_url:
+    if not is_server:
         _check_idle({"--token-file": token_file}, "the address of a server")
     if not is_list:
         _check_idle(of_list, f"a list ({' or '.join(SUFFIXES[:2])}) of photos")
-    if not is_list and not is_url:
+    if not is_list and not is_server:
         _check_idle(of_people, "a list of photos, or with the address of a server")
         _import_exported(file, store, passphrase_file, json=json)
         return
     place = workspace(models=models)
     if refused is not None:
-        check_refused(refused, None if is_url else file)
+        check_refused(refused, None if is_server else file)
     people: PeopleSource
-    if is_url:
+    if is_server:
         people = read_server(source, None if token_file is None else read_token(token_file))
     else:
         people = read_list(file, place.models, workers)
@@ -120,10 +126,10 @@ def gallery_import(
         done = import_from(people, gallery, journal, force=force)
         facts = threshold_facts(gallery)
     if refused is not None:
-        write_refused(refused, done.refused, None if is_url else file.parent)
+        write_refused(refused, done.refused, None if is_server else file.parent)
     if json:
         print_json({**vars(done), "refused": [vars(one) for one in done.refused], **facts})
-    _tell_imported(done, refused, rows=not is_url, quiet=json)
+    _tell_imported(done, refused, rows=not is_server, quiet=json)
 
 
 def _check_idle(options: dict[str, Any], what: str) -> None:

@@ -129,7 +129,6 @@ def read_list(path: Path, models: Path, workers: int | None = None) -> PeopleLis
             name = check_name(row.name)
         except PersonaError as error:
             listed.refused.append(Refusal(**vars(row), reason=f"no name: {error}"))
-            listed.nameless += 1
             continue
         if row.photo:
             listed.people.setdefault(name, []).append(row)
@@ -236,11 +235,3 @@ def build_looker(
     if named.digest != digest:
         raise OtherNetworkError(f"{network} was replaced since the import began: run again")
     return Looker(Eyes(named, align, min_face), keep_crops=keep_crops)
-
-
-def check_refused(path: Path, listed: Path | None) -> None:
-    """Raises PersonaError unless refusals of a list (None: of no file) may be written here."""
-    if path.suffix.lower() != ".csv":
-        raise PersonaError(f"--refused {path}: name it .csv, so that it replaces no other file")
-    if listed is not None and path.exists() and path.samefile(listed):
-        raise PersonaError(f"--refused {path} is the list itself: name another file")

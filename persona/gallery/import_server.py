@@ -40,7 +40,6 @@ from persona.gallery.people import Gallery
 from persona.gallery.store import check_name, unit
 from persona.names import legible
 
-SCHEMES = ("http://", "https://")
 PAGE = 200
 """Photos of a person in one answer."""
 PEOPLE_BYTES = 256_000_000
@@ -120,38 +119,27 @@ class PeopleServer(PeopleSource):
         yield look
 
     def _photos(self, name: str, wanted: int, eyes: Eyes) -> Iterator[_Kept]:
-        """Yields up to `wanted` photos of a person."""
-        first = 0
-        while first < wanted:
-            form = {"name": name, "first": str(first), "count": str(min(PAGE, wanted - first))}
+        """Yields up to `wanted` photos of a person; fewer if some were removed meanwhile."""
+        width = eyes.network.embedding_size if eyes.named.digest == self.digest else None
+        for first in range(0, wanted, PAGE):
+            count = min(PAGE, wanted - first)
+            form = {"name": name, "first": str(first), "count": str(count)}
             answer = self.ask("/api/templates", form, ANSWER_BYTES)
-            if answer is None:  # the person was removed meanwhile
-                return
             if answer.get("digest") != self.digest:
                 raise PersonaError(f"{self.url} has moved to another network meanwhile: {AGAIN}")
             photos = answer.get("photos")
-            if not isinstance(photos, list) or len(photos) > min(PAGE, wanted - first):
+            if not isinstance(photos, list) or len(photos) > count:
                 raise self._foreign()
             for photo in photos:
                 kept = _read_photo(photo)
-                if kept is None:
-                    raise self._foreign()
-                if eyes.named.digest == self.digest and len(kept.template) != (
-                    eyes.network.embedding_size
-                ):
+                if kept is None or (width is not None and len(kept.template) != width):
                     raise self._foreign()
                 yield kept
-            if not photos:
+            if len(photos) < count:
                 return
-            first += len(photos)
 
-    def ask(
-        self, path: str, form: Mapping[str, str] | None, most_bytes: int
-    ) -> dict[str, Any] | None:
+    def ask(self, path: str, form: Mapping[str, str] | None, most_bytes: int) -> dict[str, Any]:
         """Sends one request, also a second time if the server is busy or the connection breaks.
-
-        Returns:
-            The answer, or None if there is nobody of that name.
 
         Raises:
             PersonaError: there is no answer, or it is an error or none of Persona.
@@ -176,8 +164,6 @@ class PeopleServer(PeopleSource):
                     if error.code in {408, 503}:  # it is busy
                         reason = f"it answers {error.code}"
                         continue
-                    if error.code == 404 and form is not None and _told(error):
-                        return None
                     raise self._refused(error) from None
             except (OSError, http.client.HTTPException) as error:
                 cause = getattr(error, "reason", error)
@@ -247,8 +233,8 @@ def read_server(
     """
     server = PeopleServer(_address(url), token, sleep=sleep)
     answer = server.ask("/api/people", None, PEOPLE_BYTES)
-    people = (answer or {}).get("people")
-    if answer is None or not isinstance(people, list):
+    people = answer.get("people")
+    if not isinstance(people, list):
         raise server._foreign()
     shared = answer.get("shares")
     if not isinstance(shared, dict):
@@ -273,7 +259,6 @@ def read_server(
             stored = check_name(name)
         except PersonaError as error:
             server.refused.append(Refusal(place, name, "", f"no name: {error}"))
-            server.nameless += 1
             continue
         server.people.setdefault(stored, []).extend(rows)
     if not server.people:

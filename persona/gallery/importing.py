@@ -32,6 +32,7 @@ from typing import IO, Any
 import numpy as np
 
 from persona.data.align.spec import Crop
+from persona.errors import PersonaError
 from persona.files import PRIVATE, folder_lock, write_atomically
 from persona.gallery.people import DoubtError, Gallery
 from persona.gallery.store import Templates
@@ -90,8 +91,6 @@ class PeopleSource(ABC):
     """Photos by the person's name as it is stored, in the order in which names first occur."""
     refused: list[Refusal] = field(default_factory=list, init=False)
     """Rows without a name that can be used, or without a photo."""
-    nameless: int = field(default=0, init=False)
-    """Number of rows without a name that can be used."""
 
     @property
     @abstractmethod
@@ -319,6 +318,14 @@ def _count(done: Imported, name: str, rows: Sequence[ListedRow], note: Note) -> 
     done.added += note.added
     done.already += note.already
     done.refused += [Refusal(**vars(rows[place]), reason=reason) for place, reason in note.refused]
+
+
+def check_refused(path: Path, listed: Path | None) -> None:
+    """Raises PersonaError unless refusals of a list (None: of no file) may be written here."""
+    if path.suffix.lower() != ".csv":
+        raise PersonaError(f"--refused {path}: name it .csv, so that it replaces no other file")
+    if listed is not None and path.exists() and path.samefile(listed):
+        raise PersonaError(f"--refused {path} is the list itself: name another file")
 
 
 def write_refused(path: Path, refused: Sequence[Refusal], folder: Path | None) -> None:

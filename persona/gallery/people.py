@@ -553,8 +553,6 @@ def open_gallery(
         eyes = open_eyes(store, network, workspace, min_face)
         facts = store.facts()
         chosen = None if facts is None else facts.threshold
-        if keep_crops is None:
-            keep_crops = facts is not None and bool(facts.keeps_crops)
         if threshold is not None:
             if not -1 <= threshold <= 1:
                 raise PersonaError(f"threshold {threshold:g}: a similarity is between -1 and 1")
@@ -569,7 +567,7 @@ def open_gallery(
     except BaseException:
         store.close()
         raise
-    return Gallery(store, eyes, chosen, match=match, keep_crops=keep_crops)
+    return Gallery(store, eyes, chosen, match=match, keep_crops=_keeps(facts, keep_crops))
 
 
 def open_eyes(
@@ -622,6 +620,11 @@ def threshold_of(facts: Facts | None, workspace: Workspace) -> Threshold | None:
     return facts.threshold
 
 
+def _keeps(facts: Facts | None, given: bool | None) -> bool:
+    """Whether a gallery keeps crops: as it is told, or as its user answered when it was new."""
+    return given if given is not None else facts is not None and bool(facts.keeps_crops)
+
+
 def _leads_to(facts: Facts, workspace: Workspace) -> bool:
     """Whether the network's name finds the same network on this machine."""
     from persona.models.sources import network_digest
@@ -663,12 +666,10 @@ def gallery_of(
                 f"{place} has no threshold for {named.name}: give `threshold`, or choose one with "
                 "`model.calibrate(set)`"
             )
-        if keep_crops is None:
-            keep_crops = facts is not None and bool(facts.keeps_crops)
     except BaseException:
         store.close()
         raise
-    return Gallery(store, eyes, chosen, keep_crops=keep_crops)
+    return Gallery(store, eyes, chosen, keep_crops=_keeps(facts, keep_crops))
 
 
 def load_named(network: str | None, workspace: Workspace) -> tuple[Named, Facts]:

@@ -126,13 +126,14 @@ def list_photos(gallery: Gallery, form: Form) -> PhotosAnswer:
 
 
 def list_templates(gallery: Gallery, form: Form) -> SharedPhotos:
-    """Returns what is stored of some photos of the person whom a form names."""
+    """Returns what is stored of some photos of the person whom a form names, as `/api/people` does.
+
+    Somebody who was removed meanwhile has none.
+    """
     name = text_of(form, "name")
     first = _number(form, "first", 0)
     count = min(_number(form, "count", MOST_PHOTOS), MOST_PHOTOS)
-    # By the exact name first: finding a person by what is shown reads all of them.
     rows = list(gallery.store.photos(name))
-    rows = rows or list(gallery.store.photos(gallery.store.person(name).name))
     facts = gallery.store.facts()
     photos = [
         SharedPhoto(

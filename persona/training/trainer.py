@@ -74,7 +74,6 @@ class Trainer:
             student = with_sync_batch_norm(student, accelerator)
         # With channels last in memory, convolutions give the same sums up to twice as fast.
         self.student: Student = student.to(memory_format=torch.channels_last)
-        self._stepped = False
         self.ema = None
         if config.optim.ema_decay:
             self.ema = build_ema(self.student, config.optim.ema_decay).to(accelerator.device)
@@ -121,7 +120,7 @@ class Trainer:
 
         Args:
             batch: photos, labels and perhaps kept targets, on the device.
-            step: number of optimizer steps before this one, for messages.
+            step: number of optimizer steps before this one.
             mix: which photos are mixed (persona/data/mixing.py). None mixes none.
             measure_norm: whether an optimizer step adds `gradient_norm` to the terms.
 
@@ -139,8 +138,7 @@ class Trainer:
         images = normalise(images)
         images = images.contiguous(memory_format=torch.channels_last)
         landmarks = view_landmarks(batch.landmarks, views, images.shape[2], self.augment)
-        unused = [] if self._stepped else unused_norms(self.student)
-        self._stepped = True
+        unused = [] if step else unused_norms(self.student)
         with accelerator.accumulate(self.task.student):
             with accelerator.autocast():
                 total, terms = self.task(images, batch.labels, batch.targets, landmarks)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from ai_edge_litert import schema_py_generated as schema
@@ -53,10 +54,23 @@ def test_an_operator_without_integers_is_in_floats_between_integers(extra: str) 
     model: Any = small_graph(extra=extra)
     ranges = find_ranges(lower(model).model, [images(16)]) | find_ranges(model, [images(16)])
     faces = images(6, 3)
-    for graph, least in ((model, 1 - 1e-6), (quantise(model, ranges, []), 0.998)):
-        wanted = open_session(graph).run(["embedding"], {"images": faces})[0]
+    for graph in (model, quantise(model, ranges, [])):
         found = run_litert(open_litert(to_litert(graph, "embedding", {})), faces)
-        assert (found * wanted).sum(axis=1).min() > least
+        assert (found * literally(graph, faces)).sum(axis=1).min() > 1 - 1e-6
+
+
+def literally(model: Any, faces: Any) -> Any:
+    """The embeddings of a graph as it stands, operator by operator.
+
+    onnxruntime's own kernels of integers add in 16 bits on a processor without VNNI, and saturate.
+    """
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session.run(["embedding"], {"images": faces})[0]
 
 
 def test_a_dead_squeeze_excite_can_be_run() -> None:

@@ -22,8 +22,14 @@ from PIL import Image
 from persona.data.align.spec import Crop
 from persona.errors import PersonaError
 from persona.gallery import importing
-from persona.gallery.import_list import check_refused, read_list
-from persona.gallery.importing import Imported, import_from, open_journal, write_refused
+from persona.gallery.import_list import read_list
+from persona.gallery.importing import (
+    Imported,
+    check_refused,
+    import_from,
+    open_journal,
+    write_refused,
+)
 from persona.gallery.people import Gallery
 from persona.gallery.store import Templates, Threshold
 from persona.progress import progress_bar

@@ -5,16 +5,16 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from servers import answering_with
 from serving import EYES, FACTS, WIDTH, photo, post, serving, write_certificate
 
 from persona.data.align.spec import AlignSpec, Crop
@@ -190,6 +190,17 @@ def test_a_server_that_does_not_share(there: Gallery) -> None:
             read_server(f"http://127.0.0.1:{port}")
 
 
+def test_a_server_that_shares_no_more(there: Gallery, tmp_path: Path) -> None:
+    """It was started again without the option: nobody must be taken for removed."""
+    with serving(there, share_templates=True) as port:
+        source = read_server(f"http://127.0.0.1:{port}")
+    with serving(there) as port, opened(tmp_path / "here.db", LengthEyes()) as here:
+        source.url = f"http://127.0.0.1:{port}"
+        with open_journal(tmp_path, here, source) as journal, pytest.raises(PersonaError) as found:
+            import_from(source, here, journal)
+    assert "refuses (404): " in str(found.value)
+
+
 def test_without_its_token(url: str) -> None:
     with pytest.raises(PersonaError, match=r"wants its token: .* --token-file FILE"):
         read_server(url)
@@ -276,17 +287,10 @@ def answering(people: Any, templates: Any, *statuses: int) -> Iterator[str]:
             self.answer(templates)
 
         def log_message(self, *_: Any) -> None:
-            pass
+            """Says nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with answering_with(Handler) as url:
+        yield url
 
 
 def test_a_busy_server_is_asked_again(tmp_path: Path) -> None:
