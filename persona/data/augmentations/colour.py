@@ -50,10 +50,9 @@ class Colour(Augmentation):
 
         names = (column.name for column in self.columns)
         brightness, contrast, saturation = (per_photo(columns[n], images_BCHW) for n in names)
-        images = (images_BCHW * brightness).clamp(0, 255)
+        images = (images_BCHW * brightness).clamp_(0, 255)
         luma = torch.tensor(LUMA, device=images.device)[None, :, None, None]
         mean = (images * luma).sum(dim=1, keepdim=True).mean(dim=(2, 3), keepdim=True)
-        images = (mean + contrast * (images - mean)).clamp(0, 255)
+        images = images.sub_(mean).mul_(contrast).add_(mean).clamp_(0, 255)
         grey = (images * luma).sum(dim=1, keepdim=True)
-        coloured: Tensor = grey + saturation * (images - grey)
-        return coloured.clamp(0, 255)
+        return images.sub_(grey).mul_(saturation).add_(grey).clamp_(0, 255)

@@ -27,10 +27,6 @@ BLACK = 4
 """Largest mean of the brightest channel outside. Dark hair and backgrounds are above it."""
 SMALLEST = 0.02
 """Smallest share of a crop that is worth filling."""
-GROWN = 3
-"""Dark pixels are grown to squares of this side in px, which closes the gaps that JPEG leaves."""
-OUT_OF_SIGHT = 10_000
-"""More steps than any crop has pixels."""
 PASSES = 2
 """In a corner both the row and the column may be dark. It sees light after the first pass."""
 RIM = 2
@@ -59,14 +55,13 @@ class Fill(Augmentation):
     def apply(self, images_BCHW: Tensor, columns: Columns) -> Tensor:
         """Fills photos that have black at their borders, and returns the others as they are."""
         import torch
-        import torch.nn.functional as F
 
         largest_BHW = images_BCHW.amax(dim=1)
-        dark_BHW = (largest_BHW < DARK).float()
-        light_BHW = F.max_pool2d(dark_BHW, GROWN, stride=1, padding=GROWN // 2) == 0
-        certain_BHW = dark_BHW * (_steps(light_BHW).amin(dim=0) < OUT_OF_SIGHT)
-        share_B = certain_BHW.mean(dim=(1, 2))
-        mean_B = (largest_BHW * certain_BHW).mean(dim=(1, 2)) / share_B.clamp(min=1e-6)
+        dark_BHW = largest_BHW < DARK
+        light_BHW = ~_grown(dark_BHW)
+        outside_BHW = dark_BHW & (_ways_out(light_BHW) != 0).any(dim=0)
+        share_B = outside_BHW.float().mean(dim=(1, 2))
+        mean_B = (largest_BHW * outside_BHW).mean(dim=(1, 2)) / share_B.clamp(min=1e-6)
         rows = torch.nonzero((share_B > SMALLEST) & (mean_B < BLACK))[:, 0]
         if not len(rows):
             return images_BCHW
@@ -80,42 +75,55 @@ def _stretch(images_BCHW: Tensor, light_BHW: Tensor) -> tuple[Tensor, Tensor]:
     """Gives each pixel of a run the colour at its end; returns also what is light then."""
     import torch
 
-    steps_BHW, side_BHW = _steps(light_BHW).min(dim=0)
-    found_BHW = steps_BHW < OUT_OF_SIGHT
+    across_BHW, down_BHW = _ways_out(light_BHW)
+    beside_BHW, below_BHW = across_BHW != 0, down_BHW != 0
+    found_BHW = beside_BHW | below_BHW
+    sideways_BHW = beside_BHW & (~below_BHW | (across_BHW.abs() <= down_BHW.abs()))
     height, width = found_BHW.shape[1:]
-    steps = steps_BHW.long() * found_BHW
     row, column = _grid(light_BHW)
-    ahead = torch.tensor([[0, 1], [0, -1], [1, 0], [-1, 0]], device=steps.device)[side_BHW]
-    place = (row + steps * ahead[..., 0]).clamp(0, height - 1) * width
-    place += (column + steps * ahead[..., 1]).clamp(0, width - 1)
-    source = place.flatten(1)[:, None].expand(-1, images_BCHW.shape[1], -1)
+    source = (row + down_BHW * ~sideways_BHW).clamp(0, height - 1).long() * width
+    source += (column + across_BHW * sideways_BHW).clamp(0, width - 1)
+    source = source.flatten(1)[:, None].expand(-1, images_BCHW.shape[1], -1)
     filled = images_BCHW.flatten(2).gather(2, source).reshape(images_BCHW.shape)
     return torch.where(found_BHW[:, None], filled, images_BCHW), light_BHW | found_BHW
 
 
-def _steps(light_BHW: Tensor) -> Tensor:
-    """(4, B, H, W) int16 steps to the right, left, down and up that lead out of a dark run.
+def _ways_out(light_BHW: Tensor) -> Tensor:
+    """(2, B, H, W) int16 steps that lead out of a dark run, to the right and down.
 
-    A run begins at the border behind. OUT_OF_SIGHT where a pixel is in no such run, or where the
-    whole line is dark.
+    A run begins at a border. Steps to the left and up are negative. 0 where a pixel is in no such
+    run, or where the whole line is dark.
     """
     import torch
 
     found = []
-    row, column = (place.to(torch.int16) for place in _grid(light_BHW))
+    row, column = _grid(light_BHW)
     for dim, place in ((2, column), (1, row)):
-        first = torch.where(light_BHW, place, OUT_OF_SIGHT).amin(dim, keepdim=True)
-        last = torch.where(light_BHW, place, -OUT_OF_SIGHT).amax(dim, keepdim=True)
-        for inside, steps in ((place < first, first - place), (place > last, place - last)):
-            ends = inside & (first < OUT_OF_SIGHT)
-            found.append(torch.where(ends, steps + RIM - 1, OUT_OF_SIGHT))
+        side = light_BHW.shape[dim]
+        first = side - (light_BHW * (side - place)).amax(dim, keepdim=True)
+        last = (light_BHW * (place + 1)).amax(dim, keepdim=True) - 1
+        ahead = (first - place).clamp_(min=0).sub_((place - last).clamp_(min=0))
+        ahead.mul_(first < side)
+        found.append(ahead.add_(ahead.sign(), alpha=RIM - 1))
     return torch.stack(found)
 
 
+def _grown(dark_BHW: Tensor) -> Tensor:
+    """Dark pixels and their neighbours, in squares of 3 x 3."""
+    grown = dark_BHW
+    for dim in (1, 2):
+        shorter = grown.shape[dim] - 1
+        before, after = grown.narrow(dim, 0, shorter), grown.narrow(dim, 1, shorter)
+        grown = grown.clone()
+        grown.narrow(dim, 1, shorter).logical_or_(before)
+        grown.narrow(dim, 0, shorter).logical_or_(after)
+    return grown
+
+
 def _grid(image_BHW: Tensor) -> tuple[Tensor, Tensor]:
-    """The numbers of rows, (H, 1), and of columns, (W,)."""
+    """The numbers of rows, (H, 1), and of columns, (W,), in int16."""
     import torch
 
     height, width = image_BHW.shape[1:]
-    row = torch.arange(height, device=image_BHW.device)[:, None]
-    return row, torch.arange(width, device=image_BHW.device)
+    row = torch.arange(height, device=image_BHW.device, dtype=torch.int16)[:, None]
+    return row, torch.arange(width, device=image_BHW.device, dtype=torch.int16)

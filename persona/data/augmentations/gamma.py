@@ -36,6 +36,8 @@ class Gamma(Augmentation):
     def apply(self, images_BCHW: Tensor, columns: Columns) -> Tensor:
         """Changes the middle tones of photos."""
         # Earlier stages may leave a pixel a little below 0, where a power is not a number.
-        relative = images_BCHW.clamp(0, 255) / 255
-        changed: Tensor = 255 * relative ** per_photo(columns["exponent"], images_BCHW)
-        return changed
+        relative = images_BCHW.clamp(0, 255).div_(255)
+        # Logarithm and exponential take a third of the time of torch's power on the CPU. The
+        # logarithm of black is minus infinity, which becomes black again.
+        exponent = per_photo(columns["exponent"], images_BCHW)
+        return relative.log2_().mul_(exponent).exp2_().mul_(255)
