@@ -128,11 +128,18 @@ def find_unfinished(config: DistillConfig, runs: Path) -> str | None:
     """Finds the run that `--resume auto` continues.
 
     Returns:
-        ID of the run of `find_newest` if it has not reached its length. None means that a new run
-        begins.
+        ID of the run of `find_newest`, unless it has reached its length and has ended. None means
+        that a new run begins. A run that reached its length and was cut off before its end is
+        continued: it only has its last words to say, and training it again would take as long as
+        the first time.
     """
+    from persona.training.run import ENDED
+
     found = find_newest(config, runs)
-    return None if found is None or found[1] else found[0]
+    if found is None:
+        return None
+    run, reached = found
+    return None if reached and (runs / run / ENDED).is_file() else run
 
 
 def find_newest(config: DistillConfig, runs: Path) -> tuple[str, bool] | None:

@@ -6,6 +6,7 @@ saves and restores their state.
     runs/<ID>/config.yaml     the config (learn.yaml for `persona learn`)
     runs/<ID>/metrics.jsonl   losses and accuracies
     runs/<ID>/checkpoint.pt   the newest checkpoint
+    runs/<ID>/ended           empty; it says that the run has ended, and was not cut off
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from persona.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
+ENDED = "ended"
+"""Name of the file that a run writes last."""
 LOG_STEPS = 20
 """Optimizer steps between metric records."""
 
@@ -172,6 +175,7 @@ class Run:
         self._held.enter_context(self._preemption)
         if self.accelerator.is_main_process:
             self._held.enter_context(folder_lock(self.folder, doing=self.kind.doing))
+            (self.folder / ENDED).unlink(missing_ok=True)  # it may be resumed with a new length
             save_config(self.folder / self.kind.config, self.config)
             tracker = Tracker(
                 self.folder,
@@ -192,6 +196,8 @@ class Run:
         self._held.__exit__(kind, error, trace)
         if kind is None:
             self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                (self.folder / ENDED).touch()
         self.accelerator.end_training()
 
     def record(self, **figures: float) -> None:

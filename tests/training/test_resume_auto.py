@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from persona.config import load_config
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
 from persona.distill import recipe
+from persona.distill.selection import Selection
 from persona.distill.start import find_unfinished
 from persona.training.callbacks import Callback, Moment
 from persona.workspace import Workspace
@@ -61,6 +63,28 @@ def test_the_same_command_goes_on_until_its_run_is_done(home: Path) -> None:
     for name, value in weights(home, whole).items():
         assert torch.equal(value, weights(home, cut)[name]), name
     assert distill_here(*COMMAND, home=home) not in {whole, cut, other}
+
+
+def test_a_run_that_was_cut_off_at_its_end_is_not_trained_again(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(selection: Selection) -> None:
+        raise RuntimeError("cut")
+
+    place = Workspace.locate(home=home)
+    first = distill_here(*COMMAND, home=home)
+    config = replace(load_config(home / "runs" / first / "config.yaml", {}), seed=7)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="cut"):
+        patch.setattr(Selection, "tell_collapse", cut_off)  # after the last checkpoint
+        recipe.distill(config, place, resume="auto")
+    reset_accelerate()
+    cut = find_unfinished(config, place.runs)
+    assert cut is not None
+    before = weights(home, cut)
+    assert distill_here(*COMMAND, "--seed", "7", home=home) == cut
+    for name, value in weights(home, cut).items():
+        assert torch.equal(value, before[name]), name
+    assert find_unfinished(config, place.runs) is None
 
 
 def test_a_damaged_run_is_not_taken_up(home: Path) -> None:

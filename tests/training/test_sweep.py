@@ -215,7 +215,7 @@ def test_tables_are_written_after_each_run(file: Path, fake: Path, tmp_path: Pat
 def test_a_run_that_was_cut_off_at_its_end_is_only_measured(
     file: Path, fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its student is saved, so `--resume auto` would begin another one."""
+    """Its training has ended, so `--resume auto` would begin another one."""
     asked: list[Any] = []
 
     def newest(config: Any, runs: Path) -> tuple[str, bool]:
