@@ -20,7 +20,7 @@ from persona.evaluation.compare import Difference, paired_differences
 from persona.evaluation.metrics import PairFigures
 from persona.evaluation.pairs import write_scores
 from persona.evaluation.processes import Processes
-from persona.evaluation.protocols.base import Subject, check_measure
+from persona.evaluation.protocols.base import Subject, check_measure, note_other_crops
 from persona.evaluation.protocols.verification import (
     Verification,
     VerificationOptions,
@@ -112,6 +112,8 @@ def evaluate_across(
     check_sizes(gallery, probe)
     for named in (gallery, probe):
         check_measure(Verification.name, named, faces.manifest, options)
+        if processes.is_main_process:
+            note_other_crops(named, faces.manifest)
     subjects = [
         Subject(named, faces, processes, options, batch_size, workers, quiet)
         for named in (gallery, probe)

@@ -26,7 +26,7 @@ from persona.data.sets import FaceSet
 from persona.evaluation.metrics import Bools, Floats, Ints, resolves, roc_auc
 from persona.evaluation.pairs import PairScores
 from persona.evaluation.processes import Processes
-from persona.evaluation.protocols.base import Subject, check_measure
+from persona.evaluation.protocols.base import Subject, check_measure, note_other_crops
 from persona.evaluation.protocols.verification import (
     Verification,
     VerificationOptions,
@@ -84,6 +84,8 @@ def compare(
     """
     for named in networks:
         check_measure(Verification.name, named, faces.manifest, options)
+        if accelerator.is_main_process:
+            note_other_crops(named, faces.manifest)
     scores, collapses = [], []
     for named in networks:
         subject = Subject(named, faces, accelerator, options, batch_size, workers, quiet)

@@ -46,11 +46,14 @@ def faces_of(named: Named, faces: FaceSet, processes: Processes) -> tuple[Embedd
             network has collapsed.
     """
     from persona.evaluation.embed import embed_set
+    from persona.evaluation.protocols.base import note_other_crops
 
     manifest = faces.manifest
     if manifest.kind != "photos":
         raise PersonaError(f"set {manifest.name} holds triplets: choose a set of photos")
     manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
+    if processes.is_main_process:
+        note_other_crops(named, manifest)
     embedded = embed_set(named.network, faces, processes)
     # The set has centre crops of photos without a face, but a gallery refuses such photos.
     no_face = [key for shard in manifest.shards for key in shard.no_face]

@@ -34,9 +34,6 @@ from persona.models.sources import Named
 Pixels = npt.NDArray[np.uint8]
 
 BATCH = 64
-MARGIN_APART = 0.05
-"""Largest difference of the margins of two alignments that are taken for the same, as a share of a
-crop's side."""
 
 
 @dataclass(frozen=True)
@@ -137,17 +134,7 @@ def carries(align: AlignSpec, eyes: Eyes) -> bool:
     """
     if eyes.network.uses_landmarks:
         return align.has_landmarks
-    old, new = align.of_photos, eyes.align.of_photos
-    if "none" in {old.method, new.method}:
-        return True
-    if old.method != new.method:
-        return False
-    return old.method != "mtcnn" or abs(_margin(old) - _margin(new)) <= MARGIN_APART
-
-
-def _margin(align: AlignSpec) -> float:
-    """The margin of a crop as a share of its side."""
-    return align.margin / align.image_size
+    return align.resembles(eyes.align)
 
 
 def _embedder(named: Named) -> Embedder:

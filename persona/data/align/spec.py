@@ -12,6 +12,8 @@ MIN_FACE_PX = 20
 """Side of the smallest face that MTCNN looks for, unless it is told another one."""
 FEWEST_PX, MOST_PX = 12, 1000
 """The smallest and the largest value of it. MTCNN's first network sees 12 px."""
+MARGIN_APART = 0.05
+"""Share of a crop's side by which margins of similar crops may differ."""
 ALIGNMENTS = ("mtcnn", "boxes", "landmarks", "template", "none")
 
 Box = tuple[float, float, float, float]
@@ -92,6 +94,19 @@ class AlignSpec:
     def of_photos(self) -> AlignSpec:
         """The spec that makes equal crops from whole photos: `landmarks` in place of `template`."""
         return replace(self, method="landmarks") if self.method == "template" else self
+
+    def resembles(self, other: AlignSpec) -> bool:
+        """Whether crops of both show a face alike. Sizes may differ, and margins a little.
+
+        Of photos that were taken as they are (`none`) nothing is known, so they are believed.
+        """
+        one, two = self.of_photos, other.of_photos
+        if "none" in {one.method, two.method}:
+            return True
+        if one.method != two.method:
+            return False
+        shares = (spec.margin / spec.image_size for spec in (one, two))
+        return one.method == "landmarks" or abs(next(shares) - next(shares)) <= MARGIN_APART
 
 
 ARCFACE = AlignSpec("landmarks", 112)

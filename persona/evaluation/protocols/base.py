@@ -32,6 +32,7 @@ Then `persona evaluate --measure clustering -o neighbours=10` measures it.
 from __future__ import annotations
 
 import html
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
@@ -41,7 +42,8 @@ import numpy as np
 import numpy.typing as npt
 
 from persona import registry
-from persona.config import Checked, build_given
+from persona.config import Checked, build_given, from_dict
+from persona.data.align.spec import AlignSpec
 from persona.data.sets import FaceSet
 from persona.data.shards import Manifest
 from persona.errors import PersonaError, unknown
@@ -54,6 +56,8 @@ from persona.evaluation.statistics import Interval, interval_text
 from persona.figure_names import RATES, label_of, power
 from persona.models.sources import Named
 from persona.registry import Registry
+
+log = logging.getLogger(__name__)
 
 NOT_RESOLVABLE = "not resolvable"
 
@@ -396,6 +400,22 @@ def check_measure(
     manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
 
 
+def note_other_crops(named: Named, manifest: Manifest) -> None:
+    """Notes that a set is aligned in another way than the network's training crops.
+
+    It is no error: a set is measured as it is, and several networks on one set may differ.
+    """
+    if named.alignment is None or named.network.uses_landmarks:
+        return
+    own, align = from_dict(AlignSpec, named.alignment, where=named.name), manifest.align
+    if not own.resembles(align):
+        log.warning(
+            "note: set %s is packed with --align %s, %s was trained on crops of `%s`: pack the set "
+            "so, or its figures are too low",
+            *(manifest.name, align.method, named.name, own.options),
+        )
+
+
 def logit_places(named: Named, manifest: Manifest) -> npt.NDArray[np.int64] | None:
     """(K,) int64 logit of each of the set's classes, or -1 for a class without a logit.
 
@@ -442,6 +462,8 @@ def evaluate(
     measure = measure or default_measure(faces.manifest, given, named=named)
     chosen = build_options(measure, given)
     check_measure(measure, named, faces.manifest, chosen)
+    if accelerator.is_main_process:
+        note_other_crops(named, faces.manifest)
     subject = Subject(named, faces, accelerator, chosen, batch_size, workers, quiet)
     protocol = PROTOCOLS.find(measure)()
     figures = protocol.figures(subject)
