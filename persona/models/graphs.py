@@ -108,7 +108,7 @@ def read_onnx(path: Path) -> OnnxFile:
             weights file is missing or outside its folder.
     """
     if not path.is_file():
-        raise PersonaError(f"no ONNX file at {path}")
+        raise PersonaError(f"no ONNX file at {path}: check the path")
     known = path.stat()
     if known.st_size > MAX_BYTES:
         raise PersonaError(f"{path} is over 2 GB: no face network is")
