@@ -93,10 +93,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used (PEP 562)."""
     if name == "distill":  # the module of this name can be called, see its end
-        from persona.extras import needing
-
-        with needing("distilling"):
-            return importlib.import_module(f"{__name__}.distill")
+        return importlib.import_module(f"{__name__}.distill")
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = _PLACES[name].partition(":")

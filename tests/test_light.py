@@ -14,6 +14,7 @@ import pytest
 from accelerate import Accelerator
 from onnx_files import SETTINGS, write_model
 
+import persona
 from persona.cli.errors import explain
 from persona.data.pack import Packed
 from persona.data.synthetic import draw_identity, draw_photo
@@ -121,6 +122,8 @@ def test_what_needs_torch_says_what_to_install(without_training: None) -> None:
         raise absent
     with pytest.raises(PersonaError, match=r"the demo needs torch: .*\[train\]"):
         check_training("the demo")
+    with pytest.raises(PersonaError, match=r"distilling needs torch: .*\[train\]"):
+        persona.distill(teacher=None, train="utk")
 
 
 def test_another_import_that_fails_is_a_fault_of_the_program() -> None:

@@ -52,6 +52,8 @@ class Face:
     """Why the face is too poor to be recognised (small or blurred). None means that it is good
     enough."""
     _crop: Crop = field(repr=False, compare=False)
+    others: int = 0
+    """Number of other faces in the photo of which the detector is sure."""
 
 
 CHECK_FACES = 64
@@ -90,6 +92,11 @@ class Model:
         return self.named.name
 
     @property
+    def trained(self) -> bool:
+        """Whether its weights were trained. An architecture's name loads random ones."""
+        return self.named.digest != ""
+
+    @property
     def min_face(self) -> int:
         """Side in px of the smallest face that it looks for. `persona.load` sets it."""
         return self._min_face
@@ -125,7 +132,8 @@ class Model:
             []
         """
         found = self.sight.find(to_pixels(photo), min_face)
-        return [_face(seen) for seen in found if seen.crop is not None]
+        sure = [seen for seen in found if (seen.face.probability or 0) >= quality.SURE]
+        return [_face(s, len(sure) - (s in sure)) for s in found if s.crop is not None]
 
     def embed(self, faces: FacesLike) -> Embeddings:
         """Embeds faces as (N, E) float32 embeddings of unit length, one per face.
@@ -156,7 +164,7 @@ class Model:
         found = self.find(photo)
         shown = f"{what} {photo}" if isinstance(photo, str | Path) else what
         if not found:
-            raise PersonaError(f"{shown}: no face was found in it")
+            raise PersonaError(f"{shown}: no face was found in it; turn it upright if it is turned")
         sighted = [face._crop.face for face in found]
         if quality.several([face for face in sighted if face is not None]):
             raise PersonaError(
@@ -251,6 +259,11 @@ class Model:
             return self.named
         return load_network(self.name, self.workspace.models)
 
+    def takes(self, photo: PhotoLike) -> bool:
+        """Whether a photo is taken as an aligned crop: an array of the size of the model's."""
+        side = self.align.image_size
+        return isinstance(photo, np.ndarray) and photo.shape == (side, side, 3)
+
     @property
     def sight(self) -> Eyes:
         """The detector and the network. They are built when the first photo is read."""
@@ -263,8 +276,7 @@ class Model:
     def _crop(self, face: Face | PhotoLike, place: int, count: int) -> Crop:
         if isinstance(face, Face):
             return face._crop
-        side = self.align.image_size
-        if isinstance(face, np.ndarray) and face.shape == (side, side, 3):
+        if self.takes(face):
             return self._aligned(to_pixels(face))
         what = "photo" if count == 1 else f"photo {place + 1} of {count}"
         return self.only_face(face, what)._crop
@@ -360,12 +372,12 @@ def wrap(
     return Model(named, align, workspace or Workspace.locate(), min_face=min_face)
 
 
-def _face(seen: SeenFace) -> Face:
+def _face(seen: SeenFace, others: int) -> Face:
     assert seen.crop is not None
     with Image.open(io.BytesIO(seen.crop.jpeg)) as image:
         pixels = np.array(image.convert("RGB"))
     face = seen.face
-    return Face(face.box, face.landmarks_52, face.probability, pixels, seen.flaw, seen.crop)
+    return Face(face.box, face.landmarks_52, face.probability, pixels, seen.flaw, seen.crop, others)
 
 
 def _side(box: Box) -> float:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from persona.api.model import Face, Model, load
 from persona.api.photos import PhotoLike
 from persona.errors import PersonaError
+from persona.figure_names import counted
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,9 @@ class Verdict:
     """Where the threshold comes from."""
     model: str
     """Name of the model that embedded the faces."""
+    notes: tuple[str, ...] = ()
+    """Reasons not to trust the similarity, a sentence each: a face too small or blurred, other
+    faces in a photo, an untrained model."""
 
     def to_json(self) -> dict[str, object]:
         """Returns the fields as `persona verify --json` prints them."""
@@ -63,7 +68,13 @@ def verify(
     model = model or load()
     if threshold is not None and not -1 <= threshold <= 1:
         raise PersonaError(f"threshold {threshold:g}: choose -1 to 1, it is a cosine")
-    one, other = (model.embed(photo) for photo in (a, b))
+    notes = [] if model.trained else [f"{model.name} is untrained and knows nobody"]
+    faces = []
+    for photo, what in ((a, "the first photo"), (b, "the second photo")):
+        face, doubts = _face_of(photo, what, model)
+        faces.append(face)
+        notes += doubts
+    one, other = (model.embed(face) for face in faces)
     similarity = float(one[0] @ other[0])
     chosen, far, source = threshold, None, "given by the caller"
     if threshold is None:
@@ -75,4 +86,25 @@ def verify(
             else own.source
         )
     same = None if chosen is None else similarity >= chosen
-    return Verdict(similarity, same, chosen, far, source, model.name)
+    return Verdict(similarity, same, chosen, far, source, model.name, tuple(notes))
+
+
+def _face_of(
+    photo: Face | PhotoLike, what: str, model: Model
+) -> tuple[Face | PhotoLike, list[str]]:
+    """The face to compare, and reasons not to trust its embedding."""
+    doubts = []
+    if isinstance(photo, Face):
+        face = photo
+    else:
+        if model.takes(photo):
+            return photo, []
+        named = isinstance(photo, str | Path)
+        face = model.only_face(photo, "photo" if named else what)
+        what = f"photo {photo!s}" if named else what
+        if face.others:
+            others = counted(face.others, "other face")
+            doubts.append(f"{what} shows {others}: the largest face is compared")
+    if face.flaw is not None:
+        doubts.append(f"{what}: {face.flaw}")
+    return face, doubts

@@ -50,7 +50,8 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="NAME",
-        help=f"{NETWORKS}.  [default: the gallery's; a new one's: the best of the newest run]",
+        help=f"{NETWORKS}.  [default: the gallery's; a new one's: the best of the newest run, else "
+        "persona-s]",
     ),
 ]
 PassphraseOption = Annotated[

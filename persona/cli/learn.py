@@ -12,6 +12,7 @@ import typer
 from persona.cli.commands import Commands, told_twice
 from persona.cli.gallery import PassphraseOption, StoreOption, store_of
 from persona.cli.output import (
+    NEWEST,
     CacheOption,
     JsonFlag,
     ModelsOption,
@@ -36,9 +37,7 @@ learn_app = Commands(
     help="Teach a student new people without losing the old ones.", invoke_without_command=True
 )
 
-StudentOption = Annotated[
-    str | None, typer.Option("--model", help="Model ID.  [default: the best of the newest run]")
-]
+StudentOption = Annotated[str | None, typer.Option("--model", help=f"Model ID.  {NEWEST}")]
 OnOption = Annotated[
     str | None, typer.Option("--on", metavar="SET", help="The set of those who are to be learned.")
 ]

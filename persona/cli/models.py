@@ -9,6 +9,7 @@ import typer
 
 from persona.cli.commands import Commands
 from persona.cli.output import (
+    NEWEST,
     JsonFlag,
     ModelsOption,
     TableColumn,
@@ -80,9 +81,7 @@ def models_list(models: ModelsOption = None, json: JsonFlag = False) -> None:
 def models_show(
     model: Annotated[
         str | None,
-        typer.Argument(
-            help="Model ID, or a model's folder.  [default: the best of the newest run]"
-        ),
+        typer.Argument(help=f"Model ID, or a model's folder.  {NEWEST}"),
     ] = None,
     models: ModelsOption = None,
     json: JsonFlag = False,

@@ -36,6 +36,8 @@ CacheOption = Annotated[
     Path | None,
     typer.Option("--cache", help="Folder that keeps the files of sets named by a URL."),
 ]
+NEWEST = "[default: the best of the newest run, else persona-s]"
+"""Help text on the model that is taken where none is named."""
 NETWORKS = (
     "Model ID, onnx:FILE, litert:FILE, hf://OWNER/NAME, facenet-vggface2, or mobilenet_v3_small "
     "for an untrained one"
@@ -43,13 +45,9 @@ NETWORKS = (
 """Help text on the names of networks, see persona/models/sources.py."""
 ModelOption = Annotated[
     str | None,
-    typer.Option(
-        "--model", metavar="NAME", help=f"{NETWORKS}.  [default: the best of the newest run]"
-    ),
+    typer.Option("--model", metavar="NAME", help=f"{NETWORKS}.  {NEWEST}"),
 ]
-ModelArgument = Annotated[
-    str | None, typer.Argument(help="Model ID.  [default: the best of the newest run]")
-]
+ModelArgument = Annotated[str | None, typer.Argument(help=f"Model ID.  {NEWEST}")]
 MIN_FACE_PX = 20
 """Default of `MinFaceOption`, as of persona/data/align/spec.py, which imports numpy."""
 MinFaceOption = Annotated[

@@ -57,6 +57,8 @@ def verify_command(
     if calibrate is not None:
         network.calibrate(load_set(calibrate, workspace=place), far)
     verdict = verify(a, b, model=network, threshold=threshold)
+    for line in verdict.notes:
+        note(f"note: {line}")
     if json:
         print_json(verdict.to_json())
         return
@@ -65,7 +67,10 @@ def verify_command(
     if verdict.threshold is None:
         note(f"note: {verdict.model} has no threshold: give --calibrate SET, or --threshold X")
     else:
-        note(f"threshold {verdict.threshold:.4f}: {verdict.source}")
+        source = verdict.source
+        if verdict.far:
+            source = f"one in {1 / verdict.far:,.0f} pairs of two people is accepted ({source})"
+        note(f"threshold {verdict.threshold:.4f}: {source}")
 
 
 def embed_command(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import json
 import shlex
@@ -264,6 +265,8 @@ def _not_packed(name: str, folder: Path, shards: Path, like: AlignSpec | None) -
             f"triplet set {card.id} is not packed yet: run "
             f"`persona shard {card.dataset} --split {card.split} --triplets {card.id}`"
         )
+    from persona.data.raw import DATASETS
+
     known = [path.parent.name for path in shards.glob(f"*/{MANIFEST}")]
     if (raw := _raw_of(name, known)) is not None:
         command = f"persona shard {raw}"
@@ -272,7 +275,9 @@ def _not_packed(name: str, folder: Path, shards: Path, like: AlignSpec | None) -
             how += f" for Persona-S and most networks, or `{command}` for FaceNet"
         return NotPacked(f"{name} is not packed below {shards}: {how}")
     line = str(unknown("set", name, known, where=str(shards)))
-    return NotPacked(line if known else f"{line}: `persona shard DATASET` packs one")
+    nearest = difflib.get_close_matches(name.lower(), DATASETS, n=1)
+    dataset = nearest[0] if nearest else "DATASET"
+    return NotPacked(line if known else f"{line}: `persona shard {dataset}` packs one")
 
 
 def _raw_of(name: str, known: Sequence[str]) -> str | None:

@@ -24,7 +24,9 @@ class _Callable(ModuleType):
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         from persona.api.training import distill_student
+        from persona.extras import check_training
 
+        check_training("distilling")
         return distill_student(*arguments, **options)
 
 

@@ -90,6 +90,8 @@ def read_photo(path: Path) -> LookedAt:
     try:
         if not path.is_file():  # reading a pipe may block, and a device may never end
             kind = not_a_file(path)
+            if str(path).startswith(("http:", "https:")):
+                raise SkipPhoto("unreadable: URLs are not fetched, so download it first")
             raise SkipPhoto(f"unreadable: it is {kind}" if kind else "unreadable: no file")
         if path.stat().st_size > MAX_BYTES:
             raise SkipPhoto(f"unreadable: over {MAX_BYTES // 1_000_000} MB")

@@ -465,7 +465,8 @@ def _best_of_newest(cards: list[Card]) -> Card:
     best = max(same, key=_worth)
     score = "" if best.told_score is None else f", {best.told_score} on {best.test_set}"
     others = "" if len(same) == 1 else f", the best of the {len(same)} models of its run"
-    log.info("no model is named: taking the newest, %s%s%s", best.id, others, score)
+    shipped = f"; --model {DEFAULT} takes the shipped one" if is_shipped(DEFAULT) else ""
+    log.info("no model is named: taking the newest, %s%s%s%s", best.id, others, score, shipped)
     return best
 
 

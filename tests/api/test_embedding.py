@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 from api_faces import drawn
 from helpers import persona_error_here, persona_here
-from PIL import Image
+from PIL import Image, ImageFilter
 
 import persona
 from persona.api.embedding import find_photos
@@ -84,3 +84,27 @@ def test_two_photos_are_verified(loaded: persona.Model, photos: Path, tmp_path: 
     assert "choose one of --threshold and --calibrate" in persona_error_here(
         "verify", *named, *both, home=tmp_path
     )
+
+
+def test_doubts_about_a_verdict_are_told(loaded: persona.Model, tmp_path: Path) -> None:
+    face = drawn(1)
+    group = Image.new("RGB", (2 * face.width, face.height), "grey")
+    group.paste(face, (0, 0))
+    small = drawn(2)
+    group.paste(small.resize((small.width // 3, small.height // 3)), (face.width + 40, 40))
+    blurred = face.filter(ImageFilter.GaussianBlur(3))
+    assert persona.verify(face, face, model=loaded, threshold=0.5).notes == ()
+    doubted = persona.verify(blurred, group, model=loaded, threshold=0.5).notes
+    assert doubted[0].startswith("the first photo: too blurred: sharpness")
+    assert doubted[1:] == ("the second photo shows 1 other face: the largest face is compared",)
+    chosen = loaded.only_face(blurred)
+    (told,) = persona.verify(face, chosen, model=loaded, threshold=0.5).notes
+    assert told.startswith("the second photo: too blurred")
+
+    group.save(tmp_path / "group.png")
+    named = ("verify", *[str(tmp_path / "group.png")] * 2, "--threshold", "0.5")
+    said = persona_here(*named, "--model", "mobilenet_v3_small", home=tmp_path)
+    assert said["notes"][0] == "mobilenet_v3_small is untrained and knows nobody"
+    assert said["notes"][1].startswith(f"photo {tmp_path}/group.png shows 1 other face")
+    with pytest.raises(persona.PersonaError, match=r"URLs are not fetched, so download it first"):
+        persona.verify("https://x.org/a.jpg", face, model=loaded)

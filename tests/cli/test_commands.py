@@ -180,10 +180,14 @@ def test_an_error_is_one_line_and_debug_shows_the_trace(home: Path) -> None:
 
 
 def test_a_set_is_named_without_the_kind_of_its_photos(home: Path) -> None:
-    assert "there is none yet: `persona shard DATASET` packs one" in persona_error_here(
-        "evaluate", "--set", "lwf", home=home / "empty"
-    )
+    for name, packs in (("lwf", "lfw"), ("holidays", "DATASET")):
+        assert f"there is none yet: `persona shard {packs}` packs one" in persona_error_here(
+            "evaluate", "--set", name, home=home / "empty"
+        )
     photos = home / "data" / "raw" / "LFW"
+    line = persona_error_here("shard", str(photos), home=home)
+    assert f"{photos} is a folder: `persona shard folders:{photos}` packs its photos" in line
+    assert line.endswith(f"`persona shard lfw --raw {photos}` packs it as lfw")
     persona_here("shard", f"folders:{photos}", *NO_ALIGN, home=home)
     line = persona_error_here("evaluate", "--set", "folders:LFW", home=home)
     assert "unknown set 'folders:LFW'" in line and "LFW" in line.partition("known")[2]

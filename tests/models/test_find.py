@@ -43,7 +43,7 @@ def test_the_best_of_the_newest_run_is_taken_and_told(
         assert find_model(None, tmp_path).id == "r2"
     assert caplog.messages == [
         "no model is named: taking the newest, r2, the best of the 2 models of its run, AUC 0.9500 "
-        "on lfw"
+        "on lfw; --model persona-s takes the shipped one"
     ]
     card(tmp_path, "r2-ema", 0.96, 3, **facts)
     assert find_model(None, tmp_path).id == "r2-ema"

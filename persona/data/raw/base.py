@@ -21,6 +21,7 @@ import heapq
 import logging
 import operator
 import os
+import shlex
 import stat
 import tempfile
 import weakref
@@ -415,6 +416,8 @@ def _open(name: str, raw: Path, split: str | None, options: dict[str, int]) -> R
     kind, colon, path = name.partition(":")
     if colon:
         return _open_path(kind.lower(), path, split, options)
+    if name.lower() not in DATASETS and user_path(name).is_dir():
+        raise _named_as_folder(name)
     dataset_class = DATASETS.find(name.lower())
     root = find_root(dataset_class, raw)
     if root is None:
@@ -434,6 +437,16 @@ def _open_path(kind: str, path: str, split: str | None, options: dict[str, int])
             f"{kind}:{path}: there is no such file or folder; expected {dataset_class.layout}"
         )
     return dataset_class(root, split, **options)
+
+
+def _named_as_folder(name: str) -> PersonaError:
+    """The error for a folder where the name of a dataset is wanted."""
+    hint = f"{name} is a folder: `persona shard folders:{shlex.quote(name)}` packs its photos"
+    for known in DATASETS:
+        dataset_class = DATASETS.find(known)
+        if find_root(dataset_class, user_path(name)) is not None:
+            hint += f"; `persona shard {known} --raw {shlex.quote(name)}` packs it as {known}"
+    return PersonaError(hint)
 
 
 def find_root(dataset_class: type[RawDataset], raw: Path) -> Path | None:
