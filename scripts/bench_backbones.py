@@ -50,6 +50,7 @@ STUDENTS = (
     "mobilenet_v3_small",
     "mobilenet_v3_small,last_stride=1",
     "mobilenet_v3_small,first_stride=1",
+    "mobilenet_v3_small,first_stride=1,width=0.5",
     "mobilenet_v3_large",
     "mobilenet_v3_large,last_stride=1",
     "mobilefacenet",
