@@ -132,8 +132,12 @@ class Model:
             []
         """
         found = self.sight.find(to_pixels(photo), min_face)
-        sure = [seen for seen in found if (seen.face.probability or 0) >= quality.SURE]
-        return [_face(s, len(sure) - (s in sure)) for s in found if s.crop is not None]
+        sure = [(seen.face.probability or 0) >= quality.SURE for seen in found]
+        return [
+            _face(seen, sum(sure) - certain)
+            for seen, certain in zip(found, sure, strict=True)
+            if seen.crop is not None
+        ]
 
     def embed(self, faces: FacesLike) -> Embeddings:
         """Embeds faces as (N, E) float32 embeddings of unit length, one per face.
