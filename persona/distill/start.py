@@ -3,6 +3,8 @@
 With `--from MODEL` it goes on from a student, with another set, teacher or recipe. The student must
 have the architecture and the options of the run. Its convolutions, pooling and embedding are taken
 over, and its last layer if that names the same identities. Optimizer, schedule and EMA begin anew.
+A student may be narrower than the run's (option `width`). It is widened then, to a network that
+computes the same (persona/models/widen.py).
 
 With `--resume auto` a command continues the run that the same command began, or begins one.
 """
@@ -32,6 +34,8 @@ from persona.models.sources import student_card
 from persona.training.length import Length
 
 HEAD = "logits."
+WIDTH = "width"
+"""The option of a backbone that may be larger than that of the starting point."""
 AUTO = "auto"
 """Value of `resume` that stands for the run that the same command began."""
 
@@ -52,7 +56,7 @@ class StartingPoint:
         return from_dict(StudentConfig, self.card.student, where=str(self.store / CARD))
 
     def check(self, config: StudentConfig, image_size: int) -> None:
-        """Checks that the student of a run is of the same architecture and options.
+        """Checks that the student of a run is of the same architecture and options, or wider.
 
         Args:
             config: the options of the run's student, with its embedding size.
@@ -61,7 +65,10 @@ class StartingPoint:
         Raises:
             PersonaError: it is not.
         """
-        found = differences(to_dict(self.options), to_dict(config))
+        was, now = to_dict(self.options), to_dict(config)
+        if WIDTH in was and WIDTH in now and was[WIDTH] < now[WIDTH]:
+            was[WIDTH] = now[WIDTH]
+        found = differences(was, now)
         if config.pooling in FIXED_SIZE and image_size != self.card.image_size:
             found.append(f"crops: {self.card.image_size} px are now {image_size} px")
         if found:
@@ -71,25 +78,35 @@ class StartingPoint:
             )
 
     def load(self, student: Any, classes: tuple[str, ...]) -> None:
-        """Loads the weights into the student of a run.
+        """Loads the weights into the student of a run, and widens them if it is wider.
 
         Args:
-            student: a Student of the same options.
+            student: a Student that `check` found nothing against.
             classes: the identities of its logits.
 
         Raises:
-            PersonaError: the weights are missing or damaged.
+            PersonaError: the weights are missing or damaged, or a student of that width has other
+                connections.
         """
         from persona.models.store import load_model
+        from persona.models.widen import compute_the_same, widen_state
 
-        state = load_model(self.card, self.store).state_dict()
+        known = load_model(self.card, self.store)
+        state = known.state_dict()
         same = (self.card.head, self.card.classes_sha256) == (
             student.logits.kind,
             classes_digest(classes),
         )
         own = student.state_dict()
         taken = {name: v for name, v in state.items() if same or not name.startswith(HEAD)}
-        student.load_state_dict({**own, **taken})
+        student.load_state_dict({**own, **widen_state(taken, own)})
+        if not compute_the_same(known, student):
+            was, now = (to_dict(one)[WIDTH] for one in (known.config, student.config))
+            raise PersonaError(
+                f"--from {self.name}: a {self.card.architecture} of width {now:g} has other "
+                f"connections than one of {was:g}, because channels are rounded: choose another "
+                "width, or begin without --from"
+            )
 
 
 def find_start(name: str, models: Path) -> StartingPoint:

@@ -21,6 +21,8 @@ from persona.data.raw import open_dataset
 from persona.models.backbones import Backbone
 from persona.models.cards import find_model
 from persona.models.public import public_card
+from persona.models.store import load_model
+from persona.models.widen import compute_the_same
 from persona.training.checkpoint import load_checkpoint
 from persona.workspace import Workspace
 
@@ -33,12 +35,26 @@ class PlainConfig(Checked):
     channels: int = between(4, 64, default=8)
 
 
+@dataclass(frozen=True)
+class WideConfig(PlainConfig):
+    width: float = between(1, 4, default=1.0)
+
+
 class Plain(Backbone):
     name = "start-test"
     config_class = PlainConfig
 
     def build(self) -> tuple[nn.Module, int]:
         channels = self.options.channels
+        return nn.Sequential(nn.Conv2d(3, channels, 3, 4, 1), nn.ReLU()), channels
+
+
+class Wide(Backbone):
+    name = "start-wide-test"
+    config_class = WideConfig
+
+    def build(self) -> tuple[nn.Module, int]:
+        channels = int(self.options.channels * self.options.width)
         return nn.Sequential(nn.Conv2d(3, channels, 3, 4, 1), nn.ReLU()), channels
 
 
@@ -100,6 +116,33 @@ def test_a_folder_will_do_and_a_resumed_run_needs_the_model_no_more(
     assert shown.started_from is not None and shown.started_from["model"] == parent
     assert "secret" not in str(shown)
     assert "unknown model" in distill_error("--from", str(place), *recipe, home=home)
+
+
+def test_a_wider_student_begins_with_what_the_narrow_one_computes(home: Path) -> None:
+    short = ("--teacher", "none", "--steps", "1")
+    narrow = distill_here("start-wide-test", *short, home=home)
+    options = ("-o", "student.width=1.5", "--teacher", "none", *STILL)
+    wide = distill_here("--from", narrow, *options, home=home)
+    before, after = weights(home, narrow), weights(home, wide)
+    first = "backbone.0.weight"
+    assert len(before[first]) == 8 and len(after[first]) == 12
+    assert torch.allclose(after[first][8:], before[first][:4], atol=1e-6)
+    one, two = (
+        load_model(find_model(name, home / "models"), home / "models") for name in (narrow, wide)
+    )
+    for student in (one, two):
+        student.last_bn.reset_running_stats()  # the one step has moved them
+    assert compute_the_same(one, two)
+    line = distill_error("--from", wide, "-o", "student.width=1.25", *short, home=home)
+    assert "its student is of other options (width: 1.5 is now 1.25)" in line
+
+
+def test_a_wider_student_of_other_connections_is_refused(home: Path) -> None:
+    teacher = ("--teacher", "none")
+    narrow = ("mobilenet_v3_small", *teacher, *STILL, "-o", "student.width=0.5")
+    parent = distill_here(*narrow, home=home)
+    line = distill_error("--from", parent, *teacher, "-o", "student.width=0.75", home=home)
+    assert f"--from {parent}: a mobilenet_v3_small of width 0.75 has other connections" in line
 
 
 @pytest.mark.parametrize(
