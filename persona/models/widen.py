@@ -76,11 +76,11 @@ def compute_the_same(one: Student, two: Student) -> bool:
     was = one.training, two.training
     try:
         with torch.no_grad():
-            found = [student.eval().features(crops_BCHW) for student in (one, two)]
+            first_BE, second_BE = (s.eval().features(crops_BCHW) for s in (one, two))
     finally:
         one.train(was[0])
         two.train(was[1])
-    return torch.allclose(*found, rtol=TOLERANCE, atol=TOLERANCE)
+    return torch.allclose(first_BE, second_BE, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def _widen(values: Tensor, shape: torch.Size) -> Tensor:

@@ -24,10 +24,14 @@ def with_statistics(student: Student) -> Student:
     generator = torch.Generator().manual_seed(3)
     for module in student.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            for values in (module.weight.data, module.running_var):
-                values.copy_(torch.rand(values.shape, generator=generator) + 0.5)
-            for values in (module.bias.data, module.running_mean):
-                values.copy_(torch.randn(values.shape, generator=generator) * 0.1)
+            count = module.num_features
+            state = {
+                "weight": torch.rand(count, generator=generator) + 0.5,
+                "bias": torch.randn(count, generator=generator) * 0.1,
+                "running_mean": torch.randn(count, generator=generator) * 0.1,
+                "running_var": torch.rand(count, generator=generator) + 0.5,
+            }
+            module.load_state_dict(state, strict=False)
     return student
 
 
