@@ -2,8 +2,8 @@
 
     python examples/compare.py model.onnx first.jpg second.jpg
 
-A face is an image cut from the forehead to the chin and from ear to ear, of any size. Needs numpy,
-onnxruntime and Pillow; neither torch nor Persona.
+A face is an image that is cut as the model's card says, of any size. Needs numpy, onnxruntime and
+Pillow; neither torch nor Persona.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@
     embeddings = model.embed(faces)
     verdict = persona.verify("a.jpg", "b.jpg", model=model)
 
-Importing this package imports nothing else: torch and numpy come with the first name that is used.
+Importing this package imports nothing else. numpy comes with the first name that is used, torch
+with a training or with a network that runs in it.
 It switches off the reports that onnxruntime, the Hugging Face Hub and W&B send to their makers.
 """
 

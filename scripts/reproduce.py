@@ -55,6 +55,7 @@ SHARES = {"a ninth of the steps": 1 / 9, "a third of the steps": 1 / 3}
 DRAWN_PEOPLE = 240
 PLAIN_VIEWS = 2
 """The photo and its mirror image. Only further views need augmentations."""
+FLIPPED = " (the photo and its mirror image, so the recipe's other augmentations are off)"
 WORSE = "persona-s"
 ROLE = "distilled, no labels"
 EXTRAPOLATED = 1_000_000, 5_000_000
@@ -432,6 +433,7 @@ def processor() -> str:
 def page(experiment: Experiment, rows: list[Run]) -> str:
     """Everything that was measured, as Markdown."""
     arguments, results = experiment.arguments, experiment.results
+    plain = arguments.views <= PLAIN_VIEWS
     drawn_to = (arguments.out or experiment.home / "results.md").with_suffix(".svg")
     # Each row says what it ran on: a later run may only write the page.
     known = {results[run.name].get("hardware", "hardware not noted") for run in rows}
@@ -440,9 +442,10 @@ def page(experiment: Experiment, rows: list[Run]) -> str:
         "# A student of real photos, and its controls\n",
         f"Written by `scripts/reproduce real`. Every trained row is the same student, "
         f"{arguments.student} from random weights, with the same recipe ({RECIPE}), batches of "
-        f"{arguments.batch_size} photos, {arguments.views} kept views and seed {arguments.seed}. "
-        f"The selection AUC is of drawn pairs of people who are in no training but that from "
-        "labels alone. LFW is its official 6,000 pairs; the intervals resample its people.\n",
+        f"{arguments.batch_size} photos, {arguments.views} kept views{FLIPPED if plain else ''} "
+        f"and seed {arguments.seed}. From labels alone it learns by ArcFace. The selection AUC is "
+        "of drawn pairs of people who are in no training but that from labels alone. LFW is its "
+        "official 6,000 pairs; the intervals resample its people.\n",
         table([results[run.name] for run in rows]),
         f"Measured with {measured_with}. Hours are of the wall clock, beside other work if there "
         "was any, and hold the teacher's embeddings where they were not kept before.\n",
@@ -450,7 +453,9 @@ def page(experiment: Experiment, rows: list[Run]) -> str:
     if arguments.controls:
         told += [
             "## Against each control\n",
-            "The paired test swaps the two students' decisions on LFW's pairs at random.\n",
+            "The paired test swaps the two students' decisions on LFW's pairs at random, "
+            f"{arguments.resamples:,} times: a p of {1 / (arguments.resamples + 1):.4f} is the "
+            "smallest that it can find.\n",
             comparisons(experiment, rows),
         ]
     if arguments.curves and len(experiment.parts) > 1:

@@ -1,7 +1,7 @@
 """The commands of the README and of the documentation: they exist, and those of a page run.
 
-Every line of a `bash` block is a command. A block after `<!-- not run: reason -->` is only compared
-with the options that the commands have.
+Every line of a `bash` block is a command, or several with `&&` between them. A block after
+`<!-- not run: reason -->` is only compared with the options that the commands have.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from persona.data.raw.synthetic import Population, draw_datasets
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([ROOT / "README.md", *DOCS.rglob("*.md")])
-BLOCK = re.compile(r"^(<!-- not run: .+ -->\n)?```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^(<!-- not run: [^\n]+ -->\n)?```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LAUNCH = "accelerate launch"
 SETTINGS = (
     "input_size: 112\nalignment: five-point\nmean: [127.5, 127.5, 127.5]\nstd: [128, 128, 128]\n"
@@ -39,7 +39,7 @@ def commands_of(page: Path, *, run: bool = False) -> list[list[str]]:
     for not_run, block in BLOCK.findall(page.read_text(encoding="utf-8")):
         if run and not_run:
             continue
-        lines = re.sub(r"\\\n\s*", " ", block).splitlines()
+        lines = re.sub(r"\\\n\s*", " ", block).replace(" && ", "\n").splitlines()
         found += [words for line in lines if (words := shlex.split(line, comments=True))]
     return found
 

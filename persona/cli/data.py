@@ -134,7 +134,8 @@ def shard_command(
     ] = 0.5,
     engine: Annotated[str, typer.Option(help="local, or ray: a task a shard.")] = "local",
     address: Annotated[
-        str | None, typer.Option(help="Of a running Ray cluster.  [default: starts one here]")
+        str | None,
+        typer.Option(help="Address of a running Ray cluster.  [default: starts one here]"),
     ] = None,
     task: Annotated[
         str | None,

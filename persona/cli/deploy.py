@@ -64,7 +64,7 @@ def export_command(
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, help="Of the draw of the faces it is checked and calibrated on.")
+        int, typer.Option(min=0, help="Seed for choosing the calibration and check faces.")
     ] = 0,
     licence: Annotated[
         str | None, typer.Option(help="Goes into the file; you know what the model learnt from.")

@@ -99,10 +99,10 @@ def distill_command(
         float | None, typer.Option("--temperature", "-t", help="[default: 4]")
     ] = None,
     soft_weight: Annotated[
-        float | None, typer.Option(help="Of the teacher's soft targets.  [default: 0.9]")
+        float | None, typer.Option(help="Weight of the teacher's soft targets.  [default: 0.9]")
     ] = None,
     hard_weight: Annotated[
-        float | None, typer.Option(help="Of the hard labels.  [default: 0.1]")
+        float | None, typer.Option(help="Weight of the hard labels.  [default: 0.1]")
     ] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="[default: 0.001]")] = None,
     lr_scheduler: Annotated[

@@ -16,7 +16,7 @@ def download_command(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="Of a teacher: facenet-vggface2 or facenet-casia-webface.  "
+            help="The teacher's name: facenet-vggface2 or facenet-casia-webface.  "
             "[default: facenet-vggface2]"
         ),
     ] = None,

@@ -58,7 +58,8 @@ OverlapOption = Annotated[
     ),
 ]
 ResamplesOption = Annotated[
-    int, typer.Option(min=0, max=100_000, help="Of the 95 % intervals; 0: none.")
+    int,
+    typer.Option(min=0, max=100_000, help="Bootstrap resamples of the 95 % intervals; 0: none."),
 ]
 
 
@@ -240,6 +241,7 @@ def _evaluate_across(
 def print_across(found: Across) -> None:
     """Prints the figures across two networks beside those of each alone."""
     from persona.evaluation.statistics import interval_text
+    from persona.figure_names import label_of
 
     differences = {one.figure: one for one in found.differences}
     columns = (found.gallery, found.probe, found.across)
@@ -259,7 +261,7 @@ def print_across(found: Across) -> None:
                 interval_text(one.interval, sign="+"),
             )
         )
-        rows.append([name, *shown, *gap])
+        rows.append([label_of(name), *shown, *gap])
     titles = (
         "figure",
         "gallery alone",
@@ -287,7 +289,10 @@ def compare_command(
     pairs: PairsOption = None,
     exclude_overlap: OverlapOption = None,
     resamples: Annotated[
-        int, typer.Option(min=100, max=100_000, help="Of the intervals and permutations.")
+        int,
+        typer.Option(
+            min=100, max=100_000, help="Bootstrap resamples of the intervals, and permutations."
+        ),
     ] = 1000,
     batch_size: BatchOption = 128,
     workers: WorkersOption = None,

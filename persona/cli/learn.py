@@ -42,7 +42,7 @@ OnOption = Annotated[
     str | None, typer.Option("--on", metavar="SET", help="The set of those who are to be learned.")
 ]
 StepsOption = Annotated[
-    int | None, typer.Option("--steps", help="Of each experience.  [default: 200]")
+    int | None, typer.Option("--steps", help="Optimizer steps of each experience.  [default: 200]")
 ]
 BatchOption = Annotated[
     int | None,
@@ -61,7 +61,9 @@ HoldOutOption = Annotated[
 ]
 TeacherOption = Annotated[
     str | None,
-    typer.Option("--teacher", help="Of `anchor`.  [default: the one the student learned from]"),
+    typer.Option(
+        "--teacher", help="Teacher of method `anchor`.  [default: the one the student learned from]"
+    ),
 ]
 RateOption = Annotated[float | None, typer.Option("--lr", help="[default: 0.0001]")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="[default: 0]")]

@@ -153,7 +153,8 @@ def models_push(
     model: Annotated[str, typer.Argument(help="Model ID.")],
     to: Annotated[str, typer.Argument(metavar="hf://OWNER/NAME", help="Where it goes.")],
     licence: Annotated[
-        str, typer.Option(help="Of the weights, which may depend on the photos: mit, other, ….")
+        str,
+        typer.Option(help="Licence of the weights, which may depend on the photos: mit, other, …."),
     ],
     public: Annotated[bool, typer.Option("--public", help="A new repository is public.")] = False,
     with_classes: Annotated[

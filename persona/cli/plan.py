@@ -29,7 +29,9 @@ def plan_command(
     views: Annotated[
         int, typer.Option(min=0, help="Kept views of each photo; 0: no kept targets.")
     ] = 2,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Of a GPU.")] = 128,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", "-b", min=1, help="Photos of a GPU's batch.")
+    ] = 128,
     workers: Annotated[
         int, typer.Option("--workers", "-w", min=1, help="Loader processes of a GPU.")
     ] = 4,

@@ -55,7 +55,7 @@ def recognise_command(
     ] = False,
     match: MatchOption = "mean",
     every: Annotated[
-        float, typer.Option(min=0.01, max=60, help="Of a video, look every so many seconds.")
+        float, typer.Option(min=0.01, max=60, help="Seconds between the looks at a video.")
     ] = 0.2,
     min_face: MinFaceOption = MIN_FACE_PX,
     keep_unknown: KeepUnknownOption = None,

@@ -25,12 +25,13 @@ def targets_command(
     set_: Annotated[str, typer.Argument(metavar="SET", help="A packed set.")],
     teacher: Annotated[str, typer.Option(metavar="NAME", help=f"{NETWORKS}.")],
     views: Annotated[
-        int, typer.Option(help="Kept of each photo: itself, its mirror image, then drawn ones.")
+        int,
+        typer.Option(help="Views kept of each photo: itself, its mirror image, then drawn ones."),
     ] = 2,
     config: Annotated[
         Path | None, typer.Option(help="Recipe whose `augment` the further views are drawn by.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the further views.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the further views.")] = 0,
     precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
     batch_size: BatchOption = 128,
     workers: Annotated[int, typer.Option("--workers", "-w", min=0, help="Loader processes.")] = 1,

@@ -150,6 +150,8 @@ def test_the_command(lfw_set: Packed, tmp_path: Path) -> None:
         app, [*command, "--probe-model", b], env={"PERSONA_HOME": str(tmp_path)}
     )
     assert "across - gallery" in result.stdout
+    assert "AUC" in result.stdout and "auc" not in result.stdout
+    assert "TAR@FAR=1e-1" in result.stdout and "tar@" not in result.stdout
     assert "mean similarity of both networks' embeddings of one photo: 1.0000" in result.stderr
     for more, line in (
         (("--probe-model", c), "cannot be compared"),
