@@ -383,7 +383,7 @@ class DistillConfig(Checked):
     """Name of the teacher, `none`, or names of several with commas between them."""
     from_model: str | None = None
     """Student to go on from: an ID, `hf://OWNER/NAME`, or the folder of a model. Its architecture
-    and options are those of `student`."""
+    and options are those of `student`, whose `width` may be larger."""
     train_set: str = "vggface2"
     """The set to train on, or several with weights, such as `utk,aaf*2` (persona/data/mixed.py)."""
     exclude_near: str | None = None
