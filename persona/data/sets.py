@@ -50,6 +50,9 @@ if TYPE_CHECKING:
 
 _MENDED = "restore it, or run the `persona shard` that made the set again"
 
+_NEEDED = "identity", "source"
+"""Fields of a photo's JSON that must be there, besides its key."""
+
 
 class FaceSet:
     """A packed set of aligned crops: a folder of tar shards, on this machine or behind a URL.
@@ -176,8 +179,8 @@ class FaceSet:
                 stream = streams[member.shard]
                 try:
                     meta = json.loads(member.read(stream))
-                    metas[int(meta["key"])] = meta
-                except (ValueError, TypeError, KeyError) as error:
+                    metas[int(meta["key"])] = {name: meta[name] for name in _NEEDED} | meta
+                except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
                     raise damaged(Path(stream.name), f"{name}: {type(error).__name__}") from None
         return metas
 

@@ -30,9 +30,10 @@ from persona.data.sets import open_set
 from persona.data.shards import key_of
 from persona.errors import PersonaError
 from persona.files import PRIVATE, write_atomically
-from persona.models.sources import teacher_names
+from persona.models.sources import NamedNetwork, teacher_names
 from persona.progress import progress_bar
 from persona.training.devices import agree
+from persona.training.teacher import teacher_digest
 from persona.workspace import Workspace, user_path
 
 LIST = "excluded.csv"
@@ -92,15 +93,21 @@ class Exclusion:
 
 
 def exclude(
-    config: DistillConfig, workspace: Workspace, train: MixedSet, accelerator: Accelerator
+    config: DistillConfig,
+    workspace: Workspace,
+    train: MixedSet,
+    accelerator: Accelerator,
+    teacher: NamedNetwork | None = None,
 ) -> tuple[MixedSet, Exclusion]:
     """Leaves out what the config asks for; returns the train sets without it, and what it is.
 
-    The main process looks for the photos, and all processes must call this function.
+    The main process looks for the photos, and all processes must call this function. `teacher` is
+    the network that `config.teacher` names, if it is already loaded.
 
     Raises:
         PersonaError: the option does not read as `SET` or `SET:COSINE`, or a set keeps no
-            embeddings of the teacher, or there are several teachers.
+            embeddings of the teacher, or those of another teacher of its name, or there are several
+            teachers.
     """
     if config.exclude_near is None and config.exclude_duplicates is None:
         return train, Exclusion()
@@ -125,6 +132,13 @@ def exclude(
         faces: kept_vectors(faces, config.teacher) for faces in (*sets, other) if faces is not None
     }
     check_one_teacher(kept)
+    digest = teacher_digest(config, workspace, teacher)
+    for faces, targets in kept.items():
+        if digest not in {None, targets.weights_sha256}:
+            raise PersonaError(
+                f"set {faces.name} keeps embeddings of another {config.teacher}, with other "
+                "weights or settings: run `persona targets` on it again"
+            )
     found: list[Excluded] = []
     if accelerator.is_main_process:
         total = sum(map(len, sets)) * (

@@ -196,7 +196,7 @@ def open_inputs(
     cache = user_path(config.cache) if config.cache else None
     shards, verify = workspace.shards, config.verify
     train = open_mixed(config.train_set, shards, cache, verify=verify)
-    train, excluded = exclude(config, workspace, train, accelerator)
+    train, excluded = exclude(config, workspace, train, accelerator, teacher)
     test = None
     if config.test_set != "none":
         try:

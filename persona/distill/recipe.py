@@ -138,6 +138,9 @@ class Distillation:
             self.trainer.load(stored.state)
             if stored.world_size == accelerator.num_processes:
                 set_rng_state(stored.state["rng"][accelerator.process_index])
+            elif config.steps is None:  # the length is in epochs or photos, a step has others now
+                done = self.trainer.stretch_schedule(stored.world_size / accelerator.num_processes)
+                self.total_steps += self.run.progress.step - done
 
     # --- an epoch ------------------------------------------------------------------------------
 
@@ -147,7 +150,7 @@ class Distillation:
         return self.length.reached(self.run.progress) or self.run.stopping
 
     def train_epoch(self) -> None:
-        """Trains until the epoch or the run ends."""
+        """Trains until the epoch or the run ends. A finished epoch counts as done."""
         progress, accelerator = self.run.progress, self.accelerator
         loader = self.inputs.loader(accelerator, progress.epoch, progress.batch, progress.earlier)
         meter = Meter(accelerator.num_processes, accelerator.device)
@@ -178,6 +181,9 @@ class Distillation:
         self.trainer.watch.flush()
         self.record(**meter.read())
         self.run.tell("on_epoch", {})
+        # What ends the run inside an epoch is a length in steps or photos, or a callback.
+        if progress.batch == loader.plan.batches:
+            progress.epoch, progress.batch, progress.earlier = progress.epoch + 1, 0, []
 
     def after_step(self, meter: Meter, total: Tensor, terms: dict[str, Tensor]) -> None:
         """Records metrics, evaluates, writes a checkpoint and calls the callbacks, where due.
@@ -187,6 +193,8 @@ class Distillation:
         """
         step, config = self.run.progress.step, self.config
         preempted = self.run.preempted()
+        if preempted and not self.ends:
+            self.checkpoint()  # first: whoever told it to end may not wait for an evaluation
         evaluates = config.evaluate_steps is not None and step % config.evaluate_steps == 0
         if step % LOG_STEPS == 0 or evaluates:
             self.record(**meter.read())
@@ -195,7 +203,7 @@ class Distillation:
             self.evaluate()
             self.trainer.task.train()
             meter.restart()  # the time of an evaluation is no training time
-        elif (preempted or step % config.checkpoint_steps == 0) and not self.ends:
+        elif step % config.checkpoint_steps == 0 and not preempted and not self.ends:
             self.checkpoint()
         if self.run.callbacks:
             losses = {name: float(value) for name, value in terms.items()}
@@ -204,12 +212,11 @@ class Distillation:
             self.run.end_early()
 
     def end_epoch(self) -> None:
-        """Counts the epoch as done, then evaluates or only writes a checkpoint.
+        """Evaluates at the end of an epoch or of the run, or only writes a checkpoint.
 
         With `evaluate_steps` the end of an epoch is not evaluated, but the end of the run is.
         """
         progress = self.run.progress
-        progress.epoch, progress.batch, progress.earlier = progress.epoch + 1, 0, []
         by_steps = self.config.evaluate_steps is not None
         if self.evaluated != progress.step and (self.ends or not by_steps):
             self.evaluate()
@@ -218,6 +225,7 @@ class Distillation:
 
     def evaluate(self) -> None:
         """Evaluates the student and its EMA, and saves each that is the best of its kind so far."""
+        self.trainer.watch.flush()  # no student is saved that is not finite
         progress = self.run.progress
         place = self.length.place(progress, self.total_steps)
         figures = self.selection.choose(self.trainer.students(), place)
@@ -238,5 +246,5 @@ class Distillation:
     def checkpoint(self) -> None:
         """Writes a checkpoint. Only the RNG state differs between processes, so each is kept."""
         state = self.trainer.state()
-        state |= {"rng": gather_object([rng_state()]), "chosen_by": self.selection.chosen_by}
+        state |= {"rng": gather_object([rng_state()]), **self.selection.state()}
         self.run.checkpoint(state)

@@ -143,14 +143,24 @@ class Selection:
             workers=self._workers,
         )
 
+    def state(self) -> dict[str, Any]:
+        """By which figure, and on which test set, the best scores of the progress were reached."""
+        tested = None
+        if self.test is not None:
+            tested = [self.test.manifest.digest, self.test.manifest.pairs_sha256]
+        return {"chosen_by": self.chosen_by, "tested_on": tested}
+
     def restore(self, state: Mapping[str, Any]) -> None:
         """Takes up the state of a checkpoint. All processes must call it.
 
-        If the run compared its students by another figure until now, the saved models are
-        evaluated again by the present one. A model that is missing or cannot be read counts as
-        worst, so the next one replaces it.
+        If the run compared its students by another figure until now, or on a test set that was
+        packed anew since, the saved models are evaluated again. A model that is missing or cannot
+        be read counts as worst, so the next one replaces it.
         """
-        if state.get("chosen_by", "accuracy") == self.chosen_by:  # the oldest used accuracy
+        now = self.state()
+        # The oldest checkpoints used accuracy, and do not say on what.
+        was = {"chosen_by": "accuracy", "tested_on": now["tested_on"], **state}
+        if all(was[name] == value for name, value in now.items()):
             return
         best = self.run.progress.best
         known = {card.id: card for card in list_models(self.workspace.models)}

@@ -145,18 +145,18 @@ def find_unfinished(config: DistillConfig, runs: Path) -> str | None:
     """Finds the run that `--resume auto` continues.
 
     Returns:
-        ID of the run of `find_newest`, unless it has reached its length and has ended. None means
-        that a new run begins. A run that reached its length and was cut off before its end is
-        continued: it only has its last words to say, and training it again would take as long as
-        the first time.
+        ID of the run of `find_newest`, unless it has ended, by its length or by a callback. None
+        means that a new run begins. A run that reached its length and was cut off before its end
+        is continued: it only has its last words to say, and training it again would take as long
+        as the first time.
     """
     from persona.training.run import ENDED
 
     found = find_newest(config, runs)
     if found is None:
         return None
-    run, reached = found
-    return None if reached and (runs / run / ENDED).is_file() else run
+    run, _ = found
+    return None if (runs / run / ENDED).is_file() else run
 
 
 def find_newest(config: DistillConfig, runs: Path) -> tuple[str, bool] | None:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import warnings
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+)
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -17,6 +22,10 @@ from persona.memory import keep_freed_memory
 from persona.models.student import Student
 
 T = TypeVar("T")
+
+PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=6))
+"""How long processes wait for each other. NCCL's ten minutes are too short where the main process
+looks for near-duplicates or fits a projection. A launcher ends all when one of them dies."""
 
 DDP_OPTIONS = DistributedDataParallelKwargs(
     broadcast_buffers=False,  # `Selection.evaluate` sends batch norm's statistics when needed
@@ -38,7 +47,7 @@ def build_accelerator(mixed_precision: str, **options: Any) -> Accelerator:
         accelerator = Accelerator(
             mixed_precision=mixed_precision,
             step_scheduler_with_optimizer=False,
-            kwargs_handlers=[DDP_OPTIONS],
+            kwargs_handlers=[DDP_OPTIONS, PATIENCE],
             **options,
         )
     except ValueError as error:

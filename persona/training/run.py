@@ -27,7 +27,12 @@ from persona.errors import PersonaError, Preempted
 from persona.files import folder_lock
 from persona.models.cards import new_id
 from persona.training.callbacks import Callback, Moment, tell
-from persona.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from persona.training.checkpoint import (
+    Progress,
+    load_checkpoint,
+    load_progress,
+    save_checkpoint,
+)
 from persona.training.devices import agree
 from persona.training.preemption import Preemption
 from persona.training.tracking import Tracker, check_trackers
@@ -172,20 +177,30 @@ class Run:
 
         From here on, every process receives the signals that ask it to end.
         """
-        self._held.enter_context(self._preemption)
-        if self.accelerator.is_main_process:
-            self._held.enter_context(folder_lock(self.folder, doing=self.kind.doing))
-            (self.folder / ENDED).unlink(missing_ok=True)  # it may be resumed with a new length
-            save_config(self.folder / self.kind.config, self.config)
-            tracker = Tracker(
-                self.folder,
-                run_id=self.id,
-                config=self.config,
-                trackers=self.trackers,
-                step=self.progress.step,
-            )
-            self.tracker = self._held.enter_context(tracker)
+        with contextlib.ExitStack() as stack:  # nothing stays held if a step fails
+            stack.enter_context(self._preemption)
+            if self.accelerator.is_main_process:
+                self._open(stack)
+            self._held = stack.pop_all()
         return self
+
+    def _open(self, stack: contextlib.ExitStack) -> None:
+        stack.enter_context(folder_lock(self.folder, doing=self.kind.doing))
+        if load_progress(self.folder).step != self.progress.step:
+            raise PersonaError(
+                f"run {self.id} went on in another process while this one began: run the command "
+                "again"
+            )
+        (self.folder / ENDED).unlink(missing_ok=True)  # it may be resumed with a new length
+        save_config(self.folder / self.kind.config, self.config)
+        tracker = Tracker(
+            self.folder,
+            run_id=self.id,
+            config=self.config,
+            trackers=self.trackers,
+            step=self.progress.step,
+        )
+        self.tracker = stack.enter_context(tracker)
 
     def __exit__(
         self,

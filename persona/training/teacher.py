@@ -284,20 +284,34 @@ def kept_targets(
                 ", ".join(faces.name for faces in without),
             )
         return None
-    # Targets are found by the teacher's name alone. Of a file that is its base name, which another
-    # file may have, so the digest of the weights must match.
-    if loaded is not None:
-        digest: str | None = loaded.digest
-    else:
-        source = sources.known_source(config.teacher, workspace.models)
-        if source is not None:  # the targets of an unknown teacher can still be used
-            source.check(config.teacher, workspace.models)
-        digest = sources.network_digest(config.teacher, workspace.models)
+    digest = teacher_digest(config, workspace, loaded)
     kept = tuple(targets for targets in found if targets is not None)
     for faces, targets in zip(sets, kept, strict=True):
         # If the teacher itself is not here, all sets must have targets of the same teacher.
         _check_kept(config, faces, targets, digest or kept[0].weights_sha256)
     return kept
+
+
+def teacher_digest(
+    config: DistillConfig, workspace: Workspace, loaded: NamedNetwork | None
+) -> str | None:
+    """The digest of the teacher's weights and settings, which targets must match.
+
+    Targets are found by the teacher's name alone. Of a file that is its base name, which another
+    file may have.
+
+    Returns:
+        None for a teacher that nothing here knows: its targets can still be used.
+
+    Raises:
+        PersonaError: the teacher's file is missing.
+    """
+    if loaded is not None:
+        return loaded.digest
+    source = sources.known_source(config.teacher, workspace.models)
+    if source is not None:
+        source.check(config.teacher, workspace.models)
+    return sources.network_digest(config.teacher, workspace.models)
 
 
 def _check_kept(config: DistillConfig, faces: FaceSet, targets: Targets, digest: str) -> None:

@@ -58,7 +58,7 @@ class Tracker:
             PersonaError: a tracker cannot be opened.
         """
         self._path = path = folder / METRICS
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
+        kept = [line for line in _lines(path) if _is_up_to(line, step)]
         write_atomically(path, "".join(line + "\n" for line in kept).encode())
         start = Start(folder, run_id, public(config), step)
         self._sinks: dict[str, Sink] = {}
@@ -124,6 +124,14 @@ def _lines(path: Path) -> list[str]:
     if not path.is_file():
         return []
     return [line[:-1] for line in path.read_text().splitlines(keepends=True) if line[-1] == "\n"]
+
+
+def _is_up_to(line: str, step: int) -> bool:
+    """Whether a line is a record of this step or an earlier one. A damaged line is none."""
+    try:
+        return bool(json.loads(line)["step"] <= step)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
 
 
 def check_trackers(trackers: str) -> None:

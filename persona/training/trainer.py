@@ -148,7 +148,9 @@ class Trainer:
             terms |= self._clip_gradients(measure_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
-        if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
+        if accelerator.sync_gradients:
+            # Also where an fp16 step was left out because a gradient overflowed: the length of the
+            # schedule counts these, and fused optimizers do not tell.
             self.scheduler.step()
             if self.ema is not None:
                 self.ema.update_parameters(self.student)
@@ -162,6 +164,18 @@ class Trainer:
         limit = self.clip_norm or float("inf")
         norm = accelerator.clip_grad_norm_(self.trained.parameters(), limit)
         return {"gradient_norm": norm.detach()} if measure_norm and norm is not None else {}
+
+    def stretch_schedule(self, factor: float) -> int:
+        """Moves the schedule to another step, when a step has become one of fewer or more photos.
+
+        Args:
+            factor: the photos of a step before, over those of a step now.
+
+        Returns:
+            The step of the schedule that comes next.
+        """
+        self.scheduler.last_epoch = round(self.scheduler.last_epoch * factor)
+        return self.scheduler.last_epoch
 
     def state(self) -> dict[str, Any]:
         """The state for a checkpoint. It is the same on all processes."""

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import NO_ALIGN, jpeg
+from conftest import NO_ALIGN, SIZE_PX, jpeg
 from helpers import distill_error, distill_here, persona_error_here, persona_here
+from onnx_files import SETTINGS, SIDE, write_model
 
 from persona.config import AugmentConfig, DistillConfig
 from persona.data import near
@@ -36,9 +37,14 @@ TEACHER = "facenet-vggface2"
 WIDTH = 16
 
 
-def keep(faces: FaceSet, vectors: dict[int, np.ndarray[Any, Any]], digest: str = "d") -> None:
+def keep(
+    faces: FaceSet,
+    vectors: dict[int, np.ndarray[Any, Any]],
+    digest: str = "d",
+    teacher: str = TEACHER,
+) -> None:
     """Writes targets with these embeddings, by key."""
-    place = targets_folder(Path(str(faces.folder)), TEACHER)
+    place = targets_folder(Path(str(faces.folder)), teacher)
     place.mkdir(parents=True, exist_ok=True)
     files = []
     for number, shard in enumerate(faces.manifest.shards):
@@ -49,7 +55,7 @@ def keep(faces: FaceSet, vectors: dict[int, np.ndarray[Any, Any]], digest: str =
         np.save(views, np.stack([np.stack([IDENTITY, MIRROR])] * len(keys)))
         digests = sha256_file(features), sha256_file(views)
         files.append(TargetFile(shard.sha256, len(keys), *digests))
-    known = (TEACHER, digest, WIDTH, "none", 0, "x", None, 2, AugmentConfig(), 0, tuple(files))
+    known = (teacher, digest, WIDTH, "none", 0, "x", None, 2, AugmentConfig(), 0, tuple(files))
     write_targets(place, Targets(*known))
 
 
@@ -158,6 +164,19 @@ def test_a_run_counts_and_lists_what_it_leaves_out(
     assert {(row["set"], row["near_set"]) for row in rows} == {("one", "two"), ("one", "one")}
     assert {int(row["key"]) for row in rows if row["near_set"] == "two"} == {3, 4}
     assert all(float(row["cosine"]) >= 0.9 for row in rows)
+
+
+def test_the_embeddings_of_another_file_of_its_name_are_refused(
+    place: Workspace, tmp_path: Path
+) -> None:
+    file = write_model(tmp_path / "net.onnx", side=SIZE_PX, width=WIDTH)
+    file.with_suffix(".yaml").write_text(SETTINGS.replace(str(SIDE), str(SIZE_PX)))
+    for faces, count in zip(sets(place), (30, 20), strict=True):
+        keep(faces, drawn(count, 1), "of another file", "onnx:net.onnx")
+    base = ("--train-set", "one", "--teacher", f"onnx:{file}", "--targets", "online")
+    for options in (("--exclude-near", "two"), ("--exclude-duplicates", "0.9")):
+        line = distill_error(*base, *options, home=tmp_path)
+        assert f"set one keeps embeddings of another onnx:{file}, with other weights" in line
 
 
 def test_the_command_lists_them(place: Workspace, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from persona.data.pack import Packed
+from persona.data.shards import Member
 from persona.errors import PersonaError
 from persona.evaluation.embed import Embedded
 from persona.evaluation.pair_lists import cut_folds, read_pair_list
@@ -164,6 +165,24 @@ def embedded(packed: Packed) -> Embedded:
     metas = packed.faces.metas()
     labels = np.array([[metas[key]["class"]] for key in range(count)])
     return Embedded(np.arange(count), rows, labels, np.empty((count, 1, 0), np.int64))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"key": "00000000", "class": 0}',
+        '{"key": "00000000", "identity": "a"}',
+        '{"key": Infinity, "identity": "a", "source": "a/b.jpg"}',
+        "[" * 100_000,
+        "[]",
+    ],
+)
+def test_metadata_from_elsewhere_is_refused_in_one_line(
+    lfw_set: Packed, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr(Member, "read", lambda *_: text.encode())
+    with pytest.raises(PersonaError, match=r"\.tar is damaged \(.*json: [A-Z][A-Za-z]+Error"):
+        lfw_set.faces.metas()
 
 
 def test_duplicates_are_counted_and_contradictions_refused(lfw_set: Packed, tmp_path: Path) -> None:

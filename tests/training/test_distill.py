@@ -189,6 +189,10 @@ def test_a_run_that_chose_by_another_figure_goes_on_by_auc(
     save_checkpoint(folder, replace(progress, best={"": 2.0, "gone": 2.0}), world_size, state)
     run = resumed(tmp_path, teacher)
     assert run.progress.best == {"": pytest.approx(auc), "gone": -math.inf}
+    # The same figure, but of a test set that was packed anew.
+    other = state | {"chosen_by": "auc", "tested_on": ["another", None]}
+    save_checkpoint(folder, replace(progress, best={"": 2.0}), world_size, other)
+    assert resumed(tmp_path, teacher).progress.best == {"": pytest.approx(auc)}
     save_checkpoint(folder, progress, world_size, state)
     next((tmp_path / "models" / teacher).glob("*.safetensors")).write_bytes(b"damaged")
     assert resumed(tmp_path, teacher).progress.best == {"": -math.inf}

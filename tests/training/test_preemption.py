@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -48,6 +49,16 @@ if where in {"step", "group"}:
     def after_step(self, *arguments):
         if self.run.progress.step == step:
             kill()
+        after(self, *arguments)
+
+    Distillation.after_step = after_step
+elif where == "evaluation":  # the machine does not wait for the evaluation that is due
+    after = Distillation.after_step
+
+    def after_step(self, *arguments):
+        if self.run.progress.step == step:
+            kill()
+            self.evaluate = lambda: os._exit(9)
         after(self, *arguments)
 
     Distillation.after_step = after_step
@@ -157,7 +168,14 @@ def test_a_checkpoint_is_whole_when_the_signal_comes_while_it_is_written(home: P
     code, told, run = signalled(4, "SIGTERM", "checkpoint", *options, home=home)
     assert code == EXIT_PREEMPTED and run is not None, told
     assert reached(home, run) == (0, 5)
-    assert not list((home / "runs" / run).glob("*.tmp*"))
+    assert not list((home / "runs" / run).glob(".*.partial"))
+
+
+def test_a_checkpoint_is_written_before_an_evaluation_that_is_due(home: Path) -> None:
+    options = (*OPTIONS, "--evaluate-steps", "4")
+    code, _, run = signalled(4, "SIGTERM", "evaluation", *options, home=home)
+    assert code == 9 and run is not None
+    assert reached(home, run) == (0, 4)
 
 
 def test_all_processes_end_after_the_same_step(home: Path) -> None:
@@ -188,9 +206,15 @@ def test_all_processes_end_after_the_same_step(home: Path) -> None:
     assert reached(home, folder.name) == (0, 2)
     # 20 of 30 samples are seen. One process has two batches left of this epoch, then six.
     distill_here("--resume", folder.name, home=home)
-    progress = torch.load(folder / "checkpoint.pt", weights_only=True)["progress"]
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    progress = state["progress"]
     assert (progress["epoch"], progress["step"], progress["photos"]) == (2, 10, 60)
     assert progress["earlier"] == []
+    # Two steps of two processes are four of one: the schedule of 12 steps ends where the run ends.
+    assert state["scheduler"]["last_epoch"] == 12
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    rates = [json.loads(line)["lr"] for line in lines]
+    assert rates[-1] == pytest.approx(1e-6)
 
 
 def test_signals_are_as_before_after_a_run() -> None:

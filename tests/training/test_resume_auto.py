@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from accelerate import Accelerator
 from conftest import NO_ALIGN, write_vggface2
 from helpers import distill_here, reset_accelerate
 from little import LITTLE
@@ -18,7 +20,10 @@ from persona.data.raw import open_dataset
 from persona.distill import recipe
 from persona.distill.selection import Selection
 from persona.distill.start import find_unfinished
+from persona.errors import PersonaError
+from persona.files import folder_lock
 from persona.training.callbacks import Callback, Moment
+from persona.training.checkpoint import load_progress
 from persona.workspace import Workspace
 
 COMMAND = (LITTLE, "--teacher", "none", "-e", "2", "--checkpoint-steps", "2", "--resume", "auto")
@@ -85,6 +90,51 @@ def test_a_run_that_was_cut_off_at_its_end_is_not_trained_again(
     for name, value in weights(home, cut).items():
         assert torch.equal(value, before[name]), name
     assert find_unfinished(config, place.runs) is None
+
+
+class Stop(Callback):
+    """Ends a training in the middle of an epoch, because it is good enough."""
+
+    def on_step(self, moment: Moment) -> None:
+        if moment.step == 3:
+            moment.stop()
+
+
+def test_a_run_that_a_callback_ended_has_ended(home: Path) -> None:
+    place = Workspace.locate(home=home)
+    whole = distill_here(*COMMAND, "--seed", "8", home=home)
+    config = load_config(home / "runs" / whole / "config.yaml", {})
+    stopped = recipe.distill(config, place, callbacks=[Stop()])
+    reset_accelerate()
+    progress = load_progress(home / "runs" / stopped)
+    assert (progress.epoch, progress.step) == (0, 3)
+    assert find_unfinished(config, place.runs) is None
+    # Resumed by name, it goes on with the photos of the epoch that it has not seen.
+    assert distill_here("--resume", stopped, home=home) == stopped
+    for name, value in weights(home, whole).items():
+        assert torch.equal(value, weights(home, stopped)[name]), name
+
+
+def test_a_run_that_went_on_elsewhere_is_left_alone(home: Path) -> None:
+    place = Workspace.locate(home=home)
+    config = load_config(next((home / "runs").glob("*/config.yaml")), {})
+    config = replace(config, seed=9)
+    with pytest.raises(RuntimeError, match="cut"):
+        recipe.distill(config, place, callbacks=[Cut()])
+    reset_accelerate()
+    cut = find_unfinished(config, place.runs)
+    assert cut is not None
+    late = recipe.Distillation(config, place, Accelerator(cpu=True), cut)
+    reset_accelerate()
+    assert distill_here("--resume", cut, home=home) == cut
+    before, handler = weights(home, cut), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(PersonaError, match="went on in another process"), late.run:
+        raise AssertionError("it must not begin")
+    assert (home / "runs" / cut / "ended").is_file()
+    # Nothing stays held: neither signals nor the lock.
+    assert signal.getsignal(signal.SIGTERM) == handler
+    with folder_lock(home / "runs" / cut, doing="testing in"):
+        assert all(torch.equal(v, weights(home, cut)[n]) for n, v in before.items())
 
 
 def test_a_damaged_run_is_not_taken_up(home: Path) -> None:
