@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 import numpy.typing as npt
 
+from persona.errors import PersonaError
 from persona.files import whole_number
 from persona.landmarks import Floats
 from persona.workers import usable_cores
@@ -42,6 +43,20 @@ class Embedder(ABC):
         Raises:
             PersonaError: the network needs landmarks and a crop has none.
         """
+
+
+def demand_landmarks(landmarks_B62: Floats | None, name: str) -> Floats:
+    """Returns the landmarks of crops for a network that needs those of each.
+
+    Raises:
+        PersonaError: a crop has none.
+    """
+    if landmarks_B62 is None or np.isnan(landmarks_B62).any():
+        raise PersonaError(
+            f"{name} wants five points of each face and this set has none: pack it with --align "
+            "mtcnn, landmarks or template"
+        )
+    return landmarks_B62
 
 
 def own_threads() -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 import re
 import sys
@@ -20,18 +21,24 @@ import numpy.typing as npt
 
 from persona.errors import PersonaError
 from persona.extras import missing
-from persona.landmarks import Floats, resize, unit
-from persona.models.embedder import Embedder
+from persona.landmarks import Floats, resize, unit, warp
+from persona.models.embedder import Embedder, demand_landmarks
 from persona.models.graphs import within_limit
 
 MAX_BYTES = 500_000_000
 MOST_OPERATORS = 1000
 """Most kinds of operators in a file. About 200 kinds exist."""
+MOST_ENTRIES = 1000
+"""Most entries of metadata that are looked at. A file of `persona export` has 12."""
 REFUSED = re.compile(r"IF|WHILE|CALL|CALL_ONCE|CUSTOM|DELEGATE|STABLEHLO_.*")
 """Operators that run another graph, which may never end, or code from outside the file."""
 NCHW_TO_NHWC = (0, 2, 3, 1)
 PIXEL_MEAN, PIXEL_SCALE = 127.5, 128.0
 """Normalisation of the crops, as in training (persona/data/transforms.py)."""
+CARD_KEY = "persona.card"
+"""Key in a file's metadata of the student's card, as JSON."""
+FIVE_POINT = "landmarks", "template"
+"""Alignments of a card by which faces lie at ArcFace's template."""
 
 
 def open_litert(source: bytes | Path, threads: int = 1) -> Any:
@@ -105,6 +112,24 @@ def _check_graph(data: bytes, where: Path | str) -> None:
         )
 
 
+def is_five_point(data: bytes) -> bool:
+    """Whether a file says that its faces are turned to ArcFace's template by five points.
+
+    The card in its metadata says so. A file without a card takes crops as they are.
+    """
+    schema = import_litert("schema_py_generated")
+    try:
+        model = schema.Model.GetRootAs(data, 0)
+        for place in range(min(model.MetadataLength(), MOST_ENTRIES)):
+            entry = model.Metadata(place)
+            if entry.Name() == CARD_KEY.encode():
+                text = model.Buffers(entry.Buffer()).DataAsNumpy().tobytes()
+                return json.loads(text)["alignment"]["method"] in FIVE_POINT
+    except Exception:  # flatbuffers trusts all offsets, and the card may be anything
+        return False
+    return False
+
+
 def run_litert(opened: Any, images_BCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Computes embeddings, (B, E), of normalised faces (B, 3, H, W) float32."""
     given = opened.get_input_details()[0]["index"]
@@ -128,15 +153,25 @@ class LitertSession(Embedder):
         """
         self._opened = open_litert(path, threads)
         self._lock = threading.Lock()  # the interpreter has only one input buffer
+        self.name = path.name
+        self.uses_landmarks = is_five_point(path.read_bytes())
         self.side_px = int(self._opened.get_input_details()[0]["shape"][1])
         self.embedding_size = int(self._opened.get_output_details()[0]["shape"][1])
 
     def embed(
         self, crops_BHW3: npt.NDArray[np.uint8], landmarks_B62: Floats | None = None
     ) -> npt.NDArray[np.float32]:
-        """Computes embeddings of unit length, (B, E) float32, of square uint8 RGB crops."""
+        """Computes embeddings of unit length, (B, E) float32, of square uint8 RGB crops.
+
+        Raises:
+            PersonaError: the network needs landmarks and a crop has none.
+        """
         pixels = crops_BHW3.transpose(0, 3, 1, 2).astype(np.float32)
-        return unit(self.run(resize((pixels - PIXEL_MEAN) / PIXEL_SCALE, self.side_px)))
+        if self.uses_landmarks:
+            pixels = warp(pixels, demand_landmarks(landmarks_B62, self.name), self.side_px)
+        else:
+            pixels = resize(pixels, self.side_px)
+        return unit(self.run((pixels - PIXEL_MEAN) / PIXEL_SCALE))
 
     def run(self, images_BCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Computes embeddings, (B, E), of normalised crops with sides of `side_px`."""

@@ -11,12 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from persona.models.litert import LitertSession
+from persona.models.embedder import demand_landmarks
+from persona.models.litert import PIXEL_MEAN, PIXEL_SCALE, LitertSession
+from persona.models.onnx_network import turn
 from persona.models.output import FaceNetwork
 
 
 class LitertNetwork(FaceNetwork):
-    """A LiteRT file as a FaceNetwork. It takes faces normalised as in training, one per run."""
+    """A LiteRT file as a FaceNetwork. It takes faces normalised as in training, one per run.
+
+    If its card says that faces are aligned by five points, it turns them to the template itself.
+    """
 
     num_classes = 0
     computes_itself = True
@@ -31,14 +36,29 @@ class LitertNetwork(FaceNetwork):
         self._file = LitertSession(path, torch.get_num_threads())
         self.embedding_size = self._file.embedding_size
 
+    @property
+    def uses_landmarks(self) -> bool:  # type: ignore[override]
+        """Whether it needs faces aligned to the five landmarks."""
+        return self._file.uses_landmarks
+
     def count_parameters(self) -> int | None:
         """Returns None: the graph is folded and may be quantised, so a count would mean little."""
         return None
 
     def features(self, images_BCHW: Tensor, landmarks_B62: Tensor | None = None) -> Tensor:
-        """Computes embeddings, (B, E). They already have unit length."""
+        """Computes embeddings, (B, E). They already have unit length.
+
+        Raises:
+            PersonaError: the network needs landmarks and a crop has none.
+        """
         images, side = images_BCHW.float(), self._file.side_px
-        if images.shape[2] != side:
+        if self.uses_landmarks:
+            points = None if landmarks_B62 is None else landmarks_B62.cpu().numpy()
+            # Pixels outside a crop are black, as in `LitertSession`, so not normalised ones.
+            pixels = (images * PIXEL_SCALE).add_(PIXEL_MEAN)
+            turned = turn(pixels, demand_landmarks(points, self._file.name), side)
+            images = (turned - PIXEL_MEAN) / PIXEL_SCALE
+        elif images.shape[2] != side:
             images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
         found = self._file.run(images.cpu().numpy())
         return torch.from_numpy(found).to(images_BCHW.device)

@@ -31,7 +31,7 @@ from persona.config import LARGEST_YAML, from_dict, parse_yaml
 from persona.errors import PersonaError, unknown
 from persona.files import sha256_file
 from persona.landmarks import Floats, resize, unit, warp
-from persona.models.embedder import Embedder, own_threads
+from persona.models.embedder import Embedder, demand_landmarks, own_threads
 from persona.models.graphs import external_files, open_onnx, read_onnx, reason, within_limit
 from persona.models.onnx_batch import free_batch
 
@@ -235,11 +235,8 @@ class OnnxSession(Embedder):
         Raises:
             PersonaError: a crop has none.
         """
-        if self.uses_landmarks and (landmarks_B62 is None or np.isnan(landmarks_B62).any()):
-            raise PersonaError(
-                f"{self.path.name} wants five points of each face and this set has none: pack "
-                "it with --align mtcnn, landmarks or template"
-            )
+        if self.uses_landmarks:
+            demand_landmarks(landmarks_B62, self.path.name)
 
     def embed(self, crops_BHW3: Pixels, landmarks_B62: Floats | None = None) -> Vectors:
         """Computes embeddings of unit length, (B, E) float32.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from graphs import images, small_graph
 from persona.deploy.litert import to_litert
 from persona.deploy.quantise import find_ranges, lower, open_session, quantise
 from persona.errors import PersonaError
-from persona.models.litert import open_litert, run_litert
+from persona.landmarks import template
+from persona.models.litert import LitertSession, open_litert, run_litert
 from persona.models.sources import load_network
 
 
@@ -130,6 +132,34 @@ def test_a_file_is_a_network_by_name(tmp_path: Path) -> None:
     assert (network.embed(twice).numpy() * wanted).sum(axis=1).min() > 0.9
     with pytest.raises(PersonaError, match="no LiteRT file at"):
         load_network("litert:nowhere", tmp_path)
+
+
+@pytest.mark.parametrize("method", ["template", "landmarks", "mtcnn"])
+def test_faces_are_aligned_as_the_card_in_the_file_says(tmp_path: Path, method: str) -> None:
+    path = tmp_path / "small.tflite"
+    card = json.dumps({"alignment": {"method": method, "image_size": 112}})
+    path.write_bytes(to_litert(small_graph(), "embedding", {"a": "b", "persona.card": card}))
+    session, network = LitertSession(path, 1), load_network(f"litert:{path}", tmp_path).network
+    five_point = method != "mtcnn"
+    assert session.uses_landmarks is network.uses_landmarks is five_point
+    rng = np.random.default_rng(0)
+    crops_BHW3 = rng.integers(0, 256, (2, 160, 160, 3), np.uint8)
+    # A face that lies upside down in its crop.
+    lying_B62 = np.stack([np.vstack([template(160), [[1, 1]]])] * 2)
+    points_B62 = lying_B62.copy()
+    points_B62[:, :5] = 159 - points_B62[:, :5]
+    found = session.embed(crops_BHW3, points_B62)
+    upright = np.ascontiguousarray(crops_BHW3[:, ::-1, ::-1])
+    wanted = session.embed(upright, lying_B62)
+    assert np.allclose(found, wanted, atol=1e-3) is five_point
+    pixels = torch.from_numpy(crops_BHW3.transpose(0, 3, 1, 2).astype(np.float32))
+    normalised = (pixels - 127.5) / 128
+    by_torch = network.features(normalised, torch.from_numpy(points_B62)).numpy()
+    np.testing.assert_allclose(by_torch, found, atol=2e-3)
+    if five_point:
+        for landmarks in (None, np.full((2, 6, 2), np.nan)):
+            with pytest.raises(PersonaError, match=r"small\.tflite wants five points of each face"):
+                session.embed(crops_BHW3, landmarks)
 
 
 def unpack(data: bytes) -> Any:
