@@ -192,7 +192,8 @@ def _prepare(
 
         size = card.bytes
         data = build_graph(network, card)
-        path = scratch / f"{name}.onnx"
+        # A name may be a folder's path, and a path after the scratch folder would lead out of it.
+        path = scratch / f"{len(list(scratch.iterdir()))}.onnx"
         path.write_bytes(data)
         exported = ONNX.prefix + str(path)
         subjects.append((InRuntime(name, "onnxruntime", exported), parameters, macs, len(data)))

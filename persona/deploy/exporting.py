@@ -153,14 +153,16 @@ def _faces_apart(
 
     If both are from one set, the check faces are its first ones.
     """
-    if checked != calibrate:
-        ranges = open_set(calibrate, place.shards, verify=verify)
+    ranges = open_set(calibrate, place.shards, verify=verify)
+    # One set may have two names, as `vggface2` and `vggface2-train`, or a copy elsewhere.
+    digest = None if checked is None else open_set(checked, place.shards, verify=verify).digest
+    if digest != ranges.digest:
         return (
             _check_faces(card, checked, place, seed, verify=verify),
             set_faces(ranges, card.image_size, CALIBRATION_FACES, seed),
         )
     both = FACES + CALIBRATION_FACES
-    faces = set_faces(open_set(calibrate, place.shards, verify=verify), card.image_size, both, seed)
+    faces = set_faces(ranges, card.image_size, both, seed)
     if len(faces) < 2:
         raise PersonaError(
             f"set {calibrate} has one face, and int8 wants one to calibrate on and another to be "

@@ -15,6 +15,7 @@ from persona.files import is_locked
 from persona.training.checkpoint import Progress, load_progress
 from persona.training.length import Length
 from persona.training.meter import NOT_FINITE
+from persona.training.run import ENDED
 from persona.training.tracking import METRICS
 
 CONFIG = "config.yaml"
@@ -93,6 +94,9 @@ def _state(
         return "stopped: the loss was not finite", text
     if length.reached(reached):
         return "finished", f"It finished all {length.counted}."
+    if (folder / ENDED).is_file():
+        whole = "" if length.epochs is not None else f" of {length.counted}"
+        return "finished", f"A callback ended it in {place}{whole}."
     if is_locked(folder):
         return "still going", f"It is still going, in {place}; figures may change.{saved}"
     written = [path.stat().st_mtime for path in folder.iterdir() if path.is_file()]

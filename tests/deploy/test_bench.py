@@ -12,6 +12,7 @@ import torch
 from graphs import images, small_graph
 from helpers import persona_error
 from onnx_files import write_model
+from students import write_student
 
 from persona.deploy.bench import bench
 from persona.deploy.litert import to_litert
@@ -51,6 +52,16 @@ def test_torch_has_as_many_threads_as_before(
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_model_of_a_folder_leaves_the_files_beside_it_alone(tmp_path: Path) -> None:
+    write_student(tmp_path / "sent")
+    kept = tmp_path / "sent" / "small.onnx"
+    kept.write_bytes(b"mine")
+    found = bench([str(tmp_path / "sent" / "small")], tmp_path / "models", rounds=1, runs=1)
+    assert [one.runtime for one in found] == ["torch", "onnxruntime"]
+    assert kept.read_bytes() == b"mine"
+    assert {path.name for path in (tmp_path / "sent").iterdir()} == {"small", "small.onnx"}
 
 
 def test_files_are_counted_by_their_shapes(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from persona.data.sets import FaceSet, of_shards
 from persona.data.stream import build_loader
 from persona.data.transforms import normalise
 from persona.data.views import PIXEL_MEAN, PIXEL_SCALE
-from persona.deploy import graph
+from persona.deploy import exporting, graph
 from persona.deploy.bench import count_macs
 from persona.deploy.exports import Exported, ExportOptions, base
 from persona.deploy.exports.litert import Litert
@@ -301,15 +301,32 @@ def first_key(packed: Packed) -> int:
 
 
 @pytest.mark.usefixtures("trace_once")
+@pytest.mark.parametrize("checked", ["vggface2-train", "vggface2"])
 def test_it_is_checked_on_other_faces_than_it_is_calibrated_on(
-    models: Path, train_set: Packed, tmp_path: Path
+    models: Path,
+    train_set: Packed,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    checked: str,
 ) -> None:
+    """Also where the set has another name, which finds the same folder."""
     home = models.parent
     shutil.copytree(train_set.folder, home / "shards" / "vggface2-train", dirs_exist_ok=True)
     arguments = ["export", ID, "--precision", "int8", "--calibrate", "vggface2-train"]
-    arguments += ["--set", "vggface2-train", "--out", str(tmp_path / "a.onnx")]
+    arguments += ["--set", checked, "--out", str(tmp_path / "a.onnx")]
+    apart: list[tuple[Any, Any]] = []
+    find = exporting._faces_apart
+
+    def noting(*arguments: Any, **options: Any) -> Any:
+        apart.append(find(*arguments, **options))
+        return apart[-1]
+
+    monkeypatch.setattr(exporting, "_faces_apart", noting)
     found = persona_here(*arguments, home=home)
     assert (found["faces"], found["calibration_faces"]) == (20, 10)
+    ((checks, ranges),) = apart
+    seen = [{face.tobytes() for face in faces} for faces in (checks, ranges)]
+    assert len(seen[0] | seen[1]) == 30
     noted = onnx.load(tmp_path / "a.onnx").metadata_props
     assert "10 faces of vggface2-train, seed 0" in {entry.value for entry in noted}
 

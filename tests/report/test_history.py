@@ -57,6 +57,14 @@ def test_a_run_goes_on_for_as_long_as_its_process_holds_it(tmp_path: Path) -> No
     assert "epoch 2 of 3, moments ago: it crashed" in told
 
 
+def test_a_run_that_a_callback_ended_did_not_crash(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r", {"step": 1, "epoch": 1, "loss": 1.0})
+    (folder / "ended").touch()
+    history = read_history(folder, has_model=True)
+    assert history.state == "finished"
+    assert history.told == "A callback ended it in epoch 2 of 3."
+
+
 def test_the_last_epoch_is_known_by_its_checkpoint_alone(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", {"step": 1, "epoch": 2, "loss": 1.0})
     save_checkpoint(folder, Progress(epoch=3), 1, {"student": {}})
