@@ -37,7 +37,7 @@ from persona.errors import PersonaError, Preempted
 from persona.evaluation.processes import join_processes
 from persona.evaluation.thresholds import faces_of, threshold_at
 from persona.figure_names import power
-from persona.files import scratch_folder
+from persona.files import folder_lock, scratch_folder
 from persona.gallery.faces import Eyes
 from persona.gallery.people import load_named
 from persona.gallery.store import (
@@ -307,26 +307,32 @@ def _packed(store: Store, material: Material, place: Workspace) -> Iterator[str]
     """Packs the crops to learn from as a set, and deletes it at the end; gives its name.
 
     What a killed process has left of the same gallery is deleted first.
+
+    Raises:
+        PersonaError: another process learns from this gallery.
     """
-    name = f"gallery-{hashlib.sha256(store.place.encode()).hexdigest()[:8]}"
+    path = Path(store.place)  # as it was typed, so perhaps relative
+    where = str(path.absolute()) if path.exists() else store.place
+    name = f"gallery-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
     folder = place.shards / name
     # Kept crops lie on the template already, where they were aligned to it.
     method = "template" if material.facts.align.method in {"landmarks", "template"} else "none"
     align = AlignSpec(method, material.card.image_size, 0)
-    _remove(folder)
-    folder.mkdir(parents=True, mode=FOLDER_MODE)
-    try:
-        with scratch_folder(place.shards, "faces") as raw:
-            for person, photos in material.learned.items():
-                own = raw / pseudonym(person)
-                own.mkdir(mode=FOLDER_MODE)
-                for number, photo in enumerate(photos):
-                    _write(own / f"{number:06d}.jpg", photo.crop or b"")
-            dataset = open_dataset(f"folders:{raw}", raw)
-            pack_photos(dataset, folder, PackOptions(align=align, workers=0))
-        yield name
-    finally:
+    with folder_lock(place.shards / f".{name}", doing="learning from the gallery of"):
         _remove(folder)
+        folder.mkdir(parents=True, mode=FOLDER_MODE)
+        try:
+            with scratch_folder(place.shards, "faces") as raw:
+                for person, photos in material.learned.items():
+                    own = raw / pseudonym(person)
+                    own.mkdir(mode=FOLDER_MODE)
+                    for number, photo in enumerate(photos):
+                        _write(own / f"{number:06d}.jpg", photo.crop or b"")
+                dataset = open_dataset(f"folders:{raw}", raw)
+                pack_photos(dataset, folder, PackOptions(align=align, workers=0))
+            yield name
+        finally:
+            _remove(folder)
 
 
 def pseudonym(name: str) -> str:

@@ -519,6 +519,13 @@ def read_table(path: Path, empty: Faces, spelled: dict[str, str] | None = None) 
     return table
 
 
+_DAMAGED = (
+    *(OSError, ValueError, LookupError, EOFError, AttributeError, TypeError),
+    *(zipfile.BadZipFile, RuntimeError),  # the latter of a member with a password
+)
+"""What reading a damaged table may raise."""
+
+
 def _stored(path: Path) -> dict[str, Any]:
     """Reads the arrays and texts of a table from an untrusted file."""
     try:
@@ -537,12 +544,17 @@ def _stored(path: Path) -> dict[str, Any]:
             count <= MOST_FACES
             and kept.dtype == np.float32
             and kept.ndim == 2
+            and stored["thumbnail"].dtype == np.uint8
+            and stored["thumbnail"].ndim == starts.ndim == 1
+            and starts.dtype.kind == "i"
+            and stored["box"].dtype.kind in "if"
             and stored["box"].shape == (count, 4)
             and len(stored["photo"]) == len(stored["flaw"]) == count == len(starts) - 1
             and len(stored["seen"]) == len(stored["stamp"])
             and bool((np.diff(starts) >= 0).all())
+            and bool(starts[0] >= 0 and starts[-1] <= len(stored["thumbnail"]))
         )
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile):
+    except _DAMAGED:
         sound = False
     if not sound:
         raise PersonaError(f"{path} is damaged: remove it, and all photos are looked at again")

@@ -40,6 +40,8 @@ from persona.gallery.people import Gallery
 from persona.gallery.store import check_name, unit
 from persona.names import legible
 
+MOST_PHOTOS = 5_000_000
+"""Most photos of a gallery that is imported: a row of each is held in memory."""
 PAGE = 200
 """Photos of a person in one answer."""
 PEOPLE_BYTES = 256_000_000
@@ -249,8 +251,11 @@ def read_server(
         server.align = from_dict(AlignSpec, align, where=server.url)
     except PersonaError:
         raise server._foreign() from None
-    for place, person in enumerate(people, 1):
-        name, photos, created = _person(person) or (None, 0, "")
+    read = [_person(person) for person in people]
+    if sum(one[1] for one in read if one is not None) > MOST_PHOTOS:
+        raise PersonaError(f"{server.url} has over {MOST_PHOTOS:,} photos: import parts of it")
+    for place, person in enumerate(read, 1):
+        name, photos, created = person or (None, 0, "")
         if name is None or name in server.created:
             raise server._foreign()
         server.created[name] = created

@@ -263,8 +263,10 @@ def import_from(
             seen = look(wanted)
             for name, key in due:
                 rows = source.people[name]
-                note = _enroll(gallery, name, rows, list(islice(seen, len(rows))), key, how, force)
-                journal.note(note)
+                looked = list(islice(seen, len(rows)))
+                note, settled = _enroll(gallery, name, rows, looked, key, how, force)
+                if settled:
+                    journal.note(note)
                 _count(done, name, rows, note)
     journal.remove()
     done.refused.sort(key=lambda one: one.row)
@@ -286,15 +288,20 @@ def _enroll(
     key: str,
     how: str,
     force: bool,
-) -> Note:
-    """Enrols one person in one transaction, and returns what to note about it."""
+) -> tuple[Note, bool]:
+    """Enrols one person in one transaction.
+
+    Returns:
+        What to note about it, and whether it is settled. A doubt is not: it names people and
+        photos, which the journal must not hold, and it is gone when the other person is forgotten.
+    """
     refused = tuple(
         (place, one.refused) for place, one in enumerate(seen) if one.refused is not None
     )
     usable = [place for place, one in enumerate(seen) if one.template is not None]
     if not usable:
         failed = "no photo of this name can be used" if rows else "no photo is named"
-        return Note(key, refused=refused, failed=failed, how=how)
+        return Note(key, refused=refused, failed=failed, how=how), True
     templates = [one.template for one in seen if one.template is not None]
     crops = [seen[place].crop for place in usable]
     try:
@@ -305,8 +312,8 @@ def _enroll(
     except DoubtError as doubt:
         # Other errors, as that of a full disk, are not about this person: they end the import.
         everyone = (*refused, *((place, str(doubt)) for place in usable))
-        return Note(key, refused=tuple(sorted(everyone)), failed=str(doubt), how=how)
-    return Note(key, enrolled.added, enrolled.already, refused)
+        return Note(key, refused=tuple(sorted(everyone)), failed=str(doubt), how=how), False
+    return Note(key, enrolled.added, enrolled.already, refused), True
 
 
 def _count(done: Imported, name: str, rows: Sequence[ListedRow], note: Note) -> None:

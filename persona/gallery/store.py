@@ -41,6 +41,7 @@ MAX_NAME = 200
 """Largest number of characters of a name."""
 MATCHES = ("mean", "max")
 """A probe is compared with the mean of a person's templates, or with the nearest of them."""
+HUB = "hf://"
 POSTGRES = ("postgresql://", "postgres://")
 
 
@@ -132,17 +133,14 @@ class Facts:
                 digest=str(value["digest"]),
                 width=int(value["width"]),
                 align=from_dict(AlignSpec, value["align"], where=where),
-                threshold=threshold
-                and Threshold(
-                    float(threshold["value"]),
-                    str(threshold["source"]),
-                    _rate(threshold.get("far")),
-                ),
+                threshold=None if threshold is None else _threshold(threshold),
                 previous=previous,
                 keeps_crops=_answer(value.get("keeps_crops")),
             )
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
             raise PersonaError(f"{where} does not say which network it was made with") from None
+        if facts.network.startswith(HUB):  # Persona writes the name under which it was pulled
+            raise PersonaError(f"{where}: its network is on the hub; models are pulled by hand")
         unseen = hidden(facts.network + facts.digest)
         if unseen is not None:
             raise PersonaError(f"{where}: its network's name holds {describe(unseen)}")
@@ -151,6 +149,12 @@ class Facts:
         if not 8 <= facts.width <= 4096:
             raise PersonaError(f"{where}: templates of {facts.width} numbers; expected 8 to 4096")
         return facts
+
+
+def _threshold(value: Any) -> Threshold:
+    """Reads a threshold from untrusted JSON."""
+    far = _rate(value.get("far"))
+    return Threshold(float(value["value"]), str(value["source"]), far)
 
 
 def _rate(far: Any) -> float | None:

@@ -325,6 +325,7 @@ class Learning:
 
     def checkpoint(self, training: dict[str, Any] | None) -> None:
         """Writes a checkpoint. `training` is the optimizer state, or None between experiences."""
+        scaler = self.run.accelerator.scaler
         self.run.checkpoint(
             {
                 "student": self.student.state_dict(),
@@ -332,6 +333,7 @@ class Learning:
                 "classes": self.learner.classes,
                 "method": self.learner.method.state(),
                 "training": training,
+                "scaler": None if scaler is None else scaler.state_dict(),
             }
         )
 
@@ -341,6 +343,9 @@ class Learning:
         self.learner.classes = list(state["classes"])
         self._load_student(state)
         self.learner.method.load(state["method"])
+        scaler = self.run.accelerator.scaler
+        if scaler is not None and state.get("scaler"):
+            scaler.load_state_dict(state["scaler"])
 
     def _load_student(self, state: dict[str, Any]) -> None:
         rows, kind = state["head"]

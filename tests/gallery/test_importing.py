@@ -255,7 +255,7 @@ def test_a_journal_is_only_believed_where_it_is_true(
 ) -> None:
     path = listed(tmp_path, ("Ann", 1), ("Bob", 11), ("Anna", 2), ("Cy", 21), ("Dan", 31))
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        stopping(patched, 4, noted=True)
+        stopping(patched, 3, noted=True)
         imported(opened, path)
     opened.forget("Bob")
     Image.new("RGB", (24, 24), (22, 22, 22)).save(tmp_path / "photos" / "21.png")
@@ -271,20 +271,36 @@ def test_a_journal_is_only_believed_where_it_is_true(
 def test_the_journal_holds_no_names(
     tmp_path: Path, opened: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = listed(tmp_path, ("Ann", 1), ("Bob", EMPTY))
+    # Anna looks like Ann, and Cy's photos show two people: both lines name people or photos.
+    path = listed(tmp_path, ("Ann", 1), ("Anna", 2), ("Cy", 21), ("Cy", 41), ("Bob", EMPTY))
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         stopping(patched, 2, noted=True)
         imported(opened, path)
     (journal,) = (tmp_path / importing.JOURNALS).glob("*/people.jsonl")
     text = journal.read_text()
     assert len(text.splitlines()) == 2
-    assert not any(word in text for word in ("Ann", "Bob", "photos", ".png"))
+    assert not any(word in text for word in ("Ann", "Cy", "Bob", "photos", ".png"))
+    done = imported(opened, path)
+    assert done.continued == 2 and done.failed.keys() == {"Anna", "Cy", "Bob"}
     source = read_list(path, tmp_path, workers=0)
     with (
         open_journal(tmp_path, opened, source),
         pytest.raises(PersonaError, match="another process"),
     ):
         imported(opened, path)
+
+
+def test_a_doubt_is_gone_with_the_person_it_was_about(
+    tmp_path: Path, opened: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imported(opened, listed(tmp_path, ("Ann", 1)))
+    path = listed(tmp_path, ("Anna", 2), ("Bob", 11), ("Cy", 21))
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        stopping(patched, 1, noted=True)
+        imported(opened, path)
+    opened.forget("Ann")
+    done = imported(opened, path)
+    assert not done.failed and photos_of(opened) == {"Anna": 1, "Bob": 1, "Cy": 1}
 
 
 def test_other_errors_end_the_import(

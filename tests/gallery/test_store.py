@@ -239,8 +239,12 @@ def test_two_processes_may_make_it_at_once(tmp_path: Path) -> None:
         )
         for _ in range(2)
     ]
+    for process in some:  # both begin before one of them is waited for
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
     for process in some:
-        process.communicate("go\n")
+        process.communicate()
     assert [process.returncode for process in some] == [0] * 2
     with open_store(path) as store:
         assert store.people() == []
@@ -1150,6 +1154,13 @@ def test_facts_of_a_stranger() -> None:
         {"threshold": {"value": float("nan"), "source": "a set"}},
         {"threshold": {"value": 1e9, "source": "a set"}},
         {"network": None, "threshold": 1},
+        {"threshold": 0},
+        {"threshold": ""},
+        {"threshold": {}},
+        {"threshold": {"value": 0.5, "source": "a set", "far": 10**400}},
+        {"width": float("inf")},
+        {"network": "hf://somebody/faces"},
+        {"previous": FACTS.to_json() | {"network": "hf://somebody/faces"}},
     ):
         with pytest.raises(PersonaError, match="x"):
             Facts.from_json(value | change, "x")
