@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from persona.gallery.grouped import (
     maker,
     read_groups,
     read_rows,
+    read_table,
     stamp_of,
     write_rows,
     write_table,
@@ -238,6 +240,43 @@ def test_faces_of_another_network_are_not_enrolled(table: Faces, tmp_path: Path)
     groups.faces.made_by = other.made_by
     with gallery(tmp_path / "g.db") as people, pytest.raises(OtherNetworkError):
         enroll_groups(people, groups)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda count: {"thumbnail": None},
+        lambda count: {"thumbnail": np.zeros(9 * count, np.float32)},
+        lambda count: {"start": np.zeros(count + 1)},
+        lambda count: {"start": np.array([0] * count + [10**9])},
+        lambda count: {"box": np.array([["x"] * 4] * count)},
+        lambda count: {"embedding": np.zeros((count, WIDTH))},
+    ],
+)
+def test_a_damaged_table_is_one_line(
+    table: Faces, tmp_path: Path, change: Callable[[int], dict[str, Any]]
+) -> None:
+    path = tmp_path / TABLE
+    write_table(path, table)
+    with np.load(path) as file:
+        stored = {name: file[name] for name in file.files}
+    stored |= change(len(table.faces))
+    np.savez(path, **{name: value for name, value in stored.items() if value is not None})
+    with pytest.raises(PersonaError, match=r"faces\.npz is damaged: remove it"):
+        read_table(path, empty())
+
+
+def test_a_table_under_a_password_is_one_line(table: Faces, tmp_path: Path) -> None:
+    path = tmp_path / TABLE
+    write_table(path, table)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"PK\x01\x02")  # the flag of each entry of the directory
+    while at >= 0:
+        data[at + 8] |= 1
+        at = data.find(b"PK\x01\x02", at + 1)
+    path.write_bytes(data)
+    with pytest.raises(PersonaError, match=r"faces\.npz is damaged: remove it"):
+        read_table(path, empty())
 
 
 def test_groups_are_read_when_photos_are_away(table: Faces, tmp_path: Path) -> None:

@@ -372,6 +372,18 @@ def test_people_that_are_none(people: Any) -> None:
         read_server(url)
 
 
+def test_more_photos_than_memory_holds_are_refused_before_a_row_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    people = [{"name": f"P{n}", "photos": 1_000_000, "created": ""} for n in range(6)]
+    monkeypatch.setattr(import_server, "ListedRow", None)
+    with (
+        answering({**PEOPLE, "people": people}, SOUND) as url,
+        pytest.raises(PersonaError, match=r"has over 5,000,000 photos: import parts of it"),
+    ):
+        read_server(url)
+
+
 def test_names_that_cannot_be_used(tmp_path: Path) -> None:
     names = ["Ada", " ", "C\u200by", "\ud800"]
     people = [{"name": name, "photos": 1, "created": ""} for name in names]
