@@ -281,6 +281,7 @@ def local_file(folder: SetFolder, name: str, sha256: str, size: int | None = Non
                 return path
             if not _is_still(file, partial):  # its last holder deleted or renamed it
                 continue
+            file.seek(0, os.SEEK_END)  # while this process waited, another may have written
             if size is not None and file.tell() > size:
                 _empty(file)
             _download(folder, name, file, size)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
+from typing import IO
 
 import pytest
 from helpers import persona_error_here
@@ -298,6 +300,30 @@ def test_a_partial_file_of_a_killed_run_is_gone_on_with(
     partial.write_bytes(path.read_bytes()[:777])
     assert shard_path(faces, 0).read_bytes() == path.read_bytes()
     assert faults.asked[-1] == ("/vggface2-train/000000.tar", 777)
+
+
+def test_what_another_process_wrote_before_it_gave_up_is_gone_on_with(
+    train_set: Packed,
+    url: str,
+    faults: Faults,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The other process holds the lock at first, writes half of the file, and ends."""
+    shard = train_set.manifest.shards[0]
+    whole = (train_set.folder / shard.name).read_bytes()
+    faces = open_set(f"{url}/vggface2-train", tmp_path, tmp_path / "cache")
+    assert isinstance(faces.folder, RemoteFolder)
+
+    def wait(file: IO[bytes], how: int) -> None:
+        (partial,) = faces.folder.local.glob(".*.partial")
+        partial.write_bytes(whole[:700])
+        fcntl.flock(file, how)
+
+    monkeypatch.setattr(storage, "fcntl", SimpleNamespace(flock=wait, LOCK_EX=fcntl.LOCK_EX))
+    path = local_file(faces.folder, shard.name, shard.sha256, len(whole))
+    assert path.read_bytes() == whole
+    assert faults.asked[-1][1] == 700
 
 
 def test_many_want_one_file_and_it_comes_once(
