@@ -31,7 +31,7 @@ from persona.data.pack import (
     pack_triplets,
     plan_photos,
 )
-from persona.data.raw import open_dataset
+from persona.data.raw import base, open_dataset
 from persona.data.raw.base import Photo
 from persona.data.raw.lfw import LFW
 from persona.data.sets import FaceSet, open_set, shard_path, verify_set
@@ -247,6 +247,19 @@ def test_skipped_photos_are_named_with_reasons(raw: Path, tmp_path: Path) -> Non
     assert reasons["train/n000002/0001_01.jpg"] == "unreadable: empty file"
     assert reasons["train/n000003/0002_01.jpg"].startswith("unreadable")
     assert reasons["train/n000004/0003_01.jpg"] == "listed, not on disk"
+
+
+def test_a_photo_of_too_many_bytes_is_skipped_unread(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (raw / "VGGFace2/train/n000002/0001_01.jpg").write_bytes(jpeg(1) + bytes(100_000))
+    monkeypatch.setattr(base, "MAX_PHOTO_BYTES", 100_000)
+    manifest = pack_photos(open_dataset("vggface2", raw), tmp_path / "s", NO_ALIGN).manifest
+    assert manifest.samples == 29
+    (skipped,) = manifest.skipped
+    assert skipped.source == "train/n000002/0001_01.jpg"
+    size = len(jpeg(1)) + 100_000
+    assert skipped.reason == f"unreadable: {size:,} bytes are over the limit"
 
 
 def test_pictures_of_every_kind_are_packed_or_counted(tmp_path: Path) -> None:
