@@ -11,9 +11,11 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from email.message import Message
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO
@@ -258,6 +260,41 @@ def test_credentials_come_from_netrc(
     monkeypatch.setenv("HOME", str(tmp_path))
     open_set(f"{url}/vggface2-train", tmp_path)
     assert faults.authorizations == {"Basic bWU6c2VjcmV0"}
+
+
+@pytest.mark.parametrize(
+    ("url", "sent"),
+    [
+        ("https://sets.example.org/a", True),
+        ("https://other.example.org/a", False),  # the entry `default` is for no host in particular
+        ("https://default/a", False),
+        ("http://sets.example.org/a", False),
+        ("http://localhost:8000/a", True),
+        ("http://127.0.0.1:8000/a", True),
+        ("http://[::1]:8000/a", True),
+    ],
+)
+def test_a_login_goes_only_to_its_host_and_only_encrypted(
+    url: str, sent: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts = ("sets.example.org", "localhost", "127.0.0.1", "::1")
+    entries = [*(f"machine {host}" for host in hosts), "default"]
+    lines = [f"{entry} login me password secret\n" for entry in entries]
+    (tmp_path / ".netrc").write_text("".join(lines))
+    (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    logins: list[Mapping[str, str]] = []
+
+    def refuse(url: str, *, login: Mapping[str, str], **_: object) -> None:
+        logins.append(login)
+        raise urllib.error.HTTPError(url, 401, "", Message(), None)
+
+    monkeypatch.setattr(storage, "open_url", refuse)
+    with pytest.raises(PersonaError, match="refused") as error:
+        open_set(url, tmp_path)
+    assert logins == [{"Authorization": "Basic bWU6c2VjcmV0"} if sent else {}]
+    plain = url == "http://sets.example.org/a"
+    assert ("is not sent over http: use https" in str(error.value)) == plain
 
 
 def test_a_changed_file_does_not_pass(train_set: Packed, url: str, tmp_path: Path) -> None:
