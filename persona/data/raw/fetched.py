@@ -134,6 +134,7 @@ class FetchedPhotos:
                 rounds=ROUNDS,
                 most_bytes=MAX_PHOTO_BYTES,
                 quiet=True,
+                wait=True,  # several commands may read one list, and a photo comes soon
             )
         except RefusedError as error:
             self.refused[name], self._queries[name] = error.reason, _query_hash(url)

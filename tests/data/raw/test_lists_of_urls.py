@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import functools
 import http.server
+import shutil
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO
 
 import pytest
 from conftest import NO_ALIGN, jpeg
 from servers import Faults, answering_with, web_server
 
-from persona import download
+from persona import download, files
 from persona.data.pack import pack_photos
 from persona.data.raw import fetched, open_dataset
+from persona.data.raw.fetched import FetchedPhotos
 from persona.errors import PersonaError
+from persona.files import folder_lock
 
 
 @pytest.fixture
@@ -189,3 +196,38 @@ def test_rows_that_differ_in_their_query_alone_are_refused(photos: Path, tmp_pat
     said = str(error.value)
     assert said.startswith(f"{tmp_path}/web.csv line 2 and {tmp_path}/web.csv line 4 name the same")
     assert "cret" not in said and "\n" not in said
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_photo_that_another_process_downloads_is_waited_for(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
+    """The other process ends with or without the photo, and deletes the folder of its work."""
+    faults, waits = Faults(), threading.Event()
+
+    def lock(file: IO[bytes], how: int) -> None:
+        try:
+            fcntl.flock(file, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waits.set()
+            if how & fcntl.LOCK_NB:
+                raise
+            fcntl.flock(file, how)
+
+    locks = SimpleNamespace(flock=lock, LOCK_EX=fcntl.LOCK_EX, LOCK_NB=fcntl.LOCK_NB)
+    with web_server(photos, faults) as url:
+        mine = FetchedPhotos(tmp_path / "downloads")
+        path = Path(mine.path(f"{url}/0.jpg"))
+        fetching = threading.Thread(target=mine.fetch, args=([f"{url}/0.jpg"],), daemon=True)
+        with folder_lock(path.parent / ".download", doing="downloading into"):
+            monkeypatch.setattr(files, "fcntl", locks)
+            fetching.start()
+            assert waits.wait(60)
+            if finished:
+                path.write_bytes(jpeg(0))
+            shutil.rmtree(path.parent / ".download")
+        fetching.join(60)
+    assert not fetching.is_alive()
+    assert not mine.unanswered and not mine.refused
+    assert path.read_bytes() == jpeg(0)
+    assert len(faults.asked) == (0 if finished else 1)
