@@ -630,6 +630,25 @@ def test_boxes_from_a_csv(raw: Path, tmp_path: Path) -> None:
         pack_photos(dataset, tmp_path / "s", options)
 
 
+def test_photos_without_a_face_or_a_centre_are_skipped(raw: Path, tmp_path: Path) -> None:
+    """In a set with pairs, a photo without a box is read for its centre crop."""
+    dataset = open_dataset("lfw", raw)
+    sources = [photo.source for photo in dataset.index().photos]
+    (dataset.root / sources[0]).write_bytes(b"no photo")
+    Image.new("RGB", (64, 1)).save(dataset.root / sources[1])
+    options = replace(
+        NO_ALIGN,
+        align=AlignSpec("boxes", 48, 4),
+        boxes=write_boxes(tmp_path / "boxes.csv", dict.fromkeys(sources[3:], "4,4,20,20")),
+    )
+    manifest = pack_photos(dataset, tmp_path / "s", options).manifest
+    assert manifest.samples == len(sources) - 2
+    assert sum(len(shard.no_face) for shard in manifest.shards) == 1
+    skipped = {photo.source: photo.reason for photo in manifest.skipped}
+    assert skipped.keys() == {sources[0], sources[1]}
+    assert skipped[sources[0]].startswith("unreadable")
+
+
 def test_boxes_that_are_not_of_this_dataset(raw: Path, tmp_path: Path) -> None:
     boxes = write_boxes(tmp_path / "boxes.csv", {"a.jpg": "1,1,9,9", "b.jpg": "1,1,9,9"})
     options = replace(NO_ALIGN, align=AlignSpec("boxes", 48, 4), boxes=boxes)
