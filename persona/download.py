@@ -186,6 +186,7 @@ def fetch(
     sleep: Callable[[float], None] = time.sleep,
     most_bytes: int = MAX_BYTES,
     quiet: bool = False,
+    wait: bool = False,
 ) -> Path:
     """Downloads one file to `target`. It keeps an existing file and continues a partial one.
 
@@ -199,10 +200,12 @@ def fetch(
         sleep: Function that waits between rounds.
         most_bytes: A larger file is refused.
         quiet: Show no progress bar.
+        wait: Wait while another process downloads into the same folder.
 
     Raises:
         RefusedError: If every mirror refused the file.
-        PersonaError: If no mirror has the whole file, or another process is downloading it.
+        PersonaError: If no mirror has the whole file, or another process is downloading into its
+            folder, without `wait`.
     """
     for url in mirrors:
         if urlsplit(url).scheme not in {"http", "https"}:
@@ -210,7 +213,7 @@ def fetch(
     if target.exists():
         return _kept(target, checksum)
     work = target.parent / FOLDER
-    with folder_lock(work, doing="downloading into"):
+    with folder_lock(work, doing="downloading into", wait=wait):
         if target.exists():  # another process has just finished
             return _kept(target, checksum)
         partial = _Partial(work, target.name)
@@ -219,7 +222,8 @@ def fetch(
         partial.path.replace(target)
         partial.clear()
         if [path.name for path in work.iterdir()] == [".lock"]:
-            shutil.rmtree(work)
+            # A process that waits may just have put a new lock there.
+            shutil.rmtree(work, ignore_errors=True)
     return target
 
 

@@ -322,21 +322,41 @@ def sha256_file(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path, *, doing: str) -> Iterator[IO[bytes]]:
+def folder_lock(folder: Path, *, doing: str, wait: bool = False) -> Iterator[IO[bytes]]:
     """Locks `folder` for one process. The kernel releases the lock however the process ends.
 
+    With `wait` it waits while another process holds the lock. The holder may delete the folder,
+    which is then created anew.
+
     Raises:
-        PersonaError: If another process holds the lock.
+        PersonaError: If another process holds the lock, without `wait`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PersonaError(
-                f"another process is {doing} {folder}: wait for it to end, or choose another folder"
-            ) from None
+    with contextlib.ExitStack() as stack:
+        while True:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                file = (folder / ".lock").open("ab")
+            except FileNotFoundError:  # deleted since `mkdir`
+                continue
+            stack.enter_context(file)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise PersonaError(
+                    f"another process is {doing} {folder}: wait for it to end, or choose another "
+                    "folder"
+                ) from None
+            if _is_at(file, folder / ".lock"):
+                break
+            stack.close()  # the lock of a deleted file keeps nobody out
         yield file
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    """Whether an open file is still the one at a path."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
 
 
 def is_locked(folder: Path) -> bool:

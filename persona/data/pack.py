@@ -509,16 +509,14 @@ class PhotoPacker:
         no_face = []
         photos = (self._photo(task) for task in tasks)
         for task, crop in zip(tasks, _counted(self.align(photos)), strict=True):
-            if isinstance(crop, NoFace) and self.keep_faceless:
-                kept = centre_photo(self._photo(task), self.spec)
-                data.append(_sample(task, kept, no_face=True))
-                no_face.append(task.place)
-            elif isinstance(crop, SkipPhoto):
-                skipped.append(Skipped(task.photo.source, str(crop)))
+            faceless = isinstance(crop, NoFace) and self.keep_faceless
+            kept = self._centre(task) if faceless else crop
+            if isinstance(kept, SkipPhoto):
+                skipped.append(Skipped(task.photo.source, str(kept)))
                 continue
-            else:
-                kept = crop
-                data.append(_sample(task, kept))
+            data.append(_sample(task, kept, no_face=faceless))
+            if faceless:
+                no_face.append(task.place)
             if kept.mended is not None:
                 mended.append(Mended(task.photo.source, kept.mended))
             if task.label != NO_CLASS:
@@ -531,6 +529,13 @@ class PhotoPacker:
             tuple(no_face),
             tuple(mended),
         )
+
+    def _centre(self, task: PhotoTask) -> Crop | SkipPhoto:
+        """The centre crop, or why there is none. A photo without a box has not been read yet."""
+        try:
+            return centre_photo(self._photo(task), self.spec)
+        except SkipPhoto as reason:
+            return reason
 
     def _photo(self, task: PhotoTask) -> RawPhoto:
         return RawPhoto(functools.partial(self._read, task.photo), task.box)

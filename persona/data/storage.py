@@ -5,8 +5,9 @@
 A remote file is downloaded whole on demand, under a lock that workers and ranks share. An
 interrupted download continues at the byte where it stopped. The file gets its name only once it
 matches its checksum. With a cache folder it is kept there. Without one it lies in a temporary
-folder and is deleted when the stream has read it. Credentials come from ~/.netrc, or from where the
-tools of AWS and Google keep them. A URL with credentials is refused, because URLs are printed.
+folder and is deleted when the stream has read it. Credentials come from ~/.netrc (for https, or
+this machine), or from where the tools of AWS and Google keep them. A URL with credentials is
+refused, because URLs are printed.
 
 A local file is compared with its checksum before its first use in a run, because a flipped bit
 seldom breaks a JPEG: it changes pixels. The first process to come reads the file and other workers
@@ -22,6 +23,7 @@ import fcntl
 import functools
 import hashlib
 import http.client
+import ipaddress
 import logging
 import netrc
 import os
@@ -59,6 +61,8 @@ BACKOFF_S = 0.5
 """Wait in seconds before the second try. It doubles with each further try."""
 TEMPORARY = "persona-set-"
 """Prefix of the names of temporary folders."""
+NETRC_DEFAULT = "default"
+"""Name under which `netrc` keeps the login for all hosts without an entry."""
 OBJECT_CHUNK = 8 << 20
 """Bytes per request to an object store."""
 LARGEST_CARD = LARGEST_LIST
@@ -281,6 +285,7 @@ def local_file(folder: SetFolder, name: str, sha256: str, size: int | None = Non
                 return path
             if not _is_still(file, partial):  # its last holder deleted or renamed it
                 continue
+            file.seek(0, os.SEEK_END)  # while this process waited, another may have written
             if size is not None and file.tell() > size:
                 _empty(file)
             _download(folder, name, file, size)
@@ -429,15 +434,17 @@ def _chunks(url: str, start: int, size: int | None) -> Iterator[bytes]:
 
 
 def _http(url: str, start: int) -> Iterator[bytes]:
-    credentials = _credentials(urlsplit(url).hostname or "")
+    credentials = _credentials(url)
     login = {"Authorization": credentials} if credentials else {}
     try:
         response = open_url(url, start=start, login=login, timeout_s=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         if error.code in FINAL or error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             error.close()
-            shorter = "shorter than its manifest says"
-            raise _Final(FINAL.get(error.code, shorter)) from None
+            answer = FINAL.get(error.code, "shorter than its manifest says")
+            if error.code == http.HTTPStatus.UNAUTHORIZED and not _is_private(url):
+                answer += ", and a login in ~/.netrc is not sent over http: use https"
+            raise _Final(answer) from None
         raise
     with response:
         # A server without range requests starts at byte 0.
@@ -450,13 +457,30 @@ def _http(url: str, start: int) -> Iterator[bytes]:
                 yield fresh
 
 
-def _credentials(host: str) -> str | None:
-    """The HTTP authorization header of a host's entry in ~/.netrc."""
+def _credentials(url: str) -> str | None:
+    """The HTTP authorization header of a host's own entry in ~/.netrc.
+
+    The entry `default` is not used: it would send one login to every host that a URL names.
+    """
+    host = urlsplit(url).hostname
+    if not host or host == NETRC_DEFAULT or not _is_private(url):
+        return None
     with contextlib.suppress(OSError, netrc.NetrcParseError):
-        found = netrc.netrc().authenticators(host)
+        found = netrc.netrc().hosts.get(host)
         if found is not None:
             return "Basic " + base64.b64encode(f"{found[0]}:{found[2]}".encode()).decode()
     return None
+
+
+def _is_private(url: str) -> bool:
+    """Whether nobody on the way can read a request: https, or a server on this machine."""
+    parts = urlsplit(url)
+    if parts.scheme == "https" or parts.hostname == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:  # a name
+        return False
 
 
 def _objects(url: str, start: int, size: int | None) -> Iterator[bytes]:

@@ -29,6 +29,9 @@ READ_AHEAD = 1 << 20
 """Bytes per read while the headers are walked."""
 LONGEST_HEADER = 1 << 16
 """Largest size in bytes of a long name or a pax header."""
+MAX_KEY = 255
+"""Longest key of a sample in bytes. In memory and in an index every key takes as much room as the
+longest."""
 INDEXES = ".index"
 """Folder beside the shards with the indexes that walks have made."""
 SETTLED_S = 2.0
@@ -322,6 +325,8 @@ def _walk(
                 if len(keys) == samples:
                     whole = False
                     break
+                if len(key) > MAX_KEY:
+                    raise TarError(f"sample {len(keys)}: a name of over {MAX_KEY} bytes")
                 last = key
                 keys.append(key)
                 rows.extend(empty)

@@ -31,7 +31,7 @@ from persona.data.pack import (
     pack_triplets,
     plan_photos,
 )
-from persona.data.raw import open_dataset
+from persona.data.raw import base, open_dataset
 from persona.data.raw.base import Photo
 from persona.data.raw.lfw import LFW
 from persona.data.sets import FaceSet, open_set, shard_path, verify_set
@@ -247,6 +247,19 @@ def test_skipped_photos_are_named_with_reasons(raw: Path, tmp_path: Path) -> Non
     assert reasons["train/n000002/0001_01.jpg"] == "unreadable: empty file"
     assert reasons["train/n000003/0002_01.jpg"].startswith("unreadable")
     assert reasons["train/n000004/0003_01.jpg"] == "listed, not on disk"
+
+
+def test_a_photo_of_too_many_bytes_is_skipped_unread(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (raw / "VGGFace2/train/n000002/0001_01.jpg").write_bytes(jpeg(1) + bytes(100_000))
+    monkeypatch.setattr(base, "MAX_PHOTO_BYTES", 100_000)
+    manifest = pack_photos(open_dataset("vggface2", raw), tmp_path / "s", NO_ALIGN).manifest
+    assert manifest.samples == 29
+    (skipped,) = manifest.skipped
+    assert skipped.source == "train/n000002/0001_01.jpg"
+    size = len(jpeg(1)) + 100_000
+    assert skipped.reason == f"unreadable: {size:,} bytes are over the limit"
 
 
 def test_pictures_of_every_kind_are_packed_or_counted(tmp_path: Path) -> None:
@@ -615,6 +628,25 @@ def test_boxes_from_a_csv(raw: Path, tmp_path: Path) -> None:
     write_boxes(tmp_path / "boxes.csv", dict.fromkeys(sources, "5,4,20,20"))
     with pytest.raises(PersonaError, match=r"differs in boxes: remove"):
         pack_photos(dataset, tmp_path / "s", options)
+
+
+def test_photos_without_a_face_or_a_centre_are_skipped(raw: Path, tmp_path: Path) -> None:
+    """In a set with pairs, a photo without a box is read for its centre crop."""
+    dataset = open_dataset("lfw", raw)
+    sources = [photo.source for photo in dataset.index().photos]
+    (dataset.root / sources[0]).write_bytes(b"no photo")
+    Image.new("RGB", (64, 1)).save(dataset.root / sources[1])
+    options = replace(
+        NO_ALIGN,
+        align=AlignSpec("boxes", 48, 4),
+        boxes=write_boxes(tmp_path / "boxes.csv", dict.fromkeys(sources[3:], "4,4,20,20")),
+    )
+    manifest = pack_photos(dataset, tmp_path / "s", options).manifest
+    assert manifest.samples == len(sources) - 2
+    assert sum(len(shard.no_face) for shard in manifest.shards) == 1
+    skipped = {photo.source: photo.reason for photo in manifest.skipped}
+    assert skipped.keys() == {sources[0], sources[1]}
+    assert skipped[sources[0]].startswith("unreadable")
 
 
 def test_boxes_that_are_not_of_this_dataset(raw: Path, tmp_path: Path) -> None:

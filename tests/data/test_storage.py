@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -10,11 +11,14 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from email.message import Message
 from pathlib import Path
 from types import SimpleNamespace
+from typing import IO
 
 import pytest
 from helpers import persona_error_here
@@ -258,6 +262,41 @@ def test_credentials_come_from_netrc(
     assert faults.authorizations == {"Basic bWU6c2VjcmV0"}
 
 
+@pytest.mark.parametrize(
+    ("url", "sent"),
+    [
+        ("https://sets.example.org/a", True),
+        ("https://other.example.org/a", False),  # the entry `default` is for no host in particular
+        ("https://default/a", False),
+        ("http://sets.example.org/a", False),
+        ("http://localhost:8000/a", True),
+        ("http://127.0.0.1:8000/a", True),
+        ("http://[::1]:8000/a", True),
+    ],
+)
+def test_a_login_goes_only_to_its_host_and_only_encrypted(
+    url: str, sent: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts = ("sets.example.org", "localhost", "127.0.0.1", "::1")
+    entries = [*(f"machine {host}" for host in hosts), "default"]
+    lines = [f"{entry} login me password secret\n" for entry in entries]
+    (tmp_path / ".netrc").write_text("".join(lines))
+    (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    logins: list[Mapping[str, str]] = []
+
+    def refuse(url: str, *, login: Mapping[str, str], **_: object) -> None:
+        logins.append(login)
+        raise urllib.error.HTTPError(url, 401, "", Message(), None)
+
+    monkeypatch.setattr(storage, "open_url", refuse)
+    with pytest.raises(PersonaError, match="refused") as error:
+        open_set(url, tmp_path)
+    assert logins == [{"Authorization": "Basic bWU6c2VjcmV0"} if sent else {}]
+    plain = url == "http://sets.example.org/a"
+    assert ("is not sent over http: use https" in str(error.value)) == plain
+
+
 def test_a_changed_file_does_not_pass(train_set: Packed, url: str, tmp_path: Path) -> None:
     path = train_set.folder / "000001.tar"
     data = bytearray(path.read_bytes())
@@ -298,6 +337,30 @@ def test_a_partial_file_of_a_killed_run_is_gone_on_with(
     partial.write_bytes(path.read_bytes()[:777])
     assert shard_path(faces, 0).read_bytes() == path.read_bytes()
     assert faults.asked[-1] == ("/vggface2-train/000000.tar", 777)
+
+
+def test_what_another_process_wrote_before_it_gave_up_is_gone_on_with(
+    train_set: Packed,
+    url: str,
+    faults: Faults,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The other process holds the lock at first, writes half of the file, and ends."""
+    shard = train_set.manifest.shards[0]
+    whole = (train_set.folder / shard.name).read_bytes()
+    faces = open_set(f"{url}/vggface2-train", tmp_path, tmp_path / "cache")
+    assert isinstance(faces.folder, RemoteFolder)
+
+    def wait(file: IO[bytes], how: int) -> None:
+        (partial,) = faces.folder.local.glob(".*.partial")
+        partial.write_bytes(whole[:700])
+        fcntl.flock(file, how)
+
+    monkeypatch.setattr(storage, "fcntl", SimpleNamespace(flock=wait, LOCK_EX=fcntl.LOCK_EX))
+    path = local_file(faces.folder, shard.name, shard.sha256, len(whole))
+    assert path.read_bytes() == whole
+    assert faults.asked[-1][1] == 700
 
 
 def test_many_want_one_file_and_it_comes_once(

@@ -71,6 +71,21 @@ def test_tars_of_every_format(tmp_path: Path, kind: int) -> None:
     assert samples(path, 1) == {folder + "7": [b"a" * 600, b"b"]}
 
 
+def test_a_long_name_does_not_make_every_key_long(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+
+    def write_key(length: int) -> None:
+        with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+            tar.addfile(tarfile.TarInfo("0.jpg"))
+            tar.addfile(tarfile.TarInfo("k" * length + ".jpg"))
+
+    write_key(255)
+    assert ShardReader(path, ("jpg",), 2).keys.itemsize == 255
+    write_key(256)
+    with pytest.raises(PersonaError, match=r"x\.tar is damaged \(sample 1: a name of over 255 byt"):
+        ShardReader(path, ("jpg",), 2)
+
+
 def test_members_are_those_of_tarfile(train_set: Packed) -> None:
     path = train_set.folder / "000000.tar"
     with tarfile.open(path) as tar:

@@ -130,7 +130,7 @@ def centre_photo(photo: RawPhoto, spec: AlignSpec) -> Crop:
     It gets the landmarks of a centred face, so that every network takes the crop.
 
     Raises:
-        SkipPhoto: If the photo cannot be read.
+        SkipPhoto: If the photo cannot be read, or is too narrow to be cut.
     """
     decoded = EncodedPhoto(photo.read()).decode()
     width, height = decoded.image.size

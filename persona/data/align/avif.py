@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 MAX_BOXES = 5_000
 """Largest number of boxes inside another box. The limits below also bound the time of reading."""
-MAX_ENTRIES = 20_000
-"""Largest number of entries of a table."""
+MAX_ENTRIES = 50_000
+"""Largest number of entries of all tables of a file. A grid of MAX_TILES has half as many."""
 MAX_TRACKS = 16
 MAX_TILES = 2_500
 MAX_OBUS = 200
@@ -95,16 +95,29 @@ def _check(size: tuple[int, int], pixels: int) -> None:
 # --- items ------------------------------------------------------------------------------------
 
 
-class _Table:
-    """Reads the numbers of a box, one after another."""
+class _Budget:
+    """Counts the entries of all tables of a file, because a file may have many tables."""
 
-    def __init__(self, data: bytes, at: int) -> None:
-        self._data, self._at, self._entries = data, at, 0
+    def __init__(self) -> None:
+        self._entries = 0
+
+    def spend(self, entries: int) -> None:
+        """Raises ValueError if the file has too many entries in total."""
+        self._entries += entries
+        if self._entries > MAX_ENTRIES:
+            raise ValueError("too many entries")
+
+
+class _Table:
+    """Reads the numbers of a box, one after another, and nothing beyond the box's end."""
+
+    def __init__(self, data: bytes, at: int, end: int, budget: _Budget) -> None:
+        self._data, self._at, self._end, self._budget = data, at, end, budget
 
     def take(self, size: int) -> int:
         """Reads the next `size` bytes as a number."""
         self._at += size
-        if self._at > len(self._data):
+        if self._at > self._end:
             raise ValueError("truncated")
         return int.from_bytes(self._data[self._at - size : self._at], "big")
 
@@ -112,12 +125,10 @@ class _Table:
         """Reads a count from the next `size` bytes and returns a range of that length.
 
         Raises:
-            ValueError: If this table has too many entries in total.
+            ValueError: If the tables of the file have too many entries in total.
         """
         count = self.take(size)
-        self._entries += count
-        if self._entries > MAX_ENTRIES:
-            raise ValueError("too many entries")
+        self._budget.spend(count)
         return range(count)
 
 
@@ -126,6 +137,7 @@ class _Items:
 
     def __init__(self, data: bytes, start: int, end: int) -> None:
         self._data = data
+        self._budget = _Budget()
         self._kinds: dict[int, bytes] = {}
         self._places: dict[int, list[tuple[int, int]]] = {}
         """Start and length of each item's bytes. Length 0 reaches to the end of the file."""
@@ -135,17 +147,20 @@ class _Items:
         self._primary: int | None = None
         found = {name: (a, b) for name, a, b in _boxes(data, start + 4, end)}
         if b"pitm" in found:
-            at = found[b"pitm"][0]
-            self._primary = _Table(data, at + 4).take(4 if data[at] else 2)
+            at, after = found[b"pitm"]
+            self._primary = self._table(at + 4, after).take(4 if data[at] else 2)
         if b"iinf" in found:
             at, after = found[b"iinf"]
             self._read_kinds(at + (8 if data[at] else 6), after)
         if b"iloc" in found:
-            self._read_places(found[b"iloc"][0], found.get(b"idat", (0, 0))[0])
+            self._read_places(*found[b"iloc"], found.get(b"idat", (0, 0))[0])
         if b"iprp" in found:
             self._read_sizes(*found[b"iprp"])
         if b"iref" in found:
             self._read_parts(*found[b"iref"])
+
+    def _table(self, start: int, end: int) -> _Table:
+        return _Table(self._data, start, end, self._budget)
 
     def _read_kinds(self, start: int, end: int) -> None:
         """Reads the entries of an `iinf` box."""
@@ -156,10 +171,10 @@ class _Items:
                 number, kind = struct.unpack_from(wide, self._data, at + 4)
                 self._kinds[number] = kind
 
-    def _read_places(self, start: int, idat: int) -> None:
+    def _read_places(self, start: int, end: int, idat: int) -> None:
         """Reads an `iloc` box. `idat` is the offset of the items that lie in the `idat` box."""
         version = self._data[start]
-        table = _Table(self._data, start + 4)
+        table = self._table(start + 4, end)
         sizes = table.take(2)
         offset_size, length_size, base_size, index_size = (sizes >> n & 15 for n in (12, 8, 4, 0))
         wide = 4 if version == 2 else 2
@@ -178,24 +193,25 @@ class _Items:
     def _read_sizes(self, start: int, end: int) -> None:
         """Reads the sizes of items from an `iprp` box."""
         properties = list(_boxes(self._data, *_find(self._data, start, end, b"ipco")))
-        for name, at, _ in _boxes(self._data, start, end):
+        for name, at, after in _boxes(self._data, start, end):
             if name != b"ipma":
                 continue
             version, wide = self._data[at], 1 + (self._data[at + 3] & 1)
-            table = _Table(self._data, at + 4)
+            table = self._table(at + 4, after)
             for _ in table.entries(4):
                 number = table.take(4 if version else 2)
                 for _ in table.entries(1):
                     place = table.take(wide) & (1 << 8 * wide - 1) - 1
                     if 0 < place <= len(properties) and properties[place - 1][0] == b"ispe":
-                        size = _Table(self._data, properties[place - 1][1] + 4)
+                        _, start_of_size, end_of_size = properties[place - 1]
+                        size = self._table(start_of_size + 4, end_of_size)
                         self._sizes.setdefault(number, (size.take(4), size.take(4)))
 
     def _read_parts(self, start: int, end: int) -> None:
         """Reads an `iref` box."""
         wide = 4 if self._data[start] else 2
-        for name, at, _ in _boxes(self._data, start + 4, end):
-            table = _Table(self._data, at)
+        for name, at, after in _boxes(self._data, start + 4, end):
+            table = self._table(at, after)
             number = table.take(wide)
             for _ in table.entries(2):
                 other = table.take(wide)

@@ -23,7 +23,8 @@ from persona.errors import SkipPhoto
 MAX_PARTS = 200_000
 """Largest number of chunks, blocks or strips. A file with more was made to be slow."""
 MAX_TEXT = 1 << 20
-"""Largest number of bytes of unpacked metadata that are searched."""
+"""Largest number of bytes of an unpacked text that are searched. Only the first text of each of two
+keywords is unpacked, because a PNG may have as many texts as chunks."""
 NO_END = "without its end mark"
 
 
@@ -46,6 +47,7 @@ class Bare:
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 RAW_EXIF = b"Raw profile type exif"
 PNG_XMP = b"XML:com.adobe.xmp"
+NO_TEXT = (b"tEXt", b"")
 
 
 def bare_png(data: bytes) -> Bare:
@@ -60,7 +62,7 @@ def bare_png(data: bytes) -> Bare:
     kept: dict[bytes, bytes] = {}
     pixels: list[bytes] = []
     exif: int | None = None
-    xmp: int | None = None
+    texts: dict[bytes | None, tuple[bytes, bytes]] = {}
     ended = False
     for name, content, sound in _png_chunks(data):
         if name == b"IDAT":
@@ -79,11 +81,9 @@ def bare_png(data: bytes) -> Bare:
         elif name == b"eXIf":
             exif = exif or exif_orientation(content)
         elif name in {b"tEXt", b"zTXt", b"iTXt"}:
-            keyword, text = _png_text(name, content)
-            if keyword == RAW_EXIF:
-                exif = exif or exif_orientation(_raw_profile(text))
-            elif keyword == PNG_XMP:
-                xmp = xmp or xmp_orientation(text)
+            texts.setdefault(_text_keyword(content), (name, content))
+    exif = exif or exif_orientation(_raw_profile(_png_text(*texts.get(RAW_EXIF, NO_TEXT))))
+    xmp = xmp_orientation(_png_text(*texts.get(PNG_XMP, NO_TEXT)))
     size = struct.unpack_from(">II", kept[b"IHDR"])
     body = b"".join(pixels)
     chunks = [(name, kept[name]) for name in (b"IHDR", b"PLTE", b"tRNS") if name in kept]
@@ -118,11 +118,15 @@ def _png_chunk(name: bytes, content: bytes) -> bytes:
     return b"".join((struct.pack(">I4s", len(content), name), content, struct.pack(">I", checksum)))
 
 
-def _png_text(name: bytes, content: bytes) -> tuple[bytes, bytes]:
-    """The keyword of a text chunk, and the text up to MAX_TEXT bytes. Broken text is empty."""
-    keyword, _, rest = content.partition(b"\0")
-    if keyword not in {RAW_EXIF, PNG_XMP}:
-        return keyword, b""
+def _text_keyword(content: bytes) -> bytes | None:
+    """The keyword of a text chunk, or None if it is of no interest."""
+    keyword = content[:80].partition(b"\0")[0]
+    return keyword if keyword in {RAW_EXIF, PNG_XMP} else None
+
+
+def _png_text(name: bytes, content: bytes) -> bytes:
+    """The text of a text chunk, up to MAX_TEXT bytes. Broken text is empty."""
+    rest = content.partition(b"\0")[2]
     packed = name == b"zTXt" or (name == b"iTXt" and rest[:1] == b"\1")
     if name == b"zTXt":
         rest = rest[1:]
@@ -133,7 +137,7 @@ def _png_text(name: bytes, content: bytes) -> tuple[bytes, bytes]:
             rest = zlib.decompressobj().decompress(rest, MAX_TEXT)
         except zlib.error:
             rest = b""
-    return keyword, rest[:MAX_TEXT]
+    return rest[:MAX_TEXT]
 
 
 def _raw_profile(text: bytes) -> bytes:

@@ -38,7 +38,7 @@ from typing import ClassVar, NoReturn, overload
 import orjson
 
 from persona import registry
-from persona.errors import PersonaError, unknown
+from persona.errors import PersonaError, SkipPhoto, unknown
 from persona.files import bounded_lines, not_a_file, open_list, placed, whole_number
 from persona.names import hidden
 from persona.pictures import IMAGE_SUFFIXES
@@ -46,7 +46,7 @@ from persona.registry import Registry
 from persona.workspace import user_path
 
 MAX_PHOTO_BYTES = 1 << 28
-"""Largest size in bytes that a container may state for a photo."""
+"""Largest size in bytes of a photo's file, and that a container may state for a photo."""
 MAX_LABEL = 9_999_999
 LABEL_DIGITS = 7
 MAX_NAME = 255
@@ -289,7 +289,7 @@ class RawDataset(ABC):
 
         Raises:
             OSError: If it cannot be read, or is a pipe or a device, which may never end.
-            SkipPhoto: If the file that holds the photo does not yield it.
+            SkipPhoto: If it is too large, or the file that holds the photo does not yield it.
         """
         return read_plain(f"{self.root}/{photo.source}")
 
@@ -383,12 +383,21 @@ class RawDataset(ABC):
 
 
 def read_plain(path: str) -> bytes:
-    """Reads a file. Raises OSError also for a pipe or a device, which may never end."""
+    """Reads a photo's file.
+
+    Raises:
+        OSError: If it cannot be read, or is a pipe or a device, which may never end.
+        SkipPhoto: If it is larger than MAX_PHOTO_BYTES.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "no regular file")
-        return file.read()
+        if found.st_size > MAX_PHOTO_BYTES:
+            raise SkipPhoto(f"unreadable: {found.st_size:,} bytes are over the limit")
+        # Some file systems state no size. `read` reserves what it is told to read.
+        return file.read(found.st_size or MAX_PHOTO_BYTES)
 
 
 DATASETS: Registry[type[RawDataset]] = registry.DATASETS

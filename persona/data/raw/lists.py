@@ -5,7 +5,8 @@
     /mnt/other/0002.jpg,Tony Blair       …
 
 Paths are relative to the list's own folder, or absolute, or http(s) URLs, which are downloaded
-(persona/data/raw/fetched.py). The photos of a list without identities are unlabelled.
+(persona/data/raw/fetched.py). The set shows a URL without its query, which may be a secret. The
+photos of a list without identities are unlabelled.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from __future__ import annotations
 import csv
 import itertools
 import os
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from persona.data.raw.base import (
     NOBODY,
@@ -26,7 +30,7 @@ from persona.data.raw.base import (
     iter_lines,
     read_plain,
 )
-from persona.data.raw.fetched import FetchedPhotos, is_url
+from persona.data.raw.fetched import FetchedPhotos, is_url, without_query
 from persona.data.raw.parquet import open_parquet
 from persona.errors import PersonaError
 from persona.files import not_a_file, separator_of
@@ -70,22 +74,24 @@ class PhotoLists(RawDataset):
 
         Raises:
             PersonaError: If a row has no path, a path that a manifest cannot hold, or no identity
-                although the list has a column of identities; or if a server gave no answer.
+                although the list has a column of identities; if two rows have URLs that differ in
+                their query alone; or if a server gave no answer.
         """
-        rows, remote = self._rows(), 0
+        rows, hashes = self._rows(), array("q")
         while some := list(itertools.islice(rows, ROWS_AT_ONCE)):
             for where, path, _ in some:
                 _check_path(where, path)
             urls = [path for _, path, _ in some if is_url(path)]
             self.fetched.fetch(urls)
-            remote += len(urls)
+            hashes.extend(hash(without_query(url)) for url in urls)
             yield from self._there(some)
-        if remote:
-            self.fetched.check(remote)
+        if hashes:
+            self._check_twice(hashes)
+            self.fetched.check(len(hashes))
 
     def _there(self, rows: list[tuple[str, str, Any]]) -> Iterator[Photo]:
         for where, path, identity in rows:
-            source = path if is_url(path) else os.path.normpath(path)
+            source = without_query(path) if is_url(path) else os.path.normpath(path)
             if not os.path.isfile(self._path(source)):  # noqa: PTH113 - a Path per photo is slow
                 self.missing.append(source)
                 continue
@@ -94,6 +100,26 @@ class PhotoLists(RawDataset):
                     f"{where} names no identity: expected one, or {NOBODY} for nobody"
                 )
             yield Photo(source, UNLABELLED if self.unlabelled else identity_name(identity, where))
+
+    def _check_twice(self, hashes: array[int]) -> None:
+        """Raises PersonaError if two rows name the same URL but for the query.
+
+        `hashes` has 8 bytes for each URL. The rows are read again only if two hashes are equal.
+        """
+        ordered = np.sort(np.frombuffer(hashes, np.int64))
+        equal = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+        first: dict[str, str] = {}
+        for where, path, _ in self._rows() if equal else ():
+            source = without_query(path)
+            if not is_url(path) or hash(source) not in equal:
+                continue
+            if source in first:
+                raise PersonaError(
+                    f"{first[source]} and {where} name the same photo: take one of them out; if "
+                    "two photos differ in the query of their URLs alone, download them and list "
+                    "their files, because a set keeps no query"
+                )
+            first[source] = where
 
     def read(self, photo: Photo) -> bytes:
         """Reads the photo's file. The source may be an absolute path or a URL."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from persona.data.align import avif
 from persona.data.align.avif import coded_pixels, decoded_pixels
 from persona.data.align.decode import EncodedPhoto, decode_photo
 from persona.errors import SkipPhoto
@@ -214,3 +215,43 @@ def test_a_file_that_would_take_long_to_read_is_refused_at_once() -> None:
     with pytest.raises(ValueError, match="too many parts"):
         coded_pixels(b"\x7a\0" * 1_000_000)
     assert time.process_time() - started < 5
+
+
+@pytest.fixture
+def few_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails a test that reads more numbers than a small file has."""
+    take, taken = avif._Table.take, 0
+
+    def counted(table: avif._Table, size: int) -> int:
+        nonlocal taken
+        taken += 1
+        assert taken < 10 * avif.MAX_ENTRIES, "the work is not bounded by the file"
+        return take(table, size)
+
+    monkeypatch.setattr(avif._Table, "take", counted)
+
+
+def meta(*inside: bytes) -> bytes:
+    """A file without pictures, but with these tables."""
+    pitm = box(b"pitm", struct.pack(">IH", 0, 1))
+    return box(b"ftyp", b"avif", bytes(4), b"avifmif1") + box(b"meta", bytes(4), pitm, *inside)
+
+
+@pytest.mark.usefixtures("few_reads")
+def test_a_table_does_not_read_beyond_its_box() -> None:
+    greedy = box(b"dimg", struct.pack(">HH", 1, 20_000)) * (avif.MAX_BOXES - 1)
+    with pytest.raises(ValueError, match="truncated"):
+        decoded_pixels(meta(box(b"iref", bytes(4), greedy)) + bytes(40_000))
+    places = struct.pack(">IHH", 0, 0, 20_000)
+    with pytest.raises(ValueError, match="truncated"):
+        decoded_pixels(meta(box(b"iloc", places)) + bytes(200_000))
+
+
+@pytest.mark.usefixtures("few_reads")
+def test_the_tables_of_a_file_share_one_limit() -> None:
+    many = box(b"dimg", struct.pack(">HH", 1, 10_000), bytes(20_000)) * 40
+    with pytest.raises(ValueError, match="too many entries"):
+        decoded_pixels(meta(box(b"iref", bytes(4), many)))
+    owners = struct.pack(">II", 0, 10_000) + struct.pack(">HB", 1, 0) * 10_000
+    with pytest.raises(ValueError, match="too many entries"):
+        decoded_pixels(meta(box(b"iprp", box(b"ipco"), box(b"ipma", owners) * 40)))

@@ -159,6 +159,29 @@ def test_the_orientation_in_the_texts_of_a_png(zipped: bool) -> None:
     assert differs(encode(turned, "PNG", pnginfo=texts)) == 0
 
 
+@pytest.mark.parametrize(
+    "packed",
+    [
+        chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(bytes(3_000_000))),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(bytes(3_000_000))),
+    ],
+)
+def test_only_the_first_text_of_a_kind_is_unpacked(
+    packed: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unpacked = 0
+    begin = zlib.decompressobj
+
+    def counted() -> object:
+        nonlocal unpacked
+        unpacked += 1
+        return begin()
+
+    monkeypatch.setattr(zlib, "decompressobj", counted)
+    assert differs(PNG[:33] + packed * 100 + PNG[33:]) == 0
+    assert unpacked == 1
+
+
 # --- samples ---------------------------------------------------------------------------------
 
 

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import fcntl
+import functools
+import http.server
+import shutil
 import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO
 
 import pytest
 from conftest import NO_ALIGN, jpeg
-from servers import Faults, web_server
+from servers import Faults, answering_with, web_server
 
-from persona import download
+from persona import download, files
 from persona.data.pack import pack_photos
 from persona.data.raw import fetched, open_dataset
+from persona.data.raw.fetched import FetchedPhotos
 from persona.errors import PersonaError
+from persona.files import folder_lock
 
 
 @pytest.fixture
@@ -30,6 +41,23 @@ def write_list(tmp_path: Path, *rows: str) -> str:
     path = tmp_path / "web.csv"
     path.write_text("photo,identity\n" + "".join(f"{row}\n" for row in rows))
     return f"list:{path}"
+
+
+@contextlib.contextmanager
+def signing_server(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """The address of a server whose files have a query, and what it was asked."""
+    asked: list[str] = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            super().do_GET()
+
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+    with answering_with(functools.partial(Handler, directory=str(folder))) as url:
+        yield url, asked
 
 
 def test_photos_behind_urls_are_packed(photos: Path, tmp_path: Path) -> None:
@@ -126,3 +154,80 @@ def test_a_login_in_a_url_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PersonaError, match=r"web.csv line 2: its URL holds a login") as error:
         open_dataset(name, tmp_path).index()
     assert "secret" not in str(error.value)
+
+
+def everything_in(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_query_of_a_url_is_asked_with_and_shown_nowhere(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with signing_server(photos) as (url, asked):
+        wanted = [f"{url}/{n}.jpg" for n in (0, 1, 9)]
+        name = write_list(tmp_path, *(f"{one}?Signature=s3cret,Ann" for one in wanted))
+        packed = pack_photos(open_dataset(name, tmp_path), tmp_path / "s", NO_ALIGN)
+        assert sorted(asked) == [f"/{n}.jpg?Signature=s3cret" for n in (0, 1, 9)]
+        assert [one.source for one in packed.manifest.skipped] == wanted[2:]
+        assert b"s3cret" not in everything_in(tmp_path / "s")
+        assert b"s3cret" not in everything_in(tmp_path / "web.csv.downloads")
+        assert "s3cret" not in caplog.text
+        (photos / "9.jpg").unlink(missing_ok=True)
+        write_list(tmp_path, *(f"{one}?Signature=another#x,Ann" for one in wanted))
+        again = pack_photos(open_dataset(name, tmp_path), tmp_path / "s", NO_ALIGN)
+        assert not again.fresh and again.manifest == packed.manifest
+        assert asked[3:] == ["/9.jpg?Signature=another"]  # it may have been refused for its age
+        open_dataset(name, tmp_path).index()
+        assert len(asked) == 4
+        (photos / "9.jpg").write_bytes(jpeg(9))
+        write_list(tmp_path, *(f"{one}?Signature=third,Ann" for one in wanted))
+        dataset = open_dataset(name, tmp_path)
+        assert len(dataset.index().photos) == 3
+        assert not open_dataset(name, tmp_path).index().missing
+    assert not dataset.fetched.refused  # type: ignore[attr-defined]
+
+
+def test_rows_that_differ_in_their_query_alone_are_refused(photos: Path, tmp_path: Path) -> None:
+    with signing_server(photos) as (url, _):
+        rows = [f"{url}/0.jpg?id=s3cret,Ann", "here.jpg,Ann", f"{url}/0.jpg?id=s4cret,Ben"]
+        name = write_list(tmp_path, *rows)
+        with pytest.raises(PersonaError) as error:
+            open_dataset(name, tmp_path).index()
+    said = str(error.value)
+    assert said.startswith(f"{tmp_path}/web.csv line 2 and {tmp_path}/web.csv line 4 name the same")
+    assert "cret" not in said and "\n" not in said
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_photo_that_another_process_downloads_is_waited_for(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
+    """The other process ends with or without the photo, and deletes the folder of its work."""
+    faults, waits = Faults(), threading.Event()
+
+    def lock(file: IO[bytes], how: int) -> None:
+        try:
+            fcntl.flock(file, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waits.set()
+            if how & fcntl.LOCK_NB:
+                raise
+            fcntl.flock(file, how)
+
+    locks = SimpleNamespace(flock=lock, LOCK_EX=fcntl.LOCK_EX, LOCK_NB=fcntl.LOCK_NB)
+    with web_server(photos, faults) as url:
+        mine = FetchedPhotos(tmp_path / "downloads")
+        path = Path(mine.path(f"{url}/0.jpg"))
+        fetching = threading.Thread(target=mine.fetch, args=([f"{url}/0.jpg"],), daemon=True)
+        with folder_lock(path.parent / ".download", doing="downloading into"):
+            monkeypatch.setattr(files, "fcntl", locks)
+            fetching.start()
+            assert waits.wait(60)
+            if finished:
+                path.write_bytes(jpeg(0))
+            shutil.rmtree(path.parent / ".download")
+        fetching.join(60)
+    assert not fetching.is_alive()
+    assert not mine.unanswered and not mine.refused
+    assert path.read_bytes() == jpeg(0)
+    assert len(faults.asked) == (0 if finished else 1)
