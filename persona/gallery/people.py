@@ -310,7 +310,7 @@ class Gallery:
     def _stored(self, template: Templates, crop: Crop | None) -> StoredPhoto:
         if crop is None or not self.keep_crops:
             return StoredPhoto(template)
-        return StoredPhoto(template, crop.jpeg, crop.landmarks_62)
+        return StoredPhoto(template, crop.jpeg, crop.landmarks_62, crop.align)
 
     def _check_one_person(self, name: str, labels: Sequence[str], all_NE: Templates) -> None:
         """Raises TwoPeopleError unless all templates are of one person.
@@ -901,14 +901,17 @@ def rebuild(store: Store, network: str, workspace: Workspace) -> int:
         )
     named, fresh = load_named(network, workspace)
     eyes = Eyes(named, fresh.align)
-    if not carries(facts.align, eyes):
+    aligns = [photo.align or facts.align for _, _, photo in photos]
+    unlike = [align.method for align in aligns if not carries(align, eyes)]
+    if unlike:
+        count = "" if len(unlike) == len(photos) else f"{len(unlike)} of {len(photos)} of "
         raise PersonaError(
             f"{fresh.network} wants faces that are aligned in another way ({fresh.align.method}) "
-            f"than those that {store.place} keeps ({facts.align.method}): map the templates with "
-            "`persona gallery upgrade --fit-set SET`, or enrol all anew into another --store"
+            f"than {count}those that {store.place} keeps ({', '.join(sorted(set(unlike)))}): map "
+            "the templates with `persona gallery upgrade --fit-set SET`, or enrol all anew into "
+            "another --store"
         )
-    crops = [Crop(photo.crop or b"", None, photo.landmarks_62) for _, _, photo in photos]
-    templates_NE = eyes.embed(crops)
+    templates_NE = eyes.embed([photo.as_crop for _, _, photo in photos])
     numbers = [number for _, number, _ in photos]
     store.replace(fresh, dict(zip(numbers, templates_NE, strict=True)))
     return len(numbers)
