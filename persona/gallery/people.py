@@ -346,7 +346,8 @@ class Gallery:
         if self.unknown is not None and strange:
             claim()
             chosen = [crops[n] for n in strange]
-            self.unknown.keep(templates_NE[strange], chosen, self.eyes.named.digest)
+            digest, align = self.eyes.named.digest, self.eyes.align
+            self.unknown.keep(templates_NE[strange], chosen, digest, align)
         answers = iter(matches)
         return tuple(self._sighting(seen, None if seen.flaw else next(answers)) for seen in found)
 

@@ -38,13 +38,13 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from persona.data.align.spec import Crop
+from persona.data.align.spec import AlignSpec, Crop
 from persona.errors import PersonaError
 from persona.evaluation.grouping import estimate_threshold, group_faces
 from persona.evaluation.thresholds import SAME
 from persona.files import PRIVATE
 from persona.gallery.crypt import CHECK, SALT_BYTES, Sealer
-from persona.gallery.store import POSTGRES, Templates, unit
+from persona.gallery.store import POSTGRES, Templates, align_text, read_align, unit
 
 if TYPE_CHECKING:
     from persona.gallery.people import DoubtError, Enrolled, Gallery
@@ -57,9 +57,11 @@ SCHEMA = (
     "CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     "CREATE TABLE face (id INTEGER PRIMARY KEY AUTOINCREMENT, seen REAL NOT NULL, "
     "ends REAL NOT NULL, model TEXT NOT NULL, template BLOB NOT NULL, crop BLOB NOT NULL, "
-    "landmarks BLOB)",
+    "landmarks BLOB, align TEXT)",
     "CREATE INDEX face_ends ON face (ends)",
 )
+WITHOUT_ALIGN = SCHEMA[1].replace(", align TEXT", "")
+"""The table of a file of before, whose faces do not say how their crops were aligned."""
 MOST_HOURS = 720.0
 """Longest time that a face may be kept: 30 days."""
 MOST_FACES = 20_000
@@ -170,7 +172,11 @@ class UnknownFaces:
             for statement in SCHEMA:
                 self._db.execute(statement)
             self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        elif application != APPLICATION_ID or set(SCHEMA) - set(there):
+            return
+        if application == APPLICATION_ID and WITHOUT_ALIGN in there:
+            self._db.execute("ALTER TABLE face ADD COLUMN align TEXT")
+            there = [SCHEMA[1] if sql == WITHOUT_ALIGN else sql for sql in there]
+        if application != APPLICATION_ID or set(SCHEMA) - set(there):
             raise PersonaError(f"{self.path} does not hold unknown faces: move it away")
 
     def _open_seal(self, passphrase: bytes | None) -> Sealer | None:
@@ -197,7 +203,13 @@ class UnknownFaces:
             raise PersonaError(f"{self.path}: the passphrase is wrong") from None
         return sealer
 
-    def keep(self, templates_NE: Templates, crops: Sequence[Crop], digest: str) -> int:
+    def keep(
+        self,
+        templates_NE: Templates,
+        crops: Sequence[Crop],
+        digest: str,
+        align: AlignSpec | None = None,
+    ) -> int:
         """Keeps unknown faces until their time is over, and returns how many were kept.
 
         A file that cannot be written, as on a full disk, is told once and loses the faces:
@@ -207,10 +219,11 @@ class UnknownFaces:
             templates_NE: (N, E) float32 templates of unit length.
             crops: their N crops.
             digest: digest of the network that made the templates.
+            align: how the crops were aligned. Without it, another network cannot embed them.
         """
         if self.hours is None or not crops:
             return 0
-        now = self._clock()
+        now, aligned = self._clock(), None if align is None else align_text(align)
         rows = [
             (
                 now,
@@ -219,6 +232,7 @@ class UnknownFaces:
                 self._seal(template.astype("<f4").tobytes()),
                 self._seal(crop.jpeg),
                 None if crop.landmarks_62 is None else crop.landmarks_62.astype("<f8").tobytes(),
+                aligned,
             )
             for template, crop in zip(templates_NE, crops, strict=True)
         ]
@@ -226,8 +240,8 @@ class UnknownFaces:
             with self._changing():
                 self._delete_ended(now)
                 self._db.executemany(
-                    "INSERT INTO face (seen, ends, model, template, crop, landmarks) "
-                    "VALUES (?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO face (seen, ends, model, template, crop, landmarks, align) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?)",
                     rows,
                 )
                 self._db.execute(
@@ -261,8 +275,8 @@ class UnknownFaces:
         """
         with self._explained():
             rows = self._db.execute(
-                "SELECT id, seen, model, template, crop, landmarks FROM face WHERE ends > ? "
-                "ORDER BY seen, id",
+                "SELECT id, seen, model, template, crop, landmarks, align FROM face "
+                "WHERE ends > ? ORDER BY seen, id",
                 (self._clock(),),
             ).fetchall()
         try:
@@ -271,15 +285,22 @@ class UnknownFaces:
             raise self._damaged() from None
 
     def _face(
-        self, number: int, seen: float, model: str, template: bytes, crop: bytes, points: bytes
+        self,
+        number: int,
+        seen: float,
+        model: str,
+        template: bytes,
+        crop: bytes,
+        points: bytes,
+        align: str | None,
     ) -> KeptFace:
         vector_E = np.frombuffer(self._open(template), "<f4").astype(np.float32)
         if not len(vector_E) or abs(float(vector_E @ vector_E) - 1) > 1e-2:
             raise ValueError("no template")
         landmarks_62 = None if points is None else np.frombuffer(points, "<f8").reshape(POINTS)
-        return KeptFace(
-            number, float(seen), model, vector_E, Crop(self._open(crop), None, landmarks_62)
-        )
+        own = read_align(align, self.path.name)
+        face = Crop(self._open(crop), None, landmarks_62, align=own)
+        return KeptFace(number, float(seen), model, vector_E, face)
 
     def forget(self, numbers: Collection[int]) -> int:
         """Deletes faces by number, and returns how many there were."""
@@ -304,7 +325,10 @@ class UnknownFaces:
             return self._db.execute("DELETE FROM face").rowcount
 
     def replace(self, templates: dict[int, Templates], digest: str) -> None:
-        """Replaces templates by those of another network, which are given by number."""
+        """Replaces templates by those of another network, which are given by number.
+
+        Crops stay as they are, and so does what is stored of their alignment.
+        """
         with self._changing():
             self._db.executemany(
                 "UPDATE face SET template = ?, model = ? WHERE id = ?",
@@ -459,13 +483,7 @@ def propose(
 
 def _comparable(gallery: Gallery, unknown: UnknownFaces) -> list[KeptFace]:
     """The kept faces with templates of the gallery's network, without those of enrolled people."""
-    digest, faces = gallery.eyes.named.digest, unknown.faces()
-    stale = [face for face in faces if face.model != digest]
-    if stale:  # the gallery was upgraded meanwhile
-        anew = gallery.eyes.embed([face.crop for face in stale])
-        unknown.replace(dict(zip([face.number for face in stale], anew, strict=True)), digest)
-        faces = unknown.faces()
-    faces = [face for face in faces if face.model == digest]
+    faces = _brought_up(gallery, unknown)
     if not faces:
         return []
     matches = gallery.store.nearest(np.stack([face.template for face in faces]), gallery.match)
@@ -476,6 +494,30 @@ def _comparable(gallery: Gallery, unknown: UnknownFaces) -> list[KeptFace]:
     ]
     unknown.forget(known)
     return [face for face in faces if face.number not in set(known)]
+
+
+def _brought_up(gallery: Gallery, unknown: UnknownFaces) -> list[KeptFace]:
+    """The kept faces with templates of the gallery's network.
+
+    After an upgrade they are embedded anew. Those whose crop the network cannot use, or of which
+    nobody knows how it was aligned, are deleted: they could never be compared again.
+    """
+    from persona.gallery.faces import carries
+
+    digest, faces = gallery.eyes.named.digest, unknown.faces()
+    stale = [face for face in faces if face.model != digest]
+    if stale:
+        usable = [
+            face
+            for face in stale
+            if face.crop.align is not None and carries(face.crop.align, gallery.eyes)
+        ]
+        kept = {face.number for face in usable}
+        anew = gallery.eyes.embed([face.crop for face in usable])
+        unknown.replace(dict(zip([face.number for face in usable], anew, strict=True)), digest)
+        unknown.forget([face.number for face in stale if face.number not in kept])
+        faces = unknown.faces()
+    return [face for face in faces if face.model == digest]
 
 
 def _distinct(faces: list[KeptFace], apart_s: float) -> tuple[list[KeptFace], int]:

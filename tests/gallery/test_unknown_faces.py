@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -17,11 +19,14 @@ import numpy as np
 import pytest
 from fake_eyes import FACTS, gallery, near, photo_of, vectors
 
-from persona.data.align.spec import Crop
+from persona.data.align.spec import ARCFACE, AlignSpec, Crop
 from persona.errors import PersonaError
 from persona.gallery import DuplicateError, Gallery, TwoPeopleError
 from persona.gallery.unknown_faces import (
+    APPLICATION_ID,
     MOST_FACES,
+    SCHEMA,
+    WITHOUT_ALIGN,
     UnknownFaces,
     enroll_proposal,
     file_of,
@@ -245,11 +250,41 @@ def test_after_an_upgrade_they_are_embedded_anew(
     ada, old = vectors(1)[0], vectors(2, 9)
     for visit in range(2):
         # Templates of the network of yesterday; FakeEyes reads that of today from the crop.
-        unknown.keep(old[visit][None], crops([near(ada, 0.9, visit)]), "yesterday")
+        crop = crops([near(ada, 0.9, visit)])
+        unknown.keep(old[visit][None], crop, "yesterday", AlignSpec(image_size=112))
         clock.now += HOUR
     (one,) = propose(people, unknown)
     assert len(one.faces) == 2 and one.similarity > 0.8
     assert {face.model for face in unknown.faces()} == {DIGEST}
+    assert {face.crop.align for face in unknown.faces()} == {AlignSpec(image_size=112)}
+
+
+@pytest.mark.parametrize("align", [ARCFACE, None])
+def test_after_an_upgrade_crops_that_do_not_fit_are_deleted(
+    people: Gallery, unknown: UnknownFaces, align: AlignSpec | None
+) -> None:
+    come(people, vectors(1)[0], 0)
+    unknown.keep(vectors(2), crops(vectors(2)), "yesterday", align)
+    assert len(unknown.faces()) == 3
+    assert len(propose(people, unknown, visits=1)) == 1
+    assert [face.model for face in unknown.faces()] == [DIGEST]
+    assert unknown.faces()[0].crop.align == FACTS.align
+
+
+def test_a_file_of_before_the_alignment_was_kept(tmp_path: Path, clock: Clock) -> None:
+    path, row = tmp_path / "old", vectors(1)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        for statement in (SCHEMA[0], WITHOUT_ALIGN, SCHEMA[2]):
+            db.execute(statement)
+        values = (clock.now, clock.now + HOUR, DIGEST, row.tobytes(), b"jpeg", None)
+        db.execute("INSERT INTO face VALUES (1, ?, ?, ?, ?, ?, ?)", values)
+        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        db.commit()
+    for count in (1, 2):
+        with UnknownFaces(path, hours=1, clock=clock) as opened:
+            assert len(opened.faces()) == count
+            opened.keep(row, crops(row), DIGEST, ARCFACE)
+            assert [face.crop.align for face in opened.faces()] == [None, *[ARCFACE] * count]
 
 
 def test_doubts_are_those_of_enrolling(
