@@ -401,18 +401,22 @@ class Gallery:
     def forget(self, name: str) -> int:
         """Removes a person for good, and returns how many templates were removed.
 
-        Kept unknown faces that look like the person are deleted, too.
+        Kept unknown faces that look like the person are deleted, too. They are deleted first:
+        without the person's templates, nobody could find them after a kill in between.
 
         Raises:
             NobodyError: nobody of that name is enrolled.
+            OtherNetworkError: unknown faces are kept, and the gallery is another network's by now.
         """
         name = self.store.person(name).name
-        templates = [photo.template for _, _, photo in self.store.photos(name)]
-        count = self.store.forget(name)
-        if self.unknown is not None and templates:
-            digest = self.eyes.named.digest
-            self.unknown.forget_alike(np.stack(templates), self.threshold, digest)
-        return count
+        if self.unknown is not None:
+            from persona.gallery.unknown_faces import forget_alike
+
+            check_digest(self.store.facts(), self.eyes.named.digest, self.store.place)
+            templates = [photo.template for _, _, photo in self.store.photos(name)]
+            if templates:
+                forget_alike(self, self.unknown, np.stack(templates))
+        return self.store.forget(name)
 
     def face(self, name: str) -> bytes | None:
         """Returns the oldest stored crop of a person as JPEG, or None if there is none."""

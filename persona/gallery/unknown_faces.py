@@ -310,15 +310,6 @@ class UnknownFaces:
                 for number in numbers
             )
 
-    def forget_alike(self, templates_NE: Templates, threshold: float, digest: str) -> int:
-        """Deletes the faces that reach a similarity to one of some templates, and counts them."""
-        alike = [
-            face.number
-            for face in self.faces()
-            if face.model == digest and float((templates_NE @ face.template).max()) >= threshold
-        ]
-        return self.forget(alike)
-
     def forget_all(self) -> int:
         """Deletes every face, and returns how many there were."""
         with self._changing():
@@ -518,6 +509,25 @@ def _brought_up(gallery: Gallery, unknown: UnknownFaces) -> list[KeptFace]:
         unknown.forget([face.number for face in stale if face.number not in kept])
         faces = unknown.faces()
     return [face for face in faces if face.model == digest]
+
+
+def forget_alike(gallery: Gallery, unknown: UnknownFaces, templates_NE: Templates) -> int:
+    """Deletes the faces that reach the gallery's threshold to one of some templates; counts them.
+
+    Faces with a template of a network before are compared by one of the gallery's network. Those
+    that cannot have one are deleted, because nobody can say that they do not show the person.
+
+    Args:
+        gallery: the gallery.
+        unknown: the kept faces.
+        templates_NE: (N, E) float32 templates of the gallery's network.
+    """
+    alike = [
+        face.number
+        for face in _brought_up(gallery, unknown)
+        if float((templates_NE @ face.template).max()) >= gallery.threshold
+    ]
+    return unknown.forget(alike)
 
 
 def _distinct(faces: list[KeptFace], apart_s: float) -> tuple[list[KeptFace], int]:

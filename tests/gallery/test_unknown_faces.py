@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from fake_eyes import FACTS, gallery, near, photo_of, vectors
 from persona.data.align.spec import ARCFACE, AlignSpec, Crop
 from persona.errors import PersonaError
 from persona.gallery import DuplicateError, Gallery, TwoPeopleError
+from persona.gallery.store import OtherNetworkError
 from persona.gallery.unknown_faces import (
     APPLICATION_ID,
     MOST_FACES,
@@ -147,6 +148,48 @@ def test_who_is_forgotten_is_not_kept_as_unknown(people: Gallery, unknown: Unkno
     assert people.forget("Ada") == 2
     (left,) = unknown.faces()
     assert float(left.template @ eve) > 0.8
+
+
+def test_who_is_forgotten_after_an_upgrade_is_not_kept_either(
+    people: Gallery, unknown: UnknownFaces
+) -> None:
+    ada, eve = np.eye(2, 8, dtype=np.float32)
+    # Templates of the network of yesterday; FakeEyes reads that of today from the crop.
+    unknown.keep(vectors(2, 9), crops([near(ada, 0.9), near(eve, 0.9)]), "yesterday", FACTS.align)
+    unknown.keep(vectors(1, 9), crops([near(ada, 0.9)]), "yesterday", ARCFACE)  # does not fit
+    people.enroll("Ada", [photo_of(ada)])
+    people.forget("Ada")
+    (left,) = unknown.faces()
+    assert left.model == DIGEST and float(left.template @ eve) > 0.8
+
+
+def test_a_kill_while_somebody_is_forgotten_leaves_no_unknown_face(
+    people: Gallery, unknown: UnknownFaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as the person is enrolled, forgetting them again finds the faces."""
+    ada = vectors(1)[0]
+    come(people, ada, 0)
+    people.enroll("Ada", [photo_of(ada)])
+
+    def end(_: str) -> int:
+        assert unknown.faces() == []
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(people.store, "forget", end)
+        with pytest.raises(KeyboardInterrupt):
+            people.forget("Ada")
+    assert people.forget("Ada") == 1
+
+
+def test_who_is_forgotten_by_a_server_of_the_network_before(
+    people: Gallery, unknown: UnknownFaces
+) -> None:
+    """Its templates cannot be compared with those that it keeps of unknown faces."""
+    people.enroll("Ada", [photo_of(vectors(1)[0])])
+    people.store.replace(replace(FACTS, digest="newer"), {1: vectors(1, 5)[0]})
+    with pytest.raises(OtherNetworkError, match="were made by another network"):
+        people.forget("Ada")
 
 
 def test_a_photo_that_comes_again_is_no_visit(
