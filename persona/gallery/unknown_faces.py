@@ -9,7 +9,8 @@ and are deleted by whatever opens the file next, by the next face that is kept, 
 server every minute.
 
 The file is SQLite, of its owner alone. Deleted content is overwritten with zeros
-(`secure_delete`). The templates and crops of a gallery under a passphrase are sealed as it is.
+(`secure_delete`). The templates, crops and landmarks of a gallery under a passphrase are sealed as
+it is.
 
 1. faces are read; those of people who were enrolled meanwhile are deleted
 2. the others are grouped (persona/evaluation/grouping.py)
@@ -70,6 +71,8 @@ BUSY_MS = 10_000
 PURGE_S = 60.0
 """Time in s after which a server deletes what is over."""
 POINTS = (6, 2)
+POINTS_BYTES = 6 * 2 * 8
+"""Size of landmarks in clear. Sealed ones are longer."""
 VISITS, APART_MINUTES = 2, 30.0
 """Least number of visits of a proposed person, and minutes between two visits."""
 
@@ -231,7 +234,9 @@ class UnknownFaces:
                 digest,
                 self._seal(template.astype("<f4").tobytes()),
                 self._seal(crop.jpeg),
-                None if crop.landmarks_62 is None else crop.landmarks_62.astype("<f8").tobytes(),
+                None
+                if crop.landmarks_62 is None
+                else self._seal(crop.landmarks_62.astype("<f8").tobytes()),
                 aligned,
             )
             for template, crop in zip(templates_NE, crops, strict=True)
@@ -291,12 +296,14 @@ class UnknownFaces:
         model: str,
         template: bytes,
         crop: bytes,
-        points: bytes,
+        points: bytes | None,
         align: str | None,
     ) -> KeptFace:
         vector_E = np.frombuffer(self._open(template), "<f4").astype(np.float32)
         if not len(vector_E) or abs(float(vector_E @ vector_E) - 1) > 1e-2:
             raise ValueError("no template")
+        if points is not None and len(points) != POINTS_BYTES:  # older files have them in clear
+            points = self._open(points)
         landmarks_62 = None if points is None else np.frombuffer(points, "<f8").reshape(POINTS)
         own = read_align(align, self.path.name)
         face = Crop(self._open(crop), None, landmarks_62, align=own)

@@ -250,10 +250,19 @@ def test_under_a_passphrase(tmp_path: Path, clock: Clock) -> None:
     path, row = tmp_path / "sealed", vectors(1)
     with UnknownFaces(path, hours=1, passphrase=b"secret", clock=clock) as opened:
         opened.keep(row, crops(row), DIGEST)
-        assert row.tobytes() not in path.read_bytes()
+        points = crops(row)[0].landmarks_62
+        assert points is not None
+        for clear in (row.tobytes(), points.tobytes()):
+            assert clear not in path.read_bytes()
+        opened.keep(row, crops(row), DIGEST)
+        # An older version left the landmarks in clear.
+        opened._db.execute("UPDATE face SET landmarks = ? WHERE id = 2", (points.tobytes(),))
     with UnknownFaces(path, passphrase=b"secret", clock=clock) as opened:
-        assert np.array_equal(opened.faces()[0].template, row[0])
-        assert opened.faces()[0].crop.jpeg == row.tobytes()
+        for face in opened.faces():
+            assert np.array_equal(face.template, row[0])
+            assert face.crop.jpeg == row.tobytes()
+            assert np.array_equal(face.crop.landmarks_62, points)
+        assert len(opened.faces()) == 2
     with pytest.raises(PersonaError, match="the passphrase is wrong"):
         UnknownFaces(path, passphrase=b"other")
     with pytest.raises(PersonaError, match="is encrypted: give --passphrase-file"):
