@@ -14,7 +14,6 @@ import base64
 import binascii
 import contextlib
 import http.client
-import io
 import ipaddress
 import json
 import ssl
@@ -28,12 +27,12 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from persona.config import from_dict
 from persona.data.align.spec import AlignSpec, Crop
 from persona.download import open_url, read_blocks
 from persona.errors import PersonaError
+from persona.gallery.crops import is_crop
 from persona.gallery.faces import Eyes, carries
 from persona.gallery.importing import ListedRow, Look, Looked, PeopleSource, Refusal
 from persona.gallery.people import Gallery
@@ -46,8 +45,6 @@ PEOPLE_BYTES = 256_000_000
 """Largest list of people in bytes: about a million people."""
 ANSWER_BYTES = 32_000_000
 """Largest answer with photos in bytes. 200 photos with crops have 3 MB."""
-CROP_PX = 1024
-"""Largest side of a crop in px."""
 TRIES = 5
 WAIT_S = 1.0
 """Wait in s before a request is sent again. It doubles each time."""
@@ -331,23 +328,11 @@ def _read_photo(value: Any, align: AlignSpec) -> _Kept | None:
         return None
     if landmarks is not None and (landmarks.shape != (6, 2) or not np.isfinite(landmarks).all()):
         return None
-    if jpeg is not None and not _is_crop(jpeg):
+    if jpeg is not None and not is_crop(jpeg, ["JPEG"]):
         return None
     template = template.astype(np.float32)
     template = template if abs(length - 1) <= 1e-6 else unit(template)
     return _Kept(template, None if jpeg is None else Crop(jpeg, None, landmarks, align=align))
-
-
-def _is_crop(data: bytes) -> bool:
-    """Whether bytes are a square JPEG of a crop's size."""
-    try:
-        with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
-            if image.width != image.height or not 8 <= image.width <= CROP_PX:
-                return False
-            image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return False
-    return True
 
 
 def _looked(found: Sequence[_Kept], gallery: Gallery, *, same: bool) -> Iterator[Looked]:

@@ -497,9 +497,11 @@ def _comparable(gallery: Gallery, unknown: UnknownFaces) -> list[KeptFace]:
 def _brought_up(gallery: Gallery, unknown: UnknownFaces) -> list[KeptFace]:
     """The kept faces with templates of the gallery's network.
 
-    After an upgrade they are embedded anew. Those whose crop the network cannot use, or of which
-    nobody knows how it was aligned, are deleted: they could never be compared again.
+    After an upgrade they are embedded anew. Those whose crop the network cannot use or nobody can
+    read, or of which nobody knows how it was aligned, are deleted: they could never be compared
+    again.
     """
+    from persona.gallery.crops import is_crop
     from persona.gallery.faces import carries
 
     digest, faces = gallery.eyes.named.digest, unknown.faces()
@@ -508,7 +510,9 @@ def _brought_up(gallery: Gallery, unknown: UnknownFaces) -> list[KeptFace]:
         usable = [
             face
             for face in stale
-            if face.crop.align is not None and carries(face.crop.align, gallery.eyes)
+            if face.crop.align is not None
+            and carries(face.crop.align, gallery.eyes)
+            and is_crop(face.crop.jpeg)
         ]
         kept = {face.number for face in usable}
         anew = gallery.eyes.embed([face.crop for face in usable])

@@ -150,6 +150,7 @@ def test_who_is_forgotten_is_not_kept_as_unknown(people: Gallery, unknown: Unkno
     assert float(left.template @ eve) > 0.8
 
 
+@pytest.mark.usefixtures("readable")
 def test_who_is_forgotten_after_an_upgrade_is_not_kept_either(
     people: Gallery, unknown: UnknownFaces
 ) -> None:
@@ -296,6 +297,13 @@ def test_a_full_disk_does_not_stop_recognising(
     ]
 
 
+@pytest.fixture
+def readable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The crops of FakeEyes are no images."""
+    monkeypatch.setattr("persona.gallery.crops.is_crop", lambda _: True)
+
+
+@pytest.mark.usefixtures("readable")
 def test_after_an_upgrade_they_are_embedded_anew(
     people: Gallery, unknown: UnknownFaces, clock: Clock
 ) -> None:
@@ -311,6 +319,15 @@ def test_after_an_upgrade_they_are_embedded_anew(
     assert {face.crop.align for face in unknown.faces()} == {AlignSpec(image_size=112)}
 
 
+def test_after_an_upgrade_what_is_no_crop_is_deleted(
+    people: Gallery, unknown: UnknownFaces
+) -> None:
+    unknown.keep(vectors(1), crops(vectors(1)), "yesterday", FACTS.align)
+    assert propose(people, unknown) == []
+    assert unknown.faces() == []
+
+
+@pytest.mark.usefixtures("readable")
 @pytest.mark.parametrize("align", [ARCFACE, None])
 def test_after_an_upgrade_crops_that_do_not_fit_are_deleted(
     people: Gallery, unknown: UnknownFaces, align: AlignSpec | None
