@@ -33,7 +33,7 @@ import numpy.typing as npt
 from persona.config import from_dict
 from persona.data.align.spec import AlignSpec, Crop
 from persona.errors import PersonaError
-from persona.names import describe, hidden, legible
+from persona.names import describe, hidden, legible, public_name
 from persona.workspace import user_path
 
 Templates = npt.NDArray[np.float32]
@@ -538,8 +538,9 @@ def check_digest(facts: Facts | None, digest: str, place: str) -> None:
         raise PersonaError(f"{place} does not say which network it was made with")
     if facts.digest != digest:
         raise OtherNetworkError(
-            f"the templates of {place} were made by another network ({facts.network}): name that "
-            "one with --model, or make them anew with `persona gallery rebuild --model NAME`"
+            f"the templates of {place} were made by another network ("
+            f"{public_name(facts.network)}): name that one with --model, or make them anew with "
+            "`persona gallery rebuild --model NAME`"
         )
 
 

@@ -142,6 +142,8 @@ class UnknownFaces:
                 f"--keep-unknown {hours:g}: choose a time of up to {MOST_HOURS:g} hours"
             )
         self.path, self.hours, self._clock = path, hours, clock
+        self.place = str(path)
+        """Name of the file in messages."""
         self._lock = threading.RLock()
         self._told = False
         """Whether it was said that faces cannot be kept."""
@@ -180,18 +182,18 @@ class UnknownFaces:
             self._db.execute("ALTER TABLE face ADD COLUMN align TEXT")
             there = [SCHEMA[1] if sql == WITHOUT_ALIGN else sql for sql in there]
         if application != APPLICATION_ID or set(SCHEMA) - set(there):
-            raise PersonaError(f"{self.path} does not hold unknown faces: move it away")
+            raise PersonaError(f"{self.place} does not hold unknown faces: move it away")
 
     def _open_seal(self, passphrase: bytes | None) -> Sealer | None:
         facts = dict(self._db.execute("SELECT name, value FROM fact").fetchall())
         if passphrase is None:
             if "salt" in facts:
-                raise PersonaError(f"{self.path} is encrypted: give --passphrase-file")
+                raise PersonaError(f"{self.place} is encrypted: give --passphrase-file")
             return None
         if "salt" not in facts:
             if self._db.execute("SELECT 1 FROM face").fetchone():
                 raise PersonaError(
-                    f"{self.path} holds faces that are not encrypted: remove it, or leave "
+                    f"{self.place} holds faces that are not encrypted: remove it, or leave "
                     "--passphrase-file out"
                 )
             salt = os.urandom(SALT_BYTES)
@@ -203,7 +205,7 @@ class UnknownFaces:
             sealer = Sealer(passphrase, bytes.fromhex(facts["salt"]))
             sealer.open(bytes.fromhex(facts["check"]), "")
         except (KeyError, ValueError, PersonaError):
-            raise PersonaError(f"{self.path}: the passphrase is wrong") from None
+            raise PersonaError(f"{self.place}: the passphrase is wrong") from None
         return sealer
 
     def keep(
@@ -305,7 +307,7 @@ class UnknownFaces:
         if points is not None and len(points) != POINTS_BYTES:  # older files have them in clear
             points = self._open(points)
         landmarks_62 = None if points is None else np.frombuffer(points, "<f8").reshape(POINTS)
-        own = read_align(align, self.path.name)
+        own = read_align(align, self.place)
         face = Crop(self._open(crop), None, landmarks_62, align=own)
         return KeptFace(number, float(seen), model, vector_E, face)
 
@@ -354,7 +356,7 @@ class UnknownFaces:
         return value if self._sealer is None else self._sealer.open(value, "unknown")
 
     def _damaged(self) -> PersonaError:
-        return PersonaError(f"{self.path} is damaged: remove it, it holds unknown faces alone")
+        return PersonaError(f"{self.place} is damaged: remove it, it holds unknown faces alone")
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
@@ -376,7 +378,7 @@ class UnknownFaces:
             try:
                 yield
             except sqlite3.OperationalError as error:
-                raise PersonaError(f"{self.path}: {error}") from None
+                raise PersonaError(f"{self.place}: {error}") from None
             except sqlite3.DatabaseError:
                 raise self._damaged() from None
 

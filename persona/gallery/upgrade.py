@@ -44,6 +44,7 @@ from persona.gallery.store import (
     check_digest,
     unit,
 )
+from persona.names import public_name
 from persona.workspace import Workspace
 
 FAR = 1e-3
@@ -199,7 +200,8 @@ def _fit(store: Store, old: Facts, eyes: Eyes, place: Workspace, faces: FaceSet)
         embedded.append(faces_of(named, faces, join_processes(one.network)))
     (a_NA, label_N), (b_NB, _) = embedded
     far = FAR if old.threshold is None or old.threshold.far is None else old.threshold.far
-    return fit(a_NA, b_NB, label_N, faces.name, old.network, far)
+    # The clients of a server see the source of the threshold, and need not know its folders.
+    return fit(a_NA, b_NB, label_N, faces.name, public_name(old.network), far)
 
 
 def fit(

@@ -176,6 +176,7 @@ def test_templates_are_mapped(place: Path) -> None:
     seen = persona_here("recognise", str(place / "people" / "Bob"), "--match", "max", home=place)
     assert [face["name"] for one in seen["photos"] for face in one["faces"]] == ["Bob", "Bob"]
     assert seen["threshold_source"].startswith("FAR 0.001 on the 18 held-out people of faces")
+    assert "one is mapped from onnx:old.onnx), TAR" in seen["threshold_source"]
     assert "is of onnx:" in persona_error_here(*command, home=place)
 
 
