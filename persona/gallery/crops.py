@@ -7,7 +7,6 @@ are therefore decoded only if they look like crops: square JPEG or PNG images of
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 
 from PIL import Image
 
@@ -18,7 +17,7 @@ LEAST_PX, MOST_PX = 8, 1024
 FORMATS = ("JPEG", "PNG")
 
 
-def read_crop(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
+def read_crop(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """Decodes a kept crop as an RGB image.
 
     Raises:
@@ -38,7 +37,7 @@ def read_crop(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
     )
 
 
-def is_crop(data: bytes, formats: Sequence[str] = FORMATS) -> bool:
+def is_crop(data: bytes, formats: tuple[str, ...] = FORMATS) -> bool:
     """Whether `read_crop` can decode it."""
     try:
         read_crop(data, formats)

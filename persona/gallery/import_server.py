@@ -328,7 +328,7 @@ def _read_photo(value: Any, align: AlignSpec) -> _Kept | None:
         return None
     if landmarks is not None and (landmarks.shape != (6, 2) or not np.isfinite(landmarks).all()):
         return None
-    if jpeg is not None and not is_crop(jpeg, ["JPEG"]):
+    if jpeg is not None and not is_crop(jpeg, ("JPEG",)):
         return None
     template = template.astype(np.float32)
     template = template if abs(length - 1) <= 1e-6 else unit(template)
