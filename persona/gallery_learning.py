@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from persona.config import LearnConfig, load_learn_config
-from persona.data.align.spec import AlignSpec, Crop
+from persona.data.align.spec import AlignSpec
 from persona.data.pack import PackOptions, pack_photos
 from persona.data.raw import open_dataset
 from persona.data.sets import FaceSet
@@ -253,6 +253,15 @@ def divide(store: Store, place: Workspace) -> Material:
             f"{lacking} of {len(everything)} photos of {store.place} were enrolled without "
             "--keep-crops: a network learns from faces; enrol these people anew with it"
         )
+    # Kept from a network before, from which the templates were mapped.
+    unlike = [one.align for one in everything if one.align and not one.align.resembles(facts.align)]
+    if unlike:
+        raise PersonaError(
+            f"{len(unlike)} of {len(everything)} photos of {store.place} keep a face that is "
+            f"aligned in another way ({unlike[0].method}) than {facts.network} wants it "
+            f"({facts.align.method}): a network learns from faces; enrol these people anew with "
+            "--keep-crops"
+        )
     rng = np.random.default_rng(SEED)
     learned, held_out = {}, {}
     for name, own in photos.items():
@@ -299,7 +308,7 @@ def _stand(eyes: Eyes, material: Material, faces: FaceSet, far: float) -> tuple[
 
 
 def _embed(eyes: Eyes, photos: Sequence[StoredPhoto]) -> Templates:
-    return eyes.embed([Crop(photo.crop or b"", None, photo.landmarks_62) for photo in photos])
+    return eyes.embed([photo.as_crop for photo in photos])
 
 
 @contextlib.contextmanager

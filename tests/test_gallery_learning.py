@@ -170,6 +170,19 @@ def test_it_learns_is_measured_replaces_and_goes_back(gallery: Path, place: Work
             assert b"Person 0" not in path.read_bytes(), path
 
 
+def test_faces_of_another_alignment_teach_nothing(gallery: Path, place: Workspace) -> None:
+    with open_store(gallery) as store:
+        facts = store.facts()
+        assert facts is not None
+        with store.changing():
+            store._keep_facts(replace(facts, align=AlignSpec()))
+        same = {number: photo.template for _, number, photo in store.photos()}
+        store.replace(replace(facts, align=AlignSpec("landmarks", 112, 0)), same)
+        line = r"20 of 20 photos of .* keep a face that is aligned in another way \(mtcnn\) than "
+        with pytest.raises(PersonaError, match=line):
+            divide(store, place)
+
+
 def test_the_set_is_private_and_goes_also_where_learning_fails(
     gallery: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

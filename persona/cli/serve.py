@@ -144,6 +144,8 @@ def serve_command(
         contextlib.nullcontext() if groups is None else open_groups(groups, gallery) as opened,
     ):
         gallery.store.place = "the gallery"  # clients need not know its path
+        if gallery.unknown is not None:
+            gallery.unknown.place = "the file of unknown faces"
         # A server with another host name, or behind a proxy, can be reached from other machines.
         # Other users of this machine must not copy the gallery either.
         is_open = bool(proxies or names or not is_loopback(listener))

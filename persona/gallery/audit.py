@@ -13,18 +13,17 @@ Shapes: N templates, K people, E embedding, L pairs.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from persona.errors import PersonaError
 from persona.evaluation.grouping import link
 from persona.evaluation.metrics import Ints
+from persona.gallery.crops import read_crop
 from persona.gallery.people import threshold_of
 from persona.gallery.quality import sharpness
 from persona.gallery.store import Store, StoredPhoto, Templates, Threshold, unit
@@ -258,8 +257,8 @@ def poor_of(photo: StoredPhoto) -> str | None:
     A crop that cannot be read is poor, too: `gallery rebuild` could not use it.
     """
     try:
-        crop = Image.open(io.BytesIO(photo.crop or b"")).convert("RGB")
-    except OSError:
+        crop = read_crop(photo.crop or b"")
+    except PersonaError:
         return "unreadable: its kept face is no image"
     found = sharpness(crop)
     if found < POOR_SHARPNESS:

@@ -11,7 +11,6 @@ Shapes: N faces, C channel, H W pixels, E embedding.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -26,6 +25,7 @@ from persona.data.align.detect_onnx import OnnxNetworks
 from persona.data.align.spec import AlignSpec, Box, Crop, FoundFace, check_min_face
 from persona.errors import PersonaError, SkipPhoto
 from persona.gallery import quality
+from persona.gallery.crops import read_crop
 from persona.gallery.store import Templates
 from persona.landmarks import Floats
 from persona.models.embedder import Embedder
@@ -96,13 +96,13 @@ class Eyes:
             crop = crop_face(photo, face, self.align)
         except SkipPhoto as reason:
             return SeenFace(face, flaw=str(reason))
-        return SeenFace(face, crop, quality.flaw(face, Image.open(io.BytesIO(crop.jpeg))))
+        return SeenFace(face, crop, quality.flaw(face, read_crop(crop.jpeg)))
 
     def embed(self, crops: Sequence[Crop]) -> Templates:
         """Embeds crops as (N, E) float32 templates of unit length.
 
         Raises:
-            PersonaError: an embedding is not finite.
+            PersonaError: an embedding is not finite, or a crop cannot be read.
         """
         parts = [np.zeros((0, self.network.embedding_size), np.float32)]
         for start in range(0, len(crops), BATCH):
@@ -116,7 +116,7 @@ class Eyes:
         size_px = self.align.image_size
         images, points = [], []
         for crop in crops:
-            image = Image.open(io.BytesIO(crop.jpeg)).convert("RGB")
+            image = read_crop(crop.jpeg)
             points.append(_resized(crop.landmarks_62, size_px / image.width))
             if image.width != size_px:  # stored for a network with another crop size
                 image = image.resize((size_px, size_px), Image.Resampling.BILINEAR)

@@ -14,7 +14,6 @@ import base64
 import binascii
 import contextlib
 import http.client
-import io
 import ipaddress
 import json
 import ssl
@@ -28,12 +27,12 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from persona.config import from_dict
 from persona.data.align.spec import AlignSpec, Crop
 from persona.download import open_url, read_blocks
 from persona.errors import PersonaError
+from persona.gallery.crops import is_crop
 from persona.gallery.faces import Eyes, carries
 from persona.gallery.importing import ListedRow, Look, Looked, PeopleSource, Refusal
 from persona.gallery.people import Gallery
@@ -48,8 +47,6 @@ PEOPLE_BYTES = 256_000_000
 """Largest list of people in bytes: about a million people."""
 ANSWER_BYTES = 32_000_000
 """Largest answer with photos in bytes. 200 photos with crops have 3 MB."""
-CROP_PX = 1024
-"""Largest side of a crop in px."""
 TRIES = 5
 WAIT_S = 1.0
 """Wait in s before a request is sent again. It doubles each time."""
@@ -114,7 +111,7 @@ class PeopleServer(PeopleSource):
                 found = list(self._photos(name, wanted, gallery.eyes))
                 # Somebody was changed there meanwhile.
                 gone = [Looked(refused="is not there any more")] * (wanted - len(found))
-                yield from _looked(found, gallery, same=same, fits=fits)
+                yield from _looked(found, gallery, same=same)
                 yield from gone
                 advance(wanted)
 
@@ -133,7 +130,7 @@ class PeopleServer(PeopleSource):
             if not isinstance(photos, list) or len(photos) > count:
                 raise self._foreign()
             for photo in photos:
-                kept = _read_photo(photo)
+                kept = _read_photo(photo, self.align)
                 if kept is None or (width is not None and len(kept.template) != width):
                     raise self._foreign()
                 yield kept
@@ -315,50 +312,49 @@ def _person(value: Any) -> tuple[str, int, str] | None:
     return name, photos, created
 
 
-def _read_photo(value: Any) -> _Kept | None:
-    """Reads a photo of an answer. None if it is none."""
+def _read_photo(value: Any, align: AlignSpec) -> _Kept | None:
+    """Reads a photo of an answer. None if it is none.
+
+    Args:
+        value: the decoded JSON.
+        align: alignment of the crops of which the answer says nothing else.
+    """
     try:
         template = np.frombuffer(base64.b64decode(value["template"], validate=True), "<f4")
         crop, points = value["crop"], value["landmarks"]
         jpeg = None if crop is None else base64.b64decode(crop, validate=True)
         landmarks = None if points is None else np.array(points, np.float64)
-    except (TypeError, LookupError, ValueError, binascii.Error, OverflowError):
+        if (own := value.get("align")) is not None:
+            align = from_dict(AlignSpec, dict(own), where="a photo")
+    except (PersonaError, TypeError, LookupError, ValueError, binascii.Error, OverflowError):
         return None
     length = float(np.linalg.norm(template.astype(np.float64)))
     if not len(template) or not abs(length - 1) <= UNLIKE:  # also where it is not finite
         return None
     if landmarks is not None and (landmarks.shape != (6, 2) or not np.isfinite(landmarks).all()):
         return None
-    if jpeg is not None and not _is_crop(jpeg):
+    if jpeg is not None and not is_crop(jpeg, ("JPEG",)):
         return None
     template = template.astype(np.float32)
     template = template if abs(length - 1) <= 1e-6 else unit(template)
-    return _Kept(template, None if jpeg is None else Crop(jpeg, None, landmarks))
+    return _Kept(template, None if jpeg is None else Crop(jpeg, None, landmarks, align=align))
 
 
-def _is_crop(data: bytes) -> bool:
-    """Whether bytes are a square JPEG of a crop's size."""
-    try:
-        with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
-            if image.width != image.height or not 8 <= image.width <= CROP_PX:
-                return False
-            image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return False
-    return True
-
-
-def _looked(
-    found: Sequence[_Kept], gallery: Gallery, *, same: bool, fits: bool
-) -> Iterator[Looked]:
+def _looked(found: Sequence[_Kept], gallery: Gallery, *, same: bool) -> Iterator[Looked]:
     """Yields what photos of the other gallery give for this one."""
-    crops = [None if not fits else one.crop for one in found]
+    crops = [one.crop if _fits(one.crop, gallery.eyes) else None for one in found]
     if same:
         templates = iter([one.template for one in found])
     else:
         templates = iter(gallery.eyes.embed([crop for crop in crops if crop is not None]))
-    for crop in crops:
+    for one, crop in zip(found, crops, strict=True):
         if crop is None and not same:
-            yield Looked(refused="its face is not kept there, and this is another network")
+            why = "not kept" if one.crop is None else "aligned in another way"
+            yield Looked(refused=f"its face is {why} there, and this is another network")
         else:
             yield Looked(next(templates), crop if gallery.keep_crops else None)
+
+
+def _fits(crop: Crop | None, eyes: Eyes) -> bool:
+    """Whether a network can embed a crop of the other gallery."""
+    return crop is not None and crop.align is not None and carries(crop.align, eyes)

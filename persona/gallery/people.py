@@ -310,7 +310,7 @@ class Gallery:
     def _stored(self, template: Templates, crop: Crop | None) -> StoredPhoto:
         if crop is None or not self.keep_crops:
             return StoredPhoto(template)
-        return StoredPhoto(template, crop.jpeg, crop.landmarks_62)
+        return StoredPhoto(template, crop.jpeg, crop.landmarks_62, crop.align)
 
     def _check_one_person(self, name: str, labels: Sequence[str], all_NE: Templates) -> None:
         """Raises TwoPeopleError unless all templates are of one person.
@@ -346,7 +346,8 @@ class Gallery:
         if self.unknown is not None and strange:
             claim()
             chosen = [crops[n] for n in strange]
-            self.unknown.keep(templates_NE[strange], chosen, self.eyes.named.digest)
+            digest, align = self.eyes.named.digest, self.eyes.align
+            self.unknown.keep(templates_NE[strange], chosen, digest, align)
         answers = iter(matches)
         return tuple(self._sighting(seen, None if seen.flaw else next(answers)) for seen in found)
 
@@ -400,18 +401,22 @@ class Gallery:
     def forget(self, name: str) -> int:
         """Removes a person for good, and returns how many templates were removed.
 
-        Kept unknown faces that look like the person are deleted, too.
+        Kept unknown faces that look like the person are deleted, too. They are deleted first:
+        without the person's templates, nobody could find them after a kill in between.
 
         Raises:
             NobodyError: nobody of that name is enrolled.
+            OtherNetworkError: unknown faces are kept, and the gallery is another network's by now.
         """
         name = self.store.person(name).name
-        templates = [photo.template for _, _, photo in self.store.photos(name)]
-        count = self.store.forget(name)
-        if self.unknown is not None and templates:
-            digest = self.eyes.named.digest
-            self.unknown.forget_alike(np.stack(templates), self.threshold, digest)
-        return count
+        if self.unknown is not None:
+            from persona.gallery.unknown_faces import forget_alike
+
+            check_digest(self.store.facts(), self.eyes.named.digest, self.store.place)
+            templates = [photo.template for _, _, photo in self.store.photos(name)]
+            if templates:
+                forget_alike(self, self.unknown, np.stack(templates))
+        return self.store.forget(name)
 
     def face(self, name: str) -> bytes | None:
         """Returns the oldest stored crop of a person as JPEG, or None if there is none."""
@@ -901,14 +906,17 @@ def rebuild(store: Store, network: str, workspace: Workspace) -> int:
         )
     named, fresh = load_named(network, workspace)
     eyes = Eyes(named, fresh.align)
-    if not carries(facts.align, eyes):
+    aligns = [photo.align or facts.align for _, _, photo in photos]
+    unlike = [align.method for align in aligns if not carries(align, eyes)]
+    if unlike:
+        count = "" if len(unlike) == len(photos) else f"{len(unlike)} of {len(photos)} of "
         raise PersonaError(
             f"{fresh.network} wants faces that are aligned in another way ({fresh.align.method}) "
-            f"than those that {store.place} keeps ({facts.align.method}): map the templates with "
-            "`persona gallery upgrade --fit-set SET`, or enrol all anew into another --store"
+            f"than {count}those that {store.place} keeps ({', '.join(sorted(set(unlike)))}): map "
+            "the templates with `persona gallery upgrade --fit-set SET`, or enrol all anew into "
+            "another --store"
         )
-    crops = [Crop(photo.crop or b"", None, photo.landmarks_62) for _, _, photo in photos]
-    templates_NE = eyes.embed(crops)
+    templates_NE = eyes.embed([photo.as_crop for _, _, photo in photos])
     numbers = [number for _, number, _ in photos]
     store.replace(fresh, dict(zip(numbers, templates_NE, strict=True)))
     return len(numbers)

@@ -30,10 +30,13 @@ from persona.gallery.store import (
     Store,
     StoredPhoto,
     Templates,
+    align_text,
     changed_meanwhile,
     check_digest,
     nobody,
     not_theirs,
+    own_align,
+    read_align,
     read_only,
     still_there,
     taken,
@@ -65,9 +68,12 @@ _MIGRATIONS = (
     CREATE INDEX photo_person ON photo (person)
     """,
     "ALTER TABLE photo ADD COLUMN previous vector",
+    "ALTER TABLE photo ADD COLUMN align text",
 )
 """SQL from version n of the tables to n + 1, in order. The version is stored as a fact."""
 VERSION = len(_MIGRATIONS)
+ALIGN_SINCE = 3
+"""Version of the tables that stores the alignment of a crop."""
 _VECTORS = {"person": "mean", "photo": "template"}
 
 
@@ -232,17 +238,24 @@ class PostgresStore(Store):
     def photos(self, name: str | None = None) -> Iterator[tuple[str, int, StoredPhoto]]:
         """Yields name, number and photo, for one person or for everybody in order of enrolment."""
         with self._explained():
+            own = "align" if self._version() >= ALIGN_SINCE else "NULL"
             rows = self._db.execute(
-                "SELECT name, photo.id, template::text, crop, landmarks FROM photo JOIN person "
-                "ON person.id = person WHERE %s::text IS NULL OR name = %s ORDER BY photo.id",
+                f"SELECT name, photo.id, template::text, crop, landmarks, {own} FROM photo "
+                "JOIN person ON person.id = person WHERE %s::text IS NULL OR name = %s "
+                "ORDER BY photo.id",
                 (name, name),
             ).fetchall()
-        for owner, number, template, crop, landmarks in rows:
+        for owner, number, template, crop, landmarks, align in rows:
             points = None if landmarks is None else np.frombuffer(landmarks, "<f8").reshape(6, 2)
             yield (
                 owner,
                 number,
-                StoredPhoto(np.array(json.loads(template), np.float32), crop, points),
+                StoredPhoto(
+                    np.array(json.loads(template), np.float32),
+                    crop,
+                    points,
+                    read_align(align, self.place),
+                ),
             )
 
     def face(self, name: str) -> bytes | None:
@@ -261,7 +274,15 @@ class PostgresStore(Store):
         """Adds photos of people. If it fails, nothing is added."""
         created = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         with self._explained(), self._db.transaction(), self._db.cursor() as cursor:
-            check_digest(self._facts(lock=True), digest, self.place)
+            facts = self._facts(lock=True)
+            check_digest(facts, digest, self.place)
+            everything = [photo for photos in people.values() for photo in photos]
+            own = any(own_align(photo, facts) for photo in everything)
+            if own:
+                self._demand_newest()
+            # Tables of an older version have not the last column.
+            columns = "person, model, template, crop, landmarks" + (", align" if own else "")
+            values = ", ".join(["%s"] * (6 if own else 5))
             for name, photos in people.items():
                 fresh = cursor.execute(
                     "INSERT INTO person (name, created) VALUES (%s, %s) ON CONFLICT DO NOTHING",
@@ -273,10 +294,12 @@ class PostgresStore(Store):
                     "SELECT id FROM person WHERE name = %s FOR UPDATE", (name,)
                 ).fetchone()
                 cursor.executemany(
-                    "INSERT INTO photo (person, model, template, crop, landmarks) "
-                    "VALUES (%s, %s, %s, %s, %s)",
+                    f"INSERT INTO photo ({columns}) VALUES ({values})",
                     [
-                        (number, digest, _text(photo.template), photo.crop, _points(photo))
+                        (
+                            *(number, digest, _text(photo.template), photo.crop, _points(photo)),
+                            *([own_align(photo, facts)] if own else []),
+                        )
                         for photo in photos
                     ],
                 )
@@ -399,6 +422,14 @@ class PostgresStore(Store):
                     f"UPDATE photo SET {keep}template = %s, model = %s WHERE id = %s",
                     [(_text(t), facts.digest, number) for number, t in templates.items()],
                 )
+                if facts.align != old.align:  # the crops are still those of before
+                    cursor.execute(
+                        "UPDATE photo SET align = %s WHERE align IS NULL AND crop IS NOT NULL",
+                        (align_text(old.align),),
+                    )
+                    cursor.execute(
+                        "UPDATE photo SET align = NULL WHERE align = %s", (align_text(facts.align),)
+                    )
                 self._average("true")
                 self._keep_facts(facts.after(old))
                 self._shape(facts.width)

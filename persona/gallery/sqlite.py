@@ -47,10 +47,13 @@ from persona.gallery.store import (
     Store,
     StoredPhoto,
     Templates,
+    align_text,
     changed_meanwhile,
     check_digest,
     nobody,
     not_theirs,
+    own_align,
+    read_align,
     read_only,
     still_there,
     taken,
@@ -76,8 +79,11 @@ MIGRATIONS = (
     CREATE INDEX photo_person ON photo (person);
     """,
     "ALTER TABLE photo ADD COLUMN previous BLOB",
+    "ALTER TABLE photo ADD COLUMN align TEXT",
 )
 """SQL from schema version n to n + 1, in order. The version is stored in `PRAGMA user_version`."""
+ALIGN_SINCE = 3
+"""Version of the schema that stores the alignment of a crop."""
 GENERATION, CLEANING = "generation", "cleaning"
 """Names of two facts: a random number that changes when rows are removed or replaced, and a mark
 that the file must be rebuilt."""
@@ -203,7 +209,7 @@ class SqliteStore(Store):
             if tables:
                 self._check_schema(version)
         if version and self._obstacle is not None:
-            return  # no reading needs what a later version adds
+            return  # reading does without what a later version adds
         self._demand_writable()
         self._execute("PRAGMA journal_mode = WAL")
         if version == len(MIGRATIONS):
@@ -336,14 +342,17 @@ class SqliteStore(Store):
         with self._explained(), self._transaction("BEGIN"):
             self._demand_passphrase()
             facts = self._facts()
+            # An older file that may only be read has not the column.
+            (version,) = self._execute("PRAGMA user_version").fetchone()
+            own = "align" if version >= ALIGN_SINCE else "NULL"
             # Two statements, because SQLite would search all photos for one that takes both.
             rows = self._execute(
-                "SELECT name, photo.id, template, crop, landmarks FROM photo "
+                f"SELECT name, photo.id, template, crop, landmarks, {own} FROM photo "
                 "JOIN person ON person.id = person "
                 f"{'' if name is None else 'WHERE name = ?'} ORDER BY photo.id",
                 () if name is None else (name,),
             ).fetchall()
-        for owner, number, template, crop, landmarks in rows:
+        for owner, number, template, crop, landmarks, align in rows:
             if facts is None:
                 raise self._damaged()
             (template_E,) = self._templates([(owner, template)], facts.width)
@@ -357,6 +366,7 @@ class SqliteStore(Store):
                     template_E,
                     None if crop is None else self._unseal(crop, owner),
                     None if points is None else np.frombuffer(points, "<f8").reshape(6, 2),
+                    read_align(align, self.place),
                 ),
             )
 
@@ -380,13 +390,15 @@ class SqliteStore(Store):
                 name,
                 self._seal(photo.template.astype("<f4").tobytes(), name),
                 *self._crop(photo, name),
+                photo,
             )
             for name, photos in people.items()
             for photo in photos
         ]
         created = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         with self.changing():
-            check_digest(self._facts(), digest, self.place)
+            facts = self._facts()
+            check_digest(facts, digest, self.place)
             self._demand_passphrase()  # another process may have encrypted the gallery meanwhile
             for name in people:
                 fresh = self._execute(
@@ -396,9 +408,9 @@ class SqliteStore(Store):
                 if new and not fresh:
                     raise there_already(name, self.place)
             self._db.executemany(
-                "INSERT INTO photo (person, model, template, crop, landmarks) "
-                "SELECT id, ?5, ?2, ?3, ?4 FROM person WHERE name = ?1",
-                ((*row, digest) for row in sealed),
+                "INSERT INTO photo (person, model, template, crop, landmarks, align) "
+                "SELECT id, ?6, ?2, ?3, ?4, ?5 FROM person WHERE name = ?1",
+                ((*row, own_align(photo, facts), digest) for *row, photo in sealed),
             )
 
     def _crop(self, photo: StoredPhoto, name: str) -> tuple[bytes | None, bytes | None]:
@@ -525,6 +537,14 @@ class SqliteStore(Store):
                         for n, t in templates.items()
                     ),
                 )
+                if facts.align != old.align:  # the crops are still those of before
+                    self._execute(
+                        "UPDATE photo SET align = ? WHERE align IS NULL AND crop IS NOT NULL",
+                        (align_text(old.align),),
+                    )
+                    self._execute(
+                        "UPDATE photo SET align = NULL WHERE align = ?", (align_text(facts.align),)
+                    )
                 self._keep_facts(facts.after(old))
                 self._taken_away()
             self._network = facts.digest

@@ -3,8 +3,9 @@
     person    name, time of creation
     photo     template (the embedding, of unit length) and the network that made it; if the user
               asked for it, also the aligned crop and its five-point landmarks, from which another
-              network can make its template; after a move to another network, also the template of
-              the network before, until the next move or until it is discarded
+              network can make its template, and how the crop was aligned, where the gallery has
+              moved to a network that wants another alignment; after such a move, also the template
+              of the network before, until the next move or until it is discarded
     facts     the network, its alignment, the threshold and the source of the threshold
 
 A person is enrolled in one transaction. If the process is killed, the gallery has all of a person's
@@ -30,9 +31,9 @@ import numpy as np
 import numpy.typing as npt
 
 from persona.config import from_dict
-from persona.data.align.spec import AlignSpec
+from persona.data.align.spec import AlignSpec, Crop
 from persona.errors import PersonaError
-from persona.names import describe, hidden, legible
+from persona.names import describe, hidden, legible, public_name
 from persona.workspace import user_path
 
 Templates = npt.NDArray[np.float32]
@@ -191,6 +192,13 @@ class StoredPhoto:
     """Aligned crop as JPEG."""
     landmarks_62: npt.NDArray[np.float64] | None = None
     """(6, 2) landmarks and scale of the crop, see persona/landmarks.py."""
+    align: AlignSpec | None = None
+    """How the crop was aligned. None means as the gallery's facts say."""
+
+    @property
+    def as_crop(self) -> Crop:
+        """The kept crop. Its bytes are empty if there is none."""
+        return Crop(self.crop or b"", None, self.landmarks_62, align=self.align)
 
 
 @dataclass(frozen=True)
@@ -332,6 +340,7 @@ class Store(ABC):
 
         The templates that are replaced are kept beside the new ones, and the facts as `previous`.
         Only one generation is kept. If the network is the same, what was kept before stays.
+        Crops stay as they are, so each keeps the alignment that it was made with.
 
         Raises:
             PersonaError: a photo was added or removed meanwhile.
@@ -466,6 +475,38 @@ def open_store(
     return SqliteStore(user_path(str(place)), passphrase=passphrase, create=create)
 
 
+def own_align(photo: StoredPhoto, facts: Facts | None) -> str | None:
+    """Returns the alignment of a photo's crop as it is stored: None where it is the gallery's."""
+    if photo.crop is None or photo.align is None or (facts and photo.align == facts.align):
+        return None
+    return align_text(photo.align)
+
+
+def align_text(align: AlignSpec) -> str:
+    """Returns an alignment as it is stored of a crop."""
+    return json.dumps(asdict(align))
+
+
+def read_align(text: object, where: str) -> AlignSpec | None:
+    """Reads the stored alignment of a crop, which may come from an untrusted file.
+
+    Raises:
+        PersonaError: it is no alignment.
+    """
+    if text is None:
+        return None
+    try:
+        value = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        value = None
+    try:
+        if isinstance(value, dict):
+            return from_dict(AlignSpec, value, where=where)
+    except PersonaError as error:
+        raise PersonaError(f"{where}: the alignment of a kept face: {error}") from None
+    raise PersonaError(f"{where}: the alignment of a kept face cannot be read: restore a copy")
+
+
 def check_name(name: str) -> str:
     """Returns a person's name as it is stored: in NFC form, without surrounding blanks.
 
@@ -501,8 +542,9 @@ def check_digest(facts: Facts | None, digest: str, place: str) -> None:
         raise PersonaError(f"{place} does not say which network it was made with")
     if facts.digest != digest:
         raise OtherNetworkError(
-            f"the templates of {place} were made by another network ({facts.network}): name that "
-            "one with --model, or make them anew with `persona gallery rebuild --model NAME`"
+            f"the templates of {place} were made by another network ("
+            f"{public_name(facts.network)}): name that one with --model, or make them anew with "
+            "`persona gallery rebuild --model NAME`"
         )
 
 

@@ -9,7 +9,8 @@ and are deleted by whatever opens the file next, by the next face that is kept, 
 server every minute.
 
 The file is SQLite, of its owner alone. Deleted content is overwritten with zeros
-(`secure_delete`). The templates and crops of a gallery under a passphrase are sealed as it is.
+(`secure_delete`). The templates, crops and landmarks of a gallery under a passphrase are sealed as
+it is.
 
 1. faces are read; those of people who were enrolled meanwhile are deleted
 2. the others are grouped (persona/evaluation/grouping.py)
@@ -38,13 +39,13 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from persona.data.align.spec import Crop
+from persona.data.align.spec import AlignSpec, Crop
 from persona.errors import PersonaError
 from persona.evaluation.grouping import estimate_threshold, group_faces
 from persona.evaluation.thresholds import SAME
 from persona.files import PRIVATE
 from persona.gallery.crypt import CHECK, SALT_BYTES, Sealer
-from persona.gallery.store import POSTGRES, Templates, unit
+from persona.gallery.store import POSTGRES, Templates, align_text, read_align, unit
 
 if TYPE_CHECKING:
     from persona.gallery.people import DoubtError, Enrolled, Gallery
@@ -57,9 +58,11 @@ SCHEMA = (
     "CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     "CREATE TABLE face (id INTEGER PRIMARY KEY AUTOINCREMENT, seen REAL NOT NULL, "
     "ends REAL NOT NULL, model TEXT NOT NULL, template BLOB NOT NULL, crop BLOB NOT NULL, "
-    "landmarks BLOB)",
+    "landmarks BLOB, align TEXT)",
     "CREATE INDEX face_ends ON face (ends)",
 )
+WITHOUT_ALIGN = SCHEMA[1].replace(", align TEXT", "")
+"""The table of a file of before, whose faces do not say how their crops were aligned."""
 MOST_HOURS = 720.0
 """Longest time that a face may be kept: 30 days."""
 MOST_FACES = 20_000
@@ -68,6 +71,8 @@ BUSY_MS = 10_000
 PURGE_S = 60.0
 """Time in s after which a server deletes what is over."""
 POINTS = (6, 2)
+POINTS_BYTES = 6 * 2 * 8
+"""Size of landmarks in clear. Sealed ones are longer."""
 VISITS, APART_MINUTES = 2, 30.0
 """Least number of visits of a proposed person, and minutes between two visits."""
 
@@ -137,6 +142,8 @@ class UnknownFaces:
                 f"--keep-unknown {hours:g}: choose a time of up to {MOST_HOURS:g} hours"
             )
         self.path, self.hours, self._clock = path, hours, clock
+        self.place = str(path)
+        """Name of the file in messages."""
         self._lock = threading.RLock()
         self._told = False
         """Whether it was said that faces cannot be kept."""
@@ -170,19 +177,23 @@ class UnknownFaces:
             for statement in SCHEMA:
                 self._db.execute(statement)
             self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        elif application != APPLICATION_ID or set(SCHEMA) - set(there):
-            raise PersonaError(f"{self.path} does not hold unknown faces: move it away")
+            return
+        if application == APPLICATION_ID and WITHOUT_ALIGN in there:
+            self._db.execute("ALTER TABLE face ADD COLUMN align TEXT")
+            there = [SCHEMA[1] if sql == WITHOUT_ALIGN else sql for sql in there]
+        if application != APPLICATION_ID or set(SCHEMA) - set(there):
+            raise PersonaError(f"{self.place} does not hold unknown faces: move it away")
 
     def _open_seal(self, passphrase: bytes | None) -> Sealer | None:
         facts = dict(self._db.execute("SELECT name, value FROM fact").fetchall())
         if passphrase is None:
             if "salt" in facts:
-                raise PersonaError(f"{self.path} is encrypted: give --passphrase-file")
+                raise PersonaError(f"{self.place} is encrypted: give --passphrase-file")
             return None
         if "salt" not in facts:
             if self._db.execute("SELECT 1 FROM face").fetchone():
                 raise PersonaError(
-                    f"{self.path} holds faces that are not encrypted: remove it, or leave "
+                    f"{self.place} holds faces that are not encrypted: remove it, or leave "
                     "--passphrase-file out"
                 )
             salt = os.urandom(SALT_BYTES)
@@ -194,10 +205,16 @@ class UnknownFaces:
             sealer = Sealer(passphrase, bytes.fromhex(facts["salt"]))
             sealer.open(bytes.fromhex(facts["check"]), "")
         except (KeyError, ValueError, PersonaError):
-            raise PersonaError(f"{self.path}: the passphrase is wrong") from None
+            raise PersonaError(f"{self.place}: the passphrase is wrong") from None
         return sealer
 
-    def keep(self, templates_NE: Templates, crops: Sequence[Crop], digest: str) -> int:
+    def keep(
+        self,
+        templates_NE: Templates,
+        crops: Sequence[Crop],
+        digest: str,
+        align: AlignSpec | None = None,
+    ) -> int:
         """Keeps unknown faces until their time is over, and returns how many were kept.
 
         A file that cannot be written, as on a full disk, is told once and loses the faces:
@@ -207,10 +224,11 @@ class UnknownFaces:
             templates_NE: (N, E) float32 templates of unit length.
             crops: their N crops.
             digest: digest of the network that made the templates.
+            align: how the crops were aligned. Without it, another network cannot embed them.
         """
         if self.hours is None or not crops:
             return 0
-        now = self._clock()
+        now, aligned = self._clock(), None if align is None else align_text(align)
         rows = [
             (
                 now,
@@ -218,7 +236,10 @@ class UnknownFaces:
                 digest,
                 self._seal(template.astype("<f4").tobytes()),
                 self._seal(crop.jpeg),
-                None if crop.landmarks_62 is None else crop.landmarks_62.astype("<f8").tobytes(),
+                None
+                if crop.landmarks_62 is None
+                else self._seal(crop.landmarks_62.astype("<f8").tobytes()),
+                aligned,
             )
             for template, crop in zip(templates_NE, crops, strict=True)
         ]
@@ -226,8 +247,8 @@ class UnknownFaces:
             with self._changing():
                 self._delete_ended(now)
                 self._db.executemany(
-                    "INSERT INTO face (seen, ends, model, template, crop, landmarks) "
-                    "VALUES (?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO face (seen, ends, model, template, crop, landmarks, align) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?)",
                     rows,
                 )
                 self._db.execute(
@@ -261,8 +282,8 @@ class UnknownFaces:
         """
         with self._explained():
             rows = self._db.execute(
-                "SELECT id, seen, model, template, crop, landmarks FROM face WHERE ends > ? "
-                "ORDER BY seen, id",
+                "SELECT id, seen, model, template, crop, landmarks, align FROM face "
+                "WHERE ends > ? ORDER BY seen, id",
                 (self._clock(),),
             ).fetchall()
         try:
@@ -271,15 +292,24 @@ class UnknownFaces:
             raise self._damaged() from None
 
     def _face(
-        self, number: int, seen: float, model: str, template: bytes, crop: bytes, points: bytes
+        self,
+        number: int,
+        seen: float,
+        model: str,
+        template: bytes,
+        crop: bytes,
+        points: bytes | None,
+        align: str | None,
     ) -> KeptFace:
         vector_E = np.frombuffer(self._open(template), "<f4").astype(np.float32)
         if not len(vector_E) or abs(float(vector_E @ vector_E) - 1) > 1e-2:
             raise ValueError("no template")
+        if points is not None and len(points) != POINTS_BYTES:  # older files have them in clear
+            points = self._open(points)
         landmarks_62 = None if points is None else np.frombuffer(points, "<f8").reshape(POINTS)
-        return KeptFace(
-            number, float(seen), model, vector_E, Crop(self._open(crop), None, landmarks_62)
-        )
+        own = read_align(align, self.place)
+        face = Crop(self._open(crop), None, landmarks_62, align=own)
+        return KeptFace(number, float(seen), model, vector_E, face)
 
     def forget(self, numbers: Collection[int]) -> int:
         """Deletes faces by number, and returns how many there were."""
@@ -289,22 +319,16 @@ class UnknownFaces:
                 for number in numbers
             )
 
-    def forget_alike(self, templates_NE: Templates, threshold: float, digest: str) -> int:
-        """Deletes the faces that reach a similarity to one of some templates, and counts them."""
-        alike = [
-            face.number
-            for face in self.faces()
-            if face.model == digest and float((templates_NE @ face.template).max()) >= threshold
-        ]
-        return self.forget(alike)
-
     def forget_all(self) -> int:
         """Deletes every face, and returns how many there were."""
         with self._changing():
             return self._db.execute("DELETE FROM face").rowcount
 
     def replace(self, templates: dict[int, Templates], digest: str) -> None:
-        """Replaces templates by those of another network, which are given by number."""
+        """Replaces templates by those of another network, which are given by number.
+
+        Crops stay as they are, and so does what is stored of their alignment.
+        """
         with self._changing():
             self._db.executemany(
                 "UPDATE face SET template = ?, model = ? WHERE id = ?",
@@ -332,7 +356,7 @@ class UnknownFaces:
         return value if self._sealer is None else self._sealer.open(value, "unknown")
 
     def _damaged(self) -> PersonaError:
-        return PersonaError(f"{self.path} is damaged: remove it, it holds unknown faces alone")
+        return PersonaError(f"{self.place} is damaged: remove it, it holds unknown faces alone")
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
@@ -354,7 +378,7 @@ class UnknownFaces:
             try:
                 yield
             except sqlite3.OperationalError as error:
-                raise PersonaError(f"{self.path}: {error}") from None
+                raise PersonaError(f"{self.place}: {error}") from None
             except sqlite3.DatabaseError:
                 raise self._damaged() from None
 
@@ -459,13 +483,7 @@ def propose(
 
 def _comparable(gallery: Gallery, unknown: UnknownFaces) -> list[KeptFace]:
     """The kept faces with templates of the gallery's network, without those of enrolled people."""
-    digest, faces = gallery.eyes.named.digest, unknown.faces()
-    stale = [face for face in faces if face.model != digest]
-    if stale:  # the gallery was upgraded meanwhile
-        anew = gallery.eyes.embed([face.crop for face in stale])
-        unknown.replace(dict(zip([face.number for face in stale], anew, strict=True)), digest)
-        faces = unknown.faces()
-    faces = [face for face in faces if face.model == digest]
+    faces = _brought_up(gallery, unknown)
     if not faces:
         return []
     matches = gallery.store.nearest(np.stack([face.template for face in faces]), gallery.match)
@@ -476,6 +494,53 @@ def _comparable(gallery: Gallery, unknown: UnknownFaces) -> list[KeptFace]:
     ]
     unknown.forget(known)
     return [face for face in faces if face.number not in set(known)]
+
+
+def _brought_up(gallery: Gallery, unknown: UnknownFaces) -> list[KeptFace]:
+    """The kept faces with templates of the gallery's network.
+
+    After an upgrade they are embedded anew. Those whose crop the network cannot use or nobody can
+    read, or of which nobody knows how it was aligned, are deleted: they could never be compared
+    again.
+    """
+    from persona.gallery.crops import is_crop
+    from persona.gallery.faces import carries
+
+    digest, faces = gallery.eyes.named.digest, unknown.faces()
+    stale = [face for face in faces if face.model != digest]
+    if stale:
+        usable = [
+            face
+            for face in stale
+            if face.crop.align is not None
+            and carries(face.crop.align, gallery.eyes)
+            and is_crop(face.crop.jpeg)
+        ]
+        kept = {face.number for face in usable}
+        anew = gallery.eyes.embed([face.crop for face in usable])
+        unknown.replace(dict(zip([face.number for face in usable], anew, strict=True)), digest)
+        unknown.forget([face.number for face in stale if face.number not in kept])
+        faces = unknown.faces()
+    return [face for face in faces if face.model == digest]
+
+
+def forget_alike(gallery: Gallery, unknown: UnknownFaces, templates_NE: Templates) -> int:
+    """Deletes the faces that reach the gallery's threshold to one of some templates; counts them.
+
+    Faces with a template of a network before are compared by one of the gallery's network. Those
+    that cannot have one are deleted, because nobody can say that they do not show the person.
+
+    Args:
+        gallery: the gallery.
+        unknown: the kept faces.
+        templates_NE: (N, E) float32 templates of the gallery's network.
+    """
+    alike = [
+        face.number
+        for face in _brought_up(gallery, unknown)
+        if float((templates_NE @ face.template).max()) >= gallery.threshold
+    ]
+    return unknown.forget(alike)
 
 
 def _distinct(faces: list[KeptFace], apart_s: float) -> tuple[list[KeptFace], int]:

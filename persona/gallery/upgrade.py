@@ -44,6 +44,7 @@ from persona.gallery.store import (
     check_digest,
     unit,
 )
+from persona.names import public_name
 from persona.workspace import Workspace
 
 FAR = 1e-3
@@ -143,9 +144,14 @@ def plan_upgrade(
     if to_map and faces is None:
         why = "were enrolled without --keep-crops"
         if any(photo.crop is not None for _, number, photo in photos if number in to_map):
+            kept = [
+                (photo.align or old.align).method
+                for _, number, photo in photos
+                if number in to_map and photo.crop is not None
+            ]
             why = (
-                f"have no face that is aligned as {new.network} wants it ({old.align.method}, not "
-                f"{new.align.method})"
+                f"have no face that is aligned as {new.network} wants it "
+                f"({', '.join(sorted(set(kept)))}, not {new.align.method})"
             )
         raise PersonaError(
             f"{len(to_map)} of {len(photos)} photos of {store.place} {why}: give --fit-set SET, a "
@@ -164,15 +170,13 @@ def usable_crops(
 
     Args:
         photos: name, number and photo, as `Store.photos` yields them.
-        align: alignment of the gallery's crops.
+        align: alignment of the crops of which nothing else is stored: that of the gallery's facts.
         eyes: the network.
     """
-    if not carries(align, eyes):
-        return {}
     return {
-        number: Crop(photo.crop, None, photo.landmarks_62)
+        number: photo.as_crop
         for _, number, photo in photos
-        if photo.crop is not None
+        if photo.crop is not None and carries(photo.align or align, eyes)
     }
 
 
@@ -196,7 +200,8 @@ def _fit(store: Store, old: Facts, eyes: Eyes, place: Workspace, faces: FaceSet)
         embedded.append(faces_of(named, faces, join_processes(one.network)))
     (a_NA, label_N), (b_NB, _) = embedded
     far = FAR if old.threshold is None or old.threshold.far is None else old.threshold.far
-    return fit(a_NA, b_NB, label_N, faces.name, old.network, far)
+    # The clients of a server see the source of the threshold, and need not know its folders.
+    return fit(a_NA, b_NB, label_N, faces.name, public_name(old.network), far)
 
 
 def fit(

@@ -223,7 +223,8 @@ def _vote(gallery: Gallery, track: Track) -> Sighting:
     answer = gallery.answer(box, match)
     if answer.name is None and gallery.unknown is not None and track.clearest is not None:
         _, template_E, crop = track.clearest  # one face for each time that somebody is seen
-        gallery.unknown.keep(template_E[None], [crop], gallery.eyes.named.digest)
+        eyes = gallery.eyes
+        gallery.unknown.keep(template_E[None], [crop], eyes.named.digest, eyes.align)
     return answer
 
 

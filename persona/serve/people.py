@@ -78,6 +78,8 @@ class SharedPhoto(BaseModel):
     """Aligned crop as JPEG in base64. None means that it was not kept."""
     landmarks: list[list[float]] | None
     """(6, 2) landmarks and scale of the crop, in px."""
+    align: dict[str, str | int] | None = None
+    """How the crop was aligned. None means as the gallery's network wants it."""
 
 
 class SharedPhotos(BaseModel):
@@ -140,6 +142,7 @@ def list_templates(gallery: Gallery, form: Form) -> SharedPhotos:
             template=base64.b64encode(photo.template.astype("<f4").tobytes()).decode(),
             crop=_picture(photo.crop),
             landmarks=None if photo.landmarks_62 is None else photo.landmarks_62.tolist(),
+            align=None if photo.align is None else photo.align.facts,
         )
         for _, _, photo in rows[first : first + count]
     ]

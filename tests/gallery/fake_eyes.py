@@ -47,6 +47,7 @@ class FakeEyes:
 
     named = SimpleNamespace(name="net", digest=FACTS.digest)
     align, min_face = FACTS.align, 20
+    network = SimpleNamespace(uses_landmarks=False)
 
     def find(self, photo: Any) -> list[SeenFace]:
         return [

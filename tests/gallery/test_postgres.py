@@ -18,6 +18,7 @@ from fake_eyes import FACTS, FakeEyes, enroll_at_once, kept, near, vectors
 from helpers import persona_error_here
 from postgres_server import find_programs, running
 
+from persona.data.align.spec import ARCFACE, AlignSpec
 from persona.errors import PersonaError
 from persona.gallery import Gallery, postgres
 from persona.gallery.postgres import PostgresStore
@@ -417,6 +418,28 @@ def test_a_connection_that_ends_in_the_middle_changes_nothing(
         assert np.array_equal([photo.template for *_, photo in other.photos()], vectors(2))
 
 
+def test_a_crop_keeps_the_alignment_that_it_was_made_with(url: str) -> None:
+    old, other = FACTS.align, replace(FACTS.align, margin=44)
+    moved = replace(FACTS, digest="moved", align=ARCFACE)
+    with open_store(url, create=True) as store:
+
+        def aligns() -> list[AlignSpec | None]:
+            return [photo.align for *_, photo in store.photos()]
+
+        store.adopt(FACTS)
+        a, b, c = vectors(3)
+        ann = [StoredPhoto(a, b"1"), StoredPhoto(b), StoredPhoto(c, b"3", align=other)]
+        store.add({"Ann": ann}, FACTS.digest)
+        assert aligns() == [None, None, other]
+        numbers = [number for _, number, _ in store.photos()]
+        store.replace(moved, dict(zip(numbers, vectors(3, 5), strict=True)))
+        assert aligns() == [old, None, other]
+        store.move("Ann", "Eve", new=True)
+        assert aligns() == [old, None, other]
+        store.replace(FACTS, store.previous_templates())
+        assert aligns() == [None, None, other]
+
+
 def write_version_1(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A gallery of Ann that was moved before the templates of the network before were kept."""
     with monkeypatch.context() as patch:
@@ -434,7 +457,7 @@ def test_a_gallery_of_version_1_is_brought_to_this_one(
     for _ in range(2):
         with open_store(url) as store:
             assert isinstance(store, PostgresStore)
-            assert store._version() == 2
+            assert store._version() == 3
             assert store.previous_templates() == {}
             assert np.array_equal([photo.template for *_, photo in store.photos()], vectors(2))
     with open_store(url) as store:
@@ -462,6 +485,10 @@ def test_who_does_not_own_the_tables_leaves_them_to_their_owner(
         for work in (store.previous_templates, store.discard_previous):
             with pytest.raises(PersonaError, match=r"of version 1, and this user may not bring it"):
                 work()
+        assert [photo.align for *_, photo in store.photos()] == [None] * 3
+        other = StoredPhoto(vectors(1)[0], b"jpeg", align=ARCFACE)
+        with pytest.raises(PersonaError, match=r"of version 1, and this user may not bring it"):
+            store.add({"Cy": [other]}, FACTS.digest)
         open_store(url).close()  # its owner
         assert store.previous_templates() == {}
 
@@ -477,7 +504,7 @@ def test_what_is_said(server: str, url: str, tmp_path: Path) -> None:
     with open_store(url, create=True) as store:
         assert isinstance(store, PostgresStore)
         store._set_fact("version", "9")
-    with pytest.raises(PersonaError, match="is of version 9, this Persona knows 2: update it"):
+    with pytest.raises(PersonaError, match="is of version 9, this Persona knows 3: update it"):
         open_store(url)
 
 

@@ -21,6 +21,7 @@ import pytest
 from fake_eyes import FACTS, WIDTH, kept, near, new_store, vectors
 from helpers import environment
 
+from persona.data.align.spec import ARCFACE, AlignSpec
 from persona.errors import PersonaError
 from persona.gallery import crypt, sqlite
 from persona.gallery.sqlite import SqliteStore
@@ -942,7 +943,7 @@ def test_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with open_store(path) as store:
             assert isinstance(store, SqliteStore)
             assert store._execute("SELECT name, note FROM person").fetchall() == [("Ann", None)]
-    with pytest.raises(PersonaError, match=r"gallery of version 3, this Persona knows 2: update"):
+    with pytest.raises(PersonaError, match=r"gallery of version 4, this Persona knows 3: update"):
         open_store(path)
 
 
@@ -951,7 +952,13 @@ def write_version_1(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(sqlite, "MIGRATIONS", sqlite.MIGRATIONS[:1])
         with new_store(path) as store:
-            store.add({"Ann": kept(*vectors(2))}, FACTS.digest)
+            assert isinstance(store, SqliteStore)
+            store._execute("INSERT INTO person (name, created) VALUES ('Ann', 'then')")
+            for template in vectors(2):
+                store._execute(
+                    "INSERT INTO photo (person, model, template) VALUES (1, ?, ?)",
+                    (FACTS.digest, template.tobytes()),
+                )
             with store.changing():
                 store._keep_facts(replace(FACTS, previous=replace(FACTS, digest="older")))
 
@@ -968,7 +975,7 @@ def test_a_gallery_of_version_1_is_brought_to_this_one(
     write_version_1(path, monkeypatch)
     assert version_of(path) == 1
     with open_store(path) as store:
-        assert version_of(path) == 2
+        assert version_of(path) == 3
         assert np.array_equal([photo.template for *_, photo in store.photos()], vectors(2))
         facts = store.facts()
         assert facts is not None and facts.previous is not None
@@ -994,6 +1001,45 @@ def test_a_gallery_of_version_1_that_may_only_be_read_is_read(
             with pytest.raises(ReadOnlyError, match="can be read but not changed: mounted"):
                 change()
     assert path.read_bytes() == before
+
+
+def aligns(store: Store) -> list[AlignSpec | None]:
+    return [photo.align for _, _, photo in store.photos()]
+
+
+@pytest.mark.parametrize("passphrase", [None, PASSPHRASE])
+def test_a_crop_keeps_the_alignment_that_it_was_made_with(
+    tmp_path: Path, passphrase: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A move to another network leaves the crops as they are."""
+    monkeypatch.setitem(crypt.SCRYPT, "n", 2**10)  # it is slow by design
+    old, new, other = FACTS.align, ARCFACE, AlignSpec(margin=44)
+    with new_store(tmp_path / "g.db", passphrase=passphrase) as store:
+        a, b, c, d = vectors(4)
+        ann = [StoredPhoto(a, b"1"), StoredPhoto(b), StoredPhoto(c, b"3", align=old)]
+        store.add({"Ann": [*ann, StoredPhoto(d, b"4", align=other)]}, FACTS.digest)
+        assert aligns(store) == [None, None, None, other]
+        moved = replace(FACTS, digest="new", align=new)
+        store.replace(moved, dict(zip(range(1, 5), vectors(4, 5), strict=True)))
+        assert aligns(store) == [old, None, old, other]
+        store.add({"Ann": [StoredPhoto(a, b"5"), StoredPhoto(b, align=old)]}, "new")
+        store.move("Ann", "Eve", new=True)
+        assert aligns(store) == [old, None, old, other, None, None]
+        store.replace(FACTS, dict(zip(range(1, 7), vectors(6, 6), strict=True)))  # and back
+        assert aligns(store) == [None, None, None, other, new, None]
+        third = replace(FACTS, digest="third", align=other)
+        store.replace(third, dict(zip(range(1, 7), vectors(6, 7), strict=True)))
+        assert aligns(store) == [old, None, old, None, new, None]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"method": "no such"}', b"\0", "[" * 100_000])
+def test_an_alignment_that_is_none(tmp_path: Path, text: Any) -> None:
+    with new_store(tmp_path / "g.db") as store:
+        store.add({"Ann": [StoredPhoto(vectors(1)[0], b"jpeg")]}, FACTS.digest)
+        assert isinstance(store, SqliteStore)
+        store._execute("UPDATE photo SET align = ?", (text,))
+        with pytest.raises(PersonaError, match=r"g\.db: "):
+            list(store.photos())
 
 
 def test_none_there(tmp_path: Path) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,15 @@ import numpy as np
 import pytest
 from fake_eyes import FACTS, gallery, near, photo_of, vectors
 
-from persona.data.align.spec import Crop
+from persona.data.align.spec import ARCFACE, AlignSpec, Crop
 from persona.errors import PersonaError
 from persona.gallery import DuplicateError, Gallery, TwoPeopleError
+from persona.gallery.store import OtherNetworkError
 from persona.gallery.unknown_faces import (
+    APPLICATION_ID,
     MOST_FACES,
+    SCHEMA,
+    WITHOUT_ALIGN,
     UnknownFaces,
     enroll_proposal,
     file_of,
@@ -144,6 +150,51 @@ def test_who_is_forgotten_is_not_kept_as_unknown(people: Gallery, unknown: Unkno
     assert float(left.template @ eve) > 0.8
 
 
+@pytest.mark.usefixtures("readable")
+def test_who_is_forgotten_after_an_upgrade_is_not_kept_either(
+    people: Gallery, unknown: UnknownFaces
+) -> None:
+    ada, eve = np.eye(2, 8, dtype=np.float32)
+    # Templates of the network of yesterday; FakeEyes reads that of today from the crop.
+    unknown.keep(vectors(2, 9), crops([near(ada, 0.9), near(eve, 0.9)]), "yesterday", FACTS.align)
+    unknown.keep(vectors(1, 9), crops([near(ada, 0.9)]), "yesterday", ARCFACE)  # does not fit
+    people.enroll("Ada", [photo_of(ada)])
+    people.forget("Ada")
+    (left,) = unknown.faces()
+    assert left.model == DIGEST and float(left.template @ eve) > 0.8
+
+
+def test_a_kill_while_somebody_is_forgotten_leaves_no_unknown_face(
+    people: Gallery, unknown: UnknownFaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as the person is enrolled, forgetting them again finds the faces."""
+    ada = vectors(1)[0]
+    come(people, ada, 0)
+    people.enroll("Ada", [photo_of(ada)])
+
+    def end(_: str) -> int:
+        assert unknown.faces() == []
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(people.store, "forget", end)
+        with pytest.raises(KeyboardInterrupt):
+            people.forget("Ada")
+    assert people.forget("Ada") == 1
+
+
+def test_who_is_forgotten_by_a_server_of_the_network_before(
+    people: Gallery, unknown: UnknownFaces
+) -> None:
+    """Its templates cannot be compared with those that it keeps of unknown faces."""
+    people.enroll("Ada", [photo_of(vectors(1)[0])])
+    newer = replace(FACTS, network="onnx:/home/ada/net.onnx", digest="newer")
+    people.store.replace(newer, {1: vectors(1, 5)[0]})
+    # A client of the server need not know its folders.
+    with pytest.raises(OtherNetworkError, match=r"were made by another network \(onnx:net.onnx\)"):
+        people.forget("Ada")
+
+
 def test_a_photo_that_comes_again_is_no_visit(
     people: Gallery, unknown: UnknownFaces, clock: Clock
 ) -> None:
@@ -202,10 +253,19 @@ def test_under_a_passphrase(tmp_path: Path, clock: Clock) -> None:
     path, row = tmp_path / "sealed", vectors(1)
     with UnknownFaces(path, hours=1, passphrase=b"secret", clock=clock) as opened:
         opened.keep(row, crops(row), DIGEST)
-        assert row.tobytes() not in path.read_bytes()
+        points = crops(row)[0].landmarks_62
+        assert points is not None
+        for clear in (row.tobytes(), points.tobytes()):
+            assert clear not in path.read_bytes()
+        opened.keep(row, crops(row), DIGEST)
+        # An older version left the landmarks in clear.
+        opened._db.execute("UPDATE face SET landmarks = ? WHERE id = 2", (points.tobytes(),))
     with UnknownFaces(path, passphrase=b"secret", clock=clock) as opened:
-        assert np.array_equal(opened.faces()[0].template, row[0])
-        assert opened.faces()[0].crop.jpeg == row.tobytes()
+        for face in opened.faces():
+            assert np.array_equal(face.template, row[0])
+            assert face.crop.jpeg == row.tobytes()
+            assert np.array_equal(face.crop.landmarks_62, points)
+        assert len(opened.faces()) == 2
     with pytest.raises(PersonaError, match="the passphrase is wrong"):
         UnknownFaces(path, passphrase=b"other")
     with pytest.raises(PersonaError, match="is encrypted: give --passphrase-file"):
@@ -239,17 +299,63 @@ def test_a_full_disk_does_not_stop_recognising(
     ]
 
 
+@pytest.fixture
+def readable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The crops of FakeEyes are no images."""
+    monkeypatch.setattr("persona.gallery.crops.is_crop", lambda _: True)
+
+
+@pytest.mark.usefixtures("readable")
 def test_after_an_upgrade_they_are_embedded_anew(
     people: Gallery, unknown: UnknownFaces, clock: Clock
 ) -> None:
     ada, old = vectors(1)[0], vectors(2, 9)
     for visit in range(2):
         # Templates of the network of yesterday; FakeEyes reads that of today from the crop.
-        unknown.keep(old[visit][None], crops([near(ada, 0.9, visit)]), "yesterday")
+        crop = crops([near(ada, 0.9, visit)])
+        unknown.keep(old[visit][None], crop, "yesterday", AlignSpec(image_size=112))
         clock.now += HOUR
     (one,) = propose(people, unknown)
     assert len(one.faces) == 2 and one.similarity > 0.8
     assert {face.model for face in unknown.faces()} == {DIGEST}
+    assert {face.crop.align for face in unknown.faces()} == {AlignSpec(image_size=112)}
+
+
+def test_after_an_upgrade_what_is_no_crop_is_deleted(
+    people: Gallery, unknown: UnknownFaces
+) -> None:
+    unknown.keep(vectors(1), crops(vectors(1)), "yesterday", FACTS.align)
+    assert propose(people, unknown) == []
+    assert unknown.faces() == []
+
+
+@pytest.mark.usefixtures("readable")
+@pytest.mark.parametrize("align", [ARCFACE, None])
+def test_after_an_upgrade_crops_that_do_not_fit_are_deleted(
+    people: Gallery, unknown: UnknownFaces, align: AlignSpec | None
+) -> None:
+    come(people, vectors(1)[0], 0)
+    unknown.keep(vectors(2), crops(vectors(2)), "yesterday", align)
+    assert len(unknown.faces()) == 3
+    assert len(propose(people, unknown, visits=1)) == 1
+    assert [face.model for face in unknown.faces()] == [DIGEST]
+    assert unknown.faces()[0].crop.align == FACTS.align
+
+
+def test_a_file_of_before_the_alignment_was_kept(tmp_path: Path, clock: Clock) -> None:
+    path, row = tmp_path / "old", vectors(1)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        for statement in (SCHEMA[0], WITHOUT_ALIGN, SCHEMA[2]):
+            db.execute(statement)
+        values = (clock.now, clock.now + HOUR, DIGEST, row.tobytes(), b"jpeg", None)
+        db.execute("INSERT INTO face VALUES (1, ?, ?, ?, ?, ?, ?)", values)
+        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        db.commit()
+    for count in (1, 2):
+        with UnknownFaces(path, hours=1, clock=clock) as opened:
+            assert len(opened.faces()) == count
+            opened.keep(row, crops(row), DIGEST, ARCFACE)
+            assert [face.crop.align for face in opened.faces()] == [None, *[ARCFACE] * count]
 
 
 def test_doubts_are_those_of_enrolling(

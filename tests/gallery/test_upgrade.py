@@ -19,12 +19,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from persona.cli.app import app
+from persona.data.align.spec import ARCFACE, AlignSpec
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
 from persona.data.synthetic import draw_identity, draw_photo
 from persona.errors import PersonaError
 from persona.gallery import crypt
-from persona.gallery.people import card_threshold, load_named
+from persona.gallery.people import card_threshold, load_named, rebuild
 from persona.gallery.store import open_store, unit
 from persona.gallery.upgrade import Fitted, fit, plan_rollback, procrustes, roll_back
 from persona.workspace import Workspace
@@ -175,6 +176,7 @@ def test_templates_are_mapped(place: Path) -> None:
     seen = persona_here("recognise", str(place / "people" / "Bob"), "--match", "max", home=place)
     assert [face["name"] for one in seen["photos"] for face in one["faces"]] == ["Bob", "Bob"]
     assert seen["threshold_source"].startswith("FAR 0.001 on the 18 held-out people of faces")
+    assert "one is mapped from onnx:old.onnx), TAR" in seen["threshold_source"]
     assert "is of onnx:" in persona_error_here(*command, home=place)
 
 
@@ -213,6 +215,47 @@ def test_faces_of_another_alignment_are_not_embedded(place: Path) -> None:
     line = persona_error_here("gallery", "rebuild", *new, home=place)
     assert "wants faces that are aligned in another way (mtcnn) than those that" in line
     assert network(place) == "persona-s"
+
+
+def test_faces_that_were_mapped_keep_their_alignment(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their crops are still aligned for the network before."""
+    monkeypatch.setattr(
+        *("persona.gallery.people.network_align",),
+        lambda named, _: AlignSpec() if "old" in named.name else ARCFACE,
+    )
+    enroll(place, "--keep-crops")
+    before = templates(place)
+    upgrade(place)
+    with open_store(place / "gallery.db") as store:
+        assert {photo.align for *_, photo in store.photos()} == {AlignSpec()}
+    onnx_files.write_model(place / "third.onnx", side=SIDE, turn=TURN.T)
+    (place / "third.yaml").write_text((place / "new.yaml").read_text())
+    third = ("--model", f"onnx:{place}/third.onnx")
+    line = persona_error_here("gallery", "upgrade", *third, home=place)
+    assert "4 of 4 photos of " in line and "wants it (mtcnn, not landmarks): give" in line
+    line = persona_error_here("gallery", "rebuild", *third, home=place)
+    assert "(landmarks) than those that" in line and "keeps (mtcnn)" in line
+    # A person who is enrolled since has a crop that fits.
+    photo = str(place / "people" / "Ann" / "0.png")
+    persona_here(
+        *("enroll", "Cy", photo, "--threshold", "0.9", "--force", "--keep-crops"),
+        *("--model", f"onnx:{place}/new.onnx"),
+        home=place,
+    )
+    line = persona_error_here("gallery", "rebuild", *third, home=place)
+    assert "(landmarks) than 4 of 5 of those that" in line
+    assert "4 of 5 photos of " in persona_error_here("gallery", "upgrade", *third, home=place)
+    # On the way back hers does not, but the others need none.
+    line = persona_error_here("gallery", "rollback", home=place)
+    assert "1 of 5 photos of " in line
+    persona_here("forget", "Cy", home=place)
+    assert persona_here("gallery", "rollback", home=place)["kept"] == 4
+    with open_store(place / "gallery.db") as store:
+        assert {photo.align for *_, photo in store.photos()} == {None}
+        assert rebuild(store, f"onnx:{place}/old.onnx", Workspace.locate(home=place)) == 4
+    assert templates(place) == pytest.approx(before, abs=1e-4)
 
 
 def test_a_map_needs_the_gallerys_own_network(place: Path) -> None:

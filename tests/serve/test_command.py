@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 import json
 import signal
+import sqlite3
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -63,6 +66,22 @@ def served(home: Path, *options: str, notes: str = "") -> Iterator[dict[str, Any
             assert process.wait(60) == 0
         finally:
             process.kill()
+
+
+def test_clients_do_not_learn_where_the_files_are(home: Path) -> None:
+    with served(home, "--keep-unknown", "1", "--store", f"{home}/other.db") as said:
+        port = int(said["url"].rpartition(":")[2])
+        with contextlib.closing(sqlite3.connect(home / "other.db.unknown")) as db:
+            values = (time.time(), time.time() + 600, "digest", b"no template", b"no crop")
+            db.execute(
+                "INSERT INTO face (seen, ends, model, template, crop) VALUES (?, ?, ?, ?, ?)",
+                values,
+            )
+            db.commit()
+        answer = ask(port, "/api/unknown")
+        assert answer.status == 422
+        assert answer.error.startswith("the file of unknown faces is damaged: remove it")
+        assert str(home) not in answer.error
 
 
 def test_enrol_recognise_forget(home: Path) -> None:

@@ -139,6 +139,25 @@ def test_crops_of_another_alignment_are_not_embedded(url: str, tmp_path: Path) -
         imported(here, url, tmp_path)
 
 
+def test_a_crop_of_another_alignment_is_left_there(
+    url: str, there: Gallery, tmp_path: Path
+) -> None:
+    """That gallery was moved to another network, and keeps crops of before."""
+    old = AlignSpec("landmarks", 112, 0)
+    people = {"Eve": [StoredPhoto(rows_of(3, 2)[0], CROPS[6], LANDMARKS, old)]}
+    there.store.add(people, FACTS.digest)
+    with opened(tmp_path / "here.db", LengthEyes(), keep_crops=True) as here:
+        imported(here, url, tmp_path)
+        assert [photo.crop for _, _, photo in here.store.photos("Eve")] == [None]
+        assert all(photo.crop for _, _, photo in here.store.photos("Bob"))
+    with opened(tmp_path / "other.db", LengthEyes("other")) as here:
+        done = imported(here, url, tmp_path)
+        assert counts(here) == {"Bob": 2}
+        assert [one.reason for one in done.refused if one.row == 4] == [
+            "its face is aligned in another way there, and this is another network"
+        ]
+
+
 def test_doubts_are_refused_unless_forced(url: str, tmp_path: Path) -> None:
     with opened(tmp_path / "here.db", LengthEyes()) as here:
         here.store.add({"Bobby": [StoredPhoto(rows_of(1, 2)[0])]}, FACTS.digest)

@@ -145,3 +145,5 @@ class Crop:
     """(6, 2) points and scale in the crop, see persona/landmarks.py. None if it has none."""
     mended: str | None = None
     """The fault of a photo whose pixels are nevertheless all there."""
+    align: AlignSpec | None = None
+    """How it was aligned, where that is not the alignment of the gallery or set that it is of."""
