@@ -63,6 +63,8 @@ CHANCE = 0.05
 SEED = 0
 ANEW = "nothing of the gallery is changed; run the command again, and it begins anew"
 JPEG_MODE, FOLDER_MODE = 0o600, 0o700
+LOCKS = ".learning"
+"""Folder of the locks of galleries that are learned from, beside the default gallery."""
 
 
 @dataclass(frozen=True)
@@ -327,7 +329,7 @@ def _packed(store: Store, material: Material, place: Workspace) -> Iterator[str]
     # Kept crops lie on the template already, where they were aligned to it.
     method = "template" if material.facts.align.method in {"landmarks", "template"} else "none"
     align = AlignSpec(method, material.card.image_size, 0)
-    with folder_lock(place.shards / f".{name}", doing="learning from the gallery of"):
+    with folder_lock(place.gallery.parent / LOCKS / name, doing="learning from the gallery of"):
         _remove(folder)
         folder.mkdir(parents=True, mode=FOLDER_MODE)
         try:

@@ -67,6 +67,10 @@ MOST_HOURS = 720.0
 """Longest time that a face may be kept: 30 days."""
 MOST_FACES = 20_000
 """Most faces in a file, about 200 MB. The oldest one makes room for a new one."""
+MOST_PROPOSED = 500
+"""Most faces of a proposed person that are enrolled, because each is compared with each."""
+BLOCK = 1024
+"""Faces that are compared with the earlier ones at once."""
 BUSY_MS = 10_000
 PURGE_S = 60.0
 """Time in s after which a server deletes what is over."""
@@ -100,6 +104,8 @@ class Proposal:
     """Number of the person's oldest kept face, by which the proposal is named."""
     faces: tuple[int, ...]
     """Numbers of all faces, in order of time."""
+    chosen: tuple[int, ...]
+    """Numbers of those that are enrolled."""
     visits: int
     first: str
     """UTC time of the first face, in ISO 8601."""
@@ -474,10 +480,10 @@ def propose(
     found = []
     group_N = group_faces(templates_NE, threshold)
     for group in range(int(group_N.max()) + 1):
-        members = np.flatnonzero(group_N == group)
-        own = _distinct([faces[n] for n in members], 60 * apart_minutes)
-        if own[1] >= visits:
-            found.append(_proposal(gallery, *own))
+        own = [faces[n] for n in np.flatnonzero(group_N == group)]
+        came = _visits(own, 60 * apart_minutes)
+        if came >= visits:
+            found.append(_proposal(gallery, own, came))
     return sorted(found, key=lambda one: (-one.visits, -len(one.faces), one.number))
 
 
@@ -543,12 +549,23 @@ def forget_alike(gallery: Gallery, unknown: UnknownFaces, templates_NE: Template
     return unknown.forget(alike)
 
 
-def _distinct(faces: list[KeptFace], apart_s: float) -> tuple[list[KeptFace], int]:
-    """The faces, and the number of their visits. A photo that came again is no visit."""
+def _visits(faces: list[KeptFace], apart_s: float) -> int:
+    """The number of visits of a person. A photo that came again is no visit."""
     templates_NE = np.stack([face.template for face in faces])
-    same_NN = np.triu(templates_NE @ templates_NE.T >= SAME, 1)
-    times = [face.seen for n, face in enumerate(faces) if not same_NN[:, n].any()]
-    return faces, 1 + sum(b - a >= apart_s for a, b in pairwise(times))
+    times = []
+    for start in range(0, len(faces), BLOCK):  # one person may have all faces of a file
+        block_BE = templates_NE[start : start + BLOCK]
+        same_BN = block_BE @ templates_NE[: start + len(block_BE)].T >= SAME
+        again_B = np.tril(same_BN, start - 1).any(axis=1)
+        block = faces[start : start + BLOCK]
+        times += [face.seen for face, again in zip(block, again_B, strict=True) if not again]
+    return 1 + sum(b - a >= apart_s for a, b in pairwise(times))
+
+
+def _thinned(faces: list[KeptFace]) -> list[KeptFace]:
+    """At most `MOST_PROPOSED` of a person's faces, spread over the time in which they came."""
+    places = np.linspace(0, len(faces) - 1, min(len(faces), MOST_PROPOSED)).round().astype(int)
+    return [faces[place] for place in places]
 
 
 def _proposal(gallery: Gallery, faces: list[KeptFace], visits: int) -> Proposal:
@@ -559,6 +576,7 @@ def _proposal(gallery: Gallery, faces: list[KeptFace], visits: int) -> Proposal:
     return Proposal(
         min(face.number for face in faces),
         tuple(face.number for face in faces),
+        tuple(face.number for face in _thinned(faces)),
         visits,
         _iso(faces[0].seen),
         _iso(faces[-1].seen),
@@ -612,7 +630,7 @@ def enroll_proposal(
         DoubtError: the faces look like two people, or like somebody who is enrolled.
         PersonaError: the faces are gone, or the name cannot be used.
     """
-    chosen = set(proposal.faces)
+    chosen = set(proposal.chosen)
     faces = [face for face in unknown.faces() if face.number in chosen]
     if len(faces) < len(chosen):
         raise PersonaError("some of these faces are gone by now: look at them again")
@@ -624,5 +642,5 @@ def enroll_proposal(
         accept=accept,
         claim=claim,
     )
-    unknown.forget(chosen)
+    unknown.forget(proposal.faces)
     return enrolled

@@ -21,7 +21,7 @@ from fake_eyes import FACTS, gallery, near, photo_of, vectors
 
 from persona.data.align.spec import ARCFACE, AlignSpec, Crop
 from persona.errors import PersonaError
-from persona.gallery import DuplicateError, Gallery, TwoPeopleError
+from persona.gallery import DuplicateError, Gallery, TwoPeopleError, unknown_faces
 from persona.gallery.store import OtherNetworkError
 from persona.gallery.unknown_faces import (
     APPLICATION_ID,
@@ -72,6 +72,22 @@ def crops(templates: Any) -> list[Crop]:
 def come(people: Gallery, who: Any, seed: int, cosine: float = 0.9) -> None:
     """Somebody comes by once more, and is recognised or not."""
     people.recognise(photo_of(near(who, cosine, seed)))
+
+
+def test_somebody_who_stays_all_day_is_enrolled_with_some_faces(
+    people: Gallery, unknown: UnknownFaces, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unknown_faces, "MOST_PROPOSED", 3)
+    monkeypatch.setattr(unknown_faces, "BLOCK", 2)
+    ada = np.eye(1, 8, dtype=np.float32)[0]
+    for visit in range(7):
+        come(people, ada, visit)
+        come(people, ada, visit)  # the same photo again
+        clock.now += HOUR
+    (one,) = propose(people, unknown)
+    assert (one.visits, len(one.faces), one.chosen) == (7, 14, (1, 7, 14))
+    assert enroll_proposal(people, unknown, one, "Ada").added == 3
+    assert unknown.faces() == []
 
 
 def test_who_comes_back_is_proposed_and_enrolled(

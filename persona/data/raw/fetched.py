@@ -46,6 +46,15 @@ def is_url(text: str) -> bool:
     return text.startswith(SCHEMES)
 
 
+def is_sound(url: str) -> bool:
+    """Whether a URL can be taken apart, and names a host."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:  # as of `http://[a/1.jpg` and `http://a:b/1.jpg`
+        return False
+
+
 def without_query(url: str) -> str:
     """A URL without its query and fragment, as a set may show it."""
     return re.split("[?#]", url, maxsplit=1)[0]

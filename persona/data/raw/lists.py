@@ -30,7 +30,7 @@ from persona.data.raw.base import (
     iter_lines,
     read_plain,
 )
-from persona.data.raw.fetched import FetchedPhotos, is_url, without_query
+from persona.data.raw.fetched import FetchedPhotos, is_sound, is_url, without_query
 from persona.data.raw.parquet import open_parquet
 from persona.errors import PersonaError
 from persona.files import not_a_file, separator_of
@@ -206,6 +206,8 @@ def _check_path(where: str, path: str) -> None:
         raise PersonaError(
             f"{where}: its URL holds a login, which the set would show to everybody: leave it out"
         )
+    if is_url(path) and not is_sound(path):
+        raise PersonaError(f"{where}: its URL cannot be read: expected http(s)://HOST/PATH")
 
 
 def _fields(line: str, separator: str) -> list[str]:

@@ -156,6 +156,12 @@ def test_a_login_in_a_url_is_refused(tmp_path: Path) -> None:
     assert "secret" not in str(error.value)
 
 
+@pytest.mark.parametrize("url", ["http://[bad/1.jpg", "http://a:b/1.jpg", "https:///1.jpg"])
+def test_a_url_that_cannot_be_read_is_refused(tmp_path: Path, url: str) -> None:
+    with pytest.raises(PersonaError, match=r"web.csv line 2: its URL cannot be read"):
+        open_dataset(write_list(tmp_path, f"{url},Ann"), tmp_path).index()
+
+
 def everything_in(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
