@@ -272,6 +272,8 @@ def main() -> None:
         f"{(~same_P).sum()} impostor pairs; AUC {roc_auc(score_P, same_P):.4f}, threshold "
         f"{thresholds[place]:.4f}: FAR {far[place]:.4f}, TAR {tar[place]:.4f}"
     )
+    for rate in (1e-3, 1e-2, 1e-1):
+        print(f"TAR at FAR {rate:g}: {tar[np.flatnonzero(far <= rate)[-1]]:.3f}")
     # The nearest face of each of the most similar other people, and one of the same person.
     similarity_N = embedding_NE[0] @ embedding_NE[1:].T
     nearest = [similarity_N[person_N[1:] == one].max() for one in np.unique(person_N[1:])]
