@@ -556,7 +556,7 @@ def _visits(faces: list[KeptFace], apart_s: float) -> int:
     for start in range(0, len(faces), BLOCK):  # one person may have all faces of a file
         block_BE = templates_NE[start : start + BLOCK]
         same_BN = block_BE @ templates_NE[: start + len(block_BE)].T >= SAME
-        again_B = np.tril(same_BN, start - 1).any(axis=1)
+        again_B = np.any(np.tril(same_BN, start - 1), axis=1).tolist()
         block = faces[start : start + BLOCK]
         times += [face.seen for face, again in zip(block, again_B, strict=True) if not again]
     return 1 + sum(b - a >= apart_s for a, b in pairwise(times))

@@ -351,9 +351,10 @@ def test_what_another_process_wrote_before_it_gave_up_is_gone_on_with(
     whole = (train_set.folder / shard.name).read_bytes()
     faces = open_set(f"{url}/vggface2-train", tmp_path, tmp_path / "cache")
     assert isinstance(faces.folder, RemoteFolder)
+    local = faces.folder.local
 
     def wait(file: IO[bytes], how: int) -> None:
-        (partial,) = faces.folder.local.glob(".*.partial")
+        (partial,) = local.glob(".*.partial")
         partial.write_bytes(whole[:700])
         fcntl.flock(file, how)
 

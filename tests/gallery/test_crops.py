@@ -18,9 +18,9 @@ from persona.gallery.crops import is_crop, read_crop
 from persona.gallery.store import StoredPhoto
 
 
-def drawn(form: str, *size_px: int) -> bytes:
+def drawn(form: str, width: int, height: int) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", size_px, "teal").save(buffer, form)
+    Image.new("RGB", (width, height), "teal").save(buffer, form)
     return buffer.getvalue()
 
 

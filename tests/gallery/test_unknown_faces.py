@@ -280,6 +280,7 @@ def test_under_a_passphrase(tmp_path: Path, clock: Clock) -> None:
         for face in opened.faces():
             assert np.array_equal(face.template, row[0])
             assert face.crop.jpeg == row.tobytes()
+            assert face.crop.landmarks_62 is not None
             assert np.array_equal(face.crop.landmarks_62, points)
         assert len(opened.faces()) == 2
     with pytest.raises(PersonaError, match="the passphrase is wrong"):
