@@ -18,6 +18,7 @@ from typing import NamedTuple
 from accelerate import Accelerator
 
 from persona.config import DistillConfig
+from persona.data.kept_targets import targets_name
 from persona.data.mixed import MixedSet
 from persona.data.near import (
     Near,
@@ -137,7 +138,8 @@ def exclude(
         if digest not in {None, targets.weights_sha256}:
             raise PersonaError(
                 f"set {faces.name} keeps embeddings of another {config.teacher}, with other "
-                "weights or settings: run `persona targets` on it again"
+                f"weights or settings: remove {faces.folder}/{targets_name(config.teacher)} and run "
+                f"`persona targets {faces.name} --teacher {config.teacher}`"
             )
     found: list[Excluded] = []
     if accelerator.is_main_process:

@@ -100,8 +100,8 @@ class StartingPoint:
         own = student.state_dict()
         taken = {name: v for name, v in state.items() if same or not name.startswith(HEAD)}
         student.load_state_dict({**own, **widen_state(taken, own)})
-        if not compute_the_same(known, student):
-            was, now = (to_dict(one)[WIDTH] for one in (known.config, student.config))
+        was, now = (to_dict(one).get(WIDTH) for one in (known.config, student.config))
+        if was != now and not compute_the_same(known, student):
             raise PersonaError(
                 f"--from {self.name}: a {self.card.architecture} of width {now:g} has other "
                 f"connections than one of {was:g}, because channels are rounded: choose another "
