@@ -136,9 +136,10 @@ def exclude(
     digest = teacher_digest(config, workspace, teacher)
     for faces, targets in kept.items():
         if digest not in {None, targets.weights_sha256}:
+            kept_at = f"{faces.folder}/{targets_name(config.teacher)}"
             raise PersonaError(
                 f"set {faces.name} keeps embeddings of another {config.teacher}, with other "
-                f"weights or settings: remove {faces.folder}/{targets_name(config.teacher)} and run "
+                f"weights or settings: remove {kept_at} and run "
                 f"`persona targets {faces.name} --teacher {config.teacher}`"
             )
     found: list[Excluded] = []
