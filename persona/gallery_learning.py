@@ -329,7 +329,8 @@ def _packed(store: Store, material: Material, place: Workspace) -> Iterator[str]
     # Kept crops lie on the template already, where they were aligned to it.
     method = "template" if material.facts.align.method in {"landmarks", "template"} else "none"
     align = AlignSpec(method, material.card.image_size, 0)
-    with folder_lock(place.gallery.parent / LOCKS / name, doing="learning from the gallery of"):
+    lock = place.gallery.parent / LOCKS / name
+    with folder_lock(lock, doing="learning from the gallery of"):
         _remove(folder)
         folder.mkdir(parents=True, mode=FOLDER_MODE)
         try:
@@ -344,6 +345,7 @@ def _packed(store: Store, material: Material, place: Workspace) -> Iterator[str]
             yield name
         finally:
             _remove(folder)
+            _remove(lock)
 
 
 def pseudonym(name: str) -> str:
