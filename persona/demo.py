@@ -55,7 +55,7 @@ SAME_SUMS = {
     "OMP_NUM_THREADS": "1",
 }
 """Environment that holds the libraries to AVX2 and one thread a process, so that the order of sums
-depends little on the machine."""
+depends less on the machine. Processors with other vector units still differ."""
 REPORT, SHEET = "report.html", "pairs.png"
 SHEET_PAIRS = 6
 """Pairs of one person on the sheet, and as many of two people."""
