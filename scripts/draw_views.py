@@ -154,8 +154,8 @@ def batches(photos: Sequence[Photo]) -> Iterator[Sequence[Photo]]:
         yield photos[start : start + BATCH]
 
 
-def draw(photos: Sequence[Photo], out: Path, augment: AugmentConfig, seed: int, mix: float) -> int:
-    """Draws and stores a view of each photo; returns how many were drawn now.
+def draw(photos: Sequence[Photo], out: Path, augment: AugmentConfig, seed: int, mix: float) -> None:
+    """Draws and stores a view of each photo, but of those that are stored already.
 
     Raises:
         PersonaError: a photo is not a JPEG, or has another size than the others of its batch.
@@ -166,7 +166,7 @@ def draw(photos: Sequence[Photo], out: Path, augment: AugmentConfig, seed: int, 
     )
     shuffled = list(photos)
     random.Random(seed).shuffle(shuffled)
-    writer, drawn = ViewWriter(out), 0
+    writer = ViewWriter(out)
     blending = np.random.default_rng(BLENDING + seed)
     with progress_bar("drawing views", total=len(shuffled), unit="photos") as told:
         for number, batch in enumerate(batches(shuffled)):
@@ -188,10 +188,8 @@ def draw(photos: Sequence[Photo], out: Path, augment: AugmentConfig, seed: int, 
                 rows = draw_views(augment, len(batch), STREAM, seed, number * BATCH)
                 views = apply_views(images, rows, augment).round().clamp(0, 255).to(torch.uint8)
                 writer.add(list(views.permute(0, 2, 3, 1).contiguous().numpy()))
-                drawn += len(batch)
             told(len(batch), earlier=stored)
     writer.flush()
-    return drawn
 
 
 def record_settings(out: Path, settings: dict[str, Any]) -> None:
@@ -228,10 +226,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         augment = load_config(given.config, {"teacher": "none"}).augment
         photos = find_photos(given.photos)
-        drawn = draw(photos, given.out, augment, given.seed, given.blend)
+        draw(photos, given.out, augment, given.seed, given.blend)
     except PersonaError as error:
         sys.exit(str(error))
-    print(f"{given.out}: {len(photos):,} views, {drawn:,} of them drawn now")
+    print(f"{given.out}: {len(photos):,} views")
 
 
 if __name__ == "__main__":
