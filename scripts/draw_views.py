@@ -10,7 +10,7 @@ et al. 2018, arXiv:1710.09412, draw it from a Beta distribution). The teacher em
 is stored, so no label is mixed.
 
 Augmenting takes longer than decoding. Stored views cost that once, whatever the number of passes.
-The same command draws the same views. If it is interrupted, run it again: finished tars stay.
+The same command draws the same views, on one core. If it is interrupted, run it again: finished tars stay.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other views")
     parser.add_argument("--blend", type=share, default=0.0, help="share of mixed photos, 0 to 1")
     given = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # several commands then draw several sets, one on each core
+    torch.set_num_threads(1)  # sums of several threads differ in the last bit
     try:
         augment = load_config(given.config, {"teacher": "none"}).augment
         photos = find_photos(given.photos)
