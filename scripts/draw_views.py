@@ -10,7 +10,7 @@ et al. 2018, arXiv:1710.09412, draw it from a Beta distribution). The teacher em
 is stored, so no label is mixed.
 
 Augmenting takes longer than decoding. Stored views cost that once, whatever the number of passes.
-The same command draws the same views, on one core. If it is interrupted, run it again: finished tars stay.
+The same command draws the same views. If it is interrupted, run it again: finished tars stay.
 """
 
 from __future__ import annotations
