@@ -90,6 +90,27 @@ def test_a_path_may_be_longer_or_shorter_where_it_is_one_photo(
     np.testing.assert_array_equal(found.b, plain.b)
 
 
+@pytest.mark.parametrize("above", ["", "x/", "Person_A/", "Person_A/x/"])
+def test_a_photo_that_is_lacking_is_no_photo_of_somebody_else(
+    lfw_set: Packed, tmp_path: Path, above: str
+) -> None:
+    """The set has one photo of that file name, which a list names for another person."""
+    metas = lfw_set.faces.metas()
+    sources = {"Person_A/0123_02.jpg": 0, "Person_B/x/0123_03.jpg": 1}
+    for source, key in sources.items():
+        metas[key] = {**metas[key], "source": source}
+    foreign = [f"{above}Person_Z/0123_02.jpg", f"{above}Person_Z/x/0123_03.jpg"]
+    rows = [(path, photo("B", 3), 1) for path in foreign] + [*ROWS[2:5], *ROWS[7:]]
+    path = write_csv(tmp_path / "p.csv", rows)
+    found, missing = read_pair_list(path, lfw_set.manifest, metas)
+    assert found.a[:2].tolist() == [-1, -1] and missing == sorted(foreign)
+    # Written so, the same two are ends of their sources, or lie below a folder of the user's.
+    for own in ("0123_02.jpg", "x/0123_03.jpg"), [f"above/{source}" for source in sources]:
+        path = write_csv(path, [(name, photo("B", 3), 1) for name in own] + rows[2:])
+        found, missing = read_pair_list(path, lfw_set.manifest, metas)
+        assert found.a[:2].tolist() == [0, 1] and missing == []
+
+
 def test_unknown_photos_are_named_counted_and_capped(lfw_set: Packed, tmp_path: Path) -> None:
     some = [*ROWS[:-1], ("Nobody/1.jpg", photo("A", 1), 0)]
     found, missing = read(lfw_set, write_csv(tmp_path / "p.csv", some))
