@@ -260,13 +260,13 @@ def _parquet(path: Path) -> tuple[list[str], list[list[Any]]]:
 def _read_table(path: Path, header: list[str], rows: list[list[Any]]) -> list[Row]:
     names = [str(name).strip().lower() for name in header]
     label = next((names.index(name) for name in ("label", "same") if name in names), None)
-    if label is None or len(names) < 3:
+    fold = names.index("fold") if "fold" in names else None
+    free = [place for place in range(len(names)) if place not in (label, fold)]
+    if label is None or len(free) < 2:
         raise PersonaError(
             f"{path}: expected a header of two paths and a label, such as a,b,label; found "
             f"{','.join(names)[:80]!r}"
         )
-    fold = names.index("fold") if "fold" in names else None
-    free = [place for place in range(len(names)) if place not in (label, fold)]
     a, b = (names.index("a"), names.index("b")) if {"a", "b"} <= set(names) else free[:2]
     found: list[Row] = []
     for number, row in enumerate(rows, start=2):

@@ -126,6 +126,7 @@ def test_unknown_photos_are_named_counted_and_capped(lfw_set: Packed, tmp_path: 
         ("", "holds no pair"),
         ("a,b,label\n", "holds no pair"),
         ("a,b\nx,y\n", "expected a header of two paths and a label"),
+        ("a,label,fold\nx,1,0\n", "two paths and a label, .*found 'a,label,fold'"),
         ("a,b,label\nx,y,maybe\n", "row 2: expected two paths and a label of 0 or 1"),
         ("a,b,label\nx\n", "row 2: expected two paths"),
         ("10\t300\nA\t1\t2\n", "its header promises 6000 pairs"),
