@@ -131,8 +131,10 @@ def gather_rows(rows: Tensor, accelerator: Any) -> Tensor:
         return rows
     gather: Any = accelerator.gather
     counts = gather(torch.tensor([len(rows)], device=accelerator.device)).tolist()
+    if not max(counts):
+        return rows
     padded = torch.zeros(max(counts), *rows.shape[1:], dtype=rows.dtype)
     padded[: len(rows)] = rows
     gathered = gather(padded.to(accelerator.device)).cpu()
-    parts = gathered.split(max(counts)) if max(counts) else ()
+    parts = gathered.split(max(counts))
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
