@@ -42,8 +42,8 @@ def faces_of(named: Named, faces: FaceSet, processes: Processes) -> tuple[Embedd
         (N, E) float32 embeddings of unit length, and the (N,) label of each.
 
     Raises:
-        PersonaError: the set holds triplets or crops of another kind than the network's, or the
-            network has collapsed.
+        PersonaError: the set holds triplets, names nobody or has crops of another kind than the
+            network's, or the network has collapsed.
     """
     from persona.evaluation.embed import embed_set
     from persona.evaluation.protocols.base import note_other_crops
@@ -51,6 +51,7 @@ def faces_of(named: Named, faces: FaceSet, processes: Processes) -> tuple[Embedd
     manifest = faces.manifest
     if manifest.kind != "photos":
         raise PersonaError(f"set {manifest.name} holds triplets: choose a set of photos")
+    faces.check_people("a threshold")
     manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
     if processes.is_main_process:
         note_other_crops(named, manifest)

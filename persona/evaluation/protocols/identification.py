@@ -143,6 +143,9 @@ class Identification(Protocol):
 
     def figures(self, subject: Subject) -> dict[str, Any]:
         """Rank-1, rank-5, CMC and TPIR at FPIR. Intervals resample the probes' identities."""
+        for faces in (subject.faces, subject.options.gallery):
+            if faces is not None:
+                faces.check_people("measure identification")
         probes, left_out = _faces(subject, subject.faces)
         same_photos = None
         if subject.options.gallery is None:

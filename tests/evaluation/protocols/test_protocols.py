@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +41,7 @@ from persona.evaluation.protocols import (
     evaluate,
 )
 from persona.evaluation.protocols.verification import VerificationOptions
+from persona.evaluation.thresholds import faces_of
 from persona.models.output import ClassifierHead, FaceNetwork
 from persona.models.sources import NamedNetwork
 
@@ -428,6 +430,23 @@ def test_identification_against_a_gallery_set(
         evaluate(pixels(), strangers, cpu, options={"gallery": gallery.faces}, quiet=True)
     with pytest.raises(PersonaError, match="compared with themselves"):
         measure(lfw_set, cpu, gallery=lfw_set.faces)
+
+
+def test_a_bin_names_nobody(lfw_set: Packed, cpu: Accelerator, tmp_path: Path) -> None:
+    """Each of its pairs has identities of its own, which may be one person."""
+    (tmp_path / "agedb.bin").write_bytes(
+        pickle.dumps(([jpeg(number) for number in range(40)], [n % 2 == 0 for n in range(20)]))
+    )
+    packed = pack_photos(
+        open_dataset(f"bin:{tmp_path / 'agedb.bin'}", tmp_path), tmp_path / "agedb", NO_ALIGN
+    )
+    found = measure(packed, cpu, resamples=50)
+    assert (found.pairs, found.resampled) == (20, "pairs")
+    for probes, options in ((packed, {}), (lfw_set, {"gallery": packed.faces})):
+        with pytest.raises(PersonaError, match="identification wants people, and set agedb is of"):
+            measure(probes, cpu, "identification", **options)
+    with pytest.raises(PersonaError, match="a threshold wants people, and set agedb is of a file"):
+        faces_of(pixels(), packed.faces, cpu)
 
 
 def test_nobody_is_enrolled_by_a_photo_without_a_face(
