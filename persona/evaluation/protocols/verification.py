@@ -264,14 +264,15 @@ def pair_scores(
         metas = subject.faces.metas()
         pairs, strangers = read_pair_list(options.pairs, manifest, metas)
         facts["unknown_photos"] = strangers or None
+    embedded = embedded or subject.embed(subject.faces)
     trained = options.trained if options.trained is not None else subject.named.classes
-    common = overlap(manifest.classes, trained or ())
+    here = set(np.unique(embedded.labels).tolist())  # the classes are those of the whole dataset
+    common = [label for label in overlap(manifest.classes, trained or ()) if label in here]
     if trained:
         facts["overlap"] = len(common)
     if options.overlap_names is not None and subject.accelerator.is_main_process:
         names = "".join(f"{manifest.classes[place]}\n" for place in common)
         write_atomically(options.overlap_names, names.encode(), PRIVATE)
-    embedded = embedded or subject.embed(subject.faces)
     left_out = frozenset(common if options.trained is not None else ())
     scores = score_pairs(
         embedded, manifest, pairs, no_face=options.no_face, left_out=left_out, second=second

@@ -251,6 +251,12 @@ def test_people_who_were_trained_on_are_counted_listed_and_left_out(
     named = replace(pixels(), classes=("Person_C",))
     alone = evaluate(named, lfw_set.faces, cpu, quiet=True)
     assert (alone.overlap, alone.overlap_pairs, alone.pairs) == (1, None, 12)
+    # The list of classes is that of the dataset: Person_X has no photo in the set.
+    manifest = replace(lfw_set.manifest, classes=(*lfw_set.manifest.classes, "Person_X"))
+    options = {"trained": (*trained, "person x"), "overlap_names": names}
+    with_x = evaluate(pixels(), FaceSet(lfw_set.folder, manifest), cpu, options=options, quiet=True)
+    assert (with_x.overlap, with_x.overlap_pairs) == (2, lost)
+    assert names.read_text().split() == sorted(gone)
 
 
 def write_agedb(root: Path, people: int = 8) -> None:
