@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from persona.data.shards import FACELESS, Manifest, PairTable
+from persona.data.shards import FACELESS, NO_CLASS, Manifest, PairTable
 from persona.errors import PersonaError, unknown
 from persona.evaluation.embed import Embedded
 from persona.evaluation.metrics import (
@@ -63,7 +63,8 @@ class PairScores:
     """(P,) keys of the two photos; -1 where a failed pair names a photo that the set lacks."""
     identity_a: Ints
     identity_b: Ints
-    """(P,) labels of the two photos; -1 as for the keys."""
+    """(P,) labels of the two photos. A photo that the set lacks has its partner's in a genuine
+    pair, and a negative one of its own otherwise."""
     failed: Bools
     """(P,) whether the policy decided the pair wrongly, whatever its score."""
     no_face: int
@@ -170,20 +171,36 @@ def score_pairs(
         second_ME=None if second is None else second.embeddings[:, 0],
     )
     score[failed] = np.where(same[failed], -FAILED, FAILED)
+    identity_a, identity_b = _people(label_a[which], label_b[which], a < 0, b < 0, same)
     return PairScores(
         fold=pairs.fold[which],
         same=same,
         score=score,
         key_a=np.where(a < 0, -1, pairs.a[which]),
         key_b=np.where(b < 0, -1, pairs.b[which]),
-        identity_a=label_a[which],
-        identity_b=label_b[which],
+        identity_a=identity_a,
+        identity_b=identity_b,
         failed=failed,
         no_face=int(faceless.sum()),
         absent=int(absent.sum()),
         overlapping=int(overlapping.sum()),
         duplicates=duplicates,
     )
+
+
+def _people(
+    label_a_P: Ints, label_b_P: Ints, lacks_a_P: Bools, lacks_b_P: Bools, same_P: Bools
+) -> tuple[Ints, Ints]:
+    """Labels of the photos, also of those that the set lacks.
+
+    The pair tells who a lacking photo shows if it is genuine. Otherwise it may show anybody, and
+    gets a label of its own. With one label for all of them no label would fit the pairs, and pairs
+    would be resampled instead of people.
+    """
+    fresh_P = NO_CLASS - 1 - 2 * np.arange(len(same_P))
+    label_a_P = np.where(lacks_a_P, np.where(same_P & ~lacks_b_P, label_b_P, fresh_P), label_a_P)
+    label_b_P = np.where(lacks_b_P, np.where(same_P, label_a_P, fresh_P - 1), label_b_P)
+    return label_a_P, label_b_P
 
 
 def _count_duplicates(manifest: Manifest, pairs: PairTable, which_P: Bools) -> int:

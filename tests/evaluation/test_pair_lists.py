@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from persona.data.pack import Packed
-from persona.data.shards import Member
+from persona.data.shards import NO_CLASS, Member
 from persona.errors import PersonaError
 from persona.evaluation.embed import Embedded
 from persona.evaluation.pair_lists import cut_folds, read_pair_list
@@ -215,6 +215,22 @@ def test_duplicates_are_counted_and_contradictions_refused(lfw_set: Packed, tmp_
     pairs, _ = read(lfw_set, write_csv(tmp_path / "p.csv", [*ROWS, (*turned[:2], 0)]))
     with pytest.raises(PersonaError, match="pairs 1 and 13 of the list are the same"):
         score_pairs(embedded(lfw_set), lfw_set.manifest, pairs)
+
+
+def test_photos_that_the_set_lacks_show_people(lfw_set: Packed, tmp_path: Path) -> None:
+    """A genuine pair says whom. Identities would not fit the pairs if all had one label."""
+    a, b, c = photo("A", 1), photo("B", 1), photo("C", 1)
+    rows = [("x/1", a, 1), (b, "x/2", 1), ("x/3", "x/4", 1)]
+    rows += [("x/5", c, 0), (c, "x/6", 0), ("x/7", "x/8", 0)]
+    pairs, _ = read(lfw_set, write_csv(tmp_path / "p.csv", [*ROWS, *rows]))
+    scores = score_pairs(embedded(lfw_set), lfw_set.manifest, pairs, no_face="fail")
+    assert scores.units().kind == "identities" and scores.failed.sum() == 6
+    one, other = scores.identity_a[-6:].tolist(), scores.identity_b[-6:].tolist()
+    assert (one[0], other[1], other[3], one[4]) == (0, 1, 2, 2)
+    assert [x == y for x, y in zip(one, other, strict=True)] == [True] * 3 + [False] * 3
+    lacking = {one[2], one[3], other[4], one[5], other[5]}
+    assert len(lacking) == 5 and max(lacking) < NO_CLASS
+    assert (scores.key_a[-6], scores.key_b[-6]) == (-1, pairs.b[-6])
 
 
 def test_names_are_compared_without_case_accents_and_punctuation() -> None:

@@ -499,8 +499,9 @@ def test_absent_and_faceless_are_two_counts(cpu: Accelerator, tmp_path: Path) ->
     # One pair has a photo of both kinds, and is counted as absent.
     assert (sum(without), sum(blind), sum(map(min, without, blind))) == (4, 2, 1)
     for policy, measured in (("centre", 8), ("fail", 12), ("exclude", 7)):
-        found = measure(boxed, cpu, no_face=policy)
+        found = measure(boxed, cpu, no_face=policy, resamples=50)
         assert (found.no_face, found.absent, found.pairs) == (1, 4, measured)
+        assert found.resampled == "identities"
 
     class Unpaired(Boxed):
         def pairs(self) -> None:  # type: ignore[override]
