@@ -71,6 +71,8 @@ class PairScores:
     """Number of listed pairs with a faceless photo and no absent one."""
     absent: int = 0
     """Number of listed pairs with an absent photo."""
+    no_centre: int = 0
+    """Number of pairs among `no_face` that policy `centre` leaves out for want of a centre crop."""
     overlapping: int = 0
     """Number of listed pairs left out because the network was trained on one of their people."""
     duplicates: int = 0
@@ -183,6 +185,7 @@ def score_pairs(
         failed=failed,
         no_face=int(faceless.sum()),
         absent=int(absent.sum()),
+        no_centre=int((faceless & dropped).sum()) if no_face == "centre" else 0,
         overlapping=int(overlapping.sum()),
         duplicates=duplicates,
     )

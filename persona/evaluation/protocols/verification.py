@@ -106,6 +106,7 @@ class VerificationFigures(Evaluation):
     """Pairs left out because they show such an identity."""
     duplicates: int | None = None
     """Pairs listed more than once. Each counts as often as it is listed."""
+    no_centre: int | None = None
     drawn: int | None = None
     """Pairs that were drawn of the set's people, because it has none of its own."""
     unknown_photos: list[str] | None = None
@@ -280,6 +281,8 @@ def pair_scores(
     facts |= {"no_face": scores.no_face, "absent": scores.absent}
     if options.trained is not None:
         facts["overlap_pairs"] = scores.overlapping
+    if scores.no_centre:
+        facts["no_centre"] = scores.no_centre
     if scores.duplicates:
         facts["duplicates"] = scores.duplicates
     return scores, facts

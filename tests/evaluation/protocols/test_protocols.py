@@ -515,6 +515,17 @@ def test_absent_and_faceless_are_two_counts(cpu: Accelerator, tmp_path: Path) ->
     listed = measure(plain, cpu, pairs=root / "pairs.txt")
     assert (listed.no_face, listed.absent, listed.pairs) == (1, 4, 7)
     assert listed.unknown_photos == ["Person_B/Person_B_0002.jpg"]
+    # The set holds no centre crop that could stand in for the face.
+    told = "have a photo without a face: "
+    assert listed.no_centre == 1 and f"note: 1 pairs {told}left out" in listed.notes()
+    assert not any("stands in" in note for note in listed.notes())
+    both = replace(listed, no_face=3).notes()
+    assert f"note: 2 pairs {told}the middle of the photo stands in for the face" in both
+    assert f"note: 1 pairs {told}left out" in both
+    for policy, fate in (("fail", "counted as wrong"), ("exclude", "left out")):
+        strict = measure(plain, cpu, pairs=root / "pairs.txt", no_face=policy)
+        assert strict.no_centre is None
+        assert [n for n in strict.notes() if "a face" in n] == [f"note: 1 pairs {told}{fate}"]
     known = measure(plain, cpu, "identification")
     assert (known.no_face, known.absent) == (1, 1)
 
