@@ -19,7 +19,7 @@ from __future__ import annotations
 import csv
 import io
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -244,20 +244,61 @@ def write_scores(path: Path, scores: PairScores) -> None:
 
 
 def overlap(classes: Iterable[str], trained: Iterable[str]) -> list[int]:
-    """Places in `classes` of the names that are also in `trained`, compared as `normalised`.
+    """Places in `classes` of the names that are also in `trained`, compared by `match_names`.
 
     A trained name may be `SET/NAME`, which a run on several sets writes for a name that several of
     them have.
     """
-    trained = list(trained)
-    known = {normalised(text) for name in trained for text in (name, name.rpartition("/")[2])}
-    return [place for place, name in enumerate(classes) if normalised(name) in known]
+    known = [text for name in trained for text in (name, name.rpartition("/")[2])]
+    return [place for place, found in enumerate(match_names(classes, known)) if found >= 0]
+
+
+def match_names(names: Iterable[str], known: Sequence[str]) -> list[int]:
+    """Place in `known` of each name, -1 where it is not there.
+
+    A name that is not there as it is written is compared as `normalised`, if among the names of
+    either side no other one is normalised to the same.
+    """
+    names = list(names)
+    place_of = {name: place for place, name in enumerate(known)}
+    own, others = _spellings(names), _spellings(known)
+
+    def find(name: str) -> int:
+        if name in place_of:
+            return place_of[name]
+        plain = normalised(name)
+        alike = others.get(plain, set())
+        return place_of[next(iter(alike))] if len(alike) == len(own[plain]) == 1 else -1
+
+    return [find(name) for name in names]
+
+
+def _spellings(names: Iterable[str]) -> dict[str, set[str]]:
+    """The names that are normalised to the same, by what that is."""
+    spellings: dict[str, set[str]] = {}
+    for name in names:
+        spellings.setdefault(normalised(name), set()).add(name)
+    return spellings
 
 
 def normalised(name: str) -> str:
     """A name without case, accents, spaces and punctuation.
 
-    `Gérard_Depardieu` and `gerard depardieu` both give `gerarddepardieu`.
+    `Gérard_Depardieu` and `gerard depardieu` both give `gerarddepardieu`. What tells names apart
+    stays: a space between two digits (`1_23` is not `12_3`), and marks after letters of other
+    scripts than Latin, Greek and Cyrillic, which are vowels or make other consonants.
     """
-    plain = unicodedata.normalize("NFKD", name).casefold()
-    return "".join(c for c in plain if c.isalnum())
+    kept, after_gap = "", False
+    for char in unicodedata.normalize("NFKD", name).casefold():
+        if unicodedata.category(char)[0] == "M":
+            kept += "" if not kept or _takes_accents(kept[-1]) else char
+        elif char.isalnum():
+            kept += " " if after_gap and char.isdigit() and kept[-1:].isdigit() else ""
+            kept, after_gap = kept + char, False
+        else:
+            after_gap = True
+    return kept
+
+
+def _takes_accents(letter: str) -> bool:
+    return unicodedata.name(letter, "").startswith(("LATIN", "GREEK", "CYRILLIC", "DIGIT"))

@@ -18,7 +18,7 @@ from persona.data.shards import NO_CLASS, Member
 from persona.errors import PersonaError
 from persona.evaluation.embed import Embedded
 from persona.evaluation.pair_lists import cut_folds, read_pair_list
-from persona.evaluation.pairs import normalised, score_pairs
+from persona.evaluation.pairs import match_names, normalised, overlap, score_pairs
 from persona.extras import install_command
 
 
@@ -236,3 +236,33 @@ def test_photos_that_the_set_lacks_show_people(lfw_set: Packed, tmp_path: Path) 
 def test_names_are_compared_without_case_accents_and_punctuation() -> None:
     assert normalised("Gérard_Depardieu") == normalised("gerard depardieu") == "gerarddepardieu"
     assert normalised("n000002") != normalised("n000003")
+    for one, other in (
+        ("Ёлкин", "елкин"),
+        ("Ὀδυσσεύς", "οδυσσευσ"),
+        ("Ｊｏ Ａ.", "joa"),
+        ("J.2", "j2"),
+    ):
+        assert normalised(one) == normalised(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("1_23", "12_3"),
+        ("person_1_1", "person_11"),
+        ("मीना", "मोना"),  # vowel signs
+        ("がん", "かん"),  # a voiced consonant
+        ("ดี", "ดู"),  # vowels
+    ],
+)
+def test_what_tells_names_apart_stays(one: str, other: str) -> None:
+    assert normalised(one) != normalised(other)
+    assert overlap([one], [other]) == []
+
+
+def test_names_as_they_are_written_go_before_normalised_ones() -> None:
+    assert match_names(["José", "jose", "ANA"], ["Jose", "José", "Ana"]) == [1, -1, 2]
+    assert match_names(["anna"], ["Anna", "ANNA"]) == [-1]  # either of two
+    assert match_names(["Anna", "ANNA"], ["anna"]) == [-1, -1]
+    assert match_names(["anna"], ["Anna", "Anna"]) == [1]
+    assert overlap(["ana", "Eva", "Zoe"], ["one/Ana", "two/Ana", "one/EVA", "Z"]) == [0, 1]
