@@ -70,7 +70,7 @@ class Options(Checked):
     """
 
     flip: bool = False
-    """Add the embedding of the mirrored photo to that of the photo."""
+    """Add the embedding of the mirrored photo to that of the photo; for classes, its logits."""
     resamples: int = 0
     """Bootstrap resamples for the intervals. 0 computes no intervals."""
 

@@ -228,6 +228,20 @@ def test_top_1_and_top_5(train_set: Packed, cpu: Accelerator) -> None:
     assert found.accuracy == pytest.approx(hit[:, 0].float().mean().item())
     assert found.top_5 == pytest.approx(hit[:, :5].any(dim=1).float().mean().item())
     assert found.intervals is not None and set(found.intervals) == {"accuracy", "top_5"}
+    mirrored = network.classify(network.features((batch.images.float() - 127.5).flip(3) / 128))
+    both = (network.classify(features) + mirrored).argsort(dim=1, descending=True)
+    turned = evaluate(named, train_set.faces, cpu, options={"flip": True}, quiet=True)
+    hit_by_both = both == batch.labels[:, None]
+    assert turned.accuracy == pytest.approx(hit_by_both[:, 0].float().mean().item())
+    assert turned.top_5 == pytest.approx(hit_by_both[:, :5].any(dim=1).float().mean().item())
+    predicted = [
+        embed_set(network, train_set.faces, cpu, top=6, flip=flip, quiet=True).predicted[:, 0]
+        for flip in (False, True)
+    ]
+    key_order = batch.keys.argsort()
+    np.testing.assert_array_equal(predicted[0], order[key_order])
+    np.testing.assert_array_equal(predicted[1], both[key_order])
+    assert not torch.equal(order, both)
 
 
 def test_people_who_were_trained_on_are_counted_listed_and_left_out(
