@@ -275,6 +275,25 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(
     assert "set lfw has no figure eer: name others in measure.figures" in line
 
 
+def test_the_error_of_an_earlier_attempt_is_not_told_again(tmp_path: Path) -> None:
+    """The log goes on from attempt to attempt."""
+    module = tmp_path / "attempt.py"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(apart, "python", lambda: [sys.executable, str(module)])
+        for source, said in (
+            ("import sys; sys.exit('error: the disk is full')", "the disk is full ("),
+            ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "exit code -9 ("),
+            ("import sys; sys.exit('a trace without an error line')", "a trace without an error"),
+        ):
+            module.write_text(source)
+            process = apart.start([], tmp_path, {})
+            process.wait()
+            with pytest.raises(apart.Failed) as failed:
+                apart.answer(process, tmp_path)
+            assert str(failed.value).startswith(said)
+    assert "the disk is full" in (tmp_path / "log.txt").read_text()
+
+
 def test_tables_and_curves(file: Path, fake: Path, tmp_path: Path) -> None:
     found, runner = read_sweep(file, {}), runner_of(tmp_path)
     runner.run(found, [None, None])
