@@ -125,9 +125,10 @@ class Sweep:
 
     @property
     def beside(self) -> list[str]:
-        """Names of the networks that are only measured."""
+        """Names of the networks that are only measured, each once: its result has one folder."""
         teacher = self.runs[0].config.teacher
-        return [teacher if name == TEACHER else name for name in self.measure.beside]
+        names = (teacher if name == TEACHER else name for name in self.measure.beside)
+        return list(dict.fromkeys(map(spell, names)))
 
 
 def read_sweep(path: Path, given: Mapping[str, Any]) -> Sweep:

@@ -128,6 +128,14 @@ def test_the_sweeps_of_the_project_are_right(path: Path) -> None:
     assert found.beside == ["onnx:teacher.onnx", "mobilenet_v3_small"]
 
 
+def test_a_network_beside_counts_once_however_it_is_spelt(file: Path) -> None:
+    """Two jobs would write into one folder."""
+    edited(file, "teacher: none", "teacher: onnx:net.onnx")
+    twice = "[teacher, net.onnx, mobilenet_v3_small, onnx:net.onnx, mobilenet_v3_small]"
+    edited(file, "[mobilenet_v3_small]", twice)
+    assert read_sweep(file, {}).beside == ["onnx:net.onnx", "mobilenet_v3_small"]
+
+
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
