@@ -184,6 +184,21 @@ class FaceSet:
                     raise damaged(Path(stream.name), f"{name}: {type(error).__name__}") from None
         return metas
 
+    def check_people(self, what: str) -> None:
+        """Raises PersonaError if the set names nobody, so that two identities may be one person.
+
+        It is packed from a `bin:` file, whose identities are photos of its pairs. `what` names what
+        needs people.
+        """
+        if not self.manifest.pairs:
+            return
+        metas = self.metas().values()
+        if {meta["identity"] for meta in metas} <= {meta["source"] for meta in metas}:
+            raise PersonaError(
+                f"{what} wants people, and set {self.name} is of a file of pairs that names "
+                "nobody: two of its identities may be one person; choose a set with names"
+            )
+
     def verify(self) -> None:
         """Reads the whole set and compares it with its checksums.
 

@@ -34,6 +34,13 @@ class Failed(PersonaError):  # noqa: N818 - as StopIteration, it says what happe
     """A process failed, or gave no answer. The message is its own last line."""
 
 
+class Process(subprocess.Popen[bytes]):
+    """A module that was started."""
+
+    log_start = 0
+    """Size of its log in bytes when it was started, by processes before it."""
+
+
 def ending_with_parent() -> Callable[[], None] | None:
     """What a new process calls to end when its parent is killed. It would train beside the next.
 
@@ -55,7 +62,7 @@ def python() -> list[str]:
     return [sys.executable, "-m"]
 
 
-def start(command: list[str], folder: Path, where: dict[str, str]) -> subprocess.Popen[bytes]:
+def start(command: list[str], folder: Path, where: dict[str, str]) -> Process:
     """Starts a module.
 
     Args:
@@ -64,18 +71,21 @@ def start(command: list[str], folder: Path, where: dict[str, str]) -> subprocess
         where: variables of its environment beside those of this process.
     """
     with (folder / ANSWER).open("wb") as out, (folder / LOG).open("ab") as told:
-        return subprocess.Popen(
+        log_start = told.tell()
+        process = Process(
             [*python(), *command],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=told,
             env={**os.environ, **where},
             start_new_session=True,  # Ctrl-C is for this process, which ends them properly
-            preexec_fn=ending_with_parent(),  # noqa: PLW1509 - it makes a system call alone
+            preexec_fn=ending_with_parent(),  # it makes a system call alone
         )
+    process.log_start = log_start
+    return process
 
 
-def answer(process: subprocess.Popen[bytes], folder: Path) -> dict[str, Any]:
+def answer(process: Process, folder: Path) -> dict[str, Any]:
     """The JSON that an ended process has printed.
 
     Raises:
@@ -88,7 +98,9 @@ def answer(process: subprocess.Popen[bytes], folder: Path) -> dict[str, Any]:
             found = None
         if isinstance(found, dict):
             return found
-    lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+    # What earlier processes wrote is kept, but their errors are not those of this one.
+    own = (folder / LOG).read_bytes()[process.log_start :]
+    lines = own.decode("utf-8", errors="replace").splitlines()
     # Of several processes the launcher's trace comes last, and the error of the first one before.
     errors = [line for line in lines if line.startswith(ERROR)]
     last = (errors or lines or [""])[-1].removeprefix(ERROR)

@@ -31,7 +31,6 @@ import hashlib
 import itertools
 import json
 import logging
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -48,7 +47,7 @@ from persona.config import (
     save_config,
     to_dict,
 )
-from persona.distill.apart import RECIPE, Failed, answer, end, start
+from persona.distill.apart import RECIPE, Failed, Process, answer, end, start
 from persona.errors import PersonaError, shown
 from persona.files import folder_lock, read_json, write_json
 from persona.models.sources import spell
@@ -126,9 +125,10 @@ class Sweep:
 
     @property
     def beside(self) -> list[str]:
-        """Names of the networks that are only measured."""
+        """Names of the networks that are only measured, each once: its result has one folder."""
         teacher = self.runs[0].config.teacher
-        return [teacher if name == TEACHER else name for name in self.measure.beside]
+        names = (teacher if name == TEACHER else name for name in self.measure.beside)
+        return list(dict.fromkeys(map(spell, names)))
 
 
 def read_sweep(path: Path, given: Mapping[str, Any]) -> Sweep:
@@ -226,7 +226,7 @@ def _digest(value: Any) -> str:
 # --- running ------------------------------------------------------------------------------------
 
 
-Job = Iterator[subprocess.Popen[bytes]]
+Job = Iterator[Process]
 """Starts the processes of a run one after another. Each has ended before the next is asked for."""
 
 
@@ -297,7 +297,7 @@ class SweepRunner:
         finished: Callable[[], None],
     ) -> list[str]:
         waiting = list(jobs)
-        active: dict[int, tuple[str, Job, subprocess.Popen[bytes]]] = {}
+        active: dict[int, tuple[str, Job, Process]] = {}
         failed: list[str] = []
         try:
             while waiting or active:
@@ -378,7 +378,7 @@ class SweepRunner:
 
     def _evaluate(
         self, measure: Measurement, model: str, folder: Path, where: dict[str, str]
-    ) -> subprocess.Popen[bytes]:
+    ) -> Process:
         options = [f"--option={name}={json.dumps(v)}" for name, v in measure.options.items()]
         command = ["persona", "evaluate", f"--set={measure.set}", f"--model={model}", "--json"]
         command += [f"--shards={self.place.shards}", f"--models={self.place.models}", *options]

@@ -89,7 +89,8 @@ def embed_set(
         workers: loader processes of each process. None chooses the number by the device. For a
             network without torch, any number above 0 means one thread that reads ahead.
         top: number of highest classes of each photo to keep in `predicted`.
-        flip: add the embedding of the mirrored photo, then scale the sum to unit length.
+        flip: add the embedding of the mirrored photo, then scale the sum to unit length. The
+            classes in `predicted` are of the sum of both logits.
         quiet: show no progress bar.
 
     Raises:

@@ -71,15 +71,21 @@ def embed_in_torch(
 def _embed_batch(
     network: FaceNetwork, batch: Batch, *, device: torch.device, top: int, flip: bool
 ) -> tuple[Tensor, Tensor]:
-    """(B * R, E) embeddings of unit length and (B * R, T) predicted classes, on the CPU."""
+    """(B * R, E) embeddings of unit length and (B * R, T) predicted classes, on the CPU.
+
+    With `flip` the embeddings of the photo and of its mirror image are added, and so are the
+    logits, which for a head of cosines is the same.
+    """
     images = normalise(batch.images.to(device, non_blocking=True))
-    features = network.features(images, batch.landmarks).float()
-    embedding = F.normalize(features, dim=1)
+    views = [network.features(images, batch.landmarks).float()]
+    embedding = F.normalize(views[0], dim=1)
     if flip:
-        embedding = F.normalize(embedding + _mirrored(network, images, batch), dim=1)
+        views.append(_mirrored(network, images, batch))
+        embedding = F.normalize(embedding + F.normalize(views[1], dim=1), dim=1)
     if not top:
         return embedding.cpu(), torch.empty(len(embedding), 0, dtype=torch.int64)
-    return embedding.cpu(), network.classify(features).topk(top, dim=1).indices.cpu()
+    logits = torch.stack([network.classify(features) for features in views]).sum(dim=0)
+    return embedding.cpu(), logits.topk(top, dim=1).indices.cpu()
 
 
 def _in_lanes(
@@ -118,11 +124,11 @@ def _fitting_workers(device: torch.device) -> int:
 
 
 def _mirrored(network: FaceNetwork, images_BCHW: Tensor, batch: Batch) -> Tensor:
-    """(B, E) embeddings of the mirrored photos."""
+    """(B, E) features of the mirrored photos."""
     side = images_BCHW.shape[3]
     mirror = np.tile(MIRROR, (len(images_BCHW), 1))
     landmarks = view_landmarks(batch.landmarks, mirror, side)
-    return network.embed(images_BCHW.flip(3), landmarks)
+    return network.features(images_BCHW.flip(3), landmarks).float()
 
 
 def gather_rows(rows: Tensor, accelerator: Any) -> Tensor:
@@ -131,8 +137,10 @@ def gather_rows(rows: Tensor, accelerator: Any) -> Tensor:
         return rows
     gather: Any = accelerator.gather
     counts = gather(torch.tensor([len(rows)], device=accelerator.device)).tolist()
+    if not max(counts):
+        return rows
     padded = torch.zeros(max(counts), *rows.shape[1:], dtype=rows.dtype)
     padded[: len(rows)] = rows
     gathered = gather(padded.to(accelerator.device)).cpu()
-    parts = gathered.split(max(counts)) if max(counts) else ()
+    parts = gathered.split(max(counts))
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])

@@ -8,7 +8,7 @@ columns. The column `label` (or `same`) is 1 for a genuine and 0 for an impostor
 in its order.
 
 A path is that of a photo below the folder of its dataset, or an end of it that is unique in the
-set.
+set. It may also begin with up to two folders above that of the dataset.
 """
 
 from __future__ import annotations
@@ -218,21 +218,24 @@ class _Finder:
     def __init__(self, metas: dict[int, dict[str, Any]], manifest: Manifest) -> None:
         if manifest.kind == "triplets":
             raise PersonaError(f"set {manifest.name} holds triplets, no photos: pairs need photos")
-        self.keys: dict[str, int] = {}
-        key_of = dict.fromkeys(manifest.faceless, FACELESS)
-        key_of |= {str(meta["source"]): key for key, meta in metas.items()}
-        for source, key in key_of.items():
+        self.sources: dict[str, int] = dict.fromkeys(manifest.faceless, FACELESS)
+        self.sources |= {str(meta["source"]): key for key, meta in metas.items()}
+        self.ends: dict[str, int] = {}
+        for source, key in self.sources.items():
             parts = source.split("/")
             for start in range(1, len(parts)):
                 end = "/".join(parts[start:])
-                self.keys[end] = UNKNOWN if end in self.keys else key
-        self.keys |= key_of
+                self.ends[end] = UNKNOWN if end in self.ends else key
 
     def __call__(self, path: str) -> int:
         parts = path.replace("\\", "/").removeprefix("./").split("/")
-        # A user's path may begin with up to two folders above that of the dataset.
-        ends = ("/".join(parts[start:]) for start in range(min(len(parts), 3)))
-        return next((self.keys[end] for end in ends if end in self.keys), UNKNOWN)
+        written = "/".join(parts)
+        if written in self.sources or written in self.ends:
+            return self.sources.get(written, self.ends.get(written, UNKNOWN))
+        # A user's path may begin with up to two folders above that of the dataset. What is left is
+        # then a whole source: an end of one may be the photo of another person.
+        shorter = ("/".join(parts[start:]) for start in range(1, min(len(parts), 3)))
+        return next((self.sources[path] for path in shorter if path in self.sources), UNKNOWN)
 
 
 def _read_rows(path: Path) -> list[Row]:
@@ -257,13 +260,13 @@ def _parquet(path: Path) -> tuple[list[str], list[list[Any]]]:
 def _read_table(path: Path, header: list[str], rows: list[list[Any]]) -> list[Row]:
     names = [str(name).strip().lower() for name in header]
     label = next((names.index(name) for name in ("label", "same") if name in names), None)
-    if label is None or len(names) < 3:
+    fold = names.index("fold") if "fold" in names else None
+    free = [place for place in range(len(names)) if place not in (label, fold)]
+    if label is None or len(free) < 2:
         raise PersonaError(
             f"{path}: expected a header of two paths and a label, such as a,b,label; found "
             f"{','.join(names)[:80]!r}"
         )
-    fold = names.index("fold") if "fold" in names else None
-    free = [place for place in range(len(names)) if place not in (label, fold)]
     a, b = (names.index("a"), names.index("b")) if {"a", "b"} <= set(names) else free[:2]
     found: list[Row] = []
     for number, row in enumerate(rows, start=2):

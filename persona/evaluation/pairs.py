@@ -19,13 +19,13 @@ from __future__ import annotations
 import csv
 import io
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from persona.data.shards import FACELESS, Manifest, PairTable
+from persona.data.shards import FACELESS, NO_CLASS, Manifest, PairTable
 from persona.errors import PersonaError, unknown
 from persona.evaluation.embed import Embedded
 from persona.evaluation.metrics import (
@@ -63,13 +63,16 @@ class PairScores:
     """(P,) keys of the two photos; -1 where a failed pair names a photo that the set lacks."""
     identity_a: Ints
     identity_b: Ints
-    """(P,) labels of the two photos; -1 as for the keys."""
+    """(P,) labels of the two photos. A photo that the set lacks has its partner's in a genuine
+    pair, and a negative one of its own otherwise."""
     failed: Bools
     """(P,) whether the policy decided the pair wrongly, whatever its score."""
     no_face: int
     """Number of listed pairs with a faceless photo and no absent one."""
     absent: int = 0
     """Number of listed pairs with an absent photo."""
+    no_centre: int = 0
+    """Number of pairs among `no_face` that policy `centre` leaves out for want of a centre crop."""
     overlapping: int = 0
     """Number of listed pairs left out because the network was trained on one of their people."""
     duplicates: int = 0
@@ -170,20 +173,37 @@ def score_pairs(
         second_ME=None if second is None else second.embeddings[:, 0],
     )
     score[failed] = np.where(same[failed], -FAILED, FAILED)
+    identity_a, identity_b = _people(label_a[which], label_b[which], a < 0, b < 0, same)
     return PairScores(
         fold=pairs.fold[which],
         same=same,
         score=score,
         key_a=np.where(a < 0, -1, pairs.a[which]),
         key_b=np.where(b < 0, -1, pairs.b[which]),
-        identity_a=label_a[which],
-        identity_b=label_b[which],
+        identity_a=identity_a,
+        identity_b=identity_b,
         failed=failed,
         no_face=int(faceless.sum()),
         absent=int(absent.sum()),
+        no_centre=int((faceless & dropped).sum()) if no_face == "centre" else 0,
         overlapping=int(overlapping.sum()),
         duplicates=duplicates,
     )
+
+
+def _people(
+    label_a_P: Ints, label_b_P: Ints, lacks_a_P: Bools, lacks_b_P: Bools, same_P: Bools
+) -> tuple[Ints, Ints]:
+    """Labels of the photos, also of those that the set lacks.
+
+    The pair tells who a lacking photo shows if it is genuine. Otherwise it may show anybody, and
+    gets a label of its own. With one label for all of them no label would fit the pairs, and pairs
+    would be resampled instead of people.
+    """
+    fresh_P = NO_CLASS - 1 - 2 * np.arange(len(same_P))
+    label_a_P = np.where(lacks_a_P, np.where(same_P & ~lacks_b_P, label_b_P, fresh_P), label_a_P)
+    label_b_P = np.where(lacks_b_P, np.where(same_P, label_a_P, fresh_P - 1), label_b_P)
+    return label_a_P, label_b_P
 
 
 def _count_duplicates(manifest: Manifest, pairs: PairTable, which_P: Bools) -> int:
@@ -224,20 +244,61 @@ def write_scores(path: Path, scores: PairScores) -> None:
 
 
 def overlap(classes: Iterable[str], trained: Iterable[str]) -> list[int]:
-    """Places in `classes` of the names that are also in `trained`, compared as `normalised`.
+    """Places in `classes` of the names that are also in `trained`, compared by `match_names`.
 
     A trained name may be `SET/NAME`, which a run on several sets writes for a name that several of
     them have.
     """
-    trained = list(trained)
-    known = {normalised(text) for name in trained for text in (name, name.rpartition("/")[2])}
-    return [place for place, name in enumerate(classes) if normalised(name) in known]
+    known = [text for name in trained for text in (name, name.rpartition("/")[2])]
+    return [place for place, found in enumerate(match_names(classes, known)) if found >= 0]
+
+
+def match_names(names: Iterable[str], known: Sequence[str]) -> list[int]:
+    """Place in `known` of each name, -1 where it is not there.
+
+    A name that is not there as it is written is compared as `normalised`, if among the names of
+    either side no other one is normalised to the same.
+    """
+    names = list(names)
+    place_of = {name: place for place, name in enumerate(known)}
+    own, others = _spellings(names), _spellings(known)
+
+    def find(name: str) -> int:
+        if name in place_of:
+            return place_of[name]
+        plain = normalised(name)
+        alike = others.get(plain, set())
+        return place_of[next(iter(alike))] if len(alike) == len(own[plain]) == 1 else -1
+
+    return [find(name) for name in names]
+
+
+def _spellings(names: Iterable[str]) -> dict[str, set[str]]:
+    """The names that are normalised to the same, by what that is."""
+    spellings: dict[str, set[str]] = {}
+    for name in names:
+        spellings.setdefault(normalised(name), set()).add(name)
+    return spellings
 
 
 def normalised(name: str) -> str:
     """A name without case, accents, spaces and punctuation.
 
-    `Gérard_Depardieu` and `gerard depardieu` both give `gerarddepardieu`.
+    `Gérard_Depardieu` and `gerard depardieu` both give `gerarddepardieu`. What tells names apart
+    stays: a space between two digits (`1_23` is not `12_3`), and marks after letters of other
+    scripts than Latin, Greek and Cyrillic, which are vowels or make other consonants.
     """
-    plain = unicodedata.normalize("NFKD", name).casefold()
-    return "".join(c for c in plain if c.isalnum())
+    kept, after_gap = "", False
+    for char in unicodedata.normalize("NFKD", name).casefold():
+        if unicodedata.category(char)[0] == "M":
+            kept += "" if not kept or _takes_accents(kept[-1]) else char
+        elif char.isalnum():
+            kept += " " if after_gap and char.isdigit() and kept[-1:].isdigit() else ""
+            kept, after_gap = kept + char, False
+        else:
+            after_gap = True
+    return kept
+
+
+def _takes_accents(letter: str) -> bool:
+    return unicodedata.name(letter, "").startswith(("LATIN", "GREEK", "CYRILLIC", "DIGIT"))

@@ -6,8 +6,8 @@ often as its identity was drawn. An impostor pair counts as often as the product
 two identities. This is the vertex bootstrap (Snijders and Borgatti 1999, "Non-parametric standard
 errors and tests for network statistics", Connections 22; for 1:1 matching Fogliato, Patil and
 Perona 2024, "Confidence intervals for error rates in 1:1 matching tasks", IJCV). Where the two
-photos of a genuine pair have different labels, identities are not known and pairs are resampled
-(Efron 1979).
+photos of a genuine pair have different labels, or every pair has labels of its own, identities are
+not known and pairs are resampled (Efron 1979).
 
 Intervals are percentile intervals (Efron and Tibshirani 1993, chapter 13). Thresholds are not
 chosen again in a resample; each fold keeps the threshold of the other folds.
@@ -72,9 +72,13 @@ class Units:
 def units_of(same_P: Bools, identity_a_P: Ints, identity_b_P: Ints) -> Units:
     """The units to resample: identities if the labels fit the pairs, pairs otherwise.
 
-    Labels fit if they agree for every genuine pair and differ for every impostor pair.
+    Labels fit if they agree for every genuine pair and differ for every impostor pair, and if one
+    of them is in several pairs. A `bin:` file names nobody: its labels stand for pairs.
     """
-    if np.array_equal(identity_a_P == identity_b_P, same_P):
+    each_once = np.concatenate([identity_a_P, identity_b_P[~same_P]])
+    if np.array_equal(identity_a_P == identity_b_P, same_P) and (
+        len(np.unique(each_once)) < len(each_once)
+    ):
         both, place = np.unique(np.concatenate([identity_a_P, identity_b_P]), return_inverse=True)
         return Units("identities", place[: len(same_P)], place[len(same_P) :], len(both))
     each = np.arange(len(same_P))

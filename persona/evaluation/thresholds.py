@@ -15,7 +15,7 @@ import numpy as np
 
 from persona.errors import PersonaError
 from persona.evaluation.metrics import Ints, resolves
-from persona.evaluation.search import Embeddings
+from persona.evaluation.search import Embeddings, rows_of_each
 from persona.evaluation.spread import has_collapsed, spread, tell_collapse
 from persona.evaluation.statistics import Interval, interval_of
 
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 SAME = 1 - 1e-5
 """Cosine similarity from which two embeddings count as those of one photo."""
 MAX_SAMPLES = 20_000
-"""Largest number of samples, which gives 200 million pairs. From a larger set, as many samples are
-taken at even distances."""
+"""Largest number of samples, which gives 200 million pairs. See `thin_out` for a larger set."""
 BLOCK = 512
 TAIL = 20
 """Number of the highest impostor pairs that an interval rests on, as a multiple of those that the
@@ -42,8 +41,8 @@ def faces_of(named: Named, faces: FaceSet, processes: Processes) -> tuple[Embedd
         (N, E) float32 embeddings of unit length, and the (N,) label of each.
 
     Raises:
-        PersonaError: the set holds triplets or crops of another kind than the network's, or the
-            network has collapsed.
+        PersonaError: the set holds triplets, names nobody or has crops of another kind than the
+            network's, or the network has collapsed.
     """
     from persona.evaluation.embed import embed_set
     from persona.evaluation.protocols.base import note_other_crops
@@ -51,6 +50,7 @@ def faces_of(named: Named, faces: FaceSet, processes: Processes) -> tuple[Embedd
     manifest = faces.manifest
     if manifest.kind != "photos":
         raise PersonaError(f"set {manifest.name} holds triplets: choose a set of photos")
+    faces.check_people("a threshold")
     manifest.check_crops(named.name, named.image_size, named.network.uses_landmarks)
     if processes.is_main_process:
         note_other_crops(named, manifest)
@@ -58,12 +58,42 @@ def faces_of(named: Named, faces: FaceSet, processes: Processes) -> tuple[Embedd
     # The set has centre crops of photos without a face, but a gallery refuses such photos.
     no_face = [key for shard in manifest.shards for key in shard.no_face]
     rows = np.flatnonzero(~np.isin(embedded.keys, no_face))
-    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_SAMPLES)).round().astype(int)]
+    rows = rows[thin_out(embedded.labels[rows, 0])]
     embedding_NE, label_N = embedded.embeddings[rows, 0], embedded.labels[rows, 0]
     found = spread(embedding_NE, label_N)
     if has_collapsed(found):
         raise PersonaError(tell_collapse(named.name, found, f"set {manifest.name}"))
     return embedding_NE, label_N
+
+
+def thin_out(labels_N: Ints) -> Ints:
+    """Chooses at most `MAX_SAMPLES` samples, so that people keep two photos and make genuine pairs.
+
+    All people stay if two photos of each are few enough; then each has at most as many photos as
+    fit. Of more people, some are taken at even distances, with two photos each. Photos of a person
+    are taken at even distances, too.
+
+    Args:
+        labels_N: (N,) label of each sample.
+
+    Returns:
+        The places of the chosen samples, rising.
+    """
+    if len(labels_N) <= MAX_SAMPLES:
+        return np.arange(len(labels_N))
+    rows_K = list(rows_of_each(labels_N).values())
+    counts_K, photos = np.array([len(rows) for rows in rows_K]), 2
+    if np.minimum(counts_K, photos).sum() > MAX_SAMPLES:
+        rows_K = [rows_K[place] for place in evenly(len(rows_K), MAX_SAMPLES // photos)]
+    else:
+        while np.minimum(counts_K, photos + 1).sum() <= MAX_SAMPLES:
+            photos += 1
+    return np.sort(np.concatenate([rows[evenly(len(rows), photos)] for rows in rows_K]))
+
+
+def evenly(count: int, most: int) -> Ints:
+    """At most `most` places below `count`, at even distances."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)
 
 
 def threshold_at(

@@ -45,8 +45,8 @@ def build_benchmark_config(
         place: the folders of models and runs.
         given: values by dotted name. Without `student` the best of the newest run is taken.
         base: values that `given` takes precedence over, as those of the launcher.
-        methods: names of methods with commas between, or `all`. Of `all`, method `anchor` is left
-            out if there is no teacher.
+        methods: names of methods with commas between, or `all`. A name given twice counts once. Of
+            `all`, method `anchor` is left out if there is no teacher.
 
     Returns:
         The config, the names of the methods, and notes for the user.
@@ -58,7 +58,8 @@ def build_benchmark_config(
     if "on" not in given:
         raise PersonaError("give --on: see persona learn benchmark --help")
     card = find_model(given.get("student"), place.models)
-    chosen = list(METHODS) if methods == "all" else methods.split(",")
+    given_names = (name.strip() for name in methods.split(","))
+    chosen = list(METHODS if methods == "all" else dict.fromkeys(given_names))
     for name in chosen:
         METHODS.find(name)
     notes = []

@@ -24,6 +24,7 @@ from persona.data.sets import FaceSet
 from persona.data.shards import Manifest
 from persona.errors import unknown
 from persona.evaluation.protocols import check_measure
+from persona.evaluation.protocols.verification import Verification, VerificationFigures
 from persona.models.cards import Card
 from persona.models.public import public, public_card
 from persona.models.sources import Source, known_names, known_source, load_network, spell
@@ -259,14 +260,22 @@ def _remarks(models: list[Measured]) -> list[str]:
             f"{first.figures.impostors:,} impostor pairs cannot resolve the lowest false accept "
             "rates: these are marked, not guessed."
         )
-    for count, what in (
-        (first.scores.no_face, "pairs have a photo that shows no face"),
-        (first.scores.absent, "pairs have a photo that the set does not hold"),
-        (first.scores.duplicates, "pairs are listed more than once"),
-    ):
-        if count:
-            remarks.append(f"{count:,} {what}.")
-    return remarks
+    return remarks + _notes(models)
+
+
+def _notes(models: list[Measured]) -> list[str]:
+    """What `persona evaluate` notes about the pairs. A note on some of the models names them."""
+    whose: dict[str, list[str]] = {}
+    for model in models:
+        figures = VerificationFigures(model.name, "", Verification.name, **model.facts)
+        for note in figures.notes():
+            whose.setdefault(note.removeprefix("note: "), []).append(model.name)
+    return [
+        f"{note[0].upper()}{note[1:]}."
+        if len(names) == len(models)
+        else f"{', '.join(names)}: {note}."
+        for note, names in whose.items()
+    ]
 
 
 def _processor() -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -22,10 +22,9 @@ from persona.data.transforms import normalise
 from persona.evaluation.embed import Embedded
 from persona.evaluation.groups import as_number, group_figures, groups_of
 from persona.evaluation.metrics import FARS, Floats, Folds, PairFigures
-from persona.evaluation.pair_lists import pairs_of
-from persona.evaluation.pairs import PairScores, score_pairs
+from persona.evaluation.pairs import PairScores
 from persona.evaluation.protocols import Subject, check_measure
-from persona.evaluation.protocols.verification import VerificationOptions
+from persona.evaluation.protocols.verification import VerificationOptions, pair_scores
 from persona.evaluation.spread import has_collapsed, tell_collapse
 from persona.evaluation.statistics import Interval, verification_intervals
 from persona.extras import missing
@@ -79,6 +78,8 @@ class Measured:
     """Time per face on this machine's CPU in batches of TIMED_FACES, in ms."""
     collapse: str | None = None
     """Message that the network has collapsed. None if it has not."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Counts about the pairs, see `pair_scores`."""
 
     @property
     def name(self) -> str:
@@ -142,7 +143,7 @@ def measure(
     check_measure("verification", named, faces.manifest)
     subject = Subject(named, faces, accelerator, VerificationOptions(), batch_size, workers)
     embedded = subject.embed(faces)
-    scores = score_pairs(embedded, faces.manifest, pairs_of(faces))
+    scores, facts = pair_scores(subject, embedded)
     decided = scores.decide()
     units = scores.units()
     return Measured(
@@ -161,6 +162,7 @@ def measure(
         collapse=tell_collapse(look.name, subject.spread, f"set {faces.name}")
         if has_collapsed(subject.spread)
         else None,
+        facts=facts,
     )
 
 

@@ -34,6 +34,7 @@ from persona.training.checkpoint import (
     save_checkpoint,
 )
 from persona.training.devices import agree
+from persona.training.meter import NOT_FINITE
 from persona.training.preemption import Preemption
 from persona.training.tracking import Tracker, check_trackers
 from persona.workspace import Workspace
@@ -191,7 +192,9 @@ class Run:
                 f"run {self.id} went on in another process while this one began: run the command "
                 "again"
             )
-        (self.folder / ENDED).unlink(missing_ok=True)  # it may be resumed with a new length
+        # How it ended before is over: it may be resumed with a new length or learning rate.
+        for name in (ENDED, NOT_FINITE):
+            (self.folder / name).unlink(missing_ok=True)
         save_config(self.folder / self.kind.config, self.config)
         tracker = Tracker(
             self.folder,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from pair import Pair
 from torch import Tensor
 
 from persona.config import StudentConfig
@@ -87,3 +90,35 @@ def test_training_goes_on_as_before(lfw_set: Packed) -> None:
     embed(network, lfw_set)
     assert network.training and network.backbone.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+GATHER = """
+import json, sys
+import torch
+from accelerate import Accelerator
+from persona.evaluation.embed_torch import gather_rows
+
+accelerator = Accelerator(cpu=True)
+rank = accelerator.process_index
+found = []
+for counts in json.loads(sys.argv[2]):
+    rows = 10 * rank + torch.arange(counts[rank])[:, None].repeat(1, 2)
+    found.append(gather_rows(rows, accelerator))
+if accelerator.is_main_process:
+    with open(sys.argv[1], "w") as file:
+        json.dump([[list(rows.shape), rows[:, 0].tolist()] for rows in found], file)
+accelerator.wait_for_everyone()
+accelerator.end_training()
+"""
+
+
+def test_rows_of_two_processes_with_any_number_each(tmp_path: Path, pair: Pair) -> None:
+    """`persona learn` without held-out photos gathers no rows of any process."""
+    (tmp_path / "gather.py").write_text(GATHER)
+    counts = json.dumps([(2, 1), (0, 3), (0, 0)])
+    pair.script(tmp_path / "gather.py", str(tmp_path / "out.json"), counts, home=tmp_path)
+    assert json.loads((tmp_path / "out.json").read_text()) == [
+        [[3, 2], [0, 1, 10]],
+        [[3, 2], [10, 11, 12]],
+        [[0, 2], []],
+    ]

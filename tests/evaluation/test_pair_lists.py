@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from persona.data.pack import Packed
-from persona.data.shards import Member
+from persona.data.shards import NO_CLASS, Member
 from persona.errors import PersonaError
 from persona.evaluation.embed import Embedded
 from persona.evaluation.pair_lists import cut_folds, read_pair_list
-from persona.evaluation.pairs import normalised, score_pairs
+from persona.evaluation.pairs import match_names, normalised, overlap, score_pairs
 from persona.extras import install_command
 
 
@@ -90,6 +90,27 @@ def test_a_path_may_be_longer_or_shorter_where_it_is_one_photo(
     np.testing.assert_array_equal(found.b, plain.b)
 
 
+@pytest.mark.parametrize("above", ["", "x/", "Person_A/", "Person_A/x/"])
+def test_a_photo_that_is_lacking_is_no_photo_of_somebody_else(
+    lfw_set: Packed, tmp_path: Path, above: str
+) -> None:
+    """The set has one photo of that file name, which a list names for another person."""
+    metas = lfw_set.faces.metas()
+    sources = {"Person_A/0123_02.jpg": 0, "Person_B/x/0123_03.jpg": 1}
+    for source, key in sources.items():
+        metas[key] = {**metas[key], "source": source}
+    foreign = [f"{above}Person_Z/0123_02.jpg", f"{above}Person_Z/x/0123_03.jpg"]
+    rows = [(path, photo("B", 3), 1) for path in foreign] + [*ROWS[2:5], *ROWS[7:]]
+    path = write_csv(tmp_path / "p.csv", rows)
+    found, missing = read_pair_list(path, lfw_set.manifest, metas)
+    assert found.a[:2].tolist() == [-1, -1] and missing == sorted(foreign)
+    # Written so, the same two are ends of their sources, or lie below a folder of the user's.
+    for own in ("0123_02.jpg", "x/0123_03.jpg"), [f"above/{source}" for source in sources]:
+        path = write_csv(path, [(name, photo("B", 3), 1) for name in own] + rows[2:])
+        found, missing = read_pair_list(path, lfw_set.manifest, metas)
+        assert found.a[:2].tolist() == [0, 1] and missing == []
+
+
 def test_unknown_photos_are_named_counted_and_capped(lfw_set: Packed, tmp_path: Path) -> None:
     some = [*ROWS[:-1], ("Nobody/1.jpg", photo("A", 1), 0)]
     found, missing = read(lfw_set, write_csv(tmp_path / "p.csv", some))
@@ -105,6 +126,7 @@ def test_unknown_photos_are_named_counted_and_capped(lfw_set: Packed, tmp_path: 
         ("", "holds no pair"),
         ("a,b,label\n", "holds no pair"),
         ("a,b\nx,y\n", "expected a header of two paths and a label"),
+        ("a,label,fold\nx,1,0\n", "two paths and a label, .*found 'a,label,fold'"),
         ("a,b,label\nx,y,maybe\n", "row 2: expected two paths and a label of 0 or 1"),
         ("a,b,label\nx\n", "row 2: expected two paths"),
         ("10\t300\nA\t1\t2\n", "its header promises 6000 pairs"),
@@ -195,6 +217,52 @@ def test_duplicates_are_counted_and_contradictions_refused(lfw_set: Packed, tmp_
         score_pairs(embedded(lfw_set), lfw_set.manifest, pairs)
 
 
+def test_photos_that_the_set_lacks_show_people(lfw_set: Packed, tmp_path: Path) -> None:
+    """A genuine pair says whom. Identities would not fit the pairs if all had one label."""
+    a, b, c = photo("A", 1), photo("B", 1), photo("C", 1)
+    rows = [("x/1", a, 1), (b, "x/2", 1), ("x/3", "x/4", 1)]
+    rows += [("x/5", c, 0), (c, "x/6", 0), ("x/7", "x/8", 0)]
+    pairs, _ = read(lfw_set, write_csv(tmp_path / "p.csv", [*ROWS, *rows]))
+    scores = score_pairs(embedded(lfw_set), lfw_set.manifest, pairs, no_face="fail")
+    assert scores.units().kind == "identities" and scores.failed.sum() == 6
+    one, other = scores.identity_a[-6:].tolist(), scores.identity_b[-6:].tolist()
+    assert (one[0], other[1], other[3], one[4]) == (0, 1, 2, 2)
+    assert [x == y for x, y in zip(one, other, strict=True)] == [True] * 3 + [False] * 3
+    lacking = {one[2], one[3], other[4], one[5], other[5]}
+    assert len(lacking) == 5 and max(lacking) < NO_CLASS
+    assert (scores.key_a[-6], scores.key_b[-6]) == (-1, pairs.b[-6])
+
+
 def test_names_are_compared_without_case_accents_and_punctuation() -> None:
     assert normalised("Gérard_Depardieu") == normalised("gerard depardieu") == "gerarddepardieu"
     assert normalised("n000002") != normalised("n000003")
+    for one, other in (
+        ("Ёлкин", "елкин"),
+        ("Ὀδυσσεύς", "οδυσσευσ"),
+        ("Ｊｏ Ａ.", "joa"),
+        ("J.2", "j2"),
+    ):
+        assert normalised(one) == normalised(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("1_23", "12_3"),
+        ("person_1_1", "person_11"),
+        ("मीना", "मोना"),  # vowel signs
+        ("がん", "かん"),  # a voiced consonant
+        ("ดี", "ดู"),  # vowels
+    ],
+)
+def test_what_tells_names_apart_stays(one: str, other: str) -> None:
+    assert normalised(one) != normalised(other)
+    assert overlap([one], [other]) == []
+
+
+def test_names_as_they_are_written_go_before_normalised_ones() -> None:
+    assert match_names(["José", "jose", "ANA"], ["Jose", "José", "Ana"]) == [1, -1, 2]
+    assert match_names(["anna"], ["Anna", "ANNA"]) == [-1]  # either of two
+    assert match_names(["Anna", "ANNA"], ["anna"]) == [-1, -1]
+    assert match_names(["anna"], ["Anna", "Anna"]) == [1]
+    assert overlap(["ana", "Eva", "Zoe"], ["one/Ana", "two/Ana", "one/EVA", "Z"]) == [0, 1]

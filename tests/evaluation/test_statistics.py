@@ -78,6 +78,13 @@ def test_what_is_resampled() -> None:
     assert units_of(same, a, b).kind == "identities"
     each = np.arange(800)
     assert units_of(same, each[:400], each[400:]).kind == "pairs"
+    # Labels of a .bin fit the pairs, but each is that of one pair. One that returns is a person.
+    own = units_of(same, each[:400], np.where(same, each[:400], each[400:]))
+    assert (own.kind, own.count) == ("pairs", 400) and (own.a == own.b).all()
+    known = units_of(same[:4], np.array([0, 1, 3, 4]), np.array([0, 2, 3, 0]))
+    assert (known.kind, known.count) == ("identities", 5)
+    each_alone = units_of(same[:4], np.array([0, 1, 3, 4]), np.array([0, 2, 3, 5]))
+    assert each_alone.kind == "pairs"
     assert num_resamples(6000) == 1000 and num_resamples(10_000_000) == 100
 
 

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
+from persona.data.pack import Packed
 from persona.errors import PersonaError
-from persona.evaluation import thresholds
+from persona.evaluation import embed, thresholds
+from persona.evaluation.embed import Embedded
 from persona.evaluation.metrics import resolves
+from persona.evaluation.processes import Alone
 from persona.evaluation.search import Embeddings
-from persona.evaluation.thresholds import threshold_at, threshold_interval
+from persona.evaluation.thresholds import faces_of, thin_out, threshold_at, threshold_interval
 
 
 def vectors(count: int, seed: int = 0, width: int = 8) -> Embeddings:
@@ -32,6 +38,46 @@ def test_agrees_with_the_definition(far: float, monkeypatch: pytest.MonkeyPatch)
     # And the next lower one accepts too many.
     lower = scores[pairs][~same & (scores[pairs] < threshold)].max()
     assert (scores[pairs][~same] >= lower).mean() > far
+
+
+@pytest.mark.parametrize(
+    ("photos", "people", "each"),
+    [
+        ([3] * 1000, 100, {2}),  # two of each hundredth person's three
+        ([3] * 99 + [1], 100, {1, 2}),  # two of each person's are 199
+        ([50] * 20, 20, {10}),
+        ([300, *[4] * 10], 11, {4, 160}),
+        ([1000], 1, {200}),
+    ],
+)
+def test_a_large_set_keeps_people_with_two_photos(
+    photos: list[int], people: int, each: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Photos at even distances of a set in the order of people left most people with one."""
+    monkeypatch.setattr(thresholds, "MAX_SAMPLES", 200)
+    labels = np.repeat(np.arange(len(photos)), photos)
+    rows = thin_out(labels)
+    assert len(rows) <= 200 and (np.diff(rows) > 0).all()
+    found, counts = np.unique(labels[rows], return_counts=True)
+    assert len(found) == people and {found[0], found[-1]} == {0, len(photos) - 1}
+    assert set(counts.tolist()) == each
+    if people > 1:
+        threshold_at(vectors(len(rows)), labels[rows], 0.01, "x")
+    mixed = np.random.default_rng(0).permutation(labels)  # whatever the order of the photos
+    assert set(np.unique(mixed[thin_out(mixed)], return_counts=True)[1].tolist()) == each
+    assert thin_out(labels[:200]).tolist() == list(range(200))
+
+
+def test_faces_of_a_large_set(train_set: Packed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thresholds, "MAX_SAMPLES", 7)
+    labels = np.repeat(np.arange(10), 3)
+    rows = Embedded(np.arange(30), vectors(30)[:, None], labels[:, None], labels[:, None])
+    monkeypatch.setattr(embed, "embed_set", lambda *_: rows)
+    network = SimpleNamespace(uses_landmarks=False)
+    named: Any = SimpleNamespace(name="x", image_size=None, alignment=None, network=network)
+    faces, found = faces_of(named, train_set.faces, Alone())
+    assert found.tolist() == [0, 0, 4, 4, 9, 9]
+    np.testing.assert_array_equal(faces, vectors(30)[[0, 2, 12, 14, 27, 29]])
 
 
 def test_what_cannot_be_resolved() -> None:

@@ -23,11 +23,13 @@ from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
 from persona.data.shards import read_manifest
 from persona.learning import metrics
+from persona.learning.configure import build_benchmark_config
 from persona.models.cards import find_model, read_classes
 from persona.models.store import save_model
 from persona.models.student import Student
 from persona.registry import METHODS
 from persona.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from persona.workspace import Workspace
 
 OLD, NEW = "vggface2-train", "vggface2-test"
 LEARN = ("learn", "--on", NEW, "--steps", "4", "-b", "8", "--lr", "1e-3", "--tracker", "none")
@@ -676,3 +678,10 @@ def test_a_benchmark_that_cannot_be(
 ) -> None:
     fixed = ("--student", student, "--experiences", "2", "--test-set", "lfw")
     assert message in learn_error(*BENCHMARK, *fixed, *options, home=home)
+
+
+def test_a_method_that_is_named_twice_is_run_once(home: Path, student: str) -> None:
+    """Its runs counted twice, with a deviation between equal ones."""
+    place, given = Workspace.locate(home=home), {"on": "both", "student": student}
+    config, chosen, _ = build_benchmark_config(place, given, {}, "ncm, finetune,ncm")
+    assert (config.method, chosen) == ("ncm", ["ncm", "finetune"])

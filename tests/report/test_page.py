@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import stat
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,13 +23,14 @@ from typer.testing import CliRunner
 from persona.cli.app import app
 from persona.cli.report import choose_format
 from persona.data.pack import Packed
+from persona.data.shards import PAIRS, encode_pairs, write_manifest
 from persona.errors import PersonaError
 from persona.evaluation.statistics import Interval
 from persona.extras import install_command
 from persona.models.onnx_graph import count_onnx
 from persona.models.sources import load_network
 from persona.report.browser import find_chromium, open_browser
-from persona.report.build import _mapped, build_page, find_entries
+from persona.report.build import _mapped, _remarks, build_page, find_entries
 from persona.report.figures import (
     Figure,
     det_figure,
@@ -167,6 +170,48 @@ def test_models_side_by_side_with_faces_and_no_names(home: Path) -> None:
     assert "Person_" not in render(page)
     named = build(home, "mobilenet_v3_small", people=True)
     assert "Person_A" in render(named)
+
+
+@pytest.mark.parametrize("given", ["one fold", "none"])
+def test_pairs_are_taken_and_told_as_by_evaluate(home: Path, lfw_set: Packed, given: str) -> None:
+    """LFW's view 1 has no folds; a set without pairs gives drawn ones."""
+    if given == "none":
+        manifest = replace(lfw_set.manifest, pairs=None, pairs_sha256=None)
+    else:
+        encoded = encode_pairs([replace(pair, fold=0) for pair in lfw_set.faces.pairs()])
+        (lfw_set.folder / PAIRS).write_bytes(encoded)
+        digest = hashlib.sha256(encoded).hexdigest()
+        manifest = replace(lfw_set.manifest, pairs_sha256=digest)
+    write_manifest(lfw_set.folder, manifest)
+    page = build(home, "mobilenet_v3_small", "mobilenet_v3_large")
+    assert ("in 8 folds" if given == "one fold" else "in 3 folds") in page.summary
+    told = "The set has no pairs: 72 were drawn of its people, from a fixed seed."
+    assert (told in page.remarks) == (given == "none")
+
+
+def test_notes_that_are_not_of_all_models_name_them(lfw_set: Packed) -> None:
+    named = load_network("mobilenet_v3_small", Path("models"))
+    known = replace(named, classes=("Person_A", "Person_B", "Person_X"))
+    one, two = (
+        measure(
+            *(network, lfw_set.faces, Accelerator(cpu=True)),
+            look=look(place, f"m{place}"),
+            teacher=False,
+            size=1,
+            cpu_ms=1.0,
+            resamples=10,
+        )
+        for place, network in enumerate((named, known))
+    )
+    told = "2 people of the set were trained on; their pairs are measured."
+    assert [note for note in _remarks([one, two]) if "trained" in note] == [f"m1: {told}"]
+    assert [note for note in _remarks([two]) if "trained" in note] == [told]
+    listed = replace(one, facts={**one.facts, "no_face": 3, "no_centre": 1, "absent": 4})
+    assert _remarks([listed])[-3:] == [
+        "2 pairs have a photo without a face: the middle of the photo stands in for the face.",
+        "1 pairs have a photo without a face: left out.",
+        "4 pairs have a photo that the set does not hold: left out.",
+    ]
 
 
 def test_of_more_people_the_map_says_how_many_it_shows() -> None:

@@ -22,8 +22,10 @@ from persona.distill.selection import Selection
 from persona.distill.start import find_unfinished
 from persona.errors import PersonaError
 from persona.files import folder_lock
+from persona.report.history import read_history
 from persona.training.callbacks import Callback, Moment
 from persona.training.checkpoint import load_progress
+from persona.training.meter import NOT_FINITE
 from persona.workspace import Workspace
 
 COMMAND = (LITTLE, "--teacher", "none", "-e", "2", "--checkpoint-steps", "2", "--resume", "auto")
@@ -110,9 +112,11 @@ def test_a_run_that_a_callback_ended_has_ended(home: Path) -> None:
     assert (progress.epoch, progress.step) == (0, 3)
     assert find_unfinished(config, place.runs) is None
     # Resumed by name, it goes on with the photos of the epoch that it has not seen.
+    (home / "runs" / stopped / NOT_FINITE).write_text("{}")  # as if its loss had stopped it
     assert distill_here("--resume", stopped, home=home) == stopped
     for name, value in weights(home, whole).items():
         assert torch.equal(value, weights(home, stopped)[name]), name
+    assert read_history(home / "runs" / stopped, has_model=True).state == "finished"
 
 
 def test_a_run_that_went_on_elsewhere_is_left_alone(home: Path) -> None:

@@ -128,6 +128,14 @@ def test_the_sweeps_of_the_project_are_right(path: Path) -> None:
     assert found.beside == ["onnx:teacher.onnx", "mobilenet_v3_small"]
 
 
+def test_a_network_beside_counts_once_however_it_is_spelt(file: Path) -> None:
+    """Two jobs would write into one folder."""
+    edited(file, "teacher: none", "teacher: onnx:net.onnx")
+    twice = "[teacher, net.onnx, mobilenet_v3_small, onnx:net.onnx, mobilenet_v3_small]"
+    edited(file, "[mobilenet_v3_small]", twice)
+    assert read_sweep(file, {}).beside == ["onnx:net.onnx", "mobilenet_v3_small"]
+
+
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
@@ -273,6 +281,25 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(
     edited(file, "figures: [accuracy, auc]", "figures: [accuracy, eer]")
     (line, *_) = runner_of(tmp_path / "other").run(read_sweep(file, {}), [None])
     assert "set lfw has no figure eer: name others in measure.figures" in line
+
+
+def test_the_error_of_an_earlier_attempt_is_not_told_again(tmp_path: Path) -> None:
+    """The log goes on from attempt to attempt."""
+    module = tmp_path / "attempt.py"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(apart, "python", lambda: [sys.executable, str(module)])
+        for source, said in (
+            ("import sys; sys.exit('error: the disk is full')", "the disk is full ("),
+            ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "exit code -9 ("),
+            ("import sys; sys.exit('a trace without an error line')", "a trace without an error"),
+        ):
+            module.write_text(source)
+            process = apart.start([], tmp_path, {})
+            process.wait()
+            with pytest.raises(apart.Failed) as failed:
+                apart.answer(process, tmp_path)
+            assert str(failed.value).startswith(said)
+    assert "the disk is full" in (tmp_path / "log.txt").read_text()
 
 
 def test_tables_and_curves(file: Path, fake: Path, tmp_path: Path) -> None:

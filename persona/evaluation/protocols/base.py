@@ -70,7 +70,7 @@ class Options(Checked):
     """
 
     flip: bool = False
-    """Add the embedding of the mirrored photo to that of the photo."""
+    """Add the embedding of the mirrored photo to that of the photo; for classes, its logits."""
     resamples: int = 0
     """Bootstrap resamples for the intervals. 0 computes no intervals."""
 
@@ -113,6 +113,9 @@ class Evaluation:
     no_face: int | None = None
     """Number of pairs with a photo that shows no face, or of photos without a face that were left
     out, or of triplets that were left out for any reason."""
+    no_centre: int | None = None
+    """Number of pairs among `no_face` that policy `centre` leaves out: the set holds nothing of
+    their photo, not even its centre crop."""
     absent: int | None = None
     """Number of pairs with a photo that the set does not hold, or of photos that it lacks."""
     intervals: dict[str, Interval | None] | None = None
@@ -223,8 +226,13 @@ class Evaluation:
                 self.unit, "have a photo without a face"
             )
             centre = "the middle of the photo stands in for the face"
-            what = centre if self.no_face_policy == "centre" else fate
-            lines.append(f"note: {self.no_face} {self.unit} {found}: {what}")
+            left = self.no_centre or 0
+            if self.no_face_policy == "centre" and self.no_face > left:
+                lines.append(f"note: {self.no_face - left} {self.unit} {found}: {centre}")
+            elif self.no_face_policy != "centre":
+                left = self.no_face
+            if left:
+                lines.append(f"note: {left} {self.unit} {found}: {fate}")
         if self.absent:
             photos = self.unit == "photos"
             found = "are absent" if photos else "have a photo that the set does not hold"

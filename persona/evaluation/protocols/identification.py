@@ -32,7 +32,7 @@ from persona.data.sets import FaceSet, iter_jpegs
 from persona.data.shards import Manifest
 from persona.errors import PersonaError
 from persona.evaluation.metrics import Bools, Ints
-from persona.evaluation.pairs import normalised
+from persona.evaluation.pairs import match_names
 from persona.evaluation.protocols.base import Evaluation, Options, Protocol, Subject
 from persona.evaluation.search import (
     BLOCK,
@@ -143,6 +143,9 @@ class Identification(Protocol):
 
     def figures(self, subject: Subject) -> dict[str, Any]:
         """Rank-1, rank-5, CMC and TPIR at FPIR. Intervals resample the probes' identities."""
+        for faces in (subject.faces, subject.options.gallery):
+            if faces is not None:
+                faces.check_people("measure identification")
         probes, left_out = _faces(subject, subject.faces)
         same_photos = None
         if subject.options.gallery is None:
@@ -296,9 +299,8 @@ def _within(
 
 def _mates(label_N: Ints, classes: tuple[str, ...], label_F: Ints, known: tuple[str, ...]) -> Ints:
     """(N,) gallery label of each probe's identity, found by name; -1 if it is not enrolled."""
-    present = {int(label) for label in np.unique(label_F)}
-    label_of = {normalised(name): label for label, name in enumerate(known) if label in present}
-    place_K = np.array([label_of.get(normalised(name), -1) for name in classes], np.int64)
+    place_K = np.array(match_names(classes, known), np.int64)
+    place_K[~np.isin(place_K, label_F)] = -1
     return place_K[label_N]
 
 

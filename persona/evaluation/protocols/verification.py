@@ -106,6 +106,7 @@ class VerificationFigures(Evaluation):
     """Pairs left out because they show such an identity."""
     duplicates: int | None = None
     """Pairs listed more than once. Each counts as often as it is listed."""
+    no_centre: int | None = None
     drawn: int | None = None
     """Pairs that were drawn of the set's people, because it has none of its own."""
     unknown_photos: list[str] | None = None
@@ -264,14 +265,15 @@ def pair_scores(
         metas = subject.faces.metas()
         pairs, strangers = read_pair_list(options.pairs, manifest, metas)
         facts["unknown_photos"] = strangers or None
+    embedded = embedded or subject.embed(subject.faces)
     trained = options.trained if options.trained is not None else subject.named.classes
-    common = overlap(manifest.classes, trained or ())
+    here = set(np.unique(embedded.labels).tolist())  # the classes are those of the whole dataset
+    common = [label for label in overlap(manifest.classes, trained or ()) if label in here]
     if trained:
         facts["overlap"] = len(common)
     if options.overlap_names is not None and subject.accelerator.is_main_process:
         names = "".join(f"{manifest.classes[place]}\n" for place in common)
         write_atomically(options.overlap_names, names.encode(), PRIVATE)
-    embedded = embedded or subject.embed(subject.faces)
     left_out = frozenset(common if options.trained is not None else ())
     scores = score_pairs(
         embedded, manifest, pairs, no_face=options.no_face, left_out=left_out, second=second
@@ -279,6 +281,8 @@ def pair_scores(
     facts |= {"no_face": scores.no_face, "absent": scores.absent}
     if options.trained is not None:
         facts["overlap_pairs"] = scores.overlapping
+    if scores.no_centre:
+        facts["no_centre"] = scores.no_centre
     if scores.duplicates:
         facts["duplicates"] = scores.duplicates
     return scores, facts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +41,7 @@ from persona.evaluation.protocols import (
     evaluate,
 )
 from persona.evaluation.protocols.verification import VerificationOptions
+from persona.evaluation.thresholds import faces_of
 from persona.models.output import ClassifierHead, FaceNetwork
 from persona.models.sources import NamedNetwork
 
@@ -226,6 +228,20 @@ def test_top_1_and_top_5(train_set: Packed, cpu: Accelerator) -> None:
     assert found.accuracy == pytest.approx(hit[:, 0].float().mean().item())
     assert found.top_5 == pytest.approx(hit[:, :5].any(dim=1).float().mean().item())
     assert found.intervals is not None and set(found.intervals) == {"accuracy", "top_5"}
+    mirrored = network.classify(network.features((batch.images.float() - 127.5).flip(3) / 128))
+    both = (network.classify(features) + mirrored).argsort(dim=1, descending=True)
+    turned = evaluate(named, train_set.faces, cpu, options={"flip": True}, quiet=True)
+    hit_by_both = both == batch.labels[:, None]
+    assert turned.accuracy == pytest.approx(hit_by_both[:, 0].float().mean().item())
+    assert turned.top_5 == pytest.approx(hit_by_both[:, :5].any(dim=1).float().mean().item())
+    predicted = [
+        embed_set(network, train_set.faces, cpu, top=6, flip=flip, quiet=True).predicted[:, 0]
+        for flip in (False, True)
+    ]
+    key_order = batch.keys.argsort()
+    np.testing.assert_array_equal(predicted[0], order[key_order])
+    np.testing.assert_array_equal(predicted[1], both[key_order])
+    assert not torch.equal(order, both)
 
 
 def test_people_who_were_trained_on_are_counted_listed_and_left_out(
@@ -249,6 +265,12 @@ def test_people_who_were_trained_on_are_counted_listed_and_left_out(
     named = replace(pixels(), classes=("Person_C",))
     alone = evaluate(named, lfw_set.faces, cpu, quiet=True)
     assert (alone.overlap, alone.overlap_pairs, alone.pairs) == (1, None, 12)
+    # The list of classes is that of the dataset: Person_X has no photo in the set.
+    manifest = replace(lfw_set.manifest, classes=(*lfw_set.manifest.classes, "Person_X"))
+    options = {"trained": (*trained, "person x"), "overlap_names": names}
+    with_x = evaluate(pixels(), FaceSet(lfw_set.folder, manifest), cpu, options=options, quiet=True)
+    assert (with_x.overlap, with_x.overlap_pairs) == (2, lost)
+    assert names.read_text().split() == sorted(gone)
 
 
 def write_agedb(root: Path, people: int = 8) -> None:
@@ -421,6 +443,11 @@ def test_identification_against_a_gallery_set(
     again = pack_photos(LFW(write_lfw(tmp_path / "c")), tmp_path / "all", in_other_shards)
     with pytest.raises(PersonaError, match="compared with themselves"):  # all of them
         measure(lfw_set, cpu, gallery=again.faces)
+    # Names that differ in what `normalised` drops are of two people where both are there.
+    twins = ("Person_A", "Person-A", *lfw_set.manifest.classes[2:])
+    probes = FaceSet(lfw_set.folder, replace(lfw_set.manifest, classes=twins))
+    apart = evaluate(pixels(), probes, cpu, options={"gallery": gallery.faces}, quiet=True)
+    assert (apart.probes, apart.non_mated) == (19, 4)
     strangers = FaceSet(lfw_set.folder, replace(lfw_set.manifest, classes=tuple("uvwxyz")))
     with pytest.raises(
         PersonaError, match="no person of set lfw is in gallery lfw: choose a gallery"
@@ -428,6 +455,23 @@ def test_identification_against_a_gallery_set(
         evaluate(pixels(), strangers, cpu, options={"gallery": gallery.faces}, quiet=True)
     with pytest.raises(PersonaError, match="compared with themselves"):
         measure(lfw_set, cpu, gallery=lfw_set.faces)
+
+
+def test_a_bin_names_nobody(lfw_set: Packed, cpu: Accelerator, tmp_path: Path) -> None:
+    """Each of its pairs has identities of its own, which may be one person."""
+    (tmp_path / "agedb.bin").write_bytes(
+        pickle.dumps(([jpeg(number) for number in range(40)], [n % 2 == 0 for n in range(20)]))
+    )
+    packed = pack_photos(
+        open_dataset(f"bin:{tmp_path / 'agedb.bin'}", tmp_path), tmp_path / "agedb", NO_ALIGN
+    )
+    found = measure(packed, cpu, resamples=50)
+    assert (found.pairs, found.resampled) == (20, "pairs")
+    for probes, options in ((packed, {}), (lfw_set, {"gallery": packed.faces})):
+        with pytest.raises(PersonaError, match="identification wants people, and set agedb is of"):
+            measure(probes, cpu, "identification", **options)
+    with pytest.raises(PersonaError, match="a threshold wants people, and set agedb is of a file"):
+        faces_of(pixels(), packed.faces, cpu)
 
 
 def test_nobody_is_enrolled_by_a_photo_without_a_face(
@@ -474,8 +518,9 @@ def test_absent_and_faceless_are_two_counts(cpu: Accelerator, tmp_path: Path) ->
     # One pair has a photo of both kinds, and is counted as absent.
     assert (sum(without), sum(blind), sum(map(min, without, blind))) == (4, 2, 1)
     for policy, measured in (("centre", 8), ("fail", 12), ("exclude", 7)):
-        found = measure(boxed, cpu, no_face=policy)
+        found = measure(boxed, cpu, no_face=policy, resamples=50)
         assert (found.no_face, found.absent, found.pairs) == (1, 4, measured)
+        assert found.resampled == "identities"
 
     class Unpaired(Boxed):
         def pairs(self) -> None:  # type: ignore[override]
@@ -489,6 +534,17 @@ def test_absent_and_faceless_are_two_counts(cpu: Accelerator, tmp_path: Path) ->
     listed = measure(plain, cpu, pairs=root / "pairs.txt")
     assert (listed.no_face, listed.absent, listed.pairs) == (1, 4, 7)
     assert listed.unknown_photos == ["Person_B/Person_B_0002.jpg"]
+    # The set holds no centre crop that could stand in for the face.
+    told = "have a photo without a face: "
+    assert listed.no_centre == 1 and f"note: 1 pairs {told}left out" in listed.notes()
+    assert not any("stands in" in note for note in listed.notes())
+    both = replace(listed, no_face=3).notes()
+    assert f"note: 2 pairs {told}the middle of the photo stands in for the face" in both
+    assert f"note: 1 pairs {told}left out" in both
+    for policy, fate in (("fail", "counted as wrong"), ("exclude", "left out")):
+        strict = measure(plain, cpu, pairs=root / "pairs.txt", no_face=policy)
+        assert strict.no_centre is None
+        assert [n for n in strict.notes() if "a face" in n] == [f"note: 1 pairs {told}{fate}"]
     known = measure(plain, cpu, "identification")
     assert (known.no_face, known.absent) == (1, 1)
 
