@@ -60,9 +60,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield server
 
 
-def put(models: Path, **options: Any) -> str:
+def put(models: Path, repository: str = "me/small", **options: Any) -> str:
     card = read_card(models / "small")
-    return push(card, models, "me/small", licence="mit", onnx=False, **options)
+    return push(card, models, repository, licence="mit", onnx=False, **options)
 
 
 def test_what_is_pushed_comes_back(models: Path, tmp_path: Path, hub: Hub) -> None:
@@ -104,6 +104,19 @@ def test_the_readme_is_a_model_card(models: Path, hub: Hub) -> None:
     result = values["model-index"][0]["results"][0]
     assert result["metrics"] == [{"type": "accuracy", "name": "accuracy", "value": 0.75}]
     assert "biometric" in body and "| teacher | onnx:teacher.onnx |" in body
+
+
+def test_the_commands_of_the_readme_are_of_its_repository(
+    models: Path, tmp_path: Path, hub: Hub
+) -> None:
+    put(models, "me/faces-1.0")
+    _, _, use = hub.repositories["me/faces-1.0"]["README.md"].decode().partition("## Use\n\n")
+    pulling, *others = [line.split() for line in use.partition("\n\n")[0].splitlines()]
+    assert pulling[:3] == ["persona", "models", "pull"]
+    pulled = pull(parse_repository(pulling[3]), None, tmp_path / "there")
+    assert pulled.id == "faces-1.0"
+    assert [line[1] for line in others] == ["evaluate", "export"]
+    assert {line[-1] for line in others} == {pulled.id}
 
 
 @pytest.mark.parametrize(
