@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,15 @@ def test_the_commands(
         )
         assert result.exit_code == 0 and words in result.output, result.output
     assert "model.onnx" in hub.repositories["me/small"]
+
+
+def test_without_the_extra_a_stored_model_is_told_in_one_line(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", None)
+    with pytest.raises(PersonaError, match=r"the hub needs huggingface_hub: .*hub\]"):
+        load_network("hf://me/small", models)
 
 
 def test_the_hub_is_a_source_of_networks(models: Path, tmp_path: Path, hub: Hub) -> None:
