@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from helpers import persona_error, persona_here
 from PIL import Image
 
+import persona
 from persona.cli.deploy import _print_layers
 from persona.config import StudentConfig
 from persona.data.align.spec import AlignSpec
@@ -277,6 +278,13 @@ def test_a_set_without_faces_is_refused(train_set: Packed) -> None:
     none = of_shards(train_set.faces, slice(0))
     with pytest.raises(PersonaError, match="has no faces: name another set"):
         set_faces(none, 8)
+
+
+@pytest.mark.usefixtures("trace_once")
+def test_a_model_that_was_loaded_from_a_folder_is_exported(models: Path, tmp_path: Path) -> None:
+    place = Workspace.locate(home=tmp_path)
+    loaded = persona.load(str(models / ID), workspace=place)
+    assert loaded.export(tmp_path / "a.onnx").is_file()
 
 
 def packed_otherwise(packed: Packed, shards: Path, name: str, align: AlignSpec) -> None:
