@@ -24,6 +24,7 @@ from persona.data.pack import PackOptions, pack_photos
 from persona.data.raw import open_dataset
 from persona.data.raw.synthetic import Population, Synthetic, draw_datasets
 from persona.data.sets import open_set
+from persona.files import scratch_folder
 from persona.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
@@ -60,13 +61,17 @@ def prepare(faces: Path, home: Path) -> Workspace:
     pack_photos(train, place.shards / train.set_name, options)
     pack_photos(open_dataset("lfw", faces / "raw"), place.shards / "lfw", options)
     for views in VIEWS:
-        if not (place.shards / f"views-{views}").exists():
-            shutil.copytree(
-                place.shards / train.set_name,
-                place.shards / f"views-{views}",
-                ignore=shutil.ignore_patterns("targets"),
-            )
+        copy_set(place.shards / train.set_name, place.shards / f"views-{views}")
     return place
+
+
+def copy_set(packed: Path, target: Path) -> None:
+    """Copies a packed set without its targets, unless it is there. A kill leaves no half copy."""
+    if not target.exists():
+        with scratch_folder(target.parent, target.name) as scratch:
+            copied = scratch / target.name
+            shutil.copytree(packed, copied, ignore=shutil.ignore_patterns("targets"))
+            copied.rename(target)
 
 
 def main() -> None:

@@ -30,7 +30,6 @@ from typing import Any
 from bench import facts, in_turns, medians, ratio, spread
 
 PEER = Path(".tools/dlib/bin/face_recognition")
-BYTECODE = Path(tempfile.gettempdir()) / "bench_recognise_bytecode"
 
 
 def prepare(photos: Path, scratch: Path, copies: int = 1) -> dict[str, str]:
@@ -57,12 +56,13 @@ class Ours:
         self.scratch, self.named = scratch, defaultdict(set)
         self.persona = [sys.executable, "-m", "persona"]
         self.store = ["--store", str(scratch / "gallery.db"), *options]
-        run([*self.persona, "enroll", str(scratch / "people"), *self.store])
+        run([*self.persona, "enroll", str(scratch / "people"), *self.store], scratch)
 
     def __call__(self) -> float:
         """Seconds of one command."""
         start_s = time.perf_counter()
-        told = run([*self.persona, "recognise", str(self.scratch / "asked"), "--json", *self.store])
+        command = [*self.persona, "recognise", str(self.scratch / "asked"), "--json", *self.store]
+        told = run(command, self.scratch)
         took_s = time.perf_counter() - start_s
         self.named.clear()
         for photo in json.loads(told)["photos"]:
@@ -81,7 +81,7 @@ class Theirs:
         """Seconds of one command."""
         start_s = time.perf_counter()
         folders = [str(self.scratch / name) for name in ("known", "asked")]
-        told = run([str(PEER), *folders, "--cpus", "-1"])
+        told = run([str(PEER), *folders, "--cpus", "-1"], self.scratch)
         took_s = time.perf_counter() - start_s
         self.named.clear()
         for line in told.splitlines():
@@ -91,9 +91,9 @@ class Theirs:
         return took_s
 
 
-def run(command: list[str]) -> str:
-    """The standard output of a command."""
-    kept = {"PYTHONPYCACHEPREFIX": str(BYTECODE)}
+def run(command: list[str], scratch: Path) -> str:
+    """The standard output of a command. Its bytecode lies in a folder that is this user's alone."""
+    kept = {"PYTHONPYCACHEPREFIX": str(scratch / "bytecode")}
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | kept
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:

@@ -15,8 +15,10 @@ is, and train for as many photos as fit into the minutes. 4. Evaluate on pairs o
 from a worse teacher. `--curves` trains it for a ninth and a third of the photos, and on fewer
 distinct ones.
 
-A step that is done is not done again: stop the script and start it when you like. What chooses (the
-recipe, its options) looks at the selection pairs alone; LFW is only reported.
+A step that is done is not done again: stop the script and start it when you like. A folder of
+results belongs to the options that it was begun with; `--controls`, `--curves` and `--out` may be
+added later. What chooses (the recipe, its options) looks at the selection pairs alone; LFW is only
+reported.
 """
 
 from __future__ import annotations
@@ -34,18 +36,23 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import persona
 from persona import Callback, FaceSet, Model, Moment, PersonaError, Workspace
+from persona.files import read_json, sha256_file, write_atomically, write_json
 
 RECIPE = Path("configs/faces_112.yaml")
 WARM_UP, TIMED = 4, 12
 """Steps before the timed ones, and timed ones."""
+NOTED_S = 10.0
+"""Seconds of training of which a kill may lose the count."""
 MOST_MINUTES = 60 * 24 * 30
+FEWEST_RESAMPLES = 100
+"""`persona compare` takes no fewer."""
 TRAINED, CHOOSING, REPORTED = "unlabelled", "selection", "LFW"
 PARTS = {"first-3000": 3_000, "next-7000": 7_000, "next-20000": 20_000, "rest": None}
 """The sets to train on and their photos. Each training on fewer photos takes the first ones."""
@@ -102,15 +109,34 @@ class Clock(Callback):
 
 
 class Started(Callback):
-    """Writes the ID of a run to a file, so that the script can continue it."""
+    """Keeps the ID and the seconds of a row's training in a file, so that the script continues it.
+
+    The seconds are those of all starts of the script, and not of the last one alone.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        known = read_json(path, what="a training that was begun") if path.exists() else {}
+        self.run: str | None = known.get("run")
+        self.before_s: float = known.get("seconds", 0.0)
+        self.noted_s = self.before_s
+        self.start_s = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the wall clock so far."""
+        return self.before_s + time.monotonic() - self.start_s
+
+    def note(self) -> None:
+        """Writes the file."""
+        self.noted_s = self.seconds
+        write_json(self.path, {"run": self.run, "seconds": self.noted_s})
 
     def on_step(self, moment: Moment) -> None:
-        """Writes the ID after the first step."""
-        if not self.path.exists():
-            self.path.write_text(moment.run, encoding="utf-8")
+        """Writes the ID after the first step, and the seconds from time to time."""
+        if self.run != moment.run or self.seconds - self.noted_s > NOTED_S:
+            self.run = moment.run
+            self.note()
 
 
 class Experiment:
@@ -125,14 +151,13 @@ class Experiment:
         faces: Path = arguments.faces
         self.parts = [
             self.shard(f"tars:{part}", unlabelled=True)
-            for part in split_photos(faces / TRAINED, self.home / "parts", arguments.seed)
+            for part in split_photos(faces / TRAINED, self.home / "parts", options_of(arguments))
         ]
         self.selection = self.shard(f"tars:{faces / CHOOSING}.tar")
         # The official LFW under its own name; its folder may lie anywhere.
         self.lfw = self.shard("lfw", workspace=dataclasses.replace(self.place, raw=faces))
         self.path = self.home / "results.jsonl"
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        self.results = {row["run"]: row for row in map(json.loads, lines)}
+        self.results = read_results(self.path)
 
     def shard(self, dataset: str, **options: Any) -> FaceSet:
         """Packs crops of 112 px that are aligned already."""
@@ -154,7 +179,7 @@ class Experiment:
             self.distill(run, WARM_UP + TIMED + 2, callbacks=[clock], tell=False)
             rate = self.arguments.batch_size / clock.seconds
             count = max(1, int(rate * self.arguments.minutes * 60))
-            known.write_text(f"{count}\n", encoding="utf-8")
+            write_atomically(known, f"{count}\n".encode())
             say(f"{rate:,.0f} photos/s: {count:,} photos in {self.arguments.minutes:g} minutes")
         return int(known.read_text())
 
@@ -189,34 +214,45 @@ class Experiment:
         """Trains and measures one row of the table, unless it is there."""
         if run.name in self.results:
             return
-        start_s, seen, name = time.monotonic(), 0, run.network
+        seen, name, seconds, started = 0, run.network, 0.0, None
         if run.sets:
-            if run.teacher is not None:
-                for faces in run.sets:
-                    faces.keep_targets(
-                        self.load(run.teacher), views=self.arguments.views, recipe=RECIPE
-                    )
-            steps = max(1, round(run.share * self.photos(run) / self.arguments.batch_size))
-            seen = steps * self.arguments.batch_size
-            started = self.home / f"{run.name.replace(' ', '-')}.run"
-            resume = started.read_text(encoding="utf-8") if started.exists() else None
-            student = self.distill(run, steps, callbacks=[Started(started)], resume=resume)
-            started.unlink(missing_ok=True)
-            # The recipe keeps an EMA; the run may have chosen either model.
-            name = f"{student.name.removesuffix('-ema')}-ema"
+            started = Started(self.home / f"{run.name.replace(' ', '-')}.run")
+            try:
+                seen, name = self.train(run, started)
+            finally:
+                started.note()
+            seconds = started.seconds
         assert name is not None
-        row = {
+        self.results[run.name] = {
             "run": run.name,
             "model": name,
             "photos_seen": seen,
             "photos": run.photos,
-            "hours": round((time.monotonic() - start_s) / 3600, 3),
+            "hours": round(seconds / 3600, 3),
             "hardware": hardware(),
             **self.measure(name, chosen=self.selection not in run.sets),
         }
-        self.results[run.name] = row
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        self.keep_results()
+        if started is not None:  # only now: a training is not lost if measuring it is interrupted
+            started.path.unlink()
+
+    def train(self, run: Run, started: Started) -> tuple[int, str]:
+        """Trains the student of a row, or goes on with it; returns the photos seen and its name."""
+        if run.teacher is not None:
+            for faces in run.sets:
+                faces.keep_targets(
+                    self.load(run.teacher), views=self.arguments.views, recipe=RECIPE
+                )
+                started.note()
+        steps = max(1, round(run.share * self.photos(run) / self.arguments.batch_size))
+        student = self.distill(run, steps, callbacks=[started], resume=started.run)
+        # The recipe keeps an EMA; the run may have chosen either model.
+        return steps * self.arguments.batch_size, f"{student.name.removesuffix('-ema')}-ema"
+
+    def keep_results(self) -> None:
+        """Writes all rows, so that a killed process leaves those of before or these."""
+        lines = (json.dumps(row) + "\n" for row in self.results.values())
+        write_atomically(self.path, "".join(lines).encode())
 
     def measure(self, name: str, *, chosen: bool) -> dict[str, Any]:
         """A network on LFW, and on the selection pairs unless it was trained on their people."""
@@ -234,6 +270,7 @@ class Experiment:
         if known is None:
             names = [self.results[row]["model"] for row in (ROLE, other)]
             on = ["--set", str(self.lfw.folder), "--json"]
+            on += ["--resamples", str(self.arguments.resamples)]
             told = subprocess.run(
                 [sys.executable, "-m", "persona", "compare", *names, *on],
                 env=os.environ | {"PERSONA_HOME": str(self.home)},
@@ -242,24 +279,89 @@ class Experiment:
             )
             known = json.loads(told.stdout)["differences"]["accuracy"]
             self.results[other]["compared"] = known
-            lines = [json.dumps(row) for row in self.results.values()]
-            self.path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            self.keep_results()
         return dict(known)
 
 
-def split_photos(faces: Path, home: Path, seed: int) -> list[Path]:
-    """Draws the photos of all tars of a folder into the parts; returns the folders of the parts."""
+def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that all rows share, by name. What is asked for beside them may change."""
+    length = {"--minutes": arguments.minutes}
+    if arguments.photos:
+        length = {"--photos": arguments.photos}
+    return {
+        "--teacher": f"{arguments.teacher.name} ({sha256_file(arguments.teacher)[:12]})",
+        "--student": arguments.student,
+        "--views": arguments.views,
+        "--batch-size": arguments.batch_size,
+        "--resamples": arguments.resamples,
+        "--seed": arguments.seed,
+        **length,
+    }
+
+
+def read_results(path: Path) -> dict[str, dict[str, Any]]:
+    """The rows that are done, by name. A line that is no JSON is left out: its row is made again.
+
+    Earlier versions of this script left half a line where they were killed.
+    """
+    results = {}
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            say(f"{path} line {number} is damaged: its row is made again")
+        else:
+            results[row["run"]] = row
+    return results
+
+
+def check_inputs(known: Path, inputs: Mapping[str, Any], faces: Path) -> None:
+    """Checks that a folder of results was made of these photos, with these options.
+
+    Raises:
+        PersonaError: it was not.
+    """
+    made = read_json(known, what="a list of inputs")
+    if made["tars"] != inputs["tars"]:
+        raise PersonaError(
+            f"{known.parent} was made of other photos than {faces}: choose another --home"
+        )
+    was, now = made.get("options", {}), inputs["options"]
+    if was != now:
+        first, second = (
+            " ".join(f"{name} {one[name]}" for name in one if one[name] != other.get(name))
+            for one, other in ((was, now), (now, was))
+        )
+        raise PersonaError(
+            f"{known.parent} was made with {first or 'options that it does not name'}, and not "
+            f"with {second}: give the same options, or choose another --home"
+        )
+
+
+def split_photos(faces: Path, home: Path, options: Mapping[str, Any]) -> list[Path]:
+    """Draws the photos of all tars of a folder into the parts; returns the folders of the parts.
+
+    Args:
+        faces: the folder of the tars.
+        home: where the parts lie, and what they were made of (`inputs.json`).
+        options: the options of all rows, `--seed` among them.
+
+    Raises:
+        PersonaError: a tar is damaged, there are no photos, or the parts were made of others.
+    """
     folders = {name: home / name for name in PARTS}
     tars = sorted(faces.glob("*.tar"))
-    inputs = {"seed": seed, "tars": {path.name: path.stat().st_size for path in tars}}
+    inputs = {"options": options, "tars": {path.name: path.stat().st_size for path in tars}}
     known = home / "inputs.json"
-    if known.exists() and json.loads(known.read_text()) != inputs:
-        raise PersonaError(f"{home} was made of other photos than {faces}: choose another --home")
-    if not all((folder / PACKED).is_file() for folder in folders.values()):
+    if known.exists():
+        check_inputs(known, inputs, faces)
+    # The inputs are written last: without them the parts may be of another seed.
+    if not known.exists() or not all((folder / PACKED).is_file() for folder in folders.values()):
         photos = [(path, name) for path in tars for name in photos_of(path)]
         if not photos:
             raise PersonaError(f"the tars in {faces} hold no photos: put tars of photos there")
-        random.Random(seed).shuffle(photos)
+        random.Random(options["--seed"]).shuffle(photos)
         part_of: dict[tuple[Path, str], str] = {}
         start = 0
         for part, count in PARTS.items():
@@ -284,7 +386,7 @@ def split_photos(faces: Path, home: Path, seed: int) -> list[Path]:
                         written[where].addfile(member, data)
         for folder in folders.values():
             (folder / PARTIAL).rename(folder / PACKED)
-        known.write_text(json.dumps(inputs), encoding="utf-8")
+        write_json(known, inputs)
     return [folder for folder in folders.values() if photos_of(folder / PACKED)]
 
 
@@ -486,6 +588,8 @@ def check(arguments: argparse.Namespace) -> None:
         raise PersonaError(f"--minutes {arguments.minutes:g}: choose more than 0")
     if arguments.photos is not None and arguments.photos < 1:
         raise PersonaError(f"--photos {arguments.photos}: choose 1 or more")
+    if arguments.resamples < FEWEST_RESAMPLES:
+        raise PersonaError(f"--resamples {arguments.resamples}: choose {FEWEST_RESAMPLES} or more")
     faces: Path = arguments.faces
     wanted = [faces / TRAINED, faces / f"{CHOOSING}.tar", faces / REPORTED / "pairs.txt"]
     missing = [str(path) for path in wanted if not path.exists()]

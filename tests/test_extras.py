@@ -48,6 +48,16 @@ def test_a_wheel_is_named_by_its_distribution(checkout: Path) -> None:
     assert install_command("s3").endswith(f"'/my env/bin/python' '{DISTRIBUTION}[s3]'")
 
 
+def test_no_page_installs_the_project_from_an_index() -> None:
+    """It is on none, so whoever registers its name there could give our users any code."""
+    pages = list(ROOT.glob("*.md"))
+    for folder in ("docs", "configs", "examples", "notebooks", "scripts"):
+        pages += [path for path in (ROOT / folder).rglob("*") if path.is_file()]
+    by_name = re.compile(rf"\binstall\b[^\n]*(?<![\w/.-]){DISTRIBUTION}\b".encode())
+    found = [path for path in pages if by_name.search(path.read_bytes())]
+    assert len(pages) > 100 and not found
+
+
 def test_an_error_is_one_line_that_ends_in_the_command() -> None:
     assert str(missing("videos need PyAV", "video")) == (
         f"videos need PyAV: {install_command('video')}"

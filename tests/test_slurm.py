@@ -93,6 +93,18 @@ def test_an_array_of_tasks_and_its_merge_make_the_set(raw: Path, folder: Path) -
     assert (made / "manifest.json").is_file()
 
 
+@pytest.mark.parametrize("form", [["--shards", "{}"], ["--shards={}"]])
+def test_the_merge_looks_where_the_tasks_pack(folder: Path, form: list[str]) -> None:
+    (folder / ".venv" / "bin" / "persona").write_text('#!/bin/bash\necho "$*" >> asked\n')
+    place = folder / "with a space"
+    options = [word.format(place) for word in form]
+    run("shard.sbatch", "1", "a set", "lfw", *options, "--align", "boxes", folder=folder)
+    packing, merging = (folder / "asked").read_text().splitlines()
+    told = " ".join(options)
+    assert packing == f"shard lfw {told} --align boxes --workers 1 --task 1/1"
+    assert merging == f"shards merge a set {told}"
+
+
 def test_every_node_is_launched_with_its_rank(folder: Path) -> None:
     out = run(
         "distill.sbatch",

@@ -143,17 +143,19 @@ def write_embeddings(path: Path, found: EmbeddedFaces) -> None:
     """Writes the table as a file that only its owner may read: embeddings are biometric data.
 
     An npz file holds the arrays `photo`, `box`, `probability` and `embedding`. A Parquet file
-    holds one row per face with the same columns; box and embedding are lists.
+    holds one row per face with the same columns; box and embedding are lists. Bytes of a path that
+    are not UTF-8 are written as `\\udcXX`.
 
     Raises:
         PersonaError: the suffix is another one, or pyarrow is not installed.
     """
     check_format(path)
+    photos = [photo.encode("utf-8", "backslashreplace").decode() for photo in found.photos]
     file = io.BytesIO()
     if path.suffix.lower() == ".npz":
         np.savez(
             file,
-            photo=np.array(found.photos, dtype=np.str_),
+            photo=np.array(photos, dtype=np.str_),
             box=found.boxes,
             probability=found.probabilities,
             embedding=found.embeddings,
@@ -161,7 +163,7 @@ def write_embeddings(path: Path, found: EmbeddedFaces) -> None:
     else:
         arrow, parquet = _pyarrow()
         columns = {
-            "photo": arrow.array(found.photos, arrow.string()),
+            "photo": arrow.array(photos, arrow.string()),
             "box": arrow.FixedSizeListArray.from_arrays(found.boxes.ravel(), 4),
             "probability": found.probabilities,
             "embedding": arrow.FixedSizeListArray.from_arrays(

@@ -239,14 +239,13 @@ class Model:
             from persona.deploy.exports.onnx import Onnx
             from persona.models.wrapped import WrappedNetwork
         from persona.deploy.faces import drawn_faces
-        from persona.models.cards import find_model
-        from persona.models.sources import NamedNetwork
+        from persona.models.sources import NamedNetwork, student_card
 
         models, target, chosen = self.workspace.models, Path(path), Onnx.config_class(**options)
         named = self.named
         if isinstance(named, NamedNetwork) and isinstance(named.network, WrappedNetwork):
             return export_wrapped(named, self.align, target, chosen).path
-        card = find_model(self.name, models)
+        card, models = student_card(self.name, models)
         faces = drawn_faces(card.image_size, CHECK_FACES)
         Onnx().export(card, models, faces, target, chosen)
         return target

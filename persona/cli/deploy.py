@@ -53,7 +53,7 @@ def export_command(
             "--set",
             metavar="SET",
             help="Whose faces the file is checked on.  [default: the model's own sets if they are "
-            "packed, else drawn faces]",
+            "packed as for it, else drawn faces]",
         ),
     ] = None,
     calibrate: Annotated[

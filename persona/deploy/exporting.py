@@ -14,10 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from persona.config import from_dict
 from persona.data.align.spec import AlignSpec
 from persona.data.mixed import names_in
-from persona.data.sets import open_set
-from persona.data.shards import MANIFEST
+from persona.data.sets import FaceSet, open_set
+from persona.data.shards import MANIFEST, read_manifest
 from persona.deploy.exports.base import EXPORTS, Exported, build_options
 from persona.deploy.exports.onnx import Onnx
 from persona.deploy.faces import CALIBRATION_FACES, FACES, drawn_faces, set_faces
@@ -53,7 +54,7 @@ def export_model(
         options: options of the format by name, for example `{"precision": "int8"}`.
         out: the file or folder to write. None names it by the ID in the current folder.
         set_name: packed set whose faces the file is checked on. None takes a set of the model's own
-            if one is packed, otherwise drawn faces.
+            if one is packed as it was for the model, otherwise drawn faces.
         calibrate: packed set whose faces int8 is calibrated on. None takes the model's own.
         seed: seed of the choice of the faces.
         licence: licence that the metadata names. None takes the card's.
@@ -78,16 +79,22 @@ def export_model(
             f"{path} is a folder: name the file with --out {path / stem}{kind.suffix}"
         )
     facts = {} if licence is None else {"persona.licence": licence}
-    checked = set_name or _packed((card.test_set, card.train_set), place)
+    checking = set_name or _packed((card.test_set, card.train_set), card, place)
+    checked = None if checking is None else _open(card, checking, place, verify=verify)
     ranges = None
     if integers:
-        name = calibrate or _packed((card.train_set, card.test_set), place)
+        name = calibrate or _packed((card.train_set, card.test_set), card, place)
         if name is None:
-            raise PersonaError("int8 is calibrated on faces: name a packed set with --calibrate")
-        faces, ranges = _faces_apart(card, checked, name, place, seed, verify=verify)
+            raise PersonaError(
+                "int8 is calibrated on faces, and no set of this model's crops is packed here: "
+                "name a packed set with --calibrate"
+            )
+        same = checked if name == checking else None
+        calibrated = same or _open(card, name, place, verify=verify)
+        faces, ranges = _faces_apart(card, checked, calibrated, seed)
         facts["persona.calibration"] = f"{len(ranges)} faces of {public_name(name)}, seed {seed}"
     else:
-        faces = _check_faces(card, checked, place, seed, verify=verify)
+        faces = _check_faces(card, checked, seed)
     done = kind().export(
         *(card, place.models, faces, path, chosen), calibration_NHWC=ranges, facts=facts
     )
@@ -136,43 +143,69 @@ def export_wrapped(named: NamedNetwork, align: AlignSpec, path: Path, options: A
     return Onnx().write(network, card, drawn_faces(align.image_size, FACES), path, options)
 
 
-def _check_faces(
-    card: Card, set_: str | None, place: Workspace, seed: int, *, verify: bool
-) -> Faces:
+def _check_faces(card: Card, checked: FaceSet | None, seed: int) -> Faces:
     """The faces to check a file on: those of a set, or drawn faces where there is none."""
-    if set_ is not None:
-        return set_faces(open_set(set_, place.shards, verify=verify), card.image_size, FACES, seed)
-    log.info("no set of this model is packed here: the file is checked on drawn faces")
+    if checked is not None:
+        return set_faces(checked, FACES, seed)
+    log.info("no set of this model's crops is packed here: the file is checked on drawn faces")
     return drawn_faces(card.image_size, FACES)
 
 
 def _faces_apart(
-    card: Card, checked: str | None, calibrate: str, place: Workspace, seed: int, *, verify: bool
+    card: Card, checked: FaceSet | None, ranges: FaceSet, seed: int
 ) -> tuple[Faces, Faces]:
     """Faces to check a file on, and other faces to calibrate on.
 
     If both are from one set, the check faces are its first ones.
     """
-    ranges = open_set(calibrate, place.shards, verify=verify)
     # One set may have two names, as `vggface2` and `vggface2-train`, or a copy elsewhere.
-    digest = None if checked is None else open_set(checked, place.shards, verify=verify).digest
-    if digest != ranges.digest:
-        return (
-            _check_faces(card, checked, place, seed, verify=verify),
-            set_faces(ranges, card.image_size, CALIBRATION_FACES, seed),
-        )
+    if checked is None or checked.digest != ranges.digest:
+        return _check_faces(card, checked, seed), set_faces(ranges, CALIBRATION_FACES, seed)
     both = FACES + CALIBRATION_FACES
-    faces = set_faces(ranges, card.image_size, both, seed)
+    faces = set_faces(ranges, both, seed)
     if len(faces) < 2:
         raise PersonaError(
-            f"set {calibrate} has one face, and int8 wants one to calibrate on and another to be "
+            f"set {ranges.name} has one face, and int8 wants one to calibrate on and another to be "
             "checked on: name another set with --calibrate"
         )
     count = max(1, len(faces) * FACES // both)
     return faces[:count], faces[count:]
 
 
-def _packed(sets: tuple[str, ...], place: Workspace) -> str | None:
-    """The first of the sets that is packed here. A name may be that of a mix of sets."""
-    names = [name for mix in sets for name in (mix, *names_in(mix))]
-    return next((name for name in names if (place.shards / name / MANIFEST).is_file()), None)
+def _open(card: Card, name: str, place: Workspace, *, verify: bool) -> FaceSet:
+    """Opens a set of crops for a model, and notes crops of another alignment.
+
+    Raises:
+        PersonaError: there is no such set, or its crops have another size than the model's.
+    """
+    found = open_set(name, place.shards, verify=verify)
+    found.manifest.check_crops(card.id, card.image_size, needs_landmarks=False)
+    own, align = _own_crops(card), found.manifest.align
+    if own is not None and not own.resembles(align):
+        log.warning(
+            "note: set %s is packed with --align %s, %s was trained on crops of `%s`: pack the set "
+            "so, or the file is checked and calibrated on faces unlike those that it will see",
+            *(found.name, align.method, card.id, own.options),
+        )
+    return found
+
+
+def _own_crops(card: Card) -> AlignSpec | None:
+    """How the crops are made that a model was trained on. Older cards do not say it."""
+    return None if card.alignment is None else from_dict(AlignSpec, card.alignment, where=card.id)
+
+
+def _packed(sets: tuple[str, ...], card: Card, place: Workspace) -> str | None:
+    """The first of a model's sets that is packed here as it was for the model.
+
+    A name may be that of a mix of sets. A set of such a name may be packed in another way, for
+    another network.
+    """
+    own = _own_crops(card)
+    for name in (name for mix in sets for name in (mix, *names_in(mix))):
+        if (place.shards / name / MANIFEST).is_file():
+            align = read_manifest(place.shards / name).align
+            if align.image_size == card.image_size and (own is None or own.resembles(align)):
+                return name
+            log.info("set %s is packed in another way than the model's crops: it is not used", name)
+    return None

@@ -23,7 +23,7 @@ POOL = 10_000
 """Number of crops of a set to choose from. Whole shards are taken, so it may be a few more."""
 
 
-def set_faces(faces: FaceSet, size_px: int, count: int, seed: int = 0) -> npt.NDArray[np.uint8]:
+def set_faces(faces: FaceSet, count: int, seed: int = 0) -> npt.NDArray[np.uint8]:
     """(N, H, W, 3) uint8 RGB crops of a set, chosen at random by seed.
 
     There are at most `count`, all different. A larger `count` gives the same crops first. They come
@@ -32,19 +32,13 @@ def set_faces(faces: FaceSet, size_px: int, count: int, seed: int = 0) -> npt.ND
 
     Args:
         faces: the packed set.
-        size_px: side of the crops that the model takes, in px.
         count: most crops to return.
         seed: seed of the choice.
 
     Raises:
-        PersonaError: the crops have another size, or the set has no faces.
+        PersonaError: the set has no faces.
     """
     manifest = faces.manifest
-    if manifest.align.image_size != size_px:
-        raise PersonaError(
-            f"set {manifest.name} has crops of {manifest.align.image_size} px, the model takes "
-            f"{size_px} px: name another set, or pack one with --image-size {size_px}"
-        )
     counts = [shard.samples - len(shard.no_face) for shard in manifest.shards]
     if not sum(counts):
         raise PersonaError(f"set {manifest.name} has no faces: name another set")

@@ -44,7 +44,8 @@ def push(
     with scratch_folder(Path(tempfile.gettempdir()), "push") as scratch:
         public = publish_copy(card, models, scratch, with_classes=with_classes)
         folder = scratch / card.id
-        write_atomically(folder / "README.md", model_card(public, licence).encode())
+        readme = model_card(public, licence, repository)
+        write_atomically(folder / "README.md", readme.encode())
         if onnx:
             from persona.deploy.exports.onnx import Onnx
             from persona.deploy.faces import FACES, drawn_faces

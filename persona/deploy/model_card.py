@@ -13,6 +13,7 @@ from persona.data.mixed import names_in
 from persona.evaluation.statistics import interval_text
 from persona.figure_names import label_of
 from persona.models.cards import Card
+from persona.models.hub import PREFIX
 from persona.models.public import public_card
 
 FIGURES = ("accuracy", "auc", "eer")
@@ -27,11 +28,14 @@ Measure it on faces like yours before you rely on it, choose the threshold there
 decisions that matter to a person. It is not made for surveillance."""
 
 
-def model_card(card: Card, licence: str) -> str:
-    """The README of a published model."""
+def model_card(card: Card, licence: str, repository: str) -> str:
+    """The README of a model that is published in a repository, OWNER/NAME.
+
+    Its commands call the model NAME, as `persona models pull` does.
+    """
     card = public_card(card)
     front = yaml.safe_dump(front_matter(card, licence), sort_keys=False)
-    return f"---\n{front}---\n\n{_text(card)}"
+    return f"---\n{front}---\n\n{_text(card, repository)}"
 
 
 def front_matter(card: Card, licence: str) -> dict[str, Any]:
@@ -95,7 +99,8 @@ def table(rows: list[tuple[str, str]]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
 
 
-def _text(card: Card) -> str:
+def _text(card: Card, repository: str) -> str:
+    name = repository.partition("/")[2]
     rows = [
         *fact_rows(card),
         *((label_of(n), f"{card.scores[n]:.4f}") for n in FIGURES if n in card.scores),
@@ -111,9 +116,9 @@ others by the cosine.
 
 ## Use
 
-    persona models pull hf://OWNER/{card.id}
-    persona evaluate --set lfw --student {card.id}
-    persona export {card.id}
+    persona models pull {PREFIX}{repository}
+    persona evaluate --set lfw --model {name}
+    persona export {name}
 
 ## Intended use and limits
 

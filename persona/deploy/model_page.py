@@ -107,7 +107,8 @@ def _thresholds(card: Card) -> tuple[str, list[tuple[str, str]]]:
     thresholds: dict[str, Any] = card.scores.get("threshold_at_far") or {}
     known = {far: value for far, value in thresholds.items() if value is not None}
     if card.collapsed or not known:
-        return "Thresholds", [("", "none: measure one with persona gallery calibrate SET")]
+        command = f"persona gallery calibrate --set SET --model {card.id}"
+        return "Thresholds", [("", f"none: measure one with {command}")]
     intervals = card.scores.get("intervals") or {}
     rows = []
     for far, value in known.items():

@@ -463,7 +463,7 @@ def read_groups(folder: Path, empty: Faces) -> Groups:
             them.
     """
     if not (folder / TABLE).is_file() or not (folder / ROWS).is_file():
-        raise PersonaError(f"{folder} holds no groups: `persona group PHOTOS --out` makes them")
+        raise PersonaError(f"{folder} holds no groups: `persona group PHOTOS --out DIR` makes them")
     table, said = read_table(folder / TABLE, empty), read_rows(folder / ROWS)
     keys = [face.key for face in table.faces]
     following = itertools.count(max([0, *said.number.values(), *said.names]) + 1)

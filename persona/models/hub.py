@@ -73,8 +73,9 @@ def pull_once(repository: str, models: Path) -> Card:
     name = repository.partition("/")[2]
     if is_stored(name, models):
         stored = stored_card(name, models)
+        api = open_hub()  # first: it says what to install, and `explained` imports it
         with scratch_folder(models, "pull") as scratch, explained(repository):
-            _fetch(open_hub(), repository, CARD, scratch, LARGEST_JSON)
+            _fetch(api, repository, CARD, scratch, LARGEST_JSON)
             if read_card(scratch).weights_sha256 == stored.weights_sha256:
                 return stored
     return pull(repository, None, models)

@@ -171,7 +171,7 @@ def open_groups(folder: Path, gallery: Gallery) -> Iterator[OpenGroups]:
     """
     if not folder.is_dir():
         raise PersonaError(
-            f"no folder of groups at {folder}: `persona group PHOTOS --out` makes it"
+            f"no folder of groups at {folder}: `persona group PHOTOS --out DIR` makes it"
         )
     with folder_lock(folder, doing="working on the groups in"):
         eyes = gallery.eyes

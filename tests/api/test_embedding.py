@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from helpers import persona_error_here, persona_here
 from PIL import Image, ImageFilter
 
 import persona
-from persona.api.embedding import find_photos
+from persona.api.embedding import EmbeddedFaces, find_photos, write_embeddings
 
 
 @pytest.fixture
@@ -51,6 +52,20 @@ def test_every_face_of_a_folder_has_a_row(
         )
     assert list(owners) == wanted and boxes.shape == (2, 4)
     np.testing.assert_allclose(found, loaded.embed([Path(path) for path in wanted]), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["faces.npz", "faces.parquet"])
+def test_a_file_name_that_is_not_utf8_is_written(tmp_path: Path, name: str) -> None:
+    photos = [os.fsdecode(b"caf\xe9.jpg"), "caf\u00e9.jpg"]
+    boxes, probabilities = np.zeros((2, 4), np.float32), np.ones(2, np.float32)
+    faces = EmbeddedFaces(photos, boxes, probabilities, np.ones((2, 8), np.float32), {})
+    write_embeddings(tmp_path / name, faces)
+    if name.endswith(".npz"):
+        with np.load(tmp_path / name) as table:
+            found = table["photo"].tolist()
+    else:
+        found = pyarrow.parquet.read_table(tmp_path / name)["photo"].to_pylist()
+    assert found == ["caf\\udce9.jpg", "caf\u00e9.jpg"]
 
 
 def test_what_cannot_be_embedded_is_said_before_anything_is(

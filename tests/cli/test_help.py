@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -54,6 +56,63 @@ def test_no_help_text_loses_a_bracket(
         assert " ".join(named(text or "").split()) in shown
     for below in getattr(PLAIN[names], "commands", {}).values():
         assert Text(below.get_short_help_str(1000)).plain in shown
+
+
+def texts(path: Path) -> Iterator[str]:
+    """The texts in a module. What an f-string puts in is VALUE."""
+    tree = ast.parse(path.read_text())
+    joined = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
+    parts = {id(part) for node in joined for part in node.values}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts:
+            yield node.value
+    for node in joined:
+        yield "".join(
+            str(getattr(part, "value", "")) if isinstance(part, ast.Constant) else "VALUE"
+            for part in node.values
+        )
+
+
+def fault_of(words: list[str]) -> str | None:
+    """What is wrong with the words after `persona`. Words that are not of a command end it."""
+    names: tuple[str, ...] = ()
+    words = [word.rstrip(".:'\"") for word in words]
+    while words and (*names, words[0]) in PLAIN:
+        names += (words.pop(0),)
+    if not names:
+        return None
+    options = {
+        name: one for one in PLAIN[names].params for name in (*one.opts, *one.secondary_opts)
+    }
+    room = sum(
+        one.nargs if one.nargs > 0 else 99
+        for one in PLAIN[names].params
+        if one.param_type_name == "argument"
+    )
+    while words:
+        name, _, value = words.pop(0).partition("=")
+        if name.startswith("-"):
+            if name not in {*options, "--help"}:
+                return f"{' '.join(names)} has no {name}"
+            if not (value or name == "--help" or options[name].is_flag) and words:
+                words.pop(0)
+        elif name.isupper():
+            room -= 1
+        else:
+            break
+    return f"{' '.join(names)} takes fewer arguments" if room < 0 else None
+
+
+def test_every_command_that_a_text_names_can_be_given_so() -> None:
+    found = {}
+    for path in (Path(__file__).parents[2] / "persona").rglob("*.py"):
+        for text in texts(path):
+            for said in re.findall(r"(?<![-\w/.])persona ([a-z][^`\n;,)]*)", text):
+                found[path.name, said] = fault_of(said.split())
+    assert len(found) > 150
+    assert not {place: fault for place, fault in found.items() if fault is not None}
+    assert fault_of(["gallery", "calibrate", "SET"]) == "gallery calibrate takes fewer arguments"
+    assert fault_of(["gallery", "list", "--no-such"]) == "gallery list has no --no-such"
 
 
 def test_only_the_named_command_is_built() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,46 @@ def test_python_without_torch_gives_personas_score(job: tuple[list[str], float])
         done = compare_py(*wrong)
         assert (done.returncode, done.stdout) == (1, "")
         assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+ONLY_READS = """
+#include <stdint.h>
+typedef struct OrtStatus OrtStatus;
+typedef struct { const char *(*GetErrorMessage)(OrtStatus *); } OrtApi;
+"""
+"""What compare.c needs of onnxruntime's header until its photos are read."""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_c_reads_photos_of_eight_bits_alone(tmp_path: Path) -> None:
+    (tmp_path / "onnxruntime_c_api.h").write_text(ONLY_READS)
+    source = (ROOT / "examples" / "compare.c").read_text().partition("/* The embedding of")[0]
+    main = "int main(int n, char **a) { return n != 2 || read_ppm(a[1]).pixels[0] != 7; }\n"
+    (tmp_path / "read.c").write_text(source + main)
+    command = ["cc", "-std=c11", "-I", str(tmp_path), "-o", str(tmp_path / "read")]
+    subprocess.run([*command, str(tmp_path / "read.c")], check=True, timeout=60)
+
+    def read(photo: bytes) -> str | None:
+        """What is wrong with a photo."""
+        (tmp_path / "a.ppm").write_bytes(photo)
+        command = [str(tmp_path / "read"), str(tmp_path / "a.ppm")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == (1 if done.stderr else 0)
+        return done.stderr.partition(": ")[2].strip() or None
+
+    pixels, wrong = b"\x07" * 12, "is no binary PPM of 8 bit"
+    assert read(b"P6\n2 2\n255\n" + pixels) is None
+    assert read(b"P6 2 2 255 " + pixels) is None
+    assert read(b"P6 2 2 255\n" + pixels[1:]) == "is cut off"
+    for head in (
+        b"P6 2 2 65535\n",
+        b"P6 2 2 25\n",
+        b"P6 2 2 2555\n",
+        b"P6 2 2 255",
+        b"P5 2 2 255\n",
+    ):
+        assert read(head + 2 * pixels) == wrong, head
+    assert read(b"P6 2 2 255") == wrong
 
 
 @pytest.mark.heavy

@@ -17,10 +17,13 @@ import torch.nn.functional as F
 from helpers import persona_error, persona_here
 from PIL import Image
 
+import persona
 from persona.cli.deploy import _print_layers
 from persona.config import StudentConfig
+from persona.data.align.spec import AlignSpec
 from persona.data.pack import Packed
 from persona.data.sets import FaceSet, of_shards
+from persona.data.shards import MANIFEST
 from persona.data.stream import build_loader
 from persona.data.transforms import normalise
 from persona.data.views import PIXEL_MEAN, PIXEL_SCALE
@@ -29,7 +32,7 @@ from persona.deploy.bench import count_macs
 from persona.deploy.exports import Exported, ExportOptions, base
 from persona.deploy.exports.litert import Litert
 from persona.deploy.exports.onnx import Onnx
-from persona.deploy.faces import drawn_faces, set_faces
+from persona.deploy.faces import FACES, drawn_faces, set_faces
 from persona.deploy.graph import refusing
 from persona.deploy.quantise import Kept
 from persona.errors import PersonaError
@@ -38,6 +41,7 @@ from persona.models.onnx_graph import count_onnx
 from persona.models.onnx_network import open_network
 from persona.models.store import load_model, save_model
 from persona.models.student import Student, count_parameters
+from persona.workspace import Workspace
 
 SIDE = 32
 ID = "small"
@@ -270,17 +274,91 @@ def test_the_command(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         weights.write_bytes(kept)
 
 
-def test_a_calibration_set_must_fit(train_set: Packed) -> None:
-    with pytest.raises(PersonaError, match=r"crops of \d+ px, the model takes 999 px"):
-        set_faces(train_set.faces, 999, 8)
+def test_a_set_without_faces_is_refused(train_set: Packed) -> None:
     none = of_shards(train_set.faces, slice(0))
     with pytest.raises(PersonaError, match="has no faces: name another set"):
-        set_faces(none, none.manifest.align.image_size, 8)
+        set_faces(none, 8)
+
+
+@pytest.mark.usefixtures("trace_once")
+def test_a_model_that_was_loaded_from_a_folder_is_exported(models: Path, tmp_path: Path) -> None:
+    place = Workspace.locate(home=tmp_path)
+    loaded = persona.load(str(models / ID), workspace=place)
+    assert loaded.export(tmp_path / "a.onnx").is_file()
+
+
+def packed_otherwise(packed: Packed, shards: Path, name: str, align: AlignSpec) -> None:
+    """A set of that name whose manifest says that its crops were made in another way."""
+    shutil.copytree(packed.folder, shards / name)
+    manifest = json.loads((shards / name / MANIFEST).read_text())
+    manifest |= {"name": name, "align": align.facts}
+    (shards / name / MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("align", "used"),
+    [
+        (AlignSpec("landmarks", SIDE, 0), True),
+        (AlignSpec("template", SIDE, 0), True),  # the same crops
+        (AlignSpec("landmarks", 160), False),
+        (AlignSpec("mtcnn", SIDE, 0), False),
+    ],
+)
+def test_a_set_of_the_models_name_is_used_if_its_crops_are_the_models(
+    train_set: Packed,
+    models: Path,
+    tmp_path: Path,
+    align: AlignSpec,
+    used: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    card = replace(load(models)[1], train_set="a,b*2", test_set="c")
+    place = Workspace(tmp_path, tmp_path / "shards", tmp_path, models, tmp_path)
+    packed_otherwise(train_set, place.shards, "b", align)
+    card = replace(card, alignment=AlignSpec("landmarks", SIDE, 0).facts)
+    monkeypatch.setattr(exporting, "find_model", lambda *_: card)
+    seen: list[Any] = []
+
+    def export(
+        self: Any, card: Any, store: Path, faces: Any, path: Path, *_: Any, **__: Any
+    ) -> Any:
+        seen.append(faces)
+        return Exported(path, 1, 1.0, len(faces))
+
+    monkeypatch.setattr(Onnx, "export", export)
+    exporting.export_model(None, place, out=tmp_path / "a.onnx")
+    assert len(seen[0]) == (30 if used else FACES)  # else drawn ones
+    integers = {"out": tmp_path / "a.onnx", "options": {"precision": "int8"}}
+    if used:
+        assert exporting.export_model(None, place, **integers).calibration_faces == 10
+    else:
+        with pytest.raises(PersonaError, match=r"no set of this model's crops.*--calibrate"):
+            exporting.export_model(None, place, **integers)
+
+
+def test_a_set_that_is_named_is_refused_or_noted_if_its_crops_are_others(
+    train_set: Packed, models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    card = replace(load(models)[1], alignment=AlignSpec("landmarks", SIDE, 0).facts)
+    place = Workspace(tmp_path, tmp_path / "shards", tmp_path, models, tmp_path)
+    for name, align in (
+        ("large", AlignSpec("landmarks", 160, 0)),
+        ("boxes", AlignSpec("mtcnn", SIDE, 0)),
+        ("own", AlignSpec("template", SIDE, 0)),
+    ):
+        packed_otherwise(train_set, place.shards, name, align)
+    with pytest.raises(PersonaError, match="set large has crops of 160 px, small was trained on"):
+        exporting._open(card, "large", place, verify=True)
+    exporting._open(card, "own", place, verify=True)
+    assert not caplog.records
+    exporting._open(card, "boxes", place, verify=True)
+    (note,) = caplog.records
+    assert note.getMessage().startswith("note: set boxes is packed with --align mtcnn, small was")
 
 
 def test_faces_are_drawn_by_seed(train_set: Packed) -> None:
-    known = (train_set.faces, train_set.manifest.align.image_size)
-    some, more, others = set_faces(*known, 8), set_faces(*known, 99), set_faces(*known, 8, seed=1)
+    known = train_set.faces
+    some, more, others = set_faces(known, 8), set_faces(known, 99), set_faces(known, 8, seed=1)
     assert some.shape == (8, *more.shape[1:]) and len(more) == train_set.manifest.samples == 30
     np.testing.assert_array_equal(more[:8], some)
     assert len({face.tobytes() for face in more}) == 30
@@ -290,8 +368,7 @@ def test_faces_are_drawn_by_seed(train_set: Packed) -> None:
 def test_a_photo_without_a_face_is_not_drawn(lfw_set: Packed) -> None:
     first = lfw_set.manifest.shards[0]
     blind = replace(lfw_set.manifest, shards=(replace(first, no_face=(first_key(lfw_set),)),))
-    side = blind.align.image_size
-    assert len(set_faces(FaceSet(lfw_set.folder, blind), side, 99)) == first.samples - 1
+    assert len(set_faces(FaceSet(lfw_set.folder, blind), 99)) == first.samples - 1
 
 
 def first_key(packed: Packed) -> int:

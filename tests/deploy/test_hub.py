@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield server
 
 
-def put(models: Path, **options: Any) -> str:
+def put(models: Path, repository: str = "me/small", **options: Any) -> str:
     card = read_card(models / "small")
-    return push(card, models, "me/small", licence="mit", onnx=False, **options)
+    return push(card, models, repository, licence="mit", onnx=False, **options)
 
 
 def test_what_is_pushed_comes_back(models: Path, tmp_path: Path, hub: Hub) -> None:
@@ -104,6 +105,19 @@ def test_the_readme_is_a_model_card(models: Path, hub: Hub) -> None:
     result = values["model-index"][0]["results"][0]
     assert result["metrics"] == [{"type": "accuracy", "name": "accuracy", "value": 0.75}]
     assert "biometric" in body and "| teacher | onnx:teacher.onnx |" in body
+
+
+def test_the_commands_of_the_readme_are_of_its_repository(
+    models: Path, tmp_path: Path, hub: Hub
+) -> None:
+    put(models, "me/faces-1.0")
+    _, _, use = hub.repositories["me/faces-1.0"]["README.md"].decode().partition("## Use\n\n")
+    pulling, *others = [line.split() for line in use.partition("\n\n")[0].splitlines()]
+    assert pulling[:3] == ["persona", "models", "pull"]
+    pulled = pull(parse_repository(pulling[3]), None, tmp_path / "there")
+    assert pulled.id == "faces-1.0"
+    assert [line[1] for line in others] == ["evaluate", "export"]
+    assert {line[-1] for line in others} == {pulled.id}
 
 
 @pytest.mark.parametrize(
@@ -216,6 +230,15 @@ def test_the_commands(
         )
         assert result.exit_code == 0 and words in result.output, result.output
     assert "model.onnx" in hub.repositories["me/small"]
+
+
+def test_without_the_extra_a_stored_model_is_told_in_one_line(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", None)
+    with pytest.raises(PersonaError, match=r"the hub needs huggingface_hub: .*hub\]"):
+        load_network("hf://me/small", models)
 
 
 def test_the_hub_is_a_source_of_networks(models: Path, tmp_path: Path, hub: Hub) -> None:

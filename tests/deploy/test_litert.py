@@ -21,6 +21,11 @@ from persona.models.litert import LitertSession, open_litert, run_litert
 from persona.models.sources import load_network
 
 
+def test_the_guide_names_the_layout_of_each_file() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "phone.md").read_text()
+    assert "(1, 3, 112, 112) to an ONNX file and (1, 112, 112, 3) to a LiteRT file" in guide
+
+
 @pytest.mark.parametrize("weights", [True, False])
 @pytest.mark.parametrize(
     ("floats", "integers"),

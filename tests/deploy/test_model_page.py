@@ -79,7 +79,8 @@ def test_a_measured_model(model: tuple[Card, Path]) -> None:
 def test_what_is_not_known_is_said(model: tuple[Card, Path]) -> None:
     told = parts(page_of(model, score=None, scores={}, alignment=None, licence=""))
     assert told["Figures"][""].startswith("not measured: persona evaluate --set SET --model ")
-    assert told["Thresholds"][""].startswith("none: ")
+    calibrate = f"persona gallery calibrate --set SET --model {model[0].id}"
+    assert told["Thresholds"][""] == f"none: measure one with {calibrate}"
     assert told["Conditions of use"][""].startswith("unknown: see the terms")
     assert told["Faces"]["crop"] == "unknown" and "to pack a set" not in told["Faces"]
 

@@ -235,7 +235,7 @@ def test_a_card_of_a_stranger_is_refused_in_one_line(
             try:
                 found = list_models(models)[-1]
                 json.dumps(dataclasses.asdict(found))
-                model_card(found, "mit")
+                model_card(found, "mit", "me/small")
                 model_page(found, [models / found.weights], is_shipped=False)
                 assert public_card(found).crops and found.aligned_by
                 load_model(stored_card("small", models), models)

@@ -101,7 +101,7 @@ def test_what_is_pushed(place: Workspace, tmp_path: Path) -> None:
     card = publish_copy(read_card(place.models / "small"), place.models, target, with_classes=False)
     for path in (target / "small").iterdir():
         clean(path.read_bytes() or b"-")
-    clean(model_card(read_card(place.models / "small"), "mit").encode())
+    clean(model_card(read_card(place.models / "small"), "mit", "me/small").encode())
     assert card.train_set == "x" and card.config["batch_size"] == 32
     for name, value in vars(card).items():
         assert value == public(value), name

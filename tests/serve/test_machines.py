@@ -49,13 +49,23 @@ def test_the_services_fit_together() -> None:
     services, secrets = COMPOSE["services"], COMPOSE["secrets"]
     for service in services.values():
         for secret in service.get("secrets", []):
-            assert (secret if isinstance(secret, str) else secret["source"]) in secrets
+            assert secret in secrets
         assert not {*service.get("depends_on", {})} - {*services}
         assert "ports" not in service or service["ports"] == ["443:443"]
     (proxy,) = (o for o in services["persona"]["command"] if o.startswith("--proxy="))
     subnet = COMPOSE["networks"]["inside"]["ipam"]["config"][0]["subnet"]
     assert read_networks("--proxy", [proxy.partition("=")[2]]) == read_networks("--proxy", [subnet])
     assert services["persona"]["read_only"] and services["persona"]["cap_drop"] == ["ALL"]
+
+
+def test_the_secrets_of_persona_can_be_read_by_its_user() -> None:
+    for service in COMPOSE["services"].values():  # of a file, compose ignores uid and mode
+        assert all(isinstance(secret, str) for secret in service.get("secrets", []))
+    (user,) = re.findall(r"useradd .*--uid (\d+)", (PLACE / "Dockerfile").read_text())
+    files = " ".join(COMPOSE["services"]["persona"]["secrets"])
+    assert files == "token pgpass"
+    told = f"#   sudo chown {user} {files} && sudo chmod 0400 {files}\n"
+    assert told in (PLACE / "compose.yaml").read_text()
 
 
 def test_the_image_serves_as_nobody_in_particular() -> None:

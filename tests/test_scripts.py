@@ -1,0 +1,45 @@
+"""Scripts of measurements: what a kill leaves behind, and where they keep what they run."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def test_a_kill_while_a_set_is_copied_leaves_no_half_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_set = runpy.run_path(str(SCRIPTS / "ablation.py"))["copy_set"]
+    packed, target = tmp_path / "packed", tmp_path / "views-2"
+    (packed / "targets").mkdir(parents=True)
+    (packed / "0.tar").write_bytes(b"shard")
+
+    def interrupted(_: Path, into: Path, **__: object) -> None:
+        into.mkdir()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(shutil, "copytree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            copy_set(packed, target)
+    assert not target.exists()
+    copy_set(packed, target)
+    assert [path.name for path in target.iterdir()] == ["0.tar"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["packed", "views-2"]
+
+
+def test_bytecode_of_a_benchmark_lies_in_its_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.setitem(os.environ, "TMPDIR", str(tmp_path / "shared"))
+    run = runpy.run_path(str(SCRIPTS / "bench_recognise.py"))["run"]
+    told = run([sys.executable, "-c", "import sys; print(sys.pycache_prefix)"], tmp_path)
+    assert told == f"{tmp_path / 'bytecode'}\n"
