@@ -17,9 +17,10 @@ import dataclasses
 import functools
 import hashlib
 import logging
+import math
 import re
 import secrets
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,6 +50,18 @@ SIDES_PX = range(16, 1025)
 """Accepted sides of the crops, in px."""
 DEEPEST = 12
 """Most levels of nesting in a card's values."""
+LARGEST_COSINE = 1.001
+"""Largest size of a cosine threshold. Rounding, and a threshold just above all pairs, exceed 1."""
+
+
+@dataclass(frozen=True)
+class _Alignment:
+    """Names and types of the fields of AlignSpec, which this package may not import."""
+
+    method: str = ""
+    image_size: int = 0
+    margin: int = 0
+    min_face: int = 0
 
 
 @dataclass(frozen=True)
@@ -224,6 +237,8 @@ def _parse(value: object, path: Path) -> Card:
     wrong = _wrong_of(card)
     if wrong is not None:
         raise PersonaError(f"{path} cannot be: its {wrong}")
+    if card.alignment is not None:
+        from_dict(_Alignment, card.alignment, where=str(path), prefix="alignment.")
     return card
 
 
@@ -341,12 +356,15 @@ def _wrong_size_of(card: Card) -> str | None:
 def _wrong_values_of(card: Card) -> str | None:
     if not _hold_numbers(card.scores):
         return "scores hold figures that are no numbers"
-    nested = (
-        *(card.student, card.scores, card.config),
-        *(card.learned, card.alignment, card.started_from),
-    )
-    if any(_is_deeper(value, DEEPEST) for value in nested):
+    values = list(vars(card).values())
+    if any(_is_deeper(value, DEEPEST) for value in values):
         return f"values lie over {DEEPEST} deep"
+    # NaN and infinity are no JSON, and larger integers cannot be shown or compared as floats.
+    if not all(map(_is_finite, _numbers_in(values))):
+        return "values hold a number that is not finite, or over 1e308"
+    thresholds = (card.scores.get("threshold_at_far") or {}).values()
+    if any(value is not None and abs(value) > LARGEST_COSINE for value in thresholds):
+        return "thresholds are no cosines"
     return None
 
 
@@ -376,6 +394,22 @@ def _is_deeper(value: Any, limit: int) -> bool:
         return False
     items = value.values() if isinstance(value, dict) else value
     return limit == 0 or any(_is_deeper(item, limit - 1) for item in items)
+
+
+def _numbers_in(value: Any) -> Iterator[float]:
+    """All numbers in a nested value."""
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _numbers_in(item)
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an integer over the largest float
+        return False
 
 
 def model_ids(models: Path) -> list[str]:
@@ -499,8 +533,21 @@ def read_classes(card: Card, models: Path) -> tuple[str, ...]:
     path = models / card.id / CLASSES
     if not path.is_file():
         raise PersonaError(f"model {card.id} has no class list at {path}")
-    # splitlines would also split at other separators, which a name may hold.
-    classes = tuple(path.read_text(encoding="utf-8").split("\n")[:-1])
+    return decode_classes(path.read_bytes(), card, path)
+
+
+def decode_classes(data: bytes, card: Card, path: Path) -> tuple[str, ...]:
+    """Decodes the content of the class list at `path`, and compares it with the card.
+
+    Raises:
+        PersonaError: the class list does not match the card.
+    """
+    other = PersonaError(f"{path} does not match the checksum in its card: restore it")
+    try:
+        # splitlines would also split at other separators, which a name may hold.
+        classes = tuple(data.decode().split("\n")[:-1])
+    except ValueError:  # no UTF-8, so it is not what was written
+        raise other from None
     if classes_digest(classes) != card.classes_sha256:
-        raise PersonaError(f"{path} does not match the checksum in its card: restore it")
+        raise other
     return classes

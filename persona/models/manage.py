@@ -18,6 +18,7 @@ from persona.models.cards import (
     NAME,
     WEIGHTS,
     Card,
+    decode_classes,
     find_own_model,
     list_models,
     mode_of_weights,
@@ -70,6 +71,7 @@ def copy_model(card: Card, source: Path, name: str, models: Path) -> Card:
             f"{source / card.weights} does not match the checksum in its card: restore it"
         )
     classes = (source / CLASSES).read_bytes()
+    decode_classes(classes, card, source / CLASSES)
     weights = (source / card.weights).read_bytes()
     with scratch_folder(models, name) as scratch:
         mode = mode_of_weights(classes.splitlines())
