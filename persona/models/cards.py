@@ -428,10 +428,29 @@ def stored_card(model_id: str, models: Path) -> Card:
 
 
 def list_models(models: Path) -> list[Card]:
-    """The cards of all models in a store, the newest last."""
+    """The cards of all models in a store, the newest last.
+
+    A model whose card cannot be read is left out with a warning: it must not be in the way of the
+    others.
+    """
     sweep(models)
-    cards = [stored_card(name, models) for name in model_ids(models)]
+    cards = []
+    for name in model_ids(models):
+        try:
+            cards.append(stored_card(name, models))
+        except (PersonaError, OSError) as error:
+            _warn_of(name, str(error))
     return sorted(cards, key=lambda card: (card.created, card.id))
+
+
+@functools.cache
+def _warn_of(model_id: str, reason: str) -> None:
+    """Warns of a model that is left out, once a process: a training lists the models often."""
+    log.warning(
+        "warning: model %s is left out (%s): restore its card, or remove the model with `persona "
+        "models remove %s`",
+        *(model_id, reason, model_id),
+    )
 
 
 def list_shipped(models: Path) -> list[Card]:
@@ -476,11 +495,22 @@ def find_own_model(model_id: str, models: Path) -> Card:
     Raises:
         PersonaError: the model is unknown, or it is shipped with Persona.
     """
+    check_own_model(model_id, models)
+    return stored_card(model_id, models)
+
+
+def check_own_model(model_id: str, models: Path) -> None:
+    """Checks that a model is in the user's store. Its card is not read.
+
+    Raises:
+        PersonaError: the model is unknown, or it is shipped with Persona.
+    """
     if is_of_zoo(model_id, models):
         raise PersonaError(
             f"{model_id} is shipped with Persona and stays as it is: name a model below {models}"
         )
-    return find_model(model_id, models)
+    if not is_stored(model_id, models):
+        raise unknown("model", model_id, [*model_ids(models), *shipped_ids()])
 
 
 def is_stored(model_id: str, models: Path) -> bool:

@@ -235,7 +235,7 @@ def test_a_card_of_a_stranger_is_refused_in_one_line(
                 place[name] = value
             path.write_text(json.dumps(changed))
             try:
-                found = list_models(models)[-1]
+                found = stored_card("small", models)
                 json.dumps(dataclasses.asdict(found))
                 model_card(found, "mit")
                 model_page(found, [models / found.weights], is_shipped=False)
@@ -375,6 +375,29 @@ def test_a_model_of_another_store_is_taken_in_whole_or_not(models: Path, tmp_pat
     with pytest.raises(PersonaError, match=r"has no weights-.*\.safetensors"):
         import_model(models / "small", None, here)
     assert [card.id for card in list_models(here)] == ["theirs"]
+
+
+def test_a_bad_card_is_in_nobodys_way_and_can_be_removed(models: Path) -> None:
+    shutil.copytree(models / "small", models / "bad")
+    (models / "bad" / CARD).write_text("{")
+    shutil.copytree(models / "small", models / "other")
+    (models / "other" / CARD).write_text('{"version": 99}')
+    home = {"PERSONA_HOME": str(models.parent)}
+    assert [card.id for card in list_models(models)] == ["large", "small"]
+    assert find_model(None, models).id == "small"
+    done = run("persona", "models", "list", "--json", home=models.parent)
+    assert {"large", "small"} <= {row["id"] for row in json.loads(done.stdout)}
+    for name in ("bad", "other"):
+        (line,) = (li for li in done.stderr.splitlines() if f"warning: model {name} is " in li)
+        assert line.endswith(f"or remove the model with `persona models remove {name}`")
+    for arguments, words in (
+        (["models", "rename", "large", "older"], "note: small learned from large"),
+        (["models", "remove", "bad"], "bad is removed"),
+        (["models", "remove", "other"], "other is removed"),
+    ):
+        result = CliRunner().invoke(app, arguments, env=home)
+        assert result.exit_code == 0 and words in result.output, result.output
+    assert {path.name for path in models.iterdir()} == {"older", "small"}
 
 
 def test_the_commands(models: Path, tmp_path: Path) -> None:
