@@ -92,6 +92,9 @@ def main() -> None:
     persona("shard", "synthetic-lfw", "--raw", "raw", "--workers", "1")
     figures = persona("evaluate", "--set", "synthetic-lfw", *model, "--json")
     assert figures["pairs"] == 40, figures
+    measured = persona("bench", network, "--rounds", "1", "--runs", "1", "--json")
+    assert [cost["runtime"] for cost in measured["models"]] == ["onnxruntime"], measured
+    assert "torch" not in measured["machine"], measured
     gallery = ("--store", "people.db")
     chosen = (*model, "--threshold", "0.5", *gallery)
     persona("enroll", "Ada", *map(str, photos[:2]), *chosen)

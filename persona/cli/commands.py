@@ -22,6 +22,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from persona.cli.output import note
 from persona.cli.process import is_first
+from persona.errors import PersonaError
 from persona.registry import BACKBONES, EXPORTS, METHODS, PROTOCOLS
 
 SYNONYMS = {"--model": ("--student", "--teacher")}
@@ -130,6 +131,25 @@ def _tell_repeated(command: TyperCommand | TyperGroup, ctx: Any, given: list[str
         switch = getattr(option, "is_flag", False) and not option.secondary_opts
         if takes_one and times > 1 and not switch:
             told_twice(max(option.opts, key=len), ctx.params.get(option.name), times)
+
+
+def check_nothing_before(context: typer.Context) -> None:
+    """Raises PersonaError if a group's own options stand before one of its subcommands.
+
+    They would be read and then dropped, because the subcommand has its own.
+    """
+    given = [
+        max(parameter.opts, key=len)
+        for parameter in context.command.params
+        # Compared by name, because newer releases of Typer have a Click of their own.
+        if getattr(context.get_parameter_source(parameter.name or ""), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        command = context.invoked_subcommand
+        raise PersonaError(
+            f"{', '.join(given)} before `{command}` would have no effect: put it behind, as in "
+            f"`{context.command_path} {command} {given[0]} …`, if `{command}` has such an option"
+        )
 
 
 def told_twice(name: str, value: object, times: int = 2) -> None:

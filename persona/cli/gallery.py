@@ -21,6 +21,7 @@ from persona.cli.output import (
     ShardsOption,
     TableColumn,
     VerifyOption,
+    far_of,
     note,
     print_json,
     print_table,
@@ -385,8 +386,13 @@ def gallery_calibrate(
         str | None, typer.Option("--set", help="A packed set of people, or its URL.")
     ] = None,
     far: Annotated[
-        float, typer.Option(min=1e-9, max=0.5, help="False accepts to allow, of one comparison.")
-    ] = 1e-3,
+        float | None,
+        typer.Option(
+            min=1e-9,
+            max=0.5,
+            help="False accepts to allow, of one comparison.  [default: 0.001]",
+        ),
+    ] = None,
     threshold: Annotated[
         float | None, typer.Option(min=-1, max=1, help="Set it by hand instead.")
     ] = None,
@@ -404,6 +410,7 @@ def gallery_calibrate(
 
     if (set_ is None) == (threshold is None):
         raise PersonaError("give one of --set SET (with --far) and --threshold X")
+    rate = far_of(far, set_, "--set")
     place = workspace(shards=shards, models=models)
     faces = None if set_ is None else open_set(set_, place.shards, cache, verify=verify)
 
@@ -411,7 +418,7 @@ def gallery_calibrate(
 
     with store_of(store, passphrase_file, create=True) as opened:
         chosen = calibrate_gallery(
-            *(opened, model, place), faces=faces, far=far, threshold=threshold or 0.0
+            *(opened, model, place), faces=faces, far=rate, threshold=threshold or 0.0
         )
     if json:
         print_json({"threshold": chosen.value, "threshold_source": chosen.source})

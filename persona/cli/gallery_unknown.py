@@ -82,6 +82,12 @@ def gallery_unknown(
 
     check_page(out)
     chosen = _names(name or ())
+    others = {"--name": name, "--forget": forget, "--out": out}
+    if forget_all and (lost := [option for option, value in others.items() if value]):
+        raise PersonaError(
+            f"--forget-all deletes the faces that {lost[0]} is about: run the command with "
+            f"{lost[0]} first, then again with --forget-all alone"
+        )
     if forget_all:
         with open_unknown(store, passphrase_file, models) as unknown:
             count = unknown.forget_all()

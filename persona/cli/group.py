@@ -25,6 +25,7 @@ from persona.cli.output import (
     ModelsOption,
     ShardsOption,
     TableColumn,
+    far_of,
     note,
     print_json,
     print_table,
@@ -66,7 +67,7 @@ def group_command(
         ),
     ] = None,
     calibrate: CalibrateOption = None,
-    far: CalibrateFarOption = 1e-3,
+    far: CalibrateFarOption = None,
     min_face: MinFaceOption = MIN_FACE_PX,
     name: Annotated[
         list[str] | None,
@@ -99,6 +100,7 @@ def group_command(
     """
     if threshold is not None and calibrate is not None:
         raise PersonaError("choose one of --threshold and --calibrate")
+    rate = far_of(far, calibrate, "--calibrate")
     names = dict(_number_and_name(text) for text in name or ())
     of_gallery: dict[str, object] = {"--store": store, "--passphrase-file": passphrase_file}
     of_gallery |= {"--keep-crops": keep_crops, "--force": force}
@@ -117,7 +119,7 @@ def group_command(
     place = workspace(shards=shards, models=models)
     network = load(model, workspace=place, min_face=min_face)
     if calibrate is not None:
-        network.calibrate(load_set(calibrate, workspace=place), far)
+        network.calibrate(load_set(calibrate, workspace=place), rate)
     done: list[Enrolled] = []
     failed: dict[str, str] = {}
     with contextlib.ExitStack() as stack:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from persona.cli.commands import Commands, told_twice
+from persona.cli.commands import Commands, check_nothing_before, told_twice
 from persona.cli.gallery import PassphraseOption, StoreOption, store_of
 from persona.cli.output import (
     NEWEST,
@@ -126,6 +126,7 @@ def learn_command(
     Several processes: accelerate launch … -m persona learn …
     """
     if context.invoked_subcommand is not None:
+        check_nothing_before(context)
         return
     place = Workspace.locate(shards=shards, models=models, runs=runs)
     given = {

@@ -131,7 +131,8 @@ def models_remove(
     from persona.models.manage import remove_model, students_of
 
     place = workspace(models=models).models
-    typer.echo(f"{remove_model(model, place).id} is removed")
+    remove_model(model, place)
+    typer.echo(f"{model} is removed")
     _warn_of_students(model, students_of(model, place))
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from persona.errors import PersonaError
 from persona.names import escape_json, legible
 from persona.workspace import Workspace
 
@@ -78,8 +79,13 @@ RunsOption = Annotated[Path | None, typer.Option("--runs", help="Folder of runs.
 CalibrateOption = Annotated[
     str | None, typer.Option(metavar="SET", help="Choose the threshold on all pairs of this set.")
 ]
+DEFAULT_FAR = 1e-3
+"""False accept rate (FAR) that a threshold is chosen for if none is given."""
 CalibrateFarOption = Annotated[
-    float, typer.Option("--far", help="False accept rate that --calibrate chooses it for.")
+    float | None,
+    typer.Option(
+        "--far", help="False accept rate that --calibrate chooses it for.  [default: 0.001]"
+    ),
 ]
 ModelsOption = Annotated[
     Path | None, typer.Option("--models", help="Folder of models.  [default: models]")
@@ -91,6 +97,25 @@ def workspace(
 ) -> Workspace:
     """Returns the command's folders. Those that are not given are in `PERSONA_HOME` or `.`."""
     return Workspace.locate(raw=raw, shards=shards, models=models)
+
+
+def far_of(far: float | None, set_: str | None, option: str) -> float:
+    """Returns the false accept rate that a threshold is chosen for.
+
+    Args:
+        far: the value of --far, if it is given.
+        set_: the set on which the threshold is chosen, if there is one.
+        option: the option that names the set.
+
+    Raises:
+        PersonaError: a rate is given, and no set.
+    """
+    if far is not None and set_ is None:
+        raise PersonaError(
+            f"--far has no effect without {option}: name a set to choose the threshold on with "
+            f"{option} SET, or leave --far out"
+        )
+    return DEFAULT_FAR if far is None else far
 
 
 class LegibleFormatter(logging.Formatter):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +22,9 @@ from persona.cli.output import (
 from persona.errors import PersonaError, resumed_by
 from persona.extras import check_training
 from persona.workspace import Workspace
+
+if TYPE_CHECKING:
+    from persona.distill.sweep import Sweep, SweepRunner
 
 
 def sweep_command(
@@ -71,10 +74,7 @@ def sweep_command(
     if dry_run and tables:
         raise PersonaError("--dry-run lists runs and --tables their figures: give one of them")
     if dry_run:
-        print_table(
-            [TableColumn("run"), TableColumn("state")],
-            [[run.title, "done" if runner.result_of(run) else "to do"] for run in sweep.runs],
-        )
+        _list_runs(sweep, runner, json=json)
         return
     check_training("a sweep")
     from persona.data.sets import open_set
@@ -121,6 +121,22 @@ def sweep_command(
         raise PersonaError(
             f"{len(failed)} of {planned} failed: see why above, and run it again for these alone"
         )
+
+
+def _list_runs(sweep: Sweep, runner: SweepRunner, *, json: bool) -> None:
+    """Prints the runs of a sweep and whether they are done."""
+    listed = [(run, bool(runner.result_of(run))) for run in sweep.runs]
+    if json:
+        rows = [
+            {"run": run.title, "variant": run.variant, "seed": run.seed, "done": is_done}
+            for run, is_done in listed
+        ]
+        print_json({"out": str(runner.out), "runs": rows})
+        return
+    print_table(
+        [TableColumn("run"), TableColumn("state")],
+        [[run.title, "done" if is_done else "to do"] for run, is_done in listed],
+    )
 
 
 def _devices(jobs: int | None) -> list[str | None]:

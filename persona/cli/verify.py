@@ -16,6 +16,7 @@ from persona.cli.output import (
     ModelOption,
     ModelsOption,
     ShardsOption,
+    far_of,
     note,
     print_json,
     workspace,
@@ -39,7 +40,7 @@ def verify_command(
         ),
     ] = None,
     calibrate: CalibrateOption = None,
-    far: CalibrateFarOption = 1e-3,
+    far: CalibrateFarOption = None,
     min_face: MinFaceOption = MIN_FACE_PX,
     shards: ShardsOption = None,
     models: ModelsOption = None,
@@ -48,6 +49,7 @@ def verify_command(
     """Are two photos of one person? Prints the similarity, and the verdict at a threshold."""
     if threshold is not None and calibrate is not None:
         raise PersonaError("choose one of --threshold and --calibrate")
+    rate = far_of(far, calibrate, "--calibrate")
     from persona.api.model import load
     from persona.api.sets import load_set
     from persona.api.verification import verify
@@ -55,7 +57,7 @@ def verify_command(
     place = workspace(shards=shards, models=models)
     network = load(model, workspace=place, min_face=min_face)
     if calibrate is not None:
-        network.calibrate(load_set(calibrate, workspace=place), far)
+        network.calibrate(load_set(calibrate, workspace=place), rate)
     verdict = verify(a, b, model=network, threshold=threshold)
     for line in verdict.notes:
         note(f"note: {line}")

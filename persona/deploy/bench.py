@@ -125,17 +125,20 @@ def bench(names: Sequence[str], models: Path, *, rounds: int = 10, runs: int = 2
 
 
 def versions() -> dict[str, Any]:
-    """The machine and the versions of what runs on it, by name."""
+    """The machine and the versions of what runs on it, by name. What is absent is left out."""
     import onnxruntime
-    import torch
 
-    return {
+    found = {
         "cores": _cores(),
         "machine": platform.machine(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "onnxruntime": onnxruntime.__version__,
     }
+    with contextlib.suppress(ImportError):  # as in the light installation
+        import torch
+
+        # Its metadata would not say for which kind of device it was built.
+        found["torch"] = torch.__version__
+    return {**found, "onnxruntime": onnxruntime.__version__}
 
 
 def _cores() -> int:

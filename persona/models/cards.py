@@ -17,9 +17,10 @@ import dataclasses
 import functools
 import hashlib
 import logging
+import math
 import re
 import secrets
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,6 +50,18 @@ SIDES_PX = range(16, 1025)
 """Accepted sides of the crops, in px."""
 DEEPEST = 12
 """Most levels of nesting in a card's values."""
+LARGEST_COSINE = 1.001
+"""Largest size of a cosine threshold. Rounding, and a threshold just above all pairs, exceed 1."""
+
+
+@dataclass(frozen=True)
+class _Alignment:
+    """Names and types of the fields of AlignSpec, which this package may not import."""
+
+    method: str = ""
+    image_size: int = 0
+    margin: int = 0
+    min_face: int = 0
 
 
 @dataclass(frozen=True)
@@ -224,6 +237,8 @@ def _parse(value: object, path: Path) -> Card:
     wrong = _wrong_of(card)
     if wrong is not None:
         raise PersonaError(f"{path} cannot be: its {wrong}")
+    if card.alignment is not None:
+        from_dict(_Alignment, card.alignment, where=str(path), prefix="alignment.")
     return card
 
 
@@ -341,12 +356,15 @@ def _wrong_size_of(card: Card) -> str | None:
 def _wrong_values_of(card: Card) -> str | None:
     if not _hold_numbers(card.scores):
         return "scores hold figures that are no numbers"
-    nested = (
-        *(card.student, card.scores, card.config),
-        *(card.learned, card.alignment, card.started_from),
-    )
-    if any(_is_deeper(value, DEEPEST) for value in nested):
+    values = list(vars(card).values())
+    if any(_is_deeper(value, DEEPEST) for value in values):
         return f"values lie over {DEEPEST} deep"
+    # NaN and infinity are no JSON, and larger integers cannot be shown or compared as floats.
+    if not all(map(_is_finite, _numbers_in(values))):
+        return "values hold a number that is not finite, or over 1e308"
+    thresholds = (card.scores.get("threshold_at_far") or {}).values()
+    if any(value is not None and abs(value) > LARGEST_COSINE for value in thresholds):
+        return "thresholds are no cosines"
     return None
 
 
@@ -378,6 +396,22 @@ def _is_deeper(value: Any, limit: int) -> bool:
     return limit == 0 or any(_is_deeper(item, limit - 1) for item in items)
 
 
+def _numbers_in(value: Any) -> Iterator[float]:
+    """All numbers in a nested value."""
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _numbers_in(item)
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an integer over the largest float
+        return False
+
+
 def model_ids(models: Path) -> list[str]:
     """The IDs of the models in a store, sorted. No card is read."""
     names = (path.parent.name for path in models.glob(f"*/{CARD}"))
@@ -394,10 +428,29 @@ def stored_card(model_id: str, models: Path) -> Card:
 
 
 def list_models(models: Path) -> list[Card]:
-    """The cards of all models in a store, the newest last."""
+    """The cards of all models in a store, the newest last.
+
+    A model whose card cannot be read is left out with a warning: it must not be in the way of the
+    others.
+    """
     sweep(models)
-    cards = [stored_card(name, models) for name in model_ids(models)]
+    cards = []
+    for name in model_ids(models):
+        try:
+            cards.append(stored_card(name, models))
+        except (PersonaError, OSError) as error:
+            _warn_of(name, str(error))
     return sorted(cards, key=lambda card: (card.created, card.id))
+
+
+@functools.cache
+def _warn_of(model_id: str, reason: str) -> None:
+    """Warns of a model that is left out, once a process: a training lists the models often."""
+    log.warning(
+        "warning: model %s is left out (%s): restore its card, or remove the model with `persona "
+        "models remove %s`",
+        *(model_id, reason, model_id),
+    )
 
 
 def list_shipped(models: Path) -> list[Card]:
@@ -442,11 +495,22 @@ def find_own_model(model_id: str, models: Path) -> Card:
     Raises:
         PersonaError: the model is unknown, or it is shipped with Persona.
     """
+    check_own_model(model_id, models)
+    return stored_card(model_id, models)
+
+
+def check_own_model(model_id: str, models: Path) -> None:
+    """Checks that a model is in the user's store. Its card is not read.
+
+    Raises:
+        PersonaError: the model is unknown, or it is shipped with Persona.
+    """
     if is_of_zoo(model_id, models):
         raise PersonaError(
             f"{model_id} is shipped with Persona and stays as it is: name a model below {models}"
         )
-    return find_model(model_id, models)
+    if not is_stored(model_id, models):
+        raise unknown("model", model_id, [*model_ids(models), *shipped_ids()])
 
 
 def is_stored(model_id: str, models: Path) -> bool:
@@ -499,8 +563,21 @@ def read_classes(card: Card, models: Path) -> tuple[str, ...]:
     path = models / card.id / CLASSES
     if not path.is_file():
         raise PersonaError(f"model {card.id} has no class list at {path}")
-    # splitlines would also split at other separators, which a name may hold.
-    classes = tuple(path.read_text(encoding="utf-8").split("\n")[:-1])
+    return decode_classes(path.read_bytes(), card, path)
+
+
+def decode_classes(data: bytes, card: Card, path: Path) -> tuple[str, ...]:
+    """Decodes the content of the class list at `path`, and compares it with the card.
+
+    Raises:
+        PersonaError: the class list does not match the card.
+    """
+    other = PersonaError(f"{path} does not match the checksum in its card: restore it")
+    try:
+        # splitlines would also split at other separators, which a name may hold.
+        classes = tuple(data.decode().split("\n")[:-1])
+    except ValueError:  # no UTF-8, so it is not what was written
+        raise other from None
     if classes_digest(classes) != card.classes_sha256:
-        raise PersonaError(f"{path} does not match the checksum in its card: restore it")
+        raise other
     return classes

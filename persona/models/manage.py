@@ -18,6 +18,8 @@ from persona.models.cards import (
     NAME,
     WEIGHTS,
     Card,
+    check_own_model,
+    decode_classes,
     find_own_model,
     list_models,
     mode_of_weights,
@@ -70,6 +72,7 @@ def copy_model(card: Card, source: Path, name: str, models: Path) -> Card:
             f"{source / card.weights} does not match the checksum in its card: restore it"
         )
     classes = (source / CLASSES).read_bytes()
+    decode_classes(classes, card, source / CLASSES)
     weights = (source / card.weights).read_bytes()
     with scratch_folder(models, name) as scratch:
         mode = mode_of_weights(classes.splitlines())
@@ -113,16 +116,15 @@ def _is_half_renamed(model_id: str, name: str, models: Path) -> bool:
     return there and not (models / model_id).exists() and read_card(models / name).id == model_id
 
 
-def remove_model(model_id: str, models: Path) -> Card:
-    """Removes a model. Its run and the run's checkpoint stay.
+def remove_model(model_id: str, models: Path) -> None:
+    """Removes a model, also one whose card cannot be read. Its run and the run's checkpoint stay.
 
     Raises:
         PersonaError: there is no such model.
     """
-    card = find_own_model(model_id, models)
+    check_own_model(model_id, models)
     with scratch_folder(models, model_id) as scratch:
         (models / model_id).rename(scratch / model_id)
-    return card
 
 
 def import_model(folder: Path, name: str | None, models: Path) -> Card:

@@ -163,6 +163,21 @@ def test_a_teacher_without_a_name_is_facenet() -> None:
         (("verify", "x", "y", "--student", "b"), "unknown model 'b'"),
         (("verify", "x", "y", "--teacher", "b.onnx"), "no ONNX file at b.onnx"),
         (("bench", "b.tflite"), "no LiteRT file at b.tflite"),
+        (("verify", "x", "y", "--far", "1e-3"), "--far has no effect without --calibrate: name a"),
+        (("group", "x", "--far", "1e-5"), "--far has no effect without --calibrate: name a set"),
+        (
+            ("gallery", "calibrate", "--threshold", "0.4", "--far", "1e-3"),
+            "--far has no effect without --set: name a set to choose the threshold on with --set",
+        ),
+        (
+            ("learn", "--seed", "0", "--lr", "1e-3", "gallery", "--test-set", "others"),
+            "--lr, --seed before `gallery` would have no effect: put it behind, as in `",
+        ),
+        (
+            ("learn", "--student", "b", "--no-verify", "benchmark"),
+            "--model, --verify before `benchmark` would have no effect",
+        ),
+        (("learn", "gallery", "--seed", "3", "--test-set", "nope"), "unknown set 'nope'"),
     ],
 )
 def test_bad_input_is_explained(home: Path, arguments: tuple[str, ...], message: str) -> None:

@@ -89,6 +89,20 @@ def test_bad_numbers(place: Path) -> None:
     assert line == "--keep-unknown 1000: choose a time of up to 720 hours"
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("--name", "1=Bob"), ("--forget", "1"), ("--out", "page.html")]
+)
+def test_nothing_is_deleted_that_another_option_wants(place: Path, option: str, value: str) -> None:
+    here(place, "recognise", place / "bob", *AT, "--keep-unknown", "24")
+    line = error(place, "gallery", "unknown", *AT, option, value, "--forget-all")
+    assert line == (
+        f"--forget-all deletes the faces that {option} is about: run the command with {option} "
+        "first, then again with --forget-all alone"
+    )
+    with UnknownFaces(place / "gallery.db.unknown") as unknown:
+        assert len(unknown.faces()) == 2
+
+
 def test_a_liveness_check_is_asked(place: Path) -> None:
     line = error(place, "recognise", place / "bob", *AT, "--liveness", "none-such")
     assert "unknown liveness check 'none-such'" in line

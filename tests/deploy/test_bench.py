@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from helpers import persona_error
 from onnx_files import write_model
 from students import write_student
 
-from persona.deploy.bench import bench
+from persona.deploy.bench import bench, versions
 from persona.deploy.litert import to_litert
 from persona.deploy.quantise import find_ranges, lower, quantise
 from persona.errors import PersonaError
@@ -35,6 +36,16 @@ def test_models_are_measured_side_by_side(tmp_path: Path) -> None:
         assert 0 < cost.latency_p50_ms <= cost.latency_p95_ms and cost.faces_per_s > 0
     # Without torch a process is small.
     assert 10 < file.peak_memory_mb < network.peak_memory_mb / 2
+
+
+def test_versions_are_those_of_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the light installation there is no torch."""
+    found = versions()
+    assert list(found) == ["cores", "machine", "python", "torch", "onnxruntime"]
+    assert found["torch"] == torch.__version__
+    monkeypatch.setitem(sys.modules, "torch", None)
+    del found["torch"]
+    assert versions() == found
 
 
 @pytest.mark.parametrize("fails", [False, True])

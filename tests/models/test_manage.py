@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from persona.cli.app import app
 from persona.config import StudentConfig
+from persona.data.align.spec import AlignSpec
 from persona.deploy.model_card import model_card
 from persona.deploy.model_page import model_page
 from persona.errors import PersonaError
@@ -29,6 +30,7 @@ from persona.models.cards import (
     find_model,
     list_models,
     read_card,
+    read_classes,
     stored_card,
 )
 from persona.models.manage import import_model, remove_model, rename_model
@@ -233,7 +235,7 @@ def test_a_card_of_a_stranger_is_refused_in_one_line(
                 place[name] = value
             path.write_text(json.dumps(changed))
             try:
-                found = list_models(models)[-1]
+                found = stored_card("small", models)
                 json.dumps(dataclasses.asdict(found))
                 model_card(found, "mit", "me/small")
                 model_page(found, [models / found.weights], is_shipped=False)
@@ -268,6 +270,81 @@ def test_figures_of_a_stranger_that_are_no_numbers_are_refused(
         stored_card("small", models)
 
 
+HUGE = int("9" * 401)
+"""An integer that is no float."""
+
+
+@pytest.mark.parametrize(
+    "number", [float("nan"), float("inf"), HUGE], ids=["nan", "infinity", "huge"]
+)
+@pytest.mark.parametrize(
+    "part",
+    [
+        *("score", "temperature", "bytes", "threshold_at_far", "tar_at_far", "spread"),
+        *("config", "learned", "started_from"),
+    ],
+)
+def test_numbers_of_a_stranger_are_finite(models: Path, part: str, number: float) -> None:
+    path = models / "small" / CARD
+    card = json.loads(path.read_text())
+    if part in {"threshold_at_far", "tar_at_far"}:
+        card["scores"] = {part: {"0.001": number}}
+    elif part == "spread":
+        card["scores"] = {part: number}
+    else:
+        nested = part in {"config", "learned", "started_from"}
+        card[part] = {"a": [{"b": number}]} if nested else number
+    path.write_text(json.dumps(card))
+    with pytest.raises(PersonaError, match=r"card\.json") as refused:
+        stored_card("small", models)
+    # A float cannot be made of the largest ones, and bytes are no fraction.
+    if part not in {"score", "temperature", "bytes"}:
+        assert "its values hold a number that is not finite, or over 1e308" in str(refused.value)
+
+
+@pytest.mark.parametrize("threshold", [1.0011, -1.0011, 2, 1e300])
+def test_a_threshold_of_a_stranger_is_a_cosine(models: Path, threshold: float) -> None:
+    path = models / "small" / CARD
+    card = json.loads(path.read_text())
+    for value, good in ((threshold, False), (1.0000001, True), (-1, True), (None, True)):
+        path.write_text(json.dumps(card | {"scores": {"threshold_at_far": {"0.001": value}}}))
+        if good:
+            assert stored_card("small", models).threshold == (value and (value, 0.001))
+        else:
+            with pytest.raises(PersonaError, match=r"cannot be: its thresholds are no cosines"):
+                stored_card("small", models)
+
+
+def test_an_alignment_of_a_stranger_is_one(models: Path) -> None:
+    path = models / "small" / CARD
+    card = json.loads(path.read_text())
+    for alignment, line in (
+        ({"foo": 1}, "unknown key 'alignment.foo' in "),
+        ({"margin": "14"}, "alignment.margin in "),
+        ({"method": 1}, "alignment.method in "),
+    ):
+        path.write_text(json.dumps(card | {"alignment": alignment}))
+        with pytest.raises(PersonaError, match=rf"^{line}.*card\.json"):
+            stored_card("small", models)
+    spec = AlignSpec("landmarks", 112, min_face=40)
+    path.write_text(json.dumps(card | {"alignment": vars(spec)}))
+    assert stored_card("small", models).alignment == vars(spec)
+
+
+@pytest.mark.parametrize("classes", [b"a\nc\n", b"a\n", b"", b"a\n\xff\n", b"a\r\nb\r\n"])
+def test_other_classes_than_the_card_says_are_refused(
+    models: Path, tmp_path: Path, classes: bytes
+) -> None:
+    (models / "small" / CLASSES).write_bytes(classes)
+    for read in (
+        lambda: read_classes(stored_card("small", models), models),
+        lambda: import_model(models / "small", "new", tmp_path / "here"),
+    ):
+        with pytest.raises(PersonaError, match=r"classes\.txt does not match the checksum"):
+            read()
+    assert not (tmp_path / "here" / "new").exists()
+
+
 @pytest.mark.parametrize(
     "name", ["small", "", "a/b", "..", ".hidden", "x" * 101, "facenet-vggface2", "runtimes", "a\nb"]
 )
@@ -298,6 +375,29 @@ def test_a_model_of_another_store_is_taken_in_whole_or_not(models: Path, tmp_pat
     with pytest.raises(PersonaError, match=r"has no weights-.*\.safetensors"):
         import_model(models / "small", None, here)
     assert [card.id for card in list_models(here)] == ["theirs"]
+
+
+def test_a_bad_card_is_in_nobodys_way_and_can_be_removed(models: Path) -> None:
+    shutil.copytree(models / "small", models / "bad")
+    (models / "bad" / CARD).write_text("{")
+    shutil.copytree(models / "small", models / "other")
+    (models / "other" / CARD).write_text('{"version": 99}')
+    home = {"PERSONA_HOME": str(models.parent)}
+    assert [card.id for card in list_models(models)] == ["large", "small"]
+    assert find_model(None, models).id == "small"
+    done = run("persona", "models", "list", "--json", home=models.parent)
+    assert {"large", "small"} <= {row["id"] for row in json.loads(done.stdout)}
+    for name in ("bad", "other"):
+        (line,) = (li for li in done.stderr.splitlines() if f"warning: model {name} is " in li)
+        assert line.endswith(f"or remove the model with `persona models remove {name}`")
+    for arguments, words in (
+        (["models", "rename", "large", "older"], "note: small learned from large"),
+        (["models", "remove", "bad"], "bad is removed"),
+        (["models", "remove", "other"], "other is removed"),
+    ):
+        result = CliRunner().invoke(app, arguments, env=home)
+        assert result.exit_code == 0 and words in result.output, result.output
+    assert {path.name for path in models.iterdir()} == {"older", "small"}
 
 
 def test_the_commands(models: Path, tmp_path: Path) -> None:

@@ -261,6 +261,10 @@ def test_tables_of_what_is_done(file: Path, fake: Path, tmp_path: Path) -> None:
     assert "labels / 0.001" in printed.stdout and "1 of 3" in printed.stdout
     assert "unfinished: 2 of 13 are done" in printed.stderr
     assert fake.read_text() == calls
+    listed = persona_here(*told[:-1], "--dry-run", home=tmp_path)
+    assert listed["out"] == str(tmp_path / "out")
+    assert [row["done"] for row in listed["runs"]] == [True] + [False] * 11
+    assert list(listed["runs"][0]) == ["run", "variant", "seed", "done"]
     line = persona_error_here(*told, "--dry-run", home=tmp_path)
     assert "give one of them" in line
     edited(file, "figures: [accuracy, auc]", "figures: [accuracy, auk]")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from persona import __version__
+from persona.config import from_dict
 from persona.data.align.spec import AlignSpec
 from persona.deploy.exports.base import Exported, ExportFormat
 from persona.deploy.exports.onnx import Onnx
@@ -128,7 +129,8 @@ def check_page_folder(folder: Path) -> None:
 
 def _alignment(card: Card) -> dict[str, str | int]:
     """How the page crops faces: as for the student, or by box if its set came as ready crops."""
-    spec = AlignSpec(**(card.alignment or {"image_size": card.image_size}))
+    facts = card.alignment or {"image_size": card.image_size}
+    spec = from_dict(AlignSpec, facts, where=f"the card of {card.id}")
     method = "five-point" if spec.of_photos.method == "landmarks" else "margin"
     return {"method": method, "size": spec.image_size, "margin": spec.margin}
 
