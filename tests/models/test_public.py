@@ -71,6 +71,7 @@ def place(tmp_path: Path, lfw_set: Packed) -> Workspace:
     }
     hidden = {name: secretive(value, PATHS[2]) for name, value in facts.items()}
     hidden["scores"]["threshold_at_far"] = {"0.001": 0.5}  # a card of other figures is refused
+    hidden["alignment"] = facts["alignment"] | {"method": PATHS[2]}  # as one of other fields is
     numbers: dict[str, Any] = {"temperature": 4.0, "epochs": 1, "score": 0.5}
     save_model(
         place.models, student, model_id="small", classes=("Ada Lovelace", "b"), **hidden, **numbers
