@@ -328,7 +328,7 @@ def test_a_set_of_the_models_name_is_used_if_its_crops_are_the_models(
     monkeypatch.setattr(Onnx, "export", export)
     exporting.export_model(None, place, out=tmp_path / "a.onnx")
     assert len(seen[0]) == (30 if used else FACES)  # else drawn ones
-    integers = {"out": tmp_path / "a.onnx", "options": {"precision": "int8"}}
+    integers: dict[str, Any] = {"out": tmp_path / "a.onnx", "options": {"precision": "int8"}}
     if used:
         assert exporting.export_model(None, place, **integers).calibration_faces == 10
     else:
