@@ -27,6 +27,7 @@ from persona.errors import PersonaError
 from persona.models.cards import (
     CARD,
     CLASSES,
+    _Alignment,
     find_model,
     list_models,
     read_card,
@@ -415,3 +416,12 @@ def test_the_commands(models: Path, tmp_path: Path) -> None:
         assert result.exit_code == 0 and words in result.output, result.output
     done = run("persona", "models", "remove", "nobody", home=models.parent, fails=True)
     assert "unknown model 'nobody'" in done.stderr
+
+
+def test_a_card_knows_the_fields_of_an_alignment() -> None:
+    """They are written twice, because models/ may not import data/."""
+    known, meant = (
+        {field.name: field.type for field in dataclasses.fields(kind)}
+        for kind in (_Alignment, AlignSpec)
+    )
+    assert known == meant
