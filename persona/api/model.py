@@ -82,7 +82,7 @@ class Model:
         self.threshold = threshold
         """Lowest cosine similarity at which two faces count as one person.
 
-        A student has the threshold of its test set. Where it is None, `calibrate` chooses one.
+        A student has the threshold of its test set. `calibrate` chooses another.
         """
         self._eyes: Eyes | None = None
 
@@ -203,22 +203,33 @@ class Model:
             quiet=True,
         )
 
-    def calibrate(self, faces: FaceSet, far: float = 1e-3) -> Threshold:
-        """Chooses `threshold` on all pairs of a set, for a false accept rate (FAR).
+    def calibrate(self, faces: FaceSet | None = None, far: float = 1e-3) -> Threshold:
+        """Chooses `threshold` for a false accept rate (FAR).
 
         Args:
-            faces: a packed set of photos.
+            faces: a packed set of photos, all pairs of which are compared. None takes the threshold
+                that the model's card has for this rate: `persona-s` has 1e-2, 1e-3 and 1e-4.
             far: the largest share of pairs of two people that may be accepted.
 
         Raises:
             PersonaError: the set has too few pairs for this rate, or its crops do not fit the
-                model.
+                model; or no set is given, and the card has no threshold for the rate.
+
+        Example:
+            >>> import persona
+            >>> model = persona.load("persona-s")
+            >>> model.calibrate(far=1e-4).value > model.calibrate(far=1e-2).value
+            True
         """
         from persona.evaluation.processes import join_processes
         from persona.gallery.calibrate import calibrate
+        from persona.gallery.people import card_threshold_at
 
-        processes = join_processes(self.named.network)
-        self.threshold = calibrate(self.named, faces, processes, far)
+        if faces is None:
+            self.threshold = card_threshold_at(self.name, self.workspace, far)
+        else:
+            processes = join_processes(self.named.network)
+            self.threshold = calibrate(self.named, faces, processes, far)
         return self.threshold
 
     def export(self, path: str | Path, **options: Any) -> Path:

@@ -12,6 +12,7 @@ import typer
 
 from persona.cli.commands import Commands
 from persona.cli.output import (
+    DEFAULT_FAR,
     MIN_FACE_PX,
     NETWORKS,
     CacheOption,
@@ -21,7 +22,6 @@ from persona.cli.output import (
     ShardsOption,
     TableColumn,
     VerifyOption,
-    far_of,
     note,
     print_json,
     print_table,
@@ -390,7 +390,8 @@ def gallery_calibrate(
         typer.Option(
             min=1e-9,
             max=0.5,
-            help="False accepts to allow, of one comparison.  [default: 0.001]",
+            help="False accepts to allow, of one comparison; without --set the threshold that the "
+            "model's card has for it.  [default: 0.001]",
         ),
     ] = None,
     threshold: Annotated[
@@ -405,20 +406,20 @@ def gallery_calibrate(
     models: ModelsOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """Choose the threshold from all pairs of a set, and keep it in the gallery."""
+    """Choose the threshold from all pairs of a set, or by a model's card; the gallery keeps it."""
     from persona.data.sets import open_set
 
-    if (set_ is None) == (threshold is None):
-        raise PersonaError("give one of --set SET (with --far) and --threshold X")
-    rate = far_of(far, set_, "--set")
+    if (set_ is None and far is None) == (threshold is None):
+        raise PersonaError("give one of --set SET (with --far), --far R alone, and --threshold X")
     place = workspace(shards=shards, models=models)
     faces = None if set_ is None else open_set(set_, place.shards, cache, verify=verify)
 
     from persona.gallery.calibrate import calibrate_gallery
 
+    rate = DEFAULT_FAR if far is None else far
     with store_of(store, passphrase_file, create=True) as opened:
         chosen = calibrate_gallery(
-            *(opened, model, place), faces=faces, far=rate, threshold=threshold or 0.0
+            *(opened, model, place), faces=faces, far=rate, threshold=threshold
         )
     if json:
         print_json({"threshold": chosen.value, "threshold_source": chosen.source})

@@ -25,7 +25,8 @@ from persona.cli.output import (
     ModelsOption,
     ShardsOption,
     TableColumn,
-    far_of,
+    check_threshold,
+    choose_threshold,
     note,
     print_json,
     print_table,
@@ -98,9 +99,7 @@ def group_command(
     To name, merge and split the groups, change them in the CSV of --out, or on the page of
     `persona serve --groups DIR`. Then --enroll brings them into a gallery.
     """
-    if threshold is not None and calibrate is not None:
-        raise PersonaError("choose one of --threshold and --calibrate")
-    rate = far_of(far, calibrate, "--calibrate")
+    check_threshold(threshold, calibrate, far)
     names = dict(_number_and_name(text) for text in name or ())
     of_gallery: dict[str, object] = {"--store": store, "--passphrase-file": passphrase_file}
     of_gallery |= {"--keep-crops": keep_crops, "--force": force}
@@ -109,7 +108,6 @@ def group_command(
     from persona.api.embedding import find_photos
     from persona.api.grouping import check_out, group_photos, is_folder
     from persona.api.model import load
-    from persona.api.sets import load_set
     from persona.gallery.grouped import enroll_groups
 
     check_out(out)
@@ -118,8 +116,7 @@ def group_command(
     photos = find_photos(folder)
     place = workspace(shards=shards, models=models)
     network = load(model, workspace=place, min_face=min_face)
-    if calibrate is not None:
-        network.calibrate(load_set(calibrate, workspace=place), rate)
+    choose_threshold(network, calibrate, far)
     done: list[Enrolled] = []
     failed: dict[str, str] = {}
     with contextlib.ExitStack() as stack:

@@ -18,6 +18,7 @@ from persona.names import escape_json, legible
 from persona.workspace import Workspace
 
 if TYPE_CHECKING:
+    from persona.api.model import Model
     from persona.evaluation.sentences import Sentence
 
 WorkersOption = Annotated[
@@ -84,7 +85,9 @@ DEFAULT_FAR = 1e-3
 CalibrateFarOption = Annotated[
     float | None,
     typer.Option(
-        "--far", help="False accept rate that --calibrate chooses it for.  [default: 0.001]"
+        "--far",
+        help="False accept rate that the threshold is chosen for: on the set of --calibrate, or by "
+        "the model's card.  [default: 0.001]",
     ),
 ]
 ModelsOption = Annotated[
@@ -99,23 +102,25 @@ def workspace(
     return Workspace.locate(raw=raw, shards=shards, models=models)
 
 
-def far_of(far: float | None, set_: str | None, option: str) -> float:
-    """Returns the false accept rate that a threshold is chosen for.
+def check_threshold(threshold: float | None, calibrate: str | None, far: float | None) -> None:
+    """Raises PersonaError if a threshold is both given and to be chosen."""
+    if threshold is not None and not (calibrate is None and far is None):
+        chooses = "--far" if calibrate is None else "--calibrate"
+        raise PersonaError(f"choose one of --threshold and {chooses}")
 
-    Args:
-        far: the value of --far, if it is given.
-        set_: the set on which the threshold is chosen, if there is one.
-        option: the option that names the set.
+
+def choose_threshold(network: Model, calibrate: str | None, far: float | None) -> None:
+    """Chooses the threshold of a network by the options `--calibrate` and `--far`, if any is given.
 
     Raises:
-        PersonaError: a rate is given, and no set.
+        PersonaError: the set, or the model's card without one, cannot resolve the rate.
     """
-    if far is not None and set_ is None:
-        raise PersonaError(
-            f"--far has no effect without {option}: name a set to choose the threshold on with "
-            f"{option} SET, or leave --far out"
-        )
-    return DEFAULT_FAR if far is None else far
+    if calibrate is None and far is None:
+        return
+    from persona.api.sets import load_set
+
+    faces = None if calibrate is None else load_set(calibrate, workspace=network.workspace)
+    network.calibrate(faces, DEFAULT_FAR if far is None else far)
 
 
 class LegibleFormatter(logging.Formatter):

@@ -16,12 +16,12 @@ from persona.cli.output import (
     ModelOption,
     ModelsOption,
     ShardsOption,
-    far_of,
+    check_threshold,
+    choose_threshold,
     note,
     print_json,
     workspace,
 )
-from persona.errors import PersonaError
 from persona.figure_names import counted
 from persona.progress import progress_bar
 
@@ -47,17 +47,13 @@ def verify_command(
     json: JsonFlag = False,
 ) -> None:
     """Are two photos of one person? Prints the similarity, and the verdict at a threshold."""
-    if threshold is not None and calibrate is not None:
-        raise PersonaError("choose one of --threshold and --calibrate")
-    rate = far_of(far, calibrate, "--calibrate")
+    check_threshold(threshold, calibrate, far)
     from persona.api.model import load
-    from persona.api.sets import load_set
     from persona.api.verification import verify
 
     place = workspace(shards=shards, models=models)
     network = load(model, workspace=place, min_face=min_face)
-    if calibrate is not None:
-        network.calibrate(load_set(calibrate, workspace=place), rate)
+    choose_threshold(network, calibrate, far)
     verdict = verify(a, b, model=network, threshold=threshold)
     for line in verdict.notes:
         note(f"note: {line}")

@@ -10,7 +10,7 @@ from persona.data.sets import FaceSet
 from persona.evaluation.processes import Processes, join_processes
 from persona.evaluation.thresholds import faces_of, threshold_at
 from persona.figure_names import power
-from persona.gallery.people import open_eyes
+from persona.gallery.people import card_threshold_at, open_eyes
 from persona.gallery.store import Store, Threshold
 from persona.models.sources import Named
 from persona.workspace import Workspace
@@ -35,7 +35,7 @@ def calibrate_gallery(
     *,
     faces: FaceSet | None = None,
     far: float = 1e-3,
-    threshold: float = 0.0,
+    threshold: float | None = None,
 ) -> Threshold:
     """Chooses the threshold of a gallery and stores it there.
 
@@ -43,18 +43,20 @@ def calibrate_gallery(
         store: the open gallery.
         model: the network. None means the gallery's own.
         place: the folders of sets and models.
-        faces: a packed set of people. None takes `threshold` as it is.
-        far: false accept rate of one comparison on that set.
-        threshold: the cosine similarity to store if no set is given.
+        faces: a packed set of people. None takes the threshold on the network's card.
+        far: false accept rate of one comparison on that set, or by the card.
+        threshold: the cosine similarity to store instead, as it is.
 
     Raises:
-        PersonaError: the gallery cannot be written or belongs to another network, or the set does
-            not resolve the rate.
+        PersonaError: the gallery cannot be written or belongs to another network; or the set does
+            not resolve the rate, or the card has no threshold for it.
     """
     store.check_writable()
     eyes = open_eyes(store, model, place)
-    if faces is None:
+    if threshold is not None:
         chosen = Threshold(threshold, "set by hand")
+    elif faces is None:
+        chosen = card_threshold_at(eyes.named.name, place, far)
     else:
         chosen = calibrate(eyes.named, faces, join_processes(eyes.named.network), far)
     store.set_threshold(chosen)

@@ -15,6 +15,7 @@ Shapes: N photos, E embedding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,7 +44,7 @@ from persona.gallery.store import (
     open_store,
     unit,
 )
-from persona.models.cards import is_of_zoo
+from persona.models.cards import Card, is_of_zoo
 from persona.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -612,7 +613,34 @@ def card_threshold(name: str, workspace: Workspace) -> Threshold | None:
     card = source_of(name, workspace.models).card(name, workspace.models)
     if card is None or card.threshold is None:
         return None
-    value, far = card.threshold
+    return _threshold_on(card, *card.threshold)
+
+
+def card_threshold_at(name: str, workspace: Workspace, far: float) -> Threshold:
+    """The threshold on a model's card for a false accept rate (FAR).
+
+    Raises:
+        PersonaError: the card has none for this rate, or there is no card.
+    """
+    from persona.models.sources import source_of
+
+    card = source_of(name, workspace.models).card(name, workspace.models)
+    known = {} if card is None else card.thresholds
+    if card is None or not known:
+        raise PersonaError(
+            f"{name} has no thresholds of its own: name a set of people to choose one on"
+        )
+    for rate, value in known.items():
+        if math.isclose(rate, far):
+            return _threshold_on(card, value, rate)
+    raise PersonaError(
+        f"{name} has no threshold for a FAR of {power(far)}: its card has "
+        f"{', '.join(map(power, known))}: choose one of these, or name a set of people to choose "
+        "the threshold on"
+    )
+
+
+def _threshold_on(card: Card, value: float, far: float) -> Threshold:
     return Threshold(value, f"FAR {power(far)} on {card.threshold_from}", far)
 
 

@@ -156,12 +156,15 @@ class Card:
         The FAR is 0.001 if the test set can resolve it, otherwise 0.01. None means that the model
         was not measured on pairs, or has collapsed.
         """
-        found = self.scores.get("threshold_at_far") or {}
-        for far in ("0.001", "0.01"):
-            value = found.get(far)
-            if value is not None and not self.collapsed:
-                return float(value), float(far)
-        return None
+        found = self.thresholds
+        return next(((found[far], far) for far in (1e-3, 1e-2) if far in found), None)
+
+    @property
+    def thresholds(self) -> dict[float, float]:
+        """The cosine thresholds by the FAR that each was chosen for, the highest rate first."""
+        found = {} if self.collapsed else self.scores.get("threshold_at_far") or {}
+        known = {float(far): float(value) for far, value in found.items() if value is not None}
+        return dict(sorted(known.items(), reverse=True))
 
     @property
     def threshold_from(self) -> str:

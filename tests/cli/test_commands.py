@@ -163,11 +163,22 @@ def test_a_teacher_without_a_name_is_facenet() -> None:
         (("verify", "x", "y", "--student", "b"), "unknown model 'b'"),
         (("verify", "x", "y", "--teacher", "b.onnx"), "no ONNX file at b.onnx"),
         (("bench", "b.tflite"), "no LiteRT file at b.tflite"),
-        (("verify", "x", "y", "--far", "1e-3"), "--far has no effect without --calibrate: name a"),
-        (("group", "x", "--far", "1e-5"), "--far has no effect without --calibrate: name a set"),
+        (
+            ("verify", "x", "y", "--threshold", "0.4", "--far", "1e-3"),
+            "one of --threshold and --far",
+        ),
+        (("group", "x", "--threshold", "0.4", "--far", "1e-5"), "one of --threshold and --far"),
         (
             ("gallery", "calibrate", "--threshold", "0.4", "--far", "1e-3"),
-            "--far has no effect without --set: name a set to choose the threshold on with --set",
+            "give one of --set SET (with --far), --far R alone, and --threshold X",
+        ),
+        (
+            ("verify", "x", "y", "--far", "1e-5", "--model", "persona-s"),
+            "persona-s has no threshold for a FAR of 1e-5: its card has 1e-2, 1e-3, 1e-4",
+        ),
+        (
+            ("verify", "x", "y", "--far", "1e-3", "--model", "mobilenet_v3_small"),
+            "mobilenet_v3_small has no thresholds of its own: name a set of people",
         ),
         (
             ("learn", "--seed", "0", "--lr", "1e-3", "gallery", "--test-set", "others"),

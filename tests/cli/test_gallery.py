@@ -487,7 +487,7 @@ def test_what_cannot_be_meant(place: Path) -> None:
             "would overwrite what it shows",
         ),
         (("gallery", "list"), "no gallery at"),
-        (("gallery", "calibrate"), "give one of --set SET (with --far) and --threshold X"),
+        (("gallery", "calibrate"), "give one of --set SET (with --far), --far R alone, and"),
         (("gallery", "calibrate", "--set", "none"), "none"),
         (("enroll", "Ann", people / "Ann", "--model", "mobilenet_v3_small"), "is untrained"),
         (("enroll", "Ann", people / "Ann", "--threshold", "2", *model[:2]), "between -1 and 1"),

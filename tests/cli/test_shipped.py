@@ -167,3 +167,12 @@ def test_it_knows_faces(home: Path) -> None:
     assert seen[0]["name"] == "Ada"
     chosen = persona_here("gallery", "calibrate", "--threshold", "0.9", home=home)
     assert chosen["threshold"] == 0.9
+    by_card = persona_here("gallery", "calibrate", "--far", "1e-1", home=home)
+    assert by_card["threshold"] == card.thresholds[0.1] != card.thresholds[0.01]
+    assert by_card["threshold_source"].startswith("FAR 1e-1 on all ")
+    looser = persona_here("verify", *map(str, photos), "--far", "0.1", home=home)
+    assert (looser["threshold"], looser["far"]) == (card.thresholds[0.1], 0.1)
+    assert looser["threshold"] < verdict["threshold"]
+    assert "its card has 1e-1, 1e-2: choose one" in persona_error_here(
+        "verify", *map(str, photos), "--far", "1e-6", home=home
+    )
