@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
 from persona.api.model import Model
-from persona.api.photos import PhotoLike, Pixels, to_pixels
+from persona.api.photos import PhotoLike, Pixels, look
 from persona.errors import PersonaError, SkipPhoto
 from persona.gallery.people import DoubtError, Enrolled, Gallery, Sighting, gallery_of
 from persona.gallery.store import Person, Threshold
@@ -56,7 +57,9 @@ class People:
         Raises:
             PersonaError: the photo cannot be read.
         """
-        return self._gallery.recognise(to_pixels(photo))
+        looked = look(photo)
+        found = self._gallery.recognise(looked.pixels)
+        return tuple(replace(face, box=looked.whole(face.box)) for face in found)
 
     def rename(self, name: str, to: str) -> None:
         """Gives a person another name.
@@ -196,7 +199,7 @@ class People:
 def _readable(photos: Sequence[PhotoLike]) -> Iterator[Pixels | SkipPhoto]:
     for photo in photos:
         try:
-            yield to_pixels(photo)
+            yield look(photo).pixels
         except PersonaError as error:
             yield SkipPhoto(str(error))
 
