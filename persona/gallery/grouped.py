@@ -468,7 +468,11 @@ def read_groups(folder: Path, empty: Faces) -> Groups:
     """
     if not (folder / TABLE).is_file() or not (folder / ROWS).is_file():
         raise PersonaError(f"{folder} holds no groups: `persona group PHOTOS --out DIR` makes them")
-    table, said = read_table(folder / TABLE, empty), read_rows(folder / ROWS)
+    return as_said(read_table(folder / TABLE, empty), read_rows(folder / ROWS))
+
+
+def as_said(table: Faces, said: Given) -> Groups:
+    """Groups the faces of a table as a CSV says. A face that it does not have is alone."""
     keys = [face.key for face in table.faces]
     following = itertools.count(max([0, *said.number.values(), *said.names]) + 1)
     numbers = [said.number[key] if key in said.number else next(following) for key in keys]

@@ -107,6 +107,20 @@ def test_bad_changes_change_nothing(
     assert (folder / ROWS).read_bytes() == before
 
 
+def test_what_is_edited_while_it_is_served_stays(port: int, folder: Path) -> None:
+    rows = folder / ROWS
+    rows.write_text(rows.read_text().replace("2,,", "2,Ada,", 1))
+    for path in ("name", "enroll"):
+        edited = rows.read_text()
+        refused = post(port, f"/api/groups/{path}", ("group", "1"), ("name", "Bob"))
+        assert refused.status == 422 and "groups.csv was edited meanwhile" in refused.error
+        assert rows.read_text() == edited
+        rows.write_text(edited + "\n")
+    assert shown(port)[2] == ("Ada", [3, 4])
+    assert post(port, "/api/groups/name", ("group", "1"), ("name", "Bob")).json == {"group": 1}
+    assert read_rows(rows).names == {1: "Bob", 2: "Ada"}
+
+
 def test_a_change_that_cannot_be_written_is_not_kept(
     port: int, opened: OpenGroups, monkeypatch: pytest.MonkeyPatch
 ) -> None:
