@@ -602,7 +602,7 @@ def open_eyes(
     if facts is None or facts.digest != fresh.digest:
         return Eyes(named, fresh.align, min_face)
     if facts.network != fresh.network and not _leads_to(facts, workspace):
-        store.take_name(fresh.network)
+        store.take_name(fresh.network, fresh.digest)
     return Eyes(named, facts.align, min_face)
 
 

@@ -21,7 +21,7 @@ ROWS = vectors(3)
 def test_there_and_back(tmp_path: Path) -> None:
     out = tmp_path / "people.safetensors"
     with new_store(tmp_path / "a.db") as store:
-        store.set_threshold(Threshold(0.4, "a set"))
+        store.set_threshold(Threshold(0.4, "a set"), FACTS.digest)
         store.add({"Zoë / 李": kept(*ROWS[:2]), "Bob": kept(ROWS[2])}, FACTS.digest)
         assert export_people(store, out) == 3
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
