@@ -557,6 +557,21 @@ def check_digest(facts: Facts | None, digest: str, place: str) -> None:
         )
 
 
+def check_width(
+    facts: Facts | None, people: Mapping[str, Sequence[StoredPhoto]], place: str
+) -> None:
+    """Raises PersonaError unless the templates are as wide as the gallery's.
+
+    A single one of another width would make the whole gallery unreadable.
+    """
+    shapes = {photo.template.shape for photos in people.values() for photo in photos}
+    if facts is not None and (other := shapes - {(facts.width,)}):
+        raise PersonaError(
+            f"{place} has templates of {facts.width} numbers: these are {min(other)}, of another "
+            "network"
+        )
+
+
 def there_already(name: str, place: str) -> PersonaError:
     """Returns the error for a name that should be new but is enrolled."""
     return PersonaError(f"{place} has somebody named {name!r} already: forget one of them")

@@ -459,6 +459,9 @@ def test_another_networks_templates_are_refused(tmp_path: Path) -> None:
     with new_store(tmp_path / "g.db") as store:
         store.set_threshold(Threshold(0.5, "a set"), FACTS.digest)
         assert store.nearest(vectors(1), "mean") == [None]
+        with pytest.raises(PersonaError, match=r"templates of 8 numbers: these are \(16,\)"):
+            store.add({"Ann": kept(*vectors(1, width=2 * WIDTH))}, FACTS.digest)
+        assert store.people() == []
         wider = replace(FACTS, digest="other", width=2 * WIDTH)
         store.adopt(wider)  # nobody is there
         assert store.facts() == wider
