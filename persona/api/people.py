@@ -215,7 +215,8 @@ def open_gallery(
 
     Args:
         place: a file, or a `postgresql://` URL.
-        model: the network that embeds the faces. A gallery belongs to one network.
+        model: the network that embeds the faces. A gallery belongs to one network, and aligns faces
+            as it did when it was new.
         threshold: lowest cosine similarity at which a face counts as an enrolled person. None
             means the gallery's own threshold, or the model's where the gallery has none.
         keep_crops: whether to store the aligned crops too, from which another network can make

@@ -675,7 +675,7 @@ def gallery_of(
 
     Args:
         place: a file, or a `postgresql://` URL.
-        eyes: the network and its alignment.
+        eyes: the network and its alignment. A gallery of this network keeps its own alignment.
         threshold: threshold to use where the gallery has none of its own.
         keep_crops: whether to store the aligned crops of new photos, for `rebuild`. None means as
             the gallery's user answered when it was new, or not.
@@ -684,6 +684,8 @@ def gallery_of(
         PersonaError: the gallery cannot be opened, its templates are another network's, the
             network is untrained, or there is no threshold.
     """
+    from persona.gallery.faces import Eyes
+
     named = eyes.named
     if not named.digest:
         raise PersonaError(
@@ -693,6 +695,8 @@ def gallery_of(
     try:
         store.adopt(Facts(named.name, named.digest, named.network.embedding_size, eyes.align))
         facts = store.facts()
+        if facts is not None and facts.align != eyes.align:  # as in `open_eyes`
+            eyes = Eyes(named, facts.align, eyes.min_face)
         chosen = (facts.threshold if facts is not None else None) or threshold
         if chosen is None:
             raise PersonaError(

@@ -206,6 +206,19 @@ def test_people_are_enrolled_recognised_and_forgotten(
         persona.open_gallery(tmp_path / "other.db", untrained, threshold=0.2)
 
 
+def test_a_gallery_keeps_its_alignment(tmp_path: Path) -> None:
+    """The network is the same, but its embeddings of other crops cannot be compared."""
+    own, photo = nn.Sequential(nn.AvgPool2d(8), nn.Flatten()), drawn(1)
+    options: dict[str, Any] = {"image_size": SIZE_PX, "workspace": Workspace.locate(home=tmp_path)}
+    for alignment in ("landmarks", "mtcnn"):
+        model = persona.wrap(own, alignment=alignment, **options)
+        with persona.open_gallery(tmp_path / "gallery.db", model, threshold=0.2) as people:
+            if alignment == "landmarks":
+                people.enroll("Ada", photo)
+            (seen,) = people.recognise(photo)
+            assert seen.name == "Ada" and seen.score == pytest.approx(1, abs=1e-4)
+
+
 def test_a_list_is_imported_and_the_gallery_is_audited(
     loaded: persona.Model, tmp_path: Path
 ) -> None:
