@@ -236,5 +236,5 @@ def open_gallery(
     chosen = model.threshold if threshold is None else Threshold(threshold, "given by the caller")
     gallery = gallery_of(place, model.sight, chosen, keep_crops=keep_crops)
     if threshold is not None and chosen is not None:
-        gallery.calibration = chosen
+        gallery.calibration, gallery.follows = chosen, False
     return People(gallery, model.workspace)

@@ -139,6 +139,14 @@ def test_without_groups_there_is_nothing(gallery: Gallery) -> None:
         assert post(port, "/api/groups/name", ("group", "1")).status == 404
 
 
+def test_the_threshold_is_that_of_now(gallery: Gallery, tmp_path: Path) -> None:
+    gallery.follows = True
+    with serving(gallery) as port, open_store(tmp_path / "gallery.db") as other:
+        assert ask(port, "/api/people").json["threshold"] == 0.8
+        other.set_threshold(Threshold(0.7, "a set"), FACTS.digest)
+        assert ask(port, "/api/people").json["threshold"] == 0.7
+
+
 def test_guards_hold(gallery: Gallery, opened: OpenGroups) -> None:
     with serving(gallery, groups=opened, token="t" * 20) as port:
         assert ask(port, "/api/groups").status == 401
