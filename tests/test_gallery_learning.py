@@ -262,12 +262,14 @@ def test_bad_galleries(tmp_path: Path, place: Workspace, gallery: Path) -> None:
         with pytest.raises(PersonaError, match="is no student that was trained by Persona"):
             divide(store, place)
     with open_store(gallery) as store:
+        facts = store.facts()
+        assert facts is not None
         for far, line in ((1e-6, "cannot resolve a FAR of 1e-06"),):
-            store.set_threshold(Threshold(0.5, "by hand", far))
+            store.set_threshold(Threshold(0.5, "by hand", far), facts.digest)
             with pytest.raises(PersonaError, match=line):  # before anything is learned
                 learn_from_gallery(store, lfw, GIVEN, place)
         with pytest.raises(PersonaError, match="none is at hand: name it with --teacher"):
-            store.set_threshold(Threshold(0.5, "by hand", 0.1))
+            store.set_threshold(Threshold(0.5, "by hand", 0.1), facts.digest)
             learn_from_gallery(store, lfw, {**GIVEN, "method": "anchor"}, place)
     assert [path.name for path in place.shards.iterdir()] == ["lfw"]
 

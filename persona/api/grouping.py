@@ -127,8 +127,9 @@ def group_photos(
         advance: called with 1 after each photo.
 
     Raises:
-        PersonaError: `out` has another suffix, its files are damaged or of another model, they
-            hold names for other photos, or there is no such group to name.
+        PersonaError: `out` has another suffix, its files are damaged or of another model, what was
+            changed in its CSV is about photos or faces that are not among these, or there is no
+            such group to name.
     """
     if threshold is not None and not -1 <= threshold <= 1:
         raise PersonaError(f"threshold {threshold:g}: choose -1 to 1, it is a cosine")
@@ -141,12 +142,15 @@ def group_photos(
         before = Given()
         if folder is not None:
             stack.enter_context(folder_lock(folder, doing=WORKING))
-            before = _given_before(folder, spelled)
-            _add_names(before, names or {}, folder)
+            _given_before(folder, spelled, names or {})  # what cannot be used is said at once
             table = read_table(folder / TABLE, table, spelled)
         elif names:
             raise PersonaError("groups are named in the folder that --out names: name one")
         look_at_photos(model, photos, table, advance, folder)
+        if folder is not None:
+            write_table(folder / TABLE, table)
+            before = _given_before(folder, spelled, names or {})  # edited meanwhile, perhaps
+            _check_found(before, table, folder)
         source = "given by the caller"
         if threshold is None and model.threshold is not None:
             threshold, source = model.threshold.value, model.threshold.source
@@ -158,7 +162,6 @@ def group_photos(
             content = page_of(state) if page else rows_of(state)
             write_atomically(out, content, PRIVATE)
         elif folder is not None:
-            write_table(folder / TABLE, table)
             write_rows(folder, state)
             write_atomically(folder / PAGE, page_of(state), PRIVATE)
     groups = {
@@ -173,25 +176,38 @@ def group_photos(
     )
 
 
-def _given_before(folder: Path, spelled: dict[str, str]) -> Given:
+def _given_before(folder: Path, spelled: dict[str, str], names: Mapping[int, str]) -> Given:
     """Reads what the CSV of a folder says, with the photos as they are given now.
 
     Raises:
-        PersonaError: it says something about photos that are there, but were not given.
+        PersonaError: it says something about photos that were not given, or has no group to name.
     """
     found = read_rows(folder / ROWS)
-    lost = next((p for p, _ in found.given if p not in spelled and os.path.exists(p)), None)  # noqa: PTH110
-    if lost is not None:
+    lost = sorted({photo for photo, _ in found.given if photo not in spelled})
+    if lost:
         raise PersonaError(
-            f"{folder / ROWS} names or changes groups of other photos, such as {lost}: name a "
-            "folder that holds them too, or another --out"
+            f"{folder / ROWS} names or changes groups of other photos, such as {lost[0]} "
+            f"({len(lost)} in all): name a folder that holds them too, or another --out; where "
+            "photos were moved or removed, change their paths or remove their rows in it"
         )
 
     def now(photo: str) -> str:
         return spelled.get(photo, photo)
 
     number = {(now(photo), box): n for (photo, box), n in found.number.items()}
-    return Given(number, {(now(photo), box) for photo, box in found.given}, found.names)
+    before = Given(number, {(now(photo), box) for photo, box in found.given}, found.names)
+    _add_names(before, names, folder)
+    return before
+
+
+def _check_found(before: Given, table: Faces, folder: Path) -> None:
+    """Raises PersonaError unless the table has every face of the groups that are given."""
+    lost = sorted(before.given - {face.key for face in table.faces})
+    if lost:
+        raise PersonaError(
+            f"{folder / ROWS} names or changes groups of faces that are not found now, such as one "
+            f"in {lost[0][0]} ({len(lost)} in all): restore the photos, or remove these rows in it"
+        )
 
 
 def _add_names(before: Given, names: Mapping[int, str], folder: Path) -> None:

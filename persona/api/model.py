@@ -15,8 +15,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from persona.api.photos import PhotoLike, Pixels, to_pixels
-from persona.data.align.spec import MIN_FACE_PX, AlignSpec, Box, Crop, check_min_face
+from persona.api.photos import PhotoLike, Pixels, look
+from persona.data.align.spec import (
+    MIN_FACE_PX,
+    AlignSpec,
+    Box,
+    Crop,
+    FoundFace,
+    check_min_face,
+)
 from persona.errors import PersonaError
 from persona.extras import needing
 from persona.gallery import quality
@@ -131,10 +138,11 @@ class Model:
             >>> model.find(Image.new("RGB", (200, 200)))
             []
         """
-        found = self.sight.find(to_pixels(photo), min_face)
+        looked = look(photo)
+        found = self.sight.find(looked.pixels, min_face)
         sure = [(seen.face.probability or 0) >= quality.SURE for seen in found]
         return [
-            _face(seen, sum(sure) - certain)
+            _face(seen, looked.whole_face(seen.face), sum(sure) - certain)
             for seen, certain in zip(found, sure, strict=True)
             if seen.crop is not None
         ]
@@ -291,7 +299,7 @@ class Model:
         if isinstance(face, Face):
             return face._crop
         if self.takes(face):
-            return self._aligned(to_pixels(face))
+            return self._aligned(look(face).pixels)
         what = "photo" if count == 1 else f"photo {place + 1} of {count}"
         return self.only_face(face, what)._crop
 
@@ -386,11 +394,10 @@ def wrap(
     return Model(named, align, workspace or Workspace.locate(), min_face=min_face)
 
 
-def _face(seen: SeenFace, others: int) -> Face:
+def _face(seen: SeenFace, face: FoundFace, others: int) -> Face:
     assert seen.crop is not None
     with Image.open(io.BytesIO(seen.crop.jpeg)) as image:
         pixels = np.array(image.convert("RGB"))
-    face = seen.face
     return Face(face.box, face.landmarks_52, face.probability, pixels, seen.flaw, seen.crop, others)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
 from persona.api.model import Model
-from persona.api.photos import PhotoLike, Pixels, to_pixels
+from persona.api.photos import PhotoLike, Pixels, look
 from persona.errors import PersonaError, SkipPhoto
 from persona.gallery.people import DoubtError, Enrolled, Gallery, Sighting, gallery_of
 from persona.gallery.store import Person, Threshold
@@ -56,7 +57,9 @@ class People:
         Raises:
             PersonaError: the photo cannot be read.
         """
-        return self._gallery.recognise(to_pixels(photo))
+        looked = look(photo)
+        found = self._gallery.recognise(looked.pixels)
+        return tuple(replace(face, box=looked.whole(face.box)) for face in found)
 
     def rename(self, name: str, to: str) -> None:
         """Gives a person another name.
@@ -196,7 +199,7 @@ class People:
 def _readable(photos: Sequence[PhotoLike]) -> Iterator[Pixels | SkipPhoto]:
     for photo in photos:
         try:
-            yield to_pixels(photo)
+            yield look(photo).pixels
         except PersonaError as error:
             yield SkipPhoto(str(error))
 
@@ -212,7 +215,8 @@ def open_gallery(
 
     Args:
         place: a file, or a `postgresql://` URL.
-        model: the network that embeds the faces. A gallery belongs to one network.
+        model: the network that embeds the faces. A gallery belongs to one network, and aligns faces
+            as it did when it was new.
         threshold: lowest cosine similarity at which a face counts as an enrolled person. None
             means the gallery's own threshold, or the model's where the gallery has none.
         keep_crops: whether to store the aligned crops too, from which another network can make
@@ -232,5 +236,5 @@ def open_gallery(
     chosen = model.threshold if threshold is None else Threshold(threshold, "given by the caller")
     gallery = gallery_of(place, model.sight, chosen, keep_crops=keep_crops)
     if threshold is not None and chosen is not None:
-        gallery.calibration = chosen
+        gallery.calibration, gallery.follows = chosen, False
     return People(gallery, model.workspace)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from persona.errors import PersonaError, SkipPhoto
-from persona.gallery.photos import look_at, read_photo
+from persona.gallery.photos import LookedAt, look_at, read_photo
 from persona.workspace import user_path
 
 Pixels = npt.NDArray[np.uint8]
@@ -17,8 +17,8 @@ PhotoLike = str | Path | bytes | Image.Image | Pixels
 """A path, the bytes of an image file, a PIL image, or an upright (H, W, 3) uint8 RGB array."""
 
 
-def to_pixels(photo: PhotoLike, what: str = "photo") -> Pixels:
-    """Returns an upright photo as (H, W, 3) uint8 RGB.
+def look(photo: PhotoLike, what: str = "photo") -> LookedAt:
+    """Returns an upright photo as (H, W, 3) uint8 RGB, and the way back to px of the original.
 
     Files of more than 16 megapixels are decoded at 1/2, 1/4 or less of their width and height.
 
@@ -32,13 +32,13 @@ def to_pixels(photo: PhotoLike, what: str = "photo") -> Pixels:
     try:
         if isinstance(photo, str | Path):
             what = f"{what} {photo}"
-            return read_photo(user_path(str(photo))).pixels
+            return read_photo(user_path(str(photo)))
         if isinstance(photo, bytes):
-            return look_at(photo).pixels
+            return look_at(photo)
     except SkipPhoto as reason:
         raise PersonaError(f"{what}: {reason}") from None
     if isinstance(photo, Image.Image):
-        return np.array(photo.convert("RGB"))
+        return LookedAt(np.array(photo.convert("RGB")), photo.size)
     if not isinstance(photo, np.ndarray):
         raise PersonaError(
             f"{what}: give a path, bytes, a PIL image or an array, not {type(photo).__name__}"
@@ -48,4 +48,4 @@ def to_pixels(photo: PhotoLike, what: str = "photo") -> Pixels:
             f"{what}: an array must be (height, width, 3) uint8 RGB, not "
             f"{photo.shape} {photo.dtype}"
         )
-    return photo
+    return LookedAt(photo, (photo.shape[1], photo.shape[0]))

@@ -236,14 +236,17 @@ def forget_command(
 @gallery_app.command("list")
 def gallery_list(store: StoreOption = None, json: JsonFlag = False) -> None:
     """List everybody."""
+    from persona.gallery.people import threshold_of
+
     with store_of(store) as opened:
         people, facts = opened.people(), opened.facts()
+    threshold = threshold_of(facts, workspace())
     if json:
         print_json(
             {
                 "people": [vars(person) for person in people],
                 "model": facts and facts.network,
-                "threshold": facts and facts.threshold and vars(facts.threshold),
+                "threshold": threshold and vars(threshold),
                 "previous": facts and facts.previous and facts.previous.network,
             }
         )
@@ -254,7 +257,7 @@ def gallery_list(store: StoreOption = None, json: JsonFlag = False) -> None:
         empty=nobody_enrolled(store),
     )
     if facts is not None:
-        calibrated = facts.threshold and f"{facts.threshold.value:.3f}: {facts.threshold.source}"
+        calibrated = threshold and f"{threshold.value:.3f}: {threshold.source}"
         note(f"model {facts.network}; threshold {calibrated or 'none yet'}")
         if facts.previous is not None:
             note(f"`persona gallery rollback` goes back to {facts.previous.network}")
@@ -319,12 +322,10 @@ def gallery_merge(
     from persona.gallery.people import TwoPeopleError, merge_people
 
     with store_of(store, passphrase_file) as opened:
-        if force:
-            threshold = None
-        elif threshold is None:
-            threshold = _threshold_of(opened)
         try:
-            moved = merge_people(opened, name, into, threshold)
+            moved = merge_people(
+                opened, name, into, None if force else _threshold_of(opened, threshold)
+            )
         except TwoPeopleError as doubt:
             if not sys.stdin.isatty():
                 raise
@@ -340,15 +341,17 @@ def gallery_merge(
         typer.echo(f"{legible(moved.name)} has {photos} of {legible(name)} now")
 
 
-def _threshold_of(store: Store) -> float:
-    """Returns the gallery's own threshold."""
-    facts = store.facts()
-    if facts is None or facts.threshold is None:
+def _threshold_of(store: Store, given: float | None) -> float:
+    """Returns the gallery's own threshold, unless one is given."""
+    from persona.gallery.audit import own_threshold
+
+    threshold = own_threshold(store, given, workspace())
+    if threshold is None:
         raise PersonaError(
             f"{store.place} has no threshold to compare the two with: give --threshold X, or "
             "--force to merge without comparing"
         )
-    return facts.threshold.value
+    return threshold.value
 
 
 @gallery_app.command("backup")

@@ -48,8 +48,9 @@ def calibrate_gallery(
         threshold: the cosine similarity to store instead, as it is.
 
     Raises:
-        PersonaError: the gallery cannot be written or belongs to another network; or the set does
-            not resolve the rate, or the card has no threshold for it.
+        PersonaError: the gallery cannot be written or belongs to another network, perhaps since it
+            was calibrated; or the set does not resolve the rate, or the card has no threshold for
+            it.
     """
     store.check_writable()
     eyes = open_eyes(store, model, place)
@@ -59,5 +60,5 @@ def calibrate_gallery(
         chosen = card_threshold_at(eyes.named.name, place, far)
     else:
         chosen = calibrate(eyes.named, faces, join_processes(eyes.named.network), far)
-    store.set_threshold(chosen)
+    store.set_threshold(chosen, eyes.named.digest)
     return chosen

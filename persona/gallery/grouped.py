@@ -227,7 +227,10 @@ def maker(digest: str, align: AlignSpec, min_face: int = MIN_FACE_PX) -> str:
         min_face: side in px of the smallest face that was looked for. Another one gives other
             boxes, by which a face would not be found again.
     """
-    facts = align.facts | ({} if min_face == MIN_FACE_PX else {"smallest": min_face})
+    # Boxes 2 are in px of the original. Before, those of photos over 16 MP were in smaller px.
+    facts = align.facts | {"boxes": 2}
+    if min_face != MIN_FACE_PX:
+        facts["smallest"] = min_face
     return f"{digest} {json.dumps(facts, sort_keys=True)}"
 
 
@@ -441,8 +444,9 @@ def enroll_groups(
 
 def _cut_again(eyes: Eyes, face: GroupedFace) -> Crop:
     """Finds a face in its photo once more, for its crop."""
-    for seen in eyes.find(read_photo(Path(face.photo)).pixels):
-        moved = np.abs(np.subtract(seen.face.box, face.box)).max()
+    photo = read_photo(Path(face.photo))
+    for seen in eyes.find(photo.pixels):
+        moved = np.abs(np.subtract(photo.whole_face(seen.face).box, face.box)).max()
         if seen.crop is not None and moved <= MOVED_PX:
             return seen.crop
     raise SkipPhoto("its face was not found again: the photo has changed")
@@ -464,7 +468,11 @@ def read_groups(folder: Path, empty: Faces) -> Groups:
     """
     if not (folder / TABLE).is_file() or not (folder / ROWS).is_file():
         raise PersonaError(f"{folder} holds no groups: `persona group PHOTOS --out DIR` makes them")
-    table, said = read_table(folder / TABLE, empty), read_rows(folder / ROWS)
+    return as_said(read_table(folder / TABLE, empty), read_rows(folder / ROWS))
+
+
+def as_said(table: Faces, said: Given) -> Groups:
+    """Groups the faces of a table as a CSV says. A face that it does not have is alone."""
     keys = [face.key for face in table.faces]
     following = itertools.count(max([0, *said.number.values(), *said.names]) + 1)
     numbers = [said.number[key] if key in said.number else next(following) for key in keys]
@@ -492,8 +500,9 @@ def read_table(path: Path, empty: Faces, spelled: dict[str, str] | None = None) 
     stored = _stored(path)
     if stored["made_by"] != empty.made_by:
         raise PersonaError(
-            f"{path.parent} was made by {stored['model']}, not by {empty.model} as it is now, or "
-            "with another --min-face: name another folder"
+            f"{path.parent} was made by {stored['model']}, not by {empty.model} as it and "
+            f"Persona are now, or with another --min-face: name another folder, or remove {path}, "
+            "and all photos are looked at again"
         )
     table = empty
     photos = dict(zip(stored["seen"], stored["stamp"], strict=True))

@@ -171,8 +171,11 @@ class Gallery:
         keep_crops: bool = False,
         unknown: UnknownFaces | None = None,
         liveness: Liveness | None = None,
+        follows: bool = False,
     ) -> None:
         self.store, self.eyes, self.calibration = store, eyes, threshold
+        self.follows = follows
+        """Whether a threshold that is stored meanwhile is taken. One given by hand stays."""
         self.match, self.keep_crops = match, keep_crops
         self.unknown = unknown
         """Keeps unknown faces for a limited time. None means that none is kept."""
@@ -183,6 +186,12 @@ class Gallery:
     def threshold(self) -> float:
         """Lowest cosine similarity at which a face counts as an enrolled person."""
         return self.calibration.value
+
+    def renew_threshold(self) -> None:
+        """Takes the threshold that the gallery has by now: a server may run for months."""
+        facts = self.store.facts() if self.follows else None
+        if facts is not None and facts.threshold and facts.digest == self.eyes.named.digest:
+            self.calibration = facts.threshold
 
     def enroll(
         self,
@@ -259,6 +268,7 @@ class Gallery:
         if not len(templates_NE):
             reasons = _some(refused, "; ") or "there is none"
             raise NoPhotoError(f"no photo of {name!r} can be used: {reasons}", refused)
+        self.renew_threshold()
         # The first query builds the index. Outside the transaction no other writer waits for it.
         self.store.nearest(templates_NE[:1], self.match)
         with self.store.changing():
@@ -339,6 +349,7 @@ class Gallery:
             claim: called before unknown faces are kept, where the operator allows that. If it
                 raises, none is kept.
         """
+        self.renew_threshold()
         found = [seen for seen, _ in self.find_live(photo)]
         crops = [seen.crop for seen in found if seen.crop is not None and seen.flaw is None]
         templates_NE = self.eyes.embed(crops)
@@ -441,6 +452,7 @@ class Gallery:
         claim: Callable[[], None] = lambda: None,
     ) -> Moved:
         """Moves photos of a person to somebody who is enrolled, see `merge_people`."""
+        self.renew_threshold()
         return merge_people(
             *(self.store, name, into, None if force else self.threshold), photos=photos, claim=claim
         )
@@ -573,7 +585,9 @@ def open_gallery(
     except BaseException:
         store.close()
         raise
-    return Gallery(store, eyes, chosen, match=match, keep_crops=_keeps(facts, keep_crops))
+    keeps = _keeps(facts, keep_crops)
+    follows = threshold is None
+    return Gallery(store, eyes, chosen, match=match, keep_crops=keeps, follows=follows)
 
 
 def open_eyes(
@@ -602,7 +616,7 @@ def open_eyes(
     if facts is None or facts.digest != fresh.digest:
         return Eyes(named, fresh.align, min_face)
     if facts.network != fresh.network and not _leads_to(facts, workspace):
-        store.take_name(fresh.network)
+        store.take_name(fresh.network, fresh.digest)
     return Eyes(named, facts.align, min_face)
 
 
@@ -675,7 +689,7 @@ def gallery_of(
 
     Args:
         place: a file, or a `postgresql://` URL.
-        eyes: the network and its alignment.
+        eyes: the network and its alignment. A gallery of this network keeps its own alignment.
         threshold: threshold to use where the gallery has none of its own.
         keep_crops: whether to store the aligned crops of new photos, for `rebuild`. None means as
             the gallery's user answered when it was new, or not.
@@ -684,6 +698,8 @@ def gallery_of(
         PersonaError: the gallery cannot be opened, its templates are another network's, the
             network is untrained, or there is no threshold.
     """
+    from persona.gallery.faces import Eyes
+
     named = eyes.named
     if not named.digest:
         raise PersonaError(
@@ -693,6 +709,8 @@ def gallery_of(
     try:
         store.adopt(Facts(named.name, named.digest, named.network.embedding_size, eyes.align))
         facts = store.facts()
+        if facts is not None and facts.align != eyes.align:  # as in `open_eyes`
+            eyes = Eyes(named, facts.align, eyes.min_face)
         chosen = (facts.threshold if facts is not None else None) or threshold
         if chosen is None:
             raise PersonaError(
@@ -702,7 +720,7 @@ def gallery_of(
     except BaseException:
         store.close()
         raise
-    return Gallery(store, eyes, chosen, keep_crops=_keeps(facts, keep_crops))
+    return Gallery(store, eyes, chosen, keep_crops=_keeps(facts, keep_crops), follows=True)
 
 
 def load_named(network: str | None, workspace: Workspace) -> tuple[Named, Facts]:

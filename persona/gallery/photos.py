@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from PIL import Image
 
 from persona.data.align.bare import is_animated_gif
 from persona.data.align.decode import MOST_PIXELS, SHRINKS, EncodedPhoto
-from persona.data.align.spec import Box
+from persona.data.align.spec import Box, FoundFace
 from persona.data.raw.base import is_litter
 from persona.errors import PersonaError, SkipPhoto
 from persona.files import PRIVATE, not_a_file, write_atomically
@@ -42,11 +42,11 @@ class LookedAt:
     """(H, W, 3) uint8 RGB."""
     size: tuple[int, int]
     """Width and height of the original photo in px."""
-    shrink: int
+    shrink: int = 1
     """Factor by which width and height were divided."""
-    shift: tuple[float, float]
+    shift: tuple[float, float] = (0.0, 0.0)
     """Offset of the decoded pixels, see persona/data/align/decode.py."""
-    mended: str | None
+    mended: str | None = None
     """What was wrong with the file but could be mended, see persona/data/align/decode.py."""
 
     def whole(self, box: Box) -> Box:
@@ -54,6 +54,15 @@ class LookedAt:
         x, y, width, height = box
         x, y = (at - shift for at, shift in zip((x, y), self.shift, strict=True))
         return x * self.shrink, y * self.shrink, width * self.shrink, height * self.shrink
+
+    def whole_face(self, face: FoundFace) -> FoundFace:
+        """Converts a face from px of `pixels` to px of the original photo, inside of it."""
+        corners_22 = (np.reshape(face.box, (2, 2)) - self.shift) * self.shrink
+        x0, y0, x1, y1 = corners_22.clip(0, self.size).ravel().tolist()
+        points_52 = face.landmarks_52
+        if points_52 is not None:  # measured from the centre of the first pixel, not its corner
+            points_52 = (points_52 - self.shift) * self.shrink + (self.shrink - 1) / 2
+        return replace(face, box=(x0, y0, x1, y1), landmarks_52=points_52)
 
 
 def look_at(data: bytes, max_pixels: int = MOST_PIXELS, side_px: int | None = None) -> LookedAt:

@@ -50,6 +50,7 @@ from persona.gallery.store import (
     align_text,
     changed_meanwhile,
     check_digest,
+    check_width,
     nobody,
     not_theirs,
     own_align,
@@ -399,6 +400,7 @@ class SqliteStore(Store):
         with self.changing():
             facts = self._facts()
             check_digest(facts, digest, self.place)
+            check_width(facts, people, self.place)
             self._demand_passphrase()  # another process may have encrypted the gallery meanwhile
             for name in people:
                 fresh = self._execute(

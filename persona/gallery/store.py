@@ -398,10 +398,15 @@ class Store(ABC):
     def _keep_facts(self, facts: Facts) -> None:
         """Writes the facts, within a transaction."""
 
-    def set_threshold(self, threshold: Threshold) -> None:
-        """Stores a threshold for the gallery's network."""
+    def set_threshold(self, threshold: Threshold, digest: str) -> None:
+        """Stores the threshold of the network of this digest.
+
+        Raises:
+            OtherNetworkError: the gallery belongs to another network, by now perhaps.
+        """
         with self.changing():
             facts = self.facts()
+            check_digest(facts, digest, self.place)
             assert facts is not None
             self._keep_facts(replace(facts, threshold=threshold))
 
@@ -412,13 +417,17 @@ class Store(ABC):
             assert facts is not None
             self._keep_facts(replace(facts, keeps_crops=keeps_crops))
 
-    def take_name(self, network: str) -> None:
-        """Stores another name under which the gallery's network is found from now on.
+    def take_name(self, network: str, digest: str) -> None:
+        """Stores another name under which the network of this digest is found from now on.
 
         A gallery that can only be read keeps its name.
+
+        Raises:
+            OtherNetworkError: the gallery belongs to another network, by now perhaps.
         """
         with contextlib.suppress(ReadOnlyError), self.changing():
             facts = self.facts()
+            check_digest(facts, digest, self.place)
             if facts is not None and facts.network != network:
                 self._keep_facts(replace(facts, network=network))
 
@@ -545,6 +554,21 @@ def check_digest(facts: Facts | None, digest: str, place: str) -> None:
             f"the templates of {place} were made by another network ("
             f"{public_name(facts.network)}): name that one with --model, or make them anew with "
             "`persona gallery rebuild --model NAME`"
+        )
+
+
+def check_width(
+    facts: Facts | None, people: Mapping[str, Sequence[StoredPhoto]], place: str
+) -> None:
+    """Raises PersonaError unless the templates are as wide as the gallery's.
+
+    A single one of another width would make the whole gallery unreadable.
+    """
+    shapes = {photo.template.shape for photos in people.values() for photo in photos}
+    if facts is not None and (other := shapes - {(facts.width,)}):
+        raise PersonaError(
+            f"{place} has templates of {facts.width} numbers: these are {min(other)}, of another "
+            "network"
         )
 
 

@@ -58,11 +58,18 @@ def import_people(store: Store, path: Path) -> dict[str, int]:
     A new gallery is assigned to the file's network, but does not take its threshold.
 
     Raises:
-        PersonaError: there is no such file, it belongs to another network, or somebody in it is
-            enrolled already.
+        PersonaError: there is no such file, it belongs to another network or to faces that are
+            aligned in another way, or somebody in it is enrolled already.
     """
     facts, names, templates_NE = read_people(path)
     store.adopt(replace(facts.alone, threshold=None, keeps_crops=None))
+    own = store.facts()
+    if own is not None and (own.width != facts.width or not own.align.resembles(facts.align)):
+        raise PersonaError(
+            f"{path}: templates of {facts.width} numbers, of faces aligned by "
+            f"{facts.align.method}; {store.place} has {own.width}, by {own.align.method}: import "
+            "them into another --store"
+        )
     people: dict[str, list[StoredPhoto]] = defaultdict(list)
     for name, template in zip(names, templates_NE, strict=True):
         people[name].append(StoredPhoto(template))

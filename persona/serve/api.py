@@ -246,6 +246,7 @@ def build_app(
     @app.get("/api/people")
     def people() -> PeopleAnswer:
         """Lists the enrolled people, with the network, the threshold and the limits."""
+        gallery.renew_threshold()
         rows = [PersonRow(**dataclasses.asdict(person)) for person in gallery.people()]
         return PeopleAnswer(
             network=network,

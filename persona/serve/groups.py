@@ -7,7 +7,8 @@
     POST /api/groups/enroll  group, force        enrols the faces of a named group
 
 A change is written to the folder's CSV before it is answered. Only one process at a time works on
-a folder.
+a folder, but its user may edit the CSV meanwhile: it is then read again, and a change that was
+chosen before is refused.
 """
 
 from __future__ import annotations
@@ -26,11 +27,15 @@ from persona.files import PRIVATE, folder_lock, whole_number, write_atomically
 from persona.gallery import Enrolled, Gallery
 from persona.gallery.grouped import (
     PAGE,
+    ROWS,
     Faces,
     Groups,
+    as_said,
     enroll_group,
     maker,
     read_groups,
+    read_rows,
+    stamp_of,
     write_rows,
 )
 from persona.gallery.grouped_page import page_of
@@ -87,11 +92,14 @@ class OpenGroups:
 
     folder: Path
     groups: Groups
+    stamp: str
+    """Size and time of the CSV that the groups are those of."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def shown(self, first: int, count: int, *, named: bool = False) -> GroupsAnswer:
         """Lists some groups, the largest first; `named` lists those with a name alone."""
         with self.lock:
+            self._read_edited()
             names = self.groups.names
             members = [one for one in self.groups.members().items() if not named or one[0] in names]
             chosen = members[max(0, first) :][: min(max(0, count), MOST_SHOWN)]
@@ -140,6 +148,7 @@ class OpenGroups:
     def _change(self, claim: Claim, change: Callable[[Groups], int]) -> ChangedGroup:
         """Changes a copy of the groups, writes it, and keeps it: all of a change or nothing."""
         with self.lock:
+            self._check_unedited()
             old = self.groups
             changed = Groups(
                 old.faces,
@@ -150,13 +159,27 @@ class OpenGroups:
             number = change(changed)
             claim()
             write_rows(self.folder, changed)
-            self.groups = changed
+            self.groups, self.stamp = changed, stamp_of(self.folder / ROWS)
             return ChangedGroup(group=number)
+
+    def _read_edited(self) -> bool:
+        """Reads the CSV again if its user changed it, and returns whether that is so."""
+        stamp = stamp_of(self.folder / ROWS)
+        if stamp in {"", self.stamp}:  # one that was removed is written again by the next change
+            return False
+        self.groups = as_said(self.groups.faces, read_rows(self.folder / ROWS))
+        self.stamp = stamp
+        return True
+
+    def _check_unedited(self) -> None:
+        if self._read_edited():
+            raise PersonaError(f"{ROWS} was edited meanwhile: look at the groups again")
 
     def enroll(self, gallery: Gallery, form: Form, claim: Claim, *, force: bool) -> Enrolled:
         """Enrols the group of a form."""
         number = _number(form, "group")
         with self.lock:
+            self._check_unedited()
             groups = self.groups
         return enroll_group(gallery, groups, number, force=force, claim=claim)
 
@@ -177,7 +200,8 @@ def open_groups(folder: Path, gallery: Gallery) -> Iterator[OpenGroups]:
         eyes = gallery.eyes
         made_by = maker(eyes.named.digest, eyes.align, eyes.min_face)
         empty = Faces(made_by, eyes.named.name, eyes.network.embedding_size)
-        opened = OpenGroups(folder, read_groups(folder, empty))
+        stamp = stamp_of(folder / ROWS)  # before it is read: an edit meanwhile is seen later
+        opened = OpenGroups(folder, read_groups(folder, empty), stamp)
         try:
             yield opened
         finally:

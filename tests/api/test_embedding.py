@@ -12,7 +12,9 @@ from helpers import persona_error_here, persona_here
 from PIL import Image, ImageFilter
 
 import persona
-from persona.api.embedding import EmbeddedFaces, find_photos, write_embeddings
+from persona.api.embedding import EmbeddedFaces, embed_photos, find_photos, write_embeddings
+from persona.api.grouping import group_photos
+from persona.gallery.grouped import enroll_groups
 
 
 @pytest.fixture
@@ -66,6 +68,34 @@ def test_a_file_name_that_is_not_utf8_is_written(tmp_path: Path, name: str) -> N
     else:
         found = pyarrow.parquet.read_table(tmp_path / name)["photo"].to_pylist()
     assert found == ["caf\\udce9.jpg", "caf\u00e9.jpg"]
+
+
+@pytest.mark.parametrize("orientation", [1, 6, 3])
+def test_boxes_are_those_of_the_original_where_it_is_decoded_smaller(
+    loaded: persona.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, orientation: int
+) -> None:
+    path, exif = tmp_path / "photo.jpg", Image.Exif()
+    exif[0x0112] = orientation
+    upright = Image.new("RGB", (903, 701), "grey")
+    upright.paste(drawn(1, size_px=400), (430, 250))
+    turn = {1: 0, 6: 90, 3: 180}[orientation]
+    upright.rotate(turn, expand=True).save(path, quality=95, exif=exif)
+    (whole,) = loaded.find(path)
+    monkeypatch.setattr("persona.gallery.photos.MAX_LOOKED_AT", 300_000)  # it has 633,003
+    for photo in (path, path.read_bytes()):
+        (face,) = loaded.find(photo)
+        np.testing.assert_allclose(face.box, whole.box, atol=30)
+        assert face.landmarks is not None and whole.landmarks is not None
+        np.testing.assert_allclose(face.landmarks, whole.landmarks, atol=15)
+    np.testing.assert_allclose(embed_photos(loaded, [path]).boxes[0], face.box, atol=0.1)
+    with persona.open_gallery(tmp_path / "g.db", loaded, threshold=0.5, keep_crops=True) as people:
+        state = group_photos(loaded, [path]).state
+        state.name(1, "Ada")
+        (done,), failed = enroll_groups(people._gallery, state)
+        assert (done.added, done.refused, failed) == (1, (), {})  # its face was found again
+        (seen,) = people.recognise(path)
+        x, y, width, height = seen.box
+        np.testing.assert_allclose((x, y, x + width, y + height), face.box, atol=0.1)
 
 
 def test_what_cannot_be_embedded_is_said_before_anything_is(

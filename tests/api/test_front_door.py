@@ -22,6 +22,7 @@ from persona.api import training
 from persona.api.photos import PhotoLike
 from persona.data.pack import Packed
 from persona.distill import apart
+from persona.gallery.store import Threshold, open_store
 from persona.landmarks import template
 from persona.workspace import Workspace
 
@@ -204,6 +205,33 @@ def test_people_are_enrolled_recognised_and_forgotten(
     untrained = persona.load("mobilenet_v3_small")
     with pytest.raises(persona.PersonaError, match="is untrained"):
         persona.open_gallery(tmp_path / "other.db", untrained, threshold=0.2)
+
+
+def test_a_gallery_keeps_its_alignment(tmp_path: Path) -> None:
+    """The network is the same, but its embeddings of other crops cannot be compared."""
+    own, photo = nn.Sequential(nn.AvgPool2d(8), nn.Flatten()), drawn(1)
+    options: dict[str, Any] = {"image_size": SIZE_PX, "workspace": Workspace.locate(home=tmp_path)}
+    for alignment in ("landmarks", "mtcnn"):
+        model = persona.wrap(own, alignment=alignment, **options)
+        with persona.open_gallery(tmp_path / "gallery.db", model, threshold=0.2) as people:
+            if alignment == "landmarks":
+                people.enroll("Ada", photo)
+            (seen,) = people.recognise(photo)
+            assert seen.name == "Ada" and seen.score == pytest.approx(1, abs=1e-4)
+
+
+def test_a_threshold_that_is_chosen_meanwhile_is_taken(
+    loaded: persona.Model, tmp_path: Path
+) -> None:
+    place, digest = tmp_path / "gallery.db", loaded.named.digest
+    persona.open_gallery(place, loaded, threshold=0.2).close()
+    for given, wanted in ((None, 0.7), (0.2, 0.2)):
+        with open_store(place) as store:
+            store.set_threshold(Threshold(0.6, "a set"), digest)
+            with persona.open_gallery(place, loaded, threshold=given) as people:
+                store.set_threshold(Threshold(0.7, "a set"), digest)
+                people.recognise(drawn(1))
+                assert people.threshold == wanted
 
 
 def test_a_list_is_imported_and_the_gallery_is_audited(

@@ -191,6 +191,53 @@ def test_a_photo_elsewhere_is_the_same_photo(
     assert found["groups"][0]["faces"][0]["photo"] == "../photos/a.jpg"
 
 
+def test_no_name_is_lost_with_its_photo(loaded: persona.Model, photos: Path) -> None:
+    out, home = photos.parent / "groups", photos.parent
+    group(loaded, photos, "--out", str(out))
+    group(loaded, photos, "--out", str(out), "--name", "1=Ada", "--name", "2=Bob")
+    kept = (out / "groups.csv").read_text()
+    moved = photos.rename(home / "moved")
+
+    def error() -> str:
+        named = ("group", str(moved), "--model", loaded.name, "--out", str(out))
+        return persona_error_here(*named, home=home)
+
+    assert f"groups of other photos, such as {photos}/a.jpg (3 in all): name a folder" in error()
+    assert (out / "groups.csv").read_text() == kept
+    (out / "groups.csv").write_text(kept.replace(str(photos), str(moved)))
+    found = group(loaded, moved, "--out", str(out))
+    assert [g.get("name") for g in found["groups"]] == ["Ada", "Bob"]
+    kept = (out / "groups.csv").read_text()
+    Image.new("RGB", (200, 200), "grey").save(moved / "c.png")
+    assert f"that are not found now, such as one in {moved}/c.png (1 in all)" in error()
+    assert (out / "groups.csv").read_text() == kept
+
+
+def test_what_is_edited_while_photos_are_looked_at_stays(
+    loaded: persona.Model, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = photos.parent / "groups"
+    group(loaded, photos, "--out", str(out))
+    find = persona.Model.find
+
+    def edited(self: persona.Model, photo: Path) -> Any:
+        if photo.name == "d.png":
+            kept = (out / "groups.csv").read_text()
+            (out / "groups.csv").write_text(kept.replace("1,,", "1,Ada,", 1))
+        return find(self, photo)
+
+    monkeypatch.setattr(persona.Model, "find", edited)
+    shutil.copy(photos / "c.png", photos / "d.png")
+    found = group(loaded, photos, "--out", str(out))
+    names = {
+        g["name"]: [Path(face["photo"]).name for face in g["faces"]]
+        for g in found["groups"]
+        if "name" in g
+    }
+    assert names == {"Ada": ["a.jpg", "b.jpg"]}
+    assert ",Ada," in (out / "groups.csv").read_text()
+
+
 def test_poor_faces_are_alone_and_say_why(
     loaded: persona.Model, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -127,6 +127,8 @@ def test_rename_and_merge(place: Path) -> None:
 
     line = error(place, "gallery", "merge", "Eve", "Bob")
     assert "has no threshold to compare the two with: give --threshold X, or --force" in line
+    line = error(place, "gallery", "merge", "Eve", "Bob", "--threshold", 1.5)
+    assert "threshold 1.5: a similarity is between -1 and 1" in line
     line = error(place, "gallery", "merge", "Eve", "Bob", *EXACTLY)
     assert " of 2 photos of 'Eve' do not look like 'Bob' (similarity below 1.000); leave" in line
     listed = here(place, "gallery", "list")["people"]

@@ -165,6 +165,11 @@ def test_it_knows_faces(home: Path) -> None:
     assert found["threshold_source"].startswith("FAR 1e-2 on all ")
     seen = persona_here("recognise", str(photos[0]), home=home)["photos"][0]["faces"]
     assert seen[0]["name"] == "Ada"
+    listed = persona_here("gallery", "list", home=home)["threshold"]
+    assert (listed["value"], listed["source"]) == (found["threshold"], found["threshold_source"])
+    persona_here("enroll", "Ada again", str(photos[0]), "--force", home=home)
+    merged = persona_here("gallery", "merge", "Ada again", "Ada", home=home)  # by the card's, too
+    assert merged == {"name": "Ada", "photos": 1}
     chosen = persona_here("gallery", "calibrate", "--threshold", "0.9", home=home)
     assert chosen["threshold"] == 0.9
     by_card = persona_here("gallery", "calibrate", "--far", "1e-1", home=home)

@@ -126,5 +126,5 @@ def test_nobody_and_no_threshold(tmp_path: Path) -> None:
         assert own_threshold(store, None, place) is None
         with pytest.raises(PersonaError, match="a similarity is between -1 and 1"):
             own_threshold(store, 1.5, place)
-        store.set_threshold(HALF)
+        store.set_threshold(HALF, FACTS.digest)
         assert own_threshold(store, None, place) == HALF

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_eyes import enroll_at_once, gallery, near, photo_of, vectors
+from fake_eyes import FACTS, enroll_at_once, gallery, near, photo_of, vectors
 
 from persona.config import StudentConfig
 from persona.data.align.spec import AlignSpec
 from persona.errors import PersonaError
 from persona.gallery import DuplicateError, Gallery, TwoPeopleError
 from persona.gallery.people import Moved, network_align, strangers
-from persona.gallery.store import NobodyError, TakenError
+from persona.gallery.store import NobodyError, TakenError, Threshold, open_store
 from persona.models.sources import NamedNetwork
 from persona.models.student import Student
 from persona.workspace import Workspace
@@ -37,6 +37,21 @@ def test_the_threshold_decides(known: Gallery) -> None:
         assert face.score == pytest.approx(cosine, abs=1e-5)
         assert face.box == (10, 20, 100, 120)
         assert face.refused is None
+
+
+def test_a_threshold_that_is_chosen_meanwhile_is_taken(known: Gallery, tmp_path: Path) -> None:
+    """A server runs on while `persona gallery calibrate` stores a threshold."""
+    with open_store(tmp_path / "g.db") as other:
+        other.set_threshold(Threshold(0.8, "a set"), FACTS.digest)
+    for follows, name in ((False, "Ann"), (True, None)):
+        known.follows = follows  # not one that was given by hand
+        (face,) = known.recognise(photo_of(near(A, 0.7)))
+        assert face.name == name
+    assert (known.threshold, known.calibration.source) == (0.8, "a set")
+    with open_store(tmp_path / "g.db") as other:
+        other.set_threshold(Threshold(0.6, "a set"), FACTS.digest)
+    assert known.enroll("Cy", [photo_of(near(A, 0.55))]).looks_like is None
+    assert known.threshold == 0.6
 
 
 def test_each_face_has_its_own_answer(known: Gallery) -> None:

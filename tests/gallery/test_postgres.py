@@ -76,7 +76,7 @@ def test_people_come_back(store: Store, url: str) -> None:
     points = np.arange(12.0).reshape(6, 2)
     store.add({"Zoë '); DROP": [StoredPhoto(a, b"\0jpeg", points)], "👩‍🚀": kept(b)}, FACTS.digest)
     store.add({"👩‍🚀": kept(c)}, FACTS.digest)
-    store.set_threshold(Threshold(0.3, "a set"))
+    store.set_threshold(Threshold(0.3, "a set"), FACTS.digest)
     with open_store(url) as other:
         assert [(p.name, p.photos) for p in other.people()] == [("Zoë '); DROP", 1), ("👩‍🚀", 2)]
         assert other.facts() == replace(FACTS, threshold=Threshold(0.3, "a set"))
@@ -335,7 +335,7 @@ def content_of(store: Store) -> bytes:
 
 
 def test_the_templates_before_are_kept_for_one_generation(store: Store, url: str) -> None:
-    store.set_threshold(Threshold(0.25, "a set"))
+    store.set_threshold(Threshold(0.25, "a set"), FACTS.digest)
     before = replace(FACTS, threshold=Threshold(0.25, "a set"))
     old = vectors(2)
     store.add({"Ann": kept(old[0]), "Bob": kept(old[1])}, FACTS.digest)

@@ -45,7 +45,7 @@ def attempt(work):
 def use(create):
     with open_store(sys.argv[1], create=create) as store:
         store.adopt(facts)
-        store.take_name("onnx:/elsewhere.onnx")
+        store.take_name("onnx:/elsewhere.onnx", facts.digest)
         found = store.nearest(ann[None], "mean")[0]
         return {
             "people": [person.name for person in store.people()],
@@ -55,7 +55,7 @@ def use(create):
             "early": attempt(store.check_writable),
             "add": attempt(lambda: store.add({"Cy": [StoredPhoto(ann)]}, facts.digest)),
             "forget": attempt(lambda: store.forget("Ann")),
-            "adopt": attempt(lambda: store.set_threshold(Threshold(0.5, "a set"))),
+            "adopt": attempt(lambda: store.set_threshold(Threshold(0.5, "a set"), facts.digest)),
         }
 
 print(json.dumps([attempt(lambda: use(create)) for create in (False, True)]))
@@ -213,4 +213,4 @@ def test_a_clean_up_that_is_left_to_do(path: Path) -> None:
     with open_store(path) as store:
         assert len(store.people()) == 2
         with pytest.raises(ReadOnlyError, match="mounted read-only"):
-            store.set_threshold(Threshold(0.5, "a set"))
+            store.set_threshold(Threshold(0.5, "a set"), "digest")

@@ -29,6 +29,7 @@ from persona.gallery.store import (
     MAX_NAME,
     Facts,
     NobodyError,
+    OtherNetworkError,
     ReadOnlyError,
     Store,
     StoredPhoto,
@@ -81,7 +82,7 @@ def test_people_come_back(tmp_path: Path) -> None:
         assert second.crop is None
         assert len(list(store.photos())) == 3
         assert store.facts() == FACTS
-        store.set_threshold(Threshold(0.25, "a set"))
+        store.set_threshold(Threshold(0.25, "a set"), FACTS.digest)
         assert store.facts() == replace(FACTS, threshold=Threshold(0.25, "a set"))
 
 
@@ -456,8 +457,11 @@ def test_threads_share_one(tmp_path: Path) -> None:
 
 def test_another_networks_templates_are_refused(tmp_path: Path) -> None:
     with new_store(tmp_path / "g.db") as store:
-        store.set_threshold(Threshold(0.5, "a set"))
+        store.set_threshold(Threshold(0.5, "a set"), FACTS.digest)
         assert store.nearest(vectors(1), "mean") == [None]
+        with pytest.raises(PersonaError, match=r"templates of 8 numbers: these are \(16,\)"):
+            store.add({"Ann": kept(*vectors(1, width=2 * WIDTH))}, FACTS.digest)
+        assert store.people() == []
         wider = replace(FACTS, digest="other", width=2 * WIDTH)
         store.adopt(wider)  # nobody is there
         assert store.facts() == wider
@@ -498,6 +502,21 @@ def move_to(store: Store, facts: Facts, seed: int) -> Templates:
     return templates
 
 
+def test_a_threshold_and_a_name_are_those_of_the_network(tmp_path: Path) -> None:
+    """Somebody may move the gallery while a threshold is measured."""
+    with new_store(tmp_path / "g.db") as store, open_store(tmp_path / "g.db") as other:
+        store.add({"Ann": kept(*vectors(1))}, FACTS.digest)
+        move_to(other, NEWER, 5)
+        moved_to = other.facts()
+        for change in (
+            lambda: store.set_threshold(Threshold(0.5, "a set"), FACTS.digest),
+            lambda: store.take_name("onnx:/elsewhere.onnx", FACTS.digest),
+        ):
+            with pytest.raises(OtherNetworkError, match="made by another network"):
+                change()
+            assert store.facts() == moved_to
+
+
 @pytest.fixture(params=[None, PASSPHRASE], ids=["plain", "encrypted"])
 def moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
@@ -505,7 +524,7 @@ def moved(
     """A gallery of Ann (two photos) and Bob that moved to `NEWER`, and Cy who is enrolled since."""
     monkeypatch.setitem(crypt.SCRYPT, "n", 2**10)  # it is slow by design
     with new_store(tmp_path / "g.db", passphrase=request.param) as store:
-        store.set_threshold(Threshold(0.25, "a set"))
+        store.set_threshold(Threshold(0.25, "a set"), FACTS.digest)
         store.add({"Ann": kept(*vectors(2)), "Bob": kept(*vectors(1, 1))}, FACTS.digest)
         move_to(store, NEWER, 5)
         store.add({"Cy": kept(*vectors(1, 2))}, NEWER.digest)

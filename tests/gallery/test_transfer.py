@@ -11,6 +11,7 @@ import pytest
 import safetensors.numpy
 from fake_eyes import FACTS, WIDTH, kept, new_store, vectors
 
+from persona.data.align.spec import ARCFACE
 from persona.errors import PersonaError
 from persona.gallery.store import Threshold, open_store
 from persona.gallery.transfer import FORMAT, export_people, import_people
@@ -21,7 +22,7 @@ ROWS = vectors(3)
 def test_there_and_back(tmp_path: Path) -> None:
     out = tmp_path / "people.safetensors"
     with new_store(tmp_path / "a.db") as store:
-        store.set_threshold(Threshold(0.4, "a set"))
+        store.set_threshold(Threshold(0.4, "a set"), FACTS.digest)
         store.add({"Zoë / 李": kept(*ROWS[:2]), "Bob": kept(ROWS[2])}, FACTS.digest)
         assert export_people(store, out) == 3
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
@@ -79,6 +80,17 @@ def write(path: Path, templates: Any = ROWS, **change: Any) -> Path:
         ({"names": '["Ann", "Ann", "Ann\\u200e"]'}, r"a name holds U\+200E LEFT-TO-RIGHT MARK"),
         ({"names": json.dumps(["Ann", "Ann", "x" * 10_000])}, "10000 characters"),
         ({"facts": json.dumps(FACTS.to_json() | {"digest": "other"})}, "made by another network"),
+        (
+            {
+                "facts": json.dumps(FACTS.to_json() | {"width": 9}),
+                "templates": vectors(3, width=9),
+            },
+            r"templates of 9 numbers, of faces aligned by mtcnn; .*g\.db has 8, by mtcnn",
+        ),
+        (
+            {"facts": json.dumps(replace(FACTS, align=ARCFACE).to_json())},
+            r"aligned by landmarks; .*g\.db has 8, by mtcnn: import them into another --store",
+        ),
         ({"templates": ROWS[:, :5].copy()}, r"templates \(3, 5\) float32"),
         ({"templates": ROWS.astype(np.float64)}, "float64"),
         ({"templates": ROWS * np.float32(np.nan)}, "zero or not finite"),
@@ -92,6 +104,7 @@ def test_a_strangers_file(tmp_path: Path, change: dict[str, Any], message: str) 
         with pytest.raises(PersonaError, match=message):
             import_people(store, path)
         assert [person.name for person in store.people()] == ["Cy"]
+        assert len(list(store.photos())) == 1  # and they can be read
 
 
 def test_numbers_that_numpy_does_not_have(tmp_path: Path) -> None:

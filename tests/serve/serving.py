@@ -73,6 +73,9 @@ class ColourGallery:
     began: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     """Released by what is in work."""
 
+    def renew_threshold(self) -> None:
+        """Keeps its threshold, which was given by hand."""
+
     def enroll(
         self,
         name: str,

@@ -107,6 +107,20 @@ def test_bad_changes_change_nothing(
     assert (folder / ROWS).read_bytes() == before
 
 
+def test_what_is_edited_while_it_is_served_stays(port: int, folder: Path) -> None:
+    rows = folder / ROWS
+    rows.write_text(rows.read_text().replace("2,,", "2,Ada,", 1))
+    for path in ("name", "enroll"):
+        edited = rows.read_text()
+        refused = post(port, f"/api/groups/{path}", ("group", "1"), ("name", "Bob"))
+        assert refused.status == 422 and "groups.csv was edited meanwhile" in refused.error
+        assert rows.read_text() == edited
+        rows.write_text(edited + "\n")
+    assert shown(port)[2] == ("Ada", [3, 4])
+    assert post(port, "/api/groups/name", ("group", "1"), ("name", "Bob")).json == {"group": 1}
+    assert read_rows(rows).names == {1: "Bob", 2: "Ada"}
+
+
 def test_a_change_that_cannot_be_written_is_not_kept(
     port: int, opened: OpenGroups, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +137,14 @@ def test_without_groups_there_is_nothing(gallery: Gallery) -> None:
         assert ask(port, "/api/people").json["groups"] is False
         assert ask(port, "/api/groups").status == 404
         assert post(port, "/api/groups/name", ("group", "1")).status == 404
+
+
+def test_the_threshold_is_that_of_now(gallery: Gallery, tmp_path: Path) -> None:
+    gallery.follows = True
+    with serving(gallery) as port, open_store(tmp_path / "gallery.db") as other:
+        assert ask(port, "/api/people").json["threshold"] == 0.8
+        other.set_threshold(Threshold(0.7, "a set"), FACTS.digest)
+        assert ask(port, "/api/people").json["threshold"] == 0.7
 
 
 def test_guards_hold(gallery: Gallery, opened: OpenGroups) -> None:
