@@ -318,7 +318,7 @@ def build_app(
         _add_templates(app, gallery, through)
     if groups is not None:
         _add_groups(app, gallery, groups, through)
-    if gallery.unknown is not None:
+    if gallery.unknown is not None and gallery.unknown.hours is not None:
         _add_unknown(app, Unknowns(gallery, gallery.unknown), through)
     for path, (file, kind) in PAGE.items():
         content = (resources.files("persona.serve") / file).read_bytes()
