@@ -21,7 +21,7 @@ from postgres_server import find_programs, running
 from persona.data.align.spec import ARCFACE, AlignSpec
 from persona.errors import PersonaError
 from persona.gallery import Gallery, postgres
-from persona.gallery.postgres import PostgresStore
+from persona.gallery.postgres import CLEANING, PostgresStore
 from persona.gallery.store import (
     Facts,
     NobodyError,
@@ -491,6 +491,45 @@ def test_who_does_not_own_the_tables_leaves_them_to_their_owner(
             store.add({"Cy": [other]}, FACTS.digest)
         open_store(url).close()  # its owner
         assert store.previous_templates() == {}
+
+
+@pytest.mark.parametrize("work", ["forget", "move", "discard"])
+def test_what_another_user_removed_is_cleared_by_the_owner(
+    store: Store, url: str, work: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    import psycopg
+
+    assert isinstance(store, PostgresStore)
+    old, new = vectors(2)
+    store.add({"Wanda": kept(old)}, FACTS.digest)
+    store.replace(replace(FACTS, network="other", digest="other"), {1: new})
+    assert store._fact(CLEANING) is None
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute(f"CREATE ROLE clerk_{work} LOGIN")
+        db.execute(f"GRANT USAGE ON SCHEMA persona_gallery TO clerk_{work}")
+        db.execute(
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA persona_gallery "
+            f"TO clerk_{work}"
+        )
+    gone = {"forget": [b"Wanda", new.tobytes()], "move": [b"Wanda"], "discard": [old.tobytes()]}
+    with open_store(url.replace("persona@", f"clerk_{work}@")) as clerk:
+        with pytest.raises(PersonaError, match="not found any more, but is in the tables' files"):
+            if work == "forget":
+                clerk.forget("Wanda")
+            elif work == "move":
+                clerk.move("Wanda", "Eve", new=True)
+            else:
+                clerk.discard_previous()
+        assert [person.name for person in clerk.people()] == (
+            {"forget": [], "move": ["Eve"], "discard": ["Wanda"]}[work]
+        )
+        content = content_of(store)
+        assert all(one in content for one in gone[work])
+    open_store(url.replace("persona@", f"clerk_{work}@")).close()  # it cannot, and says nothing
+    open_store(url).close()
+    content = content_of(store)
+    assert not any(one in content for one in gone[work])
+    assert store._fact(CLEANING) is None and not caplog.records
 
 
 def test_what_is_said(server: str, url: str, tmp_path: Path) -> None:
