@@ -9,6 +9,8 @@ Where another user removes something, or the rewriting is interrupted, an error 
 owner's next command on the gallery does it. The administrator of the database must clear its log,
 backups and replicas.
 
+A connection that was lost is made anew by the next call, but never within a transaction.
+
 Shapes: E embedding, P probes.
 """
 
@@ -21,6 +23,7 @@ import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,6 +37,7 @@ from persona.gallery.store import (
     Store,
     StoredPhoto,
     Templates,
+    UnavailableError,
     align_text,
     changed_meanwhile,
     check_digest,
@@ -103,7 +107,13 @@ class PostgresStore(Store):
         except ImportError:
             raise missing("a gallery in PostgreSQL needs psycopg", "fleet") from None
         self._error = psycopg.Error
+        self._passing = (psycopg.OperationalError, psycopg.InterfaceError)
+        """Errors of the connection or of the moment, not of what was asked."""
         self._lock = threading.RLock()
+        self._held = False
+        """Whether a thread has the connection."""
+        self._ended = False
+        """Whether the gallery was closed."""
         self._network: str | None = None
         """Digest of the network whose templates are searched."""
         self.place = "the PostgreSQL gallery"
@@ -114,17 +124,22 @@ class PostgresStore(Store):
                 f"{self.place}: its URL cannot be read: expected postgresql://USER@HOST/DATABASE"
             ) from None
         self.place = f"the PostgreSQL gallery {parts.get('dbname', '')!r}"
+        self._dial = partial(
+            psycopg.connect,
+            url,
+            autocommit=True,
+            connect_timeout=CONNECT_S,
+            application_name="persona",
+            options="-c search_path=persona_gallery,public",
+        )
+        self._db: Any = None
         with self._explained():
-            self._db: Any = psycopg.connect(
-                url,
-                autocommit=True,
-                connect_timeout=CONNECT_S,
-                application_name="persona",
-                options="-c search_path=persona_gallery,public",
-            )
+            self._connect(create)
+
+    def _connect(self, create: bool) -> None:
+        self._db = self._dial()
         try:
-            with self._explained():
-                self._prepare(create)
+            self._prepare(create)
         except BaseException:
             self._db.close()
             raise
@@ -542,6 +557,7 @@ class PostgresStore(Store):
     def close(self) -> None:
         """Closes the connection."""
         with self._lock:
+            self._ended = True
             self._db.close()
 
     def _fact(self, name: str, *, lock: bool = False) -> str | None:
@@ -558,22 +574,29 @@ class PostgresStore(Store):
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Context in which this thread has the connection.
+        """Context in which this thread has the connection, which is made anew if it was lost.
 
         Errors of the database become one line, without the URL.
         """
         with self._lock:
+            outermost, self._held = not self._held, True
             try:
+                # Within another context a transaction may be lost with the connection.
+                if outermost and self._db is not None and self._db.closed and not self._ended:
+                    self._connect(create=False)
                 yield
             except self._error as error:
                 raise self._explain(error) from None
+            finally:
+                self._held = not outermost
 
     def _explain(self, error: Any) -> PersonaError:
         line = error.diag.message_primary or str(error).strip().split("\n")[0]
         remedy = ""
         if "vector" in line and ("extension" in line or "control file" in line):
             remedy = ": install pgvector on the database's machine"
-        return PersonaError(f"{self.place}: {line}{remedy}")
+        kind = UnavailableError if isinstance(error, self._passing) else PersonaError
+        return kind(f"{self.place}: {line}{remedy}")
 
 
 def _text(vector_E: Templates) -> str:

@@ -1,6 +1,6 @@
 """The JSON API and the page, as an ASGI application on an open gallery.
 
-    GET  /api/health                             whether the server runs
+    GET  /api/health                             whether the server runs; its gallery is not asked
     GET  /api/people                             the enrolled people, the threshold and the limits
     POST /api/recognise  photo                   recognises the faces of a photo
     POST /api/enroll     name, photo..., accept  enrols a person
@@ -20,6 +20,7 @@ decide names its `doubt`. Names are never part of a URL.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
@@ -45,7 +46,13 @@ from persona.gallery import (
     TwoPeopleError,
 )
 from persona.gallery.photos import look_at
-from persona.gallery.store import NobodyError, OtherNetworkError, ReadOnlyError, TakenError
+from persona.gallery.store import (
+    NobodyError,
+    OtherNetworkError,
+    ReadOnlyError,
+    TakenError,
+    UnavailableError,
+)
 from persona.serve import people as people_of
 from persona.serve.door import Networks, client_of
 from persona.serve.gate import Busy, Claim, Gate, TooSlow
@@ -54,6 +61,8 @@ from persona.serve.guard import EscapedJSON, Guard, Tell, problem
 from persona.serve.metrics import CONTENT_TYPE_LATEST, METRICS, OTHER, Metrics
 from persona.serve.unknown import ForgottenFaces, UnknownAnswer, Unknowns
 from persona.serve.uploads import FORM, PHOTO, Form, Limits, read_form
+
+logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
 SIDE_PX = 1000
@@ -240,7 +249,7 @@ def build_app(
 
     @app.get("/api/health")
     async def health() -> Health:
-        """Says that the server runs."""
+        """Says that the server runs. The gallery is not asked: a rebuild may hold it for long."""
         return Health(status="ok")
 
     @app.get("/api/people")
@@ -565,6 +574,13 @@ async def _explain(_: Request, error: Exception) -> Response:
         case TakenError():
             line = "somebody has that name already: choose another one, or merge the two"
             answer = problem(409, line, doubt=TAKEN)
+        case UnavailableError():
+            logger.warning("%s", error)  # clients need not know where a database is
+            line = (
+                "the gallery does not work at the moment: try again soon; the server's log says why"
+            )
+            answer = problem(503, line)
+            answer.headers["Retry-After"] = str(RETRY_AFTER_S)
         case NoPhotoError():
             refused = [one.model_dump() for one in _refused(error.refused, "refused")]
             answer = problem(422, str(error), photos=refused)

@@ -31,6 +31,7 @@ from persona.gallery.store import (
     TakenError,
     Templates,
     Threshold,
+    UnavailableError,
     open_store,
 )
 
@@ -416,6 +417,39 @@ def test_a_connection_that_ends_in_the_middle_changes_nothing(
         assert np.array_equal([photo.template for *_, photo in other.photos()], now)
         other.replace(FACTS, other.previous_templates())
         assert np.array_equal([photo.template for *_, photo in other.photos()], vectors(2))
+
+
+def end_of(store: Store, url: str) -> None:
+    """Ends the store's connection, as a database does that is restarted."""
+    import psycopg
+
+    assert isinstance(store, PostgresStore)
+    (process,) = store._db.execute("SELECT pg_backend_pid()").fetchone()
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute("SELECT pg_terminate_backend(%s, 10000)", (process,))
+
+
+def test_a_lost_connection_is_made_anew(store: Store, url: str) -> None:
+    assert isinstance(store, PostgresStore)
+    store.add({"Ann": kept(*vectors(2))}, FACTS.digest)
+    looked_at = "SHOW hnsw.ef_search"
+    before = store._db.execute(looked_at).fetchone()
+    end_of(store, url)
+    with pytest.raises(UnavailableError, match="the PostgreSQL gallery"):
+        store.people()
+    assert [person.name for person in store.people()] == ["Ann"]
+    assert store._db.execute(looked_at).fetchone() == before
+    with pytest.raises(UnavailableError), store.changing():
+        end_of(store, url)
+        with pytest.raises(UnavailableError):
+            store.people()
+        # What came before it in this transaction is lost, so that no more is done in its name.
+        store.add({"Bob": kept(*vectors(1, 1))}, FACTS.digest)
+    store.forget("Ann")
+    assert store.people() == []
+    store.close()
+    with pytest.raises(PersonaError, match="the connection is closed"):
+        store.people()
 
 
 def test_a_crop_keeps_the_alignment_that_it_was_made_with(url: str) -> None:
