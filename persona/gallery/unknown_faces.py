@@ -151,6 +151,8 @@ class UnknownFaces:
         self.path, self.hours, self._clock = path, hours, clock
         self.place = str(path)
         """Name of the file in messages."""
+        self.whole = threading.Lock()
+        """Held by the one thread that has all faces in memory, which are up to 200 MB."""
         self._lock = threading.RLock()
         self._told = False
         """Whether it was said that faces cannot be kept."""
@@ -494,6 +496,13 @@ def propose(
             f"{visits} visits {apart_minutes:g} minutes apart: choose at least 1, and 0 to "
             f"{60 * MOST_HOURS:g} minutes"
         )
+    with unknown.whole:
+        return _proposals(gallery, unknown, visits, 60 * apart_minutes)
+
+
+def _proposals(
+    gallery: Gallery, unknown: UnknownFaces, visits: int, apart_s: float
+) -> list[Proposal]:
     faces = _comparable(gallery, unknown)
     if not faces:
         return []
@@ -504,7 +513,7 @@ def propose(
     group_N = group_faces(templates_NE, threshold)
     for group in range(int(group_N.max()) + 1):
         own = [faces[n] for n in np.flatnonzero(group_N == group)]
-        came = _visits(own, 60 * apart_minutes)
+        came = _visits(own, apart_s)
         if came >= visits:
             found.append(_proposal(gallery, own, came))
     return sorted(found, key=lambda one: (-one.visits, -len(one.faces), one.number))
@@ -564,11 +573,12 @@ def forget_alike(gallery: Gallery, unknown: UnknownFaces, templates_NE: Template
         unknown: the kept faces.
         templates_NE: (N, E) float32 templates of the gallery's network.
     """
-    alike = [
-        face.number
-        for face in _brought_up(gallery, unknown)
-        if float((templates_NE @ face.template).max()) >= gallery.threshold
-    ]
+    with unknown.whole:
+        alike = [
+            face.number
+            for face in _brought_up(gallery, unknown)
+            if float((templates_NE @ face.template).max()) >= gallery.threshold
+        ]
     return unknown.forget(alike)
 
 
@@ -654,7 +664,8 @@ def enroll_proposal(
         PersonaError: the faces are gone, or the name cannot be used.
     """
     chosen = set(proposal.chosen)
-    faces = [face for face in unknown.faces() if face.number in chosen]
+    with unknown.whole:
+        faces = [face for face in unknown.faces() if face.number in chosen]
     if len(faces) < len(chosen):
         raise PersonaError("some of these faces are gone by now: look at them again")
     enrolled = gallery.enroll_templates(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from serving import EYES, FACTS, ask, post, serving
 from persona.data.align.spec import Crop
 from persona.gallery import Gallery
 from persona.gallery.store import StoredPhoto, Threshold, open_store
-from persona.gallery.unknown_faces import UnknownFaces
+from persona.gallery.unknown_faces import KeptFace, UnknownFaces
 
 HOUR = 3600.0
 
@@ -72,6 +74,32 @@ def test_proposed_enrolled_and_deleted(port: int, gallery: Gallery) -> None:
     assert ask(port, "/api/unknown").json["total"] == 0
     assert [person.name for person in gallery.people()] == ["Ada", "Known"]
     assert gallery.unknown is not None and len(gallery.unknown.faces()) == 1
+
+
+def test_one_request_at_a_time_has_all_faces_in_memory(
+    gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert gallery.unknown is not None
+    faces, within, most = gallery.unknown.faces, list[int](), list[int]()
+
+    def slow() -> list[KeptFace]:
+        within.append(1)
+        most.append(len(within))
+        time.sleep(0.05)
+        found = faces()
+        within.pop()
+        return found
+
+    monkeypatch.setattr(gallery.unknown, "faces", slow)
+    with serving(gallery, workers=4) as port, ThreadPoolExecutor(4) as pool:
+        asked = [
+            pool.submit(ask, port, "/api/unknown"),
+            pool.submit(post, port, "/api/unknown/forget", ("person", "1")),
+            pool.submit(post, port, "/api/unknown/enroll", ("person", "2"), ("name", "Ada")),
+            pool.submit(post, port, "/api/forget", ("name", "Known")),
+        ]
+        assert [one.result().status for one in asked] == [200] * 4
+    assert len(most) >= 5 and set(most) == {1}
 
 
 @pytest.mark.parametrize(
