@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
@@ -547,7 +548,10 @@ def _refused(lines: Iterable[str], reason: str) -> list[RefusedPhoto]:
     return [RefusedPhoto(photo=int(one[1]), reason=one[2] or reason) for one in found if one]
 
 
-EXPLAINED = (HTTPException, PersonaError, SkipPhoto, Busy, TooSlow, Exception)
+EXPLAINED = (
+    *(HTTPException, RequestValidationError, PersonaError, SkipPhoto, Busy, TooSlow),
+    Exception,
+)
 
 
 async def _explain(_: Request, error: Exception) -> Response:
@@ -556,6 +560,9 @@ async def _explain(_: Request, error: Exception) -> Response:
         case HTTPException():
             answer = problem(error.status_code, error.detail)
             answer.headers.update(error.headers or {})
+        case RequestValidationError():
+            wrong = error.errors()[0]  # with what was sent, which is not sent back
+            answer = problem(422, f"{wrong['loc'][-1]} cannot be read: {wrong['msg']}")
         case NobodyError():
             answer = problem(404, "there is nobody of that name: see /api/people")
         case OtherNetworkError():
@@ -574,12 +581,8 @@ async def _explain(_: Request, error: Exception) -> Response:
         case TakenError():
             line = "somebody has that name already: choose another one, or merge the two"
             answer = problem(409, line, doubt=TAKEN)
-        case UnavailableError():
-            logger.warning("%s", error)  # clients need not know where a database is
-            line = (
-                "the gallery does not work at the moment: try again soon; the server's log says why"
-            )
-            answer = problem(503, line)
+        case Busy() | UnavailableError():
+            answer = problem(503, _why_later(error))
             answer.headers["Retry-After"] = str(RETRY_AFTER_S)
         case NoPhotoError():
             refused = [one.model_dump() for one in _refused(error.refused, "refused")]
@@ -588,9 +591,13 @@ async def _explain(_: Request, error: Exception) -> Response:
             answer = problem(422, str(error))
         case TooSlow():
             answer = problem(408, str(error))
-        case Busy():
-            answer = problem(503, "too many requests wait already: try again soon")
-            answer.headers["Retry-After"] = str(RETRY_AFTER_S)
         case _:
             answer = problem(500, "a fault of the program: its log says where")
     return answer
+
+
+def _why_later(error: Busy | UnavailableError) -> str:
+    if isinstance(error, Busy):
+        return "too many requests wait already: try again soon"
+    logger.warning("%s", error)  # clients need not know where a database is
+    return "the gallery does not work at the moment: try again soon; the server's log says why"

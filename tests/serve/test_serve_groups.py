@@ -107,6 +107,15 @@ def test_bad_changes_change_nothing(
     assert (folder / ROWS).read_bytes() == before
 
 
+@pytest.mark.parametrize("query", ["first=abc", "count=1e3", "named=%3Cb%3E", "first=&count=x"])
+def test_what_is_asked_for_badly_is_told_in_one_line(port: int, query: str) -> None:
+    refused = ask(port, f"/api/groups?{query}")
+    assert refused.status == 422 and set(refused.json) == {"error"}
+    name, _, sent = query.partition("&")[0].partition("=")
+    assert refused.error.startswith(f"{name} cannot be read: Input should be a valid ")
+    assert "<b>" not in refused.error and (not sent or sent not in refused.error)
+
+
 def test_a_change_that_cannot_be_written_is_not_kept(
     port: int, opened: OpenGroups, monkeypatch: pytest.MonkeyPatch
 ) -> None:

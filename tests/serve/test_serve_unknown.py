@@ -7,6 +7,7 @@ import io
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,17 @@ def test_bad_requests_change_nothing(
     assert refused.status == 422 and problem in refused.error
     assert gallery.unknown is not None and len(gallery.unknown.faces()) == 5
     assert [person.name for person in gallery.people()] == ["Known"]
+
+
+def test_a_gallery_of_another_network_is_no_doubt(
+    port: int, gallery: Gallery, tmp_path: Path
+) -> None:
+    with open_store(tmp_path / "gallery.db") as other:
+        row = np.eye(FACTS.width, dtype=np.float32)[0]
+        other.replace(replace(FACTS, digest="newer"), {1: row})
+    refused = post(port, "/api/unknown/enroll", ("person", "2"), ("name", "Eve"))
+    assert refused.status == 409 and "doubt" not in refused.json
+    assert refused.error == "the gallery is another network's now: start persona serve anew"
 
 
 def test_without_the_option_there_is_no_such_path(gallery: Gallery) -> None:
