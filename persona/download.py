@@ -17,6 +17,7 @@ import contextlib
 import functools
 import hashlib
 import http.client
+import ipaddress
 import json
 import logging
 import secrets
@@ -111,6 +112,24 @@ class _SameHost(urllib.request.HTTPRedirectHandler):
         return found
 
 
+class _Proxies(urllib.request.ProxyHandler):
+    """The user's proxies, which never get a request to this machine, also after a redirect."""
+
+    def proxy_open(self, req: urllib.request.Request, proxy: str, type: str) -> Any:  # noqa: A002
+        """Sends a request through a proxy. None leaves it to be sent directly."""
+        if is_this_machine(urlsplit(f"//{req.host}").hostname or ""):
+            return None
+        return super().proxy_open(req, proxy, type)  # type: ignore[misc]
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether a URL's host is this machine's loopback address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def open_url(
     url: str,
     *,
@@ -120,7 +139,7 @@ def open_url(
     form: Mapping[str, str] | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> Any:
-    """Sends one request, without compression, through the user's proxies.
+    """Sends one request, without compression, through the user's proxies or to this machine.
 
     Args:
         url: An http(s) URL.
@@ -149,7 +168,7 @@ def open_url(
         boundary = secrets.token_hex(16)
         request.add_unredirected_header("Content-Type", f"multipart/form-data; boundary={boundary}")
         request.data = _form_bytes(form, boundary)
-    return urllib.request.build_opener(_SameHost).open(request, timeout=timeout_s)
+    return urllib.request.build_opener(_SameHost, _Proxies).open(request, timeout=timeout_s)
 
 
 def _form_bytes(form: Mapping[str, str], boundary: str) -> bytes:

@@ -157,6 +157,39 @@ def test_killed_before_the_renaming_nothing_is_downloaded_twice(
     assert get(server, tmp_path / "f")[0] == BODY
 
 
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A proxy that the user's environment names for every address."""
+    made = Server()
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, made.url)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    yield made
+    made.http.shutdown()
+    made.http.server_close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_proxy_gets_no_request_to_this_machine(
+    server: Server, proxy: Server, tmp_path: Path, host: str
+) -> None:
+    fetch([server.url.replace("127.0.0.1", host)], tmp_path / "a", by_hand="", rounds=1)
+    assert (len(server.asked), proxy.asked) == (1, [])
+    fetch(["http://mirror.invalid/file"], tmp_path / "b", by_hand="", rounds=1)
+    assert len(proxy.asked) == 1
+
+    def sent_on(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(302)
+        handler.send_header("Location", server.url)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    proxy.answers = [sent_on]
+    fetch(["http://mirror.invalid/file"], tmp_path / "c", by_hand="", rounds=1)
+    assert (len(server.asked), len(proxy.asked)) == (2, 2)
+
+
 @pytest.mark.parametrize("code", [403, 404])
 def test_a_refusal_is_final_and_the_next_mirror_is_asked(
     server: Server, tmp_path: Path, code: int

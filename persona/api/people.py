@@ -13,6 +13,7 @@ from persona.api.photos import PhotoLike, Pixels, look
 from persona.errors import PersonaError, SkipPhoto
 from persona.gallery.people import DoubtError, Enrolled, Gallery, Sighting, gallery_of
 from persona.gallery.store import Person, Threshold
+from persona.gallery.unknown_faces import file_of, open_kept
 from persona.workspace import Workspace, user_path
 
 if TYPE_CHECKING:
@@ -84,6 +85,9 @@ class People:
 
     def forget(self, name: str) -> int:
         """Removes a person from the gallery for good, and returns how many photos were removed.
+
+        Unknown faces that `persona serve --keep-unknown` keeps, and that look like the person, are
+        deleted, too.
 
         Raises:
             PersonaError: nobody of that name is enrolled.
@@ -235,6 +239,11 @@ def open_gallery(
         raise PersonaError(f"threshold {threshold:g}: choose -1 to 1, it is a cosine")
     chosen = model.threshold if threshold is None else Threshold(threshold, "given by the caller")
     gallery = gallery_of(place, model.sight, chosen, keep_crops=keep_crops)
-    if threshold is not None and chosen is not None:
-        gallery.calibration, gallery.follows = chosen, False
+    try:
+        if threshold is not None and chosen is not None:
+            gallery.calibration, gallery.follows = chosen, False
+        gallery.unknown = open_kept(file_of(place, model.workspace.gallery))
+    except BaseException:
+        gallery.close()
+        raise
     return People(gallery, model.workspace)

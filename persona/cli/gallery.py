@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -494,8 +495,10 @@ def _passphrase(path: Path | None) -> bytes | None:
 def store_of(store: str | None, passphrase_file: Path | None = None, create: bool = False) -> Store:
     """Opens the store that a command's options name, without its network."""
     from persona.gallery.store import open_store
+    from persona.gallery.unknown_faces import purge_file
 
     passphrase = _passphrase(passphrase_file)
+    purge_file(unknown_file(store, None))
     return open_store(store or workspace().gallery, passphrase=passphrase, create=create)
 
 
@@ -511,12 +514,19 @@ def open_people(
     create: bool = True,
     min_face: int = MIN_FACE_PX,
     keep_unknown: float | None = None,
+    forgets: bool = False,
     liveness: str | None = None,
     liveness_threshold: float | None = None,
 ) -> Gallery:
-    """Opens the gallery that a command's options name: a file, or a database by its URL."""
+    """Opens the gallery that a command's options name: a file, or a database by its URL.
+
+    With `forgets`, the unknown faces that were kept before are opened, too, so that those of
+    somebody who is forgotten are deleted.
+    """
     from persona.gallery import open_gallery
     from persona.gallery.liveness import open_liveness
+    from persona.gallery.store import ReadOnlyError
+    from persona.gallery.unknown_faces import open_kept, purge_file
 
     if liveness is None and liveness_threshold is not None:
         raise PersonaError("--liveness-threshold goes with --liveness: name a check")
@@ -537,6 +547,13 @@ def open_people(
             gallery.liveness = open_liveness(liveness, liveness_threshold)
         if keep_unknown is not None:
             gallery.unknown = open_unknown(store, passphrase_file, models, hours=keep_unknown)
+        elif forgets:
+            with contextlib.suppress(ReadOnlyError):  # nobody can be forgotten then
+                gallery.store.check_writable()
+                kept = unknown_file(store, models)
+                gallery.unknown = open_kept(kept, _passphrase(passphrase_file))
+        else:
+            purge_file(unknown_file(store, models))
     except BaseException:
         gallery.close()
         raise
@@ -560,8 +577,6 @@ def open_unknown(
 def unknown_file(store: str | None, models: Path | None) -> Path:
     """Returns the file of a gallery's unknown faces, whether or not there is one."""
     from persona.gallery.unknown_faces import file_of
-    from persona.workspace import user_path
 
     default = workspace(models=models).gallery
-    place = store or str(default)
-    return file_of(place if "://" in place else user_path(place), default)
+    return file_of(store or default, default)

@@ -137,6 +137,7 @@ def serve_command(
             keep_crops=keep_crops,
             min_face=min_face,
             keep_unknown=keep_unknown,
+            forgets=True,
             liveness=liveness,
             liveness_threshold=liveness_threshold,
         ) as gallery,

@@ -14,7 +14,6 @@ import base64
 import binascii
 import contextlib
 import http.client
-import ipaddress
 import json
 import ssl
 import time
@@ -30,7 +29,7 @@ import numpy.typing as npt
 
 from persona.config import from_dict
 from persona.data.align.spec import AlignSpec, Crop
-from persona.download import open_url, read_blocks
+from persona.download import is_this_machine, open_url, read_blocks
 from persona.errors import PersonaError
 from persona.gallery.crops import is_crop
 from persona.gallery.faces import Eyes, carries
@@ -285,19 +284,12 @@ def _address(url: str) -> str:
         )
     if "@" in parts.netloc:
         raise PersonaError("the address holds a password: give a token by --token-file FILE")
-    if parts.scheme == "http" and not _is_this_machine(host):
+    if parts.scheme == "http" and not is_this_machine(host):
         raise PersonaError(
             f"http://{host} would send faces across the network in clear: give its https address, "
             "or bring it to this machine by an SSH tunnel"
         )
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _person(value: Any) -> tuple[str, int, str] | None:

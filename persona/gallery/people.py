@@ -178,7 +178,8 @@ class Gallery:
         """Whether a threshold that is stored meanwhile is taken. One given by hand stays."""
         self.match, self.keep_crops = match, keep_crops
         self.unknown = unknown
-        """Keeps unknown faces for a limited time. None means that none is kept."""
+        """Keeps unknown faces for a limited time, or holds those that were kept before. None means
+        that there are none."""
         self.liveness = liveness
         """Asked whether a face is live before it is recognised. None means that it is not asked."""
 
@@ -355,7 +356,7 @@ class Gallery:
         templates_NE = self.eyes.embed(crops)
         matches = self.store.nearest(templates_NE, self.match) if crops else []
         strange = [n for n, match in enumerate(matches) if not self._knows(match)]
-        if self.unknown is not None and strange:
+        if self.unknown is not None and self.unknown.hours is not None and strange:
             claim()
             chosen = [crops[n] for n in strange]
             digest, align = self.eyes.named.digest, self.eyes.align

@@ -4,8 +4,12 @@ All tables are in the schema `persona_gallery`. The database compares templates 
 with an HNSW index where pgvector has it, so the machines need no copy. A password belongs in
 `~/.pgpass` and not in the URL, which other users of the machine can read.
 
-A removal rewrites the tables without the dead rows (`VACUUM FULL`). The administrator of the
-database must clear its log, backups and replicas.
+A removal rewrites the tables without the dead rows (`VACUUM FULL`), which only their owner may do.
+Where another user removes something, or the rewriting is interrupted, an error says so, and the
+owner's next command on the gallery does it. The administrator of the database must clear its log,
+backups and replicas.
+
+A connection that was lost is made anew by the next call, but never within a transaction.
 
 Shapes: E embedding, P probes.
 """
@@ -14,9 +18,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +37,7 @@ from persona.gallery.store import (
     Store,
     StoredPhoto,
     Templates,
+    UnavailableError,
     align_text,
     changed_meanwhile,
     check_digest,
@@ -42,6 +50,8 @@ from persona.gallery.store import (
     taken,
     there_already,
 )
+
+log = logging.getLogger(__name__)
 
 LOCK = 0x50455253
 """Advisory lock for creating tables, which two machines may do at once."""
@@ -75,6 +85,12 @@ VERSION = len(_MIGRATIONS)
 ALIGN_SINCE = 3
 """Version of the tables that stores the alignment of a crop."""
 _VECTORS = {"person": "mean", "photo": "template"}
+CLEANING = "cleaning"
+"""Name of a fact, a random value: rows were removed, and the tables must be rewritten."""
+REMAINS = (
+    "What was removed is not found any more, but is in the tables' files until their owner runs "
+    "`persona gallery list`"
+)
 
 
 class PostgresStore(Store):
@@ -91,7 +107,13 @@ class PostgresStore(Store):
         except ImportError:
             raise missing("a gallery in PostgreSQL needs psycopg", "fleet") from None
         self._error = psycopg.Error
+        self._passing = (psycopg.OperationalError, psycopg.InterfaceError)
+        """Errors of the connection or of the moment, not of what was asked."""
         self._lock = threading.RLock()
+        self._held = False
+        """Whether a thread has the connection."""
+        self._ended = False
+        """Whether the gallery was closed."""
         self._network: str | None = None
         """Digest of the network whose templates are searched."""
         self.place = "the PostgreSQL gallery"
@@ -102,17 +124,22 @@ class PostgresStore(Store):
                 f"{self.place}: its URL cannot be read: expected postgresql://USER@HOST/DATABASE"
             ) from None
         self.place = f"the PostgreSQL gallery {parts.get('dbname', '')!r}"
+        self._dial = partial(
+            psycopg.connect,
+            url,
+            autocommit=True,
+            connect_timeout=CONNECT_S,
+            application_name="persona",
+            options="-c search_path=persona_gallery,public",
+        )
+        self._db: Any = None
         with self._explained():
-            self._db: Any = psycopg.connect(
-                url,
-                autocommit=True,
-                connect_timeout=CONNECT_S,
-                application_name="persona",
-                options="-c search_path=persona_gallery,public",
-            )
+            self._connect(create)
+
+    def _connect(self, create: bool) -> None:
+        self._db = self._dial()
         try:
-            with self._explained():
-                self._prepare(create)
+            self._prepare(create)
         except BaseException:
             self._db.close()
             raise
@@ -135,6 +162,11 @@ class PostgresStore(Store):
                 self._migrate(version)
         if self._vector() >= HNSW_SINCE:
             self._db.execute(f"SET hnsw.ef_search = {LOOKED_AT}")
+        if self._fact(CLEANING) is not None and self._may_migrate():
+            try:
+                self._clean()
+            except PersonaError as error:
+                log.warning("%s", error)  # recognising works with a full disk too
 
     def _migrate(self, version: int) -> None:
         """Brings the tables from a version to the newest, within a transaction."""
@@ -323,6 +355,7 @@ class PostgresStore(Store):
                     raise nobody(name, self.place)
                 count = self._db.execute("DELETE FROM photo WHERE person = %s", row).rowcount
                 self._db.execute("DELETE FROM person WHERE id = %s", row)
+                self._taken_away()
                 self._check_gone(name, row[0], name)  # an error here rolls the removal back
             self._clean()
             # Not by name: another machine may have enrolled somebody under it meanwhile.
@@ -380,6 +413,7 @@ class PostgresStore(Store):
                 if moved.rowcount != len(chosen):
                     raise still_there(name, self.place)  # removing the person would remove them
                 self._average("id = ANY(%s)", ([number, other],))
+                self._taken_away()
                 emptied = len(chosen) == len(held)
                 if emptied:
                     self._db.execute("DELETE FROM person WHERE id = %s", (number,))
@@ -399,9 +433,34 @@ class PostgresStore(Store):
         if left is not None:
             raise still_there(name, self.place)
 
+    def _taken_away(self) -> None:
+        """Notes that rows were removed. It locks a row for which all others wait: it comes last."""
+        self._set_fact(CLEANING, os.urandom(8).hex())
+
     def _clean(self) -> None:
-        for table in _VECTORS:
-            self._db.execute(f"VACUUM FULL {table}")
+        """Rewrites the tables without what was removed.
+
+        Raises:
+            PersonaError: it was not done. The removal itself is committed.
+        """
+        mark = self._fact(CLEANING)
+        try:
+            for table in _VECTORS:
+                before = self._file(table)
+                self._db.execute(f"VACUUM FULL {table}")
+                # Where a user may not do it, PostgreSQL warns and does nothing.
+                if self._file(table) == before:
+                    raise PersonaError(
+                        f"{self.place}: only the owner of its tables can clear them. {REMAINS}"
+                    )
+            # Not the mark of another machine, which may have removed something meanwhile.
+            self._db.execute("DELETE FROM fact WHERE name = %s AND value = %s", (CLEANING, mark))
+        except self._error as error:
+            raise PersonaError(f"{self._explain(error)}. {REMAINS}") from None
+
+    def _file(self, table: str) -> object:
+        """Returns the number of the file that holds a table. Rewriting makes another file."""
+        return self._db.execute("SELECT pg_relation_filenode(%s)", (table,)).fetchone()
 
     def replace(self, facts: Facts, templates: dict[int, Templates]) -> None:
         """Replaces all templates by those of another network, and keeps the ones before."""
@@ -433,6 +492,7 @@ class PostgresStore(Store):
                 self._average("true")
                 self._keep_facts(facts.after(old))
                 self._shape(facts.width)
+                self._taken_away()
             self._network = facts.digest
             self._clean()
 
@@ -460,6 +520,7 @@ class PostgresStore(Store):
                 if left.fetchone() is not None:
                     raise still_there(facts.previous.network, self.place)
                 self._keep_facts(facts.alone)
+                self._taken_away()
             self._clean()
         return int(count)
 
@@ -496,6 +557,7 @@ class PostgresStore(Store):
     def close(self) -> None:
         """Closes the connection."""
         with self._lock:
+            self._ended = True
             self._db.close()
 
     def _fact(self, name: str, *, lock: bool = False) -> str | None:
@@ -512,19 +574,29 @@ class PostgresStore(Store):
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Context in which this thread has the connection.
+        """Context in which this thread has the connection, which is made anew if it was lost.
 
         Errors of the database become one line, without the URL.
         """
         with self._lock:
+            outermost, self._held = not self._held, True
             try:
+                # Within another context a transaction may be lost with the connection.
+                if outermost and self._db is not None and self._db.closed and not self._ended:
+                    self._connect(create=False)
                 yield
             except self._error as error:
-                line = error.diag.message_primary or str(error).strip().split("\n")[0]
-                remedy = ""
-                if "vector" in line and ("extension" in line or "control file" in line):
-                    remedy = ": install pgvector on the database's machine"
-                raise PersonaError(f"{self.place}: {line}{remedy}") from None
+                raise self._explain(error) from None
+            finally:
+                self._held = not outermost
+
+    def _explain(self, error: Any) -> PersonaError:
+        line = error.diag.message_primary or str(error).strip().split("\n")[0]
+        remedy = ""
+        if "vector" in line and ("extension" in line or "control file" in line):
+            remedy = ": install pgvector on the database's machine"
+        kind = UnavailableError if isinstance(error, self._passing) else PersonaError
+        return kind(f"{self.place}: {line}{remedy}")
 
 
 def _text(vector_E: Templates) -> str:

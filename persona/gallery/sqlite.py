@@ -47,6 +47,7 @@ from persona.gallery.store import (
     Store,
     StoredPhoto,
     Templates,
+    UnavailableError,
     align_text,
     changed_meanwhile,
     check_digest,
@@ -97,6 +98,8 @@ UNSOUND = (
     "SELECT 1 FROM sqlite_sequence WHERE typeof(seq) <> 'integer' OR seq >> 62 <> 0",
 )
 """Queries for rows that SQLite accepts but Persona never writes. None of them may find a row."""
+PASSING = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY}
+"""SQLite's results that are of the moment, not of what was asked."""
 POINTS_BYTES = 6 * 2 * 8
 UNIT_TOLERANCE = 1e-3
 DAMAGED = "the file is damaged: restore it from a copy"
@@ -781,7 +784,7 @@ class SqliteStore(Store):
             sqlite3.SQLITE_NOTADB: "this is no gallery: choose another path",
             sqlite3.SQLITE_CORRUPT: DAMAGED,
         }.get(code, f"the file is damaged or no gallery ({error})")
-        return PersonaError(f"{self.place}: {remedy}")
+        return (UnavailableError if code in PASSING else PersonaError)(f"{self.place}: {remedy}")
 
 
 def obstacle_to_writing(path: Path) -> str | None:

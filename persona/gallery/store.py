@@ -226,6 +226,10 @@ class ReadOnlyError(PersonaError):
     """The gallery can be read, but not changed."""
 
 
+class UnavailableError(PersonaError):
+    """The store does not work at the moment. The same request may succeed later."""
+
+
 class Store(ABC):
     """A store of people and templates. Any number of threads and processes may use one at once."""
 

@@ -5,8 +5,8 @@ Nothing is kept unless the operator allows it (`--keep-unknown HOURS` of `person
 template, its aligned crop and its time: no photo, no file name, no address of a client.
 
 Each face has its own end, which is set when it is kept. Faces past their end are never read again,
-and are deleted by whatever opens the file next, by the next face that is kept, and by a running
-server every minute.
+and are deleted by whatever opens the file or its gallery next, by the next face that is kept, and
+by a running server every minute, also without the option.
 
 The file is SQLite, of its owner alone. Deleted content is overwritten with zeros
 (`secure_delete`). The templates, crops and landmarks of a gallery under a passphrase are sealed as
@@ -46,6 +46,7 @@ from persona.evaluation.thresholds import SAME
 from persona.files import PRIVATE
 from persona.gallery.crypt import CHECK, SALT_BYTES, Sealer
 from persona.gallery.store import POSTGRES, Templates, align_text, read_align, unit
+from persona.workspace import user_path
 
 if TYPE_CHECKING:
     from persona.gallery.people import DoubtError, Enrolled, Gallery
@@ -150,6 +151,8 @@ class UnknownFaces:
         self.path, self.hours, self._clock = path, hours, clock
         self.place = str(path)
         """Name of the file in messages."""
+        self.whole = threading.Lock()
+        """Held by the one thread that has all faces in memory, which are up to 200 MB."""
         self._lock = threading.RLock()
         self._told = False
         """Whether it was said that faces cannot be kept."""
@@ -157,7 +160,9 @@ class UnknownFaces:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, PRIVATE))
         except OSError as error:
-            raise PersonaError(f"{path}: {error.strerror}: unknown faces cannot be kept") from None
+            raise PersonaError(
+                f"{path}: {error.strerror}: unknown faces cannot be kept or deleted"
+            ) from None
         self._db = sqlite3.connect(
             path.absolute(),
             timeout=BUSY_MS / 1000,
@@ -170,11 +175,12 @@ class UnknownFaces:
                 self._db.execute("PRAGMA secure_delete = ON")
             with self._changing():
                 self._prepare()
+            self.purge()  # also where the passphrase is missing
+            with self._changing():
                 self._sealer = self._open_seal(passphrase)
         except BaseException:
             self._db.close()
             raise
-        self.purge()
 
     def _prepare(self) -> None:
         (application,) = self._db.execute("PRAGMA application_id").fetchone()
@@ -389,6 +395,25 @@ class UnknownFaces:
                 raise self._damaged() from None
 
 
+def open_kept(path: Path, passphrase: bytes | None = None) -> UnknownFaces | None:
+    """Opens the faces that were kept before, for deleting them. None where there is no file.
+
+    Raises:
+        PersonaError: see `UnknownFaces`.
+    """
+    return UnknownFaces(path, passphrase=passphrase) if path.exists() else None
+
+
+def purge_file(path: Path) -> None:
+    """Deletes the faces whose time is over, if there is a file. It needs no passphrase.
+
+    A file that cannot be opened, as another user's, is left to whoever needs it.
+    """
+    with contextlib.suppress(PersonaError):
+        if (kept := open_kept(path)) is not None:
+            kept.close()
+
+
 @contextlib.contextmanager
 def purging(unknown: UnknownFaces | None, every_s: float = PURGE_S) -> Iterator[None]:
     """Context in which faces whose time is over are deleted every `every_s` seconds.
@@ -439,7 +464,7 @@ def file_of(gallery: Path | str, default: Path) -> Path:
         gallery: path or URL of the gallery.
         default: path of the default gallery, beside which lie the files of databases.
     """
-    folder = default if str(gallery).startswith(POSTGRES) else Path(gallery)
+    folder = default if str(gallery).startswith(POSTGRES) else user_path(str(gallery))
     return folder.parent / place_of(gallery)
 
 
@@ -471,6 +496,13 @@ def propose(
             f"{visits} visits {apart_minutes:g} minutes apart: choose at least 1, and 0 to "
             f"{60 * MOST_HOURS:g} minutes"
         )
+    with unknown.whole:
+        return _proposals(gallery, unknown, visits, 60 * apart_minutes)
+
+
+def _proposals(
+    gallery: Gallery, unknown: UnknownFaces, visits: int, apart_s: float
+) -> list[Proposal]:
     faces = _comparable(gallery, unknown)
     if not faces:
         return []
@@ -481,7 +513,7 @@ def propose(
     group_N = group_faces(templates_NE, threshold)
     for group in range(int(group_N.max()) + 1):
         own = [faces[n] for n in np.flatnonzero(group_N == group)]
-        came = _visits(own, 60 * apart_minutes)
+        came = _visits(own, apart_s)
         if came >= visits:
             found.append(_proposal(gallery, own, came))
     return sorted(found, key=lambda one: (-one.visits, -len(one.faces), one.number))
@@ -541,11 +573,12 @@ def forget_alike(gallery: Gallery, unknown: UnknownFaces, templates_NE: Template
         unknown: the kept faces.
         templates_NE: (N, E) float32 templates of the gallery's network.
     """
-    alike = [
-        face.number
-        for face in _brought_up(gallery, unknown)
-        if float((templates_NE @ face.template).max()) >= gallery.threshold
-    ]
+    with unknown.whole:
+        alike = [
+            face.number
+            for face in _brought_up(gallery, unknown)
+            if float((templates_NE @ face.template).max()) >= gallery.threshold
+        ]
     return unknown.forget(alike)
 
 
@@ -631,7 +664,8 @@ def enroll_proposal(
         PersonaError: the faces are gone, or the name cannot be used.
     """
     chosen = set(proposal.chosen)
-    faces = [face for face in unknown.faces() if face.number in chosen]
+    with unknown.whole:
+        faces = [face for face in unknown.faces() if face.number in chosen]
     if len(faces) < len(chosen):
         raise PersonaError("some of these faces are gone by now: look at them again")
     enrolled = gallery.enroll_templates(

@@ -1,6 +1,6 @@
 """The JSON API and the page, as an ASGI application on an open gallery.
 
-    GET  /api/health                             whether the server runs
+    GET  /api/health                             whether the server runs; its gallery is not asked
     GET  /api/people                             the enrolled people, the threshold and the limits
     POST /api/recognise  photo                   recognises the faces of a photo
     POST /api/enroll     name, photo..., accept  enrols a person
@@ -20,6 +20,7 @@ decide names its `doubt`. Names are never part of a URL.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
@@ -29,6 +30,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
@@ -45,7 +47,13 @@ from persona.gallery import (
     TwoPeopleError,
 )
 from persona.gallery.photos import look_at
-from persona.gallery.store import NobodyError, OtherNetworkError, ReadOnlyError, TakenError
+from persona.gallery.store import (
+    NobodyError,
+    OtherNetworkError,
+    ReadOnlyError,
+    TakenError,
+    UnavailableError,
+)
 from persona.serve import people as people_of
 from persona.serve.door import Networks, client_of
 from persona.serve.gate import Busy, Claim, Gate, TooSlow
@@ -54,6 +62,8 @@ from persona.serve.guard import EscapedJSON, Guard, Tell, problem
 from persona.serve.metrics import CONTENT_TYPE_LATEST, METRICS, OTHER, Metrics
 from persona.serve.unknown import ForgottenFaces, UnknownAnswer, Unknowns
 from persona.serve.uploads import FORM, PHOTO, Form, Limits, read_form
+
+logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
 SIDE_PX = 1000
@@ -240,7 +250,7 @@ def build_app(
 
     @app.get("/api/health")
     async def health() -> Health:
-        """Says that the server runs."""
+        """Says that the server runs. The gallery is not asked: a rebuild may hold it for long."""
         return Health(status="ok")
 
     @app.get("/api/people")
@@ -319,7 +329,7 @@ def build_app(
         _add_templates(app, gallery, through)
     if groups is not None:
         _add_groups(app, gallery, groups, through)
-    if gallery.unknown is not None:
+    if gallery.unknown is not None and gallery.unknown.hours is not None:
         _add_unknown(app, Unknowns(gallery, gallery.unknown), through)
     for path, (file, kind) in PAGE.items():
         content = (resources.files("persona.serve") / file).read_bytes()
@@ -539,7 +549,10 @@ def _refused(lines: Iterable[str], reason: str) -> list[RefusedPhoto]:
     return [RefusedPhoto(photo=int(one[1]), reason=one[2] or reason) for one in found if one]
 
 
-EXPLAINED = (HTTPException, PersonaError, SkipPhoto, Busy, TooSlow, Exception)
+EXPLAINED = (
+    *(HTTPException, RequestValidationError, PersonaError, SkipPhoto, Busy, TooSlow),
+    Exception,
+)
 
 
 async def _explain(_: Request, error: Exception) -> Response:
@@ -548,6 +561,9 @@ async def _explain(_: Request, error: Exception) -> Response:
         case HTTPException():
             answer = problem(error.status_code, error.detail)
             answer.headers.update(error.headers or {})
+        case RequestValidationError():
+            wrong = error.errors()[0]  # with what was sent, which is not sent back
+            answer = problem(422, f"{wrong['loc'][-1]} cannot be read: {wrong['msg']}")
         case NobodyError():
             answer = problem(404, "there is nobody of that name: see /api/people")
         case OtherNetworkError():
@@ -566,6 +582,9 @@ async def _explain(_: Request, error: Exception) -> Response:
         case TakenError():
             line = "somebody has that name already: choose another one, or merge the two"
             answer = problem(409, line, doubt=TAKEN)
+        case Busy() | UnavailableError():
+            answer = problem(503, _why_later(error))
+            answer.headers["Retry-After"] = str(RETRY_AFTER_S)
         case NoPhotoError():
             refused = [one.model_dump() for one in _refused(error.refused, "refused")]
             answer = problem(422, str(error), photos=refused)
@@ -573,9 +592,13 @@ async def _explain(_: Request, error: Exception) -> Response:
             answer = problem(422, str(error))
         case TooSlow():
             answer = problem(408, str(error))
-        case Busy():
-            answer = problem(503, "too many requests wait already: try again soon")
-            answer.headers["Retry-After"] = str(RETRY_AFTER_S)
         case _:
             answer = problem(500, "a fault of the program: its log says where")
     return answer
+
+
+def _why_later(error: Busy | UnavailableError) -> str:
+    if isinstance(error, Busy):
+        return "too many requests wait already: try again soon"
+    logger.warning("%s", error)  # clients need not know where a database is
+    return "the gallery does not work at the moment: try again soon; the server's log says why"

@@ -84,7 +84,7 @@ async function enrolGroup(group, name, force, told) {
     const line = `${shown(name)}: ${plural(added, "face", "faces")} enrolled${notes.map((note) => `, ${note}`).join("")}.`;
     (added ? told.good : told.notes).push(line);
   } catch (error) {
-    if (error.status === 409 && !force) {
+    if (error.doubt && !force) {
       if (await ask(`${shown(name)}: ${doubtOf(error)}`, "Enrol all the same")) {
         await enrolGroup(group, name, true, told);
         return;

@@ -38,7 +38,7 @@ async function enrolUnknown(person, name, force) {
     await refresh();
     tell({ good: [`${shown(stored)}: ${plural(added, "face", "faces")} enrolled.`] });
   } catch (error) {
-    if (error.status !== 409 || force) throw error;
+    if (!error.doubt || force) throw error;
     if (await ask(doubtOf(error), "Enrol all the same")) await enrolUnknown(person, name, true);
   }
 }

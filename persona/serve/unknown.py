@@ -10,9 +10,8 @@ There are such faces only with `--keep-unknown HOURS`, see persona/gallery/unkno
 from __future__ import annotations
 
 import base64
-import threading
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pydantic import BaseModel
 
@@ -74,12 +73,10 @@ class Unknowns:
 
     gallery: Gallery
     unknown: UnknownFaces
-    listing: threading.Lock = field(default_factory=threading.Lock)
 
     def shown(self) -> UnknownAnswer:
-        """Lists the people who are proposed, for one client at a time: it takes memory."""
-        with self.listing:
-            found = propose(self.gallery, self.unknown)
+        """Lists the people who are proposed."""
+        found = propose(self.gallery, self.unknown)
         return UnknownAnswer(
             hours=self.unknown.hours or 0.0,
             total=len(found),

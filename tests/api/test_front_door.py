@@ -20,9 +20,11 @@ from torch import nn
 import persona
 from persona.api import training
 from persona.api.photos import PhotoLike
+from persona.data.align.spec import Crop
 from persona.data.pack import Packed
 from persona.distill import apart
 from persona.gallery.store import Threshold, open_store
+from persona.gallery.unknown_faces import UnknownFaces
 from persona.landmarks import template
 from persona.workspace import Workspace
 
@@ -232,6 +234,20 @@ def test_a_threshold_that_is_chosen_meanwhile_is_taken(
                 store.set_threshold(Threshold(0.7, "a set"), digest)
                 people.recognise(drawn(1))
                 assert people.threshold == wanted
+
+
+def test_who_is_forgotten_is_not_kept_as_unknown(loaded: persona.Model, tmp_path: Path) -> None:
+    place, photo = tmp_path / "gallery.db", drawn(1, 1)
+    file = tmp_path / "gallery.db.unknown"
+    with UnknownFaces(file, hours=1) as unknown:
+        unknown.keep(
+            loaded.embed(loaded.find(photo)), [Crop(b"a crop", None, None)], loaded.named.digest
+        )
+    with persona.open_gallery(place, loaded, threshold=0.2) as people:
+        people.enroll("Ada", photo)
+        people.forget("Ada")
+    with UnknownFaces(file) as unknown:
+        assert unknown.faces() == []
 
 
 def test_a_list_is_imported_and_the_gallery_is_audited(

@@ -21,7 +21,7 @@ from postgres_server import find_programs, running
 from persona.data.align.spec import ARCFACE, AlignSpec
 from persona.errors import PersonaError
 from persona.gallery import Gallery, postgres
-from persona.gallery.postgres import PostgresStore
+from persona.gallery.postgres import CLEANING, PostgresStore
 from persona.gallery.store import (
     Facts,
     NobodyError,
@@ -31,6 +31,7 @@ from persona.gallery.store import (
     TakenError,
     Templates,
     Threshold,
+    UnavailableError,
     open_store,
 )
 
@@ -418,6 +419,39 @@ def test_a_connection_that_ends_in_the_middle_changes_nothing(
         assert np.array_equal([photo.template for *_, photo in other.photos()], vectors(2))
 
 
+def end_of(store: Store, url: str) -> None:
+    """Ends the store's connection, as a database does that is restarted."""
+    import psycopg
+
+    assert isinstance(store, PostgresStore)
+    (process,) = store._db.execute("SELECT pg_backend_pid()").fetchone()
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute("SELECT pg_terminate_backend(%s, 10000)", (process,))
+
+
+def test_a_lost_connection_is_made_anew(store: Store, url: str) -> None:
+    assert isinstance(store, PostgresStore)
+    store.add({"Ann": kept(*vectors(2))}, FACTS.digest)
+    looked_at = "SHOW hnsw.ef_search"
+    before = store._db.execute(looked_at).fetchone()
+    end_of(store, url)
+    with pytest.raises(UnavailableError, match="the PostgreSQL gallery"):
+        store.people()
+    assert [person.name for person in store.people()] == ["Ann"]
+    assert store._db.execute(looked_at).fetchone() == before
+    with pytest.raises(UnavailableError), store.changing():
+        end_of(store, url)
+        with pytest.raises(UnavailableError):
+            store.people()
+        # What came before it in this transaction is lost, so that no more is done in its name.
+        store.add({"Bob": kept(*vectors(1, 1))}, FACTS.digest)
+    store.forget("Ann")
+    assert store.people() == []
+    store.close()
+    with pytest.raises(PersonaError, match="the connection is closed"):
+        store.people()
+
+
 def test_a_crop_keeps_the_alignment_that_it_was_made_with(url: str) -> None:
     old, other = FACTS.align, replace(FACTS.align, margin=44)
     moved = replace(FACTS, digest="moved", align=ARCFACE)
@@ -491,6 +525,45 @@ def test_who_does_not_own_the_tables_leaves_them_to_their_owner(
             store.add({"Cy": [other]}, FACTS.digest)
         open_store(url).close()  # its owner
         assert store.previous_templates() == {}
+
+
+@pytest.mark.parametrize("work", ["forget", "move", "discard"])
+def test_what_another_user_removed_is_cleared_by_the_owner(
+    store: Store, url: str, work: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    import psycopg
+
+    assert isinstance(store, PostgresStore)
+    old, new = vectors(2)
+    store.add({"Wanda": kept(old)}, FACTS.digest)
+    store.replace(replace(FACTS, network="other", digest="other"), {1: new})
+    assert store._fact(CLEANING) is None
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute(f"CREATE ROLE clerk_{work} LOGIN")
+        db.execute(f"GRANT USAGE ON SCHEMA persona_gallery TO clerk_{work}")
+        db.execute(
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA persona_gallery "
+            f"TO clerk_{work}"
+        )
+    gone = {"forget": [b"Wanda", new.tobytes()], "move": [b"Wanda"], "discard": [old.tobytes()]}
+    with open_store(url.replace("persona@", f"clerk_{work}@")) as clerk:
+        with pytest.raises(PersonaError, match="not found any more, but is in the tables' files"):
+            if work == "forget":
+                clerk.forget("Wanda")
+            elif work == "move":
+                clerk.move("Wanda", "Eve", new=True)
+            else:
+                clerk.discard_previous()
+        assert [person.name for person in clerk.people()] == (
+            {"forget": [], "move": ["Eve"], "discard": ["Wanda"]}[work]
+        )
+        content = content_of(store)
+        assert all(one in content for one in gone[work])
+    open_store(url.replace("persona@", f"clerk_{work}@")).close()  # it cannot, and says nothing
+    open_store(url).close()
+    content = content_of(store)
+    assert not any(one in content for one in gone[work])
+    assert store._fact(CLEANING) is None and not caplog.records
 
 
 def test_what_is_said(server: str, url: str, tmp_path: Path) -> None:

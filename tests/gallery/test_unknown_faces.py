@@ -32,7 +32,9 @@ from persona.gallery.unknown_faces import (
     enroll_proposal,
     file_of,
     find_proposal,
+    open_kept,
     propose,
+    purge_file,
     purging,
 )
 
@@ -291,6 +293,27 @@ def test_under_a_passphrase(tmp_path: Path, clock: Clock) -> None:
         opened.keep(row, crops(row), DIGEST)
     with pytest.raises(PersonaError, match="holds faces that are not encrypted"):
         UnknownFaces(tmp_path / "open", passphrase=b"secret", clock=clock)
+
+
+def test_what_is_over_goes_without_the_passphrase(tmp_path: Path, clock: Clock) -> None:
+    path, row = tmp_path / "sealed", vectors(1)
+    purge_file(path)
+    assert open_kept(path) is None and not path.exists()
+    with UnknownFaces(path, hours=1, passphrase=b"secret", clock=clock) as opened:
+        opened.keep(row, crops(row), DIGEST)  # years ago
+        purge_file(path)
+        assert opened._db.execute("SELECT count(*) FROM face").fetchone() == (0,)
+
+
+def test_no_request_that_keeps_nothing_has_to_hurry(
+    people: Gallery, unknown: UnknownFaces, tmp_path: Path
+) -> None:
+    """Where no face will be kept, there is nothing to claim."""
+    come(people, vectors(1)[0], 0)
+    people.unknown = open_kept(tmp_path / "g.db.unknown")
+    assert people.unknown is not None and people.unknown.hours is None
+    with people.unknown:
+        people.recognise(photo_of(vectors(1)[0]), claim=pytest.fail)
 
 
 def test_no_more_than_so_many(unknown: UnknownFaces, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,31 @@ def test_clients_do_not_learn_where_the_files_are(home: Path) -> None:
         assert str(home) not in answer.error
 
 
+def test_who_is_forgotten_without_the_option_is_not_kept_as_unknown(home: Path) -> None:
+    store, photo = home / "kept.db", ("photo", portrait(0, 1))
+    with served(home, "--store", str(store), "--keep-unknown", "24") as said:
+        port = int(said["url"].rpartition(":")[2])
+        assert ask(port, "/api/people").json["keeps_unknown_hours"] == 24
+        assert post(port, "/api/recognise", photo).json["faces"][0]["name"] is None
+    with contextlib.closing(sqlite3.connect(f"{store}.unknown")) as db:
+        count = "SELECT count(*) FROM face"
+        assert db.execute(count).fetchone() == (1,)
+        db.execute(
+            "INSERT INTO face SELECT 9, 0, 1, model, template, crop, landmarks, align FROM face"
+        )
+        db.commit()
+        with served(home, "--store", str(store)) as said:
+            assert db.execute(count).fetchone() == (1,)  # that whose time is over is gone
+            port = int(said["url"].rpartition(":")[2])
+            assert ask(port, "/api/people").json["keeps_unknown_hours"] is None
+            assert ask(port, "/api/unknown").status == 404
+            assert post(port, "/api/recognise", photo).status == 200
+            assert db.execute(count).fetchone() == (1,)  # and none is kept
+            assert post(port, "/api/enroll", ("name", "Ada"), photo).json["added"] == 1
+            assert post(port, "/api/forget", ("name", "Ada")).json["templates"] == 1
+            assert db.execute(count).fetchone() == (0,)
+
+
 def test_enrol_recognise_forget(home: Path) -> None:
     photos = {name: [portrait(n, 10 * n + seed) for seed in (1, 2)] for n, name in enumerate("AB")}
     with served(home) as said:

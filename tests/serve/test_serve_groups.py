@@ -121,6 +121,15 @@ def test_what_is_edited_while_it_is_served_stays(port: int, folder: Path) -> Non
     assert read_rows(rows).names == {1: "Bob", 2: "Ada"}
 
 
+@pytest.mark.parametrize("query", ["first=abc", "count=1e3", "named=%3Cb%3E", "first=&count=x"])
+def test_what_is_asked_for_badly_is_told_in_one_line(port: int, query: str) -> None:
+    refused = ask(port, f"/api/groups?{query}")
+    assert refused.status == 422 and set(refused.json) == {"error"}
+    name, _, sent = query.partition("&")[0].partition("=")
+    assert refused.error.startswith(f"{name} cannot be read: Input should be a valid ")
+    assert "<b>" not in refused.error and (not sent or sent not in refused.error)
+
+
 def test_a_change_that_cannot_be_written_is_not_kept(
     port: int, opened: OpenGroups, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import io
 import itertools
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -1029,5 +1030,12 @@ def test_unknown_people_are_proposed_enrolled_and_deleted(
         assert page.locator("#unknown article").count() == 1
         assert {p.name: p.photos for p in people.people()} == {"Known": 1, name: 2}
         assert len(unknown.faces()) == 2
+        with open_store(tmp_path / "gallery.db") as other:  # it moves to another network
+            newer = dict(zip((1, 2, 3), rows, strict=False))
+            other.replace(replace(FACTS, digest="newer"), newer)
+        page.fill("#unknown-2 input", "Eve")  # that is no doubt to be asked about
+        page.click("#unknown-2 form button")
+        page.wait_for_selector("#alert:has-text('is another network's now: start persona serve')")
+        assert page.locator("#ask[open]").count() == 0
         assert [line for line in seen if "status of 4" not in line] == []
         page.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,22 @@ def test_faces_and_photos(port: int, gallery: Gallery) -> None:
     assert photos_of(port, "Ada", first="9") == []
     gallery.store.add({"Eve": [StoredPhoto(ROWS[0], bytes(100_000))]}, FACTS.digest)
     assert photos_of(port, "Eve")[0]["picture"] is None  # nothing of any size is sent
+
+
+def test_a_store_that_is_down_is_to_be_asked_again(
+    port: int, gallery: Gallery, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its file is held, as a database is that does not answer, and clients need not know where."""
+    path = Path(gallery.store.place)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        gallery.store._db.execute("PRAGMA busy_timeout = 1")  # type: ignore[attr-defined]
+        for _ in range(2):
+            down = send(port, "rename", name="Cy", to="Eve")
+            assert (down.status, down.headers["retry-after"]) == (503, "1")
+            assert down.error.startswith("the gallery does not work at the moment: try again soon")
+    assert f"{path}: another process holds it" in caplog.text
+    assert send(port, "rename", name="Cy", to="Eve").status == 200
 
 
 def test_split_merged_and_renamed(port: int, gallery: Gallery) -> None:

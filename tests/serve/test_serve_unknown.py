@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,7 @@ from serving import EYES, FACTS, ask, post, serving
 from persona.data.align.spec import Crop
 from persona.gallery import Gallery
 from persona.gallery.store import StoredPhoto, Threshold, open_store
-from persona.gallery.unknown_faces import UnknownFaces
+from persona.gallery.unknown_faces import KeptFace, UnknownFaces
 
 HOUR = 3600.0
 
@@ -74,6 +77,32 @@ def test_proposed_enrolled_and_deleted(port: int, gallery: Gallery) -> None:
     assert gallery.unknown is not None and len(gallery.unknown.faces()) == 1
 
 
+def test_one_request_at_a_time_has_all_faces_in_memory(
+    gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert gallery.unknown is not None
+    faces, within, most = gallery.unknown.faces, list[int](), list[int]()
+
+    def slow() -> list[KeptFace]:
+        within.append(1)
+        most.append(len(within))
+        time.sleep(0.05)
+        found = faces()
+        within.pop()
+        return found
+
+    monkeypatch.setattr(gallery.unknown, "faces", slow)
+    with serving(gallery, workers=4) as port, ThreadPoolExecutor(4) as pool:
+        asked = [
+            pool.submit(ask, port, "/api/unknown"),
+            pool.submit(post, port, "/api/unknown/forget", ("person", "1")),
+            pool.submit(post, port, "/api/unknown/enroll", ("person", "2"), ("name", "Ada")),
+            pool.submit(post, port, "/api/forget", ("name", "Known")),
+        ]
+        assert [one.result().status for one in asked] == [200] * 4
+    assert len(most) >= 5 and set(most) == {1}
+
+
 @pytest.mark.parametrize(
     ("path", "fields", "problem"),
     [
@@ -93,6 +122,17 @@ def test_bad_requests_change_nothing(
     assert refused.status == 422 and problem in refused.error
     assert gallery.unknown is not None and len(gallery.unknown.faces()) == 5
     assert [person.name for person in gallery.people()] == ["Known"]
+
+
+def test_a_gallery_of_another_network_is_no_doubt(
+    port: int, gallery: Gallery, tmp_path: Path
+) -> None:
+    with open_store(tmp_path / "gallery.db") as other:
+        row = np.eye(FACTS.width, dtype=np.float32)[0]
+        other.replace(replace(FACTS, digest="newer"), {1: row})
+    refused = post(port, "/api/unknown/enroll", ("person", "2"), ("name", "Eve"))
+    assert refused.status == 409 and "doubt" not in refused.json
+    assert refused.error == "the gallery is another network's now: start persona serve anew"
 
 
 def test_without_the_option_there_is_no_such_path(gallery: Gallery) -> None:
