@@ -52,6 +52,8 @@ class TripletCard:
     """Digest of the raw index. Packing refuses another index."""
     indices_sha256: str
     version: int = VERSION
+    labels_sha256: str | None = None
+    """Digest of the classes and of each photo's identity. Older cards have None."""
 
 
 class _Drawn:
@@ -236,6 +238,7 @@ def make_triplets(
         photos=len(index.photos),
         index_sha256=source,
         indices_sha256=sha256_file(folder / INDICES),
+        labels_sha256=index.labels_digest,
     )
     write_json(folder / CARD, asdict(card))  # last: a folder without a card holds no set
     return card
@@ -322,9 +325,14 @@ def coverage(card: TripletCard, indices: npt.NDArray[np.int32], index: Index) ->
 
 
 def check_index(card: TripletCard, index: Index) -> None:
-    """Raises PersonaError if the raw photos differ from those that the set was drawn from."""
+    """Raises PersonaError if the raw photos or their identities are not those of the drawing."""
     if index.digest != card.index_sha256:
         raise PersonaError(
             f"{card.id} was drawn from {card.photos} photos of {card.dataset} ({card.split}); "
             f"the folder now lists {len(index.photos)} others: restore them or make a new set"
+        )
+    if card.labels_sha256 not in {None, index.labels_digest}:
+        raise PersonaError(
+            f"{card.id} was drawn from photos of {card.dataset} ({card.split}) that had other "
+            "identities: restore those or make a new set"
         )
