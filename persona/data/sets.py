@@ -166,7 +166,15 @@ class FaceSet:
         return PairTable(rows[:, 0], rows[:, 1] == 1, rows[:, 2], rows[:, 3])
 
     def metas(self) -> dict[int, dict[str, Any]]:
-        """Reads the metadata of each sample (identity, source and box), by its key."""
+        """Reads the metadata of each sample (identity, source and box), by its key.
+
+        Raises:
+            PersonaError: the set holds triplets, or a shard is damaged.
+        """
+        if self.manifest.kind != "photos":
+            raise PersonaError(
+                f"set {self.name} holds {self.manifest.kind}: choose a set of single photos"
+            )
         metas: dict[int, dict[str, Any]] = {}
         streams: dict[int, BinaryIO] = {}
         with contextlib.ExitStack() as stack:
@@ -391,10 +399,11 @@ def verify_set(faces: FaceSet, *, advance: Callable[[int], None] = lambda _: Non
     if is_remote(faces.folder):
         _fetch_all(faces, advance)
         return
-    drop_indexes(on_disk(faces.folder, "verifying"))
+    folder = on_disk(faces.folder, "verifying")
+    drop_indexes(folder)
     bad = []
-    for number, shard in enumerate(faces.manifest.shards):
-        path = shard_path(faces, number)
+    for shard in faces.manifest.shards:
+        path = folder / shard.name
         if not path.is_file():
             bad.append(f"{path} is missing")
         elif sha256_file(path) != shard.sha256:
@@ -402,7 +411,7 @@ def verify_set(faces: FaceSet, *, advance: Callable[[int], None] = lambda _: Non
         advance(1)
     known = faces.manifest.pairs_sha256
     if known is not None:
-        path = local_file(faces.folder, PAIRS, known)
+        path = folder / PAIRS
         if not path.is_file() or sha256_file(path) != known:
             bad.append(f"{path} is missing or does not match its checksum")
     if bad:

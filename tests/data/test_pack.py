@@ -523,6 +523,26 @@ def test_damage_is_found(train_set: Packed) -> None:
         open_set(name, folder.parent)
 
 
+def test_each_damaged_file_is_named(lfw_set: Packed) -> None:
+    faces = open_set("lfw", lfw_set.folder.parent)
+    for name in ("000000.tar", "000002.tar", "pairs.csv"):
+        data = (lfw_set.folder / name).read_bytes()
+        (lfw_set.folder / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(
+        PersonaError, match=r"000000\.tar does .*/000002\.tar does .*/pairs\.csv is"
+    ):
+        faces.verify()
+
+
+def test_triplets_have_no_metadata_of_single_photos(raw: Path, tmp_path: Path) -> None:
+    dataset = open_dataset("vggface2", raw, "test")
+    options = {"dataset": "vggface2", "split": "test", "shards": tmp_path}
+    card = make_triplets(dataset.index(), 5, seed=0, **options)  # type: ignore[arg-type]
+    faces = pack_triplets(dataset, card.id, tmp_path, NO_ALIGN).faces
+    with pytest.raises(PersonaError, match=f"set {card.id} holds triplets: choose"):
+        faces.metas()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
