@@ -252,9 +252,15 @@ def _npy_bytes(array: npt.NDArray[np.int32]) -> bytes:
     return buffer.getvalue()
 
 
-def list_triplets(shards: Path) -> list[TripletCard]:
-    """The cards of all triplet sets below `shards`, by ID."""
-    return [read_card(path.parent) for path in sorted(shards.glob(f"*/{CARD}"))]
+def list_triplets(shards: Path) -> tuple[list[TripletCard], list[str]]:
+    """The readable cards of triplet sets below `shards`, by ID, and the errors of the others."""
+    cards, wrong = [], []
+    for path in sorted(shards.glob(f"*/{CARD}")):
+        try:
+            cards.append(read_card(path.parent))
+        except PersonaError as error:
+            wrong.append(str(error))
+    return cards, wrong
 
 
 def read_card(folder: Path) -> TripletCard:
