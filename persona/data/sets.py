@@ -10,6 +10,7 @@ import difflib
 import io
 import json
 import shlex
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from persona.data.shards import (
     read_manifest,
 )
 from persona.data.storage import (
+    RemoteFolder,
     SetFolder,
     checked,
     drop_file,
@@ -422,10 +424,18 @@ def verify_set(faces: FaceSet, *, advance: Callable[[int], None] = lambda _: Non
 
 
 def _fetch_all(faces: FaceSet, advance: Callable[[int], None]) -> None:
-    """Downloads every file of a remote set, which checks its checksum."""
-    for number, shard in enumerate(faces.manifest.shards):
-        shard_path(faces, number)
-        drop_file(faces.folder, shard.name, shard.sha256)
-        advance(1)
-    if faces.manifest.pairs is not None:
-        faces.pairs()
+    """Downloads every file of a remote set, which checks its checksum.
+
+    Files of a cache are read, also those that were compared earlier in this run. One that does not
+    match is downloaded again.
+    """
+    assert isinstance(faces.folder, RemoteFolder)
+    drop_indexes(faces.folder.local)
+    with tempfile.TemporaryDirectory() as marks:
+        fresh = FaceSet(replace(faces.folder, marks=Path(marks)), faces.manifest)
+        for number, shard in enumerate(faces.manifest.shards):
+            shard_path(fresh, number)
+            drop_file(faces.folder, shard.name, shard.sha256)
+            advance(1)
+        if faces.manifest.pairs is not None:
+            fresh.pairs()
