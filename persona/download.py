@@ -261,13 +261,16 @@ class _Partial:
     def __init__(self, folder: Path, name: str) -> None:
         self.path = folder / f"{name}.partial"
         self.card = folder / f"{name}.json"
-        self.url = self.version = ""
+        self.version = ""
+        self.address = ""
+        """Hash of the URL that it came from. The query of a signed URL is a secret."""
         self.total = 0
         """Length of the whole file in bytes, as the server stated. 0 if it is not known."""
         if self.path.is_file() and self.card.is_file():
             with contextlib.suppress(ValueError, AttributeError):
                 known = json.loads(self.card.read_bytes())
-                self.url, self.version = str(known.get("url")), str(known.get("version") or "")
+                self.address = str(known.get("url_sha256"))
+                self.version = str(known.get("version") or "")
                 self.total = int(known.get("total") or 0)
 
     @property
@@ -278,8 +281,9 @@ class _Partial:
     def begin(self, url: str, version: str, total: int) -> None:
         """Deletes the partial file and starts anew with this version of the file."""
         self.path.unlink(missing_ok=True)
-        self.url, self.version, self.total = url, version, total
-        write_json(self.card, {"url": url, "version": version, "total": total})
+        self.address, self.version, self.total = _hash(url), version, total
+        card = {"url_sha256": self.address, "version": version, "total": total}
+        write_json(self.card, card)
 
     def clear(self) -> None:
         """Deletes the partial file and its card."""
@@ -364,7 +368,7 @@ def _ask(
         _CutError: If the data did not all come, or does not match.
     """
     start = partial.size
-    same = partial.url == url and partial.version
+    same = partial.address == _hash(url) and partial.version
     if start and not same and checksum is None:
         start = 0  # without a checksum, bytes of two different files could be joined unnoticed
     version = partial.version if same else ""
@@ -468,6 +472,10 @@ def _blocks(response: Any) -> Iterator[bytes]:
 def _reason(error: BaseException) -> str:
     reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
     return str(reason) or type(error).__name__
+
+
+def _hash(url: str) -> str:
+    return hashlib.sha256(url.encode()).hexdigest()
 
 
 def _shown(url: str) -> str:

@@ -89,7 +89,7 @@ def replacing(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
     try:
         opener = functools.partial(os.open, mode=mode)
         with placed(path), open(partial, "wb", opener=opener) as file:
-            _try_lock(file.fileno())
+            try_lock(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -108,7 +108,7 @@ def scratch_folder(parent: Path, label: str) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=f".{label}.", suffix=suffix, dir=parent))
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        _try_lock(opened)
+        try_lock(opened)
         yield folder
     finally:
         os.close(opened)
@@ -142,7 +142,7 @@ def _remove_if_dead(path: Path, process: int) -> None:
         opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             found = os.fstat(opened)
-            held = _try_lock(opened)
+            held = try_lock(opened)
             alive = _is_alive(process)
             if alive and held and time.time() - found.st_mtime > GAP_S:
                 alive = False  # another process has the same number by now
@@ -156,7 +156,7 @@ def _remove_if_dead(path: Path, process: int) -> None:
             os.close(opened)
 
 
-def _try_lock(opened: int) -> bool | None:
+def try_lock(opened: int) -> bool | None:
     """Locks a file until it is closed. False: another process holds it. None: locking fails."""
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -329,7 +329,8 @@ def folder_lock(folder: Path, *, doing: str, wait: bool = False) -> Iterator[IO[
     which is then created anew.
 
     Raises:
-        PersonaError: If another process holds the lock, without `wait`.
+        PersonaError: If another process holds the lock, without `wait`, or the file system has no
+            locks.
     """
     with contextlib.ExitStack() as stack:
         while True:
@@ -346,6 +347,11 @@ def folder_lock(folder: Path, *, doing: str, wait: bool = False) -> Iterator[IO[
                     f"another process is {doing} {folder}: wait for it to end, or choose another "
                     "folder"
                 ) from None
+            except OSError as error:  # without a lock, two processes would mix what they write
+                raise PersonaError(
+                    f"{folder} cannot be locked ({error.strerror}): choose a folder on a disk with "
+                    "file locks, or have its file system mounted with them"
+                ) from None
             if _is_at(file, folder / ".lock"):
                 break
             stack.close()  # the lock of a deleted file keeps nobody out
@@ -360,12 +366,12 @@ def _is_at(file: IO[bytes], path: Path) -> bool:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process holds the `folder_lock` of a folder."""
+    """Whether a process holds the `folder_lock` of a folder. Without file locks nobody does."""
     try:
         with (folder / ".lock").open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
     except BlockingIOError:
         return True
+    except OSError:
+        return False
     return False

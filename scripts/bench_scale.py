@@ -106,7 +106,7 @@ class Steps:
         """Of that set."""
         from persona.data.triplets import coverage, list_triplets, load_triplets
 
-        (card,) = list_triplets(self.place.shards)
+        ((card,), _) = list_triplets(self.place.shards)
         coverage(*load_triplets(card.id, self.place.shards), self.dataset.index())
 
     def shard(self) -> None:
@@ -120,7 +120,7 @@ class Steps:
         from persona.data.pack import pack_triplets
         from persona.data.triplets import list_triplets
 
-        (card,) = list_triplets(self.place.shards)
+        ((card,), _) = list_triplets(self.place.shards)
         pack_triplets(self.dataset, card.id, self.place.shards, self._options())
 
     def _options(self) -> Any:

@@ -265,6 +265,17 @@ def test_offline_says_what_to_do_and_hides_secrets(tmp_path: Path) -> None:
         assert "secret" not in str(error.value)
 
 
+def test_a_secret_query_is_not_kept(server: Server, tmp_path: Path) -> None:
+    server.url += "?signature=secret"
+    server.answers = [server.give(cut=300_000), status(500)]
+    with pytest.raises(PersonaError, match="HTTP 500"):
+        get(server, tmp_path / "f", checksum=None)
+    assert "secret" not in (tmp_path / ".download" / "f.json").read_text()
+    server.answers, server.asked = [server.give()], []
+    assert get(server, tmp_path / "f", checksum=None)[0] == BODY
+    assert server.asked == ["bytes=300000-"]  # it is still known to be the same URL
+
+
 def test_two_at_once_are_told_apart(server: Server, tmp_path: Path) -> None:
     with (
         folder_lock(tmp_path / ".download", doing="downloading into"),

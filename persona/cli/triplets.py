@@ -17,6 +17,7 @@ from persona.cli.output import (
     print_table,
     workspace,
 )
+from persona.errors import PersonaError
 
 app = Commands(help="Triplet sets: anchor, positive, negative.", no_args_is_help=True)
 
@@ -68,6 +69,7 @@ def list_(shards: ShardsOption = None, json: JsonFlag = False) -> None:
     from persona.data.triplets import list_triplets
 
     place = workspace(shards=shards).shards
+    cards, wrong = list_triplets(place)
     rows = [
         {
             "id": card.id,
@@ -77,18 +79,20 @@ def list_(shards: ShardsOption = None, json: JsonFlag = False) -> None:
             "seed": card.seed,
             "packed": (place / card.id / MANIFEST).is_file(),
         }
-        for card in list_triplets(place)
+        for card in cards
     ]
     if json:
         print_json(rows)
-        return
-    names = ("id", "dataset", "split", "triplets", "seed", "packed")
-    columns = [TableColumn(name, right=name in {"triplets", "seed"}) for name in names]
-    print_table(
-        columns,
-        [[*(row[n] for n in names[:-1]), "yes" if row["packed"] else "no"] for row in rows],
-        empty="no triplet set: `persona triplets make NUMBER DATASET` draws one",
-    )
+    else:
+        names = ("id", "dataset", "split", "triplets", "seed", "packed")
+        columns = [TableColumn(name, right=name in {"triplets", "seed"}) for name in names]
+        print_table(
+            columns,
+            [[*(row[n] for n in names[:-1]), "yes" if row["packed"] else "no"] for row in rows],
+            empty="no triplet set: `persona triplets make NUMBER DATASET` draws one",
+        )
+    if wrong:
+        raise PersonaError("; ".join(wrong))
 
 
 @app.command("coverage")

@@ -258,6 +258,18 @@ def read_plan(folder: Path) -> Plan:
     return plan
 
 
+def differing(earlier: Plan, plan: Plan) -> str:
+    """The names of the settings in which two plans differ. It is empty if they are of one set.
+
+    The plan of a set with identities did not always have their digest. Without it they may be any.
+    """
+    names = {name for name in earlier | plan if earlier.get(name, "") != plan.get(name, "")}
+    known = [each["identities"] for each in (earlier, plan) if "identities" in each]
+    if len(known) == 1 and known != [None]:  # None means that the set has none
+        names.discard("identities")
+    return ", ".join(sorted(names))
+
+
 def _journal_of(partial: Path) -> Path:
     return partial.with_name(f".{partial.name.removesuffix('.partial')}.jsonl")
 

@@ -40,6 +40,7 @@ from persona.data.journal import (
     Plan,
     Record,
     clear_journals,
+    differing,
     iter_records,
     read_plan,
     read_record,
@@ -288,7 +289,7 @@ def plan_photos(
             "selection": hashlib.sha256(places.tobytes()).hexdigest(),
             "annotations": annotated,
             "version": VERSION,
-            **({} if index.classes else {"identities": None}),
+            "identities": index.labels_digest if index.classes else None,
         },
         draft=Manifest(
             name=folder.name,
@@ -430,6 +431,7 @@ def plan_triplets(
             "photos": card.index_sha256,
             "triplets": card.indices_sha256,
             "version": VERSION,
+            "identities": index.labels_digest,
         },
         draft=Manifest(
             name=folder.name,
@@ -457,14 +459,17 @@ def _packed_split(
 ) -> Packed | None:
     """The split's own packed set, if it exists and has these crops."""
     folder = shards / dataset.set_name
-    plan = folder / PLAN
-    if not ((folder / MANIFEST).is_file() and plan.is_file()):
+    if not ((folder / MANIFEST).is_file() and (folder / PLAN).is_file()):
         return None
-    earlier = read_json(plan, what="packing plan")
-    if (earlier.get("photos"), earlier.get("boxes")) != (index.digest, boxes_digest):
+    earlier = read_plan(folder)
+    labels = earlier.get("identities", index.labels_digest)  # older plans do not have them
+    found = (earlier.get("photos"), earlier.get("boxes"), labels)
+    if found != (index.digest, boxes_digest, index.labels_digest):
         return None
     manifest = open_set(dataset.set_name, shards).manifest
-    return Packed(folder, manifest, fresh=False) if manifest.align == align else None
+    if (manifest.align, manifest.classes) != (align, index.classes):
+        return None
+    return Packed(folder, manifest, fresh=False)
 
 
 # --- 2. make ---------------------------------------------------------------------------------
@@ -680,9 +685,10 @@ def pack_set(packing: Packing, options: PackOptions) -> Packed:
         alone = options.engine == "local"
         if finished is not None:
             _restore(packing, options, finished, alone=alone)
-            return Packed(folder, finished, fresh=False)
-        _run(packing, options, range(packing.num_shards), alone=alone)
-        packed = merge_set(folder, may_be_empty=packing.may_be_empty)
+            packed = Packed(folder, finished, fresh=False)
+        else:
+            _run(packing, options, range(packing.num_shards), alone=alone)
+            packed = merge_set(folder, may_be_empty=packing.may_be_empty)
     shutil.rmtree(folder / CROPS, ignore_errors=True)
     return packed
 
@@ -709,19 +715,17 @@ def _claim(packing: Packing, share: Share | None) -> Manifest | None:
     # Listed before the plan is read, because another task may write the plan in between.
     others = sorted(path.name for path in (*folder.glob("[0-9]*.tar"), *folder.glob(PAIRS)))
     if (folder / PLAN).is_file():
-        differing = _differing(read_plan(folder), plan)
-        if differing:
-            raise PersonaError(
-                f"{folder} holds a set that differs in {differing}: "
-                "remove that folder or name another one with --out"
-            )
+        earlier = read_plan(folder)
+        differs = differing(earlier, plan)
+        if not differs and "identities" not in earlier:  # the list of them is known at least
+            known = _classes_in(folder)
+            differs = "" if known in {None, packing.draft.classes} else "identities"
+        if differs:
+            raise _other_set(folder, differs)
         if (folder / MANIFEST).is_file():
             finished = read_manifest(folder)
             if finished.pairs_sha256 != packing.draft.pairs_sha256:
-                raise PersonaError(
-                    f"{folder} holds a set that differs in its verification pairs: "
-                    "remove that folder or name another one with --out"
-                )
+                raise _other_set(folder, "its verification pairs")
             return finished
     elif (folder / MANIFEST).is_file():
         raise PersonaError(
@@ -743,6 +747,27 @@ def _claim(packing: Packing, share: Share | None) -> Manifest | None:
         write_atomically(folder / PAIRS, packing.pairs)
     write_json(folder / DRAFT, draft)
     return None
+
+
+def _other_set(folder: Path, differs: str) -> PersonaError:
+    return PersonaError(
+        f"{folder} holds a set that differs in {differs}: "
+        "remove that folder or name another one with --out"
+    )
+
+
+def _classes_in(folder: Path) -> tuple[str, ...] | None:
+    """The identities of a set, finished or not. None if it was killed before it named them."""
+    if (folder / MANIFEST).is_file():
+        return read_manifest(folder).classes
+    return _read_draft(folder)[0].classes if (folder / DRAFT).is_file() else None
+
+
+def _read_draft(folder: Path) -> tuple[Manifest, int, int | None]:
+    """The manifest of an unfinished set without its shards, their number, and that of the tasks."""
+    draft = read_json(folder / DRAFT, what="unfinished set", limit=LARGEST_LIST)
+    manifest = parse_manifest(draft["manifest"], folder / DRAFT)
+    return manifest, draft["shards"], draft["tasks"]
 
 
 def _restore(packing: Packing, options: PackOptions, manifest: Manifest, *, alone: bool) -> None:
@@ -784,12 +809,6 @@ def _size(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-def _differing(earlier: Plan, plan: Plan) -> str:
-    """The names of the settings in which two plans differ."""
-    names = earlier.keys() | plan.keys()
-    return ", ".join(sorted(name for name in names if earlier.get(name, "") != plan.get(name, "")))
-
-
 def _run(packing: Packing, options: PackOptions, mine: Sequence[int], *, alone: bool) -> None:
     """Runs every shard of `mine` that does not exist yet.
 
@@ -802,7 +821,7 @@ def _run(packing: Packing, options: PackOptions, mine: Sequence[int], *, alone: 
         start, stop = packing.bounds(number)
         total += stop - start
         record = read_record(packing.folder, number)
-        if record is not None and record.plan == packing.plan:
+        if record is not None and not differing(record.plan, packing.plan):
             done += stop - start
             skipped += len(record.skipped) + len(record.shard.no_face)
         else:
@@ -852,9 +871,8 @@ def merge_set(folder: Path, *, may_be_empty: bool = False) -> Packed:
     """
     if (folder / MANIFEST).is_file():
         return Packed(folder, read_manifest(folder), fresh=False)
-    draft = read_json(folder / DRAFT, what="unfinished set", limit=LARGEST_LIST)
-    manifest = parse_manifest(draft["manifest"], folder / DRAFT)
-    shards = _whole(folder, read_plan(folder), draft["shards"], draft["tasks"])
+    manifest, num_shards, tasks = _read_draft(folder)
+    shards = _whole(folder, read_plan(folder), num_shards, tasks)
     samples = sum(record.shard.samples for record in shards)
     skipped = [photo for record in shards for photo in record.skipped]
     if not samples and not may_be_empty:
@@ -907,9 +925,9 @@ def _whole(folder: Path, plan: Plan, num_shards: int, tasks: int | None) -> list
     for number, record in iter_records(folder, num_shards):
         if record is None:
             missing.append(number)
-        elif differing := _differing(record.plan, plan):
+        elif differs := differing(record.plan, plan):
             raise PersonaError(
-                f"{folder / shard_name(number)} differs from the set in {differing}: "
+                f"{folder / shard_name(number)} differs from the set in {differs}: "
                 f"remove it and run {_command([number], tasks)} again"
             )
         else:

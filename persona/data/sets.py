@@ -10,6 +10,7 @@ import difflib
 import io
 import json
 import shlex
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from persona.data.shards import (
     read_manifest,
 )
 from persona.data.storage import (
+    RemoteFolder,
     SetFolder,
     checked,
     drop_file,
@@ -166,7 +168,15 @@ class FaceSet:
         return PairTable(rows[:, 0], rows[:, 1] == 1, rows[:, 2], rows[:, 3])
 
     def metas(self) -> dict[int, dict[str, Any]]:
-        """Reads the metadata of each sample (identity, source and box), by its key."""
+        """Reads the metadata of each sample (identity, source and box), by its key.
+
+        Raises:
+            PersonaError: the set holds triplets, or a shard is damaged.
+        """
+        if self.manifest.kind != "photos":
+            raise PersonaError(
+                f"set {self.name} holds {self.manifest.kind}: choose a set of single photos"
+            )
         metas: dict[int, dict[str, Any]] = {}
         streams: dict[int, BinaryIO] = {}
         with contextlib.ExitStack() as stack:
@@ -391,10 +401,11 @@ def verify_set(faces: FaceSet, *, advance: Callable[[int], None] = lambda _: Non
     if is_remote(faces.folder):
         _fetch_all(faces, advance)
         return
-    drop_indexes(on_disk(faces.folder, "verifying"))
+    folder = on_disk(faces.folder, "verifying")
+    drop_indexes(folder)
     bad = []
-    for number, shard in enumerate(faces.manifest.shards):
-        path = shard_path(faces, number)
+    for shard in faces.manifest.shards:
+        path = folder / shard.name
         if not path.is_file():
             bad.append(f"{path} is missing")
         elif sha256_file(path) != shard.sha256:
@@ -402,7 +413,7 @@ def verify_set(faces: FaceSet, *, advance: Callable[[int], None] = lambda _: Non
         advance(1)
     known = faces.manifest.pairs_sha256
     if known is not None:
-        path = local_file(faces.folder, PAIRS, known)
+        path = folder / PAIRS
         if not path.is_file() or sha256_file(path) != known:
             bad.append(f"{path} is missing or does not match its checksum")
     if bad:
@@ -413,10 +424,18 @@ def verify_set(faces: FaceSet, *, advance: Callable[[int], None] = lambda _: Non
 
 
 def _fetch_all(faces: FaceSet, advance: Callable[[int], None]) -> None:
-    """Downloads every file of a remote set, which checks its checksum."""
-    for number, shard in enumerate(faces.manifest.shards):
-        shard_path(faces, number)
-        drop_file(faces.folder, shard.name, shard.sha256)
-        advance(1)
-    if faces.manifest.pairs is not None:
-        faces.pairs()
+    """Downloads every file of a remote set, which checks its checksum.
+
+    Files of a cache are read, also those that were compared earlier in this run. One that does not
+    match is downloaded again.
+    """
+    assert isinstance(faces.folder, RemoteFolder)
+    drop_indexes(faces.folder.local)
+    with tempfile.TemporaryDirectory() as marks:
+        fresh = FaceSet(replace(faces.folder, marks=Path(marks)), faces.manifest)
+        for number, shard in enumerate(faces.manifest.shards):
+            shard_path(fresh, number)
+            drop_file(faces.folder, shard.name, shard.sha256)
+            advance(1)
+        if faces.manifest.pairs is not None:
+            fresh.pairs()

@@ -4,14 +4,16 @@
 
 A remote file is downloaded whole on demand, under a lock that workers and ranks share. An
 interrupted download continues at the byte where it stopped. The file gets its name only once it
-matches its checksum. With a cache folder it is kept there. Without one it lies in a temporary
-folder and is deleted when the stream has read it. Credentials come from ~/.netrc (for https, or
+matches its checksum. With a cache folder it is kept there, and downloaded again if it does not
+match any more. Without one it lies in a temporary folder and is deleted when the stream has read
+it. Credentials come from ~/.netrc (for https, or
 this machine), or from where the tools of AWS and Google keep them. A URL with credentials is
 refused, because URLs are printed.
 
-A local file is compared with its checksum before its first use in a run, because a flipped bit
-seldom breaks a JPEG: it changes pixels. The first process to come reads the file and other workers
-wait. A mark in a temporary folder, named by size, time and inode, tells all of them the result.
+A local file, or one in a cache, is compared with its checksum before its first use in a run,
+because a flipped bit seldom breaks a JPEG: it changes pixels. The first process to come reads the
+file and other workers wait. A mark in a temporary folder, named by size, time and inode, tells all
+of them the result.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from urllib.parse import quote, urlsplit
 from persona.download import open_url, read_blocks
 from persona.errors import PersonaError
 from persona.extras import missing
-from persona.files import LARGEST_LIST, sha256_file, write_atomically
+from persona.files import LARGEST_LIST, sha256_file, try_lock, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +81,8 @@ class RemoteFolder:
     local: Path
     keep: bool
     """Whether files stay in `local` after they were read."""
+    marks: Path
+    """Folder of the marks of checked files, as of a CheckedFolder. Only kept files are checked."""
 
     def __str__(self) -> str:
         return self.url
@@ -153,9 +157,11 @@ def open_remote(url: str, cache: Path | None) -> RemoteFolder:
         raise PersonaError(f"{url} names no folder: give the URL under which manifest.json lies")
     place = parts.geturl()
     if cache is None:
-        return RemoteFolder(place, _temporary_folder(), keep=False)
+        local = _temporary_folder()
+        return RemoteFolder(place, local, keep=False, marks=local)
     digest = hashlib.sha256(place.encode()).hexdigest()[:12]
-    return RemoteFolder(place, cache / f"{place.rpartition('/')[2]}-{digest}", keep=True)
+    local = cache / f"{place.rpartition('/')[2]}-{digest}"
+    return RemoteFolder(place, local, keep=True, marks=_marks())
 
 
 def checked(folder: Path) -> CheckedFolder:
@@ -176,8 +182,9 @@ def _temporary_folder() -> Path:
     """
     _remove_abandoned(Path(tempfile.gettempdir()))
     owner = os.getpid()
-    while _hold(folder := Path(tempfile.mkdtemp(prefix=TEMPORARY))) is None:
-        pass  # another process deleted it as abandoned before it was locked
+    # Another process may delete it as abandoned before it is locked.
+    while _hold(folder := Path(tempfile.mkdtemp(prefix=TEMPORARY)), surely=False) is None:
+        pass
 
     def remove() -> None:
         if os.getpid() == owner:
@@ -187,20 +194,21 @@ def _temporary_folder() -> Path:
     return folder
 
 
-def _hold(folder: Path) -> int | None:
+def _hold(folder: Path, *, surely: bool) -> int | None:
     """Locks a folder until this process and all that it forks end.
+
+    Unless `surely`, it is also held where the file system has no locks: nobody then deletes it.
 
     Returns:
         The handle, or None if the folder is gone or another process holds it.
     """
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
+    except FileNotFoundError:
         return None
-    with contextlib.suppress(OSError):
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if folder.is_dir():
-            return handle
+    locked = try_lock(handle)
+    if (locked or (locked is None and not surely)) and folder.is_dir():
+        return handle
     os.close(handle)
     return None
 
@@ -209,7 +217,8 @@ def _remove_abandoned(place: Path) -> None:
     """Deletes temporary folders below `place` that this user's ended processes left behind."""
     for folder in place.glob(f"{TEMPORARY}*"):
         with contextlib.suppress(OSError):
-            if folder.lstat().st_uid == os.geteuid() and (handle := _hold(folder)) is not None:
+            mine = folder.lstat().st_uid == os.geteuid()
+            if mine and (handle := _hold(folder, surely=True)) is not None:
                 shutil.rmtree(folder, ignore_errors=True)
                 os.close(handle)
 
@@ -270,8 +279,10 @@ def local_file(folder: SetFolder, name: str, sha256: str, size: int | None = Non
     if isinstance(folder, Path):
         return folder / name
     path = _place(folder, name, sha256)
-    if path.is_file():
+    if _is_here(folder, path, sha256):
         return path
+    if path.is_file():
+        log.warning("%s does not match its checksum: downloading it again", path)
     with _writing(folder):
         path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
@@ -280,8 +291,8 @@ def local_file(folder: SetFolder, name: str, sha256: str, size: int | None = Non
         with contextlib.ExitStack() as stack:
             with _writing(folder):
                 file = stack.enter_context(partial.open("ab", buffering=0))
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if path.is_file():
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if _is_here(folder, path, sha256):
                 return path
             if not _is_still(file, partial):  # its last holder deleted or renamed it
                 continue
@@ -293,6 +304,8 @@ def local_file(folder: SetFolder, name: str, sha256: str, size: int | None = Non
                 os.fsync(file.fileno())
             if sha256_file(partial) == sha256:
                 partial.replace(path)
+                if folder.keep:
+                    _mark_as_sound(_mark_of(path.stat(), sha256, folder.marks))
                 return path
             partial.unlink()
             if began_anew:
@@ -305,29 +318,54 @@ def local_file(folder: SetFolder, name: str, sha256: str, size: int | None = Non
 def _check(folder: CheckedFolder, name: str, sha256: str) -> Path:
     """The path of a local file, after comparing its checksum. A missing file is not an error."""
     path = folder.path / name
-    try:
-        file = path.open("rb", buffering=0)
-    except FileNotFoundError:
-        return path  # the reader of the file reports that it is missing
-    with file:
-        now = os.fstat(file.fileno())
-        told = f"{now.st_dev} {now.st_ino} {now.st_size} {now.st_mtime_ns} {sha256}"
-        mark = folder.marks / hashlib.sha256(told.encode()).hexdigest()
-        if mark.exists():
-            return path
-        # Some network file systems cannot lock.
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if mark.exists():
-            return path
-        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+    # The reader of a file reports that it is missing.
+    with contextlib.suppress(FileNotFoundError):
+        if not _is_sound(path, sha256, folder.marks):
             raise PersonaError(
                 f"{path} does not match its checksum: restore it (`persona shards verify` names "
                 "all such files), or remove it and run again what made it"
             )
-        with contextlib.suppress(OSError):  # if the disk is full, it is checked again next time
-            mark.touch()
     return path
+
+
+def _is_here(folder: RemoteFolder, path: Path, sha256: str) -> bool:
+    """Whether a remote file is on this machine. Those of a cache are compared with checksums."""
+    try:
+        return _is_sound(path, sha256, folder.marks) if folder.keep else path.is_file()
+    except FileNotFoundError:
+        return False
+
+
+def _is_sound(path: Path, sha256: str, marks: Path) -> bool:
+    """Whether a file matches its checksum. It is read once in a run.
+
+    Raises:
+        FileNotFoundError: If it is missing.
+    """
+    with path.open("rb", buffering=0) as file:
+        mark = _mark_of(os.fstat(file.fileno()), sha256, marks)
+        if mark.exists():
+            return True
+        # Some network file systems cannot lock.
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if mark.exists():
+            return True
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            return False
+        _mark_as_sound(mark)
+    return True
+
+
+def _mark_of(now: os.stat_result, sha256: str, marks: Path) -> Path:
+    """The mark that says that a file of this state matches its checksum."""
+    told = f"{now.st_dev} {now.st_ino} {now.st_size} {now.st_mtime_ns} {sha256}"
+    return marks / hashlib.sha256(told.encode()).hexdigest()
+
+
+def _mark_as_sound(mark: Path) -> None:
+    with contextlib.suppress(OSError):  # if the disk is full, it is checked again next time
+        mark.touch()
 
 
 def _append(file: RawIOBase, data: bytes) -> None:

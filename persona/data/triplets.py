@@ -52,6 +52,8 @@ class TripletCard:
     """Digest of the raw index. Packing refuses another index."""
     indices_sha256: str
     version: int = VERSION
+    labels_sha256: str | None = None
+    """Digest of the classes and of each photo's identity. Older cards have None."""
 
 
 class _Drawn:
@@ -236,6 +238,7 @@ def make_triplets(
         photos=len(index.photos),
         index_sha256=source,
         indices_sha256=sha256_file(folder / INDICES),
+        labels_sha256=index.labels_digest,
     )
     write_json(folder / CARD, asdict(card))  # last: a folder without a card holds no set
     return card
@@ -249,9 +252,15 @@ def _npy_bytes(array: npt.NDArray[np.int32]) -> bytes:
     return buffer.getvalue()
 
 
-def list_triplets(shards: Path) -> list[TripletCard]:
-    """The cards of all triplet sets below `shards`, by ID."""
-    return [read_card(path.parent) for path in sorted(shards.glob(f"*/{CARD}"))]
+def list_triplets(shards: Path) -> tuple[list[TripletCard], list[str]]:
+    """The readable cards of triplet sets below `shards`, by ID, and the errors of the others."""
+    cards, wrong = [], []
+    for path in sorted(shards.glob(f"*/{CARD}")):
+        try:
+            cards.append(read_card(path.parent))
+        except PersonaError as error:
+            wrong.append(str(error))
+    return cards, wrong
 
 
 def read_card(folder: Path) -> TripletCard:
@@ -322,9 +331,14 @@ def coverage(card: TripletCard, indices: npt.NDArray[np.int32], index: Index) ->
 
 
 def check_index(card: TripletCard, index: Index) -> None:
-    """Raises PersonaError if the raw photos differ from those that the set was drawn from."""
+    """Raises PersonaError if the raw photos or their identities are not those of the drawing."""
     if index.digest != card.index_sha256:
         raise PersonaError(
             f"{card.id} was drawn from {card.photos} photos of {card.dataset} ({card.split}); "
             f"the folder now lists {len(index.photos)} others: restore them or make a new set"
+        )
+    if card.labels_sha256 not in {None, index.labels_digest}:
+        raise PersonaError(
+            f"{card.id} was drawn from photos of {card.dataset} ({card.split}) that had other "
+            "identities: restore those or make a new set"
         )

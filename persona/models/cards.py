@@ -36,6 +36,10 @@ log = logging.getLogger(__name__)
 
 CARD = "card.json"
 CLASSES = "classes.txt"
+"""File of the class list, unless `OTHER_CLASSES` is there."""
+OTHER_CLASSES = re.compile(r"classes-[0-9a-f]{12}\.txt")
+"""Pattern of its name, by its digest, if the model replaced one with another list: until the card
+is replaced, the list of the old card must stay."""
 VERSION = 2
 ZOO = Path(__file__).parents[1] / "zoo"
 """Folder of the models that are shipped with Persona."""
@@ -50,6 +54,8 @@ SIDES_PX = range(16, 1025)
 """Accepted sides of the crops, in px."""
 DEEPEST = 12
 """Most levels of nesting in a card's values."""
+BY_FAR = ("threshold_at_far", "tar_at_far")
+"""The tables of `scores` whose keys are false accept rates."""
 LARGEST_COSINE = 1.001
 """Largest size of a cosine threshold. Rounding, and a threshold just above all pairs, exceed 1."""
 
@@ -365,6 +371,9 @@ def _wrong_values_of(card: Card) -> str | None:
     # NaN and infinity are no JSON, and larger integers cannot be shown or compared as floats.
     if not all(map(_is_finite, _numbers_in(values))):
         return "values hold a number that is not finite, or over 1e308"
+    rates = [rate for name in BY_FAR for rate in card.scores.get(name) or {}]
+    if not all(map(_is_rate, rates)):
+        return "scores hold a FAR that is no rate above 0 and up to 1"
     thresholds = (card.scores.get("threshold_at_far") or {}).values()
     if any(value is not None and abs(value) > LARGEST_COSINE for value in thresholds):
         return "thresholds are no cosines"
@@ -373,7 +382,7 @@ def _wrong_values_of(card: Card) -> str | None:
 
 def _hold_numbers(scores: dict[str, Any]) -> bool:
     """Whether the figures that are shown of an evaluation are numbers."""
-    tables = [scores.get(name) or {} for name in ("threshold_at_far", "tar_at_far", "intervals")]
+    tables = [scores.get(name) or {} for name in (*BY_FAR, "intervals")]
     groups = scores.get("groups") or {}
     if not all(isinstance(table, dict) for table in (*tables, groups)):
         return False
@@ -390,6 +399,13 @@ def _hold_numbers(scores: dict[str, Any]) -> bool:
     return all(isinstance(number, int | float | None) for number in numbers) and all(
         isinstance(number, int | float) for number in known
     )
+
+
+def _is_rate(text: Any) -> bool:
+    try:
+        return 0 < float(text) <= 1
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def _is_deeper(value: Any, limit: int) -> bool:
@@ -555,6 +571,22 @@ def mode_of_weights(classes: Sized) -> int:
     return PRIVATE if classes else 0o666
 
 
+def other_classes(digest: str) -> str:
+    """Name of the file of a class list of that digest, beside the list of another card."""
+    return f"classes-{digest[:12]}.txt"
+
+
+def is_class_list(name: str) -> bool:
+    """Whether a file of a model's folder holds its class list, by its name."""
+    return name == CLASSES or OTHER_CLASSES.fullmatch(name) is not None
+
+
+def classes_path(card: Card, folder: Path) -> Path:
+    """The file of the class list of a model in `folder`, which may not be there."""
+    name = other_classes(card.classes_sha256)
+    return folder / (name if is_class_list(name) and (folder / name).is_file() else CLASSES)
+
+
 def read_classes(card: Card, models: Path) -> tuple[str, ...]:
     """Reads the identities of a model's logits, in order. A shipped model has none.
 
@@ -563,7 +595,7 @@ def read_classes(card: Card, models: Path) -> tuple[str, ...]:
     """
     if is_of_zoo(card.id, models):
         return ()
-    path = models / card.id / CLASSES
+    path = classes_path(card, models / card.id)
     if not path.is_file():
         raise PersonaError(f"model {card.id} has no class list at {path}")
     return decode_classes(path.read_bytes(), card, path)

@@ -19,8 +19,10 @@ from persona.models.cards import (
     WEIGHTS,
     Card,
     check_own_model,
+    classes_path,
     decode_classes,
     find_own_model,
+    is_class_list,
     list_models,
     mode_of_weights,
     read_card,
@@ -52,7 +54,7 @@ def check_name(name: str, models: Path) -> None:
 def _is_rest(folder: Path) -> bool:
     """Whether a folder holds only the remains of an incomplete model, without a card."""
     return folder.is_dir() and all(
-        path.name == CLASSES or WEIGHTS.fullmatch(path.name) or path.name.endswith(".partial")
+        is_class_list(path.name) or WEIGHTS.fullmatch(path.name) or path.name.endswith(".partial")
         for path in folder.iterdir()
     )
 
@@ -64,15 +66,16 @@ def copy_model(card: Card, source: Path, name: str, models: Path) -> Card:
         PersonaError: the name cannot be used, or the files do not match the card.
     """
     check_name(name, models)
-    for file in (card.weights, CLASSES):
-        if not (source / file).is_file():
-            raise PersonaError(f"{source} has no {file}, which its card names")
+    listed = classes_path(card, source)
+    for file in (source / card.weights, listed):
+        if not file.is_file():
+            raise PersonaError(f"{source} has no {file.name}, which its card names")
     if sha256_file(source / card.weights) != card.weights_sha256:
         raise PersonaError(
             f"{source / card.weights} does not match the checksum in its card: restore it"
         )
-    classes = (source / CLASSES).read_bytes()
-    decode_classes(classes, card, source / CLASSES)
+    classes = listed.read_bytes()
+    decode_classes(classes, card, listed)
     weights = (source / card.weights).read_bytes()
     with scratch_folder(models, name) as scratch:
         mode = mode_of_weights(classes.splitlines())

@@ -15,6 +15,7 @@ Shapes: B batch, C channel, H W pixels, E embedding.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import math
@@ -43,7 +44,7 @@ SETTINGS_KEY = "persona.settings"
 LAYOUTS = ("nchw", "nhwc-uint8")
 ON_CPU = ("CPUExecutionProvider",)
 FREE_SIDE_PX = 160
-"""Side of the faces in a benchmark of a file that takes any size, in px."""
+"""Side of the faces in a benchmark of a file that takes any size and has no settings, in px."""
 PART, MANY = 4, 8
 """Photos that a lane takes at once if the file has no fixed batch, and the fewest photos per lane
 for which lanes are used."""
@@ -382,26 +383,42 @@ class OnnxRunner:
         """Loads the file and runs it once. It needs no settings.
 
         Raises:
-            PersonaError: the file is no ONNX, or its input is not one image.
+            PersonaError: the file is no ONNX, its input is not one image, or it does not run.
         """
+        self.path = path
         self._session = open_onnx(path, threads, ON_CPU)
-        (given, *others) = self._session.get_inputs()
-        if others or len(given.shape) != 4:
+        given = self._session.get_inputs()
+        if len(given) != 1 or len(given[0].shape) != 4:
             raise PersonaError(f"{path} is no face network: one input of four axes is wanted")
-        self._given = given
+        (self._given,) = given
+        empty = any(isinstance(n, int) and n < 1 for n in self._given.shape)
+        if self._given.type not in _TYPES or empty:
+            raise PersonaError(
+                f"{path} is no face network: its input is {self._given.type} of shape "
+                f"{self._given.shape}"
+            )
+        self._free_side_px = FREE_SIDE_PX
+        with contextlib.suppress(PersonaError):  # as of a file without settings
+            self._free_side_px = parse_settings(*find_settings(path)).input_size
         within_limit(f"{path}: a run", self.on(1))
 
     def on(self, count: int) -> Callable[[], object]:
         """Returns a function that embeds `count` faces, rounded up to whole batches."""
         # Files that take photos of any size have no sides of their own.
-        shape = [n if isinstance(n, int) else FREE_SIDE_PX for n in self._given.shape[1:]]
+        shape = [n if isinstance(n, int) else self._free_side_px for n in self._given.shape[1:]]
         size = self._given.shape[0] if isinstance(self._given.shape[0], int) else count
         images = np.random.default_rng(0).random((size, *shape), np.float32)
-        images = images.astype(_TYPES.get(self._given.type, np.float32))
+        images = images.astype(_TYPES[self._given.type])
 
         def run() -> object:
-            for _ in range(-(-count // size)):
-                self._session.run(None, {self._given.name: images})
+            try:
+                for _ in range(-(-count // size)):
+                    self._session.run(None, {self._given.name: images})
+            except Exception as error:  # onnxruntime has an error class for each status
+                raise PersonaError(
+                    f"{self.path} failed on faces of shape {images.shape} ({reason(error)}): "
+                    f"name the size that it takes in {self.path.with_suffix('.yaml')}"
+                ) from None
             return None
 
         return run

@@ -25,7 +25,9 @@ from persona.models.cards import (
     Card,
     classes_digest,
     encode_classes,
+    is_class_list,
     mode_of_weights,
+    other_classes,
     weights_path,
 )
 from persona.models.output import EMBEDDING_SIZE, ClassifierHead
@@ -60,7 +62,10 @@ def save_model(
     digest = hashlib.sha256(data).hexdigest()
     weights = f"weights-{digest[:12]}.safetensors"
     write_atomically(folder / weights, data, mode_of_weights(classes))
-    write_atomically(folder / CLASSES, encode_classes(classes), PRIVATE)
+    names, listed = encode_classes(classes), CLASSES
+    if (folder / CLASSES).is_file() and (folder / CLASSES).read_bytes() != names:
+        listed = other_classes(classes_digest(classes))  # the old card still needs its own
+    write_atomically(folder / listed, names, PRIVATE)
     card = Card(
         id=model_id,
         architecture=student.config.architecture,
@@ -77,8 +82,9 @@ def save_model(
         **facts,
     )
     write_json(folder / CARD, asdict(card))
-    for other in folder.glob("weights-*.safetensors"):
-        if other.name != weights:
+    lists = (path for path in folder.glob("classes*.txt") if is_class_list(path.name))
+    for other in (*folder.glob("weights-*.safetensors"), *lists):
+        if other.name not in {weights, listed}:
             other.unlink()
     return card
 

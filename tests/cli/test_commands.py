@@ -372,6 +372,16 @@ def test_a_damaged_set_does_not_hide_the_others(home: Path, tmp_path: Path) -> N
     assert "manifest.json is no manifest" in done.stderr
 
 
+def test_a_damaged_triplet_card_does_not_hide_the_others(home: Path, tmp_path: Path) -> None:
+    made = ("triplets", "make", "5", "lfw", "--shards", str(tmp_path / "shards"))
+    card = persona_here(*made, home=home)
+    (tmp_path / "shards" / "bad").mkdir()
+    (tmp_path / "shards" / "bad" / "triplets.json").write_text("{")
+    done = run("persona", "triplets", "list", "--json", home=tmp_path, fails=True)
+    assert [row["id"] for row in json.loads(done.stdout)] == [card["id"]]
+    assert "bad/triplets.json is not valid JSON" in done.stderr
+
+
 def test_a_set_is_called_as_its_folder(home: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     out = f"{tmp_path}/mine/../mine/."

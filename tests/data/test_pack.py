@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -22,7 +23,7 @@ from PIL import Image
 from persona.cli.errors import explain
 from persona.data import journal, pack
 from persona.data.align import AlignSpec
-from persona.data.journal import Chunk, ShardWriter
+from persona.data.journal import PLAN, Chunk, ShardWriter
 from persona.data.pack import (
     Packed,
     PackOptions,
@@ -32,7 +33,7 @@ from persona.data.pack import (
     plan_photos,
 )
 from persona.data.raw import base, open_dataset
-from persona.data.raw.base import Photo
+from persona.data.raw.base import Photo, RawDataset
 from persona.data.raw.lfw import LFW
 from persona.data.sets import FaceSet, open_set, shard_path, verify_set
 from persona.data.shards import Mended, read_manifest, tar_sample, write_manifest
@@ -92,6 +93,66 @@ def test_packed_again_it_says_so_and_changes_nothing(raw: Path, tmp_path: Path) 
     assert contents(again.folder) == before
     with pytest.raises(PersonaError, match=r"differs in alignment: .*--out"):
         pack_photos(dataset, tmp_path / "s", replace(NO_ALIGN, align=AlignSpec("none", 64, 0)))
+
+
+def listed(folder: Path, names: str) -> RawDataset:
+    """A list of a photo for each letter, which is its identity."""
+    for number in range(len(names)):
+        (folder / f"{number}.jpg").write_bytes(jpeg(number))
+    rows = (f"{number}.jpg,{name}" for number, name in enumerate(names))
+    (folder / "list.csv").write_text("\n".join(["photo,identity", *rows]))
+    return open_dataset(f"list:{folder / 'list.csv'}", folder)
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_with_corrected_identities_it_is_another_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    folder = tmp_path / "s"
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        if killed:
+            patch.setattr(pack, "merge_set", stopped)
+        pack_photos(listed(tmp_path, "aabb"), folder, NO_ALIGN)
+    for names in ("abab", "aabc"):
+        with pytest.raises(PersonaError, match=r"differs in identities: remove .* --out"):
+            pack_photos(listed(tmp_path, names), folder, NO_ALIGN)
+    # Plans did not always tell identities. The names of all are then compared at least.
+    earlier = json.loads((folder / PLAN).read_text())
+    del earlier["identities"]
+    (folder / PLAN).write_text(json.dumps(earlier))
+    with pytest.raises(PersonaError, match="differs in identities"):
+        pack_photos(listed(tmp_path, "aabc"), folder, NO_ALIGN)
+    done = pack_photos(listed(tmp_path, "aabb"), folder, NO_ALIGN)
+    assert (done.fresh, done.manifest.classes) == (killed, ("a", "b"))
+
+
+def stopped(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_triplets_do_not_have_identities_from_before_they_were_corrected(
+    tmp_path: Path, told: bool
+) -> None:
+    shards, dataset = tmp_path / "shards", listed(tmp_path, "aabb")
+
+    def drawn() -> str:
+        options = {"dataset": dataset.spec, "name": "list", "split": "all", "shards": shards}
+        return make_triplets(dataset.index(), 4, seed=0, **options).id  # type: ignore[arg-type]
+
+    before = drawn()
+    split = pack_photos(dataset, shards / dataset.set_name, NO_ALIGN)
+    if not told:
+        earlier = json.loads((split.folder / PLAN).read_text())
+        del earlier["identities"]
+        (split.folder / PLAN).write_text(json.dumps(earlier))
+    dataset = listed(tmp_path, "cdcd")
+    with pytest.raises(PersonaError, match=rf"{before} was drawn .* that had other identities"):
+        pack_triplets(dataset, before, shards, NO_ALIGN)
+    packed = pack_triplets(dataset, drawn(), shards, NO_ALIGN)
+    with tarfile.open(packed.folder / "000000.tar") as tar:
+        meta = json.load(tar.extractfile("00000000.json"))  # type: ignore[arg-type]
+    assert {meta[role]["identity"] for role in ("anchor", "negative")} == {"c", "d"}
 
 
 def test_a_folder_of_other_tars_is_not_written_over(tmp_path: Path) -> None:
@@ -366,6 +427,9 @@ def test_triplets_hold_three_photos(raw: Path, tmp_path: Path, split_is_packed: 
     packed = pack_triplets(dataset, card.id, shards, NO_ALIGN)
     assert (packed.manifest.kind, packed.manifest.samples) == ("triplets", 20)
     assert not (packed.folder / ".crops").exists()
+    (packed.folder / "000000.tar").unlink()
+    assert not pack_triplets(dataset, card.id, shards, NO_ALIGN).fresh
+    assert not (packed.folder / ".crops").exists()
     with tarfile.open(packed.folder / "000000.tar") as tar:
         names = [member.name for member in tar.getmembers()[:4]]
         meta = json.load(tar.extractfile("00000000.json"))  # type: ignore[arg-type]
@@ -457,6 +521,26 @@ def test_damage_is_found(train_set: Packed) -> None:
     path.unlink()
     with pytest.raises(PersonaError, match=r"000001\.tar is missing"):
         open_set(name, folder.parent)
+
+
+def test_each_damaged_file_is_named(lfw_set: Packed) -> None:
+    faces = open_set("lfw", lfw_set.folder.parent)
+    for name in ("000000.tar", "000002.tar", "pairs.csv"):
+        data = (lfw_set.folder / name).read_bytes()
+        (lfw_set.folder / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(
+        PersonaError, match=r"000000\.tar does .*/000002\.tar does .*/pairs\.csv is"
+    ):
+        faces.verify()
+
+
+def test_triplets_have_no_metadata_of_single_photos(raw: Path, tmp_path: Path) -> None:
+    dataset = open_dataset("vggface2", raw, "test")
+    options = {"dataset": "vggface2", "split": "test", "shards": tmp_path}
+    card = make_triplets(dataset.index(), 5, seed=0, **options)  # type: ignore[arg-type]
+    faces = pack_triplets(dataset, card.id, tmp_path, NO_ALIGN).faces
+    with pytest.raises(PersonaError, match=f"set {card.id} holds triplets: choose"):
+        faces.metas()
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from persona.data.storage import RemoteFolder, local_file, open_remote
 from persona.data.stream import build_loader
 from persona.errors import PersonaError
 from persona.extras import install_command
+from persona.files import folder_lock, is_locked
 
 # The servers of these tests are threads; so is what fetches ahead.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
@@ -312,6 +313,54 @@ def test_a_changed_file_does_not_pass(train_set: Packed, url: str, tmp_path: Pat
     with pytest.raises(PersonaError, match=r"512 of [\d,]+ bytes came|shorter than its manifest"):
         verify_set(faces)
     assert not list((tmp_path / "cache").rglob("000001*.tar"))
+
+
+def test_a_damaged_cache_is_fetched_again(
+    train_set: Packed, url: str, faults: Faults, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    faces = open_set(f"{url}/vggface2-train", tmp_path, tmp_path / "cache")
+    keys_of(faces)
+    path = shard_path(faces, 1)
+    whole, times = path.read_bytes(), path.stat()
+    index = path.parent / ".index"
+    index.mkdir(exist_ok=True)
+    for read, when in ((shard_path, times.st_mtime_ns + 1), (None, times.st_mtime_ns)):
+        path.write_bytes(whole[:-1] + b"x")
+        os.utime(path, ns=(times.st_atime_ns, when))
+        faults.asked.clear()
+        if read is None:
+            verify_set(faces)  # whatever this run believes of it
+            assert not index.exists()
+        else:
+            read(faces, 1)
+        assert path.read_bytes() == whole
+        assert [name for name, _ in faults.asked] == ["/vggface2-train/000001.tar"]
+        times = path.stat()
+    assert ["000001" in line and "downloading it again" in line for line in caplog.messages] == [
+        *(True, True)
+    ]
+
+
+def test_where_files_cannot_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    (tmp_path / "persona-set-of-another").mkdir()
+    assert open_remote("http://127.0.0.1:9/set", None).local.is_dir()
+    assert (tmp_path / "persona-set-of-another").is_dir()  # its process may be alive
+    cached = open_remote("http://127.0.0.1:9/set", tmp_path / "cache")
+    with pytest.raises(PersonaError, match=r"No locks available; .* name another with --cache"):
+        local_file(cached, "000000.tar", "0" * 64)
+    with (
+        pytest.raises(
+            PersonaError, match=r"s cannot be locked \(No locks available\): choose a fo"
+        ),
+        folder_lock(tmp_path / "s", doing="packing into"),
+    ):
+        pass
+    assert not is_locked(tmp_path / "s")
 
 
 def test_a_set_packed_anew_is_not_mixed_with_the_cached_one(

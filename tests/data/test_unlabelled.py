@@ -16,7 +16,7 @@ from PIL import Image
 
 from persona.cli.data import shard_command
 from persona.config import load_config
-from persona.data.align import AlignSpec, RawPhoto, build_aligner
+from persona.data.align import AlignSpec, RawPhoto, aligned, build_aligner
 from persona.data.align.aligned import look_at
 from persona.data.mixed import MixedSet
 from persona.data.pack import Packed, PackOptions, pack_photos
@@ -289,6 +289,20 @@ def test_a_look_tells_aligned_photos_from_others() -> None:
     assert there.aligned
     assert not_there.distance > there.distance
     assert not look_at([RawPhoto(lambda: b"no photo")], "cpu").faces
+
+
+def test_a_look_holds_a_group_of_photos_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = []
+
+    def detect(images: list[np.ndarray]) -> list[None]:
+        groups.append(len(images))
+        return [None] * len(images)
+
+    monkeypatch.setattr("persona.data.align.detect.Mtcnn", lambda _: detect)
+    monkeypatch.setattr(aligned, "GROUP_PIXELS", 2 * SIZE_PX**2)
+    photos = [RawPhoto(lambda: jpeg(1)), RawPhoto(lambda: b"no photo")] * 5
+    assert not look_at(photos, "cpu").faces
+    assert groups == [2, 2, 1]
 
 
 def test_photos_that_do_not_look_aligned_are_told_of(

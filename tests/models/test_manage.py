@@ -271,6 +271,15 @@ def test_figures_of_a_stranger_that_are_no_numbers_are_refused(
         stored_card("small", models)
 
 
+@pytest.mark.parametrize("table", ["threshold_at_far", "tar_at_far"])
+@pytest.mark.parametrize("rate", ["one in a thousand", "nan", "0", "-0.1", "1.5", "9" * 5000])
+def test_a_far_of_a_stranger_is_a_rate(models: Path, table: str, rate: str) -> None:
+    path = models / "small" / CARD
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"scores": {table: {rate: 0.5}}}))
+    with pytest.raises(PersonaError, match="cannot be: its scores hold a FAR that is no rate"):
+        stored_card("small", models)
+
+
 HUGE = int("9" * 401)
 """An integer that is no float."""
 

@@ -15,9 +15,10 @@ from facenet_pytorch import InceptionResnetV1
 
 from persona.config import StudentConfig
 from persona.errors import PersonaError
-from persona.models import cards
+from persona.models import cards, store
 from persona.models.backbones import BACKBONES
-from persona.models.cards import find_model, list_models, read_classes
+from persona.models.cards import find_model, list_models, read_classes, stored_card
+from persona.models.manage import copy_model
 from persona.models.sources import load_network
 from persona.models.store import load_model, save_model
 from persona.models.student import Student
@@ -187,6 +188,27 @@ def test_saving_again_leaves_one_weights_file(tmp_path: Path) -> None:
     second = save_model(tmp_path, student, model_id="m1", classes=("a", "b", "c"), **FACTS)
     assert first.weights != second.weights
     assert [path.name for path in (tmp_path / "m1").glob("*.safetensors")] == [second.weights]
+
+
+def test_killed_before_the_card_a_model_keeps_its_own_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for before, now in ((3, 4), (4, 5), (5, 3)):
+        save(tmp_path, classes=before)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(store, "write_json", killed)
+            save(tmp_path, classes=now)
+        card = stored_card("m1", tmp_path)
+        assert len(read_classes(card, tmp_path)) == before
+        assert load_model(card, tmp_path).num_classes == before
+        _, card = save(tmp_path, classes=now)
+        assert len(read_classes(card, tmp_path)) == now
+        assert len(list((tmp_path / "m1").iterdir())) == 3
+    copied = copy_model(card, tmp_path / "m1", "m2", tmp_path)
+    assert len(read_classes(copied, tmp_path)) == 3
 
 
 def test_damaged_models_are_refused(tmp_path: Path) -> None:

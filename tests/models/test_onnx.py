@@ -9,12 +9,19 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from onnx_files import SETTINGS, SIDE, write_model
 
 from persona.data.transforms import normalise
 from persona.errors import PersonaError
 from persona.landmarks import TEMPLATE_52
-from persona.models.onnx import CONFIGS, find_settings, open_session, parse_settings
+from persona.models.onnx import (
+    CONFIGS,
+    OnnxRunner,
+    find_settings,
+    open_session,
+    parse_settings,
+)
 from persona.models.onnx_network import OnnxNetwork, open_network
 from persona.models.sources import load_network, network_digest
 
@@ -207,6 +214,47 @@ def test_files_that_are_no_onnx_are_refused(folder: Path, data: bytes) -> None:
     (folder / "net.onnx").write_bytes(data)
     with pytest.raises(PersonaError, match="cannot be loaded as ONNX"):
         load(folder)
+
+
+def write_flat(path: Path, dims: list[int | str] | None, kind: int = TensorProto.FLOAT) -> Path:
+    """A network of faces of SIDE px, whatever the sides of its input say."""
+    out = helper.make_tensor_value_info("out", TensorProto.FLOAT, None)
+    given = [] if dims is None else [helper.make_tensor_value_info("faces", kind, dims)]
+    weight = numpy_helper.from_array(np.ones((3 * SIDE * SIDE, 9), np.float32), "weight")
+    ones = numpy_helper.from_array(np.ones((1, 3 * SIDE * SIDE), np.float32), "ones")
+    nodes = [
+        helper.make_node("Cast", [given[0].name if given else "ones"], ["floats"], to=1),
+        helper.make_node("Flatten", ["floats"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weight"], ["out"]),
+    ]
+    graph = helper.make_graph(nodes, "face", given, [out], [weight, ones])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, str(path))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("dims", "kind", "message"),
+    [
+        (["b", 3, "h", "w"], TensorProto.FLOAT, r"failed on faces of shape \(1, 3, 160, 160\)"),
+        (["b", 3, SIDE, SIDE], TensorProto.INT64, r"its input is tensor\(int64\)"),
+        ([0, 3, SIDE, SIDE], TensorProto.FLOAT, r"of shape \[0, 3"),
+        (["b", 3 * SIDE * SIDE], TensorProto.FLOAT, "one input of four axes"),
+        (None, TensorProto.FLOAT, "one input of four axes"),
+    ],
+)
+def test_a_file_that_cannot_be_measured_is_one_line(
+    tmp_path: Path, dims: list[int | str] | None, kind: int, message: str
+) -> None:
+    path = write_flat(tmp_path / "net.onnx", dims, kind)
+    with pytest.raises(PersonaError, match=rf"net\.onnx.*{message}"):
+        OnnxRunner(path, 1).on(2)()
+
+
+def test_a_file_of_free_sides_is_measured_at_those_of_its_settings(tmp_path: Path) -> None:
+    path = write_flat(tmp_path / "net.onnx", ["b", 3, "h", "w"])
+    path.with_suffix(".yaml").write_text(SETTINGS)
+    OnnxRunner(path, 1).on(2)()
 
 
 def test_settings_are_looked_for_beside_the_file_in_it_and_in_configs(tmp_path: Path) -> None:

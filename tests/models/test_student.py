@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import mobilenet_v3_small
 
 from persona.config import StudentConfig
 from persona.errors import PersonaError
 from persona.models.backbones.mobilenet_v3 import MobileNetV3Large, MobileNetV3Small
-from persona.models.output import COSINE_SCALE, for_inference
+from persona.models.output import COSINE_SCALE, FaceNetwork, for_inference
 from persona.models.student import Student, count_parameters
 
 OPTIONS: list[dict[str, Any]] = [
@@ -49,6 +50,66 @@ def test_folded_it_gives_the_same(options: dict[str, Any]) -> None:
         torch.testing.assert_close(folded(images), student.eval()(images), rtol=1e-4, atol=1e-5)
     assert any(isinstance(m, nn.BatchNorm2d) for m in student.modules())
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+
+
+class Rectified(nn.BatchNorm2d):
+    """A batch norm with an activation, as timm's BatchNormAct2d."""
+
+    def forward(self, maps_BCHW: Tensor) -> Tensor:
+        return super().forward(maps_BCHW).relu()
+
+
+class Reversed(nn.Sequential):
+    def forward(self, maps_BCHW: Tensor) -> Tensor:
+        convolution, norm = self
+        return convolution(norm(maps_BCHW))  # type: ignore[no-any-return]
+
+
+def hooked(module: nn.Module) -> nn.Module:
+    module.register_forward_hook(lambda _, __, maps_BCHW: maps_BCHW.relu())
+    return module
+
+
+class Plain(FaceNetwork):
+    num_classes, embedding_size = 0, 3
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def features(self, images_BCHW: Tensor, landmarks_B62: Tensor | None = None) -> Tensor:
+        return self.layers(images_BCHW)  # type: ignore[no-any-return]
+
+
+def convolution() -> nn.Conv2d:
+    return nn.Conv2d(3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        lambda: (convolution(), Rectified(3)),
+        lambda: (Reversed(convolution(), nn.BatchNorm2d(3)),),
+        lambda: (convolution(), nn.BatchNorm2d(3, track_running_stats=False)),
+        lambda: (nn.utils.parametrizations.weight_norm(convolution()), nn.BatchNorm2d(3)),
+        lambda: (nn.utils.parametrizations.spectral_norm(convolution()), nn.BatchNorm2d(3)),
+        lambda: (nn.utils.spectral_norm(convolution()), nn.BatchNorm2d(3)),
+        lambda: (hooked(convolution()), nn.BatchNorm2d(3)),
+        lambda: (convolution(), hooked(nn.BatchNorm2d(3))),
+    ],
+)
+@pytest.mark.parametrize("with_another", [False, True])
+def test_what_cannot_be_folded_stays(
+    layers: Callable[[], tuple[nn.Module, ...]], with_another: bool
+) -> None:
+    torch.manual_seed(0)
+    another = (convolution(), nn.BatchNorm2d(3)) if with_another else ()
+    network = Plain(*layers(), *another)
+    images = torch.randn(4, 3, 12, 12)
+    network.train().features(images)  # statistics that are not 0 and 1
+    folded = for_inference(network)
+    with torch.no_grad():
+        torch.testing.assert_close(folded.features(images), network.eval().features(images))
 
 
 def test_width_makes_it_smaller_and_stride_makes_it_see_more() -> None:

@@ -9,7 +9,8 @@
 4. encode: JPEG, quality 95
 
 If nothing has to be detected and the photo is far larger than the crop, it is decoded at a smaller
-size. With `template` and `none`, a JPEG of the requested size is kept as it is. A crop depends on
+size. With `template` and `none`, a JPEG of the requested size keeps its pixels as they are encoded,
+without its metadata. A crop depends on
 its photo alone: not on the other photos of the batch, nor on the number of processes.
 
 The detected five-point landmarks are stored with the crop. A network that needs another alignment
@@ -29,7 +30,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from persona.data.align.crop import crop_landmarks, encode_jpeg, in_margin_box, margin_box
-from persona.data.align.decode import Decoded, EncodedPhoto, decode_photo, is_crop, shrink_for
+from persona.data.align.decode import Decoded, EncodedPhoto, as_crop, decode_photo, shrink_for
 from persona.data.align.spec import (
     ALIGNMENTS,
     AlignSpec,
@@ -90,8 +91,9 @@ def align_whole(photo: RawPhoto, spec: AlignSpec) -> Crop:
             cannot then be the template's.
     """
     data = photo.read()
-    if is_crop(data, spec.image_size):
-        return Crop(data, None, _template_points(spec, spec.image_size))
+    crop = as_crop(data, spec.image_size)
+    if crop is not None:
+        return Crop(crop, None, _template_points(spec, spec.image_size))
     encoded = EncodedPhoto(data)
     width, height = encoded.size
     if spec.method == "template" and width != height:

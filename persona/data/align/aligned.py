@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
+from persona.data.align import GROUP_PIXELS
 from persona.data.align.decode import EncodedPhoto
 from persona.data.align.spec import RawPhoto
 from persona.errors import SkipPhoto
@@ -67,17 +69,34 @@ def look_at(photos: Iterable[RawPhoto], device: str = "auto") -> Look:
     from persona.data.align.detect import Mtcnn
     from persona.data.align.spec import MIN_FACE_PX
 
-    images = []
+    detect, distances = Mtcnn(device), []
+    for images in _groups(photos, MIN_FACE_PX):
+        distances += [
+            np.hypot(*(face.landmarks_52 - template(len(image))).T).mean() / len(image)
+            for image, face in zip(images, detect(images), strict=True)
+            if face is not None and face.landmarks_52 is not None
+        ]
+    return Look(len(distances), float(np.median(distances)) if distances else 0.0)
+
+
+def _groups(photos: Iterable[RawPhoto], least_px: int) -> Iterator[list[npt.NDArray[np.uint8]]]:
+    """Yields the square photos of at least `least_px` px, in groups of about GROUP_PIXELS pixels.
+
+    Unreadable ones are left out.
+    """
+    group: list[npt.NDArray[np.uint8]] = []
+    pixels = 0
     for photo in photos:
         try:
             image = EncodedPhoto(photo.read()).decode().image
         except (SkipPhoto, OSError):
             continue
-        if min(image.size) >= MIN_FACE_PX and image.width == image.height:
-            images.append(np.asarray(image))
-    distances = [
-        np.hypot(*(face.landmarks_52 - template(len(image))).T).mean() / len(image)
-        for image, face in zip(images, Mtcnn(device)(images), strict=True)
-        if face is not None and face.landmarks_52 is not None
-    ]
-    return Look(len(distances), float(np.median(distances)) if distances else 0.0)
+        if image.width != image.height or image.width < least_px:
+            continue
+        group.append(np.asarray(image))
+        pixels += image.width * image.height
+        if pixels >= GROUP_PIXELS:
+            yield group
+            group, pixels = [], 0
+    if group:
+        yield group

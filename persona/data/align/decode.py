@@ -303,22 +303,26 @@ def _simplejpeg(data: bytes, header: JpegHeader, shrink: int) -> Pixels:
     return pixels
 
 
-def is_crop(data: bytes, side_px: int) -> bool:
-    """Whether it is an upright 8-bit colour JPEG of that size, complete and without a fault."""
+def as_crop(data: bytes, side_px: int) -> bytes | None:
+    """The pixels of an upright 8-bit colour JPEG of that size, as they are encoded.
+
+    Metadata may tell who is shown, and where. None for other files, and if it has a fault.
+    """
     if not data.startswith(b"\xff\xd8"):
-        return False
+        return None
     try:
         header = read_header(data)
         if (header.size, header.components) != ((side_px, side_px), 3):
-            return False
+            return None
         if header.orientation in UPRIGHT:
-            return False
-        check_crop(data)  # as training does
+            return None
+        crop = pixels_alone(data, header)
+        check_crop(crop)  # as training does
         # This reads the whole file. One of 64 pixels is enough, because they are not used.
-        simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8)
+        simplejpeg.decode_jpeg(crop, "GRAY", min_height=1, min_width=1, min_factor=8)
     except (ValueError, IndexError, SkipPhoto):
-        return False
-    return True
+        return None
+    return crop
 
 
 def decode_photo(data: bytes) -> Image.Image:

@@ -79,7 +79,7 @@ def read_header(data: bytes) -> JpegHeader:
                 raise ValueError("two frames")
             frame, kind = data[at:end], marker
             _check_kind(marker, frame[0])
-        if marker in {APP0, APP14} or not (APP0 <= marker <= APP15 or marker == COM):
+        if not _is_metadata(marker):
             needed.append((start, end))
     first_scan = needed.pop()[0]
     height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
@@ -122,6 +122,11 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
     raise SkipPhoto(f"unreadable: a JPEG of over {MAX_SEGMENTS:,} segments: save it anew")
 
 
+def _is_metadata(marker: int) -> bool:
+    """Whether a segment is not needed for the pixels. APP0 and APP14 tell the colour space."""
+    return marker == COM or (APP0 <= marker <= APP15 and marker not in {APP0, APP14})
+
+
 def _check_scans(data: bytes, first_scan: int, size: tuple[int, int]) -> None:
     """Raises SkipPhoto if decoding all scans takes too long."""
     pixels = size[0] * size[1]
@@ -155,18 +160,30 @@ def _check_kind(marker: int, bits: int) -> None:
 def _scans(data: bytes, at: int, limit: int) -> tuple[list[bytes], bool]:
     """The headers of up to `limit` scans from byte `at` on, and whether the end mark was found."""
     found: list[bytes] = []
-    while len(found) < limit and (marker := _MARKER.search(data, at)):
-        at = marker.end()
-        code = marker[1][0]
-        if code == EOI:
+    for marker, start, end in _later_segments(data, at):
+        if marker == EOI:
             return found, True
-        if code in {SOI, TEM}:
-            continue
-        end = at + int.from_bytes(data[at : at + 2], "big")
-        if code == SOS:
-            found.append(data[at + 2 : end])
-        at = max(end, at + 2)
+        if marker == SOS:
+            found.append(data[start + 4 : end])
+            if len(found) == limit:
+                break
     return found, False
+
+
+def _later_segments(data: bytes, at: int) -> Iterator[tuple[int, int, int]]:
+    """Yields marker, start and end of the segments from byte `at` on, up to the end mark.
+
+    The coded data of a scan is between its segment and the next one.
+    """
+    while found := _MARKER.search(data, at):
+        start, at = found.span()
+        marker = found[1][0]
+        if marker == EOI:
+            yield marker, start, at
+            return
+        if marker not in {SOI, TEM}:
+            at += max(2, int.from_bytes(data[at : at + 2], "big"))
+            yield marker, start, at
 
 
 def lacks_end(data: bytes, header: JpegHeader) -> bool:
@@ -193,9 +210,16 @@ def has_all_scans(data: bytes, header: JpegHeader) -> bool:
 
 
 def pixels_alone(data: bytes, header: JpegHeader) -> bytes:
-    """The file without its metadata."""
-    parts = (data[start:end] for start, end in header.needed)
-    return b"".join((b"\xff\xd8", *parts, data[header.first_scan :]))
+    """The file without its metadata, and without what follows its end mark."""
+    parts = [b"\xff\xd8", *(data[start:end] for start, end in header.needed)]
+    at, last = header.first_scan, len(data)
+    for marker, start, end in _later_segments(data, at):
+        if marker == EOI:
+            last = end
+        elif _is_metadata(marker):  # a few programs put comments between scans
+            parts.append(data[at:start])
+            at = end
+    return b"".join((*parts, data[at:last]))
 
 
 def ended(data: bytes) -> bytes:

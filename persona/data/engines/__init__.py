@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from persona.data.journal import Chunk, Plan, ShardWriter, read_record
+from persona.data.journal import Chunk, Plan, ShardWriter, differing, read_record
 from persona.data.shards import Skipped
 from persona.errors import PersonaError
 from persona.files import whole_number
@@ -123,7 +123,7 @@ def pack_shard(job: Job, task: ShardTask) -> Done:
                 "must lie on a file system that every machine has at the same place"
             )
     record = read_record(job.folder, task.number)
-    if record is None or record.plan != job.plan:
+    if record is None or differing(record.plan, job.plan):
         with ShardWriter(job.folder, task.number, job.plan) as writer:
             while writer.items < len(task.items):
                 items = task.items[writer.items : writer.items + job.chunk]

@@ -223,6 +223,16 @@ class Index:
             digest.update(photo.source.encode() + b"\0")
         return digest.hexdigest()
 
+    @cached_property
+    def labels_digest(self) -> str:
+        """SHA-256 over the classes and the identity of each photo, in order."""
+        digest = hashlib.sha256()
+        for name in (*self.classes, ""):
+            digest.update(name.encode() + b"\0")
+        for photo in self.photos:
+            digest.update(photo.identity.encode() + b"\0")
+        return digest.hexdigest()
+
 
 class RawDataset(ABC):
     """A dataset's original photos, below the folder `root`."""

@@ -369,6 +369,8 @@ class Bins(RawDataset):
             return stored.tobytes().rstrip(b"\0")
         if stored.size == max(stored.shape, default=1):
             return stored.tobytes()
+        if stored.dtype != np.uint8:
+            raise SkipPhoto(f"unreadable: an array of {stored.dtype.name}")
         pixels = stored[..., 0] if stored.ndim == 3 and stored.shape[2] == 1 else stored
         if not stored.size or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
             raise SkipPhoto(f"unreadable: an array of shape {stored.shape}")

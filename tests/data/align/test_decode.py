@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from persona.data.align.decode import EncodedPhoto, decode_photo, is_crop, shrink_for
+from persona.data.align.decode import EncodedPhoto, as_crop, decode_photo, shrink_for
 from persona.errors import SkipPhoto
 from persona.pictures import READ_WORDS
 
@@ -157,4 +157,20 @@ def test_what_is_a_crop_already() -> None:
         (encode(image)[:-40], False),
         (bytes(corrupt), False),
     ):
-        assert is_crop(data, 64) == expected
+        assert (as_crop(data, 64) is not None) == expected
+    assert as_crop(encode(image), 64) == encode(image)
+
+
+def test_a_crop_has_no_metadata() -> None:
+    facts = Image.Exif()
+    facts[0x013B] = "secret"  # the artist
+    told = {"exif": facts, "xmp": b"<x>secret</x>", "comment": b"secret", "icc_profile": b"secret"}
+    image = smooth(64, 64)
+    for options in ({}, {"progressive": True}, {"keep_rgb": True}):
+        data = encode(image, **options, **told)
+        scan = data.rindex(b"\xff\xda")
+        comment = b"\xff\xfe" + (2 + len(b"secret")).to_bytes(2, "big") + b"secret"
+        data = data[:scan] + comment + data[scan:] + b"secret \xff\xd9"
+        crop = as_crop(data, 64)
+        assert crop is not None and b"secret" not in crop and crop.endswith(b"\xff\xd9")
+        assert crop == encode(image, **options)

@@ -130,6 +130,13 @@ def test_arrays_that_are_no_photo_are_skipped(tmp_path: Path, shape: tuple[int, 
         dataset.read(dataset.index().photos[0])
 
 
+def test_an_array_of_other_elements_than_pixels_is_skipped(tmp_path: Path) -> None:
+    photos = [np.zeros((2, 3), "V5"), PHOTOS[0]]
+    dataset = open_dataset(write(tmp_path, pickle.dumps((photos, [True]))), tmp_path)
+    with pytest.raises(SkipPhoto, match="an array of void40"):
+        dataset.read(dataset.index().photos[0])
+
+
 class Calls:
     """Pickles as a call."""
 
