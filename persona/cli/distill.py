@@ -124,7 +124,11 @@ def distill_command(
         str | None, typer.Option(help="no, fp16 or bf16.  [default: what accelerate launch says]")
     ] = None,
     gradient_accumulation_steps: Annotated[
-        int | None, typer.Option(help="[default: what accelerate launch says, or 1]")
+        int | None,
+        typer.Option(
+            help="Batches of an optimizer step on each process.  [default: "
+            "ACCELERATE_GRADIENT_ACCUMULATION_STEPS, or 1]"
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
     checkpoint_steps: Annotated[

@@ -662,6 +662,21 @@ def test_accumulation_takes_fewer_steps_and_drops_no_gradient(home: Path) -> Non
     assert json.loads(last)["step"] == 3  # 7 batches of 4 fit, 6 are used, two a step
 
 
+def test_the_recipe_alone_says_how_many_batches_a_step_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The counts of steps and photos are those of the recipe."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setattr("persona.training.devices.keep_freed_memory", lambda: None)
+    try:
+        found = build_accelerator("no", gradient_accumulation_steps=2)
+        assert found.gradient_accumulation_steps == 2
+        reset_accelerate()
+        assert build_accelerator("no").gradient_accumulation_steps == 1
+    finally:
+        reset_accelerate()
+
+
 def test_bf16_trains(home: Path, teacher: str) -> None:
     student = distill_here("--teacher", teacher, "-e", "1", "--mixed-precision", "bf16", home=home)
     assert {value.dtype for value in weights(home, student).values()} <= {
