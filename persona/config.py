@@ -628,11 +628,7 @@ def resume_config(
     Raises:
         PersonaError: there is no such run, its config is damaged, or a value would change.
     """
-    noun, config = kind.called
-    known = [path.parent.name for path in runs.glob(f"*/{kind.saved_as}")]
-    if run not in known:
-        raise unknown(noun, run, known, where=str(runs))
-    path = runs / run / kind.saved_as
+    path, config = find_run(kind, runs, run), kind.called[1]
     try:
         was = build_config(kind, read_yaml(path, "config"), {}, path)
     except (AttributeError, TypeError):  # no mapping, or a required value is missing
@@ -647,6 +643,18 @@ def resume_config(
             "start a new run"
         )
     return was
+
+
+def find_run(kind: type[DistillConfig] | type[LearnConfig], runs: Path, run: str) -> Path:
+    """Finds the config file of an earlier run.
+
+    Raises:
+        PersonaError: there is no such run.
+    """
+    known = [path.parent.name for path in runs.glob(f"*/{kind.saved_as}")]
+    if run not in known:
+        raise unknown(kind.called[0], run, known, where=str(runs))
+    return runs / run / kind.saved_as
 
 
 def read_values(path: Path | None) -> dict[str, Any]:

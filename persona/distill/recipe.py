@@ -95,7 +95,7 @@ class Distillation:
     ) -> None:
         """Opens the sets and the teacher of the config and restores the checkpoint of `resume`."""
         self.config, self.accelerator = config, accelerator
-        stored = find_stored(workspace, resume)
+        stored = find_stored(DistillConfig, workspace, resume)
         self.inputs = open_inputs(config, workspace, accelerator, stored, teacher)
         train, side = self.inputs.train, self.inputs.side
         self.run = Run(

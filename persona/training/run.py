@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from accelerate import Accelerator
 
-from persona.config import differences, save_config
+from persona.config import DistillConfig, LearnConfig, differences, find_run, save_config
 from persona.errors import PersonaError, Preempted
 from persona.files import folder_lock
 from persona.models.cards import new_id
@@ -89,16 +89,25 @@ class Stored:
     """The training's own state, and the run's `origin`."""
 
 
-def find_stored(workspace: Workspace, resume: str | None) -> Stored | None:
+def find_stored(
+    kind: type[DistillConfig] | type[LearnConfig], workspace: Workspace, resume: str | None
+) -> Stored | None:
     """Loads the checkpoint of the run that is resumed.
+
+    Args:
+        kind: the config of such a run.
+        workspace: the folders, among them that of the runs.
+        resume: ID of the run. None means that a new one begins.
 
     Returns:
         The checkpoint. None means that the run is new, or was killed before its first checkpoint.
 
     Raises:
-        PersonaError: the checkpoint is damaged or of another version.
+        PersonaError: there is no such run, or its checkpoint is damaged or of another version.
     """
-    found = None if resume is None else load_checkpoint(workspace.runs / resume)
+    if resume is None:
+        return None
+    found = load_checkpoint(find_run(kind, workspace.runs, resume).parent)
     return None if found is None else Stored(*found)
 
 

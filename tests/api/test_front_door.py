@@ -349,6 +349,10 @@ def test_options_of_a_distillation_are_checked(
     own = persona.wrap(nn.Flatten(), image_size=SIZE_PX)
     with pytest.raises(persona.PersonaError, match="2 processes cannot open the teacher"):
         persona.distill(teacher=own, train=train, processes=2)
+    place = Workspace.locate(home=tmp_path)
+    with pytest.raises(persona.PersonaError, match="unknown run 'mobilenet-typo'"):
+        persona.distill(teacher=loaded, train=train, resume="mobilenet-typo", workspace=place)
+    assert not place.runs.exists()
 
 
 def test_several_processes_are_told_apart_by_their_answer(
