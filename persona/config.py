@@ -619,11 +619,22 @@ def load_learn_config(
 
 
 def resume_config(
-    kind: type[RunConfig], runs: Path, run: str, overrides: Mapping[str, Any]
+    kind: type[RunConfig],
+    runs: Path,
+    run: str,
+    overrides: Mapping[str, Any],
+    wanted: RunConfig | None = None,
 ) -> RunConfig:
     """Loads the config of an earlier run that is resumed.
 
-    `overrides` may repeat its values, but may change only the fields in `NOT_LEARNED`.
+    Args:
+        kind: the kind of config.
+        runs: the folder of runs.
+        run: ID of the run.
+        overrides: values by dotted name. They may repeat those of the run, but may change only the
+            fields in `NOT_LEARNED`.
+        wanted: the whole config, for which the same holds. None means that there are only
+            `overrides`.
 
     Raises:
         PersonaError: there is no such run, its config is damaged, or a value would change.
@@ -633,14 +644,16 @@ def resume_config(
         was = build_config(kind, read_yaml(path, "config"), {}, path)
     except (AttributeError, TypeError):  # no mapping, or a required value is missing
         raise PersonaError(f"{path} is damaged: start a new run") from None
-    wanted = build_config(kind, read_values(path), overrides, path)
+    mend = "resume it with the same values"
+    if wanted is None:
+        wanted = build_config(kind, read_values(path), overrides, path)
+        mend = "resume it without these options"
     free = NOT_LEARNED & {item.name for item in dataclasses.fields(kind)}
     was = dataclasses.replace(was, **{name: getattr(wanted, name) for name in free})
     if was != wanted:
         differing = "; ".join(differences(to_dict(was), to_dict(wanted)))
         raise PersonaError(
-            f"run {run} has another {config} ({differing}): resume it without these options, or "
-            "start a new run"
+            f"run {run} has another {config} ({differing}): {mend}, or start a new run"
         )
     return was
 

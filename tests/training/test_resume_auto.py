@@ -14,12 +14,12 @@ from conftest import NO_ALIGN, write_vggface2
 from helpers import distill_here, reset_accelerate
 from little import LITTLE
 
-from persona.config import load_config
+from persona.config import load_config, save_config, to_dict
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
 from persona.distill import recipe
 from persona.distill.selection import Selection
-from persona.distill.start import find_unfinished
+from persona.distill.start import find_unfinished, resolve_config
 from persona.errors import PersonaError
 from persona.files import folder_lock
 from persona.report.history import read_history
@@ -139,6 +139,27 @@ def test_a_run_that_went_on_elsewhere_is_left_alone(home: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) == handler
     with folder_lock(home / "runs" / cut, doing="testing in"):
         assert all(torch.equal(v, weights(home, cut)[n]) for n, v in before.items())
+
+
+def test_the_command_that_began_a_run_resumes_it_by_its_id(tmp_path: Path) -> None:
+    """With its recipe, which `persona.distill(…, processes=2)` gives too, and without."""
+    place = Workspace.locate(home=tmp_path)
+    file = tmp_path / "recipe.yaml"
+    file.write_text("teacher: net.onnx\noptim: {lr: 0.5}\nlosses: {embedding_cosine: {}}\n")
+    given = {"teacher": "net.onnx", "seed": 3}
+    begun = resolve_config(file, given, {"mixed_precision": "bf16"}, place, None)
+    assert begun.teacher == "onnx:net.onnx"
+    save_config(place.runs / "run-1" / "config.yaml", to_dict(begun))
+    for recipe_file, options in ((file, given), (None, given), (file, {"seed": 3}), (None, {})):
+        launched = {"mixed_precision": "bf16"}
+        found = resolve_config(recipe_file, {**options, "workers": 2}, launched, place, "run-1")
+        assert found == replace(begun, workers=2)
+    file.write_text(file.read_text().replace("0.5", "0.25"))
+    told = r"another recipe \(optim.lr: 0.5 is now 0.25\): resume it with the same values"
+    with pytest.raises(PersonaError, match=told):
+        resolve_config(file, given, {"mixed_precision": "bf16"}, place, "run-1")
+    with pytest.raises(PersonaError, match=r"unknown run 'run-2' in .*; did you mean 'run-1'"):
+        resolve_config(file, given, {}, place, "run-2")
 
 
 def test_a_damaged_run_is_not_taken_up(home: Path) -> None:
