@@ -539,6 +539,20 @@ class _Loader(yaml.SafeLoader):
         finally:
             self.depth -= 1
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuses a key that stands twice: YAML silently drops all but the last of its values."""
+        known = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
+                continue
+            if (key.tag, key.value) in known:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {shown(key.value)} stands twice: keep one of them",
+                    problem_mark=key.start_mark,
+                )
+            known.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
     def construct_number(self, node: yaml.ScalarNode) -> Any:
         """Refuses long numbers: one of 30,000 digits in base 60 takes seconds to read."""
         if len(node.value) > LONGEST_NUMBER:

@@ -132,6 +132,11 @@ def test_a_wrong_name_may_be_the_files_or_the_command_lines(tmp_path: Path) -> N
         ("epochs: -1", "epochs -1: choose 1 to"),
         ("seed: -1", "seed -1: choose 0 to"),
         ("mixed_precision: fp8", "unknown mixed_precision 'fp8'"),
+        (
+            "losses:\n  hard_labels: {weight: 1}\nseed: 1\nlosses:\n  arcface: {margin: 0.2}\n",
+            r"not valid YAML \(line 4\): the key 'losses' stands twice: keep one of them",
+        ),
+        ("optim: {lr: 0.5, 'lr': 0.1}", r"\(line 1\): the key 'lr' stands twice"),
         ("tracker: wandbb", "unknown tracker 'wandbb'"),
         ("optim: {schedule: cosin}", "unknown schedule 'cosin'.*'cosine'"),
     ],
