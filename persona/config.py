@@ -853,9 +853,10 @@ def _convert(hint: Any, value: Any, *, where: str, name: str) -> Any:
         item = get_args(allowed[0])[0]
         return tuple(_convert(item, one, where=where, name=name) for one in value)
     allowed = tuple(get_origin(kind) or kind for kind in allowed)  # dict[str, Any] becomes dict
-    if float in allowed and not isinstance(value, bool | float):
+    if float in allowed and not isinstance(value, bool):
         with contextlib.suppress(ValueError, TypeError, OverflowError):
-            return float(value)  # YAML 1.1 reads 1e-3 as a string, and 1 as an integer
+            # YAML 1.1 reads 1e-3 as a string, and 1 as an integer. NumPy's floats are no YAML.
+            return float(value)
     if Path in allowed and isinstance(value, str):
         value = user_path(value)
     if str in allowed and value is False:
@@ -863,7 +864,7 @@ def _convert(hint: Any, value: Any, *, where: str, name: str) -> Any:
     if isinstance(value, bool) != (bool in allowed) or not isinstance(value, allowed):
         wanted = " or ".join(getattr(kind, "__name__", str(kind)) for kind in allowed)
         raise PersonaError(f"{name} in {where}: expected {wanted}, found {shown(value)}")
-    return value
+    return str(value) if isinstance(value, str) else value  # NumPy's texts are no YAML either
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import itertools
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from persona.config import DistillConfig, load_config, save_config, to_dict
@@ -80,6 +81,20 @@ def test_numbers_as_people_write_them(tmp_path: Path) -> None:
     path.write_text("optim: {lr: 1e-3, weight_decay: 0}\n")  # a string and an integer to YAML 1.1
     optim = load_config(path, {}).optim
     assert (optim.lr, optim.weight_decay) == (0.001, 0.0)
+
+
+def test_a_merged_mapping_may_be_overridden(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("optim:\n  <<: {lr: 0.5, momentum: 0.5}\n  lr: 0.25\n")
+    assert (load_config(path, {}).optim.lr, load_config(path, {}).optim.momentum) == (0.25, 0.5)
+
+
+def test_numbers_of_numpy_are_written_as_plain_ones(tmp_path: Path) -> None:
+    rate, name = np.linspace(0.25, 0.5, 2)[0], np.array(["lfw"])[0]
+    config = load_config(None, {"optim.lr": rate, "test_set": name, "optim.clip_norm": np.int64(2)})
+    save_config(tmp_path / "c.yaml", to_dict(config))
+    assert load_config(tmp_path / "c.yaml", {}) == config
+    assert (type(config.optim.lr), type(config.test_set)) == (float, str)
 
 
 def test_a_term_without_options_has_its_defaults(tmp_path: Path) -> None:
