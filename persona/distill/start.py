@@ -136,7 +136,8 @@ def start_values(config: Path | None, given: Mapping[str, Any], models: Path) ->
     """
     values = read_values(config)
     name = given.get("from_model", values.get("from_model"))
-    if name is None or "student" in values:
+    # What is no text is refused with the other values of a wrong type.
+    if not isinstance(name, str) or "student" in values:
         return {}
     start = find_start(name, models)
     asked = given.get("student.architecture", start.card.architecture)

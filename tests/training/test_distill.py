@@ -736,6 +736,7 @@ def test_wandb_without_a_login_is_offline_and_says_how_to_sync(
         ),
         (("--test-set", "nope"), "--test-set none trains without a test set"),
         (("--teacher", "nope"), "unknown model 'nope'"),
+        (("-o", "from_model=3"), "from_model in the command line: expected str, found 3"),
         (("--config", "nope.yaml"), "cannot read config nope.yaml"),
         (("--hard-weight", "0", "--soft-weight", "0"), "sum to 0: there is nothing to learn"),
     ],
