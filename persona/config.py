@@ -60,8 +60,9 @@ LENGTHS = {"epochs": 100_000, "steps": 1_000_000_000, "photos": 10**12}
 STANDARD = ("flip", "crop", "low_resolution", "colour", "erase")
 """Augmentations whose columns every view has, in this order, which is that of views kept on disk.
 Other augmentations add columns only where they are in use."""
-NOT_LEARNED = frozenset({"workers", "cache", "verify"})
-"""Fields that say how photos are read, not what is learned. A resumed run may change them."""
+NOT_LEARNED = frozenset({"workers", "cache", "verify", "tracker", "checkpoint_steps"})
+"""Fields that say how photos are read and what is written, not what is learned. A resumed run may
+change them."""
 
 
 # --- what a field may hold ------------------------------------------------------------------------

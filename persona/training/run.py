@@ -22,7 +22,14 @@ from typing import Any, NoReturn
 
 from accelerate import Accelerator
 
-from persona.config import DistillConfig, LearnConfig, differences, find_run, save_config
+from persona.config import (
+    NOT_LEARNED,
+    DistillConfig,
+    LearnConfig,
+    differences,
+    find_run,
+    save_config,
+)
 from persona.errors import PersonaError, Preempted
 from persona.files import folder_lock
 from persona.models.cards import new_id
@@ -166,7 +173,8 @@ class Run:
 
     def _take_up(self, stored: Stored) -> None:
         kind, processes = self.kind, self.accelerator.num_processes
-        differing = differences(stored.state["origin"], self.origin)
+        was = {name: _learned(fact) for name, fact in stored.state["origin"].items()}
+        differing = differences(was, self.origin)
         if differing:
             raise PersonaError(
                 f"run {self.id} was {kind.made} ({'; '.join(differing)}): restore it, or start a "
@@ -263,3 +271,10 @@ class Run:
             kept = {**state, "origin": self.origin}
             save_checkpoint(self.folder, self.progress, self.accelerator.num_processes, kept)
         self.accelerator.wait_for_everyone()
+
+
+def _learned(fact: Any) -> Any:
+    """A fact about a run's origin without `NOT_LEARNED`, of which older checkpoints hold some."""
+    if not isinstance(fact, Mapping):
+        return fact
+    return {name: value for name, value in fact.items() if name not in NOT_LEARNED}
