@@ -72,6 +72,7 @@ def distill(
         resume = agree(accelerator, find_unfinished(config, workspace.runs))
     training = Distillation(config, workspace, accelerator, resume, teacher, callbacks)
     with resumed_by(f"--resume {training.run.id}"), training.run:
+        training.selection.update_cards()
         training.inputs.announce(training.run, training.length, training.trainer)
         while not training.ends:
             training.train_epoch()

@@ -11,7 +11,7 @@ import os
 import re
 import runpy
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,7 +43,8 @@ from persona.distill.selection import check_test_set
 from persona.errors import PersonaError
 from persona.evaluation.protocols import Evaluation
 from persona.evaluation.protocols.verification import VerificationFigures
-from persona.models.cards import find_model
+from persona.files import write_json
+from persona.models.cards import CARD, find_model
 from persona.models.sources import NamedNetwork, load_network
 from persona.training.callbacks import Callback, Moment
 from persona.training.checkpoint import load_checkpoint, save_checkpoint
@@ -193,6 +194,13 @@ def test_a_run_that_chose_by_another_figure_goes_on_by_auc(
     other = state | {"chosen_by": "auc", "tested_on": ["another", None]}
     save_checkpoint(folder, replace(progress, best={"": 2.0}), world_size, other)
     assert resumed(tmp_path, teacher).progress.best == {"": pytest.approx(auc)}
+    card = find_model(teacher, tmp_path / "models")
+    old = replace(card, score=0.25, scores={"accuracy": 0.25}, chosen_by="accuracy")
+    write_json(tmp_path / "models" / teacher / CARD, asdict(old))
+    distill_here("--resume", teacher, "--test-set", "lfw", home=tmp_path)
+    told = find_model(teacher, tmp_path / "models")
+    assert replace(told, score=card.score, scores=card.scores) == card
+    assert told.score == pytest.approx(auc) and told.scores.keys() == card.scores.keys()
     save_checkpoint(folder, progress, world_size, state)
     next((tmp_path / "models" / teacher).glob("*.safetensors")).write_bytes(b"damaged")
     assert resumed(tmp_path, teacher).progress.best == {"": -math.inf}
