@@ -60,8 +60,9 @@ LENGTHS = {"epochs": 100_000, "steps": 1_000_000_000, "photos": 10**12}
 STANDARD = ("flip", "crop", "low_resolution", "colour", "erase")
 """Augmentations whose columns every view has, in this order, which is that of views kept on disk.
 Other augmentations add columns only where they are in use."""
-NOT_LEARNED = frozenset({"workers", "cache", "verify"})
-"""Fields that say how photos are read, not what is learned. A resumed run may change them."""
+NOT_LEARNED = frozenset({"workers", "cache", "verify", "tracker", "checkpoint_steps"})
+"""Fields that say how photos are read and what is written, not what is learned. A resumed run may
+change them."""
 
 
 # --- what a field may hold ------------------------------------------------------------------------
@@ -539,6 +540,20 @@ class _Loader(yaml.SafeLoader):
         finally:
             self.depth -= 1
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuses a key that stands twice: YAML silently drops all but the last of its values."""
+        known = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
+                continue
+            if (key.tag, key.value) in known:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {shown(key.value)} stands twice: keep one of them",
+                    problem_mark=key.start_mark,
+                )
+            known.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
     def construct_number(self, node: yaml.ScalarNode) -> Any:
         """Refuses long numbers: one of 30,000 digits in base 60 takes seconds to read."""
         if len(node.value) > LONGEST_NUMBER:
@@ -619,34 +634,55 @@ def load_learn_config(
 
 
 def resume_config(
-    kind: type[RunConfig], runs: Path, run: str, overrides: Mapping[str, Any]
+    kind: type[RunConfig],
+    runs: Path,
+    run: str,
+    overrides: Mapping[str, Any],
+    wanted: RunConfig | None = None,
 ) -> RunConfig:
     """Loads the config of an earlier run that is resumed.
 
-    `overrides` may repeat its values, but may change only the fields in `NOT_LEARNED`.
+    Args:
+        kind: the kind of config.
+        runs: the folder of runs.
+        run: ID of the run.
+        overrides: values by dotted name. They may repeat those of the run, but may change only the
+            fields in `NOT_LEARNED`.
+        wanted: the whole config, for which the same holds. None means that there are only
+            `overrides`.
 
     Raises:
         PersonaError: there is no such run, its config is damaged, or a value would change.
     """
-    noun, config = kind.called
-    known = [path.parent.name for path in runs.glob(f"*/{kind.saved_as}")]
-    if run not in known:
-        raise unknown(noun, run, known, where=str(runs))
-    path = runs / run / kind.saved_as
+    path, config = find_run(kind, runs, run), kind.called[1]
     try:
         was = build_config(kind, read_yaml(path, "config"), {}, path)
     except (AttributeError, TypeError):  # no mapping, or a required value is missing
         raise PersonaError(f"{path} is damaged: start a new run") from None
-    wanted = build_config(kind, read_values(path), overrides, path)
+    mend = "resume it with the same values"
+    if wanted is None:
+        wanted = build_config(kind, read_values(path), overrides, path)
+        mend = "resume it without these options"
     free = NOT_LEARNED & {item.name for item in dataclasses.fields(kind)}
     was = dataclasses.replace(was, **{name: getattr(wanted, name) for name in free})
     if was != wanted:
         differing = "; ".join(differences(to_dict(was), to_dict(wanted)))
         raise PersonaError(
-            f"run {run} has another {config} ({differing}): resume it without these options, or "
-            "start a new run"
+            f"run {run} has another {config} ({differing}): {mend}, or start a new run"
         )
     return was
+
+
+def find_run(kind: type[DistillConfig] | type[LearnConfig], runs: Path, run: str) -> Path:
+    """Finds the config file of an earlier run.
+
+    Raises:
+        PersonaError: there is no such run.
+    """
+    known = [path.parent.name for path in runs.glob(f"*/{kind.saved_as}")]
+    if run not in known:
+        raise unknown(kind.called[0], run, known, where=str(runs))
+    return runs / run / kind.saved_as
 
 
 def read_values(path: Path | None) -> dict[str, Any]:
@@ -818,9 +854,10 @@ def _convert(hint: Any, value: Any, *, where: str, name: str) -> Any:
         item = get_args(allowed[0])[0]
         return tuple(_convert(item, one, where=where, name=name) for one in value)
     allowed = tuple(get_origin(kind) or kind for kind in allowed)  # dict[str, Any] becomes dict
-    if float in allowed and not isinstance(value, bool | float):
+    if float in allowed and not isinstance(value, bool):
         with contextlib.suppress(ValueError, TypeError, OverflowError):
-            return float(value)  # YAML 1.1 reads 1e-3 as a string, and 1 as an integer
+            # YAML 1.1 reads 1e-3 as a string, and 1 as an integer. NumPy's floats are no YAML.
+            return float(value)
     if Path in allowed and isinstance(value, str):
         value = user_path(value)
     if str in allowed and value is False:
@@ -828,7 +865,7 @@ def _convert(hint: Any, value: Any, *, where: str, name: str) -> Any:
     if isinstance(value, bool) != (bool in allowed) or not isinstance(value, allowed):
         wanted = " or ".join(getattr(kind, "__name__", str(kind)) for kind in allowed)
         raise PersonaError(f"{name} in {where}: expected {wanted}, found {shown(value)}")
-    return value
+    return str(value) if isinstance(value, str) else value  # NumPy's texts are no YAML either
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import itertools
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from persona.config import DistillConfig, load_config, save_config, to_dict
@@ -82,6 +83,20 @@ def test_numbers_as_people_write_them(tmp_path: Path) -> None:
     assert (optim.lr, optim.weight_decay) == (0.001, 0.0)
 
 
+def test_a_merged_mapping_may_be_overridden(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("optim:\n  <<: {lr: 0.5, momentum: 0.5}\n  lr: 0.25\n")
+    assert (load_config(path, {}).optim.lr, load_config(path, {}).optim.momentum) == (0.25, 0.5)
+
+
+def test_numbers_of_numpy_are_written_as_plain_ones(tmp_path: Path) -> None:
+    rate, name = np.linspace(0.25, 0.5, 2)[0], np.array(["lfw"])[0]
+    config = load_config(None, {"optim.lr": rate, "test_set": name, "optim.clip_norm": np.int64(2)})
+    save_config(tmp_path / "c.yaml", to_dict(config))
+    assert load_config(tmp_path / "c.yaml", {}) == config
+    assert (type(config.optim.lr), type(config.test_set)) == (float, str)
+
+
 def test_a_term_without_options_has_its_defaults(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("losses:\n  arcface:\n  rkd_angle: {photos: 16}\n")
@@ -132,6 +147,11 @@ def test_a_wrong_name_may_be_the_files_or_the_command_lines(tmp_path: Path) -> N
         ("epochs: -1", "epochs -1: choose 1 to"),
         ("seed: -1", "seed -1: choose 0 to"),
         ("mixed_precision: fp8", "unknown mixed_precision 'fp8'"),
+        (
+            "losses:\n  hard_labels: {weight: 1}\nseed: 1\nlosses:\n  arcface: {margin: 0.2}\n",
+            r"not valid YAML \(line 4\): the key 'losses' stands twice: keep one of them",
+        ),
+        ("optim: {lr: 0.5, 'lr': 0.1}", r"\(line 1\): the key 'lr' stands twice"),
         ("tracker: wandbb", "unknown tracker 'wandbb'"),
         ("optim: {schedule: cosin}", "unknown schedule 'cosin'.*'cosine'"),
     ],

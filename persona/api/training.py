@@ -76,6 +76,7 @@ def distill_student(
     Raises:
         PersonaError: an option is unknown, the sets do not fit, or the recipe needs what the
             teacher does not give. All of this is checked before the first step.
+        Preempted: the process received SIGTERM or SIGUSR1 while training. A checkpoint is written.
 
     Example:
         student = persona.distill(
@@ -112,8 +113,9 @@ def distill_student(
             _train_apart(config, place, processes, resume, teacher, callbacks), workspace=place
         )
     from persona.distill import distill
+    from persona.training.preemption import signals_put_back
 
-    with _own_accelerator():
+    with _own_accelerator(), signals_put_back():
         run = distill(
             *(config, place, resume),
             teacher=None if teacher is None else teacher.in_torch(),

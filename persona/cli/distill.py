@@ -22,7 +22,6 @@ from persona.cli.output import (
     print_json,
 )
 from persona.cli.process import is_first, launcher_options
-from persona.errors import PersonaError
 from persona.extras import check_training
 from persona.workspace import Workspace
 
@@ -124,7 +123,11 @@ def distill_command(
         str | None, typer.Option(help="no, fp16 or bf16.  [default: what accelerate launch says]")
     ] = None,
     gradient_accumulation_steps: Annotated[
-        int | None, typer.Option(help="[default: what accelerate launch says, or 1]")
+        int | None,
+        typer.Option(
+            help="Batches of an optimizer step on each process.  [default: "
+            "ACCELERATE_GRADIENT_ACCUMULATION_STEPS, or 1]"
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="[default: 0]")] = None,
     checkpoint_steps: Annotated[
@@ -198,19 +201,12 @@ def distill_command(
         "optim.lr": lr,
         "optim.schedule": {None: None, True: "multistep", False: "constant"}[lr_scheduler],
     }
-    from persona.config import DistillConfig, load_config, read_options, resume_config
+    from persona.config import read_options
 
     given = read_options(options, option or [], told_twice)
-    from persona.distill.start import AUTO, start_values
+    from persona.distill.start import resolve_config
 
-    if resume in {None, AUTO}:
-        base = launcher_options() | start_values(config, given, place.models)
-        resolved = load_config(config, given, base=base)
-    elif config is not None:
-        raise PersonaError("--resume takes the run's own config: leave --config out")
-    else:
-        assert resume is not None
-        resolved = resume_config(DistillConfig, place.runs, resume, given)
+    resolved = resolve_config(config, given, launcher_options(), place, resume)
     check_training("distilling")
     if context.parent is not None:  # `persona distill` starts the processes itself
         from persona.cli.launch import launch_on_gpus

@@ -53,6 +53,9 @@ def quiet_others() -> None:
 def launcher_options(*names: str) -> dict[str, Any]:
     """Reads the options of `accelerate launch` and its config file from the environment.
 
+    Accelerate itself passes gradient accumulation on to DeepSpeed alone, so its variable is only
+    there if the user has set it.
+
     Args:
         names: options to return. Without names, all are returned.
     """

@@ -72,6 +72,7 @@ def distill(
         resume = agree(accelerator, find_unfinished(config, workspace.runs))
     training = Distillation(config, workspace, accelerator, resume, teacher, callbacks)
     with resumed_by(f"--resume {training.run.id}"), training.run:
+        training.selection.update_cards()
         training.inputs.announce(training.run, training.length, training.trainer)
         while not training.ends:
             training.train_epoch()
@@ -95,7 +96,7 @@ class Distillation:
     ) -> None:
         """Opens the sets and the teacher of the config and restores the checkpoint of `resume`."""
         self.config, self.accelerator = config, accelerator
-        stored = find_stored(workspace, resume)
+        stored = find_stored(DistillConfig, workspace, resume)
         self.inputs = open_inputs(config, workspace, accelerator, stored, teacher)
         train, side = self.inputs.train, self.inputs.side
         self.run = Run(

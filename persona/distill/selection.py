@@ -11,6 +11,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 from accelerate.utils import broadcast
@@ -30,8 +31,9 @@ from persona.evaluation.protocols import (
 )
 from persona.evaluation.protocols.verification import VerificationOptions, pair_scores
 from persona.figure_names import label_of
+from persona.files import write_json
 from persona.models import store
-from persona.models.cards import list_models
+from persona.models.cards import CARD, Card, list_models
 from persona.models.sources import NamedNetwork, known_licence, teacher_names
 from persona.models.student import Student
 from persona.report.plain import pair_curves
@@ -82,6 +84,8 @@ class Selection:
         self.accelerator = run.accelerator
         self.measure = ""
         """The protocol of the test set. `check` finds it."""
+        self._outdated: list[Card] = []
+        """Cards that `restore` has measured anew, with the new figures."""
 
     def check(self, student: Student) -> None:
         """Checks that the student can be evaluated on the test set, if there is one.
@@ -170,8 +174,17 @@ class Selection:
             if card is not None:
                 with contextlib.suppress(PersonaError):
                     kept = store.load_model(card, self.workspace.models)
-                    worth = worth_of(self.evaluate(kept.to(self.accelerator.device)))
+                    evaluation = self.evaluate(kept.to(self.accelerator.device))
+                    worth = worth_of(evaluation)
+                    self._outdated.append(replace(card, **self._scores(evaluation, card.id)))
             best[suffix] = worth
+
+    def update_cards(self) -> None:
+        """Writes what `restore` measured anew into the cards. The run's folder must be locked."""
+        if self.accelerator.is_main_process:
+            for card in self._outdated:
+                write_json(self.workspace.models / card.id / CARD, asdict(card))
+        self._outdated.clear()
 
     def tell_collapse(self) -> None:
         """Warns at the end of a run of each saved model that has collapsed."""
@@ -251,17 +264,23 @@ class Selection:
             temperature=getattr(soft, "temperature", None),
             epochs=self.run.progress.epoch,
             steps=self.run.progress.step,
-            score=evaluation.score if evaluation else None,
-            chosen_by=evaluation.chosen_by if evaluation else "",
             run=self.run.id,
             started_from=self._started_from,
             licence=self._licence,
-            scores=evaluation.to_json() | {"model": model_id} if evaluation else {},
             train_set=self.train.name,
             alignment=self.train.align.facts,
             test_set=self.test.name if self.test else "none",
             config=to_dict(config),
+            **self._scores(evaluation, model_id),
         )
+
+    def _scores(self, evaluation: Evaluation | None, model_id: str) -> dict[str, Any]:
+        """The fields of a card that hold the figures of its model."""
+        return {
+            "score": evaluation.score if evaluation else None,
+            "chosen_by": evaluation.chosen_by if evaluation else "",
+            "scores": evaluation.to_json() | {"model": model_id} if evaluation else {},
+        }
 
 
 def worth_of(evaluation: Evaluation | None) -> float:

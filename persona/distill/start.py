@@ -24,14 +24,16 @@ from persona.config import (
     StudentConfig,
     differences,
     from_dict,
+    load_config,
     read_values,
     resume_config,
     to_dict,
 )
 from persona.errors import PersonaError
 from persona.models.cards import CARD, Card, classes_digest
-from persona.models.sources import student_card
+from persona.models.sources import spell, student_card
 from persona.training.length import Length
+from persona.workspace import Workspace
 
 HEAD = "logits."
 WIDTH = "width"
@@ -134,11 +136,46 @@ def start_values(config: Path | None, given: Mapping[str, Any], models: Path) ->
     """
     values = read_values(config)
     name = given.get("from_model", values.get("from_model"))
-    if name is None or "student" in values:
+    # What is no text is refused with the other values of a wrong type.
+    if not isinstance(name, str) or "student" in values:
         return {}
     start = find_start(name, models)
     asked = given.get("student.architecture", start.card.architecture)
     return {"student": dict(start.card.student)} if asked == start.card.architecture else {}
+
+
+def resolve_config(
+    file: Path | None,
+    given: Mapping[str, Any],
+    launched: Mapping[str, Any],
+    place: Workspace,
+    resume: str | None,
+) -> DistillConfig:
+    """The config of a command: that of its recipe and options, or of the run that it resumes.
+
+    The command that began a run resumes it, too, with `--resume ID` added.
+
+    Args:
+        file: the file of the recipe, if any.
+        given: options of the command line, by dotted name.
+        launched: options of the launcher, which the recipe takes precedence over.
+        place: the folders of models and runs.
+        resume: ID of the run to continue, or `auto`. None means that a new one begins.
+
+    Raises:
+        PersonaError: an option is unknown or wrong, there is no such run or student to go on from,
+            or the run has another recipe.
+    """
+    run = None if resume == AUTO else resume
+    teacher = given.get("teacher")
+    if isinstance(teacher, str):  # a run keeps the spelled name
+        given = {**given, "teacher": spell(teacher)}
+    if run is not None and file is None:
+        return resume_config(DistillConfig, place.runs, run, given)
+    base = {**launched, **start_values(file, given, place.models)}
+    wanted = load_config(file, given, base=base)
+    wanted = replace(wanted, teacher=spell(wanted.teacher))
+    return wanted if run is None else resume_config(DistillConfig, place.runs, run, {}, wanted)
 
 
 def find_unfinished(config: DistillConfig, runs: Path) -> str | None:

@@ -33,9 +33,10 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from persona.config import (
     Checked,
@@ -48,9 +49,10 @@ from persona.config import (
     to_dict,
 )
 from persona.distill.apart import RECIPE, Failed, Process, answer, end, start
-from persona.errors import PersonaError, shown
+from persona.errors import PersonaError, shown, unknown
 from persona.files import folder_lock, read_json, write_json
 from persona.models.sources import spell
+from persona.registry import PROTOCOLS
 from persona.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -139,8 +141,8 @@ def read_sweep(path: Path, given: Mapping[str, Any]) -> Sweep:
         given: options of the command line, by dotted name. They win over the file in all runs.
 
     Raises:
-        PersonaError: the file cannot be read, or a key or an option of a run is unknown or wrong.
-            The message names the run.
+        PersonaError: the file cannot be read, a key or an option of a run is unknown or wrong (the
+            message names the run), or no measure has a figure or an option of `measure`.
     """
     values = read_yaml(path, "sweep")
     if not isinstance(values, dict):
@@ -151,8 +153,10 @@ def read_sweep(path: Path, given: Mapping[str, Any]) -> Sweep:
     if "set" not in file.measure:
         raise PersonaError(f"sweep {path}: `measure` lacks the set, as measure: {{set: lfw}}")
     measure = from_dict(Measurement, file.measure, where=str(path), prefix="measure.")
+    _check_measurement(path, measure)
     recipe = None if file.recipe is None else path.parent / file.recipe
-    axes = [_read_axis(path, name, axis) for name, axis in file.vary.items()]
+    vary = {str(name): axis for name, axis in file.vary.items()}  # 7 is read as a number
+    axes = [_read_axis(path, name, axis) for name, axis in vary.items()]
     seeds = list(dict.fromkeys(file.seeds))
     count = len(seeds)
     for axis in axes:
@@ -161,7 +165,7 @@ def read_sweep(path: Path, given: Mapping[str, Any]) -> Sweep:
         raise PersonaError(f"sweep {path} has {count} runs: give it 1 to {MOST_RUNS:,}")
     runs = []
     for chosen in itertools.product(*axes):
-        variant = dict(zip(file.vary, (label for label, _ in chosen), strict=True))
+        variant = dict(zip(vary, (label for label, _ in chosen), strict=True))
         for seed in seeds:
             merged = _merged(
                 {"tracker": "none"}, file.base, *(own for _, own in chosen), {"seed": seed}, given
@@ -172,6 +176,11 @@ def read_sweep(path: Path, given: Mapping[str, Any]) -> Sweep:
             except PersonaError as error:
                 text = str(error).replace("the command line", "the sweep")
                 raise PersonaError(f"sweep {path}, {told}: {text}") from None
+            if measure.model == "ema" and not config.optim.ema_decay:
+                raise PersonaError(
+                    f"sweep {path}, {told}: measure.model is ema, and the run keeps none: give "
+                    "optim.ema_decay, as 0.999, or measure the model best"
+                )
             runs.append(SweepRun(variant, config, measure))
     same = len(runs) - len({run.digest for run in runs})
     if same:
@@ -180,6 +189,32 @@ def read_sweep(path: Path, given: Mapping[str, Any]) -> Sweep:
             "an option of the command line sets what the file varies"
         )
     return Sweep(tuple(runs), measure)
+
+
+def _check_measurement(path: Path, measure: Measurement) -> None:
+    """Checks the figures and the options of a measurement, before anything is trained.
+
+    Which measure fits the set is only known where the set is packed. What none has is wrong anyhow.
+
+    Raises:
+        PersonaError: no measure has such a figure or option.
+    """
+    figures: set[str] = set()
+    options: set[str] = set()
+    for protocol in PROTOCOLS.load_all().values():
+        hints = get_type_hints(protocol.result)
+        figures |= {name for name, hint in hints.items() if _is_number(hint)}
+        options |= {item.name for item in fields(protocol.config_class)}
+    for name in measure.figures:
+        if name not in figures:
+            raise unknown("figure", name, figures, where=f"{path}, measure.figures")
+    for name in measure.options:
+        if name not in options:
+            raise unknown("option", str(name), options, where=f"{path}, measure.options")
+
+
+def _is_number(hint: Any) -> bool:
+    return {*(get_args(hint) or [hint])} <= {int, float, NoneType}
 
 
 def _read_axis(path: Path, name: str, axis: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -201,14 +236,15 @@ def _read_axis(path: Path, name: str, axis: Any) -> list[tuple[str, dict[str, An
 
 
 def _label(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _merged(*groups: Mapping[str, Any]) -> dict[str, Any]:
     """Options by dotted name. Later groups win, also where they set a whole mapping."""
     merged: dict[str, Any] = {}
     for group in groups:
-        for name, value in group.items():
+        for key, value in group.items():
+            name = str(key)  # 7 is read as a number; `load_config` says that it is no option
             merged = {
                 known: kept
                 for known, kept in merged.items()
@@ -379,7 +415,9 @@ class SweepRunner:
     def _evaluate(
         self, measure: Measurement, model: str, folder: Path, where: dict[str, str]
     ) -> Process:
-        options = [f"--option={name}={json.dumps(v)}" for name, v in measure.options.items()]
+        options = [
+            f"--option={name}={json.dumps(v, default=str)}" for name, v in measure.options.items()
+        ]
         command = ["persona", "evaluate", f"--set={measure.set}", f"--model={model}", "--json"]
         command += [f"--shards={self.place.shards}", f"--models={self.place.models}", *options]
         return start(command, folder, where)

@@ -246,7 +246,8 @@ class Bench:
     def digest(self) -> str:
         """Digest, in 12 hex digits, of all that a run depends on except method and order."""
         config = to_dict(self.config)
-        without = NOT_LEARNED | {"method", "tracker"}
+        # With `checkpoint_steps`, as ever: the folders of older benchmarks are still found.
+        without = NOT_LEARNED - {"checkpoint_steps"} | {"method"}
         origin = {
             "version": VERSION,
             "config": {k: v for k, v in config.items() if k not in without},

@@ -85,7 +85,7 @@ class Learning:
         resume: str | None,
     ) -> None:
         self.config, self.workspace, self.accelerator = config, workspace, accelerator
-        stored = find_stored(workspace, resume)
+        stored = find_stored(LearnConfig, workspace, resume)
         self.parent = find_parent(config, workspace, None if stored is None else stored.state)
         self.student = store.load_model(self.parent, workspace.models)
         classes = read_classes(self.parent, workspace.models) if self.student.num_classes else ()

@@ -65,9 +65,10 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):  # no JSON, a very long number, or too deep
                 record = None
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
+            step = record.get("step") if isinstance(record, dict) else None
+            if isinstance(step, int) and _is_figure(step):
                 records.append({k: v for k, v in record.items() if _is_figure(v)})
             else:
                 damaged += 1
@@ -75,7 +76,10 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def _is_figure(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    try:
+        return isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:  # an integer above all floats
+        return False
 
 
 def _state(

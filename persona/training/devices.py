@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
     InitProcessGroupKwargs,
     broadcast_object_list,
 )
@@ -33,7 +34,9 @@ DDP_OPTIONS = DistributedDataParallelKwargs(
 )
 
 
-def build_accelerator(mixed_precision: str, **options: Any) -> Accelerator:
+def build_accelerator(
+    mixed_precision: str, *, gradient_accumulation_steps: int = 1, **options: Any
+) -> Accelerator:
     """Builds the Accelerator for devices, precision, gradient accumulation and DDP.
 
     Accelerate does not distribute the data, because each rank streams its own batches. The training
@@ -47,6 +50,8 @@ def build_accelerator(mixed_precision: str, **options: Any) -> Accelerator:
         accelerator = Accelerator(
             mixed_precision=mixed_precision,
             step_scheduler_with_optimizer=False,
+            # A plugin, because a plain number gives way to a variable of the environment.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(gradient_accumulation_steps),
             kwargs_handlers=[DDP_OPTIONS, PATIENCE],
             **options,
         )

@@ -7,9 +7,11 @@ of them end after the same step, with a checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections import deque
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -21,6 +23,23 @@ from torch import Tensor
 from persona.training.devices import finite_lag
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+@contextlib.contextmanager
+def signals_put_back() -> Iterator[None]:
+    """Context at whose end a program has its own handlers of the signals again.
+
+    It is for a program that goes on after a run. After a run that was told to end, the signals
+    would have no effect in it.
+    """
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                if handler is not None:  # None: it was not set by Python, which cannot restore it
+                    signal.signal(number, handler)
 
 
 class Preemption:
@@ -49,7 +68,8 @@ class Preemption:
         trace: TracebackType | None,
     ) -> None:
         # A launcher forwards a signal that the process has perhaps received already. This second
-        # one must not change the exit code of a process that is ending.
+        # one must not change the exit code of a process that is ending. `signals_put_back` is for
+        # a process that goes on.
         if self.received is None:
             for number, handler in self._before.items():
                 signal.signal(number, handler)

@@ -22,7 +22,14 @@ from typing import Any, NoReturn
 
 from accelerate import Accelerator
 
-from persona.config import differences, save_config
+from persona.config import (
+    NOT_LEARNED,
+    DistillConfig,
+    LearnConfig,
+    differences,
+    find_run,
+    save_config,
+)
 from persona.errors import PersonaError, Preempted
 from persona.files import folder_lock
 from persona.models.cards import new_id
@@ -89,16 +96,25 @@ class Stored:
     """The training's own state, and the run's `origin`."""
 
 
-def find_stored(workspace: Workspace, resume: str | None) -> Stored | None:
+def find_stored(
+    kind: type[DistillConfig] | type[LearnConfig], workspace: Workspace, resume: str | None
+) -> Stored | None:
     """Loads the checkpoint of the run that is resumed.
+
+    Args:
+        kind: the config of such a run.
+        workspace: the folders, among them that of the runs.
+        resume: ID of the run. None means that a new one begins.
 
     Returns:
         The checkpoint. None means that the run is new, or was killed before its first checkpoint.
 
     Raises:
-        PersonaError: the checkpoint is damaged or of another version.
+        PersonaError: there is no such run, or its checkpoint is damaged or of another version.
     """
-    found = None if resume is None else load_checkpoint(workspace.runs / resume)
+    if resume is None:
+        return None
+    found = load_checkpoint(find_run(kind, workspace.runs, resume).parent)
     return None if found is None else Stored(*found)
 
 
@@ -157,7 +173,8 @@ class Run:
 
     def _take_up(self, stored: Stored) -> None:
         kind, processes = self.kind, self.accelerator.num_processes
-        differing = differences(stored.state["origin"], self.origin)
+        was = {name: _learned(fact) for name, fact in stored.state["origin"].items()}
+        differing = differences(was, self.origin)
         if differing:
             raise PersonaError(
                 f"run {self.id} was {kind.made} ({'; '.join(differing)}): restore it, or start a "
@@ -254,3 +271,10 @@ class Run:
             kept = {**state, "origin": self.origin}
             save_checkpoint(self.folder, self.progress, self.accelerator.num_processes, kept)
         self.accelerator.wait_for_everyone()
+
+
+def _learned(fact: Any) -> Any:
+    """A fact about a run's origin without `NOT_LEARNED`, of which older checkpoints hold some."""
+    if not isinstance(fact, Mapping):
+        return fact
+    return {name: value for name, value in fact.items() if name not in NOT_LEARNED}

@@ -123,7 +123,8 @@ def _lines(path: Path) -> list[str]:
     """The whole lines of a metrics file. A killed run can leave an incomplete last line."""
     if not path.is_file():
         return []
-    return [line[:-1] for line in path.read_text().splitlines(keepends=True) if line[-1] == "\n"]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return [line[:-1] for line in text.splitlines(keepends=True) if line[-1] == "\n"]
 
 
 def _is_up_to(line: str, step: int) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from api_faces import drawn
 from conftest import SIZE_PX
 from PIL import Image
@@ -23,9 +26,11 @@ from persona.api.photos import PhotoLike
 from persona.data.align.spec import Crop
 from persona.data.pack import Packed
 from persona.distill import apart
+from persona.errors import Preempted
 from persona.gallery.store import Threshold, open_store
 from persona.gallery.unknown_faces import UnknownFaces
 from persona.landmarks import template
+from persona.training.preemption import Preemption
 from persona.workspace import Workspace
 
 FAKE = """
@@ -393,6 +398,34 @@ def test_options_of_a_distillation_are_checked(
     own = persona.wrap(nn.Flatten(), image_size=SIZE_PX)
     with pytest.raises(persona.PersonaError, match="2 processes cannot open the teacher"):
         persona.distill(teacher=own, train=train, processes=2)
+    place = Workspace.locate(home=tmp_path)
+    with pytest.raises(persona.PersonaError, match="unknown run 'mobilenet-typo'"):
+        persona.distill(teacher=loaded, train=train, resume="mobilenet-typo", workspace=place)
+    assert not place.runs.exists()
+
+
+def test_a_program_that_goes_on_after_an_early_end_has_its_signals_back(
+    train_set: Packed, loaded: persona.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told_to_end(*_: object, **__: object) -> None:
+        with Preemption(Accelerator(cpu=True)) as preemption:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert preemption.agreed()
+            raise Preempted("told to end")
+
+    monkeypatch.setattr("persona.distill.recipe.distill", told_to_end)
+    place = Workspace.locate(home=tmp_path)
+    train = persona.open_set("vggface2", workspace=place)
+    received = list[int]()
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        with pytest.raises(Preempted):
+            persona.distill(teacher=loaded, train=train, workspace=place)
+        assert not received
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert received == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_several_processes_are_told_apart_by_their_answer(

@@ -30,10 +30,13 @@ def age(folder: Path, hours: float) -> None:
 def test_damaged_lines_are_skipped_and_counted(tmp_path: Path) -> None:
     tail = '{"step": 3, "loss"\nnull\n{"loss": 1}\n\udcff'.encode(errors="surrogateescape")
     folder = write_run(tmp_path / "r", {"step": 1, "loss": 2.0}, {"step": 2, "loss": float("nan")})
+    huge = b'\n{"step": 1%b}\n{"step": 1%b}\n%b\n{"step": 4, "loss": 1%b}'
+    zeros = b"0" * 400
     with (folder / "metrics.jsonl").open("ab") as file:
         file.write(tail)
+        file.write(huge % (zeros, b"0" * 5000, b"[" * 200_000, zeros))
     records, damaged = read_metrics(folder / "metrics.jsonl")
-    assert (len(records), damaged) == (2, 4)
+    assert (len(records), damaged) == (3, 7)
     assert read_history(folder, has_model=True).curves == {"loss": [(1, 2.0)]}
 
 

@@ -11,7 +11,7 @@ import os
 import re
 import runpy
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,7 +43,8 @@ from persona.distill.selection import check_test_set
 from persona.errors import PersonaError
 from persona.evaluation.protocols import Evaluation
 from persona.evaluation.protocols.verification import VerificationFigures
-from persona.models.cards import find_model
+from persona.files import write_json
+from persona.models.cards import CARD, find_model
 from persona.models.sources import NamedNetwork, load_network
 from persona.training.callbacks import Callback, Moment
 from persona.training.checkpoint import load_checkpoint, save_checkpoint
@@ -193,6 +194,13 @@ def test_a_run_that_chose_by_another_figure_goes_on_by_auc(
     other = state | {"chosen_by": "auc", "tested_on": ["another", None]}
     save_checkpoint(folder, replace(progress, best={"": 2.0}), world_size, other)
     assert resumed(tmp_path, teacher).progress.best == {"": pytest.approx(auc)}
+    card = find_model(teacher, tmp_path / "models")
+    old = replace(card, score=0.25, scores={"accuracy": 0.25}, chosen_by="accuracy")
+    write_json(tmp_path / "models" / teacher / CARD, asdict(old))
+    distill_here("--resume", teacher, "--test-set", "lfw", home=tmp_path)
+    told = find_model(teacher, tmp_path / "models")
+    assert replace(told, score=card.score, scores=card.scores) == card
+    assert told.score == pytest.approx(auc) and told.scores.keys() == card.scores.keys()
     save_checkpoint(folder, progress, world_size, state)
     next((tmp_path / "models" / teacher).glob("*.safetensors")).write_bytes(b"damaged")
     assert resumed(tmp_path, teacher).progress.best == {"": -math.inf}
@@ -662,6 +670,21 @@ def test_accumulation_takes_fewer_steps_and_drops_no_gradient(home: Path) -> Non
     assert json.loads(last)["step"] == 3  # 7 batches of 4 fit, 6 are used, two a step
 
 
+def test_the_recipe_alone_says_how_many_batches_a_step_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The counts of steps and photos are those of the recipe."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setattr("persona.training.devices.keep_freed_memory", lambda: None)
+    try:
+        found = build_accelerator("no", gradient_accumulation_steps=2)
+        assert found.gradient_accumulation_steps == 2
+        reset_accelerate()
+        assert build_accelerator("no").gradient_accumulation_steps == 1
+    finally:
+        reset_accelerate()
+
+
 def test_bf16_trains(home: Path, teacher: str) -> None:
     student = distill_here("--teacher", teacher, "-e", "1", "--mixed-precision", "bf16", home=home)
     assert {value.dtype for value in weights(home, student).values()} <= {
@@ -721,6 +744,7 @@ def test_wandb_without_a_login_is_offline_and_says_how_to_sync(
         ),
         (("--test-set", "nope"), "--test-set none trains without a test set"),
         (("--teacher", "nope"), "unknown model 'nope'"),
+        (("-o", "from_model=3"), "from_model in the command line: expected str, found 3"),
         (("--config", "nope.yaml"), "cannot read config nope.yaml"),
         (("--hard-weight", "0", "--soft-weight", "0"), "sum to 0: there is nothing to learn"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -14,18 +15,19 @@ from conftest import NO_ALIGN, write_vggface2
 from helpers import distill_here, reset_accelerate
 from little import LITTLE
 
-from persona.config import load_config
+from persona.config import load_config, save_config, to_dict
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
 from persona.distill import recipe
 from persona.distill.selection import Selection
-from persona.distill.start import find_unfinished
+from persona.distill.start import find_unfinished, resolve_config
 from persona.errors import PersonaError
 from persona.files import folder_lock
 from persona.report.history import read_history
 from persona.training.callbacks import Callback, Moment
-from persona.training.checkpoint import load_progress
+from persona.training.checkpoint import Progress, load_progress, save_checkpoint
 from persona.training.meter import NOT_FINITE
+from persona.training.run import DISTILLING, Run, Stored
 from persona.workspace import Workspace
 
 COMMAND = (LITTLE, "--teacher", "none", "-e", "2", "--checkpoint-steps", "2", "--resume", "auto")
@@ -139,6 +141,55 @@ def test_a_run_that_went_on_elsewhere_is_left_alone(home: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) == handler
     with folder_lock(home / "runs" / cut, doing="testing in"):
         assert all(torch.equal(v, weights(home, cut)[n]) for n, v in before.items())
+
+
+def test_the_command_that_began_a_run_resumes_it_by_its_id(tmp_path: Path) -> None:
+    """With its recipe, which `persona.distill(…, processes=2)` gives too, and without."""
+    place = Workspace.locate(home=tmp_path)
+    file = tmp_path / "recipe.yaml"
+    file.write_text("teacher: net.onnx\noptim: {lr: 0.5}\nlosses: {embedding_cosine: {}}\n")
+    given = {"teacher": "net.onnx", "seed": 3}
+    begun = resolve_config(file, given, {"mixed_precision": "bf16"}, place, None)
+    assert begun.teacher == "onnx:net.onnx"
+    save_config(place.runs / "run-1" / "config.yaml", to_dict(begun))
+    for recipe_file, options in ((file, given), (None, given), (file, {"seed": 3}), (None, {})):
+        launched = {"mixed_precision": "bf16"}
+        changed = {"workers": 2, "tracker": "none", "checkpoint_steps": 7}
+        found = resolve_config(recipe_file, {**options, **changed}, launched, place, "run-1")
+        assert found == replace(begun, workers=2, tracker="none", checkpoint_steps=7)
+    save_checkpoint(place.runs / "run-1", Progress(step=1), 1, {})
+    assert find_unfinished(found, place.runs) == "run-1"
+    file.write_text(file.read_text().replace("0.5", "0.25"))
+    told = r"another recipe \(optim.lr: 0.5 is now 0.25\): resume it with the same values"
+    with pytest.raises(PersonaError, match=told):
+        resolve_config(file, given, {"mixed_precision": "bf16"}, place, "run-1")
+    with pytest.raises(PersonaError, match=r"unknown run 'run-2' in .*; did you mean 'run-1'"):
+        resolve_config(file, given, {}, place, "run-2")
+
+
+def test_an_older_checkpoint_tells_more_than_what_is_learned(tmp_path: Path) -> None:
+    """The tracker and the steps between checkpoints stood in its recipe."""
+    recipe = {"seed": 1, "tracker": "wandb", "checkpoint_steps": 9}
+    stored = Stored(Progress(step=4), 1, {"origin": {"recipe": recipe, "train set": "x"}})
+    place = Workspace.locate(home=tmp_path)
+
+    def take_up(seed: int) -> Run:
+        origin = {"recipe": {"seed": seed}, "train set": "x"}
+        settings: dict[str, Any] = {
+            "architecture": "x",
+            "config": {},
+            "trackers": "none",
+            "origin": origin,
+        }
+        accelerator = Accelerator(cpu=True)
+        return Run(DISTILLING, place, accelerator, resume="r", stored=stored, **settings)
+
+    try:
+        assert take_up(seed=1).progress.step == 4
+        with pytest.raises(PersonaError, match=r"\(recipe.seed: 1 is now 2\)"):
+            take_up(seed=2)
+    finally:
+        reset_accelerate()
 
 
 def test_a_damaged_run_is_not_taken_up(home: Path) -> None:

@@ -151,6 +151,18 @@ def test_a_network_beside_counts_once_however_it_is_spelt(file: Path) -> None:
         ("measure: {set: lfw, ", "measure: {", "`measure` lacks the set"),
         ("measure:", "measures:", "lacks `measure`: name a set"),
         ("beside: [", "besides: [", "unknown key 'measure.besides'"),
+        ("accuracy, auc", "acuracy", "unknown figure 'acuracy' in"),
+        ("accuracy, auc", "tar_at_far", "unknown figure 'tar_at_far' in"),
+        ("beside: [", "options: {flipp: true}, beside: [", "unknown option 'flipp' in"),
+        ("beside: [", "model: ema, beside: [", "optim.lr: 0.001: measure.model is ema, and the"),
+        ("  steps: 2", "  steps: 2\n  7: 2", "optim.lr: 0.001: unknown key '7' in the sweep"),
+        (
+            "{hard_labels: {weight: 0.5}}",
+            "{hard_labels: {weight: 0.5}}, 8: 1",
+            "& half, optim.lr: 0.001: unknown key '8'",
+        ),
+        ("  optim.lr:", "  9:", "loss: labels, 9: 0.001: unknown key '9' in the sweep"),
+        ("[0.001, 0.01]", "[2024-01-01]", '2024-01-01": optim.lr in the sweep: expected float'),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(file: Path, before: str, after: str, said: str) -> None:

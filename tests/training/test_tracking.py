@@ -213,7 +213,7 @@ def test_a_tracker_that_fails_later_costs_no_training(
 def test_a_damaged_line_of_the_metrics_is_left_out(tmp_path: Path, calls: Calls) -> None:
     file = tmp_path / "run" / "metrics.jsonl"
     file.parent.mkdir()
-    file.write_text('{"step": 0, "loss": 1}\n{"step": 0\n[]\n{}\n\x00\n{"step": 5}\n')
+    file.write_bytes(b'{"step": 0, "loss": 1}\n{"step": 0\n[]\n{}\n\x00\n\xff\n{"step": 5}\n')
     with open_tracker(tmp_path / "run", "tensorboard") as tracker:
         tracker.log(1, loss=0.5)
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [0, 1]
