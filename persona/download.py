@@ -119,7 +119,7 @@ class _Proxies(urllib.request.ProxyHandler):
         """Sends a request through a proxy. None leaves it to be sent directly."""
         if is_this_machine(urlsplit(f"//{req.host}").hostname or ""):
             return None
-        return super().proxy_open(req, proxy, type)  # type: ignore[misc]
+        return super().proxy_open(req, proxy, type)
 
 
 def is_this_machine(host: str) -> bool:
