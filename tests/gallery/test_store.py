@@ -508,13 +508,11 @@ def test_a_threshold_and_a_name_are_those_of_the_network(tmp_path: Path) -> None
         store.add({"Ann": kept(*vectors(1))}, FACTS.digest)
         move_to(other, NEWER, 5)
         moved_to = other.facts()
-        for change in (
-            lambda: store.set_threshold(Threshold(0.5, "a set"), FACTS.digest),
-            lambda: store.take_name("onnx:/elsewhere.onnx", FACTS.digest),
-        ):
-            with pytest.raises(OtherNetworkError, match="made by another network"):
-                change()
-            assert store.facts() == moved_to
+        with pytest.raises(OtherNetworkError, match="made by another network"):
+            store.set_threshold(Threshold(0.5, "a set"), FACTS.digest)
+        with pytest.raises(OtherNetworkError, match="made by another network"):
+            store.take_name("onnx:/elsewhere.onnx", FACTS.digest)
+        assert store.facts() == moved_to
 
 
 @pytest.fixture(params=[None, PASSPHRASE], ids=["plain", "encrypted"])
