@@ -155,8 +155,9 @@ def _foldable(block: nn.Module) -> list[tuple[int, nn.Conv2d, nn.BatchNorm2d]]:
     return [
         (place, one, after)
         for place, (one, after) in enumerate(pairs)
-        if type(one) in {nn.Conv2d, DepthwiseConv5} and type(after) is nn.BatchNorm2d
-        if after.running_mean is not None and not _is_hooked(one) and not _is_hooked(after)
+        if isinstance(one, nn.Conv2d) and type(one) in {nn.Conv2d, DepthwiseConv5}
+        if type(after) is nn.BatchNorm2d and after.running_mean is not None
+        if not _is_hooked(one) and not _is_hooked(after)
     ]
 
 

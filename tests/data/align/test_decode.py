@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,9 +165,15 @@ def test_what_is_a_crop_already() -> None:
 def test_a_crop_has_no_metadata() -> None:
     facts = Image.Exif()
     facts[0x013B] = "secret"  # the artist
-    told = {"exif": facts, "xmp": b"<x>secret</x>", "comment": b"secret", "icc_profile": b"secret"}
+    told: dict[str, Any] = {
+        "exif": facts,
+        "xmp": b"<x>secret</x>",
+        "comment": b"secret",
+        "icc_profile": b"secret",
+    }
     image = smooth(64, 64)
-    for options in ({}, {"progressive": True}, {"keep_rgb": True}):
+    ways: list[dict[str, Any]] = [{}, {"progressive": True}, {"keep_rgb": True}]
+    for options in ways:
         data = encode(image, **options, **told)
         scan = data.rindex(b"\xff\xda")
         comment = b"\xff\xfe" + (2 + len(b"secret")).to_bytes(2, "big") + b"secret"
