@@ -44,9 +44,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def load(folder: Path, **changed: Any) -> OnnxNetwork:
-    text = (folder / "net.yaml").read_text()
-    text += "".join(f"{name}: {value}\n" for name, value in changed.items())
-    (folder / "net.yaml").write_text(text)
+    lines = (folder / "net.yaml").read_text().splitlines()
+    lines = [line for line in lines if line.partition(":")[0] not in changed]
+    lines += [f"{name}: {value}" for name, value in changed.items()]
+    (folder / "net.yaml").write_text("\n".join(lines) + "\n")
     return open_network(folder / "net.onnx")
 
 

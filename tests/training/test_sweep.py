@@ -280,7 +280,8 @@ def test_tables_of_what_is_done(file: Path, fake: Path, tmp_path: Path) -> None:
     line = persona_error_here(*told, "--dry-run", home=tmp_path)
     assert "give one of them" in line
     edited(file, "figures: [accuracy, auc]", "figures: [accuracy, auk]")
-    assert "set lfw has no figure auk: name others" in persona_error_here(*told, home=tmp_path)
+    line = persona_error_here(*told, home=tmp_path)
+    assert "unknown figure 'auk'" in line and "measure.figures" in line
 
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(
