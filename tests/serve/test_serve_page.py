@@ -1035,7 +1035,7 @@ def test_unknown_people_are_proposed_enrolled_and_deleted(
             other.replace(replace(FACTS, digest="newer"), newer)
         page.fill("#unknown-2 input", "Eve")  # that is no doubt to be asked about
         page.click("#unknown-2 form button")
-        page.wait_for_selector("#alert:has-text('is another network's now: start persona serve')")
+        page.wait_for_selector("#alert:has-text('now: start persona serve anew')")
         assert page.locator("#ask[open]").count() == 0
         assert [line for line in seen if "status of 4" not in line] == []
         page.close()
