@@ -26,11 +26,12 @@ import persona
 from persona.data.sets import FaceSet
 from persona.errors import PersonaError
 from persona.evaluation.metrics import Ints, roc_auc, tar_at_far
+from persona.evaluation.processes import join_processes
 from persona.evaluation.search import FPIRS, Embeddings, accepted, rows_of_each, search
 from persona.evaluation.statistics import Interval, bootstrap_interval, interval_text
+from persona.evaluation.thresholds import faces_of
 from persona.figure_names import power
 
-BATCH = 64
 FARS = (1e-2, 1e-3, 1e-4)
 
 
@@ -47,15 +48,11 @@ class Search(NamedTuple):
 
 def embed(names: list[str], faces: FaceSet) -> tuple[dict[str, Embeddings], Ints]:
     """(N, E) embeddings of the set's photos by each model, and the (N,) label of each photo."""
-    models = {name: persona.load(name).sight.network for name in names}
-    parts: dict[str, list[Embeddings]] = {name: [] for name in names}
-    labels = []
-    for batch in faces.loader(batch_size=BATCH):
-        crops, points = batch.images.permute(0, 2, 3, 1).numpy(), batch.landmarks.numpy()
-        for name, network in models.items():
-            parts[name].append(network.embed(np.ascontiguousarray(crops), points))
-        labels.append(batch.labels.numpy().copy())
-    return {name: np.concatenate(part) for name, part in parts.items()}, np.concatenate(labels)
+    found: dict[str, Embeddings] = {}
+    for name in names:
+        named = persona.load(name).named
+        found[name], labels = faces_of(named, faces, join_processes(named.network))
+    return found, labels
 
 
 def all_pairs(embeddings: dict[str, Embeddings], labels_N: Ints) -> list[dict[str, Any]]:
