@@ -15,6 +15,7 @@ declaration states the values that the field accepts:
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -449,9 +450,16 @@ class DistillConfig(Checked):
             object.__setattr__(self, "epochs", EPOCHS)
 
 
-LEARN_OPTIM: dict[str, Any] = {"lr": 0.0001, "schedule": "constant"}
-"""Optimizer options of continual learning. With ten times this learning rate, the photos of a few
-people ruin the embeddings of all others."""
+@dataclass(frozen=True)
+class LearnOptimConfig(OptimConfig):
+    """Options of the optimizer in continual learning.
+
+    The default learning rate is a tenth of that of a distillation, and constant. With ten times as
+    much, the photos of a few people ruin the embeddings of all others.
+    """
+
+    lr: float = between(1e-9, 10, default=0.0001)
+    schedule: str = among(SCHEDULES, default="constant")
 
 
 @dataclass(frozen=True)
@@ -489,7 +497,7 @@ class LearnConfig(Checked):
     tracker: str = checked(_check_trackers, default="wandb")
     cache: str | None = None
     verify: bool = True
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(**LEARN_OPTIM))
+    optim: LearnOptimConfig = field(default_factory=LearnOptimConfig)
     methods: Mapping[str, Any] = field(default_factory=dict, metadata=INLINE)
     """Options of the methods that have any, by `config_name`."""
 
@@ -630,7 +638,7 @@ def load_learn_config(
         PersonaError: a key is unknown (the message names the nearest), or a value has the wrong
             type or is out of range.
     """
-    return build_config(LearnConfig, {"optim": dict(LEARN_OPTIM), **(base or {})}, overrides)
+    return build_config(LearnConfig, dict(base or {}), overrides)
 
 
 def resume_config(
@@ -705,7 +713,9 @@ def build_config(
 ) -> T:
     """Builds a config from `values` and the `overrides` (dotted names), which take precedence.
 
-    `values` come from the file at `path` or from a caller.
+    `values` come from the file at `path` or from a caller. An override that is a mapping replaces
+    the whole group of `values`. Overrides of single values in that group count as well, in whatever
+    order they are given.
 
     Raises:
         PersonaError: a key is unknown, or a value is missing, out of range or of the wrong type.
@@ -714,7 +724,8 @@ def build_config(
     if issubclass(kind, DistillConfig) and any(overrides.get(name) is not None for name in LENGTHS):
         # The command line's length replaces the file's, also where their units differ.
         values = {name: value for name, value in values.items() if name not in LENGTHS}
-    for dotted, value in overrides.items():
+    # Groups come before their values, which would be lost if the group replaced them.
+    for dotted, value in sorted(overrides.items(), key=lambda item: item[0].count(".")):
         _check_term(dotted, values.get("losses"), overrides, path)
         *groups, name = dotted.split(".")
         target = values
@@ -727,7 +738,8 @@ def build_config(
                 if where in overrides:
                     raise PersonaError(f"{dotted}: {where} has no such option")
                 raise PersonaError(f"{where}: expected a mapping of names to values")
-        target[name] = value
+        # Copied, because values of the group are written into it.
+        target[name] = copy.deepcopy(value) if isinstance(value, dict) else value
     places = [*([str(path)] if path else []), *(["the command line"] if overrides else [])]
     return from_dict(kind, values, where=" and ".join(places) or "the recipe")
 
@@ -743,7 +755,7 @@ def read_options(
         twice: called with a name that is given again, and with its last value, which counts.
 
     Raises:
-        PersonaError: a text is not a name and a value.
+        PersonaError: a text is not a name and a value, or `check_given_once` refuses the names.
     """
     given = {name: value for name, value in options.items() if value is not None}
     for text in texts:
@@ -751,7 +763,24 @@ def read_options(
         if name in given:
             twice(name, value)
         given[name] = value
+    check_given_once(given)
     return given
+
+
+def check_given_once(given: Mapping[str, Any]) -> None:
+    """Checks that no mapping, as `optim`, gives a value that is also given alone, as `optim.lr`.
+
+    Raises:
+        PersonaError: one does.
+    """
+    for group, values in given.items():
+        if not isinstance(values, Mapping):
+            continue
+        for name in _flat(values, f"{group}."):
+            if name in given:
+                raise PersonaError(
+                    f"{name} is given twice, once in {group}={{…}}: leave one of them out"
+                )
 
 
 def _parse_option(text: str) -> tuple[str, Any]:
@@ -776,7 +805,7 @@ def _check_term(dotted: str, losses: Any, overrides: Mapping[str, Any], path: Pa
     if groups[:1] != ["losses"] or len(groups) != 2 or name == "weight":
         return
     term = ".".join(groups)
-    asked = {term, f"{term}.weight", "losses"} & overrides.keys()
+    asked = {term, f"{term}.weight"} & overrides.keys()
     named = not isinstance(losses, Mapping) or groups[1] in losses
     if groups[1] in LOSSES and not asked and not named:
         raise PersonaError(

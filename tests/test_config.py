@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from persona.config import DistillConfig, load_config, save_config, to_dict
+from persona.config import (
+    DistillConfig,
+    check_given_once,
+    load_config,
+    load_learn_config,
+    save_config,
+    to_dict,
+)
 from persona.errors import PersonaError
 from persona.registry import BACKBONES
 
@@ -105,6 +112,47 @@ def test_a_term_without_options_has_its_defaults(tmp_path: Path) -> None:
         "arcface": {"weight": 1.0, "margin": 0.3, "scale": 64.0},
         "rkd_angle": {"weight": 1.0, "photos": 16},
     }
+
+
+def test_a_group_and_a_value_of_it_both_count(tmp_path: Path) -> None:
+    """Flags come first, whatever the order on the command line: `--lr 0.01 -o optim={…}`."""
+    path = tmp_path / "c.yaml"
+    path.write_text("optim: {clip_norm: 5}\n")
+    group = {"schedule": "cosine"}
+    given = {
+        "student.architecture": "mobilenet_v3_large",
+        "optim.lr": 0.01,
+        "losses.soft_targets.temperature": 2,
+        "student": {"width": 0.5},
+        "optim": group,
+        "losses": {"soft_targets": {"weight": 1}},
+    }
+    config = load_config(path, given)
+    assert (config.student.architecture, to_dict(config.student)["width"]) == (
+        "mobilenet_v3_large",
+        0.5,
+    )
+    assert (config.optim.lr, config.optim.schedule) == (0.01, "cosine")
+    assert config.optim.clip_norm == 0  # the group replaces that of the file
+    term = to_dict(config)["losses"]["soft_targets"]
+    assert (term["temperature"], term["weight"]) == (2, 1)
+    assert group == {"schedule": "cosine"}  # the caller's own
+    with pytest.raises(PersonaError, match=r"is of the loss soft_targets, which .* not have"):
+        load_config(None, {"losses.soft_targets.temperature": 2, "losses": {"arcface": {}}})
+
+
+def test_a_value_alone_and_in_its_group_is_refused() -> None:
+    said = r"^optim\.lr is given twice, once in optim=\{…\}: leave one of them out$"
+    with pytest.raises(PersonaError, match=said):
+        check_given_once({"optim.lr": 0.1, "optim": {"lr": 0.2}})
+    check_given_once({"optim.lr": 0.1, "optim": {"schedule": "cosine"}, "losses": {"arcface": {}}})
+
+
+def test_learning_keeps_its_own_rate_beside_other_options_of_the_optimizer() -> None:
+    given = {"student": "s", "on": "x", "method": "replay", "optim": {"optimizer": "adamw"}}
+    optim = load_learn_config(given).optim
+    assert (optim.optimizer, optim.lr, optim.schedule) == ("adamw", 0.0001, "constant")
+    assert load_learn_config({**given, "optim.lr": 0.5}).optim.optimizer == "adamw"
 
 
 def test_a_wrong_name_may_be_the_files_or_the_command_lines(tmp_path: Path) -> None:

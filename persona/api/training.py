@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from persona.api.model import Model, load
-from persona.config import DistillConfig, load_config
+from persona.config import DistillConfig, check_given_once, load_config
 from persona.data.mixed import check_weight
 from persona.data.sets import FaceSet
 from persona.distill.start import start_values
@@ -60,7 +60,8 @@ def distill_student(
         seed: seed for weights, order and views. None means the recipe's seed.
         recipe: a YAML file like those in `configs/`.
         options: further values of the recipe by their dotted names, for example
-            `{"optim.lr": 0.002}`.
+            `{"optim.lr": 0.002}`. A mapping, such as `{"losses": {"arcface": {}}}`, replaces the
+            whole group of the recipe.
         callbacks: objects that are called on steps, epochs and evaluations; one may stop the
             training.
         resume: ID of a run of the same recipe, to continue from its last checkpoint. `auto` takes
@@ -104,6 +105,7 @@ def distill_student(
         base["losses"] = {term: dict(values) for term, values in EMBEDDING_LOSSES.items()}
     file = None if recipe is None else Path(recipe)
     given = {key: value for key, value in given.items() if value is not None}
+    check_given_once(given)
     base |= start_values(file, given, place.models)
     config = load_config(file, given, base=base)
     if config.teacher != name:

@@ -146,7 +146,8 @@ def distill_command(
             "--option",
             "-o",
             metavar="NAME=VALUE",
-            help="Any value of a recipe, as `-o optim.schedule=cosine`.  Repeatable.",
+            help="Any value of a recipe, as `-o optim.schedule=cosine`; `-o optim={…}` replaces "
+            "the recipe's whole group.  Repeatable.",
         ),
     ] = None,
     tracker: TrackerOption = None,

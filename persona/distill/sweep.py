@@ -14,7 +14,8 @@
 A file:
 
     recipe: ../embedding.yaml       # optional, from the folder of the file
-    base: {epochs: 12}              # values of all runs, nested or by dotted name
+    base: {epochs: 12}              # values of all runs: a group (optim: {…}) replaces that of the
+                                    # recipe, a dotted name (optim.lr) changes one value of it
     vary:                           # every combination is a run for each seed
       loss:                         # named variants of any values
         labels: {losses: {hard_labels: {weight: 1.0}}}
@@ -26,7 +27,6 @@ A file:
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import itertools
 import json
@@ -243,14 +243,14 @@ def _merged(*groups: Mapping[str, Any]) -> dict[str, Any]:
     """Options by dotted name. Later groups win, also where they set a whole mapping."""
     merged: dict[str, Any] = {}
     for group in groups:
-        for key, value in group.items():
-            name = str(key)  # 7 is read as a number; `load_config` says that it is no option
-            merged = {
-                known: kept
-                for known, kept in merged.items()
-                if known != name and not known.startswith(f"{name}.")
-            }
-            merged[name] = copy.deepcopy(value)  # `load_config` writes into mappings
+        # 7 is read as a number; `load_config` says that it is no option
+        own = {str(key): value for key, value in group.items()}
+        kept = {
+            name: value
+            for name, value in merged.items()
+            if not any(name == new or name.startswith(f"{new}.") for new in own)
+        }
+        merged = {**kept, **own}
     return merged
 
 

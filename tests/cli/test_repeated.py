@@ -10,6 +10,7 @@ from helpers import _here
 from persona.cli.app import app
 from persona.cli.commands import told_twice
 from persona.config import read_options
+from persona.errors import PersonaError
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,8 @@ def test_values_of_a_recipe_named_twice(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().err == "note: optim.lr is given 2 times: the last, 0.2, counts\n"
     read_options({}, ["a=1", "b=2", "a=3"], told_twice)
     assert capsys.readouterr().err == "note: a is given 2 times: the last, 3, counts\n"
+
+
+def test_a_value_named_alone_and_in_its_group() -> None:
+    with pytest.raises(PersonaError, match=r"^optim\.lr is given twice, once in optim="):
+        read_options({"optim.lr": 0.1}, ["optim={lr: 0.2}"], told_twice)

@@ -120,6 +120,16 @@ def test_a_recipe_lies_below_the_file_and_the_command_line_above_it(file: Path) 
     assert (config.steps, config.batch_size) == (2, 7)
 
 
+def test_a_group_and_a_value_of_it_in_one_place_both_count(file: Path) -> None:
+    edited(file, "vary:\n", "  optim.ema_decay: 0.5\n  optim: {weight_decay: 0.125}\nvary:\n")
+    optim = read_sweep(file, {}).runs[0].config.optim
+    assert (optim.lr, optim.ema_decay, optim.weight_decay) == (0.001, 0.5, 0.125)
+    given = {"optim.clip_norm": 5, "optim": {"schedule": "cosine"}}
+    edited(file, "  optim.lr: [0.001, 0.01]\n", "")
+    optim = read_sweep(file, given).runs[0].config.optim
+    assert (optim.schedule, optim.clip_norm, optim.ema_decay) == ("cosine", 5, 0)
+
+
 @pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.name)
 def test_the_sweeps_of_the_project_are_right(path: Path) -> None:
     found = read_sweep(path, {"teacher": "onnx:teacher.onnx"})
