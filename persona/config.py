@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -877,7 +877,7 @@ def _convert(hint: Any, value: Any, *, where: str, name: str) -> Any:
         if not isinstance(value, Mapping):
             raise PersonaError(f"{name} in {where}: expected a mapping of names to values")
         return from_dict(allowed[0], value, where=where, prefix=f"{name}.")
-    if get_origin(allowed[0]) is tuple:
+    if get_origin(allowed[0]) in (tuple, Sequence):  # a text is a sequence too, of letters
         if not isinstance(value, list):
             raise PersonaError(f"{name} in {where}: expected a list, found {shown(value)}")
         item = get_args(allowed[0])[0]

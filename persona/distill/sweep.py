@@ -33,7 +33,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -197,20 +197,37 @@ def _check_measurement(path: Path, measure: Measurement) -> None:
     Which measure fits the set is only known where the set is packed. What none has is wrong anyhow.
 
     Raises:
-        PersonaError: no measure has such a figure or option.
+        PersonaError: no measure has such a figure or option, or takes the values of the options.
     """
+    from persona.evaluation.protocols.base import build_options, names_of
+
     figures: set[str] = set()
     options: set[str] = set()
-    for protocol in PROTOCOLS.load_all().values():
+    taking = []
+    for called, protocol in PROTOCOLS.load_all().items():
         hints = get_type_hints(protocol.result)
         figures |= {name for name, hint in hints.items() if _is_number(hint)}
-        options |= {item.name for item in fields(protocol.config_class)}
+        own = names_of(protocol.config_class)
+        options |= set(own)
+        if measure.options.keys() <= set(own):
+            taking.append(called)
     for name in measure.figures:
         if name not in figures:
             raise unknown("figure", name, figures, where=f"{path}, measure.figures")
     for name in measure.options:
         if name not in options:
             raise unknown("option", str(name), options, where=f"{path}, measure.options")
+    if not taking:
+        named = ", ".join(measure.options)
+        raise PersonaError(f"sweep {path}, measure.options: no measure has all of {named}")
+    refused = []
+    for called in taking:
+        try:
+            build_options(called, measure.options)
+        except PersonaError as error:
+            refused.append(error)
+    if len(refused) == len(taking):
+        raise PersonaError(f"sweep {path}, measure.options: {refused[0]}")
 
 
 def _is_number(hint: Any) -> bool:

@@ -48,6 +48,12 @@ CSV_ROWS = 100_000
 """Rows of the scores file that are formatted at once."""
 
 
+def check_policy(policy: str) -> None:
+    """Raises PersonaError if it is no policy for photos without a face."""
+    if policy not in POLICIES:
+        raise unknown("policy for photos without a face", policy, POLICIES)
+
+
 @dataclass(frozen=True)
 class PairScores:
     """The pairs that are measured, in the order of their list, with their scores."""
@@ -139,8 +145,7 @@ def score_pairs(
     Raises:
         PersonaError: no pair is left, or a pair is listed both as genuine and as impostor.
     """
-    if no_face not in POLICIES:
-        raise unknown("policy for photos without a face", no_face, POLICIES)
+    check_policy(no_face)
     a, b = embedded.rows_of(pairs.a), embedded.rows_of(pairs.b)
     not_there = (a < 0) | (b < 0)
     without_face = np.array([*manifest.no_face, FACELESS], np.int64)

@@ -164,6 +164,17 @@ def test_a_network_beside_counts_once_however_it_is_spelt(file: Path) -> None:
         ("accuracy, auc", "acuracy", "unknown figure 'acuracy' in"),
         ("accuracy, auc", "tar_at_far", "unknown figure 'tar_at_far' in"),
         ("beside: [", "options: {flipp: true}, beside: [", "unknown option 'flipp' in"),
+        (
+            "beside: [",
+            "options: {fars: [low]}, beside: [",
+            "measure.options: fars in the options of measure verification: expected float",
+        ),
+        ("beside: [", "options: {resamples: many}, beside: [", "expected int, found 'many'"),
+        (
+            "beside: [",
+            "options: {templates: ijbc, pairs: p.csv}, beside: [",
+            "measure.options: no measure has all of templates, pairs",
+        ),
         ("beside: [", "model: ema, beside: [", "optim.lr: 0.001: measure.model is ema, and the"),
         ("  steps: 2", "  steps: 2\n  7: 2", "optim.lr: 0.001: unknown key '7' in the sweep"),
         (

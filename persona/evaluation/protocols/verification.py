@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from persona.config import between
+from persona.config import between, checked
 from persona.data.shards import Manifest, PairTable
-from persona.errors import PersonaError
+from persona.errors import PersonaError, shown
 from persona.evaluation.embed import Embedded
 from persona.evaluation.groups import group_figures, groups_of
 from persona.evaluation.metrics import FARS
@@ -25,7 +25,13 @@ from persona.evaluation.pair_lists import (
     pairs_of,
     read_pair_list,
 )
-from persona.evaluation.pairs import PairScores, overlap, score_pairs, write_scores
+from persona.evaluation.pairs import (
+    PairScores,
+    check_policy,
+    overlap,
+    score_pairs,
+    write_scores,
+)
 from persona.evaluation.protocols.base import (
     Evaluation,
     Options,
@@ -44,11 +50,17 @@ UNKNOWN_SHOWN = 10
 """How many paths of a user's list that are not in the set are named in the note."""
 
 
+def _check_fars(name: str, fars: Sequence[Any]) -> None:
+    for rate in fars:
+        if not isinstance(rate, int | float | np.number) or not 0 < rate <= 1:
+            raise PersonaError(f"{name} {shown(rate)}: choose rates above 0, up to 1")
+
+
 @dataclass(frozen=True)
 class VerificationOptions(Options):
     """Options of verification."""
 
-    no_face: str = "centre"
+    no_face: str = checked(lambda _name, policy: check_policy(policy), default="centre")
     """Policy for photos without a face, see persona/evaluation/pairs.py."""
     pairs: Path | None = None
     """The user's own list of pairs. None takes the pairs of the set."""
@@ -56,7 +68,7 @@ class VerificationOptions(Options):
     """Genuine pairs, and as many impostor pairs, that are drawn where a set has no pairs."""
     by: str | None = None
     """Annotation to group the figures by."""
-    fars: Sequence[float] = FARS
+    fars: tuple[float, ...] = checked(_check_fars, default=FARS)
     """False accept rates at which the true accept rate is reported."""
     trained: tuple[str, ...] | None = None
     """Names of trained identities. Their pairs are left out."""

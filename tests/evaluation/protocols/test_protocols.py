@@ -584,14 +584,25 @@ def test_a_set_without_pairs_is_verified_on_pairs_drawn_of_its_people(
 
 def test_plain_values_become_those_of_the_option(tmp_path: Path) -> None:
     options = build_options("verification", {"fars": [0.1], "pairs": "a/b.csv", "resamples": 5})
-    assert options == VerificationOptions(resamples=5, pairs=Path("a/b.csv"), fars=[0.1])
+    assert options == VerificationOptions(resamples=5, pairs=Path("a/b.csv"), fars=(0.1,))
+    read = build_options("verification", {"fars": ["1e-3", 1]})  # 1e-3 is a text to YAML 1.1
+    assert read == VerificationOptions(fars=(0.001, 1.0))
     assert build_options("class", {}) == Options()
     given: dict[str, Any] = {"trained": ("Ada",), "scores": tmp_path, "flip": True}
     assert build_options("verification", given) == VerificationOptions(**given)
-    for values, told in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"resamples": "many"}, "resamples in the options of measure verification: expected int"),
         ({"by": 3}, "by in the options of measure verification: expected str"),
-    ):
+        ({"fars": "1e-3"}, "fars in the options of measure verification: expected a list, found"),
+        ({"fars": ["low"]}, "fars in the options of measure verification: expected float"),
+        ({"fars": [7]}, "fars 7.0: choose rates above 0, up to 1"),
+        ({"fars": [float("nan")]}, "fars nan: choose rates above 0, up to 1"),
+        ({"fars": (0.1, -1)}, "fars -1: choose rates above 0, up to 1"),
+        ({"fars": ("1e-3",)}, "fars '1e-3': choose rates above 0, up to 1"),
+        ({"resamples": -1}, "resamples -1: choose 0 to 100000"),
+        ({"no_face": "skip"}, "unknown policy for photos without a face 'skip'"),
+    ]
+    for values, told in wrong:
         with pytest.raises(PersonaError, match=told):
             build_options("verification", values)
 
