@@ -25,7 +25,7 @@ EMBEDDING_LOSSES = {"embedding_cosine": {"weight": 1.0}}
 
 
 def distill_student(
-    student: str = "mobilenet_v3_small",
+    student: str | None = None,
     *,
     teacher: Model | None,
     train: FaceSet | str | Sequence[FaceSet | str | tuple[FaceSet | str, float]],
@@ -48,7 +48,8 @@ def distill_student(
     `accelerate launch`, too, on several machines.
 
     Args:
-        student: the student's backbone, for example `mobilenet_v3_small` or `mobilenet_v3_large`.
+        student: the student's backbone, for example `mobilenet_v3_large`. None means the recipe's,
+            else that of the student in the option `from_model`, else `mobilenet_v3_small`.
         teacher: the teacher. Its kept targets are used where the set has them. None means that the
             student learns from labels alone.
         train: the set to train on, or several sets that are mixed: a list of them, or a text such

@@ -23,6 +23,7 @@ from torch import nn
 import persona
 from persona.api import training
 from persona.api.photos import PhotoLike
+from persona.config import DistillConfig
 from persona.data.align.spec import Crop
 from persona.data.pack import Packed
 from persona.distill import apart
@@ -402,6 +403,39 @@ def test_options_of_a_distillation_are_checked(
     with pytest.raises(persona.PersonaError, match="unknown run 'mobilenet-typo'"):
         persona.distill(teacher=loaded, train=train, resume="mobilenet-typo", workspace=place)
     assert not place.runs.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "trained"),
+    [
+        ({}, "mobilefacenet"),
+        ({"student": "mobilenet_v3_large"}, "mobilenet_v3_large"),
+        ({"recipe": None}, "mobilenet_v3_small"),
+        ({"recipe": None, "options": {"student": {"width": 0.5}}}, "mobilenet_v3_small"),
+    ],
+)
+def test_the_student_is_the_recipes_unless_another_is_given(
+    train_set: Packed,
+    loaded: persona.Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: dict[str, Any],
+    trained: str,
+) -> None:
+    configs: list[DistillConfig] = []
+
+    def distil(config: DistillConfig, *_: object, **__: object) -> None:
+        configs.append(config)
+        raise Preempted("told to end")
+
+    monkeypatch.setattr("persona.distill.recipe.distill", distil)
+    train = persona.open_set("vggface2", workspace=Workspace.locate(home=tmp_path))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("student: {architecture: mobilefacenet}\n")
+    asked: dict[str, Any] = {"teacher": loaded, "train": train, "recipe": recipe, **arguments}
+    with pytest.raises(Preempted):
+        persona.distill(**asked)
+    assert [config.student.architecture for config in configs] == [trained]
 
 
 def test_a_program_that_goes_on_after_an_early_end_has_its_signals_back(

@@ -180,10 +180,10 @@ def test_what_is_no_student_is_refused(home: Path) -> None:
 
 
 def test_from_a_program(home: Path, parent: str) -> None:
+    """Without a backbone: it is that of the student to go on from."""
     place = Workspace.locate(home=home)
     options = {"from_model": parent, "steps": 1, "batch_size": 5, "workers": 0}
     child = persona.distill(
-        *("start-test",),
         teacher=None,
         train=persona.open_set("vggface2", workspace=place),
         options=options,
