@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -745,7 +745,12 @@ def build_config(
 
 
 def read_options(
-    options: Mapping[str, Any], texts: Iterable[str], twice: Callable[[str, Any], None]
+    options: Mapping[str, Any],
+    texts: Iterable[str],
+    twice: Callable[[str, Any], None],
+    *,
+    defaults: Mapping[str, Any] | None = None,
+    fixed: Collection[str] = (),
 ) -> dict[str, Any]:
     """Collects the options of a command and of its `--option NAME=VALUE`, by dotted name.
 
@@ -753,18 +758,23 @@ def read_options(
         options: options by dotted name. None means that the option is not given.
         texts: texts like `optim.lr=0.01`. The value is read as YAML.
         twice: called with a name that is given again, and with its last value, which counts.
+        defaults: the command's own values of options that are not given.
+        fixed: names of values that the command sets itself, so that no text may give them.
 
     Raises:
-        PersonaError: a text is not a name and a value, or `check_given_once` refuses the names.
+        PersonaError: a text is not a name and a value, its name is fixed, or `check_given_once`
+            refuses the names.
     """
     given = {name: value for name, value in options.items() if value is not None}
     for text in texts:
         name, value = _parse_option(text)
+        if name in fixed:
+            raise PersonaError(f"-o {name}: this command sets {name} itself: leave it out")
         if name in given:
             twice(name, value)
         given[name] = value
     check_given_once(given)
-    return given
+    return {**(defaults or {}), **given}
 
 
 def check_given_once(given: Mapping[str, Any]) -> None:

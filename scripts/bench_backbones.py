@@ -65,8 +65,12 @@ TITLES = ("student", "last maps", "parameters (million)", "MACs (million)", *FOR
 
 def build(name: str) -> Student:
     """A student whose batch norms have seen drawn faces."""
+
+    def twice(key: str, _value: object) -> None:
+        raise PersonaError(f"{key} is given twice")
+
     architecture, *given = name.split(",")
-    options = read_options({}, given, lambda key: PersonaError(f"{key} is given twice"))
+    options = read_options({}, given, twice)
     torch.manual_seed(0)
     config = StudentConfig(
         architecture, embedding_size=EMBEDDING_SIZE, norm_momentum=0.5, **options

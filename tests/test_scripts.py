@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from persona.errors import PersonaError
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
@@ -33,6 +35,15 @@ def test_a_kill_while_a_set_is_copied_leaves_no_half_set(
     copy_set(packed, target)
     assert [path.name for path in target.iterdir()] == ["0.tar"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["packed", "views-2"]
+
+
+def test_an_option_of_a_backbone_that_is_given_twice_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    build = runpy.run_path(str(SCRIPTS / "bench_backbones.py"))["build"]
+    with pytest.raises(PersonaError, match=r"^width is given twice$"):
+        build("mobilenet_v3_small,width=0.5,width=1")
 
 
 def test_bytecode_of_a_benchmark_lies_in_its_own_folder(

@@ -106,7 +106,8 @@ def shard_dataset(
 
     place = workspace or Workspace.locate()
     source = open_dataset(dataset, place.raw, split, unlabelled=unlabelled)
-    spec = AlignSpec(align, image_size or default_size(align), min_face=min_face)
+    size_px = default_size(align) if image_size is None else image_size
+    spec = AlignSpec(align, size_px, min_face=min_face)
     packed = pack_photos(
         source,
         out.resolve() if out else place.shards / source.set_name,

@@ -155,8 +155,9 @@ def shard_command(
     place = workspace(raw=raw, shards=shards)
     if workers is not None and workers < 1:
         raise PersonaError(f"{workers} workers: choose at least 1")
+    size_px = default_size(align) if image_size is None else image_size
     options = PackOptions(
-        align=AlignSpec(align, image_size or default_size(align), margin, min_face),
+        align=AlignSpec(align, size_px, margin, min_face),
         shard_size=shard_size,
         workers=workers,
         max_skipped=max_skipped,

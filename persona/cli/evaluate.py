@@ -57,9 +57,14 @@ OverlapOption = Annotated[
         help="Leave out pairs of people who were trained on there.",
     ),
 ]
+RESAMPLES = 1000
 ResamplesOption = Annotated[
-    int,
-    typer.Option(min=0, max=100_000, help="Bootstrap resamples of the 95 % intervals; 0: none."),
+    int | None,
+    typer.Option(
+        min=0,
+        max=100_000,
+        help=f"Bootstrap resamples of the 95 % intervals; 0: none.  [default: {RESAMPLES}]",
+    ),
 ]
 
 
@@ -94,7 +99,7 @@ def evaluate_command(
     scores: Annotated[
         Path | None, typer.Option(help="Write fold,same,score of every pair to this CSV file.")
     ] = None,
-    resamples: ResamplesOption = 1000,
+    resamples: ResamplesOption = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -163,7 +168,7 @@ def evaluate_command(
         "gallery": opened,
         "templates": templates,
     }
-    given = read_options(options, option or [], told_twice)
+    given = read_options(options, option or [], told_twice, defaults={"resamples": RESAMPLES})
     if both is not None:
         _evaluate_across(networks, faces, processes, given, batch_size, workers, json=json)
         return
@@ -293,7 +298,7 @@ def compare_command(
         typer.Option(
             min=100, max=100_000, help="Bootstrap resamples of the intervals, and permutations."
         ),
-    ] = 1000,
+    ] = RESAMPLES,
     batch_size: BatchOption = 128,
     workers: WorkersOption = None,
     shards: ShardsOption = None,

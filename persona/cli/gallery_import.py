@@ -134,8 +134,9 @@ def gallery_import(
 
 def _check_idle(options: dict[str, Any], what: str) -> None:
     """Raises PersonaError if an option is given that only goes with something else."""
-    if idle := [option for option, value in options.items() if value not in (None, False)]:
-        raise PersonaError(f"{idle[0]} goes with {what}")
+    for option, value in options.items():
+        if value is not None and value is not False:  # 0 is a value that was given
+            raise PersonaError(f"{option} goes with {what}")
 
 
 def _import_exported(

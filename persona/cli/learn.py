@@ -177,7 +177,7 @@ def gallery_command(
             "new threshold is chosen.",
         ),
     ],
-    method: Annotated[str, typer.Option(help="{methods}.")] = "anchor",
+    method: Annotated[str | None, typer.Option(help="{methods}.  [default: anchor]")] = None,
     yes: Annotated[
         bool,
         typer.Option(
@@ -221,7 +221,11 @@ def gallery_command(
         "optim.lr": lr,
         "seed": seed,
     }
-    given = read_options(given, option or [], told_twice)
+    given = read_options(
+        *(given, option or [], told_twice),
+        defaults={"method": "anchor"},
+        fixed=("student", "on", "hold_out"),
+    )
     faces = open_set(test_set, place.shards, cache, verify=verify)
     with store_of(store, passphrase_file) as opened:
         outcome = learn_from_gallery(opened, faces, given, place)
@@ -289,7 +293,9 @@ def benchmark_command(
     ] = None,
     methods: Annotated[str, typer.Option(help="Names with commas between, or all.")] = "all",
     base: Annotated[float, typer.Option(help="Share of the people who come first.")] = 0.5,
-    experiences: Annotated[int, typer.Option(min=1, help="The others come in so many groups.")] = 5,
+    experiences: Annotated[
+        int | None, typer.Option(min=1, help="The others come in so many groups.  [default: 5]")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Orders of the people.")] = 3,
     steps: StepsOption = None,
     batch_size: BatchOption = None,
@@ -333,11 +339,14 @@ def benchmark_command(
         "optim.lr": lr,
         "seed": seed,
         "mixed_precision": mixed_precision,
-        "tracker": "none",
         "cache": None if cache is None else str(cache),
         "verify": None if verify else False,
     }
-    given = read_options(given, option or [], told_twice)
+    given = read_options(
+        *(given, option or [], told_twice),
+        defaults={"experiences": 5, "tracker": "none"},
+        fixed=("method", "old", "tracker"),
+    )
     config, chosen, notes = build_benchmark_config(
         place, given, launcher_options("mixed_precision"), methods
     )

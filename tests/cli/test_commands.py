@@ -145,6 +145,7 @@ def test_a_teacher_without_a_name_is_facenet() -> None:
         (("shard", "lfw", "--align", "magic"), "unknown alignment 'magic'"),
         (("shard", "lfw", "--workers", "0"), "0 workers: choose at least 1"),
         (("shard", "lfw", "--image-size", "-5"), "image size -5 px"),
+        (("shard", "lfw", "--image-size", "0"), "image size 0 px"),
         (("shard", "lfw", "--shard-size", "0"), "shard size 0"),
         (("shard", "lfw", "--triplets", "nope"), "unknown triplet set 'nope'"),
         (("triplets", "make", "0", "vggface2"), "0 triplets: choose 1"),
@@ -189,6 +190,14 @@ def test_a_teacher_without_a_name_is_facenet() -> None:
             "--model, --verify before `benchmark` would have no effect",
         ),
         (("learn", "gallery", "--seed", "3", "--test-set", "nope"), "unknown set 'nope'"),
+        (
+            ("learn", "gallery", "--test-set", "nope", "-o", "hold_out=0.3"),
+            "-o hold_out: this command sets hold_out itself: leave it out",
+        ),
+        (
+            ("learn", "benchmark", "--on", "nope", "-o", "tracker=wandb"),
+            "-o tracker: this command sets tracker itself",
+        ),
     ],
 )
 def test_bad_input_is_explained(home: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -247,6 +256,8 @@ def test_comparing_two_models_and_bad_options_of_evaluation(home: Path) -> None:
     assert list(auc) == ["a", "b", "difference", "interval", "p"]
     assert auc["difference"] == pytest.approx(auc["a"] - auc["b"])
     student = ("evaluate", "--model", models[0], *known[:4])
+    once = _here(app, (*student, "-o", "resamples=100"), home)
+    assert once.exit_code == 0 and "times" not in once.stderr
     for arguments, message in (
         ((*student, "--exclude-overlap", "nobody"), "--exclude-overlap: no model 'nobody'"),
         ((*student, "--exclude-overlap", "facenet-vggface2"), "does not name the people"),

@@ -109,8 +109,11 @@ def test_exported_files_are_still_imported(place: Path) -> None:
     command = ("gallery", "import", place / "g.safetensors", "--store", place / "other.db")
     line = error(place, *command, "--refused", place / "r.csv")
     assert "--refused goes with a list of photos, or with the address of a server" in line
-    line = error(place, *command, "--workers", 2)
-    assert "--workers goes with a list (.csv or .parquet) of photos" in line
+    for workers in (2, 0):
+        line = error(place, *command, "--workers", workers)
+        assert "--workers goes with a list (.csv or .parquet) of photos" in line
+    line = error(place, *command, "--threshold", 0)
+    assert "--threshold goes with a list of photos, or with" in line
     line = error(place, *command, "--token-file", place / "token")
     assert "--token-file goes with the address of a server" in line
     assert here(place, *command) == {"people": 2, "added": 4}

@@ -52,6 +52,17 @@ def test_values_of_a_recipe_named_twice(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().err == "note: a is given 2 times: the last, 3, counts\n"
 
 
+def test_what_a_command_gives_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its default is nothing that was given before, and what it fixes is not dropped silently."""
+    given = read_options(
+        {"resamples": None}, ["resamples=9"], told_twice, defaults={"resamples": 5}
+    )
+    assert given == {"resamples": 9} and not capsys.readouterr().err
+    assert read_options({}, [], told_twice, defaults={"resamples": 5}) == {"resamples": 5}
+    with pytest.raises(PersonaError, match=r"^-o on: this command sets on itself: leave it out$"):
+        read_options({}, ["on=celeb"], told_twice, fixed=("on",))
+
+
 def test_a_value_named_alone_and_in_its_group() -> None:
     with pytest.raises(PersonaError, match=r"^optim\.lr is given twice, once in optim="):
         read_options({"optim.lr": 0.1}, ["optim={lr: 0.2}"], told_twice)
