@@ -13,7 +13,7 @@ from conftest import NO_ALIGN, jpeg, write_lfw, write_vggface2
 
 from persona.data.pack import pack_photos, packing_order
 from persona.data.raw import DATASETS, Photo, RawDataset, open_dataset
-from persona.data.raw.base import PhotoList
+from persona.data.raw.base import NOBODY, PhotoList, identity_name
 from persona.data.raw.lfw import parse_pairs
 from persona.errors import PersonaError
 
@@ -303,6 +303,16 @@ def test_half_present_vggface2(tmp_path: Path, break_it, message: str) -> None:
     break_it(write_vggface2(tmp_path))
     with pytest.raises(PersonaError, match=message):
         open_dataset("vggface2", tmp_path).index()
+
+
+def test_digits_beyond_the_largest_label_are_a_name() -> None:
+    """A number of a member of staff, or a date."""
+    texts = ["7", "00000007", "9999999", "10000000", "20240115", "123456789", "-1"]
+    names = ["0000007", "0000007", "9999999", "10000000", "20240115", "123456789", NOBODY]
+    assert [identity_name(text, "list") for text in texts] == names
+    for number in (20240115, "-5"):
+        with pytest.raises(PersonaError, match=f"list has the label '{number}': expected a name"):
+            identity_name(number, "list")
 
 
 def test_missing_dataset_says_what_is_expected_where(tmp_path: Path) -> None:

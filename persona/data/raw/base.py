@@ -652,7 +652,8 @@ def label_name(label: int) -> str:
 def identity_name(value: object, where: str) -> str:
     """The identity of a label: text as it is, a whole number in the form of `label_name`.
 
-    The label -1, as a number or as text, gives `NOBODY`.
+    The label -1, as a number or as text, gives `NOBODY`. Digits as text are a number up to
+    MAX_LABEL and a name beyond it.
 
     Raises:
         PersonaError: If the label is neither.
@@ -661,7 +662,7 @@ def identity_name(value: object, where: str) -> str:
         value = int(value)
     if isinstance(value, str):
         number = whole_number(value.removeprefix("-"), LABEL_DIGITS + 1)
-        if number is not None:
+        if number is not None and number <= MAX_LABEL:
             value = -number if value.startswith("-") else number
     if isinstance(value, int) and not isinstance(value, bool):
         if value == int(NOBODY):
