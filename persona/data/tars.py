@@ -40,6 +40,8 @@ END = "end"
 EARLY = "it ends early"
 FILES = b"0\07"
 LONG_NAMES = b"Lx"
+OF_THE_NEXT = b"Kg"
+"""Types of headers that, like those of long names, are no member themselves."""
 PASSED_OVER = b"123456Kg"
 """Types of members that are skipped: links, devices, folders, names of links, and global headers
 such as comments."""
@@ -99,6 +101,8 @@ def iter_members(
             elif kind not in passed_over:
                 shown = name[:80].decode(errors="replace")
                 raise TarError(f"{shown!r} is a link, device or sparse file, or the like")
+            elif kind not in OF_THE_NEXT:
+                long_name = b""  # it was that of a folder or the like
         if problem == END:
             return
         if problem:
