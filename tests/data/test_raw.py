@@ -238,6 +238,54 @@ def test_photos_in_nobodys_folder(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     ]
 
 
+def place(root: Path, *names: str) -> None:
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(jpeg(number))
+
+
+def test_photos_in_folders_of_a_persons_folder_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As programs export them, by year. Folders without photos are not worth a word."""
+    root = tmp_path / "photos"
+    place(root, "Ada/1.jpg", "Ada/2019/2.jpg", "Ada/.thumbs/1.jpg", "Bob/2020/May/3.jpg")
+    (root / "Ada" / "notes").mkdir()
+    index = open_dataset(f"folders:{root}", tmp_path).index()
+    assert [photo.source for photo in index.photos] == ["Ada/1.jpg"]
+    assert caplog.messages == [
+        f"2 folders below {root} are in a person's folder, and their photos left out: Ada/2019, "
+        "Bob/2020; move these photos up into the person's folder"
+    ]
+
+
+def test_vggface2_photos_that_lie_too_deep_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_vggface2(tmp_path)
+    place(root / "train", "n000003/more/1.jpg")
+    open_dataset("vggface2", tmp_path).index()
+    (message,) = caplog.messages
+    assert message.startswith(f"1 folders below {root}/train are in a person's folder, and their p")
+
+
+def test_a_folder_that_is_nested_says_who_is_taken_for_a_person(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be an archive's folder, or one person with a folder for each year."""
+    root = tmp_path / "photos"
+    place(root, "Ada/2019/1.jpg", "Ada/2020/2.jpg")
+    dataset = open_dataset(f"folders:{root}", tmp_path)
+    assert dataset.index().classes == ("2019", "2020")
+    assert caplog.messages == [
+        f"{root} has its photos deeper: each folder in {root}/Ada is taken for a person"
+    ]
+    place(root, "Bob/2020/3.jpg")
+    message = rf"{root} holds photos, as in Ada/2019, but none in a folder of its person: expected"
+    with pytest.raises(PersonaError, match=message):
+        dataset.index()
+
+
 def test_agedb_identity_is_the_name_field(tmp_path: Path) -> None:
     (tmp_path / "AgeDB").mkdir()
     for name in ("0_MariaCallas_35_f.jpg", "12_Jean_Paul_Sartre_50_m.jpg"):
