@@ -152,17 +152,19 @@ def _prefix_of(header: bytes) -> bytes:
 def _pax_name(data: bytes) -> bytes:
     """The name in a pax header. Its times and owners are ignored."""
     name = b""
-    while data:
-        length, _, rest = data.partition(b" ")
-        count = int(length) if length.isdigit() and len(length) < 6 else 0
-        key, equals, value = data[len(length) + 1 : count - 1].partition(b"=")
-        if not equals or not rest or not len(length) < count <= len(data):
+    at = 0
+    while at < len(data):
+        space = data.find(b" ", at, at + 6)
+        length = data[at:space] if space >= 0 else b""
+        end = at + int(length) if length.isdigit() else at
+        key, equals, value = data[space + 1 : end - 1].partition(b"=")
+        if not equals or not at < space < end <= len(data):
             raise TarError("a pax header that is none")
         if key == b"path":
             name = value
         elif key == b"size" or key.startswith(b"GNU.sparse"):
             raise TarError("a member that is sparse or of over 8 GB")
-        data = data[count:]
+        at = end
     return name
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import time
 import zlib
 from pathlib import Path
 
@@ -80,6 +81,16 @@ def test_tars_of_every_format(tmp_path: Path, kind: int) -> None:
             info.type = other
             tar.addfile(info)
     assert samples(path, 2) == {"3": [b"", b""], folder + "7": [b"a" * 600, b"b"]}
+
+
+def test_a_pax_header_of_many_records_is_read_in_time() -> None:
+    records = b"6 a=b\n" * 10_000
+    start = time.process_time()
+    for _ in range(10):
+        assert tars._pax_name(records + b"14 path=1.jpg\n") == b"1.jpg"
+    assert time.process_time() - start < 1
+    with pytest.raises(tars.TarError, match="a pax header that is none"):
+        tars._pax_name(records + b"abcdefgh")
 
 
 def test_a_long_name_does_not_make_every_key_long(tmp_path: Path) -> None:
