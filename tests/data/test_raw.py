@@ -363,6 +363,31 @@ def test_digits_beyond_the_largest_label_are_a_name() -> None:
             identity_name(number, "list")
 
 
+def test_one_person_in_two_forms_of_unicode_is_one(tmp_path: Path) -> None:
+    """A Mac's archive has `é` as two characters, in the folder and in a list of classes."""
+    root = tmp_path / "photos"
+    place(root, "Jos\u00e9/1.jpg", "Jose\u0301/1.jpg", "Jose\u0301/2.jpg")
+    index = open_dataset(f"folders:{root}", tmp_path).index()
+    assert index.classes == ("Jos\u00e9",)
+    assert {photo.identity for photo in index.photos} == {"Jos\u00e9"}
+    assert len({photo.source for photo in index.photos}) == 3  # as they are on the disk
+    for photo in index.photos:
+        assert (root / photo.source).is_file()
+    (tmp_path / "list.csv").write_text(
+        "photo,identity\n" + "".join(f"photos/{p.source},{p.source[:-6]}\n" for p in index.photos)
+    )
+    assert open_dataset(f"list:{tmp_path / 'list.csv'}", tmp_path).index().classes == ("Jos\u00e9",)
+
+
+def test_a_class_list_in_another_form_of_unicode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place(tmp_path / "photos", "Jos\u00e9/1.jpg")
+    dataset = open_dataset(f"folders:{tmp_path / 'photos'}", tmp_path)
+    monkeypatch.setattr(dataset, "class_list", lambda: ["Jose\u0301", "Zoe"])
+    assert dataset.index().classes == ("Jos\u00e9", "Zoe")
+
+
 def test_missing_dataset_says_what_is_expected_where(tmp_path: Path) -> None:
     with pytest.raises(PersonaError) as error:
         open_dataset("lfw", tmp_path)

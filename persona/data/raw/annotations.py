@@ -3,7 +3,8 @@
     photo,pose,glasses                  identity,gender
     Tony_Blair/Tony_Blair_0001.jpg,…    Tony_Blair,m
 
-`photo` is a path below the dataset's folder. An empty field is no annotation.
+`photo` is a path below the dataset's folder. An empty field is no annotation. Paths and names are
+compared in Unicode's composed form (NFC).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from persona.data.raw.base import Index, Photo, PhotoList
 from persona.errors import PersonaError
 from persona.files import iter_csv
-from persona.names import describe, hidden
+from persona.names import composed, describe, hidden
 
 Attributes = dict[str, str | int]
 
@@ -35,11 +36,12 @@ def annotate(index: Index, path: Path) -> Index:
     """
     kind, rows = _read(path)
     used: set[str] = set()
-    known = {*index.missing, *index.nobody} if kind == "photo" else set(index.classes)
+    elsewhere = (*index.missing, *index.nobody) if kind == "photo" else index.classes
+    known = set(map(composed, elsewhere))
 
     def annotated() -> Iterator[Photo]:
         for photo in index.photos:
-            subject = photo.source if kind == "photo" else photo.identity
+            subject = composed(photo.source if kind == "photo" else photo.identity)
             attributes = rows.get(subject)
             if attributes is not None:
                 known.add(subject)
@@ -84,7 +86,7 @@ def _read(path: Path) -> tuple[str, dict[str, Attributes]]:
         values = {
             name: _value(item.strip()) for name, item in zip(header[1:], line[1:], strict=True)
         }
-        subject = line[0].strip()
+        subject = composed(line[0].strip())
         attributes = {name: item for name, item in values.items() if item != ""}
         if rows.setdefault(subject, attributes) != attributes:
             raise PersonaError(

@@ -40,7 +40,7 @@ import orjson
 from persona import registry
 from persona.errors import PersonaError, SkipPhoto, unknown
 from persona.files import bounded_lines, not_a_file, open_list, placed, whole_number
-from persona.names import hidden
+from persona.names import composed, hidden
 from persona.pictures import IMAGE_SUFFIXES
 from persona.registry import Registry
 from persona.workspace import user_path
@@ -334,6 +334,8 @@ class RawDataset(ABC):
     def index(self) -> Index:
         """Lists the split once.
 
+        Identities are in Unicode's composed form (NFC), whatever the disk has. Sources are not.
+
         Raises:
             PersonaError: If there is no photo, a photo occurs twice, or an identity is not in the
                 class list.
@@ -350,8 +352,9 @@ class RawDataset(ABC):
                 if photo.identity == NOBODY:
                     nobody.append(photo.source)
                     continue
-                found.add(photo.identity)
-                yield photo
+                identity = composed(photo.identity)
+                found.add(identity)
+                yield photo if identity == photo.identity else replace(photo, identity=identity)
 
         photos = PhotoList.gather(listed_photos())
         if not photos and nobody:
@@ -368,7 +371,7 @@ class RawDataset(ABC):
         if self.unlabelled:
             return Index(photos, (), tuple(sorted(self.missing)))
         listed = self.class_list()
-        classes = tuple(sorted(found if listed is None else set(listed)))
+        classes = tuple(sorted(found if listed is None else set(map(composed, listed))))
         strangers = sorted(found.difference(classes))
         if strangers:
             raise PersonaError(

@@ -384,6 +384,17 @@ def test_annotations_of_nothing_in_the_dataset_are_told(
     ]
 
 
+@pytest.mark.parametrize("kind", ["photo", "identity"])
+def test_annotations_in_another_form_of_unicode(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "photos" / "Jose\u0301").mkdir(parents=True)
+    (tmp_path / "photos" / "Jose\u0301" / "1.jpg").write_bytes(jpeg(1))
+    index = open_dataset(f"folders:{tmp_path / 'photos'}", tmp_path).index()
+    for name in ("Jos\u00e9", "Jose\u0301"):
+        subject = f"{name}/1.jpg" if kind == "photo" else name
+        found = annotate(index, _write(tmp_path / "a.csv", f"{kind},team\n{subject},red\n"))
+        assert found.photos[0].attributes == (("team", "red"),)
+
+
 def test_a_users_annotations(tmp_path: Path, cpu: Accelerator) -> None:
     dataset = open_dataset("lfw", write_lfw(tmp_path).parent)
     file = tmp_path / "a.csv"
