@@ -50,6 +50,14 @@ _FLAG = re.compile("\U0001f3f4[\U000e0020-\U000e007e]{1,6}\U000e007f")
 """Flags such as England's: a black flag, then the region in tag characters."""
 
 
+def composed(text: str) -> str:
+    """A text in Unicode's composed form (NFC), so that equal names are equal strings.
+
+    Files from a Mac have `é` as two characters.
+    """
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
 def hidden(text: str) -> str | None:
     """The first hidden character of a text, which is invisible or looks blank. None if none is."""
     places = _hidden_places(text)

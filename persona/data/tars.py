@@ -40,6 +40,8 @@ END = "end"
 EARLY = "it ends early"
 FILES = b"0\07"
 LONG_NAMES = b"Lx"
+OF_THE_NEXT = b"Kg"
+"""Types of headers that, like those of long names, are no member themselves."""
 PASSED_OVER = b"123456Kg"
 """Types of members that are skipped: links, devices, folders, names of links, and global headers
 such as comments."""
@@ -99,6 +101,8 @@ def iter_members(
             elif kind not in passed_over:
                 shown = name[:80].decode(errors="replace")
                 raise TarError(f"{shown!r} is a link, device or sparse file, or the like")
+            elif kind not in OF_THE_NEXT:
+                long_name = b""  # it was that of a folder or the like
         if problem == END:
             return
         if problem:
@@ -148,17 +152,19 @@ def _prefix_of(header: bytes) -> bytes:
 def _pax_name(data: bytes) -> bytes:
     """The name in a pax header. Its times and owners are ignored."""
     name = b""
-    while data:
-        length, _, rest = data.partition(b" ")
-        count = int(length) if length.isdigit() and len(length) < 6 else 0
-        key, equals, value = data[len(length) + 1 : count - 1].partition(b"=")
-        if not equals or not rest or not len(length) < count <= len(data):
+    at = 0
+    while at < len(data):
+        space = data.find(b" ", at, at + 6)
+        length = data[at:space] if space >= 0 else b""
+        end = at + int(length) if length.isdigit() else at
+        key, equals, value = data[space + 1 : end - 1].partition(b"=")
+        if not equals or not at < space < end <= len(data):
             raise TarError("a pax header that is none")
         if key == b"path":
             name = value
         elif key == b"size" or key.startswith(b"GNU.sparse"):
             raise TarError("a member that is sparse or of over 8 GB")
-        data = data[count:]
+        at = end
     return name
 
 

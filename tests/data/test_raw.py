@@ -13,7 +13,7 @@ from conftest import NO_ALIGN, jpeg, write_lfw, write_vggface2
 
 from persona.data.pack import pack_photos, packing_order
 from persona.data.raw import DATASETS, Photo, RawDataset, open_dataset
-from persona.data.raw.base import PhotoList
+from persona.data.raw.base import NOBODY, PhotoList, identity_name
 from persona.data.raw.lfw import parse_pairs
 from persona.errors import PersonaError
 
@@ -238,6 +238,54 @@ def test_photos_in_nobodys_folder(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     ]
 
 
+def place(root: Path, *names: str) -> None:
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(jpeg(number))
+
+
+def test_photos_in_folders_of_a_persons_folder_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As programs export them, by year. Folders without photos are not worth a word."""
+    root = tmp_path / "photos"
+    place(root, "Ada/1.jpg", "Ada/2019/2.jpg", "Ada/.thumbs/1.jpg", "Bob/2020/May/3.jpg")
+    (root / "Ada" / "notes").mkdir()
+    index = open_dataset(f"folders:{root}", tmp_path).index()
+    assert [photo.source for photo in index.photos] == ["Ada/1.jpg"]
+    assert caplog.messages == [
+        f"2 folders below {root} are in a person's folder, and their photos left out: Ada/2019, "
+        "Bob/2020; move these photos up into the person's folder"
+    ]
+
+
+def test_vggface2_photos_that_lie_too_deep_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_vggface2(tmp_path)
+    place(root / "train", "n000003/more/1.jpg")
+    open_dataset("vggface2", tmp_path).index()
+    (message,) = caplog.messages
+    assert message.startswith(f"1 folders below {root}/train are in a person's folder, and their p")
+
+
+def test_a_folder_that_is_nested_says_who_is_taken_for_a_person(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be an archive's folder, or one person with a folder for each year."""
+    root = tmp_path / "photos"
+    place(root, "Ada/2019/1.jpg", "Ada/2020/2.jpg")
+    dataset = open_dataset(f"folders:{root}", tmp_path)
+    assert dataset.index().classes == ("2019", "2020")
+    assert caplog.messages == [
+        f"{root} has its photos deeper: each folder in {root}/Ada is taken for a person"
+    ]
+    place(root, "Bob/2020/3.jpg")
+    message = rf"{root} holds photos, as in Ada/2019, but none in a folder of its person: expected"
+    with pytest.raises(PersonaError, match=message):
+        dataset.index()
+
+
 def test_agedb_identity_is_the_name_field(tmp_path: Path) -> None:
     (tmp_path / "AgeDB").mkdir()
     for name in ("0_MariaCallas_35_f.jpg", "12_Jean_Paul_Sartre_50_m.jpg"):
@@ -303,6 +351,41 @@ def test_half_present_vggface2(tmp_path: Path, break_it, message: str) -> None:
     break_it(write_vggface2(tmp_path))
     with pytest.raises(PersonaError, match=message):
         open_dataset("vggface2", tmp_path).index()
+
+
+def test_digits_beyond_the_largest_label_are_a_name() -> None:
+    """A number of a member of staff, or a date."""
+    texts = ["7", "00000007", "9999999", "10000000", "20240115", "123456789", "-1"]
+    names = ["0000007", "0000007", "9999999", "10000000", "20240115", "123456789", NOBODY]
+    assert [identity_name(text, "list") for text in texts] == names
+    for number in (20240115, "-5"):
+        with pytest.raises(PersonaError, match=f"list has the label '{number}': expected a name"):
+            identity_name(number, "list")
+
+
+def test_one_person_in_two_forms_of_unicode_is_one(tmp_path: Path) -> None:
+    """A Mac's archive has `é` as two characters, in the folder and in a list of classes."""
+    root = tmp_path / "photos"
+    place(root, "Jos\u00e9/1.jpg", "Jose\u0301/1.jpg", "Jose\u0301/2.jpg")
+    index = open_dataset(f"folders:{root}", tmp_path).index()
+    assert index.classes == ("Jos\u00e9",)
+    assert {photo.identity for photo in index.photos} == {"Jos\u00e9"}
+    assert len({photo.source for photo in index.photos}) == 3  # as they are on the disk
+    for photo in index.photos:
+        assert (root / photo.source).is_file()
+    (tmp_path / "list.csv").write_text(
+        "photo,identity\n" + "".join(f"photos/{p.source},{p.source[:-6]}\n" for p in index.photos)
+    )
+    assert open_dataset(f"list:{tmp_path / 'list.csv'}", tmp_path).index().classes == ("Jos\u00e9",)
+
+
+def test_a_class_list_in_another_form_of_unicode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place(tmp_path / "photos", "Jos\u00e9/1.jpg")
+    dataset = open_dataset(f"folders:{tmp_path / 'photos'}", tmp_path)
+    monkeypatch.setattr(dataset, "class_list", lambda: ["Jose\u0301", "Zoe"])
+    assert dataset.index().classes == ("Jos\u00e9", "Zoe")
 
 
 def test_missing_dataset_says_what_is_expected_where(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import time
 import zlib
 from pathlib import Path
 
@@ -56,10 +57,21 @@ def test_tars_of_webdatasets_own_writer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_tars_of_every_format(tmp_path: Path, kind: int) -> None:
-    """Long names, folders and links among the files."""
+    """Long names, folders and links among the files.
+
+    The names of folders and links, long ones too, do not go to the file that follows.
+    """
     path = tmp_path / "x.tar"
     folder = "folder.with.dots/" + "long/" * 18
+    target = "6.jpg" if kind == tarfile.USTAR_FORMAT else folder + "6.jpg"
     with tarfile.open(path, "w", format=kind) as tar:
+        for other in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE):
+            for name in ("Jos\u00e9", folder + "of/its/own"):
+                info = tarfile.TarInfo(name)
+                info.type, info.linkname = other, target
+                tar.addfile(info)
+        for name in ("3.jpg", "3.json"):
+            tar.addfile(tarfile.TarInfo(name))
         for name, data in (("7.jpg", b"a" * 600), ("7.JSON", b"b"), ("7.txt", b"")):
             info = tarfile.TarInfo(folder + name)
             info.size = len(data)
@@ -68,7 +80,17 @@ def test_tars_of_every_format(tmp_path: Path, kind: int) -> None:
             info = tarfile.TarInfo("folder")
             info.type = other
             tar.addfile(info)
-    assert samples(path, 1) == {folder + "7": [b"a" * 600, b"b"]}
+    assert samples(path, 2) == {"3": [b"", b""], folder + "7": [b"a" * 600, b"b"]}
+
+
+def test_a_pax_header_of_many_records_is_read_in_time() -> None:
+    records = b"6 a=b\n" * 10_000
+    start = time.process_time()
+    for _ in range(10):
+        assert tars._pax_name(records + b"14 path=1.jpg\n") == b"1.jpg"
+    assert time.process_time() - start < 1
+    with pytest.raises(tars.TarError, match="a pax header that is none"):
+        tars._pax_name(records + b"abcdefgh")
 
 
 def test_a_long_name_does_not_make_every_key_long(tmp_path: Path) -> None:

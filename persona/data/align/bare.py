@@ -228,16 +228,16 @@ def bare_gif(data: bytes) -> Bare:
         ValueError, IndexError: If it is cut short or damaged.
     """
     start = _after_table(data, 13, data[10])
-    at, control = start, b""
+    at, control, blocks = start, b"", iter(range(MAX_PARTS))
     while data[at] == ord("!"):
         if data[at + 1] == GRAPHIC_CONTROL and data[at + 2] == 4:
             shown = data[at + 3] & 1  # transparent or not; how the next frame follows is dropped
             control = bytes((0x21, GRAPHIC_CONTROL, 4, shown, 0, 0, data[at + 6], 0))
-        at = _after_blocks(data, at + 2)
+        at = _after_blocks(data, at + 2, blocks)
     if data[at] != ord(","):
         raise ValueError("no frame")
     x, y, width, height, flags = struct.unpack_from("<HHHHB", data, at + 1)
-    end = _after_blocks(data, _after_table(data, at + 10, flags) + 1)
+    end = _after_blocks(data, _after_table(data, at + 10, flags) + 1, blocks)
     screen = struct.unpack_from("<HH", data, 6)
     size = max(screen[0], x + width), max(screen[1], y + height)
     return Bare(data[:start] + control + data[at:end] + b";", size)
@@ -247,15 +247,15 @@ def is_animated_gif(data: bytes) -> bool:
     """Whether a GIF has a second frame. A damaged GIF has none."""
     try:
         at = _after_table(data, 13, data[10])
-        frames = 0
+        frames, blocks = 0, iter(range(MAX_PARTS))
         while data[at] in b"!,":
             if data[at] == ord("!"):
-                at = _after_blocks(data, at + 2)
+                at = _after_blocks(data, at + 2, blocks)
                 continue
             frames += 1
             if frames == 2:
                 return True
-            at = _after_blocks(data, _after_table(data, at + 10, data[at + 9]) + 1)
+            at = _after_blocks(data, _after_table(data, at + 10, data[at + 9]) + 1, blocks)
     except (IndexError, SkipPhoto):
         pass
     return False
@@ -266,9 +266,9 @@ def _after_table(data: bytes, at: int, flags: int) -> int:
     return at + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
 
 
-def _after_blocks(data: bytes, at: int) -> int:
-    """Offset of the end of a chain of sub-blocks."""
-    for _ in range(MAX_PARTS):
+def _after_blocks(data: bytes, at: int, blocks: Iterator[int]) -> int:
+    """Offset of the end of a chain of sub-blocks. Each takes one of the `blocks` of the file."""
+    for _ in blocks:
         size = data[at]
         at += 1 + size
         if not size:

@@ -77,6 +77,8 @@ def _pyramid(
 ) -> tuple[tuple[_Level, ...], tuple[int, int]]:
     """The levels of a photo, and the height and width of its canvas, both even.
 
+    The photo's shorter side is at least `min_face_px`, so there is at least one level.
+
     A level goes into the first column of a shelf that has room. Otherwise it starts a new column,
     or else a new shelf.
     """
@@ -84,7 +86,8 @@ def _pyramid(
     levels: list[_Level] = []
     shelves: list[dict[str, Any]] = []
     total = 0
-    while least >= CELL_PX:
+    # 47 * (12 / 47) is a little less than 12 in floats, and so for some other sizes.
+    while not levels or least >= CELL_PX:
         high, wide = int(height * scale + 1), int(width * scale + 1)
         room_y, room_x = high + high % 2, wide + wide % 2
         if not shelves:

@@ -21,7 +21,8 @@ coefficient would be valid, too."""
 MAX_SCANNED_PIXELS = 1_500_000_000
 """Largest product of scans and pixels. A scan takes about 1 ns per pixel, whatever it holds."""
 MAX_SEGMENTS = 10_000
-"""Largest number of segments before the first scan. Extended XMP of 100 MB has 1,600."""
+"""Largest number of segments before the first scan, and from there on. Extended XMP of 100 MB has
+1,600."""
 MAX_EXIF = 1 << 20
 MAX_CROP_BYTES = 1 << 25
 
@@ -119,7 +120,11 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
         if marker == SOS:
             return
         at = end
-    raise SkipPhoto(f"unreadable: a JPEG of over {MAX_SEGMENTS:,} segments: save it anew")
+    raise _too_many_segments()
+
+
+def _too_many_segments() -> SkipPhoto:
+    return SkipPhoto(f"unreadable: a JPEG of over {MAX_SEGMENTS:,} segments: save it anew")
 
 
 def _is_metadata(marker: int) -> bool:
@@ -174,8 +179,14 @@ def _later_segments(data: bytes, at: int) -> Iterator[tuple[int, int, int]]:
     """Yields marker, start and end of the segments from byte `at` on, up to the end mark.
 
     The coded data of a scan is between its segment and the next one.
+
+    Raises:
+        SkipPhoto: If it has more segments than any real picture.
     """
-    while found := _MARKER.search(data, at):
+    for _ in range(MAX_SEGMENTS):
+        found = _MARKER.search(data, at)
+        if found is None:
+            return
         start, at = found.span()
         marker = found[1][0]
         if marker == EOI:
@@ -184,6 +195,7 @@ def _later_segments(data: bytes, at: int) -> Iterator[tuple[int, int, int]]:
         if marker not in {SOI, TEM}:
             at += max(2, int.from_bytes(data[at : at + 2], "big"))
             yield marker, start, at
+    raise _too_many_segments()
 
 
 def lacks_end(data: bytes, header: JpegHeader) -> bool:

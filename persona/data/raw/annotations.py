@@ -3,11 +3,13 @@
     photo,pose,glasses                  identity,gender
     Tony_Blair/Tony_Blair_0001.jpg,…    Tony_Blair,m
 
-`photo` is a path below the dataset's folder. An empty field is no annotation.
+`photo` is a path below the dataset's folder. An empty field is no annotation. Paths and names are
+compared in Unicode's composed form (NFC).
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,24 +17,34 @@ from pathlib import Path
 from persona.data.raw.base import Index, Photo, PhotoList
 from persona.errors import PersonaError
 from persona.files import iter_csv
-from persona.names import describe, hidden
+from persona.names import composed, describe, hidden
 
 Attributes = dict[str, str | int]
+
+log = logging.getLogger(__name__)
 
 
 def annotate(index: Index, path: Path) -> Index:
     """Adds the CSV's annotations to an index. They replace the dataset's own of the same name.
 
+    Rows that are about nothing in the dataset cause a warning. They are no error, because a file
+    may be about all splits of a dataset.
+
     Raises:
-        PersonaError: If it is no CSV of that layout, or no row is about a photo of the index.
+        PersonaError: If it is no CSV of that layout, two rows disagree, or no row is about a photo
+            of the index.
     """
     kind, rows = _read(path)
     used: set[str] = set()
+    elsewhere = (*index.missing, *index.nobody) if kind == "photo" else index.classes
+    known = set(map(composed, elsewhere))
 
     def annotated() -> Iterator[Photo]:
         for photo in index.photos:
-            subject = photo.source if kind == "photo" else photo.identity
+            subject = composed(photo.source if kind == "photo" else photo.identity)
             attributes = rows.get(subject)
+            if attributes is not None:
+                known.add(subject)
             if attributes:
                 used.add(subject)
                 merged = tuple(sorted((dict(photo.attributes) | attributes).items()))
@@ -46,6 +58,12 @@ def annotate(index: Index, path: Path) -> Index:
         raise PersonaError(
             f"{path}: none of its {len(rows)} rows is about a {kind} of this dataset, which are "
             f"named like {example!r}"
+        )
+    strangers = [subject for subject in rows if subject not in known]
+    if strangers:
+        log.warning(
+            "%s: %d of its %d rows are about no %s of this dataset, the first is %r",
+            *(path, len(strangers), len(rows), kind, strangers[0]),
         )
     return replace(index, photos=photos)
 
@@ -68,7 +86,13 @@ def _read(path: Path) -> tuple[str, dict[str, Attributes]]:
         values = {
             name: _value(item.strip()) for name, item in zip(header[1:], line[1:], strict=True)
         }
-        rows[line[0].strip()] = {name: item for name, item in values.items() if item != ""}
+        subject = composed(line[0].strip())
+        attributes = {name: item for name, item in values.items() if item != ""}
+        if rows.setdefault(subject, attributes) != attributes:
+            raise PersonaError(
+                f"{where}: {subject[:80]} has a row already, which says something else; keep one "
+                "of them"
+            )
     return header[0], rows
 
 

@@ -40,7 +40,7 @@ import orjson
 from persona import registry
 from persona.errors import PersonaError, SkipPhoto, unknown
 from persona.files import bounded_lines, not_a_file, open_list, placed, whole_number
-from persona.names import hidden
+from persona.names import composed, hidden
 from persona.pictures import IMAGE_SUFFIXES
 from persona.registry import Registry
 from persona.workspace import user_path
@@ -334,6 +334,8 @@ class RawDataset(ABC):
     def index(self) -> Index:
         """Lists the split once.
 
+        Identities are in Unicode's composed form (NFC), whatever the disk has. Sources are not.
+
         Raises:
             PersonaError: If there is no photo, a photo occurs twice, or an identity is not in the
                 class list.
@@ -350,8 +352,9 @@ class RawDataset(ABC):
                 if photo.identity == NOBODY:
                     nobody.append(photo.source)
                     continue
-                found.add(photo.identity)
-                yield photo
+                identity = composed(photo.identity)
+                found.add(identity)
+                yield photo if identity == photo.identity else replace(photo, identity=identity)
 
         photos = PhotoList.gather(listed_photos())
         if not photos and nobody:
@@ -368,7 +371,7 @@ class RawDataset(ABC):
         if self.unlabelled:
             return Index(photos, (), tuple(sorted(self.missing)))
         listed = self.class_list()
-        classes = tuple(sorted(found if listed is None else set(listed)))
+        classes = tuple(sorted(found if listed is None else set(map(composed, listed))))
         strangers = sorted(found.difference(classes))
         if strangers:
             raise PersonaError(
@@ -515,18 +518,27 @@ def list_images(folder: Path) -> list[str]:
 
     Files of kinds that cannot be decoded are included. Packing counts them as skipped.
     """
+    return _listed(folder)[0]
+
+
+def _listed(folder: Path) -> tuple[list[str], list[str]]:
+    """Sorted names of the image files in a folder, and of its folders, without litter."""
+    images, folders = [], []
     try:
         with os.scandir(folder) as entries:
-            names = sorted(
-                entry.name
-                for entry in entries
-                if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
-                and not entry.name.startswith(".")
-            )
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
+                    images.append(entry.name)
+                elif entry.is_dir() and not is_litter(entry.name):
+                    folders.append(entry.name)
     except (FileNotFoundError, NotADirectoryError):
-        return []
-    _check_names(folder, names)
-    return names
+        return [], []
+    images.sort()
+    folders.sort()
+    _check_names(folder, images)
+    return images, folders
 
 
 def _check_names(folder: Path, names: list[str]) -> None:
@@ -554,12 +566,35 @@ def iter_lines(path: Path) -> Iterator[str]:
 def list_image_folders(
     parent: Path, names: Iterable[str], workers: int
 ) -> Iterator[tuple[str, list[str]]]:
-    """Yields `(name, image files)` of each folder below `parent`. Several threads list them."""
+    """Yields `(name, image files)` of each folder below `parent`. Several threads list them.
+
+    Folders in them that hold photos cause a warning at the end.
+    """
     ordered = list(names)
+    deeper: list[str] = []
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        yield from zip(
-            ordered, pool.map(lambda name: list_images(parent / name), ordered), strict=True
+        listed = pool.map(lambda name: _listed(parent / name), ordered)
+        for name, (images, folders) in zip(ordered, listed, strict=True):
+            yield name, images
+            deeper += [f"{name}/{folder}" for folder in folders]
+    _warn_of_deeper(parent, deeper)
+
+
+def _warn_of_deeper(parent: Path, folders: Iterable[str]) -> None:
+    """Warns of those of the folders that hold photos, at any depth."""
+    deep = [name for name in folders if _first_with_images(parent / name) is not None]
+    if deep:
+        more = f" and {len(deep) - SEEN:,} more" if len(deep) > SEEN else ""
+        log.warning(
+            "%d folders below %s are in a person's folder, and their photos left out: %s%s; move "
+            "these photos up into the person's folder",
+            *(len(deep), parent, ", ".join(deep[:SEEN]), more),
         )
+
+
+def _first_with_images(root: Path) -> Path | None:
+    """The first folder that holds image files: `root` or one below it."""
+    return next((folder for folder in walk_folders(root) if list_images(folder)), None)
 
 
 def is_litter(name: str) -> bool:
@@ -608,12 +643,17 @@ class IdentityFolders(RawDataset):
         return self.root
 
     def iter_photos(self) -> Iterator[Photo]:
-        """Yields the photos of every identity folder. Photos outside them cause a warning."""
+        """Yields the photos of every identity folder. Photos outside and deeper cause a warning."""
         if self.unlabelled:
             for folder in walk_folders(self.root):
                 yield from (Photo(self.relative(folder / name), "") for name in list_images(folder))
             return
         root = self.photo_root()
+        if self.kind and root != self.root:  # of a known dataset it is known what people are
+            log.warning(
+                "%s has its photos deeper: each folder in %s is taken for a person",
+                *(self.root, root),
+            )
         loose = len(list_images(root))
         if loose and list_folders(root):
             log.warning(
@@ -625,12 +665,15 @@ class IdentityFolders(RawDataset):
                 yield Photo(identity=identity, source=f"{below}{identity}/{name}")
 
     def nothing_found(self) -> PersonaError:
-        """The error for a split without photos. It counts photos outside identity folders."""
+        """The error for a split without photos. It tells of photos outside identity folders."""
         loose = len(list_images(self.root))
-        if not loose:
+        # A known dataset that is unpacked in another layout is named by what its folder holds.
+        deep = _first_with_images(self.root) if self.kind and not loose else None
+        if not loose and deep is None:
             return super().nothing_found()
+        held = f"{loose:,} photos" if deep is None else f"photos, as in {self.relative(deep)}"
         return PersonaError(
-            f"{self.root} holds {loose:,} photos, but none in a folder of its person: expected "
+            f"{self.root} holds {held}, but none in a folder of its person: expected "
             f"{self.layout}. Move each person's photos into a folder that has their name; photos "
             "of nobody in particular go into a folder each, or --unlabelled packs all of them "
             "without identities"
@@ -652,7 +695,8 @@ def label_name(label: int) -> str:
 def identity_name(value: object, where: str) -> str:
     """The identity of a label: text as it is, a whole number in the form of `label_name`.
 
-    The label -1, as a number or as text, gives `NOBODY`.
+    The label -1, as a number or as text, gives `NOBODY`. Digits as text are a number up to
+    MAX_LABEL and a name beyond it.
 
     Raises:
         PersonaError: If the label is neither.
@@ -661,7 +705,7 @@ def identity_name(value: object, where: str) -> str:
         value = int(value)
     if isinstance(value, str):
         number = whole_number(value.removeprefix("-"), LABEL_DIGITS + 1)
-        if number is not None:
+        if number is not None and number <= MAX_LABEL:
             value = -number if value.startswith("-") else number
     if isinstance(value, int) and not isinstance(value, bool):
         if value == int(NOBODY):

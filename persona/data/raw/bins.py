@@ -120,7 +120,8 @@ class _Array:
             type(dtype) is not _Dtype
             or type(shape) is not tuple
             or len(shape) > MAX_AXES
-            or not all(type(axis) is int and axis >= 0 for axis in shape)
+            # The product of numbers of megabytes would take minutes.
+            or not all(type(axis) is int and 0 <= axis <= MAX_BYTES for axis in shape)
             or order not in {"C", "F"}
         ):
             raise _RefusedError("an array of another kind")

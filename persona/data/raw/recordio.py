@@ -11,8 +11,8 @@ A record whose data holds the magic at a multiple of 4 is cut there, and the mag
     uint32 flag, float32 label, uint64 id, uint64 id2, float32 labels[flag], the photo's file
 
 If record 0 has a flag it is a header. Its labels[0] is one more than the last photo's key. The
-records from there on list each identity's photos and are not needed here. Without such a header,
-every record is a photo. Listing the photos reads headers only.
+records from there on have labels and no photo. They list each identity's photos and are not needed
+here. Without such a header, every record is a photo. Listing the photos reads headers only.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from persona.data.raw.base import (
     MAX_LABEL,
@@ -41,6 +43,8 @@ HEADER = struct.Struct("<IfQQ")
 WHOLE, START, MIDDLE, END = range(4)
 MAX_FLAG = 1024
 """Largest number of labels per record. InsightFace has at most two."""
+MAX_PHOTOS = 99_999_999
+"""Largest number of photos of a set, whose keys have eight digits."""
 
 
 class _DamagedError(Exception):
@@ -97,7 +101,7 @@ class RecordIO(RawDataset):
             PersonaError: If the rec is cut short or damaged, or the idx does not fit it.
         """
         names: dict[int, str] = {}
-        last = promised = None
+        promised, doubt = None, 0
         found = 0
         furthest = (0, 0)
         for number, (key, offset) in enumerate(self._lines()):
@@ -110,9 +114,11 @@ class RecordIO(RawDataset):
                 ) from None
             furthest = max(furthest, (offset, key))
             if number == 0 and key == 0 and head.flag and not head.size:
-                promised = last = int(self._whole_number(head.label, key)) - 1
+                promised, doubt = self._promise(head.label)
                 continue
-            if last is not None and key > last:
+            if promised is not None and (
+                key > promised + doubt or (key > promised - doubt and head.flag and not head.size)
+            ):
                 continue  # the record lists the photos of an identity
             name = NOBODY
             if head.label != int(NOBODY) and not self.unlabelled:
@@ -120,7 +126,7 @@ class RecordIO(RawDataset):
                 name = names.setdefault(label, label_name(label))
             found += 1
             yield Photo(source=f"{self.rec.name}/{key:09d}", identity=name, offset=offset)
-        if promised is not None and found != promised:
+        if promised is not None and abs(found - promised) > doubt:
             raise PersonaError(
                 f"{self.idx}: the header of {self.rec.name} promises {promised:,} photos, here are "
                 f"{found:,}: is it cut short?"
@@ -150,6 +156,16 @@ class RecordIO(RawDataset):
                         f"{self.rec.name} ends at {self._size:,}: is it cut short?"
                     )
                 yield key, offset
+
+    def _promise(self, label: float) -> tuple[int, int]:
+        """The number of photos from the header's first label, and by how many it may be off."""
+        if not (1 <= label <= MAX_PHOTOS + 1 and label == int(label)):
+            raise PersonaError(
+                f"{self.rec}: its header has the label {label:.10g}: expected one more than the "
+                f"number of photos, which is at most {MAX_PHOTOS:,}"
+            )
+        # A float32 holds only even numbers from 2^24 on, and multiples of 4 from 2^25 on.
+        return int(label) - 1, int(np.spacing(np.float32(label))) // 2
 
     def _whole_number(self, label: float, key: int) -> int:
         if not (math.isfinite(label) and 0 <= label <= MAX_LABEL and label == int(label)):

@@ -346,11 +346,10 @@ def test_jpegs_that_no_decoder_reads_are_named(frame: int, bits: int, kind: str)
     assert refusal(data + JPEG[place + 5 :]) == wanted
 
 
-def gif_of_blocks() -> bytes:
+def gif_of_blocks(comments: bytes = b"!\xfe" + b"\1x" * 2_000_000 + b"\0") -> bytes:
     data = encode(PICTURE, "GIF")
     table = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
-    comment = b"!\xfe" + b"\1x" * 2_000_000 + b"\0"
-    return data[:table] + comment + data[table:]
+    return data[:table] + comments + data[table:]
 
 
 def bmp_in_run_lengths() -> bytes:
@@ -388,6 +387,13 @@ def tiff(**changes: int) -> bytes:
         ),
         (lambda: PNG[:33] + chunk(b"tEXt", b"") * 500_000 + PNG[33:], "a PNG of over 200,000 ch"),
         (gif_of_blocks, "a GIF of over 200,000 blocks"),
+        (lambda: gif_of_blocks(b"!\xfe\0" * 5_000_000), "a GIF of over 200,000 blocks"),
+        (
+            lambda: gif_of_blocks((b"!\xfe" + b"\1x" * 150_000 + b"\0") * 20),
+            "a GIF of over 200,000 blocks",
+        ),
+        (lambda: JPEG[:-2] + segment(0xFE, b"") * 5_000_000, "a JPEG of over 10,000 segments"),
+        (lambda: JPEG[:-2] + b"\xff\x01" * 5_000_000, "a JPEG of over 10,000 segments"),
         (bmp_in_run_lengths, "a BMP in run-length compression of over 2 megapixels or 1 MB"),
         (lambda: tiff(compression=50000), "a TIFF in ZSTD compression, which is not supported"),
         (lambda: tiff(compression=3), "a TIFF in CCITT compression, which is not supported"),
@@ -402,6 +408,15 @@ def test_what_takes_too_long_is_refused_within_a_second(
     build: Callable[[], bytes], reason: str
 ) -> None:
     assert re.match(reason, refusal(build()))
+
+
+def test_what_takes_too_long_is_no_crop_and_no_film() -> None:
+    start = time.process_time()
+    sound = encode(smooth(160, 160))
+    assert as_crop(sound[:-2] + segment(0xFE, b"") * 9_000 + sound[-2:], 160) == sound
+    assert as_crop(sound[:-2] + segment(0xFE, b"") * 5_000_000 + sound[-2:], 160) is None
+    assert not is_animated_gif(gif_of_blocks(b"!\xfe\0" * 5_000_000))
+    assert time.process_time() - start < 1
 
 
 def test_the_canvas_of_a_gif_or_webp_counts() -> None:

@@ -209,6 +209,20 @@ def test_levels_do_not_overlap_on_their_canvas(size: tuple[int, int]) -> None:
     assert taken.mean() > 0.8 or min(size) < 100
 
 
+def test_the_smallest_photo_of_any_min_face_has_a_level() -> None:
+    """47 * (12 / 47) is 11.999999999999998 in floats."""
+    for side in range(12, 1001):
+        levels, canvas = _pyramid(side, side + 5, side)
+        assert [level.scale for level in levels] == [12 / side]
+        assert min(levels[0].height, levels[0].width) >= 12
+        assert canvas >= (levels[0].height, levels[0].width)
+
+
+def test_a_photo_that_is_as_small_as_the_smallest_face() -> None:
+    grey = np.full((47, 60, 3), 128, np.uint8)
+    assert Mtcnn(networks=networks(), min_face_px=47)([grey]) == [None]
+
+
 def test_area_sums_resize_as_torch_does() -> None:
     rng = np.random.default_rng(0)
     photo = rng.integers(0, 256, (83, 61, 3), dtype=np.uint8)

@@ -5,6 +5,7 @@ import os
 import pickle
 import pickletools
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +238,18 @@ def test_an_array_that_claims_more_than_its_bytes_is_refused(tmp_path: Path) -> 
     name = write(tmp_path, data.replace(b"M,\x01", b"J\xff\xff\xff\x7f"))
     with pytest.raises(PersonaError, match="an array whose bytes do not fit its shape"):
         open_dataset(name, tmp_path).index()
+
+
+def test_a_shape_of_numbers_of_megabytes_is_refused_within_a_second(tmp_path: Path) -> None:
+    """Their product takes minutes."""
+    data = pickle.dumps(([np.zeros((300, 1), np.uint8)] * 2, [True]), 2)
+    assert data.count(b"M,\x01K\x01\x86") == 1
+    huge = pickle.LONG4 + struct.pack("<i", 10_000_000) + b"\x7f" * 10_000_000
+    name = write(tmp_path, data.replace(b"M,\x01K\x01\x86", huge + huge + b"\x86"))
+    start = time.process_time()
+    with pytest.raises(PersonaError, match="an array of another kind"):
+        open_dataset(name, tmp_path).index()
+    assert time.process_time() - start < 1
 
 
 def test_stand_ins_call_nothing() -> None:

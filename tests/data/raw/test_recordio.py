@@ -115,6 +115,44 @@ def test_property_gives_the_class_list(tmp_path: Path) -> None:
         dataset.index()
 
 
+def test_a_header_may_promise_more_photos_than_labels_go(tmp_path: Path) -> None:
+    """Glint360K has 17,091,657 photos. No identity may have a number that large."""
+    data = {0: packed([17_091_658.0, 17_452_018.0], b"")}
+    data |= {key: packed(0.0, PHOTOS[key], key) for key in (1, 2)}
+    write_rec(tmp_path / "r", data)
+    with pytest.raises(PersonaError, match="promises 17,091,657 photos, here are 2: is it cut"):
+        open_dataset(f"recordio:{tmp_path / 'r'}", tmp_path).index()
+
+
+@pytest.mark.parametrize(
+    ("label", "promised", "doubt"),
+    [
+        (1, 0, 0),
+        (7, 6, 0),
+        (16_777_215, 16_777_214, 0),
+        (16_777_219, 16_777_219, 1),  # no float32: the nearest is 16,777,220
+        (17_091_658, 17_091_657, 1),
+        (42_474_559, 42_474_559, 2),
+    ],
+)
+def test_a_large_header_is_as_exact_as_its_float(
+    tmp_path: Path, label: int, promised: int, doubt: int
+) -> None:
+    dataset = open_dataset(f"recordio:{insightface(tmp_path / 'r')}", tmp_path)
+    (stored,) = struct.unpack("<f", struct.pack("<f", label))
+    assert dataset._promise(stored) == (promised, doubt)
+
+
+@pytest.mark.parametrize("promised", [5, 6, 7])
+def test_a_header_that_is_off_by_one_loses_no_photo_and_takes_no_list_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, promised: int
+) -> None:
+    dataset = open_dataset(f"recordio:{insightface(tmp_path / 'r')}", tmp_path)
+    monkeypatch.setattr(type(dataset), "_promise", lambda *_: (promised, 1))
+    index = dataset.index()
+    assert [dataset.read(photo) for photo in index.photos] == list(PHOTOS.values())
+
+
 def cut_rec(folder: Path) -> None:
     path = folder / "train.rec"
     path.write_bytes(path.read_bytes()[:-500])
@@ -146,6 +184,10 @@ def edit_label(label: float):
     return edit
 
 
+def edit_header(label: float):
+    return edit_rec(8 + 24, struct.pack("<f", label))
+
+
 def edit_rec(place: int, new: bytes):
     def edit(folder: Path) -> None:
         path = folder / "train.rec"
@@ -169,6 +211,11 @@ def edit_rec(place: int, new: bytes):
         (edit_label(1.5), "record 1 has the label 1.5: expected a whole number"),
         (edit_label(float("nan")), "record 1 has the label nan"),
         (edit_label(-2.0), "record 1 has the label -2"),
+        (edit_header(7.5), "its header has the label 7.5: expected one more than the number of"),
+        (edit_header(-1.0), "its header has the label -1: expected one more than the number of"),
+        (edit_header(float("nan")), "its header has the label nan: expected one more"),
+        (edit_header(float("inf")), "its header has the label inf: expected one more"),
+        (edit_header(2e8), "its header has the label 200000000: .* at most 99,999,999"),
         (edit_rec(8, struct.pack("<I", 2**31)), "record 0 at byte 0: it claims 2,147,483,648"),
         (edit_rec(4, b"\xff\xff\xff\x1f"), "its 536,870,911 bytes reach beyond the file"),
         (edit_rec(4, struct.pack("<I", 2 << 29 | 32)), "in the middle of another"),

@@ -93,6 +93,14 @@ def test_identities_of_webdataset_members(tmp_path: Path, members, identity: str
     assert list(index_of(tmp_path, members).values()) == [identity]
 
 
+@pytest.mark.parametrize("folder", ["people/Jos\u00e9", "people/" + "x" * 150])
+def test_the_name_of_a_folder_does_not_go_to_the_next_photo(tmp_path: Path, folder: str) -> None:
+    entry = tarfile.TarInfo(folder)
+    entry.type = tarfile.DIRTYPE
+    found = index_of(tmp_path, {folder: entry, "people/bob/1.jpg": jpeg(1)})
+    assert found == {"a.tar/people/bob/1.jpg": "bob"}
+
+
 def test_photos_of_one_sample_have_labels_of_their_own(tmp_path: Path) -> None:
     """As have photos whose names hold dots, which webdataset takes for one sample."""
     members = {

@@ -366,6 +366,35 @@ def test_few_agedb_photos_have_no_pairs(tmp_path: Path) -> None:
     assert open_dataset("agedb", tmp_path).pairs() is None
 
 
+def test_annotations_of_nothing_in_the_dataset_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """People and photos that are known and not there are not: a file may be about all of a set."""
+    index = replace(open_dataset("lfw", write_lfw(tmp_path).parent).index(), missing=("gone.jpg",))
+    file = tmp_path / "a.csv"
+    people = "identity,team\nPerson_A,red\nPerson_A,red\nPerson_B,\n"
+    assert annotate(replace(index, classes=(*index.classes, "Zoe")), _write(file, people + "Zoe,x"))
+    assert not caplog.messages
+    annotate(index, _write(file, people + "Nobody,red\nNeither,red\n"))
+    photo = index.photos[0].source
+    annotate(index, _write(file, f"photo,team\n{photo},red\ngone.jpg,red\n./{photo},red\n"))
+    assert caplog.messages == [
+        f"{file}: 2 of its 4 rows are about no identity of this dataset, the first is 'Nobody'",
+        f"{file}: 1 of its 3 rows are about no photo of this dataset, the first is './{photo}'",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["photo", "identity"])
+def test_annotations_in_another_form_of_unicode(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "photos" / "Jose\u0301").mkdir(parents=True)
+    (tmp_path / "photos" / "Jose\u0301" / "1.jpg").write_bytes(jpeg(1))
+    index = open_dataset(f"folders:{tmp_path / 'photos'}", tmp_path).index()
+    for name in ("Jos\u00e9", "Jose\u0301"):
+        subject = f"{name}/1.jpg" if kind == "photo" else name
+        found = annotate(index, _write(tmp_path / "a.csv", f"{kind},team\n{subject},red\n"))
+        assert found.photos[0].attributes == (("team", "red"),)
+
+
 def test_a_users_annotations(tmp_path: Path, cpu: Accelerator) -> None:
     dataset = open_dataset("lfw", write_lfw(tmp_path).parent)
     file = tmp_path / "a.csv"
@@ -386,6 +415,8 @@ def test_a_users_annotations(tmp_path: Path, cpu: Accelerator) -> None:
         )
     for text, message in (
         ("name,team\nx,y\n", "expected a header of photo"),
+        ("identity,team\nPerson_A,red\nPerson_A,blue\n", "line 3: Person_A has a row already, w"),
+        ("identity,team\nPerson_A,red\nPerson_A,\n", "line 3: Person_A has a row already, wh"),
         ("photo,team\nx\n", "line 2: 1 fields, its header has 2"),
         ("photo,team\nnobody.jpg,red\n", "none of its 1 rows is about a photo"),
         ("photo,team\nx,r\u200bed\n", r"line 2 holds U\+200B ZERO WIDTH SPACE, which cannot be"),
