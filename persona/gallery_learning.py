@@ -8,7 +8,8 @@
    new network's threshold. `persona gallery rollback` goes back
 
 Nothing of the gallery is changed before step 4. The packed set is deleted at the end; it names
-people by digests of their names.
+people by digests of their names. The set has all that may be learned, so nothing is taken up that
+an earlier run kept: it may be faces of people who were forgotten since, or faces held out now.
 
 Shapes: N photos, E embedding, P probes, K people.
 """
@@ -19,6 +20,7 @@ import contextlib
 import hashlib
 import math
 import os
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,7 +52,7 @@ from persona.gallery.store import (
     unit,
 )
 from persona.gallery.upgrade import MOST_LOSS, carry_out, plan_upgrade
-from persona.models.cards import Card
+from persona.models.cards import Card, read_classes
 from persona.models.sources import student_card
 from persona.workspace import Workspace
 
@@ -60,7 +62,7 @@ HELD_OUT = 0.2
 """Share of a person's photos that are held out: one at least, of people with two or more."""
 CHANCE = 0.05
 """Largest p-value of a gain that is not taken for chance."""
-SEED = 0
+PSEUDONYM = re.compile("person-[0-9a-f]{16}")
 ANEW = "nothing of the gallery is changed; run the command again, and it begins anew"
 JPEG_MODE, FOLDER_MODE = 0o600, 0o700
 LOCKS = ".learning"
@@ -194,7 +196,7 @@ def learn_from_gallery(
         from persona.learning.run import learn
 
         try:
-            learned = learn(config, place)
+            learned = learn(config, place, forget=_forgotten(material, place))
         except Preempted:
             raise PersonaError(f"learning was told to end: {ANEW}") from None
         except KeyboardInterrupt:
@@ -212,6 +214,13 @@ def learn_from_gallery(
         impostors=impostors,
         far=far,
     )
+
+
+def _forgotten(material: Material, place: Workspace) -> set[str]:
+    """Those in the student's last layer who came from a gallery and are not enrolled here."""
+    known = read_classes(material.card, place.models) if material.card.num_classes else ()
+    enrolled = set(map(pseudonym, material.learned))
+    return {name for name in known if PSEUDONYM.fullmatch(name)} - enrolled
 
 
 def _config(given: Mapping[str, Any]) -> LearnConfig:
@@ -264,11 +273,13 @@ def divide(store: Store, place: Workspace) -> Material:
             f"({facts.align.method}): a network learns from faces; enrol these people anew with "
             "--keep-crops"
         )
-    rng = np.random.default_rng(SEED)
     learned, held_out = {}, {}
     for name, own in photos.items():
         count = 0 if len(own) < 2 else max(1, round(HELD_OUT * len(own)))
-        chosen = set(rng.permutation(len(own))[:count].tolist())
+        # By a hash, so that they stay the same when people and photos come and go: a photo that was
+        # learned before would tell nothing.
+        digests = [hashlib.sha256(photo.crop or b"").digest() for photo in own]
+        chosen = set(sorted(range(len(own)), key=digests.__getitem__)[:count])
         learned[name] = [photo for n, photo in enumerate(own) if n not in chosen]
         if chosen:
             held_out[name] = [photo for n, photo in enumerate(own) if n in chosen]

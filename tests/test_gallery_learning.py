@@ -40,9 +40,11 @@ from persona.gallery_learning import (
     pseudonym,
     take_over,
 )
+from persona.learning.memory import Budget, Memory, reservoir
 from persona.models.cards import find_model, read_classes
 from persona.models.store import save_model
 from persona.models.student import Student
+from persona.training.checkpoint import load_checkpoint
 from persona.workspace import Workspace
 
 ALIGN = AlignSpec("none", 32, 0)
@@ -188,7 +190,7 @@ def test_the_set_is_private_and_goes_also_where_learning_fails(
 ) -> None:
     seen: list[int] = []
 
-    def fail(config: Any, _: Workspace) -> str:
+    def fail(config: Any, _: Workspace, **_named: Any) -> str:
         folder = place.shards / config.on
         seen.append(stat.S_IMODE(folder.stat().st_mode))
         raise PersonaError("it diverged")
@@ -204,7 +206,7 @@ def test_the_set_is_private_and_goes_also_where_learning_fails(
 def test_an_interruption_does_not_promise_to_go_on(
     gallery: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
 ) -> None:
-    def end(*_: Any) -> str:
+    def end(*_: Any, **_named: Any) -> str:
         raise kind("run the command with --resume RUN to go on")
 
     monkeypatch.setattr("persona.learning.run.learn", end)
@@ -240,6 +242,54 @@ def test_photos_are_held_out_the_same_each_time(gallery: Path, place: Workspace)
     for name, own in one.held_out.items():
         assert own[0].crop == other.held_out[name][0].crop
         assert own[0].crop not in [photo.crop for photo in one.learned[name]]
+
+
+def test_the_same_photos_are_held_out_when_others_come_and_go(
+    gallery: Path, place: Workspace
+) -> None:
+    named, _ = load_named("student", place)
+    with open_store(gallery) as store:
+        before = divide(store, place)
+        store.forget("Person 0")
+        crop = Crop(face(1, PHOTOS), None, None)
+        row = Eyes(named, ALIGN).embed([crop])[0]
+        store.add({"Person 1": [StoredPhoto(row, crop.jpeg)]}, named.digest)
+        after = divide(store, place)
+    for name in ("Person 2", "Person 3"):
+        assert after.held_out[name][0].crop == before.held_out[name][0].crop
+    learned = {photo.crop for own in before.learned.values() for photo in own}
+    assert not learned & {photo.crop for own in after.held_out.values() for photo in own}
+
+
+@pytest.mark.parametrize("method", ["replay", "ncm"])
+def test_who_was_forgotten_is_not_learned_again(
+    gallery: Path, place: Workspace, method: str
+) -> None:
+    lfw = open_set("lfw", place.shards)
+    given = {**GIVEN, "method": method}
+    gone = pseudonym("Person 0")
+    with open_store(gallery) as store:
+        crops = {photo.crop for *_, photo in store.photos("Person 0")}
+        first = learn_from_gallery(store, lfw, given, place)
+        assert gone in read_classes(find_model(first.after.model, place.models), place.models)
+        take_over(store, first, place)
+        store.forget("Person 0")
+        second = learn_from_gallery(store, lfw, given, place)
+        held_out = {p.crop for own in divide(store, place).held_out.values() for p in own}
+    card = find_model(second.after.model, place.models)
+    assert set(read_classes(card, place.models)) == {pseudonym(f"Person {n}") for n in (1, 2, 3)}
+    found = load_checkpoint(place.runs / second.after.model)
+    assert found is not None
+    state = found[2]
+    assert gone not in state["classes"] and len(state["classes"]) == PEOPLE - 1
+    assert state["student"]["logits.weight"].shape[0] == PEOPLE - 1
+    if method == "replay":
+        memory = Memory(Budget(200), reservoir)
+        memory.load(state["method"]["memory"])
+        assert not {exemplar.jpeg for exemplar in memory.exemplars} & (crops | held_out)
+        assert len(memory) == second.photos
+    else:
+        assert state["method"]["means"]["counts"].tolist() == [PHOTOS - 1] * (PEOPLE - 1)
 
 
 def test_bad_galleries(tmp_path: Path, place: Workspace, gallery: Path) -> None:
