@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import os
 import re
 import shutil
 from collections import defaultdict
@@ -33,13 +32,13 @@ import numpy as np
 from persona.config import LearnConfig, load_learn_config
 from persona.data.align.spec import AlignSpec
 from persona.data.pack import PackOptions, pack_photos
-from persona.data.raw import open_dataset
+from persona.data.raw.base import Photo, RawDataset
 from persona.data.sets import FaceSet
 from persona.errors import PersonaError, Preempted
 from persona.evaluation.processes import join_processes
 from persona.evaluation.thresholds import faces_of, threshold_at
 from persona.figure_names import power
-from persona.files import folder_lock, scratch_folder
+from persona.files import folder_lock
 from persona.gallery.faces import Eyes
 from persona.gallery.people import load_named
 from persona.gallery.store import (
@@ -64,7 +63,7 @@ CHANCE = 0.05
 """Largest p-value of a gain that is not taken for chance."""
 PSEUDONYM = re.compile("person-[0-9a-f]{16}")
 ANEW = "nothing of the gallery is changed; run the command again, and it begins anew"
-JPEG_MODE, FOLDER_MODE = 0o600, 0o700
+FOLDER_MODE = 0o700
 LOCKS = ".learning"
 """Folder of the locks of galleries that are learned from, beside the default gallery."""
 
@@ -324,11 +323,34 @@ def _embed(eyes: Eyes, photos: Sequence[StoredPhoto]) -> Templates:
     return eyes.embed([photo.as_crop for photo in photos])
 
 
+class _KeptCrops(RawDataset):
+    """Kept crops as a dataset in memory, so that no face lies in a file beside the packed set."""
+
+    def __init__(self, root: Path, people: Mapping[str, Sequence[StoredPhoto]]) -> None:
+        self.name = "gallery"
+        self.crops = {
+            f"{pseudonym(person)}/{number:06d}.jpg": photo.crop or b""
+            for person, photos in people.items()
+            for number, photo in enumerate(photos)
+        }
+        super().__init__(root)
+
+    def iter_photos(self) -> Iterator[Photo]:
+        """Yields the photos under the digests of their people's names."""
+        for source in self.crops:
+            yield Photo(source, identity=source.partition("/")[0])
+
+    def read(self, photo: Photo) -> bytes:
+        """The crop as JPEG."""
+        return self.crops[photo.source]
+
+
 @contextlib.contextmanager
 def _packed(store: Store, material: Material, place: Workspace) -> Iterator[str]:
     """Packs the crops to learn from as a set, and deletes it at the end; gives its name.
 
-    What a killed process has left of the same gallery is deleted first.
+    All files lie in the folder of the set. What a killed process, on whichever machine, has left of
+    the same gallery is therefore deleted first.
 
     Raises:
         PersonaError: another process learns from this gallery.
@@ -345,14 +367,8 @@ def _packed(store: Store, material: Material, place: Workspace) -> Iterator[str]
         _remove(folder)
         folder.mkdir(parents=True, mode=FOLDER_MODE)
         try:
-            with scratch_folder(place.shards, "faces") as raw:
-                for person, photos in material.learned.items():
-                    own = raw / pseudonym(person)
-                    own.mkdir(mode=FOLDER_MODE)
-                    for number, photo in enumerate(photos):
-                        _write(own / f"{number:06d}.jpg", photo.crop or b"")
-                dataset = open_dataset(f"folders:{raw}", raw)
-                pack_photos(dataset, folder, PackOptions(align=align, workers=0))
+            dataset = _KeptCrops(folder, material.learned)
+            pack_photos(dataset, folder, PackOptions(align=align, workers=0))
             yield name
         finally:
             _remove(folder)
@@ -362,11 +378,6 @@ def _packed(store: Store, material: Material, place: Workspace) -> Iterator[str]
 def pseudonym(name: str) -> str:
     """What a set and a model call a person: a digest that is the same each time."""
     return f"person-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-
-
-def _write(path: Path, data: bytes) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, JPEG_MODE), "wb") as file:
-        file.write(data)
 
 
 def _remove(folder: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import NO_ALIGN, jpeg, write_lfw
-from helpers import TESTS, environment, persona_error_here, persona_here
+from helpers import TESTS, _here, environment, persona_error_here, persona_here
 from little import LITTLE
 from PIL import Image
 
@@ -27,6 +27,7 @@ from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
 from persona.data.sets import open_set
 from persona.errors import PersonaError, Preempted
+from persona.gallery import crypt
 from persona.gallery.faces import Eyes
 from persona.gallery.people import load_named
 from persona.gallery.store import Facts, StoredPhoto, Threshold, open_store
@@ -50,6 +51,8 @@ from persona.workspace import Workspace
 ALIGN = AlignSpec("none", 32, 0)
 GIVEN = {"method": "finetune", "steps": 3, "batch_size": 8, "optim.lr": 1e-3}
 PEOPLE, PHOTOS = 4, 5
+UNCHANGED = ("11", "11", 0.7, 0.7)
+"""Of two networks that do the same."""
 
 
 def face(person: int, photo: int) -> bytes:
@@ -89,10 +92,17 @@ def place(made: Path, tmp_path: Path) -> Workspace:
     )
 
 
-def fill(path: Path, place: Workspace, *, crops: bool = True, photos: int = PHOTOS) -> None:
+def fill(
+    path: Path,
+    place: Workspace,
+    *,
+    crops: bool = True,
+    photos: int = PHOTOS,
+    passphrase: bytes | None = None,
+) -> None:
     """A gallery of four people."""
     named, fresh = load_named("student", place)
-    with open_store(path, create=True) as store:
+    with open_store(path, create=True, passphrase=passphrase) as store:
         store.adopt(replace(fresh, align=ALIGN, threshold=Threshold(0.5, "by hand", 0.1)))
         eyes = Eyes(named, ALIGN)
         for person in range(PEOPLE):
@@ -242,6 +252,45 @@ def test_photos_are_held_out_the_same_each_time(gallery: Path, place: Workspace)
     for name, own in one.held_out.items():
         assert own[0].crop == other.held_out[name][0].crop
         assert own[0].crop not in [photo.crop for photo in one.learned[name]]
+
+
+def test_no_face_lies_outside_the_set(
+    gallery: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a kill leaves it, if the next call comes from another host: a new container."""
+    pack, seen = gallery_learning.pack_photos, []
+
+    def looked_at(*arguments: Any) -> Any:
+        seen.append(sorted(path.name for path in place.shards.iterdir()))
+        return pack(*arguments)
+
+    monkeypatch.setattr(gallery_learning, "pack_photos", looked_at)
+    with (
+        open_store(gallery) as store,
+        gallery_learning._packed(store, divide(store, place), place) as name,
+    ):
+        manifest = open_set(name, place.shards).manifest
+        assert (manifest.samples, manifest.identities) == (16, PEOPLE)
+        assert not list(place.shards.rglob("*.jpg"))
+    assert seen == [[name, "lfw"]]
+
+
+def test_what_is_not_encrypted_is_told(
+    tmp_path: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from persona.cli.app import app
+
+    monkeypatch.setitem(crypt.SCRYPT, "n", 2**10)  # it is slow by design
+    monkeypatch.setattr(gallery_learning, "learn_from_gallery", lambda *_: outcome(*UNCHANGED))
+    (tmp_path / "word").write_text("open sesame\n")
+    fill(tmp_path / "sealed.db", place, passphrase=b"open sesame")
+    fill(tmp_path / "open.db", place)
+    command = ("learn", "gallery", "--test-set", "lfw", "--yes", "--store")
+    sealed = (str(tmp_path / "sealed.db"), "--passphrase-file", str(tmp_path / "word"))
+    for options, is_told in ((sealed, True), ((str(tmp_path / "open.db"),), False)):
+        result = _here(app, (*command, *options), tmp_path)
+        assert result.exception is None, result.exception
+        assert ("neither is encrypted" in result.stderr) == is_told
 
 
 def test_the_same_photos_are_held_out_when_others_come_and_go(
@@ -415,7 +464,7 @@ main()
 @pytest.mark.parametrize(
     ("moment", "is_moved"),
     [
-        ("persona.gallery_learning:_write", False),  # the first face is written
+        ("persona.data.journal:ShardWriter.append", False),  # the first faces are written
         ("persona.gallery_learning:pack_photos", False),
         ("persona.training.run:save_checkpoint", False),
         ("persona.learning.run:learn", False),  # the new model is saved
