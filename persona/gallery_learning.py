@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import math
 import re
 import shutil
@@ -30,16 +31,20 @@ from typing import Any
 import numpy as np
 
 from persona.config import LearnConfig, load_learn_config
-from persona.data.align.spec import AlignSpec
-from persona.data.pack import PackOptions, pack_photos
+from persona.data.align import align_whole
+from persona.data.align.spec import AlignSpec, Crop, RawPhoto
+from persona.data.journal import Chunk
+from persona.data.pack import PackOptions, PhotoTask, pack_crop, pack_set, plan_photos
 from persona.data.raw.base import Photo, RawDataset
 from persona.data.sets import FaceSet
-from persona.errors import PersonaError, Preempted
+from persona.data.shards import Skipped
+from persona.errors import CropsError, PersonaError, Preempted, SkipPhoto
 from persona.evaluation.processes import join_processes
 from persona.evaluation.thresholds import faces_of, threshold_at
 from persona.figure_names import power
 from persona.files import folder_lock
-from persona.gallery.faces import Eyes
+from persona.gallery.crops import read_crop
+from persona.gallery.faces import Eyes, resized
 from persona.gallery.people import load_named
 from persona.gallery.store import (
     Facts,
@@ -53,6 +58,7 @@ from persona.gallery.store import (
 from persona.gallery.upgrade import MOST_LOSS, carry_out, plan_upgrade
 from persona.models.cards import Card, read_classes
 from persona.models.sources import student_card
+from persona.workers import tell_done
 from persona.workspace import Workspace
 
 FAR = 1e-3
@@ -161,6 +167,22 @@ class Material:
     """Photos to learn from by name."""
     held_out: Mapping[str, Sequence[StoredPhoto]]
 
+    @property
+    def align(self) -> AlignSpec:
+        """Alignment of the packed set. It is `none` if one of its crops has no landmarks."""
+        method = self.facts.align.method
+        if method in {"landmarks", "template"}:  # kept crops lie on the template already
+            method = "template"
+        elif method != "mtcnn" or self.lacking:
+            method = "none"
+        return AlignSpec(method, self.card.image_size, 0)
+
+    @property
+    def lacking(self) -> int:
+        """Number of photos to learn from that have no landmarks."""
+        photos = itertools.chain.from_iterable(self.learned.values())
+        return sum(photo.landmarks_62 is None for photo in photos)
+
 
 def learn_from_gallery(
     store: Store, faces: FaceSet, given: Mapping[str, Any], place: Workspace
@@ -181,6 +203,11 @@ def learn_from_gallery(
             student of Persona, or a value cannot be used.
     """
     store.check_writable()
+    if given.get("method") == "joint":
+        raise PersonaError(
+            "method joint learns the photos of all whom the student knows, and a gallery has those "
+            "of the people who are enrolled: choose finetune, which learns the same ones here"
+        )
     material = divide(store, place)
     faces.manifest.check_labelled("--test-set")
     old, _ = load_named(material.facts.network, place)
@@ -196,6 +223,8 @@ def learn_from_gallery(
 
         try:
             learned = learn(config, place, forget=_forgotten(material, place))
+        except CropsError:
+            raise _no_teacher(store, material) from None
         except Preempted:
             raise PersonaError(f"learning was told to end: {ANEW}") from None
         except KeyboardInterrupt:
@@ -212,6 +241,17 @@ def learn_from_gallery(
         test_set=faces.name,
         impostors=impostors,
         far=far,
+    )
+
+
+def _no_teacher(store: Store, material: Material) -> PersonaError:
+    """The error for a teacher that cannot take the kept faces."""
+    kept = f"{material.card.image_size} px"
+    if not material.align.has_landmarks:
+        kept += f", {material.lacking} of {sum(map(len, material.learned.values()))} without points"
+    return PersonaError(
+        f"the teacher cannot take the faces that {store.place} keeps ({kept}): name another one "
+        "with --teacher, or choose a method that asks none, such as --method lwf"
     )
 
 
@@ -326,23 +366,42 @@ def _embed(eyes: Eyes, photos: Sequence[StoredPhoto]) -> Templates:
 class _KeptCrops(RawDataset):
     """Kept crops as a dataset in memory, so that no face lies in a file beside the packed set."""
 
-    def __init__(self, root: Path, people: Mapping[str, Sequence[StoredPhoto]]) -> None:
+    def __init__(self, root: Path, material: Material) -> None:
         self.name = "gallery"
-        self.crops = {
-            f"{pseudonym(person)}/{number:06d}.jpg": photo.crop or b""
-            for person, photos in people.items()
+        self.align = material.align
+        self.photos = {
+            f"{pseudonym(person)}/{number:06d}.jpg": photo
+            for person, photos in material.learned.items()
             for number, photo in enumerate(photos)
         }
         super().__init__(root)
 
     def iter_photos(self) -> Iterator[Photo]:
         """Yields the photos under the digests of their people's names."""
-        for source in self.crops:
+        for source in self.photos:
             yield Photo(source, identity=source.partition("/")[0])
 
-    def read(self, photo: Photo) -> bytes:
-        """The crop as JPEG."""
-        return self.crops[photo.source]
+    def pack(self, tasks: Sequence[PhotoTask]) -> Chunk:
+        """Packs crops as they are kept, with their landmarks. Nothing is detected."""
+        data: list[bytes] = []
+        labels: set[int] = set()
+        skipped: list[Skipped] = []
+        for task in tasks:
+            try:
+                data.append(pack_crop(task, self._crop(self.photos[task.photo.source])))
+                labels.add(task.label)
+            except SkipPhoto as reason:
+                skipped.append(Skipped(task.photo.source, str(reason)))
+        tell_done(len(tasks))
+        return Chunk(b"".join(data), len(data), tuple(sorted(labels)), tuple(skipped))
+
+    def _crop(self, photo: StoredPhoto) -> Crop:
+        jpeg = photo.crop or b""
+        crop = align_whole(RawPhoto(lambda: jpeg), self.align)
+        if self.align.method != "mtcnn":
+            return crop
+        factor = self.align.image_size / read_crop(jpeg).width
+        return replace(crop, landmarks_62=resized(photo.landmarks_62, factor))
 
 
 @contextlib.contextmanager
@@ -359,16 +418,16 @@ def _packed(store: Store, material: Material, place: Workspace) -> Iterator[str]
     where = str(path.absolute()) if path.exists() else store.place
     name = f"gallery-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
     folder = place.shards / name
-    # Kept crops lie on the template already, where they were aligned to it.
-    method = "template" if material.facts.align.method in {"landmarks", "template"} else "none"
-    align = AlignSpec(method, material.card.image_size, 0)
     lock = place.gallery.parent / LOCKS / name
     with folder_lock(lock, doing="learning from the gallery of"):
         _remove(folder)
         folder.mkdir(parents=True, mode=FOLDER_MODE)
         try:
-            dataset = _KeptCrops(folder, material.learned)
-            pack_photos(dataset, folder, PackOptions(align=align, workers=0))
+            dataset = _KeptCrops(folder, material)
+            options = PackOptions(align=material.align, workers=0)
+            packing = plan_photos(dataset, folder, options)
+            packer = replace(packing, build=lambda: dataset.pack, arguments=lambda _: ())
+            pack_set(packer, options)
             yield name
         finally:
             _remove(folder)

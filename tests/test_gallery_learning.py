@@ -18,6 +18,7 @@ import torch
 from conftest import NO_ALIGN, jpeg, write_lfw
 from helpers import TESTS, _here, environment, persona_error_here, persona_here
 from little import LITTLE
+from onnx_files import SETTINGS, write_model
 from PIL import Image
 
 from persona import gallery_learning
@@ -41,15 +42,18 @@ from persona.gallery_learning import (
     pseudonym,
     take_over,
 )
+from persona.landmarks import template
 from persona.learning.memory import Budget, Memory, reservoir
 from persona.models.cards import find_model, read_classes
 from persona.models.store import save_model
 from persona.models.student import Student
 from persona.training.checkpoint import load_checkpoint
+from persona.training.teacher import Teacher
 from persona.workspace import Workspace
 
 ALIGN = AlignSpec("none", 32, 0)
 GIVEN = {"method": "finetune", "steps": 3, "batch_size": 8, "optim.lr": 1e-3}
+FIVE_POINT = SETTINGS.replace("margin", "five-point")
 PEOPLE, PHOTOS = 4, 5
 UNCHANGED = ("11", "11", 0.7, 0.7)
 """Of two networks that do the same."""
@@ -99,16 +103,18 @@ def fill(
     crops: bool = True,
     photos: int = PHOTOS,
     passphrase: bytes | None = None,
+    align: AlignSpec = ALIGN,
+    points: Any = None,
 ) -> None:
     """A gallery of four people."""
     named, fresh = load_named("student", place)
     with open_store(path, create=True, passphrase=passphrase) as store:
-        store.adopt(replace(fresh, align=ALIGN, threshold=Threshold(0.5, "by hand", 0.1)))
-        eyes = Eyes(named, ALIGN)
+        store.adopt(replace(fresh, align=align, threshold=Threshold(0.5, "by hand", 0.1)))
+        eyes = Eyes(named, align)
         for person in range(PEOPLE):
             own = [Crop(face(person, n), None, None) for n in range(photos)]
             rows = zip(own, eyes.embed(own), strict=True)
-            kept = [StoredPhoto(t, c.jpeg if crops else None) for c, t in rows]
+            kept = [StoredPhoto(t, c.jpeg if crops else None, points) for c, t in rows]
             store.add({f"Person {person}": kept}, named.digest)
 
 
@@ -258,13 +264,13 @@ def test_no_face_lies_outside_the_set(
     gallery: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a kill leaves it, if the next call comes from another host: a new container."""
-    pack, seen = gallery_learning.pack_photos, []
+    pack, seen = gallery_learning.pack_set, []
 
     def looked_at(*arguments: Any) -> Any:
         seen.append(sorted(path.name for path in place.shards.iterdir()))
         return pack(*arguments)
 
-    monkeypatch.setattr(gallery_learning, "pack_photos", looked_at)
+    monkeypatch.setattr(gallery_learning, "pack_set", looked_at)
     with (
         open_store(gallery) as store,
         gallery_learning._packed(store, divide(store, place), place) as name,
@@ -273,6 +279,46 @@ def test_no_face_lies_outside_the_set(
         assert (manifest.samples, manifest.identities) == (16, PEOPLE)
         assert not list(place.shards.rglob("*.jpg"))
     assert seen == [[name, "lfw"]]
+
+
+@pytest.mark.parametrize("method", ["mtcnn", "landmarks"])
+def test_a_teacher_that_turns_faces_gets_the_kept_points(
+    tmp_path: Path, place: Workspace, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = write_model(tmp_path / "net.onnx", width=32, settings=FIVE_POINT)
+    on_template = np.vstack([template(32), (1, 1)])
+    points = np.vstack([template(32) + 2, (1, 1.25)]) if method == "mtcnn" else on_template
+    fill(tmp_path / "gallery.db", place, align=AlignSpec(method, 32, 0), points=points)
+    features, seen = Teacher.features, []
+
+    def looked_at(self: Teacher, images: Any, landmarks: Any) -> Any:
+        seen.append(landmarks.numpy())
+        return features(self, images, landmarks)
+
+    monkeypatch.setattr(Teacher, "features", looked_at)
+    given = {**GIVEN, "method": "anchor", "teacher": f"onnx:{teacher}"}
+    with open_store(tmp_path / "gallery.db") as store:
+        assert learn_from_gallery(store, open_set("lfw", place.shards), given, place).photos == 16
+    assert len(seen) == GIVEN["steps"]
+    for landmarks_B62 in seen:  # of the crop or of its mirror image
+        assert np.allclose(landmarks_B62[:, 2, 1], points[2, 1], atol=1e-3)
+        assert np.allclose(landmarks_B62[:, 5], points[5])
+
+
+def test_advice_can_be_followed(tmp_path: Path, place: Workspace) -> None:
+    teacher = write_model(tmp_path / "net.onnx", width=32, settings=FIVE_POINT)
+    fill(tmp_path / "gallery.db", place, align=AlignSpec("mtcnn", 32, 0))
+    lfw = open_set("lfw", place.shards)
+    with open_store(tmp_path / "gallery.db") as store:
+        given = {**GIVEN, "method": "anchor", "teacher": f"onnx:{teacher}"}
+        line = r"gallery.db keeps \(32 px, 16 of 16 without points\): name another one with --teac"
+        with pytest.raises(PersonaError, match=line) as told:
+            learn_from_gallery(store, lfw, given, place)
+        assert "--align" not in str(told.value)
+        with pytest.raises(PersonaError, match=r"method joint .* choose finetune") as told:
+            learn_from_gallery(store, lfw, {**GIVEN, "method": "joint"}, place)
+        assert "--old" not in str(told.value)
+    assert [path.name for path in place.shards.iterdir()] == ["lfw"]
 
 
 def test_what_is_not_encrypted_is_told(
@@ -465,7 +511,7 @@ main()
     ("moment", "is_moved"),
     [
         ("persona.data.journal:ShardWriter.append", False),  # the first faces are written
-        ("persona.gallery_learning:pack_photos", False),
+        ("persona.gallery_learning:pack_set", False),
         ("persona.training.run:save_checkpoint", False),
         ("persona.learning.run:learn", False),  # the new model is saved
         ("persona.gallery.sqlite:SqliteStore._taken_away", False),  # before the commit
