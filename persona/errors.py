@@ -22,6 +22,10 @@ class NotPacked(PersonaError):  # noqa: N818 - it is the state of a set
     """There is no such packed set on this machine. The message says what packs it."""
 
 
+class CropsError(PersonaError):
+    """A network cannot take the crops of a set. The message says how to pack the set."""
+
+
 class Preempted(PersonaError):  # noqa: N818 - it is asked for
     """A run ended early because it was told to. Its checkpoint is written; it can be resumed."""
 

@@ -8,7 +8,8 @@
    new network's threshold. `persona gallery rollback` goes back
 
 Nothing of the gallery is changed before step 4. The packed set is deleted at the end; it names
-people by digests of their names.
+people by digests of their names. The set has all that may be learned, so nothing is taken up that
+an earlier run kept: it may be faces of people who were forgotten since, or faces held out now.
 
 Shapes: N photos, E embedding, P probes, K people.
 """
@@ -17,8 +18,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import math
-import os
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,16 +31,20 @@ from typing import Any
 import numpy as np
 
 from persona.config import LearnConfig, load_learn_config
-from persona.data.align.spec import AlignSpec
-from persona.data.pack import PackOptions, pack_photos
-from persona.data.raw import open_dataset
+from persona.data.align import align_whole
+from persona.data.align.spec import AlignSpec, Crop, RawPhoto
+from persona.data.journal import Chunk
+from persona.data.pack import PackOptions, PhotoTask, pack_crop, pack_set, plan_photos
+from persona.data.raw.base import Photo, RawDataset
 from persona.data.sets import FaceSet
-from persona.errors import PersonaError, Preempted
+from persona.data.shards import Skipped
+from persona.errors import CropsError, PersonaError, Preempted, SkipPhoto
 from persona.evaluation.processes import join_processes
 from persona.evaluation.thresholds import faces_of, threshold_at
 from persona.figure_names import power
-from persona.files import folder_lock, scratch_folder
-from persona.gallery.faces import Eyes
+from persona.files import folder_lock
+from persona.gallery.crops import read_crop
+from persona.gallery.faces import Eyes, resized
 from persona.gallery.people import load_named
 from persona.gallery.store import (
     Facts,
@@ -50,8 +56,9 @@ from persona.gallery.store import (
     unit,
 )
 from persona.gallery.upgrade import MOST_LOSS, carry_out, plan_upgrade
-from persona.models.cards import Card
+from persona.models.cards import Card, read_classes
 from persona.models.sources import student_card
+from persona.workers import tell_done
 from persona.workspace import Workspace
 
 FAR = 1e-3
@@ -60,9 +67,9 @@ HELD_OUT = 0.2
 """Share of a person's photos that are held out: one at least, of people with two or more."""
 CHANCE = 0.05
 """Largest p-value of a gain that is not taken for chance."""
-SEED = 0
+PSEUDONYM = re.compile("person-[0-9a-f]{16}")
 ANEW = "nothing of the gallery is changed; run the command again, and it begins anew"
-JPEG_MODE, FOLDER_MODE = 0o600, 0o700
+FOLDER_MODE = 0o700
 LOCKS = ".learning"
 """Folder of the locks of galleries that are learned from, beside the default gallery."""
 
@@ -160,6 +167,22 @@ class Material:
     """Photos to learn from by name."""
     held_out: Mapping[str, Sequence[StoredPhoto]]
 
+    @property
+    def align(self) -> AlignSpec:
+        """Alignment of the packed set. It is `none` if one of its crops has no landmarks."""
+        method = self.facts.align.method
+        if method in {"landmarks", "template"}:  # kept crops lie on the template already
+            method = "template"
+        elif method != "mtcnn" or self.lacking:
+            method = "none"
+        return AlignSpec(method, self.card.image_size, 0)
+
+    @property
+    def lacking(self) -> int:
+        """Number of photos to learn from that have no landmarks."""
+        photos = itertools.chain.from_iterable(self.learned.values())
+        return sum(photo.landmarks_62 is None for photo in photos)
+
 
 def learn_from_gallery(
     store: Store, faces: FaceSet, given: Mapping[str, Any], place: Workspace
@@ -180,6 +203,11 @@ def learn_from_gallery(
             student of Persona, or a value cannot be used.
     """
     store.check_writable()
+    if given.get("method") == "joint":
+        raise PersonaError(
+            "method joint learns the photos of all whom the student knows, and a gallery has those "
+            "of the people who are enrolled: choose finetune, which learns the same ones here"
+        )
     material = divide(store, place)
     faces.manifest.check_labelled("--test-set")
     old, _ = load_named(material.facts.network, place)
@@ -194,7 +222,9 @@ def learn_from_gallery(
         from persona.learning.run import learn
 
         try:
-            learned = learn(config, place)
+            learned = learn(config, place, forget=_forgotten(material, place))
+        except CropsError:
+            raise _no_teacher(store, material) from None
         except Preempted:
             raise PersonaError(f"learning was told to end: {ANEW}") from None
         except KeyboardInterrupt:
@@ -212,6 +242,24 @@ def learn_from_gallery(
         impostors=impostors,
         far=far,
     )
+
+
+def _no_teacher(store: Store, material: Material) -> PersonaError:
+    """The error for a teacher that cannot take the kept faces."""
+    kept = f"{material.card.image_size} px"
+    if not material.align.has_landmarks:
+        kept += f", {material.lacking} of {sum(map(len, material.learned.values()))} without points"
+    return PersonaError(
+        f"the teacher cannot take the faces that {store.place} keeps ({kept}): name another one "
+        "with --teacher, or choose a method that asks none, such as --method lwf"
+    )
+
+
+def _forgotten(material: Material, place: Workspace) -> set[str]:
+    """Those in the student's last layer who came from a gallery and are not enrolled here."""
+    known = read_classes(material.card, place.models) if material.card.num_classes else ()
+    enrolled = set(map(pseudonym, material.learned))
+    return {name for name in known if PSEUDONYM.fullmatch(name)} - enrolled
 
 
 def _config(given: Mapping[str, Any]) -> LearnConfig:
@@ -264,11 +312,13 @@ def divide(store: Store, place: Workspace) -> Material:
             f"({facts.align.method}): a network learns from faces; enrol these people anew with "
             "--keep-crops"
         )
-    rng = np.random.default_rng(SEED)
     learned, held_out = {}, {}
     for name, own in photos.items():
         count = 0 if len(own) < 2 else max(1, round(HELD_OUT * len(own)))
-        chosen = set(rng.permutation(len(own))[:count].tolist())
+        # By a hash, so that they stay the same when people and photos come and go: a photo that was
+        # learned before would tell nothing.
+        digests = [hashlib.sha256(photo.crop or b"").digest() for photo in own]
+        chosen = set(sorted(range(len(own)), key=digests.__getitem__)[:count])
         learned[name] = [photo for n, photo in enumerate(own) if n not in chosen]
         if chosen:
             held_out[name] = [photo for n, photo in enumerate(own) if n in chosen]
@@ -313,11 +363,53 @@ def _embed(eyes: Eyes, photos: Sequence[StoredPhoto]) -> Templates:
     return eyes.embed([photo.as_crop for photo in photos])
 
 
+class _KeptCrops(RawDataset):
+    """Kept crops as a dataset in memory, so that no face lies in a file beside the packed set."""
+
+    def __init__(self, root: Path, material: Material) -> None:
+        self.name = "gallery"
+        self.align = material.align
+        self.photos = {
+            f"{pseudonym(person)}/{number:06d}.jpg": photo
+            for person, photos in material.learned.items()
+            for number, photo in enumerate(photos)
+        }
+        super().__init__(root)
+
+    def iter_photos(self) -> Iterator[Photo]:
+        """Yields the photos under the digests of their people's names."""
+        for source in self.photos:
+            yield Photo(source, identity=source.partition("/")[0])
+
+    def pack(self, tasks: Sequence[PhotoTask]) -> Chunk:
+        """Packs crops as they are kept, with their landmarks. Nothing is detected."""
+        data: list[bytes] = []
+        labels: set[int] = set()
+        skipped: list[Skipped] = []
+        for task in tasks:
+            try:
+                data.append(pack_crop(task, self._crop(self.photos[task.photo.source])))
+                labels.add(task.label)
+            except SkipPhoto as reason:
+                skipped.append(Skipped(task.photo.source, str(reason)))
+        tell_done(len(tasks))
+        return Chunk(b"".join(data), len(data), tuple(sorted(labels)), tuple(skipped))
+
+    def _crop(self, photo: StoredPhoto) -> Crop:
+        jpeg = photo.crop or b""
+        crop = align_whole(RawPhoto(lambda: jpeg), self.align)
+        if self.align.method != "mtcnn":
+            return crop
+        factor = self.align.image_size / read_crop(jpeg).width
+        return replace(crop, landmarks_62=resized(photo.landmarks_62, factor))
+
+
 @contextlib.contextmanager
 def _packed(store: Store, material: Material, place: Workspace) -> Iterator[str]:
     """Packs the crops to learn from as a set, and deletes it at the end; gives its name.
 
-    What a killed process has left of the same gallery is deleted first.
+    All files lie in the folder of the set. What a killed process, on whichever machine, has left of
+    the same gallery is therefore deleted first.
 
     Raises:
         PersonaError: another process learns from this gallery.
@@ -326,22 +418,16 @@ def _packed(store: Store, material: Material, place: Workspace) -> Iterator[str]
     where = str(path.absolute()) if path.exists() else store.place
     name = f"gallery-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
     folder = place.shards / name
-    # Kept crops lie on the template already, where they were aligned to it.
-    method = "template" if material.facts.align.method in {"landmarks", "template"} else "none"
-    align = AlignSpec(method, material.card.image_size, 0)
     lock = place.gallery.parent / LOCKS / name
     with folder_lock(lock, doing="learning from the gallery of"):
         _remove(folder)
         folder.mkdir(parents=True, mode=FOLDER_MODE)
         try:
-            with scratch_folder(place.shards, "faces") as raw:
-                for person, photos in material.learned.items():
-                    own = raw / pseudonym(person)
-                    own.mkdir(mode=FOLDER_MODE)
-                    for number, photo in enumerate(photos):
-                        _write(own / f"{number:06d}.jpg", photo.crop or b"")
-                dataset = open_dataset(f"folders:{raw}", raw)
-                pack_photos(dataset, folder, PackOptions(align=align, workers=0))
+            dataset = _KeptCrops(folder, material)
+            options = PackOptions(align=material.align, workers=0)
+            packing = plan_photos(dataset, folder, options)
+            packer = replace(packing, build=lambda: dataset.pack, arguments=lambda _: ())
+            pack_set(packer, options)
             yield name
         finally:
             _remove(folder)
@@ -351,11 +437,6 @@ def _packed(store: Store, material: Material, place: Workspace) -> Iterator[str]
 def pseudonym(name: str) -> str:
     """What a set and a model call a person: a digest that is the same each time."""
     return f"person-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-
-
-def _write(path: Path, data: bytes) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, JPEG_MODE), "wb") as file:
-        file.write(data)
 
 
 def _remove(folder: Path) -> None:

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import NO_ALIGN, jpeg, write_lfw
-from helpers import TESTS, environment, persona_error_here, persona_here
+from helpers import TESTS, _here, environment, persona_error_here, persona_here
 from little import LITTLE
+from onnx_files import SETTINGS, write_model
 from PIL import Image
 
 from persona import gallery_learning
@@ -27,6 +28,7 @@ from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
 from persona.data.sets import open_set
 from persona.errors import PersonaError, Preempted
+from persona.gallery import crypt
 from persona.gallery.faces import Eyes
 from persona.gallery.people import load_named
 from persona.gallery.store import Facts, StoredPhoto, Threshold, open_store
@@ -40,14 +42,21 @@ from persona.gallery_learning import (
     pseudonym,
     take_over,
 )
+from persona.landmarks import template
+from persona.learning.memory import Budget, Memory, reservoir
 from persona.models.cards import find_model, read_classes
 from persona.models.store import save_model
 from persona.models.student import Student
+from persona.training.checkpoint import load_checkpoint
+from persona.training.teacher import Teacher
 from persona.workspace import Workspace
 
 ALIGN = AlignSpec("none", 32, 0)
 GIVEN = {"method": "finetune", "steps": 3, "batch_size": 8, "optim.lr": 1e-3}
+FIVE_POINT = SETTINGS.replace("margin", "five-point")
 PEOPLE, PHOTOS = 4, 5
+UNCHANGED = ("11", "11", 0.7, 0.7)
+"""Of two networks that do the same."""
 
 
 def face(person: int, photo: int) -> bytes:
@@ -87,16 +96,25 @@ def place(made: Path, tmp_path: Path) -> Workspace:
     )
 
 
-def fill(path: Path, place: Workspace, *, crops: bool = True, photos: int = PHOTOS) -> None:
+def fill(
+    path: Path,
+    place: Workspace,
+    *,
+    crops: bool = True,
+    photos: int = PHOTOS,
+    passphrase: bytes | None = None,
+    align: AlignSpec = ALIGN,
+    points: Any = None,
+) -> None:
     """A gallery of four people."""
     named, fresh = load_named("student", place)
-    with open_store(path, create=True) as store:
-        store.adopt(replace(fresh, align=ALIGN, threshold=Threshold(0.5, "by hand", 0.1)))
-        eyes = Eyes(named, ALIGN)
+    with open_store(path, create=True, passphrase=passphrase) as store:
+        store.adopt(replace(fresh, align=align, threshold=Threshold(0.5, "by hand", 0.1)))
+        eyes = Eyes(named, align)
         for person in range(PEOPLE):
             own = [Crop(face(person, n), None, None) for n in range(photos)]
             rows = zip(own, eyes.embed(own), strict=True)
-            kept = [StoredPhoto(t, c.jpeg if crops else None) for c, t in rows]
+            kept = [StoredPhoto(t, c.jpeg if crops else None, points) for c, t in rows]
             store.add({f"Person {person}": kept}, named.digest)
 
 
@@ -188,7 +206,7 @@ def test_the_set_is_private_and_goes_also_where_learning_fails(
 ) -> None:
     seen: list[int] = []
 
-    def fail(config: Any, _: Workspace) -> str:
+    def fail(config: Any, _: Workspace, **_named: Any) -> str:
         folder = place.shards / config.on
         seen.append(stat.S_IMODE(folder.stat().st_mode))
         raise PersonaError("it diverged")
@@ -204,7 +222,7 @@ def test_the_set_is_private_and_goes_also_where_learning_fails(
 def test_an_interruption_does_not_promise_to_go_on(
     gallery: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
 ) -> None:
-    def end(*_: Any) -> str:
+    def end(*_: Any, **_named: Any) -> str:
         raise kind("run the command with --resume RUN to go on")
 
     monkeypatch.setattr("persona.learning.run.learn", end)
@@ -240,6 +258,133 @@ def test_photos_are_held_out_the_same_each_time(gallery: Path, place: Workspace)
     for name, own in one.held_out.items():
         assert own[0].crop == other.held_out[name][0].crop
         assert own[0].crop not in [photo.crop for photo in one.learned[name]]
+
+
+def test_no_face_lies_outside_the_set(
+    gallery: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a kill leaves it, if the next call comes from another host: a new container."""
+    pack, seen = gallery_learning.pack_set, []
+
+    def looked_at(*arguments: Any) -> Any:
+        seen.append(sorted(path.name for path in place.shards.iterdir()))
+        return pack(*arguments)
+
+    monkeypatch.setattr(gallery_learning, "pack_set", looked_at)
+    with (
+        open_store(gallery) as store,
+        gallery_learning._packed(store, divide(store, place), place) as name,
+    ):
+        manifest = open_set(name, place.shards).manifest
+        assert (manifest.samples, manifest.identities) == (16, PEOPLE)
+        assert not list(place.shards.rglob("*.jpg"))
+    assert seen == [[name, "lfw"]]
+
+
+@pytest.mark.parametrize("method", ["mtcnn", "landmarks"])
+def test_a_teacher_that_turns_faces_gets_the_kept_points(
+    tmp_path: Path, place: Workspace, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = write_model(tmp_path / "net.onnx", width=32, settings=FIVE_POINT)
+    on_template = np.vstack([template(32), (1, 1)])
+    points = np.vstack([template(32) + 2, (1, 1.25)]) if method == "mtcnn" else on_template
+    fill(tmp_path / "gallery.db", place, align=AlignSpec(method, 32, 0), points=points)
+    features, seen = Teacher.features, []
+
+    def looked_at(self: Teacher, images: Any, landmarks: Any) -> Any:
+        seen.append(landmarks.numpy())
+        return features(self, images, landmarks)
+
+    monkeypatch.setattr(Teacher, "features", looked_at)
+    given = {**GIVEN, "method": "anchor", "teacher": f"onnx:{teacher}"}
+    with open_store(tmp_path / "gallery.db") as store:
+        assert learn_from_gallery(store, open_set("lfw", place.shards), given, place).photos == 16
+    assert len(seen) == GIVEN["steps"]
+    for landmarks_B62 in seen:  # of the crop or of its mirror image
+        assert np.allclose(landmarks_B62[:, 2, 1], points[2, 1], atol=1e-3)
+        assert np.allclose(landmarks_B62[:, 5], points[5])
+
+
+def test_advice_can_be_followed(tmp_path: Path, place: Workspace) -> None:
+    teacher = write_model(tmp_path / "net.onnx", width=32, settings=FIVE_POINT)
+    fill(tmp_path / "gallery.db", place, align=AlignSpec("mtcnn", 32, 0))
+    lfw = open_set("lfw", place.shards)
+    with open_store(tmp_path / "gallery.db") as store:
+        given = {**GIVEN, "method": "anchor", "teacher": f"onnx:{teacher}"}
+        line = r"gallery.db keeps \(32 px, 16 of 16 without points\): name another one with --teac"
+        with pytest.raises(PersonaError, match=line) as told:
+            learn_from_gallery(store, lfw, given, place)
+        assert "--align" not in str(told.value)
+        with pytest.raises(PersonaError, match=r"method joint .* choose finetune") as told:
+            learn_from_gallery(store, lfw, {**GIVEN, "method": "joint"}, place)
+        assert "--old" not in str(told.value)
+    assert [path.name for path in place.shards.iterdir()] == ["lfw"]
+
+
+def test_what_is_not_encrypted_is_told(
+    tmp_path: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from persona.cli.app import app
+
+    monkeypatch.setitem(crypt.SCRYPT, "n", 2**10)  # it is slow by design
+    monkeypatch.setattr(gallery_learning, "learn_from_gallery", lambda *_: outcome(*UNCHANGED))
+    (tmp_path / "word").write_text("open sesame\n")
+    fill(tmp_path / "sealed.db", place, passphrase=b"open sesame")
+    fill(tmp_path / "open.db", place)
+    command = ("learn", "gallery", "--test-set", "lfw", "--yes", "--store")
+    sealed = (str(tmp_path / "sealed.db"), "--passphrase-file", str(tmp_path / "word"))
+    for options, is_told in ((sealed, True), ((str(tmp_path / "open.db"),), False)):
+        result = _here(app, (*command, *options), tmp_path)
+        assert result.exception is None, result.exception
+        assert ("neither is encrypted" in result.stderr) == is_told
+
+
+def test_the_same_photos_are_held_out_when_others_come_and_go(
+    gallery: Path, place: Workspace
+) -> None:
+    named, _ = load_named("student", place)
+    with open_store(gallery) as store:
+        before = divide(store, place)
+        store.forget("Person 0")
+        crop = Crop(face(1, PHOTOS), None, None)
+        row = Eyes(named, ALIGN).embed([crop])[0]
+        store.add({"Person 1": [StoredPhoto(row, crop.jpeg)]}, named.digest)
+        after = divide(store, place)
+    for name in ("Person 2", "Person 3"):
+        assert after.held_out[name][0].crop == before.held_out[name][0].crop
+    learned = {photo.crop for own in before.learned.values() for photo in own}
+    assert not learned & {photo.crop for own in after.held_out.values() for photo in own}
+
+
+@pytest.mark.parametrize("method", ["replay", "ncm"])
+def test_who_was_forgotten_is_not_learned_again(
+    gallery: Path, place: Workspace, method: str
+) -> None:
+    lfw = open_set("lfw", place.shards)
+    given = {**GIVEN, "method": method}
+    gone = pseudonym("Person 0")
+    with open_store(gallery) as store:
+        crops = {photo.crop for *_, photo in store.photos("Person 0")}
+        first = learn_from_gallery(store, lfw, given, place)
+        assert gone in read_classes(find_model(first.after.model, place.models), place.models)
+        take_over(store, first, place)
+        store.forget("Person 0")
+        second = learn_from_gallery(store, lfw, given, place)
+        held_out = {p.crop for own in divide(store, place).held_out.values() for p in own}
+    card = find_model(second.after.model, place.models)
+    assert set(read_classes(card, place.models)) == {pseudonym(f"Person {n}") for n in (1, 2, 3)}
+    found = load_checkpoint(place.runs / second.after.model)
+    assert found is not None
+    state = found[2]
+    assert gone not in state["classes"] and len(state["classes"]) == PEOPLE - 1
+    assert state["student"]["logits.weight"].shape[0] == PEOPLE - 1
+    if method == "replay":
+        memory = Memory(Budget(200), reservoir)
+        memory.load(state["method"]["memory"])
+        assert not {exemplar.jpeg for exemplar in memory.exemplars} & (crops | held_out)
+        assert len(memory) == second.photos
+    else:
+        assert state["method"]["means"]["counts"].tolist() == [PHOTOS - 1] * (PEOPLE - 1)
 
 
 def test_bad_galleries(tmp_path: Path, place: Workspace, gallery: Path) -> None:
@@ -365,8 +510,8 @@ main()
 @pytest.mark.parametrize(
     ("moment", "is_moved"),
     [
-        ("persona.gallery_learning:_write", False),  # the first face is written
-        ("persona.gallery_learning:pack_photos", False),
+        ("persona.data.journal:ShardWriter.append", False),  # the first faces are written
+        ("persona.gallery_learning:pack_set", False),
         ("persona.training.run:save_checkpoint", False),
         ("persona.learning.run:learn", False),  # the new model is saved
         ("persona.gallery.sqlite:SqliteStore._taken_away", False),  # before the commit

@@ -228,6 +228,11 @@ def gallery_command(
     )
     faces = open_set(test_set, place.shards, cache, verify=verify)
     with store_of(store, passphrase_file) as opened:
+        if passphrase_file is not None:
+            note(
+                f"the faces lie in {place.shards} while they are learned, and what the method "
+                "keeps of them stays in the new model and its run: neither is encrypted"
+            )
         outcome = learn_from_gallery(opened, faces, given, place)
         if not json:
             show_outcome(outcome)

@@ -519,7 +519,7 @@ class PhotoPacker:
             if isinstance(kept, SkipPhoto):
                 skipped.append(Skipped(task.photo.source, str(kept)))
                 continue
-            data.append(_sample(task, kept, no_face=faceless))
+            data.append(pack_crop(task, kept, no_face=faceless))
             if faceless:
                 no_face.append(task.place)
             if kept.mended is not None:
@@ -566,7 +566,7 @@ def _counted(crops: Iterable[Crop | SkipPhoto]) -> Iterator[Crop | SkipPhoto]:
             yield crop
 
 
-def _sample(task: PhotoTask, crop: Crop, *, no_face: bool = False) -> bytes:
+def pack_crop(task: PhotoTask, crop: Crop, *, no_face: bool = False) -> bytes:
     """The tar bytes of a crop and its metadata."""
     face, points = crop.face, crop.landmarks_62
     probability = None if face is None else face.probability

@@ -35,7 +35,7 @@ from persona.data.storage import (
     card_file,
 )
 from persona.data.tars import BLOCK
-from persona.errors import PersonaError
+from persona.errors import CropsError, PersonaError
 from persona.files import LARGEST_LIST, read_json, write_json
 from persona.names import hidden
 
@@ -202,7 +202,7 @@ class Manifest:
             )
 
     def check_crops(self, network: str, image_size: int | None, needs_landmarks: bool) -> None:
-        """Raises PersonaError if a network cannot take the crops.
+        """Raises CropsError if a network cannot take the crops.
 
         Args:
             network: The network's name, for the message.
@@ -210,7 +210,7 @@ class Manifest:
             needs_landmarks: Whether it needs the five-point landmarks.
         """
         if needs_landmarks and not self.align.has_landmarks:
-            raise PersonaError(
+            raise CropsError(
                 f"{network} wants five points of each face and set {self.name} has none "
                 f"(--align {self.align.method}): pack it with --align mtcnn or "
                 "landmarks, or template if its photos are aligned to ArcFace's"
@@ -222,7 +222,7 @@ class Manifest:
                     "; --align landmarks turns faces to ArcFace's template, which most networks of "
                     "this size take, and --align template packs photos that are turned to it"
                 )
-            raise PersonaError(
+            raise CropsError(
                 f"set {self.name} has crops of {self.align.image_size} px, {network} was trained "
                 f"on {image_size} px: pack the set with --image-size {image_size}{turned}"
             )

@@ -117,7 +117,7 @@ class Eyes:
         images, points = [], []
         for crop in crops:
             image = read_crop(crop.jpeg)
-            points.append(_resized(crop.landmarks_62, size_px / image.width))
+            points.append(resized(crop.landmarks_62, size_px / image.width))
             if image.width != size_px:  # stored for a network with another crop size
                 image = image.resize((size_px, size_px), Image.Resampling.BILINEAR)
             images.append(np.asarray(image))
@@ -146,7 +146,7 @@ def _embedder(named: Named) -> Embedder:
     return TorchEmbedder(named.network)
 
 
-def _resized(landmarks_62: Floats | None, factor: float) -> Floats:
+def resized(landmarks_62: Floats | None, factor: float) -> Floats:
     """Returns a crop's landmarks and scale after resizing by `factor`; NaN where it has none."""
     if landmarks_62 is None:
         return np.full((6, 2), np.nan)

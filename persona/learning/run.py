@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -50,13 +51,22 @@ from persona.workspace import Workspace, user_path
 log = logging.getLogger(__name__)
 
 
-def learn(config: LearnConfig, workspace: Workspace, resume: str | None = None) -> str:
+def learn(
+    config: LearnConfig,
+    workspace: Workspace,
+    resume: str | None = None,
+    *,
+    forget: Collection[str] | None = None,
+) -> str:
     """Teaches a student the identities of a set.
 
     Args:
         config: the resolved config. With `resume` it is the config of that run.
         workspace: folders of sets, models and runs.
         resume: ID of a run to continue from its last checkpoint.
+        forget: identities whose rows leave the student's last layer. If this is given, even empty,
+            the run begins with the student alone: nothing is taken up that the method kept of its
+            last run, because that may be photos and class means of these identities.
 
     Returns:
         The ID of the run, which is also that of the new model.
@@ -66,7 +76,7 @@ def learn(config: LearnConfig, workspace: Workspace, resume: str | None = None) 
             the first step.
     """
     accelerator = build_accelerator(config.mixed_precision)
-    learning = Learning(config, workspace, accelerator, resume)
+    learning = Learning(config, workspace, accelerator, resume, forget)
     with resumed_by(f"--resume {learning.run.id}"), learning.run:
         learning.announce()
         while learning.progress.epoch < len(learning.experiences):
@@ -83,12 +93,20 @@ class Learning:
         workspace: Workspace,
         accelerator: Accelerator,
         resume: str | None,
+        forget: Collection[str] | None = None,
     ) -> None:
         self.config, self.workspace, self.accelerator = config, workspace, accelerator
+        self.alone = forget is not None
+        """Whether the run begins with the student, and with nothing that its last run kept."""
         stored = find_stored(LearnConfig, workspace, resume)
         self.parent = find_parent(config, workspace, None if stored is None else stored.state)
         self.student = store.load_model(self.parent, workspace.models)
         classes = read_classes(self.parent, workspace.models) if self.student.num_classes else ()
+        if forget:
+            kept = [label for label, name in enumerate(classes) if name not in forget]
+            log.info("%d identities leave the last layer", len(classes) - len(kept))
+            self.student.keep_rows(kept)
+            classes = tuple(classes[label] for label in kept)
         cache = user_path(config.cache) if config.cache else None
         names = [config.on, *([config.old] if config.old else [])]
         shards = workspace.shards
@@ -187,6 +205,8 @@ class Learning:
         if self.old is not None:
             self.learner.adopt(self.old)
             return
+        if self.alone:
+            return
         before = self.parent.learned or {}
         run = before.get("run", "")  # the model may have been renamed since
         same = before.get("method") == self.config.method
@@ -202,6 +222,8 @@ class Learning:
             self.learner.classes = list(state["classes"])
             self._load_student(state)
             self.learner.method.load(state["method"])
+            held_out = np.concatenate([experience.test for experience in self.experiences])
+            self.learner.method.leave_out(held_out)
             log.info("what run %s kept is taken up", run)
         elif self.learner.classes and self.learner.method.remembers:
             log.warning(

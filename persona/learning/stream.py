@@ -18,7 +18,11 @@ import numpy as np
 from persona.data.views import mix_seeds
 from persona.errors import PersonaError
 from persona.evaluation.search import rows_of_each
+from persona.learning.memory import priority_of
 from persona.learning.photos import Ints, Photos
+
+HELD_OUT = 1
+"""Seed, beside the run's, of the hash by which photos are held out."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +45,20 @@ def build_experience(
     """Builds the experience of some identities from the photos among `chosen`.
 
     Of each identity's photos a share `hold_out` becomes test photos: at least one photo, if
-    `hold_out` is above 0, but never all.
+    `hold_out` is above 0, but never all. They are those of the lowest hash of their bytes, so they
+    stay the same in a set that is packed again with other people or more photos.
     """
+    key = mix_seeds(seed, HELD_OUT)  # not the reservoir's, which would keep the next ones first
     train, test = [], []
     place_of = {name: place for place, name in enumerate(photos.names)}
     of_identity = rows_of_each(photos.identity[chosen])
     for name in identities:
         place = place_of[name]
         mine = chosen[of_identity[place]]
-        mine = np.random.default_rng(mix_seeds(seed, place)).permutation(mine)
         held = min(len(mine) - 1, max(1, round(hold_out * len(mine)))) if hold_out else 0
+        if held:
+            hashes = [priority_of(photos.jpeg(photo), key) for photo in mine.tolist()]
+            mine = mine[np.argsort(hashes, kind="stable")]
         test.append(mine[:held])
         train.append(mine[held:])
     return Experience(

@@ -19,6 +19,7 @@ Shapes: B batch, C channel, H W pixels, E embedding, K identities.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,6 +156,14 @@ class Student(FaceNetwork):
                     new[:kept] = old[:kept]
         device = self.last_bn.weight.device
         self.logits, self.num_classes = head.to(device), num_classes
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Keeps these rows of the last layer, in this order. Without any there are no logits."""
+        head = ClassifierHead(self.embedding_size, len(rows), self.logits.kind if rows else "none")
+        with torch.no_grad():
+            for name, new in head.named_parameters():
+                new.copy_(self.logits.get_parameter(name)[list(rows)])
+        self.logits, self.num_classes = head.to(self.last_bn.weight.device), len(rows)
 
 
 def without_head(student: Student) -> Student:

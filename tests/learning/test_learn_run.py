@@ -21,9 +21,13 @@ from little import LITTLE
 from persona.config import StudentConfig
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
+from persona.data.sets import open_set
 from persona.data.shards import read_manifest
 from persona.learning import metrics
 from persona.learning.configure import build_benchmark_config
+from persona.learning.memory import Budget, Memory, reservoir
+from persona.learning.photos import Photos
+from persona.learning.stream import build_experience
 from persona.models.cards import find_model, read_classes
 from persona.models.store import save_model
 from persona.models.student import Student
@@ -204,6 +208,19 @@ def test_a_run_goes_on_from_what_its_parent_kept(home: Path, student: str) -> No
     memory = found[2]["method"]["memory"]
     assert len(memory["labels"]) == 10
     assert {label // 6 for label in memory["labels"].tolist()} == {0, 1}
+
+
+def test_what_is_held_out_leaves_the_memory(home: Path, student: str) -> None:
+    replay = ("--method", "replay", "--memory", "30")
+    first = persona_here(*LEARN, "--student", student, *replay, home=home)
+    second = persona_here(*LEARN, "--student", first["id"], *replay, "--seed", "1", home=home)
+    photos = Photos([open_set(NEW, home / "shards")])
+    run = build_experience(photos, 0, photos.names, photos.of_set(0), 0.2, 1)
+    found = load_checkpoint(home / "runs" / second["id"])
+    assert found is not None
+    memory = Memory(Budget(30), reservoir)
+    memory.load(found[2]["method"]["memory"])
+    assert {e.jpeg for e in memory.exemplars} == set(map(photos.jpeg, run.train.tolist()))
 
 
 def test_a_parent_whose_run_has_not_ended_is_refused(home: Path, student: str) -> None:

@@ -100,6 +100,26 @@ def test_nobody_is_measured_on_what_was_learned(photos: Photos) -> None:
     assert not len(build_experience(photos, 0, photos.names, everything, 0.0, 0).test)
 
 
+def test_a_set_that_is_packed_again_holds_out_the_same_photos(
+    photos: Photos, tmp_path: Path
+) -> None:
+    for seed, name in ((20, "Aaron"), (21, "Bob")):
+        path = tmp_path / "raw" / name / "0.jpg"
+        path.parent.mkdir()
+        path.write_bytes(jpeg(seed))
+    dataset = open_dataset(f"folders:{tmp_path / 'raw'}", tmp_path)
+    pack_photos(dataset, tmp_path / "shards" / "more", NO_ALIGN)
+    more = Photos([open_set("more", tmp_path / "shards", verify=False)])
+
+    def held_out(of: Photos, seed: int) -> set[bytes]:
+        everything = np.arange(len(of))
+        return set(map(of.jpeg, build_experience(of, 0, of.names, everything, 0.2, seed).test))
+
+    assert len({frozenset(held_out(photos, seed)) for seed in range(5)}) > 1
+    for seed in range(5):
+        assert held_out(more, seed) == held_out(photos, seed)
+
+
 def test_the_order_is_the_seed_s(photos: Photos) -> None:
     orders = {tuple(in_order(photos, np.arange(13), seed)) for seed in range(20)}
     assert len(orders) == 6

@@ -219,6 +219,13 @@ class Method:
     def load(self, state: dict[str, Any]) -> None:
         """Restores what `state` returned."""
 
+    def leave_out(self, photos: Ints) -> None:
+        """Drops photos that the method keeps from an earlier run and must not train on now.
+
+        Args:
+            photos: numbers of the photos that the run holds out.
+        """
+
     def kept_bytes(self) -> dict[str, int]:
         """Bytes that the method keeps in addition to the student, by name."""
         return {}

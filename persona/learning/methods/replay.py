@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,6 +52,14 @@ class WithMemory(Method):
     def load(self, state: dict[str, Any]) -> None:
         """Restores what `state` returned."""
         self.memory.load(state["memory"])
+
+    def leave_out(self, photos: Ints) -> None:
+        """Drops the exemplars that are among the held-out photos."""
+        found = self.context.photos
+        # Few photos have the size of an exemplar, so few are read.
+        likely = photos[np.isin(found.sizes[photos], [len(e.jpeg) for e in self.memory.exemplars])]
+        held = set(map(found.jpeg, likely.tolist()))
+        self.memory.exemplars = [e for e in self.memory.exemplars if e.jpeg not in held]
 
     def kept_bytes(self) -> dict[str, int]:
         """Bytes of the kept photos and of their logits."""
