@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import json
 import logging
 import math
 import re
@@ -35,6 +36,8 @@ from persona.files import PRIVATE, read_json, sha256_file, sweep
 log = logging.getLogger(__name__)
 
 CARD = "card.json"
+CARD_KEY = "persona.card"
+"""Key in an exported file's metadata of the student's card, as JSON."""
 CLASSES = "classes.txt"
 """File of the class list, unless `OTHER_CLASSES` is there."""
 OTHER_CLASSES = re.compile(r"classes-[0-9a-f]{12}\.txt")
@@ -249,6 +252,21 @@ def _parse(value: object, path: Path) -> Card:
     if card.alignment is not None:
         from_dict(_Alignment, card.alignment, where=str(path), prefix="alignment.")
     return card
+
+
+def alignment_in(text: str) -> dict[str, Any] | None:
+    """The alignment of the crops, from the card in an exported file's metadata.
+
+    None means that the card does not say it. The file may be untrusted.
+    """
+    try:
+        found = json.loads(text)["alignment"]
+        from_dict(_Alignment, found, where=CARD_KEY)
+    # A text that is no JSON, is too deep or has other values.
+    except (PersonaError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return None
+    alignment: dict[str, Any] = found
+    return alignment
 
 
 def shipped_ids() -> list[str]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import re
 import sys
@@ -22,6 +21,7 @@ import numpy.typing as npt
 from persona.errors import PersonaError
 from persona.extras import missing
 from persona.landmarks import Floats, resize, unit, warp
+from persona.models.cards import CARD_KEY, alignment_in
 from persona.models.embedder import Embedder, demand_landmarks
 from persona.models.graphs import within_limit
 
@@ -35,8 +35,6 @@ REFUSED = re.compile(r"IF|WHILE|CALL|CALL_ONCE|CUSTOM|DELEGATE|STABLEHLO_.*")
 NCHW_TO_NHWC = (0, 2, 3, 1)
 PIXEL_MEAN, PIXEL_SCALE = 127.5, 128.0
 """Normalisation of the crops, as in training (persona/data/transforms.py)."""
-CARD_KEY = "persona.card"
-"""Key in a file's metadata of the student's card, as JSON."""
 FIVE_POINT = "landmarks", "template"
 """Alignments of a card by which faces lie at ArcFace's template."""
 
@@ -112,10 +110,10 @@ def _check_graph(data: bytes, where: Path | str) -> None:
         )
 
 
-def is_five_point(data: bytes) -> bool:
-    """Whether a file says that its faces are turned to ArcFace's template by five points.
+def file_alignment(data: bytes) -> dict[str, Any] | None:
+    """The alignment of the crops that a file takes, from the card in its metadata.
 
-    The card in its metadata says so. A file without a card takes crops as they are.
+    None means that it has no card: it takes crops as they are.
     """
     schema = import_litert("schema_py_generated")
     try:
@@ -124,10 +122,10 @@ def is_five_point(data: bytes) -> bool:
             entry = model.Metadata(place)
             if entry.Name() == CARD_KEY.encode():
                 text = model.Buffers(entry.Buffer()).DataAsNumpy().tobytes()
-                return json.loads(text)["alignment"]["method"] in FIVE_POINT
+                return alignment_in(text.decode())
     except Exception:  # flatbuffers trusts all offsets, and the card may be anything
-        return False
-    return False
+        return None
+    return None
 
 
 def run_litert(opened: Any, images_BCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -154,7 +152,8 @@ class LitertSession(Embedder):
         self._opened = open_litert(path, threads)
         self._lock = threading.Lock()  # the interpreter has only one input buffer
         self.name = path.name
-        self.uses_landmarks = is_five_point(path.read_bytes())
+        alignment = file_alignment(path.read_bytes()) or {}
+        self.uses_landmarks = alignment.get("method") in FIVE_POINT
         self.side_px = int(self._opened.get_input_details()[0]["shape"][1])
         self.embedding_size = int(self._opened.get_output_details()[0]["shape"][1])
 

@@ -39,6 +39,7 @@ from persona.errors import PersonaError
 from persona.models.cards import read_card
 from persona.models.onnx_graph import count_onnx
 from persona.models.onnx_network import open_network
+from persona.models.sources import load_network
 from persona.models.store import load_model, save_model
 from persona.models.student import Student, count_parameters
 from persona.workspace import Workspace
@@ -164,6 +165,7 @@ def test_it_says_how_faces_are_cut_for_it(models: Path, faces: np.ndarray, tmp_p
         Onnx().write(student, replace(card, alignment=align), faces, path)
         network = open_network(path)
         assert network.uses_landmarks == turned
+        assert load_network(f"onnx:{path}", models).alignment == align
         metadata = onnxruntime.InferenceSession(str(path)).get_modelmeta().custom_metadata_map
         assert ("five points" in metadata["persona.alignment"]) == turned
     assert metadata["persona.alignment"] == f"MTCNN's box with 4 px of {SIDE} around it"
