@@ -1,11 +1,13 @@
 """Publishes models on the Hugging Face hub. Downloads are in persona/models/hub.py.
 
 A push puts the public parts of a model (persona/models/public.py) and a README into a temporary
-folder and uploads it in one commit.
+folder and uploads it in one commit, which removes what an earlier push left: weights are named by
+their content, so new ones do not replace those before.
 """
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from pathlib import Path
 
@@ -14,6 +16,11 @@ from persona.files import scratch_folder, write_atomically
 from persona.models import hub
 from persona.models.cards import Card
 from persona.models.public import publish_copy
+
+log = logging.getLogger(__name__)
+
+PUSHED = ["weights-*.safetensors", "classes*.txt", "model.onnx"]
+"""Patterns of the files that a push may leave in a repository, apart from card and README."""
 
 
 def push(
@@ -27,6 +34,9 @@ def push(
     onnx: bool = True,
 ) -> str:
     """Publishes a model and returns the URL of the commit.
+
+    Files of an earlier push are removed. The repository's history still holds them, which a note
+    says if their weights are others.
 
     Args:
         card: card of the model.
@@ -54,7 +64,17 @@ def push(
             Onnx().export(public, scratch, faces, folder / "model.onnx")
         with hub.explained(repository):
             api.create_repo(repository, private=private, exist_ok=True)
+            before = api.list_repo_files(repository)
             commit = api.upload_folder(
-                repo_id=repository, folder_path=folder, commit_message=f"persona: {card.id}"
+                repo_id=repository,
+                folder_path=folder,
+                commit_message=f"persona: {card.id}",
+                delete_patterns=PUSHED,
             )
+    if any(name.startswith("weights-") and name != public.weights for name in before):
+        log.warning(
+            "note: the weights of an earlier push are removed from %s, but its history still holds "
+            "them: `super_squash_history` of huggingface_hub clears it",
+            repository,
+        )
     return str(commit.commit_url)

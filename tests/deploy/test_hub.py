@@ -96,6 +96,25 @@ def test_no_name_path_or_class_centre_leaves_the_house(models: Path, hub: Hub) -
     assert hub.repositories["me/small"]["classes.txt"].decode().split("\n")[:2] == list(NAMES)
 
 
+def test_a_push_removes_what_the_one_before_left(
+    models: Path, hub: Hub, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(models, with_classes=True)
+    files = hub.repositories["me/small"]
+    files["model.onnx"], files["notes.txt"] = b"old", b"the user's own"
+    (first,) = (name for name in files if name.startswith("weights-"))
+    assert b"logits.weight" in files[first] and not caplog.records
+    for _ in range(2):
+        put(models)
+        (second,) = (name for name in files if name.startswith("weights-"))
+        assert second != first and second == json.loads(files["card.json"])["weights"]
+        assert sorted(files) == ["README.md", "card.json", "classes.txt", "notes.txt", second]
+        everything = b"".join(files.values())
+        assert not [secret for secret in ("logits.weight", *NAMES) if secret.encode() in everything]
+        (record,) = caplog.records  # of the first push alone: the second replaced nothing
+        assert "removed from me/small, but its history still holds them" in record.getMessage()
+
+
 def test_the_readme_is_a_model_card(models: Path, hub: Hub) -> None:
     put(models)
     text = hub.repositories["me/small"]["README.md"].decode()
