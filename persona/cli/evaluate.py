@@ -147,7 +147,7 @@ def evaluate_command(
 
     trained = None
     if exclude_overlap is not None:
-        trained = trained_identities(exclude_overlap, place.shards, place.models)
+        trained = trained_identities(exclude_overlap, place.shards, place.models, faces.manifest)
     loaded = [load_embedder(spell(name), place.models) for name in names]
     processes = join_processes(*(named.network for named in loaded))
     networks = [_placed(named, processes) for named in loaded]
@@ -319,7 +319,7 @@ def compare_command(
 
     trained = None
     if exclude_overlap is not None:
-        trained = trained_identities(exclude_overlap, place.shards, place.models)
+        trained = trained_identities(exclude_overlap, place.shards, place.models, faces.manifest)
     options = VerificationOptions(
         flip=flip, no_face=no_face, pairs=pairs, trained=trained, resamples=resamples
     )

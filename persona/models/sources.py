@@ -77,6 +77,9 @@ class Named:
     alignment: Mapping[str, Any] | None = None
     """Alignment of its training crops, from its card, which an exported file holds too. None means
     that it is unknown."""
+    classes_of: str = ""
+    """Names of the datasets of its classes, separated by commas. Empty means that they are unknown.
+    A class that is a number alone names nobody in another dataset."""
 
 
 @dataclass(frozen=True)
@@ -416,6 +419,7 @@ class _Models(Source):
         return NamedNetwork(
             *(name, student, card.train_set, classes, card.image_size, card.weights_sha256),
             alignment=card.alignment,
+            classes_of=card.classes_of,
         )
 
 

@@ -25,7 +25,13 @@ from persona.evaluation.pair_lists import (
     pairs_of,
     read_pair_list,
 )
-from persona.evaluation.pairs import PairScores, overlap, score_pairs, write_scores
+from persona.evaluation.pairs import (
+    PairScores,
+    names_across,
+    overlap,
+    score_pairs,
+    write_scores,
+)
 from persona.evaluation.protocols.base import (
     Evaluation,
     Options,
@@ -266,10 +272,15 @@ def pair_scores(
         pairs, strangers = read_pair_list(options.pairs, manifest, metas)
         facts["unknown_photos"] = strangers or None
     embedded = embedded or subject.embed(subject.faces)
-    trained = options.trained if options.trained is not None else subject.named.classes
+    trained: Sequence[str]
+    if options.trained is not None:
+        trained = options.trained
+    else:
+        named = subject.named
+        trained = names_across(named.classes or (), named.classes_of, manifest)
     here = set(np.unique(embedded.labels).tolist())  # the classes are those of the whole dataset
-    common = [label for label in overlap(manifest.classes, trained or ()) if label in here]
-    if trained:
+    common = [label for label in overlap(manifest.classes, trained) if label in here]
+    if any(trained):
         facts["overlap"] = len(common)
     if options.overlap_names is not None and subject.accelerator.is_main_process:
         names = "".join(f"{manifest.classes[place]}\n" for place in common)
