@@ -5,8 +5,8 @@ AgeDB-30, CFP-FP, CALFW and CPLFW are measured in the same way, and so is a user
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +190,13 @@ class VerificationFigures(Evaluation):
             if count > UNKNOWN_SHOWN:
                 lines.append(f"  … {count - UNKNOWN_SHOWN} more")
         return lines
+
+
+def pair_notes(facts: Mapping[str, Any]) -> list[str]:
+    """Notes about the pairs from the counts of `pair_scores`, one line each."""
+    names = {item.name for item in fields(VerificationFigures)} - {"model", "set", "measure"}
+    known = {name: value for name, value in facts.items() if name in names}
+    return VerificationFigures("", "", Verification.name, **known).notes()
 
 
 class Verification(Protocol):
