@@ -567,7 +567,7 @@ def _best_of_newest(cards: list[Card]) -> Card:
     run = cards[-1].made_in
     same = sorted((card for card in cards if card.made_in == run), key=lambda card: len(card.id))
     best = max(same, key=_worth)
-    score = "" if best.told_score is None else f", {best.told_score} on {best.test_set}"
+    score = "" if best.told_score is None else f", {best.told_score} on {best.scored_on}"
     others = "" if len(same) == 1 else f", the best of the {len(same)} models of its run"
     shipped = f"; --model {DEFAULT} takes the shipped one" if is_shipped(DEFAULT) else ""
     log.info("no model is named: taking the newest, %s%s%s%s", best.id, others, score, shipped)

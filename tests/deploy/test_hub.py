@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from persona.cli.app import app
 from persona.config import StudentConfig
 from persona.deploy.hub import push
+from persona.deploy.model_card import model_card
 from persona.errors import PersonaError
 from persona.models import hub as hub_module
 from persona.models.cards import list_models, read_card
@@ -124,6 +126,25 @@ def test_the_readme_is_a_model_card(models: Path, hub: Hub) -> None:
     result = values["model-index"][0]["results"][0]
     assert result["metrics"] == [{"type": "accuracy", "name": "accuracy", "value": 0.75}]
     assert "biometric" in body and "| teacher | onnx:teacher.onnx |" in body
+
+
+def readme_of(models: Path, **changes: Any) -> tuple[dict[str, Any], str]:
+    """Front matter and text of the README of the model with changes to its card."""
+    text = model_card(replace(read_card(models / "small"), **changes), "mit", "me/small")
+    _, front, body = text.split("---\n", 2)
+    return yaml.safe_load(front), body
+
+
+def test_only_verification_is_told_as_face_verification(models: Path) -> None:
+    learned = {"learned": {"parent": "a"}, "test_set": "none", "train_set": "new"}
+    front, body = readme_of(models, **learned, scores={"accuracy": 0.9, "new": 0.8})
+    assert "model-index" not in front and "none" not in body
+    assert "| measured on | held-out photos of its own people (new) |" in body
+    front, body = readme_of(models, scores={"measure": "class", "accuracy": 0.9})
+    assert "model-index" not in front and "| measured on | lfw, measure class |" in body
+    front, body = readme_of(models, scores={"accuracy": 0.9, "auc": None})  # imported
+    assert front["metrics"] == ["accuracy"] and "model-index" in front
+    assert "| accuracy | 0.9000 |" in body and "AUC" not in body
 
 
 def test_the_commands_of_the_readme_are_of_its_repository(
