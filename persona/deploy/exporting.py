@@ -78,7 +78,8 @@ def export_model(
         raise PersonaError(
             f"{path} is a folder: name the file with --out {path / stem}{kind.suffix}"
         )
-    facts = {} if licence is None else {"persona.licence": licence}
+    card = replace(card, licence=licence or card.licence)
+    facts: dict[str, str] = {}
     checking = set_name or _packed((card.test_set, card.train_set), card, place)
     checked = None if checking is None else _open(card, checking, place, verify=verify)
     ranges = None

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from persona.deploy.model_card import model_card
+from persona.errors import PersonaError, shown
 from persona.files import scratch_folder, write_atomically
 from persona.models import hub
 from persona.models.cards import Card
@@ -19,6 +21,8 @@ from persona.models.public import publish_copy
 
 log = logging.getLogger(__name__)
 
+OTHER_LICENCE = "other"
+"""The hub's name of any licence that is not in its list."""
 PUSHED = ["weights-*.safetensors", "classes*.txt", "model.onnx"]
 """Patterns of the files that a push may leave in a repository, apart from card and README."""
 
@@ -42,14 +46,22 @@ def push(
         card: card of the model.
         models: the model store.
         repository: repository on the hub, as OWNER/NAME.
-        licence: licence named in the README.
+        licence: licence named in the README, and in card and ONNX file if the card has none.
+            `other` goes with any condition on the card, which stays.
         private: whether a new repository is private.
         with_classes: whether the names of the trained identities are published too.
         onnx: whether an ONNX file is added.
 
     Raises:
-        PersonaError: there is no login, permission or network, or the hub fails.
+        PersonaError: the card has another licence, there is no login, permission or network, or the
+            hub fails.
     """
+    if licence not in {OTHER_LICENCE, card.licence or licence}:
+        raise PersonaError(
+            f"{card.id} may be used under {shown(card.licence)}, by its card, and not under "
+            f"{shown(licence)}: push it with --licence {OTHER_LICENCE}, which keeps that condition"
+        )
+    card = replace(card, licence=card.licence or licence)
     api = hub.open_hub()
     with scratch_folder(Path(tempfile.gettempdir()), "push") as scratch:
         public = publish_copy(card, models, scratch, with_classes=with_classes)

@@ -120,6 +120,7 @@ def _text(card: Card, repository: str) -> str:
         *fact_rows(card),
         *((label_of(name), f"{value:.4f}") for name, value in known),
         *([("measured on", _measured_on(card))] if card.scores else []),
+        *([("conditions of use", card.licence)] if card.licence else []),
     ]
     return f"""\
 # {card.id}

@@ -276,6 +276,22 @@ def test_the_command(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         weights.write_bytes(kept)
 
 
+def test_the_licence_goes_into_the_card_in_the_file_too(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    def take(*args: Any, **_: Any) -> Any:
+        given.append(args[1])
+        raise PersonaError("enough")
+
+    monkeypatch.setattr(Onnx, "export", take)
+    for licence in ("mit", None):
+        with pytest.raises(PersonaError, match="enough"):
+            exporting.export_model(ID, Workspace.locate(home=models.parent), licence=licence)
+    assert [card.licence for card in given] == ["mit", ""]
+
+
 def test_a_set_without_faces_is_refused(train_set: Packed) -> None:
     none = of_shards(train_set.faces, slice(0))
     with pytest.raises(PersonaError, match="has no faces: name another set"):

@@ -22,7 +22,8 @@ from persona.deploy.hub import push
 from persona.deploy.model_card import model_card
 from persona.errors import PersonaError
 from persona.models import hub as hub_module
-from persona.models.cards import list_models, read_card
+from persona.models.cards import CARD_KEY, list_models, read_card
+from persona.models.graphs import read_onnx
 from persona.models.hub import parse_repository, pull
 from persona.models.sources import load_network
 from persona.models.store import save_model
@@ -63,9 +64,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield server
 
 
-def put(models: Path, repository: str = "me/small", **options: Any) -> str:
+def put(models: Path, repository: str = "me/small", licence: str = "mit", **options: Any) -> str:
     card = read_card(models / "small")
-    return push(card, models, repository, licence="mit", onnx=False, **options)
+    return push(card, models, repository, licence=licence, onnx=False, **options)
 
 
 def test_what_is_pushed_comes_back(models: Path, tmp_path: Path, hub: Hub) -> None:
@@ -84,6 +85,20 @@ def test_what_is_pushed_comes_back(models: Path, tmp_path: Path, hub: Hub) -> No
     assert [path.name for path in (tmp_path / "there").iterdir()] == ["copy"]
     with pytest.raises(PersonaError, match="there is a copy"):
         pull("me/small", "copy", tmp_path / "there")
+
+
+def test_the_licence_is_that_of_card_and_readme(models: Path, tmp_path: Path, hub: Hub) -> None:
+    put(models)
+    assert pull("me/small", None, tmp_path / "there").licence == "mit"
+    path = models / "small" / "card.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"licence": "research only"}))
+    with pytest.raises(PersonaError, match="small may be used under 'research only', by its card"):
+        put(models)
+    put(models, licence="other")
+    files = hub.repositories["me/small"]
+    assert json.loads(files["card.json"])["licence"] == "research only"
+    readme = files["README.md"].decode()
+    assert "license: other" in readme and "| conditions of use | research only |" in readme
 
 
 def test_no_name_path_or_class_centre_leaves_the_house(models: Path, hub: Hub) -> None:
@@ -269,7 +284,10 @@ def test_the_commands(
             app, ["models", *arguments], env={"PERSONA_HOME": str(tmp_path)}
         )
         assert result.exit_code == 0 and words in result.output, result.output
-    assert "model.onnx" in hub.repositories["me/small"]
+    path = tmp_path / "model.onnx"
+    path.write_bytes(hub.repositories["me/small"]["model.onnx"])
+    metadata = read_onnx(path).metadata
+    assert metadata["persona.licence"] == json.loads(metadata[CARD_KEY])["licence"] == "mit"
 
 
 def test_without_the_extra_a_stored_model_is_told_in_one_line(
