@@ -42,7 +42,7 @@ import numpy as np
 import numpy.typing as npt
 
 from persona import registry
-from persona.config import Checked, build_given, from_dict
+from persona.config import Checked, between, build_given, from_dict
 from persona.data.align.spec import AlignSpec
 from persona.data.sets import FaceSet
 from persona.data.shards import Manifest
@@ -72,7 +72,7 @@ class Options(Checked):
 
     flip: bool = False
     """Add the embedding of the mirrored photo to that of the photo; for classes, its logits."""
-    resamples: int = 0
+    resamples: int = between(0, 100_000, default=0)
     """Bootstrap resamples for the intervals. 0 computes no intervals."""
 
 

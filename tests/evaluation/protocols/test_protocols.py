@@ -656,6 +656,7 @@ def test_plain_values_become_those_of_the_option(tmp_path: Path) -> None:
     for values, told in (
         ({"resamples": "many"}, "resamples in the options of measure verification: expected int"),
         ({"by": 3}, "by in the options of measure verification: expected str"),
+        ({"resamples": -1}, "resamples -1: choose 0 to 100000"),
     ):
         with pytest.raises(PersonaError, match=told):
             build_options("verification", values)
