@@ -36,10 +36,11 @@ from persona.deploy.faces import FACES, drawn_faces, set_faces
 from persona.deploy.graph import refusing
 from persona.deploy.quantise import Kept
 from persona.errors import PersonaError
+from persona.gallery.people import network_align
 from persona.models.cards import read_card
 from persona.models.onnx_graph import count_onnx
 from persona.models.onnx_network import open_network
-from persona.models.sources import load_network
+from persona.models.sources import NamedNetwork, load_network
 from persona.models.store import load_model, save_model
 from persona.models.student import Student, count_parameters
 from persona.workspace import Workspace
@@ -352,6 +353,16 @@ def test_a_set_of_the_models_name_is_used_if_its_crops_are_the_models(
     else:
         with pytest.raises(PersonaError, match=r"no set of this model's crops.*--calibrate"):
             exporting.export_model(None, place, **integers)
+
+
+def test_the_name_of_a_long_mix_is_no_folder(models: Path, tmp_path: Path, lfw_set: Packed) -> None:
+    """It is longer than a file's name may be."""
+    place = Workspace.locate(home=tmp_path)
+    card = replace(load(models)[1], image_size=lfw_set.manifest.align.image_size)
+    assert exporting._packed((f"{'x' * 300},lfw*2",), card, place) == "lfw"
+    assert exporting._packed(("x" * 300,), card, place) is None
+    named = NamedNetwork("m", Student(StudentConfig(width=0.35), 0, head="none"), "x" * 300, (), 64)
+    assert network_align(named, place) == AlignSpec("mtcnn", 64)
 
 
 def test_a_set_that_is_named_is_refused_or_noted_if_its_crops_are_others(
