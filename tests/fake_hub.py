@@ -84,6 +84,8 @@ class Handler(BaseHTTPRequestHandler):
                 if entry["key"] == "file":
                     data = base64.b64decode(entry["value"]["content"])
                     self.server.repositories[name][entry["value"]["path"]] = data
+                elif entry["key"] == "deletedFile":
+                    del self.server.repositories[name][entry["value"]["path"]]
             commit = f"{self.server.url}/{name}/commit/{COMMIT}"
             self._answer({"success": True, "commitOid": COMMIT, "commitUrl": commit})
         else:

@@ -215,7 +215,8 @@ class Model:
         """Chooses `threshold` for a false accept rate (FAR).
 
         Args:
-            faces: a packed set of photos, all pairs of which are compared. None takes the threshold
+            faces: a packed set of photos, all pairs of which are compared, or those of 20,000
+                photos, two of each person first, if there are more. None takes the threshold
                 that the model's card has for this rate: `persona-s` has 1e-2, 1e-3 and 1e-4.
             far: the largest share of pairs of two people that may be accepted.
 

@@ -152,7 +152,7 @@ def evaluate_command(
 
     trained = None
     if exclude_overlap is not None:
-        trained = trained_identities(exclude_overlap, place.shards, place.models)
+        trained = trained_identities(exclude_overlap, place.shards, place.models, faces.manifest)
     loaded = [load_embedder(spell(name), place.models) for name in names]
     processes = join_processes(*(named.network for named in loaded))
     networks = [_placed(named, processes) for named in loaded]
@@ -245,6 +245,7 @@ def _evaluate_across(
 
 def print_across(found: Across) -> None:
     """Prints the figures across two networks beside those of each alone."""
+    from persona.evaluation.protocols.verification import pair_notes
     from persona.evaluation.statistics import interval_text
     from persona.figure_names import label_of
 
@@ -278,6 +279,8 @@ def print_across(found: Across) -> None:
     print_table([TableColumn(title, right=place > 0) for place, title in enumerate(titles)], rows)
     for text in found.warnings:
         note(f"warning: {text}")
+    for line in pair_notes(found.facts):
+        note(line)
     note(
         f"first photos by {found.gallery_model}, second by {found.probe_model}, set {found.set}: "
         f"{found.across.pairs} pairs"
@@ -316,7 +319,7 @@ def compare_command(
     from persona.evaluation.compare import compare
     from persona.evaluation.overlap import trained_identities
     from persona.evaluation.processes import join_processes
-    from persona.evaluation.protocols.verification import VerificationOptions
+    from persona.evaluation.protocols.verification import VerificationOptions, pair_notes
     from persona.evaluation.sentences import compare_sentence
     from persona.evaluation.statistics import interval_text
     from persona.figure_names import label_of
@@ -324,7 +327,7 @@ def compare_command(
 
     trained = None
     if exclude_overlap is not None:
-        trained = trained_identities(exclude_overlap, place.shards, place.models)
+        trained = trained_identities(exclude_overlap, place.shards, place.models, faces.manifest)
     options = VerificationOptions(
         flip=flip, no_face=no_face, pairs=pairs, trained=trained, resamples=resamples
     )
@@ -363,6 +366,8 @@ def compare_command(
             )
             for text in facts.get("warnings", ()):
                 note(f"warning: {text}")
+            for line in pair_notes(facts):
+                note(line)
             note(
                 f"A {model_a}, B {model_b}, set {faces.name}: {facts['pairs']} pairs, intervals "
                 f"over resampled {facts['resampled']}"

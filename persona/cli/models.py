@@ -155,7 +155,10 @@ def models_push(
     to: Annotated[str, typer.Argument(metavar="hf://OWNER/NAME", help="Where it goes.")],
     licence: Annotated[
         str,
-        typer.Option(help="Licence of the weights, which may depend on the photos: mit, other, …."),
+        typer.Option(
+            help="Licence of the weights, which may depend on the photos: mit, other, ….  It goes "
+            "into card and ONNX file, too. If the card has a condition, `other` keeps it."
+        ),
     ],
     public: Annotated[bool, typer.Option("--public", help="A new repository is public.")] = False,
     with_classes: Annotated[

@@ -9,7 +9,6 @@ from all sets (persona/data/samples.py). Nothing is packed again.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ import numpy as np
 from persona.data.align.spec import AlignSpec
 from persona.data.kept_targets import photos_of
 from persona.data.sets import FaceSet, open_set
-from persona.data.shards import MANIFEST, key_of
+from persona.data.shards import holds_set, key_of
 from persona.errors import PersonaError
 
 MAX_WEIGHT = 1000.0
@@ -227,9 +226,8 @@ def read_parts(names: str, shards: Path) -> list[tuple[str, float]]:
     Raises:
         PersonaError: a name is missing, or a weight is no positive number.
     """
-    with contextlib.suppress(OSError):  # the text is longer than a file's name may be
-        if any((place / MANIFEST).is_file() for place in (Path(names), shards / names)):
-            return [(names, 1.0)]
+    if any(holds_set(place) for place in (Path(names), shards / names)):
+        return [(names, 1.0)]
     return [_read_part(text.strip(), names) for text in names.split(",")]
 
 

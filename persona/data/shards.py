@@ -228,6 +228,17 @@ class Manifest:
             )
 
 
+def holds_set(folder: Path) -> bool:
+    """Whether a folder holds a packed set. Its name may come from elsewhere, and be of any length.
+
+    The name of a mix of sets, as of a model's train set, can be longer than a file's may be.
+    """
+    try:
+        return (folder / MANIFEST).is_file()
+    except OSError:
+        return False
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes the manifest. The set exists from this moment on."""
     write_json(folder / MANIFEST, manifest)

@@ -18,7 +18,7 @@ from persona.config import from_dict
 from persona.data.align.spec import AlignSpec
 from persona.data.mixed import names_in
 from persona.data.sets import FaceSet, open_set
-from persona.data.shards import MANIFEST, read_manifest
+from persona.data.shards import holds_set, read_manifest
 from persona.deploy.exports.base import EXPORTS, Exported, build_options
 from persona.deploy.exports.onnx import Onnx
 from persona.deploy.faces import CALIBRATION_FACES, FACES, drawn_faces, set_faces
@@ -78,7 +78,8 @@ def export_model(
         raise PersonaError(
             f"{path} is a folder: name the file with --out {path / stem}{kind.suffix}"
         )
-    facts = {} if licence is None else {"persona.licence": licence}
+    card = replace(card, licence=licence or card.licence)
+    facts: dict[str, str] = {}
     checking = set_name or _packed((card.test_set, card.train_set), card, place)
     checked = None if checking is None else _open(card, checking, place, verify=verify)
     ranges = None
@@ -203,7 +204,7 @@ def _packed(sets: tuple[str, ...], card: Card, place: Workspace) -> str | None:
     """
     own = _own_crops(card)
     for name in (name for mix in sets for name in (mix, *names_in(mix))):
-        if (place.shards / name / MANIFEST).is_file():
+        if holds_set(place.shards / name):
             align = read_manifest(place.shards / name).align
             if align.image_size == card.image_size and (own is None or own.resembles(align)):
                 return name

@@ -34,7 +34,7 @@ from persona.deploy.quantise import Quantised, quantise_graph
 from persona.deploy.trace import trace_onnx
 from persona.errors import PersonaError, shown
 from persona.figure_names import power
-from persona.models.cards import Card
+from persona.models.cards import CARD_KEY, Card
 from persona.models.onnx import SETTINGS_KEY
 from persona.models.public import public_card
 from persona.models.student import Student
@@ -399,7 +399,7 @@ def _metadata(card: Card, student: Student, options: ExportOptions) -> dict[str,
         else f"{math.ceil(threshold * 1e4) / 1e4:.4f}, the cosine at FAR {power(FAR)} on {said}",
         "persona.licence": card.licence
         or "unknown: see the terms of its training data and of its teacher",
-        "persona.card": json.dumps(vars(card), sort_keys=True),
+        CARD_KEY: json.dumps(vars(card), sort_keys=True),
         SETTINGS_KEY: _settings(card, student, options),
     }
 

@@ -18,6 +18,7 @@ from persona.models.public import public_card
 
 FIGURES = ("accuracy", "auc", "eer")
 """Single figures, in the order of a table."""
+VERIFICATION = "verification"
 CAUTION = """\
 Faces are biometric data. In many places, the European Union among them, you need the consent of
 the people whose faces you compare, or another legal ground. An embedding is a biometric template:
@@ -53,12 +54,25 @@ def front_matter(card: Card, licence: str) -> dict[str, Any]:
         "datasets": names_in(card.train_set),
         "metrics": [result["type"] for result in results],
     }
-    if results:
-        task = {"type": "face-verification", "name": card.scores.get("measure", "verification")}
+    if results and _measure(card) == VERIFICATION:  # the hub compares with others of this task
+        task = {"type": "face-verification", "name": VERIFICATION}
         data = {"type": card.test_set, "name": card.test_set}
         entry = {"task": task, "dataset": data, "metrics": results}
         front["model-index"] = [{"name": card.id, "results": [entry]}]
     return front
+
+
+def _measure(card: Card) -> str:
+    """The measure of its figures. `persona learn` measures class accuracy."""
+    told: str = card.scores.get("measure", VERIFICATION if card.learned is None else "class")
+    return told
+
+
+def _measured_on(card: Card) -> str:
+    if card.learned is not None:
+        return f"held-out photos of its own people ({card.scored_on or card.train_set})"
+    measure = _measure(card)
+    return card.test_set + ("" if measure == VERIFICATION else f", measure {measure}")
 
 
 def fact_rows(card: Card) -> list[tuple[str, str]]:
@@ -101,10 +115,12 @@ def table(rows: list[tuple[str, str]]) -> str:
 
 def _text(card: Card, repository: str) -> str:
     name = repository.partition("/")[2]
+    known = [(n, card.scores[n]) for n in FIGURES if card.scores.get(n) is not None]
     rows = [
         *fact_rows(card),
-        *((label_of(n), f"{card.scores[n]:.4f}") for n in FIGURES if n in card.scores),
-        *([("measured on", card.test_set)] if card.scores else []),
+        *((label_of(name), f"{value:.4f}") for name, value in known),
+        *([("measured on", _measured_on(card))] if card.scores else []),
+        *([("conditions of use", card.licence)] if card.licence else []),
     ]
     return f"""\
 # {card.id}

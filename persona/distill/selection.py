@@ -235,7 +235,13 @@ class Selection:
             trained_on=self.train.dataset,
             classes=self.classes,
             image_size=self.train.align.image_size,
+            classes_of=self._classes_of,
         )
+
+    @property
+    def _classes_of(self) -> str:
+        """The datasets of its identities. Empty (unknown) if they are those of a teacher."""
+        return self.train.dataset if self.classes == self.train.identities else ""
 
     @property
     def _started_from(self) -> dict[str, str] | None:
@@ -268,6 +274,7 @@ class Selection:
             started_from=self._started_from,
             licence=self._licence,
             train_set=self.train.name,
+            classes_of=self._classes_of,
             alignment=self.train.align.facts,
             test_set=self.test.name if self.test else "none",
             config=to_dict(config),

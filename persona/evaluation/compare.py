@@ -77,7 +77,8 @@ def compare(
     """Measures two networks on the pairs of a set and compares their figures.
 
     Returns:
-        The differences, and facts about the measurement such as the number of pairs.
+        The differences, and facts about the measurement such as the number of pairs. Those about
+        the pairs are fields of `VerificationFigures`, see `pair_notes`.
 
     Raises:
         PersonaError: the set has no pairs, or does not fit one of the networks.
@@ -90,6 +91,8 @@ def compare(
     for named in networks:
         subject = Subject(named, faces, accelerator, options, batch_size, workers, quiet)
         found, facts = pair_scores(subject)
+        if options.trained is None:  # it is of this network alone
+            facts.pop("overlap", None)
         scores.append(found)
         if has_collapsed(subject.spread):
             collapses.append(tell_collapse(named.name, subject.spread, f"set {faces.name}"))
@@ -99,7 +102,7 @@ def compare(
         "pairs": len(first),
         "resampled": first.units().kind,
         "permuted": swapped_together(first)[1],
-        **{name: facts[name] for name in ("no_face", "absent", "no_face_policy")},
+        **{name: value for name, value in facts.items() if value is not None},
         **({"warnings": collapses} if collapses else {}),
     }
 

@@ -276,7 +276,7 @@ def _read_table(path: Path, header: list[str], rows: list[list[Any]]) -> list[Ro
             if place is not None and abs(place) > MAX_FOLD:
                 raise ValueError
             found.append((place, same, str(row[a]).strip(), str(row[b]).strip()))
-        except (KeyError, IndexError, ValueError, TypeError):
+        except (KeyError, IndexError, ValueError, TypeError, OverflowError):  # an infinite fold
             raise PersonaError(
                 f"{path} row {number}: expected two paths and a label of 0 or 1, found "
                 f"{','.join(map(str, row))[:80]!r}"

@@ -258,6 +258,26 @@ def overlap(classes: Iterable[str], trained: Iterable[str]) -> list[int]:
     return [place for place, found in enumerate(match_names(classes, known)) if found >= 0]
 
 
+def names_across(names: Iterable[str], datasets: str, manifest: Manifest) -> list[str]:
+    """The names of other people as they may be compared with those of a set, in their order.
+
+    A name of digits alone is a number of its dataset. It stands for nobody in another one, so there
+    it is replaced by an empty name. If the datasets are unknown, as of an older model, numbers are
+    believed only if all names are equal to those of the set.
+
+    Args:
+        names: the names. They may be `SET/NAME`, as in `overlap`.
+        datasets: names of the datasets that they are of, separated by commas. Empty means unknown.
+        manifest: the manifest of the set.
+    """
+    names = list(names)
+    if manifest.dataset in {datasets, *datasets.split(",")}:
+        return names
+    if not datasets and names == list(manifest.classes):
+        return names
+    return ["" if name.rpartition("/")[2].isdecimal() else name for name in names]
+
+
 def match_names(names: Iterable[str], known: Sequence[str]) -> list[int]:
     """Place in `known` of each name, -1 where it is not there.
 
@@ -266,7 +286,7 @@ def match_names(names: Iterable[str], known: Sequence[str]) -> list[int]:
     """
     names = list(names)
     place_of = {name: place for place, name in enumerate(known)}
-    own, others = _spellings(names), _spellings(known)
+    own, others = _spellings(names), _spellings(filter(None, known))
 
     def find(name: str) -> int:
         if name in place_of:

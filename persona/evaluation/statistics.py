@@ -208,9 +208,10 @@ class Curve:
             below, above = gap[rows, after - 1], gap[rows, after]
             far_0, far_1 = far[rows, after - 1], far[rows, after]
             found["eer"] = far_0 - below / (above - below) * (far_1 - far_0)
+            both_R = np.isfinite(tar[:, -1] + far[:, -1])  # genuine and impostor pairs are drawn
             for rate in fars:
                 place = np.sum(far <= rate, axis=1) - 1
-                found[f"tar@{rate:g}"] = np.where(place >= 0, tar[rows, place], np.nan)
+                found[f"tar@{rate:g}"] = np.where(both_R, tar[rows, place], np.nan)
         return found
 
 

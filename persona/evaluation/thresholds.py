@@ -1,4 +1,4 @@
-"""Thresholds for a false accept rate (FAR), chosen on all pairs of one or several sets.
+"""Thresholds for a false accept rate (FAR), chosen on the pairs of one or several sets.
 
 A threshold is the lowest cosine similarity at which at most the share `far` of the impostor pairs
 is accepted.
@@ -8,6 +8,7 @@ Shapes: N samples, E embedding, P pairs, K identities.
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from persona.evaluation.processes import Processes
     from persona.models.sources import Named
 
+log = logging.getLogger(__name__)
+
 SAME = 1 - 1e-5
 """Cosine similarity from which two embeddings count as those of one photo."""
 MAX_SAMPLES = 20_000
@@ -35,7 +38,7 @@ threshold accepts."""
 
 
 def faces_of(named: Named, faces: FaceSet, processes: Processes) -> tuple[Embeddings, Ints]:
-    """Embeds the faces of a set, at most `MAX_SAMPLES`.
+    """Embeds the faces of a set, and returns at most `MAX_SAMPLES`. A note says if there are more.
 
     Returns:
         (N, E) float32 embeddings of unit length, and the (N,) label of each.
@@ -60,10 +63,24 @@ def faces_of(named: Named, faces: FaceSet, processes: Processes) -> tuple[Embedd
     rows = np.flatnonzero(~np.isin(embedded.keys, no_face))
     rows = rows[thin_out(embedded.labels[rows, 0])]
     embedding_NE, label_N = embedded.embeddings[rows, 0], embedded.labels[rows, 0]
+    if processes.is_main_process and (told := compared(faces, label_N)):
+        log.info("%s are compared, of %s people", told, f"{len(np.unique(label_N)):,}")
     found = spread(embedding_NE, label_N)
     if has_collapsed(found):
         raise PersonaError(tell_collapse(named.name, found, f"set {manifest.name}"))
     return embedding_NE, label_N
+
+
+def compared(faces: FaceSet, labels_N: Ints) -> str:
+    """How many faces of a set were compared, as text. It is empty if all were.
+
+    `labels_N` are those that `faces_of` returned.
+    """
+    manifest = faces.manifest
+    count = manifest.samples - len(manifest.no_face)
+    if count <= len(labels_N):
+        return ""
+    return f"{len(labels_N):,} of the {count:,} faces of {manifest.name}"
 
 
 def thin_out(labels_N: Ints) -> Ints:
@@ -127,9 +144,11 @@ def threshold_at(
         raise PersonaError(f"{where} has no two photos of one person: choose another set")
     if not resolves(far, impostors):
         least = f"--far {_least(impostors)} or more" if impostors else "a set of several people"
+        # A set of more faces is thinned out, to half as many if each person has one.
+        larger = ", or a larger set" if len(labels_N) < MAX_SAMPLES // 2 else ""
         raise PersonaError(
             f"the {impostors:,} pairs of two people in {where} cannot resolve a FAR of {far:g}: "
-            f"choose {least}, or a larger set"
+            f"choose {least}{larger}"
         )
     allowed = int(far * impostors + 1e-9)
     highest_P = np.zeros(0, np.float32)

@@ -1,4 +1,4 @@
-"""Choosing a gallery's threshold on all pairs of a packed set.
+"""Choosing a gallery's threshold on the pairs of a packed set.
 
 The false accept rate holds for one comparison. Against a gallery of N people it is up to N times as
 high.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from persona.data.sets import FaceSet
 from persona.evaluation.processes import Processes, join_processes
-from persona.evaluation.thresholds import faces_of, threshold_at
+from persona.evaluation.thresholds import compared, faces_of, threshold_at
 from persona.figure_names import power
 from persona.gallery.people import card_threshold_at, open_eyes
 from persona.gallery.store import Store, Threshold
@@ -23,8 +23,11 @@ def calibrate(named: Named, faces: FaceSet, processes: Processes, far: float) ->
         PersonaError: the set has too few pairs, or crops of another kind than the network's, or the
             network has collapsed.
     """
-    value, tar, impostors = threshold_at(*faces_of(named, faces, processes), far, faces.name)
-    source = f"FAR {power(far)} on {faces.name} ({impostors:,} pairs of two people), TAR {tar:.4f}"
+    embeddings, labels = faces_of(named, faces, processes)
+    value, tar, impostors = threshold_at(embeddings, labels, far, faces.name)
+    told = compared(faces, labels)
+    pairs = f"{impostors:,} pairs of two people" + (f" among {told}" if told else "")
+    source = f"FAR {power(far)} on {faces.name} ({pairs}), TAR {tar:.4f}"
     return Threshold(value, source, far)
 
 

@@ -751,20 +751,21 @@ def load_named(network: str | None, workspace: Workspace) -> tuple[Named, Facts]
 def network_align(named: Named, workspace: Workspace) -> AlignSpec:
     """Returns the alignment of a network's crops, which is that of its training photos.
 
-    The model's card holds it. For an older card, which does not, it is read from the training set
-    where that is on this machine.
+    The model's card holds it, also in an exported file. For an older card, which does not, it is
+    read from the training set where that is on this machine.
     """
-    from persona.data.shards import MANIFEST, read_manifest
+    from persona.data.shards import holds_set, read_manifest
 
     folder = workspace.shards / named.trained_on
     align = None
     if named.alignment is not None:
         align = from_dict(AlignSpec, named.alignment, where=f"the card of {named.name}")
-    elif (folder / MANIFEST).is_file():
+    elif holds_set(folder):
         align = read_manifest(folder).align
     if align is not None and align.has_landmarks:
         return align.of_photos
-    return AlignSpec(image_size=named.image_size or CROP_PX)
+    side_px = CROP_PX if align is None else align.image_size
+    return AlignSpec(image_size=named.image_size or side_px)
 
 
 def describe_person(store: Store, name: str) -> dict[str, Any]:

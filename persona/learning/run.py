@@ -308,6 +308,14 @@ class Learning:
 
     # --- what is kept --------------------------------------------------------------------------
 
+    @property
+    def _classes_of(self) -> str:
+        """The datasets of its identities. Empty if those of the parent's are unknown."""
+        own, new = self.parent.classes_of, self.new_set.manifest.dataset
+        if not self.parent.num_classes:
+            return new
+        return ",".join(dict.fromkeys([*own.split(","), new])) if own else ""
+
     def save(self, scores: dict[str, Any]) -> None:
         """Saves the student to the model store, with the classifier that the method uses."""
         config, method, parent = self.config, self.learner.method, self.parent
@@ -325,6 +333,7 @@ class Learning:
             scores=scores,
             run=self.run.id,
             train_set=self.new_set.name,
+            classes_of=self._classes_of,
             alignment=parent.alignment,
             licence=parent.licence,
             test_set="none",

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import json
 import logging
 import math
 import re
@@ -35,6 +36,8 @@ from persona.files import PRIVATE, read_json, sha256_file, sweep
 log = logging.getLogger(__name__)
 
 CARD = "card.json"
+CARD_KEY = "persona.card"
+"""Key in an exported file's metadata of the student's card, as JSON."""
 CLASSES = "classes.txt"
 """File of the class list, unless `OTHER_CLASSES` is there."""
 OTHER_CLASSES = re.compile(r"classes-[0-9a-f]{12}\.txt")
@@ -123,6 +126,9 @@ class Card:
     of `persona learn`, whose steps are in `learned`."""
     licence: str = ""
     """Condition under which the weights may be used. Empty means that it is unknown."""
+    classes_of: str = ""
+    """Names of the datasets of its identities, separated by commas. Empty means that they are
+    unknown, as of an older card."""
     graph_sha256: str = ""
     """SHA-256 of the ONNX graph beside the weights of a shipped model. Empty means that it has
     none."""
@@ -249,6 +255,21 @@ def _parse(value: object, path: Path) -> Card:
     if card.alignment is not None:
         from_dict(_Alignment, card.alignment, where=str(path), prefix="alignment.")
     return card
+
+
+def alignment_in(text: str) -> dict[str, Any] | None:
+    """The alignment of the crops, from the card in an exported file's metadata.
+
+    None means that the card does not say it. The file may be untrusted.
+    """
+    try:
+        found = json.loads(text)["alignment"]
+        from_dict(_Alignment, found, where=CARD_KEY)
+    # A text that is no JSON, is too deep or has other values.
+    except (PersonaError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return None
+    alignment: dict[str, Any] = found
+    return alignment
 
 
 def shipped_ids() -> list[str]:
@@ -546,7 +567,7 @@ def _best_of_newest(cards: list[Card]) -> Card:
     run = cards[-1].made_in
     same = sorted((card for card in cards if card.made_in == run), key=lambda card: len(card.id))
     best = max(same, key=_worth)
-    score = "" if best.told_score is None else f", {best.told_score} on {best.test_set}"
+    score = "" if best.told_score is None else f", {best.told_score} on {best.scored_on}"
     others = "" if len(same) == 1 else f", the best of the {len(same)} models of its run"
     shipped = f"; --model {DEFAULT} takes the shipped one" if is_shipped(DEFAULT) else ""
     log.info("no model is named: taking the newest, %s%s%s%s", best.id, others, score, shipped)

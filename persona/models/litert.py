@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import re
 import sys
@@ -22,6 +21,7 @@ import numpy.typing as npt
 from persona.errors import PersonaError
 from persona.extras import missing
 from persona.landmarks import Floats, resize, unit, warp
+from persona.models.cards import CARD_KEY, SIDES_PX, alignment_in
 from persona.models.embedder import Embedder, demand_landmarks
 from persona.models.graphs import within_limit
 
@@ -32,11 +32,11 @@ MOST_ENTRIES = 1000
 """Most entries of metadata that are looked at. A file of `persona export` has 12."""
 REFUSED = re.compile(r"IF|WHILE|CALL|CALL_ONCE|CUSTOM|DELEGATE|STABLEHLO_.*")
 """Operators that run another graph, which may never end, or code from outside the file."""
+WIDTHS = range(8, 4097)
+"""Accepted widths of an embedding."""
 NCHW_TO_NHWC = (0, 2, 3, 1)
 PIXEL_MEAN, PIXEL_SCALE = 127.5, 128.0
 """Normalisation of the crops, as in training (persona/data/transforms.py)."""
-CARD_KEY = "persona.card"
-"""Key in a file's metadata of the student's card, as JSON."""
 FIVE_POINT = "landmarks", "template"
 """Alignments of a card by which faces lie at ArcFace's template."""
 
@@ -48,7 +48,7 @@ def open_litert(source: bytes | Path, threads: int = 1) -> Any:
 
     Raises:
         PersonaError: the package or the file is missing, or the file has control flow, is too large
-            or too slow, or holds no face network.
+            or too slow, or holds no network that takes one square face, channels last.
     """
     if isinstance(source, Path):
         if not source.is_file():
@@ -68,17 +68,27 @@ def open_litert(source: bytes | Path, threads: int = 1) -> Any:
     try:
         with _without_stderr():  # LiteRT writes about its delegate to stderr
             opened = within_limit(f"{where}: loading", start)
+        if not _is_face_network(opened.get_input_details(), opened.get_output_details()):
+            raise PersonaError(
+                f"{where} is no face network that can be run here: it must take one float32 face "
+                f"of (1, side, side, 3), {SIDES_PX[0]} to {SIDES_PX[-1]} px, and give "
+                f"{WIDTHS[0]} to {WIDTHS[-1]} numbers"
+            )
+        within_limit(f"{where}: a run", opened.invoke)
     except (ValueError, RuntimeError):
         raise PersonaError(f"{where} is no LiteRT file that can be run here") from None
-    given, found = opened.get_input_details(), opened.get_output_details()
-    if (
-        [(len(given[0]["shape"]), given[0]["shape"][0], given[0]["dtype"])] != [(4, 1, np.float32)]
-        or len(given) != 1
-        or len(found[0]["shape"]) != 2
-    ):
-        raise PersonaError(f"{where} is no face network: it must take one float32 face")
-    within_limit(f"{where}: a run", opened.invoke)
     return opened
+
+
+def _is_face_network(given: list[dict[str, Any]], found: list[dict[str, Any]]) -> bool:
+    """Whether a file takes one face and gives one embedding, by the details of its tensors."""
+    if len(given) != 1 or not found or {given[0]["dtype"], found[0]["dtype"]} != {np.float32}:
+        return False
+    face, embedding = (tuple(map(int, tensors[0]["shape"])) for tensors in (given, found))
+    if len(face) != 4 or len(embedding) != 2:
+        return False
+    fits = face == (1, face[1], face[1], 3) and embedding[0] == 1
+    return fits and face[1] in SIDES_PX and embedding[1] in WIDTHS
 
 
 def _check_graph(data: bytes, where: Path | str) -> None:
@@ -112,10 +122,10 @@ def _check_graph(data: bytes, where: Path | str) -> None:
         )
 
 
-def is_five_point(data: bytes) -> bool:
-    """Whether a file says that its faces are turned to ArcFace's template by five points.
+def file_alignment(data: bytes) -> dict[str, Any] | None:
+    """The alignment of the crops that a file takes, from the card in its metadata.
 
-    The card in its metadata says so. A file without a card takes crops as they are.
+    None means that it has no card: it takes crops as they are.
     """
     schema = import_litert("schema_py_generated")
     try:
@@ -124,10 +134,10 @@ def is_five_point(data: bytes) -> bool:
             entry = model.Metadata(place)
             if entry.Name() == CARD_KEY.encode():
                 text = model.Buffers(entry.Buffer()).DataAsNumpy().tobytes()
-                return json.loads(text)["alignment"]["method"] in FIVE_POINT
+                return alignment_in(text.decode())
     except Exception:  # flatbuffers trusts all offsets, and the card may be anything
-        return False
-    return False
+        return None
+    return None
 
 
 def run_litert(opened: Any, images_BCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -154,7 +164,8 @@ class LitertSession(Embedder):
         self._opened = open_litert(path, threads)
         self._lock = threading.Lock()  # the interpreter has only one input buffer
         self.name = path.name
-        self.uses_landmarks = is_five_point(path.read_bytes())
+        alignment = file_alignment(path.read_bytes()) or {}
+        self.uses_landmarks = alignment.get("method") in FIVE_POINT
         self.side_px = int(self._opened.get_input_details()[0]["shape"][1])
         self.embedding_size = int(self._opened.get_output_details()[0]["shape"][1])
 

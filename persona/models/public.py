@@ -54,6 +54,7 @@ def publish_copy(card: Card, models: Path, target: Path, *, with_classes: bool) 
     as_it_is = (
         *("teacher", "temperature", "epochs", "score", "scores", "train_set", "test_set"),
         *("config", "learned", "started_from", "alignment", "chosen_by", "steps", "licence"),
+        "classes_of",
     )
     facts: dict[str, Any] = {name: getattr(shown, name) for name in as_it_is}
     return save_model(target, student, model_id=card.id, classes=classes, **facts)

@@ -35,7 +35,9 @@ from persona.files import sha256_file
 from persona.models import litert, onnx
 from persona.models.cards import (
     CARD,
+    CARD_KEY,
     Card,
+    alignment_in,
     is_shipped,
     is_stored,
     model_ids,
@@ -47,6 +49,7 @@ from persona.models.cards import (
     weights_path,
 )
 from persona.models.embedder import Embedder, own_threads
+from persona.models.graphs import read_onnx
 from persona.models.onnx_graph import count_onnx
 from persona.models.weights import FACENETS, find_weights
 from persona.registry import BACKBONES
@@ -72,7 +75,11 @@ class Named:
     digest: str = ""
     """Hash of its weights. Equal digests give equal embeddings. Empty means untrained."""
     alignment: Mapping[str, Any] | None = None
-    """Alignment of its training crops, from its card. None means that it is unknown."""
+    """Alignment of its training crops, from its card, which an exported file holds too. None means
+    that it is unknown."""
+    classes_of: str = ""
+    """Names of the datasets of its classes, separated by commas. Empty means that they are unknown.
+    A class that is a number alone names nobody in another dataset."""
 
 
 @dataclass(frozen=True)
@@ -239,13 +246,19 @@ class _Files(Source):
     def facts(self, name: str, models: Path) -> list[list[str]]:
         return [["source", self.described], ["SHA-256", sha256_file(self.found(name))]]
 
+    @abstractmethod
+    def alignment(self, path: Path) -> Mapping[str, Any] | None:
+        """The alignment of its training crops, by the card that `persona export` writes into it."""
+
     def named(self, name: str, path: Path, network: FaceNetwork) -> NamedNetwork:
         """Names a network from a file, of which no classes are known."""
-        return NamedNetwork(name, network, "embeddings alone", (), None, self.hash(path))
+        facts = "embeddings alone", (), None, self.hash(path), self.alignment(path)
+        return NamedNetwork(name, network, *facts)
 
     def named_embedder(self, name: str, path: Path, embedder: Embedder) -> Named:
         """Names an embedder from a file."""
-        return Named(name, embedder, "embeddings alone", (), None, self.hash(path))
+        facts = "embeddings alone", (), None, self.hash(path), self.alignment(path)
+        return Named(name, embedder, *facts)
 
 
 class _OnnxFiles(_Files):
@@ -256,6 +269,11 @@ class _OnnxFiles(_Files):
 
     def hash(self, path: Path) -> str:
         return onnx.digest(path)
+
+    def alignment(self, path: Path) -> Mapping[str, Any] | None:
+        if onnx.find_settings(path)[1] != str(path):  # the user's own settings come first
+            return None
+        return alignment_in(read_onnx(path).metadata.get(CARD_KEY, ""))
 
     def open(self, name: str, models: Path) -> NamedNetwork:
         from persona.models.onnx_network import open_network
@@ -279,6 +297,9 @@ class _LitertFiles(_Files):
 
     prefix, kind, described, suffix = "litert:", "LiteRT", "a LiteRT file", ".tflite"
     shown = "litert:FILE"
+
+    def alignment(self, path: Path) -> Mapping[str, Any] | None:
+        return litert.file_alignment(path.read_bytes())
 
     def open(self, name: str, models: Path) -> NamedNetwork:
         from persona.models.litert_network import LitertNetwork
@@ -398,6 +419,7 @@ class _Models(Source):
         return NamedNetwork(
             *(name, student, card.train_set, classes, card.image_size, card.weights_sha256),
             alignment=card.alignment,
+            classes_of=card.classes_of,
         )
 
 

@@ -358,7 +358,7 @@ def _made(entry: Entry, place: Workspace) -> Made:
             *(
                 []
                 if card.score is None
-                else [["chosen on", f"{card.test_set}, by {card.told_score} there"]]
+                else [["chosen on", f"{card.scored_on}, by {card.told_score} there"]]
             ),
             ["weights SHA-256", card.weights_sha256],
             ["created", card.created],

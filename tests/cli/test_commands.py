@@ -294,6 +294,23 @@ def test_a_person_reads_intervals_and_what_cannot_be_resolved(home: Path) -> Non
         "2 paths are no photos of the set",
     ):
         assert line in done.stderr
+    two = ("compare", "mobilenet_v3_small", "mobilenet_v3_large", *arguments[1:3], "-w", "0")
+    two += ("--resamples", "100", "--pairs", str(pairs))
+    done = _here(app, two, home)
+    across = ("--gallery-model", "mobilenet_v3_small", "--probe-model", "mobilenet_v3_small")
+    both = _here(app, (*arguments[:3], *across, "--pairs", str(pairs), "-w", "0"), home)
+    for found in (done.stderr, both.stderr):
+        assert found.count("1 pair is listed more than once and counted each time") == 1
+        assert found.count("2 paths are no photos of the set") == 1
+        assert "  Nobody/1.jpg" in found
+    facts = persona_here(*two, home=home)
+    assert facts["unknown_photos"] == ["Nobody/1.jpg", "Nobody/2.jpg"]
+    assert (facts["duplicates"], facts["pairs"]) == (1, 13)
+    persona_here("shard", "vggface2", "--split", "test", *NO_ALIGN, home=home)
+    drawn = ("compare", *two[1:3], "--set", "vggface2-test", *two[5:9])
+    assert "were drawn of its people, from a fixed seed" in _here(app, drawn, home).stderr
+    facts = persona_here(*drawn, home=home)
+    assert facts["drawn"] == facts["pairs"] > 0
 
 
 @pytest.mark.parametrize(

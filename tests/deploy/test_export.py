@@ -36,9 +36,11 @@ from persona.deploy.faces import FACES, drawn_faces, set_faces
 from persona.deploy.graph import refusing
 from persona.deploy.quantise import Kept
 from persona.errors import PersonaError
+from persona.gallery.people import network_align
 from persona.models.cards import read_card
 from persona.models.onnx_graph import count_onnx
 from persona.models.onnx_network import open_network
+from persona.models.sources import NamedNetwork, load_network
 from persona.models.store import load_model, save_model
 from persona.models.student import Student, count_parameters
 from persona.workspace import Workspace
@@ -164,6 +166,7 @@ def test_it_says_how_faces_are_cut_for_it(models: Path, faces: np.ndarray, tmp_p
         Onnx().write(student, replace(card, alignment=align), faces, path)
         network = open_network(path)
         assert network.uses_landmarks == turned
+        assert load_network(f"onnx:{path}", models).alignment == align
         metadata = onnxruntime.InferenceSession(str(path)).get_modelmeta().custom_metadata_map
         assert ("five points" in metadata["persona.alignment"]) == turned
     assert metadata["persona.alignment"] == f"MTCNN's box with 4 px of {SIDE} around it"
@@ -274,6 +277,22 @@ def test_the_command(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         weights.write_bytes(kept)
 
 
+def test_the_licence_goes_into_the_card_in_the_file_too(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    def take(*args: Any, **_: Any) -> Any:
+        given.append(args[1])
+        raise PersonaError("enough")
+
+    monkeypatch.setattr(Onnx, "export", take)
+    for licence in ("mit", None):
+        with pytest.raises(PersonaError, match="enough"):
+            exporting.export_model(ID, Workspace.locate(home=models.parent), licence=licence)
+    assert [card.licence for card in given] == ["mit", ""]
+
+
 def test_a_set_without_faces_is_refused(train_set: Packed) -> None:
     none = of_shards(train_set.faces, slice(0))
     with pytest.raises(PersonaError, match="has no faces: name another set"):
@@ -334,6 +353,16 @@ def test_a_set_of_the_models_name_is_used_if_its_crops_are_the_models(
     else:
         with pytest.raises(PersonaError, match=r"no set of this model's crops.*--calibrate"):
             exporting.export_model(None, place, **integers)
+
+
+def test_the_name_of_a_long_mix_is_no_folder(models: Path, tmp_path: Path, lfw_set: Packed) -> None:
+    """It is longer than a file's name may be."""
+    place = Workspace.locate(home=tmp_path)
+    card = replace(load(models)[1], image_size=lfw_set.manifest.align.image_size)
+    assert exporting._packed((f"{'x' * 300},lfw*2",), card, place) == "lfw"
+    assert exporting._packed(("x" * 300,), card, place) is None
+    named = NamedNetwork("m", Student(StudentConfig(width=0.35), 0, head="none"), "x" * 300, (), 64)
+    assert network_align(named, place) == AlignSpec("mtcnn", 64)
 
 
 def test_a_set_that_is_named_is_refused_or_noted_if_its_crops_are_others(

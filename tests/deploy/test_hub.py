@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from typer.testing import CliRunner
 from persona.cli.app import app
 from persona.config import StudentConfig
 from persona.deploy.hub import push
+from persona.deploy.model_card import model_card
 from persona.errors import PersonaError
 from persona.models import hub as hub_module
-from persona.models.cards import list_models, read_card
+from persona.models.cards import CARD_KEY, list_models, read_card
+from persona.models.graphs import read_onnx
 from persona.models.hub import parse_repository, pull
 from persona.models.sources import load_network
 from persona.models.store import save_model
@@ -61,9 +64,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield server
 
 
-def put(models: Path, repository: str = "me/small", **options: Any) -> str:
+def put(models: Path, repository: str = "me/small", licence: str = "mit", **options: Any) -> str:
     card = read_card(models / "small")
-    return push(card, models, repository, licence="mit", onnx=False, **options)
+    return push(card, models, repository, licence=licence, onnx=False, **options)
 
 
 def test_what_is_pushed_comes_back(models: Path, tmp_path: Path, hub: Hub) -> None:
@@ -84,6 +87,20 @@ def test_what_is_pushed_comes_back(models: Path, tmp_path: Path, hub: Hub) -> No
         pull("me/small", "copy", tmp_path / "there")
 
 
+def test_the_licence_is_that_of_card_and_readme(models: Path, tmp_path: Path, hub: Hub) -> None:
+    put(models)
+    assert pull("me/small", None, tmp_path / "there").licence == "mit"
+    path = models / "small" / "card.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"licence": "research only"}))
+    with pytest.raises(PersonaError, match="small may be used under 'research only', by its card"):
+        put(models)
+    put(models, licence="other")
+    files = hub.repositories["me/small"]
+    assert json.loads(files["card.json"])["licence"] == "research only"
+    readme = files["README.md"].decode()
+    assert "license: other" in readme and "| conditions of use | research only |" in readme
+
+
 def test_no_name_path_or_class_centre_leaves_the_house(models: Path, hub: Hub) -> None:
     put(models)
     files = hub.repositories["me/small"]
@@ -96,6 +113,25 @@ def test_no_name_path_or_class_centre_leaves_the_house(models: Path, hub: Hub) -
     assert hub.repositories["me/small"]["classes.txt"].decode().split("\n")[:2] == list(NAMES)
 
 
+def test_a_push_removes_what_the_one_before_left(
+    models: Path, hub: Hub, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(models, with_classes=True)
+    files = hub.repositories["me/small"]
+    files["model.onnx"], files["notes.txt"] = b"old", b"the user's own"
+    (first,) = (name for name in files if name.startswith("weights-"))
+    assert b"logits.weight" in files[first] and not caplog.records
+    for _ in range(2):
+        put(models)
+        (second,) = (name for name in files if name.startswith("weights-"))
+        assert second != first and second == json.loads(files["card.json"])["weights"]
+        assert sorted(files) == ["README.md", "card.json", "classes.txt", "notes.txt", second]
+        everything = b"".join(files.values())
+        assert not [secret for secret in ("logits.weight", *NAMES) if secret.encode() in everything]
+        (record,) = caplog.records  # of the first push alone: the second replaced nothing
+        assert "removed from me/small, but its history still holds them" in record.getMessage()
+
+
 def test_the_readme_is_a_model_card(models: Path, hub: Hub) -> None:
     put(models)
     text = hub.repositories["me/small"]["README.md"].decode()
@@ -105,6 +141,25 @@ def test_the_readme_is_a_model_card(models: Path, hub: Hub) -> None:
     result = values["model-index"][0]["results"][0]
     assert result["metrics"] == [{"type": "accuracy", "name": "accuracy", "value": 0.75}]
     assert "biometric" in body and "| teacher | onnx:teacher.onnx |" in body
+
+
+def readme_of(models: Path, **changes: Any) -> tuple[dict[str, Any], str]:
+    """Front matter and text of the README of the model with changes to its card."""
+    text = model_card(replace(read_card(models / "small"), **changes), "mit", "me/small")
+    _, front, body = text.split("---\n", 2)
+    return yaml.safe_load(front), body
+
+
+def test_only_verification_is_told_as_face_verification(models: Path) -> None:
+    learned = {"learned": {"parent": "a"}, "test_set": "none", "train_set": "new"}
+    front, body = readme_of(models, **learned, scores={"accuracy": 0.9, "new": 0.8})
+    assert "model-index" not in front and "none" not in body
+    assert "| measured on | held-out photos of its own people (new) |" in body
+    front, body = readme_of(models, scores={"measure": "class", "accuracy": 0.9})
+    assert "model-index" not in front and "| measured on | lfw, measure class |" in body
+    front, body = readme_of(models, scores={"accuracy": 0.9, "auc": None})  # imported
+    assert front["metrics"] == ["accuracy"] and "model-index" in front
+    assert "| accuracy | 0.9000 |" in body and "AUC" not in body
 
 
 def test_the_commands_of_the_readme_are_of_its_repository(
@@ -229,7 +284,10 @@ def test_the_commands(
             app, ["models", *arguments], env={"PERSONA_HOME": str(tmp_path)}
         )
         assert result.exit_code == 0 and words in result.output, result.output
-    assert "model.onnx" in hub.repositories["me/small"]
+    path = tmp_path / "model.onnx"
+    path.write_bytes(hub.repositories["me/small"]["model.onnx"])
+    metadata = read_onnx(path).metadata
+    assert metadata["persona.licence"] == json.loads(metadata[CARD_KEY])["licence"] == "mit"
 
 
 def test_without_the_extra_a_stored_model_is_told_in_one_line(

@@ -18,7 +18,7 @@ from persona.deploy.quantise import find_ranges, lower, open_session, quantise
 from persona.errors import PersonaError
 from persona.landmarks import template
 from persona.models.litert import LitertSession, open_litert, run_litert
-from persona.models.sources import load_network
+from persona.models.sources import load_embedder, load_network
 
 
 def test_the_guide_names_the_layout_of_each_file() -> None:
@@ -142,9 +142,11 @@ def test_a_file_is_a_network_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["template", "landmarks", "mtcnn"])
 def test_faces_are_aligned_as_the_card_in_the_file_says(tmp_path: Path, method: str) -> None:
     path = tmp_path / "small.tflite"
-    card = json.dumps({"alignment": {"method": method, "image_size": 112}})
+    alignment = {"method": method, "image_size": 112, "margin": 8}
+    card = json.dumps({"alignment": alignment})
     path.write_bytes(to_litert(small_graph(), "embedding", {"a": "b", "persona.card": card}))
     session, network = LitertSession(path, 1), load_network(f"litert:{path}", tmp_path).network
+    assert load_embedder(f"litert:{path}", tmp_path).alignment == alignment
     five_point = method != "mtcnn"
     assert session.uses_landmarks is network.uses_landmarks is five_point
     rng = np.random.default_rng(0)

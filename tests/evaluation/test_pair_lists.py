@@ -153,6 +153,14 @@ def test_bad_lists_are_one_line(lfw_set: Packed, tmp_path: Path, text: str, mess
     assert "\n" not in str(error.value)
 
 
+def test_an_infinite_fold_is_one_line(lfw_set: Packed, tmp_path: Path) -> None:
+    a, b, same = (list(column) for column in zip(*ROWS, strict=True))
+    columns = {"a": a, "b": b, "label": same, "fold": [float("inf")] * len(a)}
+    pq.write_table(pa.table(columns), tmp_path / "p.parquet")
+    with pytest.raises(PersonaError, match="row 2: expected two paths and a label of 0 or 1"):
+        read(lfw_set, tmp_path / "p.parquet")
+
+
 def test_what_is_no_list_at_all(lfw_set: Packed, tmp_path: Path) -> None:
     (tmp_path / "p.parquet").write_bytes(b"PAR1 not really")
     (tmp_path / "p.csv").write_bytes(b"\xff\xfe\x00")

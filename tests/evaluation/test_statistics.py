@@ -63,6 +63,31 @@ def test_equal_weights_give_the_figures_themselves() -> None:
     assert figures["tar@0.1"][0] == expected.tar_at_far["0.1"]
 
 
+@pytest.mark.parametrize("missing", [True, False])
+def test_without_a_genuine_or_an_impostor_pair_no_figure_is_defined(missing: bool) -> None:
+    scores, same, _, _, folds = people_pairs(0)
+    curve = Curve.of(scores, same, decide_folds(scores, same, folds).right, folds)
+    weights = np.vstack([same != missing, np.ones(400)]).astype(float)
+    figures = curve.figures(weights, (0.1, 0.5))
+    assert set(figures) == {"accuracy", "auc", "eer", "tar@0.1", "tar@0.5"}
+    for name, (without, whole) in figures.items():
+        assert np.isnan(without) and np.isfinite(whole), name
+
+
+def test_the_interval_of_a_star_is_of_the_resamples_that_have_its_centre() -> None:
+    """All impostor pairs are with one person, whom a third of the resamples does not draw."""
+    people = 40
+    rng = np.random.default_rng(0)
+    same = np.arange(400) % 2 == 0
+    a = np.where(same, rng.integers(people, size=400), 0)
+    b = np.where(same, a, rng.integers(1, people, size=400))
+    scores, folds = rng.normal(np.where(same, 0.6, 0.2), 0.1), np.arange(400) // 40
+    curve = Curve.of(scores, same, decide_folds(scores, same, folds).right, folds)
+    found = verification_intervals(curve, units_of(same, a, b), fars=(0.1,), resamples=300)
+    interval = found["tar@0.1"]
+    assert interval is not None and interval.low > 0.9
+
+
 def test_a_drawn_identity_takes_all_its_pairs_along() -> None:
     units = Units("identities", np.array([0, 0, 1]), np.array([0, 1, 2]), 3)
     (weights,) = units.draw(200, 0)

@@ -14,6 +14,7 @@ from persona.evaluation.metrics import resolves
 from persona.evaluation.processes import Alone
 from persona.evaluation.search import Embeddings
 from persona.evaluation.thresholds import faces_of, thin_out, threshold_at, threshold_interval
+from persona.gallery.calibrate import calibrate
 
 
 def vectors(count: int, seed: int = 0, width: int = 8) -> Embeddings:
@@ -78,6 +79,30 @@ def test_faces_of_a_large_set(train_set: Packed, monkeypatch: pytest.MonkeyPatch
     faces, found = faces_of(named, train_set.faces, Alone())
     assert found.tolist() == [0, 0, 4, 4, 9, 9]
     np.testing.assert_array_equal(faces, vectors(30)[[0, 2, 12, 14, 27, 29]])
+
+
+def test_a_set_that_was_thinned_out_says_so(
+    train_set: Packed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def embedded(*_: Any) -> Embedded:
+        keys, labels = np.arange(30), np.repeat(np.arange(6), 5)[:, None]
+        return Embedded(keys, vectors(30)[:, None], labels, np.zeros((30, 1, 0), np.int64))
+
+    monkeypatch.setattr(embed, "embed_set", embedded)
+    caplog.set_level("INFO")
+    named: Any = SimpleNamespace(
+        name="n", image_size=None, alignment=None, network=SimpleNamespace(uses_landmarks=False)
+    )
+    whole = calibrate(named, train_set.faces, Alone(), 0.1)
+    assert "among" not in whole.source and not caplog.records
+    with pytest.raises(PersonaError, match=r"or more, or a larger set$"):
+        calibrate(named, train_set.faces, Alone(), 1e-9)
+    monkeypatch.setattr(thresholds, "MAX_SAMPLES", 20)
+    told = f"18 of the 30 faces of {train_set.manifest.name}"
+    assert f" among {told}), TAR" in calibrate(named, train_set.faces, Alone(), 0.1).source
+    assert caplog.messages == [f"{told} are compared, of 6 people"]
+    with pytest.raises(PersonaError, match=r"choose --far [\d.]+ or more$"):
+        calibrate(named, train_set.faces, Alone(), 1e-9)
 
 
 def test_what_cannot_be_resolved() -> None:

@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from fake_eyes import FACTS, enroll_at_once, gallery, near, photo_of, vectors
+from onnx_files import SETTINGS, write_model
 
 from persona.config import StudentConfig
 from persona.data.align.spec import AlignSpec
@@ -13,7 +15,8 @@ from persona.errors import PersonaError
 from persona.gallery import DuplicateError, Gallery, TwoPeopleError
 from persona.gallery.people import Moved, network_align, strangers
 from persona.gallery.store import NobodyError, TakenError, Threshold, open_store
-from persona.models.sources import NamedNetwork
+from persona.models.cards import CARD_KEY
+from persona.models.sources import NamedNetwork, load_embedder, load_network
 from persona.models.student import Student
 from persona.workspace import Workspace
 
@@ -200,6 +203,34 @@ def test_faces_are_cut_as_the_models_card_says(
     student = Student(StudentConfig(width=0.35), 0, head="none", image_size=64)
     named = NamedNetwork("m", student, "elsewhere", (), 64, alignment=alignment)
     assert network_align(named, Workspace.locate(home=tmp_path)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("card", "wanted"),
+    [
+        ('{"alignment": {"method": "mtcnn", "image_size": 64, "margin": 8}}', ("mtcnn", 64, 8)),
+        ('{"alignment": {"method": "none", "image_size": 64, "margin": 0}}', ("mtcnn", 64, 14)),
+        ('{"alignment": {"angle": 3}}', ()),
+        ('{"alignment": null}', ()),
+        ("[]", ()),
+        ("{", ()),
+        ("[" * 100_000, ()),
+    ],
+)
+def test_faces_are_cut_as_the_card_in_an_exported_file_says(
+    tmp_path: Path, card: str, wanted: tuple[str | int, ...]
+) -> None:
+    path = write_model(tmp_path / "s.onnx", settings=SETTINGS)
+    model = onnx.load(path)
+    model.metadata_props.add(key=CARD_KEY, value=card)
+    onnx.save(model, path)
+    place = Workspace.locate(home=tmp_path)
+    for load in (load_embedder, load_network):
+        named = load(f"onnx:{path}", place.models)
+        assert network_align(named, place) == AlignSpec(*wanted)
+        assert named.image_size is None  # ready crops of any size are resized
+    path.with_suffix(".yaml").write_text(SETTINGS)  # the user's own word
+    assert network_align(load_embedder(f"onnx:{path}", place.models), place) == AlignSpec()
 
 
 def test_a_card_with_another_alignment_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import signal
 import subprocess
@@ -250,6 +251,54 @@ def test_damaged_files_are_refused_at_once(tmp_path: Path) -> None:
         except PersonaError as error:
             assert str(tmp_path / "bad.onnx") in str(error)
         assert time.process_time() - began_s < 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [
+        ((1, 3, 112, 112), "FLOAT32"),  # channels first
+        ((1, 48, 40, 3), "FLOAT32"),
+        ((1, 1, 1, 3), "FLOAT32"),  # free sides look so
+        ((1, 16, 16, 1), "FLOAT32"),
+        ((1, 16, 16, 3), "UINT8"),
+        ((1, 64, 64, 3), "FLOAT32"),  # 12,288 numbers
+        ((1, 16, 16, 3), "FLOAT32"),
+    ],
+)
+def test_litert_files_that_take_no_face_are_refused(
+    tmp_path: Path, shape: tuple[int, ...], kind: str
+) -> None:
+    """The graph flattens its input."""
+    pytest.importorskip("ai_edge_litert")
+    from ai_edge_litert import schema_py_generated as schema
+    from flatbuffers import Builder
+
+    model, graph, flat = schema.ModelT(), schema.SubGraphT(), [1, math.prod(shape)]
+    model.version, model.buffers, model.subgraphs = 3, [schema.BufferT()], [graph]
+    operator, code = schema.OperatorT(), schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.RESHAPE
+    model.operatorCodes, graph.operators, graph.tensors = [code], [operator], []
+    for sides in (shape, flat):
+        tensor = schema.TensorT()
+        tensor.shape, tensor.type = list(sides), getattr(schema.TensorType, kind)
+        graph.tensors.append(tensor)
+    operator.opcodeIndex = 0
+    graph.inputs = operator.inputs = [0]
+    graph.outputs = operator.outputs = [1]
+    operator.builtinOptionsType = schema.BuiltinOptions.ReshapeOptions
+    operator.builtinOptions = schema.ReshapeOptionsT()
+    operator.builtinOptions.newShape = flat
+    builder = Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    path = tmp_path / "net.tflite"
+    path.write_bytes(bytes(builder.Output()))
+    if (*shape, kind) == (1, 16, 16, 3, "FLOAT32"):
+        open_litert(path)
+        return
+    with pytest.raises(
+        PersonaError, match=r"net\.tflite is no face network .*\(1, side, side, 3\)"
+    ):
+        open_litert(path)
 
 
 def test_litert_files_with_control_flow_are_refused(tmp_path: Path) -> None:

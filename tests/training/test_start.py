@@ -96,6 +96,7 @@ def test_a_student_goes_on_with_its_own_options_and_last_layer(home: Path, paren
     wanted = {"model": parent, "weights_sha256": known.weights_sha256}
     assert card.started_from == wanted and card.config["from_model"] == parent
     assert known.started_from is None
+    assert card.classes_of == known.classes_of == "vggface2"
     stored = load_checkpoint(home / "runs" / child)
     assert stored is not None and stored[2]["origin"]["from"] == known.weights_sha256
 

@@ -49,6 +49,7 @@ from persona.data.shards import Manifest
 from persona.errors import PersonaError, unknown
 from persona.evaluation.embed import Embedded, embed_set
 from persona.evaluation.pair_lists import LEAST_PEOPLE
+from persona.evaluation.pairs import names_across
 from persona.evaluation.processes import Processes
 from persona.evaluation.sentences import Sentence, spread_of
 from persona.evaluation.spread import has_collapsed, spread, tell_collapse
@@ -428,12 +429,15 @@ def logit_places(named: Named, manifest: Manifest) -> npt.NDArray[np.int64] | No
     """(K,) int64 logit of each of the set's classes, or -1 for a class without a logit.
 
     If the network was trained on the same list of classes, the places agree. Otherwise classes are
-    found by name. None means that fewer classes have a logit than the set's photos show identities.
+    found by name, numbers only if they are of the same dataset (`names_across`). None means that
+    fewer classes have a logit than the set's photos show identities.
     """
-    count = named.network.num_classes
-    if count and manifest.knows(named.trained_on, count, named.classes):
+    count, classes = named.network.num_classes, named.classes
+    if classes is not None:
+        classes = tuple(names_across(classes, named.classes_of, manifest))
+    if count and manifest.knows(named.trained_on, count, classes):
         return np.arange(count)
-    known = {name: place for place, name in enumerate(named.classes or ())}
+    known = {name: place for place, name in enumerate(classes or ())}
     places_K = np.array([known.get(name, -1) for name in manifest.classes], np.int64)
     return places_K if 0 < manifest.identities <= (places_K >= 0).sum() else None
 

@@ -32,7 +32,7 @@ from persona.data.sets import FaceSet, iter_jpegs
 from persona.data.shards import Manifest
 from persona.errors import PersonaError
 from persona.evaluation.metrics import Bools, Ints
-from persona.evaluation.pairs import match_names
+from persona.evaluation.pairs import match_names, names_across
 from persona.evaluation.protocols.base import Evaluation, Options, Protocol, Subject
 from persona.evaluation.search import (
     BLOCK,
@@ -153,7 +153,8 @@ class Identification(Protocol):
         else:
             enrolled, more = _faces(subject, subject.options.gallery)
             left_out += more
-            known = subject.options.gallery.identities
+            gallery_set = subject.options.gallery.manifest
+            known = names_across(gallery_set.classes, gallery_set.dataset, subject.manifest)
             mate = _mates(probes.labels, subject.manifest.classes, enrolled.labels, known)
             same_N = _same_photos(subject, probes, enrolled, mate)
             same_photos = int(same_N.sum())
@@ -165,9 +166,10 @@ class Identification(Protocol):
         mated = closed.rank > 0
         if not mated.any():
             assert subject.options.gallery is not None  # within one set every template has a probe
+            numbered = " (a number names nobody of another dataset)" if "" in known else ""
             raise PersonaError(
                 f"no person of set {subject.manifest.name} is in gallery "
-                f"{subject.options.gallery.name}: choose a gallery of the same people"
+                f"{subject.options.gallery.name}{numbered}: choose a gallery of the same people"
             )
         rank_M = closed.rank[mated]
         curve = cmc(rank_M, min(RANKS, gallery))
@@ -297,7 +299,7 @@ def _within(
     return closed, opened, (label_N[rest[mated]], label_N[rest]), len(gallery_G)
 
 
-def _mates(label_N: Ints, classes: tuple[str, ...], label_F: Ints, known: tuple[str, ...]) -> Ints:
+def _mates(label_N: Ints, classes: tuple[str, ...], label_F: Ints, known: list[str]) -> Ints:
     """(N,) gallery label of each probe's identity, found by name; -1 if it is not enrolled."""
     place_K = np.array(match_names(classes, known), np.int64)
     place_K[~np.isin(place_K, label_F)] = -1

@@ -5,8 +5,8 @@ AgeDB-30, CFP-FP, CALFW and CPLFW are measured in the same way, and so is a user
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from persona.evaluation.pair_lists import (
 from persona.evaluation.pairs import (
     PairScores,
     check_policy,
+    names_across,
     overlap,
     score_pairs,
     write_scores,
@@ -198,6 +199,13 @@ class VerificationFigures(Evaluation):
         return lines
 
 
+def pair_notes(facts: Mapping[str, Any]) -> list[str]:
+    """Notes about the pairs from the counts of `pair_scores`, one line each."""
+    names = {item.name for item in fields(VerificationFigures)} - {"model", "set", "measure"}
+    known = {name: value for name, value in facts.items() if name in names}
+    return VerificationFigures("", "", Verification.name, **known).notes()
+
+
 class Verification(Protocol):
     """Verification on the pairs of a set, on a user's list, or on pairs drawn of its people."""
 
@@ -278,10 +286,15 @@ def pair_scores(
         pairs, strangers = read_pair_list(options.pairs, manifest, metas)
         facts["unknown_photos"] = strangers or None
     embedded = embedded or subject.embed(subject.faces)
-    trained = options.trained if options.trained is not None else subject.named.classes
+    trained: Sequence[str]
+    if options.trained is not None:
+        trained = options.trained
+    else:
+        named = subject.named
+        trained = names_across(named.classes or (), named.classes_of, manifest)
     here = set(np.unique(embedded.labels).tolist())  # the classes are those of the whole dataset
-    common = [label for label in overlap(manifest.classes, trained or ()) if label in here]
-    if trained:
+    common = [label for label in overlap(manifest.classes, trained) if label in here]
+    if any(trained):
         facts["overlap"] = len(common)
     if options.overlap_names is not None and subject.accelerator.is_main_process:
         names = "".join(f"{manifest.classes[place]}\n" for place in common)

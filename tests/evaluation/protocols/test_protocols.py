@@ -30,7 +30,8 @@ from persona.errors import PersonaError
 from persona.evaluation.embed import embed_set
 from persona.evaluation.groups import group_figures
 from persona.evaluation.metrics import Folds, cosine_scores
-from persona.evaluation.pairs import PairScores
+from persona.evaluation.overlap import trained_identities
+from persona.evaluation.pairs import PairScores, names_across
 from persona.evaluation.protocols import (
     PROTOCOLS,
     Options,
@@ -486,6 +487,70 @@ def test_identification_against_a_gallery_set(
         evaluate(pixels(), strangers, cpu, options={"gallery": gallery.faces}, quiet=True)
     with pytest.raises(PersonaError, match="compared with themselves"):
         measure(lfw_set, cpu, gallery=lfw_set.faces)
+
+
+def numbered(packed: Packed, dataset: str) -> FaceSet:
+    """The set with numbers for names, as those of a recordio."""
+    count = len(packed.manifest.classes)
+    names = tuple(f"{number:07d}" for number in range(count))
+    return FaceSet(packed.folder, replace(packed.manifest, dataset=dataset, classes=names))
+
+
+def test_numbers_of_another_dataset_name_nobody(
+    lfw_set: Packed, train_set: Packed, cpu: Accelerator, tmp_path: Path
+) -> None:
+    faces = numbered(train_set, "casia")
+    count = len(faces.identities)
+    more = tuple(f"{number:07d}" for number in range(2 * count))
+
+    def trained(classes_of: str, classes: tuple[str, ...] = more) -> NamedNetwork:
+        network = Pixels(len(classes))
+        return NamedNetwork("p", network, "x", classes, SIZE_PX, classes_of=classes_of)
+
+    # The same people by their numbers, others by theirs, and numbers of an older card.
+    for named, measure_ in (
+        (trained("casia"), "class"),
+        (trained("lfw,casia"), "class"),
+        (trained("ms1m"), "verification"),
+        (trained("ms1m", faces.identities), "verification"),
+        (trained(""), "verification"),
+        (trained("", faces.identities), "class"),
+    ):
+        assert default_measure(faces.manifest, named=named) == measure_
+        overlapping = evaluate(named, faces, cpu, measure="verification", quiet=True).overlap
+        assert overlapping == (count if measure_ == "class" else None)
+    with pytest.raises(PersonaError, match="class accuracy means nothing there"):
+        check_measure("class", trained("ms1m"), faces.manifest)
+
+    # In a mix, each name that is more than a number is still a name.
+    mixed = ("ms1m/0000001", "0000002", train_set.manifest.classes[0])
+    found = names_across(mixed, "ms1m,vggface2", faces.manifest)
+    assert found == ["", "", train_set.manifest.classes[0]]
+    assert names_across(mixed, "casia,ms1m", faces.manifest) == list(mixed)
+
+    other = pack_photos(
+        LFW(write_lfw(tmp_path / "b")), tmp_path / "other", replace(NO_ALIGN, shard_size=5)
+    )
+    probes = numbered(lfw_set, "casia")
+    for jpeg_of, dataset in ((other, "ms1m"), (train_set, "ms1m")):
+        gallery = {"gallery": numbered(jpeg_of, dataset)}
+        with pytest.raises(PersonaError, match=r"\(a number names nobody of another dataset\)"):
+            evaluate(pixels(), probes, cpu, options=gallery, quiet=True)
+    gallery = {"gallery": numbered(train_set, "casia")}
+    assert evaluate(pixels(), probes, cpu, options=gallery, quiet=True).probes == 24
+
+
+def test_the_overlap_with_numbers_of_another_dataset_is_none(
+    lfw_set: Packed, train_set: Packed, caplog: pytest.LogCaptureFixture
+) -> None:
+    shards = train_set.folder.parent
+    faces = numbered(train_set, "ms1m")
+    write_manifest(train_set.folder, faces.manifest)
+    ask = (train_set.folder.name, shards, shards / "models")
+    assert trained_identities(*ask, numbered(lfw_set, "ms1m").manifest) == faces.identities
+    assert not caplog.records
+    assert trained_identities(*ask, numbered(lfw_set, "casia").manifest) == ()
+    assert "identities are numbers, which name nobody of another" in caplog.records[0].getMessage()
 
 
 def test_a_bin_names_nobody(lfw_set: Packed, cpu: Accelerator, tmp_path: Path) -> None:
