@@ -47,6 +47,7 @@ SEPARATORS = (",", ";", "\t")
 PEEKED = 4096
 """Bytes of a list file that are looked at before it is decoded."""
 _IN_UTF8 = "save it as UTF-8, in Excel as `CSV UTF-8`"
+DANGLING = "a link to nothing"
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFCHR: "a device",
@@ -75,6 +76,9 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes], mode: int = 0o66
     """Writes `data` to `path` so that a reader sees the old file or the new one, never half.
 
     `mode` is the mode of a new file, before the umask.
+
+    Raises:
+        PersonaError: see `check_target`.
     """
     with replacing(path, mode) as file:
         file.writelines((data,) if isinstance(data, bytes) else data)
@@ -82,7 +86,12 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes], mode: int = 0o66
 
 @contextlib.contextmanager
 def replacing(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
-    """Yields a new file that replaces `path` at the end of the block, unless the block raises."""
+    """Yields a new file that replaces `path` at the end of the block, unless the block raises.
+
+    Raises:
+        PersonaError: see `check_target`.
+    """
+    check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep_once(path.parent)
     partial = path.with_name(f".{path.name}.{process_name()}.partial")
@@ -96,6 +105,21 @@ def replacing(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
             partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_target(path: Path) -> None:
+    """Checks that a file may replace what lies at `path`.
+
+    The reader of a pipe that is replaced waits for ever, and a device is everybody's.
+
+    Raises:
+        PersonaError: a pipe, a device, a socket or a folder lies there.
+    """
+    kind = not_a_file(path)
+    if path.is_symlink() and path.absolute().parent == Path("/dev"):
+        kind = "a device"  # /dev/stdout is a link to a file where the output is redirected
+    if kind is not None and kind != DANGLING:
+        raise PersonaError(f"{path} is {kind}: name a file")
 
 
 @contextlib.contextmanager
@@ -286,7 +310,7 @@ def not_a_file(path: Path) -> str | None:
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):  # a path with a zero byte is none
-        return "a link to nothing" if path.is_symlink() else None
+        return DANGLING if path.is_symlink() else None
     return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no file")
 
 
