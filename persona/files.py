@@ -122,6 +122,27 @@ def check_target(path: Path) -> None:
         raise PersonaError(f"{path} is {kind}: name a file")
 
 
+def check_writable(path: Path) -> None:
+    """Checks that a file can be written at `path`, before the work whose result it will hold.
+
+    Nothing is made for that: the nearest folder that exists is asked.
+
+    Raises:
+        PersonaError: see `check_target`; or a part of the path is no folder, or nothing may be
+            written there.
+    """
+    check_target(path)
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise PersonaError(f"{path} cannot be written: {folder} is no folder")
+    if not os.access(folder, os.W_OK | os.X_OK):  # root may not write to a read-only disk, either
+        raise PersonaError(
+            f"{path} cannot be written: nothing may be written to {folder}; choose another folder"
+        )
+
+
 @contextlib.contextmanager
 def scratch_folder(parent: Path, label: str) -> Iterator[Path]:
     """Yields a hidden folder below `parent` for the time of the block. Rename finished work out of

@@ -18,6 +18,7 @@ from persona import files
 from persona.errors import PersonaError
 from persona.files import (
     check_target,
+    check_writable,
     iter_csv,
     read_json,
     replacing,
@@ -124,6 +125,26 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
     for _ in range(2):
         write_atomically(link, b"x")
         assert link.read_bytes() == b"x"
+
+
+def test_whether_a_file_can_be_written_is_said_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in (tmp_path / "a.csv", tmp_path / "new" / "newer" / "a.csv"):
+        check_writable(path)
+    assert names(tmp_path) == []  # nothing is made for the question
+    monkeypatch.chdir(tmp_path)
+    check_writable(Path("a.csv"))
+    (tmp_path / "file").touch()
+    check_writable(tmp_path / "file")
+    for path in (tmp_path / "file" / "a.csv", tmp_path / "file" / "new" / "a.csv"):
+        with pytest.raises(PersonaError, match=f"{path} cannot be written: .*/file is no folder"):
+            check_writable(path)
+    with pytest.raises(PersonaError, match="is a folder: name a file"):
+        check_writable(tmp_path)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write to any folder
+    with pytest.raises(PersonaError, match=f"nothing may be written to {tmp_path}; choose another"):
+        check_writable(tmp_path / "new" / "a.csv")
 
 
 def test_a_block_that_raises_leaves_the_old_file(tmp_path: Path) -> None:
