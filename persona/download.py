@@ -35,7 +35,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from persona.errors import PersonaError
-from persona.files import folder_lock, whole_number, write_json
+from persona.files import folder_lock, placed, whole_number, write_json
 from persona.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Checksum:
 
     def fits(self, path: Path) -> bool:
         """Whether the file has this checksum."""
-        with path.open("rb") as file:
+        with placed(path), path.open("rb") as file:
             digest = hashlib.file_digest(file, lambda: hashlib.new(self.algorithm))
         return digest.hexdigest().startswith(self.digits)
 

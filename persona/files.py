@@ -64,7 +64,7 @@ def process_name() -> str:
 
 @contextlib.contextmanager
 def placed(path: Path) -> Iterator[None]:
-    """Adds `path` to an OSError that names no file: the error of a full disk then says where."""
+    """Adds `path` to an OSError that names no file, as none of reading and writing does."""
     try:
         yield
     except OSError as error:
@@ -362,7 +362,7 @@ def whole_number(text: str, most_digits: int = 9) -> int | None:
 
 def sha256_file(path: Path) -> str:
     """The SHA-256 of a file as 64 hex digits."""
-    with path.open("rb") as file:
+    with placed(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

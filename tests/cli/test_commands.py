@@ -292,6 +292,10 @@ def test_a_person_reads_intervals_and_what_cannot_be_resolved(home: Path) -> Non
         (errno.EACCES, "no permission"),
         (errno.EROFS, "read-only"),
         (errno.ENAMETOOLONG, "the name is too long"),
+        (errno.EIO, "input/output error"),
+        (errno.ESTALE, "mount it again"),
+        (errno.EBUSY, "in use"),
+        (errno.ELOOP, os.strerror(errno.ELOOP)),
     ],
 )
 def test_system_errors_are_explained(number: int, part: str) -> None:
@@ -313,6 +317,8 @@ def test_interrupts_say_that_it_goes_on_and_bugs_are_not_hidden() -> None:
         130,
     )
     assert explain(ZeroDivisionError()) is None
+    assert explain(OSError(errno.EBADF, os.strerror(errno.EBADF))) is None  # it says not where
+    assert explain(OSError("no number")) is None
 
 
 def test_what_an_interrupt_says_is_not_lost_on_its_way_through_typer(
