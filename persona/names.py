@@ -11,6 +11,7 @@ neighbours use them (for joiners as in RFC 5892, appendix A), and are hidden any
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
 
 _KIND = re.compile(r"[a-z][\w-]+:(?!//)")
@@ -48,6 +49,14 @@ _VIRAMA = 9
 """Canonical combining class of a virama."""
 _FLAG = re.compile("\U0001f3f4[\U000e0020-\U000e007e]{1,6}\U000e007f")
 """Flags such as England's: a black flag, then the region in tag characters."""
+
+
+def command_line(*words: object) -> str:
+    """The command `persona WORDS` to be copied into a shell, which cuts and runs none of the words.
+
+    A path may have blanks, and one from elsewhere whatever else a shell would act on.
+    """
+    return shlex.join(["persona", *map(str, words)])
 
 
 def hidden(text: str) -> str | None:

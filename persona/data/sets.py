@@ -289,10 +289,7 @@ def _not_packed(name: str, folder: Path, shards: Path, like: AlignSpec | None) -
         from persona.data.triplets import read_card
 
         card = read_card(folder)
-        return NotPacked(
-            f"triplet set {card.id} is not packed yet: run "
-            f"`persona shard {card.dataset} --split {card.split} --triplets {card.id}`"
-        )
+        return NotPacked(f"triplet set {card.id} is not packed yet: run `{card.packing_command}`")
     from persona.data.raw import DATASETS
 
     known = [path.parent.name for path in shards.glob(f"*/{MANIFEST}")]
