@@ -3,8 +3,8 @@
 1. Faces are drawn and packed: many people for the teacher, an album of a few others for the
    student, triplets of others again to choose the best epoch by, and pairs of others again to
    evaluate on.
-2. The teacher is FaceNet if its weights can be had. Otherwise a larger student is trained on the
-   many people.
+2. The teacher, a larger student, is trained on the many people. No released weights are taken, so
+   that the demo is the same on every machine and downloads nothing.
 3. A student is distilled from the photos of the album. The control is the same student, trained on
    the same photos by their labels alone.
 4. Teacher, both students and an untrained one are evaluated. A report and a sheet of pairs are
@@ -32,9 +32,8 @@ from persona.workspace import HOME_VARIABLE, Workspace
 if TYPE_CHECKING:
     from persona.data.raw.synthetic import Population
 
-FACENET = "facenet-vggface2"
-FACENET_SIZE, SMALL_SIZE = 160, 64
-"""Side of the crops in px, with FaceNet as the teacher and with a teacher trained here."""
+CROP_PX = 64
+"""Side of the crops in px."""
 TRIPLETS = 150
 ALBUM = 24
 """People of the student's photos."""
@@ -80,11 +79,10 @@ def run_demo(home: Path, told: Callable[[str], None]) -> list[dict[str, Any]]:
 
     commands = UserCommands(home, told)
     place = Workspace.locate(home=home)
-    triplets, facenet = draw_people(commands, place)
-    size = ["--image-size", str(FACENET_SIZE if facenet else SMALL_SIZE)]
-    pack = ["shard", *size]
+    triplets = draw_people(commands, place)
+    pack = ["shard", "--image-size", str(CROP_PX)]
     sets = [[*pack, Synthetic.name, "--split", "test", "--triplets", triplets]]
-    sets += [] if facenet else [[*pack, Synthetic.name]]
+    sets.append([*pack, Synthetic.name])
 
     # The best epoch is chosen on the triplets, so that the pairs are only used for the final
     # evaluation.
@@ -111,13 +109,11 @@ def run_demo(home: Path, told: Callable[[str], None]) -> list[dict[str, Any]]:
         others = beside.submit(pack_others)
         commands.side_by_side(sets)
         control = beside.submit(commands.distill, *learns, "--teacher", "none", beside=True)
-        teacher = FACENET
-        if not facenet:
-            seen = people_of_demo().train_identities
-            commands.say(f"The teacher sees {seen} people, and their labels.")
-            several = ["--train-set", Synthetic.name, *VIEWS, *common]
-            several += ["--steps", str(TEACHER_STEPS), "--evaluate-steps", str(TEACHER_STEPS // 2)]
-            teacher = commands.distill("mobilenet_v3_large", "--teacher", "none", *several)
+        seen = people_of_demo().train_identities
+        commands.say(f"The teacher sees {seen} people, and their labels.")
+        several = ["--train-set", Synthetic.name, *VIEWS, *common]
+        several += ["--steps", str(TEACHER_STEPS), "--evaluate-steps", str(TEACHER_STEPS // 2)]
+        teacher = commands.distill("mobilenet_v3_large", "--teacher", "none", *several)
         others.result()
         measured = beside.submit(evaluate_others)
         commands.say(f"The student sees {ALBUM} other people, and learns from the teacher.")
@@ -143,8 +139,8 @@ def run_demo(home: Path, told: Callable[[str], None]) -> list[dict[str, Any]]:
     ]
 
 
-def draw_people(commands: UserCommands, place: Workspace) -> tuple[str, bool]:
-    """Draws all photos; returns the ID of the triplets, and whether FaceNet can be the teacher."""
+def draw_people(commands: UserCommands, place: Workspace) -> str:
+    """Draws all photos; returns the ID of the triplets."""
     from persona.data.raw.synthetic import Synthetic, draw_datasets
 
     population = people_of_demo()
@@ -153,9 +149,8 @@ def draw_people(commands: UserCommands, place: Workspace) -> tuple[str, bool]:
         f"student and {untrained_people()} others to test on"
     )
     draw_datasets(place.raw, population, workers=len(os.sched_getaffinity(0)))
-    facenet = facenet_at_hand(place, commands.told)
     made = commands.persona("triplets", "make", str(TRIPLETS), Synthetic.name, "--split", "test")
-    return made["id"], facenet
+    return str(made["id"])
 
 
 def people_of_demo() -> Population:
@@ -214,24 +209,6 @@ def draw_sheet(place: Workspace, models: Mapping[str, str]) -> Image.Image:
             if drawn == SHEET_PAIRS:
                 break
     return sheet
-
-
-def facenet_at_hand(place: Workspace, told: Callable[[str], None]) -> bool:
-    """Whether FaceNet's weights are here or can be downloaded; tells it if not."""
-    from persona.models.weights import FACENETS, download_weights, find_weights, weight_places
-
-    release = FACENETS[FACENET]
-    try:
-        if find_weights(release, place.models) is None:
-            target = weight_places(release, place.models)[-1]
-            download_weights(release, target, timeout_s=5, rounds=1)
-    except PersonaError:
-        told(
-            "FaceNet's weights are neither cached nor downloadable: a mobilenet_v3_large is "
-            "trained on the drawn faces and stands in as the teacher"
-        )
-        return False
-    return True
 
 
 def size_of(name: str, place: Workspace) -> dict[str, int]:

@@ -35,7 +35,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from persona.errors import PersonaError
-from persona.files import folder_lock, whole_number, write_json
+from persona.files import folder_lock, placed, whole_number, write_json
 from persona.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Checksum:
 
     def fits(self, path: Path) -> bool:
         """Whether the file has this checksum."""
-        with path.open("rb") as file:
+        with placed(path), path.open("rb") as file:
             digest = hashlib.file_digest(file, lambda: hashlib.new(self.algorithm))
         return digest.hexdigest().startswith(self.digits)
 
@@ -200,7 +200,6 @@ def fetch(
     *,
     checksum: Checksum | None = None,
     by_hand: str,
-    timeout_s: float = TIMEOUT_S,
     rounds: int = ROUNDS,
     sleep: Callable[[float], None] = time.sleep,
     most_bytes: int = MAX_BYTES,
@@ -214,7 +213,6 @@ def fetch(
         target: Path of the file. Its folder is created.
         checksum: Checksum of the whole file, if known.
         by_hand: What to do without internet access, for the error.
-        timeout_s: Seconds without data after which a mirror is left for this round.
         rounds: Number of consecutive rounds without data before the download fails.
         sleep: Function that waits between rounds.
         most_bytes: A larger file is refused.
@@ -236,7 +234,7 @@ def fetch(
         if target.exists():  # another process has just finished
             return _kept(target, checksum)
         partial = _Partial(work, target.name)
-        ask = functools.partial(_ask, checksum=checksum, timeout_s=timeout_s, most_bytes=most_bytes)
+        ask = functools.partial(_ask, checksum=checksum, most_bytes=most_bytes)
         _fill(partial, mirrors, ask, by_hand, rounds, sleep, quiet)
         partial.path.replace(target)
         partial.clear()
@@ -359,7 +357,6 @@ def _ask(
     bar: _Bar,
     *,
     checksum: Checksum | None,
-    timeout_s: float,
     most_bytes: int,
 ) -> None:
     """Downloads the rest of the file from one mirror.
@@ -373,7 +370,7 @@ def _ask(
         start = 0  # without a checksum, bytes of two different files could be joined unnoticed
     version = partial.version if same else ""
     try:
-        size, total = _receive(url, version, partial, start, timeout_s, most_bytes, bar)
+        size, total = _receive(url, version, partial, start, most_bytes, bar)
     except _BeyondError as length:  # killed between the last byte and the renaming, or damaged
         if str(length) != str(start) or (checksum is None and partial.total != start):
             partial.clear()
@@ -389,16 +386,10 @@ def _ask(
 
 
 def _receive(
-    url: str,
-    version: str,
-    partial: _Partial,
-    start: int,
-    timeout_s: float,
-    most_bytes: int,
-    bar: _Bar,
+    url: str, version: str, partial: _Partial, start: int, most_bytes: int, bar: _Bar
 ) -> tuple[int, int]:
     """Appends the data of one request. Returns the size so far and of the whole, 0 if unknown."""
-    with _response(url, start, version, timeout_s) as response:
+    with _response(url, start, version) as response:
         total = _begin(response, url, partial, start, most_bytes)
         size = partial.size
         bar(size, total)
@@ -434,10 +425,10 @@ def _begin(response: Any, url: str, partial: _Partial, start: int, most_bytes: i
 
 
 @contextlib.contextmanager
-def _response(url: str, start: int, version: str, timeout_s: float) -> Iterator[Any]:
+def _response(url: str, start: int, version: str) -> Iterator[Any]:
     """Yields an answer that holds the file, or the requested part of it."""
     try:
-        response = open_url(url, start=start, version=version, timeout_s=timeout_s)
+        response = open_url(url, start=start, version=version)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:

@@ -47,6 +47,7 @@ SEPARATORS = (",", ";", "\t")
 PEEKED = 4096
 """Bytes of a list file that are looked at before it is decoded."""
 _IN_UTF8 = "save it as UTF-8, in Excel as `CSV UTF-8`"
+DANGLING = "a link to nothing"
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFCHR: "a device",
@@ -63,7 +64,7 @@ def process_name() -> str:
 
 @contextlib.contextmanager
 def placed(path: Path) -> Iterator[None]:
-    """Adds `path` to an OSError that names no file: the error of a full disk then says where."""
+    """Adds `path` to an OSError that names no file, as none of reading and writing does."""
     try:
         yield
     except OSError as error:
@@ -75,6 +76,9 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes], mode: int = 0o66
     """Writes `data` to `path` so that a reader sees the old file or the new one, never half.
 
     `mode` is the mode of a new file, before the umask.
+
+    Raises:
+        PersonaError: see `check_target`.
     """
     with replacing(path, mode) as file:
         file.writelines((data,) if isinstance(data, bytes) else data)
@@ -82,7 +86,12 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes], mode: int = 0o66
 
 @contextlib.contextmanager
 def replacing(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
-    """Yields a new file that replaces `path` at the end of the block, unless the block raises."""
+    """Yields a new file that replaces `path` at the end of the block, unless the block raises.
+
+    Raises:
+        PersonaError: see `check_target`.
+    """
+    check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep_once(path.parent)
     partial = path.with_name(f".{path.name}.{process_name()}.partial")
@@ -96,6 +105,42 @@ def replacing(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
             partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_target(path: Path) -> None:
+    """Checks that a file may replace what lies at `path`.
+
+    The reader of a pipe that is replaced waits for ever, and a device is everybody's.
+
+    Raises:
+        PersonaError: a pipe, a device, a socket or a folder lies there.
+    """
+    kind = not_a_file(path)
+    if path.is_symlink() and path.absolute().parent == Path("/dev"):
+        kind = "a device"  # /dev/stdout is a link to a file where the output is redirected
+    if kind is not None and kind != DANGLING:
+        raise PersonaError(f"{path} is {kind}: name a file")
+
+
+def check_writable(path: Path) -> None:
+    """Checks that a file can be written at `path`, before the work whose result it will hold.
+
+    Nothing is made for that: the nearest folder that exists is asked.
+
+    Raises:
+        PersonaError: see `check_target`; or a part of the path is no folder, or nothing may be
+            written there.
+    """
+    check_target(path)
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise PersonaError(f"{path} cannot be written: {folder} is no folder")
+    if not os.access(folder, os.W_OK | os.X_OK):  # root may not write to a read-only disk, either
+        raise PersonaError(
+            f"{path} cannot be written: nothing may be written to {folder}; choose another folder"
+        )
 
 
 @contextlib.contextmanager
@@ -286,7 +331,7 @@ def not_a_file(path: Path) -> str | None:
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):  # a path with a zero byte is none
-        return "a link to nothing" if path.is_symlink() else None
+        return DANGLING if path.is_symlink() else None
     return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no file")
 
 
@@ -317,7 +362,7 @@ def whole_number(text: str, most_digits: int = 9) -> int | None:
 
 def sha256_file(path: Path) -> str:
     """The SHA-256 of a file as 64 hex digits."""
-    with path.open("rb") as file:
+    with placed(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

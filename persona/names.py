@@ -11,6 +11,7 @@ neighbours use them (for joiners as in RFC 5892, appendix A), and are hidden any
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
 
 _KIND = re.compile(r"[a-z][\w-]+:(?!//)")
@@ -56,6 +57,14 @@ def composed(text: str) -> str:
     Files from a Mac have `é` as two characters.
     """
     return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def command_line(*words: object) -> str:
+    """The command `persona WORDS` to be copied into a shell, which cuts and runs none of the words.
+
+    A path may have blanks, and one from elsewhere whatever else a shell would act on.
+    """
+    return shlex.join(["persona", *map(str, words)])
 
 
 def hidden(text: str) -> str | None:

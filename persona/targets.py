@@ -285,6 +285,8 @@ def _embed_shard(
     )
     done = _resume(partial, shapes, journal)
     if not done:
+        # Killed between the two renamings, a run leaves a journal of arrays that are full.
+        journal.unlink(missing_ok=True)
         for path, kind, shape in zip(partial, KINDS, shapes, strict=True):
             _reserve(path, kind, shape)
     features, views = (np.lib.format.open_memmap(path, mode="r+") for path in partial)

@@ -17,6 +17,8 @@ import pytest
 from persona import files
 from persona.errors import PersonaError
 from persona.files import (
+    check_target,
+    check_writable,
     iter_csv,
     read_json,
     replacing,
@@ -102,6 +104,47 @@ def test_what_lives_is_left_alone(tmp_path: Path) -> None:
         }
     assert set(names(tmp_path)) - links == {*kept, "mine"}
     sweep(tmp_path / "absent")
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    pipe, folder, address = tmp_path / "pipe", tmp_path / "folder", tmp_path / "socket"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(address))
+        for path, kind in ((pipe, "a pipe"), (folder, "a folder"), (address, "a socket")):
+            with pytest.raises(PersonaError, match=f"^{path} is {kind}: name a file$"):
+                write_atomically(path, b"x")
+    assert pipe.is_fifo() and folder.is_dir() and address.is_socket()
+    assert names(tmp_path) == ["folder", "pipe", "socket"]
+    for device in ("null", "stdout"):
+        with pytest.raises(PersonaError, match=f"^/dev/{device} is a (device|pipe): name a file$"):
+            check_target(Path("/dev", device))  # not `write_atomically`: as root it might succeed
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nothing")
+    for _ in range(2):
+        write_atomically(link, b"x")
+        assert link.read_bytes() == b"x"
+
+
+def test_whether_a_file_can_be_written_is_said_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in (tmp_path / "a.csv", tmp_path / "new" / "newer" / "a.csv"):
+        check_writable(path)
+    assert names(tmp_path) == []  # nothing is made for the question
+    monkeypatch.chdir(tmp_path)
+    check_writable(Path("a.csv"))
+    (tmp_path / "file").touch()
+    check_writable(tmp_path / "file")
+    for path in (tmp_path / "file" / "a.csv", tmp_path / "file" / "new" / "a.csv"):
+        with pytest.raises(PersonaError, match=f"{path} cannot be written: .*/file is no folder"):
+            check_writable(path)
+    with pytest.raises(PersonaError, match="is a folder: name a file"):
+        check_writable(tmp_path)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write to any folder
+    with pytest.raises(PersonaError, match=f"nothing may be written to {tmp_path}; choose another"):
+        check_writable(tmp_path / "new" / "a.csv")
 
 
 def test_a_block_that_raises_leaves_the_old_file(tmp_path: Path) -> None:

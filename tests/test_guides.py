@@ -61,6 +61,14 @@ def test_commands_and_options_exist(page: Path) -> None:
             check(get_command(app), words)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_photos_as_published_are_not_taken_as_aligned(page: Path) -> None:
+    """`--align template` detects nothing; LFW as `persona download` fetches it is not aligned."""
+    for words in map(without_launcher, commands_of(page)):
+        if words[:3] == ["persona", "shard", "lfw"] and "--raw" not in words:
+            assert "template" not in words, f"{name_of(page)}: {shlex.join(words)}"
+
+
 def without_launcher(words: list[str]) -> list[str]:
     """A command without its variables, and Accelerate's way of starting a distillation as ours."""
     while "=" in words[0]:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 import unicodedata
 
 import pytest
 
-from persona.names import describe, escape_json, hidden, legible
+from persona.names import command_line, describe, escape_json, hidden, legible
 
 NAMES = [
     "Ann",
@@ -90,6 +91,14 @@ def test_every_format_character_is_known() -> None:
 def test_how_a_character_is_called() -> None:
     assert describe("\u200b") == "U+200B ZERO WIDTH SPACE"
     assert describe("\x1b") == "U+001B control character"
+
+
+def test_a_command_is_copied_as_it_is_meant() -> None:
+    words = ["shard", "folders:/data/My Photos; $(reboot)", "--triplets", "a-1"]
+    assert shlex.split(command_line(*words)) == ["persona", *words]
+    assert command_line("targets", "lfw", "--teacher", "onnx:a/b.onnx") == (
+        "persona targets lfw --teacher onnx:a/b.onnx"  # quoted only where it must be
+    )
 
 
 def test_json_keeps_its_value() -> None:

@@ -285,6 +285,28 @@ def test_interrupted_it_goes_on_to_the_same_bytes(
     ) == (read_targets(place), False)
 
 
+def test_killed_between_two_renamings_it_keeps_no_zeros(
+    train_set: Packed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal then tells of full arrays, and the next run begins with empty ones."""
+    place = targets_folder(train_set.folder, "t")
+    make(train_set)
+    whole = contents(place)
+    (place / CARD).unlink()
+    second = place / file_names(0)[1]
+    second.rename(place / f".{second.name}.partial")
+    (place / ".000000.done").write_text(str(train_set.manifest.shards[0].samples))
+
+    def killed(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(persona.targets, "_features", killed)
+        make(train_set)
+    make(train_set)
+    assert contents(place) == whole
+
+
 def test_shards_and_their_checksums_stay_as_they_were(train_set: Packed) -> None:
     make(train_set)
     verify_set(train_set.faces)

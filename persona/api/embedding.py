@@ -23,7 +23,7 @@ from persona.api.model import Face, Model
 from persona.data.raw.base import is_litter
 from persona.errors import PersonaError
 from persona.extras import missing
-from persona.files import PRIVATE, write_atomically
+from persona.files import PRIVATE, check_writable, write_atomically
 from persona.pictures import IMAGE_SUFFIXES
 from persona.workers import in_threads
 
@@ -132,11 +132,12 @@ def find_faces(model: Model, path: Path) -> list[Face] | str:
 
 
 def check_format(path: Path) -> None:
-    """Raises PersonaError unless the file's suffix names a format that can be written here."""
+    """Raises PersonaError unless the file can be written and its suffix names a known format."""
     if path.suffix.lower() not in FORMATS:
         raise PersonaError(f"--out {path}: name it something{' or something'.join(FORMATS)}")
     if path.suffix.lower() == ".parquet":
         _pyarrow()
+    check_writable(path)
 
 
 def write_embeddings(path: Path, found: EmbeddedFaces) -> None:

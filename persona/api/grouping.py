@@ -26,7 +26,7 @@ from PIL import Image
 from persona.api.embedding import NO_FACE, find_faces
 from persona.api.model import Face, Model
 from persona.errors import PersonaError
-from persona.files import PRIVATE, folder_lock, write_atomically
+from persona.files import PRIVATE, check_writable, folder_lock, write_atomically
 from persona.gallery.grouped import (
     PAGE,
     ROWS,
@@ -299,10 +299,12 @@ def is_folder(out: Path) -> bool:
 
 
 def check_out(out: Path | None) -> None:
-    """Raises PersonaError unless `out` is a CSV file, an HTML page or a folder."""
+    """Raises PersonaError unless `out` is a folder, or a CSV file or HTML page to be written."""
     if out is None:
         return
     if not is_folder(out) and out.suffix.lower() not in FILES:
         raise PersonaError(f"--out {out}: name a folder, or something.csv or something.html")
     if not out.suffix and out.exists() and not out.is_dir():
         raise PersonaError(f"--out {out} is a file: name a folder")
+    if not is_folder(out):  # a folder is locked before the photos are looked at
+        check_writable(out)

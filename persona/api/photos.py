@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from persona.errors import PersonaError, SkipPhoto
-from persona.gallery.photos import LookedAt, look_at, read_photo
+from persona.gallery.photos import MAX_LOOKED_AT, LookedAt, look_at, look_at_image, read_photo
 from persona.workspace import user_path
 
 Pixels = npt.NDArray[np.uint8]
@@ -20,7 +20,8 @@ PhotoLike = str | Path | bytes | Image.Image | Pixels
 def look(photo: PhotoLike, what: str = "photo") -> LookedAt:
     """Returns an upright photo as (H, W, 3) uint8 RGB, and the way back to px of the original.
 
-    Files of more than 16 megapixels are decoded at 1/2, 1/4 or less of their width and height.
+    A PIL image is turned by its EXIF orientation, as a file is. Photos of more than 16 megapixels
+    are looked at with 1/2, 1/4 or less of their width and height.
 
     Args:
         photo: a path, the bytes of an image file, a PIL image, or an array.
@@ -35,10 +36,10 @@ def look(photo: PhotoLike, what: str = "photo") -> LookedAt:
             return read_photo(user_path(str(photo)))
         if isinstance(photo, bytes):
             return look_at(photo)
+        if isinstance(photo, Image.Image):
+            return look_at_image(photo)
     except SkipPhoto as reason:
         raise PersonaError(f"{what}: {reason}") from None
-    if isinstance(photo, Image.Image):
-        return LookedAt(np.array(photo.convert("RGB")), photo.size)
     if not isinstance(photo, np.ndarray):
         raise PersonaError(
             f"{what}: give a path, bytes, a PIL image or an array, not {type(photo).__name__}"
@@ -48,4 +49,6 @@ def look(photo: PhotoLike, what: str = "photo") -> LookedAt:
             f"{what}: an array must be (height, width, 3) uint8 RGB, not "
             f"{photo.shape} {photo.dtype}"
         )
+    if photo.shape[0] * photo.shape[1] > MAX_LOOKED_AT:
+        return look(Image.fromarray(photo), what)
     return LookedAt(photo, (photo.shape[1], photo.shape[0]))

@@ -8,6 +8,7 @@ from pathlib import Path
 from persona.api.model import Model
 from persona.data.sets import FaceSet
 from persona.errors import PersonaError, unknown
+from persona.files import PRIVATE, check_writable, write_atomically
 from persona.workspace import Workspace
 
 FORMATS = ("html", "pdf", "png")
@@ -47,8 +48,8 @@ def write_report(
         Warnings about the models that a reader of the figures should know.
 
     Raises:
-        PersonaError: a model is unknown, the set has no pairs, Chromium is missing for PDF or
-            PNG, or several processes were started.
+        PersonaError: the file cannot be written, a model is unknown, the set has no pairs, Chromium
+            is missing for PDF or PNG, or several processes were started.
 
     Example:
         persona.write_report([student, "onnx:mobilefacenet.onnx"], persona.open_set("lfw"))
@@ -58,14 +59,14 @@ def write_report(
     form = form or format_of(path)
     if form not in FORMATS:
         raise unknown("format", form, FORMATS)
+    check_writable(path)  # before minutes of measuring
     if form != "html":
         from persona.report.browser import find_chromium
 
-        find_chromium()  # before minutes of measuring
+        find_chromium()
 
     from accelerate import Accelerator
 
-    from persona.files import PRIVATE, write_atomically
     from persona.report.build import build_page, find_entries
     from persona.report.page import render
 

@@ -27,6 +27,7 @@ from persona.cli.output import (
 )
 from persona.errors import PersonaError
 from persona.figure_names import counted
+from persona.names import command_line
 
 if TYPE_CHECKING:
     from persona.data.align import AlignSpec
@@ -239,7 +240,7 @@ def _report_share(done: PackedShare, json: bool) -> None:
         return
     typer.echo(
         f"task {done.share}: its {done.shards} of {done.of_shards} shards are at {done.folder}; "
-        f"after all tasks: persona shards merge {done.folder}"
+        f"after all tasks: {command_line('shards', 'merge', done.folder)}"
     )
 
 
@@ -392,7 +393,7 @@ def shards_duplicates(
             told = ", ".join(known) or "no teacher"
             raise PersonaError(
                 f"set {faces.name} keeps embeddings of {told}: name one teacher with --teacher; "
-                f"`persona targets {faces.name} --teacher NAME` keeps its embeddings"
+                f"`{command_line('targets', faces.name, '--teacher', 'NAME')}` keeps its embeddings"
             )
         (teacher,) = known
     targets = kept_vectors(faces, spell(teacher))

@@ -44,6 +44,9 @@ _OS_ERRORS = {
     errno.EISDIR: "this is a folder, not a file",
     errno.ENOENT: "no such file or folder",
     errno.ENAMETOOLONG: "the name is too long for this file system: choose a shorter one",
+    errno.EIO: "this cannot be read or written: the disk may be failing (input/output error)",
+    errno.ESTALE: "this network folder is gone: mount it again and run again",
+    errno.EBUSY: "this is in use, as a file that is mounted into a container is: name another one",
     errno.EMFILE: "too many open files: raise `ulimit -n`",
 }
 
@@ -108,6 +111,8 @@ def _system_line(error: OSError) -> str | None:
             return "no folder for temporary files can be written to: name one in TMPDIR"
     place = f"{error.filename}: " if error.filename else ""
     line = _OS_ERRORS.get(error.errno or 0)
+    if line is None and place:  # without a place the trace says more
+        line = error.strerror
     return None if line is None else place + line
 
 

@@ -27,6 +27,7 @@ from persona.cli.output import (
     workspace,
 )
 from persona.errors import PersonaError
+from persona.files import check_writable
 
 if TYPE_CHECKING:
     from persona.data.sets import FaceSet
@@ -140,6 +141,9 @@ def evaluate_command(
     from persona.models.cards import find_model
 
     both = _both_models(gallery_model, probe_model, model, measure)
+    for written in (scores, overlap_names):
+        if written is not None:  # before the set is embedded
+            check_writable(written)
     place = workspace(shards=shards, models=models)
     faces = open_set(set_, place.shards, cache, verify=verify)
     opened = None if gallery is None else open_set(gallery, place.shards, cache, verify=verify)

@@ -30,6 +30,7 @@ from persona.cli.output import (
 )
 from persona.errors import PersonaError
 from persona.figure_names import counted
+from persona.files import check_writable
 from persona.names import legible
 
 if TYPE_CHECKING:
@@ -481,9 +482,12 @@ def threshold_facts(gallery: Gallery) -> dict[str, Any]:
 
 
 def check_page(out: Path | None) -> None:
-    """Raises PersonaError if the file that is to become a page could be a gallery or a photo."""
-    if out is not None and out.suffix.lower() not in {".html", ".htm"}:
+    """Raises PersonaError unless a page can be written there, and replaces no gallery or photo."""
+    if out is None:
+        return
+    if out.suffix.lower() not in {".html", ".htm"}:
         raise PersonaError(f"--out {out}: name it .html, so that it replaces no gallery or photo")
+    check_writable(out)
 
 
 def _passphrase(path: Path | None) -> bytes | None:

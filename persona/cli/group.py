@@ -122,7 +122,8 @@ def group_command(
     with contextlib.ExitStack() as stack:
         gallery = None
         if enroll:  # before the photos are looked at, because it may be refused
-            chosen = network.threshold.value if calibrate and network.threshold else threshold
+            measured = network.threshold if calibrate is not None or far is not None else None
+            chosen = threshold if measured is None else measured.value
             gallery = stack.enter_context(
                 open_people(
                     *(store, network.name, chosen, "mean", passphrase_file, models),

@@ -56,10 +56,7 @@ def make(
         print_json(asdict(card))
         return
     typer.echo(card.id)
-    typer.echo(
-        f"pack it with: persona shard {card.dataset} --split {card.split} --triplets {card.id}",
-        err=True,
-    )
+    typer.echo(f"pack it with: {card.packing_command}", err=True)
 
 
 @app.command("list")

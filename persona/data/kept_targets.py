@@ -48,7 +48,7 @@ from persona.data.views import (
 )
 from persona.errors import PersonaError
 from persona.files import LARGEST_LIST, read_json, sha256_file, write_json
-from persona.names import public_name
+from persona.names import command_line, public_name
 
 if TYPE_CHECKING:
     from persona.data.sets import FaceSet
@@ -247,7 +247,8 @@ def check_targets(faces: FaceSet, targets: Targets, *, deep: bool) -> None:
     """
     folder, manifest = faces.folder, faces.manifest
     place = f"{folder}/{targets_name(targets.teacher)}"
-    remedy = f"remove {place} and run `persona targets {manifest.name} --teacher {targets.teacher}`"
+    make = command_line("targets", manifest.name, "--teacher", targets.teacher)
+    remedy = f"remove {place} and run `{make}`"
     if [file.shard_sha256 for file in targets.files] != [s.sha256 for s in manifest.shards]:
         raise PersonaError(f"the targets at {place} are of other crops than the set's: {remedy}")
     if targets.head_sha256 is not None:

@@ -24,6 +24,7 @@ from persona.data.kept_targets import (
 from persona.data.sets import FaceSet, open_faces
 from persona.data.storage import drop_file
 from persona.errors import PersonaError
+from persona.names import command_line
 
 BLOCK, OTHERS = 1024, 16_384
 """Photos of each side that are compared at once. Their similarities take 64 MiB."""
@@ -57,7 +58,7 @@ def kept_vectors(faces: FaceSet, teacher: str) -> Targets:
     if targets is None:
         raise PersonaError(
             f"near photos are found by kept embeddings, and set {faces.name} keeps none of "
-            f"{teacher}: run `persona targets {faces.name} --teacher {teacher}`"
+            f"{teacher}: run `{command_line('targets', faces.name, '--teacher', teacher)}`"
         )
     check_targets(faces, targets, deep=False)
     return targets

@@ -70,6 +70,7 @@ from persona.data.storage import checked
 from persona.data.triplets import ROLES, check_index, load_triplets
 from persona.errors import NoFace, PersonaError, SkipPhoto, unknown
 from persona.files import LARGEST_LIST, folder_lock, read_json, write_atomically, write_json
+from persona.names import command_line
 from persona.progress import progress_bar
 from persona.workers import tell_done, told_in_all
 
@@ -400,8 +401,7 @@ def plan_triplets(
     if (card.dataset, card.split) != (dataset.spec, dataset.split):
         raise PersonaError(
             f"{set_id} was drawn from {card.dataset} ({card.split}), not from {dataset.spec} "
-            f"({dataset.split}): run `persona shard {card.dataset} --split {card.split} "
-            f"--triplets {set_id}`"
+            f"({dataset.split}): run `{card.packing_command}`"
         )
     index = dataset.index()
     check_index(card, index)
@@ -411,9 +411,10 @@ def plan_triplets(
     def crops(alone: bool) -> tuple[FaceSet]:
         split = _packed_split(dataset, shards, options.align, index, boxes_digest)
         if split is None and not alone:  # otherwise each machine would align all the photos
+            first = command_line("shard", card.dataset, "--split", card.split)
             raise PersonaError(
-                f"triplets are copied from the packed split: run `persona shard {card.dataset} "
-                f"--split {card.split}` with the same alignment first"
+                f"triplets are copied from the packed split: run `{first}` with the same alignment "
+                "first"
             )
         only = np.unique(indices).tolist()
         found = split or pack_photos(dataset, folder / CROPS, options, index=index, only=only)

@@ -289,10 +289,7 @@ def _not_packed(name: str, folder: Path, shards: Path, like: AlignSpec | None) -
         from persona.data.triplets import read_card
 
         card = read_card(folder)
-        return NotPacked(
-            f"triplet set {card.id} is not packed yet: run "
-            f"`persona shard {card.dataset} --split {card.split} --triplets {card.id}`"
-        )
+        return NotPacked(f"triplet set {card.id} is not packed yet: run `{card.packing_command}`")
     from persona.data.raw import DATASETS
 
     known = [path.parent.name for path in shards.glob(f"*/{MANIFEST}")]
@@ -403,24 +400,27 @@ def verify_set(faces: FaceSet, *, advance: Callable[[int], None] = lambda _: Non
         return
     folder = on_disk(faces.folder, "verifying")
     drop_indexes(folder)
-    bad = []
+    faults = []
     for shard in faces.manifest.shards:
-        path = folder / shard.name
-        if not path.is_file():
-            bad.append(f"{path} is missing")
-        elif sha256_file(path) != shard.sha256:
-            bad.append(f"{path} does not match its checksum")
+        faults.append(_fault_of(folder / shard.name, shard.sha256))
         advance(1)
-    known = faces.manifest.pairs_sha256
-    if known is not None:
-        path = folder / PAIRS
-        if not path.is_file() or sha256_file(path) != known:
-            bad.append(f"{path} is missing or does not match its checksum")
-    if bad:
+    if (known := faces.manifest.pairs_sha256) is not None:
+        faults.append(_fault_of(folder / PAIRS, known))
+    if bad := [fault for fault in faults if fault is not None]:
         raise PersonaError(
             "; ".join(bad) + ": restore these files, or remove them and run the `persona shard` "
             "that made the set again"
         )
+
+
+def _fault_of(path: Path, sha256: str) -> str | None:
+    """What is wrong with a file of a set, if anything is."""
+    try:
+        if not path.is_file():
+            return f"{path} is missing"
+        return None if sha256_file(path) == sha256 else f"{path} does not match its checksum"
+    except OSError as error:  # the disk is damaged there, and perhaps not elsewhere
+        return f"{path} cannot be read ({error.strerror})"
 
 
 def _fetch_all(faces: FaceSet, advance: Callable[[int], None]) -> None:

@@ -44,7 +44,7 @@ from urllib.parse import quote, urlsplit
 from persona.download import open_url, read_blocks
 from persona.errors import PersonaError
 from persona.extras import missing
-from persona.files import LARGEST_LIST, sha256_file, try_lock, write_atomically
+from persona.files import LARGEST_LIST, placed, sha256_file, try_lock, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -342,7 +342,7 @@ def _is_sound(path: Path, sha256: str, marks: Path) -> bool:
     Raises:
         FileNotFoundError: If it is missing.
     """
-    with path.open("rb", buffering=0) as file:
+    with placed(path), path.open("rb", buffering=0) as file:
         mark = _mark_of(os.fstat(file.fileno()), sha256, marks)
         if mark.exists():
             return True

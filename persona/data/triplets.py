@@ -25,6 +25,7 @@ from persona.config import from_dict
 from persona.data.raw.base import Index
 from persona.errors import PersonaError, shown, unknown
 from persona.files import read_json, sha256_file, write_atomically, write_json
+from persona.names import command_line
 
 CARD = "triplets.json"
 INDICES = "triplets.npy"
@@ -54,6 +55,12 @@ class TripletCard:
     version: int = VERSION
     labels_sha256: str | None = None
     """Digest of the classes and of each photo's identity. Older cards have None."""
+
+    @property
+    def packing_command(self) -> str:
+        """The command that packs the set."""
+        named = ("--split", self.split, "--triplets", self.id)
+        return command_line("shard", self.dataset, *named)
 
 
 class _Drawn:

@@ -24,6 +24,7 @@ from persona.deploy.exports.onnx import Onnx
 from persona.deploy.faces import CALIBRATION_FACES, FACES, drawn_faces, set_faces
 from persona.deploy.graph import Faces
 from persona.errors import PersonaError
+from persona.files import check_writable
 from persona.models.cards import Card, find_model
 from persona.models.sources import NamedNetwork
 from persona.names import public_name
@@ -78,6 +79,7 @@ def export_model(
         raise PersonaError(
             f"{path} is a folder: name the file with --out {path / stem}{kind.suffix}"
         )
+    check_writable(path / "index.html" if kind.is_folder else path)  # before minutes of int8
     card = replace(card, licence=licence or card.licence)
     facts: dict[str, str] = {}
     checking = set_name or _packed((card.test_set, card.train_set), card, place)

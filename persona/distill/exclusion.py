@@ -32,6 +32,7 @@ from persona.data.shards import key_of
 from persona.errors import PersonaError
 from persona.files import PRIVATE, write_atomically
 from persona.models.sources import NamedNetwork, teacher_names
+from persona.names import command_line
 from persona.progress import progress_bar
 from persona.training.devices import agree
 from persona.training.teacher import teacher_digest
@@ -137,10 +138,10 @@ def exclude(
     for faces, targets in kept.items():
         if digest not in {None, targets.weights_sha256}:
             kept_at = f"{faces.folder}/{targets_name(config.teacher)}"
+            make = command_line("targets", faces.name, "--teacher", config.teacher)
             raise PersonaError(
                 f"set {faces.name} keeps embeddings of another {config.teacher}, with other "
-                f"weights or settings: remove {kept_at} and run "
-                f"`persona targets {faces.name} --teacher {config.teacher}`"
+                f"weights or settings: remove {kept_at} and run `{make}`"
             )
     found: list[Excluded] = []
     if accelerator.is_main_process:

@@ -10,6 +10,7 @@ from persona.errors import PersonaError
 from persona.gallery.people import DoubtError, Enrolled, Gallery
 from persona.gallery.photos import folders_of, iter_photos, photos_of
 from persona.gallery.store import check_name
+from persona.names import command_line
 from persona.pictures import READ_WORDS
 from persona.progress import progress_bar
 
@@ -61,7 +62,8 @@ def people_of(
         found = photos_in(path, told) if path.is_dir() else [path]
         if not found:
             several = path.is_dir() and folders_of(path)
-            remedy = f"`persona enroll {path}` enrols its folders as people" if several else ""
+            each = f"`{command_line('enroll', path)}` enrols its folders as people"
+            remedy = each if several else ""
             raise PersonaError(f"{path} holds no photos: {remedy or READ_WORDS}")
         photos += found
     return {name: photos}, {}

@@ -33,7 +33,7 @@ import numpy as np
 
 from persona.data.align.spec import Crop
 from persona.errors import PersonaError
-from persona.files import PRIVATE, folder_lock, write_atomically
+from persona.files import PRIVATE, check_writable, folder_lock, write_atomically
 from persona.gallery.people import DoubtError, Gallery
 from persona.gallery.store import Templates
 from persona.progress import progress_bar
@@ -333,6 +333,7 @@ def check_refused(path: Path, listed: Path | None) -> None:
         raise PersonaError(f"--refused {path}: name it .csv, so that it replaces no other file")
     if listed is not None and path.exists() and path.samefile(listed):
         raise PersonaError(f"--refused {path} is the list itself: name another file")
+    check_writable(path)
 
 
 def write_refused(path: Path, refused: Sequence[Refusal], folder: Path | None) -> None:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from persona.data.align.bare import is_animated_gif
-from persona.data.align.decode import MOST_PIXELS, SHRINKS, EncodedPhoto
+from persona.data.align.decode import MOST_PIXELS, SHRINKS, EncodedPhoto, upright_rgb
 from persona.data.align.spec import Box, FoundFace
 from persona.data.raw.base import is_litter
 from persona.errors import PersonaError, SkipPhoto
@@ -80,13 +80,29 @@ def look_at(data: bytes, max_pixels: int = MOST_PIXELS, side_px: int | None = No
     photo = EncodedPhoto(data, max_pixels, MAX_WHOLE)
     width, height = photo.size
     room = 1.0 if side_px is None else min(width, height) / side_px
-    shrink = next((shrink for shrink in SHRINKS if shrink <= room), 1)
-    while width * height > MAX_LOOKED_AT * shrink**2:
-        shrink *= 2
+    shrink = _shrink(photo.size, next((shrink for shrink in SHRINKS if shrink <= room), 1))
     decoded = photo.decode(shrink)
     # The decoder can only downscale a JPEG.
     image = decoded.image if decoded.shrink == shrink else decoded.image.reduce(shrink)
     return LookedAt(np.array(image), photo.size, shrink, decoded.shift, decoded.mended)
+
+
+def look_at_image(photo: Image.Image) -> LookedAt:
+    """Returns an image of Pillow as `look_at` returns its file: upright, and not too large.
+
+    Raises:
+        SkipPhoto: it is too large, or its file is truncated or damaged.
+    """
+    image = upright_rgb(photo)
+    shrink = _shrink(image.size)
+    return LookedAt(np.array(image if shrink == 1 else image.reduce(shrink)), image.size, shrink)
+
+
+def _shrink(size: tuple[int, int], least: int = 1) -> int:
+    """The factor, `least` or larger, by which a photo of `size` must be downscaled."""
+    while size[0] * size[1] > MAX_LOOKED_AT * least**2:
+        least *= 2
+    return least
 
 
 def read_photo(path: Path) -> LookedAt:

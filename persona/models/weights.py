@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from persona.download import ROUNDS, TIMEOUT_S, Checksum, fetch
+from persona.download import ROUNDS, Checksum, fetch
 from persona.workspace import home_folder, user_path
 
 RELEASE = "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9"
@@ -60,7 +60,6 @@ def download_weights(
     target: Path,
     *,
     base: str | None = None,
-    timeout_s: float = TIMEOUT_S,
     rounds: int = ROUNDS,
 ) -> Path:
     """Downloads a release to `target`; see persona/download.py.
@@ -69,7 +68,6 @@ def download_weights(
         release: the release to download.
         target: the file to write.
         base: address of the folder that has the file, if not the release's own.
-        timeout_s: seconds without a byte after which an attempt fails.
         rounds: attempts without a byte after which the download fails.
 
     Raises:
@@ -86,6 +84,5 @@ def download_weights(
         target,
         checksum=Checksum("sha256", digits) if known else None,
         by_hand=f"fetch that file on another machine and put it at {places}",
-        timeout_s=timeout_s,
         rounds=rounds,
     )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from persona.errors import unknown
-from persona.files import write_atomically
+from persona.files import check_writable, write_atomically
 from persona.report.browser import draw_figure, find_chromium, open_browser, run_apart
 from persona.report.figures import Figure, axis, chance_trace, curve_trace
 from persona.report.looks import look
@@ -143,13 +143,15 @@ def check_plot(path: Path) -> str:
     """The format that a plot's suffix names, checked together with Chromium before hours of work.
 
     Raises:
-        PersonaError: the suffix names no format, or there is no Chromium.
+        PersonaError: the suffix names no format, the file cannot be written, or there is no
+            Chromium.
     """
     form = path.suffix.lstrip(".").lower()
     if form not in FORMATS:
         raise unknown(
             "format of a plot", path.suffix or path.name, [f".{name}" for name in FORMATS]
         )
+    check_writable(path)
     find_chromium()
     return form
 

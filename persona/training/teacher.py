@@ -28,6 +28,7 @@ from persona.models import sources, store
 from persona.models.ensemble import EnsembleNetwork
 from persona.models.output import EMBEDDING_SIZE, ClassifierHead, FaceNetwork, freeze
 from persona.models.sources import NamedNetwork
+from persona.names import command_line
 from persona.training.ensemble import open_ensemble
 from persona.training.losses import head_kind, inputs_of
 from persona.workspace import Workspace
@@ -273,9 +274,10 @@ def kept_targets(
     without = [faces for faces, targets in zip(sets, found, strict=True) if targets is None]
     if without and config.targets == "kept":
         name = without[0].name
+        make = command_line("targets", name, "--teacher", config.teacher)
         raise PersonaError(
-            f"set {name} keeps no targets of {config.teacher}: run `persona targets {name} "
-            f"--teacher {config.teacher}`, or choose --targets online"
+            f"set {name} keeps no targets of {config.teacher}: run `{make}`, or choose --targets "
+            "online"
         )
     if without:
         if len(without) < len(sets):
@@ -321,7 +323,7 @@ def _check_kept(config: DistillConfig, faces: FaceSet, targets: Targets, digest:
         PersonaError: they are not. The message names their folder.
     """
     place = f"{faces.folder}/{targets_name(config.teacher)}"
-    make = f"persona targets {faces.name} --teacher {config.teacher}"
+    make = command_line("targets", faces.name, "--teacher", config.teacher)
     if targets.teacher != short_name(config.teacher) or targets.weights_sha256 != digest:
         raise PersonaError(
             f"the targets at {place} are of another {config.teacher}, with other weights or "

@@ -14,6 +14,7 @@ from PIL import Image, ImageFilter
 import persona
 from persona.api.embedding import EmbeddedFaces, embed_photos, find_photos, write_embeddings
 from persona.api.grouping import group_photos
+from persona.api.photos import look
 from persona.gallery.grouped import enroll_groups
 
 
@@ -82,7 +83,7 @@ def test_boxes_are_those_of_the_original_where_it_is_decoded_smaller(
     upright.rotate(turn, expand=True).save(path, quality=95, exif=exif)
     (whole,) = loaded.find(path)
     monkeypatch.setattr("persona.gallery.photos.MAX_LOOKED_AT", 300_000)  # it has 633,003
-    for photo in (path, path.read_bytes()):
+    for photo in (Image.open(path), path, path.read_bytes()):
         (face,) = loaded.find(photo)
         np.testing.assert_allclose(face.box, whole.box, atol=30)
         assert face.landmarks is not None and whole.landmarks is not None
@@ -96,6 +97,56 @@ def test_boxes_are_those_of_the_original_where_it_is_decoded_smaller(
         (seen,) = people.recognise(path)
         x, y, width, height = seen.box
         np.testing.assert_allclose((x, y, x + width, y + height), face.box, atol=0.1)
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 5, 6, 8])
+@pytest.mark.parametrize("kind", ["png", "jpg", "tif", "webp"])
+def test_an_image_of_pillow_is_looked_at_like_its_file(
+    tmp_path: Path, kind: str, orientation: int
+) -> None:
+    path, exif = tmp_path / f"photo.{kind}", Image.Exif()
+    exif[0x0112] = orientation
+    photo = Image.new("RGB", (60, 40), "red")
+    photo.paste("blue", (0, 0, 30, 10))
+    photo.save(path, exif=exif)
+    by_path, by_image = look(path), look(Image.open(path))
+    assert by_image.size == by_path.size == ((60, 40) if orientation < 5 else (40, 60))
+    np.testing.assert_allclose(by_image.pixels.astype(int), by_path.pixels, atol=2)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "I;16", "L", "P"])
+def test_an_image_of_pillow_has_the_colours_of_its_file(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "photo.png"
+    if mode == "I;16":
+        photo = Image.fromarray(np.full((20, 30), 9_000, np.uint16))
+        photo.putpixel((0, 0), 60_000)
+    else:
+        photo = Image.new("RGBA", (30, 20), (200, 100, 50, 0)).convert(mode)
+    photo.save(path)
+    np.testing.assert_array_equal(look(Image.open(path)).pixels, look(path).pixels)
+
+
+def test_what_is_large_in_memory_is_looked_at_smaller() -> None:
+    pixels = np.zeros((4000, 5000, 3), np.uint8)
+    for photo in (pixels, Image.fromarray(pixels)):
+        looked = look(photo)
+        assert (looked.pixels.shape, looked.size) == ((2000, 2500, 3), (5000, 4000))
+        assert looked.shrink == 2
+    assert look(pixels[:100]).pixels.base is pixels  # and is otherwise not copied
+
+
+def test_an_image_that_cannot_be_looked_at_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "cut.jpg"
+    drawn(1).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    damaged = "photo: unreadable: an image that is damaged"
+    with Image.open(path) as photo, pytest.raises(persona.PersonaError, match=damaged):
+        look(photo)
+    monkeypatch.setattr("persona.data.align.decode.MOST_PIXELS", 5_000)
+    with pytest.raises(persona.PersonaError, match="160 x 160 px is over the limit"):
+        look(drawn(1))
 
 
 def test_what_cannot_be_embedded_is_said_before_anything_is(

@@ -144,6 +144,28 @@ def test_groups_are_named_and_enrolled(loaded: persona.Model, photos: Path) -> N
 
 
 @pytest.mark.parametrize(
+    ("options", "far"),
+    [(("--far", "1e-4"), 1e-4), (("--far", "1e-2"), 1e-2), ((), None)],
+)
+def test_people_are_enrolled_at_the_threshold_that_groups(
+    photos: Path, options: tuple[str, ...], far: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rate chooses from the model's card. Without one, the gallery has its own threshold."""
+    given: list[float | None] = []
+
+    def opened(*arguments: Any, **_: Any) -> None:
+        given.append(arguments[2])
+        raise persona.PersonaError("the gallery is opened")
+
+    monkeypatch.setattr("persona.cli.group.open_people", opened)
+    command = ("group", str(photos), "--model", "persona-s", "--out", str(photos.parent / "g"))
+    error = persona_error_here(*command, "--enroll", *options, home=photos.parent)
+    assert error == "the gallery is opened"
+    model = persona.load("persona-s")
+    assert given == [None if far is None else model.calibrate(far=far).value]
+
+
+@pytest.mark.parametrize(
     ("options", "problem"),
     [
         (("--name", "1=Ada"), "--name and --enroll take the groups of a folder"),

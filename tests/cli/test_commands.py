@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ from typer.testing import CliRunner
 from persona.cli import signals
 from persona.cli.app import app, name_default_teacher
 from persona.cli.errors import explain, run_app
+from persona.cli.triplets import make as make_triplets
+from persona.data.sets import open_set
 from persona.errors import PersonaError, resumed_by
 from persona.models import cards
 
@@ -320,6 +323,10 @@ def test_a_person_reads_intervals_and_what_cannot_be_resolved(home: Path) -> Non
         (errno.EACCES, "no permission"),
         (errno.EROFS, "read-only"),
         (errno.ENAMETOOLONG, "the name is too long"),
+        (errno.EIO, "input/output error"),
+        (errno.ESTALE, "mount it again"),
+        (errno.EBUSY, "in use"),
+        (errno.ELOOP, os.strerror(errno.ELOOP)),
     ],
 )
 def test_system_errors_are_explained(number: int, part: str) -> None:
@@ -341,6 +348,8 @@ def test_interrupts_say_that_it_goes_on_and_bugs_are_not_hidden() -> None:
         130,
     )
     assert explain(ZeroDivisionError()) is None
+    assert explain(OSError(errno.EBADF, os.strerror(errno.EBADF))) is None  # it says not where
+    assert explain(OSError("no number")) is None
 
 
 def test_what_an_interrupt_says_is_not_lost_on_its_way_through_typer(
@@ -408,6 +417,23 @@ def test_a_damaged_triplet_card_does_not_hide_the_others(home: Path, tmp_path: P
     done = run("persona", "triplets", "list", "--json", home=tmp_path, fails=True)
     assert [row["id"] for row in json.loads(done.stdout)] == [card["id"]]
     assert "bad/triplets.json is not valid JSON" in done.stderr
+
+
+def test_the_command_that_packs_triplets_can_be_copied(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_vggface2(tmp_path / "raw", identities=3)
+    folder = (root / "train").rename(tmp_path / "My Photos")
+    shards = tmp_path / "shards"
+    make_triplets(5, f"folders:{folder}", shards=shards)
+    printed = capsys.readouterr()
+    (_, _, command) = printed.err.partition("pack it with: ")
+    made = printed.out.strip()
+    words = ["persona", "shard", f"folders:{folder}", "--split", "all", "--triplets", made]
+    assert shlex.split(command) == words
+    with pytest.raises(PersonaError) as raised:
+        open_set(made, shards)
+    assert shlex.split(str(raised.value).partition("`")[2].partition("`")[0]) == words
 
 
 def test_a_set_is_called_as_its_folder(home: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import webdataset
@@ -38,8 +39,9 @@ from persona.data.raw.lfw import LFW
 from persona.data.sets import FaceSet, open_set, shard_path, verify_set
 from persona.data.shards import Mended, read_manifest, tar_sample, write_manifest
 from persona.data.triplets import make_triplets
+from persona.download import Checksum
 from persona.errors import PersonaError
-from persona.files import folder_lock, write_atomically
+from persona.files import folder_lock, sha256_file, write_atomically
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -505,6 +507,29 @@ def test_triplets_of_another_split_are_refused(raw: Path, tmp_path: Path) -> Non
         pack_triplets(open_dataset("vggface2", raw), card.id, tmp_path, NO_ALIGN)
 
 
+def test_a_file_that_cannot_be_read_hides_no_other_damage(
+    train_set: Packed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error of a bad sector names no file, and may come anywhere in it."""
+    first, last = (train_set.folder / f"{number:06d}.tar" for number in (0, 1))
+    digest = hashlib.file_digest
+    last.unlink()
+
+    def read(file: Any, kind: Any) -> Any:
+        if file.name == str(first):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return digest(file, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", read)
+    said = rf"{first} cannot be read \(Input/output error\); {last} is missing: restore these"
+    with pytest.raises(PersonaError, match=said):
+        verify_set(train_set.faces)
+    for reader in (sha256_file, Checksum("sha256", "0").fits):
+        with pytest.raises(OSError, match="Input/output error") as raised:
+            reader(first)
+        assert raised.value.filename == str(first)
+
+
 def test_damage_is_found(train_set: Packed) -> None:
     name, folder = train_set.manifest.name, train_set.folder
     verify_set(train_set.faces)
@@ -529,7 +554,7 @@ def test_each_damaged_file_is_named(lfw_set: Packed) -> None:
         data = (lfw_set.folder / name).read_bytes()
         (lfw_set.folder / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(
-        PersonaError, match=r"000000\.tar does .*/000002\.tar does .*/pairs\.csv is"
+        PersonaError, match=r"000000\.tar does .*/000002\.tar does .*/pairs\.csv does"
     ):
         faces.verify()
 

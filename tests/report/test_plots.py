@@ -53,9 +53,14 @@ def test_ten_lines_have_ten_styles_and_ten_labels() -> None:
     assert min(np.diff(places)) >= LABEL_PX - 1e-6
 
 
-def test_what_cannot_be_drawn_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_drawn_is_said_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(PersonaError, match=r"unknown format of a plot '\.gif'.*\.svg"):
         check_plot(Path("a.gif"))
+    with pytest.raises(PersonaError, match=r"a\.svg is a folder: name a file"):
+        (tmp_path / "a.svg").mkdir()
+        check_plot(tmp_path / "a.svg")
     monkeypatch.setenv("PERSONA_CHROMIUM", "/nowhere/chromium")
     with pytest.raises(PersonaError, match="no program"):
         check_plot(Path("a.svg"))

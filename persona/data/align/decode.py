@@ -340,6 +340,39 @@ def shrink_for(width: float, height: float, side_px: int) -> int:
     return next((shrink for shrink in SHRINKS if shrink <= room), 1)
 
 
+def upright_rgb(photo: Image.Image) -> Image.Image:
+    """Turns an image that somebody opened with Pillow upright, and converts it to 8-bit RGB.
+
+    Its pixels are those of the decoded file, but for RGB of 16 bits a channel, which Pillow has
+    already cut to the upper 8.
+
+    Raises:
+        SkipPhoto: If it is too large, or its file is truncated or broken.
+    """
+    if photo.width * photo.height > MOST_PIXELS:
+        raise SkipPhoto(
+            f"unreadable: {photo.width} x {photo.height} px is over the limit of "
+            f"{MOST_PIXELS / 1e6:g} megapixels"
+        )
+    try:
+        photo.load()  # a TIFF is turned by this, and has no orientation afterwards
+        image = _to_rgb(photo)
+    except MemoryError:
+        raise
+    except Exception as error:  # a broken file can make Pillow raise anything
+        raise SkipPhoto(f"unreadable: an image that is damaged ({error})") from None
+    turn = UPRIGHT.get(_orientation_of(photo))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation_of(photo: Image.Image) -> int:
+    """The EXIF orientation of an image that Pillow opened. Damaged metadata is ignored."""
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return int(photo.getexif().get(ORIENTATION, 1))
+    return 1
+
+
 def _scale(samples: npt.NDArray[np.uint16]) -> Pixels:
     """Scales 16-bit samples to 8 bits by the bits that they use: not clipped, nor left dark."""
     most = int(samples.max(initial=0))
