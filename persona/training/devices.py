@@ -73,7 +73,14 @@ def build_accelerator(
 def prepare(
     accelerator: Accelerator, student: torch.nn.Module, optimizer: Optimizer
 ) -> tuple[torch.nn.Module, Any]:
-    """Prepares student and optimizer: on the device, with DDP if there are several processes."""
+    """Prepares student and optimizer: on the device, with DDP if there are several processes.
+
+    A student may be prepared again, with another optimizer.
+    """
+    if "_original_forward" in vars(student) and "_is_accelerate_prepared" not in vars(student):
+        # Accelerate puts mixed precision around `forward`, and its mark on what it returns. With
+        # DDP that is not the student, which would get one more such layer each time.
+        del student.forward, student._original_forward
     with warnings.catch_warnings():
         # torch 2.15 renamed an option that Accelerate 1.15 still passes under its old name.
         warnings.filterwarnings("ignore", message=".*broadcast_buffers.* is deprecated")
