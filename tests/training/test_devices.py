@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,7 +9,13 @@ import torch
 from helpers import reset_accelerate
 from torch import nn
 
-from persona.training.devices import build_accelerator, prepare
+from persona.config import StudentConfig
+from persona.errors import PersonaError
+from persona.models.student import Student
+from persona.training.devices import build_accelerator, prepare, with_sync_batch_norm
+
+GPU: Any = SimpleNamespace(device=torch.device("cuda"))
+"""Stands for the accelerator of a GPU, which a conversion does not need."""
 
 
 @pytest.fixture
@@ -44,3 +51,30 @@ def test_a_student_that_is_prepared_again_has_one_layer_of_mixed_precision(
         if wrapped:  # with several processes, the wrapper of DDP has the mark
             del student._is_accelerate_prepared
     assert found[0] > 0 and found == found[:1] * 3
+
+
+def test_synchronised_batch_norm_keeps_the_activations_of_timm() -> None:
+    pytest.importorskip("timm", reason="timm is not installed: the extra `timm`")
+    torch.manual_seed(0)
+    config = StudentConfig("timm:mobilenetv4_conv_small")
+    student = Student(config, 0, head="none", image_size=64).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        before = student.features(images)
+        converted = with_sync_batch_norm(student, GPU).eval()
+        after = converted.features(images)
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in converted.modules())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in converted.modules())
+    assert torch.allclose(before, after, atol=1e-6)
+
+
+def test_synchronised_batch_norm_refuses_layers_that_do_more() -> None:
+    class Squared(nn.BatchNorm2d):
+        def forward(self, maps: torch.Tensor) -> torch.Tensor:
+            return super().forward(maps) ** 2
+
+    plain: Any = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    assert isinstance(with_sync_batch_norm(plain, GPU)[1], nn.SyncBatchNorm)
+    other: Any = nn.Sequential(nn.Conv2d(3, 4, 1), Squared(4))
+    with pytest.raises(PersonaError, match="would lose what Squared computes beyond batch norm"):
+        with_sync_batch_norm(other, GPU)
