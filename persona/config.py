@@ -456,10 +456,18 @@ class LearnOptimConfig(OptimConfig):
 
     The default learning rate is a tenth of that of a distillation, and constant. With ten times as
     much, the photos of a few people ruin the embeddings of all others.
+
+    Raises:
+        PersonaError: a value is out of range, or `ema_decay` is given: learning keeps no EMA.
     """
 
     lr: float = between(1e-9, 10, default=0.0001)
     schedule: str = among(SCHEDULES, default="constant")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ema_decay:
+            raise PersonaError("learning keeps no EMA of the weights: leave optim.ema_decay out")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,6 +154,14 @@ def test_learning_keeps_its_own_rate_beside_other_options_of_the_optimizer() -> 
     optim = load_learn_config(given).optim
     assert (optim.optimizer, optim.lr, optim.schedule) == ("adamw", 0.0001, "constant")
     assert load_learn_config({**given, "optim.lr": 0.5}).optim.optimizer == "adamw"
+
+
+@pytest.mark.parametrize("given", [{"optim.ema_decay": 0.999}, {"optim": {"ema_decay": 0.5}}])
+def test_learning_refuses_the_ema_that_it_does_not_keep(given: dict[str, Any]) -> None:
+    known = {"student": "s", "on": "set", "method": "finetune"}
+    assert load_learn_config({**known, "optim.ema_decay": 0}).optim.ema_decay == 0
+    with pytest.raises(PersonaError, match=r"keeps no EMA .* leave optim\.ema_decay out"):
+        load_learn_config(known | given)
 
 
 def test_a_wrong_name_may_be_the_files_or_the_command_lines(tmp_path: Path) -> None:

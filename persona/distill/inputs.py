@@ -48,6 +48,8 @@ class Inputs:
     """The student of `--from`. None means that the run starts anew or is resumed."""
     started_from: str | None
     """SHA-256 of the weights of `--from`, also in a run that is resumed."""
+    resumed: bool
+    """Whether a checkpoint follows, which holds all weights of the student."""
 
     def origin(self) -> dict[str, object]:
         """What must be the same when the run is resumed."""
@@ -66,6 +68,8 @@ class Inputs:
 
     def build_student(self, workspace: Workspace) -> Student:
         """Builds the student, with the weights of the starting point if there is one.
+
+        A run that is resumed asks for no weights, as those of its checkpoint replace them.
 
         Its embedding size is `side.embedding_size`. Seed torch before.
 
@@ -96,10 +100,10 @@ class Inputs:
                 "student or a larger --image-size leave more",
                 where,
             )
-        if self.start is None:
-            student.start(workspace.models)
-        else:
+        if self.start is not None:
             self.start.load(student, self.side.classes)
+        elif not self.resumed:
+            student.start(workspace.models)
         return student
 
     def loader(
@@ -210,4 +214,5 @@ def open_inputs(
     elif config.from_model is not None:
         start = find_start(config.from_model, workspace.models)
         started_from = start.card.weights_sha256
-    return Inputs(config, train, excluded, test, side, start, started_from)
+    resumed = stored is not None
+    return Inputs(config, train, excluded, test, side, start, started_from, resumed)

@@ -226,7 +226,7 @@ class Distillation:
 
     def evaluate(self) -> None:
         """Evaluates the student and its EMA, and saves each that is the best of its kind so far."""
-        self.trainer.watch.flush()  # no student is saved that is not finite
+        self.trainer.check_finite()  # no student is saved that is not finite
         progress = self.run.progress
         place = self.length.place(progress, self.total_steps)
         figures = self.selection.choose(self.trainer.students(), place)

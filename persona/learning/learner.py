@@ -38,7 +38,7 @@ from persona.learning.stream import Experience, draw_batch
 from persona.models.student import Student
 from persona.progress import progress_bar
 from persona.training.devices import finite_lag, prepare
-from persona.training.meter import REMEDY, FiniteWatch, Meter, NotFiniteError
+from persona.training.meter import FiniteWatch, Meter, NotFiniteError
 from persona.training.optim import build_optimizer, build_scheduler
 from persona.training.run import LOG_STEPS
 from persona.training.teacher import Teacher
@@ -228,12 +228,7 @@ class Learner:
                 advance(1)
                 ends = step % LOG_STEPS == 0 or step == self.config.steps
                 moment(step, meter.read() if ends else {})
-        self.watch.flush()
-        if not all(bool(weight.isfinite().all()) for weight in self.student.parameters()):
-            # No later loss would show that the last step made the weights infinite or NaN.
-            raise NotFiniteError(
-                f"the weights are not finite after step {step - 1}: start a new run with {REMEDY}"
-            )
+        self.watch.check(self.student)
 
     def _source(self, experience: Experience) -> BatchSource:
         pool = self.method.pool(experience.train)

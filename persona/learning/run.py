@@ -264,7 +264,7 @@ class Learning:
                 return  # the experience is measured and saved first
             preempted = self.run.preempted()
             if preempted or step % self.config.checkpoint_steps == 0:
-                self.learner.watch.flush()  # a checkpoint must hold finite weights
+                self.learner.watch.check(self.student)  # a checkpoint must hold finite weights
                 self.checkpoint(self.learner.training_state())
             if preempted:
                 self.run.end_early()

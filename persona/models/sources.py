@@ -336,9 +336,17 @@ class _Hub(Source):
         return [["source", name]]
 
     def open(self, name: str, models: Path) -> NamedNetwork:
+        return OWN.open(self.pull(name, models), models)
+
+    def pull(self, name: str, models: Path) -> str:
+        """Pulls the model unless the store has it. Returns its ID in the store.
+
+        Raises:
+            PersonaError: it cannot be pulled, or another model in the store has its name.
+        """
         from persona.models.hub import parse_repository, pull_once
 
-        return OWN.open(pull_once(parse_repository(name), models).id, models)
+        return pull_once(parse_repository(name), models).id
 
 
 class _Facenets(Source):
@@ -594,8 +602,7 @@ def student_card(name: str, models: Path) -> tuple[Card, Path]:
     if source is FOLDERS:
         return FOLDERS.card(name, models), user_path(name).resolve().parent
     if isinstance(source, _Hub):
-        source.open(name, models)
-        name, source = source.title(name), OWN
+        name, source = source.pull(name, models), OWN
     if not isinstance(source, _Models):
         raise PersonaError(
             f"{name} is no student that was trained by Persona: name a model, its folder or "
@@ -612,6 +619,16 @@ def known_licence(name: str, models: Path) -> str:
     with contextlib.suppress(PersonaError):
         return student_card(name, models)[0].licence
     return ""
+
+
+def pulled(name: str, models: Path) -> str:
+    """The name of a network on this machine. A model on the hub is pulled first, and has its ID.
+
+    Raises:
+        PersonaError: the model cannot be pulled, or another model in the store has its name.
+    """
+    source = known_source(name, models)
+    return source.pull(name, models) if isinstance(source, _Hub) else name
 
 
 def network_digest(name: str, models: Path) -> str | None:

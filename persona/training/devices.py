@@ -15,7 +15,7 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     broadcast_object_list,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from persona.errors import PersonaError
@@ -23,6 +23,9 @@ from persona.memory import keep_freed_memory
 from persona.models.student import Student
 
 T = TypeVar("T")
+
+PLAIN_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+"""Layers that compute batch norm and nothing else."""
 
 PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=6))
 """How long processes wait for each other. NCCL's ten minutes are too short where the main process
@@ -73,7 +76,14 @@ def build_accelerator(
 def prepare(
     accelerator: Accelerator, student: torch.nn.Module, optimizer: Optimizer
 ) -> tuple[torch.nn.Module, Any]:
-    """Prepares student and optimizer: on the device, with DDP if there are several processes."""
+    """Prepares student and optimizer: on the device, with DDP if there are several processes.
+
+    A student may be prepared again, with another optimizer.
+    """
+    if "_original_forward" in vars(student) and "_is_accelerate_prepared" not in vars(student):
+        # Accelerate puts mixed precision around `forward`, and its mark on what it returns. With
+        # DDP that is not the student, which would get one more such layer each time.
+        del student.forward, student._original_forward
     with warnings.catch_warnings():
         # torch 2.15 renamed an option that Accelerate 1.15 still passes under its old name.
         warnings.filterwarnings("ignore", message=".*broadcast_buffers.* is deprecated")
@@ -85,11 +95,24 @@ def with_sync_batch_norm(student: Student, accelerator: Accelerator) -> Student:
     """Converts batch norm layers so that they use the statistics of all processes' batches.
 
     Raises:
-        PersonaError: the device is no GPU.
+        PersonaError: the device is no GPU, or a layer computes more than batch norm, which the
+            conversion would remove.
     """
     if accelerator.device.type != "cuda":
         raise PersonaError("sync_batch_norm works on GPUs alone: leave it out here")
-    convert: Any = torch.nn.SyncBatchNorm.convert_sync_batchnorm
+    convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
+    norms = (m for m in student.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    others: set[type] = {*map(type, norms)} - {*PLAIN_NORMS}
+    if any(kind.__module__.startswith("timm.") for kind in others):
+        from timm.layers import BatchNormAct2d, convert_sync_batchnorm
+
+        convert = convert_sync_batchnorm  # torch's removes the activation of these layers
+        others -= {BatchNormAct2d}
+    if others:
+        names = ", ".join(sorted(kind.__name__ for kind in others))
+        raise PersonaError(
+            f"sync_batch_norm would lose what {names} computes beyond batch norm: leave it out"
+        )
     converted: Student = convert(student)
     return converted
 

@@ -1,4 +1,4 @@
-"""Metrics of the train steps, and the check for losses that are not finite."""
+"""Metrics of the train steps, and the check for losses and weights that are not finite."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from persona.errors import PersonaError
 from persona.files import write_json
@@ -22,7 +22,7 @@ REMEDY = "a lower --lr, -o optim.clip_norm=1, or bf16 in place of fp16"
 
 
 class NotFiniteError(PersonaError):
-    """The loss of a training is not finite."""
+    """The loss of a training is not finite, or the weights are not."""
 
 
 class Meter:
@@ -84,7 +84,7 @@ class Meter:
 
 
 class FiniteWatch:
-    """Stops a run whose loss is not finite, without waiting for the device at every step."""
+    """Stops a run whose loss or weights are not finite, without waiting for each step."""
 
     def __init__(
         self, folder: Path, lag: int, spell: Callable[[int], int | str] = lambda key: key
@@ -98,6 +98,7 @@ class FiniteWatch:
         self.folder = folder
         self.lag = lag
         self._waiting: deque[tuple[Tensor, Tensor, int]] = deque()
+        self._last: int | None = None
 
     def add(self, total: Tensor, keys: Tensor, step: int) -> None:
         """Queues a loss and the keys of its batch, and checks the losses that are due.
@@ -105,18 +106,33 @@ class FiniteWatch:
         Raises:
             NotFiniteError: an earlier loss, or without lag this loss, is not finite.
         """
+        self._last = step
         self._waiting.append((total.detach(), keys, step))
         while len(self._waiting) > self.lag:
             self._look()
 
     def flush(self) -> None:
-        """Checks all queued losses. Call it before a checkpoint is written.
+        """Checks all queued losses.
 
         Raises:
             NotFiniteError: one of them is not finite.
         """
         while self._waiting:
             self._look()
+
+    def check(self, network: nn.Module) -> None:
+        """Checks all queued losses and the weights. Call it before either of them is kept.
+
+        No loss shows yet that the last step made the weights infinite or NaN.
+
+        Raises:
+            NotFiniteError: a loss or a weight is not finite.
+        """
+        self.flush()
+        if not all(bool(weight.isfinite().all()) for weight in network.parameters()):
+            raise NotFiniteError(
+                f"the weights are not finite after step {self._last}: start a new run with {REMEDY}"
+            )
 
     def _look(self) -> None:
         total, keys, step = self._waiting.popleft()

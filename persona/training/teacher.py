@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
 from persona.config import DistillConfig, LossesConfig
@@ -300,20 +301,23 @@ def teacher_digest(
     """The digest of the teacher's weights and settings, which targets must match.
 
     Targets are found by the teacher's name alone. Of a file that is its base name, which another
-    file may have.
+    file may have, and of a model on the hub its name without the owner. The hub is asked which
+    weights it has, and a model that is not here is pulled. All processes must call this function.
 
     Returns:
         None for a teacher that nothing here knows: its targets can still be used.
 
     Raises:
-        PersonaError: the teacher's file is missing.
+        PersonaError: the teacher's file is missing, or the teacher cannot be had from the hub.
     """
     if loaded is not None:
         return loaded.digest
     source = sources.known_source(config.teacher, workspace.models)
     if source is not None:
         source.check(config.teacher, workspace.models)
-    return sources.network_digest(config.teacher, workspace.models)
+    with PartialState().main_process_first():  # the other processes find what it has pulled
+        name = sources.pulled(config.teacher, workspace.models)
+    return sources.network_digest(name, workspace.models)
 
 
 def _check_kept(config: DistillConfig, faces: FaceSet, targets: Targets, digest: str) -> None:

@@ -177,9 +177,21 @@ class Trainer:
         self.scheduler.last_epoch = round(self.scheduler.last_epoch * factor)
         return self.scheduler.last_epoch
 
+    def check_finite(self) -> None:
+        """Checks the losses so far and the weights.
+
+        Raises:
+            NotFiniteError: one of them is not finite.
+        """
+        self.watch.check(self.trained)
+
     def state(self) -> dict[str, Any]:
-        """The state for a checkpoint. It is the same on all processes."""
-        self.watch.flush()  # a checkpoint must not hold a state that is not finite
+        """The state for a checkpoint. It is the same on all processes.
+
+        Raises:
+            NotFiniteError: a loss or a weight is not finite.
+        """
+        self.check_finite()  # a checkpoint must not hold a state that is not finite
         scaler = self.accelerator.scaler
         return {
             "student": self.student.state_dict(),

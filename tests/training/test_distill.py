@@ -44,7 +44,8 @@ from persona.errors import PersonaError
 from persona.evaluation.protocols import Evaluation
 from persona.evaluation.protocols.verification import VerificationFigures
 from persona.files import write_json
-from persona.models.cards import CARD, find_model
+from persona.models import hub
+from persona.models.cards import CARD, Card, find_model
 from persona.models.sources import NamedNetwork, load_network
 from persona.training.callbacks import Callback, Moment
 from persona.training.checkpoint import load_checkpoint, save_checkpoint
@@ -448,6 +449,35 @@ def test_targets_of_another_teacher_are_refused(home: Path, teacher: str) -> Non
         card = json.loads((place / "targets.json").read_text())
         (place / "targets.json").write_text(json.dumps(card | {"weights_sha256": "0" * 64}))
         assert f"are of another {teacher}" in distill_error("--teacher", teacher, home=home)
+    finally:
+        shutil.rmtree(place.parent)
+
+
+def test_targets_of_a_teacher_on_the_hub_are_compared_with_what_the_hub_has(
+    home: Path, teacher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def pull_once(repository: str, models: Path) -> Card:
+        asked.append(repository)
+        return find_model(teacher, models)
+
+    monkeypatch.setattr(hub, "pull_once", pull_once)
+    named = f"hf://bob/{teacher}"
+    persona_here("targets", "vggface2", "--teacher", teacher, home=home)
+    place = home / "shards" / "vggface2-train" / "targets" / teacher
+    options = (LITTLE, "--teacher", named, "--config", RECIPES / "embedding.yaml")
+    try:
+        distill_here(*map(str, options), "--test-set", "none", "-e", "1", home=home)
+        card = json.loads((place / "targets.json").read_text())
+        (place / "targets.json").write_text(json.dumps(card | {"weights_sha256": "0" * 64}))
+        asked.clear()
+        for more, told in (
+            ((), f"are of another {named}"),
+            (("--exclude-duplicates", "0.9"), f"keeps embeddings of another {named}"),
+        ):
+            assert told in distill_error("--teacher", named, *more, home=home)
+        assert asked == [f"bob/{teacher}"] * 2
     finally:
         shutil.rmtree(place.parent)
 

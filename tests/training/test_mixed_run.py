@@ -20,6 +20,7 @@ from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
 from persona.models.cards import find_model
 from persona.training.checkpoint import load_checkpoint
+from persona.training.losses.embedding_cosine import EmbeddingCosine
 from persona.workspace import Workspace
 
 MIX = "vggface2-train,lfw*0.5"
@@ -198,6 +199,32 @@ def test_no_student_is_saved_that_is_not_finite(
     assert run is not None
     kept = weights(place.models.parent, run[0]).values()
     assert all(bool(torch.isfinite(value).all()) for value in kept)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_weights_that_are_not_finite_are_not_kept(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    """The last step before a checkpoint or the end has a loss of 0 and an infinite gradient."""
+
+    def steep(self: EmbeddingCosine, *inputs: Any) -> torch.Tensor:
+        nonlocal done
+        done += 1
+        loss = forward(self, *inputs)
+        return loss if done < min(steps, 2) else (loss - loss.detach()).sqrt()
+
+    done, forward = 0, EmbeddingCosine.forward
+    monkeypatch.setattr(EmbeddingCosine, "forward", steep)
+    models, runs = ({*folder.glob("*")} for folder in (place.models, place.runs))
+    options = OPTIONS | {"steps": steps, "test_set": "none"}
+    with pytest.raises(persona.PersonaError, match=f"weights .* after step {min(steps, 2) - 1}:"):
+        persona.distill(teacher=teacher(place), train="holiday*5", batch_size=3, options=options)
+    assert {*place.models.glob("*")} == models
+    (run,) = {*place.runs.glob("*")} - runs
+    stored = load_checkpoint(run)
+    assert (stored is None) == (steps == 1)
+    if stored is not None:
+        assert all(bool(value.isfinite().all()) for value in stored[2]["student"].values())
 
 
 @pytest.mark.parametrize(

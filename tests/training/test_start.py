@@ -18,10 +18,12 @@ import persona
 from persona.config import Checked, between
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
+from persona.errors import PersonaError
 from persona.models.backbones import Backbone
 from persona.models.cards import find_model
 from persona.models.public import public_card
 from persona.models.store import load_model
+from persona.models.student import Student
 from persona.models.widen import compute_the_same
 from persona.training.checkpoint import load_checkpoint
 from persona.workspace import Workspace
@@ -117,6 +119,20 @@ def test_a_folder_will_do_and_a_resumed_run_needs_the_model_no_more(
     assert shown.started_from is not None and shown.started_from["model"] == parent
     assert "secret" not in str(shown)
     assert "unknown model" in distill_error("--from", str(place), *recipe, home=home)
+
+
+def test_a_resumed_run_needs_no_pretrained_weights(
+    home: Path, parent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*_: Any) -> None:
+        raise PersonaError("these weights cannot be had")
+
+    monkeypatch.setattr(Student, "start", start)
+    before = weights(home, parent)
+    assert distill_here("--resume", parent, home=home) == parent
+    assert not differing(before, weights(home, parent))
+    fresh = ("start-test", "--teacher", "none", "--steps", "1")
+    assert "cannot be had" in distill_error(*fresh, home=home)
 
 
 def test_a_wider_student_begins_with_what_the_narrow_one_computes(home: Path) -> None:
