@@ -24,7 +24,7 @@ from PIL import Image
 from persona import gallery_learning
 from persona.config import StudentConfig
 from persona.data.align.spec import AlignSpec, Crop
-from persona.data.pack import pack_photos
+from persona.data.pack import pack_photos, pack_set
 from persona.data.raw import open_dataset
 from persona.data.sets import open_set
 from persona.errors import PersonaError, Preempted
@@ -264,11 +264,11 @@ def test_no_face_lies_outside_the_set(
     gallery: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a kill leaves it, if the next call comes from another host: a new container."""
-    pack, seen = gallery_learning.pack_set, []
+    seen: list[list[str]] = []
 
     def looked_at(*arguments: Any) -> Any:
         seen.append(sorted(path.name for path in place.shards.iterdir()))
-        return pack(*arguments)
+        return pack_set(*arguments)
 
     monkeypatch.setattr(gallery_learning, "pack_set", looked_at)
     with (

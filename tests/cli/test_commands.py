@@ -298,8 +298,7 @@ def test_a_person_reads_intervals_and_what_cannot_be_resolved(home: Path) -> Non
     ):
         assert line in done.stderr
     two = ("compare", "mobilenet_v3_small", "mobilenet_v3_large", *arguments[1:3], "-w", "0")
-    two += ("--resamples", "100", "--pairs", str(pairs))
-    done = _here(app, two, home)
+    done = _here(app, (*two, "--resamples", "100", "--pairs", str(pairs)), home)
     across = ("--gallery-model", "mobilenet_v3_small", "--probe-model", "mobilenet_v3_small")
     both = _here(app, (*arguments[:3], *across, "--pairs", str(pairs), "-w", "0"), home)
     for found in (done.stderr, both.stderr):

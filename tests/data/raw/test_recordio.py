@@ -10,7 +10,7 @@ from conftest import NO_ALIGN, jpeg
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
 from persona.data.raw.base import Photo
-from persona.data.raw.recordio import MAGIC
+from persona.data.raw.recordio import MAGIC, RecordIO
 from persona.errors import PersonaError, SkipPhoto
 
 WORD = struct.pack("<I", MAGIC)
@@ -139,6 +139,7 @@ def test_a_large_header_is_as_exact_as_its_float(
     tmp_path: Path, label: int, promised: int, doubt: int
 ) -> None:
     dataset = open_dataset(f"recordio:{insightface(tmp_path / 'r')}", tmp_path)
+    assert isinstance(dataset, RecordIO)
     (stored,) = struct.unpack("<f", struct.pack("<f", label))
     assert dataset._promise(stored) == (promised, doubt)
 
