@@ -74,7 +74,8 @@ def test_synchronised_batch_norm_refuses_layers_that_do_more() -> None:
             return super().forward(maps) ** 2
 
     plain: Any = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    assert isinstance(with_sync_batch_norm(plain, GPU)[1], nn.SyncBatchNorm)
+    converted: Any = with_sync_batch_norm(plain, GPU)
+    assert isinstance(converted[1], nn.SyncBatchNorm)
     other: Any = nn.Sequential(nn.Conv2d(3, 4, 1), Squared(4))
     with pytest.raises(PersonaError, match="would lose what Squared computes beyond batch norm"):
         with_sync_batch_norm(other, GPU)

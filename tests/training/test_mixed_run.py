@@ -206,6 +206,7 @@ def test_weights_that_are_not_finite_are_not_kept(
     place: Workspace, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
     """The last step before a checkpoint or the end has a loss of 0 and an infinite gradient."""
+    done, forward = 0, EmbeddingCosine.forward
 
     def steep(self: EmbeddingCosine, *inputs: Any) -> torch.Tensor:
         nonlocal done
@@ -213,7 +214,6 @@ def test_weights_that_are_not_finite_are_not_kept(
         loss = forward(self, *inputs)
         return loss if done < min(steps, 2) else (loss - loss.detach()).sqrt()
 
-    done, forward = 0, EmbeddingCosine.forward
     monkeypatch.setattr(EmbeddingCosine, "forward", steep)
     models, runs = ({*folder.glob("*")} for folder in (place.models, place.runs))
     options = OPTIONS | {"steps": steps, "test_set": "none"}
