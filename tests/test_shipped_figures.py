@@ -32,7 +32,7 @@ def figures(name: str) -> dict[str, Any]:
         ("CHANGELOG.md", "LFW accuracy {accuracy} (95 % {interval})"),
     ],
 )
-@pytest.mark.parametrize("name", ["persona-s", "persona-xs"])
+@pytest.mark.parametrize("name", ["persona-l", "persona-s", "persona-xs"])
 def test_a_document_has_the_figures_of_a_card(name: str, document: str, told: str) -> None:
     assert told.format(**figures(name)) in (ROOT / document).read_text()
 
