@@ -297,8 +297,9 @@ def test_a_person_reads_intervals_and_what_cannot_be_resolved(home: Path) -> Non
         "2 paths are no photos of the set",
     ):
         assert line in done.stderr
-    two = ("compare", "mobilenet_v3_small", "mobilenet_v3_large", *arguments[1:3], "-w", "0")
-    done = _here(app, (*two, "--resamples", "100", "--pairs", str(pairs)), home)
+    two: tuple[str, ...] = ("compare", "mobilenet_v3_small", "mobilenet_v3_large")
+    two += (*arguments[1:3], "-w", "0", "--resamples", "100", "--pairs", str(pairs))
+    done = _here(app, two, home)
     across = ("--gallery-model", "mobilenet_v3_small", "--probe-model", "mobilenet_v3_small")
     both = _here(app, (*arguments[:3], *across, "--pairs", str(pairs), "-w", "0"), home)
     for found in (done.stderr, both.stderr):

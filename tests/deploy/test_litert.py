@@ -23,7 +23,7 @@ from persona.models.sources import load_embedder, load_network
 
 def test_the_guide_names_the_layout_of_each_file() -> None:
     guide = (Path(__file__).parents[2] / "docs" / "guides" / "phone.md").read_text()
-    assert "(1, 3, 112, 112) to an ONNX file and (1, 112, 112, 3) to a LiteRT file" in guide
+    assert "(1, 3, 112, 112) for an ONNX file and (1, 112, 112, 3) for a LiteRT file" in guide
 
 
 @pytest.mark.parametrize("weights", [True, False])
