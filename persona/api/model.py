@@ -252,16 +252,19 @@ class Model:
                 `precision="fp16"`.
 
         Raises:
-            PersonaError: the model is neither, or the file's embeddings differ from the model's.
+            PersonaError: the model is neither, there is no such option, or the file's embeddings
+                differ from the model's.
         """
         with needing("exporting"):
             from persona.deploy.exporting import export_wrapped
+            from persona.deploy.exports.base import build_options
             from persona.deploy.exports.onnx import Onnx
             from persona.models.wrapped import WrappedNetwork
         from persona.deploy.faces import drawn_faces
         from persona.models.sources import NamedNetwork, student_card
 
-        models, target, chosen = self.workspace.models, Path(path), Onnx.config_class(**options)
+        models, target = self.workspace.models, Path(path)
+        chosen = build_options(Onnx.name, options)
         named = self.named
         if isinstance(named, NamedNetwork) and isinstance(named.network, WrappedNetwork):
             return export_wrapped(named, self.align, target, chosen).path
@@ -370,7 +373,7 @@ def wrap(
         name: name of the model in messages.
         workspace: where sets and models are stored. None means `PERSONA_HOME`, or the current
             folder where it is not set.
-        min_face: side in px of the smallest face to look for in photos, as of `persona.load`.
+        min_face: side in px of the smallest face to look for in photos, as in `persona.load`.
 
     Raises:
         PersonaError: the network does not return (B, E) embeddings.
