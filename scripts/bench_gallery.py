@@ -44,7 +44,7 @@ def photos_of(people: Templates, count: int, rng: np.random.Generator) -> Templa
 
 
 def milliseconds(call: Callable[[int], Any], count: int) -> dict[str, float]:
-    """Of `call(n)`, after a warm-up."""
+    """Measures the time of `call(n)`, after a warm-up."""
     call(0)
     times = []
     for number in range(count):

@@ -33,7 +33,7 @@ from persona.data.raw.base import IdentityFolders, Photo, RawDataset
 
 SIZE_PX = 32
 PHOTOS_EACH = 100
-"""Of an identity."""
+"""Photos of one identity."""
 BATCH = 256
 LARGEST_TREE = 100_000
 PR_SET_CHILD_SUBREAPER = 36
@@ -103,7 +103,7 @@ class Steps:
         make_triplets(index, self.count, dataset="generated", split="all", seed=0, shards=shards)
 
     def triplets_coverage(self) -> None:
-        """Of that set."""
+        """Measures the coverage of that set of triplets."""
         from persona.data.triplets import coverage, list_triplets, load_triplets
 
         ((card,), _) = list_triplets(self.place.shards)

@@ -231,7 +231,7 @@ HERE: dict[str, Callable[[Path], Iterable[Any]]] = {
 
 
 def images_a_second(batches: Iterable[Any], dropped: int = DROPPED) -> float:
-    """Of an epoch, without its first batches."""
+    """Measures the images a second of an epoch without its first batches."""
     count, start = 0, time.perf_counter()
     for number, batch in enumerate(batches):
         images = batch["image"] if isinstance(batch, dict) else batch[0]

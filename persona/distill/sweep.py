@@ -69,7 +69,7 @@ class Measurement(Checked):
     """How the students are measured."""
 
     set: str
-    """A packed set, as of `persona evaluate --set`."""
+    """A packed set, as in `persona evaluate --set`."""
     figures: tuple[str, ...] = ("accuracy", "auc", "eer")
     """Fields of the evaluation's JSON. The paired tests are of each."""
     model: str = among(("best", "ema"), default="best")
