@@ -794,7 +794,7 @@ def check_given_once(given: Mapping[str, Any]) -> None:
     for group, values in given.items():
         if not isinstance(values, Mapping):
             continue
-        for name in _flat(values, f"{group}."):
+        for name in flat(values, f"{group}."):
             if name in given:
                 raise PersonaError(
                     f"{name} is given twice, once in {group}={{…}}: leave one of them out"
@@ -934,7 +934,7 @@ def _plain(value: Any) -> Any:
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Lists the differences of two nested mappings as text: `optim.lr: 0.001 is now 0.5`."""
-    before, after = _flat(was), _flat(now)
+    before, after = flat(was), flat(now)
     return [
         f"{name}: {before.get(name)} is now {after.get(name)}"
         for name in sorted(before.keys() | after.keys())
@@ -942,12 +942,17 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flattens nested values to dotted names."""
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flattens nested values to dotted names.
+
+    Example:
+        >>> flat({"epochs": 2, "steps": None, "optim": {"lr": 0.1}})
+        {'epochs': 2, 'steps': None, 'optim.lr': 0.1}
+    """
     found: dict[str, Any] = {}
     for name, value in values.items():
         nested = isinstance(value, Mapping)
-        found |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+        found |= flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
     return found
 
 
