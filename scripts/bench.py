@@ -44,6 +44,11 @@ def commit() -> str:
     return found.stdout.strip()
 
 
+def told(known: Mapping[str, Any]) -> str:
+    """What `facts` gives, as one line."""
+    return ", ".join(f"{name} {value}" for name, value in known.items())
+
+
 def facts(*packages: str) -> dict[str, Any]:
     """The machine, the commit and the versions of `packages`."""
     return {
