@@ -28,7 +28,7 @@ import yaml
 
 from persona.errors import PersonaError, shown, unknown
 from persona.files import write_atomically
-from persona.registry import AUGMENTATIONS, BACKBONES, LOSSES, METHODS, TRACKERS
+from persona.registry import AUGMENTATIONS, BACKBONES, LOSSES, METHODS, TRACKERS, Registry
 from persona.workspace import user_path
 
 T = TypeVar("T")
@@ -875,6 +875,47 @@ def build_given(kind: type[T], given: Mapping[str, Any], *, where: str) -> T:
     built: Any = from_dict(kind, plain, where=where)
     whole: T = dataclasses.replace(built, **{n: v for n, v in given.items() if n not in plain})
     return whole
+
+
+def names_of(kind: type[Any]) -> list[str]:
+    """The names of the options that a dataclass holds."""
+    return [item.name for item in dataclasses.fields(kind)]
+
+
+def build_chosen(
+    registry: Registry[Any],
+    name: str,
+    given: Mapping[str, Any],
+    *,
+    flags: Mapping[str, str] | None = None,
+) -> Any:
+    """Builds the options of one class of a registry from those that are given, by name.
+
+    Args:
+        registry: classes with a dataclass of options, their `config_class`. A flag of the command
+            line that is called as the registry's kind chooses one of them.
+        name: the name of the class.
+        given: the options.
+        flags: options whose flag has another name.
+
+    Raises:
+        PersonaError: the class does not take an option (the message names those that do), or a
+            value is of the wrong type or out of range.
+    """
+    kind = registry.find(name).config_class
+    own = names_of(kind)
+    for option in (option for option in given if option not in own):
+        classes = registry.load_all().items()
+        known = [n for n, other in classes if option in names_of(other.config_class)]
+        if not known:
+            raise unknown("option", option, own, where=f"{registry.kind} {name}")
+        shown = f"-o {option}"
+        if any(n in registry.built_in for n in known):
+            shown = f"--{(flags or {}).get(option, option.replace('_', '-'))}"
+        raise PersonaError(
+            f"{shown} goes with --{registry.kind} {' or '.join(known)}, not with {name}"
+        )
+    return build_given(kind, given, where=f"the options of {registry.kind} {name}")
 
 
 def _hints(kind: type[Any]) -> dict[str, Callable[[], Any]]:
