@@ -18,7 +18,7 @@ from persona.cli.app import app
 from persona.data import download
 from persona.data.download import MirroredFile, download_lfw
 from persona.data.raw import open_dataset
-from persona.download import Checksum
+from persona.download import Checksum, fetch
 from persona.errors import PersonaError
 from persona.models.weights import FACENETS
 
@@ -55,7 +55,7 @@ def sources(mirror: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(download, "ARCHIVE", source("lfw.tgz"))
     monkeypatch.setattr(download, "PAIRS", source("pairs.txt"))
-    monkeypatch.setattr(download, "fetch", partial(download.fetch, rounds=1))
+    monkeypatch.setattr(download, "fetch", partial(fetch, rounds=1))
 
 
 @pytest.mark.usefixtures("sources")
