@@ -25,7 +25,6 @@ import io
 import itertools
 import json
 import os
-import platform
 import signal
 import statistics
 import subprocess
@@ -483,6 +482,8 @@ def main() -> None:
     if arguments.part:
         part(arguments.part, arguments.work)
         return
+    from bench import facts, told  # imports persona, which the peers' Python lacks
+
     with tempfile.TemporaryDirectory() as work:
         with prepared(arguments.quick, Path(work)) as bench:
             bench.wait()
@@ -492,7 +493,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(result, indent=2))
         return
-    print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}\n")
+    print(told(facts()) + "\n")
     for name, value in result["medians"].items():
         spread = result["spread"][name]
         print(f"{name:16} {value:10,.0f}   ({spread:.2f})")
