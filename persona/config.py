@@ -28,7 +28,7 @@ import yaml
 
 from persona.errors import PersonaError, shown, unknown
 from persona.files import write_atomically
-from persona.registry import AUGMENTATIONS, BACKBONES, LOSSES, METHODS, TRACKERS
+from persona.registry import AUGMENTATIONS, BACKBONES, LOSSES, METHODS, TRACKERS, Registry
 from persona.workspace import user_path
 
 T = TypeVar("T")
@@ -794,7 +794,7 @@ def check_given_once(given: Mapping[str, Any]) -> None:
     for group, values in given.items():
         if not isinstance(values, Mapping):
             continue
-        for name in _flat(values, f"{group}."):
+        for name in flat(values, f"{group}."):
             if name in given:
                 raise PersonaError(
                     f"{name} is given twice, once in {group}={{…}}: leave one of them out"
@@ -877,6 +877,47 @@ def build_given(kind: type[T], given: Mapping[str, Any], *, where: str) -> T:
     return whole
 
 
+def names_of(kind: type[Any]) -> list[str]:
+    """The names of the options that a dataclass holds."""
+    return [item.name for item in dataclasses.fields(kind)]
+
+
+def build_chosen(
+    registry: Registry[Any],
+    name: str,
+    given: Mapping[str, Any],
+    *,
+    flags: Mapping[str, str] | None = None,
+) -> Any:
+    """Builds the options of one class of a registry from those that are given, by name.
+
+    Args:
+        registry: classes with a dataclass of options, their `config_class`. A flag of the command
+            line that is called as the registry's kind chooses one of them.
+        name: the name of the class.
+        given: the options.
+        flags: options whose flag has another name.
+
+    Raises:
+        PersonaError: the class does not take an option (the message names those that do), or a
+            value is of the wrong type or out of range.
+    """
+    kind = registry.find(name).config_class
+    own = names_of(kind)
+    for option in (option for option in given if option not in own):
+        classes = registry.load_all().items()
+        known = [n for n, other in classes if option in names_of(other.config_class)]
+        if not known:
+            raise unknown("option", option, own, where=f"{registry.kind} {name}")
+        shown = f"-o {option}"
+        if any(n in registry.built_in for n in known):
+            shown = f"--{(flags or {}).get(option, option.replace('_', '-'))}"
+        raise PersonaError(
+            f"{shown} goes with --{registry.kind} {' or '.join(known)}, not with {name}"
+        )
+    return build_given(kind, given, where=f"the options of {registry.kind} {name}")
+
+
 def _hints(kind: type[Any]) -> dict[str, Callable[[], Any]]:
     """The fields of a dataclass, each with a function that returns its type."""
     hints = get_type_hints(kind)
@@ -934,7 +975,7 @@ def _plain(value: Any) -> Any:
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Lists the differences of two nested mappings as text: `optim.lr: 0.001 is now 0.5`."""
-    before, after = _flat(was), _flat(now)
+    before, after = flat(was), flat(now)
     return [
         f"{name}: {before.get(name)} is now {after.get(name)}"
         for name in sorted(before.keys() | after.keys())
@@ -942,12 +983,17 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flattens nested values to dotted names."""
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flattens nested values to dotted names.
+
+    Example:
+        >>> flat({"epochs": 2, "steps": None, "optim": {"lr": 0.1}})
+        {'epochs': 2, 'steps': None, 'optim.lr': 0.1}
+    """
     found: dict[str, Any] = {}
     for name, value in values.items():
         nested = isinstance(value, Mapping)
-        found |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+        found |= flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
     return found
 
 

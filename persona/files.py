@@ -270,8 +270,8 @@ def open_list(
     Args:
         path: the file.
         what: what it should be, such as "a CSV of boxes", for messages.
-        newline: as of `open`. The module csv wants "".
-        errors: as of `open`.
+        newline: as in `open`. The module csv wants "".
+        errors: as in `open`.
 
     Raises:
         PersonaError: there is no such file, it cannot be read, or it is no UTF-8 text, which may
@@ -309,7 +309,7 @@ def iter_csv(path: Path, what: str) -> Iterator[tuple[int, list[str]]]:
 
     Args:
         path: the file.
-        what: what it should be, as of `open_list`.
+        what: what it should be, as in `open_list`.
 
     Raises:
         PersonaError: as `open_list`, a line is too long, or quotes are not closed.

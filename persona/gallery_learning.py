@@ -228,7 +228,7 @@ def learn_from_gallery(
         except Preempted:
             raise PersonaError(f"learning was told to end: {ANEW}") from None
         except KeyboardInterrupt:
-            # Not by --resume, as of other runs: the packed faces are deleted.
+            # Not by --resume, unlike other runs: the packed faces are deleted.
             raise KeyboardInterrupt(f"interrupted: {ANEW}") from None
     new, fresh = load_named(learned, place)
     after, _ = _stand(Eyes(new, fresh.align), material, faces, far)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import platform
 import signal
 import traceback
 from collections import deque
@@ -56,6 +57,14 @@ def usable_cores() -> int:
         return max(1, min(cores, int(quota) // int(period)))
     except (OSError, ValueError, ZeroDivisionError):  # no such file, or `max`
         return cores
+
+
+def processor_name() -> str:
+    """Name of the processor, or its architecture where Linux does not tell the name."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def in_threads(work: Callable[[T], R], items: Iterable[T], threads: int = 0) -> Iterator[R]:

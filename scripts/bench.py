@@ -8,8 +8,9 @@ import statistics
 import subprocess
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
+
+from persona.workers import processor_name
 
 
 def in_turns(cases: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -43,13 +44,15 @@ def commit() -> str:
     return found.stdout.strip()
 
 
+def told(known: Mapping[str, Any]) -> str:
+    """What `facts` gives, as one line."""
+    return ", ".join(f"{name} {value}" for name, value in known.items())
+
+
 def facts(*packages: str) -> dict[str, Any]:
     """The machine, the commit and the versions of `packages`."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
-        "processor": names[0] if names else platform.machine(),
+        "processor": processor_name(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         **{package: version(package) for package in packages},

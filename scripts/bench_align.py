@@ -30,7 +30,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from bench import facts, in_turns, medians, spread
+from bench import facts, in_turns, medians, spread, told
 
 PHOTO_PX, CROP_PX = 250, 160
 DISTINCT = 64
@@ -221,7 +221,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({**result, **known}, indent=2))
     else:
-        print(table(result) + "\n" + ", ".join(f"{k} {v}" for k, v in known.items()))
+        print(table(result), told(known), sep="\n")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from bench import facts
+from bench import facts, told
 from PIL import Image, ImageDraw
 
 import persona
@@ -140,10 +140,9 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({"machine": machine, "set": faces.name, "rows": rows}, indent=2))
     else:
-        told = ", ".join(f"{name} {value}" for name, value in machine.items())
         print(
             table(rows, arguments.models),
-            f"\nset {faces.name}, TAR at FAR {FAR:g}; {told}",
+            f"\nset {faces.name}, TAR at FAR {FAR:g}; {told(machine)}",
             sep="\n",
         )
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import bench_align
 import bench_stream
-from bench import facts
+from bench import facts, told
 
 
 def measure(quick: bool, work: Path, faces: Path | None) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def main() -> None:
     print(f"three mixed sets over one {result['mixed_over_stream']:.2f}")
     for peer, ratio in result["stream_over"].items():
         print(f"stream over {peer} {ratio:.2f}")
-    print(", ".join(f"{name} {value}" for name, value in known.items()))
+    print(told(known))
 
 
 if __name__ == "__main__":

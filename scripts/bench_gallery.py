@@ -15,9 +15,7 @@ import argparse
 import functools
 import itertools
 import json
-import platform
 import resource
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench import facts, told
 
 from persona.data.align.spec import AlignSpec
 from persona.gallery.search import TemplateIndex
@@ -44,7 +43,7 @@ def photos_of(people: Templates, count: int, rng: np.random.Generator) -> Templa
 
 
 def milliseconds(call: Callable[[int], Any], count: int) -> dict[str, float]:
-    """Of `call(n)`, after a warm-up."""
+    """Measures the time of `call(n)`, after a warm-up."""
     call(0)
     times = []
     for number in range(count):
@@ -149,15 +148,12 @@ def main() -> None:
     if arguments.postgres:
         with open_store(arguments.postgres, create=True) as store:
             stores["postgresql"] = store_costs(store, people, 128)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
+    machine = facts("numpy")
     report = {
         "search": searched,
         "stores": stores,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000,
-        "machine": f"{platform.machine()}, {platform.python_version()}, numpy {np.__version__}",
-        "commit": commit,
+        "machine": machine,
     }
     if arguments.json:
         print(json.dumps(report, indent=2))
@@ -172,7 +168,7 @@ def main() -> None:
         )
     for name, costs in stores.items():
         print(f"{name}: {json.dumps(costs)}")
-    print(f"peak {report['peak_mb']} MB; {report['machine']}; commit {commit}")
+    print(f"peak {report['peak_mb']} MB; {told(machine)}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -35,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from bench import facts, told
 from PIL import Image
 
 from persona.evaluation.grouping import estimate_threshold, group_faces
@@ -229,9 +229,9 @@ def main() -> None:
             if not given.json:
                 print(line(rows[-1], given.limit_s), flush=True)
     if given.json:
-        print(json.dumps({"rows": rows, "machine": machine()}, indent=2))
+        print(json.dumps({"rows": rows, "machine": facts("numpy")}, indent=2))
     else:
-        print(machine())
+        print(told(facts("numpy")))
 
 
 def line(row: dict[str, Any], limit_s: float) -> str:
@@ -245,14 +245,6 @@ def line(row: dict[str, Any], limit_s: float) -> str:
         f"{start} {row['seconds']:.1f} ({row['cpu_s']:.1f}) | {row['peak_mb']:,.0f} "
         f"| {pairs} | {cubed} | {row['groups']:,} of {row['people']:,}"
     )
-
-
-def machine() -> str:
-    """The commit and the versions."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return f"{platform.machine()}, {platform.python_version()}, numpy {np.__version__}, {commit}"
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from bench import facts, in_turns, medians, spread
+from bench import facts, in_turns, medians, spread, told
 
 ROUNDS = 3
 MATCHED = 0.4
@@ -129,7 +129,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({**result, **known}, indent=2))
     else:
-        print(table(result) + "\n" + ", ".join(f"{k} {v}" for k, v in known.items()))
+        print(table(result), told(known), sep="\n")
 
 
 if __name__ == "__main__":

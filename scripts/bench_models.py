@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench import facts
+from bench import facts, told
 
 DLIB = Path(".tools/dlib/bin/python")
 DLIB_FACES = 40
@@ -123,8 +123,8 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({"machine": machine, "models": rows}, indent=2))
     else:
-        told = ", ".join(f"{name} {value}" for name, value in machine.items())
-        print(table(rows, arguments.set), f"\n{told}; {time.monotonic() - start_s:.0f} s", sep="\n")
+        seconds = time.monotonic() - start_s
+        print(table(rows, arguments.set), f"\n{told(machine)}; {seconds:.0f} s", sep="\n")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from bench import facts, in_turns, medians, ratio, spread
+from bench import facts, in_turns, medians, ratio, spread, told
 
 PEER = Path(".tools/dlib/bin/face_recognition")
 
@@ -145,7 +145,7 @@ def main() -> None:
             f"{name:17} {rate:7.1f} photos/s, {result['right'][name]} of {len(wanted)} right, "
             f"{result['wrong'][name]} with somebody wrong"
         )
-    print(f"{result['times_as_fast']} times as fast; {result['machine']}")
+    print(f"{result['times_as_fast']} times as fast; {told(result['machine'])}")
 
 
 if __name__ == "__main__":

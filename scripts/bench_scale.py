@@ -18,7 +18,6 @@ import ctypes
 import io
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -29,11 +28,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bench import facts, told
+
 from persona.data.raw.base import IdentityFolders, Photo, RawDataset
 
 SIZE_PX = 32
 PHOTOS_EACH = 100
-"""Of an identity."""
+"""Photos of one identity."""
 BATCH = 256
 LARGEST_TREE = 100_000
 PR_SET_CHILD_SUBREAPER = 36
@@ -103,7 +104,7 @@ class Steps:
         make_triplets(index, self.count, dataset="generated", split="all", seed=0, shards=shards)
 
     def triplets_coverage(self) -> None:
-        """Of that set."""
+        """Measures the coverage of that set of triplets."""
         from persona.data.triplets import coverage, list_triplets, load_triplets
 
         ((card,), _) = list_triplets(self.place.shards)
@@ -262,14 +263,11 @@ def growth(of_step: dict[int, dict[str, float]]) -> float:
 
 def report(found: dict[str, dict[int, dict[str, float]]], as_json: bool) -> None:
     """One JSON document, or a table."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    facts = {"commit": commit, "python": platform.python_version(), "cores": os.cpu_count()}
+    known = facts()
     if as_json:
         grown = {step: round(growth(sizes), 3) for step, sizes in found.items()}
         peak = max(figures["peak_mb"] for sizes in found.values() for figures in sizes.values())
-        print(json.dumps({"growth": grown, "peak_mb": peak, "steps": found} | facts, indent=2))
+        print(json.dumps({"growth": grown, "peak_mb": peak, "steps": found} | known, indent=2))
         return
     sizes = sorted({size for of_step in found.values() for size in of_step})
     print("| step | " + " | ".join(f"{size:,}" for size in sizes) + " | growth |")
@@ -282,7 +280,7 @@ def report(found: dict[str, dict[int, dict[str, float]]], as_json: bool) -> None
             for size in sizes
         ]
         print(f"| {step} | " + " | ".join(cells) + f" | {growth(of_step):.2f} |")
-    print("\n" + ", ".join(f"{name} {value}" for name, value in facts.items()))
+    print("\n" + told(known))
 
 
 if __name__ == "__main__":

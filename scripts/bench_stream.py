@@ -25,7 +25,6 @@ import io
 import itertools
 import json
 import os
-import platform
 import signal
 import statistics
 import subprocess
@@ -231,7 +230,7 @@ HERE: dict[str, Callable[[Path], Iterable[Any]]] = {
 
 
 def images_a_second(batches: Iterable[Any], dropped: int = DROPPED) -> float:
-    """Of an epoch, without its first batches."""
+    """Measures the images a second of an epoch without its first batches."""
     count, start = 0, time.perf_counter()
     for number, batch in enumerate(batches):
         images = batch["image"] if isinstance(batch, dict) else batch[0]
@@ -483,6 +482,8 @@ def main() -> None:
     if arguments.part:
         part(arguments.part, arguments.work)
         return
+    from bench import facts, told  # imports persona, which the peers' Python lacks
+
     with tempfile.TemporaryDirectory() as work:
         with prepared(arguments.quick, Path(work)) as bench:
             bench.wait()
@@ -492,7 +493,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(result, indent=2))
         return
-    print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}\n")
+    print(told(facts()) + "\n")
     for name, value in result["medians"].items():
         spread = result["spread"][name]
         print(f"{name:16} {value:10,.0f}   ({spread:.2f})")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from bench import facts
+from bench import facts, told
 
 import persona
 from persona.data.sets import FaceSet
@@ -192,7 +192,7 @@ def main(arguments: list[str] | None = None) -> None:
             search_table(found["one_photo"]),
             sep="\n",
         )
-    print("\n" + ", ".join(f"{name} {value}" for name, value in found["machine"].items()))
+    print("\n" + told(found["machine"]))
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ MEASURED = ROOT / "docs" / "measurements.md"
 LARGEST = 150_000
 """Bytes of a picture."""
 SEED = 7
-"""Of the drawn people. Those of the demo have seed 0."""
+"""Seed of the drawn people. Those of the demo have seed 0."""
 PEOPLE = ("Ada", "Bruno", "Chiara", "Daniel", "Esra", "Femi")
 PHOTOS = 4
 STRANGER = 40

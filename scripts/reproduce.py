@@ -30,7 +30,6 @@ import itertools
 import json
 import math
 import os
-import platform
 import random
 import subprocess
 import sys
@@ -44,6 +43,7 @@ from typing import Any
 import persona
 from persona import Callback, FaceSet, Model, Moment, PersonaError, Workspace
 from persona.files import read_json, sha256_file, write_atomically, write_json
+from persona.workers import processor_name
 
 RECIPE = Path("configs/faces_112.yaml")
 WARM_UP, TIMED = 4, 12
@@ -524,12 +524,9 @@ def hardware() -> str:
 def processor() -> str:
     """The processor's name and the vector instructions that matter, where Linux tells them."""
     path = Path("/proc/cpuinfo")
-    told = path.read_text() if path.exists() else ""
-    facts = dict(line.split(":", 1) for line in told.replace("\t", "").splitlines() if ":" in line)
-    flags = facts.get("flags", "").split()
+    flags = path.read_text().split() if path.exists() else []
     known = [name for name in ("avx2", "avx512_vnni", "amx_tile") if name in flags]
-    name = facts.get("model name", "").strip() or platform.processor() or platform.machine()
-    return " ".join([name, *(["with"] if known else []), *known])
+    return " ".join([processor_name(), *(["with"] if known else []), *known])
 
 
 def page(experiment: Experiment, rows: list[Run]) -> str:

@@ -1,4 +1,4 @@
-"""Starting the real command lines."""
+"""Starting the real command lines, and decoding photos."""
 
 from __future__ import annotations
 
@@ -15,10 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+
+from persona.data.align.decode import EncodedPhoto
 
 TESTS = str(Path(__file__).parent)
 TWO_PROCESSES = Path(__file__).parents[1] / "configs" / "two_cpu_processes.yaml"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+
+
+def decode_photo(data: bytes) -> Image.Image:
+    """Decodes a photo to upright 8-bit RGB, at its own size."""
+    return EncodedPhoto(data).decode().image
 
 
 def environment(home: Path, **more: str | None) -> dict[str, str]:

@@ -109,7 +109,7 @@ def answering_with(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -
 
 @dataclass
 class Cuts:
-    """Of a proxy: how many connections it cuts, and after how many bytes of their answer."""
+    """How many connections a proxy cuts, and after how many bytes of their answer."""
 
     connections: int
     after: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,15 @@ def test_the_library_does_not_print() -> None:
     for path in FILES:
         calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
         assert not any(getattr(call.func, "id", "") == "print" for call in calls), path
+
+
+def test_no_docstring_begins_with_of() -> None:
+    """It completes "This function …" or "This class is …", see conventions.md 20."""
+    folders = ("persona", "scripts", "examples", "tests")
+    paths = [path for folder in folders for path in (ROOT.parent / folder).rglob("*.py")]
+    texts = {str(path): path.read_text() for path in paths if path != Path(__file__)}
+    assert len(texts) > 100
+    assert not [path for path, text in texts.items() if re.search(r'^ *r?"""Of ', text, re.M)]
 
 
 def test_no_public_class_has_the_name_of_another() -> None:

@@ -157,7 +157,7 @@ def test_their_options_are_checked_as_personas_own(found: dict[str, Any]) -> Non
     assert "unknown key 'student.width'" in found["key"]
     assert "most 1: choose 2 to 100000" in found["most"]
     assert "level 10: choose 0 to 9" in found["level"]
-    assert "-o level is for another format: add --format onnx-gz" in found["stray"]
+    assert "-o level goes with --format onnx-gz, not with onnx" in found["stray"]
     assert "-o most goes with --measure nearest, not with class" in found["taken"]
 
 

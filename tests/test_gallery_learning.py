@@ -56,7 +56,7 @@ GIVEN = {"method": "finetune", "steps": 3, "batch_size": 8, "optim.lr": 1e-3}
 FIVE_POINT = SETTINGS.replace("margin", "five-point")
 PEOPLE, PHOTOS = 4, 5
 UNCHANGED = ("11", "11", 0.7, 0.7)
-"""Of two networks that do the same."""
+"""Outcome of two networks that do the same."""
 
 
 def face(person: int, photo: int) -> bytes:
@@ -130,7 +130,7 @@ def templates(path: Path) -> Any:
 
 
 def outcome(before: str, after: str, tar: float, later: float) -> Outcome:
-    """Of two networks that name the photos marked 1 rightly."""
+    """Outcome of two networks that name the photos marked 1 rightly."""
     one, other = (
         Standing(
             name,

@@ -158,6 +158,13 @@ class Model:
 
         Raises:
             PersonaError: a photo cannot be read, shows no face, or shows several of similar size.
+
+        Example:
+            >>> import persona
+            >>> from persona.data.synthetic import draw_identity, draw_photo
+            >>> photos = [draw_photo(draw_identity(0, 1), n, 160) for n in (1, 2)]
+            >>> persona.load("persona-s").embed(photos).shape
+            (2, 128)
         """
         many = faces if isinstance(faces, list | tuple) else [faces]
         return self.sight.embed([self._crop(face, n, len(many)) for n, face in enumerate(many)])
@@ -172,6 +179,13 @@ class Model:
         Raises:
             PersonaError: the photo shows no face, or several of which none is more than twice as
                 large as every other.
+
+        Example:
+            >>> import persona
+            >>> from persona.data.synthetic import draw_identity, draw_photo
+            >>> photo = draw_photo(draw_identity(0, 1), 1, 160)
+            >>> persona.load("persona-s").only_face(photo).landmarks.shape
+            (5, 2)
         """
         found = self.find(photo)
         shown = f"{what} {photo}" if isinstance(photo, str | Path) else what
@@ -195,9 +209,16 @@ class Model:
             options: options of the protocol, for example `resamples=1000`. Each protocol has a
                 dataclass of them, its `config_class`.
 
+        Returns:
+            The protocol's dataclass of figures. `to_json` gives them by name.
+
         Raises:
             PersonaError: the set does not fit the protocol, its crops do not fit the model, or the
                 protocol does not take an option.
+
+        Example:
+            found = model.evaluate(persona.open_set("lfw"), resamples=1000)
+            print(found.to_json()["accuracy"])
         """
         from persona.evaluation.processes import join_processes
         from persona.evaluation.protocols import evaluate
@@ -252,16 +273,22 @@ class Model:
                 `precision="fp16"`.
 
         Raises:
-            PersonaError: the model is neither, or the file's embeddings differ from the model's.
+            PersonaError: the model is neither, there is no such option, or the file's embeddings
+                differ from the model's.
+
+        Example:
+            persona.load("persona-s").export("persona-s.onnx", precision="fp16")
         """
         with needing("exporting"):
             from persona.deploy.exporting import export_wrapped
+            from persona.deploy.exports.base import build_options
             from persona.deploy.exports.onnx import Onnx
             from persona.models.wrapped import WrappedNetwork
         from persona.deploy.faces import drawn_faces
         from persona.models.sources import NamedNetwork, student_card
 
-        models, target, chosen = self.workspace.models, Path(path), Onnx.config_class(**options)
+        models, target = self.workspace.models, Path(path)
+        chosen = build_options(Onnx.name, options)
         named = self.named
         if isinstance(named, NamedNetwork) and isinstance(named.network, WrappedNetwork):
             return export_wrapped(named, self.align, target, chosen).path
@@ -370,7 +397,7 @@ def wrap(
         name: name of the model in messages.
         workspace: where sets and models are stored. None means `PERSONA_HOME`, or the current
             folder where it is not set.
-        min_face: side in px of the smallest face to look for in photos, as of `persona.load`.
+        min_face: side in px of the smallest face to look for in photos, as in `persona.load`.
 
     Raises:
         PersonaError: the network does not return (B, E) embeddings.

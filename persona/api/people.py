@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
 
 class People:
-    """An open gallery. Use it in a `with` block, or call `close`."""
+    """An open gallery. Use it in a `with` block, or call `close`.
+
+    Example:
+        with persona.open_gallery("gallery.db", model, threshold=0.4) as people:
+            people.enroll("Ada", ["ada-1.jpg", "ada-2.jpg"])
+            print([person.name for person in people.list()])
+    """
 
     def __init__(self, gallery: Gallery, workspace: Workspace | None = None) -> None:
         self._gallery = gallery
@@ -44,9 +50,17 @@ class People:
             force: whether to enrol photos that look like two people, or like another person who
                 is enrolled.
 
+        Returns:
+            How many photos were `added` and how many were there `already`, and those that were
+            `refused`, each with its reason. `looks_like` names another person of such a face.
+
         Raises:
             PersonaError: no photo can be used, the photos look like two people or like somebody
                 else who is enrolled, or the name cannot be used.
+
+        Example:
+            done = people.enroll("Ada", ["ada-1.jpg", "ada-2.jpg"])
+            print(done.added, done.refused)
         """
         several = list(photos) if isinstance(photos, list | tuple) else [cast(PhotoLike, photos)]
         accept = (DoubtError,) if force else ()
@@ -57,6 +71,10 @@ class People:
 
         Raises:
             PersonaError: the photo cannot be read.
+
+        Example:
+            for face in people.recognise("party.jpg"):
+                print(face.box, face.name or "unknown", face.score)
         """
         looked = look(photo)
         found = self._gallery.recognise(looked.pixels)
@@ -67,6 +85,9 @@ class People:
 
         Raises:
             PersonaError: nobody has the name, somebody has the new one, or it cannot be used.
+
+        Example:
+            people.rename("Ada", "Ada Lovelace")
         """
         self._gallery.rename(name, to)
 
@@ -80,6 +101,9 @@ class People:
 
         Raises:
             PersonaError: one of them is not enrolled, or they do not look alike.
+
+        Example:
+            moved = people.merge("A. Lovelace", into="Ada Lovelace")
         """
         return self._gallery.merge(name, into, force=force).photos
 
@@ -91,6 +115,9 @@ class People:
 
         Raises:
             PersonaError: nobody of that name is enrolled.
+
+        Example:
+            removed = people.forget("Ada Lovelace")
         """
         return self._gallery.forget(name)
 

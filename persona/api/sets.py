@@ -49,6 +49,10 @@ class FaceSet(sets.FaceSet):
         Raises:
             PersonaError: the crops do not fit the teacher, or the targets that are there do not
                 belong to it.
+
+        Example:
+            teacher = persona.load("onnx:mobilefacenet.onnx")
+            persona.open_set("faces").keep_targets(teacher)
         """
         with needing("keeping targets"):
             from accelerate import Accelerator

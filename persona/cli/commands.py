@@ -64,38 +64,34 @@ REGISTRIES = {
 """Registries by their placeholders in help texts."""
 
 
-class _Command(TyperCommand):
-    def make_parser(self, ctx: Any) -> Any:
-        parser = super().make_parser(ctx)
+class _Featured:
+    """The features of this module, for a command or a group of Typer: the base after this one."""
+
+    def make_parser(self: Any, ctx: Any) -> Any:
+        plain: Any = super()
+        parser = plain.make_parser(ctx)
         _add_synonyms(self, parser)
         return parser
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
+    def format_help(self: Any, ctx: Any, formatter: Any) -> None:
+        plain: Any = super()
         _list_names(self)
-        super().format_help(ctx, formatter)
+        plain.format_help(ctx, formatter)
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+    def parse_args(self: Any, ctx: Any, args: list[str]) -> list[str]:
+        plain: Any = super()
         given = list(args)
-        rest = super().parse_args(ctx, args)
+        rest: list[str] = plain.parse_args(ctx, args)
         _tell_repeated(self, ctx, given)
         return rest
 
 
-class _Group(TyperGroup):
-    def make_parser(self, ctx: Any) -> Any:
-        parser = super().make_parser(ctx)
-        _add_synonyms(self, parser)
-        return parser
+class _Command(_Featured, TyperCommand):
+    pass
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        _list_names(self)
-        super().format_help(ctx, formatter)
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        given = list(args)
-        rest = super().parse_args(ctx, args)
-        _tell_repeated(self, ctx, given)
-        return rest
+class _Group(_Featured, TyperGroup):
+    pass
 
 
 def _add_synonyms(command: TyperCommand | TyperGroup, parser: Any) -> None:

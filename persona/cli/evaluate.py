@@ -42,7 +42,7 @@ SetOption = Annotated[
     typer.Option("--set", help="lfw, a packed set or its URL, or the ID of a packed triplet set."),
 ]
 FlipFlag = Annotated[bool, typer.Option("--flip", help="Add the mirror image's embedding.")]
-NO_FACE = (
+NO_FACE_HELP = (
     "Photos without a face: centre (its middle stands in), fail (their pairs are wrong, as are "
     "those of absent photos) or exclude."
 )
@@ -78,7 +78,7 @@ def evaluate_command(
     ] = None,
     flip: FlipFlag = False,
     no_face: Annotated[
-        str | None, typer.Option("--no-face", help=f"{NO_FACE}  [default: centre]")
+        str | None, typer.Option("--no-face", help=f"{NO_FACE_HELP}  [default: centre]")
     ] = None,
     pairs: PairsOption = None,
     by: Annotated[
@@ -159,7 +159,7 @@ def evaluate_command(
         trained = trained_identities(exclude_overlap, place.shards, place.models, faces.manifest)
     loaded = [load_embedder(spell(name), place.models) for name in names]
     processes = join_processes(*(named.network for named in loaded))
-    networks = [_placed(named, processes) for named in loaded]
+    networks = [_on_device(named, processes) for named in loaded]
     options = {
         "flip": flip or None,
         "no_face": no_face,
@@ -297,7 +297,7 @@ def compare_command(
     model_b: Annotated[str, typer.Argument(metavar="B", help="The one it is compared with.")],
     set_: SetOption,
     flip: FlipFlag = False,
-    no_face: Annotated[str, typer.Option("--no-face", help=NO_FACE)] = "centre",
+    no_face: Annotated[str, typer.Option("--no-face", help=NO_FACE_HELP)] = "centre",
     pairs: PairsOption = None,
     exclude_overlap: OverlapOption = None,
     resamples: Annotated[
@@ -337,7 +337,7 @@ def compare_command(
     )
     first, second = (load_embedder(spell(name), place.models) for name in (model_a, model_b))
     processes = join_processes(first.network, second.network)
-    both = (_placed(first, processes), _placed(second, processes))
+    both = (_on_device(first, processes), _on_device(second, processes))
     differences, facts = compare(
         both, faces, processes, options, batch_size=batch_size, workers=workers
     )
@@ -385,7 +385,7 @@ def compare_command(
     processes.end_training()
 
 
-def _placed(named: Named, processes: Any) -> Named:
+def _on_device(named: Named, processes: Any) -> Named:
     """Returns the network; a network in torch is moved to the processes' device."""
     from persona.models.embedder import Embedder
 

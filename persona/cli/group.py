@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 SHOWN = 20
 """Most groups that are printed."""
-NO_FACE = "no face"
 
 
 def group_command(
@@ -157,6 +156,8 @@ def _number_and_name(text: str) -> tuple[int, str]:
 
 def _tell(found: Grouping, photos: int, out: Path | None) -> None:
     """Prints the groups as a table, and what there is to know about them."""
+    from persona.api.embedding import NO_FACE
+
     rows = [
         [number, found.names.get(number, ""), len(faces), Path(faces[0].photo).name]
         for number, faces in found.groups.items()

@@ -51,7 +51,7 @@ ModelOption = Annotated[
 ]
 ModelArgument = Annotated[str | None, typer.Argument(help=f"Model ID.  {NEWEST}")]
 MIN_FACE_PX = 20
-"""Default of `MinFaceOption`, as of persona/data/align/spec.py, which imports numpy."""
+"""Default of `MinFaceOption`, equal to that in persona/data/align/spec.py, which imports numpy."""
 MinFaceOption = Annotated[
     int,
     typer.Option(

@@ -54,23 +54,13 @@ PAIRS = MirroredFile(
 )
 
 
-def download_lfw(
-    raw: Path,
-    mirror: str | None = None,
-    *,
-    archive: MirroredFile = ARCHIVE,
-    pairs: MirroredFile = PAIRS,
-    rounds: int = 5,
-) -> tuple[Path, bool]:
+def download_lfw(raw: Path, mirror: str | None = None) -> tuple[Path, bool]:
     """Downloads LFW, unless it exists below `raw`.
 
     Args:
         raw: Folder of the raw datasets.
         mirror: URL of a folder with lfw.tgz and pairs.txt (or of lfw.tgz). It is the only source
             of the archive and the first source of the pairs.
-        archive: The photos.
-        pairs: The verification pairs.
-        rounds: How often all mirrors are tried before giving up.
 
     Returns:
         LFW's folder, and whether anything was downloaded.
@@ -80,34 +70,34 @@ def download_lfw(
     """
     root = find_root(LFW, raw)
     if root is not None and any(root.iterdir()):
-        return root, _complete(root, mirror, pairs, rounds)
+        return root, _complete(root, mirror)
     target = root or raw / LFW.folder
     work = raw / WORK
     with folder_lock(work, doing="downloading into"):
         if target.is_dir() and any(target.iterdir()):
             return target, False  # another process has just finished
         # The archive comes first because it takes long: pairs.txt is small.
-        packed = _fetch(archive, _mirrors(archive, mirror, alone=True), work, target, rounds)
-        _fetch(pairs, _mirrors(pairs, mirror), work, target, rounds)
+        packed = _fetch(ARCHIVE, _mirrors(ARCHIVE, mirror, alone=True), work, target)
+        _fetch(PAIRS, _mirrors(PAIRS, mirror), work, target)
         made = work / "unpacked"
         if made.exists():
             shutil.rmtree(made)  # left incomplete by a run that was killed
         unpack_tar(packed, made, max_bytes=MAX_UNPACKED_BYTES, max_files=MAX_UNPACKED_FILES)
-        shutil.copyfile(work / pairs.file, made / pairs.file)
+        shutil.copyfile(work / PAIRS.file, made / PAIRS.file)
         LFW(made).index()  # raises PersonaError if there is no photo
         made.replace(target)
         shutil.rmtree(work)
     return target, True
 
 
-def _complete(root: Path, mirror: str | None, pairs: MirroredFile, rounds: int) -> bool:
+def _complete(root: Path, mirror: str | None) -> bool:
     """Checks an existing LFW and downloads pairs.txt if only that is missing."""
     dataset = LFW(root)
     dataset.index()
     if dataset.pairs_path(dataset.photo_root()) is not None:
         dataset.pairs()
         return False
-    _fetch(pairs, _mirrors(pairs, mirror), root, root, rounds)
+    _fetch(PAIRS, _mirrors(PAIRS, mirror), root, root)
     return True
 
 
@@ -118,17 +108,13 @@ def _mirrors(source: MirroredFile, mirror: str | None, *, alone: bool = False) -
     return (f"{base}/{source.file}", *(() if alone else source.mirrors))
 
 
-def _fetch(
-    source: MirroredFile, mirrors: Sequence[str], work: Path, home: Path, rounds: int
-) -> Path:
+def _fetch(source: MirroredFile, mirrors: Sequence[str], work: Path, home: Path) -> Path:
     by_hand = (
         f"fetch {source.file} ({source.checksum.algorithm} {source.checksum.digits}) on another "
         f"machine and put it at {work / source.file}, then run this again; or name another place "
         f"with --mirror, or unpack LFW by hand to {home}"
     )
-    return fetch(
-        mirrors, work / source.file, checksum=source.checksum, by_hand=by_hand, rounds=rounds
-    )
+    return fetch(mirrors, work / source.file, checksum=source.checksum, by_hand=by_hand)
 
 
 def refuse_download(name: str, raw: Path) -> PersonaError:

@@ -42,11 +42,10 @@ from persona.data.storage import SetFolder, on_disk
 from persona.data.views import FLIP_ONLY, Views
 from persona.errors import PersonaError
 from persona.files import write_atomically
+from persona.landmarks import unit
 
 FIT_PHOTOS = 10_000
 """Most photos of the set on which a projection is fitted."""
-SMALLEST = 1e-12
-"""Smallest length by which a vector is divided."""
 
 Vectors = npt.NDArray[np.float32]
 
@@ -184,18 +183,12 @@ def check_same_views(members: Sequence[Targets]) -> None:
 
 def concatenate(features: Sequence[npt.NDArray[np.floating[Any]]]) -> Vectors:
     """(B, D) float32: the embeddings of all teachers, each brought to unit length."""
-    return np.concatenate([_unit(one.astype(np.float32)) for one in features], axis=1)
+    return np.concatenate([unit(one.astype(np.float32)) for one in features], axis=1)
 
 
 def project(features: Sequence[npt.NDArray[np.floating[Any]]], projection_DE: Vectors) -> Vectors:
     """(B, E) float32 of unit length: the joined embeddings."""
-    return _unit(concatenate(features) @ projection_DE)
-
-
-def _unit(vectors: Vectors) -> Vectors:
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True).clip(SMALLEST)
-    found: Vectors = (vectors / lengths).astype(np.float32, copy=False)
-    return found
+    return unit(concatenate(features) @ projection_DE)
 
 
 def fit_projection(batches: Iterable[Vectors], size: int) -> Vectors:

@@ -24,6 +24,7 @@ from persona.data.kept_targets import (
 from persona.data.sets import FaceSet, open_faces
 from persona.data.storage import drop_file
 from persona.errors import PersonaError
+from persona.landmarks import unit
 from persona.names import command_line
 
 BLOCK, OTHERS = 1024, 16_384
@@ -152,8 +153,7 @@ def iter_vectors(faces: FaceSet, targets: Targets) -> Iterator[tuple[int, Ints, 
         vector_NE = np.asarray(open_array(features)[reader.places, 0], np.float32)
         if not np.isfinite(vector_NE).all():
             raise PersonaError(f"{features} holds numbers that are not finite: make them again")
-        length_N = np.linalg.norm(vector_NE, axis=1, keepdims=True)
-        yield number, reader.numbers(), vector_NE / np.maximum(length_N, 1e-12)
+        yield number, reader.numbers(), unit(vector_NE)
         shard = faces.manifest.shards[number]
         drop_file(faces.folder, shard.name, shard.sha256)
         drop_targets(faces.folder, targets, number)

@@ -663,9 +663,7 @@ def pack_photos(
     return pack_set(plan_photos(dataset, folder, options, index=index, only=only), options)
 
 
-def pack_triplets(
-    dataset: RawDataset, set_id: str, shards: Path, options: PackOptions, folder: Path | None = None
-) -> Packed:
+def pack_triplets(dataset: RawDataset, set_id: str, shards: Path, options: PackOptions) -> Packed:
     """Packs triplet set `set_id`: anchor, positive and negative in one sample.
 
     The crops are copied from the packed split if it exists with the same alignment. Otherwise each
@@ -675,7 +673,7 @@ def pack_triplets(
         PersonaError: If the ID is unknown, the triplets are of another dataset, or the raw photos
             have changed.
     """
-    return pack_set(plan_triplets(dataset, set_id, shards, options, folder), options)
+    return pack_set(plan_triplets(dataset, set_id, shards, options), options)
 
 
 def pack_set(packing: Packing, options: PackOptions) -> Packed:

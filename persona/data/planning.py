@@ -61,7 +61,7 @@ class Plan:
     views: int = 2
     """Kept views of each photo. 0 means that no targets are kept."""
     batch_size: int = 128
-    """Of each GPU."""
+    """Samples in a batch of one GPU."""
     workers: int = 4
     """Loader processes of each GPU."""
     gpus_per_machine: int = 8

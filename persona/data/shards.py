@@ -231,7 +231,8 @@ class Manifest:
 def holds_set(folder: Path) -> bool:
     """Whether a folder holds a packed set. Its name may come from elsewhere, and be of any length.
 
-    The name of a mix of sets, as of a model's train set, can be longer than a file's may be.
+    The name of a mix of sets, for example of a model's train sets, can be longer than a file name
+    may be.
     """
     try:
         return (folder / MANIFEST).is_file()

@@ -82,7 +82,7 @@ class RemoteFolder:
     keep: bool
     """Whether files stay in `local` after they were read."""
     marks: Path
-    """Folder of the marks of checked files, as of a CheckedFolder. Only kept files are checked."""
+    """Folder of the marks of checked files, as in CheckedFolder. Only kept files are checked."""
 
     def __str__(self) -> str:
         return self.url

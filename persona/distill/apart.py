@@ -26,7 +26,7 @@ ANSWER, LOG, RECIPE = "answer.json", "log.txt", "recipe.yaml"
 ENDING_S = 60.0
 """Seconds that processes have for a checkpoint when this one is interrupted."""
 PR_SET_PDEATHSIG = 1
-"""Of prctl(2): the signal that a process gets when its parent ends."""
+"""Option of prctl(2): the signal that a process gets when its parent ends."""
 ERROR = "error: "
 
 

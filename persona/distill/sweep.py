@@ -44,6 +44,7 @@ from persona.config import (
     among,
     from_dict,
     load_config,
+    names_of,
     read_yaml,
     save_config,
     to_dict,
@@ -69,7 +70,7 @@ class Measurement(Checked):
     """How the students are measured."""
 
     set: str
-    """A packed set, as of `persona evaluate --set`."""
+    """A packed set, as in `persona evaluate --set`."""
     figures: tuple[str, ...] = ("accuracy", "auc", "eer")
     """Fields of the evaluation's JSON. The paired tests are of each."""
     model: str = among(("best", "ema"), default="best")
@@ -199,7 +200,7 @@ def _check_measurement(path: Path, measure: Measurement) -> None:
     Raises:
         PersonaError: no measure has such a figure or option, or takes the values of the options.
     """
-    from persona.evaluation.protocols.base import build_options, names_of
+    from persona.evaluation.protocols.base import build_options
 
     figures: set[str] = set()
     options: set[str] = set()

@@ -55,8 +55,8 @@ class Across:
     agreement: float
     """Mean cosine similarity of both networks' embeddings of one photo."""
     differences: tuple[Difference, ...]
-    """Of each figure across both to that of the gallery's network alone. Empty without
-    resamples."""
+    """The difference of each figure of both networks together from that of the gallery's network
+    alone. Empty without resamples."""
     facts: dict[str, Any]
     """Counts about the pairs, see `VerificationFigures`."""
     warnings: tuple[str, ...] = ()

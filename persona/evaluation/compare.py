@@ -35,6 +35,7 @@ from persona.evaluation.protocols.verification import (
 from persona.evaluation.spread import has_collapsed, tell_collapse
 from persona.evaluation.statistics import (
     RESAMPLES,
+    SEED,
     Interval,
     connected,
     interval_of,
@@ -108,7 +109,7 @@ def compare(
 
 
 def paired_differences(
-    first: PairScores, second: PairScores, fars: Any, resamples: int = RESAMPLES, seed: int = 0
+    first: PairScores, second: PairScores, fars: Any, resamples: int = RESAMPLES
 ) -> list[Difference]:
     """Differences of all figures of two networks on the same pairs.
 
@@ -117,14 +118,13 @@ def paired_differences(
         second: scores of network B, on the same pairs in the same order.
         fars: false accept rates. Those that the pairs cannot resolve are left out.
         resamples: number of resamples for the intervals, and of permutations.
-        seed: seed of both.
     """
     decided = first.decide(), second.decide()
     fars = [far for far in fars if resolves(far, int((~first.same).sum()))]
     whole = [s.figures(fars, d) for s, d in zip((first, second), decided, strict=True)]
     curves = [s.curve(d) for s, d in zip((first, second), decided, strict=True)]
     number = num_resamples(2 * len(first), resamples)
-    drawn = resample_figures(curves, first.units(), fars, number, seed)
+    drawn = resample_figures(curves, first.units(), fars, number)
 
     right = [d.right.astype(float) for d in decided]
     share = curves[0].size[np.argsort(curves[0].order)]  # 1 / size of its fold, in list order
@@ -145,7 +145,7 @@ def paired_differences(
         a, b = (_figure(vars(w), name) for w in whole)
         p = None
         if name in tests:
-            p = permutation_p(tests[name], a - b, clusters_P, number, seed)
+            p = permutation_p(tests[name], a - b, clusters_P, number, SEED)
         interval = interval_of(values - drawn[1][name])
         differences.append(Difference(name, a, b, a - b, interval, p))
     return differences

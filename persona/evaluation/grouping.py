@@ -28,6 +28,8 @@ from persona.evaluation.metrics import Ints
 Embeddings = npt.NDArray[np.float32]
 Weights = npt.NDArray[np.float32]
 
+SEED = 0
+"""Seed of the draws, so that the same faces give the same groups."""
 NEIGHBOURS = 24
 """Most links of a face."""
 EXACT = 8_000
@@ -64,13 +66,12 @@ class Links(NamedTuple):
     """(L,) cosine similarity."""
 
 
-def group_faces(embedding_NE: Embeddings, threshold: float, *, seed: int = 0) -> Ints:
+def group_faces(embedding_NE: Embeddings, threshold: float) -> Ints:
     """Groups faces into people.
 
     Args:
         embedding_NE: (N, E) float32 embeddings of unit length.
         threshold: lowest cosine similarity of two faces of one person.
-        seed: seed for the order of whispering.
 
     Returns:
         (N,) number of each face's group. The largest group is 0; of equally large ones the one with
@@ -81,18 +82,16 @@ def group_faces(embedding_NE: Embeddings, threshold: float, *, seed: int = 0) ->
         >>> group_faces(np.eye(3, dtype=np.float32)[[0, 1, 1]], 0.5).tolist()
         [1, 0, 0]
     """
-    return group_linked(embedding_NE, link(embedding_NE, threshold), threshold, seed=seed)
+    return group_linked(embedding_NE, link(embedding_NE, threshold), threshold)
 
 
-def group_linked(
-    embedding_NE: Embeddings, links: Links, threshold: float, *, seed: int = 0
-) -> Ints:
+def group_linked(embedding_NE: Embeddings, links: Links, threshold: float) -> Ints:
     """Groups faces as `group_faces` does, by links that are known. Those below are left out."""
     if not len(embedding_NE):
         return np.zeros(0, np.int64)
     kept = links.weight >= threshold
     links = Links(links.source[kept], links.target[kept], links.weight[kept])
-    groups = whisper(links, len(embedding_NE), seed)
+    groups = whisper(links, len(embedding_NE), SEED)
     return ranked(join(embedding_NE, groups, threshold))
 
 
@@ -287,7 +286,7 @@ def ranked(group: Ints) -> Ints:
     return number[group]
 
 
-def estimate_threshold(embedding_NE: Embeddings, *, seed: int = 0) -> float:
+def estimate_threshold(embedding_NE: Embeddings) -> float:
     """Estimates a threshold from the faces themselves, for photos without any calibration.
 
     Most pairs of a photo collection show two people. Their similarities are close to a normal
@@ -296,7 +295,7 @@ def estimate_threshold(embedding_NE: Embeddings, *, seed: int = 0) -> float:
     with, and the higher is the threshold. Of few people, or of one alone, this gives too high a
     value, so it is bounded.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     drawn = rng.permutation(len(embedding_NE))[:ESTIMATED_FROM]
     some = embedding_NE[np.sort(drawn)]
     if len(some) < 2:

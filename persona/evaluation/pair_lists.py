@@ -33,7 +33,7 @@ SEED = 0
 DRAWN = 3000
 """Genuine pairs, and as many impostor pairs, that are drawn where a set has no pairs."""
 LEAST_PEOPLE = 4
-"""Of whom pairs can be drawn: two folds of two people."""
+"""Fewest people of whom pairs can be drawn: two folds of two people."""
 UNKNOWN = -1
 MAX_FOLD = 10**9
 SHOWN = 5

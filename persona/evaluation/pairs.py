@@ -262,8 +262,8 @@ def names_across(names: Iterable[str], datasets: str, manifest: Manifest) -> lis
     """The names of other people as they may be compared with those of a set, in their order.
 
     A name of digits alone is a number of its dataset. It stands for nobody in another one, so there
-    it is replaced by an empty name. If the datasets are unknown, as of an older model, numbers are
-    believed only if all names are equal to those of the set.
+    it is replaced by an empty name. If the datasets are unknown, as they are for an older model,
+    numbers are believed only if all names are equal to those of the set.
 
     Args:
         names: the names. They may be `SET/NAME`, as in `overlap`.

@@ -53,7 +53,7 @@ def ends(low: float, high: float, factor: float, digits: int = 1) -> str:
 
 
 def rate_told(figures: Mapping[str, float | None] | None) -> tuple[str, float] | None:
-    """Of figures by rate the one to tell: at 1e-3, or else at the lowest rate that is resolved.
+    """Chooses the figure to tell among figures by rate: at 1e-3, or at the lowest resolved rate.
 
     Returns:
         The name of the rate in `figures` and the figure. None means that no rate is resolved.

@@ -27,6 +27,8 @@ import numpy.typing as npt
 from persona.evaluation.metrics import FARS, Bools, Floats, Ints, resolves
 
 RESAMPLES = 1000
+SEED = 0
+"""Seed of the draws, so that the same data give the same interval."""
 LEVEL = 0.95
 MAX_WORK = 1_000_000_000
 """Most weights drawn in all. Very many pairs get fewer resamples, but at least 100."""
@@ -103,7 +105,7 @@ def num_resamples(pairs: int, wanted: int = RESAMPLES) -> int:
     return min(wanted, max(100, MAX_WORK // max(pairs, 1)))
 
 
-def interval_of(values_R: npt.ArrayLike, level: float = LEVEL) -> Interval | None:
+def interval_of(values_R: npt.ArrayLike) -> Interval | None:
     """The percentile interval of resampled figures.
 
     None means that most resamples could not be measured, or that all resamples agree. Without a
@@ -113,7 +115,7 @@ def interval_of(values_R: npt.ArrayLike, level: float = LEVEL) -> Interval | Non
     values = values[np.isfinite(values)]
     if not len(values) or len(values) * 2 < np.size(values_R):
         return None
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(low), float(high)) if high - low > 1e-12 else None
 
 
@@ -122,7 +124,7 @@ def bootstrap_interval(
     units_N: npt.ArrayLike | None = None,
     *,
     resamples: int = RESAMPLES,
-    seed: int = 0,
+    seed: int = SEED,
 ) -> Interval | None:
     """The bootstrap interval of a mean, as `interval_of` defines it.
 
@@ -216,23 +218,18 @@ class Curve:
 
 
 def resample_figures(
-    curves: Sequence[Curve], units: Units, fars: Sequence[float], resamples: int, seed: int = 0
+    curves: Sequence[Curve], units: Units, fars: Sequence[float], resamples: int
 ) -> list[dict[str, Floats]]:
     """(R,) figures of each curve by name, see `Curve.figures`, all over the same resamples."""
     parts: list[list[dict[str, Floats]]] = [[] for _ in curves]
-    for weights in units.draw(resamples, seed):
+    for weights in units.draw(resamples, SEED):
         for part, curve in zip(parts, curves, strict=True):
             part.append(curve.figures(weights, fars))
     return [{name: np.concatenate([p[name] for p in part]) for name in part[0]} for part in parts]
 
 
 def verification_intervals(
-    curve: Curve,
-    units: Units,
-    *,
-    fars: Sequence[float] = FARS,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    curve: Curve, units: Units, *, fars: Sequence[float] = FARS, resamples: int = RESAMPLES
 ) -> dict[str, Interval | None]:
     """Intervals of `accuracy`, `auc`, `eer` and `tar@FAR` by name.
 
@@ -241,7 +238,7 @@ def verification_intervals(
     impostors = int((~curve.same).sum())
     fars = [far for far in fars if resolves(far, impostors)]
     number = num_resamples(len(curve.same), resamples)
-    (found,) = resample_figures([curve], units, fars, number, seed)
+    (found,) = resample_figures([curve], units, fars, number)
     return {name: interval_of(values) for name, values in found.items()}
 
 

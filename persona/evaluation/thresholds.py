@@ -18,7 +18,7 @@ from persona.errors import PersonaError
 from persona.evaluation.metrics import Ints, resolves
 from persona.evaluation.search import Embeddings, rows_of_each
 from persona.evaluation.spread import has_collapsed, spread, tell_collapse
-from persona.evaluation.statistics import Interval, interval_of
+from persona.evaluation.statistics import RESAMPLES, SEED, Interval, interval_of
 
 if TYPE_CHECKING:
     from persona.data.sets import FaceSet
@@ -183,7 +183,7 @@ def _least(impostors: int) -> str:
 
 
 def threshold_interval(
-    embeddings_NE: Embeddings, labels_N: Ints, far: float, resamples: int = 1000, seed: int = 0
+    embeddings_NE: Embeddings, labels_N: Ints, far: float, resamples: int = RESAMPLES
 ) -> Interval | None:
     """95 % interval of the threshold of `threshold_at`. Identities are resampled.
 
@@ -196,7 +196,6 @@ def threshold_interval(
         labels_N: (N,) labels of the identities.
         far: the false accept rate.
         resamples: number of resamples.
-        seed: seed of the random draws.
     """
     _, label_N, counts_K = np.unique(labels_N, return_inverse=True, return_counts=True)
     total = (int(counts_K.sum()) ** 2 - int((counts_K**2).sum())) // 2
@@ -212,7 +211,7 @@ def threshold_interval(
         pairs_P2 = np.concatenate([pairs_P2, np.stack([label_N[rows[a]], label_N[b]], axis=1)])
         highest = np.argsort(-scores_P, kind="stable")[:wanted]
         scores_P, pairs_P2 = scores_P[highest], pairs_P2[highest]
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     found_R = np.full(resamples, np.nan)
     for place in range(resamples):
         drawn_K = np.bincount(

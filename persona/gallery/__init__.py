@@ -12,7 +12,7 @@ from persona.gallery.people import (
     TwoPeopleError,
     open_gallery,
 )
-from persona.gallery.store import Person, Store, open_store
+from persona.gallery.store import Person, Store
 
 __all__ = [
     "DoubtError",
@@ -25,5 +25,4 @@ __all__ = [
     "Store",
     "TwoPeopleError",
     "open_gallery",
-    "open_store",
 ]

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import html
 from collections.abc import Sequence
 
 from persona.gallery.audit import Audit
+from persona.gallery.static_page import TABLE_STYLE, picture, static_page
 from persona.names import legible
 
 MOST_ROWS = 500
 """Largest number of findings of one kind on the page. `--json` has them all."""
-
-STYLE = """
-:root { color-scheme: light dark; font-family: system-ui, sans-serif }
-body { margin: 2rem auto; max-width: 60rem; padding: 0 1rem; overflow-wrap: anywhere }
-section { margin: 2rem 0 }
-h2 { font-size: 1.1rem; margin: 0 0 .4rem }
-table { border-collapse: collapse; width: 100% }
-td { padding: .3rem .6rem .3rem 0; vertical-align: middle; border-top: 1px solid #8884 }
-td.number { text-align: right; font-variant-numeric: tabular-nums }
-img { width: 64px; height: 64px; border-radius: 6px; margin-right: .4rem; vertical-align: middle }
-"""
 
 
 def page_of(audit: Audit) -> bytes:
@@ -74,15 +63,7 @@ def page_of(audit: Audit) -> bytes:
             f" Of {audit.unknown_quality:,} people with one photo no face is kept, so it is not "
             "known how good it is."
         )
-    text = (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Audit of a gallery</title>'
-        '<meta name="viewport" content="width=device-width"><meta http-equiv='
-        '"Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">"
-        f"<style>{STYLE}</style><h1>Audit of a gallery</h1><p>{summary}</p>{''.join(sections)}"
-        "</html>"
-    )
-    return text.encode("utf-8", "replace")
+    return static_page("Audit of a gallery", TABLE_STYLE, f"<p>{summary}</p>{''.join(sections)}")
 
 
 def _section(title: str, words: str, rows: Sequence[tuple[str, str, str]], count: int) -> str:
@@ -102,8 +83,4 @@ def _section(title: str, words: str, rows: Sequence[tuple[str, str, str]], count
 
 def _person(name: str, crop: bytes | None) -> str:
     """A name, behind the person's face where it is kept."""
-    picture = ""
-    if crop is not None:
-        data = base64.b64encode(crop).decode()
-        picture = f'<img src="data:image/jpeg;base64,{data}" alt="">'
-    return picture + html.escape(legible(name))
+    return ("" if crop is None else picture(crop)) + html.escape(legible(name))

@@ -9,6 +9,7 @@ and dates are not encrypted: listing people and removing them needs no passphras
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
 from persona.errors import PersonaError
@@ -40,6 +41,40 @@ class Sealer:
             raise missing("a gallery under a passphrase needs cryptography", "crypt") from None
         key = Scrypt(salt=salt, length=32, **SCRYPT).derive(passphrase)
         self._aes, self._invalid = AESGCM(key), InvalidTag
+
+    @classmethod
+    def fresh(cls, passphrase: bytes) -> tuple[Sealer, dict[str, str]]:
+        """Makes a sealer with a new salt, and the facts by which `known` makes it again.
+
+        Raises:
+            PersonaError: `cryptography` is not installed.
+        """
+        salt = secrets.token_bytes(SALT_BYTES)
+        sealer = cls(passphrase, salt)
+        return sealer, {"salt": salt.hex(), "check": sealer.seal(CHECK, "").hex()}
+
+    @classmethod
+    def known(cls, passphrase: bytes, facts: Mapping[str, str], place: str) -> Sealer:
+        """Makes the sealer whose facts were stored.
+
+        Args:
+            passphrase: the passphrase that was given.
+            facts: the stored facts, those of `fresh` among them.
+            place: where they are stored, for messages.
+
+        Raises:
+            ValueError: the facts are damaged.
+            PersonaError: the passphrase is wrong, or `cryptography` is not installed.
+        """
+        salt, check = (bytes.fromhex(facts.get(name, "")) for name in ("salt", "check"))
+        if not salt or not check:
+            raise ValueError("the salt or the check is missing")
+        sealer = cls(passphrase, salt)
+        try:
+            sealer.open(check, "")
+        except PersonaError:
+            raise PersonaError(f"{place}: the passphrase is wrong") from None
+        return sealer
 
     def seal(self, value: bytes, name: str) -> bytes:
         """Returns nonce, encrypted value and tag, which can only be opened with the same `name`."""

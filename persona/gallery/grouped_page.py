@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import html
 from pathlib import Path
 
 from persona.gallery.grouped import Groups
+from persona.gallery.static_page import picture, static_page
 from persona.names import legible
 
 MOST_FACES, MOST_GROUPS, MOST_ALONE = 60, 1000, 600
@@ -50,14 +50,7 @@ def page_of(groups: Groups) -> bytes:
             f" {len(groups.duplicates)} photos are nearly copies of another one; the faces in them "
             "have a dashed frame."
         )
-    text = (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Groups of faces</title>'
-        '<meta name="viewport" content="width=device-width"><meta http-equiv='
-        '"Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">"
-        f"<style>{STYLE}</style><h1>Groups of faces</h1><p>{summary}</p>{''.join(parts)}</html>"
-    )
-    return text.encode("utf-8", "replace")
+    return static_page("Groups of faces", STYLE, f"<p>{summary}</p>{''.join(parts)}")
 
 
 def _more(count: int, what: str) -> str:
@@ -66,9 +59,8 @@ def _more(count: int, what: str) -> str:
 
 def _picture(groups: Groups, place: int) -> str:
     face = groups.faces.faces[place]
-    data = base64.b64encode(groups.faces.thumbnails[place]).decode()
     original = groups.duplicates.get(face.photo)
     copy = f", nearly a copy of {Path(original[0]).name}" if original else ""
     title = html.escape(face.photo + copy, quote=True)
     kind = ' class="copy"' if copy else ""
-    return f'<img src="data:image/jpeg;base64,{data}" alt="" title="{title}"{kind}>'
+    return picture(groups.faces.thumbnails[place], f' title="{title}"{kind}')

@@ -38,7 +38,7 @@ import numpy as np
 
 from persona.errors import PersonaError
 from persona.files import PRIVATE, replacing
-from persona.gallery.crypt import CHECK, SALT_BYTES, Sealer
+from persona.gallery.crypt import Sealer
 from persona.gallery.search import TemplateIndex
 from persona.gallery.store import (
     Facts,
@@ -270,8 +270,7 @@ class SqliteStore(Store):
         if salt is None:
             if passphrase is None:
                 return None
-            fresh = os.urandom(SALT_BYTES)
-            sealer = Sealer(passphrase, fresh)
+            sealer, facts = Sealer.fresh(passphrase)
             with self._transaction():
                 if self._execute("SELECT 1 FROM person").fetchone():
                     raise PersonaError(
@@ -279,22 +278,17 @@ class SqliteStore(Store):
                         "and import it into a new one"
                     )
                 if self._fact("salt") is None:
-                    self._set_fact("salt", fresh.hex())
-                    self._set_fact("check", sealer.seal(CHECK, "").hex())
+                    for name, value in facts.items():
+                        self._set_fact(name, value)
                     return sealer
             return self._open_seal(passphrase)
         if passphrase is None:
             return None
+        known = {"salt": salt, "check": self._fact("check") or ""}
         try:
-            sealer = Sealer(passphrase, bytes.fromhex(salt))
-            check = bytes.fromhex(self._fact("check") or "")
+            return Sealer.known(passphrase, known, self.place)
         except ValueError:
             raise self._damaged() from None
-        try:
-            sealer.open(check, "")
-        except PersonaError:
-            raise PersonaError(f"{self.place}: the passphrase is wrong") from None
-        return sealer
 
     def facts(self) -> Facts | None:
         """Returns the network and alignment of the gallery, or None if it is new."""

@@ -624,7 +624,11 @@ def nobody(name: str, place: str) -> NobodyError:
 
 
 def unit(vectors_NE: npt.ArrayLike) -> Templates:
-    """Scales (N, E) vectors to unit length, as float32."""
+    """Scales (N, E) vectors to unit length, as float32.
+
+    Templates are kept for years, so that they are scaled in float64 and rounded once. The last bit
+    may differ from that of `landmarks.unit`.
+    """
     vectors = np.asarray(vectors_NE, np.float64)
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.asarray(vectors / np.maximum(lengths, 1e-12), np.float32)

@@ -44,7 +44,7 @@ from persona.errors import PersonaError
 from persona.evaluation.grouping import estimate_threshold, group_faces
 from persona.evaluation.thresholds import SAME
 from persona.files import PRIVATE
-from persona.gallery.crypt import CHECK, SALT_BYTES, Sealer
+from persona.gallery.crypt import Sealer
 from persona.gallery.store import POSTGRES, Templates, align_text, read_align, unit
 from persona.workspace import user_path
 
@@ -208,17 +208,13 @@ class UnknownFaces:
                     f"{self.place} holds faces that are not encrypted: remove it, or leave "
                     "--passphrase-file out"
                 )
-            salt = os.urandom(SALT_BYTES)
-            sealer = Sealer(passphrase, salt)
-            rows = [("salt", salt.hex()), ("check", sealer.seal(CHECK, "").hex())]
-            self._db.executemany("INSERT INTO fact VALUES (?, ?)", rows)
+            sealer, fresh = Sealer.fresh(passphrase)
+            self._db.executemany("INSERT INTO fact VALUES (?, ?)", fresh.items())
             return sealer
         try:
-            sealer = Sealer(passphrase, bytes.fromhex(facts["salt"]))
-            sealer.open(bytes.fromhex(facts["check"]), "")
-        except (KeyError, ValueError, PersonaError):
-            raise PersonaError(f"{self.place}: the passphrase is wrong") from None
-        return sealer
+            return Sealer.known(passphrase, facts, self.place)
+        except ValueError:
+            raise self._damaged() from None
 
     def keep(
         self,

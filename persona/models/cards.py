@@ -128,7 +128,7 @@ class Card:
     """Condition under which the weights may be used. Empty means that it is unknown."""
     classes_of: str = ""
     """Names of the datasets of its identities, separated by commas. Empty means that they are
-    unknown, as of an older card."""
+    unknown, for example in an older card."""
     graph_sha256: str = ""
     """SHA-256 of the ONNX graph beside the weights of a shipped model. Empty means that it has
     none."""

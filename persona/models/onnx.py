@@ -398,7 +398,7 @@ class OnnxRunner:
                 f"{self._given.shape}"
             )
         self._free_side_px = FREE_SIDE_PX
-        with contextlib.suppress(PersonaError):  # as of a file without settings
+        with contextlib.suppress(PersonaError):  # for example a file without settings
             self._free_side_px = parse_settings(*find_settings(path)).input_size
         within_limit(f"{path}: a run", self.on(1))
 

@@ -134,7 +134,7 @@ def for_inference(network: FaceNetwork) -> FaceNetwork:
         return network
     try:
         folded = copy.deepcopy(network).requires_grad_(False)
-    except RuntimeError:  # as of torch.nn.utils.weight_norm, whose weights are results
+    except RuntimeError:  # as with torch.nn.utils.weight_norm, whose weights are results
         return network
     for block in list(folded.modules()):
         if isinstance(block, nn.Sequential):

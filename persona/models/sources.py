@@ -69,7 +69,7 @@ class Named:
     """The dataset of its classes, for messages."""
     classes: tuple[str, ...] | None
     """Identities of its logits, in order. None means that only their number and dataset are known,
-    as of FaceNet's release."""
+    as is the case for FaceNet's release."""
     image_size: int | None
     """Side of its training crops in px. None means that any size is accepted."""
     digest: str = ""

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import platform
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -56,6 +55,7 @@ from persona.report.measure import (
 )
 from persona.report.page import Made, MapFaces, Page, Section, ShownModel
 from persona.report.verdict import cards, headline, verdicts
+from persona.workers import processor_name
 from persona.workspace import Workspace
 
 
@@ -243,8 +243,8 @@ def _remarks(models: list[Measured]) -> list[str]:
     first = models[0]
     remarks = [
         f"Intervals: bootstrap over {first.resampled}, 1,000 resamples. CPU time: the forward pass "
-        f"in batches of {TIMED_FACES} on {torch.get_num_threads()} threads of {_processor()}, the "
-        f"least of {TIMED_TURNS}."
+        f"in batches of {TIMED_FACES} on {torch.get_num_threads()} threads of {processor_name()}, "
+        f"the least of {TIMED_TURNS}."
     ]
     if any(model.parameters is None for model in models):
         remarks.append(
@@ -276,13 +276,6 @@ def _notes(models: list[Measured]) -> list[str]:
         else f"{', '.join(names)}: {note}."
         for note, names in whose.items()
     ]
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _sections(models: list[Measured], maps: list[Figure]) -> list[Section]:

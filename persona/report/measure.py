@@ -211,12 +211,10 @@ def time_on_cpu(networks: Sequence[FaceNetwork], faces: FaceSet) -> list[float]:
     return [time_s * 1000 / len(images) for time_s in least_s]
 
 
-def embedding_map(
-    embedded: Embedded, identities: int = MAP_PEOPLE, photos: int = MAP_PHOTOS
-) -> dict[str, Any]:
+def embedding_map(embedded: Embedded) -> dict[str, Any]:
     """Map of embeddings in two dimensions by t-SNE with cosine distance and a fixed seed.
 
-    It shows the `identities` people with the most photos, and at most `photos` of each.
+    It shows the MAP_PEOPLE people with the most photos, and at most MAP_PHOTOS of each.
 
     Returns:
         Lists `x` and `y` of coordinates, `label` of class indices and `key` of photos, all of
@@ -224,8 +222,8 @@ def embedding_map(
     """
     labels = embedded.labels[:, 0]
     found, counts = np.unique(labels, return_counts=True)
-    chosen = found[np.argsort(-counts, kind="stable")[:identities]]
-    rows = np.concatenate([np.flatnonzero(labels == label)[:photos] for label in chosen])
+    chosen = found[np.argsort(-counts, kind="stable")[:MAP_PEOPLE]]
+    rows = np.concatenate([np.flatnonzero(labels == label)[:MAP_PHOTOS] for label in chosen])
     if len(rows) < 6:
         return {"x": [], "y": [], "label": [], "key": []}
     try:

@@ -130,7 +130,7 @@ class FacePair:
     margin: str
     """How far the similarity lies on the wrong side of the threshold, as text."""
     similarities: list[ModelSimilarity]
-    """Of all models."""
+    """The similarity that each model gives the pair."""
     names: str = ""
 
 

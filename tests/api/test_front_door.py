@@ -364,6 +364,14 @@ def test_a_wrapped_network_is_exported(tmp_path: Path, precision: str) -> None:
     assert cosines.min() > (0.99999 if precision == "fp32" else 0.999)
 
 
+def test_an_option_that_an_export_does_not_have_is_refused(tmp_path: Path) -> None:
+    own = nn.Sequential(nn.AvgPool2d(16), nn.Flatten())
+    model = persona.wrap(own, image_size=112, workspace=Workspace.locate(home=tmp_path))
+    with pytest.raises(persona.PersonaError, match="'precison' in format onnx; did you mean 'prec"):
+        model.export(tmp_path / "own.onnx", precison="fp16")
+    assert not list(tmp_path.iterdir())
+
+
 def test_curves_that_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
     axes = ("step", "loss")
     wrong: list[Any] = [{}, {"loss": ([1, 2], [0.5])}, {"loss": ([], [])}]

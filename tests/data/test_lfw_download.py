@@ -18,7 +18,7 @@ from persona.cli.app import app
 from persona.data import download
 from persona.data.download import MirroredFile, download_lfw
 from persona.data.raw import open_dataset
-from persona.download import Checksum
+from persona.download import Checksum, fetch
 from persona.errors import PersonaError
 from persona.models.weights import FACENETS
 
@@ -45,75 +45,69 @@ def mirror(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 
 @pytest.fixture
-def sources(
-    mirror: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> tuple[MirroredFile, MirroredFile]:
-    """The archive and the pairs as the mirror has them."""
+def sources(mirror: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the mirror the source of the archive and the pairs, asked in one round."""
     url, folder = mirror
 
     def source(name: str) -> MirroredFile:
         digest = hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest()
         return MirroredFile(name, (f"{url}/{name}",), Checksum("md5", digest))
 
-    return source("lfw.tgz"), source("pairs.txt")
+    monkeypatch.setattr(download, "ARCHIVE", source("lfw.tgz"))
+    monkeypatch.setattr(download, "PAIRS", source("pairs.txt"))
+    monkeypatch.setattr(download, "fetch", partial(fetch, rounds=1))
 
 
+@pytest.mark.usefixtures("sources")
 def test_lfw_is_unpacked_with_its_pairs_and_only_once(
-    mirror: tuple[str, Path], sources: tuple[MirroredFile, MirroredFile], tmp_path: Path
+    mirror: tuple[str, Path], tmp_path: Path
 ) -> None:
-    archive, pairs = sources
     raw = tmp_path / "raw"
-    root, fresh = download_lfw(raw, archive=archive, pairs=pairs)
+    root, fresh = download_lfw(raw)
     assert (root, fresh) == (raw / "LFW", True)
     dataset = open_dataset("lfw", raw)
     assert len(dataset.index().photos) == 24
     assert len(dataset.pairs() or ()) == 12
     assert [path.name for path in raw.iterdir()] == ["LFW"]
     shutil.rmtree(mirror[1])
-    assert download_lfw(raw, archive=archive, pairs=pairs, rounds=1) == (root, False)
+    assert download_lfw(raw) == (root, False)
 
 
-def test_a_killed_run_goes_on(sources: tuple[MirroredFile, MirroredFile], tmp_path: Path) -> None:
-    archive, pairs = sources
+@pytest.mark.usefixtures("sources")
+def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     work = tmp_path / "raw" / ".lfw"
     (work / "unpacked" / "half").mkdir(parents=True)
     (work / "lfw.tgz").write_bytes((tmp_path / "mirror" / "lfw.tgz").read_bytes())
     (tmp_path / "mirror" / "lfw.tgz").unlink()  # not asked for again
-    root, _ = download_lfw(tmp_path / "raw", archive=archive, pairs=pairs, rounds=1)
+    root, _ = download_lfw(tmp_path / "raw")
     assert sorted(path.name for path in root.iterdir()) == ["lfw", "pairs.txt"]
 
 
-def test_pairs_alone_are_added_to_photos_that_are_there(
-    sources: tuple[MirroredFile, MirroredFile], tmp_path: Path
-) -> None:
-    archive, pairs = sources
+@pytest.mark.usefixtures("sources")
+def test_pairs_alone_are_added_to_photos_that_are_there(tmp_path: Path) -> None:
     lfw = write_lfw(tmp_path / "raw")
     wanted = (lfw / "pairs.txt").read_bytes()
     (lfw / "pairs.txt").unlink()
-    assert download_lfw(tmp_path / "raw", archive=archive, pairs=pairs) == (lfw, True)
+    assert download_lfw(tmp_path / "raw") == (lfw, True)
     assert (lfw / "pairs.txt").read_bytes() == wanted
 
 
+@pytest.mark.usefixtures("sources")
 def test_an_archive_of_something_else_leaves_nothing_that_looks_whole(
-    mirror: tuple[str, Path], sources: tuple[MirroredFile, MirroredFile], tmp_path: Path
+    mirror: tuple[str, Path], tmp_path: Path
 ) -> None:
-    archive, pairs = sources
     (mirror[1] / "lfw.tgz").write_bytes(b"another file")
     with pytest.raises(PersonaError, match=r"lfw\.tgz .*its md5 is not") as error:
-        download_lfw(tmp_path / "raw", archive=archive, pairs=pairs, rounds=1)
+        download_lfw(tmp_path / "raw")
     assert f"put it at {tmp_path / 'raw/.lfw/lfw.tgz'}" in str(error.value)
     assert not (tmp_path / "raw" / "LFW").exists()
 
 
+@pytest.mark.usefixtures("sources")
 def test_the_command_takes_a_mirror(
-    mirror: tuple[str, Path],
-    sources: tuple[MirroredFile, MirroredFile],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    mirror: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, folder = mirror
-    here = partial(download_lfw, archive=sources[0], pairs=sources[1])
-    monkeypatch.setattr(download, "download_lfw", here)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     environment = {"PERSONA_HOME": str(tmp_path / "home")}
     command = ["download", "lfw", "--mirror", f"{url}/lfw.tgz"]

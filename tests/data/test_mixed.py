@@ -100,7 +100,7 @@ def test_ranks_share_the_epoch_and_every_window_has_its_share(
 
 
 def test_shares_of_any_stretch_are_right_and_add_up() -> None:
-    """Of sets that are of very different sizes, down to one sample."""
+    """The sets are of very different sizes, down to one sample."""
     sizes = (100_003, 1, 20_000, 7, 60_000)
     plan = EpochPlan(
         tuple((Span(n, size, 0, size),) for n, size in enumerate(sizes)), 64, 0, 3, True

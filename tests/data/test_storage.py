@@ -50,7 +50,7 @@ def faults() -> Faults:
 
 @pytest.fixture
 def url(tmp_path: Path, faults: Faults) -> Iterator[str]:
-    """Of the folder in which sets are packed."""
+    """URL of the folder in which sets are packed."""
     with web_server(tmp_path / "shards", faults) as address:
         yield address
 

@@ -346,7 +346,7 @@ def test_large_sets_stream_in_flat_order(raw: Path, tmp_path: Path) -> None:
 
 
 def test_no_photo_is_left_out_of_every_epoch_and_photos_change_ranks(raw: Path) -> None:
-    """Of one shard too: what is dropped, and what is whose, is another each time."""
+    """Also with one shard: what is dropped, and what is whose, is another each time."""
     dataset = open_dataset("vggface2", raw, "train")
     one = pack_photos(dataset, raw / "one", replace(NO_ALIGN, shard_size=100))
     assert len(one.manifest.shards) == 1 and one.manifest.samples == 30

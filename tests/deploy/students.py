@@ -23,7 +23,7 @@ SECRET = "secret-place"
 def write_student(
     models: Path, model_id: str = "small", architecture: str = "mobilenet_v3_small"
 ) -> Card:
-    """Of two named people, from a teacher at a path; its batch norms have seen faces."""
+    """Writes a student of two named people, whose teacher is a path. Its norms have seen faces."""
     torch.manual_seed(0)
     # Norms that know the faces spread the embeddings, which else nearly point the same way.
     options: dict[str, Any] = {} if architecture == LITTLE else {"width": 0.35}

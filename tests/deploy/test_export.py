@@ -98,7 +98,7 @@ def embeddings(models: Path, faces: np.ndarray) -> np.ndarray:
 
 @torch.inference_mode()
 def embeddings_of_photos(models: Path, photos: np.ndarray) -> np.ndarray:
-    """Of photos of another size, which are brought to the model's size first."""
+    """Embeds photos of another size, which are brought to the model's size first."""
     pixels = torch.from_numpy(photos).permute(0, 3, 1, 2).float()
     small = F.interpolate(pixels, (SIDE, SIDE), mode="bilinear", antialias=True)
     return load(models)[0].embed((small - PIXEL_MEAN) / PIXEL_SCALE).numpy()
@@ -401,7 +401,7 @@ def test_a_photo_without_a_face_is_not_drawn(lfw_set: Packed) -> None:
 
 
 def first_key(packed: Packed) -> int:
-    """Of the first photo of the first shard."""
+    """Key of the first photo of the first shard."""
     loader = build_loader(packed.faces, batch_size=1, training=False)
     return int(next(iter(loader)).keys[0])
 

@@ -199,7 +199,7 @@ def test_what_is_not_claimed_is_not_kept(known: Gallery) -> None:
 def test_faces_are_cut_as_the_models_card_says(
     tmp_path: Path, alignment: dict[str, object] | None, wanted: AlignSpec
 ) -> None:
-    """Also where the set that it was trained on is not here, as of a model from elsewhere."""
+    """Also where the set that it was trained on is not here, as for a model from elsewhere."""
     student = Student(StudentConfig(width=0.35), 0, head="none", image_size=64)
     named = NamedNetwork("m", student, "elsewhere", (), 64, alignment=alignment)
     assert network_align(named, Workspace.locate(home=tmp_path)) == wanted

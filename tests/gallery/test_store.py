@@ -733,6 +733,7 @@ def test_a_damaged_gallery(tmp_path: Path) -> None:
         "UPDATE fact SET value = CAST(X'FFFE' AS TEXT)",
         "UPDATE person SET name = CAST(X'FFFE' AS TEXT)",
         "INSERT INTO fact VALUES ('salt', 'no hex')",
+        "INSERT INTO fact VALUES ('salt', 'abcd')",
     ],
 )
 def test_damage_that_sqlite_does_not_see(tmp_path: Path, change: str) -> None:

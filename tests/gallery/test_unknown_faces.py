@@ -295,6 +295,23 @@ def test_under_a_passphrase(tmp_path: Path, clock: Clock) -> None:
         UnknownFaces(tmp_path / "open", passphrase=b"secret", clock=clock)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE fact SET value = 'no hex' WHERE name = 'salt'",
+        "UPDATE fact SET value = 'abc' WHERE name = 'check'",
+        "DELETE FROM fact WHERE name = 'check'",
+    ],
+)
+def test_a_damaged_salt_is_no_wrong_passphrase(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "sealed"
+    UnknownFaces(path, passphrase=b"secret").close()
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute(change)
+    with pytest.raises(PersonaError, match="sealed is damaged: remove it"):
+        UnknownFaces(path, passphrase=b"secret")
+
+
 def test_what_is_over_goes_without_the_passphrase(tmp_path: Path, clock: Clock) -> None:
     path, row = tmp_path / "sealed", vectors(1)
     purge_file(path)

@@ -115,7 +115,7 @@ def weights(home: Path, model_id: str) -> dict[str, torch.Tensor]:
 
 
 QUICK = {"replay", "ncm", "icarl"}
-"""Of the methods; all of them go through a learner in test_learn_methods.py."""
+"""Methods that are run here; all of them go through a learner in test_learn_methods.py."""
 
 
 def records(home: Path, run_id: str) -> list[dict[str, float]]:

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.heavy
 WAIT_MS = 60_000
 RECTANGLES = """['.box', '#video'].map(
     (what) => document.querySelector(what).getBoundingClientRect().toJSON())"""
-"""Of a face and the video, at one moment: the next frame replaces the box."""
+"""Places of a face and the video at one moment: the next frame replaces the box."""
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import math
 from typing import Any
 
@@ -28,6 +30,15 @@ from persona.training.losses.rkd_distance import RkdDistance
 from persona.training.losses.similarity import Similarity
 from persona.training.losses.soft_targets import SoftTargets
 from persona.training.losses.triplet import Triplet
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES.built_in))
+def test_a_constructor_has_the_defaults_of_the_options(name: str) -> None:
+    loss = LOSSES.find(name)
+    taken = inspect.signature(loss).parameters
+    for item in dataclasses.fields(loss.config_class):
+        if item.name != "weight":
+            assert taken[item.name].default in {item.default, inspect.Parameter.empty}
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 20.0])

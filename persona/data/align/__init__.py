@@ -30,9 +30,8 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from persona.data.align.crop import crop_landmarks, encode_jpeg, in_margin_box, margin_box
-from persona.data.align.decode import Decoded, EncodedPhoto, as_crop, decode_photo, shrink_for
+from persona.data.align.decode import Decoded, EncodedPhoto, as_crop, shrink_for
 from persona.data.align.spec import (
-    ALIGNMENTS,
     AlignSpec,
     Box,
     Crop,
@@ -44,7 +43,6 @@ from persona.errors import NoFace, SkipPhoto
 from persona.landmarks import Floats, template
 
 __all__ = [
-    "ALIGNMENTS",
     "AlignSpec",
     "Aligner",
     "Box",
@@ -54,7 +52,6 @@ __all__ = [
     "build_aligner",
     "centre_photo",
     "crop_face",
-    "decode_photo",
     "default_size",
 ]
 

@@ -227,7 +227,7 @@ def bare_gif(data: bytes) -> Bare:
         SkipPhoto: If it has more blocks than any real picture.
         ValueError, IndexError: If it is cut short or damaged.
     """
-    start = _after_table(data, 13, data[10])
+    start = _after_table(13, data[10])
     at, control, blocks = start, b"", iter(range(MAX_PARTS))
     while data[at] == ord("!"):
         if data[at + 1] == GRAPHIC_CONTROL and data[at + 2] == 4:
@@ -237,7 +237,7 @@ def bare_gif(data: bytes) -> Bare:
     if data[at] != ord(","):
         raise ValueError("no frame")
     x, y, width, height, flags = struct.unpack_from("<HHHHB", data, at + 1)
-    end = _after_blocks(data, _after_table(data, at + 10, flags) + 1, blocks)
+    end = _after_blocks(data, _after_table(at + 10, flags) + 1, blocks)
     screen = struct.unpack_from("<HH", data, 6)
     size = max(screen[0], x + width), max(screen[1], y + height)
     return Bare(data[:start] + control + data[at:end] + b";", size)
@@ -246,7 +246,7 @@ def bare_gif(data: bytes) -> Bare:
 def is_animated_gif(data: bytes) -> bool:
     """Whether a GIF has a second frame. A damaged GIF has none."""
     try:
-        at = _after_table(data, 13, data[10])
+        at = _after_table(13, data[10])
         frames, blocks = 0, iter(range(MAX_PARTS))
         while data[at] in b"!,":
             if data[at] == ord("!"):
@@ -255,13 +255,13 @@ def is_animated_gif(data: bytes) -> bool:
             frames += 1
             if frames == 2:
                 return True
-            at = _after_blocks(data, _after_table(data, at + 10, data[at + 9]) + 1, blocks)
+            at = _after_blocks(data, _after_table(at + 10, data[at + 9]) + 1, blocks)
     except (IndexError, SkipPhoto):
         pass
     return False
 
 
-def _after_table(data: bytes, at: int, flags: int) -> int:
+def _after_table(at: int, flags: int) -> int:
     """Offset of the end of a colour table, if the flags say that there is one."""
     return at + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
 

@@ -325,15 +325,6 @@ def as_crop(data: bytes, side_px: int) -> bytes | None:
     return crop
 
 
-def decode_photo(data: bytes) -> Image.Image:
-    """Decodes an untrusted photo to upright 8-bit RGB, at its own size.
-
-    Raises:
-        SkipPhoto: If it is empty, truncated, too large or no image.
-    """
-    return EncodedPhoto(data).decode().image
-
-
 def shrink_for(width: float, height: float, side_px: int) -> int:
     """The factor by which a part of that size can be decoded smaller for a crop of `side_px`."""
     room = min(width, height) / (OVERSAMPLING * side_px)

@@ -79,6 +79,8 @@ SORTED_AT_ONCE = 1 << 14
 """Photos that are held as objects while a split is listed."""
 READ_AT_ONCE = 1 << 10
 MERGED_AT_ONCE = 64
+MOST_OPEN = 64
+"""Most files that a `RandomReader` has open at once."""
 
 log = logging.getLogger(__name__)
 
@@ -723,13 +725,11 @@ def identity_name(value: object, where: str) -> str:
 class RandomReader:
     """Reads parts of files and keeps the files open. A copy in another process opens its own."""
 
-    def __init__(self, limit: int = 64) -> None:
-        """`limit` is the largest number of files that are open at once."""
-        self.limit = limit
+    def __init__(self) -> None:
         self._open: dict[Path, int] = {}
 
-    def __reduce__(self) -> tuple[type[RandomReader], tuple[int]]:
-        return RandomReader, (self.limit,)
+    def __reduce__(self) -> tuple[type[RandomReader], tuple[()]]:
+        return RandomReader, ()
 
     def __del__(self) -> None:
         while self._open:
@@ -739,7 +739,7 @@ class RandomReader:
         """At most `size` bytes from `offset`. It returns fewer bytes at the end of the file."""
         descriptor = self._open.get(path)
         if descriptor is None:
-            if len(self._open) == self.limit:
+            if len(self._open) == MOST_OPEN:
                 os.close(self._open.pop(next(iter(self._open))))
             descriptor = self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         return os.pread(descriptor, size, offset)

@@ -51,7 +51,7 @@ def is_sound(url: str) -> bool:
     try:
         parts = urlsplit(url)
         return bool(parts.hostname) and parts.port != 0
-    except ValueError:  # as of `http://[a/1.jpg` and `http://a:b/1.jpg`
+    except ValueError:  # for example `http://[a/1.jpg` and `http://a:b/1.jpg`
         return False
 
 

@@ -142,7 +142,7 @@ class PhotoLists(RawDataset):
         )
 
     def why_missing(self, source: str) -> str:
-        """Why a listed photo is not packed, as of `RawDataset`, or what a URL's server said."""
+        """Why a listed photo is not packed: as `RawDataset` tells it, or the answer for a URL."""
         if is_url(source):
             reason = self.fetched.refused.get(source)
             return "listed, not downloaded" if reason is None else f"not downloaded: {reason}"

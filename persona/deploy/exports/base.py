@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,12 +30,12 @@ import torch
 from torch import Tensor
 
 from persona import registry
-from persona.config import build_given
+from persona.config import build_chosen
 from persona.data.views import PIXEL_MEAN, PIXEL_SCALE
 from persona.deploy.graph import BOUNDS, ExportOptions, Faces, build_with_cost, refusing
 from persona.deploy.likeness import compare
 from persona.deploy.quantise import Kept, Quantised
-from persona.errors import PersonaError, unknown
+from persona.errors import PersonaError
 from persona.evaluation.spread import has_collapsed, spread, tell_collapse
 from persona.files import write_atomically
 from persona.landmarks import unit
@@ -127,28 +127,8 @@ def build_options(name: str, given: Mapping[str, Any]) -> ExportOptions:
     Raises:
         PersonaError: the format does not have such an option, or a value is of the wrong type.
     """
-    kind = EXPORTS.find(name).config_class
-    for option in given:
-        if option not in _names_of(kind):
-            raise _not_taken(name, option)
-    return build_given(kind, given, where=f"the options of format {name}")
-
-
-def _names_of(kind: type[ExportOptions]) -> list[str]:
-    return [item.name for item in fields(kind)]
-
-
-def _not_taken(name: str, option: str) -> PersonaError:
-    formats = EXPORTS.load_all().items()
-    known = [n for n, other in formats if option in _names_of(other.config_class)]
-    if not known:
-        taken = _names_of(EXPORTS.find(name).config_class)
-        return unknown("option", option, taken, where=f"format {name}")
-    has_flag = any(name in EXPORTS.built_in for name in known)
-    return PersonaError(
-        f"{'--' if has_flag else '-o '}{option} is for another format: add --format "
-        f"{' or '.join(known)}, or leave it out"
-    )
+    options: ExportOptions = build_chosen(EXPORTS, name, given)
+    return options
 
 
 class FileFormat(ExportFormat):

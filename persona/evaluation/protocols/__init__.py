@@ -6,26 +6,20 @@ from persona.evaluation.protocols.base import (
     Options,
     Protocol,
     Subject,
-    Table,
     build_options,
     check_measure,
     default_measure,
     evaluate,
-    logit_places,
 )
-from persona.evaluation.sentences import Sentence
 
 __all__ = [
     "PROTOCOLS",
     "Evaluation",
     "Options",
     "Protocol",
-    "Sentence",
     "Subject",
-    "Table",
     "build_options",
     "check_measure",
     "default_measure",
     "evaluate",
-    "logit_places",
 ]

@@ -35,18 +35,17 @@ import html
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from persona import registry
-from persona.config import Checked, between, build_given, from_dict
+from persona.config import Checked, between, build_chosen, from_dict
 from persona.data.align.spec import AlignSpec
 from persona.data.sets import FaceSet
 from persona.data.shards import Manifest
-from persona.errors import PersonaError, unknown
 from persona.evaluation.embed import Embedded, embed_set
 from persona.evaluation.pair_lists import LEAST_PEOPLE
 from persona.evaluation.pairs import names_across
@@ -372,27 +371,8 @@ def build_options(measure: str, given: Mapping[str, Any]) -> Options:
         PersonaError: the protocol does not take an option, or a value is of the wrong type or out
             of range.
     """
-    kind = PROTOCOLS.find(measure).config_class
-    for name in given:
-        if name not in names_of(kind):
-            raise _not_taken(measure, name)
-    return build_given(kind, given, where=f"the options of measure {measure}")
-
-
-def names_of(kind: type[Options]) -> list[str]:
-    """The names of the options that a dataclass holds."""
-    return [item.name for item in fields(kind)]
-
-
-def _not_taken(measure: str, name: str) -> PersonaError:
-    known = [n for n, p in PROTOCOLS.load_all().items() if name in names_of(p.config_class)]
-    if not known:
-        taken = names_of(PROTOCOLS.find(measure).config_class)
-        return unknown("option", name, taken, where=f"measure {measure}")
-    has_flag = any(name in PROTOCOLS.built_in for name in known)
-    flag = {"trained": "exclude-overlap"}.get(name, name.replace("_", "-"))
-    shown = f"--{flag}" if has_flag else f"-o {name}"
-    return PersonaError(f"{shown} goes with --measure {' or '.join(known)}, not with {measure}")
+    options: Options = build_chosen(PROTOCOLS, measure, given, flags={"trained": "exclude-overlap"})
+    return options
 
 
 def check_measure(

@@ -58,11 +58,7 @@ class Icarl(WithHerding, WithOldNetwork):
 
     def step(self, batch: LearnBatch) -> dict[str, Tensor]:
         """Loss of new photos and as many exemplars."""
-        images, labels = batch.images, batch.labels
-        recalled = self.recall(self.config.batch_size - len(images), *batch.seeds)
-        if recalled is not None:
-            _, old_images, old_labels = recalled
-            images, labels = torch.cat([images, old_images]), torch.cat([labels, old_labels])
+        images, labels = self.with_recalled(batch)
         logits_BK = self.forward(images).logits
         return {"identities": icarl_loss(logits_BK, labels, self.old_logits(images))}
 

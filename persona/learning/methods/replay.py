@@ -45,6 +45,15 @@ class WithMemory(Method):
         drawn = self.memory.draw(count, *seeds)
         return (drawn, *self.context.remembered(drawn, seeds)) if drawn else None
 
+    def with_recalled(self, batch: LearnBatch) -> tuple[Tensor, Tensor]:
+        """Images and labels of the batch's new photos, and of exemplars up to the batch size."""
+        images, labels = batch.images, batch.labels
+        recalled = self.recall(self.config.batch_size - len(images), *batch.seeds)
+        if recalled is None:
+            return images, labels
+        _, old_images, old_labels = recalled
+        return torch.cat([images, old_images]), torch.cat([labels, old_labels])
+
     def state(self) -> dict[str, Any]:
         """State of the memory."""
         return {"memory": self.memory.state()}
@@ -73,11 +82,7 @@ class Replay(WithMemory):
 
     def step(self, batch: LearnBatch) -> dict[str, Tensor]:
         """Cross-entropy of new photos and as many photos from the memory."""
-        images, labels = batch.images, batch.labels
-        recalled = self.recall(self.config.batch_size - len(images), *batch.seeds)
-        if recalled is not None:
-            _, old_images, old_labels = recalled
-            images, labels = torch.cat([images, old_images]), torch.cat([labels, old_labels])
+        images, labels = self.with_recalled(batch)
         return {"labels": label_loss(self.forward(images).logits, labels)}
 
     def after(self, photos: Ints, labels: Tensor) -> None:

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from persona import registry
+from persona.config import flat
 from persona.errors import PersonaError
 from persona.registry import Registry
 
@@ -104,7 +105,13 @@ class Accelerated(Sink):
             tracker.start()
         self.tracker = tracker
         if start is not None:
-            tracker.store_init_configuration(dict(flat(start.config)))
+            config = flat(start.config)
+            for name, value in list(config.items()):
+                if value is None:
+                    del config[name]
+                elif not isinstance(value, bool | int | float | str):
+                    config[name] = str(value)  # not every tracker accepts lists
+            tracker.store_init_configuration(config)
 
     def log(self, step: int, figures: Figures) -> None:
         """Logs figures at an optimizer step."""
@@ -113,24 +120,6 @@ class Accelerated(Sink):
     def close(self, *, failed: bool) -> None:
         """Ends the run."""
         self.tracker.finish()
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
-    """Flattens nested values to dotted names, a form that all trackers accept.
-
-    Example:
-        >>> flat({"epochs": 2, "steps": None, "optim": {"lr": 0.1}})
-        {'epochs': 2, 'optim.lr': 0.1}
-    """
-    found: dict[str, bool | int | float | str] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
-        elif isinstance(value, bool | int | float | str):
-            found[f"{prefix}{name}"] = value
-        elif value is not None:
-            found[f"{prefix}{name}"] = str(value)
-    return found
 
 
 @contextlib.contextmanager

@@ -8,11 +8,12 @@ import time
 
 import numpy as np
 import pytest
+from helpers import decode_photo
 from PIL import Image
 
 from persona.data.align import avif
 from persona.data.align.avif import coded_pixels, decoded_pixels
-from persona.data.align.decode import EncodedPhoto, decode_photo
+from persona.data.align.decode import EncodedPhoto
 from persona.errors import SkipPhoto
 
 

@@ -15,10 +15,11 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import pytest
+from helpers import decode_photo
 from PIL import Image, ImageOps, PngImagePlugin
 
 from persona.data.align.bare import is_animated_gif
-from persona.data.align.decode import EncodedPhoto, as_crop, decode_photo
+from persona.data.align.decode import EncodedPhoto, as_crop
 from persona.data.samples import decode_into
 from persona.errors import SkipPhoto
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import decode_photo
 from PIL import Image, ImageFile
 
-from persona.data.align.decode import EncodedPhoto, as_crop, decode_photo, shrink_for
+from persona.data.align.decode import EncodedPhoto, as_crop, shrink_for
 from persona.errors import SkipPhoto
 from persona.pictures import READ_WORDS
 

@@ -168,7 +168,7 @@ def edit_idx(old: str, new: str):
 
 
 def short_idx(folder: Path) -> None:
-    """Of a file without a header, which would say how many photos there are."""
+    """Cuts the index of a file without a header, which would say how many photos there are."""
     write_rec(folder, {key: packed(0.0, photo, key) for key, photo in PHOTOS.items()})
     path = folder / "train.idx"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
