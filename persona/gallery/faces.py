@@ -68,13 +68,17 @@ class Eyes:
         # detecting the faces of a photo.
         self._networks = OnnxNetworks()
 
-    def find(self, photo: Pixels, min_face: int | None = None) -> list[SeenFace]:
+    def find(
+        self, photo: Pixels, min_face: int | None = None, *, shrink: int = 1
+    ) -> list[SeenFace]:
         """Detects every face of an upright (H, W, 3) uint8 RGB photo, from left to right.
 
         Args:
             photo: the photo.
             min_face: side in px of the smallest face to look for, if it is another than `Eyes`
                 was made with.
+            shrink: factor by which the photo was decoded smaller, for the reasons why a face is
+                refused: they give sizes in px of the original.
 
         Raises:
             PersonaError: the photo is of another shape or type, or the detector cannot look for
@@ -89,14 +93,15 @@ class Eyes:
         decoded = Decoded(Image.fromarray(photo))
         height, width = photo.shape[:2]
         inside = [replace(face, box=_within(face.box, width, height)) for face in faces]
-        return [self._cut(decoded, face) for face in sorted(inside, key=lambda face: face.box)]
+        ordered = sorted(inside, key=lambda face: face.box)
+        return [self._cut(decoded, face, shrink) for face in ordered]
 
-    def _cut(self, photo: Decoded, face: FoundFace) -> SeenFace:
+    def _cut(self, photo: Decoded, face: FoundFace, shrink: int) -> SeenFace:
         try:
             crop = crop_face(photo, face, self.align)
         except SkipPhoto as reason:
             return SeenFace(face, flaw=str(reason))
-        return SeenFace(face, crop, quality.flaw(face, read_crop(crop.jpeg)))
+        return SeenFace(face, crop, quality.flaw(face, read_crop(crop.jpeg), shrink))
 
     def embed(self, crops: Sequence[Crop]) -> Templates:
         """Embeds crops as (N, E) float32 templates of unit length.

@@ -27,8 +27,6 @@ from functools import partial
 from importlib import resources
 from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
@@ -46,7 +44,7 @@ from persona.gallery import (
     NoPhotoError,
     TwoPeopleError,
 )
-from persona.gallery.photos import look_at
+from persona.gallery.photos import LookedAt, look_at
 from persona.gallery.store import (
     NobodyError,
     OtherNetworkError,
@@ -66,8 +64,6 @@ from persona.serve.uploads import FORM, PHOTO, Form, Limits, read_form
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
-SIDE_PX = 1000
-"""Side in px down to which a photo's shorter side may be reduced, which makes detection faster."""
 PAGE = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
@@ -279,10 +275,10 @@ def build_app(
         """Recognises every face of a photo."""
 
         def work(form: Form, claim: Claim) -> Recognised:
-            photo = look_at(_only(form.photos), limits.pixels, SIDE_PX)
+            photo = look_at(_only(form.photos), limits.pixels)
             faces = [
                 FaceAnswer(**{**dataclasses.asdict(seen), "box": photo.whole(seen.box)})
-                for seen in gallery.recognise(photo.pixels, claim=claim)
+                for seen in gallery.recognise(photo.pixels, shrink=photo.shrink, claim=claim)
             ]
             width, height = photo.size
             return Recognised(width=width, height=height, threshold=gallery.threshold, faces=faces)
@@ -307,7 +303,7 @@ def build_app(
             if not form.photos:
                 raise PersonaError(NO_PHOTO)
             # A generator, so that only one decoded photo is in memory at a time.
-            photos = (_pixels(data, limits.pixels) for data in form.photos)
+            photos = (_decoded(data, limits.pixels) for data in form.photos)
             enrolled = gallery.enroll(name, photos, accept=_accepted(form), claim=claim)
             return _enrolled(enrolled)
 
@@ -513,10 +509,10 @@ def _only(photos: list[bytes]) -> bytes:
     return photos[0]
 
 
-def _pixels(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8] | SkipPhoto:
+def _decoded(data: bytes, max_pixels: int) -> LookedAt | SkipPhoto:
     """Decodes a photo, or returns the reason why it cannot be read."""
     try:
-        return look_at(data, max_pixels, SIDE_PX).pixels
+        return look_at(data, max_pixels)
     except SkipPhoto as reason:
         return reason
 
