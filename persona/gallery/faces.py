@@ -30,6 +30,7 @@ from persona.gallery.store import Templates
 from persona.landmarks import Floats
 from persona.models.embedder import Embedder
 from persona.models.sources import Named
+from persona.names import public_name
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -114,7 +115,8 @@ class Eyes:
             parts.append(self._embed(crops[start : start + BATCH]))
         templates_NE = np.concatenate(parts)
         if not np.isfinite(templates_NE).all():
-            raise PersonaError(f"{self.named.name} gives no finite numbers for these faces")
+            network = public_name(self.named.name)  # clients of a server need not know its folder
+            raise PersonaError(f"{network} gives no finite numbers for these faces")
         return templates_NE
 
     def _embed(self, crops: Sequence[Crop]) -> Templates:
