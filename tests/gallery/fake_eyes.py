@@ -49,7 +49,7 @@ class FakeEyes:
 
     named = SimpleNamespace(name="net", digest=FACTS.digest)
     align, min_face = FACTS.align, 20
-    network = SimpleNamespace(uses_landmarks=False)
+    network = SimpleNamespace(uses_landmarks=False, embedding_size=WIDTH)
 
     def find(self, photo: Any, *, shrink: int = 1) -> list[SeenFace]:
         return [
