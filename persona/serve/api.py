@@ -240,9 +240,9 @@ def build_app(
         exception_handlers=dict.fromkeys(EXPLAINED, _explain),
     )
 
-    async def through(request: Request, photos: int, work: Callable[[Form, Claim], T]) -> T:
+    async def through(request: Request, photos: int | None, work: Callable[[Form, Claim], T]) -> T:
         client = "" if request.client is None else client_of(request.client.host)
-        return await gate.run(partial(read_form, request, limits, photos=photos), work, client)
+        return await gate.run(partial(_read, request, limits, photos), work, client)
 
     @app.get("/api/health")
     async def health() -> Health:
@@ -250,25 +250,28 @@ def build_app(
         return Health(status="ok")
 
     @app.get("/api/people")
-    def people() -> PeopleAnswer:
+    async def people(request: Request) -> PeopleAnswer:
         """Lists the enrolled people, with the network, the threshold and the limits."""
-        gallery.renew_threshold()
-        rows = [PersonRow(**dataclasses.asdict(person)) for person in gallery.people()]
-        return PeopleAnswer(
-            network=network,
-            match=match,
-            threshold=gallery.threshold,
-            threshold_source=gallery.calibration.source,
-            people=rows,
-            limits=Bounds(**{name: getattr(limits, name) for name in Bounds.model_fields}),
-            groups=groups is not None,
-            keeps_crops=gallery.keep_crops,
-            keeps_unknown_hours=None if gallery.unknown is None else gallery.unknown.hours,
-            liveness=gallery.liveness is not None,
-            shares=Shares(digest=gallery.eyes.named.digest, align=gallery.eyes.align.facts)
-            if share_templates
-            else None,
-        )
+
+        def work(_: Form, __: Claim) -> PeopleAnswer:
+            gallery.renew_threshold()
+            return PeopleAnswer(
+                network=network,
+                match=match,
+                threshold=gallery.threshold,
+                threshold_source=gallery.calibration.source,
+                people=[PersonRow(**dataclasses.asdict(one)) for one in gallery.people()],
+                limits=Bounds(**{name: getattr(limits, name) for name in Bounds.model_fields}),
+                groups=groups is not None,
+                keeps_crops=gallery.keep_crops,
+                keeps_unknown_hours=None if gallery.unknown is None else gallery.unknown.hours,
+                liveness=gallery.liveness is not None,
+                shares=Shares(digest=gallery.eyes.named.digest, align=gallery.eyes.align.facts)
+                if share_templates
+                else None,
+            )
+
+        return await through(request, None, work)
 
     @app.post("/api/recognise", openapi_extra=_body({PHOTO: _FILE}, PHOTO))
     async def recognise(request: Request) -> Recognised:
@@ -344,7 +347,7 @@ def build_app(
     return Guard(app, names=names, token=token, proxies=proxies, tell=tell)
 
 
-Through = Callable[[Request, int, Callable[[Form, Claim], Any]], Awaitable[Any]]
+Through = Callable[[Request, int | None, Callable[[Form, Claim], Any]], Awaitable[Any]]
 
 
 def _add_people(app: FastAPI, gallery: Gallery, through: Through) -> None:
@@ -421,9 +424,16 @@ def _add_groups(app: FastAPI, gallery: Gallery, groups: OpenGroups, through: Thr
     """Adds what shows and changes the groups of unknown faces."""
 
     @app.get("/api/groups")
-    def list_groups(first: int = 0, count: int = 20, named: bool = False) -> GroupsAnswer:
+    async def list_groups(
+        request: Request, first: int = 0, count: int = 20, named: bool = False
+    ) -> GroupsAnswer:
         """Lists some groups, the largest first; `named` lists those with a name alone."""
-        return groups.shown(first, count, named=named)
+
+        def work(_: Form, __: Claim) -> GroupsAnswer:
+            return groups.shown(first, count, named=named)
+
+        answer: GroupsAnswer = await through(request, None, work)
+        return answer
 
     @app.post("/api/groups/name", openapi_extra=_body({"group": _TEXT, "name": _TEXT}, "group"))
     async def name_group(request: Request) -> ChangedGroup:
@@ -459,9 +469,14 @@ def _add_unknown(app: FastAPI, unknowns: Unknowns, through: Through) -> None:
     """Adds what proposes unknown people who came back."""
 
     @app.get("/api/unknown")
-    def list_unknown() -> UnknownAnswer:
+    async def list_unknown(request: Request) -> UnknownAnswer:
         """Lists the unknown people who came back."""
-        return unknowns.shown()
+
+        def work(_: Form, __: Claim) -> UnknownAnswer:
+            return unknowns.shown()
+
+        answer: UnknownAnswer = await through(request, None, work)
+        return answer
 
     fields = {"person": _TEXT, "name": _TEXT, "accept": _TEXT, "force": _TEXT}
 
@@ -501,6 +516,11 @@ def _constant(answer: Callable[[], Response]) -> Callable[[], Any]:
         return answer()
 
     return route
+
+
+async def _read(request: Request, limits: Limits, photos: int | None) -> Form:
+    """Reads a form with up to `photos` photos. None means a GET, which has no form."""
+    return Form({}, []) if photos is None else await read_form(request, limits, photos=photos)
 
 
 def _only(photos: list[bytes]) -> bytes:

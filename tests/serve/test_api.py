@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -480,6 +481,23 @@ def test_what_takes_too_long_is_told_so_and_keeps_its_place() -> None:
         gallery.let.set()
         while post(port, "/api/recognise", ("photo", RED)).status == 503:
             pass  # until the thread has seen it
+
+
+def test_what_is_only_looked_at_takes_a_place_too() -> None:
+    gallery = HeldGallery()
+    gallery.unknown = SimpleNamespace(hours=24)
+    groups: Any = SimpleNamespace()
+    limits = Limits(waiting=0, work_s=0.2)
+    with serving(gallery, limits=limits, workers=1, groups=groups) as port:
+        assert post(port, "/api/recognise", ("photo", RED)).status == 408
+        for path in ("/api/people", "/api/groups", "/api/unknown"):
+            busy = ask(port, path)
+            assert (busy.status, busy.headers["retry-after"]) == (503, "1")
+            assert "too many requests" in busy.error
+        assert ask(port, "/api/health").status == 200
+        gallery.let.set()
+        while ask(port, "/api/people").status == 503:
+            pass  # until the thread has come to its end
 
 
 def test_an_enrolment_that_was_told_to_have_failed_is_not_made() -> None:
