@@ -139,7 +139,7 @@ class Model:
             []
         """
         looked = look(photo)
-        found = self.sight.find(looked.pixels, min_face)
+        found = self.sight.find(looked.pixels, min_face, shrink=looked.shrink)
         sure = [(seen.face.probability or 0) >= quality.SURE for seen in found]
         return [
             _face(seen, looked.whole_face(seen.face), sum(sure) - certain)

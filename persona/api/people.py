@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
 from persona.api.model import Model
-from persona.api.photos import PhotoLike, Pixels, look
+from persona.api.photos import PhotoLike, look
 from persona.errors import PersonaError, SkipPhoto
 from persona.gallery.people import DoubtError, Enrolled, Gallery, Sighting, gallery_of
 from persona.gallery.store import Person, Threshold
@@ -19,6 +19,7 @@ from persona.workspace import Workspace, user_path
 if TYPE_CHECKING:
     from persona.gallery.audit import Audit
     from persona.gallery.importing import Imported, PeopleSource
+    from persona.gallery.photos import LookedAt
 
 
 class People:
@@ -77,7 +78,7 @@ class People:
                 print(face.box, face.name or "unknown", face.score)
         """
         looked = look(photo)
-        found = self._gallery.recognise(looked.pixels)
+        found = self._gallery.recognise(looked.pixels, shrink=looked.shrink)
         return tuple(replace(face, box=looked.whole(face.box)) for face in found)
 
     def rename(self, name: str, to: str) -> None:
@@ -227,10 +228,10 @@ class People:
         self.close()
 
 
-def _readable(photos: Sequence[PhotoLike]) -> Iterator[Pixels | SkipPhoto]:
+def _readable(photos: Sequence[PhotoLike]) -> Iterator[LookedAt | SkipPhoto]:
     for photo in photos:
         try:
-            yield look(photo).pixels
+            yield look(photo)
         except PersonaError as error:
             yield SkipPhoto(str(error))
 

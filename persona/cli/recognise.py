@@ -129,7 +129,7 @@ def _recognise(
         if not folder:
             raise PersonaError(f"{path}: {reason}") from None
         return str(reason)
-    faces = gallery.recognise(photo.pixels)
+    faces = gallery.recognise(photo.pixels, shrink=photo.shrink)
     if annotate is not None:
         marks = [mark_of(face, face.box, number) for number, face in enumerate(faces, start=1)]
         out = annotate / copy_name(path) if folder else annotate

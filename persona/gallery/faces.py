@@ -30,6 +30,7 @@ from persona.gallery.store import Templates
 from persona.landmarks import Floats
 from persona.models.embedder import Embedder
 from persona.models.sources import Named
+from persona.names import public_name
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -68,13 +69,17 @@ class Eyes:
         # detecting the faces of a photo.
         self._networks = OnnxNetworks()
 
-    def find(self, photo: Pixels, min_face: int | None = None) -> list[SeenFace]:
+    def find(
+        self, photo: Pixels, min_face: int | None = None, *, shrink: int = 1
+    ) -> list[SeenFace]:
         """Detects every face of an upright (H, W, 3) uint8 RGB photo, from left to right.
 
         Args:
             photo: the photo.
             min_face: side in px of the smallest face to look for, if it is another than `Eyes`
                 was made with.
+            shrink: factor by which the photo was decoded smaller, for the reasons why a face is
+                refused: they give sizes in px of the original.
 
         Raises:
             PersonaError: the photo is of another shape or type, or the detector cannot look for
@@ -89,14 +94,15 @@ class Eyes:
         decoded = Decoded(Image.fromarray(photo))
         height, width = photo.shape[:2]
         inside = [replace(face, box=_within(face.box, width, height)) for face in faces]
-        return [self._cut(decoded, face) for face in sorted(inside, key=lambda face: face.box)]
+        ordered = sorted(inside, key=lambda face: face.box)
+        return [self._cut(decoded, face, shrink) for face in ordered]
 
-    def _cut(self, photo: Decoded, face: FoundFace) -> SeenFace:
+    def _cut(self, photo: Decoded, face: FoundFace, shrink: int) -> SeenFace:
         try:
             crop = crop_face(photo, face, self.align)
         except SkipPhoto as reason:
             return SeenFace(face, flaw=str(reason))
-        return SeenFace(face, crop, quality.flaw(face, read_crop(crop.jpeg)))
+        return SeenFace(face, crop, quality.flaw(face, read_crop(crop.jpeg), shrink))
 
     def embed(self, crops: Sequence[Crop]) -> Templates:
         """Embeds crops as (N, E) float32 templates of unit length.
@@ -109,7 +115,8 @@ class Eyes:
             parts.append(self._embed(crops[start : start + BATCH]))
         templates_NE = np.concatenate(parts)
         if not np.isfinite(templates_NE).all():
-            raise PersonaError(f"{self.named.name} gives no finite numbers for these faces")
+            network = public_name(self.named.name)  # clients of a server need not know its folder
+            raise PersonaError(f"{network} gives no finite numbers for these faces")
         return templates_NE
 
     def _embed(self, crops: Sequence[Crop]) -> Templates:

@@ -192,7 +192,7 @@ class Looker:
         with told_in_all() as done:  # the detector reports photos too
             for path in paths:
                 try:
-                    seen, reason = only_face(self.eyes, read_photo(path).pixels)
+                    seen, reason = only_face(self.eyes, read_photo(path))
                 except SkipPhoto as error:
                     seen, reason = None, str(error)
                 crop = None if seen is None else seen.crop

@@ -49,6 +49,7 @@ from persona.workspace import Workspace
 
 if TYPE_CHECKING:
     from persona.gallery.faces import Eyes, Pixels, SeenFace
+    from persona.gallery.photos import LookedAt
     from persona.gallery.unknown_faces import UnknownFaces
     from persona.models.sources import Named
 
@@ -197,7 +198,7 @@ class Gallery:
     def enroll(
         self,
         name: str,
-        photos: Iterable[Pixels | SkipPhoto],
+        photos: Iterable[LookedAt | SkipPhoto],
         *,
         force: bool = False,
         accept: Collection[type[DoubtError]] = (),
@@ -208,7 +209,7 @@ class Gallery:
 
         Args:
             name: the person's name, 1 to 200 characters.
-            photos: upright (H, W, 3) uint8 RGB photos; for one that could not be read, the reason.
+            photos: decoded photos; for one that could not be read, the reason.
             force: whether to enrol whatever doubt there is.
             accept: doubts in spite of which to enrol.
             labels: names of the photos in messages. The default is photo 1, photo 2, ….
@@ -341,17 +342,19 @@ class Gallery:
             )
 
     def recognise(
-        self, photo: Pixels, *, claim: Callable[[], None] = lambda: None
+        self, photo: Pixels, *, shrink: int = 1, claim: Callable[[], None] = lambda: None
     ) -> tuple[Sighting, ...]:
         """Recognises every face of an upright (H, W, 3) uint8 RGB photo, from left to right.
 
         Args:
             photo: the photo.
+            shrink: factor by which the photo was decoded smaller. Reasons why a face is refused
+                give sizes in px of the original; boxes are in px of `photo`.
             claim: called before unknown faces are kept, where the operator allows that. If it
                 raises, none is kept.
         """
         self.renew_threshold()
-        found = [seen for seen, _ in self.find_live(photo)]
+        found = [seen for seen, _ in self.find_live(photo, shrink)]
         crops = [seen.crop for seen in found if seen.crop is not None and seen.flaw is None]
         templates_NE = self.eyes.embed(crops)
         matches = self.store.nearest(templates_NE, self.match) if crops else []
@@ -364,13 +367,14 @@ class Gallery:
         answers = iter(matches)
         return tuple(self._sighting(seen, None if seen.flaw else next(answers)) for seen in found)
 
-    def find_live(self, photo: Pixels) -> list[tuple[SeenFace, float | None]]:
+    def find_live(self, photo: Pixels, shrink: int = 1) -> list[tuple[SeenFace, float | None]]:
         """Detects every face of a photo, each with its liveness score in [0, 1].
 
-        The score is None where the face has a flaw, or nobody is asked. A face whose score is below
-        the threshold has the flaw NOT_LIVE.
+        `shrink` is the factor by which the photo was decoded smaller. The score is None where the
+        face has a flaw, or nobody is asked. A face whose score is below the threshold has the flaw
+        NOT_LIVE.
         """
-        found = self.eyes.find(photo)
+        found = self.eyes.find(photo, shrink=shrink)
         if self.liveness is None:
             return [(seen, None) for seen in found]
         clear = [seen.face for seen in found if seen.flaw is None and seen.crop is not None]
@@ -482,11 +486,11 @@ class Gallery:
         self.close()
 
 
-def only_face(eyes: Eyes, photo: Pixels | SkipPhoto) -> tuple[SeenFace | None, str | None]:
+def only_face(eyes: Eyes, photo: LookedAt | SkipPhoto) -> tuple[SeenFace | None, str | None]:
     """Returns the one clear face of a photo, or the reason why there is none."""
     if isinstance(photo, SkipPhoto):
         return None, str(photo)
-    found = eyes.find(photo)
+    found = eyes.find(photo.pixels, shrink=photo.shrink)
     if not found:
         return None, "no face"
     if quality.several([seen.face for seen in found]):

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from persona.data.align.bare import is_animated_gif
-from persona.data.align.decode import MOST_PIXELS, SHRINKS, EncodedPhoto, upright_rgb
+from persona.data.align.decode import MOST_PIXELS, EncodedPhoto, upright_rgb
 from persona.data.align.spec import Box, FoundFace
 from persona.data.raw.base import is_litter
 from persona.errors import PersonaError, SkipPhoto
@@ -65,22 +65,18 @@ class LookedAt:
         return replace(face, box=(x0, y0, x1, y1), landmarks_52=points_52)
 
 
-def look_at(data: bytes, max_pixels: int = MOST_PIXELS, side_px: int | None = None) -> LookedAt:
-    """Decodes a photo, downscaled as far as its faces allow.
+def look_at(data: bytes, max_pixels: int = MOST_PIXELS) -> LookedAt:
+    """Decodes a photo, downscaled if it has over MAX_LOOKED_AT pixels.
 
     Args:
         data: the bytes of the file.
         max_pixels: largest number of pixels that the photo may have.
-        side_px: shorter side in px down to which the photo may be downscaled for speed. None means
-            that only photos over MAX_LOOKED_AT pixels are downscaled.
 
     Raises:
         SkipPhoto: the file is empty, truncated, too large or no image.
     """
     photo = EncodedPhoto(data, max_pixels, MAX_WHOLE)
-    width, height = photo.size
-    room = 1.0 if side_px is None else min(width, height) / side_px
-    shrink = _shrink(photo.size, next((shrink for shrink in SHRINKS if shrink <= room), 1))
+    shrink = _shrink(photo.size)
     decoded = photo.decode(shrink)
     # The decoder can only downscale a JPEG.
     image = decoded.image if decoded.shrink == shrink else decoded.image.reduce(shrink)
@@ -98,11 +94,12 @@ def look_at_image(photo: Image.Image) -> LookedAt:
     return LookedAt(np.array(image if shrink == 1 else image.reduce(shrink)), image.size, shrink)
 
 
-def _shrink(size: tuple[int, int], least: int = 1) -> int:
-    """The factor, `least` or larger, by which a photo of `size` must be downscaled."""
-    while size[0] * size[1] > MAX_LOOKED_AT * least**2:
-        least *= 2
-    return least
+def _shrink(size: tuple[int, int]) -> int:
+    """The factor by which a photo of `size` must be downscaled."""
+    shrink = 1
+    while size[0] * size[1] > MAX_LOOKED_AT * shrink**2:
+        shrink *= 2
+    return shrink
 
 
 def read_photo(path: Path) -> LookedAt:
@@ -130,14 +127,14 @@ def read_photo(path: Path) -> LookedAt:
 
 def iter_photos(
     paths: Sequence[Path], advance: Callable[[int], None] = lambda _: None
-) -> Iterator[Pixels | SkipPhoto]:
+) -> Iterator[LookedAt | SkipPhoto]:
     """Yields photos one by one, because a folder may hold more than fits into memory.
 
     For a photo that cannot be read it yields the reason. `advance` is called with 1 after each.
     """
     for path in paths:
         try:
-            yield read_photo(path).pixels
+            yield read_photo(path)
         except SkipPhoto as reason:
             yield reason
         advance(1)

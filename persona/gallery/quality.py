@@ -15,8 +15,8 @@ from PIL import Image
 from persona.data.align.spec import FoundFace
 
 MIN_SIDE_PX = 40
-"""Shortest side in px of a face's box. Smaller faces have too few pixels for networks of 112 to
-160 px."""
+"""Shortest side in px of a face's box in the decoded photo. Smaller faces have too few pixels for
+networks of 112 to 160 px."""
 MIN_SHARPNESS = 8.0
 """Least sharpness of a face, see `sharpness`."""
 SHARPNESS_SIZE_PX = 112
@@ -45,10 +45,20 @@ def sharpness(crop: Image.Image) -> float:
     return float(edges.var())
 
 
-def flaw(face: FoundFace, crop: Image.Image) -> str | None:
-    """Returns why a face is too poor to be used, or None if it is good enough."""
+def flaw(face: FoundFace, crop: Image.Image, shrink: int = 1) -> str | None:
+    """Returns why a face is too poor to be used, or None if it is good enough.
+
+    Args:
+        face: the face, in px of the decoded photo.
+        crop: its crop.
+        shrink: factor by which the photo was decoded smaller. The reason gives sizes in px of the
+            original photo.
+    """
     if side_px(face) < MIN_SIDE_PX:
-        return f"too small: the face is {side_px(face):.0f} px, at least {MIN_SIDE_PX} are needed"
+        return (
+            f"too small: the face is {side_px(face) * shrink:.0f} px, at least "
+            f"{MIN_SIDE_PX * shrink} are needed{' in a photo this large' if shrink > 1 else ''}"
+        )
     found = sharpness(crop)
     if found < MIN_SHARPNESS:
         return f"too blurred: sharpness {found:.1f}, at least {MIN_SHARPNESS:g} is needed"

@@ -75,6 +75,8 @@ BLOCK = 1024
 BUSY_MS = 10_000
 PURGE_S = 60.0
 """Time in s after which a server deletes what is over."""
+YEAR_10000_S = 253_402_300_800
+"""Begin of the first year that cannot be shown as a time, in s since 1970."""
 POINTS = (6, 2)
 POINTS_BYTES = 6 * 2 * 8
 """Size of landmarks in clear. Sealed ones are longer."""
@@ -309,8 +311,11 @@ class UnknownFaces:
         points: bytes | None,
         align: str | None,
     ) -> KeptFace:
+        if not isinstance(crop, bytes) or not 0 <= seen < YEAR_10000_S:
+            raise ValueError("no crop or no time")
         vector_E = np.frombuffer(self._open(template), "<f4").astype(np.float32)
-        if not len(vector_E) or abs(float(vector_E @ vector_E) - 1) > 1e-2:
+        # NaN is not near 1 either.
+        if not len(vector_E) or not abs(float(vector_E @ vector_E) - 1) <= 1e-2:
             raise ValueError("no template")
         if points is not None and len(points) != POINTS_BYTES:  # older files have them in clear
             points = self._open(points)
@@ -533,15 +538,21 @@ def _comparable(gallery: Gallery, unknown: UnknownFaces) -> list[KeptFace]:
 def _brought_up(gallery: Gallery, unknown: UnknownFaces) -> list[KeptFace]:
     """The kept faces with templates of the gallery's network.
 
-    After an upgrade they are embedded anew. Those whose crop the network cannot use or nobody can
+    After an upgrade they are embedded anew, and so are those whose template has another width, as
+    in a file from elsewhere. Those whose crop the network cannot use or nobody can
     read, or of which nobody knows how it was aligned, are deleted: they could never be compared
     again.
     """
     from persona.gallery.crops import is_crop
     from persona.gallery.faces import carries
 
-    digest, faces = gallery.eyes.named.digest, unknown.faces()
-    stale = [face for face in faces if face.model != digest]
+    digest, width = gallery.eyes.named.digest, gallery.eyes.network.embedding_size
+
+    def compares(face: KeptFace) -> bool:
+        return face.model == digest and len(face.template) == width
+
+    faces = unknown.faces()
+    stale = [face for face in faces if not compares(face)]
     if stale:
         usable = [
             face
@@ -555,7 +566,7 @@ def _brought_up(gallery: Gallery, unknown: UnknownFaces) -> list[KeptFace]:
         unknown.replace(dict(zip([face.number for face in usable], anew, strict=True)), digest)
         unknown.forget([face.number for face in stale if face.number not in kept])
         faces = unknown.faces()
-    return [face for face in faces if face.model == digest]
+    return [face for face in faces if compares(face)]
 
 
 def forget_alike(gallery: Gallery, unknown: UnknownFaces, templates_NE: Templates) -> int:

@@ -27,8 +27,6 @@ from functools import partial
 from importlib import resources
 from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
@@ -46,7 +44,7 @@ from persona.gallery import (
     NoPhotoError,
     TwoPeopleError,
 )
-from persona.gallery.photos import look_at
+from persona.gallery.photos import LookedAt, look_at
 from persona.gallery.store import (
     NobodyError,
     OtherNetworkError,
@@ -66,8 +64,6 @@ from persona.serve.uploads import FORM, PHOTO, Form, Limits, read_form
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
-SIDE_PX = 1000
-"""Side in px down to which a photo's shorter side may be reduced, which makes detection faster."""
 PAGE = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
@@ -244,9 +240,9 @@ def build_app(
         exception_handlers=dict.fromkeys(EXPLAINED, _explain),
     )
 
-    async def through(request: Request, photos: int, work: Callable[[Form, Claim], T]) -> T:
+    async def through(request: Request, photos: int | None, work: Callable[[Form, Claim], T]) -> T:
         client = "" if request.client is None else client_of(request.client.host)
-        return await gate.run(partial(read_form, request, limits, photos=photos), work, client)
+        return await gate.run(partial(_read, request, limits, photos), work, client)
 
     @app.get("/api/health")
     async def health() -> Health:
@@ -254,35 +250,38 @@ def build_app(
         return Health(status="ok")
 
     @app.get("/api/people")
-    def people() -> PeopleAnswer:
+    async def people(request: Request) -> PeopleAnswer:
         """Lists the enrolled people, with the network, the threshold and the limits."""
-        gallery.renew_threshold()
-        rows = [PersonRow(**dataclasses.asdict(person)) for person in gallery.people()]
-        return PeopleAnswer(
-            network=network,
-            match=match,
-            threshold=gallery.threshold,
-            threshold_source=gallery.calibration.source,
-            people=rows,
-            limits=Bounds(**{name: getattr(limits, name) for name in Bounds.model_fields}),
-            groups=groups is not None,
-            keeps_crops=gallery.keep_crops,
-            keeps_unknown_hours=None if gallery.unknown is None else gallery.unknown.hours,
-            liveness=gallery.liveness is not None,
-            shares=Shares(digest=gallery.eyes.named.digest, align=gallery.eyes.align.facts)
-            if share_templates
-            else None,
-        )
+
+        def work(_: Form, __: Claim) -> PeopleAnswer:
+            gallery.renew_threshold()
+            return PeopleAnswer(
+                network=network,
+                match=match,
+                threshold=gallery.threshold,
+                threshold_source=gallery.calibration.source,
+                people=[PersonRow(**dataclasses.asdict(one)) for one in gallery.people()],
+                limits=Bounds(**{name: getattr(limits, name) for name in Bounds.model_fields}),
+                groups=groups is not None,
+                keeps_crops=gallery.keep_crops,
+                keeps_unknown_hours=None if gallery.unknown is None else gallery.unknown.hours,
+                liveness=gallery.liveness is not None,
+                shares=Shares(digest=gallery.eyes.named.digest, align=gallery.eyes.align.facts)
+                if share_templates
+                else None,
+            )
+
+        return await through(request, None, work)
 
     @app.post("/api/recognise", openapi_extra=_body({PHOTO: _FILE}, PHOTO))
     async def recognise(request: Request) -> Recognised:
         """Recognises every face of a photo."""
 
         def work(form: Form, claim: Claim) -> Recognised:
-            photo = look_at(_only(form.photos), limits.pixels, SIDE_PX)
+            photo = look_at(_only(form.photos), limits.pixels)
             faces = [
                 FaceAnswer(**{**dataclasses.asdict(seen), "box": photo.whole(seen.box)})
-                for seen in gallery.recognise(photo.pixels, claim=claim)
+                for seen in gallery.recognise(photo.pixels, shrink=photo.shrink, claim=claim)
             ]
             width, height = photo.size
             return Recognised(width=width, height=height, threshold=gallery.threshold, faces=faces)
@@ -307,7 +306,7 @@ def build_app(
             if not form.photos:
                 raise PersonaError(NO_PHOTO)
             # A generator, so that only one decoded photo is in memory at a time.
-            photos = (_pixels(data, limits.pixels) for data in form.photos)
+            photos = (_decoded(data, limits.pixels) for data in form.photos)
             enrolled = gallery.enroll(name, photos, accept=_accepted(form), claim=claim)
             return _enrolled(enrolled)
 
@@ -348,7 +347,7 @@ def build_app(
     return Guard(app, names=names, token=token, proxies=proxies, tell=tell)
 
 
-Through = Callable[[Request, int, Callable[[Form, Claim], Any]], Awaitable[Any]]
+Through = Callable[[Request, int | None, Callable[[Form, Claim], Any]], Awaitable[Any]]
 
 
 def _add_people(app: FastAPI, gallery: Gallery, through: Through) -> None:
@@ -425,9 +424,16 @@ def _add_groups(app: FastAPI, gallery: Gallery, groups: OpenGroups, through: Thr
     """Adds what shows and changes the groups of unknown faces."""
 
     @app.get("/api/groups")
-    def list_groups(first: int = 0, count: int = 20, named: bool = False) -> GroupsAnswer:
+    async def list_groups(
+        request: Request, first: int = 0, count: int = 20, named: bool = False
+    ) -> GroupsAnswer:
         """Lists some groups, the largest first; `named` lists those with a name alone."""
-        return groups.shown(first, count, named=named)
+
+        def work(_: Form, __: Claim) -> GroupsAnswer:
+            return groups.shown(first, count, named=named)
+
+        answer: GroupsAnswer = await through(request, None, work)
+        return answer
 
     @app.post("/api/groups/name", openapi_extra=_body({"group": _TEXT, "name": _TEXT}, "group"))
     async def name_group(request: Request) -> ChangedGroup:
@@ -463,9 +469,14 @@ def _add_unknown(app: FastAPI, unknowns: Unknowns, through: Through) -> None:
     """Adds what proposes unknown people who came back."""
 
     @app.get("/api/unknown")
-    def list_unknown() -> UnknownAnswer:
+    async def list_unknown(request: Request) -> UnknownAnswer:
         """Lists the unknown people who came back."""
-        return unknowns.shown()
+
+        def work(_: Form, __: Claim) -> UnknownAnswer:
+            return unknowns.shown()
+
+        answer: UnknownAnswer = await through(request, None, work)
+        return answer
 
     fields = {"person": _TEXT, "name": _TEXT, "accept": _TEXT, "force": _TEXT}
 
@@ -507,16 +518,21 @@ def _constant(answer: Callable[[], Response]) -> Callable[[], Any]:
     return route
 
 
+async def _read(request: Request, limits: Limits, photos: int | None) -> Form:
+    """Reads a form with up to `photos` photos. None means a GET, which has no form."""
+    return Form({}, []) if photos is None else await read_form(request, limits, photos=photos)
+
+
 def _only(photos: list[bytes]) -> bytes:
     if not photos:
         raise PersonaError(NO_PHOTO)
     return photos[0]
 
 
-def _pixels(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8] | SkipPhoto:
+def _decoded(data: bytes, max_pixels: int) -> LookedAt | SkipPhoto:
     """Decodes a photo, or returns the reason why it cannot be read."""
     try:
-        return look_at(data, max_pixels, SIDE_PX).pixels
+        return look_at(data, max_pixels)
     except SkipPhoto as reason:
         return reason
 

@@ -111,10 +111,11 @@ class Door(socket.socket):
 
     def _waiting(self) -> list[tuple[Held, tuple[Turn, float], Connected | None]]:
         """Returns the connections that wait for their client, with what they wait for."""
-        protocols = {
-            protocol.transport.get_extra_info("socket").fileno(): protocol
-            for protocol in self.connected
-        }
+        protocols = {}
+        for protocol in self.connected:
+            # With TLS the socket is gone a turn of the loop before uvicorn drops the connection.
+            if (connection := protocol.transport.get_extra_info("socket")) is not None:
+                protocols[connection.fileno()] = protocol
         waiting = []
         for held in self._held:
             protocol = protocols.get(held.connection.fileno())

@@ -167,8 +167,12 @@ class OpenGroups:
         stamp = stamp_of(self.folder / ROWS)
         if stamp in {"", self.stamp}:  # one that was removed is written again by the next change
             return False
-        self.groups = as_said(self.groups.faces, read_rows(self.folder / ROWS))
-        self.stamp = stamp
+        path = self.folder / ROWS
+        try:
+            said = read_rows(path)
+        except PersonaError as error:  # clients need not know the folder
+            raise PersonaError(str(error).replace(str(path), ROWS)) from None
+        self.groups, self.stamp = as_said(self.groups.faces, said), stamp
         return True
 
     def _check_unedited(self) -> None:

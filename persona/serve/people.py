@@ -110,7 +110,7 @@ def list_faces(gallery: Gallery, form: Form) -> FacesAnswer:
         raise PersonaError("names are a JSON list of texts: send them so")
     if len(names) > MOST_FACES:
         raise PersonaError(f"{len(names)} names: send at most {MOST_FACES}")
-    faces = [PersonFace(name=name, picture=_picture(gallery.face(name))) for name in names]
+    faces = [PersonFace(name=name, picture=picture_of(gallery.face(name))) for name in names]
     return FacesAnswer(faces=faces)
 
 
@@ -121,7 +121,7 @@ def list_photos(gallery: Gallery, form: Form) -> PhotosAnswer:
     count = min(_number(form, "count", MOST_PHOTOS), MOST_PHOTOS)
     photos = gallery.photos(name)
     rows = [
-        PhotoRow(photo=one.number, picture=_picture(one.crop), similarity=one.similarity)
+        PhotoRow(photo=one.number, picture=picture_of(one.crop), similarity=one.similarity)
         for one in photos[first : first + count]
     ]
     return PhotosAnswer(name=name, total=len(photos), photos=rows)
@@ -140,7 +140,7 @@ def list_templates(gallery: Gallery, form: Form) -> SharedPhotos:
     photos = [
         SharedPhoto(
             template=base64.b64encode(photo.template.astype("<f4").tobytes()).decode(),
-            crop=_picture(photo.crop),
+            crop=picture_of(photo.crop),
             landmarks=None if photo.landmarks_62 is None else photo.landmarks_62.tolist(),
             align=None if photo.align is None else photo.align.facts,
         )
@@ -204,6 +204,6 @@ def _photos(form: Form) -> set[int]:
     return {number for number in numbers if number is not None}
 
 
-def _picture(crop: bytes | None) -> str | None:
+def picture_of(crop: bytes | None) -> str | None:
     """Returns a crop as text. A gallery from elsewhere may hold anything of any size."""
     return None if crop is None or len(crop) > MOST_BYTES else base64.b64encode(crop).decode()

@@ -1,5 +1,5 @@
 "use strict";
-// Unknown people who came back: enrolled under a name, or deleted. It uses the functions of page.js.
+// Unknown people who came back: enrolled under a name, or deleted. It uses the functions of page.js and people.js.
 async function showUnknown() {
   const { hours, total, people } = await call("unknown");
   $("unknown").hidden = false;
@@ -9,7 +9,8 @@ async function showUnknown() {
 }
 
 function unknownCard({ person, faces, visits, first, last, nearest, score, picture }) {
-  const image = make("img", { src: `data:image/jpeg;base64,${picture}`, alt: `Unknown person ${person}` });
+  const label = `Unknown person ${person}`;
+  const image = picture ? pictureOf(picture, label) : make("span", { className: "face-of" }, label);
   const near = nearest === null ? "" : ` Nearest: ${shown(nearest)}, similarity ${score.toFixed(3)}.`;
   const when = `${plural(visits, "visit", "visits")}, ${plural(faces, "face", "faces")}, from ${timeOf(first)} to ${timeOf(last)}.${near}`;
   const name = make("input", { type: "text", autocomplete: "off" });
@@ -24,7 +25,7 @@ function unknownCard({ person, faces, visits, first, last, nearest, score, pictu
     tell({ good: [`${plural(count, "face is", "faces are")} deleted.`] });
   })));
   return make("article", { id: `unknown-${person}`, tabIndex: -1 },
-    make("h3", {}, `Unknown person ${person}`),
+    make("h3", {}, label),
     make("ul", { className: "faces" }, make("li", {}, image)), make("p", { dir: "auto" }, when), naming, remove);
 }
 

@@ -9,7 +9,6 @@ There are such faces only with `--keep-unknown HOURS`, see persona/gallery/unkno
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -26,7 +25,7 @@ from persona.gallery.unknown_faces import (
     propose,
 )
 from persona.serve.gate import Claim
-from persona.serve.people import text_of
+from persona.serve.people import picture_of, text_of
 from persona.serve.uploads import Form
 
 MOST_SHOWN = 50
@@ -48,8 +47,8 @@ class UnknownPerson(BaseModel):
     nearest: str | None
     """The nearest person who is enrolled, and how near."""
     score: float | None
-    picture: str
-    """Aligned crop as JPEG in base64."""
+    picture: str | None
+    """Aligned crop as JPEG in base64. None means that it is too large to be one."""
 
 
 class UnknownAnswer(BaseModel):
@@ -89,7 +88,7 @@ class Unknowns:
                     last=one.last,
                     nearest=one.nearest,
                     score=one.score,
-                    picture=base64.b64encode(one.picture).decode(),
+                    picture=picture_of(one.picture),
                 )
                 for one in found[:MOST_SHOWN]
             ],

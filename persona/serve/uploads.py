@@ -17,6 +17,8 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
+from persona.data.align.decode import MOST_PIXELS
+
 # It logs the bytes of a broken form, which may be private.
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
@@ -38,8 +40,9 @@ class Limits:
     """Bytes of a request."""
     photos: int = 20
     """Photos of a request."""
-    pixels: int = 50_000_000
-    """Pixels of one photo, which is 150 MB decoded."""
+    pixels: int = MOST_PIXELS
+    """Pixels of one photo. Large ones are decoded at a smaller size, and what the decoder cannot
+    downscale has a lower limit (persona/gallery/photos.py)."""
     waiting: int = 32
     """Requests that may wait for those in work."""
     read_s: float = 30.0

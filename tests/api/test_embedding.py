@@ -99,6 +99,27 @@ def test_boxes_are_those_of_the_original_where_it_is_decoded_smaller(
         np.testing.assert_allclose((x, y, x + width, y + height), face.box, atol=0.1)
 
 
+def test_why_a_face_is_refused_is_said_in_px_of_the_original(
+    loaded: persona.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "photo.jpg"
+    photo = Image.new("RGB", (903, 701), "grey")
+    photo.paste(drawn(1, size_px=110), (430, 250))
+    photo.save(path, quality=95)
+    (whole,) = loaded.find(path)
+    assert whole.flaw is None
+    monkeypatch.setattr("persona.gallery.photos.MAX_LOOKED_AT", 300_000)  # it has 633,003
+    (face,) = loaded.find(path)
+    x0, y0, x1, y1 = face.box
+    side_px = min(x1 - x0, y1 - y0)
+    reason = f"the face is {side_px:.0f} px, at least 80 are needed in a photo this large"
+    assert 40 < side_px < 80 and face.flaw == f"too small: {reason}"
+    with persona.open_gallery(tmp_path / "g.db", loaded, threshold=0.5) as people:
+        assert [seen.refused for seen in people.recognise(path)] == [face.flaw]
+        with pytest.raises(persona.PersonaError, match=reason):
+            people.enroll("Ada", path)
+
+
 @pytest.mark.parametrize("orientation", [1, 2, 5, 6, 8])
 @pytest.mark.parametrize("kind", ["png", "jpg", "tif", "webp"])
 def test_an_image_of_pillow_is_looked_at_like_its_file(

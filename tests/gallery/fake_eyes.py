@@ -38,8 +38,10 @@ def near(template: Templates, cosine: float, seed: int = 0) -> Templates:
 
 
 def photo_of(*templates: Templates, flaw: str | None = None) -> Any:
-    """What `FakeEyes` sees faces of these templates in."""
-    return SimpleNamespace(templates=templates, flaw=flaw)
+    """What `FakeEyes` sees faces of these templates in: a `LookedAt`, and its pixels."""
+    photo = SimpleNamespace(templates=templates, flaw=flaw, shrink=1)
+    photo.pixels = photo
+    return photo
 
 
 class FakeEyes:
@@ -47,9 +49,9 @@ class FakeEyes:
 
     named = SimpleNamespace(name="net", digest=FACTS.digest)
     align, min_face = FACTS.align, 20
-    network = SimpleNamespace(uses_landmarks=False)
+    network = SimpleNamespace(uses_landmarks=False, embedding_size=WIDTH)
 
-    def find(self, photo: Any) -> list[SeenFace]:
+    def find(self, photo: Any, *, shrink: int = 1) -> list[SeenFace]:
         return [
             SeenFace(
                 FoundFace(BOX, 1.0),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -98,8 +99,9 @@ def test_crops_of_another_size_are_brought_to_this_one(
 
 def test_a_network_without_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     some = eyes(tmp_path)
+    some.named = replace(some.named, name="onnx:/home/ada/net.onnx")
     monkeypatch.setattr(some.network, "embed", lambda *_: np.full((1, 9), np.nan, np.float32))
-    with pytest.raises(PersonaError, match="net gives no finite numbers for these faces"):
+    with pytest.raises(PersonaError, match=r"^onnx:net.onnx gives no finite numbers for these"):
         some.embed([Crop(jpeg_of(drawn(0)), None, None)])
 
 

@@ -45,7 +45,7 @@ class GreyEyes(FakeEyes):
     def __init__(self) -> None:
         self.looked: list[int] = []
 
-    def find(self, photo: Any) -> Any:
+    def find(self, photo: Any, *, shrink: int = 1) -> Any:
         grey = int(photo[0, 0, 0])
         self.looked.append(grey)
         if grey == EMPTY:

@@ -69,6 +69,17 @@ def test_what_would_be_decoded_whole(
         look_at(data)
 
 
+def test_a_damaged_jpeg_that_only_pillow_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow decodes it whole, so it must not have more pixels than what is decoded whole."""
+    data = encoded((200, 100))
+    damaged = data[:-2] + bytes(range(1, 9)) + data[-2:]
+    assert look_at(damaged).size == (200, 100)
+    monkeypatch.setattr(photos, "MAX_WHOLE", 10_000)
+    assert look_at(data).size == (200, 100)
+    with pytest.raises(SkipPhoto, match=r"a damaged JPEG of over 0.01 megapixels: save it anew"):
+        look_at(damaged)
+
+
 def test_more_than_any_phone_has() -> None:
     data = bytearray(encoded((160, 160)))
     place = data.index(b"\xff\xc0") + 5

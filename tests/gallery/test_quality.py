@@ -33,6 +33,9 @@ def test_a_small_face() -> None:
         "too small: the face is 39 px, at least 40 are needed"
     )
     assert flaw(replace(FACE, box=(5, 5, 45, 90)), photo) is None
+    assert flaw(replace(FACE, box=(5, 5, 44, 90)), photo, shrink=2) == (
+        "too small: the face is 78 px, at least 80 are needed in a photo this large"
+    )
 
 
 @pytest.mark.parametrize(

@@ -399,6 +399,56 @@ def test_after_an_upgrade_crops_that_do_not_fit_are_deleted(
     assert unknown.faces()[0].crop.align == FACTS.align
 
 
+def test_templates_of_another_width_are_not_compared(
+    people: Gallery, unknown: UnknownFaces
+) -> None:
+    """As in a file from elsewhere that names the digest of the gallery's network."""
+    ada, other = vectors(2)
+    people.enroll("Ada", [photo_of(ada)])
+    wide = vectors(2, width=16)
+    come(people, other, 0)
+    unknown.keep(wide, crops(wide), DIGEST)
+    assert people.forget("Ada") == 1
+    assert [face.number for face in unknown.faces()] == [1]
+    unknown.keep(wide, crops(wide), DIGEST)
+    assert len(propose(people, unknown, visits=1)) == 1
+    assert [face.number for face in unknown.faces()] == [1]
+
+
+@pytest.mark.usefixtures("readable")
+def test_templates_of_another_width_are_made_anew_where_crops_fit(
+    people: Gallery, unknown: UnknownFaces
+) -> None:
+    row = vectors(1)
+    unknown.keep(vectors(1, width=16), crops(row), DIGEST, FACTS.align)
+    (one,) = propose(people, unknown, visits=1)
+    (face,) = unknown.faces()
+    assert one.faces == (1,) and np.array_equal(face.template, row[0])
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("template", np.full(8, np.nan, "<f4").tobytes()),
+        ("template", b""),
+        ("crop", "text"),
+        ("seen", "never"),
+        ("seen", 1e15),
+        ("seen", -1.0),
+    ],
+)
+def test_a_damaged_row_is_told_in_one_line(
+    people: Gallery, unknown: UnknownFaces, column: str, value: object
+) -> None:
+    people.enroll("Ada", [photo_of(vectors(1, 1)[0])])
+    unknown.keep(vectors(1), crops(vectors(1)), DIGEST)
+    unknown._db.execute(f"UPDATE face SET {column} = ?", (value,))
+    with pytest.raises(PersonaError, match=r"is damaged: remove it, it holds unknown faces alone"):
+        propose(people, unknown, visits=1)
+    with pytest.raises(PersonaError, match=r"is damaged: remove it, it holds unknown faces alone"):
+        people.forget("Ada")
+
+
 def test_a_file_of_before_the_alignment_was_kept(tmp_path: Path, clock: Clock) -> None:
     path, row = tmp_path / "old", vectors(1)
     with contextlib.closing(sqlite3.connect(path)) as db:

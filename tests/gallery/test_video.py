@@ -34,7 +34,7 @@ class ColourEyes(FakeEyes):
 
     small = False
 
-    def find(self, photo: Any) -> list[SeenFace]:
+    def find(self, photo: Any, *, shrink: int = 1) -> list[SeenFace]:
         if not isinstance(photo, np.ndarray):
             return super().find(photo)
         seen = []

@@ -40,6 +40,7 @@ from persona.gallery.grouped import (
     write_rows,
     write_table,
 )
+from persona.gallery.photos import LookedAt
 from persona.gallery.store import Facts, Threshold, nobody, unit
 from persona.serve.api import build_app
 from persona.serve.door import Networks
@@ -69,6 +70,8 @@ class ColourGallery:
     known: dict[str, list[npt.NDArray[np.float64]]] = field(default_factory=dict)
     seen: list[tuple[int, ...]] = field(default_factory=list)
     """Shapes of the photos that came."""
+    looked: list[int] = field(default_factory=list)
+    """Factors by which they were decoded smaller."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     began: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     """Released by what is in work."""
@@ -79,7 +82,7 @@ class ColourGallery:
     def enroll(
         self,
         name: str,
-        photos: Iterable[Photo | SkipPhoto],
+        photos: Iterable[LookedAt | SkipPhoto],
         *,
         accept: Collection[type[DoubtError]] = (),
         claim: Claim = lambda: None,
@@ -91,7 +94,8 @@ class ColourGallery:
             if isinstance(photo, SkipPhoto):
                 refused.append(f"photo {number}: {photo}")
             else:
-                rows[f"photo {number}"] = self._template(photo)
+                self.looked.append(photo.shrink)
+                rows[f"photo {number}"] = self._template(photo.pixels)
         if not rows:
             raise NoPhotoError(f"no photo can be used: {'; '.join(refused)}", refused)
         first = self.known.get(name, [next(iter(rows.values()))])[0]
@@ -103,7 +107,10 @@ class ColourGallery:
             self.known.setdefault(name, []).extend(rows.values())
         return Enrolled(name, len(rows), tuple(refused))
 
-    def recognise(self, photo: Photo, *, claim: Claim = lambda: None) -> tuple[Sighting, ...]:
+    def recognise(
+        self, photo: Photo, *, shrink: int = 1, claim: Claim = lambda: None
+    ) -> tuple[Sighting, ...]:
+        self.looked.append(shrink)
         self.began.release()
         time.sleep(self.pause_s)
         wanted = self._template(photo)

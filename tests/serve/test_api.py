@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ def port(gallery: ColourGallery) -> Iterator[int]:
 def _nobody(gallery: ColourGallery) -> None:
     gallery.known.clear()
     gallery.seen.clear()
+    gallery.looked.clear()
 
 
 def test_enroll_recognise_people_forget(port: int) -> None:
@@ -249,7 +251,10 @@ def test_photos_of_every_kind(
     assert (seen["height"], seen["width"]) == shape[:2]
 
 
-def test_a_large_photo_is_looked_at_smaller(port: int, gallery: ColourGallery) -> None:
+def test_a_large_photo_is_looked_at_smaller(
+    port: int, gallery: ColourGallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("persona.gallery.photos.MAX_LOOKED_AT", 4_000_000)
     exif = Image.Exif()
     exif[0x0112] = 6
     large = photo(size_px=(2400, 2001), exif=exif)
@@ -260,10 +265,28 @@ def test_a_large_photo_is_looked_at_smaller(port: int, gallery: ColourGallery) -
     # A quarter of the last column lies outside, and it is the first when the photo is turned.
     assert (x, y) == (2 * (1001 / 4 - 0.5), 600)
     assert (width, height) == (1001, 1200)
+    post(port, "/api/enroll", ("name", "Ada"), ("photo", large))
+    assert gallery.looked == [2, 2]
+
+
+def test_photos_are_looked_at_as_the_commands_do(port: int, gallery: ColourGallery) -> None:
+    """A smaller copy would have smaller faces, which are refused or embedded worse."""
+    large = photo(size_px=(2400, 2001))
+    assert post(port, "/api/enroll", ("name", "Ada"), ("photo", large)).json["added"] == 1
+    assert post(port, "/api/recognise", ("photo", large)).status == 200
+    assert gallery.looked == [1, 1]
+    assert gallery.seen == [(2001, 2400, 3)]
+
+
+def test_more_megapixels_than_could_be_decoded_whole(gallery: ColourGallery) -> None:
+    data = photo(size_px=(7300, 7200), mode="L")
+    with serving(gallery) as port:
+        assert post(port, "/api/recognise", ("photo", data)).json["width"] == 7300
+    assert gallery.seen == [(3600, 3650, 3)]
 
 
 @pytest.mark.parametrize(
-    ("size", "looked_at"), [((2400, 2001), (1200, 1001)), ((500, 33_000), (250, 16_500))]
+    ("size", "looked_at"), [((4100, 4001), (2050, 2001)), ((500, 33_000), (250, 16_500))]
 )
 def test_nothing_large_is_looked_at_whole(
     gallery: ColourGallery, size: tuple[int, int], looked_at: tuple[int, int]
@@ -458,6 +481,23 @@ def test_what_takes_too_long_is_told_so_and_keeps_its_place() -> None:
         gallery.let.set()
         while post(port, "/api/recognise", ("photo", RED)).status == 503:
             pass  # until the thread has seen it
+
+
+def test_what_is_only_looked_at_takes_a_place_too() -> None:
+    gallery = HeldGallery()
+    gallery.unknown = SimpleNamespace(hours=24)
+    groups: Any = SimpleNamespace()
+    limits = Limits(waiting=0, work_s=0.2)
+    with serving(gallery, limits=limits, workers=1, groups=groups) as port:
+        assert post(port, "/api/recognise", ("photo", RED)).status == 408
+        for path in ("/api/people", "/api/groups", "/api/unknown"):
+            busy = ask(port, path)
+            assert (busy.status, busy.headers["retry-after"]) == (503, "1")
+            assert "too many requests" in busy.error
+        assert ask(port, "/api/health").status == 200
+        gallery.let.set()
+        while ask(port, "/api/people").status == 503:
+            pass  # until the thread has come to its end
 
 
 def test_an_enrolment_that_was_told_to_have_failed_is_not_made() -> None:

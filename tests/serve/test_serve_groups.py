@@ -121,6 +121,28 @@ def test_what_is_edited_while_it_is_served_stays(port: int, folder: Path) -> Non
     assert read_rows(rows).names == {1: "Bob", 2: "Ada"}
 
 
+def test_a_mistake_in_an_edit_is_told_without_the_folder(
+    port: int, folder: Path, tmp_path: Path
+) -> None:
+    rows = folder / ROWS
+    lines = rows.read_text()
+    edits = {
+        lines.replace("\n2,,", "\nx,,", 1): "groups.csv line 5: group 'x' is no number from 1",
+        lines.replace("duplicate_of", "copy_of"): "groups.csv has no column 'duplicate_of': rest",
+        "\0": "groups.csv is in UTF-16 or no text: ",
+    }
+    for text, problem in edits.items():
+        rows.write_text(text)
+        for refused in (
+            ask(port, "/api/groups"),
+            post(port, "/api/groups/name", ("group", "1"), ("name", "Bob")),
+        ):
+            assert refused.status == 422 and refused.error.startswith(problem)
+            assert str(tmp_path) not in refused.error
+    rows.write_text(lines)
+    assert shown(port)[2] == (None, [3, 4])
+
+
 @pytest.mark.parametrize("query", ["first=abc", "count=1e3", "named=%3Cb%3E", "first=&count=x"])
 def test_what_is_asked_for_badly_is_told_in_one_line(port: int, query: str) -> None:
     refused = ask(port, f"/api/groups?{query}")

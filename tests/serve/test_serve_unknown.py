@@ -19,6 +19,7 @@ from persona.data.align.spec import Crop
 from persona.gallery import Gallery
 from persona.gallery.store import StoredPhoto, Threshold, open_store
 from persona.gallery.unknown_faces import KeptFace, UnknownFaces
+from persona.serve.people import MOST_BYTES
 
 HOUR = 3600.0
 
@@ -133,6 +134,22 @@ def test_a_gallery_of_another_network_is_no_doubt(
     refused = post(port, "/api/unknown/enroll", ("person", "2"), ("name", "Eve"))
     assert refused.status == 409 and "doubt" not in refused.json
     assert refused.error == "the gallery is another network's now: start persona serve anew"
+
+
+def test_a_file_from_elsewhere_may_hold_anything(
+    port: int, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EYES, "embed", lambda crops: np.zeros((len(crops), FACTS.width)), False)
+    assert gallery.unknown is not None
+    crop = Crop(bytes(MOST_BYTES + 1), None, None)
+    gallery.unknown._db.execute("UPDATE face SET crop = ?", (crop.jpeg,))
+    wide = np.eye(1, 2 * FACTS.width, dtype=np.float32)
+    gallery.unknown.keep(wide, [crop], FACTS.digest)
+    people = ask(port, "/api/unknown").json["people"]
+    assert [person["picture"] for person in people] == [None, None]
+    gallery.unknown.keep(wide, [crop], FACTS.digest)
+    assert post(port, "/api/forget", ("name", "Known")).json["templates"] == 1
+    assert len(gallery.unknown.faces()) == 5
 
 
 def test_without_the_option_there_is_no_such_path(gallery: Gallery) -> None:

@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from serving import ColourGallery, ask, form, photo, post, serving, write_certificate
@@ -216,6 +218,40 @@ def test_who_does_not_agree_on_tls_loses_the_place(
         line.close()
         assert is_cut(lines[0])
         assert not is_cut(lines[-1])
+
+
+def test_tls_connections_that_end_while_others_begin(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    certificate, key = tmp_path / "cert", tmp_path / "key"
+    write_certificate(certificate, key)
+    context = ssl.create_default_context(cafile=certificate)
+    context.check_hostname = False
+
+    def ask_once(port: int) -> int:
+        line = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=60)
+        with contextlib.closing(line):
+            line.request("GET", "/api/health", headers={"Connection": "close"})
+            return line.getresponse().status
+
+    with (
+        serving(ColourGallery(), certificate=certificate, key=key) as port,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        assert list(pool.map(ask_once, [port] * 50)) == [200] * 50
+    assert not caplog.records
+
+
+def test_a_connection_whose_socket_is_gone_already() -> None:
+    """With TLS, uvicorn hears of an end a turn of the loop after asyncio has let go."""
+    gone: Any = SimpleNamespace(transport=SimpleNamespace(get_extra_info=lambda _: None))
+    with listen("127.0.0.1", 0) as listener:
+        listener.connected = [gone]
+        with (
+            socket.create_connection(listener.getsockname(), timeout=60) as client,
+            listener.accept()[0] as accepted,
+        ):
+            assert accepted.getpeername() == client.getsockname()
 
 
 def test_whom_an_address_stands_for() -> None:

@@ -107,7 +107,8 @@ class EncodedPhoto:
         Args:
             data: The file.
             max_pixels: Largest number of pixels.
-            max_whole: Largest number of pixels if the photo cannot be decoded at a smaller size.
+            max_whole: Largest number of pixels if the photo cannot be decoded at a smaller size,
+                for its kind or because it is damaged.
 
         Raises:
             SkipPhoto: If the file is empty, too large, no image, or would take too long.
@@ -119,6 +120,7 @@ class EncodedPhoto:
             raise SkipPhoto(f"unreadable: {not_read(data[:HEAD_BYTES])}")
         self.data = data
         self.kind = kind.name
+        self._max_whole = max_whole
         self._header: JpegHeader | None = None
         """Header of a JPEG. Other kinds have a `_bare` instead."""
         with self._skipping():
@@ -220,6 +222,12 @@ class EncodedPhoto:
 
     def _decode_whole(self) -> Image.Image:
         """Decodes with Pillow and converts to 8-bit RGB."""
+        # Only a JPEG that simplejpeg did not decode smaller can be this large.
+        if self._stored[0] * self._stored[1] > self._max_whole:
+            raise SkipPhoto(
+                f"unreadable: a damaged JPEG of over {self._max_whole / 1e6:g} megapixels: save it "
+                "anew"
+            )
         photo = self._open()
         if photo.size != self._stored:
             raise ValueError("of another size than its header says")
