@@ -231,17 +231,17 @@ def fetch(
         return _kept(target, checksum)
     work = target.parent / FOLDER
     with folder_lock(work, doing="downloading into", wait=wait):
-        if target.exists():  # another process has just finished
-            return _kept(target, checksum)
-        partial = _Partial(work, target.name)
-        ask = functools.partial(_ask, checksum=checksum, most_bytes=most_bytes)
-        _fill(partial, mirrors, ask, by_hand, rounds, sleep, quiet)
-        partial.path.replace(target)
-        partial.clear()
+        here = target.exists()  # another process has just finished
+        if not here:
+            partial = _Partial(work, target.name)
+            ask = functools.partial(_ask, checksum=checksum, most_bytes=most_bytes)
+            _fill(partial, mirrors, ask, by_hand, rounds, sleep, quiet)
+            partial.path.replace(target)
+            partial.clear()
         if [path.name for path in work.iterdir()] == [".lock"]:
             # A process that waits may just have put a new lock there.
             shutil.rmtree(work, ignore_errors=True)
-    return target
+    return _kept(target, checksum) if here else target
 
 
 def _kept(target: Path, checksum: Checksum | None) -> Path:

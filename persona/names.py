@@ -14,8 +14,11 @@ import re
 import shlex
 import unicodedata
 
-_KIND = re.compile(r"[a-z][\w-]+:(?!//)")
+_KIND = re.compile(r"\s*[a-z][\w-]+:(?!//)")
 """The kind before a path, as in `onnx:FILE` or `folders:PATH`."""
+_ITEM = re.compile(r"\s*([A-Za-z][\w+-]*:|(~\w*|\.{0,2})[/\\])|[^/\\]*$")
+"""The beginning of a name in a list: a kind, an address or drive, a path from the root, the home
+folder or the current one, or a name without a folder."""
 _CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
 _BLANK = frozenset(
     map(
@@ -186,10 +189,11 @@ def _is_pictured(character: str) -> bool:
 def public_name(text: str) -> str:
     """A name without its folder: `onnx:/home/ada/net.onnx` becomes `onnx:net.onnx`.
 
-    In a list of names with commas between them each is such a name.
+    In a list of names with commas between them each is such a name. What may be the path of one
+    file with a comma in it, such as `A,B/C`, is taken as one, because its folders are private.
     """
     parts = text.split(",")
-    if len(parts) > 1 and all(_KIND.match(part) or not re.search(r"[/\\]", part) for part in parts):
+    if len(parts) > 1 and all(map(_ITEM.match, parts)):
         return ",".join(map(public_name, parts))
     kind = _KIND.match(text)
     before = kind[0] if kind else ""

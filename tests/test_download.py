@@ -6,6 +6,7 @@ import re
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from persona.download import Checksum, fetch, unpack_tar
 from persona.errors import PersonaError
 from persona.files import folder_lock
+from persona.models.weights import Release, download_weights
 
 BODY = bytes(range(256)) * 4000
 OTHER = BODY[::-1]
@@ -282,6 +284,20 @@ def test_two_at_once_are_told_apart(server: Server, tmp_path: Path) -> None:
         pytest.raises(PersonaError, match="another process is downloading into"),
     ):
         get(server, tmp_path / "f")
+
+
+def test_processes_that_need_the_same_weights_wait_for_one_download(
+    server: Server, tmp_path: Path
+) -> None:
+    release = Release("file", 1, "faces", base=server.url.rpartition("/")[0])
+    place = tmp_path / "checkpoints" / "file"
+    with ThreadPoolExecutor(2) as pool:
+        with folder_lock(place.parent / ".download", doing="downloading into"):
+            found = [pool.submit(download_weights, release, place) for _ in range(2)]
+            assert not wait(found, timeout=0.2).done
+        assert [one.result().read_bytes() for one in found] == [BODY] * 2
+    assert server.asked == [None]
+    assert [path.name for path in place.parent.iterdir()] == ["file"]
 
 
 FILE, FOLDER, LINK = tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE

@@ -256,7 +256,7 @@ class Model:
         from persona.gallery.people import card_threshold_at
 
         if faces is None:
-            self.threshold = card_threshold_at(self.name, self.workspace, far)
+            self.threshold = card_threshold_at(self.named, self.workspace, far)
         else:
             processes = join_processes(self.named.network)
             self.threshold = calibrate(self.named, faces, processes, far)

@@ -266,7 +266,7 @@ def open_gallery(
     if threshold is not None and not -1 <= threshold <= 1:
         raise PersonaError(f"threshold {threshold:g}: choose -1 to 1, it is a cosine")
     chosen = model.threshold if threshold is None else Threshold(threshold, "given by the caller")
-    gallery = gallery_of(place, model.sight, chosen, keep_crops=keep_crops)
+    gallery = gallery_of(place, model.sight, chosen, model.workspace, keep_crops=keep_crops)
     try:
         if threshold is not None and chosen is not None:
             gallery.calibration, gallery.follows = chosen, False

@@ -32,7 +32,8 @@ def write_report(
     protect the photos.
 
     Args:
-        models: models, or names of models and runs.
+        models: models, or names of models and runs. Each network is opened anew by its name, so
+            export a network of `persona.wrap` and name the file.
         faces: a packed set with pairs.
         out: the file to write.
         teacher: the name of a network to show beside the models.
@@ -41,20 +42,22 @@ def write_report(
             suffix is another one.
         batch_size: photos per forward pass.
         workers: loader processes. None means a number that fits the device.
-        workspace: where models and runs are stored. None means `PERSONA_HOME`, or the current
-            folder where it is not set.
+        workspace: where models and runs are stored. None means the workspace of the first of
+            `models` that is no name, else `PERSONA_HOME`, or the current folder where it is not
+            set.
 
     Returns:
         Warnings about the models that a reader of the figures should know.
 
     Raises:
-        PersonaError: the file cannot be written, a model is unknown, the set has no pairs, Chromium
-            is missing for PDF or PNG, or several processes were started.
+        PersonaError: the file cannot be written, a model is unknown or not the one that its name
+            stands for, the set has no pairs, Chromium is missing for PDF or PNG, or several
+            processes were started.
 
     Example:
         persona.write_report([student, "onnx:mobilefacenet.onnx"], persona.open_set("lfw"))
     """
-    place = workspace or Workspace.locate()
+    place = workspace or _workspace_of(models)
     path = Path(out)
     form = form or format_of(path)
     if form not in FORMATS:
@@ -73,7 +76,7 @@ def write_report(
     accelerator = Accelerator()
     if accelerator.num_processes > 1:
         raise PersonaError("a report is made by one process: start it without accelerate launch")
-    asked = [model if isinstance(model, str) else model.name for model in models]
+    asked = [model if isinstance(model, str) else _name_of(model, place) for model in models]
     page = build_page(
         find_entries(asked, teacher, place),
         *(place, faces, accelerator),
@@ -93,6 +96,33 @@ def write_report(
         data = run_apart(printed)
     write_atomically(path, data, PRIVATE)
     return list(page.notices)
+
+
+def _workspace_of(models: Sequence[Model | str]) -> Workspace:
+    own = (model.workspace for model in models if isinstance(model, Model))
+    return next(own, None) or Workspace.locate()
+
+
+def _name_of(model: Model, place: Workspace) -> str:
+    """The name by which a model is opened again.
+
+    Raises:
+        PersonaError: it stands for no network, or for another one.
+    """
+    from persona.models.sources import network_digest
+    from persona.models.wrapped import WrappedNetwork
+
+    if isinstance(model.named.network, WrappedNetwork):
+        raise PersonaError(
+            f"a report opens {model.name} anew by its name, and a network of `persona.wrap` is in "
+            "this process alone: export it, and name the file"
+        )
+    if network_digest(model.name, place.models) not in {None, model.named.digest}:
+        raise PersonaError(
+            f"{model.name} is the name of another network than the model that was given: load it "
+            "again, or give the `workspace` that it was loaded from"
+        )
+    return model.name
 
 
 def draw_lines(

@@ -185,14 +185,20 @@ def _train_names(
 
 @contextlib.contextmanager
 def _own_accelerator() -> Iterator[None]:
-    """Resets Accelerate's state, so that the next training in this process chooses its precision.
+    """Resets Accelerate's state before and after a training, so that each chooses its precision.
 
-    Otherwise Accelerate keeps the device and precision of the first one for the whole process.
+    Otherwise Accelerate keeps the precision of whoever used it first in this process: a training,
+    an evaluation, kept targets or a report.
     """
-    from accelerate.state import AcceleratorState, GradientState
-
+    _reset_accelerate()
     try:
         yield
     finally:
-        AcceleratorState._reset_state()
-        GradientState._reset_state()
+        _reset_accelerate()
+
+
+def _reset_accelerate() -> None:
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state()
+    GradientState._reset_state()

@@ -43,7 +43,6 @@ from persona.models.onnx import open_session
 from persona.models.public import public_card
 from persona.models.store import load_model
 from persona.models.student import Student, count_parameters, without_head
-from persona.names import public_name
 
 FACES, KEPT_FACES = 64, 4
 """Number of drawn faces that the weights are checked on, and of those whose embeddings are kept."""
@@ -92,13 +91,10 @@ def write_shipped(card: Card, models: Path, shipped: Shipped) -> Card:
         shipped: what the new card says beside that.
 
     Raises:
-        PersonaError: float16 cannot hold the weights, or the name or the licence cannot be used.
+        PersonaError: float16 cannot hold the weights, or the name cannot be used.
     """
-    if not cards.NAME.fullmatch(shipped.name) or public_name(shipped.licence) != shipped.licence:
-        raise PersonaError(
-            f"{shipped.name!r}, {shipped.licence!r}: name the model like a file, and give the "
-            "licence without slashes"
-        )
+    if not cards.NAME.fullmatch(shipped.name):
+        raise PersonaError(f"{shipped.name!r}: name the model like a file")
     student = load_model(card, models)
     rounded = round_student(student)
     faces_NHWC = drawn_faces(student.image_size, FACES)

@@ -60,7 +60,7 @@ def calibrate_gallery(
     if threshold is not None:
         chosen = Threshold(threshold, "set by hand")
     elif faces is None:
-        chosen = card_threshold_at(eyes.named.name, place, far)
+        chosen = card_threshold_at(eyes.named, place, far)
     else:
         chosen = calibrate(eyes.named, faces, join_processes(eyes.named.network), far)
     store.set_threshold(chosen, eyes.named.digest)

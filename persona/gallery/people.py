@@ -635,17 +635,20 @@ def card_threshold(name: str, workspace: Workspace) -> Threshold | None:
     return _threshold_on(card, *card.threshold)
 
 
-def card_threshold_at(name: str, workspace: Workspace, far: float) -> Threshold:
-    """The threshold on a model's card for a false accept rate (FAR).
+def card_threshold_at(named: Named, workspace: Workspace, far: float) -> Threshold:
+    """The threshold on a network's card for a false accept rate (FAR).
 
     Raises:
         PersonaError: the card has none for this rate, or there is no card.
     """
-    from persona.models.sources import source_of
+    from persona.models.sources import known_source
 
-    card = source_of(name, workspace.models).card(name, workspace.models)
+    name = named.name
+    source = known_source(name, workspace.models)
+    card = None if source is None else source.card(name, workspace.models)
     known = {} if card is None else card.thresholds
-    if card is None or not known:
+    # The card may be another network's: a wrapped one has whatever name its user chose.
+    if card is None or card.weights_sha256 != named.digest or not known:
         raise PersonaError(
             f"{name} has no thresholds of its own: name a set of people to choose one on"
         )
@@ -688,7 +691,12 @@ def _leads_to(facts: Facts, workspace: Workspace) -> bool:
 
 
 def gallery_of(
-    place: Path | str, eyes: Eyes, threshold: Threshold | None, *, keep_crops: bool | None = None
+    place: Path | str,
+    eyes: Eyes,
+    threshold: Threshold | None,
+    workspace: Workspace,
+    *,
+    keep_crops: bool | None = None,
 ) -> Gallery:
     """Opens a gallery with a network that is loaded already, or creates one.
 
@@ -696,6 +704,7 @@ def gallery_of(
         place: a file, or a `postgresql://` URL.
         eyes: the network and its alignment. A gallery of this network keeps its own alignment.
         threshold: threshold to use where the gallery has none of its own.
+        workspace: where the network's name is looked up.
         keep_crops: whether to store the aligned crops of new photos, for `rebuild`. None means as
             the gallery's user answered when it was new, or not.
 
@@ -712,7 +721,8 @@ def gallery_of(
         )
     store = open_store(place, create=True)
     try:
-        store.adopt(Facts(named.name, named.digest, named.network.embedding_size, eyes.align))
+        name = _full_name(named.name, workspace)
+        store.adopt(Facts(name, named.digest, named.network.embedding_size, eyes.align))
         facts = store.facts()
         if facts is not None and facts.align != eyes.align:  # as in `open_eyes`
             eyes = Eyes(named, facts.align, eyes.min_face)
@@ -737,19 +747,29 @@ def load_named(network: str | None, workspace: Workspace) -> tuple[Named, Facts]
         PersonaError: there is no such network, or it is untrained.
     """
     from persona.models.cards import find_model
-    from persona.models.sources import load_embedder, source_of, spell
+    from persona.models.sources import load_embedder, spell
 
     name = spell(network) if network else find_model(None, workspace.models).id
     named = load_embedder(name, workspace.models)
     if not named.digest:
         raise PersonaError(f"{name} is untrained: it tells nobody apart; choose a trained network")
     return named, Facts(
-        # The full name, because the gallery may be opened from another folder.
-        network=source_of(named.name, workspace.models).full_name(named.name),
+        network=_full_name(named.name, workspace),
         digest=named.digest,
         width=named.network.embedding_size,
         align=network_align(named, workspace),
     )
+
+
+def _full_name(name: str, workspace: Workspace) -> str:
+    """A network's name as a gallery keeps it, which may be opened from another folder.
+
+    A wrapped network may have a name that means nothing elsewhere. It is kept as it is.
+    """
+    from persona.models.sources import known_source
+
+    source = known_source(name, workspace.models)
+    return name if source is None else source.full_name(name)
 
 
 def network_align(named: Named, workspace: Workspace) -> AlignSpec:

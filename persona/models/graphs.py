@@ -10,6 +10,7 @@ Format: onnx.proto (github.com/onnx/onnx/blob/main/onnx/onnx.proto), protobuf's 
 from __future__ import annotations
 
 import functools
+import math
 import mmap
 import re
 import threading
@@ -27,6 +28,10 @@ MOST_FIELDS = 500_000
 MAX_BYTES = 2_000_000_000
 RUN_LIMIT_S = 60.0
 """Time limit in seconds for opening a file, and for its first batch, also on a busy machine."""
+
+MOST_NUMBERS = 3 << 24
+"""Most numbers of an input of fixed shape: 1,337 faces of 112 px. A layer may hold twenty times as
+many, and all of them are in memory at the first run."""
 
 LONGEST_REASON = 160
 """Most characters of an onnxruntime message that an error repeats."""
@@ -284,8 +289,8 @@ def open_onnx(
         content: what is opened in place of the file, made from it.
 
     Raises:
-        PersonaError: `read_onnx` refuses the file, or onnxruntime cannot load it. The message gives
-            the reason.
+        PersonaError: `read_onnx` refuses the file, onnxruntime cannot load it, or its input is too
+            large. The message gives the reason.
     """
     import onnxruntime
 
@@ -298,7 +303,7 @@ def open_onnx(
         onnxruntime.InferenceSession, content or str(path), options, providers=list(providers)
     )
     try:
-        return within_limit(f"{path}: loading", session)
+        opened = within_limit(f"{path}: loading", session)
     except PersonaError:
         raise
     except Exception as error:  # onnxruntime has an error class for each status
@@ -312,6 +317,22 @@ def open_onnx(
                 "a lower one, or update onnxruntime"
             )
         raise PersonaError(f"{path} cannot be loaded as ONNX ({told}): {advice}") from None
+    _check_input(path, opened)
+    return opened
+
+
+def _check_input(path: Path, session: Any) -> None:
+    """Checks that an input of fixed shape fits into memory. No time limit holds for what does not.
+
+    Raises:
+        PersonaError: the file takes more at once than a face network does.
+    """
+    for given in session.get_inputs():
+        if math.prod(n for n in given.shape if isinstance(n, int)) > MOST_NUMBERS:
+            raise PersonaError(
+                f"{path} takes {given.shape} at once, over {MOST_NUMBERS:,} numbers: export it "
+                "with a free or a smaller batch"
+            )
 
 
 def reason(error: Exception) -> str:

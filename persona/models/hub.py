@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 from persona.download import open_url, read_blocks
 from persona.errors import PersonaError
 from persona.extras import missing
-from persona.files import LARGEST_JSON, scratch_folder
+from persona.files import LARGEST_JSON, folder_lock, scratch_folder
 from persona.models.cards import CARD, CLASSES, Card, is_stored, read_card, stored_card
 from persona.models.manage import check_name, import_model
 
@@ -67,18 +68,32 @@ def pull(repository: str, name: str | None, models: Path) -> Card:
 def pull_once(repository: str, models: Path) -> Card:
     """Returns the model of a repository. It is downloaded unless the store has it under its NAME.
 
+    Any number of processes may call it at once: one downloads, and the others wait for it.
+
     Raises:
         PersonaError: `pull` fails, or another model in the store has that name.
     """
     name = repository.partition("/")[2]
-    if is_stored(name, models):
-        stored = stored_card(name, models)
-        api = open_hub()  # first: it says what to install, and `explained` imports it
-        with scratch_folder(models, "pull") as scratch, explained(repository):
-            _fetch(api, repository, CARD, scratch, LARGEST_JSON)
-            if read_card(scratch).weights_sha256 == stored.weights_sha256:
-                return stored
-    return pull(repository, None, models)
+    with _one_at_a_time(name, models):
+        if is_stored(name, models):
+            stored = stored_card(name, models)
+            api = open_hub()  # first: it says what to install, and `explained` imports it
+            with scratch_folder(models, "pull") as scratch, explained(repository):
+                _fetch(api, repository, CARD, scratch, LARGEST_JSON)
+                if read_card(scratch).weights_sha256 == stored.weights_sha256:
+                    return stored
+        return pull(repository, None, models)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(name: str, models: Path) -> Iterator[None]:
+    """Makes processes that need the model of that name look for it and pull it in turn."""
+    lock = models / f".pull-{name}"
+    with folder_lock(lock, doing="pulling into", wait=True):
+        try:
+            yield
+        finally:
+            shutil.rmtree(lock, ignore_errors=True)
 
 
 def _fetch(api: Any, repository: str, name: str, folder: Path, limit: int) -> None:

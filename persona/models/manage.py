@@ -47,8 +47,19 @@ def check_name(name: str, models: Path) -> None:
             f"{shown(name)} is no name for a model: choose letters, digits, dots, dashes and "
             "underscores, at most 100"
         )
-    if (models / name).exists() and not _is_rest(models / name):
-        raise PersonaError(f"there is a {name} below {models} already: choose another name")
+    _check_free(models / name)
+
+
+def _check_free(folder: Path) -> None:
+    """Checks that a new model's folder does not exist, or holds remains alone.
+
+    Raises:
+        PersonaError: the name is taken.
+    """
+    if folder.exists() and not _is_rest(folder):
+        raise PersonaError(
+            f"there is a {folder.name} below {folder.parent} already: choose another name"
+        )
 
 
 def _is_rest(folder: Path) -> bool:
@@ -92,7 +103,12 @@ def _named(card: Card, name: str) -> Card:
 
 
 def _put(source: Path, target: Path) -> None:
-    """Moves a model's folder to `target`. Remains of an incomplete model there are removed."""
+    """Moves a model's folder to `target`. Remains of an incomplete model there are removed.
+
+    Raises:
+        PersonaError: another process has put a model there since the name was checked.
+    """
+    _check_free(target)
     if target.exists():
         shutil.rmtree(target)
     source.rename(target)

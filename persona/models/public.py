@@ -30,8 +30,11 @@ def public(value: Any) -> Any:
 
 
 def public_card(card: Card) -> Card:
-    """Returns the card as it may be published."""
-    return replace(card, **public(vars(card)))
+    """Returns the card as it may be published.
+
+    Its licence is meant to be, as it is written: it may hold an address.
+    """
+    return replace(card, **{**public(vars(card)), "licence": card.licence})
 
 
 def publish_copy(card: Card, models: Path, target: Path, *, with_classes: bool) -> Card:

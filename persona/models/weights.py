@@ -62,7 +62,7 @@ def download_weights(
     base: str | None = None,
     rounds: int = ROUNDS,
 ) -> Path:
-    """Downloads a release to `target`; see persona/download.py.
+    """Downloads a release to `target`, once if several processes need it; see persona/download.py.
 
     Args:
         release: the release to download.
@@ -85,4 +85,5 @@ def download_weights(
         checksum=Checksum("sha256", digits) if known else None,
         by_hand=f"fetch that file on another machine and put it at {places}",
         rounds=rounds,
+        wait=True,  # each process of a training opens the teacher
     )

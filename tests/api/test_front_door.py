@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -34,6 +34,8 @@ from persona.landmarks import template
 from persona.training.preemption import Preemption
 from persona.workspace import Workspace
 
+NOBODY = cast(persona.FaceSet, None)
+"""Stands for a set that is not looked at."""
 FAKE = """
 import json, sys
 recipe = next(word for word in sys.argv if word.startswith("--config="))[9:]
@@ -168,6 +170,41 @@ def test_a_module_of_the_users_own_is_wrapped_once(lfw_set: Packed, tmp_path: Pa
     again = persona.wrap(own, image_size=SIZE_PX, workspace=place)
     other = persona.wrap(own, image_size=SIZE_PX, mean=0, workspace=place)
     assert model.named.digest == again.named.digest != other.named.digest
+
+
+def test_a_wrapped_network_has_nothing_of_the_one_whose_name_it_bears(tmp_path: Path) -> None:
+    place, own = Workspace.locate(home=tmp_path), nn.Sequential(nn.AvgPool2d(8), nn.Flatten())
+    for name in ("persona-xs", "mobilenet_v3_small", "a wrapped network"):
+        model = persona.wrap(own, image_size=SIZE_PX, name=name, workspace=place)
+        with pytest.raises(persona.PersonaError, match=f"{name} has no thresholds of its own"):
+            model.calibrate(far=1e-3)
+        with pytest.raises(
+            persona.PersonaError, match=f"opens {name} anew by its name.*: export it"
+        ):
+            persona.write_report([model], NOBODY, tmp_path / "report.html")
+    assert persona.load("persona-xs", workspace=place).calibrate(far=1e-3).value > 0
+
+
+def test_a_report_looks_for_models_where_they_were_loaded(
+    loaded: persona.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: list[Workspace] = []
+
+    def find(names: list[str], teacher: str | None, place: Workspace) -> None:
+        places.append(place)
+        raise persona.PersonaError(f"{names} are looked for")
+
+    monkeypatch.setattr("persona.report.build.find_entries", find)
+    for given in (None, loaded.workspace):
+        with pytest.raises(persona.PersonaError, match="are looked for"):
+            persona.write_report(
+                ["persona-xs", loaded], NOBODY, tmp_path / "a.html", workspace=given
+            )
+    assert places == [loaded.workspace] * 2
+    settings = tmp_path / "net.yaml"
+    settings.write_text(settings.read_text().replace("mean: [10", "mean: [11"))
+    with pytest.raises(persona.PersonaError, match=r"net\.onnx is the name of another network"):
+        persona.write_report([loaded], NOBODY, tmp_path / "a.html")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from persona.errors import PersonaError
 from persona.models import hub as hub_module
 from persona.models.cards import CARD_KEY, list_models, read_card
 from persona.models.graphs import read_onnx
-from persona.models.hub import parse_repository, pull
+from persona.models.hub import parse_repository, pull, pull_once
 from persona.models.sources import load_network
 from persona.models.store import save_model
 from persona.models.student import Student
@@ -263,6 +265,24 @@ def test_only_what_a_model_is_made_of_is_asked_for(models: Path, tmp_path: Path,
     assert not [path for path in tmp_path.rglob("*") if b"evil" in path.name.encode()]
     assert all(b"evil" not in p.read_bytes() for p in there.rglob("*") if p.is_file())
     assert hub.asked == ["card.json", "classes.txt", card.weights]
+
+
+def test_processes_that_need_the_same_model_pull_it_once(
+    models: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(models)
+    fetch, there = hub_module._fetch, tmp_path / "there"
+
+    def slow(*arguments: Any) -> None:
+        time.sleep(0.1)
+        fetch(*arguments)
+
+    monkeypatch.setattr(hub_module, "_fetch", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: pull_once("me/small", there), range(2))
+    assert first == second
+    assert hub.asked == ["card.json", "classes.txt", first.weights, "card.json"]
+    assert [path.name for path in there.iterdir()] == ["small"]
 
 
 @pytest.mark.parametrize("url", ["me/small", "hf://me", "hf://me/../x", "hf://a/b/c", "hf://a b/c"])

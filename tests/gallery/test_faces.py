@@ -17,10 +17,11 @@ from persona.data.align.spec import Crop
 from persona.data.synthetic import draw_identity, draw_photo
 from persona.errors import PersonaError
 from persona.gallery.faces import Eyes, carries
-from persona.gallery.people import load_named
+from persona.gallery.people import gallery_of, load_named
+from persona.gallery.store import Threshold
 from persona.models import cards
 from persona.models.onnx import OnnxSession, OnnxSettings
-from persona.models.sources import Named
+from persona.models.sources import Named, load_embedder
 from persona.workspace import Workspace
 
 MARGIN = OnnxSettings(16, "margin", (10, 20, 30), (2, 4, 5))
@@ -114,6 +115,11 @@ def test_what_a_gallery_keeps_of_a_network(tmp_path: Path, monkeypatch: pytest.M
     _, facts = load_named("onnx:net.onnx", workspace)
     assert facts.network == f"onnx:{tmp_path}/net.onnx"
     assert (facts.width, facts.align.image_size, facts.align.method) == (9, 160, "mtcnn")
+    named = load_embedder("onnx:net.onnx", tmp_path / "models")
+    threshold = Threshold(0.5, "given by the caller")
+    with gallery_of(tmp_path / "g.db", Eyes(named, AlignSpec()), threshold, workspace) as gallery:
+        kept = gallery.store.facts()
+        assert kept is not None and kept.network == facts.network
     with pytest.raises(PersonaError, match="mobilenet_v3_small is untrained"):
         load_named("mobilenet_v3_small", workspace)
     assert load_named(None, workspace)[0].name == "persona-s"  # shipped

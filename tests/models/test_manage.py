@@ -24,6 +24,8 @@ from persona.data.align.spec import AlignSpec
 from persona.deploy.model_card import model_card
 from persona.deploy.model_page import model_page
 from persona.errors import PersonaError
+from persona.files import sha256_file
+from persona.models import manage
 from persona.models.cards import (
     CARD,
     CLASSES,
@@ -212,6 +214,26 @@ def test_the_rest_of_a_model_is_no_model_and_in_nobodys_way(models: Path) -> Non
     (models / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(PersonaError, match="there is a mine below"):
         rename_model("small", "mine", models)
+
+
+def test_of_two_imports_under_one_name_the_later_is_refused(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+
+    def slow(path: Path) -> str:
+        """The small model is imported while the weights of the large one are compared."""
+        if path.parent.name == "large":
+            import_model(models / "small", "same", here)
+        return sha256_file(path)
+
+    monkeypatch.setattr(manage, "sha256_file", slow)
+    with pytest.raises(PersonaError, match=r"there is a same below .*: choose another name"):
+        import_model(models / "large", "same", here)
+    digest = read_card(models / "small").weights_sha256
+    assert stored_card("same", here).weights_sha256 == digest
+    assert sha256_file(next((here / "same").glob("weights-*"))) == digest
+    assert [path.name for path in here.iterdir()] == ["same"]
 
 
 HOSTILE: list[Any] = [None, True, -1, 10**30, 1e308, float("nan"), "x" * 5000, "../x", [], {}]

@@ -131,6 +131,13 @@ def test_a_batch_that_the_graph_fixes_stays_fixed(folder: Path, tmp_path: Path) 
     assert not open_session(path, 1).free()  # it is free already
 
 
+def test_a_huge_batch_is_refused_before_it_is_run(folder: Path) -> None:
+    write_model(folder / "net.onnx", batch=100_000)
+    for open_file in (lambda: load(folder), lambda: OnnxRunner(folder / "net.onnx", 1)):
+        with pytest.raises(PersonaError, match=r"takes \[100000, 3, 16, 16\] at once.*export it"):
+            open_file()
+
+
 def test_flip_average_adds_the_mirror_image(folder: Path) -> None:
     images = normalise(pixels())
     plain = load(folder).features(images)

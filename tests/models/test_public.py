@@ -98,6 +98,22 @@ def test_of_a_path_the_last_part_stays(path: str) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        ("persona-s,/home/ada/models/x", "persona-s,x"),
+        ("onnx:/home/ada/a.onnx, onnx:/home/bob/b.onnx", "onnx:a.onnx, onnx:b.onnx"),
+        ("onnx:/home/ada/a.onnx,/home/ada/models/x", "onnx:a.onnx,x"),
+        ("lfw,/data/sets/utk*2,~/faces/,../more", "lfw,utk*2,faces,more"),
+        ("lfw,s3://bucket/utk,D:\\faces", "lfw,utk,faces"),
+        ("Ada,Bob/faces", "faces"),  # perhaps one folder of two people
+        ("/home/ada,bob/a.onnx", "a.onnx"),
+    ],
+)
+def test_of_a_list_each_name_stays(names: str, shown: str) -> None:
+    assert public({"teacher": names}) == {"teacher": shown}
+
+
 def test_what_is_pushed(place: Workspace, tmp_path: Path) -> None:
     target = tmp_path / "public"
     card = publish_copy(read_card(place.models / "small"), place.models, target, with_classes=False)
@@ -161,7 +177,9 @@ def test_what_a_gallery_exports(tmp_path: Path) -> None:
 
 
 def test_a_public_card_is_a_card(place: Workspace, tmp_path: Path) -> None:
-    card = public_card(read_card(place.models / "small"))
+    licence = "research/non-commercial use, https://creativecommons.org/licenses/by-nc/4.0/"
+    card = public_card(replace(read_card(place.models / "small"), licence=licence))
+    assert card.licence == licence
     write_json(tmp_path / CARD, vars(card))
     assert isinstance(read_card(tmp_path), Card)
     assert yaml.safe_dump(vars(card))

@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 import torch
 from helpers import reset_accelerate
+from little import LITTLE
 from torch import nn
 
+from persona.api.training import _own_accelerator
 from persona.config import StudentConfig
 from persona.errors import PersonaError
+from persona.evaluation.processes import join_processes
 from persona.models.student import Student
 from persona.training.devices import build_accelerator, prepare, with_sync_batch_norm
 
@@ -33,6 +36,13 @@ def layers(network: nn.Module) -> int:
     while hasattr(forward, "__wrapped__"):
         forward, count = forward.__wrapped__, count + 1
     return count
+
+
+def test_a_training_after_an_evaluation_has_a_precision_of_its_own(fresh: None) -> None:
+    for precision in ("bf16", "no", "bf16"):
+        join_processes(Student(StudentConfig(LITTLE), 0, head="none"))
+        with _own_accelerator():
+            assert build_accelerator(precision).mixed_precision == precision
 
 
 @pytest.mark.parametrize("wrapped", [True, False])
