@@ -1,10 +1,11 @@
 """Distils a student from a teacher on real photos, with its controls, and measures all on LFW.
 
-    ./scripts/reproduce real --faces ../shared/faces/real --minutes 10 --controls --curves
+    ./scripts/reproduce real --faces DIR --teacher FILE --minutes 10 --controls --curves
 
 DIR holds `unlabelled/*.tar` (training photos without identities), `selection.tar` (labelled photos,
 `PERSON/PHOTO.jpg`, of people who are in neither of the others) and `LFW/` with its `pairs.txt`. All
-photos are aligned to ArcFace's template at 112 px.
+photos are aligned to ArcFace's template at 112 px. The teacher is an ONNX file that `--teacher`
+names, by default `../teachers/mobilefacenet.onnx`, as seen from DIR.
 
 1. Pack the photos. Those to train on are drawn into four parts, so that trainings on fewer photos
    take the first parts alone. 2. Keep the teacher's embeddings. 3. Measure how fast a training step
@@ -592,10 +593,10 @@ def check(arguments: argparse.Namespace) -> None:
     missing = [str(path) for path in wanted if not path.exists()]
     if not missing and not list((faces / TRAINED).glob("*.tar")):
         missing = [str(faces / TRAINED / "*.tar")]
-    if not arguments.teacher.is_file():
-        missing.append(str(arguments.teacher))
     if missing:
         raise PersonaError(f"missing: {', '.join(missing)}; name the folder by --faces")
+    if not arguments.teacher.is_file():
+        raise PersonaError(f"missing: {arguments.teacher}; name an ONNX file by --teacher")
 
 
 def main() -> None:
@@ -603,7 +604,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=["real"])
     parser.add_argument("--faces", type=Path, required=True, help="folder of the photos")
-    parser.add_argument("--teacher", type=Path, help="ONNX file of the teacher")
+    place = "FACES/../teachers/mobilefacenet.onnx"
+    parser.add_argument("--teacher", type=Path, help=f"ONNX file of the teacher (default: {place})")
     parser.add_argument("--home", type=Path, default=Path("reproduced"), help="folder of results")
     parser.add_argument("--minutes", type=float, default=60, help="minutes of each training")
     parser.add_argument("--photos", type=int, help="photos that each training sees, not minutes")

@@ -275,3 +275,18 @@ def test_what_is_missing_or_out_of_range_is_told_in_one_line(
     )
     assert done.returncode == 1
     assert told in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_missing_teacher_is_named_by_its_own_option(
+    script: dict[str, Any], tmp_path: Path
+) -> None:
+    faces = tmp_path / "faces"
+    write_tar(faces / "unlabelled" / "a.tar", 1)
+    (faces / "selection.tar").touch()
+    (faces / "LFW").mkdir()
+    (faces / "LFW" / "pairs.txt").touch()
+    asked = given(tmp_path / "t.onnx", faces=faces)
+    script["check"](asked)
+    asked.teacher.unlink()
+    with pytest.raises(PersonaError, match=r"^missing: .*t\.onnx; name an ONNX file by --teacher$"):
+        script["check"](asked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import runpy
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -54,3 +55,20 @@ def test_bytecode_of_a_benchmark_lies_in_its_own_folder(
     run = runpy.run_path(str(SCRIPTS / "bench_recognise.py"))["run"]
     told = run([sys.executable, "-c", "import sys; print(sys.pycache_prefix)"], tmp_path)
     assert told == f"{tmp_path / 'bytecode'}\n"
+
+
+def test_the_notebooks_look_for_a_chromium_first(tmp_path: Path) -> None:
+    """With --look, scripts/browser installs nothing, whoever runs it."""
+    for name in ("lab", "notebooks"):
+        assert "\n./scripts/browser --look" in (SCRIPTS / name).read_text()
+    environment = {"PATH": str(tmp_path), "PERSONA_CHROMIUM": "own"}
+    for name in ("apt-get", "id"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {name} >> {tmp_path}/called; echo 0\n")
+        (tmp_path / name).chmod(0o755)
+    command = [shutil.which("bash") or "bash", str(SCRIPTS / "browser"), "--look"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("no Chromium: install one")
+    assert not (tmp_path / "called").exists()
+    (tmp_path / "own").write_text("#!/bin/sh\n")
+    (tmp_path / "own").chmod(0o755)
+    assert subprocess.run(command, env=environment, check=False).returncode == 0

@@ -17,30 +17,38 @@ from persona.data.raw import open_dataset
 
 SCRIPTS = Path(__file__).parents[1] / "scripts" / "slurm"
 
-# `sbatch --array=1-N SCRIPT …` runs the tasks last to first, `--wrap=COMMAND` runs the command.
+# `sbatch [OPTIONS] SCRIPT …` runs a copy of the script, as Slurm does; with `--array=1-N` it runs
+# the tasks, last to first. `--wrap` is refused: Slurm gives its text to sh, which may be dash.
 SBATCH = """
-for argument in "$@"; do case "$argument" in
-    --array=*) range=${argument#--array=} ;;
-    --wrap=*) bash -euc "${argument#--wrap=}" >&2 ;;
+while [[ "${1:-}" == --* ]]; do case "$1" in
+    --array=*) range=${1#--array=}; shift ;;
+    --wrap=*) echo "not run by bash: $1" >&2; exit 1 ;;
+    *) shift ;;
 esac; done
+cp "$1" spooled
+shift
 if [ -n "${range:-}" ]; then
-    while [[ "${1:-}" == --* ]]; do shift; done
     for task in $(seq "${range#*-}" -1 "${range%-*}"); do
-        SLURM_ARRAY_TASK_ID=$task SLURM_CPUS_PER_TASK=1 bash "$@" >&2
+        SLURM_ARRAY_TASK_ID=$task SLURM_CPUS_PER_TASK=1 bash spooled "$@" >&2
     done
+else
+    bash spooled "$@" >&2
 fi
 echo 77
 """
 SRUN = """
-shift
+while [[ "$1" == --* ]]; do echo "$1" >> srun; shift; done
 for node in 0 1; do SLURM_NODEID=$node "$@"; done
 """
+# `scontrol requeue Incomplete JOB` leaves a cancelled job as it is; without the word it is queued
+# again.
 SCONTROL = """
 case $1 in
-    requeue) echo "$2" >> requeued ;;
+    requeue) [[ "$2" = Incomplete && -e cancelled ]] || echo "${@: -1}" >> requeued ;;
     *) printf '%s\\n' first second ;;
 esac
 """
+NODES = {"SLURM_GPUS_ON_NODE": "4", "SLURM_CPUS_PER_TASK": "32"}
 
 
 @pytest.fixture
@@ -112,10 +120,10 @@ def test_every_node_is_launched_with_its_rank(folder: Path) -> None:
         "--name",
         "two words",
         folder=folder,
-        SLURM_GPUS_ON_NODE="4",
         SLURM_JOB_NODELIST="n[1-2]",
         SLURM_NNODES="2",
         SLURM_JOB_ID="123456",
+        **NODES,
     )
     from accelerate.commands.launch import launch_command_parser
 
@@ -130,12 +138,21 @@ def test_every_node_is_launched_with_its_rank(folder: Path) -> None:
         assert launch.training_script_args[:2] == ["--resume", "auto"]
         assert launch.training_script_args[2:] == ["mobilenet_v3_large", "--name", "two words"]
     assert not (folder / "requeued").exists()
+    # Slurm gives a launcher one core where srun is not told how many.
+    assert "--cpus-per-task=32" in (folder / "srun").read_text().splitlines()
 
 
 ENDS = {
     # Before the time limit Slurm signals the script, and srun passes SIGTERM on to its tasks.
     "told": ("trap 'exit 1' TERM; kill -USR1 $PPID; sleep 60 & wait", 1, True),
     "told, and done": ("trap 'exit 0' TERM; kill -USR1 $PPID; sleep 60 & wait", 0, False),
+    # Both begin with SIGTERM to the script. For Slurm a cancelled job is complete.
+    "preempted": ("trap 'exit 1' TERM; kill -TERM $PPID; sleep 60 & wait", 1, True),
+    "cancelled": (
+        "touch cancelled; trap 'exit 1' TERM; kill -TERM $PPID; sleep 60 & wait",
+        1,
+        False,
+    ),
     "its processes were told": ("exit 75", 75, True),
     "an error": ("exit 1", 1, False),
 }
@@ -145,7 +162,7 @@ ENDS = {
 def test_a_job_that_was_told_to_end_is_queued_again(end: str, folder: Path) -> None:
     srun, code, requeued = ENDS[end]
     (folder / ".venv" / "bin" / "srun").write_text(f"#!/usr/bin/env bash\n{srun}\n")
-    slurm = {"SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_NODELIST": "n1", "SLURM_NNODES": "1"}
+    slurm = {"SLURM_JOB_NODELIST": "n1", "SLURM_NNODES": "1", **NODES}
     path = f"{folder / '.venv' / 'bin'}:{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", str(SCRIPTS / "distill.sbatch")],

@@ -37,8 +37,8 @@ def find_chromium() -> str:
     if found is None:
         where = f"{VARIABLE}={named} is no program" if named else "no Chromium on the path"
         raise PersonaError(
-            f"{where}: PDF and PNG need one (scripts/browser installs Debian's), or choose "
-            "--format html"
+            f"{where}: PDF, PNG and SVG need one (scripts/browser installs Debian's); a report as "
+            "HTML needs none"
         )
     return found
 
@@ -66,7 +66,7 @@ def open_browser() -> Iterator[Any]:
     try:
         from playwright.sync_api import Error, sync_playwright
     except ImportError as error:
-        raise missing(f"PDF and PNG need {error.name}", "report") from None
+        raise missing(f"PDF, PNG and SVG need {error.name}", "report") from None
     program = find_chromium()
     with sync_playwright() as playwright:
         try:
@@ -77,7 +77,7 @@ def open_browser() -> Iterator[Any]:
         except Error as error:
             reason = str(error).splitlines()[0]
             raise PersonaError(
-                f"{program} does not start ({reason}): choose --format html"
+                f"{program} does not start ({reason}); a report as HTML needs none"
             ) from None
         with contextlib.closing(browser):
             yield browser

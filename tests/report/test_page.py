@@ -321,13 +321,13 @@ def test_libraries_and_browsers_that_are_not_there(
     program.write_text("#!/bin/sh\nexit 1\n")
     program.chmod(0o755)
     monkeypatch.setenv("PERSONA_CHROMIUM", str(program))
-    with pytest.raises(PersonaError, match=r"chromium does not start \(.*\): choose --format html"):
+    with pytest.raises(PersonaError, match=r"chromium does not start \(.*\); a report as HTML"):
         open_browser().__enter__()
     with lacks("playwright.sync_api"):
         open_browser().__enter__()
     monkeypatch.delenv("PERSONA_CHROMIUM")
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    with pytest.raises(PersonaError, match=r"no Chromium on the path: PDF and PNG need one"):
+    with pytest.raises(PersonaError, match=r"no Chromium on the path: PDF, PNG and SVG need one"):
         find_chromium()
 
 
@@ -345,7 +345,7 @@ def test_one_process_alone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("mobilenet_v3_small", "--format", "gif"), "unknown format 'gif'"),
         (("mobilenet_v3_small", "--format", "pdf", "--out", "a.html"), "does not end in .pdf"),
         (("mobilenet_v3_small", "--set", "nope"), "unknown set 'nope'"),
-        (("mobilenet_v3_small", "--format", "png"), "no program: PDF and PNG need one"),
+        (("mobilenet_v3_small", "--format", "png"), "no program: PDF, PNG and SVG need one"),
     ],
 )
 def test_bad_input(home: Path, train_set: Packed, arguments: tuple[str, ...], message: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from serving import ColourGallery, form, photo, serving
-from test_proxy import NAMES, NGINX, PROXIES, browse, nginx
+from test_proxy import NAMES, PROXIES, browse, nginx
 from typer.main import get_command
 
 from persona.cli.serve import serve_command
@@ -78,7 +78,6 @@ def test_the_image_serves_as_nobody_in_particular() -> None:
         assert (root / path).exists()
 
 
-@pytest.mark.skipif(NGINX is None, reason="no nginx: ./scripts/nginx installs Debian's")
 def test_nginx_takes_its_configuration_and_hides_the_numbers(tmp_path: Path) -> None:
     text = (PLACE / "nginx.conf").read_text()
     headers = "\n".join(re.findall(r"proxy_set_header .+;|proxy_request_buffering .+;", text))
@@ -90,6 +89,12 @@ def test_nginx_takes_its_configuration_and_hides_the_numbers(tmp_path: Path) -> 
     ):
         assert browse(tmp_path, port, "/api/recognise", form(("photo", photo())))[0] == 200
         assert browse(tmp_path, port, "/metrics")[0] == 404
+
+
+def test_a_large_machine_may_have_its_threads() -> None:
+    """TasksMax counts threads, and three pools have one for each core."""
+    (most,) = re.findall(r"^TasksMax=(\d+)$", (PLACE / "persona.service").read_text(), re.MULTILINE)
+    assert int(most) > 3 * 128 + 32
 
 
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 from conftest import NO_ALIGN, write_lfw, write_vggface2
 from helpers import environment, persona_error_here, persona_here, run
 
+from persona.cli.sweep import _devices
 from persona.config import to_dict
 from persona.data.pack import pack_photos
 from persona.data.raw import open_dataset
@@ -49,6 +50,8 @@ from pathlib import Path
 options = dict(one.lstrip("-").split("=", 1) for one in sys.argv[1:] if "=" in one)
 with open(__file__ + ".calls", "a") as file:
     file.write(sys.argv[1] + "\\n")
+with open(__file__ + ".gpus", "a") as file:
+    file.write(os.environ.get("CUDA_VISIBLE_DEVICES", "any") + "\\n")
 if sys.argv[1] == "persona.distill":
     import yaml
     config = yaml.safe_load(Path(options["config"]).read_text())
@@ -221,6 +224,30 @@ def test_what_is_done_is_not_done_again(file: Path, fake: Path, tmp_path: Path) 
     assert fake.read_text().split().count("persona.distill") == 12 + 4
     rows = sweep_table.tabulate(more, runner)
     assert [row.name for row in rows][:2] == ["mobilenet_v3_small", "labels alone / 0.001"]
+
+
+def test_jobs_take_the_visible_gpus_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others may work on the GPUs that CUDA_VISIBLE_DEVICES leaves out."""
+    monkeypatch.setattr("persona.cli.launch.count_gpus", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert _devices(None) == ["0", "1"]
+    assert _devices(4) == ["0", "1", "0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert _devices(None) == ["2", "3"]
+    assert _devices(1) == ["2"]
+    assert _devices(3) == ["2", "3", "2"]
+    monkeypatch.setattr("persona.cli.launch.count_gpus", lambda: 0)
+    assert (_devices(None), _devices(2)) == ([None], [None, None])
+
+
+def test_a_run_sees_its_gpu_alone(
+    file: Path, fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    found = read_sweep(edited(file, "[0, 1, 2]", "[0]"), {})
+    assert runner_of(tmp_path).run(found, ["2", "3"]) == []
+    gpus = fake.with_suffix(".gpus").read_text().split()
+    assert len(gpus) == 2 * 4 + 1 and set(gpus) == {"2", "3"}
 
 
 def test_tables_are_written_after_each_run(file: Path, fake: Path, tmp_path: Path) -> None:
