@@ -112,10 +112,10 @@ class Door(socket.socket):
     def _waiting(self) -> list[tuple[Held, tuple[Turn, float], Connected | None]]:
         """Returns the connections that wait for their client, with what they wait for."""
         protocols = {}
-        for protocol in self.connected:
+        for connected in self.connected:
             # With TLS the socket is gone a turn of the loop before uvicorn drops the connection.
-            if (connection := protocol.transport.get_extra_info("socket")) is not None:
-                protocols[connection.fileno()] = protocol
+            if (connection := connected.transport.get_extra_info("socket")) is not None:
+                protocols[connection.fileno()] = connected
         waiting = []
         for held in self._held:
             protocol = protocols.get(held.connection.fileno())
