@@ -188,7 +188,7 @@ def recipe_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> DistillConfi
     """The config of a `persona distill`. What is in the folders of a reader is not looked for."""
     from persona.cli.distill import app
 
-    found = []
+    found: list[DistillConfig] = []
 
     def resolve(file: Path | None, given: dict[str, Any], *_: Any) -> None:
         found.append(load_config(file, given))

@@ -373,8 +373,8 @@ def b_cubed(group_N: Ints, label_N: Ints) -> tuple[float, float, float]:
 
     Example:
         >>> import numpy as np
-        >>> b_cubed(np.array([0, 0, 1]), np.array([0, 0, 0]))
-        (1.0, 0.5555555555555556, 0.7142857142857143)
+        >>> [round(figure, 4) for figure in b_cubed(np.array([0, 0, 1]), np.array([0, 0, 0]))]
+        [1.0, 0.5556, 0.7143]
     """
     both, groups, people, group_of, person_of = _shared_sizes(group_N, label_N)
     precision = float(np.sum(both**2 / groups[group_of]) / len(group_N))

@@ -390,6 +390,29 @@ def test_killed_it_goes_on_to_the_same_weights(
     assert done["weights_sha256"] == resumed["weights_sha256"]
 
 
+@pytest.mark.parametrize(("checkpoints", "place"), [(2, (0, 4)), (3, (1, 0))])
+def test_as_many_processes_go_on_inside_an_experience(
+    home: Path, student: str, checkpoints: int, place: tuple[int, int], tmp_path: Path
+) -> None:
+    """An experience is not cut anew among others; between experiences any number may go on."""
+    options = ["--student", student, "--method", "finetune", "--experiences", "2"]
+    options += ["--steps", "6", "--checkpoint-steps", "2"]
+    with left_by_a_kill(checkpoints, home, tmp_path):
+        whole = persona_here(*LEARN, *options, home=home)
+    folder = tmp_path / "runs" / whole["id"]
+    stopped = load_checkpoint(folder)
+    assert stopped is not None and (stopped[0].epoch, stopped[0].batch) == place
+    save_checkpoint(folder, stopped[0], 2, stopped[2])
+    if place[1]:
+        assert learn_error("learn", "--resume", whole["id"], home=tmp_path) == (
+            f"run {whole['id']} stopped inside an experience on 2 process(es): resume it on as "
+            "many, not 1"
+        )
+        save_checkpoint(folder, stopped[0], 1, stopped[2])
+    resumed = persona_here("learn", "--resume", whole["id"], home=tmp_path)
+    assert resumed["weights_sha256"] == whole["weights_sha256"]
+
+
 @pytest.mark.parametrize(("step", "place"), [(3, (0, 3)), (6, (1, 0))])
 def test_told_to_end_it_writes_a_checkpoint_first(
     home: Path, student: str, step: int, place: tuple[int, int], monkeypatch: pytest.MonkeyPatch
@@ -476,17 +499,109 @@ def test_a_resumed_run_is_the_same_run(home: Path, student: str) -> None:
     assert error == f"{path} is damaged: start a new run"
 
 
+WATCHED = """
+import hashlib, json, sys
+from pathlib import Path
+
+import torch
+
+from persona.cli import main
+from persona.learning.learner import Learner
+
+folder = Path(sys.argv.pop(1))
+batch, learn = Learner._batch, Learner.learn
+
+
+def digest(value):
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy().tobytes()
+    elif isinstance(value, dict):
+        value = [(name, digest(value[name])) for name in sorted(value)]
+    elif isinstance(value, list | tuple):
+        value = [digest(one) for one in value]
+    return hashlib.sha256(value if isinstance(value, bytes) else repr(value).encode()).hexdigest()
+
+
+def tell(learner, **said):
+    with (folder / f"{learner.accelerator.process_index}.jsonl").open("a") as file:
+        print(json.dumps(said), file=file)
+
+
+def drawing(self, source, step):
+    drawn = batch(self, source, step)
+    tell(self, experience=source.number, step=step, photos=drawn.photos.tolist())
+    return drawn
+
+
+def learning(self, experience, **options):
+    learn(self, experience, **options)
+    kept = digest(self.method.state())
+    tell(self, learned=experience.number, kept=kept, weights=digest(self.student.state_dict()))
+
+
+Learner._batch, Learner.learn = drawing, learning
+main()
+"""
+Row = dict[str, Any]
+
+
+def learn_on_two(
+    *options: str, home: Path, folder: Path
+) -> tuple[Any, str, list[list[Row]], list[list[Row]]]:
+    """Runs `persona learn` on two processes.
+
+    Returns:
+        What it printed as JSON and on stderr, and for each process its batches, and digests of what
+        it has after each experience.
+    """
+    script, told = folder / "watched.py", folder / "told"
+    script.write_text(WATCHED)
+    told.mkdir()
+    launch = ("accelerate.commands.launch", "--config_file", str(TWO_PROCESSES), str(script))
+    done = run(*launch, str(told), *options, "--json", home=home)
+    rows = [
+        [json.loads(line) for line in (told / f"{rank}.jsonl").read_text().splitlines()]
+        for rank in range(2)
+    ]
+    batches = [[row for row in own if "photos" in row] for own in rows]
+    learned = [[row for row in own if "learned" in row] for own in rows]
+    return json.loads(done.stdout), done.stderr, batches, learned
+
+
+def assert_disjoint(batches: list[list[Row]]) -> None:
+    """Both processes together go round after round through an experience, each photo once."""
+    for experience in {row["experience"] for row in batches[0]}:
+        rows = [
+            (rank, row["step"], row["photos"])
+            for rank, own in enumerate(batches)
+            for row in own
+            if row["experience"] == experience
+        ]
+        count = len({photo for _, _, photos in rows for photo in photos})
+        rounds: dict[tuple[int, int], list[int]] = {}
+        for rank, step, photos in rows:
+            size = len(photos)  # smaller as soon as there is a memory, from which the rest is drawn
+            for place, photo in enumerate(photos, (step * len(batches) + rank) * size):
+                rounds.setdefault((size, place // count), []).append(photo)
+        assert all(len(set(photos)) == len(photos) for photos in rounds.values())
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("method", ["der++", "ewc"])
-def test_two_processes_learn_as_one_run(home: Path, known: str, method: str) -> None:
+def test_two_processes_learn_as_one_run(
+    home: Path, known: str, method: str, tmp_path: Path
+) -> None:
     """Each sees its own photos; all keep the same memory and weights."""
-    options = [*LEARN, "--student", known, "--method", method, "--memory", "12", "--json"]
+    options = [*LEARN, "--student", known, "--method", method, "--memory", "12"]
     options += ["--experiences", "2"]
-    launch = ("accelerate.commands.launch", "--config_file", str(TWO_PROCESSES), "-m", "persona")
-    done = run(*launch, *options, home=home)
-    card = json.loads(done.stdout)
+    card, told, batches, learned = learn_on_two(*options, home=home, folder=tmp_path)
+    first, second = ([(row["experience"], row["step"]) for row in own] for own in batches)
+    assert first == second and len(first) == 2 * 4
+    assert_disjoint(batches)
+    assert learned[0] == learned[1] and len(learned[0]) == 2
+    assert len({row["weights"] for row in learned[0]}) == 2
     assert card["num_classes"] == 12
-    assert "strides" not in done.stderr  # of gradients: they would be copied
+    assert "strides" not in told  # of gradients: they would be copied
     found = load_checkpoint(home / "runs" / card["id"])
     assert found is not None
     assert found[1] == 2
@@ -653,14 +768,20 @@ def test_a_benchmark_of_another_teacher_is_not_taken_up(home: Path, student: str
 
 
 @pytest.mark.heavy
-def test_a_benchmark_on_two_processes(home: Path, known: str) -> None:
+def test_a_benchmark_on_two_processes(home: Path, known: str, tmp_path: Path) -> None:
     options = ["--student", known, "--experiences", "2", "--hold-out", "0.4", "--test-set", "lfw"]
     options += ["--methods", "finetune,replay,ncm", "--seeds", "1"]
-    launch = ("accelerate.commands.launch", "--config_file", str(TWO_PROCESSES), "-m", "persona")
-    found = json.loads(run(*launch, *BENCHMARK, *options, "--json", home=home).stdout)
+    found, _, _, learned = learn_on_two(*BENCHMARK, *options, home=home, folder=tmp_path)
+    assert learned[0] == learned[1] and len(learned[0]) >= 3 * 2
     assert set(found["methods"]) == {"finetune", "replay", "ncm"}
     alone = persona_here(*BENCHMARK, *options, home=home)
     assert found["steps"] == alone["steps"] and found["identities"] == alone["identities"]
+    # What trains nothing gives the same figures on any number of processes.
+    (frozen,), (same,) = (
+        [row for row in runs if row["method"] == "ncm"] for runs in (found["runs"], alone["runs"])
+    )
+    for figure in ("accuracy", "seen", "start"):
+        assert frozen[figure] == same[figure]
 
 
 def test_the_benchmark_prints_a_table(home: Path, student: str) -> None:
