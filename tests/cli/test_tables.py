@@ -3,10 +3,13 @@ from __future__ import annotations
 import io
 import re
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from persona.api import embedding
+from persona.cli import group
 from persona.cli.output import TableColumn, note, print_page, print_sentence, print_table
 from persona.evaluation.sentences import Sentence
 
@@ -106,3 +109,17 @@ def test_a_page_on_a_pipe_is_plain_and_unbroken(capsys: pytest.CaptureFixture[st
     out, _ = capsys.readouterr()
     assert "\x1b" not in out and "A \\x1b[2J network." in out
     assert len(out.splitlines()) == 10
+
+
+def test_photos_without_a_face_are_told_apart_by_the_words_of_the_api(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding, "NO_FACE", "nobody is in it")
+    found: Any = SimpleNamespace(
+        names={}, groups={}, people=0, faces=0, threshold=0.5, source="set", duplicates={}
+    )
+    found.left_out = {"a.jpg": "nobody is in it", "b.jpg": "truncated"}
+    group._tell(found, 2, None)
+    told = capsys.readouterr()
+    assert "1 photo without a face" in told.err
+    assert "1 photo is left out, such as b.jpg: truncated" in told.err
