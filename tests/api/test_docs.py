@@ -86,7 +86,8 @@ def kind_of(node: ast.expr, known: dict[str, Any]) -> Any:
         owner = node.func.value if isinstance(node.func, ast.Attribute) else None
         is_method = owner is not None and kind_of(owner, known) is not persona
         given = [None] * (len(node.args) + is_method)
-        inspect.signature(function).bind(*given, **{word.arg: None for word in node.keywords})
+        named: dict[str, Any] = {word.arg: None for word in node.keywords if word.arg}
+        inspect.signature(function).bind(*given, **named)
         return getattr(persona, str(function.__annotations__.get("return")), None)
     return None
 
