@@ -206,7 +206,8 @@ def test_the_files_threshold(
 def test_what_the_command_refuses(tmp_path: Path) -> None:
     write_student(tmp_path / "models")
     assert "did you mean 'web'" in persona_error_here("export", "--format", "webb", home=tmp_path)
-    assert "add --format web" in persona_error_here("export", "--runtime", "a", home=tmp_path)
+    refused = persona_error_here("export", "--runtime", "a", home=tmp_path)
+    assert "--runtime goes with --format web, not with onnx" in refused
 
 
 def test_the_page_allows_nothing_from_elsewhere() -> None:
