@@ -63,9 +63,7 @@ def student(home: Path) -> str:
 def known(home: Path) -> str:
     """A student like `student`, of the backbone that started processes know too."""
     manifest = read_manifest(home / "shards" / OLD)
-    return save_student(
-        home, "known", manifest.classes, batches=4, architecture="mobilenet_v3_small"
-    )
+    return save_student(home, "known", manifest.classes, architecture="mobilenet_v3_small")
 
 
 def save_student(
